@@ -1,0 +1,33 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make an environment of their own in .venv.
+PYTHON ?= python3
+BIN = .venv/bin
+DEMO = runs/demo
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed  ## train on the bundled synthetic radiographs, offline, and name the report
+	rm -rf $(DEMO)
+	$(BIN)/fastcxr train resnet10t --data data/sample --weights none --strategy deep --image-size 128 --epochs 12 --out $(DEMO)
+	@echo "open $(DEMO)/report.html"
+
+test: .venv/installed-dev  ## run every test
+	$(BIN)/python -m pytest -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "fastcxr needs Python 3.11 or newer: make PYTHON=python3.12" && exit 1)
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

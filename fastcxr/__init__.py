@@ -1,0 +1,49 @@
+"""fastcxr: from a folder of chest X-rays to a classifier you can defend, in minutes.
+
+The whole road in seven calls: read_manifest, split_by_patient, make_loaders, make_learner, train, predict, write_report.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastcxr.recipe import Augmentation, Recipe, Stage
+from fastcxr.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from fastcxr.data.manifest import describe_manifest, read_manifest
+    from fastcxr.data.splits import split_by_patient
+    from fastcxr.inference.bundle import load_model
+    from fastcxr.inference.predict import predict
+    from fastcxr.run_folder import write_report
+    from fastcxr.training.learner import make_learner
+    from fastcxr.training.loaders import make_datablock, make_loaders
+    from fastcxr.training.strategies import train
+
+# where each name lives: torch and fastai take seconds to import, so they come when a name is first used
+_ROOMS = {
+    "read_manifest": "fastcxr.data.manifest",
+    "describe_manifest": "fastcxr.data.manifest",
+    "split_by_patient": "fastcxr.data.splits",
+    "make_datablock": "fastcxr.training.loaders",
+    "make_loaders": "fastcxr.training.loaders",
+    "make_learner": "fastcxr.training.learner",
+    "train": "fastcxr.training.strategies",
+    "predict": "fastcxr.inference.predict",
+    "load_model": "fastcxr.inference.bundle",
+    "write_report": "fastcxr.run_folder",
+}
+
+__all__ = [
+    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "load_model", "make_datablock",
+    "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "train", "write_report",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'fastcxr' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,186 @@
+"""The command line: words in, a run folder, a table or one line of error out. The only place that prints and exits."""
+
+import logging
+import os
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from fastcxr.errors import FastcxrError, InputMissingError, OutputError
+from fastcxr.recipe import Recipe
+from fastcxr.version import VERSION
+
+PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
+
+app = App(
+    name="fastcxr",
+    version=f"fastcxr {VERSION}",
+    help="From a folder of chest X-rays to a classifier you can defend. For research, not for diagnosis.",
+)
+console = Console(stderr=True)
+Choices = Annotated[Recipe, Parameter(name="*")]
+
+
+@app.command
+def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noqa: B008  a Recipe is frozen
+    """Train a classifier and write its report.
+
+    Parameters
+    ----------
+    out
+        run folder to make; without it runs/<data>-<backbone>-<number>
+    """
+    from fastcxr.run import run
+    from fastcxr.terminal import TerminalProgress
+
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    folder = out or next_folder(recipe)
+    console.print(f"run folder: {folder}", highlight=False)
+    report = run(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
+    show_headline(folder)
+    print(report)
+    return 0
+
+
+@app.command
+def report(folder: Path) -> int:
+    """Redraw the report of a finished run.
+
+    Parameters
+    ----------
+    folder
+        run folder
+    """
+    from fastcxr.evaluation.report import draw_report
+
+    page = draw_report(folder)
+    show_headline(folder)
+    print(page)
+    return 0
+
+
+@app.command
+def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
+    """Classify images: a row a file, with a probability for each class.
+
+    Parameters
+    ----------
+    folder
+        run folder of the trained model
+    paths
+        images, DICOM files, or folders of them
+    csv
+        file to write; without it the table goes to standard output
+    """
+    from fastcxr.data.manifest import list_images
+    from fastcxr.evaluation.predictions import write_predictions
+    from fastcxr.inference.bundle import load_model
+    from fastcxr.inference.predict import predict as predict_table
+    from fastcxr.terminal import TerminalProgress
+
+    if not paths:
+        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+    if csv and not csv.parent.is_dir():
+        raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
+    table = list_images(paths)
+    predictions = predict_table(load_model(folder), table, splits=None, progress=TerminalProgress(console))
+    write_predictions(predictions, csv or sys.stdout.fileno())
+    bad = predictions.table["error"].ne("")
+    for row in predictions.table[bad].to_dict("records"):
+        console.print(f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
+    return PARTIAL if bad.any() else 0
+
+
+@app.command
+def models(pattern: str = "*") -> int:
+    """List backbones with their parameters, native size and whether pretrained weights exist.
+
+    Parameters
+    ----------
+    pattern
+        part of a name, or shell wildcards such as 'resnet*'
+    """
+    from fastcxr.training.catalogue import list_backbones
+
+    found = 0
+    print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
+    for found, row in enumerate(list_backbones(pattern), 1):
+        parameters = f"{row['parameters'] / 1e6:.1f} M"
+        mark = "yes" if row["pretrained"] else "no"
+        print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {mark}")
+    if not found:
+        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
+    return 0
+
+
+def find_data() -> str:
+    """The folder data/ here if it holds class folders, else the bundled sample cohort; says which."""
+    from fastcxr.data.manifest import is_cohort
+    from fastcxr.data.sample import sample_folder
+
+    if is_cohort(Path("data")):
+        console.print("no --data given: using the class folders in data/", highlight=False)
+        return "data"
+    console.print("no --data given and no class folders in data/: using the bundled synthetic sample", highlight=False)
+    return str(sample_folder())
+
+
+def next_folder(recipe: Recipe) -> Path:
+    """runs/<data>-<backbone>-<n> with the first free n."""
+    stem = re.sub(r"[^\w.-]+", "_", f"{Path(recipe.data).stem}-{recipe.backbone}")
+    taken = [int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))]
+    return Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def show_headline(folder: Path) -> None:
+    """The report's headline as a table."""
+    import json
+
+    from fastcxr.evaluation.words import headline_table
+
+    rows = headline_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+    table = Table(box=None, pad_edge=False, show_header=True)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == rows[0][0] else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point of the command `fastcxr`."""
+    # OpenMP's threads spin while they wait: with anything else running, training becomes ten times slower.
+    # It is read when torch loads, so it is set before that; a value of the user's own stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # those of the libraries are not for our users
+    log = logging.getLogger("fastcxr")
+    log.setLevel(logging.INFO)
+    try:
+        from fastcxr.terminal import ConsoleMessages
+
+        log.addHandler(ConsoleMessages(console))
+        code = app(exit_on_error=False, print_error=False, result_action="return_value")
+        sys.exit(code if isinstance(code, int) else 0)
+    except CycloptsError as error:
+        fail(str(error), USAGE)
+    except FastcxrError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as head, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def fail(message: str, code: int) -> None:
+    """One line of error, and the exit code that goes with it."""
+    console.print(f"fastcxr: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

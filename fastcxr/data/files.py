@@ -1,0 +1,189 @@
+"""A path comes in; an open regular file, and what its first bytes say that it holds, go out."""
+
+import errno
+import logging
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fastcxr.errors import ImageError
+
+HEAD = 2048  # bytes that tell what a file is; a DICOM file says so at byte 128
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURES = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"BM": "BMP",
+}
+
+# what people and failed downloads leave under an image's name
+FOREIGN = {
+    rb"GIF8": "GIF",
+    rb"RIFF....WEBP": "WebP",
+    rb"....ftyp(heic|heix|mif1|msf1)": "HEIC",
+    rb"....ftypavi[fs]": "AVIF",
+    rb"....ftyp": "video",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"\0\0\0\x0cJXL |\xff\x0a": "JPEG XL",
+    rb"8BPS": "Photoshop",
+    rb"%PDF": "PDF",
+    rb"PK(\x03\x04|\x05\x06)": "ZIP",
+    rb"\x1f\x8b": "gzip",
+    rb"7z\xbc\xaf\x27\x1c|Rar!": "archive",
+    rb"\x89HDF": "HDF5",
+    rb"\x93NUMPY": "NumPy",
+    rb"NRRD": "NRRD",
+    rb"MATLAB 5": "MATLAB",
+    rb"(\x5c\x01\0\0|\0\0\x01\x5c).{340}(n[+i]1)\0": "NIfTI",
+    rb"version https://git-lfs": "Git LFS pointer",
+    rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script)": "HTML",
+    rb"(\xef\xbb\xbf)?\s*<(\?xml[^>]*>\s*)?(<!doctype\s+svg|svg)|(\xef\xbb\xbf)?\s*<\?xml.*<svg": "SVG",
+    rb"(\xef\xbb\xbf)?\s*<\?xml": "XML",
+    rb"\0+\Z": "nothing but zeros",
+}
+
+REPAIRS = {
+    "HTML": "Download it again: a web page was saved in its place",
+    "Git LFS pointer": "Run `git lfs pull` to fetch the image itself",
+    "ZIP": "Unpack it",
+    "gzip": "Unpack it",
+    "archive": "Unpack it",
+    "nothing but zeros": "Copy or download it again",
+}
+REPAIR = "Convert it to PNG, JPEG, TIFF, BMP or DICOM, or leave it out"
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """The regular file at `path`, open for reading; anything else is an ImageError, and nothing ever waits."""
+    with _open(str(path)) as file:
+        yield file
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISREG(mode):  # asked before opening: a FIFO without a writer would wait for ever
+            return Path(path).open("rb")
+    except OSError as error:
+        what, fix = {
+            errno.ENOENT: ("no such file, or a link that leads nowhere", "Check the name, or restore the file"),
+            errno.ENOTDIR: ("no such file: a part of the path is no folder", "Check the name"),
+            errno.EACCES: ("no permission to read it", "Give yourself the right to read it (chmod +r)"),
+        }.get(error.errno, (f"cannot be opened ({error.strerror})", "Check the disk and the name"))
+        raise ImageError(what, fix, path=path, code="E113") from error
+    except ValueError as error:  # a zero byte or a lone surrogate in the name
+        raise ImageError("no possible name of a file", "Check the name", path=path, code="E113") from error
+    raise _not_a_file(path, mode)
+
+
+def _not_a_file(path: str, mode: int) -> ImageError:
+    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    kind = kinds.get(stat.S_IFMT(mode), "device")
+    return ImageError(f"a {kind}, not a file", "Remove it from the list of images", path=path, code="E112")
+
+
+def find_kind(head: bytes) -> str | None:
+    """PNG, JPEG, TIFF, BMP or DICOM by the first bytes, whatever the name; None for anything else."""
+    if head[128:132] == b"DICM":  # first: the 128 bytes before it are free, and some files put a TIFF header there
+        return "DICOM"
+    return next((kind for magic, kind in PICTURES.items() if head.startswith(magic)), None)
+
+
+def may_be_dicom(path: str | Path, head: bytes) -> bool:
+    """DICOM by its mark, or worth a try: old exports lack the mark, and often have the tail of a UID for a suffix."""
+    suffix, kind = Path(path).suffix.lower(), find_kind(head)
+    bare = suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
+    return kind == "DICOM" or (bare and kind is None and bool(head) and name_content(head) is None)
+
+
+def name_content(head: bytes) -> str | None:
+    """What a file that is no image holds, in a word, or None when the bytes say nothing."""
+    for pattern, name in FOREIGN.items():
+        if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+            return name
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_text(head):
+        return "text"
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    control = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
+    return not control and bool(head.strip()) and _is_utf8(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start > len(head) - 4  # the head may end inside a letter
+    return True
+
+
+def refuse_content(path: str, head: bytes) -> ImageError:
+    """The error for a file that is no image: what it holds, and what its name says."""
+    name, suffix = name_content(head), Path(path).suffix
+    said = f"the name says {suffix}" if suffix else "the name has no ending"
+    what = f"content is {name}, not an image" if name else "content is of no known kind, not an image"
+    return ImageError(f"{what} ({said})", REPAIRS.get(name, REPAIR), path=path, code="E102")
+
+
+def _mute(mute: bool) -> None:
+    for name in ("pydicom", "PIL.TiffImagePlugin"):
+        logging.getLogger(name).disabled = mute
+
+
+class _Silence:
+    """Counts who decodes: catch_warnings knows no threads, so the first in sets it and the last out takes it away."""
+
+    def __init__(self):
+        self.lock, self.inside, self.caught = threading.Lock(), 0, None
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
+                _mute(True)
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                _mute(False)
+                self.caught.__exit__(None, None, None)
+
+
+_silence = _Silence()
+
+
+@contextmanager
+def silent_decoders() -> Iterator[None]:
+    """Pillow's and pydicom's own warnings stay unsaid: ours name the file, and pydicom's quote the patient's data."""
+    _silence.enter()
+    try:
+        yield
+    finally:
+        _silence.leave()
+
+
+_said: set[str] = set()
+
+
+def say_once(code: str, path: str, text: str) -> None:
+    """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times."""
+    if code not in _said:
+        _said.add(code)
+        logging.getLogger("fastcxr").warning("FCX-%s %r: %s (said once, more files may be like it)", code, path, text)

@@ -1,0 +1,147 @@
+"""From a run's record and its numbers to what a reader must know before believing them, the gravest first."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from fastcxr.evaluation.record import RunRecord
+from fastcxr.evaluation.words import count, listed
+
+# below this one image moves a class's sensitivity by more than five points
+FEW = 20
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One thing to know. `level`: stamp (doubts the figures), warning, or note."""
+
+    level: str
+    title: str
+    text: str = ""
+
+
+def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
+    return [
+        *_splits(record),
+        *_missing_test(record),
+        *_classes(record, metrics),
+        *_left_out(record, metrics),
+        *_said(record),
+        *_rates(record),
+        *_augmentation(record),
+        *_files(record),
+    ]
+
+
+def shared_with_training(manifest: pd.DataFrame, split: str) -> int:
+    """How many patients of a split have training images too."""
+    train = set(manifest.loc[manifest["split"] == "train", "patient"])
+    return len(train & set(manifest.loc[manifest["split"] == split, "patient"]))
+
+
+def is_image_level(record: RunRecord) -> bool:
+    """Whether patients were ignored when the splits were drawn."""
+    drawn = record.manifest["split_from"] if "split_from" in record.manifest else pd.Series(dtype=str)
+    return record.recipe.get("split") == "image" or bool((drawn == "image").any())
+
+
+def _splits(record: RunRecord) -> list[Notice]:
+    split = record.predictions.headline_split
+    shared = shared_with_training(record.manifest, split) if split else 0
+    patients = record.manifest.loc[record.manifest["split"] == split, "patient"].nunique()
+    fact = f"{shared:,} of the {count(patients, 'patient')} in the {split} split also have training images."
+    if is_image_level(record):
+        words = "Images of one patient may stand in several splits; figures are optimistic."
+        return [Notice("stamp", "Image-level split", f"{words} {fact}" if shared else words)]
+    if shared:
+        words = "The model has seen them: figures are optimistic. Split by patient to know how it does on new ones."
+        return [Notice("stamp", "Patients shared between splits", f"{fact} {words}")]
+    return []
+
+
+def _missing_test(record: RunRecord) -> list[Notice]:
+    split = record.predictions.headline_split
+    if split == "test":
+        return []
+    if split == "valid":
+        words = "The valid split chose the model and is the headline here too: figures are optimistic."
+        return [Notice("stamp", "No test split", words)]
+    words = f"The figures below are of the images called {split or 'nothing'}, not of held-out ones."
+    return [Notice("stamp", "Neither test nor valid split", words)]
+
+
+def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    split = record.predictions.headline_split
+    support = {label: row["support"] for label, row in metrics.get(split, {}).get("per_class", {}).items()}
+    absent = [label for label, n in support.items() if n == 0]
+    few = {label: n for label, n in support.items() if 0 < n < FEW}
+    found = []
+    if absent:
+        words = "Its figures are left blank, and means are over the other classes."
+        found += [Notice("warning", f"No {split} image of {listed(absent)}", words)]
+    if few:
+        sizes = listed([f"{label} {n}" for label, n in few.items()])
+        step = _step(min(few.values()))
+        words = f"Images in the {split} split: {sizes}. Each one moves the class's sensitivity by {step}."
+        found += [Notice("warning", "Few images of a class", words)]
+    known = record.model.get("labels")
+    if known and list(known) != list(record.predictions.labels):
+        ours = listed(list(record.predictions.labels))
+        words = f"model.json has {listed(list(map(str, known)))}, predictions.csv {ours}."
+        found += [Notice("warning", "The classes of model and predictions differ", words)]
+    return found
+
+
+def _step(n: int) -> str:
+    return f"up to {100 / n:.0f} points" if n > 1 else "100 points"
+
+
+def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    found = []
+    if len(record.skipped):
+        words = "They are in none of the figures; the reasons are listed under Data."
+        found += [Notice("warning", f"{count(len(record.skipped), 'image')} left out", words)]
+    unread = {split: part["n_errors"] for split, part in metrics.items() if part["n_errors"]}
+    if unread:
+        sizes = listed([f"{split} {n}" for split, n in unread.items()])
+        words = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
+        found += [Notice("warning", "Images that could not be read when the model was tested", words)]
+    return found
+
+
+def _said(record: RunRecord) -> list[Notice]:
+    said = [line for line in record.run.get("said", []) if isinstance(line, dict)]
+    return [
+        Notice("warning", "The run warned", str(line.get("text", "")))
+        for line in said
+        if line.get("level") == "warning"
+    ]
+
+
+def _rates(record: RunRecord) -> list[Notice]:
+    rates = record.model.get("choices", {}).get("learning_rates") or []
+    lost = [row for row in rates if isinstance(row, dict) and row.get("found") is False]
+    # a rate that was given was never searched for: only a curve without an answer is news
+    if record.recipe.get("learning_rate") != "find" or not lost:
+        return []
+    words = listed([f"{row.get('stage')} took {row.get('rate'):g} ({row.get('reason')})" for row in lost])
+    return [Notice("warning", "The learning-rate finder gave no answer", f"{words}.")]
+
+
+def _augmentation(record: RunRecord) -> list[Notice]:
+    augment = record.recipe.get("augment")
+    if not isinstance(augment, dict) or "do_flip" not in augment:
+        return []
+    if not augment["do_flip"]:
+        return [Notice("note", "Horizontal flip: off", "Training images kept their left and right.")]
+    words = "Training images were mirrored at random, the heart with them; left and right mean nothing to the model."
+    return [Notice("note", "Horizontal flip: on", words)]
+
+
+def _files(record: RunRecord) -> list[Notice]:
+    if not record.missing:
+        return []
+    words = f"{listed(list(record.missing))}: what they hold is not shown."
+    return [Notice("note", "Not in this run folder", words)]

@@ -1,0 +1,94 @@
+"""From a run's record and its numbers to its plates: figures as SVG text, each with what it shows in words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from fastcxr.evaluation import figures
+from fastcxr.evaluation.drawing import svg_text
+from fastcxr.evaluation.record import RunRecord
+from fastcxr.evaluation.words import listed, plain, rate, score
+
+CURVES = {
+    "loss": ("Loss", {"train": "train_loss", "valid": "valid_loss"}),
+    "accuracy": ("Accuracy, valid", {"valid": "accuracy"}),
+    "auroc": ("AUROC (macro), valid", {"valid": "auroc"}),
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One figure, ready for the page. `name` is also its file's; `caption` stands below it."""
+
+    name: str
+    svg: Markup
+    caption: str = ""
+
+
+def draw_plates(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Plate]:
+    """Every figure that this run has the values for, by name."""
+    plates = [*_learning(record.history), *_rates(record), *_test(record, metrics)]
+    return {plate.name: plate for plate in plates}
+
+
+def _plate(figure: Figure, name: str, description: str, caption: str = "") -> Plate:
+    return Plate(name, Markup(svg_text(figure, name, plain(description))), caption)
+
+
+def _learning(history: pd.DataFrame) -> list[Plate]:
+    plates = []
+    for name, (title, columns) in CURVES.items():
+        columns = {line: column for line, column in columns.items() if column in history}
+        if len(history) and columns and history[list(columns.values())].notna().any(axis=None):
+            ends = [f"{line} ends at {history[column].iloc[-1]:.3g}" for line, column in columns.items()]
+            description = f"{title} by epoch, {len(history)} epochs: {listed(ends)}."
+            plates.append(_plate(figures.learning_curve(history, columns, title), name, description))
+    return plates
+
+
+def _rates(record: RunRecord) -> list[Plate]:
+    chosen = {row.get("stage"): row for row in record.model.get("choices", {}).get("learning_rates") or []}
+    plates = []
+    for i, (stage, curve) in enumerate(record.rates.groupby("stage", sort=False), 1):
+        row = chosen.get(stage, {})
+        taken, reason = row.get("rate"), row.get("reason")
+        figure = figures.rate_curve(curve["rate"], curve["loss"], taken, f"Loss, stage {plain(stage)}")
+        caption = (
+            f"{stage}: took {rate(taken)}" + (f" ({reason})" if reason else "") if taken is not None else str(stage)
+        )
+        plates.append(_plate(figure, f"learning_rate_{i}", f"Learning-rate finder, {caption}.", caption))
+    return plates
+
+
+def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
+    """The curves and the confusion matrix of the split that the headline speaks of."""
+    split, labels = record.predictions.headline_split, record.predictions.labels
+    part = metrics.get(split)
+    if not part or not part["n_images"]:
+        return []
+    matrix = part["confusion_matrix"]
+    hits = listed([f"{matrix[i][i]} of {sum(matrix[i])} {label}" for i, label in enumerate(labels)])
+    right = f"Confusion matrix on {split}; predicted rightly: {hits}."
+    plates = [_plate(figures.confusion_matrix(matrix, labels), "confusion_matrix", right)]
+    if part["auroc"]["macro"] is None:
+        return plates
+    scored = record.predictions.part(split).scored()
+    values: tuple[np.ndarray, ...] = (scored.truth, scored.probability)
+    roc = f"ROC curves on {split}, area for each class: {_each(part['auroc'])}."
+    recall = (
+        f"Precision-recall curves on {split}, average precision for each class: {_each(part['average_precision'])}."
+    )
+    guessing = "Dotted: what guessing reaches, the share of the class." if len(labels) <= figures.GUESSED else ""
+    return [
+        _plate(figures.roc_curves(*values, labels), "roc", roc, "Dashed: chance."),
+        _plate(figures.precision_recall_curves(*values, labels), "precision_recall", recall, guessing),
+        *plates,
+    ]
+
+
+def _each(figure: dict[str, Any]) -> str:
+    return listed([f"{label} {score(value)}" for label, value in figure["per_class"].items()])

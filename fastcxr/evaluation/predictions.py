@@ -1,0 +1,191 @@
+"""From what a model said about each image, beside the truth, to predictions.csv and back, without losing a digit.
+
+Paths and labels are written exactly as they are, even one that a spreadsheet would take for a formula: the file is
+data, and a changed path would point to no image.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fastcxr.errors import DataError, InputMissingError
+
+KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
+SPLITS = ("train", "valid", "test")
+PREFIX = "prob_"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One row an image: the columns of predictions.csv. A missing label, split or error is the empty string."""
+
+    table: pd.DataFrame
+    labels: tuple[str, ...]
+
+    def __post_init__(self):
+        _check_columns(self.table, self.labels)
+        _check_rows(self)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Position of each image's label among `labels`; -1 for an image without a label."""
+        return pd.Index(self.labels).get_indexer(self.table["label"])
+
+    @property
+    def probability(self) -> np.ndarray:
+        """One row per image, one column per label; nan for an image that could not be read."""
+        return self.table[[PREFIX + label for label in self.labels]].to_numpy(float)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have rows: train, valid, test, then any other by name."""
+        here = set(self.table["split"]) - {""}
+        return (*(s for s in SPLITS if s in here), *sorted(here - set(SPLITS)))
+
+    @property
+    def headline_split(self) -> str | None:
+        """The split that the headline speaks of: test, else valid, else whatever is there."""
+        here = self.splits
+        return next((s for s in ("test", "valid") if s in here), here[0] if here else None)
+
+    def part(self, split: str) -> "Predictions":
+        """The rows of one split, unreadable images among them."""
+        return self._where(self.table["split"] == split)
+
+    def scored(self) -> "Predictions":
+        """The rows that can be measured: the image was read and its label is known."""
+        return self._where((self.table["error"] == "") & (self.table["label"] != ""))
+
+    def _where(self, chosen: pd.Series) -> "Predictions":
+        return Predictions(self.table[chosen].reset_index(drop=True), self.labels)
+
+
+def make_predictions(
+    manifest: pd.DataFrame, probability: np.ndarray, labels: Sequence[str], errors: Sequence[str] | None = None
+) -> Predictions:
+    """A manifest and what the model said about each of its rows.
+
+    `probability`: shape (n, k), rows sum to one; ignored where `errors` gives a reason. A further column of the
+    manifest that would be taken for one of ours is kept as `manifest_<name>`; `file`, the machine's own, is dropped.
+    """
+    errors = np.array(["" if e is None else str(e) for e in (errors if errors is not None else [""] * len(manifest))])
+    good = errors == ""
+    probability = np.where(good[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
+    best = np.where(good, np.nan_to_num(probability, nan=-1.0).argmax(axis=1), len(labels))
+    base = {name: _text(manifest[name]) if name in manifest else "" for name in KNOWN[:5]}
+    base |= {"predicted": np.array([*labels, ""], dtype=object)[best], "error": errors}
+    scores = {PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
+    further = {
+        f"manifest_{name}" if name in KNOWN or name.startswith(PREFIX) else name: manifest[name].to_numpy()
+        for name in manifest.columns
+        if name not in KNOWN[:5] and name != "file"
+    }
+    return Predictions(pd.DataFrame({**base, **scores, **further}, index=range(len(manifest))), tuple(labels))
+
+
+def write_predictions(predictions: Predictions, path: str | Path) -> None:
+    """predictions.csv in full precision: each probability reads back as the same float."""
+    text = predictions.table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # pandas leaves a lone carriage return unquoted, and would read it back as the end of a row
+        text = predictions.table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    # surrogates: file names that are no valid UTF-8 keep their bytes
+    Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """The predictions of a predictions.csv; every further column comes back as text."""
+    if not Path(path).is_file():
+        raise InputMissingError("no such file", "Name a predictions.csv that fastcxr wrote", path=path)
+    try:
+        # no value means "missing" here: a class may be called NA, a patient None
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        labels = _labels_of(table)
+        scores = {PREFIX + label: table[PREFIX + label].replace("", "nan").astype(float) for label in labels}
+        return Predictions(table.assign(**scores), labels)
+    except (ValueError, pd.errors.ParserError) as error:
+        if isinstance(error, DataError):
+            raise DataError(error.what, error.fix, path=path, code=error.code) from error
+        raise DataError(f"not a predictions.csv ({error})", _FIX, path=path) from error
+
+
+def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:
+    """The misclassified rows of the headline split, the lowest probability of the truth first, `count` at most."""
+    if predictions.headline_split is None:
+        return predictions.table.iloc[:0]
+    part = predictions.part(predictions.headline_split).scored()
+    rows, truth, probability = np.arange(len(part.table)), part.truth, part.probability
+    wrong = rows[probability.argmax(axis=1) != truth]
+    # ties: the surer of the two mistakes, then the file name, so that the choice never wavers
+    order = np.lexsort(
+        (part.table["path"].iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]])
+    )
+    return part.table.iloc[wrong[order][:count]].reset_index(drop=True)
+
+
+def samples_of_each_class(manifest: pd.DataFrame, count: int) -> pd.DataFrame:
+    """`count` rows of each class, spread evenly over its patients, one a patient as far as they reach.
+
+    Training images when there are any: the test images stay unseen for as long as possible.
+    """
+    train = manifest[manifest["split"] == "train"]
+    chosen = []
+    for label, everywhere in manifest.groupby("label", sort=True):
+        rows = train[train["label"] == label]
+        rows = (rows if len(rows) else everywhere).sort_values(["source", "path"], kind="stable")
+        # the first image of every patient, then the second of those who have one, ...
+        rows = rows.assign(turn=rows.groupby("patient").cumcount())
+        first = rows[rows["turn"] == 0]
+        pool = first if len(first) >= count else rows.sort_values("turn", kind="stable").head(count)
+        at = np.unique(np.linspace(0, len(pool) - 1, num=min(count, len(pool))).round().astype(int))
+        chosen.append(pool.iloc[at].drop(columns="turn"))
+    return pd.concat(chosen).reset_index(drop=True) if chosen else manifest.iloc[:0]
+
+
+_FIX = "Name a predictions.csv that fastcxr wrote"
+
+
+def _text(column: pd.Series) -> np.ndarray:
+    return np.array(
+        ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)], object
+    )
+
+
+def _labels_of(table: pd.DataFrame) -> tuple[str, ...]:
+    # the probabilities stand side by side after `error`: a further column called prob_... would come later
+    names = list(table.columns)
+    start = names.index("error") + 1 if "error" in names else len(names)
+    stop = next((i for i in range(start, len(names)) if not names[i].startswith(PREFIX)), len(names))
+    return tuple(name.removeprefix(PREFIX) for name in names[start:stop])
+
+
+def _check_columns(table: pd.DataFrame, labels: tuple[str, ...]) -> None:
+    missing = [name for name in (*KNOWN, *(PREFIX + label for label in labels)) if name not in table.columns]
+    if missing:
+        raise DataError(f"no column called {', '.join(missing)}", _FIX)
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise DataError(f"predictions need two or more different classes, got {list(labels)}", _FIX)
+
+
+def _check_rows(predictions: Predictions) -> None:
+    table, labels = predictions.table, predictions.labels
+    unknown = sorted(set(table["label"]) - {"", *labels})
+    if unknown:
+        raise DataError(
+            f"labels {unknown} are none of the model's classes {list(labels)}",
+            "Rename the labels to the model's own, or leave these images out",
+            code="E302",
+        )
+    good = (table["error"] == "").to_numpy()
+    sums = predictions.probability[good].sum(axis=1)
+    # the tolerance is scikit-learn's own for a multi-class AUROC; a nan fails it too
+    bad = ~np.isclose(1.0, sums, rtol=1e-5)
+    if bad.any():
+        where = table["path"][good].iloc[int(bad.argmax())]
+        raise DataError(
+            f"{bad.sum()} rows have probabilities that do not sum to one, the first is {where}",
+            "Predict again, or give these rows a reason in the column error",
+        )

@@ -1,0 +1,119 @@
+"""From a run folder on disk to one value that holds all a report speaks of; only predictions.csv must be there."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastcxr.errors import DataError, InputMissingError
+from fastcxr.evaluation.predictions import Predictions, read_predictions
+
+# what a finished run always has; the others are there when there was something to write
+EXPECTED = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
+IMAGE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run left behind. A file that is not there is an empty mapping or table, and named in `missing`."""
+
+    folder: Path
+    predictions: Predictions
+    recipe: dict[str, Any]
+    model: dict[str, Any]
+    run: dict[str, Any]
+    manifest: pd.DataFrame
+    skipped: pd.DataFrame
+    history: pd.DataFrame
+    rates: pd.DataFrame
+    images: pd.DataFrame  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
+    missing: tuple[str, ...]
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """All files of a run folder that a report needs, each read once."""
+    folder = Path(folder)
+    if not (folder / "predictions.csv").is_file():
+        what = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
+        raise InputMissingError(what, "Name the folder of a finished run, as runs/first", path=folder, code="E001")
+    return RunRecord(
+        folder=folder,
+        predictions=read_predictions(folder / "predictions.csv"),
+        recipe=_read_json(folder / "recipe.json"),
+        model=_read_json(folder / "model.json"),
+        run=_read_json(folder / "run.json"),
+        manifest=_read_text_table(folder / "manifest.csv", ("source", "path", "label", "patient", "split")),
+        skipped=_read_text_table(folder / "skipped.csv", ("path", "code", "reason")),
+        history=_read_history(folder / "history.csv"),
+        rates=_read_rates(folder / "learning_rate.csv"),
+        images=_read_images(folder),
+        missing=tuple(name for name in EXPECTED if not (folder / name).is_file()),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "no JSON object")
+    return content
+
+
+def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Every cell as the text it is: a class may be called NA."""
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns), dtype=str)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+    except ValueError as error:  # empty, or no table
+        raise _unreadable(path, str(error)) from error
+    absent = [name for name in columns if name not in table.columns]
+    if absent:
+        raise _unreadable(path, f"no column called {', '.join(absent)}")
+    return table
+
+
+def _read_numbers(path: Path, columns: tuple[str, ...], texts: tuple[str, ...]) -> pd.DataFrame:
+    table = _read_text_table(path, columns)
+    try:
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in texts})
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _read_history(path: Path) -> pd.DataFrame:
+    table = _read_numbers(path, ("epoch",), ("stage", "best"))
+    return table.assign(best=table["best"].str.lower() == "true") if "best" in table else table
+
+
+def _read_rates(path: Path) -> pd.DataFrame:
+    return _read_numbers(path, ("stage", "rate", "loss"), ("stage",))
+
+
+def _read_images(folder: Path) -> pd.DataFrame:
+    table = _read_text_table(folder / "figures" / "images.csv", ("role", "source", "path", "file"))
+    return table.assign(uri=[_as_uri(folder, file) for file in table["file"]])
+
+
+def _as_uri(folder: Path, file: str) -> str:
+    """The thumbnail inside the page. A file outside the run folder, or no image at all, does not get in."""
+    path = (folder / file).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        return ""
+    content = path.read_bytes()
+    kind = next((kind for magic, kind in IMAGE_KINDS.items() if content.startswith(magic)), None)
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
+
+
+def _unreadable(path: Path, why: str) -> DataError:
+    why = " ".join(why.split()).rstrip(".")
+    return DataError(
+        f"cannot be read ({why})", "Restore the file as the run wrote it, or remove it and redraw", path=path
+    )

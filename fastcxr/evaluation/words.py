@@ -1,0 +1,81 @@
+"""From numbers to the words that people read, the same in the terminal and in the report."""
+
+import math
+from typing import Any
+
+NOTHING = "–"
+
+
+def plain(text: Any) -> str:
+    """Text without what disorders a page: control characters, lone surrogates, bidi overrides."""
+    # zero-width joiners shape Persian and Indic words, tabs and line ends shape a message
+    return "".join(c if c.isprintable() or c in "\u200c\u200d\t\n" else "\ufffd" for c in str(text))
+
+
+def share(value: float | None) -> str:
+    """0.8934 as "89.3 %"; what is not perfect never reads as perfect."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if 0.9995 <= value < 1:
+        return "> 99.9 %"
+    return f"{100 * value:.1f} %"
+
+
+def score(value: float | None) -> str:
+    """0.95431 as "0.954"; what is not perfect never reads as perfect."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if 0.9995 <= value < 1:
+        return "> 0.999"
+    return f"{value:.3f}"
+
+
+def count(n: int, one: str, several: str | None = None) -> str:
+    """1234 images, 1 image, 0 images."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
+def rate(value: float) -> str:
+    """A learning rate: 0.0021 as "0.0021", 0.0000031 as "3.1e-06"."""
+    return f"{value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """3725 as "1 h 2 min", 95 as "1 min 35 s", 4.2 as "4.2 s"."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+
+
+def headline_rows(main: dict[str, Any] | None, beside: dict[str, Any] | None) -> list[tuple[str, str, str]]:
+    """The headline of one split and another beside it, as rows of (name, figure, figure beside), in words."""
+    rows = [("Accuracy", share, "accuracy"), ("Balanced accuracy", share, "balanced_accuracy")]
+    rows += [("AUROC, macro", score, "auroc")]
+    # two classes: the second guess is always right
+    if any(part and len(part["labels"]) > 2 for part in (main, beside)):
+        rows += [("Top-2 accuracy", share, "top2_accuracy")]
+    return [(name, _figure(main, key, words), _figure(beside, key, words)) for name, words, key in rows]
+
+
+def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The headline as rows of (name, test, valid), in words, for the terminal; the report shows the same words.
+
+    `metrics`: what measure_predictions returns. A split that is not there is a column of dashes.
+    """
+    test, valid = metrics.get("test"), metrics.get("valid")
+    counts = (("Images", "n_images"), ("Patients", "n_patients"))
+    sizes = [(name, _figure(test, key, "{:,}".format), _figure(valid, key, "{:,}".format)) for name, key in counts]
+    return headline_rows(test, valid) + sizes
+
+
+def _figure(part: dict[str, Any] | None, key: str, words) -> str:
+    value = (part or {}).get(key)
+    value = value.get("macro") if isinstance(value, dict) else value
+    return NOTHING if value is None else words(value)

@@ -1,0 +1,113 @@
+"""A trained network and what it needs to be used, as model.safetensors and model.json: no pickle, nothing that runs."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastai.learner import Learner
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from fastcxr.errors import FastcxrError, InputMissingError, ModelError
+from fastcxr.recipe import Recipe
+from fastcxr.storage import sha256_of, write_json, write_whole
+from fastcxr.training.backbones import find_backbone, make_network
+from fastcxr.training.loaders import Pixels
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """A network, its labels in the order of its outputs, and the pixels that it wants to see."""
+
+    network: nn.Module
+    labels: tuple[str, ...]
+    pixels: Pixels
+
+
+def classifier_of(learner: Learner) -> Classifier:
+    """The classifier inside a Learner whose loaders came from make_loaders."""
+    return Classifier(network=learner.model, labels=tuple(learner.dls.vocab), pixels=learner.dls.pixels)
+
+
+def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: dict[str, Any]) -> None:
+    """Write model.safetensors and model.json. `choices`: what the run decided for itself."""
+    folder, classifier = Path(folder), classifier_of(learner)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
+    write_whole(folder / WEIGHTS_FILE, save(state))
+    write_json(
+        folder / FACTS_FILE,
+        {
+            "format_version": FORMAT_VERSION,
+            "kind": recipe.kind,
+            "labels": list(classifier.labels),
+            "backbone": describe_backbone(recipe, learner.model),
+            "pixels": asdict(classifier.pixels),
+            "choices": choices,
+            "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
+        },
+    )
+
+
+def describe_backbone(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
+    """Library, name and tag of the network, where its first weights came from, and its size."""
+    backbone = find_backbone(recipe.backbone, recipe.weights)
+    is_file = recipe.weights not in ("imagenet", "none")
+    return {
+        "library": backbone.library,
+        "name": backbone.name,
+        "tag": backbone.tag if recipe.weights == "imagenet" else None,
+        "weights": Path(recipe.weights).name if is_file else recipe.weights,
+        "weights_sha256": sha256_of(recipe.weights) if is_file else None,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
+
+
+def load_model(folder: str | Path) -> Classifier:
+    """The classifier of a run folder, ready to predict. Raises ModelError for anything but an intact one."""
+    folder = Path(folder)
+    facts = read_facts(folder)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise InputMissingError("this run has no model.safetensors", "Name the folder of a finished run", path=folder)
+    if sha256_of(weights) != facts["files"][WEIGHTS_FILE]:
+        raise ModelError("sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301")
+    try:
+        labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
+        backbone = find_backbone(f"{facts['backbone']['library']}:{facts['backbone']['name']}", "none")
+        network = make_network(backbone, len(labels), "none", pixels.image_size)
+        network.load_state_dict(load_file(weights))
+    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"the model cannot be rebuilt ({first_line})", "Use the versions that run.json names", path=folder, code="E302"
+        ) from error
+    return Classifier(network=network.eval(), labels=labels, pixels=pixels)
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """model.json, checked to be one that this version understands."""
+    path = Path(folder) / FACTS_FILE
+    if not path.is_file():
+        raise InputMissingError("no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder)
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        version, checksum = facts["format_version"], facts["files"][WEIGHTS_FILE]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelError("this is no model.json of fastcxr", "Copy the run folder again", path=path, code="E301") from error
+    if version != FORMAT_VERSION or not isinstance(checksum, str):
+        raise ModelError(
+            f"format version {version!r}, this fastcxr reads {FORMAT_VERSION}",
+            "Install the fastcxr version that run.json names",
+            path=path,
+            code="E302",
+        )
+    return facts
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

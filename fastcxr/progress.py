@@ -1,0 +1,24 @@
+"""How the library tells how far it is: one object that stays silent, and that the terminal or a notebook makes visible."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Bar:
+    """One task with a known number of steps."""
+
+    def advance(self, steps: int = 1) -> None:
+        """`steps` more are done."""
+
+
+class Progress:
+    """Says nothing. A subclass overrides what it wants to show."""
+
+    @contextmanager
+    def bar(self, total: int, text: str) -> Iterator[Bar]:
+        """A task of `total` steps, described by `text`, for as long as the block lasts."""
+        yield Bar()
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One epoch is over; `row` is its line of history.csv."""

@@ -1,0 +1,79 @@
+"""How a run looks in a terminal: one live bar and a line an epoch; in a pipe, plain lines."""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from fastcxr.progress import Bar, Progress
+
+COLUMNS = {
+    "epoch": 5, "stage": 8, "train_loss": 10, "valid_loss": 10, "accuracy": 8, "auroc": 6, "top2_accuracy": 13,
+    "seconds": 7,
+}  # fmt: skip
+
+
+class TerminalProgress(Progress):
+    """Progress on a rich console, which should write to standard error: standard output is for results."""
+
+    def __init__(self, console: Console):
+        self.console, self.headed = console, False
+
+    @contextmanager
+    def bar(self, total: int, text: str) -> Iterator[Bar]:
+        """A live bar that goes when it is done; where nobody watches, one line at its start, for all but epochs."""
+        if not self.console.is_terminal:
+            if not text.startswith("epoch"):
+                self.console.print(f"{text} ...", highlight=False)
+            yield Bar()
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with RichProgress(*columns, console=self.console, transient=True) as live:
+            yield _LiveBar(live, live.add_task(text, total=total))
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One line of the table of epochs; the best so far carries a star."""
+        names = [name for name in COLUMNS if name in row]
+        if not self.headed:
+            self.console.print("  ".join(f"{name:>{COLUMNS[name]}}" for name in names), style="bold", highlight=False)
+            self.headed = True
+        cells = "  ".join(f"{_cell(row[name]):>{COLUMNS[name]}}" for name in names)
+        self.console.print(cells + ("  *" if row.get("best") else ""), highlight=False)
+
+
+class _LiveBar(Bar):
+    def __init__(self, live: RichProgress, task):
+        self.live, self.task = live, task
+
+    def advance(self, steps: int = 1) -> None:
+        self.live.advance(self.task, steps)
+
+
+class ConsoleMessages(logging.Handler):
+    """What the library says, on the console: plain for news, loud for warnings."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One message, one line."""
+        loud = record.levelno >= logging.WARNING
+        self.console.print(
+            ("warning: " if loud else "") + record.getMessage(),
+            style="bold yellow" if loud else None,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4f}" if value < 100 else f"{value:.1f}"
+    return str(value)

@@ -1,0 +1,126 @@
+"""What is done at the end of each epoch: a row of history, the best weights kept, an early stop."""
+
+import logging
+import math
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from fastai.callback.core import Callback, CancelFitException
+from torch import nn
+
+from fastcxr.errors import TrainingError
+from fastcxr.progress import Bar, Progress
+from fastcxr.recipe import Stage
+
+log = logging.getLogger("fastcxr")
+LOWER_IS_BETTER = {"valid_loss"}
+
+
+class Steps(Callback):
+    """Moves a bar on by one for each batch."""
+
+    def __init__(self, bar: Bar):
+        self.bar = bar
+
+    def after_batch(self) -> None:
+        """One batch further."""
+        self.bar.advance()
+
+
+class FiniteLoss(Callback):
+    """Stops at the first loss that is no number, before a step puts it into the weights."""
+
+    def after_loss(self) -> None:
+        if self.training and not torch.isfinite(self.loss):
+            raise TrainingError(
+                f"the loss is {self.loss.item()} in epoch {self.epoch + 1}, batch {self.iter + 1}",
+                "Lower --learning-rate; if that does not help, look for images without contrast",
+            )
+
+
+class BestEpoch:
+    """The best epoch so far by one validation figure, with a copy of its weights."""
+
+    def __init__(self, monitor: str):
+        self.monitor, self.value, self.epoch, self.weights = monitor, math.nan, None, None
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Whether `value` improves on `than`; anything improves on nan, nan on nothing."""
+        if math.isnan(value) or math.isnan(than):
+            return not math.isnan(value)
+        return value < than if self.monitor in LOWER_IS_BETTER else value > than
+
+    def look_at(self, row: dict[str, Any], network: nn.Module) -> bool:
+        """Keep the weights if this row is the best so far, or the first that can be kept at all."""
+        value = row[self.monitor]
+        better = self.is_better(value, self.value)
+        if better or math.isnan(self.value):  # without any figure yet, the newest weights are the ones to keep
+            self.value, self.epoch = value, row["epoch"]
+            # a copy: state_dict alone would follow the training on
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+        return better
+
+    def restore(self, network: nn.Module) -> None:
+        """Put the best weights back."""
+        if self.weights is not None:
+            network.load_state_dict(self.weights)
+
+    def summary(self) -> dict[str, Any]:
+        """monitor, epoch and value of the best epoch; value None where no epoch gave a figure."""
+        if math.isnan(self.value):
+            log.warning("no epoch gave a validation %s: the last epoch is kept", self.monitor)
+        return {
+            "monitor": self.monitor,
+            "best_epoch": self.epoch,
+            "best_value": None if math.isnan(self.value) else self.value,
+        }
+
+
+class EpochReport(Callback):
+    """Shows each batch and each epoch on a Progress, keeps the rows of history, and ends a stage out of patience."""
+
+    order = 80  # after fastai's Recorder has this epoch's figures
+
+    def __init__(self, best: BestEpoch, progress: Progress, total: int):
+        self.best, self.progress, self.total = best, progress, total
+        self.rows: list[dict[str, Any]] = []
+        self.bars = ExitStack()
+        self.stage: Stage | None = None
+
+    def begin(self, stage: Stage) -> None:
+        """The next epochs belong to `stage`."""
+        self.stage, self.stage_best, self.since_best = stage, math.nan, 0
+
+    def before_epoch(self) -> None:
+        """Open the bar of this epoch."""
+        self.started = time.perf_counter()
+        steps = len(self.dls.train) + len(self.dls.valid)
+        text = f"epoch {len(self.rows) + 1}/{self.total} ({self.stage.name})"
+        self.bar = self.bars.enter_context(self.progress.bar(steps, text))
+
+    def after_batch(self) -> None:
+        """One batch further."""
+        self.bar.advance()
+
+    def after_epoch(self) -> None:
+        """Write the row, keep the best, and stop the stage when its patience is over."""
+        self.bars.close()
+        row = self.make_row()
+        row["best"] = self.best.look_at(row, self.model)
+        self.rows.append(row)
+        self.progress.epoch(row)
+        value = row[self.best.monitor]
+        improved = self.best.is_better(value, self.stage_best)
+        self.stage_best, self.since_best = (value, 0) if improved else (self.stage_best, self.since_best + 1)
+        if self.stage.patience and self.since_best >= self.stage.patience:
+            log.info("stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor)
+            raise CancelFitException
+
+    def make_row(self) -> dict[str, Any]:
+        """This epoch as a line of history.csv."""
+        names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
+        figures = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
+        seconds = time.perf_counter() - self.started
+        return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **figures, "seconds": round(seconds, 2)}

@@ -1,0 +1,121 @@
+"""From loaders and a recipe to a plain fastai Learner: lr_find, fit_one_cycle, show_results and the rest work on it."""
+
+import logging
+import tempfile
+from functools import partial
+
+import fastai.callback.schedule  # noqa: F401  puts lr_find and fit_one_cycle on Learner
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.channelslast import ChannelsLast
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
+from fastai.optimizer import Adam, RAdam
+from sklearn.metrics import roc_auc_score
+
+from fastcxr.recipe import Recipe
+from fastcxr.training.backbones import explain_choice, find_backbone, layer_groups, make_network
+from fastcxr.training.losses import make_loss
+
+log = logging.getLogger("fastcxr")
+OPTIMIZERS = {"radam": RAdam, "adam": Adam}
+
+
+class FrozenStaysFrozen(Callback):
+    """Layers that do not learn run as they will in use: their batch norm keeps the statistics of the weights file."""
+
+    order = 60  # after fastai has put the whole network into training mode
+
+    def before_train(self) -> None:
+        for module in self.model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+
+
+class Bfloat16(Callback):
+    """The network computes in bfloat16, its weights and the loss stay in float32; fastai's own is made for CUDA alone."""
+
+    order = ChannelsLast.order + 1
+
+    def before_batch(self) -> None:
+        self.cast = torch.autocast(self.dls.device.type, dtype=torch.bfloat16)
+        self.cast.__enter__()
+
+    def after_pred(self) -> None:
+        self.learn.pred = self.pred.float()
+
+    def after_loss(self) -> None:
+        self.cast.__exit__(None, None, None)
+
+    def after_cancel_batch(self) -> None:
+        self.cast.__exit__(None, None, None)
+
+
+def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
+    """A fastai Learner: the backbone with a new head, its layer groups, the recipe's loss and optimizer.
+
+    Batch norm of frozen layers stays frozen, so a frozen body costs no backward pass.
+    Raises RecipeError for an unknown backbone, WeightsError for weights out of reach.
+    """
+    backbone = find_backbone(recipe.backbone, recipe.weights)
+    note = explain_choice(recipe.backbone, backbone, recipe.weights)
+    if note:
+        log.info(note)
+    torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
+    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size)
+    # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
+    scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
+    learner = Learner(
+        loaders,
+        network.to(loaders.device),
+        loss_func=make_loss(recipe, count_labels(loaders)),
+        opt_func=partial(OPTIMIZERS[recipe.optimizer], decouple_wd=True),
+        splitter=layer_groups,
+        metrics=make_metrics(len(loaders.vocab)),
+        cbs=[FrozenStaysFrozen(), ChannelsLast(), *([Bfloat16()] if recipe.precision == "bf16" else [])],
+        lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
+        wd=recipe.weight_decay,
+        train_bn=False,
+        path=scratch.name,
+    )
+    learner.scratch = scratch  # removed with the learner
+    return learner
+
+
+def count_labels(loaders: DataLoaders) -> np.ndarray:
+    """Training images of each class, in the order of `loaders.vocab`; shape (k,)."""
+    table = loaders.train.items
+    return table["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
+
+
+def make_metrics(classes: int) -> list:
+    """What every epoch reports: accuracy, macro AUROC and, beyond two classes, top-2 accuracy."""
+    auroc = AccumMetric(macro_auroc, activation="softmax", name="auroc", flatten=False)
+    top2 = [partial_metric("top2_accuracy", top_k_accuracy, k=2)] if classes > 2 else []
+    return [accuracy, auroc, *top2]
+
+
+def partial_metric(name: str, metric, **options):
+    """A metric with options set, under a name that history.csv can carry."""
+
+    def measure(predictions, truth):
+        return metric(predictions, truth, **options)
+
+    measure.__name__ = name
+    return measure
+
+
+def macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:
+    """Mean one-vs-rest AUROC of the classes that stand in `truth` beside others; nan where none does.
+
+    `probability`: shape (n, k); `truth`: shape (n,).
+    """
+    probability, truth = probability.cpu().numpy(), truth.cpu().numpy()
+    if not np.isfinite(probability).all():
+        return float("nan")
+    present = [k for k in range(probability.shape[1]) if 0 < (truth == k).sum() < len(truth)]
+    scores = [roc_auc_score(truth == k, probability[:, k]) for k in present]
+    return float(np.mean(scores)) if scores else float("nan")

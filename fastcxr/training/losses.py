@@ -1,0 +1,89 @@
+"""A name and a table of class counts become a loss whose predictions are probabilities that sum to one."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.losses import BaseLoss
+from torch import nn
+
+from fastcxr.recipe import Recipe
+
+
+class WeightedLoss(nn.Module):
+    """Mean over a batch of a loss for each image, the classes weighed; sums to the weights, as torch's own does.
+
+    `weight`: one factor a class, shape (k,), or None for equal ones.
+    """
+
+    y_int = True  # fastai's mixing callbacks ask
+
+    def __init__(self, weight: torch.Tensor | None = None, reduction: str = "mean"):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.reduction = reduction
+
+    def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """`logits`: (n, k); `truth`: (n,) class numbers. One number, or (n,) for reduction "none"."""
+        losses = self.each(logits.float(), truth)
+        weights = torch.ones_like(losses) if self.weight is None else self.weight[truth]
+        if self.reduction == "none":
+            return losses * weights
+        total = (losses * weights).sum()
+        return total if self.reduction == "sum" else total / weights.sum()
+
+    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """The loss of each image, before the classes are weighed; shape (n,)."""
+        raise NotImplementedError
+
+
+class LabelSmoothingCrossEntropy(WeightedLoss):
+    """Cross-entropy against a target that keeps 1 - epsilon and spreads epsilon over all classes (Szegedy 2016).
+
+    epsilon 0 is plain cross-entropy. fastai's loss of this name weighs one of its two terms only; this one weighs both.
+    """
+
+    def __init__(self, epsilon: float, weight: torch.Tensor | None = None, reduction: str = "mean"):
+        super().__init__(weight, reduction)
+        self.epsilon = epsilon
+
+    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, truth, label_smoothing=self.epsilon, reduction="none")
+
+
+class FocalLoss(WeightedLoss):
+    """Cross-entropy times (1 - p)^gamma, p being the probability given to the truth (Lin 2017).
+
+    fastai's loss of this name takes p from the weighted cross-entropy, so class weights bend the focus; here they do not.
+    """
+
+    def __init__(self, gamma: float, weight: torch.Tensor | None = None, reduction: str = "mean"):
+        super().__init__(weight, reduction)
+        self.gamma = gamma
+
+    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        cross_entropy = F.cross_entropy(logits, truth, reduction="none")
+        return (1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy
+
+
+class Softmax(BaseLoss):
+    """One of the losses above in the form that fastai's Learner asks: with its activation and its decision."""
+
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        return F.softmax(logits, dim=self.axis)
+
+    def decodes(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(dim=self.axis)
+
+
+def make_loss(recipe: Recipe, counts: np.ndarray) -> Softmax:
+    """The loss that the recipe names. `counts`: training images of each class, in the order of the labels."""
+    weight = class_weights(counts) if recipe.class_weights == "balanced" else None
+    if recipe.loss == "focal":
+        return Softmax(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
+    epsilon = recipe.label_smoothing if recipe.loss == "label_smoothing" else 0.0
+    return Softmax(LabelSmoothingCrossEntropy, epsilon=epsilon, weight=weight)
+
+
+def class_weights(counts: np.ndarray) -> torch.Tensor:
+    """Factors that let every class weigh the same: n / (k * count), as in scikit-learn's "balanced"; shape (k,)."""
+    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)

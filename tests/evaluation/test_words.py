@@ -1,0 +1,50 @@
+"""Tests for words.py"""
+
+import pytest
+from conftest import LABELS, make_manifest, make_probability
+
+from fastcxr.evaluation.metrics import measure_predictions
+from fastcxr.evaluation.predictions import make_predictions
+from fastcxr.evaluation.words import count, duration, headline_table, listed, plain, rate, score, share
+
+
+def measured(labels=LABELS, splits=("valid", "test")):
+    manifest = make_manifest(labels, 300)
+    manifest = manifest[manifest["split"].isin(splits)].reset_index(drop=True)
+    return measure_predictions(make_predictions(manifest, make_probability(manifest, labels), labels))
+
+
+def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_them():
+    metrics = measured()
+    rows = {name: (test, valid) for name, test, valid in headline_table(metrics)}
+    assert list(rows) == ["Accuracy", "Balanced accuracy", "AUROC, macro", "Top-2 accuracy", "Images", "Patients"]
+    assert rows["Accuracy"] == (share(metrics["test"]["accuracy"]), share(metrics["valid"]["accuracy"]))
+    assert rows["AUROC, macro"][0] == f"{metrics['test']['auroc']['macro']:.3f}"
+    assert rows["Images"] == (str(metrics["test"]["n_images"]), str(metrics["valid"]["n_images"]))
+
+
+def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
+    rows = headline_table(measured(("no", "yes"), ("valid",)))
+    assert "Top-2 accuracy" not in [row[0] for row in rows]
+    assert {row[1] for row in rows} == {"–"} and "–" not in {row[2] for row in rows}
+    assert headline_table({})[0] == ("Accuracy", "–", "–")
+
+
+@pytest.mark.parametrize(
+    ("value", "as_share", "as_score"),
+    [(0.89341, "89.3 %", "0.893"), (1.0, "100.0 %", "1.000"), (0.99996, "> 99.9 %", "> 0.999"), (None, "–", "–")],
+)
+def test_what_is_not_perfect_never_reads_as_perfect(value, as_share, as_score):
+    assert (share(value), score(value)) == (as_share, as_score)
+
+
+def test_small_words():
+    assert (count(1, "image"), count(1234, "image"), count(2, "class", "classes")) == (
+        "1 image",
+        "1,234 images",
+        "2 classes",
+    )
+    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
+    assert (duration(4.2), duration(95), duration(3725)) == ("4.2 s", "1 min 35 s", "1 h 2 min")
+    assert (rate(0.0021), rate(3.1e-6)) == ("0.0021", "3.1e-06")
+    assert plain("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"
