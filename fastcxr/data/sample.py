@@ -58,7 +58,7 @@ def _courses(dice: Dice) -> list[list[str]]:
     courses, recovered = [], 0
     for finding in (*ill, clear):  # the clear come last: the recovered count among them
         wanted = IMAGES_PER_CLASS - (recovered if finding == clear else 0)
-        while wanted:
+        while wanted > 0:
             count = min((1, 1, 2, 2, 3, 4)[dice.below(6)], wanted)
             recovers = finding != clear and 1 < count < 4 and dice.chance(0.12)
             courses.append([finding] * count + [clear] * recovers)
@@ -88,8 +88,6 @@ def draw_sample(folder: str | Path, *, seed: int = 0) -> Path:
             (draft / exposure.finding / exposure.name).write_bytes(_jpeg(draw_image(exposure)))
         _move_into_place(draft, folder, readme)
     except OSError as error:
-        if isinstance(error, OutputError):
-            raise
         raise OutputError(
             f"cannot be written ({error.strerror or error})",
             "Choose a folder you may write to with a few MB of room",

@@ -91,10 +91,8 @@ def svg_text(figure: Figure, name: str, description: str) -> str:
         # its one style rule would apply to the whole page
         if child.find(f"{{{_SVG}}}style") is not None or child.tag == f"{{{_SVG}}}metadata":
             root.remove(child)
-    title = ElementTree.Element(f"{{{_SVG}}}title", {"id": f"{name}-title"})
-    title.text = description
-    root.insert(0, title)
-    root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title", "font-family": FONTS, "style": _ROOT_STYLE}
+    # an attribute and no <title>: that would hang over the figure as a tooltip wherever the mouse goes
+    root.attrib |= {"role": "img", "aria-label": description, "font-family": FONTS, "style": _ROOT_STYLE}
     return _written(root)
 
 

@@ -153,7 +153,7 @@ def _cell(axes: Axes, place: tuple[int, int], n: int, of: int) -> None:
     if not n:
         axes.text(across + 0.5, row + 0.5, "0" if of else "–", color=FAINT, fontsize=9, **middle)
         return
-    ink, quiet = ("white", "#e6f0f4") if part > 0.5 else (INK, MUTED)
+    ink, quiet = ("white", "#e6f0f4") if part > 0.65 else (INK, MUTED)
     words = "< 1 %" if part < 0.005 else "> 99 %" if 0.995 <= part < 1 else f"{100 * part:.0f} %"
     axes.text(across + 0.5, row + 0.41, words, color=ink, fontsize=12, fontweight="bold", **middle)
     axes.text(across + 0.5, row + 0.7, f"{n:,}", color=quiet, fontsize=9, **middle)
@@ -168,9 +168,9 @@ def _present(truth: np.ndarray, k: int) -> list[tuple[int, np.ndarray]]:
 def _unit_square(title: str, across: str, k: int) -> tuple[Figure, Axes]:
     """A square from 0 to 1; a key of more than seven lines gets room below it."""
     below = 0.0 if k <= INSIDE else 0.3 + LINE * k
-    width, height = 4.2, 4.35 + below
+    width, height = 4.2, 4.2 + below
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.5 / width, (0.6 + below) / height, 3.5 / width, 3.4 / height))
+    axes = figure.add_axes((0.5 / width, (0.5 + below) / height, 3.5 / width, 3.4 / height))
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), xlabel=across)
     ticks = [0, 0.25, 0.5, 0.75, 1]
@@ -183,7 +183,7 @@ def _key(axes: Axes, entries: list[tuple[int, str, float]], heading: str, left: 
     """Name and figure of each line: in a corner that curves rarely reach, or below when the names are many."""
     inside, step, place = len(entries) <= INSIDE, LINE / 3.4, {"transform": axes.transAxes, "clip_on": False}
     left, right = (left, left + 0.56) if inside else (0.0, 0.96)
-    top = 0.03 + step * (len(entries) + 0.4) if inside else -0.22
+    top = 0.03 + step * (len(entries) + 0.4) if inside else -0.2
     if inside:
         frame = ((left - 0.02, 0.02), right - left + 0.03, top + 0.02)
         axes.add_patch(Rectangle(*frame, facecolor="white", alpha=0.86, edgecolor="none", zorder=3, **place))

@@ -112,7 +112,7 @@ def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Not
 
 
 def _said(record: RunRecord) -> list[Notice]:
-    said = [line for line in record.run.get("said", []) if isinstance(line, dict)]
+    said = [line for line in (record.run.get("said") or []) if isinstance(line, dict)]
     return [
         Notice("warning", "The run warned", str(line.get("text", "")))
         for line in said
@@ -121,7 +121,7 @@ def _said(record: RunRecord) -> list[Notice]:
 
 
 def _rates(record: RunRecord) -> list[Notice]:
-    rates = record.model.get("choices", {}).get("learning_rates") or []
+    rates = (record.model.get("choices") or {}).get("learning_rates") or []
     lost = [row for row in rates if isinstance(row, dict) and row.get("found") is False]
     # a rate that was given was never searched for: only a curve without an answer is news
     if record.recipe.get("learning_rate") != "find" or not lost:

@@ -51,7 +51,7 @@ def _learning(history: pd.DataFrame) -> list[Plate]:
 
 
 def _rates(record: RunRecord) -> list[Plate]:
-    chosen = {row.get("stage"): row for row in record.model.get("choices", {}).get("learning_rates") or []}
+    chosen = {row.get("stage"): row for row in (record.model.get("choices") or {}).get("learning_rates") or []}
     plates = []
     for i, (stage, curve) in enumerate(record.rates.groupby("stage", sort=False), 1):
         row = chosen.get(stage, {})

@@ -98,9 +98,17 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
 
 def _title(record: RunRecord) -> dict[str, str]:
     """What was trained, on what; each from the recipe, else from the model, else left out."""
-    backbone = record.recipe.get("backbone") or record.model.get("backbone", {}).get("name") or ""
-    data = str(record.recipe.get("data") or "").replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    return {"backbone": str(backbone), "data": data.removesuffix(".csv")}
+    backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
+    data = _name(str(record.recipe.get("data") or ""))
+    weights = str(record.recipe.get("weights") or "")
+    start = {"": "", "imagenet": "ImageNet weights", "none": "random weights"}.get(
+        weights, f"weights of {_name(weights)}"
+    )
+    return {"backbone": str(backbone), "data": data.removesuffix(".csv"), "start": start}
+
+
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _misses(part: dict[str, Any] | None) -> int:

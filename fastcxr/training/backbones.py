@@ -24,7 +24,6 @@ from fastcxr.training.weights import load_weights
 
 log = logging.getLogger("fastcxr")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HEAD_STD = 0.01
 BODY_GROUPS = 4  # with the head five: enough for rates that fall towards the stem, few enough to read
 WAYS_OUT = "Give --weights FILE, downloaded elsewhere from {url}, or --weights none to start from random weights"
 
@@ -84,7 +83,7 @@ def make_network(backbone: Backbone, classes: int, weights: str, image_size: int
         network = _make_torchvision(backbone, classes, weights, image_size)
     else:
         network = _make_timm(backbone, classes, weights, image_size)
-    _start_small(head_of(network))
+    _start_even(head_of(network))
     if weights not in ("imagenet", "none"):
         load_weights(network, weights, head_keys(network))
     return network
@@ -214,10 +213,10 @@ def _replace_head(network: nn.Module, classes: int) -> None:
     setattr(network.get_submodule(parent), child, new)
 
 
-def _start_small(head: nn.Module) -> None:
-    """A new head that gives every class about the same probability; timm's, sized for 1000 classes, would shout."""
+def _start_even(head: nn.Module) -> None:
+    """A new head gives every class the same probability: timm's, scaled for 1000 classes, would shout at random."""
     for parameter in head.parameters():
-        nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.normal_(parameter, std=HEAD_STD)
+        nn.init.zeros_(parameter)
 
 
 def _construct(backbone: Backbone, make, *args, **options) -> nn.Module:

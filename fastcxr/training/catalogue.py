@@ -7,7 +7,7 @@ newer timm, is counted when it is asked for. `python -m fastcxr.training.catalog
 import csv
 import fnmatch
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,12 @@ def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
 
 def count_parameters(name: str, library: str) -> int:
     """Parameters of a network with its own head, built without memory for them."""
-    with torch.device("meta"):
-        network = timm.create_model(name) if library == "timm" else torchvision.models.get_model(name, weights=None)
+    make = timm.create_model if library == "timm" else partial(torchvision.models.get_model, weights=None)
+    try:
+        with torch.device("meta"):
+            network = make(name)
+    except (NotImplementedError, RuntimeError):  # a few look at their own numbers while they are built
+        network = make(name)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

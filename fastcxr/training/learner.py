@@ -93,7 +93,7 @@ def count_labels(loaders: DataLoaders) -> np.ndarray:
 
 def make_metrics(classes: int) -> list:
     """What every epoch reports: accuracy, macro AUROC and, beyond two classes, top-2 accuracy."""
-    auroc = AccumMetric(macro_auroc, activation="softmax", name="auroc", flatten=False)
+    auroc = AccumMetric(auroc_of_logits, name="auroc", flatten=False)
     top2 = [partial_metric("top2_accuracy", top_k_accuracy, k=2)] if classes > 2 else []
     return [accuracy, auroc, *top2]
 
@@ -106,6 +106,11 @@ def partial_metric(name: str, metric, **options):
 
     measure.__name__ = name
     return measure
+
+
+def auroc_of_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Macro AUROC of what the network gives out before the softmax."""
+    return macro_auroc(logits.float().softmax(dim=1), truth)
 
 
 def macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:

@@ -115,6 +115,8 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
 def make_augmentation(choices: Augmentation, size: int) -> list:
     """fastai's aug_transforms with these knobs, for images of `size` pixels."""
     knobs = {name: value for name, value in vars(choices).items() if name != "pad_mode"}
+    # a size makes fastai resample validation images too, so it is given only to the crop that cannot do without
+    size = size if choices.min_scale < 1 else None
     return aug_transforms(**knobs, pad_mode=getattr(PadMode, choices.pad_mode.title()), size=size)
 
 

@@ -1,4 +1,4 @@
-"""Tests for sample.py: the drawn cohort is the same everywhere, whole or absent, and no shortcut tells its classes apart."""
+"""Tests for sample.py: the cohort is the same everywhere, whole or absent, and no shortcut tells its classes apart."""
 
 import hashlib
 import re
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fastcxr.data import sample
@@ -40,9 +40,11 @@ def small(monkeypatch):
 
 def macro_auroc(features, labels, patients, strength):
     """Patient-wise five-fold cross-validated AUROC of a logistic regression, mean over the classes."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+    # every direction is kept: the axes are only turned, for the same answer in a tenth of the time
+    turned = PCA().fit_transform(StandardScaler().fit_transform(features))
+    model = LogisticRegression(C=strength, max_iter=500)
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    probability = cross_val_predict(model, features, labels, groups=patients, cv=folds, method="predict_proba")
+    probability = cross_val_predict(model, turned, labels, groups=patients, cv=folds, method="predict_proba")
     return roc_auc_score(labels, probability, multi_class="ovr", average="macro")
 
 
@@ -96,10 +98,11 @@ def test_the_cohort_is_small_on_disk(cohort):
     assert sum(file.stat().st_size for file in cohort[0]) < 4_000_000
 
 
-@pytest.mark.parametrize("strength", [1e-4, 1e-3, 1e-2])
-def test_pixels_alone_do_not_tell_the_classes_apart(cohort, strength):
+def test_pixels_alone_do_not_tell_the_classes_apart(cohort):
     files, labels, patients = cohort
-    assert macro_auroc(shrunk(files, 64).reshape(len(files), -1), labels, patients, strength) < 0.80
+    pixels = shrunk(files, 64).reshape(len(files), -1)
+    scores = {strength: macro_auroc(pixels, labels, patients, strength) for strength in (1e-4, 1e-3, 1e-2, 1e-1)}
+    assert max(scores.values()) < 0.80, scores
 
 
 def test_nothing_but_the_lungs_tells_the_classes_apart(cohort):
@@ -187,7 +190,9 @@ def test_the_cache_is_drawn_once(tmp_path, small, monkeypatch):
 def test_the_module_draws_from_the_command_line_and_explains_itself(tmp_path):
     command = [sys.executable, "-m", "fastcxr.data.sample"]
     usage = subprocess.run(command, capture_output=True, text=True)
-    assert usage.returncode != 0 and "usage: python -m fastcxr.data.sample DIR" in usage.stderr
+    assert usage.returncode != 0
+    assert "usage: python -m fastcxr.data.sample DIR" in usage.stderr
     (tmp_path / "mine.txt").write_text("mine")
     refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
-    assert refused.returncode != 0 and "Choose a new folder" in refused.stderr
+    assert refused.returncode != 0
+    assert "Choose a new folder" in refused.stderr

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, make_manifest, make_probability
+from made_up import LABELS, make_manifest, make_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,7 +1,7 @@
 """Tests for words.py"""
 
 import pytest
-from conftest import LABELS, make_manifest, make_probability
+from made_up import LABELS, make_manifest, make_probability
 
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.predictions import make_predictions

@@ -1,0 +1,87 @@
+"""A saved model predicts what the trained one did; a damaged or foreign one is refused before anything is built."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.inference.bundle import load_model, save_model
+from fastcxr.inference.predict import predict
+from fastcxr.recipe import Recipe
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_loaders
+from fastcxr.training.strategies import train
+
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
+
+
+@pytest.fixture(scope="module")
+def trained(toy_manifest):
+    learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
+    train(learner, RECIPE)
+    return learner
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
+    return tmp_path
+
+
+def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_manifest):
+    before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_model_json_says_what_it_is(folder):
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["kind"] == "single_label"
+    assert facts["labels"] == ["clear", "haze", "opacity"]
+    assert facts["backbone"]["library"] == "timm"
+    assert facts["backbone"]["name"] == "mobilenetv2_035"
+    assert facts["backbone"]["tag"] is None
+    assert facts["pixels"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert facts["choices"] == {"precision": "fp32"}
+
+
+def test_one_changed_bit_in_the_weights_is_refused(folder):
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="sha256 differs from model.json.*Copy it again"):
+        load_model(folder)
+
+
+def test_a_folder_without_a_model_says_what_to_name(tmp_path):
+    with pytest.raises(InputMissingError, match="Name the folder of a finished run"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"format_version": 1, "files": null}', b"[]"])
+def test_a_foreign_model_json_is_refused(folder, content):
+    (folder / "model.json").write_bytes(content)
+    with pytest.raises(ModelError, match="no model.json of fastcxr"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("format_version", 99), ("labels", ["a", "b"]), ("backbone", {"library": "timm", "name": "no_such"}), ("pixels", {})],
+)
+def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {key: value}))
+    with pytest.raises(ModelError, match="Install the fastcxr version|Use the versions that run.json names"):
+        load_model(folder)
+
+
+def test_no_file_of_a_model_is_a_pickle(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    assert not any(path.read_bytes()[:2] in (b"\x80\x04", b"PK") for path in folder.iterdir())
+
+
+def test_a_model_works_from_another_place(folder, tmp_path_factory, toy_manifest):
+    elsewhere = shutil.copytree(folder, tmp_path_factory.mktemp("moved") / "model")
+    assert len(predict(load_model(elsewhere), toy_manifest).table) == 12

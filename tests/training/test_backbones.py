@@ -1,0 +1,119 @@
+"""A name becomes a network with the right groups, head and pixels, or an error that says what to do."""
+
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.training.backbones import explain_choice, find_backbone, head_keys, head_of, layer_groups, make_network
+
+# every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
+SMALL = [
+    "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
+    "convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:resnet18",
+]  # fmt: skip
+
+
+def build(name: str, size: int = 64, classes: int = 3) -> nn.Module:
+    return make_network(find_backbone(name, "none"), classes, "none", size)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_training_step_and_a_prediction_go_through(name):
+    network, images = build(name), torch.rand(4, 3, 64, 64)
+    loss = nn.functional.cross_entropy(network.train()(images), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in head_of(network).parameters())
+    with torch.no_grad():
+        assert network.eval()(images).shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "vgg16", "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16"])
+def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name):
+    network = build(name, 224)
+    groups = layer_groups(network)
+    assert 3 <= len(groups) <= 5
+    numbers = [id(parameter) for group in groups for parameter in group]
+    assert sorted(numbers) == sorted(map(id, network.parameters()))
+    assert {id(parameter) for parameter in groups[-1]} == {id(parameter) for parameter in head_of(network).parameters()}
+    assert max(len(group) for group in groups[:-1]) < 0.6 * len(numbers), "rates must reach inside the body"
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
+def test_a_new_head_gives_every_class_the_same_probability(name):
+    probability = build(name).eval()(torch.rand(8, 3, 64, 64)).softmax(dim=1)
+    torch.testing.assert_close(probability, torch.full((8, 3), 1 / 3))
+
+
+def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
+    assert find_backbone("resnet50").library == "timm"
+    assert find_backbone("torchvision:resnet50").library == "torchvision"
+    assert find_backbone("mobilenet_v3_small").library == "torchvision"
+
+
+def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
+    backbone = find_backbone("efficientnet_b7", "imagenet")
+    assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
+    assert "efficientnet_b7 has no pretrained weights of its own" in explain_choice("efficientnet_b7", backbone, "imagenet")
+    assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
+
+
+def test_a_plain_name_with_several_tags_says_which_is_used():
+    backbone = find_backbone("resnet50")
+    assert backbone.tag == "a1_in1k"
+    assert "sets of pretrained weights: a1_in1k is used" in explain_choice("resnet50", backbone, "imagenet")
+    assert explain_choice("resnet50.a1_in1k", backbone, "imagenet") is None
+    assert explain_choice("resnet50", backbone, "none") is None
+
+
+def test_normalization_follows_the_weights_of_both_libraries():
+    assert find_backbone("vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
+    assert find_backbone("torchvision:mobilenet_v3_small").mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("efficientnet_b77", "Did you mean 'efficientnet_b7'?"),
+        ("timm:mobilenet_v3_small", "Did you mean 'mobilenetv3_small_100'?"),
+        ("keras:resnet50", "Write timm:NAME or torchvision:NAME"),
+        ("resnet50.nonsense", "Choose from a1_in1k"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_suggestion(name, remedy):
+    with pytest.raises(RecipeError) as caught:
+        find_backbone(name)
+    assert remedy in str(caught.value)
+
+
+def test_a_network_without_any_weights_is_refused_with_the_ways_out():
+    with pytest.raises(WeightsError, match=r"--weights FILE or --weights none"):
+        find_backbone("cspresnet50d", "imagenet")
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
+def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypatch, tmp_path):
+    def no_address(*arguments):
+        raise socket.gaierror("no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("fastcxr.training.backbones.try_to_load_from_cache", lambda *a: None)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with pytest.raises(WeightsError) as caught:
+        make_network(find_backbone(name), 3, "imagenet", 224)
+    assert "--weights FILE" in str(caught.value)
+    assert "--weights none" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 69
+
+
+def test_a_size_that_a_network_cannot_take_is_refused_with_the_way_out():
+    with pytest.raises(RecipeError, match="--image-size 224"):
+        make_network(find_backbone("torchvision:vit_b_16", "none"), 3, "none", 64)
+
+
+def test_head_keys_name_the_head_in_the_state_dict():
+    assert head_keys(build("mobilenetv2_100")) == {"classifier.weight", "classifier.bias"}

@@ -1,0 +1,80 @@
+"""A weights file fills a network exactly, or is refused with the keys; nothing in it runs."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fastcxr.errors import InputMissingError, WeightsError
+from fastcxr.training.backbones import find_backbone, make_network
+
+BACKBONE = "mobilenetv2_035"
+
+
+def network(classes: int = 3, weights: str = "none"):
+    return make_network(find_backbone(BACKBONE, weights), classes, weights, 64)
+
+
+@pytest.fixture(scope="module")
+def thousand():
+    torch.manual_seed(1)
+    return make_network(find_backbone(BACKBONE, "none"), 1000, "none", 64).state_dict()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}])
+def test_a_plain_state_dict_fills_the_body_and_drops_a_head_of_another_size(thousand, tmp_path, wrap):
+    torch.save(wrap(thousand), tmp_path / "w.pth")
+    filled = network(weights=str(tmp_path / "w.pth")).state_dict()
+    same = [name for name in thousand if "classifier" not in name]
+    assert all(torch.equal(filled[name], thousand[name]) for name in same)
+    assert filled["classifier.weight"].shape[0] == 3
+
+
+def test_safetensors_fill_the_network_and_a_head_of_the_same_size_comes_along(tmp_path):
+    torch.manual_seed(2)
+    state = network().state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    filled = network(weights=str(tmp_path / "w.safetensors")).state_dict()
+    assert all(torch.equal(filled[name], state[name]) for name in state)
+
+
+def test_every_other_mismatch_is_an_error_that_lists_the_keys(thousand, tmp_path):
+    broken = {name: value for name, value in thousand.items() if name != "conv_stem.weight"}
+    broken |= {"stranger": torch.zeros(1), "bn1.bias": torch.zeros(5)}
+    save_file(broken, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        network(weights=str(tmp_path / "w.safetensors"))
+    assert "lacks conv_stem.weight; has unknown stranger; has other shapes for bn1.bias" in str(caught.value)
+    assert "w.safetensors" in str(caught.value)
+
+
+def test_older_files_without_batch_counters_are_taken(thousand, tmp_path):
+    save_file({k: v for k, v in thousand.items() if "num_batches" not in k}, tmp_path / "w.safetensors")
+    network(weights=str(tmp_path / "w.safetensors"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code ran')",)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"state_dict": Hostile()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="refused: this file holds code.*Save its state dict alone"):
+        network(weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 500])
+def test_a_file_that_is_no_weights_file_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        network(weights=str(tmp_path / name))
+
+
+def test_a_missing_file_names_the_choices():
+    with pytest.raises(InputMissingError, match="Give --weights imagenet, none, or a .safetensors"):
+        network(weights="nowhere.safetensors")
+
+
+def test_the_real_imagenet_weights_fit(real_weights):
+    make_network(find_backbone("mobilenetv2_100", str(real_weights)), 3, str(real_weights), 64)
