@@ -1,5 +1,6 @@
 """The command line: words in, a run folder, a table or one line of error out. The only place that prints and exits."""
 
+import json
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
 
 app = App(
     name="fastcxr",
+    default_parameter=Parameter(negative_iterable=()),
     version=f"fastcxr {VERSION}",
     help="From a folder of chest X-rays to a classifier you can defend. For research, not for diagnosis.",
 )
@@ -79,7 +81,7 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
     csv
         file to write; without it the table goes to standard output
     """
-    from fastcxr.data.manifest import list_images
+    from fastcxr.data.manifest import read_unlabelled
     from fastcxr.evaluation.predictions import write_predictions
     from fastcxr.inference.bundle import load_model
     from fastcxr.inference.predict import predict as predict_table
@@ -89,7 +91,7 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
         raise InputMissingError("no image was named", "Give files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
-    table = list_images(paths)
+    table = read_unlabelled(paths)
     predictions = predict_table(load_model(folder), table, splits=None, progress=TerminalProgress(console))
     write_predictions(predictions, csv or sys.stdout.fileno())
     bad = predictions.table["error"].ne("")
@@ -123,10 +125,10 @@ def models(pattern: str = "*") -> int:
 
 def find_data() -> str:
     """The folder data/ here if it holds class folders, else the bundled sample cohort; says which."""
-    from fastcxr.data.manifest import is_cohort
+    from fastcxr.data.layouts import holds_class_folders
     from fastcxr.data.sample import sample_folder
 
-    if is_cohort(Path("data")):
+    if holds_class_folders("data"):
         console.print("no --data given: using the class folders in data/", highlight=False)
         return "data"
     console.print("no --data given and no class folders in data/: using the bundled synthetic sample", highlight=False)
@@ -142,15 +144,13 @@ def next_folder(recipe: Recipe) -> Path:
 
 def show_headline(folder: Path) -> None:
     """The report's headline as a table."""
-    import json
-
     from fastcxr.evaluation.words import headline_table
 
-    rows = headline_table(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-    table = Table(box=None, pad_edge=False, show_header=True)
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == rows[0][0] else "right")
-    for row in rows[1:]:
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "test", "valid"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in headline_table(metrics):
         table.add_row(*row)
     console.print(table)
 

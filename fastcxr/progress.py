@@ -1,5 +1,6 @@
 """How the library tells how far it is: one object that stays silent, and that the terminal or a notebook makes visible."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,3 +23,13 @@ class Progress:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One epoch is over; `row` is its line of history.csv."""
+
+
+def find_progress() -> Progress:
+    """What a caller gets who named no Progress: a live one in a notebook, a silent one in a script."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return Progress()
+    from fastcxr.notebook import NotebookProgress
+
+    return NotebookProgress()

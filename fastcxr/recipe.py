@@ -7,7 +7,7 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -155,6 +155,8 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"a {kind.__name__} is a mapping of names to values")
     known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
@@ -195,9 +197,3 @@ def _unknown(given: str, known: list[str], words: str) -> RecipeError:
     close = get_close_matches(given, known, n=1)
     meant = f"did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known)}"
     return RecipeError(f"{words} {given!r}", meant[0].upper() + meant[1:])
-
-
-def default_of(name: str) -> Any:
-    """The default of one choice of a Recipe."""
-    item = next(f for f in fields(Recipe) if f.name == name)
-    return item.default_factory() if item.default is MISSING else item.default

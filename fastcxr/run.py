@@ -10,7 +10,7 @@ from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, r
 from fastcxr.data.splits import describe_split, split_by_patient
 from fastcxr.errors import BadImagesError
 from fastcxr.inference.predict import predict
-from fastcxr.progress import Progress
+from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.run_folder import RunFolder, write_report
 from fastcxr.training.learner import make_learner
@@ -25,7 +25,7 @@ def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, co
 
     Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
     """
-    with RunFolder(folder, recipe, command).open(progress or Progress()) as record:
+    with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
         loaders = make_loaders(manifest, recipe)
         learner = make_learner(loaders, recipe)

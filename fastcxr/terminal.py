@@ -12,10 +12,16 @@ from rich.progress import Progress as RichProgress
 
 from fastcxr.progress import Bar, Progress
 
-COLUMNS = {
-    "epoch": 5, "stage": 8, "train_loss": 10, "valid_loss": 10, "accuracy": 8, "auroc": 6, "top2_accuracy": 13,
-    "seconds": 7,
-}  # fmt: skip
+COLUMNS = {  # of history.csv: heading and width, so that a line fits into 80 characters
+    "epoch": ("epoch", 5),
+    "stage": ("stage", 8),
+    "train_loss": ("train loss", 10),
+    "valid_loss": ("valid loss", 10),
+    "accuracy": ("accuracy", 8),
+    "auroc": ("AUROC", 6),
+    "top2_accuracy": ("top-2", 6),
+    "seconds": ("seconds", 7),
+}
 
 
 class TerminalProgress(Progress):
@@ -29,7 +35,7 @@ class TerminalProgress(Progress):
         """A live bar that goes when it is done; where nobody watches, one line at its start, for all but epochs."""
         if not self.console.is_terminal:
             if not text.startswith("epoch"):
-                self.console.print(f"{text} ...", highlight=False)
+                self.write(f"{text} ...")
             yield Bar()
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -38,12 +44,16 @@ class TerminalProgress(Progress):
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line of the table of epochs; the best so far carries a star."""
-        names = [name for name in COLUMNS if name in row]
+        shown = {name: column for name, column in COLUMNS.items() if name in row}
         if not self.headed:
-            self.console.print("  ".join(f"{name:>{COLUMNS[name]}}" for name in names), style="bold", highlight=False)
+            self.write("  ".join(f"{heading:>{width}}" for heading, width in shown.values()), "bold")
             self.headed = True
-        cells = "  ".join(f"{_cell(row[name]):>{COLUMNS[name]}}" for name in names)
-        self.console.print(cells + ("  *" if row.get("best") else ""), highlight=False)
+        cells = "  ".join(f"{_cell(row[name]):>{width}}" for name, (_, width) in shown.items())
+        self.write(cells + (" *" if row.get("best") else ""))
+
+    def write(self, line: str, style: str | None = None) -> None:
+        """One line as it is."""
+        self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _LiveBar(Bar):
@@ -74,6 +84,6 @@ class ConsoleMessages(logging.Handler):
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4f}" if value < 100 else f"{value:.1f}"
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.4f}" if value < 10 else f"{value:.1f}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.tables import name_some
+from fastcxr.data.tables import TEXT, name_some
 from fastcxr.errors import DataError
 
 log = logging.getLogger("fastcxr")
@@ -151,6 +151,16 @@ def list_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFrame:
     return _make_table(root, _keep_first(root, rows))
 
 
+def list_below(root: str | Path) -> list[str]:
+    """Every file of a folder and all below it, sorted, as paths below it; what was passed over is said."""
+    walk = Walk(str(Path(root).absolute()))
+    files, links = walk.step("")
+    files = sorted([*files, *walk.follow(links)])
+    walk.say()
+    refuse_undecodable(root, files)
+    return files
+
+
 def _enter_all(walk: Walk, root: str, folders: list[ClassFolder]) -> list[ClassFolder]:
     entered: dict[Identity, ClassFolder] = {}
     for folder in folders:
@@ -218,7 +228,7 @@ def _make_table(root: str, rows: list[tuple[ClassFolder, str]]) -> pd.DataFrame:
         "file": [f"{root}/{path}" for _, path in rows],
     }
     refuse_undecodable(root, table["path"])
-    return pd.DataFrame(table, dtype="str")
+    return pd.DataFrame(table, dtype=TEXT)
 
 
 def refuse_undecodable(root: str | Path, paths: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""A table of file names and patients comes in, and paths of images; the patient of each image that it knows goes out."""
+"""A table of file names and patients, and paths of images, come in; the patient of each image goes out."""
 
 import logging
 import unicodedata
@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fastcxr.data.tables import NOBODY, find_column, is_blank, name_lines, name_some, read_table, texts
+from fastcxr.data.tables import NOBODY, TEXT, find_column, is_blank, name_lines, name_some, read_table, texts
 from fastcxr.errors import DataError
 
 log = logging.getLogger("fastcxr")
@@ -31,7 +31,7 @@ def join_patients(paths: pd.Series, table: str | Path) -> pd.Series:
     """
     listed = _read_patients(Path(table))
     paths = paths.map(_normalize)
-    found = pd.Series(index=paths.index, dtype="str")
+    found = pd.Series(index=paths.index, dtype=TEXT)
     for way in WAYS:
         keys, patients = paths.map(way), _choose_patients(listed, way)
         unique = ~keys.duplicated(keep=False)
@@ -65,7 +65,7 @@ def _read_patients(path: Path) -> pd.DataFrame:
 
 
 def _find(table: pd.DataFrame, names: tuple[str, ...], path: Path) -> str:
-    column = find_column(table, names)
+    column = find_column(table.columns, names)
     if column is None:
         wanted = {"path": "filename"}.get(names[0], names[0])
         what = f"no column called {wanted}; there are {name_some(map(repr, table.columns))}"
@@ -96,5 +96,5 @@ def _warn_ambiguous(found: pd.Series, paths: pd.Series, listed: pd.DataFrame, ta
     name = WAYS[2]
     spare = set(listed["name"].map(name)) - set(paths[found.notna()].map(name))
     if (torn := found.isna() & paths.map(name).isin(spare)).any():
-        text = "%s gives names that several images share; these have no patient from it: %s. Give paths instead of names"
+        text = "%s gives names that several images share; these have no patient from it: %s. Give whole paths"
         log.warning(text, table.name, name_some(paths[torn]))

@@ -1,7 +1,7 @@
 """Images come in; each one's patient, and where that was read, go out.
 
-In this order: the table's own column, a joined table, the user's pattern, a DICOM tag (as a salted hash), the file names
-of known collections. An image of which none says anything is taken as a patient of its own.
+In this order: the table's own column, a joined table, the user's pattern, a DICOM tag (as a salted hash), the file
+names of known collections. An image of which none says anything is taken as a patient of its own.
 Equal identifiers are one patient, wherever they were read: to group too much costs little, to group too little leaks.
 """
 
@@ -14,12 +14,13 @@ import pandas as pd
 from fastcxr.data.files import HEAD, may_be_dicom, open_file
 from fastcxr.data.joined import clean_ids, join_patients
 from fastcxr.data.pseudonyms import hide_patient, read_salt
-from fastcxr.data.tables import texts
+from fastcxr.data.tables import TEXT, texts
 from fastcxr.errors import DataError, ImageError, RecipeError
 
 log = logging.getLogger("fastcxr")
 
 END = r"(?![0-9A-Za-z])"  # copies are called ..._005 (1) and ..._005_flipped
+OWN = "image:"  # begins the name of a patient who is one image
 KNOWN_NAMES = {
     "nih": re.compile(r"(000\d{5})_\d{3}" + END),  # NIH ChestX-ray14: 30,805 patients, so no date looks like one
     "kermany": re.compile(r"(person\d+)_(?:bacteria|virus)_\d+" + END),
@@ -48,7 +49,7 @@ def name_patients(
 
 def _choose(rows: pd.DataFrame, found: dict[str, pd.Series]) -> pd.DataFrame:
     """The first source that knows an image names its patient."""
-    patient, origin = texts("image:" + rows["path"]), pd.Series("own", index=rows.index, dtype="str")
+    patient, origin = texts(OWN + rows["path"]), pd.Series("own", index=rows.index, dtype=TEXT)
     for name, names in reversed(found.items()):
         names = names.reindex(rows.index)
         patient, origin = patient.where(names.isna(), names), origin.where(names.isna(), name)
@@ -56,7 +57,10 @@ def _choose(rows: pd.DataFrame, found: dict[str, pd.Series]) -> pd.DataFrame:
 
 
 def _from_column(rows: pd.DataFrame) -> pd.Series:
-    return clean_ids(rows["patient"]) if "patient" in rows else pd.Series(index=rows.index, dtype="str")
+    if "patient" not in rows:
+        return pd.Series(index=rows.index, dtype=TEXT)
+    ids = clean_ids(rows["patient"])
+    return ids.where(ids != OWN + rows["path"])  # a manifest that fastcxr wrote, given as a table
 
 
 def _compile(regex: str) -> re.Pattern:
@@ -75,7 +79,8 @@ def _from_regex(rows: pd.DataFrame, pattern: re.Pattern) -> pd.Series:
     group = pattern.groupindex.get("patient", 1)
     found = clean_ids(rows["path"].map(lambda path: _first(pattern.search(path), group)))
     if not found.notna().any():
-        what = f"the pattern for patients {pattern.pattern!r} finds none in {len(rows):,} paths, such as {rows['path'].iloc[0]!r}"
+        paths = f"{len(rows):,} paths, such as {rows['path'].iloc[0]!r}"
+        what = f"the pattern for patients {pattern.pattern!r} finds none in {paths}"
         raise DataError(what, "Mend it: it is searched in the path below the data folder", code="E016")
     return found
 
@@ -92,7 +97,7 @@ def _from_dicom(rows: pd.DataFrame, tag: str | None) -> pd.Series:
         raise DataError(what, "Leave --patient-tag out, or name a tag that the files hold", code="E016")
     empty = values.str.strip().str.fullmatch(PLACEHOLDER).fillna(False).astype(bool)
     if empty.any():
-        log.warning("%s DICOM files hold a placeholder for their patient: each counts as one without", f"{empty.sum():,}")
+        log.warning("%s DICOM files hold a placeholder for their patient, so none at all", f"{empty.sum():,}")
     values = values.where(~empty)
     if not values.notna().any():
         return values

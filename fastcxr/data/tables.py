@@ -1,6 +1,7 @@
-"""A CSV that a person made comes in; a table of text whose index is the line of each row, or an error with line numbers, goes out.
+"""A CSV that a person made comes in; a table of text, or an error with line numbers, goes out.
 
 Commas, semicolons and tabs, a byte-order mark, CRLF, UTF-8 and marked UTF-16 are taken as they come.
+The index of the table is the line on which each row begins.
 Every cell stays the text that was typed: 00000013 is no number.
 """
 
@@ -18,6 +19,7 @@ from fastcxr.errors import DataError, InputMissingError
 
 log = logging.getLogger("fastcxr")
 
+TEXT = pd.Series(["text"]).dtype  # str in pandas 3, object before; missing stays missing in both
 SHOWN = 20  # names and line numbers that one message lists
 SEPARATORS = (",", ";", "\t")
 NOTHING = {"", "nan", "<na>"}  # what programs write for a cell without a value
@@ -40,7 +42,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if len(kept) < len(header):
         log.info("columns without a name are left out of %s: %d", path.name, len(header) - len(kept))
     lines = pd.Index([line for line, _ in body], name="line", dtype="int64")
-    columns = {header[i]: pd.Series([cells[i] for _, cells in body], index=lines, dtype="str") for i in kept}
+    columns = {header[i]: pd.Series([cells[i] for _, cells in body], index=lines, dtype=TEXT) for i in kept}
     return pd.DataFrame(columns, index=lines)
 
 
@@ -61,26 +63,26 @@ def find_separator(text: str) -> str:
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
-def find_column(table: pd.DataFrame, names: Sequence[str]) -> str | None:
+def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
     """The column called as the first of `names` that there is, whatever its case, spaces and underscores."""
     spelled = {}
-    for column in table.columns:
+    for column in columns:
         spelled.setdefault(_bare(column), column)
     return next((spelled[_bare(name)] for name in names if _bare(name) in spelled), None)
 
 
 def suggest(name: str, names: Iterable[str], aliases: Sequence[str] = ()) -> str:
-    """`; did you mean 'x'?` or nothing."""
+    """` (did you mean 'x'?)` or nothing."""
     names = list(names)
     spelled = {_bare(column): column for column in names}
     found = [spelled[_bare(alias)] for alias in aliases if _bare(alias) in spelled]
     found += [spelled[close] for close in get_close_matches(_bare(name), list(spelled), 1, 0.7)]
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def texts(values: pd.Series) -> pd.Series:
     """The same as text; None is missing."""
-    return values.astype("object").where(values.notna(), None).astype("str")
+    return values.astype("object").where(values.notna(), None).astype(TEXT)
 
 
 def is_blank(cells: pd.Series, blanks: set[str] = NOTHING) -> pd.Series:
@@ -121,13 +123,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def suggest_sibling(path: Path) -> str:
-    """`; did you mean 'x'?` for a name beside the one that is not there."""
+    """` (did you mean 'x'?)` for a name beside the one that is not there."""
     try:
         siblings = [entry.name for entry in path.absolute().parent.iterdir()]
     except OSError:
         return ""
     found = get_close_matches(path.name, siblings, 1, 0.6)
-    return f"; did you mean {str(path.parent / found[0])!r}?" if found else ""
+    return f" (did you mean {str(path.parent / found[0])!r}?)" if found else ""
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -162,7 +164,8 @@ def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]
             line = reader.line_num + 1
     except csv.Error as error:
         what = f"the quotes or cells beginning on line {line} cannot be read ({error})"
-        raise DataError(what, "Quote a cell as \"...\" and a quote within it as \"\"", path=path, code="E010") from error
+        fix = 'Quote a cell as "..." and a quote within it as ""'
+        raise DataError(what, fix, path=path, code="E010") from error
     return rows
 
 

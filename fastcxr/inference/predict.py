@@ -13,7 +13,7 @@ from fastcxr.data.images import fit_square, read_image
 from fastcxr.errors import ImageError
 from fastcxr.evaluation.predictions import Predictions, make_predictions
 from fastcxr.inference.bundle import Classifier, classifier_of
-from fastcxr.progress import Progress
+from fastcxr.progress import Progress, find_progress
 
 BATCH = 32
 READERS = 2
@@ -34,7 +34,7 @@ def predict(
     classifier = classifier_of(model) if isinstance(model, Learner) else model
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
-    with (progress or Progress()).bar(len(table), "predicting") as bar:
+    with (progress or find_progress()).bar(len(table), "predicting") as bar:
         probability, errors = score_files(classifier, table["file"].tolist(), bar.advance)
     return make_predictions(table, probability, classifier.labels, errors)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from fastai.learner import Learner
 
 from fastcxr.errors import RecipeError
-from fastcxr.progress import Progress
+from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.rates import find_rate, group_rates
@@ -49,7 +49,7 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
     """
     stages = find_stages(recipe, len(learner.splitter(learner.model)))
     best, rates, curves = BestEpoch(recipe.monitor), [], []
-    report = EpochReport(best, progress or Progress(), sum(stage.epochs for stage in stages))
+    report = EpochReport(best, progress or find_progress(), sum(stage.epochs for stage in stages))
     with learner.no_bar(), learner.no_logging(), report.bars:
         for stage in stages:
             open_groups(learner, stage)

@@ -1,0 +1,82 @@
+"""A recipe refuses what cannot be, survives JSON, and carries words for every choice."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from fastcxr.errors import ModelError, RecipeError
+from fastcxr.recipe import Augmentation, Recipe, Stage, read_recipe
+
+
+def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
+    recipe = Recipe(epochs=3)
+    with pytest.raises(FrozenInstanceError):
+        recipe.epochs = 4
+    assert (recipe.but(epochs=4).epochs, recipe.epochs) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe("resnet50", learning_rate="find", augment=Augmentation(do_flip=True)),
+        Recipe(strategy=(Stage(name="head", groups=1, epochs=2), Stage(multiples=(0.1, 0.5, 1.0)))),
+    ],
+)
+def test_a_recipe_survives_json(recipe, tmp_path):
+    (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("choices", "remedy"),
+    [
+        ({"loss": "focl"}, "Did you mean 'focal'?"),
+        ({"strategy": "shalow"}, "Did you mean 'shallow'?"),
+        ({"epochs": 0}, "must be at least 1"),
+        ({"epochs": "five"}, "must be int"),
+        ({"epochs": True}, "must be int"),
+        ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
+        ({"learning_rate": -1.0}, "at least"),
+        ({"learning_rate": float("nan")}, "at least"),
+        ({"label_smoothing": 1.0}, "below 1"),
+        ({"strategy": ()}, "Give at least one Stage"),
+        ({"epoch": 3}, "Did you mean 'epochs'?"),
+        ({"split": "patients"}, "Did you mean 'patient'?"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
+    with pytest.raises(RecipeError) as caught:
+        Recipe().but(**choices)
+    assert remedy in str(caught.value)
+    assert caught.value.exit_code == 64
+
+
+def test_every_choice_carries_words():
+    for kind in (Recipe, Augmentation, Stage):
+        assert all(item.metadata["help"] for item in fields(kind))
+
+
+def test_whole_numbers_are_rates_too():
+    assert Recipe(learning_rate=1).learning_rate == 1
+
+
+def test_the_knobs_are_those_of_fastai():
+    import inspect
+
+    from fastai.vision.augment import aug_transforms
+
+    knobs = set(inspect.signature(aug_transforms).parameters) - {"xtra_tfms", "size"}
+    assert {item.name for item in fields(Augmentation)} == knobs
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 5, "nonsense": 1}'])
+def test_a_foreign_recipe_file_is_refused(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises((ModelError, RecipeError)):
+        read_recipe(tmp_path / "recipe.json")
+
+
+def test_a_missing_recipe_file_says_what_to_name(tmp_path):
+    with pytest.raises(ModelError, match="Name a run folder that fastcxr made"):
+        read_recipe(tmp_path / "recipe.json")

@@ -1,0 +1,79 @@
+"""The house plan: what may import what, read from the source itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parent.parent / "fastcxr"
+HEAVY = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
+LEAVES = {"errors", "recipe", "progress", "storage", "version"}  # may be imported by anyone
+MAY_IMPORT = {
+    "data": LEAVES,
+    "evaluation": LEAVES,
+    "training": LEAVES | {"data"},
+    "inference": LEAVES | {"data", "training", "evaluation"},  # of evaluation only Predictions, the door
+    "run_folder": LEAVES | {"data", "training", "inference", "evaluation"},
+    "run": LEAVES | {"data", "training", "inference", "evaluation", "run_folder"},
+}
+FILES = sorted(HOUSE.rglob("*.py"))
+
+
+def imports_of(file: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found.add(node.module)
+    return found
+
+
+def room_of(file: Path) -> str:
+    return file.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HOUSE)))
+def test_a_room_imports_only_what_lies_below_it(file):
+    room = room_of(file)
+    if room not in MAY_IMPORT:
+        return  # the command line and what a person sees stand above all rooms
+    own = {name.split(".")[1] for name in imports_of(file) if name.startswith("fastcxr.")}
+    assert own - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("room", ["data", "evaluation", *LEAVES])
+def test_these_rooms_never_import_torch(room):
+    for file in FILES:
+        if room_of(file) == room:
+            assert not {name.split(".")[0] for name in imports_of(file)} & HEAVY, file
+
+
+def test_inference_takes_nothing_from_evaluation_but_predictions():
+    for file in FILES:
+        if room_of(file) == "inference":
+            names = {name for name in imports_of(file) if name.startswith("fastcxr.evaluation")}
+            assert names <= {"fastcxr.evaluation.predictions"}, file
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(HOUSE)))
+def test_only_the_command_line_prints(file):
+    if file.name == "cli.py":
+        return
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "exit")]
+
+
+@pytest.mark.parametrize("words", ["import fastcxr", "import fastcxr.cli", "from fastcxr import Recipe; Recipe()"])
+def test_torch_is_not_loaded_before_it_is_used(words):
+    code = f"{words}; import sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_report_is_drawn_without_torch():
+    code = f"import fastcxr.evaluation.report, sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,31 @@
+"""A file is written whole or not at all."""
+
+import pytest
+
+from fastcxr.errors import OutputError
+from fastcxr.storage import sha256_of, write_json, write_whole
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a.txt", "old")
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OutputError, match="No space left on device.*Free some room"):
+        write_whole(tmp_path / "a.txt", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(OutputError, match="nowhere"):
+        write_whole(tmp_path / "nowhere" / "a.txt", "new")
+
+
+def test_json_refuses_what_is_no_number(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"auroc": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_checksum_is_that_of_the_bytes(tmp_path):
+    write_whole(tmp_path / "a", b"abc")
+    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
