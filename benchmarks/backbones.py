@@ -1,6 +1,6 @@
 """One training step and one prediction through each backbone of the published studies, at full size.
 
-    python benchmarks/backbones.py [NAME ...]
+python benchmarks/backbones.py [NAME ...]
 """
 
 import os

@@ -34,7 +34,9 @@ def plain_fastai(manifest: pd.DataFrame, recipe: Recipe) -> tuple[float, float, 
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         overlay = {"file": recipe.weights}
-        learner = vision_learner(loaders, recipe.backbone, metrics=accuracy, path=folder, pretrained_cfg_overlay=overlay)
+        learner = vision_learner(
+            loaders, recipe.backbone, metrics=accuracy, path=folder, pretrained_cfg_overlay=overlay
+        )
         with learner.no_bar(), learner.no_logging():
             # as many epochs in all as the strategy fine: two before every layer learns
             learner.fine_tune(recipe.epochs, freeze_epochs=2)

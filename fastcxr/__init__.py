@@ -1,6 +1,6 @@
 """fastcxr: from a folder of chest X-rays to a classifier you can defend, in minutes.
 
-The whole road in seven calls: read_manifest, split_by_patient, make_loaders, make_learner, train, predict, write_report.
+The road in seven calls: read_manifest, split_by_patient, make_loaders, make_learner, train, predict, write_report.
 """
 
 from importlib import import_module

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -93,10 +94,12 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
         raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
     table = read_unlabelled(paths)
     predictions = predict_table(load_model(folder), table, splits=None, progress=TerminalProgress(console))
-    write_predictions(predictions, csv or sys.stdout.fileno())
+    write_predictions(predictions, csv or sys.stdout)
     bad = predictions.table["error"].ne("")
     for row in predictions.table[bad].to_dict("records"):
-        console.print(f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
+        )
     console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
     return PARTIAL if bad.any() else 0
 
@@ -112,14 +115,15 @@ def models(pattern: str = "*") -> int:
     """
     from fastcxr.training.catalogue import list_backbones
 
-    found = 0
+    rows = list_backbones(pattern)
+    first = next(rows, None)
+    if first is None:
+        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
     print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
-    for found, row in enumerate(list_backbones(pattern), 1):
+    for row in chain([first], rows):
         parameters = f"{row['parameters'] / 1e6:.1f} M"
         mark = "yes" if row["pretrained"] else "no"
         print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {mark}")
-    if not found:
-        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
     return 0
 
 
@@ -132,13 +136,16 @@ def find_data() -> str:
         console.print("no --data given: using the class folders in data/", highlight=False)
         return "data"
     console.print("no --data given and no class folders in data/: using the bundled synthetic sample", highlight=False)
+    console.print("drawing it on first use takes about twenty seconds", highlight=False)
     return str(sample_folder())
 
 
 def next_folder(recipe: Recipe) -> Path:
     """runs/<data>-<backbone>-<n> with the first free n."""
     stem = re.sub(r"[^\w.-]+", "_", f"{Path(recipe.data).stem}-{recipe.backbone}")
-    taken = [int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))]
+    taken = [
+        int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
+    ]
     return Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
 
 

@@ -30,7 +30,9 @@ class NotebookProgress(Progress):
         names = [name for name in row if name != "best"]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         body = "".join(
-            "<tr>" + "".join(f"<td>{_cell(r[name])}</td>" for name in names) + f"<td>{'★' if r['best'] else ''}</td></tr>"
+            "<tr>"
+            + "".join(f"<td>{_cell(r[name])}</td>" for name in names)
+            + f"<td>{'★' if r['best'] else ''}</td></tr>"
             for r in self.rows
         )
         self.table.update(HTML(f"<table><tr>{head}<th></th></tr>{body}</table>"))

@@ -1,4 +1,4 @@
-"""How the library tells how far it is: one object that stays silent, and that the terminal or a notebook makes visible."""
+"""How the library tells how far it is: one object, silent by itself, that a terminal or a notebook makes visible."""
 
 import sys
 from collections.abc import Iterator

@@ -171,10 +171,12 @@ def _check(value: Any) -> None:
         given = getattr(value, item.name)
         _check_kind(item.name, given, hints[item.name])
         low, high = item.metadata.get("at_least"), item.metadata.get("below")
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            if (low is not None and not given >= low) or (high is not None and not given < high):
-                reach = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
-                raise RecipeError(f"{item.name} is {given!r}, it must be {reach}", f"Give another {item.name}")
+        if not isinstance(given, int | float) or isinstance(given, bool):
+            continue
+        # a nan fails every comparison, so ask what must hold and not what must not
+        if not ((low is None or given >= low) and (high is None or given < high)):
+            reach = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
+            raise RecipeError(f"{item.name} is {given!r}, it must be {reach}", f"Give another {item.name}")
 
 
 def _check_kind(name: str, given: Any, hint: Any) -> None:

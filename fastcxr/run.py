@@ -9,10 +9,11 @@ from fastcxr.data.images import check_images
 from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
 from fastcxr.data.splits import describe_split, split_by_patient
 from fastcxr.errors import BadImagesError
+from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
-from fastcxr.run_folder import RunFolder, write_report
+from fastcxr.run_folder import RunFolder
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
@@ -32,7 +33,8 @@ def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, co
         training = train(learner, recipe, record)
         splits = ("train", "valid", "test") if recipe.score_train else ("valid", "test")
         predictions = predict(learner, manifest, splits=splits, progress=record)
-        return write_report(folder, recipe, learner, training, predictions)
+        record.write(learner, training, predictions)
+    return draw_report(folder)
 
 
 def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:

@@ -41,21 +41,33 @@ class RunFolder(Progress):
 
     @contextmanager
     def open(self, watcher: Progress) -> Iterator["RunFolder"]:
-        """Claim the folder; at the end of the block, well or not, run.json says what happened."""
+        """Claim the folder; after the block, well or not, run.json says what happened.
+
+        A run that ends before its first epoch leaves no folder.
+        """
         self.watcher, self.started = watcher, time.time()
+        is_new = not self.folder.exists()
         claim(self.folder)
         write_whole(self.folder / "recipe.json", self.recipe.to_json())
         listener = _Listener(self.said)
         logging.getLogger("fastcxr").addHandler(listener)
         try:
             yield self
+        except BaseException:
+            if not self.rows:  # nothing was trained: the same command may be given again once the trouble is mended
+                self.withdraw(is_new)
+            raise
         finally:
             logging.getLogger("fastcxr").removeHandler(listener)
-            self.write_account()
+            if (self.folder / "recipe.json").exists():
+                write_json(self.folder / "run.json", make_account(self.command, self.started, self.said))
 
-    def write_account(self) -> None:
-        """run.json: the command, when and how long, on what, with which versions, and all that was said."""
-        write_json(self.folder / "run.json", make_account(self.command, self.started, self.said))
+    def withdraw(self, is_new: bool) -> None:
+        """Take back what this run wrote, and the folder if it made it."""
+        for name in ("recipe.json", "skipped.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+        if is_new:
+            self.folder.rmdir()
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
         """Shown by the watcher."""
@@ -67,11 +79,24 @@ class RunFolder(Progress):
         write_whole(self.folder / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
         self.watcher.epoch(row)
 
+    def write(self, learner: Learner, training: Training, predictions: Predictions) -> None:
+        """All files that a report is drawn from."""
+        folder, manifest = self.folder, learner.dls.manifest
+        write_whole(folder / "history.csv", training.history.to_csv(index=False))
+        if len(training.curves):
+            write_whole(folder / "learning_rate.csv", training.curves.to_csv(index=False))
+        write_manifest(manifest, folder / "manifest.csv")
+        save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training))
+        write_predictions(predictions, folder / "predictions.csv")
+        write_thumbnails(folder, manifest, predictions)
+
     def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
         """skipped.csv: the images that were left out, by the path that people know, and why."""
         shown = dict(zip(manifest["file"], manifest["path"], strict=True))
         rows = [{"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors]
-        write_whole(self.folder / "skipped.csv", pd.DataFrame(rows, columns=["path", "code", "reason"]).to_csv(index=False))
+        write_whole(
+            self.folder / "skipped.csv", pd.DataFrame(rows, columns=["path", "code", "reason"]).to_csv(index=False)
+        )
 
 
 class _Listener(logging.Handler):
@@ -89,23 +114,9 @@ class _Listener(logging.Handler):
 def write_report(
     folder: str | Path, recipe: Recipe, learner: Learner, training: Training, predictions: Predictions
 ) -> Path:
-    """Write the files of a finished run into `folder` and draw its report; returns the path of report.html.
-
-    In a notebook `folder` may be new; within `run` it is the run's own.
-    """
-    folder = Path(folder)
-    manifest = learner.dls.manifest
-    if not (folder / "recipe.json").exists():
-        claim(folder)
-        write_whole(folder / "recipe.json", recipe.to_json())
-        write_json(folder / "run.json", make_account(None, time.time(), []))
-    write_whole(folder / "history.csv", training.history.to_csv(index=False))
-    if len(training.curves):
-        write_whole(folder / "learning_rate.csv", training.curves.to_csv(index=False))
-    write_manifest(manifest, folder / "manifest.csv")
-    save_model(folder, learner, recipe, make_choices(learner, recipe, training))
-    write_predictions(predictions, folder / "predictions.csv")
-    write_thumbnails(folder, manifest, predictions)
+    """Write the files of a run into a new folder and draw its report; returns the path of report.html."""
+    with RunFolder(folder, recipe).open(Progress()) as record:
+        record.write(learner, training, predictions)
     return draw_report(folder)
 
 
@@ -135,7 +146,7 @@ def make_choices(learner: Learner, recipe: Recipe, training: Training) -> dict[s
 
 
 def make_account(command: str | None, started: float, said: list[dict[str, str]]) -> dict[str, Any]:
-    """The content of run.json."""
+    """The content of run.json: command, time, versions, machine, and all that was said."""
     return {
         "command": command,
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),

@@ -64,13 +64,13 @@ def real(variable: str) -> Path:
     return Path(os.environ[variable])
 
 
-@pytest.fixture()
+@pytest.fixture
 def real_data() -> Path:
     """The folder with the real collections."""
     return real("FASTCXR_REAL_DATA")
 
 
-@pytest.fixture()
+@pytest.fixture
 def real_weights() -> Path:
     """An ImageNet weights file for mobilenetv2_100."""
     return real("FASTCXR_REAL_WEIGHTS")

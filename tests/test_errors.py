@@ -18,7 +18,9 @@ def test_control_characters_of_a_name_reach_no_terminal_and_letters_stay():
     assert str(error) == "a\\n\\x1b[2Jb/Ünïcode \\ 🫁.png: bad. Mend it"
 
 
-@pytest.mark.parametrize(("kind", "code"), [(RecipeError, 64), (DataError, 65), (InputMissingError, 66), (OutputError, 73)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(RecipeError, 64), (DataError, 65), (InputMissingError, 66), (OutputError, 73)]
+)
 def test_exit_codes_are_those_of_sysexits(kind, code):
     assert kind.exit_code == code
 

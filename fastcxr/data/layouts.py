@@ -79,7 +79,7 @@ def _is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = f"no such folder{suggest_sibling(path)}"
+        what = f"no such file or folder{suggest_sibling(path)}"
         raise InputMissingError(what, "Check the name given as --data", path=path, code="E001") from error
     except OSError as error:
         what = f"the folder cannot be read ({error.strerror})"

@@ -95,7 +95,7 @@ def _from_dicom(rows: pd.DataFrame, tag: str | None) -> pd.Series:
     if tag is not None and len(rows) and not values.notna().any():
         what = f"no file without a patient is a DICOM file that holds {tag}"
         raise DataError(what, "Leave --patient-tag out, or name a tag that the files hold", code="E016")
-    empty = values.str.strip().str.fullmatch(PLACEHOLDER).fillna(False).astype(bool)
+    empty = values.map(lambda value: pd.notna(value) and PLACEHOLDER.fullmatch(value.strip()) is not None).astype(bool)
     if empty.any():
         log.warning("%s DICOM files hold a placeholder for their patient, so none at all", f"{empty.sum():,}")
     values = values.where(~empty)

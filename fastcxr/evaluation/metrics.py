@@ -124,15 +124,15 @@ def _absences(confusion: np.ndarray, labels: list[str]) -> dict[str, str]:
     elif len(labels) - len(absent) == 1:
         only = next(label for label in labels if label not in absent)
         why = f"every image of this split is {only}: there is nothing to tell it from"
-        reasons |= {name: why for name in (*_MACRO, *_MICRO, f"per_class.{only}.specificity")}
+        reasons |= dict.fromkeys((*_MACRO, *_MICRO, f"per_class.{only}.specificity"), why)
         reasons |= {f"{name}.per_class.{only}": why for name in _RANKINGS}
     elif absent:
         why = f"mean over the {len(labels) - len(absent)} of {len(labels)} classes that have an image in this split"
-        reasons |= {name: why for name in ("balanced_accuracy", *_MACRO)}
+        reasons |= dict.fromkeys(("balanced_accuracy", *_MACRO), why)
     for label in absent:
         names = (f"per_class.{label}.{name}" for name in ("precision", "recall", "f1", "sensitivity"))
         names = [*names, *(f"{name}.per_class.{label}" for name in _RANKINGS)]
-        reasons |= {name: f"no image of class {label} in this split" for name in names}
+        reasons |= dict.fromkeys(names, f"no image of class {label} in this split")
         if not support.any():
             reasons[f"per_class.{label}.specificity"] = "no image to measure in this split"
     for label, n, guesses in zip(labels, support, predicted, strict=True):

@@ -8,11 +8,13 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
+from fastcxr.storage import write_whole
 
 KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
@@ -87,13 +89,15 @@ def make_predictions(
     return Predictions(pd.DataFrame({**base, **scores, **further}, index=range(len(manifest))), tuple(labels))
 
 
-def write_predictions(predictions: Predictions, path: str | Path) -> None:
-    """predictions.csv in full precision: each probability reads back as the same float."""
+def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
+    """predictions.csv in full precision, as a file or into an open stream; each probability reads back as the same float."""
     text = predictions.table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas leaves a lone carriage return unquoted, and would read it back as the end of a row
         text = predictions.table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    # surrogates: file names that are no valid UTF-8 keep their bytes
-    Path(path).write_bytes(text.encode("utf-8", "surrogateescape"))
+    if isinstance(target, str | Path):
+        write_whole(target, text)
+    else:
+        target.write(text)
 
 
 def read_predictions(path: str | Path) -> Predictions:

@@ -1,7 +1,6 @@
 """From a run folder to metrics.json, figures/*.svg and report.html: one page without network, script or torch."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fastcxr.errors import OutputError
 from fastcxr.evaluation.drawing import class_color
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.notices import is_image_level, notices
@@ -25,6 +23,7 @@ from fastcxr.evaluation.tables import (
     wrong_cards,
 )
 from fastcxr.evaluation.words import NOTHING, count, duration, headline_rows, listed, plain, rate, score, share
+from fastcxr.storage import write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -40,11 +39,12 @@ def draw_report(folder: str | Path) -> Path:
     page = render_page(record, metrics, plates)
     # surrogates of odd file names become JSON escapes
     numbers = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(record.folder / "metrics.json", numbers.encode("utf-8", "backslashreplace"))
+    (record.folder / "figures").mkdir(exist_ok=True)
+    write_whole(record.folder / "metrics.json", numbers.encode("utf-8", "backslashreplace"))
     for plate in plates.values():
         drawing = f'<?xml version="1.0" encoding="utf-8"?>\n{plate.svg}\n'
-        _write(record.folder / "figures" / f"{plate.name}.svg", drawing.encode())
-    _write(record.folder / "report.html", page.encode())
+        write_whole(record.folder / "figures" / f"{plate.name}.svg", drawing.encode())
+    write_whole(record.folder / "report.html", page.encode())
     return record.folder / "report.html"
 
 
@@ -143,17 +143,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "table" if value and all(isinstance(item, dict) for item in value) else "list"
     return "plain"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: a page that is being redrawn is never half a page."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot be written ({error.strerror})", "Make room, or make the run folder writable", path=path
-        ) from error

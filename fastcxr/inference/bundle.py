@@ -75,7 +75,9 @@ def load_model(folder: str | Path) -> Classifier:
     if not weights.is_file():
         raise InputMissingError("this run has no model.safetensors", "Name the folder of a finished run", path=folder)
     if sha256_of(weights) != facts["files"][WEIGHTS_FILE]:
-        raise ModelError("sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301")
+        raise ModelError(
+            "sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301"
+        )
     try:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         backbone = find_backbone(f"{facts['backbone']['library']}:{facts['backbone']['name']}", "none")
@@ -84,7 +86,10 @@ def load_model(folder: str | Path) -> Classifier:
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"the model cannot be rebuilt ({first_line})", "Use the versions that run.json names", path=folder, code="E302"
+            f"the model cannot be rebuilt ({first_line})",
+            "Use the versions that run.json names",
+            path=folder,
+            code="E302",
         ) from error
     return Classifier(network=network.eval(), labels=labels, pixels=pixels)
 
@@ -93,12 +98,16 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     """model.json, checked to be one that this version understands."""
     path = Path(folder) / FACTS_FILE
     if not path.is_file():
-        raise InputMissingError("no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder)
+        raise InputMissingError(
+            "no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder
+        )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         version, checksum = facts["format_version"], facts["files"][WEIGHTS_FILE]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ModelError("this is no model.json of fastcxr", "Copy the run folder again", path=path, code="E301") from error
+        raise ModelError(
+            "this is no model.json of fastcxr", "Copy the run folder again", path=path, code="E301"
+        ) from error
     if version != FORMAT_VERSION or not isinstance(checksum, str):
         raise ModelError(
             f"format version {version!r}, this fastcxr reads {FORMAT_VERSION}",

@@ -1,4 +1,4 @@
-"""A classifier looks at each image once: a manifest becomes Predictions, and a file that cannot be read a row that says so."""
+"""A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,9 @@ def _read_square(file: str, size: int) -> np.ndarray | ImageError:
         return error
 
 
-def _batches(squares: Iterator[np.ndarray | ImageError], errors: list[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+def _batches(
+    squares: Iterator[np.ndarray | ImageError], errors: list[str]
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Rows and images of one batch after the other; a reason goes into `errors` in place of an image."""
     rows, images = [], []
     for row, square in enumerate(squares):

@@ -30,7 +30,7 @@ WAYS_OUT = "Give --weights FILE, downloaded elsewhere from {url}, or --weights n
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A network by library, name and weights tag, with the size and the normalization that its weights were made for."""
+    """A network by library, name and weights tag, with the size and the normalization its weights were made for."""
 
     library: str
     name: str
@@ -143,7 +143,9 @@ def _timm_config(name: str) -> PretrainedCfg:
     except RuntimeError as error:
         plain, _, tag = name.partition(".")
         tags = [found.partition(".")[2] for found in list_pretrained(f"{plain}.*")]
-        raise RecipeError(f"{plain} has no weights tagged {tag!r}", f"Choose from {', '.join(tags) or 'none'}") from error
+        raise RecipeError(
+            f"{plain} has no weights tagged {tag!r}", f"Choose from {', '.join(tags) or 'none'}"
+        ) from error
 
 
 def _find_torchvision(name: str) -> Backbone:

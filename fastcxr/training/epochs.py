@@ -115,7 +115,9 @@ class EpochReport(Callback):
         improved = self.best.is_better(value, self.stage_best)
         self.stage_best, self.since_best = (value, 0) if improved else (self.stage_best, self.since_best + 1)
         if self.stage.patience and self.since_best >= self.stage.patience:
-            log.info("stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor)
+            log.info(
+                "stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor
+            )
             raise CancelFitException
 
     def make_row(self) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401  puts lr_find and fit_one_cycle on Learner
 import numpy as np
 import torch
-from fastai.callback.core import Callback
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
@@ -36,7 +36,7 @@ class FrozenStaysFrozen(Callback):
 
 
 class Bfloat16(Callback):
-    """The network computes in bfloat16, its weights and the loss stay in float32; fastai's own is made for CUDA alone."""
+    """The network computes in bfloat16, weights and loss stay in float32; fastai's own is made for CUDA alone."""
 
     order = ChannelsLast.order + 1
 

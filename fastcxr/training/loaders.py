@@ -83,7 +83,9 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
     counts = table["split"].value_counts()
     for part in ("train", "valid"):
         if not counts.get(part):
-            raise DataError(f"no image is in the {part} split", "Call split_by_patient first, or mend the split column", code="E004")
+            raise DataError(
+                f"no image is in the {part} split", "Call split_by_patient first, or mend the split column", code="E004"
+            )
     loaders = make_datablock(table, recipe).dataloaders(
         table,
         bs=min(recipe.batch_size, int(counts["train"])),

@@ -53,7 +53,7 @@ class LabelSmoothingCrossEntropy(WeightedLoss):
 class FocalLoss(WeightedLoss):
     """Cross-entropy times (1 - p)^gamma, p being the probability given to the truth (Lin 2017).
 
-    fastai's loss of this name takes p from the weighted cross-entropy, so class weights bend the focus; here they do not.
+    fastai's loss of this name takes p from the weighted cross-entropy, so class weights bend the focus; not here.
     """
 
     def __init__(self, gamma: float, weight: torch.Tensor | None = None, reduction: str = "mean"):

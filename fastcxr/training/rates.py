@@ -49,7 +49,9 @@ def climb(learner: Learner, stage: Stage, progress: Progress) -> pd.DataFrame:
     with progress.bar(STEPS, f"{stage.name}: finding a learning rate") as bar, learner.added_cbs(Steps(bar)):
         learner.lr_find(start, end, STEPS, show_plot=False, suggest_funcs=None)
     recorder = learner.recorder
-    return pd.DataFrame({"stage": stage.name, "rate": np.array(recorder.lrs), "loss": torch.stack(recorder.losses).numpy()})
+    return pd.DataFrame(
+        {"stage": stage.name, "rate": np.array(recorder.lrs), "loss": torch.stack(recorder.losses).numpy()}
+    )
 
 
 def read_curve(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, str]:

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from fastai.learner import Learner
 

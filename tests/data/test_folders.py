@@ -54,10 +54,10 @@ def test_links_into_other_places_are_followed_once(tmp_path):
 def test_class_folders_may_be_links(tmp_path):
     fill(tmp_path / "store", "sick/a.png", "well/b.png", "junk/c.png")
     (tmp_path / "store/sick/up").symlink_to("..")
-    fill(tmp_path / "data/")
+    data = fill(tmp_path / "data", "./")
     for name in ("sick", "well"):
-        fill(tmp_path, "data/").joinpath("data", name).symlink_to(tmp_path / "store" / name)
-    assert list_all(tmp_path / "data", "sick", "well") == ["sick/a.png", "well/b.png"]
+        (data / name).symlink_to(tmp_path / "store" / name)
+    assert list_all(data, "sick", "well") == ["sick/a.png", "well/b.png"]
 
 
 def test_what_is_no_file_is_skipped_and_said_loudly(tmp_path, caplog, monkeypatch):

@@ -110,7 +110,9 @@ def test_a_column_for_each_finding_is_refused_as_several_labels(table):
 
 
 def test_a_comma_in_a_label_is_no_sign_of_several(table):
-    assert read_labelled(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0] == "opacity, left"
+    assert (
+        read_labelled(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0] == "opacity, left"
+    )
 
 
 def test_repeated_rows_are_named_by_line(table):

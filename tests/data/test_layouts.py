@@ -97,7 +97,7 @@ def test_a_missing_folder_suggests_its_neighbour(tmp_path):
     fill_two(tmp_path / "ozturk")
     text = refuse(tmp_path / "osturk", kind=InputMissingError)
     assert "FCX-E001" in text
-    assert f"no such folder (did you mean '{tmp_path}/ozturk'?). Check the name given as --data" in text
+    assert f"no such file or folder (did you mean '{tmp_path}/ozturk'?). Check the name given as --data" in text
     assert "FCX-E001" in refuse(fill(tmp_path, "file") / "file" / "x", kind=InputMissingError)
 
 
@@ -105,7 +105,9 @@ def test_an_empty_folder_and_loose_images_say_what_is_wanted(tmp_path):
     text = refuse(tmp_path, kind=InputMissingError)
     assert "FCX-E002" in text
     assert "0 images. Sort the images into one folder a class, or give a CSV" in text
-    assert "0 images in class folders; 2 files lie loose" in refuse(fill(tmp_path, "a.png", "b.png"))
+    assert "0 images in class folders; 2 files lie loose" in refuse(
+        fill(tmp_path, "a.png", "b.png"), kind=InputMissingError
+    )
 
 
 def test_a_folder_too_high_points_to_the_one_below(tmp_path):

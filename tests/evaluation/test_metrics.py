@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.metrics as sk
-from made_up import LABELS, make_manifest, make_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import LABELS, make_manifest, make_probability
 
 from fastcxr.errors import DataError
 from fastcxr.evaluation.metrics import measure, measure_predictions

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import LABELS, make_manifest, make_probability
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import LABELS, make_manifest, make_probability
 
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.evaluation.predictions import (

@@ -68,7 +68,12 @@ def test_a_foreign_model_json_is_refused(folder, content):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("format_version", 99), ("labels", ["a", "b"]), ("backbone", {"library": "timm", "name": "no_such"}), ("pixels", {})],
+    [
+        ("format_version", 99),
+        ("labels", ["a", "b"]),
+        ("backbone", {"library": "timm", "name": "no_such"}),
+        ("pixels", {}),
+    ],
 )
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):
     facts = json.loads((folder / "model.json").read_text())

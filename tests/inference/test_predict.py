@@ -1,4 +1,4 @@
-"""One row an image in the manifest's order, the same whatever stands beside it, and a row with a reason for a bad file."""
+"""One row an image in the manifest's order, the same whatever stands beside it, a row with a reason for a bad file."""
 
 import numpy as np
 import pandas as pd

@@ -30,7 +30,9 @@ def test_a_training_step_and_a_prediction_go_through(name):
         assert network.eval()(images).shape == (4, 3)
 
 
-@pytest.mark.parametrize("name", [*SMALL, "vgg16", "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16"])
+@pytest.mark.parametrize(
+    "name", [*SMALL, "vgg16", "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16"]
+)
 def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name):
     network = build(name, 224)
     groups = layer_groups(network)
@@ -56,7 +58,9 @@ def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
 def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
     backbone = find_backbone("efficientnet_b7", "imagenet")
     assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
-    assert "efficientnet_b7 has no pretrained weights of its own" in explain_choice("efficientnet_b7", backbone, "imagenet")
+    assert "efficientnet_b7 has no pretrained weights of its own" in explain_choice(
+        "efficientnet_b7", backbone, "imagenet"
+    )
     assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
 
 

@@ -54,7 +54,9 @@ def test_gray_augmentation_gives_three_equal_channels(toy_manifest):
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-@pytest.mark.parametrize("knob", [{"flip_vert": True, "do_flip": True}, {"min_scale": 0.5}, {"pad_mode": "reflection"}, {"batch": True}])
+@pytest.mark.parametrize(
+    "knob", [{"flip_vert": True, "do_flip": True}, {"min_scale": 0.5}, {"pad_mode": "reflection"}, {"batch": True}]
+)
 def test_every_knob_of_aug_transforms_can_be_set(toy_manifest, knob):
     images, _ = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(**knob))).train.one_batch()
     assert images.shape == (4, 3, 64, 64)

@@ -1,0 +1,232 @@
+"""Tests for manifest.py and checks.py"""
+
+import logging
+import os
+import unicodedata
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cohorts import fill, fill_two, make_manifest, one_line, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastcxr.data.manifest import (
+    COLUMNS,
+    describe_manifest,
+    leave_out,
+    read_manifest,
+    read_written_manifest,
+    write_manifest,
+)
+from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingError, OutputError
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+def refuse(data, kind: type = DataError, **choices) -> str:
+    with pytest.raises(FastcxrError) as caught:
+        read_manifest(data, **choices)
+    assert isinstance(caught.value, kind)
+    return one_line(caught.value)
+
+
+def test_class_folders_become_a_manifest(tmp_path):
+    manifest = read_manifest(fill_two(tmp_path / "cohort"))
+    assert manifest.columns.tolist() == [*COLUMNS, "file"]
+    assert isinstance(manifest.index, pd.RangeIndex)
+    assert manifest["path"].tolist() == ["covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png"]
+    assert manifest["label"].tolist() == ["covid", "covid", "normal", "normal"]
+    assert set(manifest["source"]) == {"cohort"}
+    assert manifest["file"].tolist() == [str(tmp_path / "cohort" / path) for path in manifest["path"]]
+    assert manifest["patient"].tolist() == [f"image:{path}" for path in manifest["path"]]
+    assert set(manifest["patient_from"]) == {"own"}
+    assert manifest[["split", "split_from"]].isna().all(axis=None)
+
+
+def test_split_folders_give_their_splits(tmp_path):
+    paths = [f"{split}/{label}/{split}.png" for split in ("train", "val", "test") for label in ("covid", "normal")]
+    manifest = read_manifest(fill(tmp_path, *paths))
+    assert manifest["split"].tolist() == ["test", "test", "train", "train", "valid", "valid"]
+    assert set(manifest["split_from"]) == {"given"}
+    assert manifest["path"].tolist() == sorted(paths)
+
+
+def test_a_table_becomes_a_manifest_with_its_further_columns_at_the_end(tmp_path):
+    fill_two(tmp_path)
+    body = (
+        "covid/a.png,covid,7,063,\ncovid/b.png,covid,,,hospital\nnormal/c.png,normal,8.0,,\nnormal/d.png,normal,8,,\n"
+    )
+    manifest = read_manifest(write(tmp_path / "mine.csv", "path,label,patient,age,source\n" + body))
+    assert manifest.columns.tolist() == [*COLUMNS, "age", "file"]
+    assert manifest["source"].tolist() == ["mine", "hospital", "mine", "mine"]
+    assert manifest["patient"].tolist() == ["7", "image:covid/b.png", "8", "8"]
+    assert manifest["patient_from"].tolist() == ["column", "own", "column", "column"]
+
+
+def test_a_relative_folder_is_found_and_its_files_are_absolute(tmp_path, monkeypatch):
+    fill_two(tmp_path / "cohort")
+    monkeypatch.chdir(tmp_path / "cohort")
+    manifest = read_manifest(".")
+    assert set(manifest["source"]) == {"cohort"}
+    assert all(Path(file).is_absolute() and Path(file).exists() for file in manifest["file"])
+
+
+def test_the_data_folder_is_never_written_to(tmp_path):
+    fill_two(tmp_path)
+    write(tmp_path / "p.csv", "filename,patient\na.png,1\nb.png,2\n")
+    before = {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]}
+    leave_out(read_manifest(tmp_path, patients=tmp_path / "p.csv"), [])
+    assert {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]} == before
+
+
+def test_no_images_one_class_and_a_lonely_image_are_refused(tmp_path):
+    text = refuse(fill(tmp_path / "a", "covid/", "normal/"), InputMissingError)
+    assert "FCX-E002" in text
+    assert "0 images. Give PNG, JPEG, TIFF, BMP or DICOM files in one folder a class" in text
+    text = refuse(fill(tmp_path / "b", "covid/a.png", "covid/b.png"))
+    assert "FCX-E003" in text
+    assert "one class only, 'covid'. Give images of two classes" in text
+    text = refuse(fill(fill_two(tmp_path / "c"), "rare/x.png"))
+    assert "FCX-E004" in text
+    assert "'rare' (1 image of 1 patient). One image cannot be both trained and tested: give 2 at least" in text
+
+
+def test_a_lonely_image_is_enough_where_splits_are_given(tmp_path):
+    fill(tmp_path, "train/covid/a.png", "train/normal/b.png", "test/covid/c.png")
+    assert len(read_manifest(tmp_path)) == 3
+    assert "'rare'" in refuse(fill(tmp_path, "test/rare/d.png"))
+
+
+@pytest.mark.parametrize("twin", ["COVID", "covid ", "co vid", "ｃovid"])
+def test_class_names_that_look_alike_are_refused(tmp_path, twin):
+    fill_two(tmp_path)
+    fill(tmp_path, f"{twin}/x.png", f"{twin}/y.png")
+    text = refuse(tmp_path)
+    assert "FCX-E006" in text
+    assert "only in case, space or normalisation" in text
+    assert "Give each class one name" in text
+
+
+def test_an_accent_written_in_two_ways_is_one_class_too_many(tmp_path):
+    fill_two(tmp_path)
+    for form in ("NFC", "NFD"):
+        fill(tmp_path, *(unicodedata.normalize(form, f"pneumonía/{form}{i}.png") for i in range(2)))
+    assert "'pneumoni\\u0301a' and 'pneumon\\xeda'" in refuse(tmp_path)
+
+
+def test_images_without_any_patient_are_said_loudly(tmp_path, caplog):
+    fill(tmp_path, "covid/p1/a.png", "covid/p2/b.png", "normal/p3/c.png", "normal/p3/d.png")
+    manifest = read_manifest(tmp_path)
+    assert describe_manifest(manifest) == "2 classes, 4 images"
+    assert "no image says whose it is" in caplog.text
+    assert "If folders such as 'p1' are patients, say --patient-regex '^[^/]+/([^/]+)/'" in caplog.text
+    caplog.clear()
+    manifest = read_manifest(tmp_path, patient_regex="^[^/]+/([^/]+)/")
+    assert describe_manifest(manifest) == "2 classes, 4 images, 3 patients from the pattern in the path"
+    assert not caplog.records
+
+
+def test_the_description_names_every_origin():
+    manifest = make_manifest([("a", "x"), ("a", "y"), ("b", "x"), ("image:y/00003.png", "y")])
+    manifest = manifest.assign(patient_from=["nih", "nih", "table", "own"])
+    text = "2 classes, 4 images, 1 patient from the joined table, 1 patient from NIH file names, "
+    assert describe_manifest(manifest) == text + "1 image without a patient, taken as its own"
+
+
+def test_what_is_left_out_must_leave_enough(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    manifest = read_manifest(fill(fill_two(tmp_path), "covid/e.png"))
+
+    def bad(*paths):
+        return [ImageError("empty", "Remove it", path=tmp_path / path, code="E101") for path in paths]
+
+    kept = leave_out(manifest, bad("covid/a.png"))
+    assert kept["path"].tolist() == ["covid/b.png", "covid/e.png", "normal/c.png", "normal/d.png"]
+    assert kept.index.tolist() == [0, 1, 2, 3]
+    assert "left out 1 of 5 images" in caplog.text
+    assert len(manifest) == 5
+    with pytest.raises(DataError, match="FCX-E004.*too few images in class 'normal'.*give 2 at least"):
+        leave_out(manifest, bad("normal/c.png"))
+    with pytest.raises(DataError, match="no image that can be read is left of 'normal'. Repair some"):
+        leave_out(manifest, bad("normal/c.png", "normal/d.png"))
+
+
+def test_a_written_manifest_reads_back_as_it_was(tmp_path):
+    fill(tmp_path, "covid/a b.png", "covid/new\nline.png", "covid/back\rward.png", "normal/☢️.png", "normal/'q\",.png")
+    fill(tmp_path, "normal/00000013_005.png")
+    manifest = read_manifest(tmp_path)
+    manifest = manifest.assign(
+        split=["train", "test", None, "valid", None, "train"], age=[None, "063", "NA", "1.0", "", "2"]
+    )
+    write_manifest(manifest, tmp_path / "manifest.csv")
+    written = read_written_manifest(tmp_path / "manifest.csv")
+    expected = manifest.drop(columns="file").assign(age=manifest["age"].replace("", None)).astype(written.dtypes)
+    pd.testing.assert_frame_equal(written, expected)
+    assert str(tmp_path) not in (tmp_path / "manifest.csv").read_text()
+    assert "00000013" in set(written["patient"])
+
+
+@given(st.lists(st.tuples(TEXT.filter(str.strip), TEXT), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_whatever_text_a_manifest_holds_is_read_back(tmp_path_factory, cells):
+    manifest = make_manifest([(patient, "x") for patient, _ in cells]).assign(note=[note for _, note in cells])
+    path = tmp_path_factory.mktemp("run") / "manifest.csv"
+    write_manifest(manifest, path)
+    written = read_written_manifest(path)
+    assert written["patient"].tolist() == manifest["patient"].tolist()
+    assert written["note"].fillna("").tolist() == manifest["note"].tolist()
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "manifest.csv"
+    write_manifest(make_manifest([("a", "x")]), path)
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        write_manifest(make_manifest([("b", "y")]), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.csv"]
+
+
+def test_a_table_that_is_no_manifest_is_refused(tmp_path):
+    with pytest.raises(
+        DataError, match="no manifest of fastcxr: .*'source'.* are missing. Give the manifest.csv of a run"
+    ):
+        read_written_manifest(write(tmp_path / "manifest.csv", "path,label\n"))
+
+
+REAL = os.environ.get("FASTCXR_REAL_DATA")
+needs_real_data = pytest.mark.skipif(not REAL, reason="FASTCXR_REAL_DATA names no folder of real radiographs")
+
+
+@needs_real_data
+def test_the_ozturk_cohort_is_described_with_and_without_its_patients():
+    manifest = read_manifest(Path(REAL) / "ozturk")
+    assert describe_manifest(manifest) == (
+        "3 classes, 1,124 images, 682 patients from NIH file names, 124 images without a patient, each taken as its own"
+    )
+    manifest = read_manifest(Path(REAL) / "ozturk", patients=Path(REAL) / "cohen/metadata.csv")
+    assert describe_manifest(manifest) == (
+        "3 classes, 1,124 images, 65 patients from the joined table, 682 patients from NIH file names, "
+        "30 images without a patient, each taken as its own"
+    )
+    assert (manifest["patient_from"] == "table").sum() == 94
+
+
+@needs_real_data
+def test_the_coronahack_names_hold_the_patients_that_its_table_gives(tmp_path):
+    table = pd.read_csv(Path(REAL) / "coronahack/Chest_xray_Corona_Metadata.csv", dtype=str)
+    folder = (Path(REAL) / "coronahack").absolute()
+    table = table.assign(path=f"{folder}/" + table["Dataset_type"].str.lower() + "/" + table["X_ray_image_name"])
+    cohort = tmp_path / "coronahack.csv"
+    table.assign(label=table["Label"], split=table["Dataset_type"])[["path", "label", "split"]].to_csv(cohort)
+    manifest = read_manifest(cohort)
+    named = manifest["patient_from"].isin(["kermany", "im"])
+    assert named.sum() > 4000
+    assert (manifest["patient"] == table["patient_id"])[named].all()
+    assert (manifest["split"] == table["Dataset_type"].str.lower()).all()

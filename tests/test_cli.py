@@ -1,0 +1,201 @@
+"""The command line as a person meets it: the main job, its files, and one line for every mistake."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_toys
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+
+TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep"]
+
+
+def fastcxr(*words, where: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "fastcxr", *map(str, words)]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, its data folder, and what the terminal said."""
+    place = tmp_path_factory.mktemp("finished")
+    data = write_toys(place / "toys", per_class=20)
+    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--score-train", "--batch-size", "8", where=place)
+    assert done.returncode == 0, done.stderr
+    return place / "run", data, done
+
+
+def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
+    run, _, done = finished
+    assert done.stdout.strip() == str(Path("run") / "report.html")
+    files = {path.name for path in run.iterdir()}
+    assert files == {
+        "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
+        "metrics.json", "report.html", "run.json", "figures",
+    }  # fmt: skip
+
+
+def test_the_terminal_says_what_was_found_and_shows_the_headline(finished):
+    said = finished[2].stderr
+    assert "3 classes, 60 images, 30 patients from NIH file names" in said
+    assert "train 42 images of 21 patients" in said or "train" in said
+    assert "AUROC" in said
+    assert "Traceback" not in said
+    assert "\r" not in said, "no live bar in a pipe"
+
+
+def test_metrics_agree_with_scikit_learn_computed_afresh_from_predictions(finished):
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    table = pd.read_csv(finished[0] / "predictions.csv", dtype={"error": str})
+    assert set(metrics) == {"train", "valid", "test"}
+    for split, found in metrics.items():
+        check_against_scikit_learn(table[table["split"] == split], found)
+
+
+def check_against_scikit_learn(part: pd.DataFrame, found: dict) -> None:
+    labels = found["labels"]
+    probability = part[[f"prob_{label}" for label in labels]].to_numpy()
+    onehot = (part["label"].to_numpy()[:, None] == np.array(labels)).astype(int)
+    assert found["n_images"] == len(part)
+    assert found["n_patients"] == part["patient"].nunique()
+    assert found["accuracy"] == pytest.approx(accuracy_score(part["label"], part["predicted"]), abs=1e-9)
+    assert found["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(part["label"], part["predicted"]), abs=1e-9
+    )
+    for average in ("macro", "micro"):
+        assert found["auroc"][average] == pytest.approx(roc_auc_score(onehot, probability, average=average), abs=1e-9)
+        assert found["average_precision"][average] == pytest.approx(
+            average_precision_score(onehot, probability, average=average), abs=1e-9
+        )
+
+
+def test_a_report_is_redrawn_byte_for_byte(finished):
+    before = hashlib.sha256((finished[0] / "report.html").read_bytes()).hexdigest()
+    done = fastcxr("report", finished[0])
+    assert done.returncode == 0
+    assert hashlib.sha256((finished[0] / "report.html").read_bytes()).hexdigest() == before
+
+
+def test_the_same_command_gives_identical_predictions(finished, tmp_path):
+    run, data, _ = finished
+    done = fastcxr(*TRAIN, "--data", data, "--out", tmp_path / "again", "--score-train", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+
+
+def test_no_absolute_path_of_the_machine_reaches_an_output(finished):
+    run, data, _ = finished
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert str(data).encode() not in path.read_bytes(), path
+
+
+def test_an_earlier_run_keeps_every_patient_in_place(finished, tmp_path):
+    run, data, _ = finished
+    done = fastcxr(*TRAIN, "--data", data, "--split-from", run, "--seed", "7", "--out", tmp_path / "later")
+    assert done.returncode == 0, done.stderr
+    before, after = (pd.read_csv(f / "manifest.csv", dtype=str) for f in (run, tmp_path / "later"))
+    assert after["split"].tolist() == before["split"].tolist()
+    assert set(after["split_from"]) == {"kept"}
+
+
+def test_predict_writes_a_row_a_file_and_an_error_row_for_each_bad_one(finished, tmp_path):
+    run, data, _ = finished
+    (tmp_path / "new").mkdir()
+    good = sorted((data / "haze").glob("*.png"))[:3]
+    for file in good:
+        (tmp_path / "new" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "new" / "broken.png").write_bytes(good[0].read_bytes()[:600])
+    done = fastcxr("predict", run, tmp_path / "new", good[0], "--csv", tmp_path / "out.csv")
+    assert done.returncode == 2, "some files could not be read"
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [*sorted([f.name for f in good] + ["broken.png"]), good[0].name]
+    bad = [row for row in rows if row["error"]]
+    assert [row["path"] for row in bad] == ["broken.png"]
+    assert "FCX-E103" in bad[0]["error"]
+    assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("prob_")) == pytest.approx(1)
+    assert "4 images classified, 1 not readable" in done.stderr
+
+
+def test_predict_without_a_file_writes_to_standard_output(finished):
+    run, data, _ = finished
+    done = fastcxr("predict", run, data / "clear")
+    assert done.returncode == 0
+    assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    data = write_toys(tmp_path / "toys", per_class=20)
+    victims = sorted((data / "clear").glob("*.png"))
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(b"<html>404</html>")
+    victims[2].write_bytes(victims[2].read_bytes()[:700])
+    return data
+
+
+def test_bad_files_stop_training_before_the_first_step_with_the_whole_list(damaged, tmp_path):
+    done = fastcxr(*TRAIN, "--data", damaged, "--out", tmp_path / "run")
+    assert done.returncode == 65
+    assert [code in done.stderr for code in ("FCX-E101", "FCX-E102", "FCX-E103")] == [True] * 3
+    assert "--skip-bad" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists(), "the same command works again once the files are mended"
+
+
+def test_bad_files_can_be_left_out_and_are_counted_in_the_report(damaged, tmp_path):
+    done = fastcxr(*TRAIN, "--data", damaged, "--skip-bad", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert len(list(csv.DictReader((tmp_path / "run" / "skipped.csv").open(newline="")))) == 3
+    assert "3 images left out" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "remedy"),
+    [
+        (["train", "mobilenetv2_035", "--los", "focal"], 64, "Did you mean --loss"),
+        (["train", "mobilenetv2_035", "--loss", "focl"], 64, 'Did you mean "focal"'),
+        (["train", "mobilenetv2_035", "--epochs", "0"], 64, "at least 1"),
+        (["trian"], 64, 'Did you mean "train"'),
+        (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),
+        (["train", "mobilenetv2_035", "--data", "nowhere"], 66, "no such folder"),
+        (["train", "mobilenetv2_035", "--data", "TOYS", "--weights", "nowhere.pth"], 66, "Give --weights"),
+        (["train", "mobilenetv2_035", "--data", "TOYS", "--device", "cuda:99", "--weights", "none"], 64, "--device auto"),
+        (["train", "mobilenetv2_035", "--data", "TOYS", "--out", "TOYS"], 73, "Choose another --out"),
+        (["report", "nowhere"], 66, "Name the folder of a finished run"),
+        (["predict", "nowhere", "a.png"], 66, "Name the folder of a finished run"),
+        (["predict", "nowhere"], 66, "Give files or folders"),
+        (["models", "no_such_backbone"], 66, "Try a shorter part"),
+    ],
+)
+def test_every_mistake_is_one_line_with_its_remedy(words, code, remedy, toy_folder, tmp_path):
+    done = fastcxr(*[str(toy_folder) if word == "TOYS" else word for word in words], where=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert remedy in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_models_lists_parameters_size_and_weights():
+    lines = fastcxr("models", "vgg16").stdout.splitlines()
+    assert lines[1].split() == ["vgg16", "timm", "138.4", "M", "224", "yes"]
+    assert any(line.startswith("torchvision:vgg16 ") for line in lines)
+
+
+def test_without_data_the_class_folders_in_data_are_used_and_said(tmp_path):
+    write_toys(tmp_path / "data", per_class=20)
+    done = fastcxr(*TRAIN, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "using the class folders in data/" in done.stderr
+    assert (tmp_path / "runs" / "data-mobilenetv2_035-1" / "report.html").exists()
+
+
+def test_the_version_is_told():
+    assert fastcxr("--version").stdout.startswith("fastcxr 0.")
