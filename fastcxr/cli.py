@@ -129,7 +129,7 @@ def models(pattern: str = "*") -> int:
 
 def find_data() -> str:
     """The folder data/ here if it holds class folders, else the bundled sample cohort; says which."""
-    from fastcxr.data.layouts import holds_class_folders
+    from fastcxr.data.cohort.layouts import holds_class_folders
     from fastcxr.data.sample import sample_folder
 
     if holds_class_folders("data"):

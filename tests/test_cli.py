@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_toys
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+from toys import write_toys
 
 TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep"]
 
@@ -167,7 +167,11 @@ def test_bad_files_can_be_left_out_and_are_counted_in_the_report(damaged, tmp_pa
         (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),
         (["train", "mobilenetv2_035", "--data", "nowhere"], 66, "no such folder"),
         (["train", "mobilenetv2_035", "--data", "TOYS", "--weights", "nowhere.pth"], 66, "Give --weights"),
-        (["train", "mobilenetv2_035", "--data", "TOYS", "--device", "cuda:99", "--weights", "none"], 64, "--device auto"),
+        (
+            ["train", "mobilenetv2_035", "--data", "TOYS", "--device", "cuda:99", "--weights", "none"],
+            64,
+            "--device auto",
+        ),
         (["train", "mobilenetv2_035", "--data", "TOYS", "--out", "TOYS"], 73, "Choose another --out"),
         (["report", "nowhere"], 66, "Name the folder of a finished run"),
         (["predict", "nowhere", "a.png"], 66, "Name the folder of a finished run"),

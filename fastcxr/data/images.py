@@ -7,7 +7,7 @@ The rules of `read_image`, which training and prediction share:
 - 16-bit and larger integers: the full range of the smallest usual depth (8, 10, 12, 14, 16 bits) that holds the largest
   value becomes 0..255; larger or negative values min..max. Floats: 0..1 times 255, 0..255 as they are, else min..max.
 - A picture lies as its EXIF orientation says. A TIFF that counts white as zero, and MONOCHROME1, are turned positive.
-- DICOM: modality table or rescale, then table or first window of interest; see `fastcxr.data.windows`.
+- DICOM: modality table or rescale, then table or first window of interest; see `fastcxr.data.formats.windows`.
 - Sizes are checked in the header, before any pixel is decoded. Nothing is guessed: a damaged file is an ImageError.
 """
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from fastcxr.data.files import (
+from fastcxr.data.formats.files import (
     DICOM_SUFFIXES,
     HEAD,
     find_kind,
@@ -31,7 +31,7 @@ from fastcxr.data.files import (
     refuse_content,
     silent_decoders,
 )
-from fastcxr.data.pictures import read_picture
+from fastcxr.data.formats.pictures import read_picture
 from fastcxr.errors import ImageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def _is_dicom(path: str, head: bytes) -> bool:
 
 
 def _read_dicom(file: io.BufferedIOBase, path: str, head: bytes) -> np.ndarray:
-    from fastcxr.data.dicom import read_dicom  # pydicom takes a quarter of a second, and most cohorts have no DICOM
+    from fastcxr.data.formats.dicom import (
+        read_dicom,
+    )  # pydicom takes a quarter of a second, and most cohorts have no DICOM
 
     try:
         return read_dicom(file, path)

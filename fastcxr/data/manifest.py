@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.checks import check_classes
-from fastcxr.data.folders import list_below, list_images
-from fastcxr.data.labels import read_labelled
-from fastcxr.data.layouts import Cohort, find_layout
-from fastcxr.data.patients import name_patients
-from fastcxr.data.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
+from fastcxr.data.cohort.checks import check_classes
+from fastcxr.data.cohort.folders import list_below, list_images
+from fastcxr.data.cohort.labels import read_labelled
+from fastcxr.data.cohort.layouts import Cohort, find_layout
+from fastcxr.data.cohort.patients import name_patients
+from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.errors import DataError, ImageError, InputMissingError
 from fastcxr.storage import write_whole
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastcxr.data.anatomy import draw_body
-from fastcxr.data.canvas import Dice
-from fastcxr.data.phantom import FINDINGS, draw_film, draw_view
+from fastcxr.data.phantom.anatomy import draw_body
+from fastcxr.data.phantom.canvas import Dice
+from fastcxr.data.phantom.film import FINDINGS, draw_film, draw_view
 from fastcxr.errors import OutputError
 
 IMAGES_PER_CLASS = 135

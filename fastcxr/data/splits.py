@@ -8,10 +8,10 @@ from itertools import combinations
 
 import pandas as pd
 
-from fastcxr.data.checks import refuse_lonely
-from fastcxr.data.dealing import SHARES, deal
-from fastcxr.data.earlier import find_kept
-from fastcxr.data.tables import TEXT, name_some, suggest
+from fastcxr.data.cohort.checks import refuse_lonely
+from fastcxr.data.cohort.dealing import SHARES, deal
+from fastcxr.data.cohort.earlier import find_kept
+from fastcxr.data.cohort.tables import TEXT, name_some, suggest
 from fastcxr.errors import DataError, RecipeError
 
 log = logging.getLogger("fastcxr")

@@ -90,7 +90,7 @@ def make_predictions(
 
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
-    """predictions.csv in full precision, as a file or into an open stream; each probability reads back as the same float."""
+    """predictions.csv in full precision, as a file or into an open stream: each probability reads back the same."""
     text = predictions.table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas leaves a lone carriage return unquoted, and would read it back as the end of a row
         text = predictions.table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

@@ -10,8 +10,8 @@ from cohorts import make_manifest, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastcxr.data.cohort.pseudonyms import hide_patient
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
-from fastcxr.data.pseudonyms import hide_patient
 from fastcxr.data.splits import describe_split, shared_patients, split_by_patient
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 

@@ -1,7 +1,7 @@
 """An open DICOM file comes in; the 8-bit gray picture that a viewer shows, or one tag of the header, goes out.
 
 Only the tags named here are read, and no value that a person typed reaches an error or a log.
-How stored values become gray levels stands in `fastcxr.data.windows`.
+How stored values become gray levels stands in `fastcxr.data.formats.windows`.
 """
 
 import re
@@ -35,9 +35,9 @@ from pydicom.uid import (
     JPEGExtended12Bit,
 )
 
-from fastcxr.data.files import HEAD, may_be_dicom, open_file, say_once, silent_decoders
-from fastcxr.data.gray import MOST_PIXELS, check_size
-from fastcxr.data.windows import show_stored
+from fastcxr.data.formats.files import HEAD, may_be_dicom, open_file, say_once, silent_decoders
+from fastcxr.data.formats.gray import MOST_PIXELS, check_size
+from fastcxr.data.formats.windows import show_stored
 from fastcxr.errors import ImageError, RecipeError
 
 REQUIRED = (

@@ -6,7 +6,7 @@ import os
 import pytest
 from cohorts import fill, one_line, write
 
-from fastcxr.data.labels import read_labelled
+from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.errors import FastcxrError, InputMissingError
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")

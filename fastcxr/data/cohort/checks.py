@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.tables import name_some
+from fastcxr.data.cohort.tables import name_some
 from fastcxr.errors import DataError, InputMissingError
 
 

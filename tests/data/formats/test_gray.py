@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fastcxr.data.gray import check_size, find_full_range, from_floats, from_integers, look_up, stretch
+from fastcxr.data.formats.gray import check_size, find_full_range, from_floats, from_integers, look_up, stretch
 from fastcxr.errors import ImageError
 
 PICTURES = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)))

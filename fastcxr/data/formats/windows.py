@@ -9,7 +9,7 @@ maximum, padding left out.
 import numpy as np
 from pydicom import Dataset
 
-from fastcxr.data.gray import find_full_range, look_up, stretch
+from fastcxr.data.formats.gray import find_full_range, look_up, stretch
 
 
 def show_stored(stored: np.ndarray, header: Dataset) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fastcxr.data.tables import name_some
+from fastcxr.data.cohort.tables import name_some
 from fastcxr.errors import DataError
 
 SPLITS = ("train", "valid", "test")

@@ -6,7 +6,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from radiographs import make_dicom, make_reference
 
-from fastcxr.data.windows import show_stored
+from fastcxr.data.formats.windows import show_stored
 
 PICTURE = make_reference()
 TWELVE = np.rint(PICTURE / 255 * 4095).astype(np.uint16)

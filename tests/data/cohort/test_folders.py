@@ -7,7 +7,7 @@ import socket
 import pytest
 from cohorts import fill, fill_two, one_line
 
-from fastcxr.data.folders import ClassFolder, list_images
+from fastcxr.data.cohort.folders import ClassFolder, list_images
 from fastcxr.errors import DataError
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fastcxr.data.dealing import count_lacking, deal
+from fastcxr.data.cohort.dealing import count_lacking, deal
 
 SPLITS = ("train", "test", "valid")
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from cohorts import one_line, write
 
-from fastcxr.data.joined import clean_ids, join_patients
+from fastcxr.data.cohort.joined import clean_ids, join_patients
 from fastcxr.errors import DataError
 
 

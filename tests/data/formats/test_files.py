@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastcxr.data import files
-from fastcxr.data.files import find_kind, may_be_dicom, name_content, open_file, say_once, silent_decoders
+from fastcxr.data.formats import files
+from fastcxr.data.formats.files import find_kind, may_be_dicom, name_content, open_file, say_once, silent_decoders
 from fastcxr.errors import ImageError
 
 

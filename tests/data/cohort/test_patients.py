@@ -7,7 +7,7 @@ import pytest
 from cohorts import fill, one_line, write
 from radiographs import make_dicom, make_reference, save_dicom
 
-from fastcxr.data.patients import name_patients
+from fastcxr.data.cohort.patients import name_patients
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
 PICTURE = make_reference()

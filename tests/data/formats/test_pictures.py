@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from radiographs import make_chunk, make_png, make_reference, make_tiff, save
 
-from fastcxr.data import files
+from fastcxr.data.formats import files
 from fastcxr.data.images import read_image
 from fastcxr.errors import ImageError
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastcxr.data.canvas import Dice, View, bump, ellipse, rise, stroke
+from fastcxr.data.phantom.canvas import Dice, View, bump, ellipse, rise, stroke
 
 Place = tuple[np.ndarray, np.ndarray]  # x and y of every pixel on the body
 

@@ -7,7 +7,7 @@ values that were drawn without knowing it, so that only what is seen in the lung
 
 import numpy as np
 
-from fastcxr.data.anatomy import (
+from fastcxr.data.phantom.anatomy import (
     Body,
     Lung,
     Twig,
@@ -19,7 +19,7 @@ from fastcxr.data.anatomy import (
     middle_of_chest,
     soft_tissue,
 )
-from fastcxr.data.canvas import Dice, View, blur, cloud, rise, stroke
+from fastcxr.data.phantom.canvas import Dice, View, blur, cloud, rise, stroke
 
 # the letters of the side markers, as a pen would write them without lifting
 LEFT = ((0, -1), (0, 0), (0.7, 0))

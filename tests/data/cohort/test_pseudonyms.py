@@ -7,7 +7,7 @@ import sys
 import pytest
 from cohorts import write
 
-from fastcxr.data.pseudonyms import find_salt_file, hide_patient, name_salt, read_salt
+from fastcxr.data.cohort.pseudonyms import find_salt_file, hide_patient, name_salt, read_salt
 from fastcxr.errors import DataError, OutputError
 
 
@@ -35,7 +35,7 @@ def test_the_salt_is_made_once_and_readable_by_its_owner_alone(home):
 
 
 def test_processes_that_start_together_agree_on_one_salt():
-    code = "from fastcxr.data.pseudonyms import read_salt; print(read_salt().decode())"
+    code = "from fastcxr.data.cohort.pseudonyms import read_salt; print(read_salt().decode())"
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
     assert len({process.communicate()[0] for process in processes}) == 1
     assert read_salt()

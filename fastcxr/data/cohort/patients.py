@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fastcxr.data.files import HEAD, may_be_dicom, open_file
-from fastcxr.data.joined import clean_ids, join_patients
-from fastcxr.data.pseudonyms import hide_patient, read_salt
-from fastcxr.data.tables import TEXT, texts
+from fastcxr.data.cohort.joined import clean_ids, join_patients
+from fastcxr.data.cohort.pseudonyms import hide_patient, read_salt
+from fastcxr.data.cohort.tables import TEXT, texts
+from fastcxr.data.formats.files import HEAD, may_be_dicom, open_file
 from fastcxr.errors import DataError, ImageError, RecipeError
 
 log = logging.getLogger("fastcxr")
@@ -108,7 +108,7 @@ def _from_dicom(rows: pd.DataFrame, tag: str | None) -> pd.Series:
 def _read_tag(file: str, tag: str) -> str | None:
     if not _is_dicom(file):
         return None
-    from fastcxr.data.dicom import read_patient_tag  # pydicom takes its time, and most cohorts have no DICOM
+    from fastcxr.data.formats.dicom import read_patient_tag  # pydicom takes its time, and most cohorts have no DICOM
 
     return read_patient_tag(file, tag)
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 from cohorts import fill, fill_two, one_line, write
 
-from fastcxr.data.layouts import find_layout
+from fastcxr.data.cohort.layouts import find_layout
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, RecipeError
 
 

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from fastcxr.data.gray import check_size
+from fastcxr.data.formats.gray import check_size
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIPS, ORIENTATION, SAMPLES, STRIP_BYTES, SAMPLE_FORMAT = 273, 274, 277, 279, 339

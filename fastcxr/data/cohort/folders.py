@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.tables import TEXT, name_some
+from fastcxr.data.cohort.tables import TEXT, name_some
 from fastcxr.errors import DataError
 
 log = logging.getLogger("fastcxr")

@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.folders import SPLIT_NAMES, identify, refuse_pairs, refuse_undecodable
-from fastcxr.data.joined import FILE_NAMES, PATIENT_NAMES
-from fastcxr.data.tables import NOBODY, TEXT, find_column, is_blank, name_lines, name_some, read_table, suggest, texts
+from fastcxr.data.cohort.folders import SPLIT_NAMES, identify, refuse_pairs, refuse_undecodable
+from fastcxr.data.cohort.joined import FILE_NAMES, PATIENT_NAMES
+from fastcxr.data.cohort.tables import (
+    NOBODY,
+    TEXT,
+    find_column,
+    is_blank,
+    name_lines,
+    name_some,
+    read_table,
+    suggest,
+    texts,
+)
 from fastcxr.errors import DataError, InputMissingError
 
 log = logging.getLogger("fastcxr")

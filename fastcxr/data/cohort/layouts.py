@@ -8,8 +8,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcxr.data.folders import SPLIT_NAMES, ClassFolder, list_folders, list_loose
-from fastcxr.data.tables import find_column, name_some, read_header, suggest, suggest_sibling
+from fastcxr.data.cohort.folders import SPLIT_NAMES, ClassFolder, list_folders, list_loose
+from fastcxr.data.cohort.tables import find_column, name_some, read_header, suggest, suggest_sibling
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 
 log = logging.getLogger("fastcxr")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fastcxr.data.tables import NOBODY, TEXT, find_column, is_blank, name_lines, name_some, read_table, texts
+from fastcxr.data.cohort.tables import NOBODY, TEXT, find_column, is_blank, name_lines, name_some, read_table, texts
 from fastcxr.errors import DataError
 
 log = logging.getLogger("fastcxr")

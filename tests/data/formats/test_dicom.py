@@ -20,8 +20,8 @@ from pydicom.uid import (
 )
 from radiographs import make_dicom, make_reference, save, save_dicom
 
-from fastcxr.data import files
-from fastcxr.data.dicom import read_patient_tag
+from fastcxr.data.formats import files
+from fastcxr.data.formats.dicom import read_patient_tag
 from fastcxr.data.images import read_image
 from fastcxr.errors import ImageError, RecipeError
 
@@ -224,7 +224,7 @@ def test_lossless_jpeg_names_itself_where_no_decoder_is_installed(tmp_path, monk
     class Lacking:
         is_available = False
 
-    monkeypatch.setattr("fastcxr.data.dicom.get_decoder", lambda _: Lacking)
+    monkeypatch.setattr("fastcxr.data.formats.dicom.get_decoder", lambda _: Lacking)
     error = refuse(save_dicom(tmp_path / "a.dcm", compress_as(make_dicom(PICTURE), JPEGLosslessSV1, b"\0" * 20)))
     assert error.code == "E125"
     assert "compressed as JPEG Lossless, Non-Hierarchical, First-Order Prediction" in str(error)
@@ -283,7 +283,7 @@ def test_a_dicom_too_large_is_refused_from_its_header(tmp_path):
 
 
 def test_a_deflated_bomb_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastcxr.data.dicom.MOST_UNPACKED", 100_000)
+    monkeypatch.setattr("fastcxr.data.formats.dicom.MOST_UNPACKED", 100_000)
     dataset = make_dicom(np.zeros((900, 900), np.uint8))
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     error = refuse(save_dicom(tmp_path / "a.dcm", dataset))

@@ -3,7 +3,7 @@
 import pytest
 from cohorts import one_line, write
 
-from fastcxr.data.tables import find_column, name_lines, name_some, read_header, read_table
+from fastcxr.data.cohort.tables import find_column, name_lines, name_some, read_header, read_table
 from fastcxr.errors import DataError, InputMissingError
 
 

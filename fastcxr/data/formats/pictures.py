@@ -9,9 +9,9 @@ import numpy as np
 # importing a plugin is what teaches Pillow the format; the four are all that it may use
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError  # noqa: F401
 
-from fastcxr.data.files import find_kind, name_content, refuse_content, say_once
-from fastcxr.data.gray import MOST_PIXELS, check_size, from_floats, from_integers
-from fastcxr.data.tiffs import (
+from fastcxr.data.formats.files import find_kind, name_content, refuse_content, say_once
+from fastcxr.data.formats.gray import MOST_PIXELS, check_size, from_floats, from_integers
+from fastcxr.data.formats.tiffs import (
     ORIENTATION,
     PHOTOMETRIC,
     SAMPLE_FORMAT,

@@ -1,0 +1,1 @@
+"""Draws one synthetic radiograph; fastcxr.data.sample is the door."""
