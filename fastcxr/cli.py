@@ -7,6 +7,8 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
 from fastcxr.recipe import Recipe
+from fastcxr.terminal import ConsoleMessages, TerminalProgress
 from fastcxr.version import VERSION
 
 PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
@@ -41,7 +44,6 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
         run folder to make; without it runs/<data>-<backbone>-<number>
     """
     from fastcxr.run import run
-    from fastcxr.terminal import TerminalProgress
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
     folder = out or next_folder(recipe)
@@ -86,7 +88,6 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
     from fastcxr.evaluation.predictions import write_predictions
     from fastcxr.inference.bundle import load_model
     from fastcxr.inference.predict import predict as predict_table
-    from fastcxr.terminal import TerminalProgress
 
     if not paths:
         raise InputMissingError("no image was named", "Give files or folders after the run folder")
@@ -168,26 +169,39 @@ def main() -> None:
     # It is read when torch loads, so it is set before that; a value of the user's own stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # those of the libraries are not for our users
-    log = logging.getLogger("fastcxr")
-    log.setLevel(logging.INFO)
-    try:
-        from fastcxr.terminal import ConsoleMessages
+    with said_aloud():
+        sys.exit(answer())
 
-        log.addHandler(ConsoleMessages(console))
-        code = app(exit_on_error=False, print_error=False, result_action="return_value")
-        sys.exit(code if isinstance(code, int) else 0)
+
+def answer() -> int:
+    """Carry out what the command line says; returns the exit code."""
+    try:
+        code = app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
     except CycloptsError as error:
-        fail(str(error), USAGE)
+        return fail(str(error), USAGE)
     except FastcxrError as error:
-        fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
+        return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
 
 
-def fail(message: str, code: int) -> None:
-    """One line of error, and the exit code that goes with it."""
+@contextmanager
+def said_aloud() -> Iterator[None]:
+    """What the library says goes to the console for as long as the block lasts."""
+    log, listener = logging.getLogger("fastcxr"), ConsoleMessages(console)
+    log.setLevel(logging.INFO)
+    log.addHandler(listener)
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+
+
+def fail(message: str, code: int) -> int:
+    """One line of error; returns the exit code that goes with it."""
     console.print(f"fastcxr: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(code)
+    return code
