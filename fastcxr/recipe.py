@@ -60,6 +60,7 @@ class Stage:
     multiples: tuple[float, ...] | None = choice(
         None, "a factor for each learning group, first to head, instead of spread"
     )
+    batch_norm: Literal["learn", "frozen"] = choice("learn", "frozen keeps the statistics that came with the weights")
     patience: int | None = choice(
         None, "epochs without improvement before it stops; none given: the recipe's", at_least=0
     )

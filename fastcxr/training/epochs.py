@@ -29,6 +29,18 @@ class Steps(Callback):
         self.bar.advance()
 
 
+class BatchNormStays(Callback):
+    """Batch norm keeps its statistics while its scale and shift learn: small batches would spoil good statistics."""
+
+    order = 61  # after fastai has put the whole network into training mode
+
+    def before_train(self) -> None:
+        """Put every batch norm into the mode of use."""
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
 class FiniteLoss(Callback):
     """Stops at the first loss that is no number, before a step puts it into the weights."""
 

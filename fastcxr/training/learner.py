@@ -29,6 +29,7 @@ class FrozenStaysFrozen(Callback):
     order = 60  # after fastai has put the whole network into training mode
 
     def before_train(self) -> None:
+        """Put what is frozen into the mode of use."""
         for module in self.model.modules():
             own = list(module.parameters(recurse=False))
             if own and not any(parameter.requires_grad for parameter in own):

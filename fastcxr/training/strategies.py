@@ -10,7 +10,7 @@ from fastai.learner import Learner
 from fastcxr.errors import RecipeError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
-from fastcxr.training.epochs import BestEpoch, EpochReport, FiniteLoss
+from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.rates import find_rate, group_rates
 
 log = logging.getLogger("fastcxr")
@@ -57,7 +57,8 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
             curves.append(curve)
             report.begin(stage)
             rate_of_groups = group_rates(learner, stage, rate)
-            learner.fit_one_cycle(stage.epochs, rate_of_groups, wd=recipe.weight_decay, cbs=[FiniteLoss(), report])
+            cbs = [FiniteLoss(), report] + [BatchNormStays()] * (stage.batch_norm == "frozen")
+            learner.fit_one_cycle(stage.epochs, rate_of_groups, wd=recipe.weight_decay, cbs=cbs)
             best.restore(learner.model)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return Training(history=pd.DataFrame(report.rows), rates=rates, curves=pd.concat(curves), best=best.summary())
@@ -65,10 +66,11 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
 
 def find_stages(recipe: Recipe, groups: int) -> list[Stage]:
     """The recipe's stages, every number filled in for a network of so many layer groups."""
-    named = isinstance(recipe.strategy, str)
+    stages = STRATEGIES[recipe.strategy] if isinstance(recipe.strategy, str) else recipe.strategy
     if recipe.strategy == "fine" and recipe.weights == "none":
-        log.warning("the head is taught first on a body of random weights: --strategy deep teaches all layers at once")
-    return [_fill_in(stage, recipe, groups) for stage in (STRATEGIES[recipe.strategy] if named else recipe.strategy)]
+        log.warning("random weights: a frozen body has nothing to offer, so all layers learn at once (strategy deep)")
+        stages = STRATEGIES["deep"]
+    return [_fill_in(stage, recipe, groups) for stage in stages]
 
 
 def open_groups(learner: Learner, stage: Stage) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from safetensors.torch import save_file
 
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.recipe import Recipe, Stage
@@ -45,12 +46,40 @@ def test_a_frozen_body_costs_no_backward_pass(toy_manifest):
     assert [p.requires_grad for group in learner.splitter(learner.model)[:-1] for p in group].count(True) == 0
 
 
-def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest):
-    _, training = learn(toy_manifest, RECIPE.but(strategy="fine", epochs=2))
+@pytest.fixture
+def weights(toy_manifest, tmp_path):
+    """Weights to start from, as a file."""
+    learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
+    save_file(learner.model.state_dict(), tmp_path / "start.safetensors")
+    return str(tmp_path / "start.safetensors")
+
+
+def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest, weights):
+    _, training = learn(toy_manifest, RECIPE.but(strategy="fine", epochs=2, weights=weights))
     assert training.history["epoch"].tolist() == [1, 2, 3, 4]
     assert training.history["stage"].tolist() == ["head", "upper", "all", "all"]
     figures = {"train_loss", "valid_loss", "accuracy", "auroc", "top2_accuracy", "seconds", "best"}
     assert figures < set(training.history.columns)
+
+
+def test_fine_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
+    _, training = learn(toy_manifest, RECIPE.but(strategy="fine"))
+    assert training.history["stage"].tolist() == ["all"]
+    assert "random weights" in caplog.text
+
+
+def batch_norm_statistics(learner):
+    return {k: v.clone() for k, v in learner.model.state_dict().items() if "running" in k}
+
+
+@pytest.mark.parametrize("mode", ["learn", "frozen"])
+def test_batch_norm_statistics_move_only_where_they_may(toy_manifest, mode):
+    recipe = RECIPE.but(strategy=(Stage(batch_norm=mode),))
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    before = batch_norm_statistics(learner)
+    train(learner, recipe)
+    after = batch_norm_statistics(learner)
+    assert all(torch.equal(before[name], after[name]) for name in before) == (mode == "frozen")
 
 
 def test_top2_accuracy_is_left_out_for_two_classes(toy_manifest):
