@@ -49,16 +49,14 @@ class RunFolder(Progress):
         is_new = not self.folder.exists()
         claim(self.folder)
         write_whole(self.folder / "recipe.json", self.recipe.to_json())
-        listener = _Listener(self.said)
-        logging.getLogger("fastcxr").addHandler(listener)
         try:
-            yield self
+            with _listening(self.said):
+                yield self
         except BaseException:
             if not self.rows:  # nothing was trained: the same command may be given again once the trouble is mended
                 self.withdraw(is_new)
             raise
         finally:
-            logging.getLogger("fastcxr").removeHandler(listener)
             if (self.folder / "recipe.json").exists():
                 write_json(self.folder / "run.json", make_account(self.command, self.started, self.said))
 
@@ -66,7 +64,7 @@ class RunFolder(Progress):
         """Take back what this run wrote, and the folder if it made it."""
         for name in ("recipe.json", "skipped.csv"):
             (self.folder / name).unlink(missing_ok=True)
-        if is_new:
+        if is_new and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
@@ -109,6 +107,20 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "info"
         self.said.append({"level": level, "text": record.getMessage()})
+
+
+@contextmanager
+def _listening(said: list[dict[str, str]]) -> Iterator[None]:
+    """What the library says in this block is kept, news included, whatever the caller's logging shows."""
+    log, listener = logging.getLogger("fastcxr"), _Listener(said)
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(listener)
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)
 
 
 def write_report(

@@ -30,7 +30,18 @@ def test_a_pipe_gets_plain_lines_of_eighty_characters():
         progress.epoch(ROW)
     lines = page.getvalue().splitlines()
     assert lines[0] == "checking images ..."
-    assert lines[1].split() == ["epoch", "stage", "train", "loss", "valid", "loss", "accuracy", "AUROC", "top-2", "seconds"]
+    assert lines[1].split() == [
+        "epoch",
+        "stage",
+        "train",
+        "loss",
+        "valid",
+        "loss",
+        "accuracy",
+        "AUROC",
+        "top-2",
+        "seconds",
+    ]
     assert lines[2].split() == ["1", "head", "0.9877", "0.5000", "0.7500", "0.9000", "12.3", "*"]
     assert len(lines) == 3
     assert max(map(len, lines)) <= 80

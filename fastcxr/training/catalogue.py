@@ -30,7 +30,7 @@ def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
     own = timm.list_models()
     for name in fnmatch.filter(own, wanted):
         config = get_pretrained_cfg(name)
-        yield _row(name, "timm", config.input_size[-1], config.has_weights)
+        yield _row(name, "timm", config.input_size[-1], bool(config.has_weights))
     for name in torchvision_names():
         shown = f"torchvision:{name}" if name in own else name
         if fnmatch.fnmatch(shown, wanted):
