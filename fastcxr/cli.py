@@ -1,14 +1,11 @@
 """The command line: words in, a run folder, a table or one line of error out. The only place that prints and exits."""
 
 import json
-import logging
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
+from fastcxr.progress import heard_by
 from fastcxr.recipe import Recipe
 from fastcxr.terminal import ConsoleMessages, TerminalProgress
 from fastcxr.version import VERSION
@@ -169,7 +167,7 @@ def main() -> None:
     # It is read when torch loads, so it is set before that; a value of the user's own stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # those of the libraries are not for our users
-    with said_aloud():
+    with heard_by(ConsoleMessages(console)):
         sys.exit(answer())
 
 
@@ -187,18 +185,6 @@ def answer() -> int:
     except BrokenPipeError:  # the reader of our output, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-@contextmanager
-def said_aloud() -> Iterator[None]:
-    """What the library says goes to the console for as long as the block lasts."""
-    log, listener = logging.getLogger("fastcxr"), ConsoleMessages(console)
-    log.setLevel(logging.INFO)
-    log.addHandler(listener)
-    try:
-        yield
-    finally:
-        log.removeHandler(listener)
 
 
 def fail(message: str, code: int) -> int:

@@ -1,5 +1,6 @@
 """How the library tells how far it is: one object, silent by itself, that a terminal or a notebook makes visible."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,3 +34,17 @@ def find_progress() -> Progress:
     from fastcxr.notebook import NotebookProgress
 
     return NotebookProgress()
+
+
+@contextmanager
+def heard_by(listener: logging.Handler) -> Iterator[None]:
+    """In this block the listener hears all that the library says, news included, whatever the caller's logging shows."""
+    log = logging.getLogger("fastcxr")
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(listener)
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)

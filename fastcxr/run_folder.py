@@ -21,7 +21,7 @@ from fastcxr.errors import ImageError, OutputError
 from fastcxr.evaluation.predictions import Predictions, most_wrong, samples_of_each_class, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.bundle import save_model
-from fastcxr.progress import Bar, Progress
+from fastcxr.progress import Bar, Progress, heard_by
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_json, write_whole
 from fastcxr.training.strategies import Training
@@ -50,7 +50,7 @@ class RunFolder(Progress):
         claim(self.folder)
         write_whole(self.folder / "recipe.json", self.recipe.to_json())
         try:
-            with _listening(self.said):
+            with heard_by(_Listener(self.said)):
                 yield self
         except BaseException:
             if not self.rows:  # nothing was trained: the same command may be given again once the trouble is mended
@@ -107,20 +107,6 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "info"
         self.said.append({"level": level, "text": record.getMessage()})
-
-
-@contextmanager
-def _listening(said: list[dict[str, str]]) -> Iterator[None]:
-    """What the library says in this block is kept, news included, whatever the caller's logging shows."""
-    log, listener = logging.getLogger("fastcxr"), _Listener(said)
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(listener)
-    try:
-        yield
-    finally:
-        log.removeHandler(listener)
-        log.setLevel(level)
 
 
 def write_report(
