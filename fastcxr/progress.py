@@ -38,7 +38,7 @@ def find_progress() -> Progress:
 
 @contextmanager
 def heard_by(listener: logging.Handler) -> Iterator[None]:
-    """In this block the listener hears all that the library says, news included, whatever the caller's logging shows."""
+    """In this block the listener hears all that the library says, whatever the caller's logging shows."""
     log = logging.getLogger("fastcxr")
     level = log.level
     log.setLevel(logging.INFO)
