@@ -38,8 +38,8 @@ def plain_fastai(manifest: pd.DataFrame, recipe: Recipe) -> tuple[float, float, 
             loaders, recipe.backbone, metrics=accuracy, path=folder, pretrained_cfg_overlay=overlay
         )
         with learner.no_bar(), learner.no_logging():
-            # as many epochs in all as the strategy fine: two before every layer learns
-            learner.fine_tune(recipe.epochs, freeze_epochs=2)
+            # as many epochs in all as the strategy fine: three before every layer learns
+            learner.fine_tune(recipe.epochs, freeze_epochs=3)
             seconds = time.perf_counter() - started
             test = manifest[manifest["split"] == "test"]
             probability, _ = learner.get_preds(dl=loaders.test_dl(test))

@@ -96,7 +96,7 @@ class Recipe:
     batch_size: int = choice(32, "images a step", at_least=1)
     optimizer: Literal["radam", "adam"] = choice("radam", "fastai's optimizer of that name")
     learning_rate: float | Literal["find"] = choice(
-        2e-3, "rate of the head; find runs lr_find before each stage", at_least=1e-12
+        2e-3, "rate of the last layers, scaled by each stage; find runs lr_find before each", at_least=1e-12
     )
     weight_decay: float = choice(0.01, "decoupled weight decay", at_least=0)
     loss: Literal["label_smoothing", "focal", "cross_entropy"] = choice("label_smoothing", "what training minimises")
@@ -106,7 +106,7 @@ class Recipe:
         "none", "balanced weighs a class by the inverse of its frequency"
     )
     monitor: Literal["auroc", "accuracy", "valid_loss"] = choice(
-        "auroc", "validation figure that chooses the best epoch"
+        "valid_loss", "validation figure that chooses the best epoch"
     )
     patience: int = choice(0, "epochs without improvement before a stage stops; 0 never stops", at_least=0)
 

@@ -88,7 +88,7 @@ def _batches(
     rows, images = [], []
     for row, square in enumerate(squares):
         if isinstance(square, ImageError):
-            errors[row] = f"FCX-{square.code} {square.what}" if square.code else square.what
+            errors[row] = f"FCX-{square.code} {square.what}. {square.fix}"
         else:
             rows.append(row)
             images.append(square)

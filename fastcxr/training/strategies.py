@@ -18,10 +18,12 @@ log = logging.getLogger("fastcxr")
 STRATEGIES = {
     "shallow": (Stage(name="head", groups=1),),
     "deep": (Stage(name="all"),),
+    # a new head can run ahead of a body that only wants to be nudged, and batches of a small cohort are too few to
+    # learn better batch-norm statistics than millions of photographs gave
     "fine": (
-        Stage(name="head", groups=1, epochs=1),
-        Stage(name="upper", groups=3, epochs=1, scale=0.5, spread=10.0),
-        Stage(name="all", scale=0.5, spread=30.0),
+        Stage(name="head", groups=1, epochs=2, scale=5.0),
+        Stage(name="upper", groups=3, epochs=1, scale=0.5, spread=10.0, batch_norm="frozen"),
+        Stage(name="all", scale=0.5, spread=10.0, batch_norm="frozen"),
     ),
 }
 

@@ -56,8 +56,8 @@ def weights(toy_manifest, tmp_path):
 
 def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest, weights):
     _, training = learn(toy_manifest, RECIPE.but(strategy="fine", epochs=2, weights=weights))
-    assert training.history["epoch"].tolist() == [1, 2, 3, 4]
-    assert training.history["stage"].tolist() == ["head", "upper", "all", "all"]
+    assert training.history["epoch"].tolist() == [1, 2, 3, 4, 5]
+    assert training.history["stage"].tolist() == ["head", "head", "upper", "all", "all"]
     figures = {"train_loss", "valid_loss", "accuracy", "auroc", "top2_accuracy", "seconds", "best"}
     assert figures < set(training.history.columns)
 
