@@ -56,7 +56,7 @@ def _complete(manifest: pd.DataFrame) -> pd.DataFrame:
 def _draw(manifest: pd.DataFrame, unit: str, seed: int, earlier: pd.DataFrame | None) -> pd.DataFrame:
     keys = name_units(manifest, unit)
     kept = {} if earlier is None else find_kept(manifest, keys, earlier, unit)
-    places = deal(_label_units(manifest, keys), kept, seed=seed)
+    places = deal(label_units(manifest, keys), kept, seed=seed)
     origin = pd.Series(unit, index=manifest.index, dtype=TEXT).mask(keys.isin(list(kept)), "kept")
     manifest = manifest.assign(split=keys.map(places).astype(TEXT), split_from=origin)
     _check(manifest)
@@ -71,25 +71,30 @@ def _obey(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
     if unknown := sorted(set(manifest["split"]) - set(SPLITS)):
         what = f"splits called {name_some(map(repr, unknown))}"
         raise DataError(what, "Call each train, valid or test", code="E017")
-    manifest = manifest if (manifest["split"] == "valid").any() else _cut_valid(manifest, unit, seed)
+    manifest = manifest if (manifest["split"] == "valid").any() else _give_valid(manifest, unit, seed)
     _check(manifest)
     if not (manifest["split"] == "test").any():
         log.warning("no test split is given: valid both chooses the model and is the headline, which flatters it")
     return manifest
 
 
-def _cut_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
+def _give_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
+    manifest = cut_valid(manifest, unit, seed)
+    cut = manifest[manifest["split"] == "valid"]
+    log.info("no valid split is given: %s of %s are cut from train",
+             _count(len(cut), "image"), _count(cut["patient"].nunique(), "patient"))  # fmt: skip
+    return manifest
+
+
+def cut_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
     """Patients of train become valid; whoever is tested on too stays, or one patient would stand in three splits."""
     train = manifest[manifest["split"] == "train"]
     keys = name_units(train, unit)
     tested = set(manifest.loc[manifest["split"] == "test", "patient"])
     kept = dict.fromkeys(keys[train["patient"].isin(tested)], "train") if unit == "patient" else {}
     shares = {split: SHARES[split] for split in ("train", "valid")}
-    places = keys.map(deal(_label_units(train, keys), kept, seed=seed, shares=shares))
-    cut = places.index[places == "valid"]
-    patients = train.loc[cut, "patient"].nunique()
-    log.info("no valid split is given: %s images of %s patients are cut from train", f"{len(cut):,}", f"{patients:,}")
-    is_cut = manifest.index.isin(cut)
+    places = keys.map(deal(label_units(train, keys), kept, seed=seed, shares=shares))
+    is_cut = manifest.index.isin(places.index[places == "valid"])
     return manifest.assign(
         split=manifest["split"].mask(is_cut, "valid"), split_from=manifest["split_from"].mask(is_cut, unit)
     )
@@ -100,7 +105,7 @@ def name_units(manifest: pd.DataFrame, unit: str) -> pd.Series:
     return manifest["patient"] if unit == "patient" else manifest["source"] + "\n" + manifest["path"]
 
 
-def _label_units(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple[str, ...]]:
+def label_units(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple[str, ...]]:
     labels: dict[str, set[str]] = {}
     for key, label in zip(keys, manifest["label"], strict=True):
         labels.setdefault(key, set()).add(label)

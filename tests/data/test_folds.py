@@ -1,0 +1,56 @@
+"""Folds hold every image once, keep patients whole, and choose with an inner part that is never tested on."""
+
+import pytest
+from cohorts import make_manifest
+
+from fastcxr.data.folds import split_into_folds, take_fold
+from fastcxr.errors import DataError, RecipeError
+
+
+def cohort():
+    return make_manifest([(f"{label}{p}", label) for label in "xyz" for p in range(20) for _ in range(1 + p % 3)])
+
+
+def test_every_image_is_held_out_once_and_no_patient_stands_on_two_sides():
+    manifest = split_into_folds(cohort(), 5)
+    held_out = []
+    for fold in range(1, 6):
+        taken = take_fold(manifest, fold)
+        held_out += taken.index[taken["split"] == "test"].tolist()
+        assert taken.groupby("patient")["split"].nunique().max() == 1
+        assert set(taken["split"]) == {"train", "valid", "test"}
+    assert sorted(held_out) == manifest.index.tolist()
+
+
+def test_folds_are_stratified():
+    manifest = split_into_folds(cohort(), 5).drop_duplicates("patient")
+    assert manifest.groupby(["fold", "label"]).size().unstack().to_numpy().tolist() == [[4, 4, 4]] * 5
+
+
+def test_folds_do_not_depend_on_the_order_of_rows_and_follow_the_seed():
+    manifest = cohort()
+    one, two = (split_into_folds(table, 4).set_index("path")["fold"] for table in (manifest, manifest[::-1]))
+    assert one.sort_index().equals(two.sort_index())
+    assert not one.equals(split_into_folds(manifest, 4, seed=1).set_index("path")["fold"])
+
+
+def test_the_inner_valid_part_is_fifteen_of_eighty_five_patients():
+    taken = take_fold(split_into_folds(cohort(), 5), 1)
+    patients = taken.drop_duplicates("patient")["split"].value_counts()
+    assert patients["test"] == 12
+    assert patients["valid"] in (8, 9)
+
+
+def test_image_level_folds_ignore_patients():
+    manifest = split_into_folds(cohort(), 5, unit="image")
+    assert manifest.groupby("patient")["fold"].nunique().max() > 1
+
+
+def test_a_class_with_fewer_patients_than_folds_is_refused():
+    with pytest.raises(DataError, match="Give --folds 20 or fewer"):
+        split_into_folds(cohort(), 21)
+
+
+def test_a_fold_that_does_not_exist_is_refused():
+    with pytest.raises(RecipeError, match="only 1 to 3. Give --fold one of these"):
+        take_fold(split_into_folds(cohort(), 3), 4)
