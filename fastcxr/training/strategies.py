@@ -23,7 +23,7 @@ STRATEGIES = {
     "fine": (
         Stage(name="head", groups=1, epochs=2, scale=5.0),
         Stage(name="upper", groups=3, epochs=1, scale=0.5, spread=10.0, batch_norm="frozen"),
-        Stage(name="all", scale=0.5, spread=10.0, batch_norm="frozen"),
+        Stage(name="all", scale=0.15, spread=10.0, batch_norm="frozen"),
     ),
 }
 
