@@ -41,12 +41,14 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
     out
         run folder to make; without it runs/<data>-<backbone>-<number>
     """
+    from fastcxr.cross_validation import cross_validate
     from fastcxr.run import run
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
     folder = out or next_folder(recipe)
     console.print(f"run folder: {folder}", highlight=False)
-    report = run(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
+    start = cross_validate if recipe.folds and not recipe.fold else run
+    report = start(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
     show_headline(folder)
     print(report)
     return 0
@@ -150,13 +152,14 @@ def next_folder(recipe: Recipe) -> Path:
 
 def show_headline(folder: Path) -> None:
     """The report's headline as a table."""
-    from fastcxr.evaluation.words import headline_table
+    from fastcxr.evaluation.words import terminal_table
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "test", "valid"):
+    headings, rows = terminal_table(metrics)
+    for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
-    for row in headline_table(metrics):
+    for row in rows:
         table.add_row(*row)
     console.print(table)
 

@@ -85,6 +85,8 @@ class Recipe:
         "patient", "what never stands in two splits; image is the literature's, and optimistic"
     )
     split_from: str | None = choice(None, "earlier run whose patients keep their place")
+    folds: int = choice(0, "patient-grouped folds, each held out once; 0 is a single split", at_least=0)
+    fold: int | None = choice(None, "the one fold to run", at_least=1)
     skip_bad: bool = choice(False, "leave unreadable images out, and count them in the report")
 
     weights: str = choice("imagenet", "imagenet, none, or a file (.safetensors or a plain state dict)")
@@ -127,6 +129,14 @@ class Recipe:
         for name in ("data", "patients", "split_from", "weights"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
+        if self.folds == 1 or (self.fold is not None and self.fold > self.folds):
+            raise RecipeError(
+                f"fold {self.fold} of {self.folds} folds", "Give --folds 2 or more, and --fold one of them"
+            )
+        if self.folds and self.split_from:
+            raise RecipeError(
+                "folds and an earlier run cannot both give the splits", "Leave out --folds or --split-from"
+            )
         if self.strategy == ():
             raise RecipeError(
                 "strategy is an empty list of stages", "Give at least one Stage, or a name such as 'fine'"

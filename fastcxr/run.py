@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.images import check_images
 from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
 from fastcxr.data.splits import describe_split, split_by_patient
@@ -24,6 +25,7 @@ log = logging.getLogger("fastcxr")
 def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
     """Train, predict and report into `folder`; returns the path of report.html.
 
+    A recipe with folds runs the one that it names; cross_validate runs them all.
     Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
     """
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
@@ -42,13 +44,7 @@ def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:
 
     Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
-    manifest = read_manifest(
-        recipe.data,
-        layout=recipe.layout,
-        patients=recipe.patients,
-        patient_regex=recipe.patient_regex,
-        patient_tag=recipe.patient_tag,
-    )
+    manifest = find_manifest(recipe)
     log.info(describe_manifest(manifest))
     bad = check_images(manifest["file"].tolist(), record)
     if not bad:
@@ -59,9 +55,24 @@ def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:
     return leave_out(manifest, bad)
 
 
+def find_manifest(recipe: Recipe) -> pd.DataFrame:
+    """The manifest of the recipe's data, before any image is read."""
+    return read_manifest(
+        recipe.data,
+        layout=recipe.layout,
+        patients=recipe.patients,
+        patient_regex=recipe.patient_regex,
+        patient_tag=recipe.patient_tag,
+    )
+
+
 def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
-    earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
-    manifest = split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier)
+    if recipe.fold:
+        manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
+        manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
+    else:
+        earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
+        manifest = split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier)
     log.info(describe_split(manifest))
     return manifest

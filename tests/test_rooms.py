@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "training": LEAVES | {"data"},
     "inference": LEAVES | {"data", "training", "evaluation"},  # of evaluation only Predictions, the door
     "run_folder": LEAVES | {"data", "training", "inference", "evaluation"},
+    "cross_validation": LEAVES | {"data", "training", "inference", "evaluation", "run_folder", "run"},
     "run": LEAVES | {"data", "training", "inference", "evaluation", "run_folder"},
 }
 FILES = sorted(HOUSE.rglob("*.py"))

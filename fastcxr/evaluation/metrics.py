@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from fastcxr.errors import DataError
@@ -32,6 +33,17 @@ def _measure_part(part: Predictions) -> dict[str, Any]:
         "n_unlabelled": int((~unread & (part.table["label"] == "")).sum()),
     }
     return counts | measure(scored.truth, scored.probability, scored.labels)
+
+
+def summarize_folds(folds: pd.DataFrame) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1) and values of each figure over the folds. `folds`: a row a fold."""
+    names = [name for name in folds.columns if name not in ("fold", "n_images", "n_patients")]
+    figures = {name: [float(value) for value in folds[name].dropna()] for name in names}
+    return {"count": len(folds)} | {
+        name: {"mean": float(np.mean(v)), "sd": float(np.std(v, ddof=1)) if len(v) > 1 else None, "values": v}
+        for name, v in figures.items()
+        if v
+    }
 
 
 def measure(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

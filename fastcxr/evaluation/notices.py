@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed
 
@@ -63,7 +64,7 @@ def _splits(record: RunRecord) -> list[Notice]:
 
 def _missing_test(record: RunRecord) -> list[Notice]:
     split = record.predictions.headline_split
-    if split == "test":
+    if split in ("test", OUT_OF_FOLD):
         return []
     if split == "valid":
         words = "The valid split chose the model and is the headline here too: figures are optimistic."

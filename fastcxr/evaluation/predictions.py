@@ -18,6 +18,7 @@ from fastcxr.storage import write_whole
 
 KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
+OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
 PREFIX = "prob_"
 
 

@@ -29,6 +29,7 @@ class RunRecord:
     skipped: pd.DataFrame
     history: pd.DataFrame
     rates: pd.DataFrame
+    folds: pd.DataFrame  # the held-out figures of each fold, or no row
     images: pd.DataFrame  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
     missing: tuple[str, ...]
 
@@ -49,9 +50,16 @@ def read_run(folder: str | Path) -> RunRecord:
         skipped=_read_text_table(folder / "skipped.csv", ("path", "code", "reason")),
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
+        folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
         images=_read_images(folder),
-        missing=tuple(name for name in EXPECTED if not (folder / name).is_file()),
+        missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
+
+
+def _expected(folder: Path) -> tuple[str, ...]:
+    # the history and the model of pooled folds lie in the folders of the folds
+    pooled = (folder / "folds.csv").is_file()
+    return tuple(name for name in EXPECTED if not (pooled and name in ("history.csv", "model.json")))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

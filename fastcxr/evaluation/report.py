@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fastcxr.evaluation.drawing import class_color
-from fastcxr.evaluation.metrics import measure_predictions
+from fastcxr.evaluation.metrics import measure_predictions, summarize_folds
 from fastcxr.evaluation.notices import is_image_level, notices
 from fastcxr.evaluation.plates import Plate, draw_plates
 from fastcxr.evaluation.record import RunRecord, read_run
@@ -38,7 +38,8 @@ def draw_report(folder: str | Path) -> Path:
     plates = draw_plates(record, metrics)
     page = render_page(record, metrics, plates)
     # surrogates of odd file names become JSON escapes
-    numbers = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    folds = {"folds": summarize_folds(record.folds)} if len(record.folds) else {}
+    numbers = json.dumps(metrics | folds, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (record.folder / "figures").mkdir(exist_ok=True)
     write_whole(record.folder / "metrics.json", numbers.encode("utf-8", "backslashreplace"))
     for plate in plates.values():
@@ -92,6 +93,8 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
         "wrong": wrong_cards(record),
         "misses": _misses(metrics.get(main)),
         "mixups": mixup_rows(metrics[main]) if main else [],
+        "folds": record.folds.to_dict("records"),
+        "of_folds": summarize_folds(record.folds),
         "rate_plates": [p for p in plates.values() if p.name.startswith("learning_rate_")],
     }
 

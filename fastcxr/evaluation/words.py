@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from fastcxr.evaluation.predictions import OUT_OF_FOLD
+
 NOTHING = "–"
 
 
@@ -73,6 +75,25 @@ def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, s
     counts = (("Images", "n_images"), ("Patients", "n_patients"))
     sizes = [(name, _figure(test, key, "{:,}".format), _figure(valid, key, "{:,}".format)) for name, key in counts]
     return headline_rows(test, valid) + sizes
+
+
+def terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
+    """Headings and rows of the headline: test beside valid, or pooled folds beside their mean and deviation."""
+    if "folds" not in metrics:
+        return ("", "test", "valid"), headline_table(metrics)
+    pooled, folds = metrics[OUT_OF_FOLD], metrics["folds"]
+    keys = {"Accuracy": "accuracy", "Balanced accuracy": "balanced_accuracy", "AUROC, macro": "auroc"}
+    keys |= {"Top-2 accuracy": "top2_accuracy"}
+    rows = [(name, figure, spread(folds.get(keys[name]))) for name, figure, _ in headline_rows(pooled, None)]
+    counts = [(name, f"{pooled[key]:,}", "") for name, key in (("Images", "n_images"), ("Patients", "n_patients"))]
+    return ("", "out of fold", f"mean ± SD of {folds['count']} folds"), rows + counts
+
+
+def spread(figure: dict[str, Any] | None) -> str:
+    """Mean and standard deviation of a figure over folds: 0.954 ± 0.012."""
+    if figure is None:
+        return NOTHING
+    return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
 
 
 def _figure(part: dict[str, Any] | None, key: str, words) -> str:

@@ -1,0 +1,84 @@
+"""A recipe with folds becomes one finished run a fold, and one report of all images, each scored while held out."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.errors import OutputError
+from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
+from fastcxr.evaluation.report import draw_report
+from fastcxr.progress import Progress
+from fastcxr.recipe import Recipe, read_recipe
+from fastcxr.run import find_manifest, run
+from fastcxr.run_folder import claim, make_account, write_thumbnails
+from fastcxr.storage import write_json, write_whole
+
+log = logging.getLogger("fastcxr")
+FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy")
+
+
+def cross_validate(
+    recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None
+) -> Path:
+    """Run every fold into `folder`/fold-<k>, pool them, and return the path of the pooled report.html.
+
+    A fold that is finished is not run again: remove its folder, give the same command, and it alone is redone.
+    """
+    folder, started = Path(folder), time.time()
+    claim_or_continue(folder, recipe)
+    for fold in range(1, recipe.folds + 1):
+        place = folder / f"fold-{fold}"
+        if (place / "report.html").exists():
+            log.info("fold %d of %d is finished already", fold, recipe.folds)
+            continue
+        log.info("fold %d of %d", fold, recipe.folds)
+        run(recipe.but(fold=fold), place, progress, command)
+    write_pool(folder, recipe)
+    write_json(folder / "run.json", make_account(command, started, []))
+    return draw_report(folder)
+
+
+def claim_or_continue(folder: Path, recipe: Recipe) -> None:
+    """Claim an empty folder for this recipe, or take up one that the same recipe has begun."""
+    if not (folder / "recipe.json").exists():
+        claim(folder)
+        write_whole(folder / "recipe.json", recipe.to_json())
+    elif read_recipe(folder / "recipe.json") != recipe:
+        raise OutputError("folds of another recipe are here", "Choose another --out", path=folder)
+
+
+def write_pool(folder: Path, recipe: Recipe) -> None:
+    """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together."""
+    places = {fold: folder / f"fold-{fold}" for fold in range(1, recipe.folds + 1)}
+    predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
+    manifest = pool_manifest(read_written_manifest(places[1] / "manifest.csv"), find_manifest(recipe))
+    write_manifest(manifest, folder / "manifest.csv")
+    write_predictions(predictions, folder / "predictions.csv")
+    write_whole(
+        folder / "folds.csv", pd.DataFrame([read_figures(p, fold) for fold, p in places.items()]).to_csv(index=False)
+    )
+    write_thumbnails(folder, manifest, predictions)
+
+
+def pool_predictions(folds: dict[int, Predictions]) -> Predictions:
+    """The held-out rows of every fold, split `oof`, with the fold that held them out."""
+    parts = [each.part("test").table.assign(split=OUT_OF_FOLD, fold=fold) for fold, each in folds.items()]
+    return Predictions(pd.concat(parts, ignore_index=True), folds[min(folds)].labels)
+
+
+def pool_manifest(written: pd.DataFrame, read: pd.DataFrame) -> pd.DataFrame:
+    """The cohort with each image's fold as its split, and the file that this machine has it in."""
+    table = written.merge(read[["source", "path", "file"]], on=["source", "path"])
+    return table.assign(split="fold " + table["fold"])
+
+
+def read_figures(place: Path, fold: int) -> dict[str, Any]:
+    """One row of folds.csv: the held-out figures of a fold, macro where a figure has several parts."""
+    part = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["test"]
+    figures = {name: part[name] for name in FIGURES}
+    return {"fold": fold} | {name: v["macro"] if isinstance(v, dict) else v for name, v in figures.items()}

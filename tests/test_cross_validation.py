@@ -1,0 +1,92 @@
+"""Folds are finished runs of their own; the pool scores every image once, and one fold can be redone alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+from toys import write_toys
+
+from fastcxr.cross_validation import cross_validate
+from fastcxr.errors import OutputError, RecipeError
+from fastcxr.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    place = tmp_path_factory.mktemp("folds")
+    data = write_toys(place / "toys", per_class=18)
+    recipe = Recipe(
+        "mobilenetv2_035",
+        data=str(data),
+        weights="none",
+        image_size=64,
+        epochs=1,
+        strategy="deep",
+        batch_size=8,
+        folds=3,
+    )
+    cross_validate(recipe, place / "run")
+    return recipe, place / "run"
+
+
+def test_every_image_is_scored_once_by_a_model_that_never_saw_it(pooled):
+    table = pd.read_csv(pooled[1] / "predictions.csv", dtype={"error": str})
+    assert len(table) == 54
+    assert not table.duplicated(["source", "path"]).any()
+    assert set(table["split"]) == {"oof"}
+    for fold in (1, 2, 3):
+        manifest = pd.read_csv(pooled[1] / f"fold-{fold}" / "manifest.csv", dtype=str)
+        held_out = set(manifest.loc[manifest["split"] == "test", "path"])
+        assert set(table.loc[table["fold"] == fold, "path"]) == held_out
+        assert not set(manifest.loc[manifest["split"] == "train", "patient"]) & set(
+            table.loc[table["fold"] == fold, "patient"]
+        )
+
+
+def test_pooled_figures_are_those_of_scikit_learn_and_folds_have_mean_and_spread(pooled):
+    metrics = json.loads((pooled[1] / "metrics.json").read_text())
+    table = pd.read_csv(pooled[1] / "predictions.csv", dtype={"error": str})
+    labels = metrics["oof"]["labels"]
+    expected = roc_auc_score(
+        table["label"], table[[f"prob_{label}" for label in labels]], multi_class="ovr", labels=labels
+    )
+    assert metrics["oof"]["auroc"]["macro"] == pytest.approx(expected, abs=1e-9)
+    each = [json.loads((pooled[1] / f"fold-{k}" / "metrics.json").read_text())["test"]["accuracy"] for k in (1, 2, 3)]
+    assert metrics["folds"]["count"] == 3
+    assert metrics["folds"]["accuracy"]["mean"] == pytest.approx(np.mean(each))
+    assert metrics["folds"]["accuracy"]["sd"] == pytest.approx(np.std(each, ddof=1))
+
+
+def test_the_pooled_report_shows_the_folds(pooled):
+    page = (pooled[1] / "report.html").read_text()
+    assert "out of fold" in page
+    assert "±" in page
+    assert "Neither test nor valid split" not in page
+    assert "Not in this run folder" not in page
+
+
+def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
+    recipe, folder = pooled
+    before = (folder / "fold-2" / "predictions.csv").read_bytes()
+    stamp = (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns
+    shutil.rmtree(folder / "fold-2")
+    cross_validate(recipe, folder)
+    assert (folder / "fold-2" / "predictions.csv").read_bytes() == before
+    assert (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns == stamp
+
+
+def test_folds_of_another_recipe_are_left_alone(pooled):
+    recipe, folder = pooled
+    with pytest.raises(OutputError, match="folds of another recipe are here. Choose another --out"):
+        cross_validate(recipe.but(seed=1), folder)
+
+
+@pytest.mark.parametrize(
+    "choices", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "split_from": "runs/x"}]
+)
+def test_folds_that_cannot_be_are_refused(choices):
+    with pytest.raises(RecipeError, match="--folds"):
+        Recipe(**choices)
