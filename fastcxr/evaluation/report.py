@@ -12,6 +12,7 @@ from fastcxr.evaluation.drawing import class_color
 from fastcxr.evaluation.metrics import measure_predictions, summarize_folds
 from fastcxr.evaluation.notices import is_image_level, notices
 from fastcxr.evaluation.plates import Plate, draw_plates
+from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord, read_run
 from fastcxr.evaluation.tables import (
     class_rows,
@@ -22,7 +23,7 @@ from fastcxr.evaluation.tables import (
     split_table,
     wrong_cards,
 )
-from fastcxr.evaluation.words import NOTHING, count, duration, headline_rows, listed, plain, rate, score, share
+from fastcxr.evaluation.words import NOTHING, count, duration, headline_rows, listed, plain, rate, score, share, spread
 from fastcxr.storage import write_whole
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,6 +66,8 @@ def render_page(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: d
         "words": lambda name: str(name).replace("_", " "),
         "listed": listed,
         "monitor": _monitor,
+        "of_split": lambda split: "images out of fold" if split == OUT_OF_FOLD else f"{split} split",
+        "spread": spread,
         "breakable": _breakable,
     }
     page.globals |= {"count": count, "class_color": class_color, "plate": lambda name: plates.get(name)}

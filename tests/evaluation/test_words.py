@@ -5,7 +5,7 @@ from made_up import LABELS, make_manifest, make_probability
 
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.predictions import make_predictions
-from fastcxr.evaluation.words import count, duration, headline_table, listed, plain, rate, score, share
+from fastcxr.evaluation.words import count, duration, headline_table, listed, plain, rate, score, share, terminal_table
 
 
 def measured(labels=LABELS, splits=("valid", "test")):
@@ -48,3 +48,20 @@ def test_small_words():
     assert (duration(4.2), duration(95), duration(3725)) == ("4.2 s", "1 min 35 s", "1 h 2 min")
     assert (rate(0.0021), rate(3.1e-6)) == ("0.0021", "3.1e-06")
     assert plain("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"
+
+
+def test_pooled_folds_stand_beside_their_mean_and_deviation():
+    part = measured(("a", "b", "c"), ("test",))["test"]
+    folds = {"count": 5, "accuracy": {"mean": 0.9, "sd": 0.01, "values": []}, "auroc": {"mean": 0.95, "sd": None}}
+    headings, rows = terminal_table({"oof": part, "folds": folds})
+    assert headings == ("", "out of fold", "mean ± SD of 5 folds")
+    beside = {row[0]: row[2] for row in rows}
+    assert beside["Accuracy"] == "0.900 ± 0.010"
+    assert beside["AUROC, macro"] == "0.950"
+    assert beside["Top-2 accuracy"] == "–"
+    assert {row[0] for row in rows} >= {"Images", "Patients"}
+
+
+def test_one_split_beside_another_needs_no_folds():
+    metrics = measured(("no", "yes"), ("valid",))
+    assert terminal_table(metrics) == (("", "test", "valid"), headline_table(metrics))
