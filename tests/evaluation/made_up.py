@@ -152,7 +152,8 @@ def write_thumbnails(folder, samples, wrong):
 
 def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=None, thumbnails=True):
     """All files of a run folder but those that a report writes."""
-    from fastcxr.evaluation.predictions import most_wrong, samples_of_each_class
+    from fastcxr.data.cohort.excerpt import samples_of_each_class
+    from fastcxr.evaluation.predictions import most_wrong
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest(labels) if manifest is None else manifest
