@@ -20,7 +20,7 @@ GRAY = 256
 @house_style
 def class_bars(counts: pd.DataFrame) -> Figure:
     """Images of each class, parted by split. `counts`: a row a class, a column a split."""
-    figure = Figure(figsize=(5.4, 0.75 + 0.42 * len(counts)), layout="constrained")
+    figure = Figure(figsize=(4.3, 0.7 + 0.4 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
     sums, widest = counts.sum(axis=1), max(int(counts.to_numpy().sum(axis=1).max(initial=0)), 1)
     left = np.zeros(len(counts))
@@ -30,7 +30,7 @@ def class_bars(counts: pd.DataFrame) -> Figure:
         axes.barh(np.arange(len(counts)), values, left=left, height=0.62, color=shade)
         for row, value in enumerate(values):
             # a number only where it fits
-            if value / widest > 0.022 * (len(f"{value:,}") + 1):
+            if value / widest > 0.028 * (len(f"{value:,}") + 1):
                 place = {"ha": "center", "va": "center_baseline", "fontsize": 8.5}
                 axes.text(left[row] + value / 2, row, f"{value:,}", color=ink, **place)
         left = left + values
@@ -45,7 +45,7 @@ def class_bars(counts: pd.DataFrame) -> Figure:
 def _dress_bars(axes: Axes, counts: pd.DataFrame, widest: int) -> None:
     names = [shorten(plain(label), 22) for label in counts.index]
     axes.set_yticks(np.arange(len(counts)), names)
-    axes.set(xlim=(0, 1.28 * widest), ylim=(len(counts) - 0.45, -1.0))
+    axes.set(xlim=(0, 1.42 * widest), ylim=(len(counts) - 0.45, -1.0))
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xticks([])
     axes.grid(False)
@@ -56,25 +56,22 @@ def _dress_bars(axes: Axes, counts: pd.DataFrame, widest: int) -> None:
         axes.plot(across, -0.72, marker="s", color=shade, markersize=7, clip_on=False)
         place = {"xytext": (7, 0), "textcoords": "offset points", "va": "center_baseline"}
         axes.annotate(plain(split), (across, -0.72), color=MUTED, fontsize=9, **place)
-        across += 0.21 * widest
+        across += 0.3 * widest
 
 
 @house_style
 def mean_histograms(histograms: pd.DataFrame, labels: Sequence[str]) -> Figure:
     """The mean histogram of every class, in one pair of axes. `histograms`: columns label, bin, mean, low, high."""
-    figure, axes = panel(4.6, 2.9, "Share of the pixels")
     present = [(k, label) for k, label in enumerate(labels) if (histograms["label"] == label).any()]
-    top = _top(histograms["mean"], histograms["bin"])
-    for k, label in present:
+    figure, axes = panel(4.2, 2.7 + 0.2 * ((len(present) + 1) // 2), "Share of the pixels")
+    for at, (k, label) in enumerate(present):
         rows = histograms[histograms["label"] == label]
         axes.plot(_grays(rows), rows["mean"], color=class_color(k), linestyle=class_dash(k))
-    _dress(axes, top)
-    for at, (k, label) in enumerate(present):
-        height = 0.96 - 0.085 * at
-        line = {"color": class_color(k), "linestyle": class_dash(k), "linewidth": 2.4}
-        axes.plot([0.955, 0.995], [height, height], transform=axes.transAxes, **line)
-        words = {"ha": "right", "va": "center", "fontsize": 9, "color": INK, "transform": axes.transAxes}
-        axes.text(0.94, height, shorten(plain(label), 24), **words)
+        # the names stand below, two abreast: no corner of a histogram is surely free
+        place = {"xytext": (0, -44 - 14 * (at // 2)), "textcoords": "offset points", "annotation_clip": False}
+        words = {"color": class_color(k), "fontsize": 9.5, "fontweight": "bold"}
+        axes.annotate(shorten(plain(label), 22), (at % 2 * 0.5, 0), xycoords="axes fraction", **place, **words)
+    _dress(axes, _top(histograms["mean"], histograms["bin"]))
     return figure
 
 

@@ -134,14 +134,24 @@ def _sizes(files: pd.DataFrame) -> dict[str, str]:
 
 def cohort_tiles(record: CohortRecord) -> list[tuple[str, str, str]]:
     """The figures at the top of the page: name, figure, what stands below it."""
-    table = record.table
-    sizes, of_patient = table["label"].value_counts(), table["patient"].value_counts()
-    rarest, most = sizes.index[-1], int(of_patient.max())
-    bad = count(len(record.skipped), "file") + " not readable" if len(record.skipped) else "every file is readable"
-    each = f"{len(table) / len(of_patient):.1f} images each, {most:,} at most" if most > 1 else "one image each"
+    sizes, of_patient = record.table["label"].value_counts(), record.table["patient"].value_counts()
+    n, most = len(record.table), int(of_patient.max())
+    bad = (
+        f"{count(len(record.skipped), 'more', 'more')} not readable"
+        if len(record.skipped)
+        else "every file is readable"
+    )
+    each = f"{n / len(of_patient):.1f} images each, {most:,} at most" if most > 1 else "one image each"
+    rarest = ("Smallest class", share(sizes.iloc[-1] / n), f"{sizes.index[-1]}, {count(int(sizes.iloc[-1]), 'image')}")
+    largest = f"largest: {sizes.index[0]}, {share(sizes.iloc[0] / n)}"
+    if sizes.nunique() == 1:
+        rarest, largest = (
+            ("Each class", share(sizes.iloc[0] / n), count(int(sizes.iloc[0]), "image")),
+            "all of one size",
+        )
     return [
-        ("Images", f"{len(table):,}", bad),
+        ("Images", f"{n:,}", bad),
         ("Patients", f"{len(of_patient):,}", each),
-        ("Classes", f"{len(sizes):,}", f"largest: {sizes.index[0]}, {share(sizes.iloc[0] / len(table))}"),
-        ("Smallest class", share(sizes.iloc[-1] / len(table)), f"{rarest}, {count(int(sizes.iloc[-1]), 'image')}"),
+        ("Classes", f"{len(sizes):,}", largest),
+        rarest,
     ]
