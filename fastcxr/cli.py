@@ -6,12 +6,14 @@ import re
 import shlex
 import sys
 import warnings
+from dataclasses import asdict, field, fields, make_dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
@@ -30,6 +32,14 @@ app = App(
 )
 console = Console(stderr=True)
 Choices = Annotated[Recipe, Parameter(name="*")]
+OF_DATA = ("data", "layout", "patients", "patient_regex", "patient_tag", "split", "split_from", "seed")
+
+# the flags of train that say which images, whose they are and where they stand, in train's own words
+hints = get_type_hints(Recipe)
+taken = {item.name: field(default=item.default, metadata=item.metadata) for item in fields(Recipe)}
+DataRecipe = make_dataclass("DataRecipe", [(n, hints[n], taken[n]) for n in OF_DATA], frozen=True, kw_only=True)
+DataRecipe.__module__ = __name__  # cyclopts takes what has none for a builtin
+DataChoices = Annotated[DataRecipe, Parameter(name="*")]
 
 
 @app.command
@@ -39,13 +49,13 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
     Parameters
     ----------
     out
-        run folder to make; without it runs/<data>-<backbone>-<number>
+        run folder to make; without it runs/DATA-BACKBONE-NUMBER
     """
     from fastcxr.cross_validation import cross_validate
     from fastcxr.run import run
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(recipe)
+    folder = out or next_folder(f"{Path(recipe.data).stem}-{recipe.backbone}")
     console.print(f"run folder: {folder}", highlight=False)
     start = cross_validate if recipe.folds and not recipe.fold else run
     report = start(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
@@ -55,14 +65,40 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
 
 
 @app.command
+def describe(choices: DataChoices = DataRecipe(), *, out: Path | None = None) -> int:  # noqa: B008  they are frozen
+    """Show what is in a cohort before anything is trained: classes, splits, patients, images, gray values, bad files.
+
+    Parameters
+    ----------
+    out
+        folder to make; without it runs/describe-DATA-NUMBER
+    """
+    from fastcxr.describe import describe as describe_cohort
+
+    recipe = Recipe(**asdict(choices))
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    folder = out or next_folder(f"describe-{Path(recipe.data).stem}")
+    console.print(f"folder: {folder}", highlight=False)
+    page = describe_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
+    bad = show_cohort(folder)
+    print(page)
+    return PARTIAL if bad else 0
+
+
+@app.command
 def report(folder: Path) -> int:
-    """Redraw the report of a finished run.
+    """Redraw the report of a finished run, or the page of a described cohort.
 
     Parameters
     ----------
     folder
-        run folder
+        run folder, or one that describe made
     """
+    if (folder / "describe.html").exists():
+        from fastcxr.evaluation.description import draw_description
+
+        print(draw_description(folder))
+        return 0
     from fastcxr.evaluation.report import draw_report
 
     page = draw_report(folder)
@@ -141,9 +177,9 @@ def find_data() -> str:
     return str(sample_folder())
 
 
-def next_folder(recipe: Recipe) -> Path:
-    """runs/<data>-<backbone>-<n> with the first free n."""
-    stem = re.sub(r"[^\w.-]+", "_", f"{Path(recipe.data).stem}-{recipe.backbone}")
+def next_folder(name: str) -> Path:
+    """runs/<name>-<n> with the first free n."""
+    stem = re.sub(r"[^\w.-]+", "_", name)
     taken = [
         int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
     ]
@@ -162,6 +198,28 @@ def show_headline(folder: Path) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def show_cohort(folder: Path) -> int:
+    """Images of each class in each split as a table, and every file that is not readable; returns how many are not."""
+    from fastcxr.evaluation.cohort_rows import split_table
+    from fastcxr.evaluation.record import read_description
+    from fastcxr.evaluation.words import plain
+
+    record = read_description(folder)
+    found = split_table(record)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *found["splits"], "all"):
+        table.add_column(escape(plain(heading)), justify="right" if heading else "left")
+    for row in [*found["rows"], {"label": "all", "cells": found["total"]}]:
+        table.add_row(escape(plain(row["label"])), *(f"{cell['images']:,}" for cell in row["cells"]))
+    console.print(table, highlight=False)
+    for row in record.skipped.to_dict("records"):
+        line = plain(f"FCX-{row['code']} {row['path']}: {row['reason']}")
+        console.print(line, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(record.skipped):
+        console.print(f"{len(record.skipped):,} images not readable, and left out", highlight=False)
+    return len(record.skipped)
 
 
 def main() -> None:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.cohort import find_manifest
+from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import OutputError
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.report import draw_report
-from fastcxr.progress import Progress
+from fastcxr.folder import claim, write_table
+from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, read_recipe
-from fastcxr.run import find_manifest, run
-from fastcxr.run_folder import claim, make_account, write_thumbnails
+from fastcxr.run import run
+from fastcxr.run_folder import RunFolder
 from fastcxr.storage import write_json, write_whole
 
 log = logging.getLogger("fastcxr")
@@ -29,18 +31,19 @@ def cross_validate(
 
     A fold that is finished is not run again: remove its folder, give the same command, and it alone is redone.
     """
-    folder, started = Path(folder), time.time()
-    claim_or_continue(folder, recipe)
+    record = RunFolder(folder, recipe, command)
+    record.started, record.watcher = time.time(), progress or find_progress()
+    claim_or_continue(record.folder, recipe)
     for fold in range(1, recipe.folds + 1):
-        place = folder / f"fold-{fold}"
+        place = record.folder / f"fold-{fold}"
         if (place / "report.html").exists():
             log.info("fold %d of %d is finished already", fold, recipe.folds)
             continue
         log.info("fold %d of %d", fold, recipe.folds)
         run(recipe.but(fold=fold), place, progress, command)
-    write_pool(folder, recipe)
-    write_json(folder / "run.json", make_account(command, started, []))
-    return draw_report(folder)
+    write_pool(record, recipe)
+    write_json(record.folder / "run.json", record.account())
+    return draw_report(record.folder)
 
 
 def claim_or_continue(folder: Path, recipe: Recipe) -> None:
@@ -52,17 +55,16 @@ def claim_or_continue(folder: Path, recipe: Recipe) -> None:
         raise OutputError("folds of another recipe are here", "Choose another --out", path=folder)
 
 
-def write_pool(folder: Path, recipe: Recipe) -> None:
+def write_pool(record: RunFolder, recipe: Recipe) -> None:
     """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together."""
+    folder = record.folder
     places = {fold: folder / f"fold-{fold}" for fold in range(1, recipe.folds + 1)}
     predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
     manifest = pool_manifest(read_written_manifest(places[1] / "manifest.csv"), find_manifest(recipe))
-    write_manifest(manifest, folder / "manifest.csv")
+    record.write_cohort(manifest)
     write_predictions(predictions, folder / "predictions.csv")
-    write_whole(
-        folder / "folds.csv", pd.DataFrame([read_figures(p, fold) for fold, p in places.items()]).to_csv(index=False)
-    )
-    write_thumbnails(folder, manifest, predictions)
+    write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, fold) for fold, place in places.items()]))
+    record.write_thumbnails(manifest, predictions)
 
 
 def pool_predictions(folds: dict[int, Predictions]) -> Predictions:

@@ -1,15 +1,8 @@
 """A recipe and an empty folder become a finished run: the whole story on one page."""
 
-import logging
 from pathlib import Path
 
-import pandas as pd
-
-from fastcxr.data.folds import split_into_folds, take_fold
-from fastcxr.data.images import check_images
-from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
-from fastcxr.data.splits import describe_split, split_by_patient
-from fastcxr.errors import BadImagesError
+from fastcxr.cohort import read_cohort, split_cohort
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
@@ -18,8 +11,6 @@ from fastcxr.run_folder import RunFolder
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
-
-log = logging.getLogger("fastcxr")
 
 
 def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
@@ -37,42 +28,3 @@ def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, co
         predictions = predict(learner, manifest, splits=splits, progress=record)
         record.write(learner, training, predictions)
     return draw_report(folder)
-
-
-def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:
-    """The manifest of the recipe's data, after every image of it was read once.
-
-    Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
-    """
-    manifest = find_manifest(recipe)
-    log.info(describe_manifest(manifest))
-    bad = check_images(manifest["file"].tolist(), record)
-    if not bad:
-        return manifest
-    if not recipe.skip_bad:
-        raise BadImagesError(bad)
-    record.write_skipped(bad, manifest)
-    return leave_out(manifest, bad)
-
-
-def find_manifest(recipe: Recipe) -> pd.DataFrame:
-    """The manifest of the recipe's data, before any image is read."""
-    return read_manifest(
-        recipe.data,
-        layout=recipe.layout,
-        patients=recipe.patients,
-        patient_regex=recipe.patient_regex,
-        patient_tag=recipe.patient_tag,
-    )
-
-
-def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The manifest with the splits that the recipe asks for, said aloud."""
-    if recipe.fold:
-        manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
-        manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
-    else:
-        earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
-        manifest = split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier)
-    log.info(describe_split(manifest))
-    return manifest

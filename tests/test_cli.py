@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
-from toys import write_toys
+from toys import LABELS, write_toys
 
 from fastcxr.cli import main
 
@@ -55,8 +55,15 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     files = {path.name for path in run.iterdir()}
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
-        "metrics.json", "report.html", "run.json", "figures",
+        "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "files.csv",
     }  # fmt: skip
+
+
+def test_the_report_shows_the_cohort_with_its_gray_values(finished):
+    run = finished[0]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Gray values of each class" in page and 'id="histogram_3-figure_1"' in page
+    assert pd.read_csv(run / "histograms.csv")["label"].value_counts().to_dict() == dict.fromkeys(LABELS, 64)
 
 
 def test_the_terminal_says_what_was_found_and_shows_the_headline(finished):

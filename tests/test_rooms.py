@@ -15,9 +15,12 @@ MAY_IMPORT = {
     "evaluation": LEAVES,
     "training": LEAVES | {"data"},
     "inference": LEAVES | {"data", "training", "evaluation"},  # of evaluation only Predictions, the door
-    "run_folder": LEAVES | {"data", "training", "inference", "evaluation"},
-    "cross_validation": LEAVES | {"data", "training", "inference", "evaluation", "run_folder", "run"},
-    "run": LEAVES | {"data", "training", "inference", "evaluation", "run_folder"},
+    "folder": LEAVES | {"data"},
+    "cohort": LEAVES | {"data", "folder"},
+    "describe": LEAVES | {"data", "evaluation", "folder", "cohort"},
+    "run_folder": LEAVES | {"training", "inference", "evaluation", "folder"},
+    "run": LEAVES | {"data", "training", "inference", "evaluation", "cohort", "run_folder"},
+    "cross_validation": LEAVES | {"data", "evaluation", "cohort", "folder", "run_folder", "run"},
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 
@@ -47,7 +50,7 @@ def test_a_room_imports_only_what_lies_below_it(file):
     assert own - {room} <= MAY_IMPORT[room]
 
 
-@pytest.mark.parametrize("room", ["data", "evaluation", *LEAVES])
+@pytest.mark.parametrize("room", ["data", "evaluation", "folder", "cohort", "describe", *LEAVES])
 def test_these_rooms_never_import_torch(room):
     for file in FILES:
         if room_of(file) == room:
@@ -75,6 +78,7 @@ def test_torch_is_not_loaded_before_it_is_used(words):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_report_is_drawn_without_torch():
-    code = f"import fastcxr.evaluation.report, sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["evaluation.report", "describe"])
+def test_a_page_is_drawn_without_torch(module):
+    code = f"import fastcxr.{module}, sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,11 +7,15 @@ in the file depends on when or where it was drawn: the same numbers give the sam
 import io
 import re
 import warnings
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fastcxr.evaluation.words import plain
 
 INK, MUTED, FAINT, GRID = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"
 ACCENT = "#0b5c78"
@@ -74,6 +78,20 @@ def panel(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
     return figure, axes
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One figure, ready for the page. `name` is also its file's; `caption` stands below it."""
+
+    name: str
+    svg: Markup
+    caption: str = ""
+
+
+def make_plate(figure: Figure, name: str, description: str, caption: str = "") -> Plate:
+    """The figure as a plate; `description` is read aloud in its place."""
+    return Plate(name, Markup(svg_text(figure, name, plain(description))), caption)
 
 
 def svg_text(figure: Figure, name: str, description: str) -> str:

@@ -1,25 +1,20 @@
 """From a run's record and its numbers to what a reader must know before believing them, the gravest first."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from fastcxr.evaluation.cohort_notices import (
+    FEW,
+    Notice,
+    find_skipped,
+    find_warnings,
+    is_image_level,
+    one_with_class,
+)
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed
-
-# below this one image moves a class's sensitivity by more than five points
-FEW = 20
-
-
-@dataclass(frozen=True)
-class Notice:
-    """One thing to know. `level`: stamp (doubts the figures), warning, or note."""
-
-    level: str
-    title: str
-    text: str = ""
 
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
@@ -28,8 +23,9 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_splits(record),
         *_missing_test(record),
         *_classes(record, metrics),
+        *one_with_class(record),
         *_left_out(record, metrics),
-        *_said(record),
+        *find_warnings(record),
         *_rates(record),
         *_augmentation(record),
         *_files(record),
@@ -40,12 +36,6 @@ def shared_with_training(manifest: pd.DataFrame, split: str) -> int:
     """How many patients of a split have training images too."""
     train = set(manifest.loc[manifest["split"] == "train", "patient"])
     return len(train & set(manifest.loc[manifest["split"] == split, "patient"]))
-
-
-def is_image_level(record: RunRecord) -> bool:
-    """Whether patients were ignored when the splits were drawn."""
-    drawn = record.manifest["split_from"] if "split_from" in record.manifest else pd.Series(dtype=str)
-    return record.recipe.get("split") == "image" or bool((drawn == "image").any())
 
 
 def _splits(record: RunRecord) -> list[Notice]:
@@ -100,25 +90,13 @@ def _step(n: int) -> str:
 
 
 def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
-    found = []
-    if len(record.skipped):
-        words = "They are in none of the figures; the reasons are listed under Data."
-        found += [Notice("warning", f"{count(len(record.skipped), 'image')} left out", words)]
+    found = find_skipped(record)
     unread = {split: part["n_errors"] for split, part in metrics.items() if part["n_errors"]}
     if unread:
         sizes = listed([f"{split} {n}" for split, n in unread.items()])
         words = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
         found += [Notice("warning", "Images that could not be read when the model was tested", words)]
     return found
-
-
-def _said(record: RunRecord) -> list[Notice]:
-    said = [line for line in (record.run.get("said") or []) if isinstance(line, dict)]
-    return [
-        Notice("warning", "The run warned", str(line.get("text", "")))
-        for line in said
-        if line.get("level") == "warning"
-    ]
 
 
 def _rates(record: RunRecord) -> list[Notice]:

@@ -1,15 +1,13 @@
 """From a run's record and its numbers to its plates: figures as SVG text, each with what it shows in words."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from fastcxr.evaluation import figures
-from fastcxr.evaluation.drawing import svg_text
+from fastcxr.evaluation.cohort_plates import draw_cohort_plates
+from fastcxr.evaluation.drawing import Plate, make_plate
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import listed, plain, rate, score
 
@@ -20,23 +18,10 @@ CURVES = {
 }
 
 
-@dataclass(frozen=True)
-class Plate:
-    """One figure, ready for the page. `name` is also its file's; `caption` stands below it."""
-
-    name: str
-    svg: Markup
-    caption: str = ""
-
-
 def draw_plates(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Plate]:
     """Every figure that this run has the values for, by name."""
     plates = [*_learning(record.history), *_rates(record), *_test(record, metrics)]
-    return {plate.name: plate for plate in plates}
-
-
-def _plate(figure: Figure, name: str, description: str, caption: str = "") -> Plate:
-    return Plate(name, Markup(svg_text(figure, name, plain(description))), caption)
+    return {plate.name: plate for plate in plates} | draw_cohort_plates(record)
 
 
 def _learning(history: pd.DataFrame) -> list[Plate]:
@@ -46,7 +31,7 @@ def _learning(history: pd.DataFrame) -> list[Plate]:
         if len(history) and columns and history[list(columns.values())].notna().any(axis=None):
             ends = [f"{line} ends at {history[column].iloc[-1]:.3g}" for line, column in columns.items()]
             description = f"{title} by epoch, {len(history)} epochs: {listed(ends)}."
-            plates.append(_plate(figures.learning_curve(history, columns, title), name, description))
+            plates.append(make_plate(figures.learning_curve(history, columns, title), name, description))
     return plates
 
 
@@ -60,7 +45,7 @@ def _rates(record: RunRecord) -> list[Plate]:
         caption = (
             f"{stage}: took {rate(taken)}" + (f" ({reason})" if reason else "") if taken is not None else str(stage)
         )
-        plates.append(_plate(figure, f"learning_rate_{i}", f"Learning-rate finder, {caption}.", caption))
+        plates.append(make_plate(figure, f"learning_rate_{i}", f"Learning-rate finder, {caption}.", caption))
     return plates
 
 
@@ -73,7 +58,7 @@ def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
     matrix = part["confusion_matrix"]
     hits = listed([f"{matrix[i][i]} of {sum(matrix[i])} {label}" for i, label in enumerate(labels)])
     right = f"Confusion matrix on {split}; predicted rightly: {hits}."
-    plates = [_plate(figures.confusion_matrix(matrix, labels), "confusion_matrix", right)]
+    plates = [make_plate(figures.confusion_matrix(matrix, labels), "confusion_matrix", right)]
     if part["auroc"]["macro"] is None:
         return plates
     scored = record.predictions.part(split).scored()
@@ -84,8 +69,8 @@ def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
     )
     guessing = "Dotted: what guessing reaches, the share of the class." if len(labels) <= figures.GUESSED else ""
     return [
-        _plate(figures.roc_curves(*values, labels), "roc", roc, "Dashed: chance."),
-        _plate(figures.precision_recall_curves(*values, labels), "precision_recall", recall, guessing),
+        make_plate(figures.roc_curves(*values, labels), "roc", roc, "Dashed: chance."),
+        make_plate(figures.precision_recall_curves(*values, labels), "precision_recall", recall, guessing),
         *plates,
     ]
 

@@ -131,25 +131,6 @@ def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:
     return part.table.iloc[wrong[order][:count]].reset_index(drop=True)
 
 
-def samples_of_each_class(manifest: pd.DataFrame, count: int) -> pd.DataFrame:
-    """`count` rows of each class, spread evenly over its patients, one a patient as far as they reach.
-
-    Training images when there are any: the test images stay unseen for as long as possible.
-    """
-    train = manifest[manifest["split"] == "train"]
-    chosen = []
-    for label, everywhere in manifest.groupby("label", sort=True):
-        rows = train[train["label"] == label]
-        rows = (rows if len(rows) else everywhere).sort_values(["source", "path"], kind="stable")
-        # the first image of every patient, then the second of those who have one, ...
-        rows = rows.assign(turn=rows.groupby("patient").cumcount())
-        first = rows[rows["turn"] == 0]
-        pool = first if len(first) >= count else rows.sort_values("turn", kind="stable").head(count)
-        at = np.unique(np.linspace(0, len(pool) - 1, num=min(count, len(pool))).round().astype(int))
-        chosen.append(pool.iloc[at].drop(columns="turn"))
-    return pd.concat(chosen).reset_index(drop=True) if chosen else manifest.iloc[:0]
-
-
 _FIX = "Name a predictions.csv that fastcxr wrote"
 
 

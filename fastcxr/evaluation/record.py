@@ -17,21 +17,59 @@ IMAGE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What a run left behind. A file that is not there is an empty mapping or table, and named in `missing`."""
+class CohortRecord:
+    """What a folder holds about a cohort. A file that is not there is an empty mapping or table."""
 
     folder: Path
-    predictions: Predictions
     recipe: dict[str, Any]
-    model: dict[str, Any]
     run: dict[str, Any]
     manifest: pd.DataFrame
     skipped: pd.DataFrame
+    histograms: pd.DataFrame  # label, bin, mean, low, high, images
+    files: pd.DataFrame  # label, kind, width, height, images
+    images: pd.DataFrame  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each image that is known."""
+        return self.manifest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every class, in the order that gives it its colour."""
+        return tuple(sorted(set(self.manifest["label"]) - {""}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(CohortRecord):
+    """What a run left behind; a file that every run has and this one has not is named in `missing`."""
+
+    predictions: Predictions
+    model: dict[str, Any]
     history: pd.DataFrame
     rates: pd.DataFrame
     folds: pd.DataFrame  # the held-out figures of each fold, or no row
-    images: pd.DataFrame  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
     missing: tuple[str, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each image that is known: without a manifest, those that were scored."""
+        return self.manifest if len(self.manifest) else self.predictions.table
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the model, then those that only the images have."""
+        known = self.predictions.labels
+        return (*known, *sorted(set(self.table["label"]) - {*known, ""}))
+
+
+def read_description(folder: str | Path) -> CohortRecord:
+    """All files of a folder that the page of a cohort needs, each read once."""
+    folder = Path(folder)
+    if not (folder / "manifest.csv").is_file():
+        what = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
+        raise InputMissingError(what, "Name a folder that fastcxr describe made", path=folder, code="E001")
+    return CohortRecord(**_read_cohort(folder))
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -41,17 +79,12 @@ def read_run(folder: str | Path) -> RunRecord:
         what = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
         raise InputMissingError(what, "Name the folder of a finished run, as runs/first", path=folder, code="E001")
     return RunRecord(
-        folder=folder,
+        **_read_cohort(folder),
         predictions=read_predictions(folder / "predictions.csv"),
-        recipe=_read_json(folder / "recipe.json"),
         model=_read_json(folder / "model.json"),
-        run=_read_json(folder / "run.json"),
-        manifest=_read_text_table(folder / "manifest.csv", ("source", "path", "label", "patient", "split")),
-        skipped=_read_text_table(folder / "skipped.csv", ("path", "code", "reason")),
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
-        images=_read_images(folder),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
 
@@ -60,6 +93,21 @@ def _expected(folder: Path) -> tuple[str, ...]:
     # the history and the model of pooled folds lie in the folders of the folds
     pooled = (folder / "folds.csv").is_file()
     return tuple(name for name in EXPECTED if not (pooled and name in ("history.csv", "model.json")))
+
+
+def _read_cohort(folder: Path) -> dict[str, Any]:
+    return {
+        "folder": folder,
+        "recipe": _read_json(folder / "recipe.json"),
+        "run": _read_json(folder / "run.json"),
+        "manifest": _read_text_table(folder / "manifest.csv", ("source", "path", "label", "patient", "split")),
+        "skipped": _read_text_table(folder / "skipped.csv", ("path", "code", "reason")),
+        "histograms": _read_numbers(
+            folder / "histograms.csv", ("label", "bin", "mean", "low", "high", "images"), ("label",)
+        ),
+        "files": _read_numbers(folder / "files.csv", ("label", "kind", "width", "height", "images"), ("label", "kind")),
+        "images": _read_images(folder),
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any]:

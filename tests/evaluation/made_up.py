@@ -150,9 +150,39 @@ def write_thumbnails(folder, samples, wrong):
     )
 
 
+def write_looks(folder, manifest):
+    """histograms.csv and files.csv of a cohort whose classes differ a little."""
+    center, rows = np.linspace(-1, 1, 64), []
+    for k, (label, of_class) in enumerate(manifest.groupby("label")):
+        mean = np.exp(-((center - 0.1 * k) ** 2) * 3)
+        mean = mean / mean.sum()
+        columns = {"bin": np.arange(64), "mean": mean, "low": 0.6 * mean, "high": 1.5 * mean}
+        rows.append(pd.DataFrame({"label": label} | columns | {"images": min(len(of_class), 200)}))
+    pd.concat(rows).to_csv(folder / "histograms.csv", index=False)
+    sizes = manifest.groupby("label").size().clip(upper=200).rename("images").reset_index()
+    sizes = sizes.assign(kind="PNG", width=1024, height=900)
+    sizes[["label", "kind", "width", "height", "images"]].to_csv(folder / "files.csv", index=False)
+
+
+def build_description(folder, manifest=None, run=(), thumbnails=True):
+    """All files of a described cohort but those that its page is drawn with."""
+    from fastcxr.data.cohort.excerpt import samples_of_each_class
+
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = make_manifest() if manifest is None else manifest
+    manifest.to_csv(folder / "manifest.csv", index=False)
+    write_looks(folder, manifest)
+    account = RUN | {"cohort": "3 classes, 1,000 images, 401 patients from NIH file names", "seed": 42} | dict(run)
+    (folder / "run.json").write_text(json.dumps(account))
+    if thumbnails:
+        write_thumbnails(folder, samples_of_each_class(manifest, 4), manifest.iloc[:0])
+    return folder
+
+
 def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=None, thumbnails=True):
     """All files of a run folder but those that a report writes."""
-    from fastcxr.evaluation.predictions import most_wrong, samples_of_each_class
+    from fastcxr.data.cohort.excerpt import samples_of_each_class
+    from fastcxr.evaluation.predictions import most_wrong
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest(labels) if manifest is None else manifest
@@ -160,6 +190,7 @@ def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=N
     predictions = make_predictions(scored, make_probability(scored, labels), labels)
     write_predictions(predictions, folder / "predictions.csv")
     manifest.to_csv(folder / "manifest.csv", index=False)
+    write_looks(folder, manifest)
     (make_history() if history is None else history).to_csv(folder / "history.csv", index=False)
     make_rates().to_csv(folder / "learning_rate.csv", index=False)
     for name, content in (("recipe", RECIPE | dict(recipe)), ("model", make_model(labels)), ("run", RUN | dict(run))):

@@ -14,7 +14,6 @@ from fastcxr.evaluation.predictions import (
     make_predictions,
     most_wrong,
     read_predictions,
-    samples_of_each_class,
     write_predictions,
 )
 
@@ -124,20 +123,6 @@ def test_most_wrong_looks_at_the_headline_split_only():
     valid, test = rows((0, [0.0, 1.0]), split="valid"), rows((0, [0.3, 0.7]))
     both = Predictions(pd.concat([valid.table, test.table], ignore_index=True), test.labels)
     assert list(most_wrong(both, 9)["split"]) == ["test"]
-
-
-def test_samples_are_of_every_class_of_different_patients_and_of_the_training_split():
-    found = samples_of_each_class(make_manifest(n=300), 4)
-    assert found.groupby("label").size().to_dict() == dict.fromkeys(LABELS, 4)
-    assert (found["split"] == "train").all()
-    assert found["patient"].is_unique
-
-
-def test_samples_fall_back_on_second_images_and_other_splits():
-    manifest = make_manifest(n=6).assign(label="a", patient="p", split="test")
-    assert len(samples_of_each_class(manifest, 4)) == 4
-    assert len(samples_of_each_class(manifest, 40)) == 6
-    assert len(samples_of_each_class(manifest.iloc[:0], 4)) == 0
 
 
 def test_a_label_that_is_no_class_of_the_model_is_refused_with_the_way_out():

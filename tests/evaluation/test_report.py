@@ -5,12 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from made_up import LABELS, RECIPE, RUN, build_run, make_history, make_manifest
+from pages import Page
 
 from fastcxr.errors import DataError, InputMissingError, OutputError
 from fastcxr.evaluation.metrics import measure_predictions
@@ -19,43 +19,7 @@ from fastcxr.evaluation.record import read_run
 from fastcxr.evaluation.report import draw_report, render_page
 from fastcxr.evaluation.words import headline_table
 
-NEVER_CLOSED = {"meta", "img", "br", "wbr", "link"}
 RESEARCH = "For research, not for diagnosis."
-
-
-class Page(HTMLParser):
-    """What a browser would see: ids, references, words, and whether every element is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.ids, self.references, self.sources, self.tags, self.open, self.words = [], [], [], set(), [], []
-        self.feed(text)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag not in NEVER_CLOSED:
-            self.open.append(tag)
-        self._note(attributes)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-        self._note(attributes)
-
-    def _note(self, attributes):
-        for name, value in attributes:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("href", "xlink:href", "src"):
-                (self.references if value.startswith("#") else self.sources).append(value)
-            self.references += re.findall(r"url\((#[^)]*)\)", value or "")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
 
 
 def page_of(folder):
@@ -149,7 +113,21 @@ def test_predictions_alone_make_a_page_that_names_what_is_missing(drawn, tmp_pat
     assert (tmp_path / "figures" / "confusion_matrix.svg").is_file()
 
 
-@pytest.mark.parametrize("gone", ["manifest.csv", "history.csv", "model.json", "learning_rate.csv"])
+def test_the_page_shows_the_cohort_that_it_was_trained_on(whole, drawn):
+    for words in (
+        "Images of each class, by split",
+        "Gray values of each class",
+        "chosen evenly over the patients in train",
+        "1,024 × 900",
+    ):
+        assert words in whole.text
+    assert {"histogram_1-figure_1", "histogram_3-figure_1", "classes-figure_1"} <= set(whole.ids)
+    assert (drawn / "figures" / "histograms.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    "gone", ["manifest.csv", "history.csv", "model.json", "learning_rate.csv", "histograms.csv", "files.csv"]
+)
 def test_any_one_file_may_be_missing(drawn, tmp_path, gone):
     folder = shutil.copytree(drawn, tmp_path / "run")
     (folder / gone).unlink()

@@ -1,0 +1,76 @@
+"""A manifest comes in; two plain tables go out: the gray values of each class, and what its files are.
+
+A histogram is of one image: the share of its pixels in each of 64 bins of the 256 gray values that read_image gives.
+Black margins count as what they are, black. A class is the mean over its images, each weighing the same.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fastcxr.data.cohort.excerpt import samples_of_each_class
+from fastcxr.data.formats.files import HEAD, find_kind, open_file
+from fastcxr.data.images import read_image
+
+if TYPE_CHECKING:
+    from fastcxr.progress import Progress
+
+BINS = 64
+MOST = 200  # images of a class: the mean of more is the same to the eye, and a large cohort would take minutes
+WITHIN = (0.1, 0.9)  # the spread: eight of ten images lie in it
+
+
+def measure_images(
+    manifest: pd.DataFrame, *, most: int = MOST, progress: "Progress | None" = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Histograms and files of at most `most` images of each class, chosen evenly over the patients in train.
+
+    Histograms, a row a class and bin: label, bin, mean, low, high (shares of the pixels), images (measured). Files, a
+    row for each kind and size in a class: label, kind, width, height, images. Raises ImageError for an unreadable one.
+    """
+    chosen = samples_of_each_class(manifest, most)
+    seen = _look_at(chosen["file"].tolist(), progress)
+    labels = chosen["label"].to_numpy()
+    shares = np.array([look["shares"] for look in seen]).reshape(len(seen), BINS)
+    histograms = [_summarize(label, shares[labels == label]) for label in sorted(set(labels))]
+    files = pd.DataFrame({"label": labels} | {name: [look[name] for look in seen] for name in FACTS})
+    files = files.groupby(["label", *FACTS], sort=True).size().rename("images").reset_index()
+    return pd.concat(histograms, ignore_index=True) if histograms else pd.DataFrame(columns=[*HISTOGRAM]), files
+
+
+FACTS = ("kind", "width", "height")
+HISTOGRAM = ("label", "bin", "mean", "low", "high", "images")
+
+
+def histogram_of(image: np.ndarray) -> np.ndarray:
+    """The share of the pixels in each bin, shape (64,); the shares sum to one. `image`: uint8, any shape."""
+    counts = np.bincount(image.ravel() // (256 // BINS), minlength=BINS)
+    return counts / counts.sum()
+
+
+def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, Any]]:
+    watched = progress.bar(len(files), "measuring images") if progress else nullcontext()
+    looks = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, watched as bar:
+        for look in pool.map(_look, files):
+            looks.append(look)
+            if bar:
+                bar.advance()
+    return looks
+
+
+def _look(path: str) -> dict[str, Any]:
+    image = read_image(path)
+    with open_file(path) as file:
+        kind = find_kind(file.read(HEAD)) or "DICOM"  # read_image took it, and only DICOM may lack its mark
+    return {"shares": histogram_of(image), "kind": kind, "width": image.shape[1], "height": image.shape[0]}
+
+
+def _summarize(label: str, shares: np.ndarray) -> pd.DataFrame:
+    low, high = np.quantile(shares, WITHIN, axis=0)
+    columns = (label, np.arange(BINS), shares.mean(axis=0), low, high, len(shares))
+    return pd.DataFrame(dict(zip(HISTOGRAM, columns, strict=True)))

@@ -1,0 +1,78 @@
+"""From a template, its values and its plates to a page: one HTML file without network or script, figures beside it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from fastcxr.evaluation.drawing import Plate, class_color
+from fastcxr.evaluation.predictions import OUT_OF_FOLD
+from fastcxr.evaluation.words import NOTHING, count, duration, listed, plain, rate, score, share, spread
+from fastcxr.storage import write_whole
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> str:
+    """The page as HTML text; every value is escaped on its way in."""
+    page = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {"share": share, "score": score, "rate": rate, "duration": duration, "number": "{:,}".format}
+    page.filters |= {
+        "kind": _kind,
+        "words": lambda name: str(name).replace("_", " "),
+        "listed": listed,
+        "monitor": _monitor,
+        "of_split": lambda split: "images out of fold" if split == OUT_OF_FOLD else f"{split} split",
+        "spread": spread,
+        "breakable": _breakable,
+    }
+    page.globals |= {"count": count, "class_color": class_color, "plate": lambda name: plates.get(name)}
+    return page.get_template(template).render(**context)
+
+
+def write_page(path: Path, page: str, plates: dict[str, Plate]) -> Path:
+    """The page, and each figure as a file of its own in figures/ beside it; the page's path comes back."""
+    (path.parent / "figures").mkdir(exist_ok=True)
+    for plate in plates.values():
+        drawing = f'<?xml version="1.0" encoding="utf-8"?>\n{plate.svg}\n'
+        write_whole(path.parent / "figures" / f"{plate.name}.svg", drawing.encode())
+    write_whole(path, page.encode())
+    return path
+
+
+def _shown(value: Any) -> Any:
+    """Every value on its way into the page: nothing that cannot be shown, a dash for nothing."""
+    if isinstance(value, Markup):
+        return value
+    return NOTHING if value is None else plain(value)
+
+
+def _monitor(name: str) -> str:
+    return {"auroc": "macro AUROC", "valid_loss": "loss on valid", "accuracy": "accuracy"}.get(
+        name, str(name).replace("_", " ")
+    )
+
+
+def _breakable(text: Any) -> Markup:
+    """A long name may be broken after a mark inside it rather than anywhere."""
+    if len(str(text)) <= 20:
+        return escape(plain(text))
+    return Markup(re.sub(r"([_./-]+)", r"\1<wbr>", str(escape(plain(text)))))
+
+
+def _kind(value: Any) -> str:
+    """How the template lays a value out: mapping, table (a list of mappings), list or plain."""
+    if isinstance(value, dict):
+        return "mapping"
+    if isinstance(value, list | tuple):
+        return "table" if value and all(isinstance(item, dict) for item in value) else "list"
+    return "plain"

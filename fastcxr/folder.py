@@ -1,0 +1,147 @@
+"""What every folder of ours has in common: claimed empty, the cohort and its looks in it, and all that was said.
+
+Nothing here needs torch, so that a cohort is described in the time that it takes to read it.
+"""
+
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from fastcxr.data.cohort.excerpt import samples_of_each_class
+from fastcxr.data.histograms import measure_images
+from fastcxr.data.images import read_image, thumbnail_jpeg
+from fastcxr.data.manifest import write_manifest
+from fastcxr.errors import ImageError, OutputError
+from fastcxr.progress import Bar, Progress, heard_by
+from fastcxr.storage import write_json, write_whole
+
+SAMPLES_OF_A_CLASS, THUMBNAIL_SIZE = 6, 192
+PACKAGES = ("fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom")
+
+
+class CohortFolder(Progress):
+    """An open folder: what is said goes into it, and how far things are to the one who watches."""
+
+    def __init__(self, folder: str | Path, command: str | None = None):
+        self.folder, self.command = Path(folder), command
+        self.said: list[dict[str, str]] = []
+        self.facts: dict[str, Any] = {}  # what else run.json is to hold
+        self.watcher = Progress()
+
+    @contextmanager
+    def open(self, watcher: Progress) -> Iterator[Self]:
+        """Claim the folder; after the block, well or not, run.json says what happened.
+
+        Trouble leaves no folder, unless there is something in it worth keeping.
+        """
+        self.watcher, self.started = watcher, time.time()
+        is_new = not self.folder.exists()
+        claim(self.folder)
+        self.begin()
+        try:
+            with heard_by(_Listener(self.said)):
+                yield self
+        except BaseException:
+            if self.is_worth_keeping():
+                write_json(self.folder / "run.json", self.account())
+            else:  # the same command may be given again once the trouble is mended
+                self.withdraw(is_new)
+            raise
+        write_json(self.folder / "run.json", self.account())
+
+    def begin(self) -> None:
+        """What is written before anything else."""
+
+    def is_worth_keeping(self) -> bool:
+        """Whether what is in the folder after trouble is of use to anyone."""
+        return False
+
+    def withdraw(self, is_new: bool) -> None:
+        """Take back what was written, and the folder if it was made for this."""
+        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "figures", ignore_errors=True)
+        if is_new and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def account(self) -> dict[str, Any]:
+        """The content of run.json: command, time, versions, machine, and all that was said."""
+        return {
+            "command": self.command,
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self.started, 1),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+            "said": self.said,
+        } | self.facts
+
+    def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
+        """Shown by the watcher."""
+        return self.watcher.bar(total, text)
+
+    def write_cohort(self, manifest: pd.DataFrame) -> None:
+        """manifest.csv, and what was measured of its images: histograms.csv and files.csv."""
+        histograms, files = measure_images(manifest, progress=self)
+        write_manifest(manifest, self.folder / "manifest.csv")
+        write_table(self.folder / "histograms.csv", histograms)
+        write_table(self.folder / "files.csv", files)
+
+    def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
+        """skipped.csv: the images that were left out, by the path that people know, and why."""
+        shown = dict(zip(manifest["file"], manifest["path"], strict=True))
+        rows = [{"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors]
+        write_table(self.folder / "skipped.csv", pd.DataFrame(rows, columns=["path", "code", "reason"]))
+
+
+class _Listener(logging.Handler):
+    """Keeps what the library says, for the page."""
+
+    def __init__(self, said: list[dict[str, str]]):
+        super().__init__(logging.INFO)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "warning" if record.levelno >= logging.WARNING else "info"
+        self.said.append({"level": level, "text": record.getMessage()})
+
+
+def claim(folder: Path) -> None:
+    """Make an empty folder, and see that it can be written to. Raises OutputError for one that holds anything."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(
+            f"no folder can be made here ({error.strerror})", "Choose another --out", path=folder
+        ) from error
+    if taken:
+        raise OutputError("this folder is not empty", "Choose another --out, or remove it", path=folder)
+
+
+def choose_samples(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The images of each class that a page shows; `role` says what they are there for."""
+    return samples_of_each_class(manifest, SAMPLES_OF_A_CLASS).assign(role="sample")
+
+
+def write_thumbnails(folder: Path, chosen: pd.DataFrame) -> None:
+    """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for."""
+    (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
+    names = [f"figures/images/{number:04d}.jpg" for number in range(len(chosen))]
+    for name, file in zip(names, chosen["file"], strict=True):
+        write_whole(folder / name, thumbnail_jpeg(read_image(file), THUMBNAIL_SIZE))
+    write_table(folder / "figures" / "images.csv", chosen[["role", "source", "path"]].assign(file=names))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, in one step."""
+    write_whole(path, table.to_csv(index=False))
