@@ -42,10 +42,13 @@ def _refuse_twins(labels: list[str], path: str | Path | None) -> None:
     for label in labels:
         folded = unicodedata.normalize("NFKC", label).casefold()
         twins.setdefault("".join(unicodedata.normalize("NFKC", folded).split()), []).append(label)
-    groups = [" and ".join(map(ascii, group)) for group in twins.values() if len(group) > 1]
+    groups = [group for group in twins.values() if len(group) > 1]
     if groups:
-        what = f"class names differ only in case, space or normalisation: {name_some(groups)}"
-        raise DataError(what, "Give each class one name, written in one way", path=path, code="E006")
+        named = name_some(" and ".join(map(ascii, group)) for group in groups)
+        what = f"class names differ only in case, space or normalisation: {named}"
+        hint = name_some([f"--relabel '{groups[0][0]}={groups[0][1]}'"])
+        fix = f"Give each class one name, written in one way, or say {hint}"
+        raise DataError(what, fix, path=path, code="E006")
 
 
 def _count(number: int, noun: str) -> str:
