@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import warnings
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
 from fastcxr.progress import heard_by
-from fastcxr.recipe import Recipe
+from fastcxr.recipe import Recipe, choose_fields, name_data
 from fastcxr.terminal import ConsoleMessages, TerminalProgress
 from fastcxr.version import VERSION
 
@@ -30,6 +31,10 @@ app = App(
 )
 console = Console(stderr=True)
 Choices = Annotated[Recipe, Parameter(name="*")]
+DataChoices = choose_fields(
+    "DataChoices", "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag",
+    "skip_bad", "seed",
+)  # fmt: skip
 
 
 @app.command
@@ -104,6 +109,41 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
 
 
 @app.command
+def pack(
+    *data: str,
+    to: Path,
+    size: int | None = None,
+    shuffle: bool = False,
+    choices: Annotated[DataChoices, Parameter(name="*")] = DataChoices(),  # noqa: B008  it is frozen
+) -> int:
+    """Write images, labels, names and patients into one HDF5 file, which --data takes.
+
+    Parameters
+    ----------
+    data
+        class folders, a CSV, a known collection or a packed cohort; several are merged
+    to
+        file to make, ending in .h5
+    size
+        side of the padded square that images become; without it each keeps its own size
+    shuffle
+        in an order that the seed draws, instead of that of the data
+    """
+    from fastcxr.data.manifest import describe_manifest
+    from fastcxr.data.packing import pack_cohort, shuffle_rows
+    from fastcxr.run import read_chosen
+
+    if not data:
+        raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
+    recipe = Recipe(data=data, **asdict(choices))
+    manifest = read_chosen(recipe)
+    console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
+    manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
+    print(pack_cohort(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
+    return 0
+
+
+@app.command
 def models(pattern: str = "*") -> int:
     """List backbones with their parameters, native size and whether pretrained weights exist.
 
@@ -141,7 +181,7 @@ def find_data() -> str:
 
 def next_folder(recipe: Recipe) -> Path:
     """runs/<data>-<backbone>-<n> with the first free n."""
-    stem = re.sub(r"[^\w.-]+", "_", f"{Path(recipe.data).stem}-{recipe.backbone}")
+    stem = re.sub(r"[^\w.-]+", "_", f"{name_data(recipe.data)}-{recipe.backbone}")
     taken = [
         int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
     ]

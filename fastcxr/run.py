@@ -42,13 +42,7 @@ def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:
 
     Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
-    manifest = read_manifest(
-        recipe.data,
-        layout=recipe.layout,
-        patients=recipe.patients,
-        patient_regex=recipe.patient_regex,
-        patient_tag=recipe.patient_tag,
-    )
+    manifest = read_chosen(recipe)
     log.info(describe_manifest(manifest))
     bad = check_images(manifest["file"].tolist(), record)
     if not bad:
@@ -59,9 +53,26 @@ def read_cohort(recipe: Recipe, record: RunFolder) -> pd.DataFrame:
     return leave_out(manifest, bad)
 
 
+def read_chosen(recipe: Recipe) -> pd.DataFrame:
+    """The manifest of the recipe's data; no image was read yet."""
+    return read_manifest(
+        recipe.data,
+        layout=recipe.layout,
+        patients=recipe.patients,
+        patient_regex=recipe.patient_regex,
+        patient_tag=recipe.patient_tag,
+        relabel=recipe.relabel,
+        classes=recipe.classes,
+        where=recipe.where,
+        drop_copies=recipe.drop_copies,
+    )
+
+
 def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
     earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
-    manifest = split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier)
+    manifest = split_by_patient(
+        manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier, given=recipe.given_splits
+    )
     log.info(describe_split(manifest))
     return manifest

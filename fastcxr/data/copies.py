@@ -1,11 +1,13 @@
 """Images with their patients come in; each picture once, and the patients that copies prove to be one, go out.
 
-A copy is a file with the same bytes. Files of one name in two sources with other bytes are looked at: if they show
-the same picture, saved anew, both stay and count as one patient, so that no split tears them apart.
+A copy is a file with the same bytes. Files of one name in two sources with other bytes stay both, and count as one
+patient so that no split tears them apart, if the name is no mere counter (collections crop and convert the pictures
+that they borrow, and keep the names), or if both show the same picture.
 """
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,21 +44,33 @@ def leave_out_copies(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
     kept = [min(group, key=lambda i: (order[i], i)) for group in groups]
     lost = [i for group, first in zip(groups, kept, strict=True) for i in group if i != first]
     _say_copies(homes, groups, kept)
-    return rows.drop(index=lost)
+    rows = rows.drop(index=lost)
+    alone = (rows["patient_from"] == "copy") & ~rows["patient"].duplicated(keep=False)
+    return rows.assign(patient_from=rows["patient_from"].mask(alone, "own"))
 
 
-def link_lookalikes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
-    """The rows with one patient for files of one name in two sources that show the same picture."""
+def link_namesakes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
+    """The rows with one patient for files of one name in two sources, unless only a counter is the same."""
     stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
-    twins = [group for group in rows.index.groupby(stems).values() if len(set(homes[group])) > 1]
-    pairs = [(a, b) for group in twins for a, b in combinations(group, 2) if homes[a] != homes[b]]
-    alike = _keep_alike(rows["file"], pairs)
+    groups = [group for group in rows.index.groupby(stems).values() if len(set(homes[group])) > 1]
+    pairs = [(a, b) for group in groups for a, b in combinations(group, 2) if homes[a] != homes[b]]
+    telling = [pair for pair in pairs if is_telling(stems[pair[0]])]
+    alike = telling + _keep_alike(rows["file"], [pair for pair in pairs if not is_telling(stems[pair[0]])])
     if alike:
         words = Counter(f"{homes[b]} and {homes[a]}" for a, b in alike)
-        log.warning("the same picture under one name, but saved anew, in %s: both stay, as one patient (such as %s)",
-                    name_some(f"{places} ({n:,})" for places, n in words.items()), rows["path"][alike[0][1]])  # fmt: skip
+        places = name_some(f"{pair} ({n:,})" for pair, n in words.items())
+        text = ("the same file name with other bytes in %s: perhaps one picture, cropped or saved anew; both stay, "
+                "and count as one patient (such as %s)")  # fmt: skip
+        log.warning(text, places, rows["path"][alike[0][1]])
     _warn_labels(rows, alike)
     return link_patients(rows, alike)
+
+
+def is_telling(stem: str) -> bool:
+    """Whether a name is more than a word with numbers: nejmc2001573_f1a is, COVID-19 (12) and image_0001 are not."""
+    parts = re.findall(r"[^\W_]+", stem)
+    words = [part for part in parts if not part.isdigit()]
+    return len(words) > 1 or any(len(part) > 6 if part.isdigit() else not part.isalpha() for part in parts)
 
 
 def link_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.DataFrame:
@@ -78,7 +92,7 @@ def link_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.Dat
     patient = rows["patient"].map(find)
     origins = dict(zip(rows["patient"], rows["patient_from"], strict=True))
     together = patient.isin([find(name) for name in leader])
-    origin = rows["patient_from"].mask(together, patient.map(origins).replace("own", "picture"))
+    origin = rows["patient_from"].mask(together, patient.map(origins).replace("own", "copy"))
     return rows.assign(patient=texts(patient), patient_from=texts(origin))
 
 
@@ -103,7 +117,9 @@ def _checksum(file: str) -> str | None:
 def _refuse_labels(rows: pd.DataFrame, homes: pd.Series, groups: list[list[int]]) -> None:
     names = homes + "/" + rows["path"] + " " + rows["label"].map(repr)
     torn = [group for group in groups if rows["label"][group].nunique() > 1]
-    pairs = [(names[group[0]], names[i]) for group in torn for i in group if rows["label"][i] != rows["label"][group[0]]]
+    pairs = [
+        (names[group[0]], names[i]) for group in torn for i in group if rows["label"][i] != rows["label"][group[0]]
+    ]
     if pairs:
         other = next(i for i in torn[0] if rows["label"][i] != rows["label"][torn[0][0]])
         hint = f"{rows['label'][other]}={rows['label'][torn[0][0]]}"
@@ -119,7 +135,9 @@ def _say_copies(homes: pd.Series, groups: list[list[int]], kept: list[int]) -> N
     for group, first in zip(groups, kept, strict=True):
         for i in group:
             if i != first:
-                place = f"within {homes[i]}" if homes[i] == homes[first] else f"of {homes[i]} that stand in {homes[first]}"
+                place = (
+                    f"within {homes[i]}" if homes[i] == homes[first] else f"of {homes[i]} that stand in {homes[first]}"
+                )
                 words[place] += 1
     if words:
         named = name_some(f"{n:,} {place}" for place, n in words.items())

@@ -97,7 +97,10 @@ def _read_rows(file: "h5py.File") -> pd.DataFrame:
 
 def _refuse_foreign(file: "h5py.File") -> None:
     if file.attrs.get("format") != FORMAT:
-        what, fix = "HDF5, but no cohort that fastcxr packed", "Pack the images themselves: `fastcxr pack DIR --to FILE`"
+        what, fix = (
+            "HDF5, but no cohort that fastcxr packed",
+            "Pack the images themselves: `fastcxr pack DIR --to FILE`",
+        )
         raise DataError(what, fix, path=file.filename, code="E021")
     if int(file.attrs["version"]) > VERSION:
         what = f"packed by a later fastcxr (version {file.attrs['version']} of the format, this one reads {VERSION})"

@@ -17,7 +17,7 @@ from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.data.collections.shelf import SHELF
-from fastcxr.data.copies import leave_out_copies, link_lookalikes
+from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, part_patients
 from fastcxr.data.selection import select
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
@@ -34,7 +34,7 @@ ORIGINS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM file names",
-    "picture": "pictures that stand in two sources",
+    "copy": "copies in two sources",
 }
 NOBODYS = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
@@ -94,7 +94,7 @@ def _merge(rows: pd.DataFrame) -> pd.DataFrame:
     rows = part_patients(rows)
     log.info("merged: %s; looking for copies", describe_homes(rows))
     rows = leave_out_copies(rows, rows[HOME])
-    return link_lookalikes(rows, rows[HOME])
+    return link_namesakes(rows, rows[HOME])
 
 
 def _warn_own(rows: pd.DataFrame, cohort: Cohort, name: str) -> None:

@@ -24,7 +24,7 @@ def number_names(names: Iterable[str]) -> list[str]:
     numbered: list[str] = []
     for name in names:
         taken = (f"{name}-{number}" for number in range(2, len(numbered) + 2))
-        numbered.append(next((other for other in (name, *taken) if other not in numbered)))
+        numbered.append(next(other for other in (name, *taken) if other not in numbered))
     return numbered
 
 

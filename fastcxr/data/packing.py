@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.cohort.tables import name_some
 from fastcxr.data.hdf5 import FORMAT, SUFFIXES, VERSION, load_h5py, read_packed_checksum, read_reference
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.errors import BadImagesError, ImageError, OutputError, RecipeError
@@ -48,14 +49,15 @@ def pack_cohort(
         raise OutputError("a packed cohort ends in .h5 or .hdf5", f"Call it {path.stem or 'cohort'}.h5", path=path)
     if size is not None and size < 16:
         raise RecipeError(f"size is {size}, it must be at least 16", "Give another size, or none to keep every pixel")
-    with draft_beside(path) as draft:
-        with h5py.File(draft, "w") as content:
-            packed, bad = _write_images(content, manifest, size, progress or Progress())
-            if bad and not skip_bad:
-                raise BadImagesError(bad)
-            _write_table(content, manifest.iloc[packed])
+    with draft_beside(path) as draft, h5py.File(draft, "w") as content:
+        packed, bad = _write_images(content, manifest, size, progress or Progress())
+        if bad and not skip_bad:
+            raise BadImagesError(bad)
+        _write_table(content, manifest.iloc[packed])
     if bad:
-        log.warning("left out %s unreadable images: %s", f"{len(bad):,}", "; ".join(map(str, bad[:5])))
+        shown = dict(zip(manifest["file"], manifest["path"], strict=True))
+        named = name_some((f"{shown.get(error.path, '')} ({error.what})" for error in bad), 5)
+        log.warning("left out %s unreadable images: %s", f"{len(bad):,}", named)
     log.info("packed %s images into %s, %.1f MB", f"{len(packed):,}", path.name, path.stat().st_size / 1e6)
     return path
 
@@ -93,7 +95,9 @@ def _make_images(content: "h5py.File", number: int, size: int | None) -> Any:
         images = content.create_dataset("images", (number, size, size), "uint8", maxshape=(None, size, size),
                                         chunks=(1, size, size))  # fmt: skip
     else:
-        images = content.create_dataset("images", (number,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(1024,))
+        images = content.create_dataset(
+            "images", (number,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(1024,)
+        )
 
     def add(place: int, picture: np.ndarray) -> None:
         images[place] = picture if size else picture.ravel()

@@ -32,7 +32,8 @@ def refuse_lonely(table: pd.DataFrame, unit: str = "patient", path: str | Path |
     lonely = sizes[(sizes["patients" if unit == "patient" else "images"] < 2) & ~sizes.index.isin(given)]
     if len(lonely):
         named = name_some(f"{row.Index!r} ({_count(row.images, 'image')} of 1 patient)" for row in lonely.itertuples())
-        fix = f"One {unit} cannot be both trained and tested: give 2 at least, better 20, or leave the class out"
+        fix = f"One {unit} cannot be both trained and tested: give 2 at least, better 20, or leave it out"
+        fix += " (--classes names those to keep)"
         raise DataError(f"too few {unit}s in class {named}", fix, path=path, code="E004")
 
 

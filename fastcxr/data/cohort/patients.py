@@ -70,7 +70,8 @@ def _from_column(rows: pd.DataFrame) -> pd.Series:
     if "patient" not in rows:
         return pd.Series(index=rows.index, dtype=TEXT)
     ids = clean_ids(rows["patient"])
-    return ids.where(ids != OWN + rows["path"])  # a manifest that fastcxr wrote, given as a table
+    # a manifest that fastcxr wrote, given as a table: a patient of one image, unless copies share it
+    return ids.where(~ids.fillna("").str.startswith(OWN) | ids.duplicated(keep=False))
 
 
 def _compile(regex: str) -> re.Pattern:

@@ -1,4 +1,4 @@
-"""CoronaHack's table and its train/ and test/ come in; a row an image, under the finest label that is certain, goes out.
+"""CoronaHack's table and its train/ and test/ come in; a row an image, under its finest certain label, goes out.
 
 The table gives three labels an image: `Label` (Normal or Pnemonia), the kind of pathogen, and for a few its name.
 COVID-19 is a class of its own; every other named pathogen counts as its kind, as the table itself does.
@@ -102,7 +102,7 @@ def _list_places(root: Path) -> dict[str, dict[str, str]]:
 
 
 def _find(name: str, split: str, places: dict[str, dict[str, str]]) -> str | None:
-    """Where the table says, and nowhere else: of an image in the other folder nobody knows which of the two is right."""
+    """Where the table says, and nowhere else: of an image in the other folder nobody knows which is right."""
     return places.get(split, {}).get(name)
 
 
