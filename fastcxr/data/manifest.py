@@ -18,7 +18,7 @@ from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
-from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, part_patients
+from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, number_sources, part_patients
 from fastcxr.data.selection import select
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.storage import write_whole
@@ -94,7 +94,7 @@ def _merge(rows: pd.DataFrame) -> pd.DataFrame:
     rows = part_patients(rows)
     log.info("merged: %s; looking for copies", describe_homes(rows))
     rows = leave_out_copies(rows, rows[HOME])
-    return link_namesakes(rows, rows[HOME])
+    return number_sources(link_namesakes(rows, rows[HOME]))
 
 
 def _warn_own(rows: pd.DataFrame, cohort: Cohort, name: str) -> None:

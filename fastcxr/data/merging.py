@@ -7,6 +7,7 @@ one picture stands in two sources, the patients that they name for it are one.
 
 import logging
 from collections.abc import Iterable
+from itertools import count
 
 import pandas as pd
 
@@ -23,35 +24,39 @@ def number_names(names: Iterable[str]) -> list[str]:
     """Every name once: clinic, clinic-2, clinic-3."""
     numbered: list[str] = []
     for name in names:
-        taken = (f"{name}-{number}" for number in range(2, len(numbered) + 2))
-        numbered.append(next(other for other in (name, *taken) if other not in numbered))
+        numbered.append(_number(name, numbered) if name in numbered else name)
     return numbered
 
 
+def _number(name: str, taken: Iterable[str]) -> str:
+    return next(other for k in count(2) if (other := f"{name}-{k}") not in taken)
+
+
 def join_tables(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
-    """One table with a column HOME; where a source and a path stand for two images, the later source gets a number."""
+    """One table of text with a further column HOME."""
     homed = [table.assign(**{HOME: pd.Series(name, index=table.index, dtype=TEXT)})
              for table, name in zip(tables, names, strict=True)]  # fmt: skip
-    rows = pd.concat([_all_text(table) for table in homed], ignore_index=True)
-    return rows.assign(source=_number_sources(rows))
+    return pd.concat([_all_text(table) for table in homed], ignore_index=True)
 
 
 def _all_text(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: texts(table[name]) for name in table.columns})
 
 
-def _number_sources(rows: pd.DataFrame) -> pd.Series:
-    """Two hospitals may both call themselves `ward`; only where their paths are equal too must they be told apart."""
+def number_sources(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a number behind the source of a later home, where source and path stand for two images.
+
+    Two tables may both speak of `ward`, and mean one; only where paths are equal too must they be told apart.
+    """
     clash = rows.duplicated(["source", "path"], keep=False)
     torn = rows.loc[clash].groupby("source")[HOME].unique()
     sources = rows["source"]
     for source, homes in torn.items():
-        for number, home in enumerate(homes[1:], 2):
-            taken = set(sources)
-            name = next(n for n in (f"{source}-{k}" for k in range(number, len(taken) + number + 1)) if n not in taken)
+        for home in homes[1:]:
+            name = _number(source, set(sources))
             sources = sources.mask((rows["source"] == source) & (rows[HOME] == home), name)
             log.info("%s: images of the source %s are called %s, for both hold the same paths", home, source, name)
-    return texts(sources)
+    return rows.assign(source=texts(sources))
 
 
 def part_patients(rows: pd.DataFrame) -> pd.DataFrame:

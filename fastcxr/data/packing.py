@@ -51,7 +51,7 @@ def pack_cohort(
         raise RecipeError(f"size is {size}, it must be at least 16", "Give another size, or none to keep every pixel")
     with draft_beside(path) as draft, h5py.File(draft, "w") as content:
         packed, bad = _write_images(content, manifest, size, progress or Progress())
-        if bad and not skip_bad:
+        if bad and not (skip_bad and packed):
             raise BadImagesError(bad)
         _write_table(content, manifest.iloc[packed])
     if bad:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
-from fastcxr.data.cohort.tables import name_some, suggest, texts
+from fastcxr.data.cohort.tables import TEXT, name_some, suggest, texts
 from fastcxr.errors import RecipeError
 
 log = logging.getLogger("fastcxr")
@@ -20,8 +20,8 @@ def select(
 ) -> list[pd.DataFrame]:
     """Each table with its labels renamed, and only its rows that are wanted.
 
-    `relabel`: "theirs=ours". `classes`: labels to keep, all if none is named. `where`: "column=value,value"; a table
-    without that column is kept whole. Raises RecipeError for a label, column or value that is in none of the tables.
+    `relabel`: "theirs=ours". `classes`: labels to keep, all if none is named. `where`: "column=value,value"; a source
+    that says nothing of the column is kept whole. Raises RecipeError for a label, column or value that is not there.
     """
     for step, choices in ((rename_labels, relabel), (keep_classes, classes), (keep_where, where)):
         tables = step(tables, choices) if choices else tables
@@ -70,17 +70,18 @@ def keep_where(tables: list[pd.DataFrame], choices: Sequence[str]) -> list[pd.Da
 
 
 def _keep(table: pd.DataFrame, column: str, values: set[str]) -> pd.DataFrame:
-    """An empty value means an empty cell. A table that says nothing of the column is not asked."""
-    if column not in table:
-        sources = name_some(sorted(set(table["source"])))
-        log.info("%s: no column %s, so all %s images stay", sources, column, f"{len(table):,}")
-        return table
-    cells = table[column].fillna("")
-    lost = cells[~cells.isin(list(values))].value_counts()
+    """An empty value means an empty cell. A source that says nothing at all of the column is not asked."""
+    cells = table[column] if column in table else pd.Series(index=table.index, dtype=TEXT)
+    silent = ~cells.notna().groupby(table["source"]).transform("any").astype(bool)
+    if silent.any():
+        sources = name_some(sorted(set(table.loc[silent, "source"])))
+        log.info("nothing is said of %s by %s: all %s images stay", column, sources, f"{silent.sum():,}")
+    kept = silent | cells.fillna("").isin(list(values))
+    lost = cells[~kept].fillna("an empty cell").value_counts()
     if len(lost):
-        named = name_some((f"{name or 'an empty cell'} ({n:,})" for name, n in lost.items()), 8)
-        log.info("%s images left out by %s: %s", f"{lost.sum():,}", column, named)
-    return table[cells.isin(list(values))]
+        named = name_some((f"{name} ({n:,})" for name, n in lost.items()), 8)
+        log.info("left out by %s: %s (%s images)", column, named, f"{lost.sum():,}")
+    return table[kept]
 
 
 def _split(text: str, known: Iterable[str], column: str) -> list[str]:
