@@ -2,6 +2,7 @@
 
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -106,3 +107,9 @@ def test_a_foreign_recipe_file_is_refused(tmp_path, content):
 def test_a_missing_recipe_file_says_what_to_name(tmp_path):
     with pytest.raises(ModelError, match="Name a run folder that fastcxr made"):
         read_recipe(tmp_path / "recipe.json")
+
+
+def test_the_layouts_of_a_recipe_are_those_that_can_be_read():
+    from fastcxr.data.cohort.layouts import LAYOUTS
+
+    assert get_args(get_type_hints(Recipe)["layout"]) == LAYOUTS
