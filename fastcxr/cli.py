@@ -6,10 +6,10 @@ import re
 import shlex
 import sys
 import warnings
-from dataclasses import asdict, field, fields, make_dataclass
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
 from fastcxr.progress import heard_by
-from fastcxr.recipe import Recipe
+from fastcxr.recipe import Recipe, choose_fields, name_data
 from fastcxr.terminal import ConsoleMessages, TerminalProgress
 from fastcxr.version import VERSION
 
@@ -32,14 +32,12 @@ app = App(
 )
 console = Console(stderr=True)
 Choices = Annotated[Recipe, Parameter(name="*")]
-OF_DATA = ("data", "layout", "patients", "patient_regex", "patient_tag", "split", "split_from", "seed")
-
+OF_DATA = (
+    "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag", "seed",
+)  # fmt: skip
 # the flags of train that say which images, whose they are and where they stand, in train's own words
-hints = get_type_hints(Recipe)
-taken = {item.name: field(default=item.default, metadata=item.metadata) for item in fields(Recipe)}
-DataRecipe = make_dataclass("DataRecipe", [(n, hints[n], taken[n]) for n in OF_DATA], frozen=True, kw_only=True)
-DataRecipe.__module__ = __name__  # cyclopts takes what has none for a builtin
-DataChoices = Annotated[DataRecipe, Parameter(name="*")]
+DescribeChoices = choose_fields("DescribeChoices", "data", *OF_DATA, "split", "given_splits", "split_from")
+PackChoices = choose_fields("PackChoices", *OF_DATA, "skip_bad")
 
 
 @app.command
@@ -55,7 +53,7 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
     from fastcxr.run import run
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(f"{Path(recipe.data).stem}-{recipe.backbone}")
+    folder = out or next_folder(f"{name_data(recipe.data)}-{recipe.backbone}")
     console.print(f"run folder: {folder}", highlight=False)
     start = cross_validate if recipe.folds and not recipe.fold else run
     report = start(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
@@ -65,7 +63,11 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
 
 
 @app.command
-def describe(choices: DataChoices = DataRecipe(), *, out: Path | None = None) -> int:  # noqa: B008  they are frozen
+def describe(
+    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    *,
+    out: Path | None = None,
+) -> int:
     """Show what is in a cohort before anything is trained: classes, splits, patients, images, gray values, bad files.
 
     Parameters
@@ -77,7 +79,7 @@ def describe(choices: DataChoices = DataRecipe(), *, out: Path | None = None) ->
 
     recipe = Recipe(**asdict(choices))
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(f"describe-{Path(recipe.data).stem}")
+    folder = out or next_folder(f"describe-{name_data(recipe.data)}")
     console.print(f"folder: {folder}", highlight=False)
     page = describe_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
     bad = show_cohort(folder)
@@ -139,6 +141,41 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None) -> int:
         )
     console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
     return PARTIAL if bad.any() else 0
+
+
+@app.command
+def pack(
+    *data: str,
+    to: Path,
+    size: int | None = None,
+    shuffle: bool = False,
+    choices: Annotated[PackChoices, Parameter(name="*")] = PackChoices(),  # noqa: B008  it is frozen
+) -> int:
+    """Write images, labels, names and patients into one HDF5 file, which --data takes.
+
+    Parameters
+    ----------
+    data
+        class folders, a CSV, a known collection or a packed cohort; several are merged
+    to
+        file to make, ending in .h5
+    size
+        side of the padded square that images become; without it each keeps its own size
+    shuffle
+        in an order that the seed draws, instead of that of the data
+    """
+    from fastcxr.cohort import find_manifest
+    from fastcxr.data.manifest import describe_manifest
+    from fastcxr.data.packing import pack_cohort, shuffle_rows
+
+    if not data:
+        raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
+    recipe = Recipe(data=data, **asdict(choices))
+    manifest = find_manifest(recipe)
+    console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
+    manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
+    print(pack_cohort(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
+    return 0
 
 
 @app.command

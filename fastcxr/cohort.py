@@ -40,6 +40,10 @@ def find_manifest(recipe: Recipe) -> pd.DataFrame:
         patients=recipe.patients,
         patient_regex=recipe.patient_regex,
         patient_tag=recipe.patient_tag,
+        relabel=recipe.relabel,
+        classes=recipe.classes,
+        where=recipe.where,
+        drop_copies=recipe.drop_copies,
     )
 
 
@@ -50,6 +54,7 @@ def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:
         earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
-        manifest = split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, earlier=earlier)
+        choices = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
+        manifest = split_by_patient(manifest, earlier=earlier, **choices)
     log.info(describe_split(manifest))
     return manifest

@@ -7,9 +7,9 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import ModelError, RecipeError
@@ -76,14 +76,23 @@ class Recipe:
     backbone: str = choice(
         "mobilenetv2_100", "any timm or torchvision name; torchvision:NAME asks for the latter", kw_only=False
     )
-    data: str | None = choice(None, "class folders or a CSV with path and label")
-    layout: Literal["auto", "folders", "split_folders", "csv"] = choice("auto", "how the data is laid out")
+    data: str | tuple[str, ...] | None = choice(
+        None, "class folders, a CSV with path and label, a known collection or a packed cohort; several are merged"
+    )
+    layout: Literal["auto", "folders", "split_folders", "csv", "coronahack", "cohen", "covidx", "hdf5"] = choice(
+        "auto", "how the data is laid out"
+    )
+    relabel: tuple[str, ...] = choice((), "theirs=ours: give a label another name, before all else")
+    classes: tuple[str, ...] = choice((), "keep only images of these labels")
+    where: tuple[str, ...] = choice((), "column=value,value: keep only rows whose column holds one of these")
+    drop_copies: bool = choice(False, "leave exact copies out of a single source too; merged ones never keep any")
     patients: str | None = choice(None, "table that joins file names to patients (filename, patient)")
     patient_regex: str | None = choice(None, "pattern whose first group, found in the path, is the patient")
     patient_tag: str | None = choice(None, "DICOM tag that holds the patient; kept as a salted hash only")
     split: Literal["patient", "image"] = choice(
         "patient", "what never stands in two splits; image is the literature's, and optimistic"
     )
+    given_splits: Literal["obey", "ignore"] = choice("obey", "what becomes of splits that the data gives")
     split_from: str | None = choice(None, "earlier run whose patients keep their place")
     folds: int = choice(0, "patient-grouped folds, each held out once; 0 is a single split", at_least=0)
     fold: int | None = choice(None, "the one fold to run", at_least=1)
@@ -127,8 +136,10 @@ class Recipe:
         if isinstance(self.augment, Mapping):
             object.__setattr__(self, "augment", _from_mapping(Augmentation, self.augment))
         for name in ("data", "patients", "split_from", "weights"):
-            if isinstance(getattr(self, name), Path):
-                object.__setattr__(self, name, str(getattr(self, name)))
+            object.__setattr__(self, name, _as_text(getattr(self, name)))
+        for name in ("relabel", "classes", "where"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.folds == 1 or (self.fold is not None and self.fold > self.folds):
             raise RecipeError(
                 f"fold {self.fold} of {self.folds} folds", "Give --folds 2 or more, and --fold one of them"
@@ -153,6 +164,30 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as the text of recipe.json."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_text(places: Any) -> Any:
+    """Paths as text; of several sources a tuple, and one alone is no several."""
+    if isinstance(places, list | tuple):
+        places = tuple(map(_as_text, places))
+        return places[0] if len(places) == 1 else places or None
+    return str(places) if isinstance(places, Path) else places
+
+
+def choose_fields(name: str, *chosen: str) -> type:
+    """A dataclass of some of a recipe's choices, words and all, for a command that needs no more."""
+    hints = get_type_hints(Recipe)
+    items = {item.name: item for item in fields(Recipe)}
+    parts = [(part, hints[part], field(default=items[part].default, metadata=items[part].metadata)) for part in chosen]
+    made = make_dataclass(name, parts, frozen=True, kw_only=True)
+    made.__module__ = __name__  # without it Python calls it a type of its own, which has no fields for cyclopts
+    return made
+
+
+def name_data(data: str | tuple[str, ...] | None) -> str:
+    """The data of a recipe in a word: the name of its folder or file, several joined by a plus."""
+    places = (data,) if isinstance(data, str) else data or ()
+    return "+".join(PurePath(place).stem for place in places)
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -197,6 +232,8 @@ def _check_kind(name: str, given: Any, hint: Any) -> None:
     if given in names and type(given) is str:
         return
     if isinstance(given, plain) and not (isinstance(given, bool) and bool not in plain):
+        if isinstance(given, tuple):
+            _check_parts(name, given, kinds)
         return
     if float in plain and isinstance(given, int) and not isinstance(given, bool):
         return
@@ -204,6 +241,13 @@ def _check_kind(name: str, given: Any, hint: Any) -> None:
         raise _unknown(given, names, f"{name} cannot be")
     wanted = " or ".join([*names, *(getattr(kind, "__name__", str(kind)) for kind in plain)])
     raise RecipeError(f"{name} is {given!r}, it must be {wanted}", f"Give another {name}")
+
+
+def _check_parts(name: str, given: tuple, kinds: tuple) -> None:
+    """Every part of a tuple of texts; of numbers and stages their users know more."""
+    wants_text = any(get_origin(kind) is tuple and get_args(kind)[0] is str for kind in kinds)
+    if wants_text and (bad := [part for part in given if not isinstance(part, str)]):
+        raise RecipeError(f"{name} holds {bad[0]!r}, each part must be str", f"Give another {name}")
 
 
 def _unknown(given: str, known: list[str], words: str) -> RecipeError:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import OutputError
+from fastcxr.errors import FastcxrError, OutputError
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -29,6 +31,37 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
         raise OutputError(
             f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path
         ) from error
+
+
+@contextmanager
+def draft_beside(path: str | Path) -> Iterator[Path]:
+    """For what is too large to hold at once: an empty file to fill, which takes its place when the block ends well.
+
+    Raises OutputError for a place that is taken, or cannot be written to; then and after an error no draft is left.
+    """
+    path = Path(path)
+    if path.exists():
+        raise OutputError("this file is there already", "Choose another name, or remove it", path=path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        os.close(handle)
+    except OSError as error:
+        fix = "Choose a folder that is there and may be written to"
+        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
+    draft = Path(name)
+    try:
+        yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
+        draft.chmod(0o666 & ~_umask())
+        draft.replace(path)
+    except OSError as error:
+        if isinstance(error, FastcxrError):
+            raise
+        fix = "Free some room or choose another place"
+        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -233,3 +233,43 @@ def test_without_data_the_class_folders_in_data_are_used_and_said(call, tmp_path
 
 def test_the_version_is_told():
     assert fastcxr("--version").stdout.startswith("fastcxr 0.")
+
+
+def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, toy_folder, tmp_path):
+    write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
+    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--relabel", "haze=ill")
+    done = call("pack", toy_folder, "more", "--to", "c.h5", *chosen, "--shuffle", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "c.h5"
+    assert "relabelled: opacity to ill (14), haze to ill (10)" in done.stderr
+    assert "left out 8 exact copies: 8 of more that stand in toys" in done.stderr
+    done = call(*TRAIN, "--data", "c.h5", "--where", "source=toys", "--batch-size", "8")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "c-mobilenetv2_035-1"
+    table = pd.read_csv(run / "manifest.csv")
+    assert len(table) == 30
+    assert set(table["label"]) == {"clear", "ill"}
+    assert not any(str(tmp_path) in (run / name).read_text() for name in ("manifest.csv", "predictions.csv"))
+    assert json.loads((run / "recipe.json").read_text())["where"] == ["source=toys"]
+
+
+def test_two_sources_name_the_run_folder_and_the_report(call, toy_folder, tmp_path):
+    write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
+    done = call(*TRAIN, "--data", toy_folder, "--data", "more", "--batch-size", "8", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "toys + more" in (tmp_path / "runs" / "toys_more-mobilenetv2_035-1" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["pack", "--to", "c.h5"], "Give a folder, a CSV or a known collection after pack"),
+        (["pack", "nowhere", "--to", "c.h5"], "no such file or folder"),
+        (["train", "--data", "toys", "--classes", "cler"], "did you mean 'clear'?"),
+    ],
+)
+def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, remedy):
+    done = call(*words, where=toy_folder.parent)
+    assert done.returncode in (64, 66)
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toys import LABELS, write_toys
 
-from fastcxr.cli import DataRecipe, main
+from fastcxr.cli import DescribeChoices, main
 from fastcxr.describe import describe
 from fastcxr.errors import OutputError
 from fastcxr.recipe import Recipe
@@ -116,7 +116,7 @@ def test_every_mistake_is_one_line_with_its_remedy(call, toys, tmp_path, words, 
 
 
 def test_every_flag_says_what_it_says_in_train():
-    shared = DataRecipe.__dataclass_fields__
+    shared = DescribeChoices.__dataclass_fields__
     assert {name: item.metadata["help"] for name, item in shared.items()} == {
         name: Recipe.__dataclass_fields__[name].metadata["help"] for name in shared
     }

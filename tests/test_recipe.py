@@ -1,11 +1,13 @@
 """A recipe refuses what cannot be, survives JSON, and carries words for every choice."""
 
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.recipe import Augmentation, Recipe, Stage, read_recipe
+from fastcxr.recipe import Augmentation, Recipe, Stage, choose_fields, name_data, read_recipe
 
 
 def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
@@ -20,6 +22,7 @@ def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
     [
         Recipe(),
         Recipe("resnet50", learning_rate="find", augment=Augmentation(do_flip=True)),
+        Recipe(data=("a", "b.h5"), relabel=("Bacteria=pneumonia",), classes=("a", "b"), where=("view=PA,AP",)),
         Recipe(strategy=(Stage(name="head", groups=1, epochs=2), Stage(multiples=(0.1, 0.5, 1.0)))),
     ],
 )
@@ -43,6 +46,11 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"strategy": ()}, "Give at least one Stage"),
         ({"epoch": 3}, "Did you mean 'epochs'?"),
         ({"split": "patients"}, "Did you mean 'patient'?"),
+        ({"layout": "coronahak"}, "Did you mean 'coronahack'?"),
+        ({"given_splits": "ignor"}, "Did you mean 'ignore'?"),
+        ({"classes": "COVID-19"}, "must be tuple"),
+        ({"relabel": (1,)}, "each part must be str"),
+        ({"data": ("a", 1)}, "each part must be str"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
@@ -50,6 +58,25 @@ def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
         Recipe().but(**choices)
     assert remedy in str(caught.value)
     assert caught.value.exit_code == 64
+
+
+def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():
+    recipe = Recipe(data=[Path("a"), "b"], classes=["x", "y"])
+    assert (recipe.data, recipe.classes) == (("a", "b"), ("x", "y"))
+    assert Recipe(data=(Path("a"),)).data == "a"
+    assert Recipe(data=()).data is None
+
+
+def test_data_is_named_in_a_word():
+    assert [name_data(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
+
+
+def test_a_command_may_take_some_of_the_choices_words_and_all():
+    made = choose_fields("Some", "classes", "seed")
+    assert [(item.name, item.metadata["help"]) for item in fields(made)] == [
+        (item.name, item.metadata["help"]) for item in fields(Recipe) if item.name in ("classes", "seed")
+    ]
+    assert made() == made(classes=(), seed=42)
 
 
 def test_every_choice_carries_words():
@@ -80,3 +107,9 @@ def test_a_foreign_recipe_file_is_refused(tmp_path, content):
 def test_a_missing_recipe_file_says_what_to_name(tmp_path):
     with pytest.raises(ModelError, match="Name a run folder that fastcxr made"):
         read_recipe(tmp_path / "recipe.json")
+
+
+def test_the_layouts_of_a_recipe_are_those_that_can_be_read():
+    from fastcxr.data.cohort.layouts import LAYOUTS
+
+    assert get_args(get_type_hints(Recipe)["layout"]) == LAYOUTS

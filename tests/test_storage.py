@@ -3,7 +3,7 @@
 import pytest
 
 from fastcxr.errors import OutputError
-from fastcxr.storage import sha256_of, write_json, write_whole
+from fastcxr.storage import draft_beside, sha256_of, write_json, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
@@ -18,6 +18,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(OutputError, match="nowhere"):
         write_whole(tmp_path / "nowhere" / "a.txt", "new")
+
+
+def test_a_draft_takes_its_place_only_when_the_block_ends_well(tmp_path):
+    with draft_beside(tmp_path / "a.h5") as draft:
+        draft.write_bytes(b"all")
+        assert not (tmp_path / "a.h5").exists()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.h5", b"all")]
+    with pytest.raises(KeyboardInterrupt), draft_beside(tmp_path / "b.h5"):
+        raise KeyboardInterrupt
+    with pytest.raises(OutputError, match="No space left.*Free some room"), draft_beside(tmp_path / "b.h5"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OutputError, match="there already. Choose another name"), draft_beside(tmp_path / "a.h5"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_json_refuses_what_is_no_number(tmp_path):

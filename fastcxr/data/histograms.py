@@ -14,6 +14,7 @@ import pandas as pd
 
 from fastcxr.data.cohort.excerpt import samples_of_each_class
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
+from fastcxr.data.hdf5 import read_reference
 from fastcxr.data.images import read_image
 
 if TYPE_CHECKING:
@@ -65,9 +66,15 @@ def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, An
 
 def _look(path: str) -> dict[str, Any]:
     image = read_image(path)
+    height, width = image.shape
+    return {"shares": histogram_of(image), "kind": _name_kind(path), "width": width, "height": height}
+
+
+def _name_kind(path: str) -> str:
+    if read_reference(path):
+        return "packed"
     with open_file(path) as file:
-        kind = find_kind(file.read(HEAD)) or "DICOM"  # read_image took it, and only DICOM may lack its mark
-    return {"shares": histogram_of(image), "kind": kind, "width": image.shape[1], "height": image.shape[0]}
+        return find_kind(file.read(HEAD)) or "DICOM"  # read_image took it, and only DICOM may lack its mark
 
 
 def _summarize(label: str, shares: np.ndarray) -> pd.DataFrame:

@@ -8,6 +8,7 @@ The rules of `read_image`, which training and prediction share:
   value becomes 0..255; larger or negative values min..max. Floats: 0..1 times 255, 0..255 as they are, else min..max.
 - A picture lies as its EXIF orientation says. A TIFF that counts white as zero, and MONOCHROME1, are turned positive.
 - DICOM: modality table or rescale, then table or first window of interest; see `fastcxr.data.formats.windows`.
+- `cohort.h5#17` is a picture of a packed cohort, and was read by these rules when it was packed.
 - Sizes are checked in the header, before any pixel is decoded. Nothing is guessed: a damaged file is an ImageError.
 """
 
@@ -32,6 +33,7 @@ from fastcxr.data.formats.files import (
     silent_decoders,
 )
 from fastcxr.data.formats.pictures import read_picture
+from fastcxr.data.hdf5 import read_packed_image, read_reference
 from fastcxr.errors import ImageError
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ BATCH = 1024  # files handed to the threads at once, so that a cohort of a milli
 def read_image(path: str | Path) -> np.ndarray:
     """The picture that a radiologist would see, uint8, shape (height, width); black is 0."""
     path = str(path)
+    if read_reference(path):
+        picture = read_packed_image(path)
+        _refuse_blank(picture, path)
+        return picture
     with silent_decoders(), open_file(path) as file:
         head = file.read(HEAD)
         file.seek(0)

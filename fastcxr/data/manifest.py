@@ -1,22 +1,26 @@
-"""Class folders or a CSV come in; the manifest, a plain table with one row an image, goes out.
+"""Class folders, a CSV or a known collection come in; the manifest, a plain table with one row an image, goes out.
 
 Columns: source, path, label, patient, patient_from, split, split_from, then the user's own, then `file`, the absolute
 path on this machine, which is never written to disk.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from fastcxr.data.cohort.checks import check_classes
-from fastcxr.data.cohort.folders import list_below, list_images
+from fastcxr.data.cohort.folders import identify, list_below, list_images
 from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
-from fastcxr.errors import DataError, ImageError, InputMissingError
+from fastcxr.data.collections.shelf import SHELF
+from fastcxr.data.copies import leave_out_copies, link_namesakes
+from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, number_sources, part_patients
+from fastcxr.data.selection import select
+from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.storage import write_whole
 
 log = logging.getLogger("fastcxr")
@@ -30,6 +34,7 @@ ORIGINS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM file names",
+    "copy": "copies in two sources",
 }
 NOBODYS = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
@@ -38,26 +43,63 @@ NOBODYS = (
 
 
 def read_manifest(
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     *,
     layout: str = "auto",
     patients: str | Path | None = None,
     patient_regex: str | None = None,
     patient_tag: str | None = None,
+    relabel: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    where: Sequence[str] = (),
+    drop_copies: bool = False,
 ) -> pd.DataFrame:
-    """The manifest of a folder of class folders, with train/ valid/ test/ above them or without, or of a CSV.
+    """The manifest of class folders, with train/ valid/ test/ above them or without, a CSV, or a known collection.
 
-    `layout`: auto, folders, split_folders or csv. `patients`: a table of filename and patient. `patient_regex`: its
-    first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
-    Raises DataError or InputMissingError for whatever could not be trained on, before any image is decoded.
+    `data`: one of these, or several that become one manifest, in which no image stands twice. `layout`: auto, folders,
+    split_folders, csv, coronahack, cohen, covidx or hdf5. `patients`: a table of filename and patient. `patient_regex`:
+    its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
+    `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep.
+    Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
-    cohort = find_layout(data, layout)
-    rows = _read_rows(cohort)
-    check_classes(rows.assign(patient=rows["path"]), cohort.path)
+    cohorts = [find_layout(place, layout) for place in _list_places(data)]
+    names = number_names(cohort.source for cohort in cohorts)
+    tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
+    rows = join_tables(select(tables, relabel=relabel, classes=classes, where=where), names)
+    place = cohorts[0].path if len(cohorts) == 1 else None
+    check_classes(rows.assign(patient=rows["path"]), place)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
-    if (rows["patient_from"] == "own").all():
-        log.warning(NOBODYS + _suggest_regex(rows["path"], cohort.layout))
+    for cohort, name in zip(cohorts, names, strict=True):
+        _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
+    if len(cohorts) > 1:
+        rows = _merge(rows)
+    elif drop_copies:
+        rows = leave_out_copies(rows, rows[HOME])
+    check_classes(rows, place)
     return _arrange(rows)
+
+
+def _list_places(data: str | Path | Sequence[str | Path]) -> list[Path]:
+    places = [Path(place) for place in ([data] if isinstance(data, str | Path) else data)]
+    if not places:
+        raise RecipeError("no data was named", "Give a folder, a CSV or a packed cohort", code="E001")
+    there = [identify(place.expanduser()) for place in places if place.expanduser().exists()]
+    if len(set(there)) < len(there):
+        raise RecipeError(f"the same data twice among {name_some(map(str, places))}", "Name each once", code="E019")
+    return places
+
+
+def _merge(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several sources as those of one: patients told apart, pictures together."""
+    rows = part_patients(rows)
+    log.info("merged: %s; looking for copies", describe_homes(rows))
+    rows = leave_out_copies(rows, rows[HOME])
+    return number_sources(link_namesakes(rows, rows[HOME]))
+
+
+def _warn_own(rows: pd.DataFrame, cohort: Cohort, name: str) -> None:
+    if len(rows) and (rows["patient_from"] == "own").all():
+        log.warning(name + NOBODYS + _suggest_regex(rows["path"], cohort.layout))
 
 
 def _suggest_regex(paths: pd.Series, layout: str) -> str:
@@ -86,20 +128,22 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
 
 
-def _read_rows(cohort: Cohort) -> pd.DataFrame:
-    if cohort.layout == "csv":
+def _read_rows(cohort: Cohort, name: str) -> pd.DataFrame:
+    """Rows with a source: their own, else `name`."""
+    if cohort.layout in SHELF:
+        rows = SHELF[cohort.layout].read(cohort.path)
+    elif cohort.layout == "csv":
         rows = read_labelled(cohort.path)
-        given = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT)
-        return rows.assign(source=texts(given.where(~is_blank(given, NOBODY), cohort.source)))
-    root = cohort.path.absolute()
-    rows = list_images(root, list(cohort.folders))
-    return rows.assign(source=pd.Series(cohort.source, index=rows.index, dtype=TEXT))
+    else:
+        rows = list_images(cohort.path.absolute(), list(cohort.folders))
+    given = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT)
+    return rows.assign(source=texts(given.where(~is_blank(given, NOBODY), name)))
 
 
 def _arrange(rows: pd.DataFrame) -> pd.DataFrame:
     given = pd.Series("given", index=rows.index, dtype=TEXT).where(rows["split"].notna())
     rows = rows.assign(split_from=given)
-    further = [name for name in rows.columns if name not in {*COLUMNS, "file"}]
+    further = [name for name in rows.columns if name not in {*COLUMNS, "file", HOME}]
     return rows[[*COLUMNS, *further, "file"]].reset_index(drop=True)
 
 

@@ -21,22 +21,30 @@ DRAWN = ("patient", "image", "kept")  # what `split_from` says of splits that fa
 
 
 def split_by_patient(
-    manifest: pd.DataFrame, *, unit: str = "patient", seed: int = 42, earlier: pd.DataFrame | None = None
+    manifest: pd.DataFrame,
+    *,
+    unit: str = "patient",
+    seed: int = 42,
+    earlier: pd.DataFrame | None = None,
+    given: str = "obey",
 ) -> pd.DataFrame:
     """The manifest with `split` and `split_from`: 70 % of patients train, 15 % valid, 15 % test, of each class alike.
 
     `unit`: patient, or image for the literature's split that ignores patients. `earlier`: the manifest of an earlier
-    run, whose patients keep their place. Splits that the data gives are obeyed; a missing valid is cut from train.
+    run, whose patients keep their place. Splits that the data gives are obeyed, unless `given` says ignore; a missing
+    valid is cut from train, and sources without splits join train, but for patients who have a place already.
     """
     if unit not in ("patient", "image"):
         near = suggest(unit, ("patient", "image"))
         raise RecipeError(f"no unit of splitting called {unit!r}{near}", "Choose patient or image", code="E017")
     manifest = _complete(manifest)
-    given = manifest["split"].notna() & ~manifest["split_from"].isin(DRAWN)
-    if given.any() and earlier is not None:
+    if given == "ignore":
+        manifest = _forget(manifest)
+    is_given = manifest["split"].notna() & ~manifest["split_from"].isin(DRAWN)
+    if is_given.any() and earlier is not None:
         fix = "Leave --split-from out, or remove the splits from the data"
         raise RecipeError("the data gives splits, and an earlier run is to give them too", fix, code="E018")
-    if given.any():
+    if is_given.any():
         return _obey(manifest, unit, seed)
     refuse_lonely(manifest.assign(split=None), unit)
     return _draw(manifest, unit, seed, earlier)
@@ -63,7 +71,33 @@ def _draw(manifest: pd.DataFrame, unit: str, seed: int, earlier: pd.DataFrame | 
     return manifest
 
 
+def _forget(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The manifest without the splits that the data gives."""
+    given = manifest["split"].notna() & ~manifest["split_from"].isin(DRAWN)
+    if given.any():
+        log.info("the splits that the data gives are ignored, and drawn anew")
+    return manifest.assign(split=manifest["split"].mask(given), split_from=manifest["split_from"].mask(given))
+
+
+def _join_train(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Whole sources without splits, merged with one that gives them: train, or where their patient is."""
+    blank = manifest["split"].isna()
+    bare = blank.groupby(manifest["source"]).transform("all")
+    if not bare.any():
+        return manifest
+    placed = manifest[~blank].groupby("patient")["split"]
+    where = manifest["patient"].map(placed.agg(lambda splits: min(splits, key=("test", "valid", "train").index)))
+    split = manifest["split"].where(~bare, where.fillna("train").astype(TEXT))
+    counts = split[bare].value_counts()
+    joined = [f"{n:,} join {name}{', where their patient is' * (name != 'train')}" for name, n in counts.items()]
+    sources = name_some(sorted(set(manifest.loc[bare, "source"])))
+    log.info("no splits are given by %s: of these images %s", sources, ", ".join(joined))
+    return manifest.assign(split=split, split_from=manifest["split_from"].mask(bare, "patient"))
+
+
 def _obey(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
+    if set(manifest["split"].dropna()) <= set(SPLITS):
+        manifest = _join_train(manifest)
     blank = manifest["split"].isna()
     if blank.any():
         what = f"{blank.sum():,} of {len(manifest):,} images have no split, the others have one"

@@ -71,12 +71,18 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
 def _title(record: RunRecord) -> dict[str, str]:
     """What was trained, on what; each from the recipe, else from the model, else left out."""
     backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
-    data = _name(str(record.recipe.get("data") or ""))
+    data = _join(record.recipe.get("data"))
     weights = str(record.recipe.get("weights") or "")
     start = {"": "", "imagenet": "ImageNet weights", "none": "random weights"}.get(
         weights, f"weights of {_name(weights)}"
     )
-    return {"backbone": str(backbone), "data": data.removesuffix(".csv"), "start": start}
+    return {"backbone": str(backbone), "data": data, "start": start}
+
+
+def _join(data: Any) -> str:
+    """The names of one source or of several."""
+    places = data if isinstance(data, list | tuple) else [data or ""]
+    return " + ".join(_name(str(place)).removesuffix(".csv").removesuffix(".h5") for place in places)
 
 
 def _name(path: str) -> str:

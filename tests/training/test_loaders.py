@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.packing import pack_cohort
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.recipe import Augmentation, Recipe
-from fastcxr.training.loaders import find_device, make_loaders
+from fastcxr.training.loaders import Radiograph, find_device, make_loaders
 
 matplotlib.use("Agg")
 STILL = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)
@@ -83,3 +84,11 @@ def test_a_device_that_is_not_here_is_refused():
 
 def test_a_batch_larger_than_the_cohort_becomes_the_cohort(toy_manifest):
     assert make_loaders(toy_manifest, RECIPE.but(batch_size=500)).train.one_batch()[0].shape[0] == 18
+
+
+def test_a_packed_radiograph_is_that_of_its_file(toy_manifest, tmp_path):
+    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+    packed = pack_cohort(toy_manifest, tmp_path / "toys.h5")
+    for number in (0, 7):
+        ours, theirs = (Radiograph.create(file) for file in (f"{packed}#{number}", toy_manifest["file"][number]))
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))

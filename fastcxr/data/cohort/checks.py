@@ -32,7 +32,8 @@ def refuse_lonely(table: pd.DataFrame, unit: str = "patient", path: str | Path |
     lonely = sizes[(sizes["patients" if unit == "patient" else "images"] < 2) & ~sizes.index.isin(given)]
     if len(lonely):
         named = name_some(f"{row.Index!r} ({_count(row.images, 'image')} of 1 patient)" for row in lonely.itertuples())
-        fix = f"One {unit} cannot be both trained and tested: give 2 at least, better 20, or leave the class out"
+        fix = f"One {unit} cannot be both trained and tested: give 2 at least, better 20, or leave it out"
+        fix += " (--classes names those to keep)"
         raise DataError(f"too few {unit}s in class {named}", fix, path=path, code="E004")
 
 
@@ -42,10 +43,13 @@ def _refuse_twins(labels: list[str], path: str | Path | None) -> None:
     for label in labels:
         folded = unicodedata.normalize("NFKC", label).casefold()
         twins.setdefault("".join(unicodedata.normalize("NFKC", folded).split()), []).append(label)
-    groups = [" and ".join(map(ascii, group)) for group in twins.values() if len(group) > 1]
+    groups = [group for group in twins.values() if len(group) > 1]
     if groups:
-        what = f"class names differ only in case, space or normalisation: {name_some(groups)}"
-        raise DataError(what, "Give each class one name, written in one way", path=path, code="E006")
+        named = name_some(" and ".join(map(ascii, group)) for group in groups)
+        what = f"class names differ only in case, space or normalisation: {named}"
+        hint = name_some([f"--relabel '{groups[0][0]}={groups[0][1]}'"])
+        fix = f"Give each class one name, written in one way, or say {hint}"
+        raise DataError(what, fix, path=path, code="E006")
 
 
 def _count(number: int, noun: str) -> str:

@@ -38,12 +38,12 @@ def read_labelled(path: str | Path) -> pd.DataFrame:
     columns = _find_columns(table, path)
     if table.empty:
         raise InputMissingError("0 images: a header without rows", "Give a row for each image", path=path, code="E002")
-    table = _rename_reserved(table.rename(columns={name: wanted for wanted, name in columns.items()}))
+    table = rename_reserved(table.rename(columns={name: wanted for wanted, name in columns.items()}))
     _refuse_cells(table, path)
     table = table.assign(label=table["label"].str.strip(), split=_read_splits(table, path))
     _refuse_several(table, path)
     table = _find_files(table, path)
-    _refuse_repeats(table, path)
+    refuse_repeats(table, path)
     further = [name for name in table.columns if name not in {*COLUMNS, "file"}]
     table = table.assign(**{name: texts(table[name].where(~is_blank(table[name], {""}))) for name in further})
     return table.reset_index(drop=True)
@@ -59,14 +59,15 @@ def _find_columns(table: pd.DataFrame, path: Path) -> dict[str, str]:
             what = f"no column called {name}{suggest(name, table.columns, aliases)}"
             raise DataError(what, f"Rename the column that holds it to {name}", path=path, code="E011")
     if "patient" not in columns:
-        columns |= _find_patient(table, path)
+        columns |= find_patient(table, path)
     for name in COLUMNS:
         if name not in columns and (near := suggest(name, set(table.columns) - set(columns.values()))):
             log.warning("%s: no column called %s%s It is kept, and not used", path.name, name, near)
     return columns
 
 
-def _find_patient(table: pd.DataFrame, path: Path) -> dict[str, str]:
+def find_patient(table: pd.DataFrame, path: Path) -> dict[str, str]:
+    """The column that names patients under another name, as {"patient": column}, said aloud; {} if there is none."""
     named = [column for name in PATIENT_NAMES[1:] if (column := find_column(table.columns, [name]))]
     if len(named) > 1:
         what = f"several columns could be the patient: {name_some(map(repr, named))}"
@@ -76,7 +77,7 @@ def _find_patient(table: pd.DataFrame, path: Path) -> dict[str, str]:
     return {"patient": named[0]} if named else {}
 
 
-def _rename_reserved(table: pd.DataFrame) -> pd.DataFrame:
+def rename_reserved(table: pd.DataFrame) -> pd.DataFrame:
     """Columns under names that fastcxr writes itself become given_<name>."""
     taken = {name: name for name in table.columns if name in RESERVED or name.startswith("prob_")}
     for name in taken:
@@ -142,12 +143,17 @@ def _find_files(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The path of each row as it is on disk, and its file. Raises DataError with every line whose file is not there."""
     folder = path.absolute().parent
     found = table["path"].map(lambda cell: _find_file(cell, folder))
+    return place_files(table, found, path, f"Paths are looked up from {folder}: correct them, or remove the rows")
+
+
+def place_files(table: pd.DataFrame, found: pd.Series, path: Path, fix: str) -> pd.DataFrame:
+    """The table with `path` as found below its folder, and `file`. Raises DataError with the lines of all missing."""
     if (missing := found.isna()).any():
         names = name_some(map(repr, table.loc[missing, "path"]), 5)
         what = f"{missing.sum():,} files are not there: {names} ({name_lines(table.index[missing])})"
-        fix = f"Paths are looked up from {folder}: correct them, or remove the rows"
         raise DataError(what, fix, path=path, code="E013")
     refuse_undecodable(path, found)
+    folder = path.absolute().parent
     return table.assign(path=found, file=[str(folder / name) for name in found])
 
 
@@ -163,7 +169,7 @@ def _exists(file: Path) -> bool:
         return False
 
 
-def _refuse_repeats(table: pd.DataFrame, path: Path) -> None:
+def refuse_repeats(table: pd.DataFrame, path: Path) -> None:
     """Each image once: no second label, no second split, no second row."""
     key = table["file"].map(identify)
     rows = table.assign(key=key)[key.duplicated(keep=False)]

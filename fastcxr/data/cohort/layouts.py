@@ -1,4 +1,4 @@
-"""A folder or a table comes in; how it is laid out goes out: class folders, splits of class folders, or a CSV.
+"""A folder or a file comes in; how it is laid out goes out: class folders, splits of them, a CSV, a known collection.
 
 What could be read in two ways is an error that names both; a person may force either.
 """
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from fastcxr.data.cohort.folders import SPLIT_NAMES, ClassFolder, list_folders, list_loose
 from fastcxr.data.cohort.tables import find_column, name_some, read_header, suggest, suggest_sibling
+from fastcxr.data.collections.shelf import SHELF, find_collections
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 
 log = logging.getLogger("fastcxr")
 
-LAYOUTS = ("auto", "folders", "split_folders", "csv")
+LAYOUTS = ("auto", "folders", "split_folders", "csv", *SHELF)
 TABLE_SUFFIXES = (".csv", ".tsv")
 TWO_WAYS = "Sort the images into one folder a class, or give a CSV with the columns path and label"
 
@@ -29,7 +30,10 @@ class Cohort:
 
     @property
     def source(self) -> str:
-        return self.path.stem if self.layout == "csv" else self.path.resolve().name
+        """What its images come from, unless they say so themselves: the folder's name, or the table's."""
+        if self.layout in ("csv", "hdf5"):
+            return self.path.stem
+        return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ def find_layout(data: str | Path, layout: str = "auto") -> Cohort:
     path = Path(data).expanduser()
     if not _is_folder(path):
         cohort = _take_file(path, layout)
+    elif layout in SHELF:
+        cohort = _take_collection(path, layout)
     else:
         take = {"auto": _recognise, "folders": _take_folders, "split_folders": _take_splits, "csv": _take_table}
         cohort = take[layout](_look_into(path))
@@ -87,10 +93,23 @@ def _is_folder(path: Path) -> bool:
 
 
 def _take_file(path: Path, layout: str) -> Cohort:
+    if layout in SHELF:
+        return _take_collection(path, layout)
+    if layout == "auto" and (found := find_collections(path)):
+        return Cohort(*next(iter(found.items())))
     if layout not in ("auto", "csv"):
         what = f"a file, and the layout {layout} needs a folder"
         raise DataError(what, "Give a folder, or leave --layout out", path=path, code="E019")
     return Cohort("csv", path)
+
+
+def _take_collection(path: Path, layout: str) -> Cohort:
+    collection = SHELF[layout]
+    place = collection.find(path)
+    if place is None:
+        what = f"not laid out as {collection.title}: {collection.wanted} is not there"
+        raise DataError(what, "Name its folder, or leave --layout out", path=path, code="E019")
+    return Cohort(layout, place)
 
 
 def _look_into(root: Path) -> Content:
@@ -112,6 +131,8 @@ def _is_table(path: Path) -> bool:
 
 
 def _recognise(content: Content) -> Cohort:
+    if known := find_collections(content.root):
+        return _take_known(content, known)
     if content.splits and content.others:
         what = f"{_names(content.splits)} look like splits, {_names(content.others)} like classes"
         fix = "Say --layout split_folders to leave the others out, or --layout folders to take each folder as a class"
@@ -121,6 +142,15 @@ def _recognise(content: Content) -> Cohort:
     if content.tables and len(content.others) < 2:
         return _take_table(content)
     return _take_splits(content) if content.splits else _take_folders(content)
+
+
+def _take_known(content: Content, known: dict[str, Path]) -> Cohort:
+    """The one collection that this is, unless it could be read in another way too."""
+    ways = [*known, *(["csv"] if content.tables else []), *(["split_folders"] if content.classes else [])]
+    if len(ways) > 1:
+        what = f"can be read in several ways: {name_some(ways)}"
+        raise DataError(what, f"Say --layout {' or --layout '.join(ways)}", path=content.root, code="E019")
+    return Cohort(*next(iter(known.items())))
 
 
 def _take_splits(content: Content) -> Cohort:
@@ -187,6 +217,9 @@ def _names(names: tuple[str, ...]) -> str:
 def _describe(cohort: Cohort) -> str:
     if cohort.layout == "csv":
         return f"the table {cohort.path.name}"
+    if cohort.layout in SHELF:
+        named = f" ({cohort.path.name})" if cohort.path.is_file() else ""
+        return SHELF[cohort.layout].title + named
     labels = name_some(sorted({folder.label for folder in cohort.folders}))
     if cohort.layout == "folders":
         return f"class folders {labels}"

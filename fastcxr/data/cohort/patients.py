@@ -42,9 +42,19 @@ def name_patients(
         found["regex"] = _from_regex(rows, pattern)
     known = pd.concat(found.values(), axis=1).notna().any(axis=1)
     found["dicom"] = _from_dicom(rows[~known], tag)
-    stems = rows["path"].map(lambda path: PurePosixPath(path).stem)
-    found |= {name: texts(stems.map(lambda stem, p=p: _first(p.match(stem)))) for name, p in KNOWN_NAMES.items()}
+    found |= {name: _from_names(rows["path"], pattern) for name, pattern in KNOWN_NAMES.items()}
     return _choose(rows, found)
+
+
+def name_known(paths: pd.Series) -> pd.Series:
+    """The patient that the file name of a known collection says, missing for all others."""
+    found = [_from_names(paths, pattern) for pattern in KNOWN_NAMES.values()]
+    return texts(pd.concat(found, axis=1).bfill(axis=1).iloc[:, 0])
+
+
+def _from_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
+    stems = paths.map(lambda path: PurePosixPath(path).stem)
+    return texts(stems.map(lambda stem: _first(pattern.match(stem))))
 
 
 def _choose(rows: pd.DataFrame, found: dict[str, pd.Series]) -> pd.DataFrame:
@@ -60,7 +70,8 @@ def _from_column(rows: pd.DataFrame) -> pd.Series:
     if "patient" not in rows:
         return pd.Series(index=rows.index, dtype=TEXT)
     ids = clean_ids(rows["patient"])
-    return ids.where(ids != OWN + rows["path"])  # a manifest that fastcxr wrote, given as a table
+    # a manifest that fastcxr wrote, given as a table: a patient of one image, unless copies share it
+    return ids.where(~ids.fillna("").str.startswith(OWN) | ids.duplicated(keep=False))
 
 
 def _compile(regex: str) -> re.Pattern:

@@ -1,0 +1,48 @@
+"""Cohen's metadata.csv comes in; its radiographs with their finding, view, modality and patient go out."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from fastcxr.data.cohort.labels import place_files, refuse_repeats, rename_reserved
+from fastcxr.data.cohort.tables import NOTHING, TEXT, is_blank, name_some, read_table, texts
+from fastcxr.errors import InputMissingError
+
+log = logging.getLogger("fastcxr")
+
+COLUMNS = ("patientid", "finding", "filename", "folder", "view", "modality")
+PROSE = ("doi", "url", "license", "clinical notes", "other notes", "date")  # stories of people, and no choice for rows
+NO_LABEL = NOTHING | {"todo", "unknown"}  # what later versions write until somebody has looked
+VOLUMES = (".nii", ".nii.gz")
+
+
+def read_cohen(path: Path) -> pd.DataFrame:
+    """Columns path, label, patient, split, file, then view, modality and whatever else may choose rows."""
+    table = read_table(path)
+    table = table.drop(columns=[name for name in PROSE if name in table])
+    table = rename_reserved(table.rename(columns={"patientid": "patient", "finding": "label"}))
+    folder, name = (table[column].fillna("").str.strip() for column in ("folder", "filename"))
+    table = table.assign(path=(folder + "/" + name).str.lstrip("/"), label=table["label"].str.strip())
+    table = _leave_out(table.drop(columns=["folder", "filename"]))
+    if table.empty:
+        raise InputMissingError("0 images with a finding", "Give the collection's own table", path=path, code="E002")
+    root = path.absolute().parent
+    found = texts(table["path"].map(lambda cell: cell if (root / cell).is_file() else None))
+    fix = "Images are looked up by the columns folder and filename: fetch the folder, or remove the rows"
+    table = place_files(table, found, path, fix)
+    refuse_repeats(table.assign(split=pd.Series(index=table.index, dtype=TEXT)), path)
+    kept = {column: texts(table[column].where(~is_blank(table[column]))) for column in table.columns}
+    return table.assign(**kept, split=pd.Series(index=table.index, dtype=TEXT)).reset_index(drop=True)
+
+
+def _leave_out(table: pd.DataFrame) -> pd.DataFrame:
+    """Without rows that nothing can be learned of: no finding, or a volume of slices."""
+    is_volume = table["path"].str.casefold().str.endswith(VOLUMES)
+    is_unsaid = is_blank(table["label"], NO_LABEL) & ~is_volume
+    if is_volume.any():
+        log.info("Cohen: %s CT volumes are no radiographs and are left out", f"{is_volume.sum():,}")
+    if is_unsaid.any():
+        log.warning("Cohen: %s rows have no finding and are left out: %s",
+                    f"{is_unsaid.sum():,}", name_some(table.loc[is_unsaid, "path"], 5))  # fmt: skip
+    return table[~is_volume & ~is_unsaid]

@@ -1,0 +1,145 @@
+"""A manifest comes in; one HDF5 file of its images, labels and patients, written whole or not at all, goes out.
+
+Images keep their own sizes: nothing is resampled twice, and training from the file sees the very pixels that it would
+read from the folder. With a size they become padded squares in one array, which any other program can read. The file
+is not compressed: an image is then one copy, several times as fast as decoding it, at a byte a pixel on the disk.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fastcxr.data.cohort.tables import name_some
+from fastcxr.data.hdf5 import FORMAT, SUFFIXES, VERSION, load_h5py, read_packed_checksum, read_reference
+from fastcxr.data.images import fit_square, read_image
+from fastcxr.errors import BadImagesError, ImageError, OutputError, RecipeError
+from fastcxr.progress import Progress
+from fastcxr.storage import draft_beside, sha256_of
+
+if TYPE_CHECKING:
+    import h5py
+
+log = logging.getLogger("fastcxr")
+
+BATCH = 64  # images in memory at once
+KNOWN = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file")
+
+
+def pack_cohort(
+    manifest: pd.DataFrame,
+    to: str | Path,
+    *,
+    size: int | None = None,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write every image of the manifest, in its order, with what is known of it; returns the path of the file.
+
+    `size`: side of the padded square that images become; without it each keeps its own size.
+    Raises BadImagesError with the whole list and writes nothing, unless bad images may be skipped.
+    """
+    path, h5py = Path(to), load_h5py()
+    if path.suffix.casefold() not in SUFFIXES:
+        raise OutputError("a packed cohort ends in .h5 or .hdf5", f"Call it {path.stem or 'cohort'}.h5", path=path)
+    if size is not None and size < 16:
+        raise RecipeError(f"size is {size}, it must be at least 16", "Give another size, or none to keep every pixel")
+    with draft_beside(path) as draft, h5py.File(draft, "w") as content:
+        packed, bad = _write_images(content, manifest, size, progress or Progress())
+        if bad and not (skip_bad and packed):
+            raise BadImagesError(bad)
+        _write_table(content, manifest.iloc[packed])
+    if bad:
+        shown = dict(zip(manifest["file"], manifest["path"], strict=True))
+        named = name_some((f"{shown.get(error.path, '')} ({error.what})" for error in bad), 5)
+        log.warning("left out %s unreadable images: %s", f"{len(bad):,}", named)
+    log.info("packed %s images into %s, %.1f MB", f"{len(packed):,}", path.name, path.stat().st_size / 1e6)
+    return path
+
+
+def shuffle_rows(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same rows in an order that the seed draws."""
+    return manifest.iloc[np.random.default_rng(seed).permutation(len(manifest))].reset_index(drop=True)
+
+
+def _write_images(
+    content: "h5py.File", manifest: pd.DataFrame, size: int | None, progress: Progress
+) -> tuple[list[int], list[ImageError]]:
+    """The places in the manifest of the images that were written, and the errors of all others."""
+    add = _make_images(content, len(manifest), size)
+    packed, bad = [], []
+    with progress.bar(len(manifest), "packing images") as bar:
+        for place, picture in _read_all(manifest["file"].tolist(), size):
+            bar.advance()
+            if isinstance(picture, ImageError):
+                bad.append(picture)
+                continue
+            add(len(packed), picture)
+            packed.append(place)
+    for name in ("images", "shapes"):
+        content[name].resize(len(packed), axis=0)
+    return packed, bad
+
+
+def _make_images(content: "h5py.File", number: int, size: int | None) -> Any:
+    """Empty places for `number` images; returns what puts a picture into one."""
+    import h5py
+
+    shapes = content.create_dataset("shapes", (number, 2), "int32", maxshape=(None, 2), chunks=(1024, 2))
+    if size:
+        images = content.create_dataset("images", (number, size, size), "uint8", maxshape=(None, size, size),
+                                        chunks=(1, size, size))  # fmt: skip
+    else:
+        images = content.create_dataset(
+            "images", (number,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(1024,)
+        )
+
+    def add(place: int, picture: np.ndarray) -> None:
+        images[place] = picture if size else picture.ravel()
+        shapes[place] = picture.shape
+
+    return add
+
+
+def _read_all(files: list[str], size: int | None) -> Iterator[tuple[int, np.ndarray | ImageError]]:
+    def read(file: str) -> np.ndarray | ImageError:
+        try:
+            picture = read_image(file)
+        except ImageError as error:
+            return ImageError(error.what, error.fix, path=error.path, code=error.code)
+        return fit_square(picture, size) if size else picture
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(files), BATCH):
+            yield from enumerate(pool.map(read, files[start : start + BATCH]), start)
+
+
+def _write_table(content: "h5py.File", rows: pd.DataFrame) -> None:
+    content.attrs["format"], content.attrs["version"] = FORMAT, VERSION
+    classes = sorted(rows["label"].unique())
+    content["labels"] = rows["label"].map(classes.index).to_numpy("int64")
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        checksums = list(pool.map(_checksum, rows["file"]))
+    columns = {"names": rows["path"], "patients": rows["patient"], "sources": rows["source"], "splits": rows["split"]}
+    for name, cells in {**columns, "classes": classes, "sha256": checksums}.items():
+        _write_texts(content, name, cells)
+    further = content.create_group("columns")
+    for name in rows.columns:
+        if name not in KNOWN and "/" not in name:  # a slash would be a group of that file
+            _write_texts(further, name, rows[name])
+
+
+def _checksum(file: str) -> str:
+    return read_packed_checksum(file) if read_reference(file) else sha256_of(file)
+
+
+def _write_texts(place: "h5py.Group", name: str, cells: Any) -> None:
+    import h5py
+
+    values = ["" if pd.isna(cell) else str(cell) for cell in cells]
+    place.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())

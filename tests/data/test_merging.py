@@ -1,0 +1,219 @@
+"""Tests for merging.py and copies.py, through read_manifest"""
+
+import logging
+import shutil
+
+import pandas as pd
+import pytest
+from cohorts import one_line
+from collections_here import draw, make_cohen, make_coronahack
+from PIL import Image
+
+from fastcxr.data.copies import is_telling
+from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
+from fastcxr.data.merging import number_names
+from fastcxr.data.splits import split_by_patient
+from fastcxr.errors import DataError, RecipeError
+
+
+def make_folders(root, first: int, labels=("covid", "normal"), names=("1.png", "2.png")):
+    for number, path in enumerate(f"{label}/{name}" for label in labels for name in names):
+        draw(root / path, first + number)
+    return root
+
+
+def refuse(data, kind=DataError, **choices) -> str:
+    with pytest.raises(kind) as caught:
+        read_manifest(data, **choices)
+    return one_line(caught.value)
+
+
+def test_two_folders_become_one_manifest_with_a_source_each(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    manifest = read_manifest([one, two])
+    assert manifest["source"].tolist() == ["one"] * 4 + ["two"] * 4
+    assert isinstance(manifest.index, pd.RangeIndex)
+    assert manifest["patient"].is_unique, "a file 1.png in each is no patient in both"
+    assert set(manifest["patient_from"]) == {"own"}
+
+
+def test_a_list_of_one_is_that_one(tmp_path):
+    folder = make_folders(tmp_path / "one", 0)
+    pd.testing.assert_frame_equal(read_manifest([folder]), read_manifest(folder))
+
+
+def test_sources_of_one_name_are_numbered(tmp_path):
+    one, two = make_folders(tmp_path / "a" / "scans", 0), make_folders(tmp_path / "b" / "scans", 10)
+    assert list(dict.fromkeys(read_manifest([one, two])["source"])) == ["scans", "scans-2"]
+    assert number_names(["x", "x", "x-2", "x"]) == ["x", "x-2", "x-2-2", "x-3"]
+
+
+def test_a_source_that_tables_name_themselves_is_numbered_only_where_paths_clash(tmp_path):
+    for number, place in enumerate("ab"):
+        folder = make_folders(tmp_path / place, 20 * number)
+        (folder / "t.csv").write_text("path,label,source\ncovid/1.png,c,ward\ncovid/2.png,c,ward\nnormal/1.png,n,ward\n"
+                                      "normal/2.png,n,ward\n")  # fmt: skip
+    manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"])
+    assert manifest["source"].value_counts().to_dict() == {"ward": 4, "ward-2": 4}
+
+
+def test_patients_of_two_sources_are_different_people_whatever_their_numbers(tmp_path, caplog):
+    for place, first in (("a", 0), ("b", 20)):
+        folder = make_folders(tmp_path / place, first)
+        (folder / "t.csv").write_text("path,label,patient\ncovid/1.png,c,13\ncovid/2.png,c,14\nnormal/1.png,n,15\n")
+    manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], where=("label=c,n",))
+    assert manifest["patient"].tolist() == ["t:13", "t:14", "t:15", "t-2:13", "t-2:14", "t-2:15"]
+    assert "3 patient names stand in more than one source (such as 13, 14, 15)" in caplog.text
+    assert "if they are the same, give one CSV of all images" in caplog.text
+
+
+def test_file_names_of_public_collections_name_one_patient_everywhere(tmp_path):
+    names = ("00000013_000.png", "person7_virus_1.png")
+    one, two = make_folders(tmp_path / "one", 0, names=names), make_folders(tmp_path / "two", 10, names=names)
+    assert set(read_manifest([one, two])["patient"]) == {"00000013", "person7"}
+
+
+def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_path):
+    patients = ("IM-0001", "NORMAL2-IM-0002", "person1", "person1", "person2", "person3", "cohen1", "cohen2")
+    hack = make_coronahack(tmp_path / "hack", patients=patients)
+    other = make_folders(tmp_path / "kids", 40, ("Normal", "Virus"), ("person2_virus_9.png", "person9_virus_8.png"))
+    manifest = read_manifest([hack, other]).set_index("path")
+    assert manifest["patient"]["train/person2_virus_4.jpeg"] == manifest["patient"]["Virus/person2_virus_9.png"]
+    assert manifest["patient"]["test/kjr-21-e24-g001-l-a.jpg"] == "hack:cohen2"
+
+
+def test_one_table_of_patients_holds_for_all_sources(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, names=("3.png", "4.png"))
+    (tmp_path / "p.csv").write_text("filename,patient\ncovid/1.png,9\ncovid/3.png,9\n")
+    manifest = read_manifest([one, two], patients=tmp_path / "p.csv").set_index("path")
+    assert manifest["patient"]["covid/1.png"] == manifest["patient"]["covid/3.png"] == "9"
+
+
+def test_copies_are_dropped_and_counted_and_the_patients_whom_they_name_are_one(tmp_path, caplog):
+    cohen = make_cohen(tmp_path / "cohen")
+    other = make_folders(tmp_path / "other", 0, ("COVID-19", "SARS"))
+    shutil.copy(cohen / "images" / "b.jpg", other / "COVID-19" / "copied.jpg")
+    (other / "COVID-19" / "again.jpg").write_bytes((other / "COVID-19" / "1.png").read_bytes())
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        manifest = read_manifest([other, cohen])
+    assert "merged: other 6 images, cohen 5 images; looking for copies" in caplog.text
+    assert "left out 2 exact copies: 1 within other, 1 of cohen that stand in other" in caplog.text
+    assert len(manifest) == 9
+    assert (
+        manifest.set_index("path")["patient"][["COVID-19/copied.jpg", "images/a one.png"]].tolist() == ["cohen:2"] * 2
+    )
+
+
+def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
+    folder = make_folders(tmp_path / "one", 0)
+    shutil.copy(folder / "covid" / "1.png", folder / "covid" / "3.png")
+    assert len(read_manifest(folder)) == 5
+    manifest = read_manifest(folder, drop_copies=True)
+    assert manifest["path"].tolist() == ["covid/1.png", "covid/2.png", "normal/1.png", "normal/2.png"]
+    assert set(manifest["patient_from"]) == {"own"}
+
+
+def test_of_copies_in_several_splits_the_one_in_test_stays(tmp_path):
+    hack = make_coronahack(tmp_path / "hack")
+    extra = make_folders(tmp_path / "extra", 0, ("COVID-19", "Normal"))
+    shutil.copy(hack / "test" / "kjr-21-e24-g001-l-a.jpg", extra / "COVID-19" / "x.jpg")
+    manifest = read_manifest([extra, hack]).set_index("path")
+    assert manifest["split"]["test/kjr-21-e24-g001-l-a.jpg"] == "test"
+    assert "COVID-19/x.jpg" not in manifest.index
+
+
+def test_one_image_under_two_labels_is_refused_with_its_names_and_a_remedy(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("sick", "normal"))
+    shutil.copy(one / "covid" / "1.png", two / "sick" / "3.png")
+    text = refuse([one, two])
+    assert text.startswith("FCX-E008")
+    assert "one/covid/1.png 'covid' = two/sick/3.png 'sick'" in text
+    assert "Keep one of each pair, or if the two labels mean the same, say --relabel 'sick=covid'" in text
+    assert len(read_manifest([one, two], relabel=("sick=covid",))) == 8
+
+
+def test_classes_that_two_sources_spell_differently_are_refused_with_the_relabel_to_say(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "normal"))
+    text = refuse([one, two])
+    assert "FCX-E006" in text
+    assert "--relabel 'Covid=covid'" in text
+
+
+def test_the_same_data_twice_is_refused(tmp_path, monkeypatch):
+    make_folders(tmp_path / "one", 0)
+    monkeypatch.chdir(tmp_path)
+    text = refuse(["one", "../" + tmp_path.name + "/one"], RecipeError)
+    assert "the same data twice among one, ../" in text
+    assert "Name each once" in text
+    assert "Give a folder, a CSV or a packed cohort" in refuse([], RecipeError)
+
+
+def test_a_cropped_picture_under_a_telling_name_is_one_patient_with_the_other(tmp_path, caplog):
+    cohen = make_cohen(tmp_path / "cohen", "9,SARS,PA,X-ray,nejmc2001573_f1a.png,images")
+    other = make_folders(tmp_path / "other", 0, ("COVID-19", "SARS"))
+    Image.open(cohen / "images" / "nejmc2001573_f1a.png").crop((4, 4, 90, 70)).save(
+        other / "SARS" / "nejmc2001573_F1a.jpg"
+    )
+    manifest = read_manifest([other, cohen]).set_index("path")
+    assert manifest["patient"]["SARS/nejmc2001573_F1a.jpg"] == "cohen:9"
+    assert "the same file name with other bytes in cohen and other (1)" in caplog.text
+    assert "both stay, and count as one patient" in caplog.text
+
+
+def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    Image.open(one / "covid" / "1.png").resize((120, 100)).save(two / "covid" / "1.png")
+    manifest = read_manifest([one, two])
+    shared = manifest[manifest["patient"].duplicated(keep=False)]
+    assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
+    assert set(shared["patient_from"]) == {"copy"}
+    assert "1 patient from copies in two sources" in describe_manifest(manifest)
+
+
+@pytest.mark.parametrize("name", ["1", "0001", "image_12", "COVID-19 (12)", "IM-0001-0001", "scan"])
+def test_a_word_with_numbers_tells_nothing(name):
+    assert not is_telling(name)
+
+
+@pytest.mark.parametrize("name", ["nejmc2001573_f1a", "covid-19-pneumonia-19", "7D2CF6CE-F529", "20200312093000"])
+def test_other_names_do(name):
+    assert is_telling(name)
+
+
+def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tmp_path, caplog):
+    hack = make_coronahack(tmp_path / "hack", patients=tuple("abcdefgh"))
+    cohen = make_cohen(tmp_path / "cohen", "9,COVID-19,PA,X-ray,f.png,images", "9,COVID-19,PA,X-ray,g.png,images")
+    shutil.copy(cohen / "images" / "g.png", hack / "test" / "kjr-21-e24-g001-l-a.jpg")
+    manifest = read_manifest([hack, cohen], classes=("Normal", "Bacteria", "COVID-19"))
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        split = split_by_patient(manifest).set_index("path")
+    assert split["split"]["images/f.png"] == "test"
+    assert (
+        "no splits are given by cohen: of these images 3 join train, 1 join test, where their patient is" in caplog.text
+    )
+    assert set(split["split"][["images/a one.png", "images/c.png"]]) <= {"train", "valid"}
+    anew = split_by_patient(manifest, given="ignore")
+    assert set(anew["split_from"]) == {"patient"}
+
+
+def test_a_merged_manifest_can_be_written_and_read_again_with_the_same_patients(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    Image.open(one / "covid" / "1.png").resize((120, 100)).save(two / "covid" / "1.png")
+    manifest = read_manifest([one, two])
+    write_manifest(manifest, tmp_path / "manifest.csv")
+    assert str(tmp_path) not in (tmp_path / "manifest.csv").read_text()
+
+
+def test_ozturk_and_cohen_share_their_covid_patients(real_data, caplog):
+    manifest = read_manifest([real_data / "ozturk", real_data / "cohen"], relabel=("Covid-19=COVID-19",),
+                             classes=("COVID-19", "Pneumonia", "No_findings"))  # fmt: skip
+    assert "cohen and ozturk (56)" in caplog.text
+    covid = manifest[(manifest["label"] == "COVID-19") & (manifest["source"] == "ozturk")]
+    assert (covid["patient_from"] == "column").sum() == 94
+
+
+def test_coronahack_holds_all_but_eleven_of_cohens_covid_images(real_data):
+    manifest = read_manifest([real_data / "coronahack", real_data / "cohen"], classes=("COVID-19", "Normal"))
+    assert manifest.groupby(["source", "label"]).size().to_dict() == {
+        ("cohen", "COVID-19"): 11, ("kermany", "Normal"): 1164, ("other", "COVID-19"): 96,
+    }  # fmt: skip
