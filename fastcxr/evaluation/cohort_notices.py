@@ -9,6 +9,8 @@ from fastcxr.evaluation.words import count, listed
 
 # below this one image moves a class's sensitivity by more than five points
 FEW = 20
+# so large a part of a class, told by something other than the picture, makes figures worthless
+TELLING = 0.9
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,33 @@ def _drawn(record: CohortRecord) -> list[Notice]:
 
 
 def one_with_class(record: CohortRecord) -> list[Notice]:
-    """Classes that can be told by where an image comes from, or by the kind of its file."""
-    found = []
-    for table, column, words in ((record.table, "source", "sources"), (record.files, "kind", "kinds of file")):
-        places = table.groupby("label")[column].agg(set)
-        if apart := [label for label in places.index if not any(places[label] & p for p in places.drop(label))]:
-            where = [f"{label} ({listed(sorted(places[label]))})" for label in apart]
-            text = f"No other class has the {words} of {listed(where)}: a model may learn those and not the disease."
-            found += [Notice("warning", f"Class and {column} are one", text)] if len(places) > 1 else []
-    return found
+    """Classes that can be told by where an image comes from, by the kind of its file or by its size."""
+    files = record.files
+    sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
+    files, images = files.assign(size=sizes), record.table.assign(images=1)
+    return [
+        *_apart("source", _count_places(images, "source")),
+        *_apart("kind of file", _count_places(files, "kind")),
+        # sizes that differ from image to image tell no class: only where one side has a single size do they
+        *_apart("size", _count_places(files, "size"), of_one=True),
+    ]
+
+
+def _count_places(table: pd.DataFrame, column: str) -> dict[str, dict[str, int]]:
+    """How many images each class has in each place."""
+    return {label: rows.groupby(column)["images"].sum().astype(int).to_dict() for label, rows in table.groupby("label")}
+
+
+def _apart(place: str, counts: dict[str, dict[str, int]], *, of_one: bool = False) -> list[Notice]:
+    """A warning of the classes that hardly share a place with any other."""
+    told = []
+    for label, own in counts.items():
+        others = {name for other, places in counts.items() if other != label for name in places}
+        n, alone = sum(own.values()), sum(images for name, images in own.items() if name not in others)
+        if others and alone >= TELLING * n and (not of_one or 1 in (len(own), len(others))):
+            told.append(f"{label} ({alone:,} of {count(n, 'image')})")
+    words = f"No other class has the {place} of {listed(told)}. A model may learn that and not the disease."
+    return [Notice("warning", f"Class and {place} are one", words)] if told else []
 
 
 def find_skipped(record: CohortRecord) -> list[Notice]:
@@ -83,4 +103,4 @@ def find_skipped(record: CohortRecord) -> list[Notice]:
 def find_warnings(record: CohortRecord) -> list[Notice]:
     """What was said loudly while the folder was made."""
     said = [line for line in (record.run.get("said") or []) if isinstance(line, dict)]
-    return [Notice("warning", "Warning", str(line.get("text", ""))) for line in said if line.get("level") == "warning"]
+    return [Notice("warning", "Warning:", str(line.get("text", ""))) for line in said if line.get("level") == "warning"]

@@ -59,15 +59,31 @@ def test_classes_of_one_size_have_no_smallest(tmp_path):
 def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
     record = described(tmp_path, tiny("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
     found = {notice.title: notice.text for notice in cohort_notices(record) if notice.level == "warning"}
-    assert list(found) == ["Class and kind are one"]
-    assert "a (JPEG) and b (PNG)" in found["Class and kind are one"]
+    assert list(found) == ["Class and kind of file are one"]
+    assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Class and kind of file are one"]
 
 
-@pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a (x)"), ("xyxyzz", "c (z)"), ("xxyzzz", "a (x)")])
+@pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a"), ("xyxyzz", "c"), ("xxyzzz", "a")])
 def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
     record = described(tmp_path, tiny("aabbcc", source=list(sources)))
     text = next(notice.text for notice in cohort_notices(record) if notice.title == "Class and source are one")
-    assert f"of {apart}: a model may learn" in text
+    assert f"of {apart} (2 of 2 images). A model may learn" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([("a", 300, 200), ("a", 310, 200), ("b", 256, 256)], "a (2 of 2 images) and b (1 of 1 image)"),
+        ([("a", 300, 200), ("a", 256, 256), ("b", 256, 256)], None),
+        ([("a", 9, k) for k in range(40)] + [("a", 256, 256), ("b", 256, 256)], "a (40 of 41 images)"),
+        ([("a", 300, 200), ("a", 310, 200), ("b", 256, 250), ("b", 250, 250)], None),
+    ],
+)
+def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
+    files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
+    found = {notice.title: notice.text for notice in cohort_notices(described(tmp_path, tiny("aabb"), files))}
+    assert told is None or f"the size of {told}." in found["Class and size are one"]
+    assert ("Class and size are one" in found) == (told is not None)
 
 
 def test_one_source_for_all_is_no_news(tmp_path):
