@@ -14,7 +14,9 @@ from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.recipe import Recipe
-from fastcxr.training.backbones import explain_choice, find_backbone, layer_groups, make_network
+from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.groups import layer_groups
+from fastcxr.training.heads import plan_head
 from fastcxr.training.losses import make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 
@@ -64,7 +66,7 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     if note:
         log.info(note)
     torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
-    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size)
+    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, plan_head(recipe))
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
     scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
-from fastcxr.training.backbones import explain_choice, find_backbone, head_keys, head_of, layer_groups, make_network
+from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.groups import layer_groups
+from fastcxr.training.heads import head_keys, head_of
 
 # every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
 SMALL = [
