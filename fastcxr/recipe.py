@@ -5,6 +5,7 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 """
 
 import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
@@ -13,6 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import ModelError, RecipeError
+
+OPTIMIZERS = ("radam", "adam", "adamw", "sgd")  # beside timm:NAME
 
 
 def choice(default: Any, words: str, *, at_least: float | None = None, below: float | None = None, **options) -> Any:
@@ -98,23 +101,48 @@ class Recipe:
     fold: int | None = choice(None, "the one fold to run", at_least=1)
     skip_bad: bool = choice(False, "leave unreadable images out, and count them in the report")
 
-    weights: str = choice("imagenet", "imagenet, none, or a file (.safetensors or a plain state dict)")
+    weights: str = choice(
+        "imagenet", "imagenet, none, a file (.safetensors or a plain state dict), or xrv:NAME of torchxrayvision"
+    )
     image_size: int = choice(224, "side of the square that the backbone sees, in pixels", at_least=16)
+    head: tuple[int, ...] = choice(
+        (), "sizes of hidden layers, each with ReLU, between the features and the classes", at_least=1
+    )
+    dropout: float = choice(
+        0.0, "share dropped in training after each hidden layer, or before the classes without one", at_least=0, below=1
+    )
     augment: Augmentation = field(default_factory=Augmentation, metadata={"help": "fastai's aug_transforms"})
 
     strategy: Literal["shallow", "deep", "fine"] | tuple[Stage, ...] = choice("fine", "which layers learn when")
     epochs: int = choice(5, "passes that teach every layer (strategy shallow: the head)", at_least=1)
     batch_size: int = choice(32, "images a step", at_least=1)
-    optimizer: Literal["radam", "adam"] = choice("radam", "fastai's optimizer of that name")
+    optimizer: str = choice("radam", "radam, adam, adamw, sgd, or timm:NAME for one of timm's")
     learning_rate: float | Literal["find"] = choice(
         2e-3, "rate of the last layers, scaled by each stage; find runs lr_find before each", at_least=1e-12
     )
-    weight_decay: float = choice(0.01, "decoupled weight decay", at_least=0)
-    loss: Literal["label_smoothing", "focal", "cross_entropy"] = choice("label_smoothing", "what training minimises")
+    find_from: float = choice(1e-7, "lowest rate that lr_find tries", at_least=1e-12)
+    find_to: float = choice(10.0, "highest rate that lr_find tries", at_least=1e-12)
+    schedule: Literal["one_cycle", "flat_cosine", "step", "constant"] = choice(
+        "one_cycle", "how the rate moves through a stage"
+    )
+    step_epochs: int = choice(10, "schedule step: epochs of a stage between two falls of the rate", at_least=1)
+    step_factor: float = choice(0.5, "schedule step: factor on the rate at each fall", at_least=1e-6, below=1.0001)
+    weight_decay: float | None = choice(
+        None, "decoupled for radam and adamw (none given: 0.01), L2 for adam and sgd (none given: 0)", at_least=0
+    )
+    loss: Literal["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"] = choice(
+        "label_smoothing", "what training minimises"
+    )
     label_smoothing: float = choice(0.1, "share of the target spread over all classes", at_least=0, below=1)
     focal_gamma: float = choice(2.0, "how much the focal loss turns to hard images", at_least=0)
     class_weights: Literal["none", "balanced"] = choice(
         "none", "balanced weighs a class by the inverse of its frequency"
+    )
+    sampler: Literal["shuffle", "weighted"] = choice(
+        "shuffle", "weighted draws training images with replacement, every class equally often"
+    )
+    oversample: tuple[str, ...] = choice(
+        (), "LABEL=N shows each training image of a class N times an epoch, each time augmented anew"
     )
     monitor: Literal["auroc", "accuracy", "valid_loss"] = choice(
         "valid_loss", "validation figure that chooses the best epoch"
@@ -137,22 +165,15 @@ class Recipe:
             object.__setattr__(self, "augment", _from_mapping(Augmentation, self.augment))
         for name in ("data", "patients", "split_from", "weights"):
             object.__setattr__(self, name, _as_text(getattr(self, name)))
-        for name in ("relabel", "classes", "where"):
+        for name in ("relabel", "classes", "where", "head", "oversample"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.folds == 1 or (self.fold is not None and self.fold > self.folds):
-            raise RecipeError(
-                f"fold {self.fold} of {self.folds} folds", "Give --folds 2 or more, and --fold one of them"
-            )
-        if self.folds and self.split_from:
-            raise RecipeError(
-                "folds and an earlier run cannot both give the splits", "Leave out --folds or --split-from"
-            )
         if self.strategy == ():
             raise RecipeError(
                 "strategy is an empty list of stages", "Give at least one Stage, or a name such as 'fine'"
             )
         _check(self)
+        _check_together(self)
 
     def but(self, **changes) -> "Recipe":
         """The same experiment with these choices changed."""
@@ -164,6 +185,11 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as the text of recipe.json."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """How often an epoch shows each training image of the oversampled classes."""
+        return dict(_read_copies(entry) for entry in self.oversample)
 
 
 def _as_text(places: Any) -> Any:
@@ -216,13 +242,16 @@ def _check(value: Any) -> None:
     for item in fields(value):
         given = getattr(value, item.name)
         _check_kind(item.name, given, hints[item.name])
-        low, high = item.metadata.get("at_least"), item.metadata.get("below")
-        if not isinstance(given, int | float) or isinstance(given, bool):
-            continue
-        # a nan fails every comparison, so ask what must hold and not what must not
-        if not ((low is None or given >= low) and (high is None or given < high)):
-            reach = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
-            raise RecipeError(f"{item.name} is {given!r}, it must be {reach}", f"Give another {item.name}")
+        for number in given if isinstance(given, tuple) else (given,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_range(item.name, number, item.metadata.get("at_least"), item.metadata.get("below"))
+
+
+def _check_range(name: str, given: float, low: float | None, high: float | None) -> None:
+    # a nan fails every comparison, so ask what must hold and not what must not
+    if not ((low is None or given >= low) and (high is None or given < high)):
+        reach = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
+        raise RecipeError(f"{name} is {given!r}, it must be {reach}", f"Give another {name}")
 
 
 def _check_kind(name: str, given: Any, hint: Any) -> None:
@@ -233,7 +262,9 @@ def _check_kind(name: str, given: Any, hint: Any) -> None:
         return
     if isinstance(given, plain) and not (isinstance(given, bool) and bool not in plain):
         if isinstance(given, tuple):
-            _check_parts(name, given, kinds)
+            inside = next(get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple)
+            for part in given:
+                _check_kind(name, part, inside)
         return
     if float in plain and isinstance(given, int) and not isinstance(given, bool):
         return
@@ -243,14 +274,36 @@ def _check_kind(name: str, given: Any, hint: Any) -> None:
     raise RecipeError(f"{name} is {given!r}, it must be {wanted}", f"Give another {name}")
 
 
-def _check_parts(name: str, given: tuple, kinds: tuple) -> None:
-    """Every part of a tuple of texts; of numbers and stages their users know more."""
-    wants_text = any(get_origin(kind) is tuple and get_args(kind)[0] is str for kind in kinds)
-    if wants_text and (bad := [part for part in given if not isinstance(part, str)]):
-        raise RecipeError(f"{name} holds {bad[0]!r}, each part must be str", f"Give another {name}")
+def _check_together(recipe: Recipe) -> None:
+    """What one field alone cannot tell: names with a prefix, and wishes that exclude each other."""
+    if recipe.folds == 1 or (recipe.fold is not None and recipe.fold > recipe.folds):
+        raise RecipeError(
+            f"fold {recipe.fold} of {recipe.folds} folds", "Give --folds 2 or more, and --fold one of them"
+        )
+    if recipe.folds and recipe.split_from:
+        raise RecipeError("folds and an earlier run cannot both give the splits", "Leave out --folds or --split-from")
+    if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
+        raise _unknown(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
+    if recipe.find_from >= recipe.find_to:
+        raise RecipeError(
+            f"find_from is {recipe.find_from:g} and find_to {recipe.find_to:g}", "Give a find_to above find_from"
+        )
+    if len(recipe.copies) < len(recipe.oversample):
+        raise RecipeError("oversample names a class twice", "Give each class one LABEL=N")
+    if recipe.oversample and recipe.sampler == "weighted":
+        raise RecipeError(
+            "sampler weighted and oversample both say how often a class is shown", "Choose one of the two"
+        )
+
+
+def _read_copies(entry: str) -> tuple[str, int]:
+    label, _, times = entry.rpartition("=")
+    if not label or not re.fullmatch(r"[1-9][0-9]{0,5}", times):
+        raise RecipeError(f"oversample is {entry!r}", "Write LABEL=N with a whole number, as COVID-19=5")
+    return label, int(times)
 
 
 def _unknown(given: str, known: list[str], words: str) -> RecipeError:
-    close = get_close_matches(given, known, n=1)
+    close = get_close_matches(given.lower(), known, n=1)
     meant = f"did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known)}"
     return RecipeError(f"{words} {given!r}", meant[0].upper() + meant[1:])

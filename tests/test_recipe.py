@@ -23,6 +23,9 @@ def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
         Recipe(),
         Recipe("resnet50", learning_rate="find", augment=Augmentation(do_flip=True)),
         Recipe(data=("a", "b.h5"), relabel=("Bacteria=pneumonia",), classes=("a", "b"), where=("view=PA,AP",)),
+        Recipe(
+            head=(512, 64), dropout=0.1, oversample=("COVID-19=5", "a=b=2"), optimizer="timm:lamb", weight_decay=0.0
+        ),
         Recipe(strategy=(Stage(name="head", groups=1, epochs=2), Stage(multiples=(0.1, 0.5, 1.0)))),
     ],
 )
@@ -49,8 +52,29 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"layout": "coronahak"}, "Did you mean 'coronahack'?"),
         ({"given_splits": "ignor"}, "Did you mean 'ignore'?"),
         ({"classes": "COVID-19"}, "must be tuple"),
-        ({"relabel": (1,)}, "each part must be str"),
-        ({"data": ("a", 1)}, "each part must be str"),
+        ({"relabel": (1,)}, "it must be str"),
+        ({"data": ("a", 1)}, "it must be str"),
+        ({"loss": "mean_squared"}, "Choose from label_smoothing"),
+        ({"loss": "binary_cros_entropy"}, "Did you mean 'binary_cross_entropy'?"),
+        ({"sampler": "wieghted"}, "Did you mean 'weighted'?"),
+        ({"schedule": "onecycle"}, "Did you mean 'one_cycle'?"),
+        ({"step_epochs": 0}, "at least 1"),
+        ({"step_factor": 0.0}, "from 1e-06"),
+        ({"step_factor": 2.0}, "below 1"),
+        ({"optimizer": "adamW"}, "Did you mean 'adamw'?"),
+        ({"optimizer": "lamb"}, "timm:NAME"),
+        ({"weight_decay": -0.1}, "at least 0"),
+        ({"find_from": 1e-2, "find_to": 1e-3}, "Give a find_to above find_from"),
+        ({"head": (512, 0)}, "head is 0, it must be at least 1"),
+        ({"head": (0.5,)}, "it must be int"),
+        ({"head": 512}, "it must be tuple"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"oversample": ("COVID-19",)}, "Write LABEL=N with a whole number, as COVID-19=5"),
+        ({"oversample": ("COVID-19=0",)}, "Write LABEL=N"),
+        ({"oversample": ("COVID-19=2.5",)}, "Write LABEL=N"),
+        ({"oversample": ("=5",)}, "Write LABEL=N"),
+        ({"oversample": ("a=2", "a=3")}, "Give each class one LABEL=N"),
+        ({"oversample": ("a=2",), "sampler": "weighted"}, "Choose one of the two"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
@@ -77,6 +101,14 @@ def test_a_command_may_take_some_of_the_choices_words_and_all():
         (item.name, item.metadata["help"]) for item in fields(Recipe) if item.name in ("classes", "seed")
     ]
     assert made() == made(classes=(), seed=42)
+
+
+def test_a_list_is_as_good_as_a_tuple():
+    assert Recipe(head=[512], oversample=["a=2"]) == Recipe(head=(512,), oversample=("a=2",))
+
+
+def test_copies_are_counts_by_label_whatever_signs_the_label_holds():
+    assert Recipe(oversample=("COVID-19=5", "a=b=2")).copies == {"COVID-19": 5, "a=b": 2}
 
 
 def test_every_choice_carries_words():

@@ -1,7 +1,7 @@
 """A trained network and what it needs to be used, as model.safetensors and model.json: no pickle, nothing that runs."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from fastcxr.errors import FastcxrError, InputMissingError, ModelError
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
 from fastcxr.training.backbones import find_backbone, make_network
+from fastcxr.training.chest_weights import XRV
+from fastcxr.training.heads import HeadPlan, plan_head
 from fastcxr.training.loaders import Pixels
 
 FORMAT_VERSION = 1
@@ -46,6 +48,7 @@ def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: di
             "kind": recipe.kind,
             "labels": list(classifier.labels),
             "backbone": describe_backbone(recipe, learner.model),
+            "head": asdict(plan_head(recipe)),
             "pixels": asdict(classifier.pixels),
             "choices": choices,
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
@@ -56,7 +59,7 @@ def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: di
 def describe_backbone(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     """Library, name and tag of the network, where its first weights came from, and its size."""
     backbone = find_backbone(recipe.backbone, recipe.weights)
-    is_file = recipe.weights not in ("imagenet", "none")
+    is_file = recipe.weights not in ("imagenet", "none") and not recipe.weights.startswith(XRV)
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -80,8 +83,7 @@ def load_model(folder: str | Path) -> Classifier:
         )
     try:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
-        backbone = find_backbone(f"{facts['backbone']['library']}:{facts['backbone']['name']}", "none")
-        network = make_network(backbone, len(labels), "none", pixels.image_size)
+        network = _rebuild(facts, len(labels), pixels)
         network.load_state_dict(load_file(weights))
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -92,6 +94,14 @@ def load_model(folder: str | Path) -> Classifier:
             code="E302",
         ) from error
     return Classifier(network=network.eval(), labels=labels, pixels=pixels)
+
+
+def _rebuild(facts: dict[str, Any], classes: int, pixels: Pixels) -> nn.Module:
+    """The network with the channels and the head that it was trained with, its weights not yet in it."""
+    backbone = find_backbone(f"{facts['backbone']['library']}:{facts['backbone']['name']}", "none")
+    backbone = replace(backbone, mean=pixels.mean, std=pixels.std)
+    head = HeadPlan(**_with_tuples(facts.get("head", {})))  # files of earlier versions: one linear layer
+    return make_network(backbone, classes, "none", pixels.image_size, head)
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:

@@ -1,12 +1,11 @@
-"""A name becomes a backbone: the network, its layer groups, its weights, and the pixels that those weights expect."""
+"""A name becomes a backbone: the network, its weights, and the pixels that those weights expect."""
 
 import logging
 import os
 import socket
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import groupby
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -16,15 +15,16 @@ import torchvision
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
-from timm.models._manipulate import group_with_matcher  # timm's own reading of each network's depth
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.training import baseline
+from fastcxr.training.chest_weights import XRV, XRV_MEAN, XRV_STD, find_xrv
+from fastcxr.training.heads import LINEAR, HeadPlan, replace_head, start_even
 from fastcxr.training.weights import load_weights
 
 log = logging.getLogger("fastcxr")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BODY_GROUPS = 4  # with the head five: enough for rates that fall towards the stem, few enough to read
+OWN = {"baseline_cnn": baseline.BaselineCNN}
 WAYS_OUT = "Give --weights FILE, downloaded elsewhere from {url}, or --weights none to start from random weights"
 
 
@@ -50,17 +50,21 @@ class Backbone:
 def find_backbone(name: str, weights: str = "imagenet") -> Backbone:
     """The backbone that a person means by `name`; timm wins a name that torchvision has too.
 
-    Raises RecipeError for a name that neither has. With weights "imagenet", a name without weights of its own
+    Raises RecipeError for a name that nobody has. With weights "imagenet", a name without weights of its own
     resolves to its closest kin that has them (efficientnet_b7 to tf_efficientnet_b7).
     """
     library, _, plain = name.rpartition(":")
-    if library not in ("", "timm", "torchvision"):
+    if library not in ("", "timm", "torchvision", "fastcxr"):
         raise RecipeError(f"no library called {library!r}", "Write timm:NAME or torchvision:NAME")
-    if library != "torchvision" and timm.is_model(plain):
-        return _find_timm(plain, weights)
-    if library != "timm" and plain in torchvision_names():
-        return _find_torchvision(plain)
-    raise _unknown_name(plain, library)
+    if library in ("", "timm") and timm.is_model(plain):
+        backbone = _find_timm(plain, weights)
+    elif library in ("", "torchvision") and plain in torchvision_names():
+        backbone = _find_torchvision(plain)
+    elif library in ("", "fastcxr") and plain in OWN:
+        backbone = _find_own(plain, weights)
+    else:
+        raise _unknown_name(plain, library)
+    return _for_chest_weights(backbone, weights) if weights.startswith(XRV) else backbone
 
 
 def explain_choice(asked: str, backbone: Backbone, weights: str) -> str | None:
@@ -74,42 +78,23 @@ def explain_choice(asked: str, backbone: Backbone, weights: str) -> str | None:
     return f"{plain} has {others + 1} sets of pretrained weights: {backbone.tag} is used" if others else None
 
 
-def make_network(backbone: Backbone, classes: int, weights: str, image_size: int) -> nn.Module:
-    """The network with a new head for `classes` labels. Its body holds `weights`: "imagenet", "none", or a file's.
+def make_network(backbone: Backbone, classes: int, weights: str, image_size: int, head: HeadPlan = LINEAR) -> nn.Module:
+    """The network with a new head for `classes` labels. Its body holds `weights`, as a recipe names them.
 
     Raises WeightsError when weights are out of reach or do not fit: never a silent random start.
     """
-    if backbone.library == "torchvision":
-        network = _make_torchvision(backbone, classes, weights, image_size)
+    if backbone.library == "fastcxr":
+        network = OWN[backbone.name](classes)
+    elif backbone.library == "torchvision":
+        network = _make_torchvision(backbone, weights, image_size)
     else:
         network = _make_timm(backbone, classes, weights, image_size)
-    _start_even(head_of(network))
+    if head != LINEAR or backbone.library == "torchvision":
+        replace_head(network, classes, head)
+    start_even(network)
     if weights not in ("imagenet", "none"):
-        load_weights(network, weights, head_keys(network))
+        load_weights(network, weights)
     return network
-
-
-def head_of(network: nn.Module) -> nn.Module:
-    """The module that turns features into one number a class."""
-    if not hasattr(network, "get_classifier"):
-        return _last_layer(network)[1]
-    head = network.get_classifier()
-    return nn.ModuleList(head) if isinstance(head, tuple | list) else head  # distilled networks have two
-
-
-def head_keys(network: nn.Module) -> set[str]:
-    """Names of the head's parameters in the state dict."""
-    head = {id(parameter) for parameter in head_of(network).parameters()}
-    return {name for name, parameter in network.named_parameters() if id(parameter) in head}
-
-
-def layer_groups(network: nn.Module) -> list[list[nn.Parameter]]:
-    """All parameters in three to five lists, from stem to head: what freezing and discriminative rates work on."""
-    head = head_keys(network)
-    layers = [[name for name in layer if name not in head] for layer in _layers(network)]
-    bodies = _merge([layer for layer in layers if layer], BODY_GROUPS)
-    parameters = dict(network.named_parameters())
-    return [[parameters[name] for name in group] for group in [*bodies, sorted(head)]]
 
 
 def torchvision_names() -> list[str]:
@@ -157,10 +142,29 @@ def _find_torchvision(name: str) -> Backbone:
     )  # fmt: skip
 
 
+def _find_own(name: str, weights: str) -> Backbone:
+    if weights == "imagenet":
+        raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Give --weights none or a file", code="E201")
+    return Backbone(
+        library="fastcxr", name=name, tag=None, native_size=baseline.NATIVE_SIZE, mean=baseline.MEAN, std=baseline.STD,
+        fixed_size=False, url=None,
+    )  # fmt: skip
+
+
+def _for_chest_weights(backbone: Backbone, weights: str) -> Backbone:
+    """The backbone with the pixels of torchxrayvision's weights: one channel, black -1024, white 1024."""
+    architecture, size = find_xrv(weights)
+    if (backbone.library, backbone.name) != ("timm", architecture):
+        raise RecipeError(
+            f"{weights} are weights of {architecture}, not of {backbone.library}:{backbone.name}",
+            f"Name {architecture} as the backbone",
+        )
+    return replace(backbone, tag=None, native_size=size, mean=XRV_MEAN, std=XRV_STD, url=None)
+
+
 def _unknown_name(name: str, library: str) -> RecipeError:
-    known = ([] if library == "torchvision" else timm.list_models()) + (
-        [] if library == "timm" else torchvision_names()
-    )
+    names = {"timm": timm.list_models, "torchvision": torchvision_names, "fastcxr": lambda: list(OWN)}
+    known = [found for place, listed in names.items() if library in ("", place) for found in listed()]
     close = get_close_matches(name, known, n=1) or get_close_matches(f"{name}_100", known, n=1)
     what = f"no backbone called {name!r}" + (f" in {library}" if library else "")
     fix = f"Did you mean {close[0]!r}?" if close else "`fastcxr models` lists them"
@@ -169,6 +173,8 @@ def _unknown_name(name: str, library: str) -> RecipeError:
 
 def _make_timm(backbone: Backbone, classes: int, weights: str, image_size: int) -> nn.Module:
     options = {"img_size": image_size} if backbone.fixed_size and image_size != backbone.native_size else {}
+    if len(backbone.mean) != 3:
+        options["in_chans"] = len(backbone.mean)
     if weights != "imagenet":
         return _construct(backbone, timm.create_model, backbone.name, num_classes=classes, **options)
     cached = _cached_file(backbone)
@@ -179,7 +185,7 @@ def _make_timm(backbone: Backbone, classes: int, weights: str, image_size: int) 
     return _fetch(backbone, timm.create_model, backbone.full_name, pretrained=True, num_classes=classes, **options)
 
 
-def _make_torchvision(backbone: Backbone, classes: int, weights: str, image_size: int) -> nn.Module:
+def _make_torchvision(backbone: Backbone, weights: str, image_size: int) -> nn.Module:
     if backbone.fixed_size and image_size != backbone.native_size:
         raise RecipeError(
             f"torchvision:{backbone.name} takes {backbone.native_size} px only, image_size is {image_size}",
@@ -196,29 +202,7 @@ def _make_torchvision(backbone: Backbone, classes: int, weights: str, image_size
         network = _construct(backbone, make, backbone.name, weights=None)
     if hasattr(network, "aux_logits"):
         network.aux_logits, network.AuxLogits, network.aux1, network.aux2 = False, None, None, None
-    _replace_head(network, classes)
     return network
-
-
-def _last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
-
-
-def _replace_head(network: nn.Module, classes: int) -> None:
-    """Give a torchvision network a new last layer: a Linear everywhere, a 1x1 convolution in SqueezeNet."""
-    name, old = _last_layer(network)
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes)
-    else:
-        new = nn.Conv2d(old.in_channels, classes, kernel_size=1)
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, new)
-
-
-def _start_even(head: nn.Module) -> None:
-    """A new head gives every class the same probability: timm's, scaled for 1000 classes, would shout at random."""
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
 
 
 def _construct(backbone: Backbone, make, *args, **options) -> nn.Module:
@@ -265,30 +249,3 @@ def _cached_file(backbone: Backbone) -> str | None:
         return None
     found = [try_to_load_from_cache(repository, name) for name in ("model.safetensors", "pytorch_model.bin")]
     return next((file for file in found if isinstance(file, str)), None)
-
-
-def _layers(network: nn.Module) -> list[list[str]]:
-    """Parameter names, layer by layer from the stem: timm's own grouping, or the stages of any other network."""
-    names = [name for name, _ in network.named_parameters()]
-    if not hasattr(network, "group_matcher"):
-        return _stages(names, 0, len(names) // BODY_GROUPS)
-    layer_of = group_with_matcher(network.named_parameters(), network.group_matcher(coarse=False), reverse=True)
-    return [[name for name in names if layer_of[name] == layer] for layer in sorted(set(layer_of.values()))]
-
-
-def _stages(names: list[str], depth: int, limit: int) -> list[list[str]]:
-    """Neighbouring parameters by the module they stand in, taken apart where a module holds more than `limit`."""
-    if len(names) <= limit or depth > 5:
-        return [names]
-    modules = groupby(names, key=lambda name: (name.split(".")[:-1] + [""] * 9)[depth])
-    return [stage for _, inside in modules for stage in _stages(list(inside), depth + 1, limit)]
-
-
-def _merge(layers: list[list[str]], count: int) -> list[list[str]]:
-    """Neighbouring layers joined into at most `count` groups that hold about as many parameters tensors each."""
-    total, before = sum(map(len, layers)), 0
-    groups: dict[int, list[str]] = {}
-    for layer in layers:
-        groups.setdefault(before * count // total, []).extend(layer)
-        before += len(layer)
-    return list(groups.values())

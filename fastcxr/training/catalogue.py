@@ -16,7 +16,8 @@ import torch
 import torchvision
 from timm.models import get_pretrained_cfg
 
-from fastcxr.training.backbones import torchvision_names
+from fastcxr.training.backbones import OWN, torchvision_names
+from fastcxr.training.baseline import NATIVE_SIZE
 
 COUNTS = Path(__file__).with_name("parameters.csv")
 
@@ -24,7 +25,8 @@ COUNTS = Path(__file__).with_name("parameters.csv")
 def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
     """Rows name, library, parameters (with a head of 1000 classes), native_size, pretrained; one at a time.
 
-    `pattern`: shell wildcards, or a part of the name. timm first; a name that both have shows torchvision's prefixed.
+    `pattern`: shell wildcards, or a part of the name. timm first; a name that both have shows torchvision's prefixed;
+    those of our own come last.
     """
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     own = timm.list_models()
@@ -36,10 +38,14 @@ def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
         if fnmatch.fnmatch(shown, wanted):
             size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
             yield _row(shown, "torchvision", size, True)
+    for name in fnmatch.filter([f"fastcxr:{name}" for name in OWN], wanted):
+        yield _row(name, "fastcxr", NATIVE_SIZE, False)
 
 
 def count_parameters(name: str, library: str) -> int:
     """Parameters of a network with its own head, built without memory for them."""
+    if library == "fastcxr":
+        return sum(parameter.numel() for parameter in OWN[name](1000).parameters())
     make = timm.create_model if library == "timm" else partial(torchvision.models.get_model, weights=None)
     try:
         with torch.device("meta"):
@@ -50,7 +56,7 @@ def count_parameters(name: str, library: str) -> int:
 
 
 def _row(shown: str, library: str, size: int, pretrained: bool) -> dict[str, Any]:
-    name = shown.removeprefix("torchvision:")
+    name = shown.rpartition(":")[2]
     known = _counts().get((library, name))
     parameters = count_parameters(name, library) if known is None else known
     return {

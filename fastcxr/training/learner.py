@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from functools import partial
 
 import fastai.callback.schedule  # noqa: F401  puts lr_find and fit_one_cycle on Learner
 import numpy as np
@@ -12,15 +11,16 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
-from fastai.optimizer import Adam, RAdam
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.recipe import Recipe
-from fastcxr.training.backbones import explain_choice, find_backbone, layer_groups, make_network
+from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.groups import layer_groups
+from fastcxr.training.heads import plan_head
 from fastcxr.training.losses import make_loss
+from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 
 log = logging.getLogger("fastcxr")
-OPTIMIZERS = {"radam": RAdam, "adam": Adam}
 
 
 class FrozenStaysFrozen(Callback):
@@ -66,19 +66,19 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     if note:
         log.info(note)
     torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
-    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size)
+    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, plan_head(recipe))
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
     scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
         loaders,
         network.to(loaders.device),
         loss_func=make_loss(recipe, count_labels(loaders)),
-        opt_func=partial(OPTIMIZERS[recipe.optimizer], decouple_wd=True),
+        opt_func=find_optimizer(recipe.optimizer),
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
         cbs=[FrozenStaysFrozen(), ChannelsLast(), *([Bfloat16()] if recipe.precision == "bf16" else [])],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
-        wd=recipe.weight_decay,
+        wd=find_weight_decay(recipe),
         train_bn=False,
         path=scratch.name,
     )

@@ -26,6 +26,7 @@ from fastcxr.data.images import fit_square, read_image
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.recipe import Augmentation, Recipe
 from fastcxr.training.backbones import find_backbone
+from fastcxr.training.sampling import loader_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
         bs=min(recipe.batch_size, int(counts["train"])),
         num_workers=recipe.workers,
         device=find_device(recipe.device),
+        **loader_options(table.loc[table["split"] == "train", "label"], recipe),
     )
     loaders.pixels, loaders.manifest = make_pixels(recipe), manifest
     return loaders

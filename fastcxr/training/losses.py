@@ -1,4 +1,7 @@
-"""A name and a table of class counts become a loss whose predictions are probabilities that sum to one."""
+"""A name and a table of class counts become a loss whose predictions are probabilities that sum to one.
+
+Every loss here is one of the softmax probabilities, so that the predictions of all models are made alike.
+"""
 
 import numpy as np
 import torch
@@ -65,6 +68,31 @@ class FocalLoss(WeightedLoss):
         return (1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy
 
 
+class MeanSquaredError(WeightedLoss):
+    """Mean over the classes of (p - y)^2, p being the softmax probabilities and y the one-hot truth.
+
+    For two classes this is the squared error of one sigmoid: both classes miss by the same amount.
+    """
+
+    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        return (F.softmax(logits, dim=1) - F.one_hot(truth, logits.shape[1])).square().mean(dim=1)
+
+
+class BinaryCrossEntropy(WeightedLoss):
+    """Mean over the classes of -y log p - (1 - y) log(1 - p), each class against the rest; p are softmax probabilities.
+
+    Softmax gives class c the probability sigmoid(z_c - log of the sum of exp z over the other classes). So each class
+    is a sigmoid against the rest, and for two classes the loss is that of a network which ends in a single sigmoid.
+    """
+
+    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        k = logits.shape[1]
+        own = torch.eye(k, dtype=torch.bool, device=logits.device)
+        rest = logits[:, None, :].expand(-1, k, -1).masked_fill(own, -torch.inf).logsumexp(dim=2)
+        target = F.one_hot(truth, k).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits - rest, target, reduction="none").mean(dim=1)
+
+
 class Softmax(BaseLoss):
     """One of the losses above in the form that fastai's Learner asks: with its activation and its decision."""
 
@@ -75,11 +103,16 @@ class Softmax(BaseLoss):
         return logits.argmax(dim=self.axis)
 
 
+PLAIN = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}  # without a number of their own
+
+
 def make_loss(recipe: Recipe, counts: np.ndarray) -> Softmax:
     """The loss that the recipe names. `counts`: training images of each class, in the order of the labels."""
     weight = class_weights(counts) if recipe.class_weights == "balanced" else None
     if recipe.loss == "focal":
         return Softmax(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
+    if recipe.loss in PLAIN:
+        return Softmax(PLAIN[recipe.loss], weight=weight)
     epsilon = recipe.label_smoothing if recipe.loss == "label_smoothing" else 0.0
     return Softmax(LabelSmoothingCrossEntropy, epsilon=epsilon, weight=weight)
 

@@ -16,7 +16,6 @@ from fastcxr.training.epochs import Steps
 log = logging.getLogger("fastcxr")
 FALLBACK_RATE = 1e-3  # when the curve gives no answer
 STEPS = 100
-LOWEST, HIGHEST = 1e-7, 10.0  # the range that the finder climbs through
 FEWEST_POINTS = 30  # an early divergence leaves too few for a valley
 SMALLEST_FALL = 0.02  # share by which the loss must fall somewhere on the curve
 
@@ -28,7 +27,7 @@ def find_rate(
     if recipe.learning_rate != "find":
         rate = recipe.learning_rate * stage.scale
         return rate, _record(stage, rate, False, "given by the recipe"), pd.DataFrame(columns=["stage", "rate", "loss"])
-    curve = climb(learner, stage, progress)
+    curve = climb(learner, recipe, stage, progress)
     rate, reason = read_curve(curve["rate"].to_numpy(), curve["loss"].to_numpy())
     found = rate is not None
     if not found:
@@ -39,13 +38,13 @@ def find_rate(
     return rate, _record(stage, rate, found, reason), curve
 
 
-def climb(learner: Learner, stage: Stage, progress: Progress) -> pd.DataFrame:
-    """fastai's lr_find with the stage's groups and their spread; the weights are put back afterwards.
+def climb(learner: Learner, recipe: Recipe, stage: Stage, progress: Progress) -> pd.DataFrame:
+    """fastai's lr_find over the recipe's range, the groups spread as in the stage; the weights are put back afterwards.
 
     Columns stage, rate (of the head), loss (smoothed).
     """
     # arrays: fastai takes lists of rates here and then trips over them
-    start, end = (group_rates(learner, stage, rate) for rate in (LOWEST, HIGHEST))
+    start, end = (group_rates(learner, stage, rate) for rate in (recipe.find_from, recipe.find_to))
     with progress.bar(STEPS, f"{stage.name}: finding a learning rate") as bar, learner.added_cbs(Steps(bar)):
         learner.lr_find(start, end, STEPS, show_plot=False, suggest_funcs=None)
     recorder = learner.recorder

@@ -12,6 +12,7 @@ from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.rates import find_rate, group_rates
+from fastcxr.training.schedules import make_scheduler
 
 log = logging.getLogger("fastcxr")
 
@@ -60,7 +61,8 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
             report.begin(stage)
             rate_of_groups = group_rates(learner, stage, rate)
             cbs = [FiniteLoss(), report] + [BatchNormStays()] * (stage.batch_norm == "frozen")
-            learner.fit_one_cycle(stage.epochs, rate_of_groups, wd=recipe.weight_decay, cbs=cbs)
+            cbs.append(make_scheduler(learner, recipe, stage.epochs, rate_of_groups))
+            learner.fit(stage.epochs, rate_of_groups, cbs=cbs)
             best.restore(learner.model)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return Training(history=pd.DataFrame(report.rows), rates=rates, curves=pd.concat(curves), best=best.summary())
@@ -79,6 +81,8 @@ def open_groups(learner: Learner, stage: Stage) -> None:
     """Let the stage's last layer groups learn and freeze the others, with a fresh optimizer."""
     learner.create_opt()
     learner.freeze_to(-stage.groups if stage.groups < len(learner.opt.param_lists) else 0)
+    for parameter in learner.model.parameters():
+        parameter.grad = None  # torch's optimizers would let a frozen layer with an old gradient decay
 
 
 def _fill_in(stage: Stage, recipe: Recipe, groups: int) -> Stage:

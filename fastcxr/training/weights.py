@@ -10,22 +10,24 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastcxr.errors import InputMissingError, WeightsError
+from fastcxr.training.chest_weights import XRV, read_xrv, rename_chexnet
+from fastcxr.training.heads import head_keys, head_names
 
 log = logging.getLogger("fastcxr")
 SHOWN = 6  # keys named in an error before the rest is counted
 
 
-def load_weights(network: nn.Module, path: str | Path, head_keys: set[str]) -> None:
-    """Fill `network` from a file, in place.
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Fill `network` from a file, or from torchxrayvision's (xrv:NAME), in place.
 
-    A head of another size is dropped, so that it starts anew; every other mismatch is a WeightsError with the keys.
+    Layers of the head that differ start anew; every other mismatch is a WeightsError with the keys.
     """
-    state = _unwrap(read_state(path))
+    state = read_xrv(path) if str(path).startswith(XRV) else rename_chexnet(_unwrap(read_state(path)))
     own = network.state_dict()
-    dropped = {key for key in head_keys if key in state and state[key].shape != own[key].shape}
+    dropped = _other_head(state, own, head_names(network))
     state = {key: value for key, value in state.items() if key not in dropped}
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files lack them; nothing reads them
-    missing = [key for key in own if key not in state and key not in head_keys | counters]
+    missing = [key for key in own if key not in state and key not in head_keys(network) | counters]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
     troubles = [
@@ -42,7 +44,7 @@ def load_weights(network: nn.Module, path: str | Path, head_keys: set[str]) -> N
         )
     network.load_state_dict(state, strict=False)
     if dropped:
-        log.info("weights from %s; its head has another size and starts anew", Path(path).name)
+        log.info("weights from %s; the head differs and starts anew", Path(path).name)
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
@@ -70,6 +72,13 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
             path=path,
             code="E301",
         ) from error
+
+
+def _other_head(state: dict, own: dict, heads: list[str]) -> set[str]:
+    """The file's keys of layers of a head that this network's head has not, or has in another size."""
+    inside = [key for key in state if key.startswith(tuple(f"{head}." for head in heads))]
+    unlike = {key.rpartition(".")[0] for key in inside if key not in own or own[key].shape != state[key].shape}
+    return {key for key in inside if key.rpartition(".")[0] in unlike}
 
 
 def _unwrap(state: dict) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.inference.bundle import load_model, save_model
@@ -33,6 +34,24 @@ def folder(trained, tmp_path):
 def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_manifest):
     before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
     np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
+def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, name):
+    recipe = RECIPE.but(backbone=name, head=(16, 8), dropout=0.2, loss="binary_cross_entropy")
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    train(learner, recipe)
+    save_model(tmp_path, learner, recipe, {})
+    assert json.loads((tmp_path / "model.json").read_text())["head"] == {"hidden": [16, 8], "dropout": 0.2}
+    before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_model_saved_before_heads_were_described_has_a_linear_one(folder):
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts.pop("head") == {"hidden": [], "dropout": 0.0}
+    (folder / "model.json").write_text(json.dumps(facts))
+    assert isinstance(load_model(folder).network.classifier, nn.Linear)
 
 
 def test_model_json_says_what_it_is(folder):
@@ -73,6 +92,9 @@ def test_a_foreign_model_json_is_refused(folder, content):
         ("labels", ["a", "b"]),
         ("backbone", {"library": "timm", "name": "no_such"}),
         ("pixels", {}),
+        ("head", {"hidden": [9], "dropout": 0.0}),
+        ("head", {"layers": 3}),
+        ("head", None),
     ],
 )
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):

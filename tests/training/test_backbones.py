@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
-from fastcxr.training.backbones import explain_choice, find_backbone, head_keys, head_of, layer_groups, make_network
+from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.heads import head_of
 
 # every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
 SMALL = [
@@ -28,25 +29,6 @@ def test_a_training_step_and_a_prediction_go_through(name):
     assert all(parameter.grad is not None for parameter in head_of(network).parameters())
     with torch.no_grad():
         assert network.eval()(images).shape == (4, 3)
-
-
-@pytest.mark.parametrize(
-    "name", [*SMALL, "vgg16", "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16"]
-)
-def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name):
-    network = build(name, 224)
-    groups = layer_groups(network)
-    assert 3 <= len(groups) <= 5
-    numbers = [id(parameter) for group in groups for parameter in group]
-    assert sorted(numbers) == sorted(map(id, network.parameters()))
-    assert {id(parameter) for parameter in groups[-1]} == {id(parameter) for parameter in head_of(network).parameters()}
-    assert max(len(group) for group in groups[:-1]) < 0.6 * len(numbers), "rates must reach inside the body"
-
-
-@pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
-def test_a_new_head_gives_every_class_the_same_probability(name):
-    probability = build(name).eval()(torch.rand(8, 3, 64, 64)).softmax(dim=1)
-    torch.testing.assert_close(probability, torch.full((8, 3), 1 / 3))
 
 
 def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
@@ -84,6 +66,7 @@ def test_normalization_follows_the_weights_of_both_libraries():
         ("timm:mobilenet_v3_small", "Did you mean 'mobilenetv3_small_100'?"),
         ("keras:resnet50", "Write timm:NAME or torchvision:NAME"),
         ("resnet50.nonsense", "Choose from a1_in1k"),
+        ("fastcxr:baseline_cn", "Did you mean 'baseline_cnn'?"),
     ],
 )
 def test_an_unknown_name_is_refused_with_a_suggestion(name, remedy):
@@ -117,7 +100,3 @@ def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypat
 def test_a_size_that_a_network_cannot_take_is_refused_with_the_way_out():
     with pytest.raises(RecipeError, match="--image-size 224"):
         make_network(find_backbone("torchvision:vit_b_16", "none"), 3, "none", 64)
-
-
-def test_head_keys_name_the_head_in_the_state_dict():
-    assert head_keys(build("mobilenetv2_100")) == {"classifier.weight", "classifier.bias"}

@@ -36,3 +36,15 @@ def test_networks_without_weights_are_marked():
     row = rows["efficientnet_b7"]
     assert row["pretrained"] is False
     assert row["native_size"] == 600
+
+
+def test_our_own_network_is_listed_too():
+    assert list(list_backbones("baseline")) == [
+        {
+            "name": "fastcxr:baseline_cnn",
+            "library": "fastcxr",
+            "parameters": 1_077_096,
+            "native_size": 128,
+            "pretrained": False,
+        }
+    ]

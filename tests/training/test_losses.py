@@ -38,6 +38,41 @@ def test_focal_loss_without_focus_is_cross_entropy():
     torch.testing.assert_close(torch.as_tensor(ours), F.cross_entropy(LOGITS, TRUTH))
 
 
+@pytest.mark.parametrize("weighted", ["none", "balanced"])
+def test_mean_squared_error_is_that_of_the_probabilities_against_the_one_hot_truth(weighted):
+    ours = make_loss(Recipe(loss="mse", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+    each = ((LOGITS.softmax(dim=1) - torch.eye(3)[TRUTH]) ** 2).mean(dim=1)
+    weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
+    torch.testing.assert_close(torch.as_tensor(ours), (each * weight).sum() / weight.sum())
+
+
+@pytest.mark.parametrize("weighted", ["none", "balanced"])
+def test_binary_cross_entropy_takes_each_class_against_the_rest(weighted):
+    ours = make_loss(Recipe(loss="binary_cross_entropy", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+    p, y = LOGITS.softmax(dim=1), torch.eye(3)[TRUTH]
+    each = F.binary_cross_entropy(p, y, reduction="none").mean(dim=1)
+    weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
+    torch.testing.assert_close(torch.as_tensor(ours), (each * weight).sum() / weight.sum())
+
+
+@pytest.mark.parametrize(
+    ("name", "definition"), [("binary_cross_entropy", F.binary_cross_entropy), ("mse", F.mse_loss)]
+)
+def test_for_two_classes_the_loss_is_that_of_a_single_sigmoid(name, definition):
+    logits, truth = LOGITS[:, :2], TRUTH % 2
+    single = torch.sigmoid(logits[:, 1] - logits[:, 0])
+    ours = make_loss(Recipe(loss=name), COUNTS[:2])
+    torch.testing.assert_close(torch.as_tensor(ours(logits, truth)), definition(single, truth.float()))
+    torch.testing.assert_close(ours.activation(logits)[:, 1], single)
+
+
+@pytest.mark.parametrize("name", ["mse", "binary_cross_entropy", "focal", "cross_entropy"])
+def test_losses_and_their_gradients_stay_finite_where_the_network_is_sure_and_wrong(name):
+    logits = torch.tensor([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]], requires_grad=True)
+    make_loss(Recipe(loss=name), COUNTS)(logits, torch.tensor([1, 1])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_balanced_weights_are_those_of_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 
@@ -46,7 +81,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
     np.testing.assert_allclose(class_weights(COUNTS).numpy(), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["label_smoothing", "focal", "cross_entropy"])
+@pytest.mark.parametrize("name", ["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"])
 def test_every_loss_ends_in_probabilities_that_sum_to_one(name):
     loss = make_loss(Recipe(loss=name), COUNTS)
     torch.testing.assert_close(loss.activation(LOGITS).sum(dim=1), torch.ones(8))

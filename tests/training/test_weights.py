@@ -6,12 +6,13 @@ from safetensors.torch import save_file
 
 from fastcxr.errors import InputMissingError, WeightsError
 from fastcxr.training.backbones import find_backbone, make_network
+from fastcxr.training.heads import LINEAR, HeadPlan
 
 BACKBONE = "mobilenetv2_035"
 
 
-def network(classes: int = 3, weights: str = "none"):
-    return make_network(find_backbone(BACKBONE, weights), classes, weights, 64)
+def network(classes: int = 3, weights: str = "none", head: HeadPlan = LINEAR):
+    return make_network(find_backbone(BACKBONE, weights), classes, weights, 64, head)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,17 @@ def test_safetensors_fill_the_network_and_a_head_of_the_same_size_comes_along(tm
     save_file(state, tmp_path / "w.safetensors")
     filled = network(weights=str(tmp_path / "w.safetensors")).state_dict()
     assert all(torch.equal(filled[name], state[name]) for name in state)
+
+
+def test_a_head_of_another_form_starts_anew_and_one_of_another_size_keeps_its_hidden_layers(thousand, tmp_path):
+    save_file(thousand, tmp_path / "linear.safetensors")
+    network(weights=str(tmp_path / "linear.safetensors"), head=HeadPlan(hidden=(8,)))
+    two_layers = network(5, head=HeadPlan(hidden=(8,))).state_dict()
+    save_file(two_layers, tmp_path / "hidden.safetensors")
+    filled = network(3, str(tmp_path / "hidden.safetensors"), HeadPlan(hidden=(8,))).state_dict()
+    assert torch.equal(filled["classifier.0.weight"], two_layers["classifier.0.weight"])
+    assert filled["classifier.2.weight"].shape == (3, 8)
+    network(3, str(tmp_path / "hidden.safetensors"))
 
 
 def test_every_other_mismatch_is_an_error_that_lists_the_keys(thousand, tmp_path):
