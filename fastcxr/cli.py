@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -49,17 +50,24 @@ def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noq
     out
         run folder to make; without it runs/DATA-BACKBONE-NUMBER
     """
-    from fastcxr.cross_validation import cross_validate
-    from fastcxr.run import run
-
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(f"{name_data(recipe.data)}-{recipe.backbone}")
-    console.print(f"run folder: {folder}", highlight=False)
-    start = cross_validate if recipe.folds and not recipe.fold else run
-    report = start(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
-    show_headline(folder)
-    print(report)
-    return 0
+    return start_training(recipe, out or next_folder(f"{name_data(recipe.data)}-{recipe.backbone}"))
+
+
+@app.command
+def run(script: Path, *words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Run an arm of a recipe script, as `python SCRIPT ARM` does: fastcxr run recipes/rachha2020.py resnet101.
+
+    Parameters
+    ----------
+    script
+        file with a dict RECIPES
+    words
+        name of an arm, or --all; then flags of train that change it
+    """
+    from fastcxr.cooking import cook_script
+
+    return cook_script(script, list(words))
 
 
 @app.command
@@ -201,6 +209,21 @@ def models(pattern: str = "*") -> int:
     return 0
 
 
+def start_training(recipe: Recipe, folder: Path) -> int:
+    """Train a recipe, all its folds if it has some, into a new folder, and show what came of it."""
+    from fastcxr.cross_validation import cross_validate
+    from fastcxr.run import run
+
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    console.print(f"run folder: {folder}", highlight=False)
+    start = cross_validate if recipe.folds and not recipe.fold else run
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    page = start(recipe, folder, TerminalProgress(console), command=command)
+    show_headline(folder)
+    print(page)
+    return 0
+
+
 def find_data() -> str:
     """The folder data/ here if it holds class folders, else the bundled sample cohort; says which."""
     from fastcxr.data.cohort.layouts import holds_class_folders
@@ -261,19 +284,20 @@ def show_cohort(folder: Path) -> int:
 
 def main() -> None:
     """Entry point of the command `fastcxr`."""
+    sys.exit(
+        answer_with(lambda: app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value"))
+    )
+
+
+def answer_with(work: Callable[[], int | None]) -> int:
+    """Do the work with what the library says aloud; every mistake becomes one line. Returns the exit code."""
     # OpenMP's threads spin while they wait: with anything else running, training becomes ten times slower.
     # It is read when torch loads, so it is set before that; a value of the user's own stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # those of the libraries are not for our users
-    with heard_by(ConsoleMessages(console)):
-        sys.exit(answer())
-
-
-def answer() -> int:
-    """Carry out what the command line says; returns the exit code."""
     try:
-        code = app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
-        return code if isinstance(code, int) else 0
+        with heard_by(ConsoleMessages(console)):
+            return work() or 0
     except CycloptsError as error:
         return fail(str(error), USAGE)
     except FastcxrError as error:

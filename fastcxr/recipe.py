@@ -200,11 +200,17 @@ def _as_text(places: Any) -> Any:
     return str(places) if isinstance(places, Path) else places
 
 
-def choose_fields(name: str, *chosen: str) -> type:
-    """A dataclass of some of a recipe's choices, words and all, for a command that needs no more."""
+def choose_fields(name: str, *chosen: str, defaults: "Recipe | None" = None) -> type:
+    """A dataclass of some of a recipe's choices, words and all, for a command that needs no more.
+
+    `defaults`: the recipe whose choices stand where a person makes none; without it those of any recipe.
+    """
     hints = get_type_hints(Recipe)
     items = {item.name: item for item in fields(Recipe)}
-    parts = [(part, hints[part], field(default=items[part].default, metadata=items[part].metadata)) for part in chosen]
+    values = defaults or Recipe()
+    parts = [
+        (part, hints[part], field(default=getattr(values, part), metadata=items[part].metadata)) for part in chosen
+    ]
     made = make_dataclass(name, parts, frozen=True, kw_only=True)
     made.__module__ = __name__  # without it Python calls it a type of its own, which has no fields for cyclopts
     return made

@@ -1,0 +1,46 @@
+"""Le and Tiabrat 2021: cost-sensitive transfer learning for normal / viral pneumonia / COVID-19 at 128 px.
+
+Command   python recipes/le2021.py resnet34_cost_sensitive --data DIR      (class folders, or CoronaHack with
+          --classes Normal --classes Virus --classes COVID-19; or --all)
+Data      many public sources, split 70/15/15, duplicates removed
+Paper     COVID-19 sensitivity / specificity: baseline .5736 / .9949, ResNet34 frozen .6642 / .9844, entire .8264 /
+          .9932, cost-sensitive ResNet34 .9547 / .9955, DenseNet121 .9396 / .9949, VGG16 .9321 / .9963
+Beware    in its text the body of the arm with differential rates is trained, in its script it is frozen: both are arms
+Here      not run yet
+"""
+
+from fastcxr import Recipe, Stage
+from fastcxr.cooking import cook
+
+ENTIRE = Stage(name="entire")
+HEAD = Stage(name="head", groups=1)
+GENTLE = Stage(name="entire", scale=0.1)  # 1e-5 after 1e-4, starting from the first stage's best weights
+# one factor a layer group, stem to head; the paper names four parts, this network has five groups
+DIFFERENTIAL = (0.1, 0.1, 1 / 7, 1 / 3, 1.0)
+
+BASE = Recipe(
+    "resnet34", image_size=128, epochs=30, patience=3, optimizer="adam", learning_rate=1e-4, loss="cross_entropy",
+    schedule="constant", head=(512,), dropout=0.1, drop_copies=True, given_splits="ignore", strategy=(ENTIRE,),
+    find_from=1e-7, find_to=1e-3,
+)  # fmt: skip
+BASELINE = BASE.but(backbone="fastcxr:baseline_cnn", weights="none")
+COST_SENSITIVE = BASE.but(class_weights="balanced", strategy=(HEAD, GENTLE))
+
+RECIPES = {
+    "baseline": BASELINE,
+    "baseline_oversampled": BASELINE.but(oversample=("COVID-19=5",)),
+    "baseline_class_weights": BASELINE.but(class_weights="balanced"),
+    "baseline_focal": BASELINE.but(loss="focal"),
+    "baseline_folds": BASELINE.but(folds=5),
+    "resnet34_frozen": BASE.but(strategy=(HEAD,)),
+    "resnet34_entire": BASE,
+    "resnet34_focal": BASE.but(loss="focal", strategy=(HEAD, GENTLE)),
+    "resnet34_cost_sensitive": COST_SENSITIVE,
+    "resnet34_differential": COST_SENSITIVE.but(strategy=(Stage(name="entire", multiples=DIFFERENTIAL),)),
+    "resnet34_differential_frozen": COST_SENSITIVE.but(strategy=(HEAD,)),
+    "vgg16_cost_sensitive": COST_SENSITIVE.but(backbone="vgg16"),
+    "densenet121_cost_sensitive": COST_SENSITIVE.but(backbone="densenet121", learning_rate=3e-4),
+}
+
+if __name__ == "__main__":
+    cook(RECIPES)
