@@ -39,6 +39,7 @@ OF_DATA = (
 # the flags of train that say which images, whose they are and where they stand, in train's own words
 DescribeChoices = choose_fields("DescribeChoices", "data", *OF_DATA, "split", "given_splits", "split_from")
 PackChoices = choose_fields("PackChoices", *OF_DATA, "skip_bad")
+EvaluateChoices = choose_fields("EvaluateChoices", "data", *OF_DATA, "skip_bad")
 
 
 @app.command
@@ -112,6 +113,39 @@ def report(folder: Path) -> int:
     from fastcxr.evaluation.report import draw_report
 
     page = draw_report(folder)
+    show_headline(folder)
+    print(page)
+    return 0
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *,
+    choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
+    map: tuple[str, ...] = (),  # noqa: A002  the flag's name
+    out: Path | None = None,
+) -> int:
+    """Test the model of a finished run on other data, and write its report.
+
+    Parameters
+    ----------
+    run
+        run folder of the trained model
+    map
+        theirs=ours: what a label of the data is called in the model; another word for --relabel
+    out
+        folder to make; without it runs/RUN-on-DATA-NUMBER
+    """
+    from fastcxr.evaluate import evaluate as evaluate_run
+
+    if choices.data is None:
+        raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
+    data = Recipe(**asdict(choices))
+    data = data.but(relabel=(*data.relabel, *map))
+    folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
+    command = shlex.join(["fastcxr", *sys.argv[1:]])
+    page = evaluate_run(run, data, folder, TerminalProgress(console), command=command)
     show_headline(folder)
     print(page)
     return 0

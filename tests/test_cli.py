@@ -156,6 +156,22 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
 
 
+def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp_path):
+    other = write_toys(tmp_path / "other", per_class=6)
+    (other / "haze").rename(other / "Haze")
+    words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "there"]
+    done = call(*words)
+    assert done.returncode == 65
+    assert "--map 'Haze=haze'" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "there").exists()
+    done = call(*words, "--map", "Haze=haze")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
+    assert (set(metrics), metrics["test"]["n_images"]) == ({"test"}, 18)
+    table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})
+    check_against_scikit_learn(table, metrics["test"])
+
+
 @pytest.fixture
 def damaged(tmp_path):
     data = write_toys(tmp_path / "toys", per_class=20)

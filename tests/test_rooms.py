@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "describe": LEAVES | {"data", "evaluation", "folder", "cohort"},
     "run_folder": LEAVES | {"training", "inference", "evaluation", "folder"},
     "run": LEAVES | {"data", "training", "inference", "evaluation", "cohort", "run_folder"},
+    "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},
     "cross_validation": LEAVES | {"data", "evaluation", "cohort", "folder", "run_folder", "run"},
 }
 FILES = sorted(HOUSE.rglob("*.py"))
