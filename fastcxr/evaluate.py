@@ -17,7 +17,6 @@ from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.run_folder import RunFolder
 from fastcxr.storage import write_json
 
-
 OF_DATA = (
     "data", "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag",
     "skip_bad",

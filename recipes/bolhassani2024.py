@@ -34,9 +34,7 @@ FOUR_CLASSES = {
     "PDCXFL": CHEXNET.but(loss="focal"),
     "RCE": BASE.but(weights="none", loss="focal"),
 }
-SAMPLED = {
-    f"{arm}_sampler": recipe.but(sampler="weighted", class_weights="none") for arm, recipe in FOUR_CLASSES.items()
-}
+SAMPLED = {f"{arm}_sampler": recipe.but(sampler="weighted") for arm, recipe in FOUR_CLASSES.items()}
 EXTRA = {
     # of the second collection its frontal COVID-19 images alone
     f"{arm}_covid": recipe.but(where=("view=PA,AP,AP Supine",), classes=("Normal", "Bacteria", "Virus", "COVID-19"))
