@@ -278,3 +278,9 @@ def test_a_finder_without_an_answer_is_a_warning(drawn, tmp_path):
     (folder / "model.json").write_text(json.dumps(model))
     text = words_of(folder)
     assert "The learning-rate finder gave no answer. head took 0.002 (the loss never fell)." in text
+
+
+def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
+    folder = build_run(tmp_path)
+    (folder / "recipe.json").write_text(json.dumps(RECIPE | {"relabel": []}))
+    assert "relabel not set" in words_of(folder)
