@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.folds import split_into_folds, take_fold
-from fastcxr.data.images import check_images
 from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
 from fastcxr.data.splits import describe_split, split_by_patient
-from fastcxr.errors import BadImagesError
+from fastcxr.data.store import open_pictures
+from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.folder import CohortFolder
 from fastcxr.recipe import Recipe
 
@@ -17,13 +17,14 @@ log = logging.getLogger("fastcxr")
 
 
 def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
-    """The manifest of the recipe's data, after every image of it was read once.
+    """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
 
     Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
     manifest = find_manifest(recipe)
     log.info(describe_manifest(manifest))
-    bad = check_images(manifest["file"].tolist(), record)
+    bad: list[ImageError] = []
+    open_pictures(manifest["file"].tolist(), recipe.image_size, record, bad)
     if not bad:
         return manifest
     if not recipe.skip_bad:

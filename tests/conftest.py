@@ -3,9 +3,19 @@
 import os
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import pytest
 from toys import write_toys
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """No test reads or fills the cache of the person who runs it; of fonts alone, for they take long to list."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

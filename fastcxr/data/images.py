@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -39,6 +39,7 @@ from fastcxr.errors import ImageError
 if TYPE_CHECKING:
     from fastcxr.progress import Progress
 
+READER_VERSION = 1  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
 BATCH = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
 
 
@@ -49,7 +50,13 @@ def read_image(path: str | Path) -> np.ndarray:
         picture = read_packed_image(path)
         _refuse_blank(picture, path)
         return picture
-    with silent_decoders(), open_file(path) as file:
+    with open_file(path) as file:
+        return read_open_image(file, path)
+
+
+def read_open_image(file: BinaryIO, path: str) -> np.ndarray:
+    """The picture in a file that is open at its start, as `read_image` gives it; `path` is its name."""
+    with silent_decoders():
         head = file.read(HEAD)
         file.seek(0)
         picture = _read_dicom(file, path, head) if _is_dicom(path, head) else read_picture(file, path, head)

@@ -20,6 +20,7 @@ from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, number_sources, part_patients
 from fastcxr.data.selection import select
+from fastcxr.data.summary import Summary, count_classes
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.storage import write_whole
 
@@ -147,8 +148,11 @@ def _arrange(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[[*COLUMNS, *further, "file"]].reset_index(drop=True)
 
 
-def describe_manifest(manifest: pd.DataFrame) -> str:
-    """`2 classes, 124 images, 68 patients from NIH file names, 12 images without a patient, each taken as its own`."""
+def describe_manifest(manifest: pd.DataFrame) -> Summary:
+    """`2 classes, 124 images, 68 patients from NIH file names, 12 images without a patient, each taken as its own`.
+
+    A notebook shows the classes and splits in a table below it.
+    """
     parts = [_count(manifest["label"].nunique(), "class", "classes"), _count(len(manifest), "image")]
     for origin, words in ORIGINS.items():
         patients = manifest.loc[manifest["patient_from"] == origin, "patient"].nunique()
@@ -156,7 +160,7 @@ def describe_manifest(manifest: pd.DataFrame) -> str:
     own = int((manifest["patient_from"] == "own").sum())
     if 0 < own < len(manifest):
         parts.append(f"{_count(own, 'image')} without a patient, {'each ' * (own > 1)}taken as its own")
-    return ", ".join(parts)
+    return Summary(", ".join(parts), count_classes(manifest))
 
 
 def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError]) -> pd.DataFrame:

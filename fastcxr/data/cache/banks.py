@@ -1,0 +1,103 @@
+"""A name and a shape become an array on the disk, filled once and kept for the next run."""
+
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+
+from fastcxr.data.cache.folders import CannotStoreError
+from fastcxr.data.cache.room import find_limit, pictures_folder
+
+log = logging.getLogger("fastcxr")
+ABANDONED = 86400.0  # seconds without a change, after which nobody is filling a draft any more
+
+
+def banks_folder() -> Path:
+    """Where banks of features lie, beside the pictures."""
+    return pictures_folder().with_name("features")
+
+
+@contextmanager
+def open_bank(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, bool]]:
+    """The array of this name in single precision, and whether it is new; a new one is kept if the block fills it.
+
+    Where nothing can be kept the array is in memory, which is said aloud.
+    """
+    array, draft = None, None
+    try:
+        file = banks_folder() / f"{name}.npy"
+        array = _read(file, shape)
+        if array is None:
+            draft = _begin(file, shape)
+    except (OSError, CannotStoreError) as error:
+        log.warning("features are not kept for the next run: %s", error)
+    if draft is None:
+        yield (np.empty(shape, np.float32), True) if array is None else (array, False)
+        return
+    try:
+        array = np.load(draft, mmap_mode="r+")
+        yield array, True
+        _keep(array, draft, file)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def list_banks() -> list[Path]:
+    """Every bank, the one that was used last first."""
+    return sorted(banks_folder().glob("*.npy"), key=lambda file: -file.stat().st_mtime)
+
+
+def clear_banks() -> int:
+    """Remove every bank: how many bytes that freed. Who has one open keeps it until it is closed."""
+    freed = sum(file.stat().st_size for file in list_banks())
+    shutil.rmtree(banks_folder(), ignore_errors=True)
+    return freed
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    if array.shape != shape or array.dtype != np.float32:
+        return None
+    with suppress(OSError):  # somebody else's, who lets us read
+        file.touch()
+    return array
+
+
+def _begin(file: Path, shape: tuple[int, ...]) -> Path:
+    """A place for the new array, after the banks used longest ago made room for it."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(file.parent)
+    need, kept = 4 * int(np.prod(shape)), {bank: bank.stat().st_size for bank in list_banks()}
+    budget = min(find_limit(), (shutil.disk_usage(file.parent).free + sum(kept.values())) / 2)
+    if need > budget:
+        raise CannotStoreError(f"{need / 1e6:,.0f} MB are wanted, and {budget / 1e6:,.0f} MB may be used")
+    while need + sum(kept.values()) > budget:
+        oldest, _ = kept.popitem()
+        oldest.unlink(missing_ok=True)
+    draft = file.with_suffix(f".{uuid.uuid4().hex}")
+    np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+    return draft
+
+
+def _keep(array: np.memmap, draft: Path, file: Path) -> None:
+    try:
+        array.flush()
+        draft.replace(file)  # in one step: nobody reads half a bank
+    except OSError as error:  # as when somebody cleared the cache meanwhile
+        log.warning("features are not kept for the next run: %s", error)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed left half filled."""
+    for draft in set(folder.iterdir()) - set(folder.glob("*.npy")):
+        if time.time() - draft.stat().st_mtime > ABANDONED:
+            draft.unlink(missing_ok=True)

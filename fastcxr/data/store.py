@@ -1,0 +1,188 @@
+"""The files of a cohort and a size come in; their squares, each decoded once on this machine, go out.
+
+Squares are kept by content, size and reader in the user's cache folder, for all runs: see `fastcxr.data.cache`.
+FASTCXR_CACHE_LIMIT says how many GB may be kept there (20); with 0, or where the folder cannot be used, a temporary
+file takes its place for as long as the pictures are in use.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from fastcxr.data.cache.contents import Look, look, name_state, read_square
+from fastcxr.data.cache.folders import CannotStoreError, DamagedStoreError, remove, storing
+from fastcxr.data.cache.room import VARIABLE, check_room, find_limit, make_room, shelf_folder
+from fastcxr.data.cache.shelf import Shelf, Slots
+from fastcxr.data.images import check_images
+from fastcxr.errors import ImageError
+from fastcxr.progress import Bar, Progress
+
+log = logging.getLogger("fastcxr")
+
+BATCH_BYTES = 1 << 24  # of squares that become visible at once: what a killed process loses, and memory takes
+AHEAD = 4  # files a thread that are read before their turn to be stored
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The squares of one cohort at one size: row i belongs to files[i]."""
+
+    files: tuple[str, ...] = field(repr=False)
+    size: int
+    slots: Slots | None = field(repr=False)  # None: nothing could be stored
+    places: np.ndarray = field(repr=False)  # slot and checksum of each file, shape (n, 2); zeros: not stored
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The squares of these rows, in this order; uint8, shape (n, size, size).
+
+        A square that is not as it was stored is decoded again from its file. Raises ImageError where that fails.
+        """
+        rows = np.asarray(rows).reshape(-1)
+        if rows.dtype.kind not in "iu" and len(rows):
+            raise TypeError(f"rows are whole numbers, not {rows.dtype}")  # True would be row 1
+        rows = rows.astype(np.int64)
+        squares = np.empty((len(rows), self.size, self.size), np.uint8)
+        places = self.places[rows]
+        good = self.slots.copy(places, squares) if self.slots else np.zeros(len(rows), bool)
+        bad = np.flatnonzero(~good)
+        if len(bad):
+            self._decode(rows[bad], bad, squares)
+        return squares
+
+    def _decode(self, rows: np.ndarray, numbers: np.ndarray, squares: np.ndarray) -> None:
+        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:
+            files = [self.files[row] for row in rows]
+            for row, number, square in zip(
+                rows, numbers, pool.map(read_square, files, [self.size] * len(files)), strict=True
+            ):
+                squares[number] = square
+                slot, crc = self.places[row].tolist()
+                if slot:
+                    self.slots.repair(slot, crc, square)
+        damaged = np.count_nonzero(self.places[rows, 0])
+        if damaged:
+            log.warning("%s kept pictures were damaged on the disk, and are decoded again", f"{damaged:,}")
+
+
+def open_pictures(
+    files: Sequence[str], size: int, progress: Progress | None = None, bad: list[ImageError] | None = None
+) -> Pictures:
+    """The pictures of these files, as squares of `size` pixels: what no run has decoded yet is decoded now.
+
+    `bad` takes the errors of all files that cannot be read; without it the first one is raised.
+    """
+    files = tuple(str(file) for file in files)
+    try:
+        return _open_kept(files, size, progress, bad)
+    except CannotStoreError as error:
+        level = logging.WARNING if find_limit() else logging.INFO
+        log.log(level, "pictures are not kept for the next run: %s", error)
+    try:
+        return _open_passing(files, size, progress, bad)
+    except CannotStoreError as error:
+        log.warning("every image is decoded each time it is used, which is slow: no temporary file (%s)", error)
+    for error in check_images(files, progress):
+        if bad is None:
+            raise error
+        bad.append(error)
+    return Pictures(files, size, None, np.zeros((len(files), 2), np.int64))
+
+
+def _open_kept(files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
+    if not find_limit():
+        raise CannotStoreError(f"{VARIABLE} is 0")
+    folder = shelf_folder(size)
+    for _ in range(2):
+        try:
+            with Shelf(folder, size) as shelf:
+                places = _fill(shelf, files, make_room, progress, bad)
+                if places is not None:
+                    return Pictures(files, size, Slots(folder, size), places)
+        except DamagedStoreError as error:
+            log.warning("the pictures of %s px that were kept cannot be used (%s): decoding again", size, error)
+        if not remove(folder):
+            break
+    raise CannotStoreError("what would have to be removed first is in use")
+
+
+def _open_passing(files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
+    with storing():
+        folder = Path(tempfile.mkdtemp(prefix="fastcxr-"))
+    try:
+        with Shelf(folder, size) as shelf:
+            places = _fill(shelf, files, check_room, progress, bad)
+            return Pictures(files, size, Slots(folder, size, passing=True), places)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _fill(
+    shelf: Shelf, files: tuple[str, ...], fits: Callable, progress: Progress | None, bad: list | None
+) -> np.ndarray | None:
+    """The places of all files, after those that had none were decoded; None if the shelf must be emptied before."""
+    if bad is not None:
+        bad.clear()  # of an attempt that ended early
+    places = shelf.find(map(name_state, files))
+    missing = np.flatnonzero(places[:, 0] == 0)
+    if not fits(shelf.folder, len(missing) * shelf.size**2, len(files) * shelf.size**2):
+        return None
+    if len(missing):
+        with (progress or Progress()).bar(len(missing), "reading images") as bar:
+            places[missing] = _decode_into(shelf, [files[row] for row in missing], bar, bad)
+    return places
+
+
+def _decode_into(shelf: Shelf, files: list[str], bar: Bar, bad: list | None) -> np.ndarray:
+    """Slots and checksums of these files, shape (n, 2); zeros for those whose error went into `bad`."""
+    places, batch = [], max(1, BATCH_BYTES // shelf.size**2)
+    with closing(_look_ahead(shelf, files, bar, strict=bad is None)) as looks:
+        while found := list(islice(looks, batch)):
+            places += _add(shelf, found, bad)
+    return np.array(places, np.int64)
+
+
+def _add(shelf: Shelf, found: list[Look | ImageError], bad: list | None) -> list[tuple[int, int]]:
+    added = iter(shelf.add([look for look in found if isinstance(look, Look)]))
+    if bad is not None:
+        bad += [error for error in found if isinstance(error, ImageError)]
+    return [next(added) if isinstance(look, Look) else (0, 0) for look in found]
+
+
+def _look_ahead(shelf: Shelf, files: list[str], bar: Bar, *, strict: bool) -> Iterator[Look | ImageError]:
+    """What each file holds, in order, read by all cores while the caller stores; memory stays bounded."""
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for file in files:
+                waiting.append(pool.submit(look, file, shelf.size, shelf.is_known))
+                if len(waiting) > AHEAD * cores:
+                    yield _settle(waiting.popleft(), strict)
+                    bar.advance()
+            while waiting:
+                yield _settle(waiting.popleft(), strict)
+                bar.advance()
+        finally:  # after a bad image the rest need not be read
+            for future in waiting:
+                future.cancel()
+
+
+def _settle(future: Future, strict: bool) -> Look | ImageError:
+    try:
+        return future.result()
+    except ImageError as error:
+        if strict:
+            raise
+        # a fresh one: tracebacks of this one and its cause would keep the decoded pixels alive
+        return ImageError(error.what, error.fix, path=error.path, code=error.code)

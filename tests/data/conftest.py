@@ -1,0 +1,43 @@
+"""Fixtures of the store of pictures."""
+
+from pathlib import Path
+
+import pytest
+from radiographs import make_reference, save
+from stores import COUNT
+
+from fastcxr.data.cache import contents
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The folder where pictures of this one test are kept, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FASTCXR_CACHE_LIMIT", raising=False)
+    return tmp_path / "cache" / "fastcxr" / "pictures"
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    """A few radiographs, no two alike."""
+    (tmp_path / "images").mkdir()
+    return [str(save(make_reference(seed=n), tmp_path / "images" / f"{n}.png")) for n in range(COUNT)]
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of the files that were decoded, one entry a time."""
+    names, read = [], contents.read_open_image
+
+    def counted(file, path):
+        names.append(path)
+        return read(file, path)
+
+    monkeypatch.setattr(contents, "read_open_image", counted)
+    return names
+
+
+@pytest.fixture
+def old(monkeypatch):
+    """Files that tests have just written count as written long ago."""
+    monkeypatch.setattr(contents, "SETTLED", -1)
