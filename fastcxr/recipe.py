@@ -61,7 +61,7 @@ class Stage:
         1.0, "head rate over first group's rate; the groups between follow geometrically", at_least=1
     )
     multiples: tuple[float, ...] | None = choice(
-        None, "a factor for each learning group, first to head, instead of spread"
+        None, "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first"
     )
     batch_norm: Literal["learn", "frozen"] = choice("learn", "frozen keeps the statistics that came with the weights")
     patience: int | None = choice(
@@ -113,7 +113,10 @@ class Recipe:
     )
     augment: Augmentation = field(default_factory=Augmentation, metadata={"help": "fastai's aug_transforms"})
 
-    strategy: Literal["shallow", "deep", "fine"] | tuple[Stage, ...] = choice("fine", "which layers learn when")
+    strategy: Literal["rapid", "probe", "shallow", "deep", "fine"] | tuple[Stage, ...] = choice(
+        "rapid", "which layers learn when; probe and rapid fit the head on kept features first"
+    )
+    mirror: bool = choice(True, "strategies probe and rapid: the head learns from mirrored images too")
     epochs: int = choice(5, "passes that teach every layer (strategy shallow: the head)", at_least=1)
     batch_size: int = choice(32, "images a step", at_least=1)
     optimizer: str = choice("radam", "radam, adam, adamw, sgd, or timm:NAME for one of timm's")
@@ -151,7 +154,9 @@ class Recipe:
 
     seed: int = choice(42, "seed of split, shuffling, augmentation and new weights", at_least=0)
     device: str = choice("auto", "auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "bf16"] = choice("fp32", "arithmetic of the network")
+    precision: Literal["auto", "fp32", "bf16"] = choice(
+        "auto", "arithmetic of the network; auto is bf16 where the machine computes in it by itself"
+    )
     workers: int = choice(0, "processes that read images beside the one that trains", at_least=0)
     score_train: bool = choice(False, "write predictions for the training images too")
     kind: Literal["single_label"] = choice("single_label", "one label an image")

@@ -21,7 +21,7 @@ def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, co
     """
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
-        loaders = make_loaders(manifest, recipe)
+        loaders = make_loaders(manifest, recipe, record)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, record)
         splits = ("train", "valid", "test") if recipe.score_train else ("valid", "test")

@@ -77,7 +77,7 @@ def make_choices(learner: Learner, recipe: Recipe, training: Training) -> dict[s
     """What the run decided for itself, for model.json."""
     return {
         "device": str(learner.dls.device),
-        "precision": recipe.precision,
+        "precision": learner.precision,
         "threads": torch.get_num_threads(),
         "batch_size": learner.dls.train.bs,
         "learning_rates": training.rates,

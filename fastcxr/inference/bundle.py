@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from fastai.learner import Learner
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -13,10 +14,11 @@ from torch import nn
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
+from fastcxr.training.arithmetic import find_precision
 from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.chest_weights import XRV
 from fastcxr.training.heads import HeadPlan, plan_head
-from fastcxr.training.loaders import Pixels
+from fastcxr.training.pixels import Pixels
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
@@ -24,16 +26,22 @@ WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network, its labels in the order of its outputs, and the pixels that it wants to see."""
+    """A network, its labels in the order of its outputs, the pixels that it wants to see, and its arithmetic."""
 
     network: nn.Module
     labels: tuple[str, ...]
     pixels: Pixels
+    precision: str = "fp32"
 
 
 def classifier_of(learner: Learner) -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
-    return Classifier(network=learner.model, labels=tuple(learner.dls.vocab), pixels=learner.dls.pixels)
+    return Classifier(
+        network=learner.model,
+        labels=tuple(learner.dls.vocab),
+        pixels=learner.dls.pixels,
+        precision=getattr(learner, "precision", "fp32"),
+    )
 
 
 def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: dict[str, Any]) -> None:
@@ -85,6 +93,7 @@ def load_model(folder: str | Path) -> Classifier:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         network = _rebuild(facts, len(labels), pixels)
         network.load_state_dict(load_file(weights))
+        chosen = facts["choices"].get("precision")
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
@@ -93,7 +102,8 @@ def load_model(folder: str | Path) -> Classifier:
             path=folder,
             code="E302",
         ) from error
-    return Classifier(network=network.eval(), labels=labels, pixels=pixels)
+    precision = find_precision("auto", torch.device("cpu")) if chosen == "bf16" else "fp32"
+    return Classifier(network=network.eval(), labels=labels, pixels=pixels, precision=precision)
 
 
 def _rebuild(facts: dict[str, Any], classes: int, pixels: Pixels) -> nn.Module:

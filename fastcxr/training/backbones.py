@@ -90,7 +90,7 @@ def make_network(backbone: Backbone, classes: int, weights: str, image_size: int
     else:
         network = _make_timm(backbone, classes, weights, image_size)
     if head != LINEAR or backbone.library == "torchvision":
-        replace_head(network, classes, head)
+        replace_head(network, classes, head, torch.zeros(1, len(backbone.mean), image_size, image_size))
     start_even(network)
     if weights not in ("imagenet", "none"):
         load_weights(network, weights)

@@ -3,16 +3,18 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
+from fastai.learner import Learner
 from torch import nn
 
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Bar, Progress
-from fastcxr.recipe import Stage
+from fastcxr.recipe import Recipe, Stage
 
 log = logging.getLogger("fastcxr")
 LOWER_IS_BETTER = {"valid_loss"}
@@ -120,9 +122,7 @@ class EpochReport(Callback):
         """Write the row, keep the best, and stop the stage when its patience is over."""
         self.bars.close()
         row = self.make_row()
-        row["best"] = self.best.look_at(row, self.model)
-        self.rows.append(row)
-        self.progress.epoch(row)
+        self.write(row, self.model)
         value = row[self.best.monitor]
         improved = self.best.is_better(value, self.stage_best)
         self.stage_best, self.since_best = (value, 0) if improved else (self.stage_best, self.since_best + 1)
@@ -131,6 +131,19 @@ class EpochReport(Callback):
                 "stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor
             )
             raise CancelFitException
+
+    def write(self, row: dict[str, Any], network: nn.Module) -> None:
+        """Take a row into history, and the weights with it if they are the best."""
+        row["best"] = self.best.look_at(row, network)
+        self.rows.append(row)
+        self.progress.epoch(row)
+
+    def add(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
+        """A row for what is fitted otherwise than by epochs."""
+        started = time.perf_counter()
+        figures = fit(learner, recipe, self.progress)
+        seconds = round(time.perf_counter() - started, 2)
+        self.write({"epoch": len(self.rows) + 1, "stage": stage, **figures, "seconds": seconds}, learner.model)
 
     def make_row(self) -> dict[str, Any]:
         """This epoch as a line of history.csv."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 
 from fastcxr.errors import RecipeError
@@ -11,10 +13,14 @@ from fastcxr.recipe import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class HeadPlan:
-    """Sizes of the hidden layers, and the share that dropout takes; without both the head is one linear layer."""
+    """Sizes of the hidden layers, and the share that dropout takes; without both the head is one linear layer.
+
+    depths: the head sees pooled features of several depths of the network, not of its last layer alone.
+    """
 
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
+    depths: bool = False
 
 
 LINEAR = HeadPlan()
@@ -27,14 +33,111 @@ class Head(nn.Sequential):
     """
 
 
+class DepthHead(nn.Module):
+    """One linear layer on features of several depths: the pooled maps of the network's stages beside its last ones.
+
+    What a lobe looks like stands in the last features, what its texture is like in earlier ones (as Hariharan 2015
+    argues for "hypercolumns"). Every feature is standardised by `mean` and `deviation`, which are set, not learned.
+    """
+
+    def __init__(self, network: nn.Module, old: nn.Module, classes: int, image: torch.Tensor):
+        super().__init__()
+        depths = find_depths(network, image)
+        self.channels, self.seen = tuple(depths.values()), []
+        self.channels_last = is_channels_last(network)
+        for number, name in enumerate(depths):
+            stage = network.get_submodule(name)
+            stage.register_forward_hook(self.catch)
+            if not number:
+                stage.register_forward_pre_hook(self.begin)
+        features = sum(self.channels) + _features_into(old)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+        self.linear = nn.Linear(features, classes)
+
+    def begin(self, stage: nn.Module, inputs: tuple) -> None:
+        """Forget what a batch that never came to its end left behind."""
+        self.seen = []
+
+    def catch(self, stage: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        """Keep what a stage gives out, pooled over places, until the head's turn."""
+        self.seen.append(pool(output, self.channels[len(self.seen)], self.channels_last))
+
+    def forward(self, last: torch.Tensor) -> torch.Tensor:
+        """`last`: (n, features of the last layer), (n, k) comes out."""
+        return self.linear((self.gather(last) - self.mean) / self.deviation)
+
+    def gather(self, last: torch.Tensor) -> torch.Tensor:
+        """All features of a batch, in single precision; shape (n, features)."""
+        seen, self.seen = self.seen, []
+        return torch.cat([*(part.float() for part in seen), last.float().flatten(1)], dim=1)
+
+
+def find_depths(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
+    """Stages of the network as timm lists them, by the name of the module, with their channels; none for others.
+
+    `image`: one to try them on. Stages that give no map of it, or several at once, are left out.
+    """
+    known, found = dict(network.named_modules()), {}
+    stages = {stage["module"]: stage["num_chs"] for stage in getattr(network, "feature_info", None) or []}
+    hooks = [
+        known[name].register_forward_hook(lambda stage, inputs, output, name=name: found.update({name: output}))
+        for name in stages.keys() & known.keys()
+    ]
+    if hooks:
+        _try(network, image)
+    for hook in hooks:
+        hook.remove()
+    last = is_channels_last(network)
+    return {name: stages[name] for name, output in found.items() if _is_map(output, stages[name], last)}
+
+
+def _try(network: nn.Module, image: torch.Tensor) -> None:
+    was_training = network.training
+    with torch.no_grad():
+        network.eval()(image)  # in the mode of use: batch norm keeps its statistics
+    network.train(was_training)
+
+
+def _is_map(output: Any, channels: int, channels_last: bool) -> bool:
+    maps = isinstance(output, torch.Tensor) and output.ndim > 2
+    return maps and pool(output, channels, channels_last).shape == (1, channels)
+
+
+def is_channels_last(network: nn.Module) -> bool:
+    """Whether maps of the network have their channels last, as timm says."""
+    return getattr(network, "output_fmt", None) == "NHWC"
+
+
+def pool(maps: torch.Tensor, channels: int, channels_last: bool = False) -> torch.Tensor:
+    """Maps with the channels second or last, or tokens, averaged over places: shape (n, channels).
+
+    `channels_last` matters where a map is as high or as wide as it has channels.
+    """
+    second = maps.ndim == 4 and maps.shape[1] == channels and not (channels_last and maps.shape[3] == channels)
+    return maps.mean(dim=(2, 3) if second else tuple(range(1, maps.ndim - 1)))
+
+
+def is_banked(recipe: Recipe) -> bool:
+    """Whether the head is fitted on a bank of features; those of random weights would be none to fine-tune from."""
+    return recipe.strategy == "probe" or (recipe.strategy == "rapid" and recipe.weights != "none")
+
+
 def plan_head(recipe: Recipe) -> HeadPlan:
-    """The head that a recipe describes."""
-    return HeadPlan(hidden=recipe.head, dropout=recipe.dropout)
+    """The head that a recipe describes. Raises RecipeError for one that cannot be fitted."""
+    if not is_banked(recipe):
+        return HeadPlan(hidden=recipe.head, dropout=recipe.dropout)
+    if recipe.head or recipe.dropout:
+        raise RecipeError(
+            f"strategy {recipe.strategy} fits one linear layer, and the recipe asks for hidden layers or dropout",
+            "Leave --head and --dropout out, or give --strategy fine",
+        )
+    return HeadPlan(depths=True)
 
 
 def head_of(network: nn.Module) -> nn.Module:
     """The module that turns features into one number a class, hidden layers included."""
-    own = [module for module in network.modules() if isinstance(module, Head)]
+    own = [module for module in network.modules() if isinstance(module, Head | DepthHead)]
     found = own or _classifiers(network)
     return found[0] if len(found) == 1 else nn.ModuleList(found)
 
@@ -45,6 +148,12 @@ def head_keys(network: nn.Module) -> set[str]:
     return {name for name, parameter in network.named_parameters() if id(parameter) in head}
 
 
+def head_entries(network: nn.Module) -> set[str]:
+    """Names of all that the head has in the state dict, what is set and not learned included."""
+    places = tuple(f"{name}." for name in head_names(network))
+    return {name for name in network.state_dict() if name.startswith(places)}
+
+
 def head_names(network: nn.Module) -> list[str]:
     """Where the head stands in the network; two places in distilled ones."""
     head = head_of(network)
@@ -52,19 +161,23 @@ def head_names(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if id(module) in heads]
 
 
-def replace_head(network: nn.Module, classes: int, plan: HeadPlan) -> None:
-    """Give a network a new head, in place."""
+def replace_head(network: nn.Module, classes: int, plan: HeadPlan, image: torch.Tensor | None = None) -> None:
+    """Give a network a new head, in place. `image`: what it will see, for a plan with depths."""
     names = {id(module): name for name, module in network.named_modules()}
+    if plan.depths and len(_classifiers(network)) > 1:
+        raise RecipeError("this backbone has two heads, and only one can be fitted", "Give --strategy fine")
     for old in _classifiers(network):
         parent, _, child = names[id(old)].rpartition(".")
-        setattr(network.get_submodule(parent), child, _make_head(old, classes, plan))
+        new = DepthHead(network, old, classes, image) if plan.depths else _make_head(old, classes, plan)
+        setattr(network.get_submodule(parent), child, new)
 
 
 def start_even(network: nn.Module) -> None:
     """Let a new head give every class the same probability: timm's, scaled for 1000 classes, would shout at random."""
     head = head_of(network)
     for part in head if isinstance(head, nn.ModuleList) else [head]:
-        for parameter in (part[-1] if isinstance(part, Head) else part).parameters():
+        last = part[-1] if isinstance(part, Head) else part
+        for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
 
@@ -74,6 +187,15 @@ def _classifiers(network: nn.Module) -> list[nn.Module]:
         found = network.get_classifier()
         return list(found) if isinstance(found, tuple | list) else [found]
     return [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+
+
+def _features_into(old: nn.Module) -> int:
+    if not isinstance(old, nn.Linear):
+        raise RecipeError(
+            f"the head of this backbone is a {type(old).__name__}: features of several depths do not fit beside it",
+            "Give --strategy fine, or take another backbone",
+        )
+    return old.in_features
 
 
 def _make_head(old: nn.Module, classes: int, plan: HeadPlan) -> nn.Module:

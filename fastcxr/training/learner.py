@@ -14,6 +14,7 @@ from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.recipe import Recipe
+from fastcxr.training.arithmetic import computing, find_precision, keep_memory
 from fastcxr.training.backbones import explain_choice, find_backbone, make_network
 from fastcxr.training.groups import layer_groups
 from fastcxr.training.heads import plan_head
@@ -42,7 +43,7 @@ class Bfloat16(Callback):
     order = ChannelsLast.order + 1
 
     def before_batch(self) -> None:
-        self.cast = torch.autocast(self.dls.device.type, dtype=torch.bfloat16)
+        self.cast = computing("bf16", self.dls.device)
         self.cast.__enter__()
 
     def after_pred(self) -> None:
@@ -67,6 +68,9 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         log.info(note)
     torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, plan_head(recipe))
+    precision = find_precision(recipe.precision, loaders.device)
+    if loaders.device.type == "cpu":
+        keep_memory()
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
     scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
@@ -76,13 +80,14 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         opt_func=find_optimizer(recipe.optimizer),
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
-        cbs=[FrozenStaysFrozen(), ChannelsLast(), *([Bfloat16()] if recipe.precision == "bf16" else [])],
+        cbs=[FrozenStaysFrozen(), ChannelsLast(), *([Bfloat16()] if precision == "bf16" else [])],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
         wd=find_weight_decay(recipe),
         train_bn=False,
         path=scratch.name,
     )
-    learner.scratch = scratch  # removed with the learner
+    learner.scratch, learner.precision = scratch, precision  # the folder is removed with the learner
+    learner.fitted = None  # a head fitted on a bank of features will stand here
     return learner
 
 

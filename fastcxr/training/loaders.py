@@ -5,7 +5,6 @@ the same numbers, and the transforms do a third of the work.
 """
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,14 @@ from fasttransform import DisplayedTransform
 from PIL import Image
 
 from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, RecipeError
+from fastcxr.progress import Progress
 from fastcxr.recipe import Augmentation, Recipe
 from fastcxr.training.backbones import find_backbone
+from fastcxr.training.pictures import PictureLoader
+from fastcxr.training.pixels import Pixels
 from fastcxr.training.sampling import loader_options
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """What a network wants to see: a square of `image_size` pixels, each channel less `mean`, over `std`."""
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 class Radiograph(PILImageBW):
@@ -72,12 +66,12 @@ class ExpandChannels(DisplayedTransform):
         return image.expand(-1, self.channels, -1, -1)
 
 
-def make_loaders(manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
+def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | None = None) -> DataLoaders:
     """fastai DataLoaders over the train and valid rows; seeds every random number generator first.
 
-    `loaders.pixels` says what the network will see, `loaders.vocab` the labels in their order, and `loaders.manifest`
-    is the whole manifest, test rows included.
-    Raises DataError where training would have no image or no full batch.
+    `loaders.pixels` says what the network will see, `loaders.vocab` the labels in their order; `loaders.manifest` is
+    the whole manifest, test rows included, and `loaders.pictures` are its images, decoded once.
+    Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
     """
     seed_everything(recipe.seed)  # before the loaders: each draws its own shuffling seed at birth
     table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
@@ -87,14 +81,17 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
             raise DataError(
                 f"no image is in the {part} split", "Call split_by_patient first, or mend the split column", code="E004"
             )
+    pictures = open_pictures(manifest["file"].tolist(), recipe.image_size, progress)
+    drawn = loader_options(table.loc[table["split"] == "train", "label"], recipe)
     loaders = make_datablock(table, recipe).dataloaders(
         table,
         bs=min(recipe.batch_size, int(counts["train"])),
         num_workers=recipe.workers,
         device=find_device(recipe.device),
-        **loader_options(table.loc[table["split"] == "train", "label"], recipe),
+        dl_type=PictureLoader,
+        dl_kwargs=({"pictures": pictures, **drawn}, {"pictures": pictures}),
     )
-    loaders.pixels, loaders.manifest = make_pixels(recipe), manifest
+    loaders.pixels, loaders.manifest, loaders.pictures = make_pixels(recipe), manifest, pictures
     return loaders
 
 

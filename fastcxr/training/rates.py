@@ -17,6 +17,7 @@ log = logging.getLogger("fastcxr")
 FALLBACK_RATE = 1e-3  # when the curve gives no answer
 STEPS = 100
 FEWEST_POINTS = 30  # an early divergence leaves too few for a valley
+NO_CURVE = pd.DataFrame(columns=["stage", "rate", "loss"])
 SMALLEST_FALL = 0.02  # share by which the loss must fall somewhere on the curve
 
 
@@ -26,7 +27,7 @@ def find_rate(
     """The head's rate in this stage, a record of how it came about, and the finder's curve (empty for a fixed rate)."""
     if recipe.learning_rate != "find":
         rate = recipe.learning_rate * stage.scale
-        return rate, _record(stage, rate, False, "given by the recipe"), pd.DataFrame(columns=["stage", "rate", "loss"])
+        return rate, _record(stage, rate, False, "given by the recipe"), NO_CURVE
     curve = climb(learner, recipe, stage, progress)
     rate, reason = read_curve(curve["rate"].to_numpy(), curve["loss"].to_numpy())
     found = rate is not None

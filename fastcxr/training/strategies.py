@@ -11,7 +11,9 @@ from fastcxr.errors import RecipeError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
-from fastcxr.training.rates import find_rate, group_rates
+from fastcxr.training.features import fit_head, refit_head
+from fastcxr.training.heads import is_banked
+from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
 from fastcxr.training.schedules import make_scheduler
 
 log = logging.getLogger("fastcxr")
@@ -26,6 +28,9 @@ STRATEGIES = {
         Stage(name="upper", groups=3, epochs=1, scale=0.5, spread=10.0, batch_norm="frozen"),
         Stage(name="all", scale=0.15, spread=10.0, batch_norm="frozen"),
     ),
+    "probe": (),  # the head alone, fitted on a bank of features
+    # from that head on the body learns to see; a rate that suits it would shake a head of small weights
+    "rapid": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
 }
 
 
@@ -51,8 +56,10 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
     """
     stages = find_stages(recipe, len(learner.splitter(learner.model)))
     best, rates, curves = BestEpoch(recipe.monitor), [], []
-    report = EpochReport(best, progress or find_progress(), sum(stage.epochs for stage in stages))
+    report = EpochReport(best, progress or find_progress(), sum(stage.epochs for stage in stages) + is_banked(recipe))
     with learner.no_bar(), learner.no_logging(), report.bars:
+        if is_banked(recipe):
+            report.add("probe", fit_head, learner, recipe)
         for stage in stages:
             open_groups(learner, stage)
             rate, record, curve = find_rate(learner, recipe, stage, report.progress)
@@ -64,16 +71,29 @@ def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) ->
             cbs.append(make_scheduler(learner, recipe, stage.epochs, rate_of_groups))
             learner.fit(stage.epochs, rate_of_groups, cbs=cbs)
             best.restore(learner.model)
+        if is_banked(recipe):
+            settle_head(learner, best)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
-    return Training(history=pd.DataFrame(report.rows), rates=rates, curves=pd.concat(curves), best=best.summary())
+    curves = pd.concat([NO_CURVE, *curves])
+    return Training(history=pd.DataFrame(report.rows), rates=rates, curves=curves, best=best.summary())
+
+
+def settle_head(learner: Learner, best: BestEpoch) -> None:
+    """A head that no epoch has beaten learns from the validation images too; otherwise the bank is of no more use."""
+    if best.epoch == 1:
+        refit_head(learner)
+    else:
+        learner.fitted = None
 
 
 def find_stages(recipe: Recipe, groups: int) -> list[Stage]:
     """The recipe's stages, every number filled in for a network of so many layer groups."""
     stages = STRATEGIES[recipe.strategy] if isinstance(recipe.strategy, str) else recipe.strategy
-    if recipe.strategy == "fine" and recipe.weights == "none":
+    if recipe.strategy in ("fine", "rapid") and recipe.weights == "none":
         log.warning("random weights: a frozen body has nothing to offer, so all layers learn at once (strategy deep)")
         stages = STRATEGIES["deep"]
+    if isinstance(recipe.strategy, str):  # ours are made for five groups; a network with fewer lacks the first
+        stages = [replace(stage, multiples=stage.multiples and stage.multiples[-groups:]) for stage in stages]
     return [_fill_in(stage, recipe, groups) for stage in stages]
 
 
@@ -87,10 +107,10 @@ def open_groups(learner: Learner, stage: Stage) -> None:
 
 def _fill_in(stage: Stage, recipe: Recipe, groups: int) -> Stage:
     learning = groups if stage.groups == "all" else min(stage.groups, groups)
-    if stage.multiples is not None and len(stage.multiples) != learning:
+    if stage.multiples is not None and len(stage.multiples) > learning:
         raise RecipeError(
             f"stage {stage.name!r} gives {len(stage.multiples)} multiples for {learning} learning groups",
-            f"Give one a group, from the first that learns to the head; this network has {groups} groups",
+            f"Give at most one a group, the head's last; this network has {groups} groups",
         )
     return replace(
         stage,

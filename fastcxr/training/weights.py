@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcxr.errors import InputMissingError, WeightsError
 from fastcxr.training.chest_weights import XRV, read_xrv, rename_chexnet
-from fastcxr.training.heads import head_keys, head_names
+from fastcxr.training.heads import head_entries, head_names
 
 log = logging.getLogger("fastcxr")
 SHOWN = 6  # keys named in an error before the rest is counted
@@ -27,7 +27,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     dropped = _other_head(state, own, head_names(network))
     state = {key: value for key, value in state.items() if key not in dropped}
     counters = {key for key in own if key.endswith("num_batches_tracked")}  # older files lack them; nothing reads them
-    missing = [key for key in own if key not in state and key not in head_keys(network) | counters]
+    missing = [key for key in own if key not in state and key not in head_entries(network) | counters]
     unexpected = [key for key in state if key not in own]
     reshaped = [key for key in state if key in own and state[key].shape != own[key].shape]
     troubles = [

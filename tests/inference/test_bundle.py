@@ -15,7 +15,9 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
+RECIPE = Recipe(
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep", precision="fp32"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +38,35 @@ def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_mani
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.parametrize(
+    ("said", "native", "expected"), [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32")]
+)
+def test_a_model_computes_as_it_was_trained_where_the_machine_can(
+    trained, tmp_path, monkeypatch, said, native, expected
+):
+    monkeypatch.setattr("fastcxr.training.arithmetic.is_bf16_native", lambda device: native)
+    save_model(tmp_path, trained, RECIPE, {"precision": said})
+    assert load_model(tmp_path).precision == expected
+
+
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
 def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, name):
     recipe = RECIPE.but(backbone=name, head=(16, 8), dropout=0.2, loss="binary_cross_entropy")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     train(learner, recipe)
     save_model(tmp_path, learner, recipe, {})
-    assert json.loads((tmp_path / "model.json").read_text())["head"] == {"hidden": [16, 8], "dropout": 0.2}
+    assert json.loads((tmp_path / "model.json").read_text())["head"] == {
+        "hidden": [16, 8],
+        "dropout": 0.2,
+        "depths": False,
+    }
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
     np.testing.assert_array_equal(before, after)
 
 
 def test_a_model_saved_before_heads_were_described_has_a_linear_one(folder):
     facts = json.loads((folder / "model.json").read_text())
-    assert facts.pop("head") == {"hidden": [], "dropout": 0.0}
+    assert facts.pop("head") == {"hidden": [], "dropout": 0.0, "depths": False}
     (folder / "model.json").write_text(json.dumps(facts))
     assert isinstance(load_model(folder).network.classifier, nn.Linear)
 

@@ -1,5 +1,8 @@
 """One row an image in the manifest's order, the same whatever stands beside it, a row with a reason for a bad file."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,12 +10,14 @@ import torch
 from torch import nn
 
 from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.store import open_pictures
 from fastcxr.inference import predict as module
-from fastcxr.inference.bundle import Classifier
+from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
 from fastcxr.training.learner import make_learner
-from fastcxr.training.loaders import Pixels, make_loaders
+from fastcxr.training.loaders import make_loaders
+from fastcxr.training.pixels import Pixels
 
 
 class Mean(nn.Module):
@@ -60,14 +65,60 @@ def test_train_rows_are_scored_only_when_asked(toy_manifest):
     assert set(predict(CLASSIFIER, table, splits=("train",)).table["split"]) == {"train"}
 
 
-def test_predictions_are_those_of_fastai_itself(toy_manifest):
-    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6)
-    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
-    nn.init.normal_(learner.model.classifier.weight, std=0.05)
+def test_predictions_are_those_of_fastai_itself(learner, toy_manifest):
     with learner.no_bar(), learner.no_logging():
         theirs, _ = learner.get_preds()
     ours = predict(learner, toy_manifest, splits=("valid",))
     np.testing.assert_allclose(ours.probability, theirs.numpy(), atol=1e-5)
+
+
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="deep", precision="fp32")
+
+
+@pytest.fixture
+def learner(toy_manifest):
+    learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
+    nn.init.normal_(learner.model.classifier.weight, std=0.05)
+    return learner
+
+
+@pytest.mark.parametrize("splits", [("valid", "test"), ("train",), None])
+def test_pictures_from_the_store_and_from_their_files_are_predicted_alike(learner, toy_manifest, monkeypatch, splits):
+    expected = predict(classifier_of(learner), toy_manifest, splits=splits)
+    monkeypatch.setattr(module, "read_image", None)
+    found = predict(learner, toy_manifest, splits=splits)
+    np.testing.assert_array_equal(found.probability, expected.probability)
+    assert found.table["path"].tolist() == expected.table["path"].tolist()
+
+
+def test_files_of_another_cohort_are_read_though_the_learner_has_pictures(learner, toy_manifest, tmp_path):
+    shutil.copy(toy_manifest["file"][3], tmp_path / "other.png")
+    table = toy_manifest[:5].assign(file=[*toy_manifest["file"][:4], str(tmp_path / "other.png")])
+    expected = predict(classifier_of(learner), table, splits=None)
+    found = predict(learner, table, splits=None)
+    np.testing.assert_array_equal(found.probability, expected.probability)
+    np.testing.assert_allclose(found.probability[3], found.probability[4])
+
+
+def test_a_stored_picture_of_another_size_is_not_taken(learner, toy_manifest):
+    expected = predict(classifier_of(learner), toy_manifest).probability
+    learner.dls.pictures = open_pictures(toy_manifest["file"], 32)
+    np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
+
+
+def test_a_picture_that_the_store_has_lost_and_whose_file_is_gone_costs_one_row(learner, toy_manifest, tmp_path):
+    table = toy_manifest.assign(
+        file=[shutil.copy(file, tmp_path / f"{n}.png") for n, file in enumerate(toy_manifest["file"])]
+    )
+    table = table.assign(file=table["file"].map(str))
+    pictures = open_pictures(table["file"], 64)
+    expected = predict(classifier_of(learner), table, splits=None)
+    (tmp_path / "4.png").unlink()
+    learner.dls.pictures = replace(pictures, slots=None, places=np.zeros_like(pictures.places))
+    found = predict(learner, table, splits=None)
+    assert found.table["error"].ne("").tolist() == [row == 4 for row in range(30)]
+    assert "FCX-E113" in found.table.loc[4, "error"]
+    np.testing.assert_array_equal(np.delete(found.probability, 4, axis=0), np.delete(expected.probability, 4, axis=0))
 
 
 def test_probabilities_sum_to_one_in_double_precision(toy_manifest):

@@ -17,6 +17,7 @@ from fastcxr.training.strategies import train
 RECIPE = Recipe(
     "fastcxr:baseline_cnn", weights="none", image_size=64, batch_size=6, epochs=12, strategy="deep", head=(64,),
     dropout=0.1, optimizer="adam", schedule="constant", loss="cross_entropy", monitor="valid_loss",
+    precision="fp32",
 )  # fmt: skip
 
 

@@ -4,12 +4,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from fastai.data.transforms import IntToFloatTensor
 
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.packing import pack_cohort
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.recipe import Augmentation, Recipe
-from fastcxr.training.loaders import Radiograph, find_device, make_loaders
+from fastcxr.training.loaders import ExpandChannels, Radiograph, find_device, make_loaders, seed_everything
 
 matplotlib.use("Agg")
 STILL = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)
@@ -53,6 +54,18 @@ def test_gray_augmentation_gives_three_equal_channels(toy_manifest):
     images, _ = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(do_flip=True, mult=2))).train.one_batch()
     assert torch.equal(images[:, 0], images[:, 1])
     assert torch.equal(images[:, 0], images[:, 2])
+
+
+def test_three_channels_that_are_augmented_give_the_same_numbers_as_one_that_is_copied_afterwards(
+    toy_manifest, monkeypatch
+):
+    recipe = RECIPE.but(augment=Augmentation(mult=2, do_flip=True, p_affine=1.0, p_lighting=1.0))
+    seed_everything(7)
+    copied, _ = make_loaders(toy_manifest, recipe).train.one_batch()
+    monkeypatch.setattr(ExpandChannels, "order", IntToFloatTensor.order + 1)  # before every augmentation
+    seed_everything(7)
+    augmented, _ = make_loaders(toy_manifest, recipe).train.one_batch()
+    torch.testing.assert_close(copied, augmented, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from fastcxr.training.epochs import BestEpoch
 from fastcxr.training.learner import macro_auroc, make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.rates import group_rates, read_curve
-from fastcxr.training.strategies import find_stages, open_groups, train
+from fastcxr.training.strategies import STRATEGIES, find_stages, open_groups, train
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
 
@@ -140,9 +140,21 @@ def test_rates_fall_geometrically_from_head_to_stem_or_follow_the_multiples(toy_
     np.testing.assert_allclose(group_rates(learner, multiples, 2.0), [0.2, 0.2, 0.2, 1.0, 2.0])
 
 
-def test_multiples_of_the_wrong_number_are_refused():
-    with pytest.raises(RecipeError, match="Give one a group"):
-        find_stages(RECIPE.but(strategy=(Stage(multiples=(1.0, 2.0)),)), 5)
+def test_more_multiples_than_groups_are_refused_and_fewer_leave_the_first_to_the_earlier_groups():
+    six = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+    with pytest.raises(RecipeError, match="Give at most one a group"):
+        find_stages(RECIPE.but(strategy=(Stage(multiples=six),)), 5)
+    assert find_stages(RECIPE.but(strategy=(Stage(multiples=six[-4:]),)), 5)[0].multiples == six[-4:]
+
+
+@pytest.mark.parametrize("groups", [3, 4, 5])
+@pytest.mark.parametrize("name", ["rapid", "fine", "deep", "shallow", "probe"])
+def test_every_strategy_suits_networks_of_three_to_five_groups(monkeypatch, name, groups):
+    for stage in find_stages(RECIPE.but(strategy=name, weights="imagenet"), groups):
+        assert stage.groups <= groups
+    monkeypatch.setitem(STRATEGIES, name, (Stage(multiples=(0.1, 0.2, 0.3, 0.4, 0.5)),))
+    cut = find_stages(RECIPE.but(strategy=name, weights="imagenet"), groups)[0].multiples
+    assert cut == (0.1, 0.2, 0.3, 0.4, 0.5)[-groups:]
 
 
 def test_a_curve_with_a_valley_gives_a_rate_and_one_without_gives_a_reason():

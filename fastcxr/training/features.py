@@ -1,0 +1,304 @@
+"""A frozen network looks at each picture once: its features are kept, and heads are fitted on them in seconds.
+
+The bank of a cohort lies in the user's cache folder, so all folds, arms and later runs of one body share one pass.
+"""
+
+import hashlib
+import logging
+import math
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from fastai.learner import Learner
+from torch import nn
+
+from fastcxr.data.cache.banks import open_bank
+from fastcxr.errors import TrainingError
+from fastcxr.progress import Progress
+from fastcxr.recipe import Recipe
+from fastcxr.training.arithmetic import computing
+from fastcxr.training.heads import DepthHead, head_entries, head_of
+from fastcxr.training.pixels import normalize
+
+log = logging.getLogger("fastcxr")
+BATCH = 32
+STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the ridge, strongest first: each fit starts from the one before
+STEPS = 60  # of L-BFGS, at most
+ROWS = 8192  # of features that are in memory at once
+SMALLEST_DEVIATION = 1e-4  # a feature that never moves says nothing
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features of a cohort. `features`: shape (views, n, d), on the disk; `row_of`: where a file stands in it."""
+
+    features: np.ndarray
+    row_of: dict[str, int]
+
+    def rows(self, files: list[str]) -> np.ndarray:
+        """Where these files stand."""
+        return np.array([self.row_of[file] for file in files])
+
+
+def make_bank(learner: Learner, recipe: Recipe, progress: Progress) -> Bank:
+    """The features of every picture of the learner's cohort, looked at as it is and, if the recipe says so, mirrored.
+
+    No label is looked at, so that pictures of all splits may share the pass.
+    """
+    pictures = learner.dls.pictures
+    views = 2 if recipe.mirror else 1
+    shape = (views, len(pictures.files), head_of(learner.model).linear.in_features)
+    with open_bank(name_bank(learner, recipe), shape) as (features, is_new):
+        if is_new:
+            with progress.bar(shape[1] * views, "looking at images") as bar:
+                fill_bank(features, learner, bar)
+    return Bank(features, {file: row for row, file in enumerate(pictures.files)})
+
+
+def name_bank(learner: Learner, recipe: Recipe) -> str:
+    """A name that changes with the body's weights, the pictures, and all that stands between them."""
+    digest = hashlib.sha256(hash_body(learner.model))
+    pictures = learner.dls.pictures
+    facts = (recipe.backbone, learner.dls.pixels, learner.precision, recipe.mirror, learner.dls.device.type)
+    # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
+    seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes
+    digest.update(repr(facts).encode() + seen)
+    digest.update("\n".join(pictures.files).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def hash_body(network: nn.Module) -> bytes:
+    """A checksum of all weights but the head's."""
+    digest, head = hashlib.sha256(), head_entries(network)
+    for name, tensor in network.state_dict().items():
+        if name not in head:
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+@torch.no_grad()  # inference tensors would stay in the network, which is to learn later
+def fill_bank(features: np.ndarray, learner: Learner, bar) -> None:
+    """One pass of the network over all pictures, in the order of the bank."""
+    network, pictures, device = learner.model.eval(), learner.dls.pictures, learner.dls.device
+    network.to(memory_format=torch.channels_last)
+    with giving_features(head_of(network)):
+        for start in range(0, len(pictures.files), BATCH):
+            rows = range(start, min(start + BATCH, len(pictures.files)))
+            squares = torch.from_numpy(pictures.read(rows)).to(device)[:, None]
+            for view in range(len(features)):
+                batch = normalize(squares.flip(3) if view else squares, learner.dls.pixels)
+                with computing(learner.precision, device):
+                    features[view, start : rows.stop] = network(batch).float().cpu().numpy()
+                bar.advance(len(rows))
+
+
+@contextmanager
+def giving_features(head: DepthHead) -> Iterator[None]:
+    """Inside, the network answers with what its head sees."""
+    head.forward = head.gather
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split in a bank. `labels`: class numbers; `times`: how often an epoch shows each row."""
+
+    features: np.ndarray
+    rows: np.ndarray
+    labels: torch.Tensor
+    times: torch.Tensor
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Features, labels and times, a bounded number of rows at once."""
+        yield from self.few if len(self.features) * len(self.rows) <= ROWS else self.read()
+
+    @cached_property
+    def few(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """All chunks, in memory: every step of a fit looks at them."""
+        return list(self.read())
+
+    def read(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The chunks from the bank."""
+        for view in range(len(self.features)):
+            for start in range(0, len(self.rows), ROWS):
+                piece = slice(start, start + ROWS)
+                found = torch.from_numpy(np.ascontiguousarray(self.features[view, self.rows[piece]]))
+                yield found, self.labels[piece], self.times[piece]
+
+    def join(self, other: "Part") -> "Part":
+        """Both parts, in the views of this one."""
+        rows = np.concatenate([self.rows, other.rows])
+        return Part(self.features, rows, torch.cat([self.labels, other.labels]), torch.cat([self.times, other.times]))
+
+
+def take_part(loader, bank: Bank, views: int) -> Part:
+    """The rows of a loader, seen in the first `views` views, drawn as often as the loader draws them."""
+    rows = bank.rows(loader.items["file"])
+    labels = torch.tensor([int(label) for label in loader.dataset.tls[1]])
+    times = torch.ones(len(rows))
+    if loader.weights is not None:
+        times = torch.tensor(loader.weights) * len(rows) / sum(loader.weights)
+    if loader.rows is not None:
+        times = torch.bincount(torch.tensor(loader.rows), minlength=len(rows)).float()
+    return Part(bank.features[:views], rows, labels, times)
+
+
+def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, float]:
+    """Fit the learner's head on a bank of features, in place; returns the figures of a row of history.
+
+    The loss is the recipe's, with an L2 penalty on the weights of the standardised features (multinomial logistic
+    regression, where the loss is cross-entropy). Of several strengths the one with the lowest loss on the validation
+    patients is taken.
+    """
+    bank = make_bank(learner, recipe, progress)
+    train = take_part(learner.dls.train, bank, len(bank.features))
+    valid = take_part(learner.dls.valid, bank, 1)
+    head, loss = head_of(learner.model), learner.loss_func.func
+    fit = fit_parts(head, loss, train, valid, progress)
+    set_weight(head, fit.weight)
+    learner.fitted = Fitted(bank, hash_body(learner.model), train, valid, fit, last=fit.weight)
+    log.info("the head is fitted on features of %s images (ridge %g)", f"{len(train.rows):,}", fit.strength)
+    logits = answer_all(fit.weight, head, valid)
+    figures = {metric.name: float(metric.func(logits, valid.labels)) for metric in learner.metrics}
+    return {"train_loss": measure_loss(fit.weight, head, train, loss), "valid_loss": fit.missed, **figures}
+
+
+def refit_head(learner: Learner) -> None:
+    """Fit the head again at its strength, on training and validation images together: nothing else is to be chosen.
+
+    Predictions of the validation images remain those of the head that had not seen them (see answer_from_bank).
+    """
+    fitted, head = learner.fitted, head_of(learner.model)
+    both = fitted.train.join(fitted.valid)
+    weight = minimise(fitted.fit.weight, head, both, learner.loss_func.func, fitted.fit.strength)
+    set_weight(head, weight)
+    learner.fitted = replace(fitted, last=weight)
+    log.info("the head is fitted again on %s images, those of validation among them", f"{len(both.rows):,}")
+
+
+def answer_from_bank(learner: Learner, files: Sequence[str], held_out: Sequence[bool]) -> np.ndarray | None:
+    """Logits, shape (n, k), as the network would give them; None for files, or a body, that the bank is not of.
+
+    `held_out`: the validation images, which are answered by the head that was fitted without them.
+    """
+    fitted, head = learner.fitted, head_of(learner.model)
+    last = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
+    is_as_fitted = last.equal(fitted.last) and hash_body(learner.model) == fitted.body
+    if not is_as_fitted or not all(file in fitted.bank.row_of for file in files):
+        return None
+    nothing = torch.zeros(len(files), dtype=torch.long)
+    part = Part(fitted.bank.features[:1], fitted.bank.rows(files), nothing, nothing)
+    with torch.no_grad():
+        own, before = (answer_all(weight, head, part) for weight in (last, fitted.fit.weight))
+    return torch.where(torch.tensor(list(held_out))[:, None], before, own).double().numpy()
+
+
+def set_weight(head: DepthHead, weight: torch.Tensor) -> None:
+    """Give the head fitted weights; the bias is their last column."""
+    with torch.no_grad():
+        head.linear.weight.copy_(weight[:, :-1])
+        head.linear.bias.copy_(weight[:, -1])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted head: weights with the bias as their last column, the ridge's strength, and the loss on validation."""
+
+    weight: torch.Tensor
+    strength: float
+    missed: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came from. `body`, a checksum, and `last`, the head's weights, tell if the network has changed."""
+
+    bank: Bank
+    body: bytes
+    train: Part
+    valid: Part
+    fit: Fit
+    last: torch.Tensor
+
+
+def fit_parts(head: DepthHead, loss: nn.Module, train: Part, valid: Part, progress: Progress) -> Fit:
+    """The best of all strengths by the loss on `valid`; the head's standardisation is set from `train`.
+
+    Raises TrainingError where a loss is no number.
+    """
+    standardise(head, train)
+    weight, fits = torch.zeros(head.linear.out_features, head.linear.in_features + 1), []
+    with progress.bar(len(STRENGTHS), "fitting the head") as bar:
+        for strength in STRENGTHS:
+            weight = minimise(weight, head, train, loss, strength)
+            fits.append(Fit(weight, strength, measure_loss(weight, head, valid, loss)))
+            bar.advance()
+    if not all(math.isfinite(fit.missed) for fit in fits):
+        raise TrainingError(
+            "the fitted head gives a validation loss that is no number",
+            "Give --precision fp32; if that does not help, look for images without contrast",
+        )
+    return min(fits, key=lambda fit: fit.missed)
+
+
+def answer_all(weight: torch.Tensor, head: DepthHead, part: Part) -> torch.Tensor:
+    """Logits of all rows of a part; shape (n, k)."""
+    return torch.cat([answer(weight, head, chunk) for chunk, _, _ in part.chunks()])
+
+
+def standardise(head: DepthHead, part: Part) -> None:
+    """Let the head take each feature less its mean, over its deviation, in these rows."""
+    count = sum(len(chunk) for chunk, _, _ in part.chunks())
+    mean = sum(chunk.double().sum(dim=0) for chunk, _, _ in part.chunks()) / count
+    variance = sum((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in part.chunks()) / count
+    head.mean.copy_(mean)
+    head.deviation.copy_(variance.sqrt().clamp_min(SMALLEST_DEVIATION))
+
+
+def answer(weight: torch.Tensor, head: DepthHead, chunk: torch.Tensor) -> torch.Tensor:
+    """Logits of rows of features; `weight`, for standardised ones, holds the bias as its last column."""
+    scaled = weight[:, :-1] / head.deviation.cpu()
+    return chunk @ scaled.T + (weight[:, -1] - scaled @ head.mean.cpu())
+
+
+def minimise(start: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module, strength: float) -> torch.Tensor:
+    """The weights of least loss and penalty, from `start` on, by L-BFGS over all rows at once."""
+    weight = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weight], max_iter=STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = strength / 2 * weight[:, :-1].square().sum()
+        penalty.backward()
+        return penalty.detach() + sum(_share(weight, head, part, loss))
+
+    optimizer.step(step)
+    return weight.detach()
+
+
+def measure_loss(weight: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module) -> float:
+    """Mean loss over the rows, without the penalty."""
+    return float(sum(_share(weight, head, part, loss)))
+
+
+def _share(weight: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module) -> Iterator[torch.Tensor]:
+    """What each chunk adds to the mean loss; where the weights learn, its gradient is added to theirs."""
+    total = len(part.features) * _weigh(loss, part.labels, part.times).sum()
+    for chunk, labels, times in part.chunks():
+        logits = answer(weight, head, chunk)
+        share = (loss.each(logits, labels) * _weigh(loss, labels, times)).sum() / total
+        if weight.requires_grad:
+            share.backward()
+        yield share.detach()
+
+
+def _weigh(loss: nn.Module, labels: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    return times if loss.weight is None else loss.weight.cpu()[labels] * times

@@ -1,0 +1,20 @@
+"""What a network wants to see, and gray bytes made into just that."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """What a network wants to see: a square of `image_size` pixels, each channel less `mean`, over `std`."""
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def normalize(squares: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+    """Gray bytes, shape (n, 1, size, size), as the network's floats, shape (n, channels, size, size), channels last."""
+    mean, std = (torch.tensor(v, device=squares.device).view(1, -1, 1, 1) for v in (pixels.mean, pixels.std))
+    return ((squares.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
