@@ -1,6 +1,5 @@
 """The command line: words in, a run folder, a table or one line of error out. The only place that prints and exits."""
 
-import json
 import os
 import re
 import shlex
@@ -14,13 +13,11 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
 from fastcxr.progress import heard_by
 from fastcxr.recipe import Recipe, choose_fields, name_data
-from fastcxr.terminal import ConsoleMessages, TerminalProgress
+from fastcxr.terminal import ConsoleMessages, TerminalProgress, show_cohort, show_headline, show_kept, show_scouted
 from fastcxr.version import VERSION
 
 PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
@@ -39,6 +36,7 @@ OF_DATA = (
 # the flags of train that say which images, whose they are and where they stand, in train's own words
 DescribeChoices = choose_fields("DescribeChoices", "data", *OF_DATA, "split", "given_splits", "split_from")
 PackChoices = choose_fields("PackChoices", *OF_DATA, "skip_bad")
+ScoutChoices = choose_fields("ScoutChoices", "data", *OF_DATA, "split", "skip_bad", "image_size", "device", "precision")
 EvaluateChoices = choose_fields("EvaluateChoices", "data", *OF_DATA, "skip_bad")
 
 
@@ -91,7 +89,7 @@ def describe(
     folder = out or next_folder(f"describe-{name_data(recipe.data)}")
     console.print(f"folder: {folder}", highlight=False)
     page = describe_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
-    bad = show_cohort(folder)
+    bad = show_cohort(console, folder)
     print(page)
     return PARTIAL if bad else 0
 
@@ -113,7 +111,7 @@ def report(folder: Path) -> int:
     from fastcxr.evaluation.report import draw_report
 
     page = draw_report(folder)
-    show_headline(folder)
+    show_headline(console, folder)
     print(page)
     return 0
 
@@ -146,7 +144,7 @@ def evaluate(
     folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     page = evaluate_run(run, data, folder, TerminalProgress(console), command=command)
-    show_headline(folder)
+    show_headline(console, folder)
     print(page)
     return 0
 
@@ -221,6 +219,63 @@ def pack(
 
 
 @app.command
+def scout(
+    *backbones: str,
+    choices: Annotated[ScoutChoices, Parameter(name="*")] = ScoutChoices(),  # noqa: B008  it is frozen
+    weights: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> int:
+    """Which backbone suits this cohort: a linear head on each frozen candidate, scored on patients it has not seen.
+
+    Parameters
+    ----------
+    backbones
+        names of candidates; without any, a dozen of all kinds
+    weights
+        NAME=FILE: a weights file for one of them; the others take their pretrained weights
+    out
+        folder to make; without it runs/scout-DATA-NUMBER
+    """
+    from fastcxr.scout import CANDIDATES, read_weights
+    from fastcxr.scout import scout as scout_backbones
+
+    recipe = Recipe(strategy="probe", **asdict(choices))
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    folder = out or next_folder(f"scout-{name_data(recipe.data)}")
+    names = backbones or CANDIDATES
+    table = scout_backbones(recipe, names, read_weights(weights), folder, TerminalProgress(console))
+    show_scouted(console, table)
+    print(folder / "scout.svg")
+    return 0
+
+
+@app.command
+def cache(*, clear: bool = False) -> int:
+    """Show the pictures that were decoded once and the features that are kept for every run, or remove them.
+
+    Parameters
+    ----------
+    clear
+        remove all that no running process uses
+    """
+    from fastcxr.data.cache.banks import clear_banks, list_banks
+    from fastcxr.data.cache.room import clear as clear_all
+    from fastcxr.data.cache.room import list_kept, pictures_folder
+
+    print(pictures_folder())
+    if not clear:
+        show_kept(console, list_kept(), list_banks())
+        return 0
+    freed, left = clear_all()
+    freed += clear_banks()
+    console.print(f"freed {freed / 1e6:,.1f} MB", highlight=False)
+    if left:
+        console.print("in use by a running process, and kept:", highlight=False)
+        show_kept(console, left, [])
+    return 0
+
+
+@app.command
 def models(pattern: str = "*") -> int:
     """List backbones with their parameters, native size and whether pretrained weights exist.
 
@@ -253,7 +308,7 @@ def start_training(recipe: Recipe, folder: Path) -> int:
     start = cross_validate if recipe.folds and not recipe.fold else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     page = start(recipe, folder, TerminalProgress(console), command=command)
-    show_headline(folder)
+    show_headline(console, folder)
     print(page)
     return 0
 
@@ -278,42 +333,6 @@ def next_folder(name: str) -> Path:
         int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
     ]
     return Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
-
-
-def show_headline(folder: Path) -> None:
-    """The report's headline as a table."""
-    from fastcxr.evaluation.words import terminal_table
-
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    table = Table(box=None, pad_edge=False)
-    headings, rows = terminal_table(metrics)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-def show_cohort(folder: Path) -> int:
-    """Images of each class in each split as a table, and every file that is not readable; returns how many are not."""
-    from fastcxr.evaluation.cohort_rows import split_table
-    from fastcxr.evaluation.record import read_description
-    from fastcxr.evaluation.words import plain
-
-    record = read_description(folder)
-    found = split_table(record)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", *found["splits"], "all"):
-        table.add_column(escape(plain(heading)), justify="right" if heading else "left")
-    for row in [*found["rows"], {"label": "all", "cells": found["total"]}]:
-        table.add_row(escape(plain(row["label"])), *(f"{cell['images']:,}" for cell in row["cells"]))
-    console.print(table, highlight=False)
-    for row in record.skipped.to_dict("records"):
-        line = plain(f"FCX-{row['code']} {row['path']}: {row['reason']}")
-        console.print(line, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
-    if len(record.skipped):
-        console.print(f"{len(record.skipped):,} images not readable, and left out", highlight=False)
-    return len(record.skipped)
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from fastcxr.recipe import Recipe, choose_fields
 
 Paper = Mapping[str, Mapping[str, float]]
 NESTED = ("augment", "strategy", "kind")  # a flag for one part of these would silently reset the others
-COLUMNS = {"accuracy": share, "auroc": score}
+SHOWN = {"auroc": ("AUROC", score)}  # heading and words of a figure; others are shares, under their own name
 
 
 def cook(recipes: Mapping[str, Recipe], paper: Paper | None = None) -> None:
     """The command line of a recipe script, `SCRIPT ARM [flags of train]` or `SCRIPT --all [flags]`.
 
-    `paper`: the published figures of an arm, accuracy and auroc as shares of one.
+    `paper`: the published figures of an arm, as shares of one: accuracy, auroc, or one of a class ("COVID-19 recall").
     """
     study = Path(sys.argv[0]).stem
     sys.exit(answer_with(lambda: cook_words(study, recipes, paper or {}, sys.argv[1:])))
@@ -93,18 +93,30 @@ def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None]
 
 def compare_with_paper(places: Mapping[str, Path], paper: Paper) -> Table:
     """One row an arm: the paper's figures beside those of the finished run."""
+    names = list(dict.fromkeys(["accuracy", "auroc", *(name for figures in paper.values() for name in figures)]))
+    published = {name for figures in paper.values() for name in figures}
     table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "paper accuracy", "accuracy", "paper AUROC", "AUROC", "images"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    table.add_column("arm")
+    for name in names:
+        heading, _ = SHOWN.get(name, (name, share))
+        for column in ([f"paper {heading}"] if name in published else []) + [heading]:
+            table.add_column(column, justify="right")
+    table.add_column("images", justify="right")
     for arm, place in places.items():
         part = read_headline(place)
-        cells = [
-            cell
-            for name, words in COLUMNS.items()
-            for cell in (words(paper.get(arm, {}).get(name)), words(part.get(name)))
-        ]
+        cells = []
+        for name in names:
+            _, words = SHOWN.get(name, (name, share))
+            cells += [words(paper.get(arm, {}).get(name))] if name in published else []
+            cells.append(words(find_figure(part, name)))
         table.add_row(arm, *cells, f"{part['n_images']:,}")
     return table
+
+
+def find_figure(part: Mapping[str, Any], name: str) -> float | None:
+    """A figure of a split by its name, "accuracy" or "CLASS recall"; None where there is none."""
+    label, _, figure = name.rpartition(" ")
+    return part["per_class"].get(label, {}).get(figure) if label else part.get(name)
 
 
 def read_headline(place: Path) -> dict[str, Any]:

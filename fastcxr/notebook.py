@@ -1,13 +1,15 @@
 """How a run looks in a notebook: one live line, and a table of epochs that grows below it."""
 
-import html
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from IPython.display import HTML, display
 
+from fastcxr.markup import escape, html_table
 from fastcxr.progress import Bar, Progress
+from fastcxr.terminal import COLUMNS
 
 
 class NotebookProgress(Progress):
@@ -15,27 +17,23 @@ class NotebookProgress(Progress):
 
     def __init__(self):
         self.rows: list[dict[str, Any]] = []
-        self.line = display(HTML(""), display_id=True)
-        self.table = display(HTML(""), display_id=True)
+        self.line = self.table = None  # each takes its place when there is something to show
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
         """A live line that empties itself when the task is done."""
+        self.line = self.line or display(HTML(""), display_id=True)
         yield _NotebookBar(self.line, total, text)
         self.line.update(HTML(""))
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One row more in the table; the best so far carries a star."""
+        self.table = self.table or display(HTML(""), display_id=True)
         self.rows.append(row)
         names = [name for name in row if name != "best"]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-        body = "".join(
-            "<tr>"
-            + "".join(f"<td>{_cell(r[name])}</td>" for name in names)
-            + f"<td>{'★' if r['best'] else ''}</td></tr>"
-            for r in self.rows
-        )
-        self.table.update(HTML(f"<table><tr>{head}<th></th></tr>{body}</table>"))
+        headings = [COLUMNS[name][0] if name in COLUMNS else name for name in names]
+        rows = [[*(_text(name, r[name]) for name in names), "★" if r["best"] else ""] for r in self.rows]
+        self.table.update(HTML(html_table([*headings, ""], rows, words=2)))
 
 
 class _NotebookBar(Bar):
@@ -51,8 +49,11 @@ class _NotebookBar(Bar):
         if share != self.shown:
             self.shown = share
             bar = f'<progress value="{self.done}" max="{self.total}" style="width:20em"></progress>'
-            self.line.update(HTML(f"{html.escape(self.text)} {bar} {self.done:,}/{self.total:,}"))
+            self.line.update(HTML(f"{escape(self.text)} {bar} {self.done:,}/{self.total:,}"))
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else html.escape(str(value))
+def _text(name: str, value: Any) -> str:
+    """Four digits of a loss or a share, one of seconds, nothing for nan."""
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.1f}" if name == "seconds" else f"{value:.4f}"

@@ -1,16 +1,24 @@
-"""How a run looks in a terminal: one live bar and a line an epoch; in a pipe, plain lines."""
+"""How things look in a terminal: one live bar and a line an epoch, in a pipe plain lines; and the tables at the end."""
 
+import json
 import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 from fastcxr.progress import Bar, Progress
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COLUMNS = {  # of history.csv: heading and width, so that a line fits into 80 characters
     "epoch": ("epoch", 5),
@@ -87,3 +95,75 @@ def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else f"{value:.4f}" if value < 10 else f"{value:.1f}"
+
+
+def show_headline(console: Console, folder: Path) -> None:
+    """The report's headline as a table."""
+    from fastcxr.evaluation.words import terminal_table
+
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    table = Table(box=None, pad_edge=False)
+    headings, rows = terminal_table(metrics)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_kept(console: Console, shelves: list, banks: list[Path]) -> None:
+    """The stores of decoded pictures as a table, the one used last first, and all banks of features in its last row."""
+    if not shelves and not banks:
+        console.print("no pictures are kept", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("size", "images", "MB", "last used"):
+        table.add_column(heading, justify="right")
+    for shelf in shelves:
+        images = "unreadable" if shelf.images is None else f"{shelf.images:,}"
+        table.add_row(f"{shelf.size} px", images, f"{shelf.bytes / 1e6:,.1f}", minute(shelf.used))
+    if banks:
+        size = sum(bank.stat().st_size for bank in banks)
+        table.add_row("features", f"{len(banks):,} banks", f"{size / 1e6:,.1f}", minute(banks[0].stat().st_mtime))
+    console.print(table, highlight=False)
+
+
+def minute(seconds: float) -> str:
+    """A time since 1970 as people read it."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def show_cohort(console: Console, folder: Path) -> int:
+    """Images of each class in each split as a table, and every file that is not readable; returns how many are not."""
+    from fastcxr.evaluation.cohort_rows import split_table
+    from fastcxr.evaluation.record import read_description
+    from fastcxr.evaluation.words import plain
+
+    record = read_description(folder)
+    found = split_table(record)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *found["splits"], "all"):
+        table.add_column(escape(plain(heading)), justify="right" if heading else "left")
+    for row in [*found["rows"], {"label": "all", "cells": found["total"]}]:
+        table.add_row(escape(plain(row["label"])), *(f"{cell['images']:,}" for cell in row["cells"]))
+    console.print(table, highlight=False)
+    for row in record.skipped.to_dict("records"):
+        line = plain(f"FCX-{row['code']} {row['path']}: {row['reason']}")
+        console.print(line, style="bold yellow", markup=False, highlight=False, soft_wrap=True)
+    if len(record.skipped):
+        console.print(f"{len(record.skipped):,} images not readable, and left out", highlight=False)
+    return len(record.skipped)
+
+
+def show_scouted(console: Console, table: "DataFrame") -> None:
+    """The rows of scout.csv; a backbone that was not ranked says why."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("backbone", "AUROC", "accuracy", "images/s", "parameters"):
+        shown.add_column(heading, justify="left" if heading == "backbone" else "right")
+    shown.add_column("")
+    for row in table.itertuples():
+        ranked = row.auroc == row.auroc  # nan is not itself
+        figures = (f"{row.auroc:.3f} ± {row.spread:.3f}", f"{row.accuracy:.1%}") if ranked else ("-", "-")
+        speed, size = f"{row.images_per_second:,.0f}", f"{row.parameters / 1e6:.1f} M"
+        shown.add_row(escape(row.backbone), *figures, speed, size, escape(row.note))
+    console.print(shown)

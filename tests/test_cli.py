@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 from toys import LABELS, write_toys
 
 from fastcxr.cli import main
+from fastcxr.data.cache.banks import open_bank
+from fastcxr.data.store import open_pictures
 
 TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep"]
 
@@ -289,3 +293,37 @@ def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, re
     assert done.returncode in (64, 66)
     assert remedy in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "no pictures are kept" in call("cache").stderr
+    files = sorted(map(str, toy_folder.glob("*/*.png")))
+    open_pictures(files, 48)
+    used = open_pictures(files, 200)
+    shown = call("cache")
+    assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "pictures")
+    assert [line.split()[:3] for line in shown.stderr.splitlines()[1:]] == [["200", "px", "30"], ["48", "px", "30"]]
+    cleared = call("cache", "--clear").stderr
+    assert re.search(r"freed 0\.\d MB\n", cleared)
+    assert "in use by a running process, and kept" in cleared and "200 px" in cleared and "48 px" not in cleared
+    assert used.read([0]).any()
+    del used
+    assert re.search(r"freed 1\.\d MB\n", call("cache", "--clear").stderr)
+    assert "no pictures are kept" in call("cache").stderr
+
+
+def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
+        with open_bank(name, (2, 500, 700)) as (array, _):
+            array[:] = 1
+        os.utime(tmp_path / "fastcxr" / "features" / f"{name}.npy", (then, then))
+    row = call("cache").stderr.splitlines()[-1].split()
+    assert row[:4] == ["features", "2", "banks", "5.6"]
+    assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"
+    open_pictures(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
+    assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "features"]
+    assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
+    assert "no pictures are kept" in call("cache").stderr
+    assert not (tmp_path / "fastcxr" / "features").exists()

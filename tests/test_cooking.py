@@ -58,8 +58,11 @@ def test_all_arms_run_and_stand_beside_the_paper(tmp_path, capfd, monkeypatch):
     assert "90.0 %" in row
     assert "0.950" in row
     assert (tmp_path / "study" / "second" / "report.html").exists()
-    cook_words("study", RECIPES, {}, words)
-    assert "first: finished already" in capfd.readouterr().err
+    cook_words("study", RECIPES, {"second": {"haze sensitivity": 0.75}}, words)
+    shown = capfd.readouterr().err
+    assert "paper haze sensitivity" in " ".join(shown.split())
+    assert "75.0 %" in next(line for line in shown.splitlines() if line.startswith("second "))
+    assert "first: finished already" in shown
 
 
 def test_a_script_that_is_not_there_or_has_no_recipes_is_refused(tmp_path):

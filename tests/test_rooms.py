@@ -9,7 +9,7 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "fastcxr"
 HEAVY = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
-LEAVES = {"errors", "recipe", "progress", "storage", "version"}  # may be imported by anyone
+LEAVES = {"errors", "markup", "recipe", "progress", "storage", "version"}  # may be imported by anyone
 MAY_IMPORT = {
     "data": LEAVES,
     "evaluation": LEAVES,
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "describe": LEAVES | {"data", "evaluation", "folder", "cohort"},
     "run_folder": LEAVES | {"training", "inference", "evaluation", "folder"},
     "run": LEAVES | {"data", "training", "inference", "evaluation", "cohort", "run_folder"},
+    "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},
     "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},
     "cross_validation": LEAVES | {"data", "evaluation", "cohort", "folder", "run_folder", "run"},
 }

@@ -1,5 +1,6 @@
 """From a run's record and its numbers to what a reader must know before believing them, the gravest first."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -113,10 +114,20 @@ def _augmentation(record: RunRecord) -> list[Notice]:
     augment = record.recipe.get("augment")
     if not isinstance(augment, dict) or "do_flip" not in augment:
         return []
+    if _is_mirrored(record.recipe):
+        words = "The head was fitted on images and their mirror images; left and right mean little to the model."
+        return [Notice("note", "Mirrored images", words)]
     if not augment["do_flip"]:
         return [Notice("note", "Horizontal flip: off", "Training images kept their left and right.")]
     words = "Training images were mirrored at random, the heart with them; left and right mean nothing to the model."
     return [Notice("note", "Horizontal flip: on", words)]
+
+
+def _is_mirrored(recipe: Mapping[str, Any]) -> bool:
+    """Whether a head was fitted on features, as strategies probe and rapid do it, of mirrored images too."""
+    strategy = recipe.get("strategy")
+    fitted = strategy == "probe" or (strategy == "rapid" and recipe.get("weights") != "none")
+    return fitted and bool(recipe.get("mirror"))
 
 
 def _files(record: RunRecord) -> list[Notice]:

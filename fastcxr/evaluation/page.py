@@ -1,5 +1,6 @@
 """From a template, its values and its plates to a page: one HTML file without network or script, figures beside it."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,27 @@ def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> 
     return page.get_template(template).render(**context)
 
 
-def write_page(path: Path, page: str, plates: dict[str, Plate]) -> Path:
+class Page(type(Path())):
+    """The path of a page, like any other path; a notebook shows the page itself."""
+
+    def _repr_html_(self) -> str | None:
+        if self.suffix != ".html" or not self.is_file():  # its folder is of this class too
+            return None
+        # inside srcdoc a bare #section would load the notebook itself into the frame
+        page = self.read_text(encoding="utf-8").replace('<a href="#', '<a href="about:srcdoc#')
+        # the sandbox keeps the styles of the page to itself, and scripts out of it
+        style = "width:100%;height:720px;border:1px solid #8888"
+        return f'<iframe srcdoc="{html.escape(page)}" sandbox style="{style}"></iframe>'
+
+
+def write_page(path: Path, page: str, plates: dict[str, Plate]) -> Page:
     """The page, and each figure as a file of its own in figures/ beside it; the page's path comes back."""
     (path.parent / "figures").mkdir(exist_ok=True)
     for plate in plates.values():
         drawing = f'<?xml version="1.0" encoding="utf-8"?>\n{plate.svg}\n'
         write_whole(path.parent / "figures" / f"{plate.name}.svg", drawing.encode())
     write_whole(path, page.encode())
-    return path
+    return Page(path)
 
 
 def _shown(value: Any) -> Any:

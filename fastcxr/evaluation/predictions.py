@@ -63,6 +63,11 @@ class Predictions:
         """The rows that can be measured: the image was read and its label is known."""
         return self._where((self.table["error"] == "") & (self.table["label"] != ""))
 
+    def _repr_html_(self) -> str:
+        from fastcxr.evaluation.excerpt import draw_excerpt  # it measures, which needs all that stands here
+
+        return draw_excerpt(self)
+
     def _where(self, chosen: pd.Series) -> "Predictions":
         return Predictions(self.table[chosen].reset_index(drop=True), self.labels)
 

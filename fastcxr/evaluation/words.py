@@ -4,14 +4,9 @@ import math
 from typing import Any
 
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
+from fastcxr.markup import plain as plain  # with the other words, for those who draw
 
 NOTHING = "–"
-
-
-def plain(text: Any) -> str:
-    """Text without what disorders a page: control characters, lone surrogates, bidi overrides."""
-    # zero-width joiners shape Persian and Indic words, tabs and line ends shape a message
-    return "".join(c if c.isprintable() or c in "\u200c\u200d\t\n" else "\ufffd" for c in str(text))
 
 
 def share(value: float | None) -> str:

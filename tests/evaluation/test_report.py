@@ -284,3 +284,18 @@ def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
     folder = build_run(tmp_path)
     (folder / "recipe.json").write_text(json.dumps(RECIPE | {"relabel": []}))
     assert "relabel not set" in words_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"strategy": "probe", "mirror": True, "weights": "none"}, "Mirrored images"),
+        ({"strategy": "rapid", "mirror": True, "weights": "imagenet"}, "Mirrored images"),
+        ({"strategy": "rapid", "mirror": True, "weights": "none"}, "Horizontal flip: off"),
+        ({"strategy": "probe", "mirror": False, "weights": "imagenet"}, "Horizontal flip: off"),
+    ],
+)
+def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, words):
+    text = page_of(build_run(tmp_path, recipe=choices, thumbnails=False)).text
+    assert words in text
+    assert ("Mirrored" in words) != ("Horizontal flip" in text)

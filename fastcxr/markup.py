@@ -1,0 +1,34 @@
+"""Plain values become small HTML tables for a notebook; whatever a file name or a label holds stays text."""
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def plain(text: Any) -> str:
+    """Text without what disorders a page: control characters, lone surrogates, bidi overrides."""
+    # zero-width joiners shape Persian and Indic words, tabs and line ends shape a message
+    return "".join(c if c.isprintable() or c in "\u200c\u200d\t\n" else "\ufffd" for c in str(text))
+
+
+def escape(text: Any) -> str:
+    """Text that a browser shows as it is."""
+    return html.escape(plain(text))
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
+    """A table without colours, for light pages and dark ones. `words`: columns that hold words; figures follow."""
+    head = "".join(f"<th {_align(k, words)}>{escape(heading)}</th>" for k, heading in enumerate(headings))
+    body = "".join(
+        "<tr>" + "".join(f"<td {_align(k, words)}>{_text(value)}</td>" for k, value in enumerate(row)) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _align(column: int, words: int) -> str:
+    return f'style="text-align:{"left" if column < words else "right"}"'
+
+
+def _text(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else escape(value)

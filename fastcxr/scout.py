@@ -1,0 +1,145 @@
+"""A cohort and a dozen backbones come in; which of them suits it goes out, in minutes: no network is trained.
+
+Each candidate looks at a sample of the cohort once, frozen; a linear head is fitted on its features and scored on
+patients that the head has not seen.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.learner import Learner
+
+from fastcxr.cohort import read_cohort
+from fastcxr.data.folds import split_into_folds, take_fold
+from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.evaluation.drawing import svg_text
+from fastcxr.evaluation.scouting import speed_against_quality
+from fastcxr.folder import CohortFolder, write_table
+from fastcxr.progress import Progress, find_progress
+from fastcxr.recipe import Recipe
+from fastcxr.storage import write_whole
+from fastcxr.training.arithmetic import computing
+from fastcxr.training.features import Bank, Part, answer_all, fit_parts, make_bank
+from fastcxr.training.heads import head_of
+from fastcxr.training.learner import macro_auroc, make_learner
+from fastcxr.training.loaders import make_loaders
+
+log = logging.getLogger("fastcxr")
+
+CANDIDATES = (
+    "mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_b2", "resnet18", "resnet34",
+    "resnet50", "densenet121", "regnety_008", "convnext_tiny", "vit_small_patch16_224", "swin_tiny_patch4_window7_224",
+)  # fmt: skip
+SAMPLE = 500  # images of the cohort
+SMALLEST_CLASS = 30
+FOLDS = 5
+STEPS = 4  # of a batch each, timed
+
+
+def scout(
+    recipe: Recipe,
+    backbones: Sequence[str],
+    weights: dict[str, str],
+    folder: str | Path,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """A row for each backbone, best AUROC first; scout.csv and scout.svg are written into the new `folder`.
+
+    `weights`: a file for each backbone that does not take its own. A backbone whose pretrained weights cannot be had
+    is timed with random ones, says so in `note`, and has no AUROC.
+    Raises a FastcxrError for data that cannot be used.
+    """
+    with CohortFolder(folder).open(progress or find_progress()) as record:
+        cohort = sample_cohort(read_cohort(recipe, record), recipe)
+        recipes = [recipe.but(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
+        rows = [look_at(candidate, cohort, record) for candidate in recipes]
+        table = pd.DataFrame(rows).sort_values("auroc", ascending=False, na_position="last", ignore_index=True)
+        write_table(record.folder / "scout.csv", table)
+        words = "AUROC of a linear head on each frozen backbone, against its speed"
+        write_whole(record.folder / "scout.svg", svg_text(speed_against_quality(table), "scout", words))
+    return table
+
+
+def sample_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """About SAMPLE images, the classes in their proportions but none too small, dealt into patient folds."""
+    share = min(1.0, SAMPLE / len(manifest))
+    mixed = manifest.sample(frac=1, random_state=recipe.seed)
+    kept = [group.head(max(SMALLEST_CLASS, round(share * len(group)))) for _, group in mixed.groupby("label")]
+    return split_into_folds(pd.concat(kept, ignore_index=True), FOLDS, unit=recipe.split, seed=recipe.seed)
+
+
+def look_at(recipe: Recipe, cohort: pd.DataFrame, progress: Progress) -> dict[str, Any]:
+    """One row of the table."""
+    ranked, note = True, ""
+    loaders = make_loaders(take_fold(cohort, 1, unit=recipe.split, seed=recipe.seed), recipe, progress)
+    try:
+        learner = make_learner(loaders, recipe)
+    except WeightsError as error:
+        if recipe.weights != "imagenet":
+            raise
+        log.warning("%s is not ranked: %s", recipe.backbone, error.what)
+        ranked, note = False, "no pretrained weights here"
+        learner = make_learner(loaders, recipe.but(weights="none"))
+    row = {"backbone": recipe.backbone, "parameters": sum(p.numel() for p in learner.model.parameters())}
+    row |= {"images_per_second": time_network(learner), "note": note}
+    scores = score_folds(learner, recipe, cohort, progress) if ranked else {}
+    return row | {"auroc": np.nan, "spread": np.nan, "accuracy": np.nan} | scores
+
+
+@torch.no_grad()
+def time_network(learner: Learner) -> float:
+    """Images a second through the network, in the middle of several batches."""
+    batch = torch.zeros(learner.dls.train.bs, len(learner.dls.pixels.mean), *[learner.dls.pixels.image_size] * 2)
+    batch = batch.to(learner.dls.device, memory_format=torch.channels_last)
+    network, seconds = learner.model.eval().to(memory_format=torch.channels_last), []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        with computing(learner.precision, learner.dls.device):
+            network(batch).float().cpu()  # to the host: a GPU answers before it is done
+        seconds.append(time.perf_counter() - started)
+    return round(len(batch) / float(np.median(seconds[1:])), 1)
+
+
+def score_folds(learner: Learner, recipe: Recipe, cohort: pd.DataFrame, progress: Progress) -> dict[str, float]:
+    """AUROC with its spread over the folds, and accuracy: each fold held out once, the next one choosing the ridge."""
+    bank, labels = make_bank(learner, recipe, progress), list(learner.dls.vocab)
+    head, loss, results = head_of(learner.model), learner.loss_func.func, []
+    folds = sorted(cohort["fold"].unique())
+    for number, fold in enumerate(folds):
+        chooser = folds[(number + 1) % len(folds)]
+        train, valid, test = (
+            take_rows(cohort[rows], bank, labels, views)
+            for rows, views in (
+                (~cohort["fold"].isin([fold, chooser]), len(bank.features)),
+                (cohort["fold"] == chooser, 1),
+                (cohort["fold"] == fold, 1),
+            )
+        )
+        fit = fit_parts(head, loss, train, valid, progress)
+        probability = answer_all(fit.weight, head, test).softmax(dim=1)
+        right = float((probability.argmax(dim=1) == test.labels).float().mean())
+        results.append((macro_auroc(probability, test.labels), right))
+    auroc, accuracy = np.array(results).T
+    return {"auroc": float(auroc.mean()), "spread": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
+
+
+def take_rows(table: pd.DataFrame, bank: Bank, labels: list[str], views: int) -> Part:
+    """These images in the bank, each once."""
+    numbers = torch.tensor([labels.index(label) for label in table["label"]])
+    return Part(bank.features[:views], bank.rows(table["file"]), numbers, torch.ones(len(table)))
+
+
+def read_weights(words: Sequence[str]) -> dict[str, str]:
+    """NAME=FILE words as a table. Raises RecipeError for another form."""
+    pairs = [word.partition("=") for word in words]
+    for name, sign, file in pairs:
+        if not (name and sign and file):
+            what = f"--weights {name}{sign}{file} names no backbone"
+            raise RecipeError(what, "Write NAME=FILE, as mobilenetv2_100=w.pth")
+    return {name: file for name, _, file in pairs}
