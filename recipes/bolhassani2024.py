@@ -8,7 +8,11 @@ Paper     test accuracy, averaged over epochs: PRCE 62.1 %, PRCW 80.2 %, PRFL 75
           are a sampler in its section 2.6 and a loss in 4.1.2: both are arms (PRCE_sampler, PRCW)
 Beware    class and source are one: normal and pneumonia are children of one hospital, COVID-19 are adults from
           everywhere. A model made from it calls the normal chests of adults COVID-19
-Here      not run yet
+Here      the published backbones: not run yet. MobileNetV2 in their place, two cores, 754 test images of 420 patients
+          whom training has not seen: 83.2 %, AUROC .955 (no interval yet), the same by either of
+            fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE
+            fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --strategy fine --epochs 6 --precision bf16
+          Bacteria and virus are what is mixed up: of 200 virus images 59 % (first) and 67 % (second) are found
 """
 
 from fastcxr import Augmentation, Recipe, Stage

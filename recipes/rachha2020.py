@@ -13,7 +13,8 @@ from fastcxr import Augmentation, Recipe
 from fastcxr.cooking import cook
 
 BASE = Recipe(
-    epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing", learning_rate="find",
+    strategy="fine", epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing",
+    learning_rate="find",
     # the framework's default transforms, with both flips
     augment=Augmentation(
         do_flip=True, flip_vert=True, max_rotate=10.0, min_zoom=1.0, max_warp=0.2, pad_mode="reflection"
