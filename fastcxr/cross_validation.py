@@ -19,6 +19,7 @@ from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
 from fastcxr.storage import write_json, write_whole
+from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
 FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy")
@@ -34,13 +35,15 @@ def cross_validate(
     record = RunFolder(folder, recipe, command)
     record.started, record.watcher = time.time(), progress or find_progress()
     claim_or_continue(record.folder, recipe)
+    whole = Deadline.read(recipe.time_limit)
     for fold in range(1, recipe.folds + 1):
         place = record.folder / f"fold-{fold}"
         if (place / "report.html").exists():
             log.info("fold %d of %d is finished already", fold, recipe.folds)
             continue
         log.info("fold %d of %d", fold, recipe.folds)
-        run(recipe.but(fold=fold), place, progress, command)
+        share = Deadline(whole.left / (recipe.folds - fold + 1))
+        run(recipe.but(fold=fold), place, progress, command, share)
     write_pool(record, recipe)
     write_json(record.folder / "run.json", record.account())
     return draw_report(record.folder)

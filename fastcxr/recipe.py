@@ -152,6 +152,9 @@ class Recipe:
     )
     patience: int = choice(0, "epochs without improvement before a stage stops; 0 never stops", at_least=0)
 
+    time_limit: str | None = choice(
+        None, "90s, 10m or 1.5h for the whole run: as many epochs as fit are taught; folds share it"
+    )
     seed: int = choice(42, "seed of split, shuffling, augmentation and new weights", at_least=0)
     device: str = choice("auto", "auto, cpu, cuda, cuda:1, mps")
     precision: Literal["auto", "fp32", "bf16"] = choice(
@@ -299,6 +302,8 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(
             f"find_from is {recipe.find_from:g} and find_to {recipe.find_to:g}", "Give a find_to above find_from"
         )
+    if recipe.time_limit is not None and not re.fullmatch(r"\d+(\.\d+)?[smh]", recipe.time_limit):
+        raise RecipeError(f"time limit is {recipe.time_limit!r}", "Write a number and s, m or h, as 90s, 10m or 1.5h")
     if len(recipe.copies) < len(recipe.oversample):
         raise RecipeError("oversample names a class twice", "Give each class one LABEL=N")
     if recipe.oversample and recipe.sampler == "weighted":

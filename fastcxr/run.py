@@ -11,19 +11,28 @@ from fastcxr.run_folder import RunFolder
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
+from fastcxr.training.time_limit import Deadline
 
 
-def run(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    progress: Progress | None = None,
+    command: str | None = None,
+    deadline: Deadline | None = None,
+) -> Path:
     """Train, predict and report into `folder`; returns the path of report.html.
 
-    A recipe with folds runs the one that it names; cross_validate runs them all.
+    A recipe with folds runs the one that it names; cross_validate runs them all. `deadline`: without one, the recipe's
+    time limit counts from here.
     Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
     """
+    deadline = deadline or Deadline.read(recipe.time_limit)
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
         loaders = make_loaders(manifest, recipe, record)
         learner = make_learner(loaders, recipe)
-        training = train(learner, recipe, record)
+        training = train(learner, recipe, record, deadline)
         splits = ("train", "valid", "test") if recipe.score_train else ("valid", "test")
         predictions = predict(learner, manifest, splits=splits, progress=record)
         record.write(learner, training, predictions)

@@ -15,6 +15,7 @@ from torch import nn
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Bar, Progress
 from fastcxr.recipe import Recipe, Stage
+from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
 LOWER_IS_BETTER = {"valid_loss"}
@@ -97,8 +98,8 @@ class EpochReport(Callback):
 
     order = 80  # after fastai's Recorder has this epoch's figures
 
-    def __init__(self, best: BestEpoch, progress: Progress, total: int):
-        self.best, self.progress, self.total = best, progress, total
+    def __init__(self, best: BestEpoch, progress: Progress, total: int, deadline: Deadline):
+        self.best, self.progress, self.total, self.deadline = best, progress, total, deadline
         self.rows: list[dict[str, Any]] = []
         self.bars = ExitStack()
         self.stage: Stage | None = None
@@ -130,6 +131,9 @@ class EpochReport(Callback):
             log.info(
                 "stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor
             )
+            raise CancelFitException
+        if self.epoch + 1 < self.n_epoch and self.deadline.left < row["seconds"]:
+            log.warning("stage %s ends: another epoch does not fit into the time limit", self.stage.name)
             raise CancelFitException
 
     def write(self, row: dict[str, Any], network: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from fastai.learner import Learner
 
-from fastcxr.errors import RecipeError
+from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
@@ -15,6 +15,7 @@ from fastcxr.training.features import fit_head, refit_head
 from fastcxr.training.heads import is_banked
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
 from fastcxr.training.schedules import make_scheduler
+from fastcxr.training.time_limit import Deadline, find_epochs
 
 log = logging.getLogger("fastcxr")
 
@@ -48,34 +49,59 @@ class Training:
     best: dict[str, Any]
 
 
-def train(learner: Learner, recipe: Recipe, progress: Progress | None = None) -> Training:
+def train(
+    learner: Learner, recipe: Recipe, progress: Progress | None = None, deadline: Deadline | None = None
+) -> Training:
     """Teach the learner stage by stage; it ends with the weights of the best epoch by the recipe's `monitor`.
 
-    Each stage starts from the best weights so far, and epochs are counted across stages.
-    Raises TrainingError where the loss is no longer a number.
+    Each stage starts from the best weights so far, and epochs are counted across stages. `deadline`: without one, the
+    recipe's time limit counts from here.
+    Raises TrainingError where the loss is no longer a number, or no epoch fits into the time.
     """
+    deadline = deadline or Deadline.read(recipe.time_limit)
     stages = find_stages(recipe, len(learner.splitter(learner.model)))
     best, rates, curves = BestEpoch(recipe.monitor), [], []
-    report = EpochReport(best, progress or find_progress(), sum(stage.epochs for stage in stages) + is_banked(recipe))
+    planned = sum(stage.epochs for stage in stages) + is_banked(recipe)
+    report = EpochReport(best, progress or find_progress(), planned, deadline)
     with learner.no_bar(), learner.no_logging(), report.bars:
         if is_banked(recipe):
             report.add("probe", fit_head, learner, recipe)
-        for stage in stages:
+        for number, stage in enumerate(stages):
             open_groups(learner, stage)
+            epochs = choose_epochs(learner, stages[number:], deadline)
+            if not epochs:
+                continue
             rate, record, curve = find_rate(learner, recipe, stage, report.progress)
             rates.append(record)
             curves.append(curve)
             report.begin(stage)
             rate_of_groups = group_rates(learner, stage, rate)
             cbs = [FiniteLoss(), report] + [BatchNormStays()] * (stage.batch_norm == "frozen")
-            cbs.append(make_scheduler(learner, recipe, stage.epochs, rate_of_groups))
-            learner.fit(stage.epochs, rate_of_groups, cbs=cbs)
+            cbs.append(make_scheduler(learner, recipe, epochs, rate_of_groups))
+            learner.fit(epochs, rate_of_groups, cbs=cbs)
             best.restore(learner.model)
         if is_banked(recipe):
             settle_head(learner, best)
+    if not report.rows:
+        raise TrainingError(
+            f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
+        )
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     curves = pd.concat([NO_CURVE, *curves])
     return Training(history=pd.DataFrame(report.rows), rates=rates, curves=curves, best=best.summary())
+
+
+def choose_epochs(learner: Learner, stages: list[Stage], deadline: Deadline) -> int:
+    """How many epochs of the first of these stages fit into its share of the time that is left."""
+    wanted = stages[0].epochs
+    share = wanted / max(1, sum(stage.epochs for stage in stages))
+    epochs, seconds = find_epochs(learner, wanted, deadline.left * share)
+    if epochs < wanted:
+        log.warning(
+            "stage %s: %d of %d epochs fit into the time limit (one takes about %.3g s)",
+            stages[0].name, epochs, wanted, seconds,
+        )  # fmt: skip
+    return epochs
 
 
 def settle_head(learner: Learner, best: BestEpoch) -> None:
