@@ -160,6 +160,15 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
 
 
+def test_openvino_gives_the_classes_that_torch_gives(call, finished):
+    run, data, _ = finished
+    tables = [call("predict", run, data / "clear", "--engine", name).stdout for name in ("torch", "openvino")]
+    eager, graph = (list(csv.DictReader(table.splitlines())) for table in tables)
+    assert [row["path"] for row in eager] == [row["path"] for row in graph]
+    for one, other in zip(eager, graph, strict=True):
+        assert float(one["prob_clear"]) == pytest.approx(float(other["prob_clear"]), abs=0.02)
+
+
 def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp_path):
     other = write_toys(tmp_path / "other", per_class=6)
     (other / "haze").rename(other / "Haze")

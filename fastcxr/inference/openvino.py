@@ -1,0 +1,55 @@
+"""A classifier's network as a graph that OpenVINO runs: an optional extra, for many images on a CPU."""
+
+import importlib
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcxr.errors import ModelError
+from fastcxr.inference.bundle import Classifier
+
+
+class Graph(nn.Module):
+    """Stands where the network stood: the same logits from a compiled graph."""
+
+    def __init__(self, network: nn.Module, compiled: Any):
+        super().__init__()
+        self.network, self.compiled = network, compiled
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, channels, size, size) -> (n, k)."""
+        return torch.from_numpy(self.compiled([images.contiguous().numpy()])[0])
+
+
+def to_openvino(classifier: Classifier) -> Classifier:
+    """The same classifier, its network compiled for this CPU in the classifier's own precision.
+
+    Raises ModelError where OpenVINO is not installed, or cannot convert the network.
+    """
+    openvino = _import()
+    pixels, network = classifier.pixels, classifier.network.cpu().eval()
+    shape = (len(pixels.mean), pixels.image_size, pixels.image_size)
+    try:
+        with warnings.catch_warnings():  # a traced size is a constant, and is meant to be one
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            graph = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
+        wish = {"INFERENCE_PRECISION_HINT": "bf16" if classifier.precision == "bf16" else "f32"}
+        compiled = openvino.Core().compile_model(graph, "CPU", wish)
+    except Exception as error:  # its own errors have no common kind
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E302"
+        ) from error
+    return replace(classifier, network=Graph(network, compiled), precision="fp32")  # torch has nothing left to cast
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ModelError(
+            f"--engine openvino needs OpenVINO ({error})", "Run `pip install 'fastcxr[openvino]'`", code="E302"
+        ) from error
