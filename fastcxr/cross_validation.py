@@ -12,6 +12,7 @@ from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import OutputError
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
+from fastcxr.evaluation.record import APART
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import claim, write_table
 from fastcxr.progress import Progress, find_progress
@@ -31,6 +32,7 @@ def cross_validate(
     """Run every fold into `folder`/fold-<k>, pool them, and return the path of the pooled report.html.
 
     A fold that is finished is not run again: remove its folder, give the same command, and it alone is redone.
+    Folds that ignore patients, of heads that cost seconds, are run with patients apart as well: the report gives both.
     """
     record = RunFolder(folder, recipe, command)
     record.started, record.watcher = time.time(), progress or find_progress()
@@ -44,7 +46,10 @@ def cross_validate(
         log.info("fold %d of %d", fold, recipe.folds)
         share = Deadline(whole.left / (recipe.folds - fold + 1))
         run(recipe.but(fold=fold), place, progress, command, share)
-    write_pool(record, recipe)
+    manifest = write_pool(record, recipe)
+    if recipe.split == "image" and recipe.strategy == "probe" and manifest["patient"].duplicated().any():
+        log.info("the same folds once more, with patients apart")
+        cross_validate(recipe.but(split="patient"), record.folder / APART, progress, command)
     write_json(record.folder / "run.json", record.account())
     return draw_report(record.folder)
 
@@ -58,8 +63,8 @@ def claim_or_continue(folder: Path, recipe: Recipe) -> None:
         raise OutputError("folds of another recipe are here", "Choose another --out", path=folder)
 
 
-def write_pool(record: RunFolder, recipe: Recipe) -> None:
-    """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together."""
+def write_pool(record: RunFolder, recipe: Recipe) -> pd.DataFrame:
+    """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together; returns the manifest."""
     folder = record.folder
     places = {fold: folder / f"fold-{fold}" for fold in range(1, recipe.folds + 1)}
     predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
@@ -68,6 +73,7 @@ def write_pool(record: RunFolder, recipe: Recipe) -> None:
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, fold) for fold, place in places.items()]))
     record.write_thumbnails(manifest, predictions)
+    return manifest
 
 
 def pool_predictions(folds: dict[int, Predictions]) -> Predictions:

@@ -90,3 +90,29 @@ def test_folds_of_another_recipe_are_left_alone(pooled):
 def test_folds_that_cannot_be_are_refused(choices):
     with pytest.raises(RecipeError, match="--folds"):
         Recipe(**choices)
+
+
+@pytest.fixture(scope="module")
+def of_two_kinds(pooled, tmp_path_factory):
+    """Image-level folds of a head that costs seconds."""
+    recipe, _ = pooled
+    folder = tmp_path_factory.mktemp("apart") / "run"
+    cross_validate(recipe.but(strategy="probe", split="image"), folder)
+    return folder
+
+
+def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_the_gap(of_two_kinds):
+    here, apart = (
+        json.loads((folder / "metrics.json").read_text())["oof"]
+        for folder in (of_two_kinds, of_two_kinds / "patients_apart")
+    )
+    table = pd.read_csv(of_two_kinds / "patients_apart" / "predictions.csv", dtype=str)
+    assert table.groupby("patient")["fold"].nunique().max() == 1
+    page = (of_two_kinds / "report.html").read_text()
+    gap = 100 * (apart["accuracy"] - here["accuracy"])
+    assert f"With patients kept apart: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
+
+
+def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
+    assert not (pooled[1] / "patients_apart").exists()
+    assert not (of_two_kinds / "patients_apart" / "patients_apart").exists()

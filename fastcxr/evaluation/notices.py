@@ -15,13 +15,13 @@ from fastcxr.evaluation.cohort_notices import (
 )
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.words import count, listed
+from fastcxr.evaluation.words import count, listed, score, share
 
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
     return [
-        *_splits(record),
+        *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
         *one_with_class(record),
@@ -39,18 +39,33 @@ def shared_with_training(manifest: pd.DataFrame, split: str) -> int:
     return len(train & set(manifest.loc[manifest["split"] == split, "patient"]))
 
 
-def _splits(record: RunRecord) -> list[Notice]:
+def _splits(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     split = record.predictions.headline_split
     shared = shared_with_training(record.manifest, split) if split else 0
     patients = record.manifest.loc[record.manifest["split"] == split, "patient"].nunique()
     fact = f"{shared:,} of the {count(patients, 'patient')} in the {split} split also have training images."
     if is_image_level(record):
         words = "Images of one patient may stand in several splits; figures are optimistic."
-        return [Notice("stamp", "Image-level split", f"{words} {fact}" if shared else words)]
+        parts = [words, fact if shared else "", _gap(metrics.get(split, {}), record.apart)]
+        return [Notice("stamp", "Image-level split", " ".join(filter(None, parts)))]
     if shared:
         words = "The model has seen them: figures are optimistic. Split by patient to know how it does on new ones."
         return [Notice("stamp", "Patients shared between splits", f"{fact} {words}")]
     return []
+
+
+def _gap(here: Mapping[str, Any], apart: Mapping[str, Any]) -> str:
+    """What the same strategy gives when no patient stands in two folds."""
+    if not here or not apart:
+        return ""
+    accuracy, auroc = (apart["accuracy"], here["accuracy"]), (apart["auroc"]["macro"], here["auroc"]["macro"])
+    if None in (*accuracy, *auroc):
+        return ""
+    points, steps = 100 * (accuracy[0] - accuracy[1]), auroc[0] - auroc[1]
+    return (
+        f"With patients kept apart: accuracy {share(accuracy[0])} ({points:+.1f} points), "
+        f"AUROC {score(auroc[0])} ({steps:+.3f})."
+    )
 
 
 def _missing_test(record: RunRecord) -> list[Notice]:

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
-from fastcxr.evaluation.predictions import Predictions, read_predictions
+from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions
 
 # what a finished run always has; the others are there when there was something to write
 EXPECTED = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
+APART = "patients_apart"  # folder inside a run of image-level folds: the same with patients kept apart
 IMAGE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
@@ -49,6 +50,7 @@ class RunRecord(CohortRecord):
     history: pd.DataFrame
     rates: pd.DataFrame
     folds: pd.DataFrame  # the held-out figures of each fold, or no row
+    apart: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
     missing: tuple[str, ...]
 
     @property
@@ -85,6 +87,7 @@ def read_run(folder: str | Path) -> RunRecord:
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
+        apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
 
