@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, set_seed, vision_learner
+from peer import make_plain_learner
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
 from fastcxr.evaluation.metrics import measure
@@ -69,16 +69,10 @@ class Looks(Callback):
 
 def plain_fastai(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
     """The tutorial's road."""
-    set_seed(recipe.seed, reproducible=True)
     clock, test = Clock(), manifest[manifest["split"] == "test"]
-    table = manifest[manifest["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "valid")
-    loaders = ImageDataLoaders.from_df(
-        table, path="/", fn_col="file", label_col="label", valid_col="is_valid", bs=recipe.batch_size, num_workers=0,
-        item_tfms=Resize(recipe.image_size), batch_tfms=aug_transforms(),
-    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        overlay = {"file": recipe.weights}
-        learner = vision_learner(loaders, recipe.backbone, path=folder, pretrained_cfg_overlay=overlay)
+        learner = make_plain_learner(manifest, recipe, folder)
+        loaders = learner.dls
         test_loader = loaders.test_dl(test)
 
         @torch.no_grad()

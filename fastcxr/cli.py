@@ -150,9 +150,7 @@ def evaluate(
 
 
 @app.command
-def predict(
-    folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch"
-) -> int:
+def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch") -> int:
     """Classify images: a row a file, with a probability for each class.
 
     Parameters
