@@ -60,7 +60,7 @@ def measure(folder: Path, count: int, size: int) -> None:
     memory.start()
     from fastcxr import Recipe, make_learner, make_loaders
     from fastcxr.progress import Progress
-    from fastcxr.training.features import make_bank
+    from fastcxr.training.bank import make_bank
 
     recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror=False)
     rows = [(f"{i // PER_FOLDER}/{i}.png", ("a", "b")[i % 2], str(i)) for i in range(count)]

@@ -158,7 +158,7 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
     folder
         run folder of the trained model
     paths
-        images, DICOM files, or folders of them
+        images, DICOM files, folders of them, or packed cohorts
     csv
         file to write; without it the table goes to standard output
     engine
@@ -306,10 +306,13 @@ def models(pattern: str = "*") -> int:
 
 def start_training(recipe: Recipe, folder: Path) -> int:
     """Train a recipe, all its folds if it has some, into a new folder, and show what came of it."""
+    from fastcxr.data.manifest import find_cohorts
+
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    find_cohorts(recipe.data, recipe.layout)  # a wrong folder is told before torch takes seconds to load
     from fastcxr.cross_validation import cross_validate
     from fastcxr.run import run
 
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
     console.print(f"run folder: {folder}", highlight=False)
     start = cross_validate if recipe.folds and not recipe.fold else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

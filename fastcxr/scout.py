@@ -25,7 +25,8 @@ from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.features import Bank, Part, answer_all, fit_parts, make_bank
+from fastcxr.training.bank import Bank, make_bank
+from fastcxr.training.fitting import Part, answer_all, fit_parts
 from fastcxr.training.heads import head_of
 from fastcxr.training.learner import macro_auroc, make_learner
 from fastcxr.training.loaders import make_loaders

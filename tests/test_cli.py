@@ -246,6 +246,16 @@ def test_a_mistake_shows_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
+    code = (
+        "import sys; from fastcxr.cli import main; sys.argv = ['fastcxr', 'train', '--data', 'nowhere']\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["66", "False"], done.stderr
+
+
 def test_models_lists_parameters_size_and_weights(call):
     lines = call("models", "vgg16").stdout.splitlines()
     assert lines[1].split() == ["vgg16", "timm", "138.4", "M", "224", "yes"]
@@ -327,7 +337,8 @@ def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_fo
     for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
         with open_bank(name, (2, 500, 700)) as (array, _):
             array[:] = 1
-        os.utime(tmp_path / "fastcxr" / "features" / f"{name}.npy", (then, then))
+        file = next((tmp_path / "fastcxr" / "features").glob(f"{name}-*.npy"))
+        os.utime(file, (then, then))
     row = call("cache").stderr.splitlines()[-1].split()
     assert row[:4] == ["features", "2", "banks", "5.6"]
     assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"

@@ -18,6 +18,7 @@ from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
+from fastcxr.data.hdf5 import is_hdf5, read_packed
 from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, number_sources, part_patients
 from fastcxr.data.selection import select
 from fastcxr.data.summary import Summary, count_classes
@@ -63,7 +64,7 @@ def read_manifest(
     `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
-    cohorts = [find_layout(place, layout) for place in _list_places(data)]
+    cohorts = find_cohorts(data, layout)
     names = number_names(cohort.source for cohort in cohorts)
     tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
     rows = join_tables(select(tables, relabel=relabel, classes=classes, where=where), names)
@@ -78,6 +79,11 @@ def read_manifest(
         rows = leave_out_copies(rows, rows[HOME])
     check_classes(rows, place)
     return _arrange(rows)
+
+
+def find_cohorts(data: str | Path | Sequence[str | Path], layout: str = "auto") -> list[Cohort]:
+    """What lies at each of these places, before any of it is read. Raises InputMissingError or DataError."""
+    return [find_layout(place, layout) for place in _list_places(data)]
 
 
 def _list_places(data: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -112,7 +118,7 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
 
 
 def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Files, and all files of folders, as a manifest without labels: columns source, path, file.
+    """Files, and all files of folders and packed cohorts, as a manifest without labels: columns source, path, file.
 
     A name that leads to no file stays a row: whoever reads the image says what is wrong with it.
     """
@@ -121,6 +127,8 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
         if path.is_dir():
             source = path.resolve().name
             rows += [(source, below, f"{path.absolute()}/{below}") for below in list_below(path)]
+        elif is_hdf5(path):
+            rows += read_packed(path)[["source", "path", "file"]].itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
     if not rows:

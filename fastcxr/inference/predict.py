@@ -16,7 +16,7 @@ from fastcxr.evaluation.predictions import Predictions, make_predictions
 from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.features import answer_from_bank
+from fastcxr.training.fitting import answer_from_bank
 from fastcxr.training.pixels import normalize
 
 BATCH = 32

@@ -11,7 +11,7 @@ from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
-from fastcxr.training.features import fit_head, refit_head
+from fastcxr.training.fitting import fit_head, refit_head
 from fastcxr.training.heads import is_banked
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
 from fastcxr.training.schedules import make_scheduler

@@ -5,11 +5,11 @@ import os
 import threading
 import time
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from counted import Counted
 from PIL import Image
 from pydicom.uid import RLELossless
 from radiographs import make_dicom, make_reference, make_tiff, save, save_dicom
@@ -93,20 +93,10 @@ def test_check_names_every_bad_file_in_order_and_nothing_else(tmp_path):
 
 def test_check_says_how_far_it_is_and_takes_any_number_of_files(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "BATCH", 4)
-    seen = []
-
-    class Progress:
-        @contextmanager
-        def bar(self, total, text):
-            seen.append((total, text))
-            yield self
-
-        def advance(self, n=1):
-            seen.append(n)
-
+    progress = Counted()
     path = save(PICTURE, tmp_path / "a.png")
-    assert check_images([path] * 11, Progress()) == []
-    assert seen == [(11, "checking images")] + [1] * 11
+    assert check_images([path] * 11, progress) == []
+    assert progress.seen == [(11, "checking images")] + [1] * 11
     assert check_images([]) == []
 
 

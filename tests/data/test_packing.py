@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from cohorts import one_line
 from collections_here import draw, make_cohen
+from counted import Counted
 
 from fastcxr.data.hdf5 import read_packed_image
 from fastcxr.data.images import check_images, fit_square, read_image
-from fastcxr.data.manifest import read_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest, read_unlabelled, write_manifest
 from fastcxr.data.packing import pack_cohort, shuffle_rows
 from fastcxr.errors import BadImagesError, DataError, ImageError, OutputError, RecipeError
-from fastcxr.progress import Bar, Progress
 
 h5py = pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
 
@@ -46,6 +46,11 @@ def test_rows_patients_and_further_columns_come_back(cohort, packed):
     names = ["source", "path", "label", "patient", "patient_from", "split", "view", "modality", "age"]
     pd.testing.assert_frame_equal(after[names], before[names])
     assert after["file"].tolist() == [f"{packed}#{number}" for number in range(5)]
+
+
+def test_the_images_of_a_packed_cohort_can_be_classified(packed):
+    rows, known = read_unlabelled([packed]), read_manifest(packed)
+    assert rows.to_dict("list") == known[["source", "path", "file"]].to_dict("list")
 
 
 def test_the_file_can_be_read_by_anyone(packed):
@@ -103,25 +108,10 @@ def test_a_file_that_is_replaced_is_opened_anew(cohort, packed, tmp_path):
 
 
 def test_progress_is_shown(cohort, tmp_path):
-    class Count(Progress, Bar):
-        steps = 0
-
-        def bar(self, total, text):
-            assert (total, text) == (5, "packing images")
-            return self
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def advance(self, steps=1):
-            self.steps += steps
-
-    count = Count()
-    pack_cohort(read_manifest(cohort), tmp_path / "c.h5", progress=count)
-    assert count.steps == 5
+    progress = Counted()
+    pack_cohort(read_manifest(cohort), tmp_path / "c.h5", progress=progress)
+    assert progress.seen[0] == (5, "packing images")
+    assert sum(progress.seen[1:]) == 5
 
 
 def test_bad_images_leave_no_file_unless_they_may_be_skipped(cohort, tmp_path, caplog):

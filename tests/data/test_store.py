@@ -5,11 +5,11 @@ import pickle
 import shutil
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from counted import Counted
 from radiographs import make_dicom, make_reference, save, save_dicom
 from stores import COUNT, SIZE, ask, assert_right, count_squares
 
@@ -222,19 +222,9 @@ def test_the_same_content_under_two_names_takes_one_slot(tmp_path, files, decode
 
 
 def test_progress_counts_what_is_decoded_and_no_more(files):
-    seen = []
-
-    class Progress:
-        @contextmanager
-        def bar(self, total, text):
-            seen.append((total, text))
-            yield self
-
-        def advance(self, n=1):
-            seen.append(n)
-
-    open_pictures(files, SIZE, Progress())
-    assert seen == [(COUNT, "reading images")] + [1] * COUNT
+    progress = Counted()
+    open_pictures(files, SIZE, progress)
+    assert progress.seen == [(COUNT, "reading images")] + [1] * COUNT
 
 
 def test_files_are_read_by_several_threads(files, monkeypatch):

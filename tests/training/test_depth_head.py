@@ -9,7 +9,7 @@ from torch import nn
 from fastcxr.errors import RecipeError
 from fastcxr.recipe import Recipe
 from fastcxr.training.backbones import find_backbone, make_network
-from fastcxr.training.features import giving_features
+from fastcxr.training.bank import giving_features
 from fastcxr.training.heads import DepthHead, HeadPlan, head_entries, head_names, head_of, is_banked, plan_head, pool
 from fastcxr.training.weights import load_weights
 

@@ -1,9 +1,13 @@
-"""A name and a shape become an array on the disk, filled once and kept for the next run."""
+"""A name and a shape become an array on the disk, filled once and kept for the next run.
+
+The file's own name ends in the checksum of the array: one that was damaged is made anew.
+"""
 
 import logging
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcxr.data.cache.folders import CannotStoreError
-from fastcxr.data.cache.room import find_limit, pictures_folder
+from fastcxr.data.cache.room import SHARE_OF_PICTURES, find_limit, pictures_folder
 
 log = logging.getLogger("fastcxr")
 ABANDONED = 86400.0  # seconds without a change, after which nobody is filling a draft any more
@@ -30,10 +34,9 @@ def open_bank(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, b
     """
     array, draft = None, None
     try:
-        file = banks_folder() / f"{name}.npy"
-        array = _read(file, shape)
+        array = _read(name, shape)
         if array is None:
-            draft = _begin(file, shape)
+            draft = _begin(banks_folder() / name, shape)
     except (OSError, CannotStoreError) as error:
         log.warning("features are not kept for the next run: %s", error)
     if draft is None:
@@ -42,7 +45,7 @@ def open_bank(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, b
     try:
         array = np.load(draft, mmap_mode="r+")
         yield array, True
-        _keep(array, draft, file)
+        _keep(array, draft, name)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -60,38 +63,46 @@ def clear_banks() -> int:
     return freed
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array = np.lib.format.open_memmap(file, mode="r")
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    if array.shape != shape or array.dtype != np.float32:
-        return None
-    with suppress(OSError):  # somebody else's, who lets us read
-        file.touch()
-    return array
+def _read(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    for file in banks_folder().glob(f"{name}-*.npy"):
+        try:
+            array = np.lib.format.open_memmap(file, mode="r")
+        except (FileNotFoundError, ValueError, EOFError):
+            continue
+        if array.shape == shape and array.dtype == np.float32 and file.stem == f"{name}-{_checksum(array)}":
+            with suppress(OSError):  # somebody else's, who lets us read
+                file.touch()
+            return array
+    return None
 
 
-def _begin(file: Path, shape: tuple[int, ...]) -> Path:
+def _checksum(array: np.ndarray) -> str:
+    return f"{zlib.crc32(array.data):08x}"
+
+
+def _begin(place: Path, shape: tuple[int, ...]) -> Path:
     """A place for the new array, after the banks used longest ago made room for it."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sweep(file.parent)
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _sweep(place.parent)
+    for damaged in place.parent.glob(f"{place.name}-*.npy"):
+        damaged.unlink(missing_ok=True)
     need, kept = 4 * int(np.prod(shape)), {bank: bank.stat().st_size for bank in list_banks()}
-    budget = min(find_limit(), (shutil.disk_usage(file.parent).free + sum(kept.values())) / 2)
+    limit = (1 - SHARE_OF_PICTURES) * find_limit()
+    budget = min(limit, (shutil.disk_usage(place.parent).free + sum(kept.values())) / 2)
     if need > budget:
         raise CannotStoreError(f"{need / 1e6:,.0f} MB are wanted, and {budget / 1e6:,.0f} MB may be used")
     while need + sum(kept.values()) > budget:
         oldest, _ = kept.popitem()
         oldest.unlink(missing_ok=True)
-    draft = file.with_suffix(f".{uuid.uuid4().hex}")
+    draft = place.with_suffix(f".{uuid.uuid4().hex}")
     np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
     return draft
 
 
-def _keep(array: np.memmap, draft: Path, file: Path) -> None:
+def _keep(array: np.memmap, draft: Path, name: str) -> None:
     try:
         array.flush()
-        draft.replace(file)  # in one step: nobody reads half a bank
+        draft.replace(banks_folder() / f"{name}-{_checksum(array)}.npy")  # in one step: nobody reads half a bank
     except OSError as error:  # as when somebody cleared the cache meanwhile
         log.warning("features are not kept for the next run: %s", error)
 

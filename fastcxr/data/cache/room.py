@@ -1,7 +1,7 @@
 """Where pictures are kept, how many bytes they may take, and which of them go first.
 
-`$XDG_CACHE_HOME/fastcxr/pictures` holds a shelf for each size and reader. FASTCXR_CACHE_LIMIT says how many GB they may
-take together; half of the disk that would be free without them is the most in any case.
+`$XDG_CACHE_HOME/fastcxr/pictures` holds a shelf for each size and reader. FASTCXR_CACHE_LIMIT says how many GB pictures
+and the banks of features beside them may take; half of the disk that would be free without them is the most anyway.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from fastcxr.data.images import READER_VERSION
 from fastcxr.errors import RecipeError
 
 VARIABLE, DEFAULT = "FASTCXR_CACHE_LIMIT", "20"
+SHARE_OF_PICTURES = 0.75  # of the limit; the banks have the rest
 DECODERS = ("pillow", "pydicom", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
 NAME = re.compile(r"(\d+)px-.*")
 
@@ -63,7 +64,7 @@ def _name_decoders() -> str:
 
 
 def find_limit() -> float:
-    """The most bytes that all shelves may take, as the user said it; 0 for none. Raises RecipeError."""
+    """The most bytes that shelves and banks may take together, as the user said it; 0 for none. Raises RecipeError."""
     words = os.environ.get(VARIABLE) or DEFAULT
     try:
         limit = float(words)
@@ -99,7 +100,7 @@ def make_room(folder: Path, need: int, whole: int) -> bool:
         sweep(folder.parent)
         kept = list_kept()
         total = sum(shelf.bytes for shelf in kept)
-        budget = min(find_limit(), (shutil.disk_usage(folder).free + total) / 2)
+        budget = min(SHARE_OF_PICTURES * find_limit(), (shutil.disk_usage(folder).free + total) / 2)
     for shelf in reversed(kept):
         if total + need > budget and remove(shelf.folder):  # never this one, which its caller holds
             total -= shelf.bytes

@@ -11,6 +11,7 @@ import pytest
 
 from fastcxr.data.cache import banks
 from fastcxr.data.cache.banks import banks_folder, clear_banks, list_banks, open_bank
+from fastcxr.data.cache.room import SHARE_OF_PICTURES
 
 pytestmark = pytest.mark.usefixtures("cache")
 SHAPE = (2, 10, 3)
@@ -21,11 +22,15 @@ def fill(name: str = "a", shape: tuple[int, ...] = SHAPE, ago: float = 0.0) -> N
         assert is_new
         array[:] = np.arange(array.size).reshape(shape)
     if ago:
-        os.utime(banks_folder() / f"{name}.npy", (time.time() - ago,) * 2)
+        os.utime(file_of(name), (time.time() - ago,) * 2)
+
+
+def file_of(name: str) -> Path:
+    return next(file for file in list_banks() if file.name.startswith(f"{name}-"))
 
 
 def names() -> list[str]:
-    return [bank.stem for bank in list_banks()]
+    return [bank.stem.partition("-")[0] for bank in list_banks()]
 
 
 def test_a_bank_that_was_filled_is_there_the_next_time():
@@ -51,22 +56,28 @@ def test_nobody_sees_a_bank_before_it_is_full():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"noise", b"\x93NUMPY\x01\x00", b"PK\x03\x04zip", b"\x80\x04pickle", "cut", "half", "double"]
+    "content",
+    [b"", b"noise", b"\x93NUMPY\x01\x00", b"PK\x03\x04zip", b"\x80\x04pickle", "cut", "half", "double", "one bit"],
 )
 def test_a_file_that_is_no_such_bank_is_made_anew(content):
     fill()
-    file = banks_folder() / "a.npy"
+    file = file_of("a")
     if content == "cut":
         file.write_bytes(file.read_bytes()[:-4])
     elif content == "half":
         np.save(file, np.zeros((2, 5, 3), np.float32))
     elif content == "double":
         np.save(file, np.zeros(SHAPE))
+    elif content == "one bit":
+        changed = bytearray(file.read_bytes())
+        changed[-2] ^= 1
+        file.write_bytes(changed)
     else:
         file.write_bytes(content)
     fill()
     with open_bank("a", SHAPE) as (array, is_new):
         assert not is_new and array[-1, -1, -1] == 59
+    assert names() == ["a"], "the damaged one is gone"
 
 
 def assert_in_memory(caplog, words: str) -> None:
@@ -121,7 +132,7 @@ def test_the_banks_used_longest_ago_make_room(monkeypatch):
     for name, ago in (("a", 300), ("b", 100), ("c", 200)):
         fill(name, ago=ago)
     each = list_banks()[0].stat().st_size
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / (1 - SHARE_OF_PICTURES) / 1e9))
     fill("d", ago=50)
     assert names() == ["d", "b", "c"]
     with open_bank("c", SHAPE):
@@ -149,9 +160,10 @@ def test_what_a_killed_process_left_half_filled_is_removed_and_what_is_being_fil
     for name, ago in (("a.killed", 2 * banks.ABANDONED), ("a.busy", 60)):
         (banks_folder() / name).write_bytes(b"draft")
         os.utime(banks_folder() / name, (time.time() - ago,) * 2)
-    os.utime(banks_folder() / "a.npy", (1, 1))
+    os.utime(file_of("a"), (1, 1))
     fill("b")
-    assert sorted(file.name for file in banks_folder().iterdir()) == ["a.busy", "a.npy", "b.npy"]
+    assert names() == ["b", "a"]
+    assert [file.name for file in banks_folder().iterdir() if file not in list_banks()] == ["a.busy"]
 
 
 def test_clearing_says_what_it_freed_and_who_has_one_open_keeps_it():

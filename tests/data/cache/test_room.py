@@ -14,7 +14,7 @@ from stores import COUNT, SIZE, assert_right, count_squares
 
 from fastcxr.data import store
 from fastcxr.data.cache import folders, room, shelf
-from fastcxr.data.cache.room import list_kept, shelf_folder
+from fastcxr.data.cache.room import SHARE_OF_PICTURES, list_kept, shelf_folder
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import ImageError, RecipeError
 
@@ -35,7 +35,7 @@ def test_the_sizes_used_longest_ago_make_room(files, monkeypatch):
         open_pictures(files, size)
         use(size, ago)
     bytes_each = max(kept.bytes for kept in list_kept())
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * bytes_each / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * bytes_each / SHARE_OF_PICTURES / 1e9))
     assert_right(open_pictures(files, 63), files, 63)
     assert sizes() == {61, 62, 63}
     assert sum(kept.bytes for kept in list_kept()) <= 3.5 * bytes_each
@@ -47,7 +47,7 @@ def test_a_size_in_use_never_makes_room(files, monkeypatch):
     first = open_pictures(files, 60)
     use(60, 300)
     open_pictures(files, 61)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(2.5 * list_kept()[0].bytes / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(2.5 * list_kept()[0].bytes / SHARE_OF_PICTURES / 1e9))
     open_pictures(files, 62)
     assert sizes() == {60, 62}
     assert_right(first, files, 60)
@@ -58,7 +58,7 @@ def test_a_size_in_use_never_makes_room(files, monkeypatch):
 
 def test_a_size_that_is_full_of_other_cohorts_begins_anew(tmp_path, files, monkeypatch):
     open_pictures(files, 200)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(1.5 * list_kept()[0].bytes / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(1.5 * list_kept()[0].bytes / SHARE_OF_PICTURES / 1e9))
     others = [str(save(make_reference(seed=100 + n), tmp_path / f"{n}.png")) for n in range(COUNT)]
     assert_right(open_pictures(others, 200), others, 200)
     assert count_squares(200) == COUNT

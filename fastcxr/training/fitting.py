@@ -1,14 +1,8 @@
-"""A frozen network looks at each picture once: its features are kept, and heads are fitted on them in seconds.
+"""Heads are fitted on a bank of features in seconds: every row at once, no epochs."""
 
-The bank of a cohort lies in the user's cache folder, so all folds, arms and later runs of one body share one pass.
-"""
-
-import hashlib
 import logging
 import math
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,94 +11,17 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
-from fastcxr.data.cache.banks import open_bank
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
-from fastcxr.training.arithmetic import computing
-from fastcxr.training.heads import DepthHead, head_entries, head_of
-from fastcxr.training.pixels import normalize
+from fastcxr.training.bank import Bank, hash_body, make_bank
+from fastcxr.training.heads import DepthHead, head_of
 
 log = logging.getLogger("fastcxr")
-BATCH = 32
 STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the ridge, strongest first: each fit starts from the one before
 STEPS = 60  # of L-BFGS, at most
 ROWS = 8192  # of features that are in memory at once
 SMALLEST_DEVIATION = 1e-4  # a feature that never moves says nothing
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Features of a cohort. `features`: shape (views, n, d), on the disk; `row_of`: where a file stands in it."""
-
-    features: np.ndarray
-    row_of: dict[str, int]
-
-    def rows(self, files: list[str]) -> np.ndarray:
-        """Where these files stand."""
-        return np.array([self.row_of[file] for file in files])
-
-
-def make_bank(learner: Learner, recipe: Recipe, progress: Progress) -> Bank:
-    """The features of every picture of the learner's cohort, looked at as it is and, if the recipe says so, mirrored.
-
-    No label is looked at, so that pictures of all splits may share the pass.
-    """
-    pictures = learner.dls.pictures
-    views = 2 if recipe.mirror else 1
-    shape = (views, len(pictures.files), head_of(learner.model).linear.in_features)
-    with open_bank(name_bank(learner, recipe), shape) as (features, is_new):
-        if is_new:
-            with progress.bar(shape[1] * views, "looking at images") as bar:
-                fill_bank(features, learner, bar)
-    return Bank(features, {file: row for row, file in enumerate(pictures.files)})
-
-
-def name_bank(learner: Learner, recipe: Recipe) -> str:
-    """A name that changes with the body's weights, the pictures, and all that stands between them."""
-    digest = hashlib.sha256(hash_body(learner.model))
-    pictures = learner.dls.pictures
-    facts = (recipe.backbone, learner.dls.pixels, learner.precision, recipe.mirror, learner.dls.device.type)
-    # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
-    seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes
-    digest.update(repr(facts).encode() + seen)
-    digest.update("\n".join(pictures.files).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()[:32]
-
-
-def hash_body(network: nn.Module) -> bytes:
-    """A checksum of all weights but the head's."""
-    digest, head = hashlib.sha256(), head_entries(network)
-    for name, tensor in network.state_dict().items():
-        if name not in head:
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.digest()
-
-
-@torch.no_grad()  # inference tensors would stay in the network, which is to learn later
-def fill_bank(features: np.ndarray, learner: Learner, bar) -> None:
-    """One pass of the network over all pictures, in the order of the bank."""
-    network, pictures, device = learner.model.eval(), learner.dls.pictures, learner.dls.device
-    network.to(memory_format=torch.channels_last)
-    with giving_features(head_of(network)):
-        for start in range(0, len(pictures.files), BATCH):
-            rows = range(start, min(start + BATCH, len(pictures.files)))
-            squares = torch.from_numpy(pictures.read(rows)).to(device)[:, None]
-            for view in range(len(features)):
-                batch = normalize(squares.flip(3) if view else squares, learner.dls.pixels)
-                with computing(learner.precision, device):
-                    features[view, start : rows.stop] = network(batch).float().cpu().numpy()
-                bar.advance(len(rows))
-
-
-@contextmanager
-def giving_features(head: DepthHead) -> Iterator[None]:
-    """Inside, the network answers with what its head sees."""
-    head.forward = head.gather
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 @dataclass(frozen=True)

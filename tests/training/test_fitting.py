@@ -1,63 +1,29 @@
-"""One pass for all heads, and heads that are what scikit-learn finds on the same features, from training rows alone."""
+"""Fitted heads are what scikit-learn finds on the same features, from training rows alone."""
 
-import logging
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from probes import RECIPE, SILENT, fit, make
 from sklearn.linear_model import LogisticRegression
 from toys import draw_toy
 
 from fastcxr.errors import TrainingError
-from fastcxr.inference.bundle import classifier_of, load_model, save_model
+from fastcxr.inference.bundle import classifier_of
 from fastcxr.inference.predict import predict
-from fastcxr.progress import Progress
-from fastcxr.recipe import Recipe, Stage
-from fastcxr.training import features
-from fastcxr.training.features import fit_head, giving_features, make_bank, name_bank, take_part
-from fastcxr.training.heads import DepthHead, head_of
-from fastcxr.training.learner import make_learner
-from fastcxr.training.loaders import make_loaders
-from fastcxr.training.strategies import STRATEGIES, train
-
-RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="probe", precision="fp32",
-    loss="cross_entropy",
-)  # fmt: skip
-SILENT = Progress()
-
-
-def make(manifest, recipe=RECIPE):
-    return make_learner(make_loaders(manifest, recipe), recipe)
-
-
-def fit(manifest, recipe=RECIPE):
-    learner = make(manifest, recipe)
-    return learner, fit_head(learner, recipe, SILENT)
+from fastcxr.training import fitting
+from fastcxr.training.bank import make_bank
+from fastcxr.training.fitting import take_part
+from fastcxr.training.heads import head_of
+from fastcxr.training.strategies import train
 
 
 @pytest.fixture
 def one_strength(monkeypatch):
-    monkeypatch.setattr(features, "STRENGTHS", (0.3,))
-    monkeypatch.setattr(features, "STEPS", 400)
-
-
-@pytest.fixture
-def passes(monkeypatch, tmp_path) -> list[int]:
-    """The images of each pass over a cohort, in a cache of its own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    counts, fill = [], features.fill_bank
-
-    def counted(found, learner, bar):
-        counts.append(found.shape[1])
-        fill(found, learner, bar)
-
-    monkeypatch.setattr(features, "fill_bank", counted)
-    return counts
+    monkeypatch.setattr(fitting, "STRENGTHS", (0.3,))
+    monkeypatch.setattr(fitting, "STEPS", 400)
 
 
 @pytest.fixture(scope="module")
@@ -67,71 +33,10 @@ def uneven(toy_manifest):
     return toy_manifest.drop(spare).reset_index(drop=True)
 
 
-def test_one_pass_serves_every_fold_and_later_learners_of_the_same_body(toy_manifest, passes):
-    first = make_bank(make(toy_manifest), RECIPE, SILENT)
-    fold = toy_manifest.assign(split=toy_manifest["split"].map({"train": "test", "valid": "train", "test": "valid"}))
-    other = RECIPE.but(loss="focal", batch_size=4, epochs=7, class_weights="balanced")
-    for manifest, recipe in ((fold, RECIPE), (toy_manifest, other)):
-        assert np.array_equal(make_bank(make(manifest, recipe), recipe, SILENT).features, first.features)
-    assert passes == [30]
-
-
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 65}, {"mirror": False}, {"precision": "bf16"}])
-def test_another_body_or_another_look_is_another_pass(toy_manifest, passes, change):
-    make_bank(make(toy_manifest), RECIPE, SILENT)
-    recipe = RECIPE.but(**change)
-    make_bank(make(toy_manifest, recipe), recipe, SILENT)
-    assert passes == [30, 30]
-
-
-def test_other_pictures_are_another_pass_even_under_the_same_name(toy_manifest, passes, tmp_path):
-    copy = tmp_path / "copy.png"
-    shutil.copy(toy_manifest["file"][0], copy)
-    table = toy_manifest.assign(file=[str(copy), *toy_manifest["file"][1:]])
-    make_bank(make(table), RECIPE, SILENT)
-    make_bank(make(table.drop(index=29)), RECIPE, SILENT)
-    Image.fromarray(draw_toy("haze", 99)).save(copy)
-    make_bank(make(table), RECIPE, SILENT)
-    assert passes == [30, 29, 30]
-
-
-def test_a_store_that_begins_anew_leaves_the_bank_as_it_is_and_pixels_without_a_checksum_have_no_name(toy_manifest):
-    learner = make(toy_manifest)
-    pictures = learner.dls.pictures
-    name = name_bank(learner, RECIPE)
-    learner.dls.pictures = type(pictures)(pictures.files, 64, pictures.slots, pictures.places + [100, 0])
-    assert name_bank(learner, RECIPE) == name
-    learner.dls.pictures = type(pictures)(pictures.files, 64, None, np.zeros_like(pictures.places))
-    assert name_bank(learner, RECIPE) != name_bank(learner, RECIPE)
-
-
-def seen_by_head(learner, images):
-    with torch.no_grad(), giving_features(head_of(learner.model)):
-        return learner.model.eval()(images).numpy()
-
-
-def test_the_bank_holds_what_the_head_sees_of_each_picture_and_of_its_mirror_image(toy_manifest):
-    learner = make(toy_manifest)
-    bank = make_bank(learner, RECIPE, SILENT)
-    images, _ = learner.dls.valid.one_batch()
-    rows = bank.rows(learner.dls.valid.items["file"])
-    images = torch.as_tensor(images)
-    np.testing.assert_allclose(bank.features[0, rows], seen_by_head(learner, images), atol=1e-4, rtol=1e-3)
-    np.testing.assert_allclose(bank.features[1, rows], seen_by_head(learner, images.flip(3)), atol=1e-4, rtol=1e-3)
-    assert not np.allclose(bank.features[0, rows], bank.features[1, rows], atol=1e-2)
-
-
-def test_a_network_answers_with_logits_again_after_it_gave_features_even_when_that_failed(toy_manifest):
-    learner = make(toy_manifest)
-    with pytest.raises(KeyboardInterrupt), giving_features(head_of(learner.model)):
-        raise KeyboardInterrupt
-    assert learner.model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
-
-
 def standardised(learner, bank, part):
     """Training features of all views, as scikit-learn takes them, by its own arithmetic; and the class numbers."""
     rows = np.concatenate([bank.features[view, part.rows] for view in range(len(bank.features))]).astype(np.float64)
-    scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), features.SMALLEST_DEVIATION)
+    scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), fitting.SMALLEST_DEVIATION)
     return scaled, np.tile(part.labels.numpy(), len(bank.features))
 
 
@@ -200,7 +105,7 @@ def test_the_focal_loss_is_honoured(toy_manifest, one_strength):
 
 def test_the_strength_is_the_one_that_validation_patients_prefer(toy_manifest, monkeypatch, caplog):
     caplog.set_level("INFO", "fastcxr")
-    monkeypatch.setattr(features, "STRENGTHS", (3.0, 0.03))
+    monkeypatch.setattr(fitting, "STRENGTHS", (3.0, 0.03))
     fit(toy_manifest)
     assert "(ridge 0.03)" in caplog.text
     caplog.clear()
@@ -211,7 +116,7 @@ def test_the_strength_is_the_one_that_validation_patients_prefer(toy_manifest, m
 
 
 def test_labels_and_pixels_of_test_images_change_nothing_in_the_head(toy_manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "STRENGTHS", (1.0, 0.1))
+    monkeypatch.setattr(fitting, "STRENGTHS", (1.0, 0.1))
     is_test = toy_manifest["split"] == "test"
     files = []
     for number, file in enumerate(toy_manifest["file"]):
@@ -228,7 +133,7 @@ def test_labels_and_pixels_of_test_images_change_nothing_in_the_head(toy_manifes
 def test_a_few_rows_at_once_give_the_same_head_as_all(uneven, one_strength, monkeypatch):
     recipe = RECIPE.but(class_weights="balanced", oversample=("haze=3",))
     whole, row = fit(uneven, recipe)
-    monkeypatch.setattr(features, "ROWS", 4)
+    monkeypatch.setattr(fitting, "ROWS", 4)
     pieces, same_row = fit(uneven, recipe)
     bank = make_bank(pieces, recipe, SILENT)
     sizes = [len(chunk) for chunk, _, _ in take_part(pieces.dls.train, bank, 2).chunks()]
@@ -241,21 +146,10 @@ def test_a_few_rows_at_once_give_the_same_head_as_all(uneven, one_strength, monk
 def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
     learner, row = fit(toy_manifest)
     head = head_of(learner.model)
-    still = head.deviation <= features.SMALLEST_DEVIATION
+    still = head.deviation <= fitting.SMALLEST_DEVIATION
     assert still.any(), "some channels of a random network are dead"
     assert head.linear.weight[:, still].abs().max() < head.linear.weight[:, ~still].abs().max()
     assert np.isfinite(row["train_loss"])
-
-
-class Heard(Progress):
-    def __init__(self):
-        self.texts = []
-
-    @contextmanager
-    def bar(self, total, text):
-        self.texts.append(text)
-        with super().bar(total, text) as bar:
-            yield bar
 
 
 def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
@@ -263,37 +157,6 @@ def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
     with learner.no_bar():
         figures = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
     assert {name: row[name] for name in figures} == pytest.approx(figures, abs=1e-3)
-
-
-def test_a_probe_is_one_row_of_history(toy_manifest, passes):
-    learner, heard = make(toy_manifest), Heard()
-    training = train(learner, RECIPE, heard)
-    row = training.history.iloc[0]
-    assert (len(training.history), row["epoch"], row["stage"], row["best"]) == (1, 1, "probe", True)
-    assert training.rates == [] and list(training.curves.columns) == ["stage", "rate", "loss"]
-    assert training.best == {"monitor": "valid_loss", "best_epoch": 1, "best_value": row["valid_loss"]}
-    assert heard.texts == ["looking at images", "fitting the head"]
-
-
-def test_the_body_is_not_touched_by_a_probe(toy_manifest):
-    learner = make(toy_manifest)
-    before = {k: v.clone() for k, v in learner.model.state_dict().items() if "classifier" not in k}
-    fit_head(learner, RECIPE, SILENT)
-    after = learner.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
-    learner = make(toy_manifest)
-    train(learner, RECIPE)
-    save_model(tmp_path, learner, RECIPE, {"precision": learner.precision})
-    loaded = load_model(tmp_path)
-    assert isinstance(head_of(loaded.network), DepthHead)
-    before, after = (
-        predict(model, toy_manifest, splits=None).probability for model in (classifier_of(learner), loaded)
-    )
-    np.testing.assert_array_equal(before, after)
-    assert before.max() > 0.5
 
 
 def test_in_the_end_the_head_is_fitted_on_validation_images_too(toy_manifest, one_strength, caplog):
@@ -354,7 +217,7 @@ def test_a_head_that_was_changed_by_hand_answers_for_validation_images_too(toy_m
 
 
 def test_a_loss_that_is_no_number_is_refused(toy_manifest, monkeypatch):
-    monkeypatch.setattr(features, "measure_loss", lambda *parts: float("nan"))
+    monkeypatch.setattr(fitting, "measure_loss", lambda *parts: float("nan"))
     with pytest.raises(TrainingError, match="Give --precision fp32"):
         train(make(toy_manifest), RECIPE)
 
@@ -366,45 +229,3 @@ def test_files_that_are_not_in_the_bank_are_looked_at(toy_manifest, tmp_path):
     table = toy_manifest[3:4].assign(file=str(tmp_path / "other.png"))
     expected = predict(learner, toy_manifest[3:4], splits=None).probability
     np.testing.assert_allclose(predict(learner, table, splits=None).probability, expected, atol=1e-3)
-
-
-@pytest.fixture
-def rapid(toy_manifest, tmp_path) -> Recipe:
-    """A rapid recipe with weights to start from."""
-    save_file(make(toy_manifest).model.state_dict(), tmp_path / "start.safetensors")
-    return RECIPE.but(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
-
-
-def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manifest, rapid, monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="wild", epochs=2, scale=500.0),))
-    learner, heard = make(toy_manifest, rapid), Heard()
-    training = train(learner, rapid, heard)
-    assert training.history["stage"].tolist() == ["probe", "wild", "wild"]
-    assert training.best["best_epoch"] == 1
-    assert heard.texts[-2:] == ["epoch 2/3 (wild)", "epoch 3/3 (wild)"]
-    probed = make(toy_manifest, rapid)
-    train(probed, rapid.but(strategy="probe"))
-    for name, tensor in probed.model.state_dict().items():
-        torch.testing.assert_close(learner.model.state_dict()[name], tensor)
-
-
-def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
-    monkeypatch.setattr(features, "STRENGTHS", (1e6,))  # a head that knows nothing
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="later", groups=1, epochs=3, scale=0.1),))
-    recipe = rapid.but(optimizer="adam", schedule="constant")
-    learner = make(toy_manifest, recipe)
-    training = train(learner, recipe)
-    best = training.history.loc[training.history["valid_loss"].idxmin()]
-    assert best["stage"] == "later" and training.best["best_epoch"] == best["epoch"]
-    with learner.no_bar():
-        assert learner.validate()[0] == pytest.approx(best["valid_loss"], rel=1e-3)
-    assert learner.fitted is None, "the bank is of a body that is no more"
-
-
-def test_rapid_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
-    recipe = RECIPE.but(strategy="rapid")
-    learner = make(toy_manifest, recipe)
-    caplog.set_level(logging.WARNING, "fastcxr")
-    assert train(learner, recipe).history["stage"].tolist() == ["all"]
-    assert "random weights" in caplog.text and "strategy deep" in caplog.text
-    assert type(head_of(learner.model)) is torch.nn.Linear
