@@ -62,6 +62,7 @@ def ceiling(learner: Learner, steps: int) -> float:
     """Images a second of the network and optimizer alone."""
     learner.create_opt()
     images, labels = learner.dls.train.one_batch()
+    images = images.contiguous(memory_format=torch.channels_last)
     learner.model.train().to(memory_format=torch.channels_last)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:

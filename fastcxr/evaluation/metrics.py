@@ -12,11 +12,12 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from fastcxr.errors import DataError
+from fastcxr.evaluation.intervals import find_intervals
 from fastcxr.evaluation.predictions import Predictions
 
 
 def measure_predictions(predictions: Predictions) -> dict[str, dict[str, Any]]:
-    """The numbers of every split that has rows, each with the images and patients that stand behind them.
+    """The numbers of every split that has rows, their 95 % intervals, and the images and patients behind them.
 
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
@@ -32,7 +33,10 @@ def _measure_part(part: Predictions) -> dict[str, Any]:
         "n_errors": int(unread.sum()),
         "n_unlabelled": int((~unread & (part.table["label"] == "")).sum()),
     }
-    return counts | measure(scored.truth, scored.probability, scored.labels)
+    figures = measure(scored.truth, scored.probability, scored.labels)
+    patients = scored.table["patient"].tolist()
+    intervals = find_intervals(scored.truth, scored.probability, scored.labels, patients, figures)
+    return counts | figures | {"intervals": intervals}
 
 
 def summarize_folds(folds: pd.DataFrame) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastcxr.evaluation.tables import (
     reason_rows,
     wrong_cards,
 )
-from fastcxr.evaluation.words import headline_rows
+from fastcxr.evaluation.words import explain_intervals, headline_rows
 from fastcxr.storage import write_whole
 
 
@@ -54,6 +54,7 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
         "title": _title(record),
         "image_level": is_image_level(record),
         "headline": headline_rows(metrics.get(main), metrics.get(beside)),
+        "intervals": explain_intervals(metrics.get(main)),
         "stamps": [n for n in found if n.level == "stamp"],
         "notices": [n for n in found if n.level != "stamp"],
         "cohort": cohort_part(record),

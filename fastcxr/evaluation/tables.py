@@ -6,6 +6,7 @@ import numpy as np
 
 from fastcxr.evaluation.predictions import PREFIX, most_wrong
 from fastcxr.evaluation.record import RunRecord
+from fastcxr.evaluation.words import reach, score
 
 FIGURES = ("sensitivity", "specificity", "precision", "f1")
 
@@ -15,16 +16,25 @@ def class_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for k, label in enumerate(part["labels"]):
         ranks = {"auroc": part["auroc"]["per_class"][label], "ap": part["average_precision"]["per_class"][label]}
-        rows.append({"name": label, "number": k} | part["per_class"][label] | ranks)
+        rows.append({"name": label, "number": k, "reach": _reaches(part, label)} | part["per_class"][label] | ranks)
     support = sum(row["support"] for row in rows)
     names = (*FIGURES, "auroc", "ap")
     mean = {name: _weighted(rows, name, lambda row: 1) for name in names}
     weighted = {name: _weighted(rows, name, lambda row: row["support"]) for name in names}
+    means = {"sensitivity": "balanced_accuracy", "auroc": "auroc.macro", "ap": "average_precision.macro"}
+    reaches = {name: reach(part, dotted, score) for name, dotted in means.items()}
     return [
         *rows,
-        {"name": "Mean of the classes", "number": None, "support": support} | mean,
-        {"name": "Mean weighted by images", "number": None, "support": support} | weighted,
+        {"name": "Mean of the classes", "number": None, "support": support, "reach": reaches} | mean,
+        {"name": "Mean weighted by images", "number": None, "support": support, "reach": {}} | weighted,
     ]
+
+
+def _reaches(part: dict[str, Any], label: str) -> dict[str, str]:
+    """The interval of each figure of a class, in words."""
+    names = {name: f"per_class.{label}.{name}" for name in FIGURES}
+    names |= {"auroc": f"auroc.per_class.{label}", "ap": f"average_precision.per_class.{label}"}
+    return {name: reach(part, dotted, score) for name, dotted in names.items()}
 
 
 def mixup_rows(part: dict[str, Any], most: int = 5) -> list[dict[str, Any]]:

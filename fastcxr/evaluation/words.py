@@ -1,12 +1,14 @@
 """From numbers to the words that people read, the same in the terminal and in the report."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.markup import plain as plain  # with the other words, for those who draw
 
 NOTHING = "–"
+DOTTED = {"auroc": "auroc.macro", "average_precision": "average_precision.macro"}  # where their interval is found
 
 
 def share(value: float | None) -> str:
@@ -51,37 +53,65 @@ def listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
-def headline_rows(main: dict[str, Any] | None, beside: dict[str, Any] | None) -> list[tuple[str, str, str]]:
-    """The headline of one split and another beside it, as rows of (name, figure, figure beside), in words."""
+def reach(part: dict[str, Any] | None, name: str, words: Callable) -> str:
+    """The interval of a figure by its dotted name: 79.1–88.6 %, or 0.931–0.969; nothing where there is none."""
+    edges = ((part or {}).get("intervals") or {}).get("of", {}).get(name)
+    if edges is None:
+        return ""
+    low, high = (_edge(edge, words is share) for edge in edges)
+    return f"{low}–{high}" + (" %" if words is share else "")
+
+
+def _edge(value: float, percent: bool) -> str:
+    """One end of an interval; what is not perfect never reads as perfect."""
+    value = min(value, 0.999) if value < 1 else value
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+
+
+def explain_intervals(part: dict[str, Any] | None) -> str:
+    """What a reader must know of the intervals: how sure, of what, and from what."""
+    intervals = (part or {}).get("intervals") or {}
+    if not intervals.get("of"):
+        return ""
+    if intervals["unit"] == "patient":
+        return "Intervals: 95 %; the unit is the patient, all images of one drawn together."
+    return "Intervals: 95 %; each patient has one image here."
+
+
+def headline_rows(main: dict[str, Any] | None, beside: dict[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    """The headline of one split and another beside it, as rows of (name, figure, interval, figure beside), in words."""
     rows = [("Accuracy", share, "accuracy"), ("Balanced accuracy", share, "balanced_accuracy")]
     rows += [("AUROC, macro", score, "auroc")]
     # two classes: the second guess is always right
     if any(part and len(part["labels"]) > 2 for part in (main, beside)):
         rows += [("Top-2 accuracy", share, "top2_accuracy")]
-    return [(name, _figure(main, key, words), _figure(beside, key, words)) for name, words, key in rows]
+    return [
+        (name, _figure(main, key, words), reach(main, DOTTED.get(key, key), words), _figure(beside, key, words))
+        for name, words, key in rows
+    ]
 
 
-def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """The headline as rows of (name, test, valid), in words, for the terminal; the report shows the same words.
+def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """The headline as rows of (name, test, its interval, valid), in words, for the terminal, as in the report.
 
     `metrics`: what measure_predictions returns. A split that is not there is a column of dashes.
     """
     test, valid = metrics.get("test"), metrics.get("valid")
     counts = (("Images", "n_images"), ("Patients", "n_patients"))
-    sizes = [(name, _figure(test, key, "{:,}".format), _figure(valid, key, "{:,}".format)) for name, key in counts]
+    sizes = [(name, _figure(test, key, "{:,}".format), "", _figure(valid, key, "{:,}".format)) for name, key in counts]
     return headline_rows(test, valid) + sizes
 
 
-def terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str]]]:
+def terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str, str]]]:
     """Headings and rows of the headline: test beside valid, or pooled folds beside their mean and deviation."""
     if "folds" not in metrics:
-        return ("", "test", "valid"), headline_table(metrics)
+        return ("", "test", "95 % interval", "valid"), headline_table(metrics)
     pooled, folds = metrics[OUT_OF_FOLD], metrics["folds"]
     keys = {"Accuracy": "accuracy", "Balanced accuracy": "balanced_accuracy", "AUROC, macro": "auroc"}
     keys |= {"Top-2 accuracy": "top2_accuracy"}
-    rows = [(name, figure, spread(folds.get(keys[name]))) for name, figure, _ in headline_rows(pooled, None)]
-    counts = [(name, f"{pooled[key]:,}", "") for name, key in (("Images", "n_images"), ("Patients", "n_patients"))]
-    return ("", "out of fold", f"mean ± SD of {folds['count']} folds"), rows + counts
+    rows = [(name, *figures, spread(folds.get(keys[name]))) for name, *figures, _ in headline_rows(pooled, None)]
+    counts = [(name, f"{pooled[key]:,}", "", "") for name, key in (("Images", "n_images"), ("Patients", "n_patients"))]
+    return ("", "out of fold", "95 % interval", f"mean ± SD of {folds['count']} folds"), rows + counts
 
 
 def spread(figure: dict[str, Any] | None) -> str:

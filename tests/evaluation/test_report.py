@@ -64,8 +64,8 @@ def test_the_page_says_at_top_and_bottom_what_it_is_not_for(whole):
 
 def test_the_headline_is_the_terminals(whole, drawn):
     metrics = json.loads((drawn / "metrics.json").read_text())
-    for name, test, valid in headline_table(metrics)[:4]:
-        assert f"{name} {test} valid {valid}" in whole.text
+    for name, test, interval, valid in headline_table(metrics)[:4]:
+        assert f"{name} {test} {interval} valid {valid}" in whole.text
     assert f"{metrics['test']['n_images']} images of {metrics['test']['n_patients']} patients" in whole.text
 
 

@@ -5,7 +5,19 @@ from made_up import LABELS, make_manifest, make_probability
 
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.predictions import make_predictions
-from fastcxr.evaluation.words import count, duration, headline_table, listed, plain, rate, score, share, terminal_table
+from fastcxr.evaluation.words import (
+    count,
+    duration,
+    explain_intervals,
+    headline_table,
+    listed,
+    plain,
+    rate,
+    reach,
+    score,
+    share,
+    terminal_table,
+)
 
 
 def measured(labels=LABELS, splits=("valid", "test")):
@@ -16,7 +28,7 @@ def measured(labels=LABELS, splits=("valid", "test")):
 
 def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_them():
     metrics = measured()
-    rows = {name: (test, valid) for name, test, valid in headline_table(metrics)}
+    rows = {name: (test, valid) for name, test, _, valid in headline_table(metrics)}
     assert list(rows) == ["Accuracy", "Balanced accuracy", "AUROC, macro", "Top-2 accuracy", "Images", "Patients"]
     assert rows["Accuracy"] == (share(metrics["test"]["accuracy"]), share(metrics["valid"]["accuracy"]))
     assert rows["AUROC, macro"][0] == f"{metrics['test']['auroc']['macro']:.3f}"
@@ -26,8 +38,8 @@ def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_th
 def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
     rows = headline_table(measured(("no", "yes"), ("valid",)))
     assert "Top-2 accuracy" not in [row[0] for row in rows]
-    assert {row[1] for row in rows} == {"–"} and "–" not in {row[2] for row in rows}
-    assert headline_table({})[0] == ("Accuracy", "–", "–")
+    assert {row[1] for row in rows} == {"–"} and "–" not in {row[3] for row in rows}
+    assert headline_table({})[0] == ("Accuracy", "–", "", "–")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +48,27 @@ def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
 )
 def test_what_is_not_perfect_never_reads_as_perfect(value, as_share, as_score):
     assert (share(value), score(value)) == (as_share, as_score)
+
+
+def test_an_interval_stands_beside_its_figure_in_the_same_words():
+    part = measured()["test"]
+    low, high = part["intervals"]["of"]["auroc.macro"]
+    assert reach(part, "auroc.macro", score) == f"{low:.3f}–{high:.3f}"
+    low, high = part["intervals"]["of"]["accuracy"]
+    assert reach(part, "accuracy", share) == f"{100 * low:.1f}–{100 * high:.1f} %"
+    assert headline_table({"test": part})[0][2] == reach(part, "accuracy", share)
+    part = {"intervals": {"of": {"x": [0.9, 0.99997], "y": [0.9, 1.0]}}}
+    assert (reach(part, "x", score), reach(part, "x", share)) == ("0.900–0.999", "90.0–99.9 %")
+    assert reach(part, "y", score) == "0.900–1.000"
+    assert (reach(part, "nothing", share), reach(None, "accuracy", share)) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"), [("patient", "all images of one drawn together"), ("image", "each patient has one image")]
+)
+def test_the_unit_of_the_intervals_is_said(unit, words):
+    assert words in explain_intervals({"intervals": {"unit": unit, "of": {"accuracy": [0.1, 0.2]}}})
+    assert explain_intervals({"intervals": {"unit": unit, "of": {}}}) == ""
 
 
 def test_small_words():
@@ -54,8 +87,8 @@ def test_pooled_folds_stand_beside_their_mean_and_deviation():
     part = measured(("a", "b", "c"), ("test",))["test"]
     folds = {"count": 5, "accuracy": {"mean": 0.9, "sd": 0.01, "values": []}, "auroc": {"mean": 0.95, "sd": None}}
     headings, rows = terminal_table({"oof": part, "folds": folds})
-    assert headings == ("", "out of fold", "mean ± SD of 5 folds")
-    beside = {row[0]: row[2] for row in rows}
+    assert headings == ("", "out of fold", "95 % interval", "mean ± SD of 5 folds")
+    beside = {row[0]: row[3] for row in rows}
     assert beside["Accuracy"] == "0.900 ± 0.010"
     assert beside["AUROC, macro"] == "0.950"
     assert beside["Top-2 accuracy"] == "–"
@@ -64,4 +97,4 @@ def test_pooled_folds_stand_beside_their_mean_and_deviation():
 
 def test_one_split_beside_another_needs_no_folds():
     metrics = measured(("no", "yes"), ("valid",))
-    assert terminal_table(metrics) == (("", "test", "valid"), headline_table(metrics))
+    assert terminal_table(metrics) == (("", "test", "95 % interval", "valid"), headline_table(metrics))

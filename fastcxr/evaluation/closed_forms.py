@@ -1,0 +1,76 @@
+"""Confidence intervals that have a formula, for images that are independent of each other."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import norm, rankdata
+
+Z = float(norm.ppf(0.975))  # for 95 %
+Interval = tuple[float, float]
+
+
+def wilson(hits: float, n: float) -> Interval:
+    """Score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953). `n` is at least 1."""
+    share, square = hits / n, Z**2
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
+    # at an end the formula means the end itself, and misses it by a rounding error
+    return (0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half)
+
+
+def newcombe(auroc: float, positives: int, negatives: int) -> Interval:
+    """Interval of an AUROC from its value and the two counts, also at 0 and 1.
+
+    Method 5 of Newcombe 2006 (doi:10.1002/sim.2324): the variance of Hanley and McNeil at each bound, with both counts
+    taken as their mean.
+    """
+    further = (positives + negatives) / 2 - 1
+
+    def distance(bound: float) -> float:
+        share = 1 + further * (1 - bound) / (2 - bound) + further * bound / (1 + bound)
+        variance = bound * (1 - bound) * share / (positives * negatives)
+        return (auroc - bound) ** 2 - Z**2 * variance
+
+    return _solve(distance, 0.0, auroc), _solve(distance, 1.0, auroc)
+
+
+def _solve(distance: Callable[[float], float], end: float, auroc: float) -> float:
+    if auroc == end:
+        return end
+    nearest = auroc + (end - auroc) * 1e-12  # at the value itself a bound at 0 or 1 is a second root
+    return float(brentq(distance, end, nearest)) if distance(nearest) < 0 else end
+
+
+def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
+    """AUROC and its variance (DeLong 1988, doi:10.2307/2531595), by midranks (Sun 2014, doi:10.1109/LSP.2014.2337313).
+
+    `truth`: booleans, shape (n,), with both values. `score`: higher means more likely true.
+    """
+    auroc, of_positives, of_negatives = placements(truth, score)
+    parts = [part.var(ddof=1) / len(part) if len(part) > 1 else math.nan for part in (of_positives, of_negatives)]
+    return auroc, float(sum(parts))
+
+
+def placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """AUROC; for each positive the share of negatives below it; for each negative the share of positives above it."""
+    positive, negative = score[truth], score[~truth]
+    ranks = rankdata(np.concatenate([positive, negative]))
+    of_positives = (ranks[: len(positive)] - rankdata(positive)) / len(negative)
+    of_negatives = 1 - (ranks[len(positive) :] - rankdata(negative)) / len(positive)
+    return float(of_positives.mean()), of_positives, of_negatives
+
+
+def logit_interval(value: float, error: float) -> Interval:
+    """Value and standard error become an interval that stays inside 0 and 1: symmetric on the scale of log odds."""
+    middle, half = math.log(value / (1 - value)), Z * error / (value * (1 - value))
+    return tuple(1 / (1 + math.exp(-edge)) for edge in (middle - half, middle + half))
+
+
+def auroc_interval(truth: np.ndarray, score: np.ndarray) -> Interval:
+    """Logit-DeLong; Newcombe where the classes are told apart perfectly, or DeLong has no variance to offer."""
+    auroc, variance = delong(truth, score)
+    if 0 < auroc < 1 and variance > 0:
+        return logit_interval(auroc, math.sqrt(variance))
+    return newcombe(auroc, int(truth.sum()), int((~truth).sum()))
