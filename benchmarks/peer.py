@@ -1,6 +1,13 @@
-"""What the benchmarks compare with: a learner and a prediction as plain fastai's own tutorials teach them."""
+"""What the benchmarks compare with: a learner as plain fastai's own tutorials teach it; and a process for each road.
 
+A road has a process of its own, because fastcxr changes how the C library keeps memory, which would help its peer.
+"""
+
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from fastai.learner import Learner
@@ -23,3 +30,11 @@ def make_plain_learner(manifest: pd.DataFrame, recipe: Recipe, folder: str | Pat
     if recipe.weights == "none":
         return vision_learner(loaders, recipe.backbone, path=folder, pretrained=False)
     return vision_learner(loaders, recipe.backbone, path=folder, pretrained_cfg_overlay={"file": recipe.weights})
+
+
+def run_alone(road: str, **options: Any) -> dict[str, Any]:
+    """What this very script prints last, as JSON, when it is called again with `--road` and further options."""
+    further = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-W", "ignore", *sys.argv, "--road", road, *further]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,10 +5,11 @@
 Plain fastai is what its own tutorial teaches: ImageDataLoaders, Resize, aug_transforms, vision_learner, lr_find and
 fine_tune. The split is fastcxr's, patient-grouped. In both roads validation loss chooses the model; whenever there is a
 better one, its AUROC on the test patients is taken with the clock stopped. "reached" is the second in which it first
-was `--until`. fastcxr starts with an empty cache each time. The two alternate, so that a busy machine slows both.
+was `--until`. fastcxr starts with an empty cache each time. The two alternate, each in a process of its own.
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from peer import make_plain_learner
+from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
 from fastcxr.evaluation.metrics import measure
@@ -120,8 +121,20 @@ def score(test: pd.DataFrame, probability: np.ndarray, labels: list[str]) -> tup
     return figures["accuracy"], figures["auroc"]["macro"]
 
 
+ROADS = {"fastcxr": ours, "plain fastai": plain_fastai}
+
+
+def measure_road(given: argparse.Namespace) -> dict[str, float]:
+    """One road at one seed."""
+    weights = str(Path(given.weights).resolve())
+    recipe = Recipe(given.backbone, weights=weights, epochs=given.epochs, seed=given.seed)
+    manifest = split_by_patient(read_manifest(given.data, patients=given.patients), seed=given.seed)
+    sizes = {f"{name} images": int(count) for name, count in manifest["split"].value_counts().items()}
+    return {"seed": given.seed} | ROADS[given.road](manifest, recipe).row(given.until) | sizes
+
+
 def main() -> None:
-    """Run both roads by turns and print the table."""
+    """Run both roads by turns, each in a process of its own, and print the table."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--data", required=True)
     words.add_argument("--weights", required=True)
@@ -131,17 +144,18 @@ def main() -> None:
     words.add_argument("--epochs", type=int, default=5)
     words.add_argument("--seeds", type=int, default=5)
     words.add_argument("--alone", action="store_true", help="fastcxr without its peer")
+    words.add_argument("--road", choices=ROADS, help="this one alone")
+    words.add_argument("--seed", type=int, help="of the one road")
     given = words.parse_args()
-    roads = {"fastcxr": ours} if given.alone else {"fastcxr": ours, "plain fastai": plain_fastai}
+    if given.road:
+        print(json.dumps(measure_road(given)))
+        return
     rows = []
     for seed in range(given.seeds):
-        recipe = Recipe(given.backbone, weights=str(Path(given.weights).resolve()), epochs=given.epochs, seed=seed)
-        manifest = split_by_patient(read_manifest(given.data, patients=given.patients), seed=seed)
-        print(f"seed {seed}: {manifest['split'].value_counts().to_dict()}", flush=True)
-        for name, road in roads.items():
-            row = road(manifest, recipe).row(given.until)
-            rows.append({"road": name, "seed": seed, **row})
-            print(f"{name:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+        for road in list(ROADS)[: 1 if given.alone else 2]:
+            row = run_alone(road, seed=seed)
+            rows.append({"road": road, **row})
+            print(f"{road:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
     table = (
         pd.DataFrame(rows).groupby("road")[["seconds", "reached", "accuracy", "auroc"]].agg(["median", "min", "max"])
     )

@@ -17,7 +17,15 @@ from rich.console import Console
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError
 from fastcxr.progress import heard_by
 from fastcxr.recipe import Recipe, choose_fields, name_data
-from fastcxr.terminal import ConsoleMessages, TerminalProgress, show_cohort, show_headline, show_kept, show_scouted
+from fastcxr.terminal import (
+    ConsoleMessages,
+    TerminalProgress,
+    show_cohort,
+    show_compared,
+    show_headline,
+    show_kept,
+    show_scouted,
+)
 from fastcxr.version import VERSION
 
 PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
@@ -150,8 +158,29 @@ def evaluate(
 
 
 @app.command
+def compare(*runs: Path, out: Path | None = None) -> int:
+    """Compare finished runs on the images that all were scored on: a leaderboard that calls a tie a tie.
+
+    Parameters
+    ----------
+    runs
+        run folders, those of folds and evaluations among them
+    out
+        folder to make; without it runs/compare-NUMBER
+    """
+    from fastcxr.compare import compare as compare_runs
+
+    folder = out or next_folder("compare")
+    page = compare_runs(runs, folder)
+    show_compared(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
 def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch") -> int:
-    """Classify images: a row a file, with a probability for each class.
+    """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
+    whether the answer is left open.
 
     Parameters
     ----------
@@ -165,6 +194,7 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         what computes; openvino, an extra, is faster where many images meet a CPU
     """
     from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.evaluation.decisions import decide
     from fastcxr.evaluation.predictions import write_predictions
     from fastcxr.inference.bundle import load_model
     from fastcxr.inference.predict import predict as predict_table
@@ -178,7 +208,8 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         from fastcxr.inference.openvino import to_openvino
 
         classifier = to_openvino(classifier)
-    predictions = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
+    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
+    predictions = decide(predicted, classifier.decisions)
     write_predictions(predictions, csv or sys.stdout)
     bad = predictions.table["error"].ne("")
     for row in predictions.table[bad].to_dict("records"):

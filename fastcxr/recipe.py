@@ -152,6 +152,20 @@ class Recipe:
     )
     patience: int = choice(0, "epochs without improvement before a stage stops; 0 never stops", at_least=0)
 
+    sensitivity: float = choice(
+        0.95, "what each class's threshold is to reach on validation images", at_least=0.01, below=1.0001
+    )
+    specificity: float | None = choice(
+        None, "instead of a sensitivity: what each class's threshold is to reach", at_least=0.01, below=1.0001
+    )
+    prevalence: tuple[str, ...] = choice(
+        (), "LABEL=0.05: predictive values where so large a share of the people have it, not the share of the folder"
+    )
+    abstain: float = choice(
+        0.0, "share of validation images, the least sure ones, that sets where predict answers uncertain",
+        at_least=0, below=1,
+    )  # fmt: skip
+
     time_limit: str | None = choice(
         None, "90s, 10m or 1.5h for the whole run: as many epochs as fit are taught; folds share it"
     )
@@ -173,7 +187,7 @@ class Recipe:
             object.__setattr__(self, "augment", _from_mapping(Augmentation, self.augment))
         for name in ("data", "patients", "split_from", "weights"):
             object.__setattr__(self, name, _as_text(getattr(self, name)))
-        for name in ("relabel", "classes", "where", "head", "oversample"):
+        for name in ("relabel", "classes", "where", "head", "oversample", "prevalence"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.strategy == ():
@@ -304,12 +318,22 @@ def _check_together(recipe: Recipe) -> None:
         )
     if recipe.time_limit is not None and not re.fullmatch(r"\d+(\.\d+)?[smh]", recipe.time_limit):
         raise RecipeError(f"time limit is {recipe.time_limit!r}", "Write a number and s, m or h, as 90s, 10m or 1.5h")
+    for entry in recipe.prevalence:
+        read_prevalence(entry)
     if len(recipe.copies) < len(recipe.oversample):
         raise RecipeError("oversample names a class twice", "Give each class one LABEL=N")
     if recipe.oversample and recipe.sampler == "weighted":
         raise RecipeError(
             "sampler weighted and oversample both say how often a class is shown", "Choose one of the two"
         )
+
+
+def read_prevalence(entry: str) -> tuple[str, float]:
+    """LABEL=0.05 as its two parts."""
+    label, _, share = entry.rpartition("=")
+    if not label or not re.fullmatch(r"0?\.[0-9]+", share) or not 0 < float(share) < 1:
+        raise RecipeError(f"prevalence is {entry!r}", "Write LABEL=SHARE, a share between 0 and 1, as COVID-19=0.05")
+    return label, float(share)
 
 
 def _read_copies(entry: str) -> tuple[str, int]:

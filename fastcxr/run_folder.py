@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
+from fastcxr.evaluation.calibration import fit_calibration, scale_predictions
+from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
@@ -48,13 +50,17 @@ class RunFolder(CohortFolder):
         self.watcher.epoch(row)
 
     def write(self, learner: Learner, training: Training, predictions: Predictions) -> None:
-        """All files that a report is drawn from."""
+        """All files that a report is drawn from; probabilities at the temperature that validation images ask for."""
         folder, manifest = self.folder, learner.dls.manifest
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
         self.write_cohort(manifest)
-        save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training))
+        calibration = fit_calibration(predictions)
+        predictions = scale_predictions(predictions, calibration["temperature"])
+        wanted = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain
+        calibration |= fit_decisions(predictions, *wanted)
+        save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         self.write_thumbnails(manifest, predictions)
 

@@ -111,6 +111,29 @@ def show_headline(console: Console, folder: Path) -> None:
     console.print(table)
 
 
+def show_compared(console: Console, folder: Path) -> None:
+    """The leaderboard of a comparison as a table."""
+    from fastcxr.compare import rows_in_words
+
+    facts = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("AUROC, macro", "p", "accuracy", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows_in_words(facts["rows"]):
+        cells = [(f"{part['value']} ({part['reach']})", _verdict(part)) for part in row["figures"]]
+        table.add_row(row["name"], *cells[0], *cells[1])
+    console.print(table)
+    words = (
+        f"on {facts['shared']:,} images that all were scored on" if facts["shared"] else "no image shared: not tested"
+    )
+    console.print(words, highlight=False)
+
+
+def _verdict(part: dict[str, Any]) -> str:
+    return f"{part['p']} tie" if part["tie"] else part["p"]
+
+
 def show_kept(console: Console, shelves: list, banks: list[Path]) -> None:
     """The stores of decoded pictures as a table, the one used last first, and all banks of features in its last row."""
     if not shelves and not banks:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from fastcxr.evaluation.decisions import NET_RANGE, net_benefit
 from fastcxr.evaluation.drawing import (
     ACCENT,
     FAINT,
@@ -29,6 +30,7 @@ from fastcxr.evaluation.words import plain, rate, score
 
 GUESSED = 4  # more baselines than this would only be a web
 INSIDE, LINE = 7, 0.2  # a key of so many lines fits into the axes; the height of one, in inches
+POINTS, FEWEST_IN_BIN = 10, 10  # of a reliability curve
 LINES = {"train": FAINT, "valid": ACCENT}
 
 
@@ -101,6 +103,20 @@ def roc_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]
 
 
 @house_style
+def roc_of_models(lines: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figure:
+    """One class against the rest, a curve a model. `lines`: truth and score of each, by the model's name."""
+    entries = []
+    figure, axes = _unit_square(f"{shorten(plain(label), 24)}: sensitivity", "1 − specificity", len(lines))
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 3)))
+    for k, (name, (truth, score_)) in enumerate(lines.items()):
+        across, up, _ = roc_curve(truth, score_)
+        axes.plot(across, up, color=class_color(k), linestyle=class_dash(k))
+        entries.append((k, name, roc_auc_score(truth, score_)))
+    _key(axes, entries, "AUROC", left=0.42)
+    return figure
+
+
+@house_style
 def precision_recall_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figure:
     """Each class against the rest; dotted, for a few classes, is the share of the class, which guessing would reach."""
     entries = []
@@ -112,6 +128,40 @@ def precision_recall_curves(truth: np.ndarray, probability: np.ndarray, labels: 
             axes.axhline(is_class.mean(), color=class_color(k), linewidth=0.9, linestyle=(0, (1, 2.5)))
         entries.append((k, labels[k], average_precision_score(is_class, probability[:, k])))
     _key(axes, entries, "Average precision", left=0.03)
+    return figure
+
+
+@house_style
+def reliability_curves(
+    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], slopes: Sequence[float | None]
+) -> Figure:
+    """How often each class was the truth, over the probability it got, in bins of equally many images."""
+    entries = []
+    figure, axes = _unit_square("Share that is of the class", "probability that the model gave", len(labels))
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (3, 3)))
+    for k, is_class in _present(truth, len(labels)):
+        order = np.argsort(probability[:, k], kind="stable")
+        bins = np.array_split(order, min(POINTS, max(1, len(order) // FEWEST_IN_BIN)))
+        across, up = ([values[bin_].mean() for bin_ in bins] for values in (probability[:, k], is_class))
+        axes.plot(across, up, color=class_color(k), linestyle=class_dash(k), marker="o", markersize=3.5)
+        entries.append((k, labels[k], np.nan if slopes[k] is None else slopes[k]))
+    _key(axes, entries, "Slope", left=0.42)
+    return figure
+
+
+@house_style
+def net_benefit_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figure:
+    """What acting on the model is worth, by the probability at which somebody would; dotted: acting on everybody."""
+    figure, axes = panel(4.2, 3.0, "Net benefit")
+    for k, is_class in _present(truth, len(labels)):
+        benefit, everybody = net_benefit(is_class, probability[:, k])
+        axes.plot(
+            NET_RANGE, benefit, color=class_color(k), linestyle=class_dash(k), label=shorten(plain(labels[k]), 20)
+        )
+        axes.plot(NET_RANGE, everybody, color=class_color(k), linewidth=0.9, linestyle=(0, (1, 2.5)))
+    axes.axhline(0, color=FAINT, linewidth=1)
+    axes.set(xlabel="probability at which somebody would act", ylim=(-0.05, None))
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 

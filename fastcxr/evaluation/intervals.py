@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fastcxr.evaluation.closed_forms import Interval, auroc_interval, logit_interval, newcombe, wilson
-from fastcxr.evaluation.resampling import DRAWS, is_among_two, redraw
+from fastcxr.evaluation.resampling import DRAWS, draw_weights, is_among_two, redraw
 
 SEED = 0
+UNBOUNDED = ("calibration.log_loss", "calibration.brier")
 FEWEST_PATIENTS = 2
 FEWEST_DRAWS = DRAWS // 2  # that must define a figure
 
@@ -39,7 +40,7 @@ def find_intervals(
     found = {
         name: interval
         for name, draws in redraw(truth, probability, labels, patients, SEED).items()
-        if (interval := _of_draws(values.get(name), draws)) is not None
+        if (interval := _of_draws(values.get(name), draws, name not in UNBOUNDED)) is not None
     }
     by_formula = _formulas(truth, probability, labels, place if clustered else None)
     by_formula |= _perfect(by_formula, values, labels)
@@ -49,6 +50,19 @@ def find_intervals(
             found[name] = interval
     ordered = {name: [float(edge) for edge in found[name]] for name in values if name in found}
     return {"unit": "patient" if clustered else "image", "level": 0.95, "of": ordered}
+
+
+def share_interval(hits: np.ndarray, among: np.ndarray, patients: np.ndarray) -> Interval:
+    """95 % interval of the share of `hits` among the images of `among`, at least one; both booleans, shape (n,)."""
+    _, place = np.unique(patients, return_inverse=True)
+    clustered = place.max() + 1 < len(place)
+    share = (hits & among).sum() / among.sum()
+    if not clustered or share in (0, 1):
+        return _proportion(hits, among, place if clustered else None)
+    with np.errstate(invalid="ignore"):
+        parts = [(weights @ (hits & among)) / (weights @ among) for weights in draw_weights(patients, SEED)]
+    found = _of_draws(float(share), np.concatenate(parts), True)
+    return found or _proportion(hits, among, place)
 
 
 def flatten(figures: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -62,12 +76,14 @@ def flatten(figures: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def _of_draws(value: float | None, draws: np.ndarray) -> Interval | None:
-    """The draws' spread around the figure, on the scale of log odds, where their own middle would stray."""
+def _of_draws(value: float | None, draws: np.ndarray, is_share: bool) -> Interval | None:
+    """The draws' spread around a share, on the scale of log odds, which covers better; a loss has the draws' own."""
     draws = draws[np.isfinite(draws)]
-    if value is None or not 0 < value < 1 or len(draws) < FEWEST_DRAWS:
+    if value is None or len(draws) < FEWEST_DRAWS:
         return None
-    return logit_interval(value, float(draws.std(ddof=1)))
+    if not is_share:
+        return tuple(np.quantile(draws, [0.025, 0.975]))
+    return logit_interval(value, float(draws.std(ddof=1))) if 0 < value < 1 else None
 
 
 def _formulas(

@@ -4,7 +4,7 @@ Every number equals scikit-learn's where scikit-learn has one. Where a split lea
 has no image in it, the number is None and `reasons` says why under its dotted name (`auroc.per_class.Covid-19`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,30 @@ import pandas as pd
 from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from fastcxr.errors import DataError
+from fastcxr.evaluation.calibration import measure_calibration, scale
+from fastcxr.evaluation.decisions import measure_decisions
 from fastcxr.evaluation.intervals import find_intervals
 from fastcxr.evaluation.predictions import Predictions
 
 
-def measure_predictions(predictions: Predictions) -> dict[str, dict[str, Any]]:
+def measure_predictions(
+    predictions: Predictions,
+    calibration: Mapping[str, Any] | None = None,
+    prevalence: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, Any]]:
     """The numbers of every split that has rows, their 95 % intervals, and the images and patients behind them.
 
+    `calibration`: what model.json holds of it. The probabilities were scaled by its temperature, and what they were
+    before is `uncalibrated`; what its thresholds do is `decisions`, with predictive values at a `prevalence` a class.
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
-    return {split: _measure_part(predictions.part(split)) for split in predictions.splits}
+    return {
+        split: _measure_part(predictions.part(split), calibration or {}, prevalence or {})
+        for split in predictions.splits
+    }
 
 
-def _measure_part(part: Predictions) -> dict[str, Any]:
+def _measure_part(part: Predictions, calibration: Mapping[str, Any], prevalence: Mapping[str, float]) -> dict[str, Any]:
     scored = part.scored()
     unread = part.table["error"] != ""
     counts = {
@@ -35,7 +46,15 @@ def _measure_part(part: Predictions) -> dict[str, Any]:
     }
     figures = measure(scored.truth, scored.probability, scored.labels)
     patients = scored.table["patient"].tolist()
+    figures["calibration"] = measure_calibration(scored.truth, scored.probability, scored.labels, patients)
     intervals = find_intervals(scored.truth, scored.probability, scored.labels, patients, figures)
+    if calibration.get("thresholds"):
+        figures["decisions"] = measure_decisions(part, calibration, prevalence)
+    temperature = calibration.get("temperature", 1.0)
+    if temperature != 1:
+        before = scale(scored.probability, 1 / temperature)
+        found = measure_calibration(scored.truth, before, scored.labels, patients)
+        figures["uncalibrated"] = {name: found[name] for name in ("log_loss", "brier", "ece", "ece_chance")}
     return counts | figures | {"intervals": intervals}
 
 

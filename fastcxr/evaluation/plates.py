@@ -1,5 +1,6 @@
 """From a run's record and its numbers to its plates: figures as SVG text, each with what it shows in words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,22 @@ def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
         f"Precision-recall curves on {split}, average precision for each class: {_each(part['average_precision'])}."
     )
     guessing = "Dotted: what guessing reaches, the share of the class." if len(labels) <= figures.GUESSED else ""
+    lines = part["calibration"]["per_class"]
+    slopes = [line["slope"][0] if (line := lines[label]) else None for label in labels]
+    reliability = f"Reliability on {split}, calibration slope for each class: {_slopes(labels, slopes)}."
+    ideal = "Dashed: probabilities that mean what they say. Above it they are too low, below it too high."
+    acting = "True alarms less false ones, as somebody weighs them who acts at this probability. Dotted: acting on all."
     return [
         make_plate(figures.roc_curves(*values, labels), "roc", roc, "Dashed: chance."),
         make_plate(figures.precision_recall_curves(*values, labels), "precision_recall", recall, guessing),
         *plates,
+        make_plate(figures.reliability_curves(*values, labels, slopes), "reliability", reliability, ideal),
+        make_plate(figures.net_benefit_curves(*values, labels), "net_benefit", f"Decision curves on {split}.", acting),
     ]
+
+
+def _slopes(labels: Sequence[str], slopes: Sequence[float | None]) -> str:
+    return listed([f"{label} {score(slope)}" for label, slope in zip(labels, slopes, strict=True)])
 
 
 def _each(figure: dict[str, Any]) -> str:

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
+from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions
+from fastcxr.recipe import read_prevalence
 
 # what a finished run always has; the others are there when there was something to write
 EXPECTED = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
@@ -57,6 +59,16 @@ class RunRecord(CohortRecord):
     def table(self) -> pd.DataFrame:
         """A row for each image that is known: without a manifest, those that were scored."""
         return self.manifest if len(self.manifest) else self.predictions.table
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """What model.json holds of temperature, thresholds and the band left open; checked to be numbers."""
+        return check_calibration(self.model.get("calibration"), self.folder / "model.json")
+
+    @property
+    def prevalence(self) -> dict[str, float]:
+        """The share of people that has each class, where the recipe states one."""
+        return dict(read_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -12,9 +12,12 @@ from fastcxr.evaluation.page import render, write_page
 from fastcxr.evaluation.plates import draw_plates
 from fastcxr.evaluation.record import RunRecord, read_run
 from fastcxr.evaluation.tables import (
+    calibration_rows,
     class_rows,
+    line_rows,
     mixup_rows,
     reason_rows,
+    threshold_rows,
     wrong_cards,
 )
 from fastcxr.evaluation.words import explain_intervals, headline_rows
@@ -27,7 +30,7 @@ def draw_report(folder: str | Path) -> Path:
     Reads nothing but the run folder. The same files give the same page, byte for byte.
     """
     record = read_run(folder)
-    metrics = measure_predictions(record.predictions)
+    metrics = measure_predictions(record.predictions, record.calibration, record.prevalence)
     plates = draw_plates(record, metrics)
     page = render_page(record, metrics, plates)
     # surrogates of odd file names become JSON escapes
@@ -59,6 +62,9 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
         "notices": [n for n in found if n.level != "stamp"],
         "cohort": cohort_part(record),
         "classes": {split: class_rows(part) for split, part in metrics.items()},
+        "calibration": calibration_rows(metrics[main]) if main else [],
+        "thresholds": threshold_rows(metrics[main]) if main else [],
+        "lines": line_rows(metrics[main]) if main else [],
         "reasons": {split: reason_rows(part) for split, part in metrics.items()},
         "wrong": wrong_cards(record),
         "misses": _misses(metrics.get(main)),

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fastcxr.evaluation.calibration import image_briers, image_losses
+
 DRAWS = 2000
 CELLS = 1 << 22  # of weights that are in memory at once
 Figures = dict[str, np.ndarray]
@@ -45,8 +47,11 @@ def _figures(weights: np.ndarray, truth: np.ndarray, probability: np.ndarray, la
     for name, column in (("auroc", 0), ("average_precision", 1)):
         figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(labels)}
         figures[f"{name}.macro"] = _mean([rank[column] for rank in ranks])
+    losses = {"log_loss": image_losses(truth, probability), "brier": image_briers(truth, probability)}
+    total = weights.sum(axis=1)
+    figures |= {f"calibration.{name}": weights @ loss / total for name, loss in losses.items()}
     if k > 2:
-        figures["top2_accuracy"] = weights @ is_among_two(truth, probability) / weights.sum(axis=1)
+        figures["top2_accuracy"] = weights @ is_among_two(truth, probability) / total
     return figures
 
 

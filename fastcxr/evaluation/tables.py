@@ -6,7 +6,7 @@ import numpy as np
 
 from fastcxr.evaluation.predictions import PREFIX, most_wrong
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.words import reach, score
+from fastcxr.evaluation.words import listed, loss, reach, score, share
 
 FIGURES = ("sensitivity", "specificity", "precision", "f1")
 
@@ -35,6 +35,57 @@ def _reaches(part: dict[str, Any], label: str) -> dict[str, str]:
     names = {name: f"per_class.{label}.{name}" for name in FIGURES}
     names |= {"auroc": f"auroc.per_class.{label}", "ap": f"average_precision.per_class.{label}"}
     return {name: reach(part, dotted, score) for name, dotted in names.items()}
+
+
+def calibration_rows(part: dict[str, Any]) -> list[dict[str, str]]:
+    """Name, figure, what to compare it with, and the figure before the temperature, in words; no row for nothing."""
+    found, before = part["calibration"], part.get("uncalibrated")
+    names = {"log_loss": "Log-loss", "brier": "Brier score (0 to 2)", "ece": "Calibration error (ECE)"}
+    beside = {name: reach(part, f"calibration.{name}", loss) for name in ("log_loss", "brier")}
+    beside["ece"] = f"up to {loss(found['ece_chance'])} by chance alone" if found["ece_chance"] is not None else ""
+    return [
+        {"name": name, "figure": loss(found[key]), "beside": beside[key], "before": loss(before[key]) if before else ""}
+        for key, name in names.items()
+        if found[key] is not None
+    ]
+
+
+def line_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Slope and intercept of each class, [value, low, high] each, in words."""
+    return [
+        {"name": label, "number": k}
+        | {name: [loss(value) for value in line[name]] if line else None for name in ("slope", "intercept")}
+        for k, label in enumerate(part["labels"])
+        if (line := part["calibration"]["per_class"].get(label)) or part["n_images"]
+    ]
+
+
+def threshold_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each class's threshold, what it was chosen for, and what it does on this split, in words."""
+    rows = (part.get("decisions") or {}).get("per_class", {})
+    return [
+        {
+            "name": label,
+            "number": part["labels"].index(label),
+            "threshold": score(row["threshold"]),
+            "wanted": listed([f"{name} {share(value)}" for name, value in row["wanted"].items()]),
+            "positives": row["positives"],
+            "unstable": row["unstable"],
+            "prevalence": share(row["prevalence"]) if "prevalence" in row else "",
+            "ppv": share(row.get("ppv")),
+            "npv": share(row.get("npv")),
+        }
+        | {name: _with_reach(row[name]) for name in ("sensitivity", "specificity")}
+        for label, row in rows.items()
+    ]
+
+
+def _with_reach(figure: list[float] | None) -> tuple[str, str]:
+    """A share and its interval, in words."""
+    if figure is None:
+        return share(None), ""
+    part = {"intervals": {"of": {"it": figure[1:]}}}
+    return share(figure[0]), reach(part, "it", share)
 
 
 def mixup_rows(part: dict[str, Any], most: int = 5) -> list[dict[str, Any]]:

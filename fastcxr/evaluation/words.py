@@ -29,6 +29,11 @@ def score(value: float | None) -> str:
     return f"{value:.3f}"
 
 
+def loss(value: float | None) -> str:
+    """A figure that has no upper end, such as a loss or a slope: 0.4321 as "0.432"."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
 def count(n: int, one: str, several: str | None = None) -> str:
     """1234 images, 1 image, 0 images."""
     return f"{n:,} {one if n == 1 else several or one + 's'}"
@@ -58,7 +63,7 @@ def reach(part: dict[str, Any] | None, name: str, words: Callable) -> str:
     edges = ((part or {}).get("intervals") or {}).get("of", {}).get(name)
     if edges is None:
         return ""
-    low, high = (_edge(edge, words is share) for edge in edges)
+    low, high = (loss(edge) if words is loss else _edge(edge, words is share) for edge in edges)
     return f"{low}–{high}" + (" %" if words is share else "")
 
 

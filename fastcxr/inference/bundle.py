@@ -1,7 +1,8 @@
 """A trained network and what it needs to be used, as model.safetensors and model.json: no pickle, nothing that runs."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError
+from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
 from fastcxr.training.arithmetic import find_precision
@@ -26,12 +28,18 @@ WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network, its labels in the order of its outputs, the pixels that it wants to see, and its arithmetic."""
+    """A network, its labels in the order of its outputs, the pixels that it wants to see, and its arithmetic.
+
+    temperature: what its logits are divided by before they become probabilities. decisions: thresholds of the classes
+    and the band that is left open, for fastcxr.evaluation.decisions.decide.
+    """
 
     network: nn.Module
     labels: tuple[str, ...]
     pixels: Pixels
     precision: str = "fp32"
+    temperature: float = 1.0
+    decisions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def classifier_of(learner: Learner) -> Classifier:
@@ -44,8 +52,14 @@ def classifier_of(learner: Learner) -> Classifier:
     )
 
 
-def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: dict[str, Any]) -> None:
-    """Write model.safetensors and model.json. `choices`: what the run decided for itself."""
+def save_model(
+    folder: str | Path,
+    learner: Learner,
+    recipe: Recipe,
+    choices: dict[str, Any],
+    calibration: dict[str, Any] | None = None,
+) -> None:
+    """Write model.safetensors and model.json. `choices`: what the run decided by itself; `calibration`: temperature."""
     folder, classifier = Path(folder), classifier_of(learner)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
     write_whole(folder / WEIGHTS_FILE, save(state))
@@ -59,6 +73,7 @@ def save_model(folder: str | Path, learner: Learner, recipe: Recipe, choices: di
             "head": asdict(plan_head(recipe)),
             "pixels": asdict(classifier.pixels),
             "choices": choices,
+            "calibration": calibration or {"temperature": 1.0},
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
     )
@@ -89,6 +104,7 @@ def load_model(folder: str | Path) -> Classifier:
         raise ModelError(
             "sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301"
         )
+    calibration = check_calibration(facts.get("calibration"), folder / FACTS_FILE)
     try:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         network = _rebuild(facts, len(labels), pixels)
@@ -103,7 +119,14 @@ def load_model(folder: str | Path) -> Classifier:
             code="E302",
         ) from error
     precision = find_precision("auto", torch.device("cpu")) if chosen == "bf16" else "fp32"
-    return Classifier(network=network.eval(), labels=labels, pixels=pixels, precision=precision)
+    return Classifier(
+        network=network.eval(),
+        labels=labels,
+        pixels=pixels,
+        precision=precision,
+        temperature=float(calibration.get("temperature", 1.0)),
+        decisions=calibration,
+    )
 
 
 def _rebuild(facts: dict[str, Any], classes: int, pixels: Pixels) -> nn.Module:

@@ -76,7 +76,7 @@ def score_images(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     with computing(classifier.precision, device):
         logits = classifier.network(batch)
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives
-    return logits.double().softmax(dim=1).cpu().numpy()
+    return (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()
 
 
 def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> Iterator[Square]:

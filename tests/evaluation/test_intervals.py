@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from fastcxr.evaluation import resampling
+from fastcxr.evaluation.calibration import measure_calibration
 from fastcxr.evaluation.closed_forms import auroc_interval, newcombe, wilson
 from fastcxr.evaluation.intervals import find_intervals, flatten
 from fastcxr.evaluation.metrics import measure
@@ -31,7 +32,8 @@ def test_drawn_figures_are_those_of_the_images_repeated():
     weights = np.random.default_rng(1).integers(0, 4, (5, 120)).astype(float)
     drawn = resampling._figures(weights, truth, probability, LABELS)
     for row, times in enumerate(weights.astype(int)):
-        expected = flatten(measure(np.repeat(truth, times), np.repeat(probability, times, axis=0), LABELS))
+        images = np.repeat(truth, times), np.repeat(probability, times, axis=0), LABELS
+        expected = flatten(measure(*images) | {"calibration": measure_calibration(*images, np.arange(times.sum()))})
         assert {name: column[row] for name, column in drawn.items()} == pytest.approx(
             {name: expected[name] for name in drawn}
         )

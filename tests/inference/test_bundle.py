@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.evaluation.calibration import scale
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
@@ -36,6 +37,30 @@ def folder(trained, tmp_path):
 def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_manifest):
     before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
     np.testing.assert_array_equal(before, after)
+
+
+def test_the_temperature_and_the_thresholds_travel_with_the_model(trained, tmp_path, toy_manifest):
+    calibration = {"temperature": 0.5, "thresholds": {"clear": {"threshold": 0.4}}, "uncertain_below": None}
+    save_model(tmp_path, trained, RECIPE, {"precision": "fp32"}, calibration)
+    classifier = load_model(tmp_path)
+    assert classifier.decisions["thresholds"]["clear"]["threshold"] == 0.4
+    expected = scale(predict(trained, toy_manifest).probability, 0.5)
+    np.testing.assert_allclose(predict(classifier, toy_manifest).probability, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0}, {"temperature": "1"}, {"thresholds": {"a": 1}}, 7])
+def test_calibration_that_makes_no_sense_is_refused(folder, given):
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {"calibration": given}))
+    with pytest.raises(ModelError, match="its calibration makes no sense"):
+        load_model(folder)
+
+
+def test_models_of_earlier_versions_have_no_calibration(folder):
+    facts = json.loads((folder / "model.json").read_text())
+    del facts["calibration"]
+    (folder / "model.json").write_text(json.dumps(facts))
+    assert load_model(folder).temperature == 1
 
 
 @pytest.mark.parametrize(
