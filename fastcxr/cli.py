@@ -28,7 +28,7 @@ from fastcxr.terminal import (
 )
 from fastcxr.version import VERSION
 
-PARTIAL, USAGE, INTERRUPTED = 2, 64, 130  # sysexits, and 128 + SIGINT
+PARTIAL, USAGE, DAMAGED, INTERRUPTED = 2, 64, 65, 130  # sysexits, and 128 + SIGINT
 
 app = App(
     name="fastcxr",
@@ -218,6 +218,25 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         )
     console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
     return PARTIAL if bad.any() else 0
+
+
+@app.command
+def verify(run: Path) -> int:
+    """Check a run folder: every file against its checksum, every number against predictions.csv.
+
+    Parameters
+    ----------
+    run
+        run folder, or one of folds
+    """
+    from fastcxr.verify import verify as verify_run
+
+    faults, count = verify_run(run)
+    for fault in faults:
+        line = f"{fault.path}: {fault.what}"
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{count:,} files looked at, {len(faults):,} faults", highlight=False)
+    return DAMAGED if faults else 0
 
 
 @app.command

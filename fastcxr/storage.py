@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastcxr.errors import FastcxrError, OutputError
+
+SUMS = "SHA256SUMS"
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -73,6 +76,41 @@ def sha256_of(path: str | Path) -> str:
     """The checksum of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path, anew: Collection[str] | None = None) -> None:
+    """SHA256SUMS of a folder, as `sha256sum --check` reads it: of all its files, or where it is there already only of
+    those in `anew`. A folder inside that has one of its own answers for itself.
+    """
+    known = read_sums(folder) if anew is not None else {}
+    for name in list_files(folder) if anew is None or not known else anew:
+        if (folder / name).is_file():
+            known[name] = sha256_of(folder / name)
+    lines = [f"{checksum}  {name}\n" for name, checksum in sorted(known.items())]
+    write_whole(folder / SUMS, "".join(lines))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """File -> checksum, as SHA256SUMS has them; nothing where there is none. Raises OutputError for a damaged one."""
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
+    if None in found:
+        fix = "Restore the folder from a copy"
+        raise OutputError(f"line {found.index(None) + 1} is no checksum and name", fix, path=path)
+    return {match[2]: match[1] for match in found}
+
+
+def list_files(folder: Path) -> list[str]:
+    """Every file below, by its path with slashes, without hidden ones and folders that have checksums of their own."""
+    names = []
+    for place, below, files in os.walk(folder):
+        inside = Path(place)
+        below[:] = [name for name in below if not (inside / name / SUMS).exists()]
+        names += [(inside / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(set(names) - {SUMS})
 
 
 def _umask() -> int:

@@ -98,16 +98,22 @@ def _share(hits: np.ndarray, among: np.ndarray, patients: np.ndarray) -> list[fl
 
 
 def predictive_values(row: Mapping[str, Any], prevalence: float | None) -> dict[str, Any]:
-    """ppv and npv where so large a share of the people has the disease (Bayes), not where the folder's share has it."""
+    """ppv and npv where so large a share of the people has the disease (Bayes), not where the folder's share has it.
+
+    Each is [value, low, high]; the bounds are those of sensitivity and specificity at once, so they are wide.
+    """
     if prevalence is None or None in (row["sensitivity"], row["specificity"]):
         return {}
-    found, passed = row["sensitivity"][0] * prevalence, row["specificity"][0] * (1 - prevalence)
-    alarms, missed = (1 - row["specificity"][0]) * (1 - prevalence), (1 - row["sensitivity"][0]) * prevalence
+    pairs = list(zip(row["sensitivity"], row["specificity"], strict=True))
     return {
         "prevalence": prevalence,
-        "ppv": found / (found + alarms) if found + alarms else None,
-        "npv": passed / (passed + missed) if passed + missed else None,
+        "ppv": [_ratio(found * prevalence, (1 - passed) * (1 - prevalence)) for found, passed in pairs],
+        "npv": [_ratio(passed * (1 - prevalence), (1 - found) * prevalence) for found, passed in pairs],
     }
+
+
+def _ratio(right: float, wrong: float) -> float | None:
+    return right / (right + wrong) if right + wrong else None
 
 
 def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from fastcxr.evaluation.tables import (
     wrong_cards,
 )
 from fastcxr.evaluation.words import explain_intervals, headline_rows
-from fastcxr.storage import write_whole
+from fastcxr.storage import write_sums, write_whole
 
 
 def draw_report(folder: str | Path) -> Path:
@@ -30,14 +30,21 @@ def draw_report(folder: str | Path) -> Path:
     Reads nothing but the run folder. The same files give the same page, byte for byte.
     """
     record = read_run(folder)
+    page, numbers, plates = compose(record)
+    write_whole(record.folder / "metrics.json", numbers)
+    path = write_page(record.folder / "report.html", page, plates)
+    write_sums(record.folder, ["metrics.json", "report.html", *(f"figures/{name}.svg" for name in plates)])
+    return path
+
+
+def compose(record: RunRecord) -> tuple[str, bytes, dict[str, Plate]]:
+    """The page, the content of metrics.json and the figures of a run, from its other files alone."""
     metrics = measure_predictions(record.predictions, record.calibration, record.prevalence)
     plates = draw_plates(record, metrics)
-    page = render_page(record, metrics, plates)
     # surrogates of odd file names become JSON escapes
     folds = {"folds": summarize_folds(record.folds)} if len(record.folds) else {}
     numbers = json.dumps(metrics | folds, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(record.folder / "metrics.json", numbers.encode("utf-8", "backslashreplace"))
-    return write_page(record.folder / "report.html", page, plates)
+    return render_page(record, metrics, plates), numbers.encode("utf-8", "backslashreplace"), plates
 
 
 def render_page(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict[str, Plate]) -> str:

@@ -72,18 +72,16 @@ def threshold_rows(part: dict[str, Any]) -> list[dict[str, Any]]:
             "positives": row["positives"],
             "unstable": row["unstable"],
             "prevalence": share(row["prevalence"]) if "prevalence" in row else "",
-            "ppv": share(row.get("ppv")),
-            "npv": share(row.get("npv")),
         }
-        | {name: _with_reach(row[name]) for name in ("sensitivity", "specificity")}
+        | {name: _with_reach(row.get(name)) for name in ("sensitivity", "specificity", "ppv", "npv")}
         for label, row in rows.items()
     ]
 
 
 def _with_reach(figure: list[float] | None) -> tuple[str, str]:
     """A share and its interval, in words."""
-    if figure is None:
-        return share(None), ""
+    if figure is None or None in figure:
+        return share(figure and figure[0]), ""
     part = {"intervals": {"of": {"it": figure[1:]}}}
     return share(figure[0]), reach(part, "it", share)
 

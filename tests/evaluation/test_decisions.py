@@ -88,10 +88,11 @@ def test_intervals_rest_on_patients():
 
 
 def test_predictive_values_are_bayes_at_the_stated_prevalence():
-    row = {"sensitivity": [0.9, 0, 1], "specificity": [0.8, 0, 1]}
+    row = {"sensitivity": [0.9, 0.8, 1.0], "specificity": [0.8, 0.7, 1.0]}
     found = predictive_values(row, 0.01)
-    assert found["ppv"] == pytest.approx(0.9 * 0.01 / (0.9 * 0.01 + 0.2 * 0.99))
-    assert found["npv"] == pytest.approx(0.8 * 0.99 / (0.8 * 0.99 + 0.1 * 0.01))
+    assert found["ppv"][0] == pytest.approx(0.9 * 0.01 / (0.9 * 0.01 + 0.2 * 0.99))
+    assert found["npv"][0] == pytest.approx(0.8 * 0.99 / (0.8 * 0.99 + 0.1 * 0.01))
+    assert found["ppv"][1:] == pytest.approx([0.8 * 0.01 / (0.8 * 0.01 + 0.3 * 0.99), 1.0])
     assert predictive_values(row, None) == {}
 
 
