@@ -6,21 +6,15 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 
 import json
 import re
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path, PurePath
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from fastcxr.choices import check_fields, choice, not_known
 from fastcxr.errors import ModelError, RecipeError
 
 OPTIMIZERS = ("radam", "adam", "adamw", "sgd")  # beside timm:NAME
-
-
-def choice(default: Any, words: str, *, at_least: float | None = None, below: float | None = None, **options) -> Any:
-    """A field of a recipe: its default, the words that explain it, and the range that makes sense."""
-    return field(default=default, metadata={"help": words, "at_least": at_least, "below": below}, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +40,7 @@ class Augmentation:
     batch: bool = choice(False, "one transformation for the whole batch")
 
     def __post_init__(self):
-        _check(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +63,7 @@ class Stage:
     )
 
     def __post_init__(self):
-        _check(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,14 +188,14 @@ class Recipe:
             raise RecipeError(
                 "strategy is an empty list of stages", "Give at least one Stage, or a name such as 'fine'"
             )
-        _check(self)
+        check_fields(self)
         _check_together(self)
 
     def but(self, **changes) -> "Recipe":
         """The same experiment with these choices changed."""
         unknown = set(changes) - {f.name for f in fields(self)}
         if unknown:
-            raise _unknown(unknown.pop(), [f.name for f in fields(self)], "a recipe has no choice called")
+            raise not_known(unknown.pop(), [f.name for f in fields(self)], "a recipe has no choice called")
         return replace(self, **changes)
 
     def to_json(self) -> str:
@@ -260,46 +254,8 @@ def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
     known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
-            raise _unknown(name, known, f"{kind.__name__} has no choice called")
+            raise not_known(name, known, f"{kind.__name__} has no choice called")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def _check(value: Any) -> None:
-    """Every field against its type, its names and its range, so that a typo ends here and not an hour into training."""
-    hints = get_type_hints(type(value))
-    for item in fields(value):
-        given = getattr(value, item.name)
-        _check_kind(item.name, given, hints[item.name])
-        for number in given if isinstance(given, tuple) else (given,):
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                _check_range(item.name, number, item.metadata.get("at_least"), item.metadata.get("below"))
-
-
-def _check_range(name: str, given: float, low: float | None, high: float | None) -> None:
-    # a nan fails every comparison, so ask what must hold and not what must not
-    if not ((low is None or given >= low) and (high is None or given < high)):
-        reach = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
-        raise RecipeError(f"{name} is {given!r}, it must be {reach}", f"Give another {name}")
-
-
-def _check_kind(name: str, given: Any, hint: Any) -> None:
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    names = [n for kind in kinds if get_origin(kind) is Literal for n in get_args(kind)]
-    plain = tuple(get_origin(kind) or kind for kind in kinds if get_origin(kind) is not Literal)
-    if given in names and type(given) is str:
-        return
-    if isinstance(given, plain) and not (isinstance(given, bool) and bool not in plain):
-        if isinstance(given, tuple):
-            inside = next(get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple)
-            for part in given:
-                _check_kind(name, part, inside)
-        return
-    if float in plain and isinstance(given, int) and not isinstance(given, bool):
-        return
-    if names and isinstance(given, str):
-        raise _unknown(given, names, f"{name} cannot be")
-    wanted = " or ".join([*names, *(getattr(kind, "__name__", str(kind)) for kind in plain)])
-    raise RecipeError(f"{name} is {given!r}, it must be {wanted}", f"Give another {name}")
 
 
 def _check_together(recipe: Recipe) -> None:
@@ -311,7 +267,7 @@ def _check_together(recipe: Recipe) -> None:
     if recipe.folds and recipe.split_from:
         raise RecipeError("folds and an earlier run cannot both give the splits", "Leave out --folds or --split-from")
     if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
-        raise _unknown(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
+        raise not_known(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
     if recipe.find_from >= recipe.find_to:
         raise RecipeError(
             f"find_from is {recipe.find_from:g} and find_to {recipe.find_to:g}", "Give a find_to above find_from"
@@ -341,9 +297,3 @@ def _read_copies(entry: str) -> tuple[str, int]:
     if not label or not re.fullmatch(r"[1-9][0-9]{0,5}", times):
         raise RecipeError(f"oversample is {entry!r}", "Write LABEL=N with a whole number, as COVID-19=5")
     return label, int(times)
-
-
-def _unknown(given: str, known: list[str], words: str) -> RecipeError:
-    close = get_close_matches(given.lower(), known, n=1)
-    meant = f"did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known)}"
-    return RecipeError(f"{words} {given!r}", meant[0].upper() + meant[1:])

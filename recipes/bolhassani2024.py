@@ -12,7 +12,10 @@ Here      the published backbones: not run yet. MobileNetV2 in their place, two 
           whom training has not seen: 83.2 %, AUROC .955 (no interval yet), the same by either of
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --strategy fine --epochs 6 --precision bf16
-          Bacteria and virus are what is mixed up: of 200 virus images 59 % (first) and 67 % (second) are found
+          Bacteria and virus are what is mixed up: of 200 virus images 59 % (first) and 67 % (second) are found.
+          Bacteria against virus, MobileNetV2, 547 test images of 240 patients: 77.7 % (73.2 to 81.6), AUROC .831 (.785
+          to .869), by
+            fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --classes Bacteria --classes Virus
 """
 
 from fastcxr import Augmentation, Recipe, Stage
