@@ -22,6 +22,7 @@ from fastcxr.terminal import (
     TerminalProgress,
     show_cohort,
     show_compared,
+    show_findings,
     show_headline,
     show_kept,
     show_scouted,
@@ -100,6 +101,31 @@ def describe(
     bad = show_cohort(console, folder)
     print(page)
     return PARTIAL if bad else 0
+
+
+@app.command
+def audit(
+    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    *,
+    out: Path | None = None,
+) -> int:
+    """Look for what could make figures wrong before anything is trained: leaks between splits, copies, shortcuts.
+
+    Parameters
+    ----------
+    out
+        folder to make; without it runs/audit-DATA-NUMBER
+    """
+    from fastcxr.audit import audit as audit_cohort
+
+    recipe = Recipe(**asdict(choices))
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    folder = out or next_folder(f"audit-{name_data(recipe.data)}")
+    console.print(f"folder: {folder}", highlight=False)
+    page = audit_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
+    failed = show_findings(console, folder)
+    print(page)
+    return DAMAGED if failed else 0
 
 
 @app.command

@@ -68,7 +68,7 @@ class CohortFolder(Progress):
 
     def withdraw(self, is_new: bool) -> None:
         """Take back what was written, and the folder if it was made for this."""
-        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv"):
+        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv", "audit.json"):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "figures", ignore_errors=True)
         if is_new and not any(self.folder.iterdir()):

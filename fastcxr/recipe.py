@@ -160,6 +160,10 @@ class Recipe:
         at_least=0, below=1,
     )  # fmt: skip
 
+    accept_confounding: str | None = choice(
+        None, "why figures are to be believed although a check of the data failed; the report prints it"
+    )
+
     time_limit: str | None = choice(
         None, "90s, 10m or 1.5h for the whole run: as many epochs as fit are taught; folds share it"
     )

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from fastcxr.audit import write_findings
+from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import read_cohort, split_cohort
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
@@ -30,6 +32,7 @@ def run(
     deadline = deadline or Deadline.read(recipe.time_limit)
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
+        write_findings(record.folder, check_tables(manifest), manifest)
         loaders = make_loaders(manifest, recipe, record)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, record, deadline)

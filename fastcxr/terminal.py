@@ -111,6 +111,16 @@ def show_headline(console: Console, folder: Path) -> None:
     console.print(table)
 
 
+def show_findings(console: Console, folder: Path) -> bool:
+    """Each finding of an audit as a line; whether one of them is a failure."""
+    findings = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["findings"]
+    styles = {"FAIL": "bold red", "WARN": "bold yellow"}
+    for finding in findings:
+        line = f"{finding['verdict']}  {finding['title']}: {finding['words']}"
+        console.print(line, style=styles.get(finding["verdict"]), markup=False, highlight=False, soft_wrap=True)
+    return any(finding["verdict"] == "FAIL" for finding in findings)
+
+
 def show_compared(console: Console, folder: Path) -> None:
     """The leaderboard of a comparison as a table."""
     from fastcxr.compare import rows_in_words

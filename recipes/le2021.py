@@ -6,7 +6,7 @@ Data      many public sources, split 70/15/15, duplicates removed
 Paper     COVID-19 sensitivity / specificity: baseline .5736 / .9949, ResNet34 frozen .6642 / .9844, entire .8264 /
           .9932, cost-sensitive ResNet34 .9547 / .9955, DenseNet121 .9396 / .9949, VGG16 .9321 / .9963
 Beware    in its text the body of the arm with differential rates is trained, in its script it is frozen: both are arms
-Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), patients apart, 95 % intervals over patients:
+Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), patients apart, intervals of 95 %:
           MobileNetV2, cost-sensitive, five patient folds over all 2,410 images: 96.4 % (95.6 to 97.1), AUROC .996 (.995
           to .997), COVID-19 sensitivity .958 (.893 to .985; 92 of 96) at specificity .998 (.995 to .999), by
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --classes Normal --classes Virus --classes

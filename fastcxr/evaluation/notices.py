@@ -20,11 +20,14 @@ from fastcxr.evaluation.words import count, listed, score, share
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
+    confounded = _confounded(record)
     return [
+        *confounded,
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
-        *one_with_class(record),
+        # the stamp of a failed check says it already
+        *(notice for notice in one_with_class(record) if not (confounded and "source" in notice.title)),
         *_left_out(record, metrics),
         *find_warnings(record),
         *_rates(record),
@@ -52,6 +55,18 @@ def _splits(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         words = "The model has seen them: figures are optimistic. Split by patient to know how it does on new ones."
         return [Notice("stamp", "Patients shared between splits", f"{fact} {words}")]
     return []
+
+
+def _confounded(record: RunRecord) -> list[Notice]:
+    """What failed among the checks of the data: figures are not to be believed, unless somebody says why they are."""
+    # a split that ignores patients has a stamp of its own
+    failed = [row for row in record.findings if row["verdict"] == "FAIL" and row["check"] != "patients"]
+    reason = record.recipe.get("accept_confounding")
+    if failed and reason:
+        words = listed([row["title"] for row in failed])
+        return [Notice("warning", "Accepted confounding", f"{words} failed. The reason given: {reason}")]
+    title = "Confounded: do not use these figures"
+    return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
 
 
 def _gap(here: Mapping[str, Any], apart: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ class RunRecord(CohortRecord):
     history: pd.DataFrame
     rates: pd.DataFrame
     folds: pd.DataFrame  # the held-out figures of each fold, or no row
+    findings: list[dict[str, Any]]  # of the checks of its data
     apart: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
     missing: tuple[str, ...]
 
@@ -99,9 +100,19 @@ def read_run(folder: str | Path) -> RunRecord:
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
+        findings=read_findings(folder),
         apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
+
+
+def read_findings(folder: Path) -> list[dict[str, Any]]:
+    """The findings of audit.json; none where there is no such file."""
+    found = _read_json(folder / "audit.json").get("findings", [])
+    wanted = {"check", "title", "verdict", "words", "remedy", "figure", "null", "groups"}
+    if not isinstance(found, list) or not all(isinstance(row, dict) and wanted <= set(row) for row in found):
+        raise _unreadable(folder / "audit.json", "no list of findings")
+    return found
 
 
 def _expected(folder: Path) -> tuple[str, ...]:

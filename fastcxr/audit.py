@@ -1,0 +1,63 @@
+"""A recipe's data flags and an empty folder come in; what could make any model's figures wrong goes out, as a page."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from fastcxr.checks.findings import Finding, worst_first
+from fastcxr.checks.likeness import check_likeness
+from fastcxr.checks.looks import look_at
+from fastcxr.checks.probes import check_probes
+from fastcxr.checks.tables import check_tables
+from fastcxr.cohort import read_cohort, split_cohort
+from fastcxr.data.manifest import describe_manifest, write_manifest
+from fastcxr.evaluation.auditing import draw_audit
+from fastcxr.folder import CohortFolder, write_thumbnails
+from fastcxr.progress import Progress, find_progress
+from fastcxr.recipe import Recipe
+from fastcxr.storage import write_json
+
+PROBED = 2000  # images that probes are fitted on
+
+
+def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
+    """Check the recipe's data for leaks and shortcuts, into `folder`; returns the path of audit.html.
+
+    Images that cannot be read are left out and listed in skipped.csv. The split is the one that a run would train on.
+    Raises a FastcxrError for data or a folder that cannot be used.
+    """
+    with CohortFolder(folder, command).open(progress or find_progress()) as record:
+        manifest = split_cohort(read_cohort(recipe.but(skip_bad=True), record), recipe)
+        record.facts = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
+        findings = check_cohort(manifest, recipe.seed, record)
+        write_manifest(manifest, record.folder / "manifest.csv")
+        write_findings(record.folder, findings, manifest)
+        write_thumbnails(record.folder, _choose(manifest, findings))
+    return draw_audit(folder)
+
+
+def check_cohort(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Finding]:
+    """All findings, the worst first."""
+    looks = look_at(manifest["file"].tolist(), progress)
+    chosen = manifest.sample(min(PROBED, len(manifest)), random_state=seed).index.sort_values()
+    probed = check_probes(manifest.loc[chosen].reset_index(drop=True), looks.take(chosen.to_numpy()), progress)
+    return worst_first([*check_tables(manifest), check_likeness(manifest, looks), *probed])
+
+
+def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame) -> None:
+    """audit.json: every finding, its images by source and path."""
+    places = manifest[["source", "path"]].to_numpy().tolist()
+    shown = [{"groups": [[places[row] for row in group] for group in finding.groups]} for finding in findings]
+    rows = [asdict(finding) | groups for finding, groups in zip(findings, shown, strict=True)]
+    write_json(folder / "audit.json", {"findings": rows})
+
+
+def _choose(manifest: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
+    """The images that findings speak of; `role` says of which finding and group."""
+    chosen = [
+        manifest.loc[list(group)].assign(role=f"{finding.check}:{number}")
+        for finding in findings
+        for number, group in enumerate(finding.groups)
+    ]
+    return pd.concat(chosen) if chosen else manifest.iloc[:0].assign(role="")

@@ -1,0 +1,65 @@
+"""Which pictures are nearly the same: saved anew, resized, brightened, padded, mirrored or inverted."""
+
+import numpy as np
+import pandas as pd
+
+from fastcxr.checks.findings import Finding, count_images
+from fastcxr.checks.looks import Looks, hash_looks
+from fastcxr.checks.tables import SHOWN
+
+NEAR = 32  # of 256 bits that may differ; unrelated radiographs differ in 70 and more
+ALIKE = 0.93  # correlation of two pictures at 64 px; unrelated ones reach .924
+ROWS = 2048  # of pictures that are compared with all others at once
+
+
+def find_alike(small: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of rows that show one picture, mirrored and inverted ones among them; the first row is the smaller."""
+    hashes = hash_looks(small)
+    found = set()
+    for turned in (small, small[:, :, ::-1], 255 - small):
+        others = hash_looks(turned)
+        pictures, variants = _standardise(small), _standardise(turned)
+        for start in range(0, len(small), ROWS):
+            distance = (hashes.shape[1] - hashes[start : start + ROWS] @ others.T) / 2
+            for one, other in zip(*np.nonzero(distance <= NEAR), strict=True):
+                one = int(one) + start
+                if one < other and pictures[one] @ variants[other] >= ALIKE:
+                    found.add((one, int(other)))
+    return sorted(found)
+
+
+def _standardise(small: np.ndarray) -> np.ndarray:
+    rows = small.reshape(len(small), -1).astype(np.float32)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+
+
+def check_likeness(manifest: pd.DataFrame, looks: Looks) -> Finding:
+    """Does one picture stand in two splits, or under two labels, in whatever form?
+
+    Pictures of one patient may look alike; only splits and labels that part them are a fault.
+    """
+    about = {"check": "likeness", "title": "One picture twice, in another form"}
+    pairs = find_alike(looks.trimmed)
+    split, label, patient = (manifest[name].to_numpy() for name in ("split", "label", "patient"))
+    torn = [(a, b) for a, b in pairs if split[a] != split[b] or label[a] != label[b]]
+    if torn:
+        words = (
+            f"{count_images(len(torn), 'pair')} of pictures that are nearly the same stand in two splits or classes."
+        )
+        remedy = "Look at them below; leave one of each pair out, or name both after one patient."
+        groups = tuple(torn[:SHOWN])
+        return Finding(
+            **about, verdict="FAIL", words=words, remedy=remedy, figure=float(len(torn)), null=0.0, groups=groups
+        )
+    strangers = [(a, b) for a, b in pairs if patient[a] != patient[b]]
+    if strangers:
+        words = (
+            f"{count_images(len(strangers), 'pair')} of two patients' pictures are nearly the same, within one split."
+        )
+        remedy = "Perhaps one patient under two names: give both one."
+        return Finding(
+            **about, verdict="WARN", words=words, remedy=remedy, figure=float(len(strangers)), null=0.0,
+            groups=tuple(strangers[:SHOWN]),
+        )  # fmt: skip
+    return Finding(**about, verdict="PASS", words="No picture of one stands beside another's.", figure=0.0, null=0.0)

@@ -1,0 +1,90 @@
+"""Every image is read once, and what the checks of pixels and files need of it is kept: little, for many images."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.fft import dctn
+
+from fastcxr.data.formats.files import HEAD, find_kind, open_file
+from fastcxr.data.hdf5 import read_reference
+from fastcxr.data.images import read_image
+from fastcxr.progress import Progress
+
+SIDE, HASHED = 64, 16
+BINS = 32
+EVEN = 8  # gray values that a border may vary by, as a JPEG's does
+
+
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What was seen of n images, row by row.
+
+    small: (n, 64, 64) gray bytes, the whole image squeezed; trimmed: the same without an even border.
+    histogram: (n, 32) shares. facts: a table of kind, mode, width, height and bytes of the file.
+    """
+
+    small: np.ndarray
+    trimmed: np.ndarray
+    histogram: np.ndarray
+    facts: pd.DataFrame
+
+    def take(self, rows: np.ndarray) -> "Looks":
+        """What was seen of some of the images."""
+        facts = self.facts.iloc[rows].reset_index(drop=True)
+        pictures = self.small[rows], self.trimmed[rows]
+        return Looks(*pictures, self.histogram[rows], facts)
+
+
+def look_at(files: list[str], progress: Progress) -> Looks:
+    """Read the files with all processors. Raises ImageError for one that cannot be read."""
+    found = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.bar(len(files), "looking at images") as bar:
+        for look in pool.map(_look, files):
+            found.append(look)
+            bar.advance()
+    small, trimmed, histogram, facts = zip(*found, strict=True)
+    return Looks(np.stack(small), np.stack(trimmed), np.stack(histogram), pd.DataFrame(list(facts)))
+
+
+def _look(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    image = read_image(path)
+    histogram = np.bincount(image.ravel() // (256 // BINS), minlength=BINS) / image.size
+    height, width = image.shape
+    facts = {"width": width, "height": height} | _read_facts(path)
+    return _squeeze(image), _squeeze(trim(image)), histogram, facts
+
+
+def _squeeze(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def trim(image: np.ndarray) -> np.ndarray:
+    """The image without rows and columns at its edges that hold nothing, as padding leaves them."""
+    kept = [np.flatnonzero(np.ptp(image, axis=axis) > EVEN) for axis in (1, 0)]
+    if not all(len(places) for places in kept):
+        return image
+    rows, columns = (slice(places[0], places[-1] + 1) for places in kept)
+    return np.ascontiguousarray(image[rows, columns])
+
+
+def _read_facts(path: str) -> dict:
+    if read_reference(path):
+        return {"kind": "packed", "mode": "", "bytes": 0}
+    with open_file(path) as file:
+        kind = find_kind(file.read(HEAD)) or "DICOM"
+    mode = ""
+    if kind != "DICOM":
+        with Image.open(path) as picture:  # its header alone: the colour mode that read_image makes gray
+            mode = picture.mode
+    return {"kind": kind, "mode": mode, "bytes": Path(path).stat().st_size}
+
+
+def hash_looks(small: np.ndarray) -> np.ndarray:
+    """A perceptual hash of each picture, (n, 256), of plus and minus one: low frequencies against their median."""
+    waves = dctn(small.astype(float), axes=(1, 2))[:, :HASHED, :HASHED].reshape(len(small), -1)
+    return np.where(waves > np.median(waves, axis=1, keepdims=True), 1.0, -1.0).astype(np.float32)
