@@ -1,5 +1,6 @@
 """A finished run and the data of somewhere else become a report of how the model does there."""
 
+import logging
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,16 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.cohort import read_cohort
-from fastcxr.errors import DataError
+from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.store import open_pictures
+from fastcxr.errors import DataError, ImageError
 from fastcxr.evaluation.predictions import write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.bundle import FACTS_FILE, load_model, read_facts
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, read_recipe
-from fastcxr.run_folder import RunFolder
+from fastcxr.run_folder import CONTENT, RunFolder
 from fastcxr.storage import write_json
 
+log = logging.getLogger("fastcxr")
 OF_DATA = (
     "data", "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag",
     "skip_bad",
@@ -36,6 +40,7 @@ def evaluate(
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = read_cohort(recipe, record)
         check_labels(manifest, classifier.labels)
+        manifest = leave_out_seen(manifest, run, classifier.pixels.image_size, record)
         manifest = manifest.assign(split="test", split_from="given")
         predictions = predict(classifier, manifest, splits=None, progress=record)
         record.write_cohort(manifest)
@@ -43,6 +48,29 @@ def evaluate(
         record.write_thumbnails(manifest, predictions)
         write_json(record.folder / FACTS_FILE, facts)
     return draw_report(folder)
+
+
+def leave_out_seen(manifest: pd.DataFrame, run: str | Path, size: int, record: RunFolder) -> pd.DataFrame:
+    """The manifest without the pictures that the model was trained or chosen on; they are counted in skipped.csv.
+
+    Raises DataError where none is left.
+    """
+    trained = read_written_manifest(Path(run) / "manifest.csv")
+    if CONTENT not in trained:
+        log.warning("the run is of an earlier version: whether it was trained on some of these images is not known")
+        return manifest
+    known = set(trained.loc[trained["split"].isin(["train", "valid"]), CONTENT])
+    seen = pd.Series(open_pictures(manifest["file"].tolist(), size).name_contents(), index=manifest.index).isin(known)
+    if not seen.any():
+        return manifest
+    if seen.all():
+        what = f"the model was trained on all {len(manifest):,} images of this data"
+        raise DataError(what, "Name data that it has not seen", code="E303")
+    what, fix = "the model was trained or chosen on this picture", "It is in none of the figures"
+    errors = [ImageError(what, fix, path=file, code="E303") for file in manifest.loc[seen, "file"]]
+    record.write_skipped(errors, manifest)
+    log.warning("%s images left out: the model was trained or chosen on them", f"{seen.sum():,}")
+    return manifest[~seen].reset_index(drop=True)
 
 
 def check_labels(manifest: pd.DataFrame, known: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ class CohortFolder(Progress):
     def __init__(self, folder: str | Path, command: str | None = None):
         self.folder, self.command = Path(folder), command
         self.said: list[dict[str, str]] = []
+        self.skipped: list[dict[str, str]] = []
         self.facts: dict[str, Any] = {}  # what else run.json is to hold
         self.watcher = Progress()
 
@@ -97,10 +98,12 @@ class CohortFolder(Progress):
         write_table(self.folder / "files.csv", files)
 
     def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
-        """skipped.csv: the images that were left out, by the path that people know, and why."""
+        """skipped.csv: the images that were left out so far, by the path that people know, and why."""
         shown = dict(zip(manifest["file"], manifest["path"], strict=True))
-        rows = [{"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors]
-        write_table(self.folder / "skipped.csv", pd.DataFrame(rows, columns=["path", "code", "reason"]))
+        self.skipped += [
+            {"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors
+        ]
+        write_table(self.folder / "skipped.csv", pd.DataFrame(self.skipped, columns=["path", "code", "reason"]))
 
 
 class _Listener(logging.Handler):

@@ -19,6 +19,7 @@ from fastcxr.storage import write_whole
 from fastcxr.training.strategies import Training
 
 MOST_WRONG = 12
+CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
 
 
 class RunFolder(CohortFolder):
@@ -52,6 +53,7 @@ class RunFolder(CohortFolder):
     def write(self, learner: Learner, training: Training, predictions: Predictions) -> None:
         """All files that a report is drawn from; probabilities at the temperature that validation images ask for."""
         folder, manifest = self.folder, learner.dls.manifest
+        manifest = manifest.assign(**{CONTENT: learner.dls.pictures.name_contents()})
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)

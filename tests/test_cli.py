@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,8 +170,35 @@ def test_openvino_gives_the_classes_that_torch_gives(call, finished):
         assert float(one["prob_clear"]) == pytest.approx(float(other["prob_clear"]), abs=0.02)
 
 
+def test_pictures_that_the_model_was_trained_on_are_left_out_of_a_test_and_counted(call, finished, tmp_path):
+    run, data, _ = finished
+    other = write_toys(tmp_path / "other", per_class=6, first=100)
+    split = pd.read_csv(run / "manifest.csv", dtype=str)
+    for part in ("train", "valid", "test"):
+        path = split.loc[split["split"] == part, "path"].iloc[0]
+        shutil.copy(data / path, other / path.split("/")[0] / f"{part}.png")
+    done = call("evaluate", run, "--data", other, "--out", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert "2 images left out: the model was trained or chosen on them" in done.stderr
+    skipped = pd.read_csv(tmp_path / "there" / "skipped.csv", dtype=str)
+    assert sorted(Path(path).name for path in skipped["path"]) == ["train.png", "valid.png"]
+    scored = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype=str)["path"].map(lambda path: Path(path).name)
+    assert "test.png" in set(scored) and not {"train.png", "valid.png"} & set(scored)
+
+
+def test_a_test_on_the_training_images_alone_is_refused(call, finished, tmp_path):
+    run, data, _ = finished
+    split = pd.read_csv(run / "manifest.csv", dtype=str)
+    for path in split.loc[split["split"] == "train", "path"]:
+        (tmp_path / "again" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / path, tmp_path / "again" / path)
+    done = call("evaluate", run, "--data", tmp_path / "again")
+    assert done.returncode == 65
+    assert "trained on all" in done.stderr.splitlines()[-1]
+
+
 def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp_path):
-    other = write_toys(tmp_path / "other", per_class=6)
+    other = write_toys(tmp_path / "other", per_class=6, first=100)
     (other / "haze").rename(other / "Haze")
     words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "there"]
     done = call(*words)

@@ -19,11 +19,11 @@ def draw_toy(label: str, number: int, size: int = 72) -> np.ndarray:
     return picture.clip(0, 255).astype(np.uint8)
 
 
-def write_toys(folder: Path, per_class: int = 10, labels: tuple[str, ...] = LABELS) -> Path:
-    """Class folders of toy radiographs, two images a patient, named as NIH names them."""
+def write_toys(folder: Path, per_class: int = 10, labels: tuple[str, ...] = LABELS, first: int = 0) -> Path:
+    """Class folders of toy radiographs, two images a patient, named as NIH names them; `first` gives other pictures."""
     for k, label in enumerate(labels):
         (folder / label).mkdir(parents=True)
-        for number in range(per_class):
+        for number in range(first, first + per_class):
             name = f"{k * 1000 + number // 2:08d}_{number % 2:03d}.png"
             Image.fromarray(draw_toy(label, number)).save(folder / label / name)
     return folder

@@ -5,6 +5,7 @@ FASTCXR_CACHE_LIMIT says how many GB may be kept there (20); with 0, or where th
 file takes its place for as long as the pictures are in use.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -30,6 +31,7 @@ from fastcxr.progress import Bar, Progress
 log = logging.getLogger("fastcxr")
 
 BATCH_BYTES = 1 << 24  # of squares that become visible at once: what a killed process loses, and memory takes
+CHUNK = 256  # squares in memory at once
 AHEAD = 4  # files a thread that are read before their turn to be stored
 
 
@@ -58,6 +60,14 @@ class Pictures:
         if len(bad):
             self._decode(rows[bad], bad, squares)
         return squares
+
+    def name_contents(self) -> list[str]:
+        """A checksum of each square, by which the same picture is known again in other data of the same size."""
+        names = []
+        for start in range(0, len(self.files), CHUNK):
+            squares = self.read(range(start, min(start + CHUNK, len(self.files))))
+            names += [hashlib.sha256(square.tobytes()).hexdigest()[:32] for square in squares]
+        return names
 
     def _decode(self, rows: np.ndarray, numbers: np.ndarray, squares: np.ndarray) -> None:
         with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:

@@ -93,7 +93,7 @@ def _apart(place: str, counts: dict[str, dict[str, int]], *, of_one: bool = Fals
 
 
 def find_skipped(record: CohortRecord) -> list[Notice]:
-    """How many images are not in the cohort because they cannot be read."""
+    """How many images are not among those that count."""
     if not len(record.skipped):
         return []
     words = "They are in none of the figures; the reasons are listed below."

@@ -31,6 +31,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_left_out(record, metrics),
         *find_warnings(record),
         *_rates(record),
+        *_elsewhere(record),
         *_augmentation(record),
         *_files(record),
     ]
@@ -138,6 +139,16 @@ def _rates(record: RunRecord) -> list[Notice]:
         return []
     words = listed([f"{row.get('stage')} took {row.get('rate'):g} ({row.get('reason')})" for row in lost])
     return [Notice("warning", "The learning-rate finder gave no answer", f"{words}.")]
+
+
+def _elsewhere(record: RunRecord) -> list[Notice]:
+    """A model that was tested where it was trained says nothing about other places."""
+    sources = record.manifest.groupby("split")["source"].agg(set)
+    trained = set().union(*(sources[split] for split in sources.index if split != "test"))
+    if not trained or not sources.get("test", trained) <= trained:
+        return []
+    words = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
+    return [Notice("note", "External validity: unknown", words)]
 
 
 def _augmentation(record: RunRecord) -> list[Notice]:

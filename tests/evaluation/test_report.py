@@ -299,3 +299,7 @@ def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, 
     text = page_of(build_run(tmp_path, recipe=choices, thumbnails=False)).text
     assert words in text
     assert ("Mirrored" in words) != ("Horizontal flip" in text)
+
+
+def test_a_model_tested_where_it_was_trained_has_unknown_external_validity(whole):
+    assert "External validity: unknown" in whole.text
