@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.audit import write_findings
+from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import OutputError
@@ -69,6 +71,7 @@ def write_pool(record: RunFolder, recipe: Recipe) -> pd.DataFrame:
     places = {fold: folder / f"fold-{fold}" for fold in range(1, recipe.folds + 1)}
     predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
     manifest = pool_manifest(read_written_manifest(places[1] / "manifest.csv"), find_manifest(recipe))
+    write_findings(folder, check_tables(manifest), manifest)
     record.write_cohort(manifest)
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, fold) for fold, place in places.items()]))

@@ -117,3 +117,13 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
 def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
     assert not (pooled[1] / "patients_apart").exists()
     assert not (of_two_kinds / "patients_apart" / "patients_apart").exists()
+
+
+def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path):
+    recipe, _ = pooled
+    first, second = (tmp_path / name for name in ("one", "other"))
+    write_toys(first, per_class=12, labels=("clear",))
+    write_toys(second, per_class=12, labels=("haze",), first=50)
+    page = cross_validate(recipe.but(data=(str(first), str(second)), folds=2), tmp_path / "run")
+    assert "Confounded: do not use these figures" in page.read_text()
+    assert "No other class has the sources of clear, haze" in page.read_text()

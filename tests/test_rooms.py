@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "run": LEAVES | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder"},
     "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},
     "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},
-    "cross_validation": LEAVES | {"data", "training", "evaluation", "cohort", "folder", "run_folder", "run"},
+    "cross_validation": LEAVES
+    | {"audit", "checks", "data", "training", "evaluation", "cohort", "folder", "run_folder", "run"},
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 
