@@ -1,9 +1,10 @@
-"""From a run folder to metrics.json, figures/*.svg and report.html: one page without network, script or torch."""
+"""From a run folder to metrics.json, MODEL_CARD.md, figures/*.svg and report.html, without network, script or torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from fastcxr.evaluation.card import draw_card
 from fastcxr.evaluation.cohort_rows import cohort_part
 from fastcxr.evaluation.drawing import Plate
 from fastcxr.evaluation.metrics import measure_predictions, summarize_folds
@@ -25,15 +26,17 @@ from fastcxr.storage import write_sums, write_whole
 
 
 def draw_report(folder: str | Path) -> Path:
-    """Redraws metrics.json, figures/*.svg and report.html of a finished run; the page's path comes back.
+    """Redraws metrics.json, MODEL_CARD.md, figures/*.svg and report.html of a finished run; the page's path comes back.
 
     Reads nothing but the run folder. The same files give the same page, byte for byte.
     """
     record = read_run(folder)
     page, numbers, plates = compose(record)
     write_whole(record.folder / "metrics.json", numbers)
+    write_whole(record.folder / "MODEL_CARD.md", draw_card(record, json.loads(numbers)))
     path = write_page(record.folder / "report.html", page, plates)
-    write_sums(record.folder, ["metrics.json", "report.html", *(f"figures/{name}.svg" for name in plates)])
+    drawn = ("metrics.json", "MODEL_CARD.md", "report.html", *(f"figures/{name}.svg" for name in plates))
+    write_sums(record.folder, drawn)
     return path
 
 
