@@ -15,7 +15,7 @@ Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), pat
           at .997, 224 px .927 at .994
           baseline: 90.9 % of 364 test images, COVID-19 sensitivity .941 (16 of 17) at .986 (no interval yet), by
             python recipes/le2021.py baseline --data CORONAHACK --classes Normal --classes Virus --classes COVID-19
-ARMS          The other arms: not run yet
+          The other arms: not run yet
           No finding about a disease: COVID-19 and its sources are one, normal chests are a children's hospital's
 """
 

@@ -61,6 +61,7 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
         "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "files.csv",
+        "audit.json", "MODEL_CARD.md", "SHA256SUMS",
     }  # fmt: skip
 
 

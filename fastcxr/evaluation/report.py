@@ -32,8 +32,9 @@ def draw_report(folder: str | Path) -> Path:
     """
     record = read_run(folder)
     page, numbers, plates = compose(record)
+    splits = {name: part for name, part in json.loads(numbers).items() if name != "folds"}
     write_whole(record.folder / "metrics.json", numbers)
-    write_whole(record.folder / "MODEL_CARD.md", draw_card(record, json.loads(numbers)))
+    write_whole(record.folder / "MODEL_CARD.md", draw_card(record, splits))
     path = write_page(record.folder / "report.html", page, plates)
     drawn = ("metrics.json", "MODEL_CARD.md", "report.html", *(f"figures/{name}.svg" for name in plates))
     write_sums(record.folder, drawn)
