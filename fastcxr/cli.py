@@ -93,12 +93,8 @@ def describe(
     """
     from fastcxr.describe import describe as describe_cohort
 
-    recipe = Recipe(**asdict(choices))
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(f"describe-{name_data(recipe.data)}")
-    console.print(f"folder: {folder}", highlight=False)
-    page = describe_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
-    bad = show_cohort(console, folder)
+    page = look_at_data(describe_cohort, "describe", choices, out)
+    bad = show_cohort(console, page.parent)
     print(page)
     return PARTIAL if bad else 0
 
@@ -118,25 +114,26 @@ def audit(
     """
     from fastcxr.audit import audit as audit_cohort
 
-    recipe = Recipe(**asdict(choices))
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
-    folder = out or next_folder(f"audit-{name_data(recipe.data)}")
-    console.print(f"folder: {folder}", highlight=False)
-    page = audit_cohort(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
-    failed = show_findings(console, folder)
+    page = look_at_data(audit_cohort, "audit", choices, out)
+    failed = show_findings(console, page.parent)
     print(page)
     return DAMAGED if failed else 0
 
 
 @app.command
 def report(folder: Path) -> int:
-    """Redraw the report of a finished run, or the page of a described cohort.
+    """Redraw the report of a finished run, or the page of a described or audited cohort.
 
     Parameters
     ----------
     folder
-        run folder, or one that describe made
+        run folder, or one that describe or audit made
     """
+    if (folder / "audit.html").exists():
+        from fastcxr.evaluation.auditing import draw_audit
+
+        print(draw_audit(folder))
+        return 0
     if (folder / "describe.html").exists():
         from fastcxr.evaluation.description import draw_description
 
@@ -378,6 +375,15 @@ def models(pattern: str = "*") -> int:
         mark = "yes" if row["pretrained"] else "no"
         print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {mark}")
     return 0
+
+
+def look_at_data(look: Callable, word: str, choices: DescribeChoices, out: Path | None) -> Path:
+    """Describe or audit the data that the choices name, into a new folder; returns the page."""
+    recipe = Recipe(**asdict(choices))
+    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    folder = out or next_folder(f"{word}-{name_data(recipe.data)}")
+    console.print(f"folder: {folder}", highlight=False)
+    return look(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
 
 
 def start_training(recipe: Recipe, folder: Path) -> int:

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from toys import write_toys
 
 from fastcxr.audit import audit
+from fastcxr.evaluation.notices import _one_with_class
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 
@@ -44,3 +47,20 @@ def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky
     assert ("Confounded: do not use these figures" in text) == (reason is None)
     assert ("The reason given: the copy is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
+
+
+def test_images_that_cannot_be_read_are_counted_on_the_page(leaky, tmp_path):
+    (leaky / "train" / "clear" / "broken.png").write_bytes(b"no image")
+    page = audit(Recipe(data=str(leaky)), tmp_path / "audit")
+    assert "1 image left out" in page.read_text()
+
+
+def test_a_failed_check_of_something_else_hides_no_warning_of_sources():
+    for check, is_there in (("copies", True), ("sources", False)):
+        record = SimpleNamespace(
+            findings=[{"check": check, "verdict": "FAIL"}],
+            files=pd.DataFrame(columns=["label", "kind", "width", "height", "images"]),
+            table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
+        )
+        titles = [notice.title for notice in _one_with_class(record)]
+        assert ("Class and source are one" in titles) == is_there

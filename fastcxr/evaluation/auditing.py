@@ -4,8 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastcxr.evaluation.cohort_notices import Notice
 from fastcxr.evaluation.page import Page, render, write_page
 from fastcxr.evaluation.record import CohortRecord, read_description, read_findings
+from fastcxr.evaluation.words import count
 
 HEADS = {"FAIL": "Failed", "WARN": "Look again", "PASS": "Passed"}
 
@@ -21,9 +23,18 @@ def draw_audit(folder: str | Path) -> Page:
         "tiles": [(head, counts[verdict]) for verdict, head in HEADS.items()],
         "findings": [finding | {"shown": _show(record, finding)} for finding in findings],
         "stamps": [],
-        "notices": [],
+        "notices": _left_out(record),
     }
     return write_page(record.folder / "audit.html", render("audit.html.jinja", context, {}), {})
+
+
+def _left_out(record: CohortRecord) -> list[Notice]:
+    if not len(record.skipped):
+        return []
+    title = f"{count(len(record.skipped), 'image')} left out"
+    return [
+        Notice("warning", title, "They cannot be read, and nothing was checked of them; skipped.csv has each reason.")
+    ]
 
 
 def _show(record: CohortRecord, finding: dict[str, Any]) -> list[list[dict[str, str]]]:

@@ -20,14 +20,12 @@ from fastcxr.evaluation.words import count, listed, score, share
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
-    confounded = _confounded(record)
     return [
-        *confounded,
+        *_confounded(record),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
-        # the stamp of a failed check says it already
-        *(notice for notice in one_with_class(record) if not (confounded and "source" in notice.title)),
+        *_one_with_class(record),
         *_left_out(record, metrics),
         *find_warnings(record),
         *_rates(record),
@@ -68,6 +66,12 @@ def _confounded(record: RunRecord) -> list[Notice]:
         return [Notice("warning", "Accepted confounding", f"{words} failed. The reason given: {reason}")]
     title = "Confounded: do not use these figures"
     return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
+
+
+def _one_with_class(record: RunRecord) -> list[Notice]:
+    """What tells a class by itself; of the source a failed check says it already."""
+    is_said = any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in record.findings)
+    return [notice for notice in one_with_class(record) if not (is_said and notice.title == "Class and source are one")]
 
 
 def _gap(here: Mapping[str, Any], apart: Mapping[str, Any]) -> str:
