@@ -12,7 +12,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from rich.table import Table
 
-from fastcxr.cli import answer_with, console, start_training
+from fastcxr.cli import answer_with
+from fastcxr.commands.experiments import start_training
+from fastcxr.commands.shared import console
 from fastcxr.errors import InputMissingError, RecipeError
 from fastcxr.evaluation.words import score, share
 from fastcxr.recipe import Recipe, choose_fields

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from toys import LABELS, write_toys
 
-from fastcxr.cli import DescribeChoices, main
+from fastcxr.cli import main
+from fastcxr.commands.shared import DescribeChoices
 from fastcxr.describe import describe
 from fastcxr.errors import OutputError
 from fastcxr.recipe import Recipe

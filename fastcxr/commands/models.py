@@ -1,0 +1,109 @@
+"""Commands on models and what they leave behind: predict, models, cache."""
+
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from fastcxr.commands.shared import (
+    PARTIAL,
+    app,
+    console,
+)
+from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.terminal import (
+    TerminalProgress,
+    show_kept,
+)
+
+
+@app.command
+def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch") -> int:
+    """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
+    whether the answer is left open.
+
+    Parameters
+    ----------
+    folder
+        run folder of the trained model
+    paths
+        images, DICOM files, folders of them, or packed cohorts
+    csv
+        file to write; without it the table goes to standard output
+    engine
+        what computes; openvino, an extra, is faster where many images meet a CPU
+    """
+    from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.evaluation.decisions import decide
+    from fastcxr.evaluation.predictions import write_predictions
+    from fastcxr.inference.bundle import load_model
+    from fastcxr.inference.predict import predict as predict_table
+
+    if not paths:
+        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+    if csv and not csv.parent.is_dir():
+        raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
+    table, classifier = read_unlabelled(paths), load_model(folder)
+    if engine == "openvino":
+        from fastcxr.inference.openvino import to_openvino
+
+        classifier = to_openvino(classifier)
+    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
+    predictions = decide(predicted, classifier.decisions)
+    write_predictions(predictions, csv or sys.stdout)
+    bad = predictions.table["error"].ne("")
+    for row in predictions.table[bad].to_dict("records"):
+        console.print(
+            f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
+    return PARTIAL if bad.any() else 0
+
+
+@app.command
+def models(pattern: str = "*") -> int:
+    """List backbones with their parameters, native size and whether pretrained weights exist.
+
+    Parameters
+    ----------
+    pattern
+        part of a name, or shell wildcards such as 'resnet*'
+    """
+    from fastcxr.training.catalogue import list_backbones
+
+    rows = list_backbones(pattern)
+    first = next(rows, None)
+    if first is None:
+        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
+    print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
+    for row in chain([first], rows):
+        parameters = f"{row['parameters'] / 1e6:.1f} M"
+        mark = "yes" if row["pretrained"] else "no"
+        print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {mark}")
+    return 0
+
+
+@app.command
+def cache(*, clear: bool = False) -> int:
+    """Show the pictures that were decoded once and the features that are kept for every run, or remove them.
+
+    Parameters
+    ----------
+    clear
+        remove all that no running process uses
+    """
+    from fastcxr.data.cache.banks import clear_banks, list_banks
+    from fastcxr.data.cache.room import clear as clear_all
+    from fastcxr.data.cache.room import list_kept, pictures_folder
+
+    print(pictures_folder())
+    if not clear:
+        show_kept(console, list_kept(), list_banks())
+        return 0
+    freed, left = clear_all()
+    freed += clear_banks()
+    console.print(f"freed {freed / 1e6:,.1f} MB", highlight=False)
+    if left:
+        console.print("in use by a running process, and kept:", highlight=False)
+        show_kept(console, left, [])
+    return 0

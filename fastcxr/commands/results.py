@@ -1,0 +1,123 @@
+"""Commands on finished runs: report, evaluate, compare, verify."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fastcxr.commands.shared import (
+    DAMAGED,
+    EvaluateChoices,
+    app,
+    console,
+    next_folder,
+)
+from fastcxr.errors import InputMissingError
+from fastcxr.recipe import Recipe, name_data
+from fastcxr.terminal import (
+    TerminalProgress,
+    show_compared,
+    show_headline,
+)
+
+
+@app.command
+def report(folder: Path) -> int:
+    """Redraw the report of a finished run, or the page of a described or audited cohort.
+
+    Parameters
+    ----------
+    folder
+        run folder, or one that describe or audit made
+    """
+    if (folder / "audit.html").exists():
+        from fastcxr.evaluation.auditing import draw_audit
+
+        print(draw_audit(folder))
+        return 0
+    if (folder / "describe.html").exists():
+        from fastcxr.evaluation.description import draw_description
+
+        print(draw_description(folder))
+        return 0
+    from fastcxr.evaluation.report import draw_report
+
+    page = draw_report(folder)
+    show_headline(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *,
+    choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
+    map: tuple[str, ...] = (),  # noqa: A002  the flag's name
+    out: Path | None = None,
+) -> int:
+    """Test the model of a finished run on other data, and write its report.
+
+    Parameters
+    ----------
+    run
+        run folder of the trained model
+    map
+        theirs=ours: what a label of the data is called in the model; another word for --relabel
+    out
+        folder to make; without it runs/RUN-on-DATA-NUMBER
+    """
+    from fastcxr.evaluate import evaluate as evaluate_run
+
+    if choices.data is None:
+        raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
+    data = Recipe(**asdict(choices))
+    data = data.but(relabel=(*data.relabel, *map))
+    folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
+    command = shlex.join(["fastcxr", *sys.argv[1:]])
+    page = evaluate_run(run, data, folder, TerminalProgress(console), command=command)
+    show_headline(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def compare(*runs: Path, out: Path | None = None) -> int:
+    """Compare finished runs on the images that all were scored on: a leaderboard that calls a tie a tie.
+
+    Parameters
+    ----------
+    runs
+        run folders, those of folds and evaluations among them
+    out
+        folder to make; without it runs/compare-NUMBER
+    """
+    from fastcxr.compare import compare as compare_runs
+
+    folder = out or next_folder("compare")
+    page = compare_runs(runs, folder)
+    show_compared(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def verify(run: Path) -> int:
+    """Check a run folder: every file against its checksum, every number against predictions.csv.
+
+    Parameters
+    ----------
+    run
+        run folder, or one of folds
+    """
+    from fastcxr.verify import verify as verify_run
+
+    faults, count = verify_run(run)
+    for fault in faults:
+        line = f"{fault.path}: {fault.what}"
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{count:,} files looked at, {len(faults):,} faults", highlight=False)
+    return DAMAGED if faults else 0
