@@ -12,16 +12,16 @@ from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.errors import OutputError
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART
 from fastcxr.evaluation.report import draw_report
-from fastcxr.folder import claim, write_table
+from fastcxr.folder import write_table
+from fastcxr.lock import held
 from fastcxr.progress import Progress, find_progress
-from fastcxr.recipe import Recipe, read_recipe
+from fastcxr.recipe import Recipe
 from fastcxr.run import run
-from fastcxr.run_folder import RunFolder
-from fastcxr.storage import write_json, write_whole
+from fastcxr.run_folder import RunFolder, find_finished
+from fastcxr.storage import write_json
 from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -29,7 +29,11 @@ FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "
 
 
 def cross_validate(
-    recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None
+    recipe: Recipe,
+    folder: str | Path,
+    progress: Progress | None = None,
+    command: str | None = None,
+    mirror: str | Path | None = None,
 ) -> Path:
     """Run every fold into `folder`/fold-<k>, pool them, and return the path of the pooled report.html.
 
@@ -38,37 +42,43 @@ def cross_validate(
     """
     record = RunFolder(folder, recipe, command)
     record.started, record.watcher = time.time(), progress or find_progress()
-    claim_or_continue(record.folder, recipe)
+    record.claim()
+    if all((place / "report.html").exists() for place in (record.folder, *fold_places(record))):
+        return find_finished(folder, recipe)
+    with held(record.folder):
+        record.begin()
+        run_folds(record, recipe, progress, command, mirror)
+        return draw_report(record.folder)
+
+
+def fold_places(record: RunFolder) -> list[Path]:
+    """Where each fold is run."""
+    return [record.folder / f"fold-{fold}" for fold in range(1, record.recipe.folds + 1)]
+
+
+def run_folds(
+    record: RunFolder, recipe: Recipe, progress: Progress | None, command: str | None, mirror: str | Path | None
+) -> None:
+    """Every fold that is not finished, then what a report of all of them is drawn from."""
     whole = Deadline.read(recipe.time_limit)
-    for fold in range(1, recipe.folds + 1):
-        place = record.folder / f"fold-{fold}"
+    for fold, place in enumerate(fold_places(record), 1):
         if (place / "report.html").exists():
             log.info("fold %d of %d is finished already", fold, recipe.folds)
             continue
         log.info("fold %d of %d", fold, recipe.folds)
         share = Deadline(whole.left / (recipe.folds - fold + 1))
-        run(recipe.but(fold=fold), place, progress, command, share)
+        run(recipe.but(fold=fold), place, progress, command, share, mirror and Path(mirror) / place.name)
     manifest = write_pool(record, recipe)
     if recipe.split == "image" and recipe.strategy == "probe" and manifest["patient"].duplicated().any():
         log.info("the same folds once more, with patients apart")
         cross_validate(recipe.but(split="patient"), record.folder / APART, progress, command)
     write_json(record.folder / "run.json", record.account())
-    return draw_report(record.folder)
-
-
-def claim_or_continue(folder: Path, recipe: Recipe) -> None:
-    """Claim an empty folder for this recipe, or take up one that the same recipe has begun."""
-    if not (folder / "recipe.json").exists():
-        claim(folder)
-        write_whole(folder / "recipe.json", recipe.to_json())
-    elif read_recipe(folder / "recipe.json") != recipe:
-        raise OutputError("folds of another recipe are here", "Choose another --out", path=folder)
 
 
 def write_pool(record: RunFolder, recipe: Recipe) -> pd.DataFrame:
     """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together; returns the manifest."""
     folder = record.folder
-    places = {fold: folder / f"fold-{fold}" for fold in range(1, recipe.folds + 1)}
+    places = dict(enumerate(fold_places(record), 1))
     predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
     manifest = pool_manifest(read_written_manifest(places[1] / "manifest.csv"), find_manifest(recipe))
     write_findings(folder, check_tables(manifest), manifest)

@@ -68,6 +68,18 @@ class OutputError(FastcxrError, OSError):
     exit_code = 73
 
 
+class DiskError(OutputError):
+    """A disk that is full, or that fails while it is written to."""
+
+    exit_code = 74
+
+
+class BusyError(OutputError):
+    """A folder that another process is writing into."""
+
+    exit_code = 75
+
+
 class BadImagesError(DataError):
     """Every unreadable image of a cohort, each with its reason."""
 

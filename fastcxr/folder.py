@@ -9,7 +9,7 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +22,9 @@ from fastcxr.data.histograms import measure_images
 from fastcxr.data.images import read_image, thumbnail_jpeg
 from fastcxr.data.manifest import write_manifest
 from fastcxr.errors import ImageError, OutputError
+from fastcxr.lock import LOCK, held
 from fastcxr.progress import Bar, Progress, heard_by
-from fastcxr.storage import write_json, write_whole
+from fastcxr.storage import STATE, write_json, write_whole
 
 SAMPLES_OF_A_CLASS, THUMBNAIL_SIZE = 6, 192
 PACKAGES = ("fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom")
@@ -47,18 +48,32 @@ class CohortFolder(Progress):
         """
         self.watcher, self.started = watcher, time.time()
         is_new = not self.folder.exists()
-        claim(self.folder)
-        self.begin()
+        self.claim()
         try:
+            with held(self.folder):
+                yield from self.working()
+        finally:
+            if is_new:
+                with suppress(OSError):  # what is not empty stays
+                    self.folder.rmdir()
+
+    def working(self) -> Iterator[Self]:
+        """The block itself, in a folder that is ours alone."""
+        try:
+            self.begin()
             with heard_by(_Listener(self.said)):
                 yield self
         except BaseException:
             if self.is_worth_keeping():
                 write_json(self.folder / "run.json", self.account())
             else:  # the same command may be given again once the trouble is mended
-                self.withdraw(is_new)
+                self.withdraw()
             raise
         write_json(self.folder / "run.json", self.account())
+
+    def claim(self) -> None:
+        """See that the folder can be used. Raises OutputError."""
+        claim(self.folder)
 
     def begin(self) -> None:
         """What is written before anything else."""
@@ -67,13 +82,12 @@ class CohortFolder(Progress):
         """Whether what is in the folder after trouble is of use to anyone."""
         return False
 
-    def withdraw(self, is_new: bool) -> None:
-        """Take back what was written, and the folder if it was made for this."""
+    def withdraw(self) -> None:
+        """Take back what was written."""
         for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv", "audit.json"):
             (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "figures", ignore_errors=True)
-        if is_new and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        for name in ("figures", STATE):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def account(self) -> dict[str, Any]:
         """The content of run.json: command, time, versions, machine, and all that was said."""
@@ -122,7 +136,7 @@ def claim(folder: Path) -> None:
     """Make an empty folder, and see that it can be written to. Raises OutputError for one that holds anything."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(folder.iterdir())
+        taken = any(path.name != LOCK for path in folder.iterdir())
     except OSError as error:
         raise OutputError(
             f"no folder can be made here ({error.strerror})", "Choose another --out", path=folder

@@ -9,7 +9,7 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
-from fastcxr.run_folder import RunFolder
+from fastcxr.run_folder import RunFolder, find_finished
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
@@ -22,21 +22,28 @@ def run(
     progress: Progress | None = None,
     command: str | None = None,
     deadline: Deadline | None = None,
+    mirror: str | Path | None = None,
 ) -> Path:
     """Train, predict and report into `folder`; returns the path of report.html.
 
-    A recipe with folds runs the one that it names; cross_validate runs them all. `deadline`: without one, the recipe's
-    time limit counts from here.
+    A recipe with folds runs the one that it names; cross_validate runs them all. A run of this recipe that was broken
+    off in this folder is gone on with, one that is finished stays. `deadline`: without one, the recipe's time limit
+    counts from here. `mirror`: a folder that gets a copy of each state.
     Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
     """
     deadline = deadline or Deadline.read(recipe.time_limit)
-    with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
+    if page := find_finished(folder, recipe):
+        return page
+    with RunFolder(folder, recipe, command, mirror).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
         write_findings(record.folder, check_tables(manifest), manifest)
         loaders = make_loaders(manifest, recipe, record)
+        record.check_cohort(loaders)
         learner = make_learner(loaders, recipe)
-        training = train(learner, recipe, record, deadline)
+        training = train(learner, recipe, record, deadline, record.checkpoints)
         splits = ("train", "valid", "test") if recipe.score_train else ("valid", "test")
         predictions = predict(learner, manifest, splits=splits, progress=record)
         record.write(learner, training, predictions)
-    return draw_report(folder)
+    page = draw_report(folder)
+    record.checkpoints.remove()  # nothing is left to go on with
+    return page

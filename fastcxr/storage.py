@@ -1,5 +1,6 @@
 """Bytes go into a file whole or not at all: a crash leaves the old file or the new one, never half of either."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import FastcxrError, OutputError
+from fastcxr.errors import DiskError, FastcxrError, OutputError
 
 SUMS = "SHA256SUMS"
+STATE = "state"  # folder of an unfinished run, which no checksum covers
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is full, or fails
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -31,9 +34,12 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     except OSError as error:
         if draft:
             Path(draft).unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path
-        ) from error
+        raise _trouble(error, path) from error
+
+
+def _trouble(error: OSError, path: Path) -> OutputError:
+    kind = DiskError if error.errno in FULL else OutputError
+    return kind(f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path)
 
 
 @contextmanager
@@ -61,8 +67,7 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, FastcxrError):
             raise
-        fix = "Free some room or choose another place"
-        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
+        raise _trouble(error, path) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -108,7 +113,7 @@ def list_files(folder: Path) -> list[str]:
     names = []
     for place, below, files in os.walk(folder):
         inside = Path(place)
-        below[:] = [name for name in below if not (inside / name / SUMS).exists()]
+        below[:] = [name for name in below if name != STATE and not (inside / name / SUMS).exists()]
         names += [(inside / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return sorted(set(names) - {SUMS})
 

@@ -80,7 +80,7 @@ def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
 
 def test_folds_of_another_recipe_are_left_alone(pooled):
     recipe, folder = pooled
-    with pytest.raises(OutputError, match="folds of another recipe are here. Choose another --out"):
+    with pytest.raises(OutputError, match=r"a run of another recipe is here \(seed was 42, is 1\)"):
         cross_validate(recipe.but(seed=1), folder)
 
 

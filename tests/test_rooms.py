@@ -9,7 +9,17 @@ import pytest
 
 HOUSE = Path(__file__).parent.parent / "fastcxr"
 HEAVY = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
-LEAVES = {"choices", "errors", "markup", "recipe", "progress", "storage", "version"}  # may be imported by anyone
+LEAVES = {
+    "choices",
+    "errors",
+    "lock",
+    "markup",
+    "recipe",
+    "progress",
+    "stopping",
+    "storage",
+    "version",
+}  # may be imported by anyone
 MAY_IMPORT = {
     "data": LEAVES,
     "evaluation": LEAVES,
@@ -22,7 +32,8 @@ MAY_IMPORT = {
     "describe": LEAVES | {"data", "evaluation", "folder", "cohort"},
     "compare": LEAVES | {"evaluation", "folder"},
     "verify": LEAVES | {"evaluation"},
-    "run_folder": LEAVES | {"training", "inference", "evaluation", "folder"},
+    "unfinished": LEAVES,
+    "run_folder": LEAVES | {"data", "training", "inference", "evaluation", "folder"},
     "run": LEAVES | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder"},
     "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},
     "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},

@@ -1,4 +1,4 @@
-"""Commands that train: train, run, scout."""
+"""Commands that train: train, resume, run, scout."""
 
 import shlex
 import sys
@@ -15,26 +15,61 @@ from fastcxr.commands.shared import (
     console,
     find_data,
     next_folder,
+    same_stem,
 )
+from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.recipe import Recipe, name_data
+from fastcxr.stopping import Stopped, stoppable
 from fastcxr.terminal import (
     TerminalProgress,
     show_headline,
     show_scouted,
 )
+from fastcxr.unfinished import find_unfinished, is_unfinished, list_runs, read_begun
 
 
 @app.command
-def train(recipe: Choices = Recipe(), *, out: Path | None = None) -> int:  # noqa: B008  a Recipe is frozen
-    """Train a classifier and write its report.
+def train(
+    recipe: Choices = Recipe(),  # noqa: B008  a Recipe is frozen
+    *,
+    out: Path | None = None,
+    new: bool = False,
+    mirror: Path | None = None,
+) -> int:
+    """Train a classifier and write its report. A run of the same flags that was broken off is gone on with.
 
     Parameters
     ----------
     out
         run folder to make; without it runs/DATA-BACKBONE-NUMBER
+    new
+        begin anew, whatever was broken off
+    mirror
+        folder on another disk, such as Colab's Drive, that gets a copy of each state of an unfinished run
     """
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    return start_training(recipe, out or next_folder(f"{name_data(recipe.data)}-{recipe.backbone}"))
+    name = f"{name_data(recipe.data)}-{recipe.backbone}"
+    begun = None if new or out else find_unfinished(same_stem(name), recipe)
+    if new and out and is_unfinished(out):
+        raise OutputError("a run was begun here", "Choose another --out, or remove it", path=out)
+    return start_training(recipe, out or begun or next_folder(name), mirror)
+
+
+@app.command
+def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
+    """Go on with a run that was broken off, as if it never had been.
+
+    Parameters
+    ----------
+    folder
+        run folder; without it the newest unfinished one in runs/
+    mirror
+        folder on another disk that has, and gets, a copy of each state
+    """
+    folder = folder or find_unfinished(list_runs())
+    if folder is None:
+        raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
+    return start_training(read_begun(folder), folder, mirror)
 
 
 @app.command
@@ -84,8 +119,8 @@ def scout(
     return 0
 
 
-def start_training(recipe: Recipe, folder: Path) -> int:
-    """Train a recipe, all its folds if it has some, into a new folder, and show what came of it."""
+def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> int:
+    """Train a recipe, all its folds if it has some, into a folder, and show what came of it."""
     from fastcxr.data.manifest import find_cohorts
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
@@ -93,10 +128,24 @@ def start_training(recipe: Recipe, folder: Path) -> int:
     from fastcxr.cross_validation import cross_validate
     from fastcxr.run import run
 
-    console.print(f"run folder: {folder}", highlight=False)
+    begun = folder / "recipe.json"
+    console.print(f"run folder: {folder}" + (" (begun earlier)" if begun.exists() else ""), highlight=False)
     start = cross_validate if recipe.folds and not recipe.fold else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    page = start(recipe, folder, TerminalProgress(console), command=command)
+    way_on = shlex.join(["fastcxr", "resume", str(folder), *(["--mirror", str(mirror)] if mirror else [])])
+    mirror = mirror and mirror / folder.name
+    try:
+        with stoppable(say, way_on):
+            page = start(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
+    except Stopped as stopped:
+        way_on = way_on if begun.exists() else "the same command; nothing had been trained yet"
+        say(f"{stopped}; go on with: {way_on}")
+        return stopped.exit_code
     show_headline(console, folder)
     print(page)
     return 0
+
+
+def say(line: str) -> None:
+    """One line about the end of a run."""
+    console.print(f"fastcxr: {line}", style="bold yellow", markup=False, highlight=False, soft_wrap=True)

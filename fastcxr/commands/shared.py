@@ -59,8 +59,14 @@ def find_data() -> str:
 
 def next_folder(name: str) -> Path:
     """runs/<name>-<n> with the first free n."""
-    stem = re.sub(r"[^\w.-]+", "_", name)
-    taken = [
-        int(m[1]) for p in Path("runs").glob(f"{stem}-*") if (m := re.fullmatch(rf"{re.escape(stem)}-(\d+)", p.name))
-    ]
-    return Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
+    taken = [int(place.name.rpartition("-")[2]) for place in same_stem(name)]
+    return Path("runs") / f"{_stem(name)}-{max(taken, default=0) + 1}"
+
+
+def same_stem(name: str) -> list[Path]:
+    """Every runs/<name>-<n> that is there."""
+    return [p for p in Path("runs").glob(f"{_stem(name)}-*") if re.fullmatch(rf"{re.escape(_stem(name))}-\d+", p.name)]
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -15,6 +15,7 @@ from torch import nn
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Bar, Progress
 from fastcxr.recipe import Recipe, Stage
+from fastcxr.training.pictures import PictureLoader
 from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -49,10 +50,17 @@ class FiniteLoss(Callback):
 
     def after_loss(self) -> None:
         if self.training and not torch.isfinite(self.loss):
+            log.warning("images of the batch whose loss is no number: %s", ", ".join(name_batch(self.dl, self.iter)))
             raise TrainingError(
-                f"the loss is {self.loss.item()} in epoch {self.epoch + 1}, batch {self.iter + 1}",
-                "Lower --learning-rate; if that does not help, look for images without contrast",
+                f"the loss is {self.loss.item()} in epoch {self.epoch + 1}, before it reached the weights",
+                "Lower --learning-rate, or look at the images of that batch, which run.json names",
             )
+
+
+def name_batch(loader: Any, number: int) -> list[str]:
+    """What people call the images of a batch of the epoch that is under way; nothing for loaders that are not ours."""
+    positions = loader.positions_of(number) if isinstance(loader, PictureLoader) else []
+    return loader.items["path"].iloc[positions].tolist() if positions else []
 
 
 class BestEpoch:
@@ -107,6 +115,29 @@ class EpochReport(Callback):
     def begin(self, stage: Stage) -> None:
         """The next epochs belong to `stage`."""
         self.stage, self.stage_best, self.since_best = stage, math.nan, 0
+
+    def state(self) -> dict[str, Any]:
+        """What a training that goes on must know of its past: history, best epoch, patience and time that are left."""
+        best = {name: getattr(self.best, name) for name in ("value", "epoch", "weights")}
+        return {
+            "rows": self.rows,
+            "best": best,
+            "patience": (self.stage_best, self.since_best),
+            "spent": self.deadline.spent,
+        }
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up the past of such a state, in the stage that has begun."""
+        self.rows = state["rows"]
+        self.stage_best, self.since_best = state["patience"]
+        vars(self.best).update(state["best"])
+        self.deadline = Deadline(self.deadline.seconds - state["spent"])
+
+    def tell_past(self) -> None:
+        """Whoever watches sees the epochs that lie behind."""
+        log.info("going on after %d of %d epochs", len(self.rows), self.total)
+        for row in self.rows:
+            self.progress.epoch(row)
 
     def before_epoch(self) -> None:
         """Open the bar of this epoch."""

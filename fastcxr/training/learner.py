@@ -2,6 +2,8 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import fastai.callback.schedule  # noqa: F401  puts lr_find and fit_one_cycle on Learner
 import numpy as np
@@ -41,6 +43,10 @@ class Bfloat16(Callback):
     """The network computes in bfloat16, weights and loss stay in float32; fastai's own is made for CUDA alone."""
 
     order = ChannelsLast.order + 1
+    cast = None
+
+    def before_fit(self) -> None:
+        self.leave()  # a batch of the last fit may have broken off before its end
 
     def before_batch(self) -> None:
         self.cast = computing("bf16", self.dls.device)
@@ -50,10 +56,27 @@ class Bfloat16(Callback):
         self.learn.pred = self.pred.float()
 
     def after_loss(self) -> None:
-        self.cast.__exit__(None, None, None)
+        self.leave()
 
     def after_cancel_batch(self) -> None:
-        self.cast.__exit__(None, None, None)
+        self.leave()
+
+    def leave(self) -> None:
+        """Back to full precision, once."""
+        if self.cast is not None:
+            self.cast.__exit__(None, None, None)
+        self.cast = None
+
+
+@contextmanager
+def whole_batches(learner: Learner) -> Iterator[None]:
+    """However the block ends, also in the middle of a batch, everything after it computes in full precision again."""
+    try:
+        yield
+    finally:
+        for callback in learner.cbs:
+            if isinstance(callback, Bfloat16):
+                callback.leave()
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:

@@ -28,6 +28,7 @@ class PictureLoader(TfmdDL):
         self, dataset: Any = None, bs: int = 64, pictures: Pictures | None = None, weights=None, rows=None, **options
     ):
         self.pictures, self.weights, self.rows = pictures, weights, rows
+        self.skipped, self.order = 0, []
         self.places = find_places(dataset, pictures)
         super().__init__(dataset, bs=bs, **(options | ({} if rows is None else {"n": len(rows)})))
         self.resident = None if self.places is None or options.get("num_workers") else keep_on_device(self)
@@ -36,11 +37,26 @@ class PictureLoader(TfmdDL):
         """The same loader for another dataset; each row comes once."""
         return super().new(dataset, cls, **({"pictures": self.pictures} | options))
 
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of the epoch that comes; whatever draws, draws as after them."""
+        self.skipped = batches
+        # torch draws a seed for the workers at the beginning of an epoch: that draw lies behind us
+        self.fake_l.generator = torch.Generator() if batches else None
+
+    def positions_of(self, number: int) -> list[int]:
+        """Where the images of a batch stand in the dataset; `number` counts what the epoch under way shows, from 0."""
+        return self.order[number * self.bs : (number + 1) * self.bs]
+
     def get_idxs(self) -> list[int]:
         """Positions in the dataset, in the order of this epoch."""
+        self.order = self.draw_order()[self.skipped * self.bs :]
+        return self.order
+
+    def draw_order(self) -> list[int]:
+        """Positions of a whole epoch."""
         if self.weights is not None:
             return self.rng.choices(range(self.n), weights=self.weights, k=self.n)
-        positions = super().get_idxs()
+        positions = list(super().get_idxs())
         return positions if self.rows is None else [self.rows[i] for i in positions]
 
     def create_batches(self, samps: Sequence[int]) -> Iterator[tuple]:

@@ -7,15 +7,20 @@ from typing import Any
 import pandas as pd
 from fastai.learner import Learner
 
+from fastcxr import stopping
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
+from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.continuing import StateKeeper, fit_from
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.fitting import fit_head, refit_head
 from fastcxr.training.heads import is_banked
+from fastcxr.training.learner import whole_batches
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
 from fastcxr.training.schedules import make_scheduler
 from fastcxr.training.time_limit import Deadline, find_epochs
+from fastcxr.training.trouble import explaining_memory, lost_worker, take_fewer_workers
 
 log = logging.getLogger("fastcxr")
 
@@ -49,46 +54,97 @@ class Training:
     best: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was decided when a stage began: its epochs, the head's rate, how that came about, and the finder's curve."""
+
+    epochs: int
+    rate: float
+    record: dict[str, Any]
+    curve: pd.DataFrame
+
+
 def train(
-    learner: Learner, recipe: Recipe, progress: Progress | None = None, deadline: Deadline | None = None
+    learner: Learner,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    deadline: Deadline | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Training:
     """Teach the learner stage by stage; it ends with the weights of the best epoch by the recipe's `monitor`.
 
     Each stage starts from the best weights so far, and epochs are counted across stages. `deadline`: without one, the
-    recipe's time limit counts from here.
-    Raises TrainingError where the loss is no longer a number, or no epoch fits into the time.
+    recipe's time limit counts from here. `checkpoints`: where states are kept, and where one is gone on from.
+    Raises TrainingError where the loss is no longer a number, or no epoch fits into the time; Stopped where somebody
+    wants that.
     """
     deadline = deadline or Deadline.read(recipe.time_limit)
     stages = find_stages(recipe, len(learner.splitter(learner.model)))
-    best, rates, curves = BestEpoch(recipe.monitor), [], []
     planned = sum(stage.epochs for stage in stages) + is_banked(recipe)
-    report = EpochReport(best, progress or find_progress(), planned, deadline)
-    with learner.no_bar(), learner.no_logging(), report.bars:
+    report = EpochReport(BestEpoch(recipe.monitor), progress or find_progress(), planned, deadline)
+    keeper = StateKeeper(checkpoints, report)
+    with explaining_memory(recipe), whole_batches(learner), learner.no_bar(), learner.no_logging(), report.bars:
+        plans = teach(learner, recipe, stages, keeper)
         if is_banked(recipe):
-            report.add("probe", fit_head, learner, recipe)
-        for number, stage in enumerate(stages):
-            open_groups(learner, stage)
-            epochs = choose_epochs(learner, stages[number:], deadline)
-            if not epochs:
-                continue
-            rate, record, curve = find_rate(learner, recipe, stage, report.progress)
-            rates.append(record)
-            curves.append(curve)
-            report.begin(stage)
-            rate_of_groups = group_rates(learner, stage, rate)
-            cbs = [FiniteLoss(), report] + [BatchNormStays()] * (stage.batch_norm == "frozen")
-            cbs.append(make_scheduler(learner, recipe, epochs, rate_of_groups))
-            learner.fit(epochs, rate_of_groups, cbs=cbs)
-            best.restore(learner.model)
-        if is_banked(recipe):
-            settle_head(learner, best)
+            settle_head(learner, report.best)
     if not report.rows:
         raise TrainingError(
             f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
         )
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
-    curves = pd.concat([NO_CURVE, *curves])
-    return Training(history=pd.DataFrame(report.rows), rates=rates, curves=curves, best=best.summary())
+    curves = pd.concat([NO_CURVE, *(plan.curve for plan in plans)])
+    rates = [plan.record for plan in plans]
+    return Training(history=pd.DataFrame(report.rows), rates=rates, curves=curves, best=report.best.summary())
+
+
+def teach(learner: Learner, recipe: Recipe, stages: list[Stage], keeper: StateKeeper) -> list[Plan]:
+    """All stages one after the other, from where the kept state is on; returns what was decided for each."""
+    report, found = keeper.report, keeper.find()
+    if is_banked(recipe) and found:  # what it fitted then is in the state; here it prepares for the head's last fit
+        fit_head(learner, recipe, report.progress)
+    elif is_banked(recipe):
+        report.add("probe", fit_head, learner, recipe)
+    plans = [Plan(**{**plan, "curve": pd.DataFrame(plan["curve"])}) for plan in found["plans"]] if found else []
+    for number, stage in enumerate(stages):
+        if found and number < found["stage"]:
+            continue
+        open_groups(learner, stage)
+        report.begin(stage)
+        if found and number == found["stage"]:
+            report.go_on(found)
+            report.tell_past()
+        else:
+            epochs = choose_epochs(learner, stages[number:], report.deadline)
+            if not epochs:
+                continue
+            rate, record, curve = find_rate(learner, recipe, stage, report.progress)
+            plans.append(Plan(epochs=epochs, rate=rate, record=record, curve=curve))
+        keeper.frame = frame_of(number, plans)
+        fit_stage(learner, recipe, stage, plans[-1], keeper)
+        report.best.restore(learner.model)
+    return plans
+
+
+def frame_of(stage: int, plans: list[Plan]) -> dict[str, Any]:
+    """What every state of a stage holds of the decisions so far."""
+    return {"stage": stage, "plans": [{**vars(plan), "curve": plan.curve.to_dict("list")} for plan in plans]}
+
+
+def fit_stage(learner: Learner, recipe: Recipe, stage: Stage, plan: Plan, keeper: StateKeeper) -> None:
+    """The epochs of one stage; where a loader's process dies, on from the last state with fewer of them."""
+    rates = group_rates(learner, stage, plan.rate)
+    callbacks = [FiniteLoss(), keeper.report, keeper] + [BatchNormStays()] * (stage.batch_norm == "frozen")
+    callbacks.append(make_scheduler(learner, recipe, plan.epochs, rates))
+    try:
+        with stopping.finishing():
+            fit_from(learner, keeper.first_epoch, plan.epochs, rates, callbacks)
+    except RuntimeError as error:
+        if not lost_worker(error) or not keeper.find():
+            raise
+        keeper.report.bars.close()
+        keeper.report.go_on(keeper.found)
+        take_fewer_workers(learner)
+        fit_stage(learner, recipe, stage, plan, keeper)
 
 
 def choose_epochs(learner: Learner, stages: list[Stage], deadline: Deadline) -> int:

@@ -28,9 +28,14 @@ class Deadline:
         return cls(float(text[:-1]) * UNITS[text[-1]] if text else math.inf)
 
     @property
+    def spent(self) -> float:
+        """Seconds since its making."""
+        return time.perf_counter() - self.started
+
+    @property
     def left(self) -> float:
         """Seconds until then, less those that a report takes; below zero when they are over."""
-        return self.seconds - (time.perf_counter() - self.started) - DRAWING
+        return self.seconds - self.spent - DRAWING
 
 
 def find_epochs(learner: Learner, wanted: int, seconds: float) -> tuple[int, float]:

@@ -1,0 +1,150 @@
+"""The state of an unfinished run on the disk: whole or not at all, with a checksum, two generations, no pickle.
+
+A generation is one safetensors file whose header holds the JSON part, and a sha256 file that is written before it: a
+state that is there has its checksum, and one that a crash interrupted never has its name.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fastcxr.errors import DiskError, ModelError, OutputError
+from fastcxr.storage import sha256_of, write_whole
+from fastcxr.training.trees import flatten, restore
+
+log = logging.getLogger("fastcxr")
+FORMAT_VERSION = "1"
+GENERATIONS = 2
+NAME = re.compile(r"state-(\d{6})\.safetensors")
+
+
+class Checkpoints:
+    """The states of one run in `folder`, the newest two; `mirror`, a slower place, gets a checked copy of each."""
+
+    def __init__(self, folder: str | Path, mirror: str | Path | None = None):
+        self.folder, self.mirror = Path(folder), mirror and Path(mirror)
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep this state as the newest. Raises DiskError where it finds no room; the states before it stay."""
+        tensors: dict = {}
+        tree = flatten(state, tensors)
+        content = save(tensors, {"format_version": FORMAT_VERSION, "tree": json.dumps(tree, allow_nan=False)})
+        what = "the state needs {needed}, {free} are free; the one before it is kept"
+        self._check_room(len(content), what)
+        number = max(self._numbers(), default=0) + 1
+        self._put(self.folder, number, content)
+        self._sweep(self.folder)
+        if self.mirror:
+            self._reflect(number, content)
+
+    def check_room(self, size: int) -> None:
+        """Raises DiskError where a run whose weights take `size` bytes would not find room for all that it keeps."""
+        # a state holds the weights, the best ones so far, and two moments; at the end the model stands beside them
+        self._check_room(size * (4 * GENERATIONS + 1), "this run needs {needed}, {free} are free")
+
+    def _check_room(self, size: int, what: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            needed, free = (f"{bytes_ / 1e6:,.1f} MB" for bytes_ in (size, free))
+            fix = "Free some room and give the same command again"
+            raise DiskError(what.format(needed=needed, free=free), fix, path=self.folder)
+
+    def read(self) -> dict[str, Any] | None:
+        """The newest intact state; None where there is none at all. A damaged one is named aloud.
+
+        Raises ModelError where states are there and none of them is intact.
+        """
+        found = sorted(self._numbers(), reverse=True)
+        for number in found:
+            try:
+                return _open(self._place(number))
+            except ModelError as error:
+                log.warning("%s", error)
+        if found:
+            fix = "Restore a copy of it, or start anew with --new"
+            raise ModelError("no state in this folder is intact", fix, path=self.folder, code="E303")
+        return None
+
+    def fetch(self) -> None:
+        """What the mirror has of this run, where there is nothing here. Each state is checked when it is read."""
+        if self.exist() or not self.mirror:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in [*self.mirror.glob("state-*"), *self.mirror.glob("*.csv")]:
+            write_whole(self.folder / path.name, path.read_bytes())
+
+    def reflect(self, name: str) -> None:
+        """Put a file that stands beside the states into the mirror too."""
+        if self.mirror:
+            write_whole(self.mirror / name, (self.folder / name).read_bytes())
+
+    def exist(self) -> bool:
+        """Whether a state was ever kept here."""
+        return bool(self._numbers())
+
+    def remove(self) -> None:
+        """The run is over: nothing is left to go on with, here or in the mirror."""
+        for folder in filter(None, (self.folder, self.mirror)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _numbers(self) -> list[int]:
+        return [int(match[1]) for path in self.folder.glob("state-*") if (match := NAME.fullmatch(path.name))]
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"state-{number:06d}.safetensors"
+
+    def _put(self, folder: Path, number: int, content: bytes) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / self._place(number).name
+        line = f"{hashlib.sha256(content).hexdigest()}  {place.name}\n"
+        write_whole(_sum_of(place), line)
+        write_whole(place, content)
+
+    def _sweep(self, folder: Path) -> None:
+        """All but the newest generations go, and drafts and checksums that a crash left."""
+        kept = {path.name for path in sorted(folder.glob("state-*.safetensors"))[-GENERATIONS:]}
+        for path in [*folder.glob("state-*"), *folder.glob(".state-*")]:
+            if path.name.removesuffix(".sha256") not in kept:
+                path.unlink(missing_ok=True)
+
+    def _reflect(self, number: int, content: bytes) -> None:
+        """A copy in the mirror, read back; trouble there is told and stops nothing."""
+        place = self.mirror / self._place(number).name
+        try:
+            self._put(self.mirror, number, content)
+            if sha256_of(place) != hashlib.sha256(content).hexdigest():
+                raise OutputError("what was written reads back otherwise", "Look at that disk", path=place)
+            self._sweep(self.mirror)
+        except OSError as error:
+            log.warning("the mirror has no copy of this state (%s); the one in %s is safe", error, self.folder)
+
+
+def _open(path: Path) -> dict[str, Any]:
+    """A state file, checked against its checksum before anything in it is believed."""
+    if not _sum_of(path).is_file() or _sum_of(path).read_text(encoding="utf-8", errors="replace")[:64] != sha256_of(
+        path
+    ):
+        raise ModelError("sha256 differs: damaged", "The state before it is used, if there is one", path=path)
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata()
+            if header["format_version"] != FORMAT_VERSION:
+                fix = "Go on with the version that began this run, or start anew with --new"
+                raise ModelError(f"a state of format {header['format_version']!r}", fix, path=path)
+            return restore(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"no state of fastcxr ({error})", "The state before it is used", path=path) from error
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

@@ -1,0 +1,170 @@
+"""A run that is broken off is gone on with by the same command, and only by the same command on the same images."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from toys import write_toys
+
+from fastcxr.errors import BusyError, DataError, InputMissingError, OutputError
+from fastcxr.lock import held, is_held
+from fastcxr.recipe import Recipe
+from fastcxr.run import run
+from fastcxr.training import continuing
+from fastcxr.training.continuing import StateKeeper
+from fastcxr.unfinished import find_unfinished, list_runs, read_begun
+
+RECIPE = Recipe(
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep", learning_rate=1e-3
+)
+
+
+class Crash(BaseException):
+    """Somebody pulled the plug."""
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    return write_toys(tmp_path_factory.mktemp("resumed") / "toys")
+
+
+@pytest.fixture
+def recipe(toys):
+    return RECIPE.but(data=str(toys))
+
+
+@pytest.fixture(scope="module")
+def whole(toys, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(RECIPE.but(data=str(toys)), folder)
+    return folder
+
+
+def break_off(recipe, folder, monkeypatch, batches=5, **options):
+    """A run that ends after so many batches, as in a crash."""
+    left = [batches]
+
+    def after_batch(self):
+        keep(self)
+        left[0] -= 1
+        if left[0] < 0:
+            raise Crash
+
+    keep = StateKeeper.after_batch
+    with monkeypatch.context() as patch:
+        patch.setattr(continuing, "MINUTES_APART", 0)
+        patch.setattr(StateKeeper, "after_batch", after_batch)
+        with pytest.raises(Crash):
+            run(recipe, folder, **options)
+
+
+def test_a_run_that_was_broken_off_ends_as_one_that_was_left_in_peace(recipe, whole, tmp_path, monkeypatch):
+    broken = tmp_path / "run"
+    break_off(recipe, broken, monkeypatch)
+    assert (broken / "state" / "cohort.csv").exists()
+    assert not (broken / "model.safetensors").exists()
+    run(recipe, broken)
+    for name in ("model.safetensors", "predictions.csv", "metrics.json", "manifest.csv", "recipe.json"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+    histories = [pd.read_csv(place / "history.csv").drop(columns="seconds") for place in (broken, whole)]
+    assert histories[0].equals(histories[1])
+    assert sorted(os.listdir(broken)) == sorted(os.listdir(whole))
+
+
+def test_a_finished_run_says_so_and_stays(recipe, whole, caplog):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with caplog.at_level("INFO", "fastcxr"):
+        assert run(recipe, whole) == whole / "report.html"
+    assert "this run is finished" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, monkeypatch):
+    break_off(recipe, tmp_path / "run", monkeypatch)
+    kept = sorted(os.listdir(tmp_path / "run" / "state"))
+    with pytest.raises(OutputError, match="a run of another recipe is here .epochs was 2, is 3; seed was 42, is 7."):
+        run(recipe.but(epochs=3, seed=7), tmp_path / "run")
+    assert sorted(os.listdir(tmp_path / "run" / "state")) == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: next(data.glob("haze/*")).unlink(), "1 gone"),
+        (lambda data: next(data.glob("haze/*")).rename(data / "haze" / "x.png"), "1 new .as haze/x.png., 1 gone"),
+        (lambda data: next(data.glob("haze/*")).rename(data / "clear" / "y.png"), "1 new .as clear/y.png., 1 gone"),
+    ],
+)
+def test_other_images_are_refused_with_the_difference(tmp_path, monkeypatch, change, told):
+    data = write_toys(tmp_path / "toys")
+    recipe = RECIPE.but(data=str(data), split="image")
+    break_off(recipe, tmp_path / "run", monkeypatch)
+    change(data)
+    with pytest.raises(DataError, match=f"images are not those that this run began with: {told}"):
+        run(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "state").exists()
+
+
+def test_a_changed_picture_is_another_image(tmp_path, monkeypatch):
+    from PIL import Image
+
+    data = write_toys(tmp_path / "toys")
+    recipe = RECIPE.but(data=str(data))
+    break_off(recipe, tmp_path / "run", monkeypatch)
+    Image.linear_gradient("L").save(next(data.glob("haze/*")))
+    with pytest.raises(DataError, match="1 changed .as haze/"):
+        run(recipe, tmp_path / "run")
+
+
+def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path, monkeypatch):
+    break_off(recipe, tmp_path / "run", monkeypatch)
+    with held(tmp_path / "run"):
+        with pytest.raises(BusyError, match=f"process {os.getpid()} is writing into this folder") as caught:
+            run(recipe, tmp_path / "run")
+        assert caught.value.exit_code == 75
+        assert is_held(tmp_path / "run")
+        assert find_unfinished(iter([tmp_path / "run"])) is None
+    assert not is_held(tmp_path / "run")
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = "import os, sys; from pathlib import Path; from fastcxr.lock import held\n"
+    code += "with held(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert (tmp_path / ".lock").exists()
+    assert not is_held(tmp_path)
+
+
+def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, monkeypatch):
+    break_off(recipe, tmp_path / "first" / "run", monkeypatch, mirror=tmp_path / "drive" / "run")
+    run(recipe, tmp_path / "second" / "run", mirror=tmp_path / "drive" / "run")
+    history = pd.read_csv(tmp_path / "second" / "run" / "history.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert (tmp_path / "second" / "run" / "model.safetensors").read_bytes() == (
+        whole / "model.safetensors"
+    ).read_bytes()
+    said = json.loads((tmp_path / "second" / "run" / "run.json").read_text())["said"]
+    assert [line["text"] for line in said if line["text"].startswith("going on")] == ["going on after 1 of 2 epochs"]
+    assert not (tmp_path / "drive" / "run").exists()
+
+
+def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(recipe, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("a-1", "a-2", "study/arm", "study/arm/fold-1", "done"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "recipe.json").write_text(recipe.but(seed=len(name)).to_json())
+    (runs / "done" / "report.html").write_text("")
+    for age, name in enumerate(("study/arm", "a-1", "a-2")):
+        os.utime(runs / name / "recipe.json", (1e9 - age, 1e9 - age))
+    assert find_unfinished(list_runs(runs)) == runs / "study" / "arm"
+    assert find_unfinished(list_runs(runs), recipe.but(seed=3)) == runs / "a-1"
+    assert find_unfinished(list_runs(runs), recipe.but(seed=99)) is None
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(InputMissingError, match="no run was begun here"):
+        read_begun(Path(tmp_path))
