@@ -12,6 +12,7 @@ from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.fitting import fit_head, refit_head
+from fastcxr.training.gate import fit_gate
 from fastcxr.training.heads import is_banked
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
 from fastcxr.training.schedules import make_scheduler
@@ -86,6 +87,7 @@ def train(
         raise TrainingError(
             f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
         )
+    learner.gate = fit_gate(learner, report.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     curves = pd.concat([NO_CURVE, *curves])
     return Training(history=pd.DataFrame(report.rows), rates=rates, curves=curves, best=best.summary())
