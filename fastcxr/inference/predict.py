@@ -46,7 +46,8 @@ def predict(
     table = table.reset_index(drop=True)
     if isinstance(model, Learner) and getattr(model, "fitted", None):
         # these features have been looked at by this very network
-        logits = answer_from_bank(model, table["file"].tolist(), table["split"] == "valid")
+        held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
+        logits = answer_from_bank(model, table["file"].tolist(), held_out)
         if logits is not None:
             probability = torch.tensor(logits).softmax(dim=1).numpy()
             return _finish(table, Scores(probability, measure_in_bank(model, table["file"].tolist())), classifier)

@@ -83,7 +83,8 @@ def fit_distance(features: np.ndarray, depths: Mapping[str, int]) -> Gate:
     model = PCA(count, random_state=0).fit((features - mean) / deviation)
     found = (mean, deviation, model.components_, model.explained_variance_, np.array([model.noise_variance_]))
     floors = (None, None, None, SMALLEST, SMALLEST)
-    arrays = [np.float32(array).clip(floor) for array, floor in zip(found, floors, strict=True)]
+    # contiguous: safetensors writes memory as it lies, and a transposed array would come back garbled
+    arrays = [np.ascontiguousarray(array, np.float32).clip(floor) for array, floor in zip(found, floors, strict=True)]
     return Gate(depths=depths, **dict(zip(ARRAYS, arrays, strict=True)))
 
 
