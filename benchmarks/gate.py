@@ -30,7 +30,7 @@ from fastcxr.data.manifest import read_unlabelled
 from fastcxr.inference.bundle import classifier_of
 from fastcxr.progress import Progress
 
-CROPS, SYNTHETIC = 20, 100  # of each photograph, of each kind of noise
+CROPS, SYNTHETIC = 10, 50  # of each photograph, of each kind of noise
 # pictures that were looked at while depths and distance were chosen
 SEEN = {
     "flower", "china", "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "grass", "gravel", "ihc",
@@ -148,10 +148,12 @@ def main() -> None:
     words.add_argument("--elsewhere")
     words.add_argument("--strategy", default="probe")
     words.add_argument("--epochs", type=int, default=1)
+    words.add_argument("--image-size", type=int, default=224)
     words.add_argument("--folds", type=int, default=5)
     words.add_argument("--only", type=int, help="how many of the folds")
     given = words.parse_args()
     recipe = Recipe("mobilenetv2_100", weights=given.weights, strategy=given.strategy, epochs=given.epochs)
+    recipe = recipe.but(image_size=given.image_size)
     patients = Path(given.cohen) / "metadata.csv" if given.cohen else None
     manifest = split_into_folds(read_manifest(given.data, patients=patients), given.folds)
     found: dict[str, list[pd.DataFrame]] = {}

@@ -7,7 +7,7 @@ looked at. The limit is a conformal quantile (Vovk 2005) of validation images, w
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,13 @@ from fastcxr.training.pixels import normalize
 from fastcxr.training.stages import look
 
 log = logging.getLogger("fastcxr")
-SHARE = 0.02  # of pictures like the training images, that the limit shuts out
+SHARE = 0.03  # of pictures like the training images, that the limit shuts out
 FEWEST = 19  # validation patients: with fewer even the largest of their scores would shut out more than one in twenty
 DIRECTIONS = 50  # of the training images, along which each has a variance of its own
 MOST = 5000  # images of a split that are looked at: more change little
 BATCH = 32
 SMALLEST = 1e-4  # deviation or variance: what never moves must not weigh without end
+QUIET = 0.01  # of the median deviation: a channel that hardly speaks in training must not shut out whoever wakes it
 ARRAYS = ("mean", "deviation", "directions", "variances", "noise")
 
 
@@ -64,21 +65,27 @@ def fit_gate(learner: Learner, progress: Progress) -> Gate | None:
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
     """
     depths = find_depths(learner.model, _blank(learner))
+    if not depths:
+        return _no_gate("its stages are not known")
     train, valid = (_thin_out(loader.items) for loader in (learner.dls.train, learner.dls.valid))
     patients = valid["patient"].nunique()
-    if not depths or patients < FEWEST:
-        why = f"{patients} validation patients, at least {FEWEST} are needed" if depths else "its stages are not known"
-        log.info("no gate: %s; a picture of anything will be given a class", why)
-        return None
+    if patients < FEWEST:
+        return _no_gate(f"{patients} validation patients, at least {FEWEST} are needed")
     known, others = (_see(learner, table["file"].tolist(), depths, progress) for table in (train, valid))
+    if not (np.isfinite(known).all() and np.isfinite(others).all()):
+        return _no_gate("what its stages see is no number")
     gate = fit_distance(known, depths)
-    limit = find_limit(gate.measure(others))
-    return Gate(**vars(gate) | {"limit": limit, "images": len(valid), "patients": patients})
+    return replace(gate, limit=find_limit(gate.measure(others)), images=len(valid), patients=patients)
+
+
+def _no_gate(why: str) -> None:
+    log.info("no gate: %s; a picture of anything will be given a class", why)
 
 
 def fit_distance(features: np.ndarray, depths: Mapping[str, int]) -> Gate:
     """A gate whose limit is 1 for these features of training images, shape (n, d)."""
-    mean, deviation = features.mean(axis=0), features.std(axis=0).clip(SMALLEST)
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    deviation = deviation.clip(max(SMALLEST, QUIET * np.median(deviation)))
     count = max(1, min(DIRECTIONS, len(features) // 4, features.shape[1] // 4))
     model = PCA(count, random_state=0).fit((features - mean) / deviation)
     found = (mean, deviation, model.components_, model.explained_variance_, np.array([model.noise_variance_]))

@@ -34,13 +34,21 @@ def test_the_distance_is_mahalanobis_under_the_covariance_of_probabilistic_pca()
     np.testing.assert_allclose(fit_distance(known, {"stage": 24}).measure(others), expected, rtol=1e-4)
 
 
-def test_a_feature_that_never_moved_weighs_a_finite_amount():
+def test_a_channel_that_never_spoke_in_training_does_not_shut_out_whoever_wakes_it_a_little():
     known = np.random.default_rng(0).normal(size=(40, 8))
     known[:, 3] = 0.5
-    assert np.isfinite(fit_distance(known, {"stage": 8}).measure(known + 1)).all()
+    gate, woken = fit_distance(known, {"stage": 8}), known + 0.005 * (np.arange(8) == 3)
+    assert gate.measure(woken).max() < 2 * gate.measure(known).max()
 
 
-@pytest.mark.parametrize(("count", "rank"), [(1, 1), (19, 19), (49, 49), (50, 50), (99, 98), (999, 980)])
+def test_features_that_are_no_numbers_give_no_gate(many_toys, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_see", lambda learner, files, *rest: np.full((len(files), 8), np.nan))
+    with caplog.at_level(logging.INFO, logger="fastcxr"):
+        assert fit_gate(make(many_toys), SILENT) is None
+    assert "no gate: what its stages see is no number" in caplog.text
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, 1), (19, 19), (33, 33), (66, 65), (99, 97), (999, 970)])
 def test_the_limit_is_a_conformal_quantile(count, rank):
     scores = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert find_limit(scores) == rank
@@ -48,7 +56,7 @@ def test_the_limit_is_a_conformal_quantile(count, rank):
 
 def test_a_further_image_passes_the_limit_as_seldom_as_was_asked():
     draw = np.random.default_rng(0)
-    beyond = [(draw.normal(size=500) > find_limit(draw.normal(size=120))).mean() for _ in range(300)]
+    beyond = [(draw.normal(size=500) > find_limit(draw.normal(size=99))).mean() for _ in range(300)]
     assert np.mean(beyond) == pytest.approx(module.SHARE, abs=0.004)
 
 
