@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from toys import write_toys
 
+from fastcxr.data.manifest import read_manifest
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
@@ -41,6 +43,15 @@ def toy_manifest(toy_folder) -> pd.DataFrame:
             "file": str(file),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def many_toys(tmp_path_factory) -> pd.DataFrame:
+    """Sixty patients of two toys each, 20 of them valid: enough for a gate."""
+    folder = write_toys(tmp_path_factory.mktemp("many") / "toys", per_class=40)
+    table = read_manifest(folder)
+    places = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
+    return table.assign(split=places, split_from="patient")
 
 
 def real(variable: str) -> Path:

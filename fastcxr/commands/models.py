@@ -20,7 +20,7 @@ from fastcxr.terminal import (
 @app.command
 def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch") -> int:
     """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
-    whether the answer is left open.
+    whether the answer is left open, as it is for a picture that is not like the training images.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         what computes; openvino, an extra, is faster where many images meet a CPU
     """
     from fastcxr.data.manifest import read_unlabelled
-    from fastcxr.evaluation.decisions import decide
+    from fastcxr.evaluation.decisions import decide, is_strange
     from fastcxr.evaluation.predictions import write_predictions
     from fastcxr.inference.bundle import load_model
     from fastcxr.inference.predict import predict as predict_table
@@ -56,7 +56,10 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         console.print(
             f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
         )
-    console.print(f"{len(table) - bad.sum():,} images classified, {bad.sum():,} not readable", highlight=False)
+    strange = int(is_strange(predictions).sum())
+    words = f", {strange:,} not like the training images, left open" if classifier.gate else "; this model has no gate"
+    said = f"{len(table) - bad.sum() - strange:,} images classified, {bad.sum():,} not readable{words}"
+    console.print(said, highlight=False)
     return PARTIAL if bad.any() else 0
 
 

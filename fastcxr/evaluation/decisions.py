@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fastcxr.evaluation.intervals import share_interval
-from fastcxr.evaluation.predictions import Predictions
+from fastcxr.evaluation.predictions import LIKE_TRAINING, Predictions
 
 STABLE = 50  # positives in validation, below which a threshold hits its aim by luck
 NET_RANGE = np.linspace(0.01, 0.5, 50)  # probabilities at which somebody might act
@@ -128,12 +129,33 @@ def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np
 
 
 def decide(predictions: Predictions, decisions: Mapping[str, Any]) -> Predictions:
-    """The predictions with `above_threshold`, the classes whose threshold is reached, and `uncertain`, yes or no."""
-    probability = predictions.probability
+    """The predictions with `above_threshold`, the classes whose threshold is reached, and `uncertain`, yes or no.
+
+    A picture unlike the training images is uncertain whatever its probabilities are, and reaches no threshold.
+    """
+    probability, strange = predictions.probability, is_strange(predictions)
     limits = [decisions.get("thresholds", {}).get(label, {}).get("threshold", np.inf) for label in predictions.labels]
-    reached = probability >= np.array(limits)  # nan reaches nothing
+    reached = (probability >= np.array(limits)) & ~strange[:, None]  # nan reaches nothing
     names = ["; ".join(np.array(predictions.labels)[row]) for row in reached]
     below = decisions.get("uncertain_below")
     open_ = np.zeros(len(names), bool) if below is None else np.nan_to_num(probability, nan=1.0).max(axis=1) < below
-    further = {"above_threshold": names, "uncertain": np.where(open_, "yes", "no")}
+    further = {"above_threshold": names, "uncertain": np.where(open_ | strange, "yes", "no")}
     return Predictions(predictions.table.assign(**further), predictions.labels)
+
+
+def is_strange(predictions: Predictions) -> np.ndarray:
+    """Which pictures a gate found unlike the training images, shape (n,); none where no gate was asked."""
+    return (predictions.table.get(LIKE_TRAINING, pd.Series("", predictions.table.index)) == "no").to_numpy()
+
+
+def measure_gate(part: Predictions) -> dict[str, Any]:
+    """`images` that a gate was asked about, how many of them are `strange`, and their `share`, [value, low, high].
+
+    Nothing where there was no gate. Images without a label count too.
+    """
+    asked = part.table.get(LIKE_TRAINING, pd.Series("", part.table.index)).isin(["yes", "no"]).to_numpy()
+    if not asked.any():
+        return {}
+    strange = is_strange(part)
+    share = _share(strange, asked, part.table["patient"].to_numpy())
+    return {"images": int(asked.sum()), "strange": int(strange.sum()), "share": share}

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accura
 
 from fastcxr.errors import DataError
 from fastcxr.evaluation.calibration import measure_calibration, scale
-from fastcxr.evaluation.decisions import measure_decisions
+from fastcxr.evaluation.decisions import measure_decisions, measure_gate
 from fastcxr.evaluation.intervals import find_intervals
 from fastcxr.evaluation.predictions import Predictions
 
@@ -27,6 +27,7 @@ def measure_predictions(
 
     `calibration`: what model.json holds of it. The probabilities were scaled by its temperature, and what they were
     before is `uncalibrated`; what its thresholds do is `decisions`, with predictive values at a `prevalence` a class.
+    What a gate found unlike the training images is `gate`, and counts in all other figures.
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
     return {
@@ -50,6 +51,8 @@ def _measure_part(part: Predictions, calibration: Mapping[str, Any], prevalence:
     intervals = find_intervals(scored.truth, scored.probability, scored.labels, patients, figures)
     if calibration.get("thresholds"):
         figures["decisions"] = measure_decisions(part, calibration, prevalence)
+    gate = measure_gate(part)
+    figures |= {"gate": gate} if gate else {}
     temperature = calibration.get("temperature", 1.0)
     if temperature != 1:
         before = scale(scored.probability, 1 / temperature)

@@ -17,6 +17,8 @@ from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed, score, share
 
+ALARMING = 0.05  # a gate shuts out fewer of the images that it was made for
+
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
@@ -30,6 +32,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *find_warnings(record),
         *_rates(record),
         *_elsewhere(record),
+        *_gate(record, metrics),
         *_augmentation(record),
         *_files(record),
     ]
@@ -147,12 +150,33 @@ def _rates(record: RunRecord) -> list[Notice]:
 
 def _elsewhere(record: RunRecord) -> list[Notice]:
     """A model that was tested where it was trained says nothing about other places."""
-    sources = record.manifest.groupby("split")["source"].agg(set)
-    trained = set().union(*(sources[split] for split in sources.index if split != "test"))
-    if not trained or not sources.get("test", trained) <= trained:
+    if not _is_tested_at_home(record):
         return []
     words = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
     return [Notice("note", "External validity: unknown", words)]
+
+
+def _is_tested_at_home(record: RunRecord) -> bool:
+    """Whether the test images come from where the training images do."""
+    sources = record.manifest.groupby("split")["source"].agg(set)
+    trained = set().union(*(sources[split] for split in sources.index if split != "test"))
+    return bool(trained) and sources.get("test", trained) <= trained
+
+
+def _gate(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    """How many held-out pictures the gate keeps out: false alarms, where they come from where it was fitted."""
+    split = record.predictions.headline_split
+    found = metrics.get(split, {}).get("gate")
+    if not found:
+        words = "A picture of anything, or a radiograph of another part, is given a class like any other."
+        return [Notice("note", "No gate", words)]
+    value, low, high = found["share"]
+    reached = f"{share(value)}, 95 % interval {share(low)} to {share(high)}"
+    fact = f"On {split}: {found['strange']:,} of {count(found['images'], 'image')} ({reached})."
+    rest = "No class is named for them; in all other figures they count like the others."
+    if _is_tested_at_home(record):
+        return [Notice("note", "False alarms of the gate", f"{fact} {rest}")]
+    return [Notice("warning" if low > ALARMING else "note", "Not like the training images", f"{fact} {rest}")]
 
 
 def _augmentation(record: RunRecord) -> list[Notice]:

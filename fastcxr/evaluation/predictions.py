@@ -20,6 +20,7 @@ KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
 PREFIX = "prob_"
+STRANGENESS, LIKE_TRAINING = "strangeness", "like_training"  # columns of a model with a gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +89,27 @@ def make_predictions(
     base |= {"predicted": np.array([*labels, ""], dtype=object)[best], "error": errors}
     scores = {PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
     further = {
-        f"manifest_{name}" if name in KNOWN or name.startswith(PREFIX) else name: manifest[name].to_numpy()
+        f"manifest_{name}" if name in _OURS or name.startswith(PREFIX) else name: manifest[name].to_numpy()
         for name in manifest.columns
         if name not in KNOWN[:5] and name != "file"
     }
     return Predictions(pd.DataFrame({**base, **scores, **further}, index=range(len(manifest))), tuple(labels))
+
+
+def leave_open(predictions: Predictions, strangeness: np.ndarray) -> Predictions:
+    """The predictions with their `strangeness`, and `like_training`, yes or no; where it is no, none is `predicted`.
+
+    `strangeness`: shape (n,), beyond 1 for a picture unlike the training images. The probabilities stay, so that every
+    figure can be measured on all images. Both cells of an unreadable image are empty.
+    """
+    read = (predictions.table["error"] == "").to_numpy()
+    is_like = strangeness <= 1  # a nan is like nothing
+    further = {
+        STRANGENESS: np.where(read, strangeness, np.nan),
+        LIKE_TRAINING: np.where(read, np.where(is_like, "yes", "no"), ""),
+        "predicted": predictions.table["predicted"].where(is_like, ""),
+    }
+    return Predictions(predictions.table.assign(**further), predictions.labels)
 
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
@@ -137,6 +154,7 @@ def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:
 
 
 _FIX = "Name a predictions.csv that fastcxr wrote"
+_OURS = (*KNOWN, STRANGENESS, LIKE_TRAINING)
 
 
 def _text(column: pd.Series) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A trained network and what it needs to be used, as model.safetensors and model.json: no pickle, nothing that runs."""
+"""A trained network and what it needs to be used, as model.safetensors, gate.safetensors and model.json: no pickle."""
 
 import json
 from collections.abc import Mapping
@@ -14,12 +14,14 @@ from torch import nn
 
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError
 from fastcxr.evaluation.calibration import check_calibration
+from fastcxr.inference.gates import read_gate, write_gate
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
 from fastcxr.training.arithmetic import find_precision
 from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.chest_weights import XRV
-from fastcxr.training.heads import HeadPlan, plan_head
+from fastcxr.training.gate import Gate
+from fastcxr.training.heads import HeadPlan, find_depths, plan_head
 from fastcxr.training.pixels import Pixels
 
 FORMAT_VERSION = 1
@@ -31,7 +33,8 @@ class Classifier:
     """A network, its labels in the order of its outputs, the pixels that it wants to see, and its arithmetic.
 
     temperature: what its logits are divided by before they become probabilities. decisions: thresholds of the classes
-    and the band that is left open, for fastcxr.evaluation.decisions.decide.
+    and the band that is left open, for fastcxr.evaluation.decisions.decide. gate: tells what is not like the training
+    images; None where there is none.
     """
 
     network: nn.Module
@@ -40,6 +43,7 @@ class Classifier:
     precision: str = "fp32"
     temperature: float = 1.0
     decisions: Mapping[str, Any] = field(default_factory=dict)
+    gate: Gate | None = None
 
 
 def classifier_of(learner: Learner) -> Classifier:
@@ -49,6 +53,7 @@ def classifier_of(learner: Learner) -> Classifier:
         labels=tuple(learner.dls.vocab),
         pixels=learner.dls.pixels,
         precision=getattr(learner, "precision", "fp32"),
+        gate=getattr(learner, "gate", None),
     )
 
 
@@ -59,7 +64,7 @@ def save_model(
     choices: dict[str, Any],
     calibration: dict[str, Any] | None = None,
 ) -> None:
-    """Write model.safetensors and model.json. `choices`: what the run decided by itself; `calibration`: temperature."""
+    """Write the model's files. `choices`: what the run decided by itself; `calibration`: temperature and thresholds."""
     folder, classifier = Path(folder), classifier_of(learner)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
     write_whole(folder / WEIGHTS_FILE, save(state))
@@ -74,6 +79,7 @@ def save_model(
             "pixels": asdict(classifier.pixels),
             "choices": choices,
             "calibration": calibration or {"temperature": 1.0},
+            "gate": write_gate(folder, classifier.gate) if classifier.gate else None,
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
     )
@@ -105,10 +111,13 @@ def load_model(folder: str | Path) -> Classifier:
             "sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301"
         )
     calibration = check_calibration(facts.get("calibration"), folder / FACTS_FILE)
+    gate = read_gate(folder, facts.get("gate"))  # files of earlier versions have none
     try:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         network = _rebuild(facts, len(labels), pixels)
         network.load_state_dict(load_file(weights))
+        if gate and gate.depths != find_depths(network, torch.zeros(1, len(pixels.mean), *[pixels.image_size] * 2)):
+            raise KeyError("its gate looks at other stages")
         chosen = facts["choices"].get("precision")
     except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -126,6 +135,7 @@ def load_model(folder: str | Path) -> Classifier:
         precision=precision,
         temperature=float(calibration.get("temperature", 1.0)),
         decisions=calibration,
+        gate=gate,
     )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fastcxr.errors import ModelError
 from fastcxr.inference.bundle import Classifier
+from fastcxr.training.stages import Watched
 
 
 class Graph(nn.Module):
@@ -24,13 +25,27 @@ class Graph(nn.Module):
         return torch.from_numpy(self.compiled([images.contiguous().numpy()])[0])
 
 
+class WatchedGraph(Watched):
+    """Stands where the network stood before a gate: what the stages see comes from the compiled graph too."""
+
+    def __init__(self, network: Watched, compiled: Any):
+        super().__init__(network.network, network.depths)
+        self.compiled = compiled
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, channels, size, size) -> (n, k) and (n, all channels of the stages)."""
+        answers = self.compiled([images.contiguous().numpy()])
+        return torch.from_numpy(answers[0]), torch.from_numpy(answers[1])
+
+
 def to_openvino(classifier: Classifier) -> Classifier:
     """The same classifier, its network compiled for this CPU in the classifier's own precision.
 
     Raises ModelError where OpenVINO is not installed, or cannot convert the network.
     """
     openvino = _import()
-    pixels, network = classifier.pixels, classifier.network.cpu().eval()
+    pixels, gate = classifier.pixels, classifier.gate
+    network = (Watched(classifier.network, gate.depths) if gate else classifier.network).cpu().eval()
     shape = (len(pixels.mean), pixels.image_size, pixels.image_size)
     try:
         with warnings.catch_warnings():  # a traced size is a constant, and is meant to be one
@@ -43,7 +58,8 @@ def to_openvino(classifier: Classifier) -> Classifier:
         raise ModelError(
             f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E302"
         ) from error
-    return replace(classifier, network=Graph(network, compiled), precision="fp32")  # torch has nothing left to cast
+    graph = (WatchedGraph if gate else Graph)(network, compiled)
+    return replace(classifier, network=graph, precision="fp32")  # torch has nothing left to cast
 
 
 def _import() -> Any:

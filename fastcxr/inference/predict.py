@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ from fastai.learner import Learner
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError
-from fastcxr.evaluation.predictions import Predictions, make_predictions
+from fastcxr.evaluation.predictions import Predictions, leave_open, make_predictions
 from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.arithmetic import computing
 from fastcxr.training.fitting import answer_from_bank
+from fastcxr.training.gate import features_in_bank
 from fastcxr.training.pixels import normalize
+from fastcxr.training.stages import look
 
 BATCH = 32
 READERS = 2
@@ -35,48 +38,77 @@ def predict(
 ) -> Predictions:
     """What the model says about every row of these splits, or of all rows when `splits` is None.
 
-    A file that cannot be read gives a row without probabilities, its reason in the column error.
+    A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
+    model's gate finds unlike the training images is given no class: see evaluation.predictions.leave_open.
     """
     classifier = classifier_of(model) if isinstance(model, Learner) else model
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
     if isinstance(model, Learner) and getattr(model, "fitted", None):
         # these features have been looked at by this very network
-        logits = answer_from_bank(model, table["file"].tolist(), table["split"] == "valid")
+        held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
+        logits = answer_from_bank(model, table["file"].tolist(), held_out)
         if logits is not None:
-            return make_predictions(
-                table, torch.tensor(logits).softmax(dim=1).numpy(), classifier.labels, [""] * len(table)
-            )
+            probability = torch.tensor(logits).softmax(dim=1).numpy()
+            return _finish(table, Scores(probability, measure_in_bank(model, table["file"].tolist())), classifier)
     pictures = getattr(model.dls, "pictures", None) if isinstance(model, Learner) else None
     squares = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures)
     with (progress or find_progress()).bar(len(table), "predicting") as bar:
-        probability, errors = score_squares(classifier, squares, len(table), bar.advance)
-    return make_predictions(table, probability, classifier.labels, errors)
+        scores, errors = score_squares(classifier, squares, len(table), bar.advance)
+    return _finish(table, scores, classifier, errors)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`probability`: shape (n, k). `strangeness`: beyond 1 is not like the training images, shape (n,); None: no gate.
+
+    Both are nan where a file could not be read.
+    """
+
+    probability: np.ndarray
+    strangeness: np.ndarray | None
 
 
 def score_squares(
     classifier: Classifier, squares: Iterator[Square], count: int, advance: Callable
-) -> tuple[np.ndarray, list[str]]:
-    """Probabilities, shape (n, k), nan where a file could not be read; and the reasons, empty where all is well."""
-    probability = np.full((count, len(classifier.labels)), np.nan)
-    errors = [""] * count
+) -> tuple[Scores, list[str]]:
+    """What there is to say of each square, and why a file could not be read, empty where all is well."""
+    strangeness = np.full(count, np.nan) if classifier.gate else None
+    scores, errors = Scores(np.full((count, len(classifier.labels)), np.nan), strangeness), [""] * count
     classifier.network.eval().to(memory_format=torch.channels_last)
     for rows, images in _batches(squares, errors):
         if rows:
-            probability[rows] = score_images(classifier, np.stack(images))
+            found = score_images(classifier, np.stack(images))
+            scores.probability[rows] = found.probability
+            if classifier.gate:
+                scores.strangeness[rows] = found.strangeness
         advance(BATCH)
-    return probability, errors
+    return scores, errors
 
 
 @torch.inference_mode()
-def score_images(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """Probabilities of gray 8-bit squares, shape (n, size, size) -> (n, k), each row summing to one."""
-    device = next(classifier.network.parameters()).device
+def score_images(classifier: Classifier, images: np.ndarray) -> Scores:
+    """What there is to say of gray 8-bit squares, shape (n, size, size); each row of probabilities sums to one."""
+    device, gate = next(classifier.network.parameters()).device, classifier.gate
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.pixels)
     with computing(classifier.precision, device):
-        logits = classifier.network(batch)
+        logits, features = look(classifier.network, batch, gate.depths) if gate else (classifier.network(batch), None)
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives
-    return (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()
+    probability = (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()
+    return Scores(probability, gate.measure(features.cpu().numpy()) if gate else None)
+
+
+def measure_in_bank(learner: Learner, files: list[str]) -> np.ndarray | None:
+    """How strange files of the learner's bank are; None without a gate."""
+    gate = learner.gate
+    return gate.measure(features_in_bank(learner, files, gate.depths)) if gate else None
+
+
+def _finish(
+    table: pd.DataFrame, scores: Scores, classifier: Classifier, errors: Sequence[str] | None = None
+) -> Predictions:
+    predictions = make_predictions(table, scores.probability, classifier.labels, errors)
+    return predictions if scores.strangeness is None else leave_open(predictions, scores.strangeness)
 
 
 def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> Iterator[Square]:

@@ -111,6 +111,7 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     )
     learner.scratch, learner.precision = scratch, precision  # the folder is removed with the learner
     learner.fitted = None  # a head fitted on a bank of features will stand here
+    learner.gate = None  # what training images look like, once it has learned
     return learner
 
 

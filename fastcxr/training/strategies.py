@@ -15,6 +15,7 @@ from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.continuing import StateKeeper, fit_from
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
 from fastcxr.training.fitting import fit_head, refit_head
+from fastcxr.training.gate import fit_gate
 from fastcxr.training.heads import is_banked
 from fastcxr.training.learner import whole_batches
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
@@ -91,6 +92,7 @@ def train(
         raise TrainingError(
             f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
         )
+    learner.gate = fit_gate(learner, report.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     curves = pd.concat([NO_CURVE, *(plan.curve for plan in plans)])
     rates = [plan.record for plan in plans]

@@ -26,7 +26,7 @@ log = logging.getLogger("fastcxr")
 
 LABEL_NAMES = ("label", "labels", "class", "finding", "findinglabels", "diagnosis", "target", "category")
 COLUMNS = ("path", "label", "patient", "source", "split")
-RESERVED = {"file", "predicted", "error", "patient_from", "split_from"}
+RESERVED = {"file", "predicted", "error", "strangeness", "like_training", "patient_from", "split_from"}
 SEVERAL = "this table gives several labels an image; fastcxr trains one label an image (kind: single_label)"
 ONE_LABEL = "Give one label column with one label in each cell, and leave out images that have several"
 
