@@ -12,11 +12,12 @@ from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.errors import OutputError
+from fastcxr.errors import DataError, OutputError
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import claim, write_table
+from fastcxr.privacy import without_places
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.run import run
@@ -60,8 +61,8 @@ def claim_or_continue(folder: Path, recipe: Recipe) -> None:
     """Claim an empty folder for this recipe, or take up one that the same recipe has begun."""
     if not (folder / "recipe.json").exists():
         claim(folder)
-        write_whole(folder / "recipe.json", recipe.to_json())
-    elif read_recipe(folder / "recipe.json") != recipe:
+        write_whole(folder / "recipe.json", without_places(recipe).to_json())
+    elif read_recipe(folder / "recipe.json") != without_places(recipe):
         raise OutputError("folds of another recipe are here", "Choose another --out", path=folder)
 
 
@@ -88,6 +89,9 @@ def pool_predictions(folds: dict[int, Predictions]) -> Predictions:
 def pool_manifest(written: pd.DataFrame, read: pd.DataFrame) -> pd.DataFrame:
     """The cohort with each image's fold as its split, and the file that this machine has it in."""
     table = written.merge(read[["source", "path", "file"]], on=["source", "path"])
+    if len(table) < len(written):
+        what = f"{len(written) - len(table):,} images of the finished folds are not in the data any more"
+        raise DataError(what, "Give the data that the folds were run on, or choose another --out", code="E302")
     return table.assign(split="fold " + table["fold"])
 
 

@@ -68,6 +68,12 @@ class OutputError(FastcxrError, OSError):
     exit_code = 73
 
 
+class StorageError(OutputError):
+    """A disk that is full or fails while something is written to it."""
+
+    exit_code = 74
+
+
 class BadImagesError(DataError):
     """Every unreadable image of a cohort, each with its reason."""
 

@@ -13,6 +13,7 @@ from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predic
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
 from fastcxr.inference.bundle import save_model
+from fastcxr.privacy import without_places
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
@@ -32,7 +33,7 @@ class RunFolder(CohortFolder):
 
     def begin(self) -> None:
         """The choices come first."""
-        write_whole(self.folder / "recipe.json", self.recipe.to_json())
+        write_whole(self.folder / "recipe.json", without_places(self.recipe).to_json())
 
     def is_worth_keeping(self) -> bool:
         """A run that was trained for an epoch has learned something."""

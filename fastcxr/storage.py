@@ -1,5 +1,6 @@
 """Bytes go into a file whole or not at all: a crash leaves the old file or the new one, never half of either."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import FastcxrError, OutputError
+from fastcxr.errors import FastcxrError, OutputError, StorageError
 
 SUMS = "SHA256SUMS"
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MOST_JSON = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -31,7 +34,8 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     except OSError as error:
         if draft:
             Path(draft).unlink(missing_ok=True)
-        raise OutputError(
+        kind = StorageError if error.errno in DISK_FAULTS else OutputError
+        raise kind(
             f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path
         ) from error
 
@@ -62,7 +66,8 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
         if isinstance(error, FastcxrError):
             raise
         fix = "Free some room or choose another place"
-        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
+        kind = StorageError if error.errno in DISK_FAULTS else OutputError
+        raise kind(f"cannot be written ({error.strerror or error})", fix, path=path) from error
     finally:
         draft.unlink(missing_ok=True)
 
@@ -70,6 +75,25 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Strict JSON, indented for people."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file that anyone may have written. Raises OSError where there is no file,
+    ValueError for anything else than JSON: NaN, a number without end, brackets too deep.
+    """
+    path = Path(path)
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise FileNotFoundError(f"no such file: {path.name}")
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path.stat().st_size:,} bytes, over the limit of {MOST_JSON:,}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("brackets too deep") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def sha256_of(path: str | Path) -> str:
