@@ -118,10 +118,11 @@ def read_predictions(path: str | Path) -> Predictions:
         labels = _labels_of(table)
         scores = {PREFIX + label: table[PREFIX + label].replace("", "nan").astype(float) for label in labels}
         return Predictions(table.assign(**scores), labels)
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, TypeError) as error:  # TypeError: numbers of letters that are not UTF-8, says pandas
         if isinstance(error, DataError):
             raise DataError(error.what, error.fix, path=path, code=error.code) from error
-        raise DataError(f"not a predictions.csv ({error})", _FIX, path=path) from error
+        why = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"not a predictions.csv ({why})", _FIX, path=path) from error
 
 
 def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:

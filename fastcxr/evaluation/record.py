@@ -167,7 +167,7 @@ def _read_numbers(path: Path, columns: tuple[str, ...], texts: tuple[str, ...]) 
     table = _read_text_table(path, columns)
     try:
         return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in texts})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: letters that are not UTF-8, says pandas
         raise _unreadable(path, str(error)) from error
 
 

@@ -8,6 +8,7 @@ Every cell stays the text that was typed: 00000013 is no number.
 import csv
 import io
 import logging
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -115,6 +116,8 @@ def _bare(name: str) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
+            raise DataError("no file", "Give a CSV file, or a folder of images", path=path, code="E010")
         return path.read_bytes()
     except FileNotFoundError as error:
         near = suggest_sibling(path)
