@@ -4,8 +4,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import build_description
 
 from fastcxr.cells import guard, guard_cell, unguard, unguard_cell
+from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.evaluation.record import read_description
+from fastcxr.folder import write_table
 
 CELLS = st.one_of(st.text("'=+-@\t\r1.e5a", max_size=6), st.text(max_size=6), st.none(), st.floats(allow_nan=False))
 
@@ -31,3 +35,16 @@ def test_columns_are_cells_too_and_their_kinds_stay(names, cell):
     table = pd.DataFrame({name: pd.Series([cell, cell], dtype=object) for name in names})
     table[names[0]] = [-1.0, 2.0]
     pd.testing.assert_frame_equal(unguard(guard(table)), table)
+
+
+def test_every_table_of_ours_is_written_so_and_reads_back(tmp_path):
+    folder = build_description(tmp_path / "described", thumbnails=False)
+    skipped = pd.DataFrame({"path": ["=cmd.png"], "code": ["E101"], "reason": ["-"]})
+    write_table(folder / "skipped.csv", skipped)
+    manifest = read_written_manifest(folder / "manifest.csv")
+    write_manifest(manifest.assign(path="@" + manifest["path"]), folder / "manifest.csv")
+    assert (folder / "skipped.csv").read_text().splitlines()[1] == "'=cmd.png,E101,'-"
+    assert ",'@" in (folder / "manifest.csv").read_text().splitlines()[1]
+    record = read_description(folder)
+    assert record.skipped["path"].tolist() == ["=cmd.png"]
+    assert record.manifest["path"].tolist() == ("@" + manifest["path"]).tolist()
