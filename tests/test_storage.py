@@ -3,7 +3,7 @@
 import pytest
 
 from fastcxr.errors import OutputError, StorageError
-from fastcxr.storage import draft_beside, sha256_of, write_json, write_whole
+from fastcxr.storage import draft_beside, read_json, sha256_of, write_json, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
@@ -13,6 +13,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
         write_whole(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_json_that_is_too_long_is_not_even_read(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", list(range(100)))
+    monkeypatch.setattr("fastcxr.storage.MOST_JSON", 99)
+    with pytest.raises(ValueError, match="over the limit of 99"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):

@@ -173,9 +173,10 @@ def no_json(folder, dice, marker):
 
 
 def path_as_a_name(folder, dice, marker):
-    bad = dice.choice(["../model.safetensors", "/etc/passwd", "a/../../x", "..", ".", "", "C:\\x", "a\0b", "~/x"])
-    checksum = sha256_of(folder / "model.safetensors")
-    change_facts(folder, lambda facts: facts["files"].update({bad: checksum}))
+    outside = folder.parent / "outside"
+    outside.write_bytes(b"there, and with the right checksum")
+    names = ["../outside", str(outside), "../run/../outside", "..", ".", "", "C:\\x", "a\0b", "~/x"]
+    change_facts(folder, lambda facts: facts["files"].update({dice.choice(names): sha256_of(outside)}))
 
 
 def path_as_a_backbone(folder, dice, marker):

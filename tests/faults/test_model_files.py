@@ -1,12 +1,26 @@
 """A hostile or damaged model file is refused in one line, and no code of it runs."""
 
+import shutil
+
 import pytest
 import torch
-from hostile import CHECKPOINTS, FACTS, LINKS, NONSENSE, WEIGHTS, Case, change_facts, draw_cases, write_good_model
+from hostile import (
+    CHECKPOINTS,
+    FACTS,
+    LINKS,
+    NONSENSE,
+    WEIGHTS,
+    Case,
+    change_facts,
+    draw_cases,
+    packed_checkpoint,
+    write_good_model,
+)
 from torch.torch_version import TorchVersion
 
 from fastcxr.errors import FastcxrError, WeightsError
 from fastcxr.inference.bundle import load_model
+from fastcxr.storage import sha256_of
 from fastcxr.training.weights import read_state
 
 
@@ -50,6 +64,22 @@ def test_a_link_within_the_folder_is_taken(good, tmp_path):
         (tmp_path / "kept" / file.name).write_bytes(file.read_bytes())
         (tmp_path / file.name).symlink_to(tmp_path / "kept" / file.name)
     assert len(load_model(tmp_path).labels) == 3
+
+
+@pytest.mark.parametrize("name", ["../outside", "{}/outside", "run/../../outside"])
+def test_a_name_that_leads_out_of_the_folder_is_never_followed(good, tmp_path, name):
+    folder = shutil.copytree(good, tmp_path / "run")
+    (tmp_path / "outside").write_bytes(b"x")
+    listed = {name.format(tmp_path): sha256_of(tmp_path / "outside")}
+    change_facts(folder, lambda facts: facts["files"].update(listed))
+    assert "its files makes no sense" in refuse(Case("path", folder))
+
+
+def test_a_checkpoint_that_was_packed_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = packed_checkpoint(tmp_path, None, None)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(WeightsError, match="it could unpack to any size.*Copy or download"):
+        read_state(path)
 
 
 def test_an_export_of_fastai_is_refused_with_the_way_out(tmp_path):
