@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.folds import split_into_folds, take_fold
-from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
+from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
 from fastcxr.data.splits import describe_split, split_by_patient
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import BadImagesError, ImageError
@@ -28,7 +28,7 @@ def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
     if not bad:
         return manifest
     if not recipe.skip_bad:
-        raise BadImagesError(bad)
+        raise BadImagesError(name_in_data(bad, manifest))
     record.write_skipped(bad, manifest)
     return leave_out(manifest, bad)
 

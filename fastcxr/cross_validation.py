@@ -12,6 +12,7 @@ from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
+from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART
 from fastcxr.evaluation.report import draw_report
@@ -48,7 +49,9 @@ def cross_validate(
     with held(record.folder):
         record.begin()
         run_folds(record, recipe, progress, command, mirror)
-        return draw_report(record.folder)
+        page = draw_report(record.folder)
+        record.checkpoints.remove()
+        return page
 
 
 def fold_places(record: RunFolder) -> list[Path]:
@@ -98,6 +101,9 @@ def pool_predictions(folds: dict[int, Predictions]) -> Predictions:
 def pool_manifest(written: pd.DataFrame, read: pd.DataFrame) -> pd.DataFrame:
     """The cohort with each image's fold as its split, and the file that this machine has it in."""
     table = written.merge(read[["source", "path", "file"]], on=["source", "path"])
+    if len(table) < len(written):
+        what = f"{len(written) - len(table):,} images of the finished folds are not in the data any more"
+        raise DataError(what, "Give the data that the folds were run on, or choose another --out", code="E302")
     return table.assign(split="fold " + table["fold"])
 
 

@@ -68,8 +68,8 @@ class OutputError(FastcxrError, OSError):
     exit_code = 73
 
 
-class DiskError(OutputError):
-    """A disk that is full, or that fails while it is written to."""
+class StorageError(OutputError):
+    """A disk that is full or fails while something is written to it."""
 
     exit_code = 74
 

@@ -13,7 +13,8 @@ from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, ImageError
 from fastcxr.evaluation.predictions import write_predictions
 from fastcxr.evaluation.report import draw_report
-from fastcxr.inference.bundle import FACTS_FILE, load_model, read_facts
+from fastcxr.inference.bundle import load_model
+from fastcxr.inference.facts import FACTS_FILE, read_facts
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, read_recipe

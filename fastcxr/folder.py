@@ -17,12 +17,14 @@ from typing import Any, Self
 
 import pandas as pd
 
+from fastcxr.cells import guard
 from fastcxr.data.cohort.excerpt import samples_of_each_class
 from fastcxr.data.histograms import measure_images
 from fastcxr.data.images import read_image, thumbnail_jpeg
 from fastcxr.data.manifest import write_manifest
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.lock import LOCK, held
+from fastcxr.privacy import hide_places
 from fastcxr.progress import Bar, Progress, heard_by
 from fastcxr.storage import STATE, write_json, write_whole
 
@@ -92,7 +94,7 @@ class CohortFolder(Progress):
     def account(self) -> dict[str, Any]:
         """The content of run.json: command, time, versions, machine, and all that was said."""
         return {
-            "command": self.command,
+            "command": hide_places(self.command),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -161,4 +163,4 @@ def write_thumbnails(folder: Path, chosen: pd.DataFrame) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, in one step."""
-    write_whole(path, table.to_csv(index=False))
+    write_whole(path, guard(table).to_csv(index=False))

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from fastcxr.choices import check_fields, choice, not_known
 from fastcxr.errors import ModelError, RecipeError
+from fastcxr.storage import read_json
 
 OPTIMIZERS = ("radam", "adam", "adamw", "sgd")  # beside timm:NAME
 
@@ -245,8 +246,10 @@ def name_data(data: str | tuple[str, ...] | None) -> str:
 def read_recipe(path: str | Path) -> Recipe:
     """The recipe that a run folder's recipe.json holds."""
     try:
-        return _from_mapping(Recipe, json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        return _from_mapping(Recipe, read_json(path))
+    except RecipeError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(
             f"no recipe can be read here ({type(error).__name__})", "Name a run folder that fastcxr made", path=path
         ) from error

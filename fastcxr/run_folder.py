@@ -17,11 +17,13 @@ from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predic
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, claim, write_table, write_thumbnails
 from fastcxr.inference.bundle import save_model
+from fastcxr.privacy import without_places
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.storage import STATE, write_whole
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.strategies import Training
+from fastcxr.unfinished import write_begun
 
 log = logging.getLogger("fastcxr")
 MOST_WRONG = 12
@@ -47,10 +49,10 @@ class RunFolder(CohortFolder):
 
     def begin(self) -> None:
         """The choices come first, and what the mirror has of this run where there is nothing here."""
-        write_whole(self.folder / "recipe.json", self.recipe.to_json())
+        write_begun(self.folder, self.recipe)
         if mirror := self.checkpoints.mirror:
             claim_or_continue(mirror, self.recipe)
-            write_whole(mirror / "recipe.json", self.recipe.to_json())
+            write_whole(mirror / "recipe.json", without_places(self.recipe).to_json())
             self.checkpoints.fetch()
 
     def is_worth_keeping(self) -> bool:
@@ -111,7 +113,7 @@ def claim_or_continue(folder: Path, recipe: Recipe) -> None:
     if not begun.is_file():
         claim(folder)
         return
-    there, now = vars(read_recipe(begun)), vars(recipe)
+    there, now = vars(without_places(read_recipe(begun))), vars(without_places(recipe))
     differing = [name for name in now if there[name] != now[name]]
     if differing:
         shown = "; ".join(f"{name} was {there[name]!r}, is {now[name]!r}" for name in differing)

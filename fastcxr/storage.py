@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import DiskError, FastcxrError, OutputError
+from fastcxr.errors import FastcxrError, OutputError, StorageError
 
 SUMS = "SHA256SUMS"
 STATE = "state"  # folder of an unfinished run, which no checksum covers
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is full, or fails
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+MOST_JSON = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -38,7 +39,7 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
 
 
 def _trouble(error: OSError, path: Path) -> OutputError:
-    kind = DiskError if error.errno in FULL else OutputError
+    kind = StorageError if error.errno in DISK_FAULTS else OutputError
     return kind(f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path)
 
 
@@ -75,6 +76,25 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Strict JSON, indented for people."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file that anyone may have written. Raises OSError where there is no file,
+    ValueError for anything else than JSON: NaN, a number without end, brackets too deep.
+    """
+    path = Path(path)
+    if not path.is_file():  # opening a FIFO would wait for ever
+        raise FileNotFoundError(f"no such file: {path.name}")
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path.stat().st_size:,} bytes, over the limit of {MOST_JSON:,}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("brackets too deep") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def sha256_of(path: str | Path) -> str:

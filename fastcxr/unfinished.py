@@ -5,8 +5,9 @@ from pathlib import Path
 
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.lock import is_held
+from fastcxr.privacy import without_places
 from fastcxr.recipe import Recipe, read_recipe
-from fastcxr.storage import STATE
+from fastcxr.storage import STATE, write_whole
 
 
 def find_unfinished(places: Iterator[Path], recipe: Recipe | None = None) -> Path | None:
@@ -30,16 +31,24 @@ def list_runs(parent: Path = Path("runs")) -> Iterator[Path]:
             yield recipe.parent
 
 
+def write_begun(folder: Path, recipe: Recipe) -> None:
+    """The recipe of a run that begins: as it is while the run lasts, and without its places for good."""
+    (folder / STATE).mkdir(exist_ok=True)
+    write_whole(folder / "recipe.json", without_places(recipe).to_json())
+    write_whole(folder / STATE / "recipe.json", recipe.to_json())
+
+
 def read_begun(folder: Path) -> Recipe:
     """The recipe that was begun in a folder. Raises InputMissingError where none was."""
     if not (folder / "recipe.json").is_file():
         raise InputMissingError("no run was begun here", "Name a run folder, as runs/first", path=folder)
-    return read_recipe(folder / "recipe.json")
+    whole = folder / STATE / "recipe.json"
+    return read_recipe(whole if whole.is_file() else folder / "recipe.json")
 
 
 def _is_of(folder: Path, recipe: Recipe | None) -> bool:
     try:
-        there = read_recipe(folder / "recipe.json")
+        there = read_begun(folder)
     except FastcxrError:  # torn, or of another version: nobody's to go on with
         return False
     return recipe is None or there == recipe

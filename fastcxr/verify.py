@@ -9,7 +9,7 @@ from typing import Any
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.evaluation.record import read_run
 from fastcxr.evaluation.report import compose
-from fastcxr.storage import SUMS, list_files, read_sums, sha256_of
+from fastcxr.storage import SUMS, list_files, read_json, read_sums, sha256_of
 
 MODEL, FACTS = "model.safetensors", "model.json"
 
@@ -56,7 +56,7 @@ def _find_faults(place: Path) -> Iterator[Fault]:
 
 def _model_faults(place: Path) -> Iterator[Fault]:
     if (place / MODEL).is_file() and (place / FACTS).is_file():
-        said = json.loads((place / FACTS).read_text(encoding="utf-8")).get("files", {}).get(MODEL)
+        said = read_json(place / FACTS).get("files", {}).get(MODEL)
         if said != sha256_of(place / MODEL):
             yield Fault(place / MODEL, f"is not the model that {FACTS} describes")
 
@@ -66,7 +66,7 @@ def _number_faults(place: Path) -> Iterator[Fault]:
     if not path.is_file():
         return
     _, numbers, _ = compose(read_run(place))
-    printed, computed = json.loads(path.read_text(encoding="utf-8")), json.loads(numbers)
+    printed, computed = read_json(path), json.loads(numbers)
     for name, one, other in differences(printed, computed):
         yield Fault(path, f"{name} is {one}, predictions.csv gives {other}")
 

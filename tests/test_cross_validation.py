@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from toys import write_toys
 
-from fastcxr.cross_validation import cross_validate
-from fastcxr.errors import OutputError, RecipeError
+from fastcxr.cross_validation import cross_validate, pool_manifest
+from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
 
 
@@ -82,6 +82,13 @@ def test_folds_of_another_recipe_are_left_alone(pooled):
     recipe, folder = pooled
     with pytest.raises(OutputError, match=r"a run of another recipe is here \(seed was 42, is 1\)"):
         cross_validate(recipe.but(seed=1), folder)
+
+
+def test_folds_of_other_images_are_not_pooled():
+    written = pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "fold": ["1", "2"]})
+    read = pd.DataFrame({"source": "s", "path": ["a.png"], "file": ["/x/a.png"]})
+    with pytest.raises(DataError, match="1 images of the finished folds are not in the data.*choose another --out"):
+        pool_manifest(written, read)
 
 
 @pytest.mark.parametrize(

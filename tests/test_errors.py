@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from fastcxr.errors import BadImagesError, DataError, ImageError, InputMissingError, OutputError, RecipeError
+from fastcxr.errors import (
+    BadImagesError,
+    DataError,
+    ImageError,
+    InputMissingError,
+    OutputError,
+    RecipeError,
+    StorageError,
+)
 
 
 def test_an_error_names_code_place_trouble_and_remedy():
@@ -19,7 +27,8 @@ def test_control_characters_of_a_name_reach_no_terminal_and_letters_stay():
 
 
 @pytest.mark.parametrize(
-    ("kind", "code"), [(RecipeError, 64), (DataError, 65), (InputMissingError, 66), (OutputError, 73)]
+    ("kind", "code"),
+    [(RecipeError, 64), (DataError, 65), (InputMissingError, 66), (OutputError, 73), (StorageError, 74)],
 )
 def test_exit_codes_are_those_of_sysexits(kind, code):
     assert kind.exit_code == code

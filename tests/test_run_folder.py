@@ -58,7 +58,7 @@ def test_an_empty_folder_of_the_users_own_stays(tmp_path):
 
 def test_a_run_that_trained_keeps_its_history_and_its_account(tmp_path):
     fail_in(tmp_path / "run", [ROW])
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.json", "history.csv", "run.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.json", "history.csv", "run.json", "state"}
 
 
 def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path):

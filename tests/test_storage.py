@@ -2,17 +2,24 @@
 
 import pytest
 
-from fastcxr.errors import OutputError
-from fastcxr.storage import draft_beside, sha256_of, write_json, write_whole
+from fastcxr.errors import OutputError, StorageError
+from fastcxr.storage import draft_beside, read_json, sha256_of, write_json, write_whole
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
     write_whole(tmp_path / "a.txt", "old")
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OutputError, match="No space left on device.*Free some room"):
+    with pytest.raises(StorageError, match="No space left on device.*Free some room"):
         write_whole(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_json_that_is_too_long_is_not_even_read(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", list(range(100)))
+    monkeypatch.setattr("fastcxr.storage.MOST_JSON", 99)
+    with pytest.raises(ValueError, match="over the limit of 99"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
@@ -27,7 +34,7 @@ def test_a_draft_takes_its_place_only_when_the_block_ends_well(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.h5", b"all")]
     with pytest.raises(KeyboardInterrupt), draft_beside(tmp_path / "b.h5"):
         raise KeyboardInterrupt
-    with pytest.raises(OutputError, match="No space left.*Free some room"), draft_beside(tmp_path / "b.h5"):
+    with pytest.raises(StorageError, match="No space left.*Free some room"), draft_beside(tmp_path / "b.h5"):
         raise OSError(28, "No space left on device")
     with pytest.raises(OutputError, match="there already. Choose another name"), draft_beside(tmp_path / "a.h5"):
         pass

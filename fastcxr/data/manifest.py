@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.cells import guard
 from fastcxr.data.cohort.checks import check_classes
 from fastcxr.data.cohort.folders import identify, list_below, list_images
 from fastcxr.data.cohort.labels import read_labelled
@@ -171,6 +172,14 @@ def describe_manifest(manifest: pd.DataFrame) -> Summary:
     return Summary(", ".join(parts), count_classes(manifest))
 
 
+def name_in_data(errors: Iterable[ImageError], manifest: pd.DataFrame) -> list[ImageError]:
+    """The same errors, each naming its file as the data folder does; of several sources with the source before it."""
+    several = manifest["source"].nunique() > 1
+    names = manifest["source"] + "/" + manifest["path"] if several else manifest["path"]
+    shown = dict(zip(manifest["file"], names, strict=True))
+    return [ImageError(e.what, e.fix, path=shown.get(e.path, e.path), code=e.code) for e in errors]
+
+
 def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError]) -> pd.DataFrame:
     """The manifest without the files that the errors name; raises if too little is left to train on."""
     bad = {error.path for error in errors}
@@ -186,7 +195,7 @@ def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError]) -> pd.DataFr
 
 def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
     """The manifest as CSV without `file`, in one step: a crash leaves the old file or the new one."""
-    table = manifest.drop(columns="file", errors="ignore")
+    table = guard(manifest.drop(columns="file", errors="ignore"))
     # a lone carriage return in a file name is quoted only when it is a part of the line end
     text = table.to_csv(index=False, lineterminator="\r\n")
     write_whole(path, text)

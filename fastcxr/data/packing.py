@@ -18,6 +18,7 @@ import pandas as pd
 from fastcxr.data.cohort.tables import name_some
 from fastcxr.data.hdf5 import FORMAT, SUFFIXES, VERSION, load_h5py, read_packed_checksum, read_reference
 from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.manifest import name_in_data
 from fastcxr.errors import BadImagesError, ImageError, OutputError, RecipeError
 from fastcxr.progress import Progress
 from fastcxr.storage import draft_beside, sha256_of
@@ -52,7 +53,7 @@ def pack_cohort(
     with draft_beside(path) as draft, h5py.File(draft, "w") as content:
         packed, bad = _write_images(content, manifest, size, progress or Progress())
         if bad and not (skip_bad and packed):
-            raise BadImagesError(bad)
+            raise BadImagesError(name_in_data(bad, manifest))
         _write_table(content, manifest.iloc[packed])
     if bad:
         shown = dict(zip(manifest["file"], manifest["path"], strict=True))

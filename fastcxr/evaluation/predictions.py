@@ -13,6 +13,7 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from fastcxr.cells import guard, unguard
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.storage import write_whole
 
@@ -114,9 +115,10 @@ def leave_open(predictions: Predictions, strangeness: np.ndarray) -> Predictions
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
     """predictions.csv in full precision, as a file or into an open stream: each probability reads back the same."""
-    text = predictions.table.to_csv(index=False, lineterminator="\n")
+    table = guard(predictions.table)
+    text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas leaves a lone carriage return unquoted, and would read it back as the end of a row
-        text = predictions.table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if isinstance(target, str | Path):
         write_whole(target, text)
     else:
@@ -129,14 +131,15 @@ def read_predictions(path: str | Path) -> Predictions:
         raise InputMissingError("no such file", "Name a predictions.csv that fastcxr wrote", path=path)
     try:
         # no value means "missing" here: a class may be called NA, a patient None
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        table = unguard(pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"))
         labels = _labels_of(table)
         scores = {PREFIX + label: table[PREFIX + label].replace("", "nan").astype(float) for label in labels}
         return Predictions(table.assign(**scores), labels)
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, TypeError) as error:  # TypeError: numbers of letters that are not UTF-8, says pandas
         if isinstance(error, DataError):
             raise DataError(error.what, error.fix, path=path, code=error.code) from error
-        raise DataError(f"not a predictions.csv ({error})", _FIX, path=path) from error
+        why = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"not a predictions.csv ({why})", _FIX, path=path) from error
 
 
 def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:

@@ -1,17 +1,18 @@
 """From a run folder on disk to one value that holds all a report speaks of; only predictions.csv must be there."""
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from fastcxr.cells import unguard
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions
 from fastcxr.recipe import read_prevalence
+from fastcxr.storage import read_json
 
 # what a finished run always has; the others are there when there was something to write
 EXPECTED = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
@@ -140,8 +141,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
+        content = read_json(path)
+    except ValueError as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(content, dict):
         raise _unreadable(path, "no JSON object")
@@ -153,7 +154,7 @@ def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=str)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        table = unguard(pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"))
     except ValueError as error:  # empty, or no table
         raise _unreadable(path, str(error)) from error
     absent = [name for name in columns if name not in table.columns]
@@ -166,7 +167,7 @@ def _read_numbers(path: Path, columns: tuple[str, ...], texts: tuple[str, ...]) 
     table = _read_text_table(path, columns)
     try:
         return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in texts})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: letters that are not UTF-8, says pandas
         raise _unreadable(path, str(error)) from error
 
 

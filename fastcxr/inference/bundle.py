@@ -1,6 +1,5 @@
 """A trained network and what it needs to be used, as model.safetensors, gate.safetensors and model.json: no pickle."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from fastcxr.errors import FastcxrError, InputMissingError, ModelError
+from fastcxr.errors import FastcxrError, ModelError
 from fastcxr.evaluation.calibration import check_calibration
+from fastcxr.inference.facts import FACTS_FILE, FORMAT_VERSION, OTHER_VERSION, WEIGHTS_FILE, check_files, read_facts
 from fastcxr.inference.gates import read_gate, write_gate
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
@@ -24,8 +24,11 @@ from fastcxr.training.gate import Gate
 from fastcxr.training.heads import HeadPlan, find_depths, plan_head
 from fastcxr.training.pixels import Pixels
 
-FORMAT_VERSION = 1
-WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
+# whatever building a network from numbers that fit together badly may raise
+UNFIT = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, SafetensorError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,27 +106,21 @@ def load_model(folder: str | Path) -> Classifier:
     """The classifier of a run folder, ready to predict. Raises ModelError for anything but an intact one."""
     folder = Path(folder)
     facts = read_facts(folder)
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        raise InputMissingError("this run has no model.safetensors", "Name the folder of a finished run", path=folder)
-    if sha256_of(weights) != facts["files"][WEIGHTS_FILE]:
-        raise ModelError(
-            "sha256 differs from model.json: damaged or exchanged", "Copy it again", path=weights, code="E301"
-        )
+    check_files(folder, facts)
     calibration = check_calibration(facts.get("calibration"), folder / FACTS_FILE)
     gate = read_gate(folder, facts.get("gate"))  # files of earlier versions have none
     try:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         network = _rebuild(facts, len(labels), pixels)
-        network.load_state_dict(load_file(weights))
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
         if gate and gate.depths != find_depths(network, torch.zeros(1, len(pixels.mean), *[pixels.image_size] * 2)):
             raise KeyError("its gate looks at other stages")
         chosen = facts["choices"].get("precision")
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, FastcxrError) as error:
+    except (*UNFIT, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"the model cannot be rebuilt ({first_line})",
-            "Use the versions that run.json names",
+            OTHER_VERSION,
             path=folder,
             code="E302",
         ) from error
@@ -145,30 +142,6 @@ def _rebuild(facts: dict[str, Any], classes: int, pixels: Pixels) -> nn.Module:
     backbone = replace(backbone, mean=pixels.mean, std=pixels.std)
     head = HeadPlan(**_with_tuples(facts.get("head", {})))  # files of earlier versions: one linear layer
     return make_network(backbone, classes, "none", pixels.image_size, head)
-
-
-def read_facts(folder: str | Path) -> dict[str, Any]:
-    """model.json, checked to be one that this version understands."""
-    path = Path(folder) / FACTS_FILE
-    if not path.is_file():
-        raise InputMissingError(
-            "no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder
-        )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        version, checksum = facts["format_version"], facts["files"][WEIGHTS_FILE]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ModelError(
-            "this is no model.json of fastcxr", "Copy the run folder again", path=path, code="E301"
-        ) from error
-    if version != FORMAT_VERSION or not isinstance(checksum, str):
-        raise ModelError(
-            f"format version {version!r}, this fastcxr reads {FORMAT_VERSION}",
-            "Install the fastcxr version that run.json names",
-            path=path,
-            code="E302",
-        )
-    return facts
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def count_parameters(name: str, library: str) -> int:
 
 def _row(shown: str, library: str, size: int, pretrained: bool) -> dict[str, Any]:
     name = shown.rpartition(":")[2]
-    known = _counts().get((library, name))
+    known = known_parameters(name, library)
     parameters = count_parameters(name, library) if known is None else known
     return {
         "name": shown,
@@ -66,6 +66,11 @@ def _row(shown: str, library: str, size: int, pretrained: bool) -> dict[str, Any
         "native_size": size,
         "pretrained": pretrained,
     }
+
+
+def known_parameters(name: str, library: str) -> int | None:
+    """What parameters.csv says of a network with its own head, or None where it says nothing."""
+    return _counts().get((library, name))
 
 
 @cache

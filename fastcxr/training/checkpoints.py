@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastcxr.errors import DiskError, ModelError, OutputError
+from fastcxr.errors import ModelError, OutputError, StorageError
 from fastcxr.storage import sha256_of, write_whole
 from fastcxr.training.trees import flatten, restore
 
@@ -32,7 +32,7 @@ class Checkpoints:
         self.folder, self.mirror = Path(folder), mirror and Path(mirror)
 
     def write(self, state: dict[str, Any]) -> None:
-        """Keep this state as the newest. Raises DiskError where it finds no room; the states before it stay."""
+        """Keep this state as the newest. Raises StorageError where it finds no room; the states before it stay."""
         tensors: dict = {}
         tree = flatten(state, tensors)
         content = save(tensors, {"format_version": FORMAT_VERSION, "tree": json.dumps(tree, allow_nan=False)})
@@ -45,7 +45,7 @@ class Checkpoints:
             self._reflect(number, content)
 
     def check_room(self, size: int) -> None:
-        """Raises DiskError where a run whose weights take `size` bytes would not find room for all that it keeps."""
+        """Raises StorageError where a run whose weights take `size` bytes would not find room for all that it keeps."""
         # a state holds the weights, the best ones so far, and two moments; at the end the model stands beside them
         self._check_room(size * (4 * GENERATIONS + 1), "this run needs {needed}, {free} are free")
 
@@ -55,7 +55,7 @@ class Checkpoints:
         if free < size:
             needed, free = (f"{bytes_ / 1e6:,.1f} MB" for bytes_ in (size, free))
             fix = "Free some room and give the same command again"
-            raise DiskError(what.format(needed=needed, free=free), fix, path=self.folder)
+            raise StorageError(what.format(needed=needed, free=free), fix, path=self.folder)
 
     def read(self) -> dict[str, Any] | None:
         """The newest intact state; None where there is none at all. A damaged one is named aloud.

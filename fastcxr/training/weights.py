@@ -1,8 +1,11 @@
 """A weights file of one's own goes into a network: safetensors, or a plain state dict read with weights_only."""
 
 import logging
+import struct
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises when a file holds more than tensors; nothing is unpickled here
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +17,12 @@ from fastcxr.training.chest_weights import XRV, read_xrv, rename_chexnet
 from fastcxr.training.heads import head_entries, head_names
 
 log = logging.getLogger("fastcxr")
+SAFE_TORCH = (2, 10)  # earlier ones can be made to run code, weights_only or not: CVE-2025-32434, CVE-2026-24747
+# everything that safetensors, zipfile and torch raise for a damaged file; whatever else comes is a bug and must be seen
+BROKEN = (
+    SafetensorError, BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError, ArithmeticError, MemoryError, ImportError, struct.error,
+)  # fmt: skip
 SHOWN = 6  # keys named in an error before the rest is counted
 
 
@@ -42,6 +51,10 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             path=path,
             code="E302",
         )
+    endless = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if endless:
+        what = f"numbers that are not finite in {_list(endless)}"
+        raise WeightsError(what, "Copy or download the file again", path=path, code="E301")
     network.load_state_dict(state, strict=False)
     if dropped:
         log.info("weights from %s; the head differs and starts anew", Path(path).name)
@@ -54,24 +67,58 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputMissingError(
             "no such weights file", "Give --weights imagenet, none, or a .safetensors or .pth file", path=path
         )
+    if path.suffix == ".pkl":  # fastai's export: a whole Learner, which only a pickle can hold
+        raise _holds_code(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     except UnpicklingError as error:
+        raise _holds_code(path) from error
+    except BROKEN as error:
+        if isinstance(error, WeightsError):
+            raise
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise WeightsError(
-            "refused: this file holds code beside tensors",
-            "Save its state dict alone (torch.save(model.state_dict(), ...) or safetensors) where you trust it",
+            f"no weights can be read here ({reason})", "Copy or download the file again", path=path, code="E301"
+        ) from error
+
+
+def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """What torch.save wrote, tensors and plain containers alone."""
+    if torch.__version__ < SAFE_TORCH:
+        raise WeightsError(
+            f"torch {torch.__version__} can be made to run code by such a file",
+            "Run `pip install 'torch>=2.10'`, or give the weights as .safetensors",
             path=path,
             code="E303",
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        raise WeightsError(
-            f"no weights can be read here ({str(error).splitlines()[0][:100] if str(error) else type(error).__name__})",
-            "Copy or download the file again",
-            path=path,
-            code="E301",
-        ) from error
+        )
+    _check_archive(path)
+    with warnings.catch_warnings():  # torch's own, of damaged files, which are told as errors
+        warnings.simplefilter("ignore")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise TypeError(f"a {type(state).__name__}, not a dict of tensors")
+    return state
+
+
+def _check_archive(path: Path) -> None:
+    """torch looks at no checksum of the archives that it writes, and unpacks whatever was packed into them."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # the older kind, which is no archive
+    with ZipFile(path) as archive:
+        if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("packed, which torch never does: it could unpack to any size")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged[:40]!r} differs")
+
+
+def _holds_code(path: Path) -> WeightsError:
+    what = "refused: this file holds code beside tensors"
+    fix = "Save its state dict alone (torch.save(model.state_dict(), ...) or safetensors) where you trust it"
+    if path.suffix == ".pkl":
+        what = "refused: an export of fastai is a pickle, which runs code when it is opened"
+        fix = "Where you trust it, torch.save(load_learner(FILE).model.state_dict(), 'weights.pth') and give that"
+    return WeightsError(what, fix, path=path, code="E303")
 
 
 def _other_head(state: dict, own: dict, heads: list[str]) -> set[str]:
@@ -86,7 +133,8 @@ def _unwrap(state: dict) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key.removeprefix("module."): value for key, value in tensors.items()}
 
 
 def _list(keys: list[str]) -> str:

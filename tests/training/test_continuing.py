@@ -11,7 +11,7 @@ import torch
 from fastai.callback.core import Callback
 
 from fastcxr import stopping
-from fastcxr.errors import DiskError, TrainingError
+from fastcxr.errors import StorageError, TrainingError
 from fastcxr.recipe import Recipe, Stage
 from fastcxr.training import continuing
 from fastcxr.training.checkpoints import Checkpoints
@@ -152,7 +152,7 @@ def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypat
     recipe = RECIPE.but(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     learner.add_cb(CrashAfter(0))
-    with pytest.raises(DiskError, match=r"this run needs \d+\.\d MB, 1\.0 MB are free"):
+    with pytest.raises(StorageError, match=r"this run needs \d+\.\d MB, 1\.0 MB are free"):
         train(learner, recipe, checkpoints=Checkpoints(tmp_path))
 
 

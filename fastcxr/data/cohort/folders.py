@@ -152,11 +152,15 @@ def list_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFrame:
 
 
 def list_below(root: str | Path) -> list[str]:
-    """Every file of a folder and all below it, sorted, as paths below it; what was passed over is said."""
+    """Every real file of a folder and all below it once, sorted, as paths below it; what was passed over is said."""
     walk = Walk(str(Path(root).absolute()))
     files, links = walk.step("")
-    files = sorted([*files, *walk.follow(links)])
+    linked = walk.follow(links)
     walk.say()
+    first: dict[Identity, str] = {}
+    for path in [*sorted(files), *sorted(linked)]:
+        first.setdefault(identify(f"{walk.root}/{path}"), path)
+    files = sorted(first.values())
     refuse_undecodable(root, files)
     return files
 

@@ -67,7 +67,14 @@ REPAIR = "Convert it to PNG, JPEG, TIFF, BMP or DICOM, or leave it out"
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
     """The regular file at `path`, open for reading; anything else is an ImageError, and nothing ever waits."""
     with _open(str(path)) as file:
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            if error.errno is None:  # a decoder's own
+                raise
+            what = f"cannot be read ({error.strerror})"
+            fix = "Check the disk, or copy the file again from elsewhere"
+            raise ImageError(what, fix, path=str(path), code="E113") from error
 
 
 def _open(path: str) -> BinaryIO:
@@ -186,4 +193,5 @@ def say_once(code: str, path: str, text: str) -> None:
     """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times."""
     if code not in _said:
         _said.add(code)
-        logging.getLogger("fastcxr").warning("FCX-%s %r: %s (said once, more files may be like it)", code, path, text)
+        name = Path(path).name  # the folders above it are nobody's business, and run.json keeps what is said
+        logging.getLogger("fastcxr").warning("FCX-%s %r: %s (said once, more files may be like it)", code, name, text)

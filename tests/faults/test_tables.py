@@ -1,0 +1,104 @@
+"""Damaged tables and run folders: a result or one line of error, never a traceback."""
+
+import os
+import random
+import shutil
+
+import pytest
+from made_up import build_run
+from mutants import mutate
+from PIL import Image
+from toys import draw_toy
+
+from fastcxr.data.manifest import read_manifest
+from fastcxr.errors import FastcxrError
+from fastcxr.evaluation.record import read_run
+from fastcxr.evaluation.report import draw_report
+from fastcxr.recipe import Recipe, read_recipe
+
+ODD_CELLS = (
+    b"\x00", b'"', b"\r", b"\xff\xfe", b";", b"\t", b"=1+1", b"../../x", b"\xe2\x80\xae", b"nan", b",,,,", b"9" * 5000,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A CSV with images beside it, and all its bytes."""
+    folder = tmp_path_factory.mktemp("table")
+    lines = ["path,label,patient,split,note"]
+    for number in range(12):
+        Image.fromarray(draw_toy("haze", number)).save(folder / f"{number}.png")
+        split = ("train", "valid", "test")[number // 2 % 3]
+        lines.append(f"{number}.png,{'ab'[number % 2]},p{number},{split},größe {number}")
+    return folder / "cohort.csv", ("\ufeff" + "\r\n".join(lines)).encode()
+
+
+def spoil(data: bytes, dice: random.Random) -> bytes:
+    """A few of the bytes changed, or something odd put among them."""
+    if dice.random() < 0.5:
+        return mutate(data, data[::-1], dice)
+    place = dice.randrange(len(data))
+    return data[:place] + dice.choice(ODD_CELLS) + data[place:]
+
+
+def test_two_hundred_damaged_tables_are_read_or_refused_in_one_line(table):
+    path, content = table
+    dice, refused = random.Random(3), []
+    for _ in range(200):
+        path.write_bytes(spoil(content, dice))
+        try:
+            read_manifest(path)
+        except FastcxrError as error:
+            refused.append(error)
+    assert 20 < len(refused) < 180
+    assert not [error for error in refused if "\n" in str(error) or not error.fix]
+
+
+def test_damaged_files_of_a_run_are_named_and_end_no_command_in_a_traceback(tmp_path):
+    good = build_run(tmp_path / "good", thumbnails=False)
+    (good / "recipe.json").write_text(Recipe().to_json())
+    dice, refused = random.Random(4), []
+    names = sorted(path.name for path in good.iterdir() if path.suffix in (".csv", ".json"))
+    for number in range(60):
+        folder = shutil.copytree(good, tmp_path / f"run{number}")
+        victim = folder / names[number % len(names)]
+        victim.write_bytes(spoil(victim.read_bytes(), dice))
+        try:
+            read_run(folder)
+            read_recipe(folder / "recipe.json")
+        except FastcxrError as error:
+            refused.append(error)
+        shutil.rmtree(folder)
+    assert len(refused) > 5
+    assert not [error for error in refused if "\n" in str(error) or not error.fix]
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.json", "audit.json", "model.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": NaN}', b"\xff"])
+def test_json_that_is_none_is_refused_in_one_line(tmp_path, name, content):
+    folder = build_run(tmp_path / "run", thumbnails=False)
+    (folder / name).write_bytes(content)
+    with pytest.raises(FastcxrError, match=name) as caught:
+        draw_report(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "column"), [("predictions.csv", 8), ("learning_rate.csv", 1)])
+def test_letters_that_are_no_utf8_among_numbers_are_refused(tmp_path, name, column):
+    folder = build_run(tmp_path / "run", thumbnails=False)
+    header, first, *rest = (folder / name).read_bytes().split(b"\n")
+    cells = first.split(b",")
+    cells[column] = b"\xff\xfe"
+    (folder / name).write_bytes(b"\n".join([header, b",".join(cells), *rest]))
+    with pytest.raises(FastcxrError, match=name) as caught:
+        read_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_under_the_name_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "recipe.json")
+    with pytest.raises(FastcxrError, match="Name a run folder"):
+        read_recipe(tmp_path / "recipe.json")
+    os.mkfifo(tmp_path / "cohort.csv")
+    with pytest.raises(FastcxrError):
+        read_manifest(tmp_path / "cohort.csv")
