@@ -16,12 +16,12 @@ from fastcxr.recipe import Recipe
 log = logging.getLogger("fastcxr")
 
 
-def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
+def read_cohort(recipe: Recipe, record: CohortFolder, *, only_test: bool = False) -> pd.DataFrame:
     """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
 
-    Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
+    `only_test`: one class will do. Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
-    manifest = find_manifest(recipe)
+    manifest = find_manifest(recipe, only_test=only_test)
     log.info(describe_manifest(manifest))
     bad: list[ImageError] = []
     open_pictures(manifest["file"].tolist(), recipe.image_size, record, bad)
@@ -30,10 +30,10 @@ def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
     if not recipe.skip_bad:
         raise BadImagesError(bad)
     record.write_skipped(bad, manifest)
-    return leave_out(manifest, bad)
+    return leave_out(manifest, bad, only_test=only_test)
 
 
-def find_manifest(recipe: Recipe) -> pd.DataFrame:
+def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     """The manifest of the recipe's data, before any image is read."""
     return read_manifest(
         recipe.data,
@@ -45,6 +45,7 @@ def find_manifest(recipe: Recipe) -> pd.DataFrame:
         classes=recipe.classes,
         where=recipe.where,
         drop_copies=recipe.drop_copies,
+        only_test=only_test,
     )
 
 

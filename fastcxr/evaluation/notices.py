@@ -13,6 +13,7 @@ from fastcxr.evaluation.cohort_notices import (
     is_image_level,
     one_with_class,
 )
+from fastcxr.evaluation.drop_notices import drop_notices
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed, score, share
@@ -22,6 +23,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
     return [
         *_confounded(record),
+        *drop_notices(record, metrics),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -29,7 +31,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_left_out(record, metrics),
         *find_warnings(record),
         *_rates(record),
-        *_elsewhere(record),
+        *_elsewhere(record, metrics),
         *_augmentation(record),
         *_files(record),
     ]
@@ -127,7 +129,7 @@ def _step(n: int) -> str:
 
 def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     found = find_skipped(record)
-    unread = {split: part["n_errors"] for split, part in metrics.items() if part["n_errors"]}
+    unread = {split: metrics[split]["n_errors"] for split in record.predictions.splits if metrics[split]["n_errors"]}
     if unread:
         sizes = listed([f"{split} {n}" for split, n in unread.items()])
         words = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
@@ -145,8 +147,10 @@ def _rates(record: RunRecord) -> list[Notice]:
     return [Notice("warning", "The learning-rate finder gave no answer", f"{words}.")]
 
 
-def _elsewhere(record: RunRecord) -> list[Notice]:
+def _elsewhere(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """A model that was tested where it was trained says nothing about other places."""
+    if metrics.get("drops"):
+        return []
     sources = record.manifest.groupby("split")["source"].agg(set)
     trained = set().union(*(sources[split] for split in sources.index if split != "test"))
     if not trained or not sources.get("test", trained) <= trained:
