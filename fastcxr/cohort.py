@@ -7,6 +7,7 @@ import pandas as pd
 
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.manifest import describe_manifest, leave_out, read_manifest, read_written_manifest
+from fastcxr.data.sources import hold_out_source
 from fastcxr.data.splits import describe_split, split_by_patient
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import BadImagesError, ImageError
@@ -51,7 +52,9 @@ def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
 
 def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
-    if recipe.fold:
+    if recipe.held_out:
+        manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
+    elif recipe.fold:
         manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
         manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:

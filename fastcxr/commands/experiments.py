@@ -94,7 +94,7 @@ def start_training(recipe: Recipe, folder: Path) -> int:
     from fastcxr.run import run
 
     console.print(f"run folder: {folder}", highlight=False)
-    start = cross_validate if recipe.folds and not recipe.fold else run
+    start = cross_validate if recipe.is_pooled else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     page = start(recipe, folder, TerminalProgress(console), command=command)
     show_headline(console, folder)

@@ -26,7 +26,7 @@ def _tell(place: str, drop: Mapping[str, Any], part: Mapping[str, Any]) -> list[
         name, words = "Macro AUROC", score
         row = figures[RANK]
     elif label:
-        name, words = f"Of {label} the share that is found (sensitivity)", share
+        name, words = f"Sensitivity for {label}", share
         row = figures[f"per_class.{label}.sensitivity"]
     else:
         text = f"{missing} No class has images on both sides: nothing can be compared."
@@ -55,18 +55,19 @@ def _grade(drop: list[float | None]) -> tuple[str, str]:
 def _verdict(drop: list[float | None], words) -> str:
     """`lower by 0.242 (95 % interval 0.180 to 0.310)`, or what cannot be said."""
     value, low, high = drop
+    unit = " points" if words is share else ""
     if low is None:
-        return f"{'lower' if value > 0 else 'higher'} by {_step(abs(value), words)}, without an interval"
-    if low > 0:
-        return f"lower by {_step(value, words)} (95 % interval {_step(low, words)} to {_step(high, words)})"
-    if high < 0:
-        return f"higher by {_step(-value, words)} (95 % interval {_step(-high, words)} to {_step(-low, words)})"
-    most = _step(max(high, 0.0), words)
-    return f"the two cannot be told apart, and a fall of up to {most} is not ruled out (95 % interval)"
+        return f"{'lower' if value > 0 else 'higher'} by {_step(abs(value), words)}{unit}, without an interval"
+    if low <= 0 <= high:
+        most = _step(high, words)
+        return f"the two cannot be told apart, and a fall of up to {most}{unit} is not ruled out (95 % interval)"
+    near, far = sorted((abs(low), abs(high)))
+    size = f"{_step(abs(value), words)}{unit} (95 % interval {_step(near, words)} to {_step(far, words)})"
+    return f"{'lower' if low > 0 else 'higher'} by {size}"
 
 
 def _step(value: float, words) -> str:
-    return f"{100 * value:.1f} points" if words is share else f"{value:.3f}"
+    return f"{100 * value:.1f}" if words is share else f"{value:.3f}"
 
 
 def _reaching(figure: list[float | None], words) -> str:

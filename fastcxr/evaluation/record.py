@@ -99,7 +99,7 @@ def read_run(folder: str | Path) -> RunRecord:
         model=_read_json(folder / "model.json"),
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
-        folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
+        folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
         apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),

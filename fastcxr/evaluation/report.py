@@ -101,6 +101,7 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
         "drops": drop_rows(metrics.get("drops", {}), record.predictions.labels),
         "subgroups": subgroup_rows(metrics.get("subgroups", {}), record.predictions.labels),
         "folds": record.folds.to_dict("records"),
+        "by_source": bool(record.recipe.get("leave_one_source_out")),
         "of_folds": summarize_folds(record.folds),
         "rate_plates": [p for p in plates.values() if p.name.startswith("learning_rate_")],
     }
