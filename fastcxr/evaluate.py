@@ -13,6 +13,7 @@ from fastcxr.data.merging import EVERYWHERE
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, ImageError
 from fastcxr.evaluation.predictions import INTERNAL, PREFIX, Predictions, read_predictions, write_predictions
+from fastcxr.evaluation.record import read_findings
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.bundle import FACTS_FILE, load_model, read_facts
 from fastcxr.inference.predict import predict
@@ -44,6 +45,8 @@ def evaluate(
         manifest = leave_out_seen(manifest, run, classifier.pixels.image_size, record)
         manifest = manifest.assign(split="test", split_from="given")
         predictions = predict(classifier, manifest, splits=None, progress=record)
+        failed = [row["words"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
+        record.facts = {"tested": {"run": Path(run).resolve().name, "failed": failed}}
         record.write_cohort(manifest)
         write_predictions(beside_internal(predictions, Path(run)), record.folder / "predictions.csv")
         record.write_thumbnails(manifest, predictions)

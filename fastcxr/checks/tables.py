@@ -83,7 +83,7 @@ def check_sources(manifest: pd.DataFrame) -> Finding:
         remedy = f"Add images of other classes from the sources of {names}, or of {names} from the others."
         words = (
             f"No other class has the sources of {names}: a model may know the source and not the disease, and call "
-            f"healthy people from such a place {names} too. {words}"
+            f"healthy people from any other hospital {names.replace(', ', ' or ')} too. {words}"
         )
         return Finding(**about, verdict="FAIL", words=words, remedy=remedy, figure=float(known), null=float(most))
     return Finding(**about, verdict="PASS", words=words, figure=float(known), null=float(most))

@@ -16,6 +16,7 @@ from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
+from fastcxr.data.cohort.traits import read_traits
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.hdf5 import is_hdf5, read_packed
@@ -73,6 +74,7 @@ def read_manifest(
     place = cohorts[0].path if len(cohorts) == 1 else None
     check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
+    rows = read_traits(rows)
     for cohort, name in zip(cohorts, names, strict=True):
         _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
     if len(cohorts) > 1:

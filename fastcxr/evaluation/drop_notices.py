@@ -97,8 +97,8 @@ def _taken(part: Mapping[str, Any], label: str) -> str:
 def _missing(only: Mapping[str, list[str]]) -> str:
     here, home = only.get("external", []), only.get("internal", [])
     told = [
-        f"Without any image here: {listed(home)}." if home else "",
-        f"Without any at home: {listed(here)}." if here else "",
+        f"There is no image of {listed(home, 'or')} here." if home else "",
+        f"There was none of {listed(here, 'or')} at home." if here else "",
     ]
     if not any(told):
         return ""

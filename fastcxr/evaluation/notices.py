@@ -24,6 +24,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
     return [
         *_confounded(record),
         *drop_notices(record, metrics),
+        *_trained_on(record),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -70,6 +71,15 @@ def _confounded(record: RunRecord) -> list[Notice]:
     return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
 
 
+def _trained_on(record: RunRecord) -> list[Notice]:
+    """What failed among the checks of the data that a model tested here was trained on."""
+    failed = (record.run.get("tested") or {}).get("failed") or []
+    after = "The same may hold of the data it is tested on here: good figures do not clear it."
+    return [
+        Notice("warning", "The model was trained on data that failed a check", f"{words} {after}") for words in failed
+    ]
+
+
 def _one_with_class(record: RunRecord) -> list[Notice]:
     """What tells a class by itself; of the source a failed check says it already."""
     is_said = any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in record.findings)
@@ -108,8 +118,10 @@ def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Noti
     few = {label: n for label, n in support.items() if 0 < n < FEW}
     found = []
     if absent:
-        words = "Its figures are left blank, and means are over the other classes."
-        found += [Notice("warning", f"No {split} image of {listed(absent)}", words)]
+        words = (
+            f"{'Its' if len(absent) == 1 else 'Their'} figures are left blank, and means are over the other classes."
+        )
+        found += [Notice("warning", f"No {split} image of {listed(absent, 'or')}", words)]
     if few:
         sizes = listed([f"{label} {n}" for label, n in few.items()])
         step = _step(min(few.values()))

@@ -118,7 +118,10 @@ def read_findings(folder: Path) -> list[dict[str, Any]]:
 def _expected(folder: Path) -> tuple[str, ...]:
     # the history and the model of pooled folds lie in the folders of the folds
     pooled = (folder / "folds.csv").is_file()
-    return tuple(name for name in EXPECTED if not (pooled and name in ("history.csv", "model.json")))
+    elsewhere = ("history.csv", "model.json") if pooled else ()
+    # and the history of a model that was tested on other data in the folder of its run
+    elsewhere = elsewhere or ("history.csv",) * ("tested" in _read_json(folder / "run.json"))
+    return tuple(name for name in EXPECTED if name not in elsewhere)
 
 
 def _read_cohort(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from fastcxr.evaluation.tables import (
     threshold_rows,
     wrong_cards,
 )
-from fastcxr.evaluation.words import explain_intervals, headline_rows
+from fastcxr.evaluation.words import beside, explain_intervals, headline_rows
 from fastcxr.storage import write_sums, write_whole
 
 
@@ -74,18 +74,18 @@ def render_page(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: d
 
 def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict[str, Plate]) -> dict[str, Any]:
     main = record.predictions.headline_split
-    near = (INTERNAL, "valid") if main == "test" else (INTERNAL,)
-    beside = next((split for split in near if split in metrics), None)
+    near = beside(metrics)
+    near = near if near in metrics and (main == "test" or near == INTERNAL) else None
     splits = record.predictions.splits
     found = notices(record, metrics)
     return {
         "record": record,
         "metrics": {split: metrics[split] for split in splits},
         "main": main,
-        "beside": beside,
+        "beside": near,
         "title": _title(record),
         "image_level": is_image_level(record),
-        "headline": headline_rows(metrics.get(main), metrics.get(beside)),
+        "headline": headline_rows(metrics.get(main), metrics.get(near)),
         "intervals": explain_intervals(metrics.get(main)),
         "stamps": [n for n in found if n.level == "stamp"],
         "notices": [n for n in found if n.level != "stamp"],

@@ -35,7 +35,7 @@ def _figures(figures: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> lis
 def subgroup_rows(subgroups: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """For each trait: its name, the headings of its figures, and a row a group."""
     classes = labels if len(labels) <= SHOWN else ()
-    heads = ["AUROC, macro", "Mean sensitivity", *(f"Sensitivity, {label}" for label in classes)]
+    heads = [("AUROC,", "macro"), ("Sensitivity,", "mean"), *(("Sensitivity,", label) for label in classes)]
     return [
         {"name": trait, "heads": heads, "rows": [_group(name, row, classes) for name, row in groups.items()]}
         for trait, groups in subgroups.items()
@@ -49,12 +49,8 @@ def _group(name: str, row: dict[str, Any], classes: tuple[str, ...]) -> dict[str
     present = sum(n > 0 for n in row["support"].values())
     cells = [in_words(row["auroc"], score), in_words(row["balanced_accuracy"], score)]
     if present < len(row["support"]):  # a mean of fewer classes is another figure
-        cells = [(figure, f"{edges} {_of(present, len(row['support']))}".strip()) for figure, edges in cells]
+        cells = [(*cell, f"{present} of {len(row['support'])} classes") for cell in cells]
     return base | {"cells": [*cells, *(in_words(row["sensitivity"][label], score) for label in classes)], "why": ""}
-
-
-def _of(present: int, known: int) -> str:
-    return f"({present} of {known} classes)"
 
 
 def in_words(figure: list[float | None] | None, words=score) -> Cell:

@@ -95,7 +95,7 @@ def test_a_class_that_is_missing_on_one_side_is_named_and_figures_that_need_it_a
     assert drop["only"] == {"internal": ["Covid-19", "Pneumonia"]}
     assert list(drop["figures"]) == ["per_class.No_findings.sensitivity"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Without any image here: Covid-19 and Pneumonia." in page
+    assert "There is no image of Covid-19 or Pneumonia here." in page
     assert "of No_findings were called" in page
 
 
