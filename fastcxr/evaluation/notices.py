@@ -18,6 +18,8 @@ from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed, score, share
 
+PLAUSIBLE = 0.98  # macro AUROC: in hospitals, where patients are alike, it is about 0.8
+
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
@@ -25,6 +27,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_confounded(record),
         *drop_notices(record, metrics),
         *_trained_on(record),
+        *_too_good(record, metrics),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -69,6 +72,30 @@ def _confounded(record: RunRecord) -> list[Notice]:
         return [Notice("warning", "Accepted confounding", f"{words} failed. The reason given: {reason}")]
     title = "Confounded: do not use these figures"
     return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
+
+
+def _too_good(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    """Figures that hospitals do not see, of a model that nobody has tested elsewhere."""
+    auroc = (metrics.get(record.predictions.headline_split, {}).get("auroc") or {}).get("macro")
+    is_said = any(row["verdict"] == "FAIL" for row in record.findings)
+    if auroc is None or auroc <= PLAUSIBLE or metrics.get("drops") or is_said:
+        return []
+    words = (
+        f"Macro AUROC is {score(auroc)}. Models with such figures have been found to know the hospital and not the "
+        f"disease (DeGrave 2021, doi:10.1038/s42256-021-00338-7). {_places(record)}Before publishing, run fastcxr "
+        "audit on this data, and fastcxr evaluate on data of another hospital."
+    )
+    return [Notice("stamp", "Too good to be believed unchecked", words)]
+
+
+def _places(record: RunRecord) -> str:
+    """What is not known where nothing says from where each image comes."""
+    if record.table["source"].nunique() > 1:
+        return ""
+    return (
+        "This data names one source for all images: if each class came from a hospital or device of its own, the "
+        "figures say nothing of the disease. Name them, as --data A --data B or as a column source. "
+    )
 
 
 def _trained_on(record: RunRecord) -> list[Notice]:
@@ -168,6 +195,8 @@ def _elsewhere(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[No
     if not trained or not sources.get("test", trained) <= trained:
         return []
     words = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
+    if record.table["source"].nunique() == 1:
+        words += " Nor is it known whether each class came from a place of its own, which a model could learn instead."
     return [Notice("note", "External validity: unknown", words)]
 
 

@@ -115,3 +115,27 @@ def test_a_model_tested_at_home_alone_has_no_drop(tmp_path):
     draw_report(tmp_path / "run")
     assert "drops" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert measure_drop(parts["test"], parts["test"])["figures"][RANK]["drop"][0] == 0
+
+
+def test_a_model_trained_on_data_that_failed_a_check_says_so_wherever_it_is_tested(away):
+    record, metrics = read_run(away), json.loads((away / "metrics.json").read_text())
+    assert not [n for n in notices(record, metrics) if "failed a check" in n.title]
+    record.run["tested"] = {"run": "home", "failed": ["No other class has the sources of Covid-19."]}
+    (found,) = [n for n in notices(record, metrics) if "failed a check" in n.title]
+    assert found.level == "warning" and "good figures do not clear it" in found.text
+
+
+def test_figures_too_good_to_be_believed_are_stamped_unless_they_were_tested_elsewhere(tmp_path):
+    build_run(tmp_path / "run")
+    manifest = make_manifest().query("split == 'test'").reset_index(drop=True)
+    probability = make_probability(manifest, strength=9)
+    write_predictions(make_predictions(manifest, probability, LABELS), tmp_path / "run" / "predictions.csv")
+    draw_report(tmp_path / "run")
+    record, metrics = read_run(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (found,) = [n for n in notices(record, metrics) if n.title == "Too good to be believed unchecked"]
+    assert found.level == "stamp" and "names one source for all images" in found.text and "fastcxr audit" in found.text
+    assert 'class="headline doubted"' in (tmp_path / "run" / "report.html").read_text()
+    elsewhere = metrics | {"drops": {"clinic": measure_drop(metrics["test"], metrics["test"])}}
+    assert not [n for n in notices(record, elsewhere) if "Too good" in n.title]
+    usual = metrics | {"test": metrics["test"] | {"auroc": metrics["test"]["auroc"] | {"macro": 0.97}}}
+    assert not [n for n in notices(record, usual) if "Too good" in n.title]
