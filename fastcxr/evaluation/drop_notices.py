@@ -16,39 +16,32 @@ def drop_notices(record: RunRecord, metrics: Mapping[str, Any]) -> list[Notice]:
     part = metrics.get(split, {})
     if split == OUT_OF_FOLD:  # which class is taken for which is told of all of them together
         part = {}
-    return [notice for name, drop in drops.items() for notice in _tell(name, drop, part)]
+    return [_tell(name, drop, part) for name, drop in drops.items()]
 
 
-def _tell(place: str, drop: Mapping[str, Any], part: Mapping[str, Any]) -> list[Notice]:
-    figures, label = drop["figures"], _lowest(drop)
-    missing = _missing(drop["only"])
-    if RANK in figures:
-        name, words = "Macro AUROC", score
-        row = figures[RANK]
+def _tell(place: str, drop: Mapping[str, Any], part: Mapping[str, Any]) -> Notice:
+    label, missing = _lowest(drop), _missing(drop["only"])
+    if RANK in drop["figures"]:
+        row, name, words, taken = drop["figures"][RANK], "Macro AUROC", score, ""
     elif label:
-        name, words = f"Sensitivity for {label}", share
-        row = figures[f"per_class.{label}.sensitivity"]
+        row, name, words = drop["figures"][f"per_class.{label}.sensitivity"], f"Sensitivity for {label}", share
+        taken = _taken(part, label)
     else:
         text = f"{missing} No class has images on both sides: nothing can be compared."
-        return [Notice("warning", f"Tested on {place}: no figure to compare", text)]
-    sentence = f"{name} is {_reaching(row['external'], words)} on {place}, and {_reaching(row['internal'], words)} on "
-    sentence += f"test images of where it was trained: {_verdict(row['drop'], words)}."
-    taken = _taken(part, label) if RANK not in figures else ""
-    title, level = _grade(row["drop"])
-    return [
-        Notice(
-            level,
-            f"{title} {place}" if title.endswith("to") else title,
-            " ".join(filter(None, [sentence, taken, missing])),
-        )
-    ]
+        return Notice("warning", f"Tested on {place}: no figure to compare", text)
+    sentence = (
+        f"{name} is {_reaching(row['external'], words)} on {place}, and {_reaching(row['internal'], words)} on "
+        f"test images of where it was trained: {_verdict(row['drop'], words)}."
+    )
+    title, level = _grade(row["drop"], place)
+    return Notice(level, title, " ".join(filter(None, [sentence, taken, missing])))
 
 
-def _grade(drop: list[float | None]) -> tuple[str, str]:
+def _grade(drop: list[float | None], place: str) -> tuple[str, str]:
     value, low, _ = drop
     is_sure = low is not None and low > 0
     if value > WORRYING:
-        return ("The figures do not carry over to" if is_sure else "The figures may not carry over to"), "warning"
+        return f"The figures {'do' if is_sure else 'may'} not carry over to {place}", "warning"
     return ("It does worse elsewhere", "warning") if is_sure else ("Tested elsewhere", "note")
 
 
