@@ -66,12 +66,6 @@ def differ(one: Figure, other: Figure) -> Figure:
     return [value, value - below, value + above]
 
 
-def worst(drops: Mapping[str, Mapping[str, Any]], name: str = RANK) -> tuple[str, Figure] | None:
-    """What was held out where a figure falls most, and its drop."""
-    known = {held: drop["figures"][name]["drop"] for held, drop in drops.items() if name in drop["figures"]}
-    return max(known.items(), key=lambda item: item[1][0], default=None)
-
-
 def _figure(part: Mapping[str, Any], name: str) -> Figure | None:
     value = flatten(part).get(name)
     low, high = part["intervals"]["of"].get(name, (None, None))

@@ -139,3 +139,15 @@ def test_figures_too_good_to_be_believed_are_stamped_unless_they_were_tested_els
     assert not [n for n in notices(record, elsewhere) if "Too good" in n.title]
     usual = metrics | {"test": metrics["test"] | {"auroc": metrics["test"]["auroc"] | {"macro": 0.97}}}
     assert not [n for n in notices(record, usual) if "Too good" in n.title]
+
+
+def test_of_several_sources_each_has_its_own_warning(tmp_path):
+    figures = {RANK: {"internal": [0.95, 0.9, 0.97], "external": [0.7, 0.6, 0.8], "drop": [0.25, 0.14, 0.35]}}
+    small = {RANK: {"internal": [0.95, 0.9, 0.97], "external": [0.9, 0.85, 0.93], "drop": [0.05, 0.01, 0.1]}}
+    drops = {name: {"classes": [], "only": {}, "figures": of} for name, of in (("clinic", figures), ("ward", small))}
+    build_run(tmp_path / "run")
+    record = read_run(tmp_path / "run")
+    metrics = measure_predictions(record.predictions) | {"drops": drops}
+    found = {n.title: n for n in notices(record, metrics)}
+    assert "on clinic" in found["The figures do not carry over to clinic"].text
+    assert found["It does worse elsewhere"].level == "warning" and "on ward" in found["It does worse elsewhere"].text
