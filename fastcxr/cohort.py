@@ -7,6 +7,7 @@ import pandas as pd
 
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
+from fastcxr.data.sources import hold_out_source
 from fastcxr.data.splits import describe_split, split_by_patient
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import BadImagesError, ImageError
@@ -16,12 +17,12 @@ from fastcxr.recipe import Recipe
 log = logging.getLogger("fastcxr")
 
 
-def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
+def read_cohort(recipe: Recipe, record: CohortFolder, *, only_test: bool = False) -> pd.DataFrame:
     """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
 
-    Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
+    `only_test`: one class will do. Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
-    manifest = find_manifest(recipe)
+    manifest = find_manifest(recipe, only_test=only_test)
     log.info(describe_manifest(manifest))
     bad: list[ImageError] = []
     open_pictures(manifest["file"].tolist(), recipe.image_size, record, bad)
@@ -30,10 +31,10 @@ def read_cohort(recipe: Recipe, record: CohortFolder) -> pd.DataFrame:
     if not recipe.skip_bad:
         raise BadImagesError(name_in_data(bad, manifest))
     record.write_skipped(bad, manifest)
-    return leave_out(manifest, bad)
+    return leave_out(manifest, bad, only_test=only_test)
 
 
-def find_manifest(recipe: Recipe) -> pd.DataFrame:
+def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     """The manifest of the recipe's data, before any image is read."""
     return read_manifest(
         recipe.data,
@@ -45,12 +46,15 @@ def find_manifest(recipe: Recipe) -> pd.DataFrame:
         classes=recipe.classes,
         where=recipe.where,
         drop_copies=recipe.drop_copies,
+        only_test=only_test,
     )
 
 
 def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
-    if recipe.fold:
+    if recipe.held_out:
+        manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
+    elif recipe.fold:
         manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
         manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:

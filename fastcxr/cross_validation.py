@@ -1,4 +1,4 @@
-"""A recipe with folds becomes one finished run a fold, and one report of all images, each scored while held out."""
+"""A recipe of several runs, one a fold or one a source, becomes these runs and one report of all that was held out."""
 
 import json
 import logging
@@ -12,8 +12,9 @@ from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import find_manifest
 from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
-from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
+from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import write_table
@@ -36,79 +37,105 @@ def cross_validate(
     command: str | None = None,
     mirror: str | Path | None = None,
 ) -> Path:
-    """Run every fold into `folder`/fold-<k>, pool them, and return the path of the pooled report.html.
+    """Run every fold into `folder`/fold-<k>, or every source held out into `folder`/source-<k>, and pool them.
 
-    A fold that is finished is not run again: remove its folder, give the same command, and it alone is redone.
-    Folds that ignore patients, of heads that cost seconds, are run with patients apart as well: the report gives both.
+    Returns the path of the pooled report.html. A run that is finished is not run again: remove its folder, give the
+    same command, and it alone is redone. Folds that ignore patients, of heads that cost seconds, are run with patients
+    apart as well: the report gives both.
     """
+    parts = list_parts(recipe)
     record = RunFolder(folder, recipe, command)
     record.started, record.watcher = time.time(), progress or find_progress()
     record.claim()
-    if all((place / "report.html").exists() for place in (record.folder, *fold_places(record))):
+    places = {name: record.folder / f"{part_word(recipe)}-{number}" for number, name in enumerate(parts, 1)}
+    if all((place / "report.html").exists() for place in (record.folder, *places.values())):
         return find_finished(folder, recipe)
     with held(record.folder):
         record.begin()
-        run_folds(record, recipe, progress, command, mirror)
+        run_parts(record, parts, places, progress, mirror)
         page = draw_report(record.folder)
         record.checkpoints.remove()
         return page
 
 
-def fold_places(record: RunFolder) -> list[Path]:
-    """Where each fold is run."""
-    return [record.folder / f"fold-{fold}" for fold in range(1, record.recipe.folds + 1)]
-
-
-def run_folds(
-    record: RunFolder, recipe: Recipe, progress: Progress | None, command: str | None, mirror: str | Path | None
+def run_parts(
+    record: RunFolder,
+    parts: dict[str, Recipe],
+    places: dict[str, Path],
+    progress: Progress | None,
+    mirror: str | Path | None,
 ) -> None:
-    """Every fold that is not finished, then what a report of all of them is drawn from."""
-    whole = Deadline.read(recipe.time_limit)
-    for fold, place in enumerate(fold_places(record), 1):
+    """Every run that is not finished, then what a report of all of them is drawn from."""
+    recipe, word, whole = record.recipe, part_word(record.recipe), Deadline.read(record.recipe.time_limit)
+    for number, (name, place) in enumerate(places.items()):
         if (place / "report.html").exists():
-            log.info("fold %d of %d is finished already", fold, recipe.folds)
+            log.info("%s %s of %d is finished already", word, name, len(places))
             continue
-        log.info("fold %d of %d", fold, recipe.folds)
-        share = Deadline(whole.left / (recipe.folds - fold + 1))
-        run(recipe.but(fold=fold), place, progress, command, share, mirror and Path(mirror) / place.name)
-    manifest = write_pool(record, recipe)
+        log.info("%s %s of %d", word, name, len(places))
+        share = Deadline(whole.left / (len(places) - number))
+        run(parts[name], place, progress, record.command, share, mirror and Path(mirror) / place.name)
+    manifest = write_pool(record, recipe, places)
     if recipe.split == "image" and recipe.strategy == "probe" and manifest["patient"].duplicated().any():
         log.info("the same folds once more, with patients apart")
-        cross_validate(recipe.but(split="patient"), record.folder / APART, progress, command)
+        cross_validate(recipe.but(split="patient"), record.folder / APART, progress, record.command)
     write_json(record.folder / "run.json", record.account())
 
 
-def write_pool(record: RunFolder, recipe: Recipe) -> pd.DataFrame:
-    """predictions.csv, manifest.csv, folds.csv and thumbnails of all folds together; returns the manifest."""
+def list_parts(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of each run, by the name of what it holds out. Raises DataError where no source can be."""
+    if recipe.leave_one_source_out:
+        apart = recipe.but(leave_one_source_out=False)
+        return {source: apart.but(held_out=source) for source in find_whole_sources(find_manifest(recipe))}
+    return {str(fold): recipe.but(fold=fold) for fold in range(1, recipe.folds + 1)}
+
+
+def part_word(recipe: Recipe) -> str:
+    """What each run holds out."""
+    return "source" if recipe.leave_one_source_out else "fold"
+
+
+def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd.DataFrame:
+    """predictions.csv, manifest.csv, folds.csv and thumbnails of all runs together; returns the manifest."""
     folder = record.folder
-    places = dict(enumerate(fold_places(record), 1))
-    predictions = pool_predictions({fold: read_predictions(p / "predictions.csv") for fold, p in places.items()})
-    manifest = pool_manifest(read_written_manifest(places[1] / "manifest.csv"), find_manifest(recipe))
+    predictions = pool_predictions({name: read_predictions(p / "predictions.csv") for name, p in places.items()})
+    written = {name: read_written_manifest(place / "manifest.csv") for name, place in places.items()}
+    manifest = pool_manifest(written, find_manifest(recipe), part_word(recipe))
     write_findings(folder, check_tables(manifest), manifest)
     record.write_cohort(manifest)
     write_predictions(predictions, folder / "predictions.csv")
-    write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, fold) for fold, place in places.items()]))
+    write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, name) for name, place in places.items()]))
     record.write_thumbnails(manifest, predictions)
     return manifest
 
 
-def pool_predictions(folds: dict[int, Predictions]) -> Predictions:
-    """The held-out rows of every fold, split `oof`, with the fold that held them out."""
-    parts = [each.part("test").table.assign(split=OUT_OF_FOLD, fold=fold) for fold, each in folds.items()]
-    return Predictions(pd.concat(parts, ignore_index=True), folds[min(folds)].labels)
+def pool_predictions(runs: dict[str, Predictions]) -> Predictions:
+    """The held-out rows of every run, split `oof`, with the name of what was held out as `fold`; then, where a source
+    was, what each model said of test images of its own sources, split `internal`.
+    """
+    parts = [each.part("test").table.assign(split=OUT_OF_FOLD, fold=name) for name, each in runs.items()]
+    parts += [each.part(INTERNAL).table.assign(fold=name) for name, each in runs.items()]
+    return Predictions(pd.concat(parts, ignore_index=True), next(iter(runs.values())).labels)
 
 
-def pool_manifest(written: pd.DataFrame, read: pd.DataFrame) -> pd.DataFrame:
-    """The cohort with each image's fold as its split, and the file that this machine has it in."""
-    table = written.merge(read[["source", "path", "file"]], on=["source", "path"])
-    if len(table) < len(written):
-        what = f"{len(written) - len(table):,} images of the finished folds are not in the data any more"
-        raise DataError(what, "Give the data that the folds were run on, or choose another --out", code="E302")
-    return table.assign(split="fold " + table["fold"])
+def pool_manifest(written: dict[str, pd.DataFrame], read: pd.DataFrame, word: str) -> pd.DataFrame:
+    """The cohort with what held each image out as its split, and the file that this machine has it in.
+
+    An image that nothing held out, for its source lacks a class, is of train. Raises DataError
+    for images that are gone.
+    """
+    key = ["source", "path"]
+    held = [table[table["split"] == "test"].assign(split=f"{word} {name}") for name, table in written.items()]
+    rest = [table.assign(split="train") for table in written.values()]
+    table = pd.concat([*held, *rest]).drop_duplicates(key)
+    found = read[[*key, "file"]].merge(table, on=key)[[*table.columns, "file"]]
+    if len(found) < len(table):
+        what = f"{len(table) - len(found):,} images of the finished {word}s are not in the data any more"
+        raise DataError(what, f"Give the data that the {word}s were run on, or choose another --out", code="E302")
+    return found
 
 
-def read_figures(place: Path, fold: int) -> dict[str, Any]:
-    """One row of folds.csv: the held-out figures of a fold, macro where a figure has several parts."""
+def read_figures(place: Path, name: str) -> dict[str, Any]:
+    """One row of folds.csv: the held-out figures of a run, macro where a figure has several parts."""
     part = json.loads((place / "metrics.json").read_text(encoding="utf-8"))["test"]
     figures = {name: part[name] for name in FIGURES}
-    return {"fold": fold} | {name: v["macro"] if isinstance(v, dict) else v for name, v in figures.items()}
+    return {"fold": name} | {name: v["macro"] if isinstance(v, dict) else v for name, v in figures.items()}

@@ -9,9 +9,11 @@ import pandas as pd
 
 from fastcxr.cohort import read_cohort
 from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.merging import EVERYWHERE
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, ImageError
-from fastcxr.evaluation.predictions import write_predictions
+from fastcxr.evaluation.predictions import INTERNAL, PREFIX, Predictions, read_predictions, write_predictions
+from fastcxr.evaluation.record import read_findings
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.bundle import load_model
 from fastcxr.inference.facts import FACTS_FILE, read_facts
@@ -39,39 +41,73 @@ def evaluate(
     classifier, facts, trained = load_model(run), read_facts(run), read_recipe(Path(run) / "recipe.json")
     recipe = trained.but(**{name: asdict(data)[name] for name in OF_DATA})
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
-        manifest = read_cohort(recipe, record)
+        manifest = read_cohort(recipe, record, only_test=True)
         check_labels(manifest, classifier.labels)
         manifest = leave_out_seen(manifest, run, classifier.pixels.image_size, record)
         manifest = manifest.assign(split="test", split_from="given")
         predictions = predict(classifier, manifest, splits=None, progress=record)
+        failed = [row["words"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
+        record.facts = {"tested": {"run": Path(run).resolve().name, "failed": failed}}
         record.write_cohort(manifest)
-        write_predictions(predictions, record.folder / "predictions.csv")
+        write_predictions(beside_internal(predictions, Path(run)), record.folder / "predictions.csv")
         record.write_thumbnails(manifest, predictions)
         write_json(record.folder / FACTS_FILE, facts)
     return draw_report(folder)
 
 
-def leave_out_seen(manifest: pd.DataFrame, run: str | Path, size: int, record: RunFolder) -> pd.DataFrame:
-    """The manifest without the pictures that the model was trained or chosen on; they are counted in skipped.csv.
+def beside_internal(predictions: Predictions, run: Path) -> Predictions:
+    """The predictions, and after them what the run said of its own test images, as the split `internal`.
 
-    Raises DataError where none is left.
+    A run that was tested elsewhere itself gives those of home that it was compared with.
+    """
+    if not (run / "predictions.csv").is_file():
+        log.warning("the run has no predictions.csv: there are no figures of home to compare with")
+        return predictions
+    own = read_predictions(run / "predictions.csv")
+    split = INTERNAL if INTERNAL in own.splits else "test"
+    if split not in own.splits:
+        log.warning("the run has no test split: there are no figures of home to compare with")
+        return predictions
+    both = pd.concat([predictions.table, own.part(split).table.assign(split=INTERNAL)], ignore_index=True)
+    further = [name for name in both.columns if name not in [PREFIX + label for label in predictions.labels]]
+    return Predictions(both.assign(**both[further].fillna("")), predictions.labels)
+
+
+def leave_out_seen(manifest: pd.DataFrame, run: str | Path, size: int, record: RunFolder) -> pd.DataFrame:
+    """The manifest without pictures, and without patients known by a name that holds everywhere, that the model was
+    trained or chosen on; they are counted in skipped.csv. Raises DataError where none is left.
     """
     trained = read_written_manifest(Path(run) / "manifest.csv")
     if CONTENT not in trained:
         log.warning("the run is of an earlier version: whether it was trained on some of these images is not known")
         return manifest
-    known = set(trained.loc[trained["split"].isin(["train", "valid"]), CONTENT])
-    seen = pd.Series(open_pictures(manifest["file"].tolist(), size).name_contents(), index=manifest.index).isin(known)
-    if not seen.any():
-        return manifest
-    if seen.all():
+    contents = open_pictures(manifest["file"].tolist(), size).name_contents()
+    taught = trained[trained["split"].isin(["train", "valid"])]
+    is_picture = pd.Series(contents, index=manifest.index).isin(taught[CONTENT])
+    is_patient = manifest["patient_from"].isin(EVERYWHERE) & manifest["patient"].isin(taught["patient"]) & ~is_picture
+    if (is_picture | is_patient).all():
         what = f"the model was trained on all {len(manifest):,} images of this data"
         raise DataError(what, "Name data that it has not seen", code="E303")
-    what, fix = "the model was trained or chosen on this picture", "It is in none of the figures"
-    errors = [ImageError(what, fix, path=file, code="E303") for file in manifest.loc[seen, "file"]]
-    record.write_skipped(errors, manifest)
-    log.warning("%s images left out: the model was trained or chosen on them", f"{seen.sum():,}")
-    return manifest[~seen].reset_index(drop=True)
+    errors = [
+        *_refuse(manifest[is_picture], "images left out: the model was trained or chosen on them", "this picture"),
+        *_refuse(manifest[is_patient], "images left out: the model was trained or chosen on others of their patients",
+                 "other pictures of this patient"),
+    ]  # fmt: skip
+    if errors:
+        record.write_skipped(errors, manifest)
+    tested = pd.Series(contents, index=manifest.index).isin(trained.loc[trained["split"] == "test", CONTENT])
+    if tested.any():
+        text = "%s images are of the run's own test split: they say nothing of elsewhere"
+        log.warning(text, f"{tested.sum():,}")
+    return manifest[~(is_picture | is_patient)].reset_index(drop=True)
+
+
+def _refuse(rows: pd.DataFrame, said: str, seen: str) -> list[ImageError]:
+    """An error for each row, and one warning of them all."""
+    if len(rows):
+        log.warning("%s %s", f"{len(rows):,}", said)
+    what, fix = f"the model was trained or chosen on {seen}", "It is in none of the figures"
+    return [ImageError(what, fix, path=file, code="E303") for file in rows["file"]]
 
 
 def check_labels(manifest: pd.DataFrame, known: tuple[str, ...]) -> None:

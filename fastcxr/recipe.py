@@ -94,6 +94,10 @@ class Recipe:
     split_from: str | None = choice(None, "earlier run whose patients keep their place")
     folds: int = choice(0, "patient-grouped folds, each held out once; 0 is a single split", at_least=0)
     fold: int | None = choice(None, "the one fold to run", at_least=1)
+    leave_one_source_out: bool = choice(
+        False, "a run a source that holds every class: trained on the others, tested on it"
+    )
+    held_out: str | None = choice(None, "the one source to test on; the others train")
     skip_bad: bool = choice(False, "leave unreadable images out, and count them in the report")
 
     weights: str = choice(
@@ -208,6 +212,11 @@ class Recipe:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
+    def is_pooled(self) -> bool:
+        """Whether several runs make up the experiment: all folds, or every source held out once."""
+        return self.leave_one_source_out or bool(self.folds and not self.fold)
+
+    @property
     def copies(self) -> dict[str, int]:
         """How often an epoch shows each training image of the oversampled classes."""
         return dict(_read_copies(entry) for entry in self.oversample)
@@ -273,6 +282,8 @@ def _check_together(recipe: Recipe) -> None:
         )
     if recipe.folds and recipe.split_from:
         raise RecipeError("folds and an earlier run cannot both give the splits", "Leave out --folds or --split-from")
+    if recipe.leave_one_source_out or recipe.held_out:
+        _check_sources(recipe)
     if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
         raise not_known(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
     if recipe.find_from >= recipe.find_to:
@@ -289,6 +300,16 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(
             "sampler weighted and oversample both say how often a class is shown", "Choose one of the two"
         )
+
+
+def _check_sources(recipe: Recipe) -> None:
+    """A source that is held out is all that is tested, and no patient crosses over."""
+    if recipe.leave_one_source_out and recipe.held_out:
+        raise RecipeError("one source is held out, and every source in turn", "Leave out --held-out")
+    if recipe.folds or recipe.split_from:
+        raise RecipeError("a held-out source gives the test images", "Leave out --folds and --split-from")
+    if recipe.split == "image":
+        raise RecipeError("a held-out source keeps patients apart", "Leave out --split image")
 
 
 def read_prevalence(entry: str) -> tuple[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import read_cohort, split_cohort
+from fastcxr.evaluation.predictions import INTERNAL
 from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
@@ -41,7 +42,7 @@ def run(
         record.check_cohort(loaders)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, record, deadline, record.checkpoints)
-        splits = ("train", "valid", "test") if recipe.score_train else ("valid", "test")
+        splits = ("valid", "test", INTERNAL) + ("train",) * recipe.score_train
         predictions = predict(learner, manifest, splits=splits, progress=record)
         record.write(learner, training, predictions)
     page = draw_report(folder)

@@ -209,9 +209,27 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     done = call(*words, "--map", "Haze=haze")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
-    assert (set(metrics), metrics["test"]["n_images"]) == ({"test"}, 18)
+    assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal", "drops"}, 18)
     table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})
-    check_against_scikit_learn(table, metrics["test"])
+    check_against_scikit_learn(table[table["split"] == "test"], metrics["test"])
+    home = json.loads((finished[0] / "metrics.json").read_text())["test"]
+    assert metrics["internal"] == home, "the run's own figures, from rows that stand in this folder"
+    assert call("verify", tmp_path / "there").returncode == 0
+    assert "internal" in done.stderr
+
+
+def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left_out(call, finished, tmp_path):
+    other = write_toys(tmp_path / "other", per_class=6, labels=("clear",), first=100)
+    split = pd.read_csv(finished[0] / "manifest.csv", dtype=str)
+    known = split.loc[(split["split"] == "train") & (split["label"] == "clear"), "patient"].iloc[0]
+    first = min((other / "clear").glob("*.png"))
+    first.rename(first.with_name(f"{known}_099.png"))
+    done = call("evaluate", finished[0], "--data", other, "--layout", "folders", "--out", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert "1 images left out: the model was trained or chosen on others of their patients" in done.stderr
+    (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["drops"].values()
+    assert list(drop["figures"]) == ["per_class.clear.sensitivity"]
+    assert "are not compared" in (tmp_path / "there" / "report.html").read_text()
 
 
 @pytest.fixture

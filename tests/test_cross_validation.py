@@ -85,10 +85,10 @@ def test_folds_of_another_recipe_are_left_alone(pooled):
 
 
 def test_folds_of_other_images_are_not_pooled():
-    written = pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "fold": ["1", "2"]})
+    written = {"1": pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "split": ["test", "train"]})}
     read = pd.DataFrame({"source": "s", "path": ["a.png"], "file": ["/x/a.png"]})
     with pytest.raises(DataError, match="1 images of the finished folds are not in the data.*choose another --out"):
-        pool_manifest(written, read)
+        pool_manifest(written, read, "fold")
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     write_toys(second, per_class=12, labels=("haze",), first=50)
     page = cross_validate(recipe.but(data=(str(first), str(second)), folds=2), tmp_path / "run")
     assert "Confounded: do not use these figures" in page.read_text()
-    assert "No other class has the sources of clear, haze" in page.read_text()
+    assert "Every class comes from sources of its own" in page.read_text()

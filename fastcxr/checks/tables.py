@@ -79,14 +79,26 @@ def check_sources(manifest: pd.DataFrame) -> Finding:
         f"naming the commonest of all for {100 * most:.1f} %."
     )
     if told:
-        names = ", ".join(told)
-        remedy = f"Add images of other classes from the sources of {names}, or of {names} from the others."
-        words = (
-            f"No other class has the sources of {names}: a model may know the source and not the disease, and call "
-            f"healthy people from such a place {names} too. {words}"
-        )
+        said, remedy = _say_told(told, is_all=len(told) == table.shape[1])
+        words = f"{said} {words}"
         return Finding(**about, verdict="FAIL", words=words, remedy=remedy, figure=float(known), null=float(most))
     return Finding(**about, verdict="PASS", words=words, figure=float(known), null=float(most))
+
+
+def _say_told(told: list[str], is_all: bool) -> tuple[str, str]:
+    """What a model may learn in place of these classes, and what would prevent it."""
+    if is_all:
+        words = (
+            "Every class comes from sources of its own: a model may know the source and not the disease, and what it "
+            "says of people from any other hospital means nothing."
+        )
+        return words, "Add images of every class from one of the sources at least."
+    names, either = ", ".join(told), " or ".join(told)
+    words = (
+        f"No other class has the sources of {names}: a model may know the source and not the disease, and call healthy "
+        f"people from any other hospital {either} too."
+    )
+    return words, f"Add images of other classes from the sources of {names}, or of {names} from the others."
 
 
 def check_sizes(manifest: pd.DataFrame) -> Finding:

@@ -130,7 +130,7 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
 
     begun = folder / "recipe.json"
     console.print(f"run folder: {folder}" + (" (begun earlier)" if begun.exists() else ""), highlight=False)
-    start = cross_validate if recipe.folds and not recipe.fold else run
+    start = cross_validate if recipe.is_pooled else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     way_on = shlex.join(["fastcxr", "resume", str(folder), *(["--mirror", str(mirror)] if mirror else [])])
     mirror = mirror and mirror / folder.name

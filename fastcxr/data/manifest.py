@@ -17,6 +17,7 @@ from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
+from fastcxr.data.cohort.traits import read_traits
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.hdf5 import is_hdf5, read_packed
@@ -56,6 +57,7 @@ def read_manifest(
     classes: Sequence[str] = (),
     where: Sequence[str] = (),
     drop_copies: bool = False,
+    only_test: bool = False,
 ) -> pd.DataFrame:
     """The manifest of class folders, with train/ valid/ test/ above them or without, a CSV, or a known collection.
 
@@ -63,6 +65,7 @@ def read_manifest(
     split_folders, csv, coronahack, cohen, covidx or hdf5. `patients`: a table of filename and patient. `patient_regex`:
     its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
     `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep.
+    `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
     cohorts = find_cohorts(data, layout)
@@ -70,15 +73,16 @@ def read_manifest(
     tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
     rows = join_tables(select(tables, relabel=relabel, classes=classes, where=where), names)
     place = cohorts[0].path if len(cohorts) == 1 else None
-    check_classes(rows.assign(patient=rows["path"]), place)
+    check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
+    rows = read_traits(rows)
     for cohort, name in zip(cohorts, names, strict=True):
         _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
     if len(cohorts) > 1:
         rows = _merge(rows)
     elif drop_copies:
         rows = leave_out_copies(rows, rows[HOME])
-    check_classes(rows, place)
+    check_classes(rows, place, only_test=only_test)
     return _arrange(rows)
 
 
@@ -180,7 +184,7 @@ def name_in_data(errors: Iterable[ImageError], manifest: pd.DataFrame) -> list[I
     return [ImageError(e.what, e.fix, path=shown.get(e.path, e.path), code=e.code) for e in errors]
 
 
-def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError]) -> pd.DataFrame:
+def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError], *, only_test: bool = False) -> pd.DataFrame:
     """The manifest without the files that the errors name; raises if too little is left to train on."""
     bad = {error.path for error in errors}
     out = manifest["file"].isin(bad)
@@ -188,7 +192,7 @@ def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError]) -> pd.DataFr
     if lost := sorted(set(manifest["label"]) - set(kept["label"])):
         what = f"no image that can be read is left of {name_some(map(repr, lost))}"
         raise DataError(what, "Repair some of its images, or leave the class out", code="E005")
-    check_classes(kept)
+    check_classes(kept, only_test=only_test)
     log.info("left out %s of %s images", f"{out.sum():,}", f"{len(manifest):,}")
     return kept
 

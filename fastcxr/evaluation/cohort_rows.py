@@ -22,6 +22,7 @@ DRAWN = {
     "patient": "drawn patient by patient, so that no patient stands in two",
     "image": "drawn image by image",
     "kept": "kept from an earlier run",
+    "source": "by source: one is held out, and patients of the others are drawn",
 }
 
 

@@ -13,17 +13,22 @@ from fastcxr.evaluation.cohort_notices import (
     is_image_level,
     one_with_class,
 )
+from fastcxr.evaluation.drop_notices import drop_notices
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed, score, share
 
 ALARMING = 0.05  # a gate shuts out fewer of the images that it was made for
+PLAUSIBLE = 0.98  # macro AUROC: in hospitals, where patients are alike, it is about 0.8
 
 
 def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
     return [
         *_confounded(record),
+        *drop_notices(record, metrics),
+        *_trained_on(record),
+        *_too_good(record, metrics),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -31,7 +36,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_left_out(record, metrics),
         *find_warnings(record),
         *_rates(record),
-        *_elsewhere(record),
+        *_elsewhere(record, metrics),
         *_gate(record, metrics),
         *_augmentation(record),
         *_files(record),
@@ -69,6 +74,39 @@ def _confounded(record: RunRecord) -> list[Notice]:
         return [Notice("warning", "Accepted confounding", f"{words} failed. The reason given: {reason}")]
     title = "Confounded: do not use these figures"
     return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
+
+
+def _too_good(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    """Figures that hospitals do not see, of a model that nobody has tested elsewhere."""
+    auroc = (metrics.get(record.predictions.headline_split, {}).get("auroc") or {}).get("macro")
+    is_said = any(row["verdict"] == "FAIL" for row in record.findings)
+    if auroc is None or auroc <= PLAUSIBLE or metrics.get("drops") or is_said:
+        return []
+    words = (
+        f"Macro AUROC is {score(auroc)}. Models with such figures have been found to know the hospital and not the "
+        f"disease (DeGrave 2021, doi:10.1038/s42256-021-00338-7). {_places(record)}Before publishing, run fastcxr "
+        "audit on this data, and fastcxr evaluate on data of another hospital."
+    )
+    return [Notice("stamp", "Too good to be believed unchecked", words)]
+
+
+def _places(record: RunRecord) -> str:
+    """What is not known where nothing says from where each image comes."""
+    if record.table["source"].nunique() > 1:
+        return ""
+    return (
+        "This data names one source for all images: if each class came from a hospital or device of its own, the "
+        "figures say nothing of the disease. Name them, as --data A --data B or as a column source. "
+    )
+
+
+def _trained_on(record: RunRecord) -> list[Notice]:
+    """What failed among the checks of the data that a model tested here was trained on."""
+    failed = (record.run.get("tested") or {}).get("failed") or []
+    after = "The same may hold of the data it is tested on here: good figures do not clear it."
+    return [
+        Notice("warning", "The model was trained on data that failed a check", f"{words} {after}") for words in failed
+    ]
 
 
 def _one_with_class(record: RunRecord) -> list[Notice]:
@@ -109,8 +147,10 @@ def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Noti
     few = {label: n for label, n in support.items() if 0 < n < FEW}
     found = []
     if absent:
-        words = "Its figures are left blank, and means are over the other classes."
-        found += [Notice("warning", f"No {split} image of {listed(absent)}", words)]
+        words = (
+            f"{'Its' if len(absent) == 1 else 'Their'} figures are left blank, and means are over the other classes."
+        )
+        found += [Notice("warning", f"No {split} image of {listed(absent, 'or')}", words)]
     if few:
         sizes = listed([f"{label} {n}" for label, n in few.items()])
         step = _step(min(few.values()))
@@ -130,7 +170,7 @@ def _step(n: int) -> str:
 
 def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     found = find_skipped(record)
-    unread = {split: part["n_errors"] for split, part in metrics.items() if part["n_errors"]}
+    unread = {split: metrics[split]["n_errors"] for split in record.predictions.splits if metrics[split]["n_errors"]}
     if unread:
         sizes = listed([f"{split} {n}" for split, n in unread.items()])
         words = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
@@ -148,11 +188,13 @@ def _rates(record: RunRecord) -> list[Notice]:
     return [Notice("warning", "The learning-rate finder gave no answer", f"{words}.")]
 
 
-def _elsewhere(record: RunRecord) -> list[Notice]:
+def _elsewhere(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """A model that was tested where it was trained says nothing about other places."""
-    if not _is_tested_at_home(record):
+    if metrics.get("drops") or not _is_tested_at_home(record):
         return []
     words = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
+    if record.table["source"].nunique() == 1:
+        words += " Nor is it known whether each class came from a place of its own, which a model could learn instead."
     return [Notice("note", "External validity: unknown", words)]
 
 

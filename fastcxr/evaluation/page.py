@@ -9,10 +9,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fastcxr.evaluation.drawing import Plate, class_color
-from fastcxr.evaluation.predictions import OUT_OF_FOLD
+from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD
 from fastcxr.evaluation.words import NOTHING, count, duration, listed, plain, rate, score, share, spread
 from fastcxr.storage import write_whole
 
+OF_SPLIT = {OUT_OF_FOLD: "images out of fold", INTERNAL: "internal test images"}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -32,7 +33,7 @@ def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> 
         "words": lambda name: str(name).replace("_", " "),
         "listed": listed,
         "monitor": _monitor,
-        "of_split": lambda split: "images out of fold" if split == OUT_OF_FOLD else f"{split} split",
+        "of_split": lambda split: OF_SPLIT.get(split, f"{split} split"),
         "spread": spread,
         "breakable": _breakable,
     }

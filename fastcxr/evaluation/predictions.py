@@ -20,6 +20,7 @@ from fastcxr.storage import write_whole
 KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
+INTERNAL = "internal"  # test images of where the model was trained, beside those of elsewhere
 PREFIX = "prob_"
 STRANGENESS, LIKE_TRAINING = "strangeness", "like_training"  # columns of a model with a gate
 
@@ -53,13 +54,22 @@ class Predictions:
 
     @property
     def headline_split(self) -> str | None:
-        """The split that the headline speaks of: test, else valid, else whatever is there."""
+        """The split that the headline speaks of: test, pooled folds, else valid, else whatever is there."""
         here = self.splits
-        return next((s for s in ("test", "valid") if s in here), here[0] if here else None)
+        return next((s for s in ("test", OUT_OF_FOLD, "valid") if s in here), here[0] if here else None)
 
     def part(self, split: str) -> "Predictions":
         """The rows of one split, unreadable images among them."""
         return self._where(self.table["split"] == split)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """What each of several pooled runs held out; nothing in a single run."""
+        return tuple(dict.fromkeys(self.table["fold"].astype(str))) if "fold" in self.table else ()
+
+    def of_fold(self, name: str) -> "Predictions":
+        """The rows of one of the pooled runs."""
+        return self._where(self.table["fold"].astype(str) == name)
 
     def scored(self) -> "Predictions":
         """The rows that can be measured: the image was read and its label is known."""

@@ -100,7 +100,7 @@ def read_run(folder: str | Path) -> RunRecord:
         model=_read_json(folder / "model.json"),
         history=_read_history(folder / "history.csv"),
         rates=_read_rates(folder / "learning_rate.csv"),
-        folds=_read_numbers(folder / "folds.csv", ("fold",), ()),
+        folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
         apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
@@ -119,7 +119,10 @@ def read_findings(folder: Path) -> list[dict[str, Any]]:
 def _expected(folder: Path) -> tuple[str, ...]:
     # the history and the model of pooled folds lie in the folders of the folds
     pooled = (folder / "folds.csv").is_file()
-    return tuple(name for name in EXPECTED if not (pooled and name in ("history.csv", "model.json")))
+    elsewhere = ("history.csv", "model.json") if pooled else ()
+    # and the history of a model that was tested on other data in the folder of its run
+    elsewhere = elsewhere or ("history.csv",) * ("tested" in _read_json(folder / "run.json"))
+    return tuple(name for name in EXPECTED if name not in elsewhere)
 
 
 def _read_cohort(folder: Path) -> dict[str, Any]:

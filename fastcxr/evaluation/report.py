@@ -1,17 +1,22 @@
-"""From a run folder to metrics.json, MODEL_CARD.md, figures/*.svg and report.html, without network, script or torch."""
+"""From a run folder to metrics.json, its cards, figures/*.svg and report.html, without network, script or torch."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from fastcxr.evaluation.card import draw_card
+from fastcxr.evaluation.claim import draw_claim
 from fastcxr.evaluation.cohort_rows import cohort_part
 from fastcxr.evaluation.drawing import Plate
+from fastcxr.evaluation.drops import find_drops
 from fastcxr.evaluation.metrics import measure_predictions, summarize_folds
 from fastcxr.evaluation.notices import is_image_level, notices
 from fastcxr.evaluation.page import render, write_page
 from fastcxr.evaluation.plates import draw_plates
+from fastcxr.evaluation.predictions import INTERNAL
 from fastcxr.evaluation.record import RunRecord, read_run
+from fastcxr.evaluation.side_tables import drop_rows, subgroup_rows
+from fastcxr.evaluation.subgroups import measure_subgroups
 from fastcxr.evaluation.tables import (
     calibration_rows,
     class_rows,
@@ -21,22 +26,23 @@ from fastcxr.evaluation.tables import (
     threshold_rows,
     wrong_cards,
 )
-from fastcxr.evaluation.words import explain_intervals, headline_rows
+from fastcxr.evaluation.words import beside, explain_intervals, headline_rows
 from fastcxr.storage import write_sums, write_whole
 
 
 def draw_report(folder: str | Path) -> Path:
-    """Redraws metrics.json, MODEL_CARD.md, figures/*.svg and report.html of a finished run; the page's path comes back.
+    """Redraws metrics.json, MODEL_CARD.md, CLAIM.md, figures/*.svg and report.html of a finished run.
 
-    Reads nothing but the run folder. The same files give the same page, byte for byte.
+    The page's path comes back. Reads nothing but the run folder. The same files give the same page, byte for byte.
     """
     record = read_run(folder)
     page, numbers, plates = compose(record)
-    splits = {name: part for name, part in json.loads(numbers).items() if name != "folds"}
+    found = json.loads(numbers)
     write_whole(record.folder / "metrics.json", numbers)
-    write_whole(record.folder / "MODEL_CARD.md", draw_card(record, splits))
+    write_whole(record.folder / "MODEL_CARD.md", draw_card(record, found))
+    write_whole(record.folder / "CLAIM.md", draw_claim(record, found))
     path = write_page(record.folder / "report.html", page, plates)
-    drawn = ("metrics.json", "MODEL_CARD.md", "report.html", *(f"figures/{name}.svg" for name in plates))
+    drawn = ("metrics.json", "MODEL_CARD.md", "CLAIM.md", "report.html", *(f"figures/{name}.svg" for name in plates))
     write_sums(record.folder, drawn)
     return path
 
@@ -44,11 +50,21 @@ def draw_report(folder: str | Path) -> Path:
 def compose(record: RunRecord) -> tuple[str, bytes, dict[str, Plate]]:
     """The page, the content of metrics.json and the figures of a run, from its other files alone."""
     metrics = measure_predictions(record.predictions, record.calibration, record.prevalence)
+    metrics |= find_beside(record, metrics)
     plates = draw_plates(record, metrics)
     # surrogates of odd file names become JSON escapes
-    folds = {"folds": summarize_folds(record.folds)} if len(record.folds) else {}
-    numbers = json.dumps(metrics | folds, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    numbers = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return render_page(record, metrics, plates), numbers.encode("utf-8", "backslashreplace"), plates
+
+
+def find_beside(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What metrics.json holds beside the splits: folds, drops and subgroups, where there are any."""
+    found = {
+        "folds": summarize_folds(record.folds) if len(record.folds) else {},
+        "drops": find_drops(record.predictions, metrics),
+        "subgroups": measure_subgroups(record.predictions),
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def render_page(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict[str, Plate]) -> str:
@@ -58,29 +74,34 @@ def render_page(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: d
 
 def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict[str, Plate]) -> dict[str, Any]:
     main = record.predictions.headline_split
-    beside = "valid" if main == "test" and "valid" in metrics else None
+    near = beside(metrics)
+    near = near if near in metrics and (main == "test" or near == INTERNAL) else None
+    splits = record.predictions.splits
     found = notices(record, metrics)
     return {
         "record": record,
-        "metrics": metrics,
+        "metrics": {split: metrics[split] for split in splits},
         "main": main,
-        "beside": beside,
+        "beside": near,
         "title": _title(record),
         "image_level": is_image_level(record),
-        "headline": headline_rows(metrics.get(main), metrics.get(beside)),
+        "headline": headline_rows(metrics.get(main), metrics.get(near)),
         "intervals": explain_intervals(metrics.get(main)),
         "stamps": [n for n in found if n.level == "stamp"],
         "notices": [n for n in found if n.level != "stamp"],
         "cohort": cohort_part(record),
-        "classes": {split: class_rows(part) for split, part in metrics.items()},
+        "classes": {split: class_rows(metrics[split]) for split in splits},
         "calibration": calibration_rows(metrics[main]) if main else [],
         "thresholds": threshold_rows(metrics[main]) if main else [],
         "lines": line_rows(metrics[main]) if main else [],
-        "reasons": {split: reason_rows(part) for split, part in metrics.items()},
+        "reasons": {split: reason_rows(metrics[split]) for split in splits},
         "wrong": wrong_cards(record),
         "misses": _misses(metrics.get(main)),
         "mixups": mixup_rows(metrics[main]) if main else [],
+        "drops": drop_rows(metrics.get("drops", {}), record.predictions.labels),
+        "subgroups": subgroup_rows(metrics.get("subgroups", {}), record.predictions.labels),
         "folds": record.folds.to_dict("records"),
+        "by_source": bool(record.recipe.get("leave_one_source_out")),
         "of_folds": summarize_folds(record.folds),
         "rate_plates": [p for p in plates.values() if p.name.startswith("learning_rate_")],
     }

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from fastcxr.evaluation.predictions import OUT_OF_FOLD
+from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD
 from fastcxr.markup import plain as plain  # with the other words, for those who draw
 
 NOTHING = "–"
@@ -53,9 +53,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def listed(names: list[str]) -> str:
+def listed(names: list[str], word: str = "and") -> str:
     """a, b and c."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
 def reach(part: dict[str, Any] | None, name: str, words: Callable) -> str:
@@ -97,11 +97,11 @@ def headline_rows(main: dict[str, Any] | None, beside: dict[str, Any] | None) ->
 
 
 def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, str]]:
-    """The headline as rows of (name, test, its interval, valid), in words, for the terminal, as in the report.
+    """The headline as rows of (name, test, its interval, internal or else valid), in words, for the terminal.
 
     `metrics`: what measure_predictions returns. A split that is not there is a column of dashes.
     """
-    test, valid = metrics.get("test"), metrics.get("valid")
+    test, valid = metrics.get("test"), metrics.get(beside(metrics))
     counts = (("Images", "n_images"), ("Patients", "n_patients"))
     sizes = [(name, _figure(test, key, "{:,}".format), "", _figure(valid, key, "{:,}".format)) for name, key in counts]
     return headline_rows(test, valid) + sizes
@@ -110,13 +110,19 @@ def headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, s
 def terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str, str]]]:
     """Headings and rows of the headline: test beside valid, or pooled folds beside their mean and deviation."""
     if "folds" not in metrics:
-        return ("", "test", "95 % interval", "valid"), headline_table(metrics)
+        return ("", "test", "95 % interval", beside(metrics)), headline_table(metrics)
     pooled, folds = metrics[OUT_OF_FOLD], metrics["folds"]
     keys = {"Accuracy": "accuracy", "Balanced accuracy": "balanced_accuracy", "AUROC, macro": "auroc"}
     keys |= {"Top-2 accuracy": "top2_accuracy"}
     rows = [(name, *figures, spread(folds.get(keys[name]))) for name, *figures, _ in headline_rows(pooled, None)]
     counts = [(name, f"{pooled[key]:,}", "", "") for name, key in (("Images", "n_images"), ("Patients", "n_patients"))]
     return ("", "out of fold", "95 % interval", f"mean ± SD of {folds['count']} folds"), rows + counts
+
+
+def beside(metrics: dict[str, Any]) -> str:
+    """The split that stands beside the test split: that of home if its figures mean the same, else valid."""
+    other = any(drop["only"] for drop in metrics.get("drops", {}).values())
+    return INTERNAL if INTERNAL in metrics and not other else "valid"
 
 
 def spread(figure: dict[str, Any] | None) -> str:

@@ -9,13 +9,18 @@ from fastcxr.data.cohort.tables import name_some
 from fastcxr.errors import DataError, InputMissingError
 
 
-def check_classes(table: pd.DataFrame, path: str | Path | None = None) -> None:
-    """Raise unless there are images (E002) of two classes (E003), two of each (E004), with names that differ (E006)."""
+def check_classes(table: pd.DataFrame, path: str | Path | None = None, *, only_test: bool = False) -> None:
+    """Raise unless there are images (E002) of two classes (E003), two of each (E004), with names that differ (E006).
+
+    `only_test`: nothing is to learn from the images, so that one of one class will do.
+    """
     if table.empty:
         fix = "Give PNG, JPEG, TIFF, BMP or DICOM files in one folder a class, or a CSV"
         raise InputMissingError("0 images", fix, path=path, code="E002")
     labels = sorted(table["label"].unique())
     _refuse_twins(labels, path)
+    if only_test:
+        return
     if len(labels) == 1:
         what = f"one class only, {labels[0]!r}"
         raise DataError(what, "Give images of two classes at least", path=path, code="E003")

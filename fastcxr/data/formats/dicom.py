@@ -7,7 +7,7 @@ How stored values become gray levels stands in `fastcxr.data.formats.windows`.
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from io import BytesIO
@@ -289,10 +289,29 @@ def read_patient_tag(path: str | Path, tag: str = "PatientID") -> str | None:
         return None
 
 
+def read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
+    """The values of several header tags, the file opened once; None as in `read_patient_tag`."""
+    numbers = {tag: _find_tag(tag) for tag in tags}
+    try:
+        with silent_decoders(), open_file(path) as file:
+            head = file.read(HEAD)
+            header = _read_named(file, str(path), list(numbers.values())) if may_be_dicom(path, head) else Dataset()
+            return {tag: _say_value(header, number) for tag, number in numbers.items()}
+    except (ImageError, *BROKEN):
+        return dict.fromkeys(numbers)
+
+
 def _read_tag(file: BinaryIO, path: str, number: int) -> str | None:
+    return _say_value(_read_named(file, path, [number]), number)
+
+
+def _read_named(file: BinaryIO, path: str, numbers: list[int]) -> Dataset:
     file.seek(0)
     _check_deflated(file, path)
-    header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=[number, "SOPClassUID"])
+    return dcmread(file, force=True, stop_before_pixels=True, specific_tags=[*numbers, "SOPClassUID"])
+
+
+def _say_value(header: Dataset, number: int) -> str | None:
     if "SOPClassUID" not in header or number not in header or header[number].VR == "SQ":
         return None
     value = header[number].value

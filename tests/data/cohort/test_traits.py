@@ -1,0 +1,52 @@
+"""Sex, age and view of DICOM files reach the manifest; no great age, and nothing else of the person, does."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from radiographs import make_dicom, make_reference, save_dicom
+
+from fastcxr.data.cohort.traits import hide_age
+from fastcxr.data.manifest import read_manifest
+
+
+@pytest.fixture
+def dicoms(tmp_path):
+    people = [("F", "093Y"), ("M", "045Y"), (None, "007M"), ("F", "anon")]
+    for k, (sex, age) in enumerate(people):
+        place = tmp_path / "data" / ("clear", "haze")[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        dataset = make_dicom(make_reference(seed=k), PatientID=f"ID{k}", PatientBirthDate="19300101")
+        dataset.PatientSex, dataset.ViewPosition = sex or "", "AP"
+        dataset.add_new("PatientAge", "AS", age) if age != "anon" else None
+        save_dicom(place / f"{k}.dcm", dataset)
+    return tmp_path / "data"
+
+
+def test_the_header_says_sex_age_and_view_and_a_great_age_is_capped(dicoms):
+    table = read_manifest(dicoms).set_index("path")
+    assert list(table["sex"].fillna("")) == ["F", "", "M", "F"]
+    assert list(table["age"].fillna("")) == ["090Y", "007M", "045Y", ""]
+    assert set(table["view"]) == {"AP"}
+    assert "19300101" not in table.to_csv() and "ZZTEST" not in table.drop(columns="file").to_csv()
+
+
+def test_what_a_table_says_goes_before_the_header(dicoms):
+    rows = [(f"{place.parent.name}/{place.name}", place.parent.name, "M", "") for place in sorted(dicoms.glob("*/*"))]
+    pd.DataFrame(rows, columns=["path", "label", "sex", "age"]).to_csv(dicoms / "all.csv", index=False)
+    table = read_manifest(dicoms / "all.csv")
+    assert set(table["sex"]) == {"M"}
+    assert "045Y" in set(table["age"])
+
+
+def test_other_pictures_get_no_such_columns(tmp_path):
+    for k in range(4):
+        place = tmp_path / ("clear", "haze")[k % 2]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 20), 40 * k, np.uint8)).save(place / f"{k}.png")
+    assert not {"sex", "age", "view"} & set(read_manifest(tmp_path))
+
+
+@pytest.mark.parametrize(("cell", "shown"), [("089Y", "089Y"), ("091Y", "090Y"), ("011M", "011M"), ("91", None)])
+def test_ages_are_dicoms_own_or_none(cell, shown):
+    assert hide_age(cell) == shown

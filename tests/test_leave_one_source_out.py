@@ -1,0 +1,61 @@
+"""Every source is held out once; the report gives what is lost there, for each source with an interval."""
+
+import json
+
+import pandas as pd
+import pytest
+from toys import write_toys
+
+from fastcxr.cross_validation import cross_validate
+from fastcxr.errors import DataError, RecipeError
+from fastcxr.recipe import Recipe
+from fastcxr.verify import verify
+
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sources")
+    write_toys(place / "clinic", per_class=24)
+    write_toys(place / "ward", per_class=16, first=50)
+    cross_validate(RECIPE.but(data=(str(place / "clinic"), str(place / "ward"))), place / "run")
+    return place / "run"
+
+
+def test_every_image_is_scored_once_by_a_model_that_never_saw_its_source(pooled):
+    table = pd.read_csv(pooled / "predictions.csv", dtype={"error": str})
+    outside = table[table["split"] == "oof"]
+    assert len(outside) == 3 * (24 + 16) and not outside.duplicated(["source", "path"]).any()
+    assert (outside["fold"] == outside["source"]).all()
+    inside = table[table["split"] == "internal"]
+    assert (inside["fold"] != inside["source"]).all()
+    for place in ("source-1", "source-2"):
+        manifest = pd.read_csv(pooled / place / "manifest.csv", dtype=str)
+        held = set(manifest.loc[manifest["split"] == "test", "source"])
+        assert len(held) == 1 and not held & set(manifest.loc[manifest["split"] != "test", "source"])
+
+
+def test_the_pooled_report_gives_the_drop_of_each_source(pooled):
+    metrics = json.loads((pooled / "metrics.json").read_text())
+    assert list(metrics["drops"]) == ["clinic", "ward"]
+    for place, name in (("source-1", "clinic"), ("source-2", "ward")):
+        alone = json.loads((pooled / place / "metrics.json").read_text())
+        assert metrics["drops"][name]["figures"] == alone["drops"][name]["figures"]
+    page = (pooled / "report.html").read_text()
+    assert "2 sources held out in turn" in page and "Where it was trained, and elsewhere" in page
+    assert "External validity: unknown" not in page
+    assert verify(pooled)[0] == []
+
+
+def test_data_of_one_place_is_refused_before_anything_is_written(pooled, tmp_path):
+    data = str(pooled.parent / "ward")
+    with pytest.raises(DataError, match="the data names one source"):
+        cross_validate(RECIPE.but(data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("choices", [{"folds": 3}, {"split": "image"}, {"split_from": "runs/x"}, {"held_out": "ward"}])
+def test_wishes_that_exclude_each_other_are_refused(choices):
+    with pytest.raises(RecipeError, match="Leave out"):
+        RECIPE.but(**choices)
