@@ -12,7 +12,8 @@ from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
-from fastcxr.inference.bundle import save_model
+from fastcxr.inference.bundle import classifier_of, save_model
+from fastcxr.maps import write_run_maps
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
@@ -65,6 +66,9 @@ class RunFolder(CohortFolder):
         save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         self.write_thumbnails(manifest, predictions)
+        if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
+            wrong = most_wrong(predictions, MOST_WRONG)
+            write_run_maps(folder, classifier_of(learner), manifest, predictions, wrong, learner.dls.pictures)
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Samples of each class, and the images that the model got most wrong."""
