@@ -46,6 +46,7 @@ def evaluate(
         record.write_cohort(manifest)
         write_predictions(predictions, record.folder / "predictions.csv")
         record.write_thumbnails(manifest, predictions)
+        record.write_maps(classifier, manifest, predictions)
         write_json(record.folder / FACTS_FILE, facts)
     return draw_report(folder)
 

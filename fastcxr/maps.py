@@ -19,7 +19,7 @@ from fastcxr.storage import write_json, write_whole
 
 MAPS = "figures/maps"
 TYPICAL, EACH = 2, 8  # of each class: right answers that are shown, and images whose attention is measured
-CHECKED = 4  # images of a run that the check looks at, by two draws of weights
+CHECKED = 4  # images of a run that the check looks at
 
 
 def write_explanation(
@@ -63,7 +63,7 @@ def write_run_maps(
 
 def choose_images(predictions: Predictions, wrong: pd.DataFrame) -> pd.DataFrame:
     """source, path and role: wrong; typical, the surest right answers of each class; or measured, spread evenly."""
-    part = predictions.part(predictions.headline_split).scored() if predictions.headline_split else predictions
+    part = predictions.part(predictions.headline_split or "").scored()
     table = part.table.assign(surest=part.probability.max(axis=1))[["source", "path", "label", "predicted", "surest"]]
     chosen = [wrong[["source", "path"]].assign(role="wrong")]
     right = table[table["label"] == table["predicted"]].sort_values(["surest", "path"], ascending=[False, True])
@@ -71,7 +71,7 @@ def choose_images(predictions: Predictions, wrong: pd.DataFrame) -> pd.DataFrame
     for _, rows in table.groupby("predicted"):
         at = np.unique(np.linspace(0, len(rows) - 1, min(EACH, len(rows))).round().astype(int))
         chosen.append(rows.iloc[at].assign(role="measured"))
-    return pd.concat(chosen)[["source", "path", "role"]].drop_duplicates(["source", "path"]).reset_index(drop=True)
+    return pd.concat(chosen)[["source", "path", "role"]].reset_index(drop=True)
 
 
 def write_maps(
@@ -94,6 +94,7 @@ def write_facts(folder: Path, explainer: Explainer, method: Method, written: pd.
     """explain.json: the method, its check, and for each predicted class the median share of heat in the border."""
     check = explainer.check
     own = written[(written["class"] == written["predicted"]) & written["outside"].notna()]
+    own = own[own["role"].isin(["", "measured"])]  # the most wrong images say little of the others
     outside = own.groupby("class")["outside"].agg(["median", "size"])
     facts = {
         "method": method,

@@ -1,5 +1,6 @@
 """What a run leaves behind: it writes recipe.json first and history.csv as it goes, so that a crash loses little."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,21 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
+from fastcxr.data.store import Pictures
+from fastcxr.errors import ModelError
 from fastcxr.evaluation.calibration import fit_calibration, scale_predictions
 from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
-from fastcxr.inference.bundle import classifier_of, save_model
+from fastcxr.inference.bundle import Classifier, classifier_of, save_model
 from fastcxr.maps import write_run_maps
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
 from fastcxr.training.strategies import Training
+
+log = logging.getLogger("fastcxr")
 
 MOST_WRONG = 12
 CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
@@ -67,13 +72,26 @@ class RunFolder(CohortFolder):
         write_predictions(predictions, folder / "predictions.csv")
         self.write_thumbnails(manifest, predictions)
         if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
-            wrong = most_wrong(predictions, MOST_WRONG)
-            write_run_maps(folder, classifier_of(learner), manifest, predictions, wrong, learner.dls.pictures)
+            self.write_maps(classifier_of(learner), manifest, predictions, learner.dls.pictures)
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Samples of each class, and the images that the model got most wrong."""
         wrong = most_wrong(predictions, MOST_WRONG).merge(manifest[["source", "path", "file"]], on=["source", "path"])
         write_thumbnails(self.folder, pd.concat([choose_samples(manifest), wrong.assign(role="wrong")]))
+
+    def write_maps(
+        self,
+        classifier: Classifier,
+        manifest: pd.DataFrame,
+        predictions: Predictions,
+        pictures: Pictures | None = None,
+    ) -> None:
+        """Heat maps of the most wrong and of typical images; a network without any says so, and is no worse for it."""
+        try:
+            wrong = most_wrong(predictions, MOST_WRONG)
+            write_run_maps(self.folder, classifier, manifest, predictions, wrong, pictures)
+        except ModelError as error:
+            log.warning("no heat maps: %s", error.what)
 
 
 def write_report(

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "compare": LEAVES | {"evaluation", "folder"},
     "verify": LEAVES | {"evaluation"},
     "maps": LEAVES | {"data", "inference", "evaluation", "folder"},
-    "run_folder": LEAVES | {"training", "inference", "evaluation", "folder", "maps"},
+    "run_folder": LEAVES | {"data", "training", "inference", "evaluation", "folder", "maps"},
     "run": LEAVES | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder"},
     "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},
     "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},

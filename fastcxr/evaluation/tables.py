@@ -112,9 +112,8 @@ def reason_rows(part: dict[str, Any]) -> list[tuple[str, list[str]]]:
 def wrong_cards(record: RunRecord, without_thumbnails: int = 8) -> list[dict[str, Any]]:
     """The most wrong images, each with its thumbnail (or none) and what the model gave to truth and guess."""
     images = record.images[record.images["role"] == "wrong"]
-    uris, maps = (
-        {(row.source, row.path): row.uri for row in table.itertuples()} for table in (images, record.maps.table)
-    )
+    drawn = record.maps.table[record.maps.table["role"] == "wrong"]
+    uris, maps = ({(row.source, row.path): row.uri for row in table.itertuples()} for table in (images, drawn))
     rows = most_wrong(record.predictions, len(images) or without_thumbnails)
     return [
         _card(row, record.predictions.labels, uris) | {"map": maps.get((row["source"], row["path"]), "")}

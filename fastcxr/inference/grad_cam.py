@@ -25,14 +25,7 @@ def find_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ...]:
     Raises ModelError for a network without any such map.
     """
     found, features = _trace(network, image)
-    generator = torch.Generator().manual_seed(0)
-    heard = sum((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in features)
-    gradients = torch.autograd.grad(heard, list(found.values()), allow_unused=True)
-    heard_at = {
-        name: int(to_grid(gradient, network).abs().sum(dim=(0, 1)).count_nonzero())
-        for name, gradient in zip(found, gradients, strict=True)
-        if gradient is not None
-    }
+    heard_at = _count_heard(found, features, network) if found else {}
     last = next((name for name in reversed(heard_at) if heard_at[name] > 1), None)
     if last is None:
         raise ModelError(
@@ -40,6 +33,19 @@ def find_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ...]:
         )
     head, before = head_of(network), list(found)[: list(found).index(last)]
     return (*(name for name in getattr(head, "stages", ()) if name in before), last)
+
+
+def _count_heard(found: dict[str, torch.Tensor], features: list[torch.Tensor], network: nn.Module) -> dict[str, int]:
+    """At how many places of each map the features depend on it; maps that they do not depend on are left out."""
+    generator = torch.Generator().manual_seed(0)
+    # not the logits: the weights of a head may be zero, as those of an untrained one are
+    heard = sum((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in features)
+    gradients = torch.autograd.grad(heard, list(found.values()), allow_unused=True)
+    return {
+        name: int(to_grid(gradient, network).abs().sum(dim=(0, 1)).count_nonzero())
+        for name, gradient in zip(found, gradients, strict=True)
+        if gradient is not None
+    }
 
 
 def grad_cam(network: nn.Module, layers: tuple[str, ...], images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
