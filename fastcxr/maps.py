@@ -18,7 +18,7 @@ from fastcxr.progress import Progress
 from fastcxr.storage import write_json, write_whole
 
 MAPS = "figures/maps"
-TYPICAL, EACH = 2, 8  # of each class: right answers that are shown, and images whose attention is measured
+TYPICAL, EACH = 2, 6  # of each class: right answers that are shown, and images whose attention is measured
 CHECKED = 4  # images of a run that the check looks at
 
 

@@ -1,5 +1,7 @@
 """Maps that stay as they were when the weights are random are found out; those that follow the weights are not."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -51,7 +53,8 @@ def test_the_verdict_is_of_all_weights_drawn_anew():
 def test_groups_are_drawn_anew_from_the_head_down_and_the_network_stays(network):
     before = [parameter.clone() for parameter in network.parameters()]
     places = [[any(p is q for q in group) for p in network.parameters()] for group in layer_groups(network)]
-    for step, other in enumerate(redraw_cascade(network, seed=0), start=1):
+    other = copy.deepcopy(network)
+    for step, _ in enumerate(redraw_cascade(network, other, seed=0), start=1):
         changed = [not torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True)]
         drawn = [any(column) for column in zip(*places[-step:], strict=True)]
         assert not any(c and not d for c, d in zip(changed, drawn, strict=True)), "only what was drawn"
