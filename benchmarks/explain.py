@@ -3,7 +3,7 @@
     python benchmarks/explain.py [--data DIR] [--weights FILE] [NAME ...]
 
 mobilenetv2_100 as a probe on FILE over DIR where both are given; every NAME from random weights on the bundled sample.
-The rows below each network are maps that know nothing of weights, or half of nothing: what the limit has to catch.
+Beside Grad-CAM stand maps that know nothing of the weights, or follow them in part: what the limit has to catch.
 """
 
 import argparse
