@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastcxr.data.manifest import describe_manifest, read_manifest
     from fastcxr.data.splits import split_by_patient
     from fastcxr.inference.bundle import load_model
+    from fastcxr.inference.explain import explain
     from fastcxr.inference.predict import predict
     from fastcxr.run_folder import write_report
     from fastcxr.training.learner import make_learner
@@ -30,11 +31,12 @@ _ROOMS = {
     "train": "fastcxr.training.strategies",
     "predict": "fastcxr.inference.predict",
     "load_model": "fastcxr.inference.bundle",
+    "explain": "fastcxr.inference.explain",
     "write_report": "fastcxr.run_folder",
 }
 
 __all__ = [
-    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "load_model", "make_datablock",
+    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "explain", "load_model", "make_datablock",
     "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "train", "write_report",
 ]  # fmt: skip
 

@@ -22,9 +22,10 @@ from fastcxr.lock import held
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
-from fastcxr.run_folder import RunFolder, find_finished
+from fastcxr.run_folder import RunFolder
 from fastcxr.storage import write_json
 from fastcxr.training.time_limit import Deadline
+from fastcxr.unfinished import find_finished
 
 log = logging.getLogger("fastcxr")
 FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy")

@@ -20,8 +20,9 @@ from fastcxr.inference.facts import FACTS_FILE, read_facts
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, read_recipe
-from fastcxr.run_folder import CONTENT, RunFolder
+from fastcxr.run_folder import RunFolder
 from fastcxr.storage import write_json
+from fastcxr.unfinished import CONTENT
 
 log = logging.getLogger("fastcxr")
 OF_DATA = (
@@ -51,6 +52,7 @@ def evaluate(
         record.write_cohort(manifest)
         write_predictions(beside_internal(predictions, Path(run)), record.folder / "predictions.csv")
         record.write_thumbnails(manifest, predictions)
+        record.write_maps(classifier, manifest, predictions)
         write_json(record.folder / FACTS_FILE, facts)
     return draw_report(folder)
 

@@ -10,11 +10,12 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
-from fastcxr.run_folder import RunFolder, find_finished
+from fastcxr.run_folder import RunFolder
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
 from fastcxr.training.time_limit import Deadline
+from fastcxr.unfinished import find_finished
 
 
 def run(

@@ -10,25 +10,26 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 
 from fastcxr.data.manifest import read_written_manifest, write_manifest
-from fastcxr.errors import DataError, OutputError
+from fastcxr.data.store import Pictures
+from fastcxr.errors import ModelError
 from fastcxr.evaluation.calibration import fit_calibration, scale_predictions
 from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, claim, write_table, write_thumbnails
-from fastcxr.inference.bundle import save_model
+from fastcxr.inference.bundle import Classifier, classifier_of, save_model
+from fastcxr.maps import write_run_maps
 from fastcxr.privacy import without_places
 from fastcxr.progress import Progress
-from fastcxr.recipe import Recipe, read_recipe
+from fastcxr.recipe import Recipe
 from fastcxr.storage import STATE, write_whole
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.strategies import Training
-from fastcxr.unfinished import write_begun
+from fastcxr.unfinished import CONTENT, claim_or_continue, compare_cohorts, write_begun
 
 log = logging.getLogger("fastcxr")
 MOST_WRONG = 12
 COHORT = "cohort.csv"  # in the folder of states: the images that the run began with
-CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
 
 
 class RunFolder(CohortFolder):
@@ -97,55 +98,27 @@ class RunFolder(CohortFolder):
         save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         self.write_thumbnails(manifest, predictions)
+        if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
+            self.write_maps(classifier_of(learner), manifest, predictions, learner.dls.pictures)
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Samples of each class, and the images that the model got most wrong."""
         wrong = most_wrong(predictions, MOST_WRONG).merge(manifest[["source", "path", "file"]], on=["source", "path"])
         write_thumbnails(self.folder, pd.concat([choose_samples(manifest), wrong.assign(role="wrong")]))
 
-
-def claim_or_continue(folder: Path, recipe: Recipe) -> None:
-    """Claim an empty folder for this recipe, or take up one that the same recipe has begun.
-
-    Raises OutputError for a folder that holds anything else, with the difference where it is another recipe.
-    """
-    begun = folder / "recipe.json"
-    if not begun.is_file():
-        claim(folder)
-        return
-    there, now = vars(without_places(read_recipe(begun))), vars(without_places(recipe))
-    differing = [name for name in now if there[name] != now[name]]
-    if differing:
-        shown = "; ".join(f"{name} was {there[name]!r}, is {now[name]!r}" for name in differing)
-        fix = "Give the flags that it was begun with, or choose another --out"
-        raise OutputError(f"a run of another recipe is here ({shown})", fix, path=folder)
-
-
-def find_finished(folder: str | Path, recipe: Recipe) -> Path | None:
-    """The report of a run of this recipe that is finished in this folder. Raises OutputError for another recipe's."""
-    page = Path(folder) / "report.html"
-    if not page.is_file():
-        return None
-    claim_or_continue(page.parent, recipe)
-    log.info("this run is finished: %s", page)
-    return page
-
-
-def compare_cohorts(before: pd.DataFrame, now: pd.DataFrame, place: Path) -> None:
-    """Raises DataError where the images, their labels, splits or pictures are not those that they were."""
-    both = before.merge(now.astype({"source": str, "path": str}), on=["source", "path"], how="outer", indicator=True)
-    here = both["_merge"].eq("both")
-    changed = both[here & (both[["label_x", "split_x", f"{CONTENT}_x"]].ne(
-        both[["label_y", "split_y", f"{CONTENT}_y"]].to_numpy()).any(axis=1))]  # fmt: skip
-    counts = {
-        "new": both[both["_merge"].eq("right_only")],
-        "gone": both[both["_merge"].eq("left_only")],
-        "changed": changed,
-    }
-    shown = [f"{len(rows):,} {word} (as {rows['path'].iloc[0]})" for word, rows in counts.items() if len(rows)]
-    if shown:
-        what = f"images are not those that this run began with: {', '.join(shown)}"
-        raise DataError(what, "Restore them, or start anew with --new", path=place.parent.parent)
+    def write_maps(
+        self,
+        classifier: Classifier,
+        manifest: pd.DataFrame,
+        predictions: Predictions,
+        pictures: Pictures | None = None,
+    ) -> None:
+        """Heat maps of the most wrong and of typical images; a network without any says so, and is no worse for it."""
+        try:
+            wrong = most_wrong(predictions, MOST_WRONG)
+            write_run_maps(self.folder, classifier, manifest, predictions, wrong, pictures)
+        except ModelError as error:
+            log.warning("no heat maps: %s", error.what)
 
 
 def write_report(

@@ -1,13 +1,20 @@
-"""Runs that were begun and not ended: which one a person means who gives the same command again, or `resume`."""
+"""Runs that were begun and not ended: which one a person means, and whether it is still the same run."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcxr.errors import FastcxrError, InputMissingError
+import pandas as pd
+
+from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
+from fastcxr.folder import claim
 from fastcxr.lock import is_held
 from fastcxr.privacy import without_places
 from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.storage import STATE, write_whole
+
+log = logging.getLogger("fastcxr")
+CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
 
 
 def find_unfinished(places: Iterator[Path], recipe: Recipe | None = None) -> Path | None:
@@ -44,6 +51,50 @@ def read_begun(folder: Path) -> Recipe:
         raise InputMissingError("no run was begun here", "Name a run folder, as runs/first", path=folder)
     whole = folder / STATE / "recipe.json"
     return read_recipe(whole if whole.is_file() else folder / "recipe.json")
+
+
+def claim_or_continue(folder: Path, recipe: Recipe) -> None:
+    """Claim an empty folder for this recipe, or take up one that the same recipe has begun.
+
+    Raises OutputError for a folder that holds anything else, with the difference where it is another recipe.
+    """
+    begun = folder / "recipe.json"
+    if not begun.is_file():
+        claim(folder)
+        return
+    there, now = vars(without_places(read_recipe(begun))), vars(without_places(recipe))
+    differing = [name for name in now if there[name] != now[name]]
+    if differing:
+        shown = "; ".join(f"{name} was {there[name]!r}, is {now[name]!r}" for name in differing)
+        fix = "Give the flags that it was begun with, or choose another --out"
+        raise OutputError(f"a run of another recipe is here ({shown})", fix, path=folder)
+
+
+def find_finished(folder: str | Path, recipe: Recipe) -> Path | None:
+    """The report of a run of this recipe that is finished in this folder. Raises OutputError for another recipe's."""
+    page = Path(folder) / "report.html"
+    if not page.is_file():
+        return None
+    claim_or_continue(page.parent, recipe)
+    log.info("this run is finished: %s", page)
+    return page
+
+
+def compare_cohorts(before: pd.DataFrame, now: pd.DataFrame, place: Path) -> None:
+    """Raises DataError where the images, their labels, splits or pictures are not those that they were."""
+    both = before.merge(now.astype({"source": str, "path": str}), on=["source", "path"], how="outer", indicator=True)
+    here = both["_merge"].eq("both")
+    changed = both[here & (both[["label_x", "split_x", f"{CONTENT}_x"]].ne(
+        both[["label_y", "split_y", f"{CONTENT}_y"]].to_numpy()).any(axis=1))]  # fmt: skip
+    counts = {
+        "new": both[both["_merge"].eq("right_only")],
+        "gone": both[both["_merge"].eq("left_only")],
+        "changed": changed,
+    }
+    shown = [f"{len(rows):,} {word} (as {rows['path'].iloc[0]})" for word, rows in counts.items() if len(rows)]
+    if shown:
+        what = f"images are not those that this run began with: {', '.join(shown)}"
+        raise DataError(what, "Restore them, or start anew with --new", path=place.parent.parent)
 
 
 def _is_of(folder: Path, recipe: Recipe | None) -> bool:

@@ -61,7 +61,7 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
         "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "files.csv",
-        "audit.json", "MODEL_CARD.md", "SHA256SUMS",
+        "audit.json", "MODEL_CARD.md", "SHA256SUMS", "explain.csv", "explain.json",
     }  # fmt: skip
 
 
@@ -160,6 +160,34 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     done = call("predict", run, data / "clear")
     assert done.returncode == 0
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
+
+
+def test_explain_makes_a_page_a_table_and_pictures_and_a_row_for_each_bad_file(call, finished, tmp_path):
+    run, data, _ = finished
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good = sorted((data / "haze").glob("*.png"))[:2]
+    done = call("explain", run, *good, tmp_path / "broken.png", "--class", "opacity", "--out", tmp_path / "maps")
+    assert done.returncode == 2, "one file could not be read"
+    assert done.stdout.strip() == str(tmp_path / "maps" / "explain.html")
+    assert "2 images explained, 1 not readable" in done.stderr
+    with (tmp_path / "maps" / "explain.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows if row["error"]] == ["broken.png"]
+    assert {row["class"] for row in rows if row["path"] == good[0].name} >= {"opacity"}
+    before = (tmp_path / "maps" / "explain.html").read_bytes()
+    assert call("report", tmp_path / "maps").returncode == 0
+    assert (tmp_path / "maps" / "explain.html").read_bytes() == before
+    for row in rows:
+        assert bool(row["file"]) == (not row["note"]), "a picture for each map, or the reason why there is none"
+        assert not row["file"] or (tmp_path / "maps" / row["file"]).is_file()
+
+
+def test_explain_names_the_classes_to_one_who_asks_for_another(call, finished, tmp_path):
+    run, data, _ = finished
+    done = call("explain", run, data / "haze", "--class", "opacitty", "--out", tmp_path / "maps")
+    assert done.returncode == 64
+    assert "no class called 'opacitty'. Did you mean 'opacity'? It knows clear, haze, opacity" in done.stderr
+    assert not (tmp_path / "maps").exists()
 
 
 def test_openvino_gives_the_classes_that_torch_gives(call, finished):

@@ -25,13 +25,15 @@ MAY_IMPORT = {
     "describe": LEAVES | {"data", "evaluation", "folder", "cohort"},
     "compare": LEAVES | {"evaluation", "folder"},
     "verify": LEAVES | {"evaluation"},
-    "unfinished": LEAVES,
-    "run_folder": LEAVES | {"unfinished", "data", "training", "inference", "evaluation", "folder"},
-    "run": LEAVES | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder"},
+    "unfinished": LEAVES | {"folder"},
+    "maps": LEAVES | {"data", "inference", "evaluation", "folder"},
+    "run_folder": LEAVES | {"unfinished", "data", "training", "inference", "evaluation", "folder", "maps"},
+    "run": LEAVES
+    | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder", "unfinished"},
     "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},
-    "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder"},
+    "evaluate": LEAVES | {"data", "inference", "evaluation", "cohort", "run_folder", "unfinished"},
     "cross_validation": LEAVES
-    | {"audit", "checks", "data", "training", "evaluation", "cohort", "folder", "run_folder", "run"},
+    | {"audit", "checks", "data", "training", "evaluation", "cohort", "folder", "run_folder", "run", "unfinished"},
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 

@@ -1,14 +1,17 @@
-"""Commands on models and what they leave behind: predict, models, cache."""
+"""Commands on models and what they leave behind: predict, explain, models, cache."""
 
 import sys
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from fastcxr.commands.shared import (
     PARTIAL,
     app,
     console,
+    next_folder,
 )
 from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.terminal import (
@@ -61,6 +64,46 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
     said = f"{len(table) - bad.sum() - strange:,} images classified, {bad.sum():,} not readable{words}"
     console.print(said, highlight=False)
     return PARTIAL if bad.any() else 0
+
+
+@app.command
+def explain(
+    folder: Path,
+    *paths: Path,
+    classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
+    method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
+    out: Path | None = None,
+) -> int:
+    """Show where in images a model finds its evidence: heat maps, one page, and a table. Maps that would look the same
+    with random weights are withheld.
+
+    Parameters
+    ----------
+    folder
+        run folder of the trained model
+    paths
+        images, DICOM files, folders of them, or packed cohorts
+    classes
+        class to explain beside the predicted one; may be given several times
+    method
+        how maps are made; all but grad_cam need captum, an extra, and take longer
+    out
+        folder to make; without it runs/explain-RUN-NUMBER
+    """
+    from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.inference.bundle import load_model
+    from fastcxr.maps import write_explanation
+
+    if not paths:
+        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+    table, classifier = read_unlabelled(paths), load_model(folder)
+    place = out or next_folder(f"explain-{folder.resolve().name}")
+    page, bad = write_explanation(
+        classifier, table, place, classes=classes, method=method, progress=TerminalProgress(console)
+    )
+    console.print(f"{len(table) - bad:,} images explained, {bad:,} not readable", highlight=False)
+    print(page)
+    return PARTIAL if bad else 0
 
 
 @app.command

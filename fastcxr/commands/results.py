@@ -26,13 +26,18 @@ from fastcxr.terminal import (
 
 @app.command
 def report(folder: Path) -> int:
-    """Redraw the report of a finished run, or the page of a described or audited cohort.
+    """Redraw the report of a finished run, or the page of a described or audited cohort, or of heat maps.
 
     Parameters
     ----------
     folder
-        run folder, or one that describe or audit made
+        run folder, or one that describe, audit or explain made
     """
+    if (folder / "explain.html").exists():
+        from fastcxr.evaluation.explaining import draw_explanation
+
+        print(draw_explanation(folder))
+        return 0
     if (folder / "audit.html").exists():
         from fastcxr.evaluation.auditing import draw_audit
 

@@ -14,6 +14,7 @@ from fastcxr.evaluation.cohort_notices import (
     one_with_class,
 )
 from fastcxr.evaluation.drop_notices import drop_notices
+from fastcxr.evaluation.explaining import map_notices
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.words import count, listed, score, share
@@ -35,6 +36,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_one_with_class(record),
         *_left_out(record, metrics),
         *find_warnings(record),
+        *map_notices(record.maps),
         *_rates(record),
         *_elsewhere(record, metrics),
         *_gate(record, metrics),

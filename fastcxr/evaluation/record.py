@@ -21,6 +21,14 @@ IMAGE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Maps:
+    """Heat maps. table, as text: role, source, path, predicted, class, probability, outside, note, error, file, uri."""
+
+    table: pd.DataFrame
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CohortRecord:
     """What a folder holds about a cohort. A file that is not there is an empty mapping or table."""
 
@@ -55,6 +63,7 @@ class RunRecord(CohortRecord):
     folds: pd.DataFrame  # the held-out figures of each fold, or no row
     findings: list[dict[str, Any]]  # of the checks of its data
     apart: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
+    maps: Maps  # no rows where the run made none
     missing: tuple[str, ...]
 
     @property
@@ -103,8 +112,17 @@ def read_run(folder: str | Path) -> RunRecord:
         folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
         apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
+        maps=read_maps(folder),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
+
+
+def read_maps(folder: Path) -> Maps:
+    """explain.csv with its pictures, and explain.json; empty where there are none."""
+    columns = ("role", "source", "path", "predicted", "class", "probability", "outside", "note", "error", "file")
+    table = _read_text_table(folder / "explain.csv", columns)
+    pictures = [_as_uri(folder, file) for file in table["file"]]
+    return Maps(table=table.assign(uri=pictures), facts=_read_json(folder / "explain.json"))
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:
@@ -189,7 +207,7 @@ def _read_images(folder: Path) -> pd.DataFrame:
 
 
 def _as_uri(folder: Path, file: str) -> str:
-    """The thumbnail inside the page. A file outside the run folder, or no image at all, does not get in."""
+    """The picture inside the page. A file outside the run folder, or no image at all, does not get in."""
     path = (folder / file).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return ""

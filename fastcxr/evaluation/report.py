@@ -9,6 +9,7 @@ from fastcxr.evaluation.claim import draw_claim
 from fastcxr.evaluation.cohort_rows import cohort_part
 from fastcxr.evaluation.drawing import Plate
 from fastcxr.evaluation.drops import find_drops
+from fastcxr.evaluation.explaining import attention_rows, check_words, map_cards
 from fastcxr.evaluation.metrics import measure_predictions, summarize_folds
 from fastcxr.evaluation.notices import is_image_level, notices
 from fastcxr.evaluation.page import render, write_page
@@ -96,6 +97,9 @@ def _context(record: RunRecord, metrics: dict[str, dict[str, Any]], plates: dict
         "lines": line_rows(metrics[main]) if main else [],
         "reasons": {split: reason_rows(metrics[split]) for split in splits},
         "wrong": wrong_cards(record),
+        "typical": map_cards(record.maps, "typical"),
+        "attention": attention_rows(record.maps),
+        "check": check_words(record.maps),
         "misses": _misses(metrics.get(main)),
         "mixups": mixup_rows(metrics[main]) if main else [],
         "drops": drop_rows(metrics.get("drops", {}), record.predictions.labels),

@@ -112,9 +112,13 @@ def reason_rows(part: dict[str, Any]) -> list[tuple[str, list[str]]]:
 def wrong_cards(record: RunRecord, without_thumbnails: int = 8) -> list[dict[str, Any]]:
     """The most wrong images, each with its thumbnail (or none) and what the model gave to truth and guess."""
     images = record.images[record.images["role"] == "wrong"]
-    uris = {(row.source, row.path): row.uri for row in images.itertuples()}
+    drawn = record.maps.table[record.maps.table["role"] == "wrong"]
+    uris, maps = ({(row.source, row.path): row.uri for row in table.itertuples()} for table in (images, drawn))
     rows = most_wrong(record.predictions, len(images) or without_thumbnails)
-    return [_card(row, record.predictions.labels, uris) for row in rows.to_dict("records")]
+    return [
+        _card(row, record.predictions.labels, uris) | {"map": maps.get((row["source"], row["path"]), "")}
+        for row in rows.to_dict("records")
+    ]
 
 
 def _card(row: dict[str, Any], labels: tuple[str, ...], uris: dict[tuple[str, str], str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class DepthHead(nn.Module):
     def __init__(self, network: nn.Module, old: nn.Module, classes: int, image: torch.Tensor):
         super().__init__()
         depths = find_depths(network, image)
-        self.channels, self.seen = tuple(depths.values()), []
+        self.stages, self.channels, self.seen = tuple(depths), tuple(depths.values()), []
         self.channels_last = is_channels_last(network)
         for number, name in enumerate(depths):
             stage = network.get_submodule(name)

@@ -1,0 +1,184 @@
+"""A classifier and images become heat maps of what speaks for a class, once maps have passed a check of their own."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.learner import Learner
+from torch import nn
+
+from fastcxr.data.manifest import read_unlabelled
+from fastcxr.data.store import Pictures
+from fastcxr.errors import ImageError, RecipeError
+from fastcxr.inference.attribution import import_captum, integrated_gradients, occlusion
+from fastcxr.inference.bundle import Classifier, classifier_of
+from fastcxr.inference.grad_cam import find_layers, grad_cam
+from fastcxr.inference.heat import Explanations, Heat
+from fastcxr.inference.predict import Square, read_squares, score_images
+from fastcxr.inference.randomisation import IMAGES, Check, DrawMaps, check_maps
+from fastcxr.progress import Progress, find_progress
+from fastcxr.training.pixels import normalize
+
+BATCH = 8
+CAPTUM = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
+Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explainer:
+    """A classifier with the way in which its maps are made. check: None where no image could be read to check them."""
+
+    classifier: Classifier
+    draw: DrawMaps
+    check: Check | None = None
+
+    @property
+    def withheld(self) -> str:
+        """Why no map may be shown; empty where they may be."""
+        return "no image could be read to check the maps" if self.check is None else self.check.refusal
+
+
+def explain(
+    model: Learner | Classifier,
+    images: pd.DataFrame | Sequence[str | Path],
+    *,
+    classes: Sequence[str] = (),
+    method: Method = "grad_cam",
+    progress: Progress | None = None,
+) -> Explanations:
+    """Heat maps of images, for the predicted class of each and for the named `classes`; a notebook shows them.
+
+    `images`: a manifest, or files and folders. Every map is held in memory.
+    Raises RecipeError for a class that the model does not know, ModelError where `method` needs captum and it is
+    missing.
+    """
+    table = images if isinstance(images, pd.DataFrame) else read_unlabelled(images)
+    explainer = make_explainer(model, table["file"].tolist(), method)
+    return Explanations(tuple(explain_each(explainer, table, classes, progress=progress)), explainer.check)
+
+
+def make_explainer(
+    model: Learner | Classifier,
+    files: Sequence[str],
+    method: Method = "grad_cam",
+    pictures: Pictures | None = None,
+    checked: int = IMAGES,
+) -> Explainer:
+    """An explainer whose maps were checked on a few of these files; `pictures`: where they are kept decoded."""
+    given = classifier_of(model) if isinstance(model, Learner) else model
+    network = copy.deepcopy(given.network).eval().requires_grad_(False)  # the given one may still be taught
+    classifier = replace(given, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
+    explainer = Explainer(classifier=classifier, draw=find_method(method, classifier))
+    found = read_squares(_spread(files, checked), classifier.pixels.image_size, pictures)
+    squares = list(islice((square for square in found if not isinstance(square, ImageError)), checked))
+    if not squares:
+        return explainer
+    inputs, probability = look(explainer, np.stack(squares))
+    predicted = torch.from_numpy(probability.argmax(axis=1)).to(inputs.device)
+    check = check_maps(network, explainer.draw, inputs, predicted)
+    return replace(explainer, check=check)
+
+
+def find_method(method: Method, classifier: Classifier) -> DrawMaps:
+    """What makes maps, shape (n, size, size), of a network, images (n, channels, size, size) and classes (n,).
+
+    Raises ModelError where captum is needed and missing, or the network has no map of places.
+    """
+    if method in CAPTUM:
+        import_captum(method)
+        return CAPTUM[method]
+    pixels, device = classifier.pixels, next(classifier.network.parameters()).device
+    image = torch.zeros(1, len(pixels.mean), pixels.image_size, pixels.image_size, device=device)
+    layers = find_layers(classifier.network, image)
+
+    def draw(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        return grad_cam(network, layers, images, classes)
+
+    return draw
+
+
+def find_classes(labels: Sequence[str], names: Iterable[str]) -> list[int]:
+    """Positions of the named classes. Raises RecipeError for one that the model does not know."""
+    names = list(names)
+    for name in names:
+        if name not in labels:
+            near = get_close_matches(name, labels, n=1)
+            fix = f"Did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"the model has no class called {name!r}", f"{fix}It knows {', '.join(labels)}")
+    return [list(labels).index(name) for name in names]
+
+
+def explain_each(
+    explainer: Explainer,
+    table: pd.DataFrame,
+    classes: Sequence[str] = (),
+    pictures: Pictures | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Heat]:
+    """Row by row the map of the predicted class, then those of the named ones; of a bad file what is wrong with it.
+
+    `table`: columns source, path and file; nothing is kept in memory but a few images.
+    """
+    named = find_classes(explainer.classifier.labels, classes)
+    squares = read_squares(table["file"].tolist(), explainer.classifier.pixels.image_size, pictures)
+    rows = zip(table[["source", "path"]].itertuples(index=False, name=None), squares, strict=True)
+    with (progress or find_progress()).bar(len(table), "explaining") as bar:
+        while batch := list(islice(rows, BATCH)):
+            yield from _explain_batch(explainer, batch, named)
+            bar.advance(len(batch))
+
+
+def _explain_batch(
+    explainer: Explainer, batch: list[tuple[tuple[str, str], Square]], named: list[int]
+) -> Iterator[Heat]:
+    good = [square for _, square in batch if not isinstance(square, ImageError)]
+    explained = iter(_explain_squares(explainer, np.stack(good), named)) if good else iter(())
+    for (source, path), square in batch:
+        if isinstance(square, ImageError):
+            yield Heat(source=source, path=path, error=f"FCX-{square.code} {square.what}. {square.fix}")
+        else:
+            yield from (Heat(source=source, path=path, **facts) for facts in next(explained))
+
+
+def _explain_squares(explainer: Explainer, squares: np.ndarray, named: list[int]) -> Iterator[list[dict]]:
+    """For each square the facts of its maps: of the predicted class, and of the named ones that differ from it."""
+    inputs, probability = look(explainer, squares)
+    wanted = [list(dict.fromkeys([int(row.argmax()), *named])) for row in probability]
+    at = [row for row, numbers in enumerate(wanted) for _ in numbers]
+    numbers = torch.tensor([number for row in wanted for number in row], device=inputs.device)
+    maps = iter(explainer.draw(explainer.classifier.network, inputs[at], numbers).cpu().numpy())
+    labels = explainer.classifier.labels
+    for row, of_row in enumerate(wanted):
+        yield [
+            {
+                "predicted": labels[of_row[0]],
+                "label": labels[number],
+                "probability": float(probability[row, number]),
+                "square": squares[row],
+                "heat": next(maps),
+                "withheld": explainer.withheld,
+            }
+            for number in of_row
+        ]
+
+
+def look(explainer: Explainer, squares: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Gray bytes, shape (n, size, size), as the network sees them, (n, channels, size, size); probabilities, (n, k)."""
+    classifier = explainer.classifier
+    device = next(classifier.network.parameters()).device
+    return normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels), score_images(
+        classifier, squares
+    )
+
+
+def _spread(files: Sequence[str], count: int) -> list[str]:
+    """All files, `count` that are spread evenly first: a cohort is sorted by class."""
+    first = set(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int).tolist())
+    return [files[k] for k in sorted(first)] + [file for k, file in enumerate(files) if k not in first]
