@@ -8,28 +8,32 @@ A row is a function that takes a folder and a count, and returns a Row; FAULTS l
 
 import argparse
 import multiprocessing
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / name) for name in ("faults", "data", ".")]
 
+from broken_runs import (  # noqa: E402  the toys lie in tests
+    damaged_state,
+    full_disk,
+    killed,
+    killed_while_writing,
+    lost_workers,
+    no_place,
+    not_a_number,
+    stopped,
+    two_processes,
+)
+from row import Row  # noqa: E402
+
 MOST_MEGABYTES = 300  # beyond what the process holds before the first image
-
-
-@dataclass(frozen=True)
-class Row:
-    """One fault: how often it was injected and survived, and what that cost, in words."""
-
-    fault: str
-    injected: int
-    survived: int
-    lost: str
 
 
 def damaged_images(place: Path, count: int) -> Row:
@@ -106,6 +110,17 @@ FAULTS: dict[str, tuple[Callable[[Path, int], Row], int]] = {
     "images": (damaged_images, 6000),
     "models": (hostile_models, 200),
     "folder": (bad_files_in_a_folder, 20),
+    "kill": (partial(killed, workers=0), 25),
+    "kill-workers": (partial(killed, workers=2), 25),
+    "kill-writing": (killed_while_writing, 25),
+    "state": (damaged_state, 24),
+    "sigterm": (partial(stopped, number=signal.SIGTERM), 5),
+    "sigint": (partial(stopped, number=signal.SIGINT), 5),
+    "nan": (not_a_number, 10),
+    "disk": (full_disk, 10),
+    "worker": (lost_workers, 10),
+    "two": (two_processes, 10),
+    "place": (no_place, 10),
 }
 
 
@@ -119,8 +134,12 @@ def main() -> int:
     lost = 0
     for name in words.faults or FAULTS:
         inject, count = FAULTS[name]
-        with tempfile.TemporaryDirectory() as place:
-            row = inject(Path(place), max(1, round(count * words.share)))
+        with (
+            tempfile.TemporaryDirectory() as place,
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own,
+        ):
+            # a process each: a fork of one in which torch has computed may hang
+            row = own.submit(inject, Path(place), max(1, round(count * words.share))).result()
         print(f"| {row.fault} | {row.injected:,} | {row.survived:,} | {row.lost} |", flush=True)
         lost += row.injected - row.survived
     return int(lost > 0)

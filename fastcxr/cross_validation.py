@@ -16,7 +16,6 @@ from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART
-from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import write_table
 from fastcxr.lock import held
 from fastcxr.progress import Progress, find_progress
@@ -45,7 +44,7 @@ def cross_validate(
     apart as well: the report gives both.
     """
     parts = list_parts(recipe)
-    record = RunFolder(folder, recipe, command)
+    record = RunFolder(folder, recipe, command, goes_on=True)
     record.started, record.watcher = time.time(), progress or find_progress()
     record.claim()
     places = {name: record.folder / f"{part_word(recipe)}-{number}" for number, name in enumerate(parts, 1)}
@@ -54,9 +53,7 @@ def cross_validate(
     with held(record.folder):
         record.begin()
         run_parts(record, parts, places, progress, mirror)
-        page = draw_report(record.folder)
-        record.checkpoints.remove()
-        return page
+        return record.finish()
 
 
 def run_parts(

@@ -14,7 +14,6 @@ from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, ImageError
 from fastcxr.evaluation.predictions import INTERNAL, PREFIX, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import read_findings
-from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.bundle import load_model
 from fastcxr.inference.facts import FACTS_FILE, read_facts
 from fastcxr.inference.predict import predict
@@ -54,7 +53,7 @@ def evaluate(
         record.write_thumbnails(manifest, predictions)
         record.write_maps(classifier, manifest, predictions)
         write_json(record.folder / FACTS_FILE, facts)
-    return draw_report(folder)
+    return record.finish()
 
 
 def beside_internal(predictions: Predictions, run: Path) -> Predictions:

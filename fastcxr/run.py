@@ -6,7 +6,6 @@ from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import read_cohort, split_cohort
 from fastcxr.evaluation.predictions import INTERNAL
-from fastcxr.evaluation.report import draw_report
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
@@ -36,7 +35,7 @@ def run(
     deadline = deadline or Deadline.read(recipe.time_limit)
     if page := find_finished(folder, recipe):
         return page
-    with RunFolder(folder, recipe, command, mirror).open(progress or find_progress()) as record:
+    with RunFolder(folder, recipe, command, goes_on=True, mirror=mirror).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
         write_findings(record.folder, check_tables(manifest), manifest)
         loaders = make_loaders(manifest, recipe, record)
@@ -46,6 +45,4 @@ def run(
         splits = ("valid", "test", INTERNAL) + ("train",) * recipe.score_train
         predictions = predict(learner, manifest, splits=splits, progress=record)
         record.write(learner, training, predictions)
-    page = draw_report(folder)
-    record.checkpoints.remove()  # nothing is left to go on with
-    return page
+    return record.finish()

@@ -16,7 +16,7 @@ from fastcxr.evaluation.calibration import fit_calibration, scale_predictions
 from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
-from fastcxr.folder import CohortFolder, choose_samples, claim, write_table, write_thumbnails
+from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
 from fastcxr.inference.bundle import Classifier, classifier_of, save_model
 from fastcxr.maps import write_run_maps
 from fastcxr.privacy import without_places
@@ -36,17 +36,26 @@ class RunFolder(CohortFolder):
     """An open run folder: everything that is said and every epoch goes into it, and on to the one who watches."""
 
     def __init__(
-        self, folder: str | Path, recipe: Recipe, command: str | None = None, mirror: str | Path | None = None
+        self,
+        folder: str | Path,
+        recipe: Recipe,
+        command: str | None = None,
+        *,
+        goes_on: bool = False,
+        mirror: str | Path | None = None,
     ):
         super().__init__(folder, command)
-        self.recipe = recipe
+        self.recipe, self.goes_on = recipe, goes_on
         self.rows: list[dict[str, Any]] = []
         self.contents: list[str] | None = None  # a checksum of each picture
         self.checkpoints = Checkpoints(self.folder / STATE, mirror)
 
     def claim(self) -> None:
-        """An empty folder, or one in which the same recipe was begun."""
-        claim_or_continue(self.folder, self.recipe)
+        """An empty folder, or, for what can go on, one in which the same recipe was begun."""
+        if self.goes_on:
+            claim_or_continue(self.folder, self.recipe)
+        else:
+            super().claim()
 
     def begin(self) -> None:
         """The choices come first, and what the mirror has of this run where there is nothing here."""
@@ -82,6 +91,12 @@ class RunFolder(CohortFolder):
             place.parent.mkdir(exist_ok=True)
             write_manifest(now, place)
             self.checkpoints.reflect(COHORT)
+
+    def finish(self) -> Path:
+        """Draw the report; nothing is left to go on with. Returns the path of report.html."""
+        page = draw_report(self.folder)
+        self.checkpoints.remove()
+        return page
 
     def write(self, learner: Learner, training: Training, predictions: Predictions) -> None:
         """All files that a report is drawn from; probabilities at the temperature that validation images ask for."""
@@ -125,10 +140,9 @@ def write_report(
     folder: str | Path, recipe: Recipe, learner: Learner, training: Training, predictions: Predictions
 ) -> Path:
     """Write the files of a run into a new folder and draw its report; returns the path of report.html."""
-    claim(Path(folder))
     with RunFolder(folder, recipe).open(Progress()) as record:
         record.write(learner, training, predictions)
-    return draw_report(folder)
+    return record.finish()
 
 
 def make_choices(learner: Learner, recipe: Recipe, training: Training) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
         "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "files.csv",
-        "audit.json", "MODEL_CARD.md", "SHA256SUMS", "explain.csv", "explain.json",
+        "audit.json", "MODEL_CARD.md", "CLAIM.md", "SHA256SUMS", "explain.csv", "explain.json",
     }  # fmt: skip
 
 
@@ -224,6 +224,15 @@ def test_a_test_on_the_training_images_alone_is_refused(call, finished, tmp_path
     done = call("evaluate", run, "--data", tmp_path / "again")
     assert done.returncode == 65
     assert "trained on all" in done.stderr.splitlines()[-1]
+
+
+def test_a_test_elsewhere_never_writes_into_a_finished_run(call, finished):
+    run, data, _ = finished
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = call("evaluate", run, "--data", data, "--out", run)
+    assert done.returncode == 73
+    assert "this folder is not empty" in done.stderr
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp_path):

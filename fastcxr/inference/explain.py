@@ -173,9 +173,8 @@ def look(explainer: Explainer, squares: np.ndarray) -> tuple[torch.Tensor, np.nd
     """Gray bytes, shape (n, size, size), as the network sees them, (n, channels, size, size); probabilities, (n, k)."""
     classifier = explainer.classifier
     device = next(classifier.network.parameters()).device
-    return normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels), score_images(
-        classifier, squares
-    )
+    inputs = normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels)
+    return inputs, score_images(classifier, squares).probability
 
 
 def _spread(files: Sequence[str], count: int) -> list[str]:
