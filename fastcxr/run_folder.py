@@ -59,7 +59,7 @@ class RunFolder(CohortFolder):
 
     def begin(self) -> None:
         """The choices come first, and what the mirror has of this run where there is nothing here."""
-        write_begun(self.folder, self.recipe)
+        self.command = write_begun(self.folder, self.recipe, self.command)
         if mirror := self.checkpoints.mirror:
             claim_or_continue(mirror, self.recipe)
             write_whole(mirror / "recipe.json", without_places(self.recipe).to_json())

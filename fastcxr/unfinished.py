@@ -15,6 +15,7 @@ from fastcxr.storage import STATE, write_whole
 
 log = logging.getLogger("fastcxr")
 CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
+COMMAND = "command.txt"  # in the folder of states
 
 
 def find_unfinished(places: Iterator[Path], recipe: Recipe | None = None) -> Path | None:
@@ -38,11 +39,18 @@ def list_runs(parent: Path = Path("runs")) -> Iterator[Path]:
             yield recipe.parent
 
 
-def write_begun(folder: Path, recipe: Recipe) -> None:
-    """The recipe of a run that begins: as it is while the run lasts, and without its places for good."""
+def write_begun(folder: Path, recipe: Recipe, command: str | None) -> str | None:
+    """The recipe of a run that begins: as it is while the run lasts, and without its places for good.
+
+    Returns the command that the run was begun with, which is another one where it is gone on with.
+    """
     (folder / STATE).mkdir(exist_ok=True)
     write_whole(folder / "recipe.json", without_places(recipe).to_json())
     write_whole(folder / STATE / "recipe.json", recipe.to_json())
+    begun_with = folder / STATE / COMMAND
+    if not begun_with.exists():
+        write_whole(begun_with, command or "")
+    return begun_with.read_text(encoding="utf-8", errors="surrogateescape") or None
 
 
 def read_begun(folder: Path) -> Recipe:

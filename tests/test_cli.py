@@ -57,6 +57,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     run, _, done = finished
     assert done.stdout.strip() == str(Path("run") / "report.html")
+    assert done.stderr.count("layout: ") == 1
     files = {path.name for path in run.iterdir()}
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",

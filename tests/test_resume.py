@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from toys import write_toys
 
+from fastcxr.cli import main
 from fastcxr.errors import BusyError, DataError, InputMissingError, OutputError
 from fastcxr.lock import held, is_held
 from fastcxr.recipe import Recipe
@@ -64,10 +66,11 @@ def break_off(recipe, folder, monkeypatch, batches=5, **options):
 
 def test_a_run_that_was_broken_off_ends_as_one_that_was_left_in_peace(recipe, whole, tmp_path, monkeypatch):
     broken = tmp_path / "run"
-    break_off(recipe, broken, monkeypatch)
+    break_off(recipe, broken, monkeypatch, command="fastcxr train")
     assert (broken / "state" / "cohort.csv").exists()
     assert not (broken / "model.safetensors").exists()
-    run(recipe, broken)
+    run(recipe, broken, command="fastcxr resume")
+    assert json.loads((broken / "run.json").read_text())["command"] == "fastcxr train"
     for name in ("model.safetensors", "predictions.csv", "metrics.json", "manifest.csv", "recipe.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     histories = [pd.read_csv(place / "history.csv").drop(columns="seconds") for place in (broken, whole)]
@@ -163,6 +166,86 @@ def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(reci
     assert find_unfinished(list_runs(runs)) == runs / "study" / "arm"
     assert find_unfinished(list_runs(runs), recipe.but(seed=3)) == runs / "a-1"
     assert find_unfinished(list_runs(runs), recipe.but(seed=99)) is None
+
+
+WORDS = ["train", "mobilenetv2_035", "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
+WORDS += ["--epochs", "2", "--strategy", "deep", "--learning-rate", "0.001"]
+
+
+@pytest.fixture
+def command(toys, tmp_path, monkeypatch, capfd):
+    """The command line beside the toys; it is stopped by a signal after so many batches."""
+    (tmp_path / "toys").symlink_to(toys)
+    monkeypatch.chdir(tmp_path)
+    keep = StateKeeper.after_batch
+
+    def calling(*words, stop_after=None):
+        left = [stop_after]
+
+        def after_batch(self):
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    signal.raise_signal(signal.SIGTERM)
+            keep(self)
+
+        monkeypatch.setattr(StateKeeper, "after_batch", after_batch)
+        monkeypatch.setattr(sys, "argv", ["fastcxr", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capfd.readouterr()
+
+    return calling
+
+
+def test_a_signal_ends_with_the_way_on_and_the_same_command_takes_it(command, whole):
+    code, out, err = command(*WORDS, stop_after=4)
+    assert (code, out) == (143, "")
+    assert err.splitlines()[-1] == (
+        "fastcxr: stopped by SIGTERM; go on with: fastcxr resume runs/toys-mobilenetv2_035-1"
+    )
+    code, out, err = command(*WORDS)
+    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n")
+    assert "(begun earlier)" in err
+    models = [place / "model.safetensors" for place in (whole, Path("runs/toys-mobilenetv2_035-1"))]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    assert command(*WORDS)[1] == "runs/toys-mobilenetv2_035-2/report.html\n"  # the first is finished
+
+
+def test_new_begins_anew_and_resume_takes_the_newest(command):
+    command(*WORDS, stop_after=4)
+    code, _, err = command(*WORDS, "--new", stop_after=1)
+    assert (code, err.splitlines()[-1][-27:]) == (143, "runs/toys-mobilenetv2_035-2")
+    code, out, _ = command("resume")
+    assert (code, out) == (0, "runs/toys-mobilenetv2_035-2/report.html\n")
+    assert command("resume", "runs/toys-mobilenetv2_035-1")[1] == "runs/toys-mobilenetv2_035-1/report.html\n"
+    code, _, err = command("resume")
+    assert code == 66
+    assert "no unfinished run is in runs/" in err
+    code, out, err = command("resume", "runs/toys-mobilenetv2_035-1")
+    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n")
+    assert "this run is finished" in err
+
+
+def test_new_never_empties_a_folder(command):
+    command(*WORDS, "--out", "mine", stop_after=4)
+    code, _, err = command(*WORDS, "--out", "mine", "--new")
+    assert code == 73
+    assert "a run was begun here" in err
+    assert Path("mine/state").exists()
+
+
+def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
+    def read(*_):
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastcxr.run.read_cohort", read)
+        code, _, err = command(*WORDS, "--out", "mine")
+    assert code == 130
+    assert err.splitlines()[-1].endswith("go on with: the same command; nothing had been trained yet")
+    assert not Path("mine").exists()
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

@@ -18,6 +18,7 @@ from fastcxr.commands.shared import (
     same_stem,
 )
 from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.progress import unheard
 from fastcxr.recipe import Recipe, name_data
 from fastcxr.stopping import Stopped, stoppable
 from fastcxr.terminal import (
@@ -124,7 +125,8 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
     from fastcxr.data.manifest import find_cohorts
 
     recipe = recipe if recipe.data else recipe.but(data=find_data())
-    find_cohorts(recipe.data, recipe.layout)  # a wrong folder is told before torch takes seconds to load
+    with unheard():
+        find_cohorts(recipe.data, recipe.layout)  # a wrong folder is told before torch takes seconds to load
     from fastcxr.cross_validation import cross_validate
     from fastcxr.run import run
 
