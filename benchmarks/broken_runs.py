@@ -6,6 +6,7 @@ a run that was left in peace, bit for bit.
 
 import hashlib
 import math
+import multiprocessing
 import os
 import random
 import resource
@@ -63,6 +64,7 @@ class Bench:
             os.setpgid(0, 0)
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  the process ends with it
             continuing.MINUTES_APART = 0  # a state after every batch
+            multiprocessing.set_start_method("fork", force=True)  # Linux's own for the loader's processes
             prepare()
             run(self.recipe, folder)
             code = 0
@@ -244,8 +246,6 @@ def full_disk(place: Path, count: int) -> Row:
 
 def lost_workers(place: Path, count: int) -> Row:
     """A loader's process is killed in the middle of an epoch."""
-    import multiprocessing
-
     bench, rng, survived = Bench(place, workers=2, batch_size=2), random.Random(9), 0
 
     def kill() -> None:

@@ -13,6 +13,18 @@ except ImportError:  # Windows has none; there nobody is told
     fcntl = None
 
 LOCK = ".lock"
+_open: set = set()  # the lock files of this process
+
+
+def _let_go() -> None:
+    """A loader's process must not hold what the one that trains holds: it outlives that one by seconds."""
+    for file in _open:
+        file.close()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -23,9 +35,11 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        _open.add(file)
         try:
             yield
         finally:
+            _open.discard(file)
             (folder / LOCK).unlink(missing_ok=True)
 
 

@@ -142,6 +142,14 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     assert not is_held(tmp_path)
 
 
+def test_a_process_of_the_loader_does_not_hold_what_the_killed_one_held(tmp_path):
+    code = "import os, sys, time; from pathlib import Path; from fastcxr.lock import held\n"
+    code += "with held(Path(sys.argv[1])):\n    if os.fork(): os.kill(os.getpid(), 9)\n    time.sleep(20); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.DEVNULL)
+    assert (tmp_path / ".lock").exists()
+    assert not is_held(tmp_path)
+
+
 def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, monkeypatch):
     break_off(recipe, tmp_path / "first" / "run", monkeypatch, mirror=tmp_path / "drive" / "run")
     run(recipe, tmp_path / "second" / "run", mirror=tmp_path / "drive" / "run")
