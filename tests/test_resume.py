@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -147,6 +148,9 @@ def test_a_process_of_the_loader_does_not_hold_what_the_killed_one_held(tmp_path
     code += "with held(Path(sys.argv[1])):\n    if os.fork(): os.kill(os.getpid(), 9)\n    time.sleep(20); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.DEVNULL)
     assert (tmp_path / ".lock").exists()
+    until = time.monotonic() + 10  # the child must have had its first moment; it lives for twenty seconds
+    while is_held(tmp_path) and time.monotonic() < until:
+        time.sleep(0.01)
     assert not is_held(tmp_path)
 
 
