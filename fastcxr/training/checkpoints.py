@@ -22,6 +22,7 @@ from fastcxr.training.trees import flatten, restore
 log = logging.getLogger("fastcxr")
 FORMAT_VERSION = "1"
 GENERATIONS = 2
+SAME_COMMAND = "Free some room and give the same command again"
 NAME = re.compile(r"state-(\d{6})\.safetensors")
 
 
@@ -39,7 +40,11 @@ class Checkpoints:
         what = "the state needs {needed}, {free} are free; the one before it is kept"
         self._check_room(len(content), what)
         number = max(self._numbers(), default=0) + 1
-        self._put(self.folder, number, content)
+        try:
+            self._put(self.folder, number, content)
+        except OutputError as error:
+            needed = f"the state needs {len(content) / 1e6:,.1f} MB and {error.what}; the one before it is kept"
+            raise type(error)(needed, SAME_COMMAND, path=self.folder) from error
         self._sweep(self.folder)
         if self.mirror:
             self._reflect(number, content)
@@ -54,8 +59,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < size:
             needed, free = (f"{bytes_ / 1e6:,.1f} MB" for bytes_ in (size, free))
-            fix = "Free some room and give the same command again"
-            raise StorageError(what.format(needed=needed, free=free), fix, path=self.folder)
+            raise StorageError(what.format(needed=needed, free=free), SAME_COMMAND, path=self.folder)
 
     def read(self) -> dict[str, Any] | None:
         """The newest intact state; None where there is none at all. A damaged one is named aloud.

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+import resource
 import shutil
 from collections import namedtuple
 
@@ -122,6 +123,21 @@ def test_a_full_disk_is_told_with_numbers_and_leaves_the_last_state(tmp_path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1_000))
     with pytest.raises(StorageError, match=r"the state needs 4\.\d MB, 0\.0 MB are free; the one before it is kept"):
         Checkpoints(tmp_path).write({"epoch": 2, "weights": torch.ones(1_000_000)})
+    assert Checkpoints(tmp_path).read()["epoch"] == 1
+
+
+def test_a_disk_that_fails_in_the_middle_is_told_with_numbers_and_leaves_the_last_state(tmp_path):
+    Checkpoints(tmp_path).write({"epoch": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(
+            StorageError, match=r"the state needs 4\.\d MB and cannot be written .*before it is kept"
+        ) as told:
+            Checkpoints(tmp_path).write({"epoch": 2, "weights": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told.value.exit_code == 74
     assert Checkpoints(tmp_path).read()["epoch"] == 1
 
 
