@@ -18,6 +18,7 @@ from fastcxr.evaluation.claim_facts import (
     say_groups,
     say_identities,
     say_machine,
+    say_maps,
     say_method,
     say_missing,
     say_mistakes,
@@ -130,7 +131,7 @@ def _evaluation(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
         Item("Calibration", say_calibration(record, metrics)),
         Item("Thresholds", say_thresholds(record)),
         Item("Robustness", asked="What noise, turning, compression or another machine does to the figures"),
-        Item("Explanations", asked="How answers were made plausible to readers, and how that was tested"),
+        Item("Explanations", say_maps(record), "What readers made of them"),
         Item("Test on other data", say_elsewhere(record, metrics)),
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.evaluation.drops import RANK
+from fastcxr.evaluation.explaining import attention_rows, check_words
 from fastcxr.evaluation.predictions import SPLITS
 from fastcxr.evaluation.record import RunRecord
 from fastcxr.evaluation.subgroups import COLUMNS, UNSTATED, name_groups
@@ -190,6 +191,16 @@ def say_thresholds(record: RunRecord) -> str:
         return "None was chosen: an image is given to its most probable class."
     told = [f"{label} {score(row['threshold'] if isinstance(row, Mapping) else row)}" for label, row in rows.items()]
     return f"{'; '.join(told)}; chosen on validation images alone."
+
+
+def say_maps(record: RunRecord) -> str:
+    """How heat maps were made, whether they passed, and how much of the heat lies in the border."""
+    checked = check_words(record.maps)
+    if not checked:
+        return "None were made."
+    far = listed([f"{row['label']} {row['share']} ({row['images']})" for row in attention_rows(record.maps)])
+    outside = f" Median share of heat in the outer part of the picture: {far}." if far else ""
+    return f"Heat maps by gradients (Grad-CAM). {checked}{outside}"
 
 
 def say_elsewhere(record: RunRecord, metrics: Mapping[str, Any]) -> str:
