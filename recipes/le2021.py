@@ -17,6 +17,8 @@ Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), pat
           sensitivity at specificity. MobileNetV2 stands in place of ResNet34:
             baseline                      90.9 % (87.2 to 93.7), .979, .941 (.577 to .995) at .986
             baseline_oversampled          87.1 % (83.1 to 90.3), .966, .941 (.577 to .995) at .977
+            baseline_class_weights        87.9 % (83.8 to 91.1), .973, .941 (.577 to .995) at .965
+            baseline_focal                90.1 % (86.4 to 92.9), .976, .941 (.577 to .995) at .977
             resnet34_frozen               91.5 % (88.2 to 93.9), .986, .824 (.515 to .953) at .988
             resnet34_entire               93.1 % (88.9 to 95.8), .996, .000 (.000 to .278) at 1
             resnet34_focal                94.8 % (92.0 to 96.6), .993, .824 (.552 to .946) at .991
@@ -28,7 +30,7 @@ Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), pat
             --classes Normal --classes Virus --classes COVID-19
           resnet34_entire stopped after nine epochs at 1e-4, without weights for the 63 images of COVID-19 in 1,666:
           their rank is right (AUROC), no probability is the largest. Costs, as the paper says, mend that
-          The other arms: not run yet
+          baseline_folds, vgg16 and densenet121 (no weights at hand): not run yet
           No finding about a disease: COVID-19 and its sources are one, normal chests are a children's hospital's
 """
 
