@@ -12,8 +12,8 @@ Here      the published backbones: not run yet. MobileNetV2 in their place, two 
           whom training has not seen: 83.2 %, AUROC .955 (no interval yet), the same by either of
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --strategy fine --epochs 6 --precision bf16
-          With --strategy probe: 81.8 % (78.4 to 84.8), AUROC .947 (.933 to .958). That model, 96.9 % sensitive for Normal
-          here, is so for 5.2 % (3.4 to 7.8) of the 500 normal chests of Ozturk et al., and calls 334 of them COVID-19:
+          With --strategy probe: 81.8 % (78.4 to 84.8), AUROC .947 (.933 to .958). That model finds 96.9 % of the normal
+          chests here, and 5.2 % (3.4 to 7.8) of the 500 of Ozturk et al., of which it calls 334 COVID-19:
             fastcxr evaluate RUN --data OZTURK --map No_findings=Normal --classes Normal
           Bacteria and virus are what is mixed up: of 200 virus images 59 % (first) and 67 % (second) are found.
           Bacteria against virus, MobileNetV2, 547 test images of 240 patients: 77.7 % (73.2 to 81.6), AUROC .831 (.785

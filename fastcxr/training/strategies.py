@@ -134,19 +134,27 @@ def frame_of(stage: int, plans: list[Plan]) -> dict[str, Any]:
 
 def fit_stage(learner: Learner, recipe: Recipe, stage: Stage, plan: Plan, keeper: StateKeeper) -> None:
     """The epochs of one stage; where a loader's process dies, on from the last state with fewer of them."""
-    rates = group_rates(learner, stage, plan.rate)
-    callbacks = [FiniteLoss(), keeper.report, keeper] + [BatchNormStays()] * (stage.batch_norm == "frozen")
-    callbacks.append(make_scheduler(learner, recipe, plan.epochs, rates))
-    try:
-        with stopping.finishing():
-            fit_from(learner, keeper.first_epoch, plan.epochs, rates, callbacks)
-    except RuntimeError as error:
-        if not lost_worker(error) or not keeper.find():
-            raise
-        keeper.report.bars.close()
-        keeper.report.go_on(keeper.found)
-        take_fewer_workers(learner)
-        fit_stage(learner, recipe, stage, plan, keeper)
+    rates, is_broken = group_rates(learner, stage, plan.rate), False
+    while True:
+        try:  # a second word of the same death may reach us while we mend what the first one broke
+            if is_broken:
+                mend(learner, keeper)
+            callbacks = [FiniteLoss(), keeper.report, keeper] + [BatchNormStays()] * (stage.batch_norm == "frozen")
+            callbacks.append(make_scheduler(learner, recipe, plan.epochs, rates))
+            with stopping.finishing():
+                fit_from(learner, keeper.first_epoch, plan.epochs, rates, callbacks)
+            return
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not lost_worker(error) or not keeper.checkpoints:
+                raise
+            is_broken = True
+
+
+def mend(learner: Learner, keeper: StateKeeper) -> None:
+    """Back to the last state, with fewer processes that prepare batches."""
+    keeper.report.bars.close()
+    keeper.report.go_on(keeper.find())
+    take_fewer_workers(learner)
 
 
 def choose_epochs(learner: Learner, stages: list[Stage], deadline: Deadline) -> int:

@@ -15,9 +15,12 @@ WORKER = "DataLoader worker"  # how torch speaks of a loader's process, killed o
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # how it speaks of the CPU's
 
 
-def lost_worker(error: RuntimeError) -> bool:
-    """Whether a process that prepared batches is gone, and with it only the batches that it had in hand."""
-    return WORKER in str(error)
+def lost_worker(error: Exception) -> bool:
+    """Whether a process that prepared batches is gone, and with it only the batches that it had in hand.
+
+    torch tells of it at any moment, or the pipe does from which a batch was to be fetched.
+    """
+    return isinstance(error, ConnectionError | EOFError) or WORKER in str(error)
 
 
 def take_fewer_workers(learner: Learner) -> None:

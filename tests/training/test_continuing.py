@@ -146,6 +146,34 @@ def test_a_killed_worker_costs_a_worker_and_nothing_else(toy_manifest, tmp_path,
     assert fingerprint(learner) == fingerprint(whole)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("by peer"), EOFError("the end"), RuntimeError("DataLoader worker 1")]
+)
+def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_path, monkeypatch, error):
+    recipe = RECIPE.but(learning_rate=1e-3)
+    whole, _ = learn(toy_manifest, recipe, tmp_path / "whole")
+    learner, told = make_learner(make_loaders(toy_manifest, recipe), recipe), []
+
+    class Lost(Callback):
+        def after_step(self) -> None:
+            if not told:
+                told.append("in training")
+                raise error
+
+    def find(self):
+        if told and len(told) == 1:
+            told.append("while it was mended")
+            raise RuntimeError("DataLoader worker 2")
+        return look(self)
+
+    look = continuing.StateKeeper.find
+    monkeypatch.setattr(continuing.StateKeeper, "find", find)
+    learner.add_cb(Lost())
+    train(learner, recipe, checkpoints=Checkpoints(tmp_path / "broken"))
+    assert len(told) == 2
+    assert fingerprint(learner) == fingerprint(whole)
+
+
 def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1_000_000))
