@@ -137,13 +137,14 @@ def pictures_of(n, seed=0, mark=None):
     rng = np.random.default_rng(seed)
     small = np.stack([draw_chest(rng, 64) for _ in range(n)])
     labels = np.array(["a", "b"])[np.arange(n) % 2]
+    bytes_ = rng.integers(9000, 9999, n)
     facts = pd.DataFrame(
-        {"width": 256, "height": 256, "bytes": rng.integers(9000, 9999, n), "kind": "PNG", "mode": "L"}
+        {"width": 256, "height": 256, "bytes": bytes_, "kind": "PNG", "mode": "L", "coarseness": np.nan, "maker": None}
     )
     if mark:
         mark(small, labels == "b", facts)
     histogram = np.stack([np.bincount(picture.ravel() // 8, minlength=32) / picture.size for picture in small])
-    table = pd.DataFrame({"label": labels, "patient": [f"p{i // 2}-{i % 2}" for i in range(n)]})
+    table = pd.DataFrame({"label": labels, "patient": [f"p{i // 2}-{i % 2}" for i in range(n)], "source": "s"})
     return table, Looks(small, small, histogram, facts)
 
 
