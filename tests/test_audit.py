@@ -129,6 +129,11 @@ def test_a_cohort_is_known_again_in_another_order_and_with_patients_called_other
     assert sign_rows(manifest.assign(patient="one")) != sign_rows(manifest)
 
 
+def test_an_audit_of_another_version_is_not_taken_over(audited, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.data.fingerprint.VERSION", "9.9")
+    assert {row["check"] for row in found_before_training(audited, tmp_path / "run")} == QUICK
+
+
 def test_images_that_cannot_be_read_are_counted_on_the_page(leaky, tmp_path):
     (leaky / "train" / "clear" / "broken.png").write_bytes(b"no image")
     page = audit(Recipe(data=str(leaky)), tmp_path / "audit")

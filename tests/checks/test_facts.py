@@ -7,7 +7,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from fastcxr.checks.facts import check_facts
+from fastcxr.checks.facts import _judge, check_facts
 from fastcxr.checks.looks import look_at
 from fastcxr.checks.origins import check_origins
 from fastcxr.checks.scoring import deal_folds
@@ -131,3 +131,12 @@ def test_without_two_sources_of_enough_images_in_a_class_nothing_is_said():
     assert check_origins(manifest.assign(source=manifest["label"]), pictures) == []
     few = np.where(np.arange(len(manifest)) < 16, "t", "s")
     assert check_origins(manifest.assign(source=few), pictures) == []
+    one_patient = manifest["patient"].where(manifest["source"] == "s", "q")
+    assert check_origins(manifest.assign(patient=one_patient), pictures) == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "null", "verdict"), [(0.95, 0.6, "FAIL"), (0.85, 0.6, "WARN"), (0.75, 0.6, "PASS"), (0.95, 0.96, "PASS")]
+)
+def test_no_figure_counts_that_shuffled_labels_reach(figure, null, verdict):
+    assert _judge(figure, null) == verdict
