@@ -1,7 +1,9 @@
 """A recipe's data flags and an empty folder come in; what could make any model's figures wrong goes out, as a page."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,13 +13,16 @@ from fastcxr.checks.looks import look_at
 from fastcxr.checks.probes import check_probes
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import read_cohort, split_cohort
+from fastcxr.data.fingerprint import sign_contents, sign_rows
 from fastcxr.data.manifest import describe_manifest, write_manifest
 from fastcxr.evaluation.auditing import draw_audit
+from fastcxr.evaluation.record import read_findings
 from fastcxr.folder import CohortFolder, write_thumbnails
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
-from fastcxr.storage import write_json
+from fastcxr.storage import read_json, write_json
 
+log = logging.getLogger("fastcxr")
 PROBED = 2000  # images that probes are fitted on
 
 
@@ -32,7 +37,8 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
         record.facts = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
         findings = check_cohort(manifest, recipe.seed, record)
         write_manifest(manifest, record.folder / "manifest.csv")
-        write_findings(record.folder, findings, manifest)
+        signed = {"cohort": sign_rows(manifest), "content": sign_contents(manifest)}
+        write_findings(record.folder, findings, manifest, **signed)
         write_thumbnails(record.folder, _choose(manifest, findings))
     return draw_audit(folder)
 
@@ -45,12 +51,41 @@ def check_cohort(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[
     return worst_first([*check_tables(manifest), check_likeness(manifest, looks), *probed])
 
 
-def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame) -> None:
-    """audit.json: every finding, its images by source and path."""
+def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame, **facts: Any) -> None:
+    """audit.json: every finding, its images by source and path, and further facts."""
+    write_json(folder / "audit.json", {"findings": _name_images(findings, manifest)} | facts)
+
+
+def check_before_training(folder: Path, manifest: pd.DataFrame) -> None:
+    """audit.json of a run: what the quick checks find, and what a finished audit in runs/ found of this very cohort."""
+    rows = _name_images(check_tables(manifest), manifest)
+    earlier = find_audit(manifest)
+    if earlier is not None:
+        quick = {row["check"] for row in rows}
+        rows += [row for row in read_findings(earlier) if row["check"] not in quick]
+        log.info("findings of %s taken over", earlier)
+    write_json(folder / "audit.json", {"findings": rows})
+
+
+def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> Path | None:
+    """The newest finished audit of this very cohort: the same files, labels, splits and patients; None for none."""
+    pages = sorted(runs.glob("*/audit.html"), key=lambda page: page.stat().st_mtime, reverse=True)
+    signed = sign_rows(manifest) if pages else ""
+    for folder in (page.parent for page in pages):
+        try:
+            facts = read_json(folder / "audit.json")
+        except (OSError, ValueError):
+            log.warning("audit.json in %s cannot be read: it is not asked what it found", folder)
+            continue
+        if facts.get("cohort") == signed and facts.get("content") == sign_contents(manifest):
+            return folder
+    return None
+
+
+def _name_images(findings: list[Finding], manifest: pd.DataFrame) -> list[dict[str, Any]]:
     places = manifest[["source", "path"]].to_numpy().tolist()
     shown = [{"groups": [[places[row] for row in group] for group in finding.groups]} for finding in findings]
-    rows = [asdict(finding) | groups for finding, groups in zip(findings, shown, strict=True)]
-    write_json(folder / "audit.json", {"findings": rows})
+    return [asdict(finding) | groups for finding, groups in zip(findings, shown, strict=True)]
 
 
 def _choose(manifest: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from fastcxr.audit import write_findings
-from fastcxr.checks.tables import check_tables
+from fastcxr.audit import check_before_training
 from fastcxr.cohort import read_cohort, split_cohort
 from fastcxr.evaluation.predictions import INTERNAL
 from fastcxr.inference.predict import predict
@@ -37,7 +36,7 @@ def run(
         return page
     with RunFolder(folder, recipe, command, goes_on=True, mirror=mirror).open(progress or find_progress()) as record:
         manifest = split_cohort(read_cohort(recipe, record), recipe)
-        write_findings(record.folder, check_tables(manifest), manifest)
+        check_before_training(record.folder, manifest)
         loaders = make_loaders(manifest, recipe, record)
         record.check_cohort(loaders)
         learner = make_learner(loaders, recipe)

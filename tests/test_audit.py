@@ -2,16 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from toys import write_toys
 
-from fastcxr.audit import audit
+from fastcxr.audit import audit, check_before_training
+from fastcxr.cohort import find_manifest, split_cohort
+from fastcxr.data.fingerprint import sign_contents, sign_rows
 from fastcxr.evaluation.notices import _one_with_class
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
+
+QUICK = {"patients", "copies", "sources", "sizes"}  # checks that come before every training
 
 
 @pytest.fixture
@@ -47,6 +54,84 @@ def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky
     assert ("Confounded: do not use these figures" in text) == (reason is None)
     assert ("The reason given: the copy is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch):
+    """Toys whose second class alone is framed, their finished audit in runs/, and the manifest that a run trains on."""
+    toys = write_toys(tmp_path / "toys", per_class=16, labels=("clear", "haze"))
+    for file in (toys / "haze").iterdir():
+        Image.fromarray(np.pad(np.asarray(Image.open(file))[4:-4, 4:-4], 4)).save(file)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(data=str(toys))
+    audit(recipe, Path("runs") / "audit-toys-1")
+    return recipe
+
+
+def found_before_training(recipe, folder):
+    folder.mkdir(parents=True)
+    check_before_training(folder, split_cohort(find_manifest(recipe), recipe))
+    return json.loads((folder / "audit.json").read_text())["findings"]
+
+
+def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_stamps_it(audited, tmp_path, caplog):
+    recipe = audited.but(backbone="mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="deep")
+    with caplog.at_level("INFO", "fastcxr"):
+        text = run(recipe, tmp_path / "runs" / "run").read_text()
+    taken = {
+        row["check"]: row for row in json.loads((tmp_path / "runs" / "run" / "audit.json").read_text())["findings"]
+    }
+    assert taken["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(taken)
+    assert "findings of runs/audit-toys-1 taken over" in caplog.text
+    assert taken["edge"]["words"] in text and "Confounded: do not use these figures" in text
+
+
+def move_one(toys):
+    """One image is of the other class."""
+    file = min((toys / "clear").iterdir())
+    file.rename(toys / "haze" / ("moved" + file.name))
+
+
+def change_bytes(toys):
+    """One byte of one file is another, its size the same."""
+    file = min((toys / "clear").iterdir())
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def split_otherwise(toys):
+    """Nothing about the files; the seed below."""
+
+
+@pytest.mark.parametrize("change", [move_one, change_bytes, split_otherwise])
+def test_what_an_audit_of_another_cohort_found_is_not_taken_over(audited, tmp_path, change):
+    change(tmp_path / "toys")
+    recipe = audited.but(seed=43) if change is split_otherwise else audited
+    assert {row["check"] for row in found_before_training(recipe, tmp_path / "run")} == QUICK
+
+
+def test_an_audit_that_is_torn_or_unfinished_is_not_taken_over(audited, tmp_path, caplog):
+    place = tmp_path / "runs" / "audit-toys-1"
+    content = (place / "audit.json").read_text()
+    (place / "audit.json").write_text(content[:-40])
+    assert {row["check"] for row in found_before_training(audited, tmp_path / "torn")} == QUICK
+    assert "audit-toys-1 cannot be read" in caplog.text
+    (place / "audit.json").write_text(content)
+    (place / "audit.html").unlink()
+    assert {row["check"] for row in found_before_training(audited, tmp_path / "unfinished")} == QUICK
+
+
+def test_a_cohort_is_known_again_in_another_order_and_with_patients_called_otherwise(audited):
+    manifest = split_cohort(find_manifest(audited), audited)
+    other = manifest.assign(patient="p" + manifest["patient"]).sample(frac=1, random_state=0)
+    assert (sign_rows(other), sign_contents(other)) == (sign_rows(manifest), sign_contents(manifest))
+    assert sign_rows(manifest.assign(patient="one")) != sign_rows(manifest)
+
+
+def test_an_audit_of_another_version_is_not_taken_over(audited, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.data.fingerprint.VERSION", "9.9")
+    assert {row["check"] for row in found_before_training(audited, tmp_path / "run")} == QUICK
 
 
 def test_images_that_cannot_be_read_are_counted_on_the_page(leaky, tmp_path):

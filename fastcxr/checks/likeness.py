@@ -12,8 +12,15 @@ ALIKE = 0.93  # correlation of two pictures at 64 px; unrelated ones reach .924
 ROWS = 2048  # of pictures that are compared with all others at once
 
 
-def find_alike(small: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of rows that show one picture, mirrored and inverted ones among them; the first row is the smaller."""
+def find_alike(looks: Looks) -> list[tuple[int, int]]:
+    """Pairs of rows that show one picture, mirrored and inverted ones among them; the first row is the smaller.
+
+    Without even borders, which padding adds; and with them, as noise or brightness can make a border uneven.
+    """
+    return sorted(_find_pairs(looks.trimmed) | _find_pairs(looks.small))
+
+
+def _find_pairs(small: np.ndarray) -> set[tuple[int, int]]:
     hashes = hash_looks(small)
     found = set()
     for turned in (small, small[:, :, ::-1], 255 - small):
@@ -25,7 +32,7 @@ def find_alike(small: np.ndarray) -> list[tuple[int, int]]:
                 one = int(one) + start
                 if one < other and pictures[one] @ variants[other] >= ALIKE:
                     found.add((one, int(other)))
-    return sorted(found)
+    return found
 
 
 def _standardise(small: np.ndarray) -> np.ndarray:
@@ -40,7 +47,7 @@ def check_likeness(manifest: pd.DataFrame, looks: Looks) -> Finding:
     Pictures of one patient may look alike; only splits and labels that part them are a fault.
     """
     about = {"check": "likeness", "title": "One picture twice, in another form"}
-    pairs = find_alike(looks.trimmed)
+    pairs = find_alike(looks)
     split, label, patient = (manifest[name].to_numpy() for name in ("split", "label", "patient"))
     torn = [(a, b) for a, b in pairs if split[a] != split[b] or label[a] != label[b]]
     if torn:

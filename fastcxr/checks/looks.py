@@ -25,7 +25,8 @@ class Looks:
     """What was seen of n images, row by row.
 
     small: (n, 64, 64) gray bytes, the whole image squeezed; trimmed: the same without an even border.
-    histogram: (n, 32) shares. facts: a table of kind, mode, width, height and bytes of the file.
+    histogram: (n, 32) shares. facts: a table of kind, mode, width, height and bytes of the file, how coarse its JPEG is
+    (the worse, the higher) and the maker in its DICOM header; blank where it has none.
     """
 
     small: np.ndarray
@@ -48,7 +49,12 @@ def look_at(files: list[str], progress: Progress) -> Looks:
             found.append(look)
             bar.advance()
     small, trimmed, histogram, facts = zip(*found, strict=True)
-    return Looks(np.stack(small), np.stack(trimmed), np.stack(histogram), pd.DataFrame(list(facts)))
+    return Looks(np.stack(small), np.stack(trimmed), np.stack(histogram), _tabulate(facts))
+
+
+def _tabulate(facts: tuple[dict, ...]) -> pd.DataFrame:
+    table = pd.DataFrame(list(facts))
+    return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
 
 
 def _look(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -73,15 +79,27 @@ def trim(image: np.ndarray) -> np.ndarray:
 
 
 def _read_facts(path: str) -> dict:
+    facts = dict.fromkeys(("mode", "bytes", "coarseness", "maker"))
     if read_reference(path):
-        return {"kind": "packed", "mode": "", "bytes": 0}
+        return facts | {"kind": "packed"}
     with open_file(path) as file:
         kind = find_kind(file.read(HEAD)) or "DICOM"
-    mode = ""
-    if kind != "DICOM":
-        with Image.open(path) as picture:  # its header alone: the colour mode that read_image makes gray
-            mode = picture.mode
-    return {"kind": kind, "mode": mode, "bytes": Path(path).stat().st_size}
+    facts |= {"kind": kind, "bytes": Path(path).stat().st_size}
+    return facts | (_read_maker(path) if kind == "DICOM" else _read_header(path))
+
+
+def _read_maker(path: str) -> dict:
+    from fastcxr.data.formats.dicom import read_tags  # pydicom takes its time, and most cohorts have no DICOM
+
+    maker = read_tags(path, ["Manufacturer"])["Manufacturer"]
+    return {"maker": maker and maker.casefold()}
+
+
+def _read_header(path: str) -> dict:
+    """The colour mode that read_image makes gray, and of a JPEG the sum of its luminance quantisation table."""
+    with Image.open(path) as picture:
+        table = getattr(picture, "quantization", {}).get(0)
+        return {"mode": picture.mode, "coarseness": table and sum(table)}
 
 
 def hash_looks(small: np.ndarray) -> np.ndarray:

@@ -103,11 +103,12 @@ def name_contents(files: pd.Series) -> pd.Series:
     # the checksum of a packed image is that of its file, whose size nobody wrote down
     asked = files[packed | (sizes.duplicated(keep=False) | packed.any()) & (sizes >= 0)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        sums = list(pool.map(_checksum, asked))
+        sums = list(pool.map(find_checksum, asked))
     return pd.Series(sums, index=asked.index, dtype="object").reindex(files.index).astype(TEXT)
 
 
-def _checksum(file: str) -> str | None:
+def find_checksum(file: str) -> str | None:
+    """The sha256 of a file, or of the one that a packed image was; None for a file that cannot be read."""
     try:
         return read_packed_checksum(file) if read_reference(file) else sha256_of(file)
     except (OSError, ImageError):  # whoever reads the image says what is wrong with it

@@ -9,8 +9,9 @@ from fastcxr.evaluation.drops import RANK
 from fastcxr.evaluation.explaining import attention_rows, check_words
 from fastcxr.evaluation.predictions import SPLITS
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.subgroups import COLUMNS, UNSTATED, name_groups
+from fastcxr.evaluation.subgroups import UNSTATED, name_groups
 from fastcxr.evaluation.words import count, headline_rows, listed, loss, score
+from fastcxr.traits import COLUMNS
 
 UNKNOWN = "not known, for {} is not in this folder."
 

@@ -1,6 +1,5 @@
 """From predictions to figures of groups of people: by source, sex, age band and view, whatever columns say them."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,26 +9,10 @@ from fastcxr.evaluation.drops import RANK
 from fastcxr.evaluation.intervals import find_intervals, flatten
 from fastcxr.evaluation.metrics import measure
 from fastcxr.evaluation.predictions import Predictions
+from fastcxr.traits import COLUMNS, find_trait, is_stated, read_sex, read_years
 
-# the usual names of each column, bare of case, spaces and underscores
-COLUMNS = {
-    "source": ("source",),
-    "sex": ("sex", "gender", "patientsex", "patientgender"),
-    "age": ("age", "patientage", "ageyears", "ageinyears"),
-    "view": ("view", "viewposition", "projection", "patientposition"),
-}
-SEXES = {
-    "f": "female",
-    "female": "female",
-    "w": "female",
-    "woman": "female",
-    "m": "male",
-    "male": "male",
-    "man": "male",
-}
 BANDS = ((18, "0-17"), (40, "18-39"), (65, "40-64"), (float("inf"), "65 and over"))  # years, the upper end excluded
 UNSTATED = "not stated"
-BLANK = {"", "nan", "<na>", "na", "n/a", "none", "null", "unknown", "u", "o", "-"}
 LEAST = 20  # patients: with fewer, one of them moves any share by five points or more
 MOST = 12  # groups of one column, the largest; a column of more values is no trait but a name
 
@@ -55,29 +38,11 @@ def measure_subgroups(predictions: Predictions) -> dict[str, dict[str, dict[str,
 
 def name_groups(table: pd.DataFrame, column: str) -> pd.Series:
     """The group that each row is in by this trait; UNSTATED where nothing says it."""
-    name = _find(table.columns, COLUMNS[column])
+    name = find_trait(table.columns, column)
     if name is None:
         return pd.Series(UNSTATED, index=table.index)
-    read = {"sex": _read_sex, "age": _read_band}.get(column, str.strip)
-    return table[name].astype(str).map(lambda cell: UNSTATED if cell.strip().casefold() in BLANK else read(cell))
-
-
-def read_years(cell: str) -> float | None:
-    """An age in years: 58, 65.0, and as DICOM writes it 058Y, 007M, 012D; None for what is no age."""
-    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?(y|m|w|d|years?)?", cell.strip().casefold())
-    if not match:
-        return None
-    years = float(match[1]) / {"m": 12, "w": 52, "d": 365}.get(match[2], 1)
-    return years if years <= 120 else None
-
-
-def _find(columns: Iterable[str], names: tuple[str, ...]) -> str | None:
-    bare = {re.sub(r"[^a-z]", "", column.casefold()): column for column in reversed(list(columns))}
-    return next((bare[name] for name in names if name in bare), None)
-
-
-def _read_sex(cell: str) -> str:
-    return SEXES.get(cell.strip().casefold(), UNSTATED)
+    read = {"sex": read_sex, "age": _read_band}.get(column, str.strip)
+    return table[name].astype(str).map(lambda cell: read(cell) or UNSTATED if is_stated(cell) else UNSTATED)
 
 
 def _read_band(cell: str) -> str:

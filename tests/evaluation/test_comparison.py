@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 
 from fastcxr.errors import DataError
 from fastcxr.evaluation import resampling
@@ -47,6 +48,16 @@ def is_tie(seed):
 
 def test_two_equal_models_are_a_tie_nearly_always():
     assert np.mean([is_tie(seed) for seed in range(60)]) >= 0.9
+
+
+def test_few_patients_widen_the_interval_of_a_difference_as_student_says():
+    models = {"x": draw(1, 1, n=20), "y": draw(3, 2, n=20)}
+    right = [model.probability.argmax(axis=1) == model.truth for model in models.values()]
+    behind = np.subtract(*right, dtype=float)
+    of_patients = (behind - behind.mean()).reshape(10, 2).sum(axis=1)
+    error = np.sqrt((of_patients**2).sum() * 10 / 9) / 20  # robust to clusters, in closed form
+    _, low, high = compare_models(models).rows[1]["accuracy_behind"]
+    assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 9) * error, rel=0.1)
 
 
 def test_the_same_predictions_are_a_tie_with_a_difference_of_nothing():

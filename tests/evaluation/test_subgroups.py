@@ -10,7 +10,8 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 from fastcxr.evaluation.predictions import make_predictions, write_predictions
 from fastcxr.evaluation.report import draw_report
-from fastcxr.evaluation.subgroups import UNSTATED, measure_subgroups, name_groups, read_years
+from fastcxr.evaluation.subgroups import UNSTATED, measure_subgroups, name_groups
+from fastcxr.traits import read_years
 
 
 @pytest.fixture(scope="module")
