@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -106,17 +107,18 @@ def _row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, Any]:
 
 
 def _test(rows: list[dict[str, Any]], parts: Mapping[str, Predictions], patients: np.ndarray) -> None:
-    """Every model against the best one, in the same draws of patients."""
+    """Every model against the best one, in the same draws of patients; Holm's p is that of all pairs of models."""
     draws = {}
     for row in rows:
         labels = tuple(sorted(parts[row["name"]].labels))
         draws[row["name"]] = redraw(*_aligned(parts[row["name"]], labels), labels, patients, SEED)
-    best, *others = rows
+    pairs = list(combinations(rows, 2))  # first those of the best one
     for key, name in TESTED.items():
-        for row in others:
-            row[f"{key}_behind"], row[f"{key}_p"] = _differ(best, row, key, draws, name)
-        for row, p in zip(others, holm([row[f"{key}_p"] for row in others]), strict=True):
-            row[f"{key}_p"], row[f"{key}_tie"] = p, bool(p >= LUCK)
+        found = [_differ(one, other, key, draws, name) for one, other in pairs]
+        # which one is the best was looked up before it was compared: every pair counts as tried
+        raised = holm([p for _, p in found])
+        for row, (behind, _), p in zip(rows[1:], found, raised, strict=False):
+            row |= {f"{key}_behind": behind, f"{key}_p": p, f"{key}_tie": bool(p >= LUCK)}
 
 
 def _differ(best: dict[str, Any], row: dict[str, Any], key: str, draws: dict, name: str) -> tuple[list[float], float]:

@@ -106,6 +106,16 @@ def test_an_image_with_two_labels_is_refused():
         compare_models({"x": plain, "y": flipped})
 
 
+def test_each_pair_of_models_counts_as_tried_for_the_best_was_picked_by_its_figure():
+    good, poor = draw(2, 1), draw(3, 2)
+    alone = compare_models({"good": good, "poor": poor}).rows[1]
+    others = {f"poor {number}": draw(3.5, 3 + number) for number in range(3)}
+    rows = {row["name"]: row for row in compare_models({"good": good, "poor": poor, **others}).rows}
+    assert rows["good"]["auroc"][0] == max(row["auroc"][0] for row in rows.values())
+    assert rows["poor"]["auroc_behind"] == alone["auroc_behind"]
+    assert rows["poor"]["auroc_p"] >= min(1, 4.5 * alone["auroc_p"]), "of ten pairs at least five are no clearer"
+
+
 def test_p_counts_how_many_models_were_tried():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
