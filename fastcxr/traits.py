@@ -28,9 +28,9 @@ def find_trait(columns: Iterable[str], trait: str) -> str | None:
     return next((bare[name] for name in COLUMNS[trait] if name in bare), None)
 
 
-def is_stated(cell: str) -> bool:
-    """Whether a cell says anything."""
-    return cell.strip().casefold() not in BLANK
+def is_stated(cell: str | float | None) -> bool:
+    """Whether a cell says anything; a missing one stays missing when pandas makes text of a column."""
+    return isinstance(cell, str) and cell.strip().casefold() not in BLANK
 
 
 def read_sex(cell: str) -> str | None:

@@ -7,11 +7,12 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from fastcxr.checks.facts import _judge, check_facts
+from fastcxr.checks.facts import _judge, _read_trait, check_facts
 from fastcxr.checks.looks import look_at
 from fastcxr.checks.origins import check_origins
 from fastcxr.checks.scoring import deal_folds
 from fastcxr.progress import Progress
+from fastcxr.traits import read_sex
 
 
 def cohort_of(n=120, seed=0):
@@ -140,3 +141,8 @@ def test_without_two_sources_of_enough_images_in_a_class_nothing_is_said():
 )
 def test_no_figure_counts_that_shuffled_labels_reach(figure, null, verdict):
     assert _judge(figure, null) == verdict
+
+
+def test_what_a_header_does_not_say_stays_unsaid():
+    manifest = pd.DataFrame({"sex": pd.array(["F", None, " ", "unknown"], dtype="str")})
+    assert _read_trait(manifest, "sex", read_sex) == [read_sex("F"), None, None, None]
