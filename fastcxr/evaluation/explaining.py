@@ -11,6 +11,7 @@ from fastcxr.evaluation.page import Page, render, write_page
 from fastcxr.evaluation.record import Maps, read_maps
 from fastcxr.evaluation.words import count, listed, share
 
+EVEN = 1 - 0.7**2  # the area outside the central field: heat that says nothing of any place
 OUTSIDE = 0.5  # median share of the heat in the border from which on a class is warned of
 SHOWN = 60  # cards on a page: with thousands it would not open
 METHODS = {"grad_cam": "Grad-CAM", "integrated_gradients": "Integrated gradients", "occlusion": "Occlusion"}
@@ -41,7 +42,7 @@ def map_notices(maps: Maps) -> list[Notice]:
         found += [Notice("warning", "Heat maps withheld", f"{str(maps.facts['withheld']).capitalize()}.")]
     far = [f"{row['label']} {row['share']} of {row['images']}" for row in attention_rows(maps) if row["is_far"]]
     if far:
-        words = f"Heat in the outer 15 % of what the model sees, median: {listed(far)}. Lungs lie further inside."
+        words = f"Heat in the outer 15 % of what the model sees, median: {listed(far)}. An even map has {share(EVEN)}."
         found += [Notice("warning", "Attention outside the central field", words)]
     unread = int((maps.table["error"] != "").sum())
     if unread:

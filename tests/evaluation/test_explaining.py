@@ -59,7 +59,7 @@ def test_attention_in_the_border_is_warned_of_from_more_than_half_on(whole):
     folder, rows = whole
     outside = {"flu": {"median": 0.51, "images": 8}, "none": {"median": 0.5, "images": 7}}
     page = page_of(draw_report(write_maps(folder, rows, outside=outside)))
-    assert "Attention outside the central field" in page.text and "flu 51.0 % of 8 images. Lungs" in page.text
+    assert "Attention outside the central field" in page.text and "flu 51.0 % of 8 images. An even map" in page.text
     page = page_of(draw_report(write_maps(folder, rows, outside={"none": outside["none"]})))
     assert "Attention outside" not in page.text and "50.0 %" in page.text
 
