@@ -1,5 +1,6 @@
 """A folder that one process writes into: others are told to wait. The kernel frees it, however the process ends."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ try:
 except ImportError:  # Windows has none; there nobody is told
     fcntl = None
 
+log = logging.getLogger("fastcxr")
 LOCK = ".lock"
 _open: set = set()  # the lock files of this process
 
@@ -65,5 +67,6 @@ def _take(file, folder: Path) -> None:
         process = file.read() or "another"
         fix = "Wait until it ends, or choose another --out"
         raise BusyError(f"process {process} is writing into this folder", fix, path=folder) from error
-    except OSError:  # some network disks have no locks
-        return
+    except OSError as error:  # some network disks have no locks
+        text = "%s has no locks (%s): see that no other process writes into it"
+        log.warning(text, folder.name, error.strerror)

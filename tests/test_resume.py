@@ -1,5 +1,6 @@
 """A run that is broken off is gone on with by the same command, and only by the same command on the same images."""
 
+import errno
 import json
 import os
 import signal
@@ -133,6 +134,15 @@ def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path,
         assert is_held(tmp_path / "run")
         assert find_unfinished(iter([tmp_path / "run"])) is None
     assert not is_held(tmp_path / "run")
+
+
+def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fastcxr.lock.fcntl.flock", refuse)
+    with held(tmp_path):
+        assert "has no locks (No locks available): see that no other process writes into it" in caplog.text
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
