@@ -2,9 +2,12 @@
 
 import ctypes
 import sys
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
+
+from fastcxr.training.grouped import GroupedBackward
 
 BF16_FLAGS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the CPU's own instructions, not an emulation
 
@@ -25,9 +28,15 @@ def is_bf16_native(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, flag, bool)() for flag in BF16_FLAGS)
 
 
-def computing(precision: str, device: torch.device) -> AbstractContextManager:
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
     """Inside, a network computes in this precision; weights and losses stay in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    is_mended = precision == "bf16" and device.type == "cpu"
+    with (
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        GroupedBackward() if is_mended else nullcontext(),
+    ):
+        yield
 
 
 def keep_memory() -> None:
