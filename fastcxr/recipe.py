@@ -115,7 +115,10 @@ class Recipe:
     strategy: Literal["rapid", "probe", "shallow", "deep", "fine"] | tuple[Stage, ...] = choice(
         "rapid", "which layers learn when; probe and rapid fit the head on kept features first"
     )
-    mirror: bool = choice(True, "strategies probe and rapid: the head learns from mirrored images too")
+    mirror: bool = choice(
+        True,
+        "strategies probe and rapid: the head learns from mirrored images too, and answers for both together",
+    )
     epochs: int = choice(5, "passes that teach every layer (strategy shallow: the head)", at_least=1)
     batch_size: int = choice(32, "images a step", at_least=1)
     optimizer: str = choice("radam", "radam, adam, adamw, sgd, or timm:NAME for one of timm's")

@@ -27,6 +27,7 @@ from fastcxr.storage import write_whole
 from fastcxr.training.arithmetic import computing
 from fastcxr.training.bank import Bank, make_bank
 from fastcxr.training.fitting import Part, answer_all, fit_parts
+from fastcxr.training.folding import fold_batch_norm
 from fastcxr.training.heads import head_of
 from fastcxr.training.learner import macro_auroc, make_learner
 from fastcxr.training.loaders import make_loaders
@@ -98,7 +99,7 @@ def time_network(learner: Learner) -> float:
     """Images a second through the network, in the middle of several batches."""
     batch = torch.zeros(learner.dls.train.bs, len(learner.dls.pixels.mean), *[learner.dls.pixels.image_size] * 2)
     batch = batch.to(learner.dls.device, memory_format=torch.channels_last)
-    network, seconds = learner.model.eval().to(memory_format=torch.channels_last), []
+    network, seconds = fold_batch_norm(learner.model, learner.dls.pixels, learner.precision), []
     for _ in range(STEPS):
         started = time.perf_counter()
         with computing(learner.precision, learner.dls.device):
@@ -115,12 +116,8 @@ def score_folds(learner: Learner, recipe: Recipe, cohort: pd.DataFrame, progress
     for number, fold in enumerate(folds):
         chooser = folds[(number + 1) % len(folds)]
         train, valid, test = (
-            take_rows(cohort[rows], bank, labels, views)
-            for rows, views in (
-                (~cohort["fold"].isin([fold, chooser]), len(bank.features)),
-                (cohort["fold"] == chooser, 1),
-                (cohort["fold"] == fold, 1),
-            )
+            take_rows(cohort[rows], bank, labels)
+            for rows in (~cohort["fold"].isin([fold, chooser]), cohort["fold"] == chooser, cohort["fold"] == fold)
         )
         fit = fit_parts(head, loss, train, valid, progress)
         probability = answer_all(fit.weight, head, test).softmax(dim=1)
@@ -130,10 +127,10 @@ def score_folds(learner: Learner, recipe: Recipe, cohort: pd.DataFrame, progress
     return {"auroc": float(auroc.mean()), "spread": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
 
 
-def take_rows(table: pd.DataFrame, bank: Bank, labels: list[str], views: int) -> Part:
+def take_rows(table: pd.DataFrame, bank: Bank, labels: list[str]) -> Part:
     """These images in the bank, each once."""
     numbers = torch.tensor([labels.index(label) for label in table["label"]])
-    return Part(bank.features[:views], bank.rows(table["file"]), numbers, torch.ones(len(table)))
+    return Part(bank.features, bank.rows(table["file"]), numbers, torch.ones(len(table)))
 
 
 def read_weights(words: Sequence[str]) -> dict[str, str]:

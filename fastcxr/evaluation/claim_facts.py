@@ -153,7 +153,9 @@ def say_choices(record: RunRecord) -> str:
     told = [f"{name.replace('_', ' ')} {recipe[name]}" for name in names if name in recipe]
     monitor = (record.model.get("choices") or {}).get("monitor") or recipe.get("monitor")
     chosen = f" The epoch was chosen by {monitor.replace('_', ' ')} on validation images." if monitor else ""
-    return f"Strategy {named}, {', '.join(told)}.{chosen} Every choice is in recipe.json, every epoch in history.csv."
+    looks = " Each answer is the mean over an image and its mirror image." if record.model.get("mirror") else ""
+    rest = "Every choice is in recipe.json, every epoch in history.csv."
+    return f"Strategy {named}, {', '.join(told)}.{chosen}{looks} {rest}"
 
 
 def say_figures(record: RunRecord, metrics: Mapping[str, Any]) -> str:

@@ -229,6 +229,8 @@ def _augmentation(record: RunRecord) -> list[Notice]:
         return []
     if _is_mirrored(record.recipe):
         words = "The head was fitted on images and their mirror images; left and right mean little to the model."
+        if record.model.get("mirror"):
+            words += " Each answer is the mean of those to an image and to its mirror image."
         return [Notice("note", "Mirrored images", words)]
     if not augment["do_flip"]:
         return [Notice("note", "Horizontal flip: off", "Training images kept their left and right.")]

@@ -22,7 +22,7 @@ from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.chest_weights import XRV
 from fastcxr.training.gate import Gate
 from fastcxr.training.heads import HeadPlan, find_depths, plan_head
-from fastcxr.training.pixels import Pixels
+from fastcxr.training.pixels import Pixels, blank
 
 # whatever building a network from numbers that fit together badly may raise
 UNFIT = (
@@ -37,7 +37,7 @@ class Classifier:
 
     temperature: what its logits are divided by before they become probabilities. decisions: thresholds of the classes
     and the band that is left open, for fastcxr.evaluation.decisions.decide. gate: tells what is not like the training
-    images; None where there is none.
+    images; None where there is none. mirror: an answer is the mean of those to an image and to its mirror image.
     """
 
     network: nn.Module
@@ -47,6 +47,7 @@ class Classifier:
     temperature: float = 1.0
     decisions: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
+    mirror: bool = False
 
 
 def classifier_of(learner: Learner) -> Classifier:
@@ -57,7 +58,14 @@ def classifier_of(learner: Learner) -> Classifier:
         pixels=learner.dls.pixels,
         precision=getattr(learner, "precision", "fp32"),
         gate=getattr(learner, "gate", None),
+        mirror=has_seen_mirrored(learner),
     )
+
+
+def has_seen_mirrored(learner: Learner) -> bool:
+    """Whether its head was fitted on mirror images too, and kept: only such a head knows what to make of them."""
+    fitted = getattr(learner, "fitted", None)
+    return fitted is not None and len(fitted.bank.features) > 1
 
 
 def save_model(
@@ -82,6 +90,7 @@ def save_model(
             "pixels": asdict(classifier.pixels),
             "choices": choices,
             "calibration": calibration or {"temperature": 1.0},
+            "mirror": classifier.mirror,
             "gate": write_gate(folder, classifier.gate) if classifier.gate else None,
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
@@ -113,7 +122,7 @@ def load_model(folder: str | Path) -> Classifier:
         labels, pixels = tuple(facts["labels"]), Pixels(**_with_tuples(facts["pixels"]))
         network = _rebuild(facts, len(labels), pixels)
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        if gate and gate.depths != find_depths(network, torch.zeros(1, len(pixels.mean), *[pixels.image_size] * 2)):
+        if gate and gate.depths != find_depths(network, blank(pixels)):
             raise KeyError("its gate looks at other stages")
         chosen = facts["choices"].get("precision")
     except (*UNFIT, FastcxrError) as error:
@@ -133,6 +142,7 @@ def load_model(folder: str | Path) -> Classifier:
         temperature=float(calibration.get("temperature", 1.0)),
         decisions=calibration,
         gate=gate,
+        mirror=facts.get("mirror", False),
     )
 
 

@@ -24,7 +24,7 @@ from fastcxr.inference.heat import Explanations, Heat
 from fastcxr.inference.predict import Square, read_squares, score_images
 from fastcxr.inference.randomisation import IMAGES, Check, DrawMaps, check_maps
 from fastcxr.progress import Progress, find_progress
-from fastcxr.training.pixels import normalize
+from fastcxr.training.pixels import blank, normalize
 
 BATCH = 8
 CAPTUM = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
@@ -95,7 +95,7 @@ def find_method(method: Method, classifier: Classifier) -> DrawMaps:
         import_captum(method)
         return CAPTUM[method]
     pixels, device = classifier.pixels, next(classifier.network.parameters()).device
-    image = torch.zeros(1, len(pixels.mean), pixels.image_size, pixels.image_size, device=device)
+    image = blank(pixels, device)
     layers = find_layers(classifier.network, image)
 
     def draw(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,11 @@ from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError
 from fastcxr.evaluation.predictions import Predictions, leave_open, make_predictions
 from fastcxr.inference.bundle import Classifier, classifier_of
+from fastcxr.inference.openvino import Graph, WatchedGraph
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.arithmetic import computing
 from fastcxr.training.fitting import answer_from_bank
+from fastcxr.training.folding import fold_batch_norm
 from fastcxr.training.gate import features_in_bank
 from fastcxr.training.pixels import normalize
 from fastcxr.training.stages import look
@@ -75,7 +77,7 @@ def score_squares(
     """What there is to say of each square, and why a file could not be read, empty where all is well."""
     strangeness = np.full(count, np.nan) if classifier.gate else None
     scores, errors = Scores(np.full((count, len(classifier.labels)), np.nan), strangeness), [""] * count
-    classifier.network.eval().to(memory_format=torch.channels_last)
+    classifier = quicken(classifier)
     for rows, images in _batches(squares, errors):
         if rows:
             found = score_images(classifier, np.stack(images))
@@ -86,16 +88,32 @@ def score_squares(
     return scores, errors
 
 
+def quicken(classifier: Classifier) -> Classifier:
+    """The same classifier with a network for looking alone; a compiled graph is one already."""
+    if isinstance(classifier.network, Graph | WatchedGraph):
+        return classifier
+    return replace(classifier, network=fold_batch_norm(classifier.network, classifier.pixels, classifier.precision))
+
+
 @torch.inference_mode()
 def score_images(classifier: Classifier, images: np.ndarray) -> Scores:
     """What there is to say of gray 8-bit squares, shape (n, size, size); each row of probabilities sums to one."""
     device, gate = next(classifier.network.parameters()).device, classifier.gate
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.pixels)
     with computing(classifier.precision, device):
-        logits, features = look(classifier.network, batch, gate.depths) if gate else (classifier.network(batch), None)
+        logits, features = answer(classifier, batch)
+        if classifier.mirror:
+            logits = (logits.float() + answer(classifier, batch.flip(3))[0].float()) / 2
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives
     probability = (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()
     return Scores(probability, gate.measure(features.cpu().numpy()) if gate else None)
+
+
+def answer(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of a batch, and what its gate wants to know of it."""
+    if classifier.gate is None:
+        return classifier.network(batch), None
+    return look(classifier.network, batch, classifier.gate.depths)
 
 
 def measure_in_bank(learner: Learner, files: list[str]) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from fastcxr.data.cache.banks import open_bank
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.folding import fold_batch_norm
 from fastcxr.training.heads import DepthHead, head_entries, head_of
 from fastcxr.training.pixels import normalize
 
@@ -55,7 +56,7 @@ def name_bank(learner: Learner, recipe: Recipe) -> str:
     """A name that changes with the body's weights, the pictures, and all that stands between them."""
     digest = hashlib.sha256(hash_body(learner.model))
     pictures = learner.dls.pictures
-    facts = (recipe.backbone, learner.dls.pixels, learner.precision, recipe.mirror, learner.dls.device.type)
+    facts = (recipe.backbone, learner.dls.pixels, learner.precision, recipe.mirror, learner.dls.device.type, "folded")
     # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
     seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes
     digest.update(repr(facts).encode() + seen)
@@ -75,8 +76,8 @@ def hash_body(network: nn.Module) -> bytes:
 @torch.no_grad()  # inference tensors would stay in the network, which is to learn later
 def fill_bank(features: np.ndarray, learner: Learner, bar) -> None:
     """One pass of the network over all pictures, in the order of the bank."""
-    network, pictures, device = learner.model.eval(), learner.dls.pictures, learner.dls.device
-    network.to(memory_format=torch.channels_last)
+    pictures, device = learner.dls.pictures, learner.dls.device
+    network = fold_batch_norm(learner.model, learner.dls.pixels, learner.precision)
     with giving_features(head_of(network)):
         for start in range(0, len(pictures.files), BATCH):
             rows = range(start, min(start + BATCH, len(pictures.files)))

@@ -56,8 +56,8 @@ class Part:
         return Part(self.features, rows, torch.cat([self.labels, other.labels]), torch.cat([self.times, other.times]))
 
 
-def take_part(loader, bank: Bank, views: int) -> Part:
-    """The rows of a loader, seen in the first `views` views, drawn as often as the loader draws them."""
+def take_part(loader, bank: Bank) -> Part:
+    """The rows of a loader in all views, drawn as often as the loader draws them."""
     rows = bank.rows(loader.items["file"])
     labels = torch.tensor([int(label) for label in loader.dataset.tls[1]])
     times = torch.ones(len(rows))
@@ -65,7 +65,7 @@ def take_part(loader, bank: Bank, views: int) -> Part:
         times = torch.tensor(loader.weights) * len(rows) / sum(loader.weights)
     if loader.rows is not None:
         times = torch.bincount(torch.tensor(loader.rows), minlength=len(rows)).float()
-    return Part(bank.features[:views], rows, labels, times)
+    return Part(bank.features, rows, labels, times)
 
 
 def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, float]:
@@ -73,11 +73,10 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
 
     The loss is the recipe's, with an L2 penalty on the weights of the standardised features (multinomial logistic
     regression, where the loss is cross-entropy). Of several strengths the one with the lowest loss on the validation
-    patients is taken.
+    patients is taken. Each view of an image teaches by itself; an answer is the mean over the views.
     """
     bank = make_bank(learner, recipe, progress)
-    train = take_part(learner.dls.train, bank, len(bank.features))
-    valid = take_part(learner.dls.valid, bank, 1)
+    train, valid = (take_part(loader, bank) for loader in (learner.dls.train, learner.dls.valid))
     head, loss = head_of(learner.model), learner.loss_func.func
     fit = fit_parts(head, loss, train, valid, progress)
     set_weight(head, fit.weight)
@@ -112,7 +111,7 @@ def answer_from_bank(learner: Learner, files: Sequence[str], held_out: Sequence[
     if not is_as_fitted or not all(file in fitted.bank.row_of for file in files):
         return None
     nothing = torch.zeros(len(files), dtype=torch.long)
-    part = Part(fitted.bank.features[:1], fitted.bank.rows(files), nothing, nothing)
+    part = Part(fitted.bank.features, fitted.bank.rows(files), nothing, nothing)
     with torch.no_grad():
         own, before = (answer_all(weight, head, part) for weight in (last, fitted.fit.weight))
     return torch.where(torch.tensor(list(held_out))[:, None], before, own).double().numpy()
@@ -167,8 +166,9 @@ def fit_parts(head: DepthHead, loss: nn.Module, train: Part, valid: Part, progre
 
 
 def answer_all(weight: torch.Tensor, head: DepthHead, part: Part) -> torch.Tensor:
-    """Logits of all rows of a part; shape (n, k)."""
-    return torch.cat([answer(weight, head, chunk) for chunk, _, _ in part.chunks()])
+    """Logits of all rows of a part, the mean over its views; shape (n, k)."""
+    each = torch.cat([answer(weight, head, chunk) for chunk, _, _ in part.chunks()])
+    return each.view(len(part.features), len(part.rows), -1).mean(dim=0)
 
 
 def standardise(head: DepthHead, part: Part) -> None:
@@ -202,18 +202,19 @@ def minimise(start: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module, 
 
 
 def measure_loss(weight: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module) -> float:
-    """Mean loss over the rows, without the penalty."""
-    return float(sum(_share(weight, head, part, loss)))
+    """Mean loss of the answers to all rows, without the penalty."""
+    weights = _weigh(loss, part.labels, part.times)
+    losses = loss.each(answer_all(weight, head, part), part.labels)
+    return float((losses * weights).sum() / weights.sum())
 
 
 def _share(weight: torch.Tensor, head: DepthHead, part: Part, loss: nn.Module) -> Iterator[torch.Tensor]:
-    """What each chunk adds to the mean loss; where the weights learn, its gradient is added to theirs."""
+    """What each chunk adds to the mean loss over rows and views; its gradient is added to that of the weights."""
     total = len(part.features) * _weigh(loss, part.labels, part.times).sum()
     for chunk, labels, times in part.chunks():
         logits = answer(weight, head, chunk)
         share = (loss.each(logits, labels) * _weigh(loss, labels, times)).sum() / total
-        if weight.requires_grad:
-            share.backward()
+        share.backward()
         yield share.detach()
 
 

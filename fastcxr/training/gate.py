@@ -17,8 +17,9 @@ from sklearn.decomposition import PCA
 
 from fastcxr.progress import Progress
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.folding import fold_batch_norm
 from fastcxr.training.heads import find_depths
-from fastcxr.training.pixels import normalize
+from fastcxr.training.pixels import blank, normalize
 from fastcxr.training.stages import look
 
 log = logging.getLogger("fastcxr")
@@ -64,7 +65,7 @@ def fit_gate(learner: Learner, progress: Progress) -> Gate | None:
 
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
     """
-    depths = find_depths(learner.model, _blank(learner))
+    depths = find_depths(learner.model, blank(learner.dls.pixels, learner.dls.device))
     if not depths:
         return _no_gate("its stages are not known")
     train, valid = (_thin_out(loader.items) for loader in (learner.dls.train, learner.dls.valid))
@@ -112,15 +113,11 @@ def _thin_out(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST)).astype(int))]
 
 
-def _blank(learner: Learner) -> torch.Tensor:
-    pixels = learner.dls.pixels
-    return torch.zeros(1, len(pixels.mean), pixels.image_size, pixels.image_size, device=learner.dls.device)
-
-
 def _see(learner: Learner, files: list[str], depths: Mapping[str, int], progress: Progress) -> np.ndarray:
     if learner.fitted is not None:
         return features_in_bank(learner, files, depths)
-    pictures, network = learner.dls.pictures, learner.model.eval()
+    pictures = learner.dls.pictures
+    network = fold_batch_norm(learner.model, learner.dls.pixels, learner.precision)
     row_of, found = {file: row for row, file in enumerate(pictures.files)}, []
     with progress.bar(len(files), "looking at images for the gate") as bar, torch.no_grad():
         for start in range(0, len(files), BATCH):

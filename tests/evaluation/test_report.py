@@ -301,5 +301,13 @@ def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, 
     assert ("Mirrored" in words) != ("Horizontal flip" in text)
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_model_that_looks_twice_says_so(tmp_path, mirror):
+    folder = build_run(tmp_path, recipe={"strategy": "rapid", "mirror": True, "weights": "imagenet"}, thumbnails=False)
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(facts | {"mirror": mirror}))
+    assert ("Each answer is the mean of those to an image and to its mirror image" in words_of(folder)) is mirror
+
+
 def test_a_model_tested_where_it_was_trained_has_unknown_external_validity(whole):
     assert "External validity: unknown" in whole.text

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.evaluation.calibration import scale
+from fastcxr.inference import bundle
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
@@ -61,6 +62,20 @@ def test_models_of_earlier_versions_have_no_calibration(folder):
     del facts["calibration"]
     (folder / "model.json").write_text(json.dumps(facts))
     assert load_model(folder).temperature == 1
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_whether_it_looks_at_mirror_images_travels_with_the_model(trained, tmp_path, monkeypatch, mirror):
+    monkeypatch.setattr(bundle, "has_seen_mirrored", lambda learner: mirror)
+    save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
+    assert load_model(tmp_path).mirror is mirror
+
+
+def test_models_of_earlier_versions_look_once(folder):
+    facts = json.loads((folder / "model.json").read_text())
+    del facts["mirror"]
+    (folder / "model.json").write_text(json.dumps(facts))
+    assert not load_model(folder).mirror
 
 
 @pytest.mark.parametrize(
@@ -137,6 +152,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
         ("head", {"hidden": [9], "dropout": 0.0}),
         ("head", {"layers": 3}),
         ("head", None),
+        ("mirror", 1),
     ],
 )
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):

@@ -1,11 +1,12 @@
 """Fitted heads are what scikit-learn finds on the same features, from training rows alone."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from probes import RECIPE, SILENT, fit, make
 from sklearn.linear_model import LogisticRegression
 from toys import draw_toy
@@ -43,7 +44,7 @@ def standardised(learner, bank, part):
 def assert_sklearn_agrees(learner, recipe, weights, smoothing=0.0):
     """`weights`: one factor a training row, as the recipe ought to weigh it."""
     bank = make_bank(learner, recipe, SILENT)
-    x, y = standardised(learner, bank, take_part(learner.dls.train, bank, len(bank.features)))
+    x, y = standardised(learner, bank, take_part(learner.dls.train, bank))
     weights, k = np.tile(weights, len(bank.features)), 3
     # smoothing is a vote of every class for each row, and scikit-learn knows weighted rows
     votes = [weights * ((1 - smoothing) * (y == label) + smoothing / k) for label in range(k)]
@@ -89,7 +90,7 @@ def test_label_smoothing_is_honoured(toy_manifest, one_strength):
 def steepness(learner, recipe, gamma):
     """Length of the gradient of the mean focal loss and the penalty at the head's weights, written out once more."""
     bank = make_bank(learner, recipe, SILENT)
-    x, y = map(torch.from_numpy, standardised(learner, bank, take_part(learner.dls.train, bank, 2)))
+    x, y = map(torch.from_numpy, standardised(learner, bank, take_part(learner.dls.train, bank)))
     linear = head_of(learner.model).linear
     weight = linear.weight.detach().double().requires_grad_()
     own = torch.softmax(x @ weight.T + linear.bias.detach().double(), dim=1)[torch.arange(len(y)), y]
@@ -136,7 +137,7 @@ def test_a_few_rows_at_once_give_the_same_head_as_all(uneven, one_strength, monk
     monkeypatch.setattr(fitting, "ROWS", 4)
     pieces, same_row = fit(uneven, recipe)
     bank = make_bank(pieces, recipe, SILENT)
-    sizes = [len(chunk) for chunk, _, _ in take_part(pieces.dls.train, bank, 2).chunks()]
+    sizes = [len(chunk) for chunk, _, _ in take_part(pieces.dls.train, bank).chunks()]
     assert sizes == [4, 4, 4, 2] * 2
     for name, tensor in head_of(whole.model).state_dict().items():
         torch.testing.assert_close(head_of(pieces.model).state_dict()[name], tensor, atol=1e-3, rtol=1e-2)
@@ -153,10 +154,17 @@ def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
 
 
 def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
-    learner, row = fit(toy_manifest)
+    learner, row = fit(toy_manifest, RECIPE.but(mirror=False))
     with learner.no_bar():
         figures = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
     assert {name: row[name] for name in figures} == pytest.approx(figures, abs=1e-3)
+
+
+def test_the_figures_of_a_fit_are_of_answers_to_both_views(toy_manifest):
+    learner, row = fit(toy_manifest)
+    found = predict(classifier_of(learner), toy_manifest, splits=("valid",))
+    own = found.probability[np.arange(len(found.table)), [found.labels.index(label) for label in found.table["label"]]]
+    assert row["valid_loss"] == pytest.approx(-np.log(own).mean(), abs=1e-3)
 
 
 def test_in_the_end_the_head_is_fitted_on_validation_images_too(toy_manifest, one_strength, caplog):
@@ -165,7 +173,7 @@ def test_in_the_end_the_head_is_fitted_on_validation_images_too(toy_manifest, on
     before = head_of(learner.model).linear.weight.clone()
     train(learner, RECIPE)
     bank = make_bank(learner, RECIPE, SILENT)
-    parts = [take_part(loader, bank, 2) for loader in learner.dls]
+    parts = [take_part(loader, bank) for loader in learner.dls]
     x, _ = standardised(learner, bank, parts[0])
     both = parts[0].join(parts[1])
     rows = np.concatenate([bank.features[view, both.rows] for view in range(2)]).astype(np.float64)
@@ -187,6 +195,30 @@ def test_a_fitted_learner_answers_from_its_bank_as_its_network_would(toy_manifes
     np.testing.assert_allclose(found.probability, expected, atol=1e-3)
     assert found.table["error"].eq("").all()
     np.testing.assert_allclose(found.probability.sum(axis=1), 1.0, atol=1e-12)
+
+
+def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, tmp_path):
+    learner = make(toy_manifest)
+    train(learner, RECIPE)
+    both = classifier_of(learner)
+    assert both.mirror
+    turned = []
+    for number, file in enumerate(toy_manifest["file"]):
+        ImageOps.mirror(Image.open(file)).save(tmp_path / f"{number}.png")
+        turned.append(str(tmp_path / f"{number}.png"))
+    tables = (toy_manifest, toy_manifest.assign(file=turned))
+    found, same = (predict(both, table).probability for table in tables)
+    np.testing.assert_allclose(found, same, atol=1e-4)
+    one, other = (np.log(predict(replace(both, mirror=False), table).probability) for table in tables)
+    assert not np.allclose(one, other, atol=1e-2)
+    mean = np.exp((one + other) / 2)
+    np.testing.assert_allclose(found, mean / mean.sum(axis=1, keepdims=True), atol=1e-4)
+
+
+def test_a_head_without_mirrored_images_answers_for_one_view(toy_manifest):
+    learner = make(toy_manifest, RECIPE.but(mirror=False))
+    train(learner, RECIPE.but(mirror=False))
+    assert not classifier_of(learner).mirror
 
 
 def test_validation_images_are_answered_by_the_head_that_had_not_seen_them(toy_manifest):

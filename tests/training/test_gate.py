@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from fastcxr.training import gate as module
 from fastcxr.training.gate import find_limit, fit_distance, fit_gate
 from fastcxr.training.heads import find_depths
+from fastcxr.training.pixels import blank
 from fastcxr.training.strategies import train
 
 
@@ -109,5 +110,5 @@ def test_of_a_large_cohort_only_a_part_is_looked_at(many_toys, monkeypatch):
 
 def test_the_gate_looks_at_stages_and_not_at_the_last_layer(many_toys):
     learner = trained(many_toys)
-    assert dict(learner.gate.depths) == find_depths(learner.model, module._blank(learner))
+    assert dict(learner.gate.depths) == find_depths(learner.model, blank(learner.dls.pixels))
     assert len(learner.gate.mean) == sum(learner.gate.depths.values())
