@@ -62,7 +62,7 @@ def measure(folder: Path, count: int, size: int) -> None:
     from fastcxr.progress import Progress
     from fastcxr.training.bank import make_bank
 
-    recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror=False)
+    recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror_images=False)
     rows = [(f"{i // PER_FOLDER}/{i}.png", ("a", "b")[i % 2], str(i)) for i in range(count)]
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
     table = table.assign(source="", file=[str(folder / path) for path in table["path"]])

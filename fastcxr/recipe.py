@@ -115,7 +115,7 @@ class Recipe:
     strategy: Literal["rapid", "probe", "shallow", "deep", "fine"] | tuple[Stage, ...] = choice(
         "rapid", "which layers learn when; probe and rapid fit the head on kept features first"
     )
-    mirror: bool = choice(
+    mirror_images: bool = choice(
         True,
         "strategies probe and rapid: the head learns from mirrored images too, and answers for both together",
     )

@@ -16,7 +16,7 @@ import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 from toys import LABELS, write_toys
 
-from fastcxr.cli import main
+from fastcxr.cli import app, main
 from fastcxr.data.cache.banks import open_bank
 from fastcxr.data.store import open_pictures
 
@@ -432,3 +432,9 @@ def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_fo
     assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
     assert "no pictures are kept" in call("cache").stderr
     assert not (tmp_path / "fastcxr" / "features").exists()
+
+
+@pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
+def test_no_two_choices_of_a_command_share_a_flag(command):
+    names = [name for choice in app[command].assemble_argument_collection() for name in choice.names]
+    assert len(names) == len(set(names))

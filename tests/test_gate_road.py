@@ -22,7 +22,13 @@ from fastcxr.training import gate
 from fastcxr.verify import verify
 
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, strategy="probe", precision="fp32", batch_size=8, mirror=False
+    "mobilenetv2_035",
+    weights="none",
+    image_size=64,
+    strategy="probe",
+    precision="fp32",
+    batch_size=8,
+    mirror_images=False,
 )
 
 

@@ -153,7 +153,7 @@ def say_choices(record: RunRecord) -> str:
     told = [f"{name.replace('_', ' ')} {recipe[name]}" for name in names if name in recipe]
     monitor = (record.model.get("choices") or {}).get("monitor") or recipe.get("monitor")
     chosen = f" The epoch was chosen by {monitor.replace('_', ' ')} on validation images." if monitor else ""
-    looks = " Each answer is the mean over an image and its mirror image." if record.model.get("mirror") else ""
+    looks = " Each answer is the mean over an image and its mirror image." if record.model.get("mirror_images") else ""
     rest = "Every choice is in recipe.json, every epoch in history.csv."
     return f"Strategy {named}, {', '.join(told)}.{chosen}{looks} {rest}"
 

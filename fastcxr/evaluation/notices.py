@@ -229,7 +229,7 @@ def _augmentation(record: RunRecord) -> list[Notice]:
         return []
     if _is_mirrored(record.recipe):
         words = "The head was fitted on images and their mirror images; left and right mean little to the model."
-        if record.model.get("mirror"):
+        if record.model.get("mirror_images"):
             words += " Each answer is the mean of those to an image and to its mirror image."
         return [Notice("note", "Mirrored images", words)]
     if not augment["do_flip"]:
@@ -242,7 +242,7 @@ def _is_mirrored(recipe: Mapping[str, Any]) -> bool:
     """Whether a head was fitted on features, as strategies probe and rapid do it, of mirrored images too."""
     strategy = recipe.get("strategy")
     fitted = strategy == "probe" or (strategy == "rapid" and recipe.get("weights") != "none")
-    return fitted and bool(recipe.get("mirror"))
+    return fitted and bool(recipe.get("mirror_images"))
 
 
 def _files(record: RunRecord) -> list[Notice]:

@@ -37,7 +37,7 @@ class Classifier:
 
     temperature: what its logits are divided by before they become probabilities. decisions: thresholds of the classes
     and the band that is left open, for fastcxr.evaluation.decisions.decide. gate: tells what is not like the training
-    images; None where there is none. mirror: an answer is the mean of those to an image and to its mirror image.
+    images; None where there is none. mirror_images: an answer is the mean of those to an image and to its mirror image.
     """
 
     network: nn.Module
@@ -47,7 +47,7 @@ class Classifier:
     temperature: float = 1.0
     decisions: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
-    mirror: bool = False
+    mirror_images: bool = False
 
 
 def classifier_of(learner: Learner) -> Classifier:
@@ -58,7 +58,7 @@ def classifier_of(learner: Learner) -> Classifier:
         pixels=learner.dls.pixels,
         precision=getattr(learner, "precision", "fp32"),
         gate=getattr(learner, "gate", None),
-        mirror=has_seen_mirrored(learner),
+        mirror_images=has_seen_mirrored(learner),
     )
 
 
@@ -90,7 +90,7 @@ def save_model(
             "pixels": asdict(classifier.pixels),
             "choices": choices,
             "calibration": calibration or {"temperature": 1.0},
-            "mirror": classifier.mirror,
+            "mirror_images": classifier.mirror_images,
             "gate": write_gate(folder, classifier.gate) if classifier.gate else None,
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
@@ -142,7 +142,7 @@ def load_model(folder: str | Path) -> Classifier:
         temperature=float(calibration.get("temperature", 1.0)),
         decisions=calibration,
         gate=gate,
-        mirror=facts.get("mirror", False),
+        mirror_images=facts.get("mirror_images", False),
     )
 
 

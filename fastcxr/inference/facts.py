@@ -138,5 +138,5 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "head": _is_head,
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
-    "mirror": lambda mirror: isinstance(mirror, bool),
+    "mirror_images": lambda given: isinstance(given, bool),
 }

@@ -102,7 +102,7 @@ def score_images(classifier: Classifier, images: np.ndarray) -> Scores:
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.pixels)
     with computing(classifier.precision, device):
         logits, features = answer(classifier, batch)
-        if classifier.mirror:
+        if classifier.mirror_images:
             logits = (logits.float() + answer(classifier, batch.flip(3))[0].float()) / 2
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives
     probability = (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()

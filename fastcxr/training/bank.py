@@ -43,7 +43,7 @@ def make_bank(learner: Learner, recipe: Recipe, progress: Progress) -> Bank:
     No label is looked at, so that pictures of all splits may share the pass.
     """
     pictures = learner.dls.pictures
-    views = 2 if recipe.mirror else 1
+    views = 2 if recipe.mirror_images else 1
     shape = (views, len(pictures.files), head_of(learner.model).linear.in_features)
     with open_bank(name_bank(learner, recipe), shape) as (features, is_new):
         if is_new:
@@ -56,7 +56,14 @@ def name_bank(learner: Learner, recipe: Recipe) -> str:
     """A name that changes with the body's weights, the pictures, and all that stands between them."""
     digest = hashlib.sha256(hash_body(learner.model))
     pictures = learner.dls.pictures
-    facts = (recipe.backbone, learner.dls.pixels, learner.precision, recipe.mirror, learner.dls.device.type, "folded")
+    facts = (
+        recipe.backbone,
+        learner.dls.pixels,
+        learner.precision,
+        recipe.mirror_images,
+        learner.dls.device.type,
+        "folded",
+    )
     # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
     seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes
     digest.update(repr(facts).encode() + seen)

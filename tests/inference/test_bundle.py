@@ -68,14 +68,14 @@ def test_models_of_earlier_versions_have_no_calibration(folder):
 def test_whether_it_looks_at_mirror_images_travels_with_the_model(trained, tmp_path, monkeypatch, mirror):
     monkeypatch.setattr(bundle, "has_seen_mirrored", lambda learner: mirror)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
-    assert load_model(tmp_path).mirror is mirror
+    assert load_model(tmp_path).mirror_images is mirror
 
 
 def test_models_of_earlier_versions_look_once(folder):
     facts = json.loads((folder / "model.json").read_text())
-    del facts["mirror"]
+    del facts["mirror_images"]
     (folder / "model.json").write_text(json.dumps(facts))
-    assert not load_model(folder).mirror
+    assert not load_model(folder).mirror_images
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
         ("head", {"hidden": [9], "dropout": 0.0}),
         ("head", {"layers": 3}),
         ("head", None),
-        ("mirror", 1),
+        ("mirror_images", 1),
     ],
 )
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):

@@ -22,7 +22,7 @@ def test_one_pass_serves_every_fold_and_later_learners_of_the_same_body(toy_mani
     assert passes == [30]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 65}, {"mirror": False}, {"precision": "bf16"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 65}, {"mirror_images": False}, {"precision": "bf16"}])
 def test_another_body_or_another_look_is_another_pass(toy_manifest, passes, change):
     make_bank(make(toy_manifest), RECIPE, SILENT)
     recipe = RECIPE.but(**change)

@@ -72,7 +72,7 @@ def test_the_head_is_scikit_learns_on_the_same_features(toy_manifest, one_streng
         ({"oversample": ("haze=4",)}, 1, 4, 1),
         ({"sampler": "weighted"}, 1 / 6, 1 / 2, 1 / 6),
         ({"class_weights": "balanced", "oversample": ("clear=3",)}, 3 * 14 / 18, 14 / 6, 14 / 18),
-        ({"mirror": False}, 1, 1, 1),
+        ({"mirror_images": False}, 1, 1, 1),
     ],
 )
 def test_classes_and_drawn_rows_weigh_what_the_recipe_says(uneven, one_strength, change, clear, haze, opacity):
@@ -154,7 +154,7 @@ def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
 
 
 def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
-    learner, row = fit(toy_manifest, RECIPE.but(mirror=False))
+    learner, row = fit(toy_manifest, RECIPE.but(mirror_images=False))
     with learner.no_bar():
         figures = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
     assert {name: row[name] for name in figures} == pytest.approx(figures, abs=1e-3)
@@ -201,7 +201,7 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
     learner = make(toy_manifest)
     train(learner, RECIPE)
     both = classifier_of(learner)
-    assert both.mirror
+    assert both.mirror_images
     turned = []
     for number, file in enumerate(toy_manifest["file"]):
         ImageOps.mirror(Image.open(file)).save(tmp_path / f"{number}.png")
@@ -209,16 +209,16 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
     tables = (toy_manifest, toy_manifest.assign(file=turned))
     found, same = (predict(both, table).probability for table in tables)
     np.testing.assert_allclose(found, same, atol=1e-4)
-    one, other = (np.log(predict(replace(both, mirror=False), table).probability) for table in tables)
+    one, other = (np.log(predict(replace(both, mirror_images=False), table).probability) for table in tables)
     assert not np.allclose(one, other, atol=1e-2)
     mean = np.exp((one + other) / 2)
     np.testing.assert_allclose(found, mean / mean.sum(axis=1, keepdims=True), atol=1e-4)
 
 
 def test_a_head_without_mirrored_images_answers_for_one_view(toy_manifest):
-    learner = make(toy_manifest, RECIPE.but(mirror=False))
-    train(learner, RECIPE.but(mirror=False))
-    assert not classifier_of(learner).mirror
+    learner = make(toy_manifest, RECIPE.but(mirror_images=False))
+    train(learner, RECIPE.but(mirror_images=False))
+    assert not classifier_of(learner).mirror_images
 
 
 def test_validation_images_are_answered_by_the_head_that_had_not_seen_them(toy_manifest):
