@@ -6,12 +6,13 @@ All of them come from one training a seed, of all layers from a fitted head on (
 first, which is one of its own. Validation loss picks the epoch in each. Test figures are of the same patients:
 
     head alone        the fitted head on the frozen body
-    rapid             the head alone or the best epoch after it: what fastcxr ships
+    rapid             the head alone or the best epoch after it
     moving average    the weights' moving average over the steps (a new step counts for 1 in 50), as of each epoch's end
     half way          the mean of the weights of the head alone and of each epoch
     small first       the first three fifths of the epochs at 160 px, the others at 224 px
     ... + mirror      the logits' mean over each image and its mirror image
 
+What fastcxr ships is "rapid" with the head alone "+ mirror": that head, and it alone, has learned from mirror images.
 The table is the mean over seeds, and of AUROC also the lowest and highest difference from "rapid" of the same seed.
 """
 
