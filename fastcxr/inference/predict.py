@@ -19,7 +19,7 @@ from fastcxr.inference.openvino import Graph, WatchedGraph
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.arithmetic import computing
 from fastcxr.training.fitting import answer_from_bank
-from fastcxr.training.folding import fold_batch_norm
+from fastcxr.training.folding import quicken
 from fastcxr.training.gate import features_in_bank
 from fastcxr.training.pixels import normalize
 from fastcxr.training.stages import look
@@ -77,7 +77,7 @@ def score_squares(
     """What there is to say of each square, and why a file could not be read, empty where all is well."""
     strangeness = np.full(count, np.nan) if classifier.gate else None
     scores, errors = Scores(np.full((count, len(classifier.labels)), np.nan), strangeness), [""] * count
-    classifier = quicken(classifier)
+    classifier = with_quick_network(classifier)
     for rows, images in _batches(squares, errors):
         if rows:
             found = score_images(classifier, np.stack(images))
@@ -88,11 +88,11 @@ def score_squares(
     return scores, errors
 
 
-def quicken(classifier: Classifier) -> Classifier:
+def with_quick_network(classifier: Classifier) -> Classifier:
     """The same classifier with a network for looking alone; a compiled graph is one already."""
     if isinstance(classifier.network, Graph | WatchedGraph):
         return classifier
-    return replace(classifier, network=fold_batch_norm(classifier.network, classifier.pixels, classifier.precision))
+    return replace(classifier, network=quicken(classifier.network, classifier.pixels, classifier.precision))
 
 
 @torch.inference_mode()

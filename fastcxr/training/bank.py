@@ -18,7 +18,7 @@ from fastcxr.data.cache.banks import open_bank
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.folding import fold_batch_norm
+from fastcxr.training.folding import quicken
 from fastcxr.training.heads import DepthHead, head_entries, head_of
 from fastcxr.training.pixels import normalize
 
@@ -84,7 +84,7 @@ def hash_body(network: nn.Module) -> bytes:
 def fill_bank(features: np.ndarray, learner: Learner, bar) -> None:
     """One pass of the network over all pictures, in the order of the bank."""
     pictures, device = learner.dls.pictures, learner.dls.device
-    network = fold_batch_norm(learner.model, learner.dls.pixels, learner.precision)
+    network = quicken(learner.model, learner.dls.pixels, learner.precision)
     with giving_features(head_of(network)):
         for start in range(0, len(pictures.files), BATCH):
             rows = range(start, min(start + BATCH, len(pictures.files)))

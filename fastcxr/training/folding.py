@@ -1,6 +1,7 @@
-"""A network that only looks, not learns: each batch norm becomes part of the convolution before it.
+"""A network that only looks, not learns, can be quicker about it: see quicken.
 
-Its statistics are constants then, so the same numbers come out (within rounding) and a pass over every map is saved.
+The statistics of a batch norm are constants then, so that it can become part of the convolution before it: the same
+numbers come out, within rounding, and a pass over every map is saved.
 """
 
 import copy
@@ -17,8 +18,23 @@ TOLERANCE = 1e-3  # of the norm of what comes out; rounding in float32 is far be
 Maps = list[torch.Tensor]
 
 
-def fold_batch_norm(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
-    """A copy of a network in the mode of use, quicker by its folded batch norms; the network itself stays as it is.
+def quicken(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
+    """A copy of a network in the mode of use, quicker than the network itself, which stays as it is.
+
+    In float32 its batch norms are folded. In bfloat16 they stay: a folded bias would be rounded to eight bits, and each
+    of five folds of real radiographs lost .002 of its AUROC by that. There, on a CPU, nothing is done in place, which
+    changes no bit and takes half the time.
+    """
+    if precision == "fp32":
+        return fold_batch_norm(network, pixels).to(memory_format=torch.channels_last)
+    quick = copy.deepcopy(network).eval()
+    if next(quick.parameters()).device.type == "cpu":
+        leave_places(quick, pixels)
+    return quick.to(memory_format=torch.channels_last)
+
+
+def fold_batch_norm(network: nn.Module, pixels: Pixels) -> nn.Module:
+    """A copy whose convolutions do what their batch norms did.
 
     Where the copy sees something else in a picture than the network does, because the answer of a convolution has other
     readers than its batch norm, nothing is folded.
@@ -28,14 +44,21 @@ def fold_batch_norm(network: nn.Module, pixels: Pixels, precision: str) -> nn.Mo
     pairs, expected = follow(quick, image)
     for convolution, norm in pairs:
         absorb(convolution, norm)
-    if precision == "bf16" and image.device.type == "cpu":
-        for module in quick.modules():  # torch 2.15 takes twice as long for bfloat16 in place as into new memory
-            if getattr(module, "inplace", False):
-                module.inplace = False
-    if not is_same(follow(quick, image)[1], expected):
-        log.debug("batch norm stays: this network does not come out the same without")
-        quick = copy.deepcopy(network).eval()
-    return quick.to(memory_format=torch.channels_last)
+    if is_same(follow(quick, image)[1], expected):
+        return quick
+    log.debug("batch norm stays: this network does not come out the same without")
+    return copy.deepcopy(network).eval()
+
+
+def leave_places(network: nn.Module, pixels: Pixels) -> None:
+    """Let activations write into new memory: torch 2.15 takes a CPU twice as long for bfloat16 in place."""
+    changed = [module for module in network.modules() if getattr(module, "inplace", False)]
+    expected = follow(network, noise(pixels))[1]
+    for module in changed:
+        module.inplace = False
+    if not is_same(follow(network, noise(pixels))[1], expected):  # somebody counts on what is done in place
+        for module in changed:
+            module.inplace = True
 
 
 def noise(pixels: Pixels) -> torch.Tensor:

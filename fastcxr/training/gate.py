@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 
 from fastcxr.progress import Progress
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.folding import fold_batch_norm
+from fastcxr.training.folding import quicken
 from fastcxr.training.heads import find_depths
 from fastcxr.training.pixels import blank, normalize
 from fastcxr.training.stages import look
@@ -117,7 +117,7 @@ def _see(learner: Learner, files: list[str], depths: Mapping[str, int], progress
     if learner.fitted is not None:
         return features_in_bank(learner, files, depths)
     pictures = learner.dls.pictures
-    network = fold_batch_norm(learner.model, learner.dls.pixels, learner.precision)
+    network = quicken(learner.model, learner.dls.pixels, learner.precision)
     row_of, found = {file: row for row, file in enumerate(pictures.files)}, []
     with progress.bar(len(files), "looking at images for the gate") as bar, torch.no_grad():
         for start in range(0, len(files), BATCH):

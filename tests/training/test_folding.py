@@ -7,7 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from fastcxr.training.folding import fold_batch_norm
+from fastcxr.training.arithmetic import computing
+from fastcxr.training.folding import quicken
 from fastcxr.training.heads import HeadPlan, head_of, replace_head
 from fastcxr.training.pixels import Pixels
 from fastcxr.training.stages import look
@@ -44,7 +45,7 @@ def test_the_same_comes_out_and_the_network_itself_stays(name, folded):
     if name.startswith("vit"):
         network = timm.create_model(name, num_classes=3, img_size=64)
     before = copy.deepcopy(network.state_dict())
-    quick = fold_batch_norm(network, PIXELS, "fp32")
+    quick = quicken(network, PIXELS, "fp32")
     assert count_folded(quick) == folded
     assert network.training and not quick.training
     assert all(torch.equal(now, before[key]) for key, now in network.state_dict().items())
@@ -64,7 +65,7 @@ def test_a_convolution_that_others_read_too_keeps_its_batch_norm():
             return (self.norm(answer) + answer).mean(dim=(2, 3))
 
     network = Shared()
-    quick = fold_batch_norm(network, PIXELS, "fp32")
+    quick = quicken(network, PIXELS, "fp32")
     assert count_folded(quick) == 0
     torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES))
 
@@ -74,24 +75,42 @@ def test_stages_and_a_head_over_depths_see_what_they_saw():
     network = make("resnet18")
     replace_head(network.eval(), 3, HeadPlan(depths=True), torch.zeros(1, 3, 64, 64))
     nn.init.normal_(head_of(network).linear.weight)
-    quick = fold_batch_norm(network, PIXELS, "fp32")
+    quick = quicken(network, PIXELS, "fp32")
     depths = dict(zip(head_of(network).stages, head_of(network).channels, strict=True))
     for found, expected in zip(look(quick, IMAGES, depths), look(network, IMAGES, depths), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert head_of(quick) is not head_of(network)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035"])
 @torch.no_grad()
-def test_nothing_is_done_in_place_where_that_is_the_slower_way():
-    network = make("resnet18")
-    slow, quick = (fold_batch_norm(network, PIXELS, precision) for precision in ("fp32", "bf16"))
-    assert any(getattr(module, "inplace", False) for module in slow.modules())
+def test_in_bfloat16_batch_norm_stays_nothing_is_done_in_place_and_no_bit_changes(name):
+    network = make(name).eval().to(memory_format=torch.channels_last)
+    quick = quicken(network, PIXELS, "bf16")
+    assert any(getattr(module, "inplace", False) for module in network.modules())
     assert not any(getattr(module, "inplace", False) for module in quick.modules())
-    torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES), rtol=1e-3, atol=1e-4)
+    assert count_folded(quick) == 0
+    with computing("bf16", torch.device("cpu")):
+        assert torch.equal(quick(IMAGES), network(IMAGES))
+
+
+@torch.no_grad()
+def test_who_counts_on_what_is_done_in_place_keeps_it():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.activation = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
+
+        def forward(self, images):
+            answer = self.convolution(images)
+            self.activation(answer)
+            return answer.mean(dim=(2, 3))
+
+    assert quicken(Counting(), PIXELS, "bf16").activation.inplace
 
 
 def test_folding_draws_no_random_number():
     network = make("mobilenetv2_035")
     state = torch.get_rng_state()
-    fold_batch_norm(network, PIXELS, "fp32")
+    quicken(network, PIXELS, "fp32")
     assert torch.equal(state, torch.get_rng_state())
