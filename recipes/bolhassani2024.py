@@ -12,8 +12,8 @@ Here      the published backbones: not run yet. MobileNetV2 in their place, two 
           whom training has not seen: 83.2 %, AUROC .955 (no interval yet), the same by either of
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --strategy fine --epochs 6 --precision bf16
-          With --strategy probe: 81.8 % (78.4 to 84.8), AUROC .947 (.933 to .958). That model finds 96.9 % of the normal
-          chests here, and 5.2 % (3.4 to 7.8) of the 500 of Ozturk et al., of which it calls 334 COVID-19:
+          With --strategy probe: 82.4 % (78.8 to 85.4), AUROC .949 (.935 to .960). That model finds 97.4 % of the normal
+          chests here, and 4.2 % (2.6 to 6.6) of the 500 of Ozturk et al., of which it calls 361 COVID-19:
             fastcxr evaluate RUN --data OZTURK --map No_findings=Normal --classes Normal
           Arms at 128 px in place of 224, MobileNetV2, 20 epochs, the same test images; half an hour on one core each:
             PRCE  81.8 % (78.1 to 85.0), AUROC .946 (.931 to .958); virus .590, COVID-19 15 of 16
