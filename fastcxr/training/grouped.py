@@ -2,7 +2,7 @@
 
 oneDNN is slow at two of them in bfloat16: the gradient of the images where a convolution is strided (up to fifty times
 slower than in float32), and that of the weights where a kernel is larger than 3 x 3 or a group has several channels
-(three to four times). With torch 2.15 on a Xeon with AMX that was a third of a backward pass of MobileNetV2 and half
+(three to five times). With torch 2.15 on a Xeon with AMX that was a third of a backward pass of MobileNetV2 and half
 of one of EfficientNet; `benchmarks/throughput.py` shows what is left.
 """
 
