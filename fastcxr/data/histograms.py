@@ -7,11 +7,13 @@ Black margins count as what they are, black. A class is the mean over its images
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.cache.contents import name_state
 from fastcxr.data.cohort.excerpt import samples_of_each_class
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
 from fastcxr.data.hdf5 import read_reference
@@ -57,14 +59,15 @@ def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, An
     watched = progress.bar(len(files), "measuring images") if progress else nullcontext()
     looks = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, watched as bar:
-        for look in pool.map(_look, files):
+        for look in pool.map(_look, files, map(name_state, files)):
             looks.append(look)
             if bar:
                 bar.advance()
     return looks
 
 
-def _look(path: str) -> dict[str, Any]:
+@lru_cache(maxsize=8192)  # the folds of a run look at the same files; one that was written to has another state
+def _look(path: str, state: bytes | None) -> dict[str, Any]:
     image = read_image(path)
     height, width = image.shape
     return {"shares": histogram_of(image), "kind": _name_kind(path), "width": width, "height": height}

@@ -2,6 +2,7 @@
 
 import html
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> str:
     """The page as HTML text; every value is escaped on its way in."""
+    return make_environment().get_template(template).render(**context, plate=plates.get)
+
+
+@cache
+def make_environment() -> Environment:
+    """Where templates are found and how they show values; kept, for folds draw the same page again and again."""
     page = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -37,8 +44,8 @@ def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> 
         "spread": spread,
         "breakable": _breakable,
     }
-    page.globals |= {"count": count, "class_color": class_color, "plate": lambda name: plates.get(name)}
-    return page.get_template(template).render(**context)
+    page.globals |= {"count": count, "class_color": class_color}
+    return page
 
 
 class Page(type(Path())):

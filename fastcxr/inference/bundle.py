@@ -17,7 +17,7 @@ from fastcxr.inference.facts import FACTS_FILE, FORMAT_VERSION, OTHER_VERSION, W
 from fastcxr.inference.gates import read_gate, write_gate
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
-from fastcxr.training.arithmetic import find_precision
+from fastcxr.training.arithmetic import find_precision, keep_memory
 from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.chest_weights import XRV
 from fastcxr.training.gate import Gate
@@ -134,6 +134,7 @@ def load_model(folder: str | Path) -> Classifier:
             code="E302",
         ) from error
     precision = find_precision("auto", torch.device("cpu")) if chosen == "bf16" else "fp32"
+    keep_memory()
     return Classifier(
         network=network.eval(),
         labels=labels,

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from fastcxr.data.histograms import BINS, histogram_of, measure_images
+from fastcxr.data.images import read_image
 from fastcxr.errors import ImageError
 
 
@@ -75,3 +76,15 @@ def test_no_images_are_no_rows():
     empty = pd.DataFrame(columns=["source", "path", "label", "patient", "split", "file"])
     histograms, files = measure_images(empty)
     assert len(histograms) == len(files) == 0 and "mean" in histograms and "kind" in files
+
+
+def test_a_file_is_measured_once_for_all_folds_and_again_when_it_was_written_to(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("fastcxr.data.histograms.read_image", lambda path: read.append(path) or read_image(path))
+    manifest = write_cohort(tmp_path, [("a", draw(11)), ("a", draw(12))])
+    first, _ = measure_images(manifest)
+    assert measure_images(manifest)[0].equals(first) and len(read) == 2
+    Image.fromarray(draw(13, (66, 90))).save(manifest["file"][1])
+    changed, files = measure_images(manifest)
+    assert len(read) == 3 and not changed.equals(first)
+    assert sorted(files["width"]) == [80, 90]

@@ -40,6 +40,13 @@ def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_mani
     np.testing.assert_array_equal(before, after)
 
 
+def test_a_loaded_model_keeps_freed_memory_for_its_next_batch(folder, monkeypatch):
+    kept = []
+    monkeypatch.setattr(bundle, "keep_memory", lambda: kept.append(True))
+    load_model(folder)
+    assert kept, "without it a prediction spends more than half of its time on getting pages again"
+
+
 def test_the_temperature_and_the_thresholds_travel_with_the_model(trained, tmp_path, toy_manifest):
     calibration = {"temperature": 0.5, "thresholds": {"clear": {"threshold": 0.4}}, "uncertain_below": None}
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"}, calibration)
