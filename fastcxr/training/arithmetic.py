@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import torch
+from torch import nn
 
 from fastcxr.training.grouped import GroupedBackward
 
@@ -37,6 +38,14 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
         GroupedBackward() if is_mended else nullcontext(),
     ):
         yield
+
+
+class ExactConvolution(nn.Conv2d):
+    """A convolution that computes in float32 whatever is asked for around it."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(maps.device.type, enabled=False):
+            return super().forward(maps.float())
 
 
 def keep_memory() -> None:

@@ -62,7 +62,7 @@ def name_bank(learner: Learner, recipe: Recipe) -> str:
         learner.precision,
         recipe.mirror_images,
         learner.dls.device.type,
-        "folded",
+        "joined",
     )
     # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
     seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes

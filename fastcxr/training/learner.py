@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from fastcxr.recipe import Recipe
 from fastcxr.training.arithmetic import computing, find_precision, keep_memory
 from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.beginning import begin_exactly
 from fastcxr.training.groups import layer_groups
 from fastcxr.training.heads import plan_head
 from fastcxr.training.losses import make_loss
@@ -94,6 +95,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     precision = find_precision(recipe.precision, loaders.device)
     if loaders.device.type == "cpu":
         keep_memory()
+        if precision == "bf16":
+            begin_exactly(network, loaders.pixels)
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
     scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(

@@ -5,9 +5,12 @@ import copy
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
+from fastcxr.training import folding
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.chains import Chain
 from fastcxr.training.folding import quicken
 from fastcxr.training.heads import HeadPlan, head_of, replace_head
 from fastcxr.training.pixels import Pixels
@@ -27,26 +30,49 @@ def make(name: str) -> nn.Module:
     return network.train()
 
 
-def count_folded(network: nn.Module) -> int:
-    """How many batch norms hand their input on."""
-    return sum("forward" in vars(module) for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+def joints_of(network: nn.Module) -> list[folding.Joint]:
+    """What stands in the place of convolutions."""
+    ways = [vars(module).get("forward") for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return [way for way in ways if isinstance(way, folding.Joint)]
+
+
+def forget_onednn(monkeypatch) -> None:
+    """A machine without it."""
+    monkeypatch.setattr(folding, "has_onednn", lambda device: False)
 
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("name", "folded"),
-    [("mobilenetv2_035", 52), ("resnet18", 20), ("densenet121", 59), ("vgg11_bn", 8), ("vit_tiny_patch16_224", 0)],
-)
+JOINED = {
+    "mobilenetv2_035": 52,
+    "resnet18": 20,  # its residuals are added in place, between a batch norm and an activation
+    "torchvision:resnet18": 20,  # one activation in several places
+    "mobilenetv3_small_050": 34,  # squeeze and excitation, hard swish
+    "densenet121": 59,
+    "vgg11_bn": 8,
+    "vit_tiny_patch16_224": 0,
+}
+
+
+def make_any(name: str) -> nn.Module:
+    """Of timm or torchvision."""
+    if name.startswith("torchvision:"):
+        torch.manual_seed(0)
+        return getattr(torchvision.models, name.partition(":")[2])(num_classes=3)
+    return timm.create_model(name, num_classes=3, img_size=64) if name.startswith("vit") else make(name)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("name", "joined"), JOINED.items())
 @torch.no_grad()
-def test_the_same_comes_out_and_the_network_itself_stays(name, folded):
-    network = make(name)
-    if name.startswith("vit"):
-        network = timm.create_model(name, num_classes=3, img_size=64)
+def test_the_same_comes_out_and_the_network_itself_stays(name, joined, onednn, monkeypatch):
+    if not onednn:
+        forget_onednn(monkeypatch)
+    network = make_any(name).train()
     before = copy.deepcopy(network.state_dict())
     quick = quicken(network, PIXELS, "fp32")
-    assert count_folded(quick) == folded
+    assert len(joints_of(quick)) == joined
     assert network.training and not quick.training
     assert all(torch.equal(now, before[key]) for key, now in network.state_dict().items())
     torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES), rtol=1e-3, atol=1e-4)
@@ -66,7 +92,7 @@ def test_a_convolution_that_others_read_too_keeps_its_batch_norm():
 
     network = Shared()
     quick = quicken(network, PIXELS, "fp32")
-    assert count_folded(quick) == 0
+    assert not joints_of(quick)
     torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES))
 
 
@@ -82,14 +108,45 @@ def test_stages_and_a_head_over_depths_see_what_they_saw():
     assert head_of(quick) is not head_of(network)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "mobilenetv3_small_050"])
+@torch.no_grad()
+def test_in_bfloat16_the_answers_are_no_further_from_those_of_float32(name):
+    network = make(name).eval().to(memory_format=torch.channels_last)
+    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    exact, quick = network(images), quicken(network, PIXELS, "bf16")
+    assert len(joints_of(quick)) == JOINED[name]
+    with computing("bf16", torch.device("cpu")):
+        errors = [float((found.float() - exact).norm() / exact.norm()) for found in (quick(images), network(images))]
+    assert 0 < errors[0] < 1.5 * errors[1] < 0.3
+
+
+@torch.no_grad()
+def test_in_bfloat16_biases_and_the_beginning_stay_in_float32():
+    joints = joints_of(quicken(make("mobilenetv2_100"), PIXELS, "bf16"))
+    assert {joint.bias.dtype for joint in joints} == {torch.float32}
+    assert [joint.weight.dtype for joint in joints[:4]] == [*3 * [torch.float32], torch.bfloat16]
+
+
+@torch.no_grad()
+def test_a_large_bias_that_evens_out_a_large_sum_is_not_rounded():
+    convolution, norm = nn.Conv2d(64, 1, 1, bias=False), nn.BatchNorm2d(1).eval()
+    convolution.weight.fill_(-1.5625)  # a number of bfloat16; all together -100
+    norm.bias.fill_(100.3)  # 100.5 in bfloat16
+    joint = folding.Joint(Chain(convolution, norm, 16, None), bare=True)
+    joint.weight = joint.weight.bfloat16()
+    found = joint(torch.ones(1, 64, 4, 4)).float()
+    torch.testing.assert_close(found, torch.full_like(found, 0.3), rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035"])
 @torch.no_grad()
-def test_in_bfloat16_batch_norm_stays_nothing_is_done_in_place_and_no_bit_changes(name):
+def test_without_onednn_batch_norm_stays_nothing_is_done_in_place_and_no_bit_changes(name, monkeypatch):
+    forget_onednn(monkeypatch)
     network = make(name).eval().to(memory_format=torch.channels_last)
     quick = quicken(network, PIXELS, "bf16")
     assert any(getattr(module, "inplace", False) for module in network.modules())
     assert not any(getattr(module, "inplace", False) for module in quick.modules())
-    assert count_folded(quick) == 0
+    assert not joints_of(quick)
     with computing("bf16", torch.device("cpu")):
         assert torch.equal(quick(IMAGES), network(IMAGES))
 

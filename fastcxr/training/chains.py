@@ -1,0 +1,109 @@
+"""Which convolution, batch norm and activation of a network follow each other, found by one pass of a picture."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastcxr.training.arithmetic import ExactConvolution
+from fastcxr.training.pixels import Pixels
+
+Ends = dict[nn.Module | None, torch.Tensor]
+ACTIVATIONS = {  # as oneDNN calls them, with their numbers
+    nn.ReLU: ("relu", []),
+    nn.ReLU6: ("hardtanh", [0.0, 6.0]),
+    nn.SiLU: ("swish", []),
+    nn.Hardswish: ("hardswish", []),
+}
+
+
+@dataclass(eq=False)
+class Chain:
+    """A convolution, the batch norm that takes up its answer, and the activation that takes up that one's, if any.
+
+    The activation is part of the batch norm in some networks (timm's BatchNormAct2d), a module of its own in others.
+    """
+
+    convolution: nn.Conv2d
+    norm: nn.BatchNorm2d
+    places: int  # of the map that the convolution makes
+    activation: nn.Module | None
+
+    @property
+    def cost(self) -> int:
+        """Multiplications of the convolution."""
+        return self.convolution.weight.numel() * self.places
+
+
+def noise(pixels: Pixels) -> torch.Tensor:
+    """One picture of noise, always the same; whoever else draws is left alone."""
+    size = (1, len(pixels.mean), pixels.image_size, pixels.image_size)
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+class Follower:
+    """Hooks of one pass through a network: which chains there are, and what comes out at their ends."""
+
+    def __init__(self):
+        self.made: dict[tuple[int, int], tuple[nn.Conv2d | Chain, torch.Tensor]] = {}
+        self.chains: list[Chain] = []
+        self.ends: Ends = {}
+        self.calls: Counter[nn.Module] = Counter()
+        self.taken: dict[nn.Module, nn.Conv2d | Chain | None] = {}
+
+    def before(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        """Keep whose answer this module takes up, before it writes into it."""
+        self.calls[module] += 1
+        self.taken[module] = self.made.get(name_answer(inputs[0]), (None,))[0]
+
+    def after(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        """Keep what this module made, and with what it goes together."""
+        before = self.taken[module]
+        if isinstance(module, nn.Conv2d):
+            self.made[name_answer(output)] = (module, output)
+        elif isinstance(module, nn.BatchNorm2d):
+            self.ends[module] = output.clone()  # what follows may work in place
+            if is_plain(before, module):
+                self.chains.append(Chain(before, module, output[0, 0].numel(), getattr(module, "act", None)))
+                self.made[name_answer(output)] = (self.chains[-1], output)
+        elif isinstance(before, Chain) and before.activation is None:
+            before.activation = module
+            self.ends[before.norm] = output.clone()
+
+    def found(self) -> list[Chain]:
+        """The chains whose modules have one place in the network; an activation with several is left out of them."""
+        for chain in self.chains:
+            if chain.activation and self.calls[chain.activation] > 1:
+                chain.activation = None
+        return [chain for chain in self.chains if self.calls[chain.convolution] == self.calls[chain.norm] == 1]
+
+
+def name_answer(answer: torch.Tensor) -> tuple[int, int]:
+    """Tells answers apart as long as they are kept alive, and one from itself after it was written to (`x += y`)."""
+    return id(answer), answer._version
+
+
+def is_plain(convolution: nn.Module | Chain | None, norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm of constant statistics takes up the answer of a convolution without a way of its own."""
+    return (
+        type(convolution) in (nn.Conv2d, ExactConvolution)
+        and convolution.padding_mode == "zeros"
+        and isinstance(convolution.padding, tuple)
+        and norm.running_mean is not None
+    )
+
+
+@torch.no_grad()
+def follow(network: nn.Module, image: torch.Tensor) -> tuple[list[Chain], Ends]:
+    """The chains of a network, and the answers of all ends of chains, other batch norms and (None) the network."""
+    follower, watched = Follower(), (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
+    modules = [module for module in network.modules() if isinstance(module, watched)]
+    hooks = [module.register_forward_pre_hook(follower.before) for module in modules]
+    hooks += [module.register_forward_hook(follower.after) for module in modules]
+    try:
+        follower.ends[None] = network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return follower.found(), follower.ends
