@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fastcxr.training.arithmetic import computing
 from fastcxr.training.beginning import find_beginning
 from fastcxr.training.chains import ACTIVATIONS, Chain, Ends, follow, noise
 from fastcxr.training.pixels import Pixels
@@ -45,7 +46,8 @@ class Joint:
 
 def has_onednn(device: torch.device) -> bool:
     """Whether there are convolutions here that take an activation along, and a float32 bias beside bfloat16."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return device.type == "cpu" and is_there
 
 
 def quicken(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
@@ -58,19 +60,24 @@ def quicken(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
 
 
 def join_chains(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
-    """The network with every chain in one pass; as it is where it does not come out the same in float32."""
+    """The network with every chain in one pass; as it is where that cannot be, or is not the same in float32."""
     joined = copy.deepcopy(network)
     device = next(joined.parameters()).device
-    chains, expected = follow(joined, noise(pixels).to(device))
+    image = noise(pixels).to(device)
+    chains, expected = follow(joined, image)
     exact = find_beginning(chains)
     joints = {chain: join(chain, device) for chain in chains}
-    if not is_same(follow(joined, noise(pixels).to(device))[1], expected):
-        log.debug("batch norm stays: this network does not come out the same without")
-        return network
-    for chain, joint in joints.items():
-        if precision == "bf16" and chain not in exact:
-            joint.weight = joint.weight.bfloat16()
-    return joined
+    try:
+        is_good = is_same(follow(joined, image)[1], expected)
+        for chain, joint in joints.items():
+            if precision == "bf16" and chain not in exact:
+                joint.weight = joint.weight.bfloat16()
+        with torch.no_grad(), computing(precision, device):
+            joined(image)
+    except RuntimeError as error:  # a processor, or a torch, that lacks such a convolution
+        log.debug("batch norm stays: %s", error)
+        is_good = False
+    return joined if is_good else network
 
 
 def join(chain: Chain, device: torch.device) -> Joint:

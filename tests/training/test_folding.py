@@ -151,6 +151,20 @@ def test_without_onednn_batch_norm_stays_nothing_is_done_in_place_and_no_bit_cha
         assert torch.equal(quick(IMAGES), network(IMAGES))
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@torch.no_grad()
+def test_where_onednn_cannot_do_it_the_network_stays_as_it_is(precision, monkeypatch):
+    def refuse(self, maps):
+        raise RuntimeError("needs the cpu support avx512")
+
+    monkeypatch.setattr(folding.Joint, "__call__", refuse)
+    network = make("mobilenetv2_035").eval().to(memory_format=torch.channels_last)
+    quick = quicken(network, PIXELS, precision)
+    assert not joints_of(quick)
+    with computing(precision, torch.device("cpu")):
+        assert torch.equal(quick(IMAGES), network(IMAGES))
+
+
 @torch.no_grad()
 def test_who_counts_on_what_is_done_in_place_keeps_it():
     class Counting(nn.Module):
