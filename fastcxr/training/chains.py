@@ -1,5 +1,6 @@
 """Which convolution, batch norm and activation of a network follow each other, found by one pass of a picture."""
 
+import weakref
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from fastcxr.training.arithmetic import ExactConvolution
 from fastcxr.training.pixels import Pixels
 
 Ends = dict[nn.Module | None, torch.Tensor]
+EACH = 13  # of the values of a map; a divisor of no usual width
 ACTIVATIONS = {  # as oneDNN calls them, with their numbers
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
@@ -46,7 +48,7 @@ class Follower:
     """Hooks of one pass through a network: which chains there are, and what comes out at their ends."""
 
     def __init__(self):
-        self.made: dict[tuple[int, int], tuple[nn.Conv2d | Chain, torch.Tensor]] = {}
+        self.made: dict[int, tuple[weakref.ref[torch.Tensor], int, nn.Conv2d | Chain]] = {}
         self.chains: list[Chain] = []
         self.ends: Ends = {}
         self.calls: Counter[nn.Module] = Counter()
@@ -55,21 +57,30 @@ class Follower:
     def before(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         """Keep whose answer this module takes up, before it writes into it."""
         self.calls[module] += 1
-        self.taken[module] = self.made.get(name_answer(inputs[0]), (None,))[0]
+        self.taken[module] = self.maker_of(inputs[0])
 
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         """Keep what this module made, and with what it goes together."""
         before = self.taken[module]
         if isinstance(module, nn.Conv2d):
-            self.made[name_answer(output)] = (module, output)
+            self.keep(output, module)
         elif isinstance(module, nn.BatchNorm2d):
-            self.ends[module] = output.clone()  # what follows may work in place
+            self.ends[module] = sample(output)
             if is_plain(before, module):
                 self.chains.append(Chain(before, module, output[0, 0].numel(), getattr(module, "act", None)))
-                self.made[name_answer(output)] = (self.chains[-1], output)
+                self.keep(output, self.chains[-1])
         elif isinstance(before, Chain) and before.activation is None:
             before.activation = module
-            self.ends[before.norm] = output.clone()
+            self.ends[before.norm] = sample(output)
+
+    def keep(self, output: torch.Tensor, maker: nn.Conv2d | Chain) -> None:
+        """Keep who made this, for as long as it is there and nothing is written into it (`x += y`)."""
+        self.made[id(output)] = (weakref.ref(output), output._version, maker)
+
+    def maker_of(self, maps: torch.Tensor) -> nn.Conv2d | Chain | None:
+        """Who made this, as it is now."""
+        kept, version, maker = self.made.get(id(maps), (lambda: None, 0, None))
+        return maker if kept() is maps and version == maps._version else None
 
     def found(self) -> list[Chain]:
         """The chains whose modules have one place in the network; an activation with several is left out of them."""
@@ -79,9 +90,9 @@ class Follower:
         return [chain for chain in self.chains if self.calls[chain.convolution] == self.calls[chain.norm] == 1]
 
 
-def name_answer(answer: torch.Tensor) -> tuple[int, int]:
-    """Tells answers apart as long as they are kept alive, and one from itself after it was written to (`x += y`)."""
-    return id(answer), answer._version
+def sample(answer: torch.Tensor) -> torch.Tensor:
+    """A copy, for what follows may work in place, of so few values that those of a large network fit into memory."""
+    return answer.flatten()[::EACH].clone()
 
 
 def is_plain(convolution: nn.Module | Chain | None, norm: nn.BatchNorm2d) -> bool:
@@ -96,7 +107,7 @@ def is_plain(convolution: nn.Module | Chain | None, norm: nn.BatchNorm2d) -> boo
 
 @torch.no_grad()
 def follow(network: nn.Module, image: torch.Tensor) -> tuple[list[Chain], Ends]:
-    """The chains of a network, and the answers of all ends of chains, other batch norms and (None) the network."""
+    """The chains of a network, and samples of the answers of their ends, other batch norms and (None) the network."""
     follower, watched = Follower(), (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
     modules = [module for module in network.modules() if isinstance(module, watched)]
     hooks = [module.register_forward_pre_hook(follower.before) for module in modules]
