@@ -19,7 +19,7 @@ Here      the published backbones: not run yet. MobileNetV2 in their place, two 
             PRCE  81.8 % (78.1 to 85.0), AUROC .946 (.931 to .958); virus .590, COVID-19 15 of 16
             PRCW  80.8 % (77.4 to 83.7), AUROC .954 (.940 to .964); virus .770, COVID-19 16 of 16
             PRFL  82.0 % (78.4 to 85.1), AUROC .950 (.935 to .962); virus .685, COVID-19 13 of 16
-            the others: not run yet
+            the others: not run yet. PRCE and PRCW ran before first layers computed in float32, PRFL after it
           by
             python recipes/bolhassani2024.py ARM --data CORONAHACK --backbone mobilenetv2_100 --weights FILE
             --image-size 128

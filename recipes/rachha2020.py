@@ -12,7 +12,7 @@ Here      mobilenetv2, one core in 57 minutes, the set of Ozturk et al. 2020 (12
             python recipes/rachha2020.py mobilenetv2 --data OZTURK --patients TABLE --weights FILE
           Rates were found at 1.9e-4 (head), 1.7e-3 (upper layers) and 4.8e-4 (all). A head on kept features
           (--strategy probe) gives 82.6 % (76.1 to 87.6), AUROC .951 (.918 to .971), in seconds
-          All other arms: not run yet
+          Measured before first layers computed in float32. All other arms: not run yet
 """
 
 from fastcxr import Augmentation, Recipe
