@@ -20,11 +20,17 @@ OPTIMIZERS = ("radam", "adam", "adamw", "sgd")  # beside timm:NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """The knobs of fastai's aug_transforms; the defaults suit chest radiographs, which are upright and lateralised."""
+    """The knobs of fastai's aug_transforms and one more, quarter_turns, which fastai does not let one choose.
+
+    The defaults suit chest radiographs, which are upright and lateralised.
+    """
 
     mult: float = choice(1.0, "factor on rotation, lighting and warp together", at_least=0)
     do_flip: bool = choice(False, "mirror left and right: puts the heart on the other side")
-    flip_vert: bool = choice(False, "with do_flip: also upside down and turned by 90 degrees")
+    flip_vert: bool = choice(False, "with do_flip: also upside down")
+    quarter_turns: bool = choice(
+        True, "with flip_vert: also turned by 90 degrees; without them each flip is drawn alone"
+    )
     max_rotate: float = choice(7.0, "largest rotation, in degrees", at_least=0)
     min_zoom: float = choice(0.95, "smallest zoom", at_least=0.01)
     max_zoom: float = choice(1.1, "largest zoom", at_least=0.01)
@@ -152,7 +158,10 @@ class Recipe:
     monitor: Literal["auroc", "accuracy", "valid_loss"] = choice(
         "valid_loss", "validation figure that chooses the best epoch"
     )
-    patience: int = choice(0, "epochs without improvement before a stage stops; 0 never stops", at_least=0)
+    patience: int | None = choice(
+        None, "epochs without improvement before a stage stops; 0 never stops; none given: rapid 3, others never",
+        at_least=0,
+    )  # fmt: skip
 
     sensitivity: float = choice(
         0.95, "what each class's threshold is to reach on validation images", at_least=0.01, below=1.0001

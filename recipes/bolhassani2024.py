@@ -36,10 +36,10 @@ from fastcxr.cooking import cook
 BASE = Recipe(
     "resnet50", epochs=20, optimizer="adam", learning_rate=1e-3, strategy=(Stage(name="all"),),
     schedule="step", step_epochs=10, step_factor=0.5, loss="cross_entropy",
-    # rotation with probability 0.3; flips have 0.5 of their own; nothing else moves
+    # rotation with probability 0.3; each flip has 0.5 of its own; nothing else moves
     augment=Augmentation(
-        do_flip=True, flip_vert=True, max_rotate=10.0, p_affine=0.3, min_zoom=1.0, max_zoom=1.0, max_warp=0.0,
-        max_lighting=0.0,
+        do_flip=True, flip_vert=True, quarter_turns=False, max_rotate=10.0, p_affine=0.3, min_zoom=1.0, max_zoom=1.0,
+        max_warp=0.0, max_lighting=0.0,
     ),
 )  # fmt: skip
 CHEXNET = BASE.but(backbone="densenet121", weights="xrv:densenet121-res224-nih")

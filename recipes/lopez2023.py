@@ -22,10 +22,10 @@ BASE = Recipe(
 )  # fmt: skip
 
 RECIPES = {
-    # three dense layers and three dropouts
-    "resnet50": BASE.but(loss="mse", head=(256, 128), dropout=0.5),
+    # three dense layers and three dropouts before the sigmoid
+    "resnet50": BASE.but(loss="mse", head=(512, 256, 128), dropout=0.5),
     # three dense layers
-    "mobilenet": BASE.but(backbone="mobilenetv1_100", loss="binary_cross_entropy", head=(256, 128)),
+    "mobilenet": BASE.but(backbone="mobilenetv1_100", loss="binary_cross_entropy", head=(512, 256, 128)),
 }
 
 PAPER = {"resnet50": {"accuracy": 0.55}, "mobilenet": {"accuracy": 0.9733}}

@@ -120,13 +120,13 @@ def test_whole_numbers_are_rates_too():
     assert Recipe(learning_rate=1).learning_rate == 1
 
 
-def test_the_knobs_are_those_of_fastai():
+def test_the_knobs_are_those_of_fastai_and_one_of_ours():
     import inspect
 
     from fastai.vision.augment import aug_transforms
 
     knobs = set(inspect.signature(aug_transforms).parameters) - {"xtra_tfms", "size"}
-    assert {item.name for item in fields(Augmentation)} == knobs
+    assert {item.name for item in fields(Augmentation)} == knobs | {"quarter_turns"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 5, "nonsense": 1}'])

@@ -14,11 +14,14 @@ FEW = 8  # channels a group; from so many on there is good code for bfloat16
 
 
 class GroupedBackward(TorchFunctionMode):
-    """Inside, a 2d convolution with few channels a group answers in bfloat16 as ever and learns by a quicker road."""
+    """Inside, a 2d convolution with few channels a group answers in bfloat16 as ever and learns by a quicker road.
+
+    What is kept out of bfloat16, with autocast switched off around it, is left alone.
+    """
 
     def __torch_function__(self, function, types, arguments=(), options=None):
         """Every function of torch passes here."""
-        is_learning = function is torch.conv2d and torch.is_grad_enabled()
+        is_learning = function is torch.conv2d and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         return (convolve if is_learning else function)(*arguments, **(options or {}))
 
 

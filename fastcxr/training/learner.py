@@ -21,7 +21,7 @@ from fastcxr.training.backbones import explain_choice, find_backbone, make_netwo
 from fastcxr.training.beginning import begin_exactly
 from fastcxr.training.groups import layer_groups
 from fastcxr.training.heads import plan_head
-from fastcxr.training.losses import make_loss
+from fastcxr.training.losses import CohortLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 
 log = logging.getLogger("fastcxr")
@@ -112,6 +112,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         train_bn=False,
         path=scratch.name,
     )
+    learner.recorder.loss = CohortLoss()
+    learner.loss_func.to(loaders.device)  # with its class weights; a loss may be asked before fastai's first fit
     learner.scratch, learner.precision = scratch, precision  # the folder is removed with the learner
     learner.fitted = None  # a head fitted on a bank of features will stand here
     learner.gate = None  # what training images look like, once it has learned

@@ -5,6 +5,7 @@ the same numbers, and the transforms do a third of the work.
 """
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize
 from fastai.torch_core import TensorImageBW, default_device
-from fastai.vision.augment import PadMode, aug_transforms
+from fastai.vision.augment import AffineCoordTfm, PadMode, aug_transforms, flip_mat
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform
@@ -115,10 +116,22 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
 
 def make_augmentation(choices: Augmentation, size: int) -> list:
     """fastai's aug_transforms with these knobs, for images of `size` pixels."""
-    knobs = {name: value for name, value in vars(choices).items() if name != "pad_mode"}
+    knobs = vars(choices) | {"pad_mode": getattr(PadMode, choices.pad_mode.title())}
+    extra = []
+    if not knobs.pop("quarter_turns") and choices.do_flip and choices.flip_vert:
+        # both flips of fastai are one of the eight symmetries of a square, which transpose half of what they move
+        knobs["flip_vert"] = False
+        same = {name: knobs[name] for name in ("mode", "pad_mode", "align_corners")}
+        extra = [AffineCoordTfm(partial(upside_down, batch=choices.batch), **same)]
     # a size makes fastai resample validation images too, so it is given only to the crop that cannot do without
     size = size if choices.min_scale < 1 else None
-    return aug_transforms(**knobs, pad_mode=getattr(PadMode, choices.pad_mode.title()), size=size)
+    return aug_transforms(**knobs, size=size, xtra_tfms=extra)
+
+
+def upside_down(images: torch.Tensor, batch: bool = False) -> torch.Tensor:
+    """Matrices that turn each second image, at random, upside down; shape (n, 3, 3)."""
+    axes = [1, 0, 2]  # what fastai's flip does to x, done to y
+    return flip_mat(images, p=0.5, batch=batch)[:, axes][:, :, axes]
 
 
 def make_pixels(recipe: Recipe) -> Pixels:

@@ -6,6 +6,7 @@ Every loss here is one of the softmax probabilities, so that the predictions of 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastai.learner import AvgLoss, Learner
 from fastai.losses import BaseLoss
 from torch import nn
 
@@ -101,6 +102,21 @@ class Softmax(BaseLoss):
 
     def decodes(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.argmax(dim=self.axis)
+
+
+class CohortLoss(AvgLoss):
+    """The mean loss of all images of an epoch as if they were one batch, the classes weighed; fastai's column "loss".
+
+    fastai averages the batches by their sizes. Each batch is divided by its own weights already, and images stand in
+    the order of their classes: in batches of one class the weights would cancel.
+    """
+
+    def accumulate(self, learn: Learner) -> None:
+        """Take a batch in, as heavy as the weights of its images."""
+        weight, truth = learn.loss_func.func.weight, learn.yb[0]
+        heavy = len(truth) if weight is None else weight[truth].sum().item()
+        self.total += learn.to_detach(learn.loss.mean()) * heavy
+        self.count += heavy
 
 
 PLAIN = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}  # without a number of their own

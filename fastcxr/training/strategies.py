@@ -19,6 +19,7 @@ from fastcxr.training.gate import fit_gate
 from fastcxr.training.heads import is_banked
 from fastcxr.training.learner import whole_batches
 from fastcxr.training.rates import NO_CURVE, find_rate, group_rates
+from fastcxr.training.rates import STEPS as RATE_STEPS
 from fastcxr.training.schedules import make_scheduler
 from fastcxr.training.time_limit import Deadline, find_epochs
 from fastcxr.training.trouble import explaining_memory, lost_worker, take_fewer_workers
@@ -39,6 +40,8 @@ STRATEGIES = {
     # from that head on the body learns to see; a rate that suits it would shake a head of small weights
     "rapid": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
 }
+# two epochs at the top of one cycle are often worse than what stands before and after them
+RAPID_PATIENCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +119,8 @@ def teach(learner: Learner, recipe: Recipe, stages: list[Stage], keeper: StateKe
             report.go_on(found)
             report.tell_past()
         else:
-            epochs = choose_epochs(learner, stages[number:], report.deadline)
+            finding = RATE_STEPS if recipe.learning_rate == "find" else 0
+            epochs = choose_epochs(learner, stages[number:], report.deadline, finding)
             if not epochs:
                 continue
             rate, record, curve = find_rate(learner, recipe, stage, report.progress)
@@ -157,11 +161,11 @@ def mend(learner: Learner, keeper: StateKeeper) -> None:
     take_fewer_workers(learner)
 
 
-def choose_epochs(learner: Learner, stages: list[Stage], deadline: Deadline) -> int:
-    """How many epochs of the first of these stages fit into its share of the time that is left."""
+def choose_epochs(learner: Learner, stages: list[Stage], deadline: Deadline, finding: int) -> int:
+    """How many epochs of the first of these stages, after `finding` steps, fit into its share of what time is left."""
     wanted = stages[0].epochs
     share = wanted / max(1, sum(stage.epochs for stage in stages))
-    epochs, seconds = find_epochs(learner, wanted, deadline.left * share)
+    epochs, seconds = find_epochs(learner, wanted, deadline.left * share, finding)
     if epochs < wanted:
         log.warning(
             "stage %s: %d of %d epochs fit into the time limit (one takes about %.3g s)",
@@ -181,6 +185,8 @@ def settle_head(learner: Learner, best: BestEpoch) -> None:
 def find_stages(recipe: Recipe, groups: int) -> list[Stage]:
     """The recipe's stages, every number filled in for a network of so many layer groups."""
     stages = STRATEGIES[recipe.strategy] if isinstance(recipe.strategy, str) else recipe.strategy
+    patience = RAPID_PATIENCE if recipe.strategy == "rapid" and is_banked(recipe) else 0
+    recipe = recipe if recipe.patience is not None else recipe.but(patience=patience)
     if recipe.strategy in ("fine", "rapid") and recipe.weights == "none":
         log.warning("random weights: a frozen body has nothing to offer, so all layers learn at once (strategy deep)")
         stages = STRATEGIES["deep"]

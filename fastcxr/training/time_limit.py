@@ -8,6 +8,7 @@ import torch
 from fastai.learner import Learner
 
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.gate import MOST
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 STEPS = 3  # the first warms up, and is not counted
@@ -17,9 +18,10 @@ DRAWING = 10  # seconds that a report may take
 
 @dataclass(frozen=True)
 class Deadline:
-    """Seconds that may pass from its making on; infinitely many where nobody waits."""
+    """Seconds that may pass, `before` of them before its making; infinitely many where nobody waits."""
 
     seconds: float = math.inf
+    before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -29,8 +31,8 @@ class Deadline:
 
     @property
     def spent(self) -> float:
-        """Seconds since its making."""
-        return time.perf_counter() - self.started
+        """Seconds since its making, and those before."""
+        return self.before + time.perf_counter() - self.started
 
     @property
     def left(self) -> float:
@@ -38,14 +40,19 @@ class Deadline:
         return self.seconds - self.spent - DRAWING
 
 
-def find_epochs(learner: Learner, wanted: int, seconds: float) -> tuple[int, float]:
-    """How many of the wanted epochs fit into `seconds`, and what one takes (0 where there is no limit)."""
+def find_epochs(learner: Learner, wanted: int, seconds: float, steps_before: int = 0) -> tuple[int, float]:
+    """How many of the wanted epochs fit into `seconds`, and what one takes (0 where there is no limit).
+
+    `steps_before`: training steps that come first, those of lr_find.
+    """
     if seconds == math.inf:
         return wanted, 0.0
     step, loaders = measure_step(learner), learner.dls
     look = step * FORWARD * len(loaders.valid)
     epoch = step * len(loaders.train) + look
-    fitting = int((seconds - 2 * look) / epoch)  # the held-out images are looked at afterwards
+    # the held-out images are looked at afterwards, and by the gate some of all
+    gate = step * FORWARD * sum(min(len(loader), MOST // loader.bs) for loader in loaders)
+    fitting = int((seconds - steps_before * step - 2 * look - gate) / epoch)
     return max(0, min(wanted, fitting)), epoch
 
 

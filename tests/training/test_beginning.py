@@ -45,8 +45,9 @@ def test_a_learner_begins_exactly_in_bfloat16(precision, count, toy_manifest):
     assert len(exact_ones(make_learner(make_loaders(toy_manifest, recipe), recipe).model)) == count
 
 
-def test_they_learn_and_answer_in_float32_in_the_midst_of_bfloat16():
-    layer, maps = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_they_learn_and_answer_in_float32_in_the_midst_of_bfloat16(groups):
+    layer, maps = nn.Conv2d(4, 4, 3, groups=groups), torch.rand(1, 4, 8, 8)
     expected = layer(maps)
     layer.__class__ = ExactConvolution
     with computing("bf16", torch.device("cpu")):

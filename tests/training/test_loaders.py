@@ -1,16 +1,27 @@
 """Loaders speak the backbone's pixels, keep the whole picture, and draw the same batches from the same seed."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from fastai.data.transforms import IntToFloatTensor
+from fastai.torch_core import TensorImageBW
+from fasttransform import Pipeline
 
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.packing import pack_cohort
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.recipe import Augmentation, Recipe
-from fastcxr.training.loaders import ExpandChannels, Radiograph, find_device, make_loaders, seed_everything
+from fastcxr.training.loaders import (
+    ExpandChannels,
+    Radiograph,
+    find_device,
+    make_augmentation,
+    make_loaders,
+    seed_everything,
+)
 
 matplotlib.use("Agg")
 STILL = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)
@@ -74,6 +85,26 @@ def test_three_channels_that_are_augmented_give_the_same_numbers_as_one_that_is_
 def test_every_knob_of_aug_transforms_can_be_set(toy_manifest, knob):
     images, _ = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(**knob))).train.one_batch()
     assert images.shape == (4, 3, 64, 64)
+
+
+FLIPS = Augmentation(do_flip=True, flip_vert=True, max_rotate=0, min_zoom=1, max_zoom=1, max_warp=0, max_lighting=0)
+
+
+@pytest.mark.parametrize(("quarter_turns", "kinds"), [(False, 4), (True, 8)])
+def test_both_flips_are_drawn_apart_where_nothing_is_turned(quarter_turns, kinds):
+    picture = torch.rand(1, 1, 8, 8)
+    moves = make_augmentation(replace(FLIPS, quarter_turns=quarter_turns), 8)
+    seed_everything(0)
+    seen = Pipeline(moves, split_idx=0)(TensorImageBW(picture.expand(4000, -1, -1, -1).clone()))
+    straight = [picture.flip(axes) for axes in ((), (3,), (2,), (2, 3))]
+    turned = [square.transpose(2, 3) for square in straight]
+    shares = torch.tensor(
+        [torch.isclose(seen, square, atol=1e-4).all(dim=(1, 2, 3)).float().mean() for square in straight + turned]
+    )
+    assert shares.sum() == pytest.approx(1)
+    assert (shares > 0.03).sum() == kinds
+    if not quarter_turns:
+        torch.testing.assert_close(shares[:4], torch.full((4,), 0.25), atol=0.03, rtol=0)
 
 
 def test_show_batch_draws_positives_not_negatives(toy_manifest):

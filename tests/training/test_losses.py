@@ -1,11 +1,14 @@
 """Each loss against a second implementation, and its predictions as probabilities that sum to one."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fastcxr.recipe import Recipe
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_loaders
 from fastcxr.training.losses import class_weights, make_loss
 
 COUNTS = np.array([10, 30, 60])
@@ -92,3 +95,17 @@ def test_reductions_are_those_that_fastai_asks_for():
     loss = make_loss(Recipe(), COUNTS)
     loss.reduction = "none"
     assert loss(LOGITS, TRUTH).shape == (8,)
+
+
+def test_the_validation_loss_does_not_depend_on_how_images_fall_into_batches(toy_manifest):
+    recipe = Recipe("fastcxr:baseline_cnn", weights="none", image_size=64, class_weights="balanced", loss="focal")
+    rows = toy_manifest["split"] == "valid"
+    table = pd.concat([toy_manifest, toy_manifest[rows & (toy_manifest["label"] == "clear")]], ignore_index=True)
+    losses = []
+    for size in (1, 2, 500):
+        learner = make_learner(make_loaders(table.sort_values("label"), recipe.but(batch_size=size)), recipe)
+        learner.loss_func.func.weight = torch.tensor([0.2, 1.0, 6.0])
+        with learner.no_bar():
+            losses.append(learner.validate()[0])
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from fastcxr.errors import RecipeError, TrainingError
-from fastcxr.recipe import Recipe
+from fastcxr.progress import Progress
+from fastcxr.recipe import Recipe, Stage
 from fastcxr.training import strategies, time_limit
+from fastcxr.training.epochs import BestEpoch, EpochReport
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_limit import DRAWING, Deadline, find_epochs, measure_step
@@ -44,11 +46,21 @@ def test_what_is_left_becomes_less_and_keeps_room_for_the_report():
     assert 39 - DRAWING < deadline.left < 40 - DRAWING + 0.1
 
 
+def test_what_was_spent_before_counts_however_often_a_run_was_broken_off():
+    report = EpochReport(BestEpoch("valid_loss"), Progress(), 4, Deadline(100))
+    report.begin(Stage())
+    for spent in (30, 50):
+        report.go_on(report.state() | {"spent": spent})
+    assert report.state()["spent"] == pytest.approx(50, abs=1)
+    assert report.deadline.left == pytest.approx(100 - 50 - DRAWING, abs=1)
+
+
 def test_as_many_epochs_are_chosen_as_fit(learner, a_step_takes):
     a_step_takes(3.0)
     train, valid = len(learner.dls.train), len(learner.dls.valid)
-    epoch = 3.0 * train + valid
-    assert find_epochs(learner, 4, 2.5 * epoch + 2 * valid) == (2, epoch)
+    epoch, afterwards = 3.0 * train + valid, 2 * valid + (train + valid)  # a report, and the gate
+    assert find_epochs(learner, 4, 2.5 * epoch + afterwards) == (2, epoch)
+    assert find_epochs(learner, 4, 2.5 * epoch + afterwards, steps_before=math.ceil(0.6 * epoch / 3)) == (1, epoch)
     assert find_epochs(learner, 4, 100 * epoch) == (4, epoch)
     assert find_epochs(learner, 4, -5.0) == (0, epoch)
 
@@ -69,7 +81,7 @@ def test_a_step_is_measured_without_a_trace(learner):
 def test_training_teaches_what_fits_and_says_so(learner, a_step_takes, caplog):
     a_step_takes(1.0)
     epoch = len(learner.dls.train) + len(learner.dls.valid) / 3
-    training = strategies.train(learner, RECIPE, deadline=Deadline(DRAWING + 2.9 * epoch))
+    training = strategies.train(learner, RECIPE, deadline=Deadline(DRAWING + 3.3 * epoch))
     assert len(training.history) == 2
     assert "stage all: 2 of 4 epochs fit into the time limit" in caplog.text
 
