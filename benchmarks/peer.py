@@ -16,15 +16,19 @@ from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, set_seed
 from fastcxr import Recipe
 
 
-def make_plain_learner(manifest: pd.DataFrame, recipe: Recipe, folder: str | Path) -> Learner:
+def make_plain_learner(
+    manifest: pd.DataFrame, recipe: Recipe, folder: str | Path, workers: int | None = None
+) -> Learner:
     """ImageDataLoaders, Resize, aug_transforms and vision_learner, over the train and valid rows.
 
-    `recipe.weights`: a file of weights that vision_learner cannot fetch here, or "none".
+    `recipe.weights`: a file of weights that vision_learner cannot fetch here, or "none". `workers`: processes that
+    read; without it fastai's own choice, one a core.
     """
     set_seed(recipe.seed, reproducible=True)
     table = manifest[manifest["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "valid")
     loaders = ImageDataLoaders.from_df(
-        table, path="/", fn_col="file", label_col="label", valid_col="is_valid", bs=recipe.batch_size, num_workers=0,
+        table, path="/", fn_col="file", label_col="label", valid_col="is_valid", bs=recipe.batch_size,
+        num_workers=workers,
         item_tfms=Resize(recipe.image_size), batch_tfms=aug_transforms(),
     )  # fmt: skip
     if recipe.weights == "none":
