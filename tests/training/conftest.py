@@ -11,9 +11,9 @@ def passes(monkeypatch, tmp_path) -> list[int]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     counts, fill = [], bank.fill_bank
 
-    def counted(found, learner, bar):
+    def counted(found, *others):
         counts.append(found.shape[1])
-        fill(found, learner, bar)
+        fill(found, *others)
 
     monkeypatch.setattr(bank, "fill_bank", counted)
     return counts
