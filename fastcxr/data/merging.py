@@ -61,12 +61,17 @@ def number_sources(rows: pd.DataFrame) -> pd.DataFrame:
 
 def part_patients(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with patients of different sources told apart, after they were named."""
-    patient, origin, home = rows["patient"], rows["patient_from"], rows[HOME]
-    holds = origin.isin(EVERYWHERE) | (patient == name_known(rows["path"]))
-    own = origin == "own"
+    patient, home = rows["patient"], rows[HOME]
+    holds, own = hold_everywhere(rows), rows["patient_from"] == "own"
     _say_shared(patient[~holds & ~own], home)
     parted = (home + ":" + patient).mask(own, OWN + home + "/" + rows["path"])
     return rows.assign(patient=texts(patient.where(holds, parted)))
+
+
+def hold_everywhere(rows: pd.DataFrame) -> pd.Series:
+    """Whether each row's patient has a name that means the same person in every source."""
+    # a column that repeats the file name of a known collection says no less than that name
+    return rows["patient_from"].isin(EVERYWHERE) | (rows["patient"] == name_known(rows["path"]))
 
 
 def _say_shared(patients: pd.Series, homes: pd.Series) -> None:
