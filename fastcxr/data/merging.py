@@ -17,6 +17,7 @@ from fastcxr.data.cohort.tables import TEXT, name_some, texts
 log = logging.getLogger("fastcxr")
 
 HOME = "fastcxr home"  # a column for as long as tables are merged: which --data a row came from; no header has it
+NO_SPLITS = "none"  # what `split_from` says of images of a home without splits, merged with one that gives them
 EVERYWHERE = ("table", "dicom", "nih", "kermany", "im")  # origins whose names hold in every source
 
 
@@ -57,6 +58,18 @@ def number_sources(rows: pd.DataFrame) -> pd.DataFrame:
             sources = sources.mask((rows["source"] == source) & (rows[HOME] == home), name)
             log.info("%s: images of the source %s are called %s, for both hold the same paths", home, source, name)
     return rows.assign(source=texts(sources))
+
+
+def name_split_origins(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `split_from`: given, NO_SPLITS, or missing where nothing gives a split.
+
+    This is known by home only: two homes may name one source, of which one gives splits and the other does not.
+    """
+    bare = rows["split"].isna().groupby(rows[HOME]).transform("all")
+    if "split_from" in rows:  # a packed cohort that was merged before
+        bare |= rows["split_from"] == NO_SPLITS
+    given = pd.Series("given", index=rows.index, dtype=TEXT).where(rows["split"].notna())
+    return rows.assign(split_from=given if bare.all() else given.mask(bare, NO_SPLITS))
 
 
 def part_patients(rows: pd.DataFrame) -> pd.DataFrame:
