@@ -15,7 +15,7 @@ from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
-from fastcxr.evaluation.record import APART
+from fastcxr.evaluation.record import APART, CohortRecord, read_description
 from fastcxr.folder import write_table
 from fastcxr.lock import held
 from fastcxr.progress import Progress, find_progress
@@ -93,7 +93,7 @@ def part_word(recipe: Recipe) -> str:
 
 
 def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd.DataFrame:
-    """predictions.csv, manifest.csv, folds.csv and thumbnails of all runs together; returns the manifest."""
+    """What a report of all runs together is drawn from; returns the manifest."""
     folder = record.folder
     predictions = pool_predictions({name: read_predictions(p / "predictions.csv") for name, p in places.items()})
     written = {name: read_written_manifest(place / "manifest.csv") for name, place in places.items()}
@@ -103,7 +103,15 @@ def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, name) for name, place in places.items()]))
     record.write_thumbnails(manifest, predictions)
+    tell_trouble(record, {name: read_description(place) for name, place in places.items()})
     return manifest
+
+
+def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:
+    """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
+    write_left_out(record.folder, pool_skipped([part.skipped for part in parts.values()]))
+    said = {name: part.run.get("said") or [] for name, part in parts.items()}
+    record.said = pool_warnings(said, part_word(record.recipe))
 
 
 def pool_predictions(runs: dict[str, Predictions]) -> Predictions:
@@ -130,6 +138,31 @@ def pool_manifest(written: dict[str, pd.DataFrame], read: pd.DataFrame, word: st
         what = f"{len(table) - len(found):,} images of the finished {word}s are not in the data any more"
         raise DataError(what, f"Give the data that the {word}s were run on, or choose another --out", code="E302")
     return found
+
+
+def pool_skipped(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Each image that the runs left out, once: every run reads the whole cohort."""
+    # two sources may hold one path: its first row in each run is one image, its second another
+    numbered = [table.assign(number=table.groupby("path").cumcount()) for table in tables]
+    return pd.concat(numbered).drop_duplicates(["path", "number"]).drop(columns="number")
+
+
+def write_left_out(folder: Path, skipped: pd.DataFrame) -> None:
+    """skipped.csv, where anything was left out."""
+    if len(skipped):
+        write_table(folder / "skipped.csv", skipped)
+    else:  # of runs that were done again since, with images that are whole now
+        (folder / "skipped.csv").unlink(missing_ok=True)
+
+
+def pool_warnings(said: dict[str, list[dict[str, str]]], word: str) -> list[dict[str, str]]:
+    """Each warning of the runs once; before one that not all of them gave stands which did: `fold 2: ...`."""
+    runs: dict[str, list[str]] = {}
+    for name, lines in said.items():
+        for text in dict.fromkeys(line["text"] for line in lines if line["level"] == "warning"):
+            runs.setdefault(text, []).append(name)
+    parts = {text: "" if len(names) == len(said) else f"{word} {', '.join(names)}: " for text, names in runs.items()}
+    return [{"level": "warning", "text": part + text} for text, part in parts.items()]
 
 
 def read_figures(place: Path, name: str) -> dict[str, Any]:

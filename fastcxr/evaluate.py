@@ -9,7 +9,7 @@ import pandas as pd
 
 from fastcxr.cohort import read_cohort
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.data.merging import EVERYWHERE
+from fastcxr.data.merging import hold_everywhere
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError, ImageError
 from fastcxr.evaluation.predictions import INTERNAL, PREFIX, Predictions, read_predictions, write_predictions
@@ -85,7 +85,7 @@ def leave_out_seen(manifest: pd.DataFrame, run: str | Path, size: int, record: R
     contents = open_pictures(manifest["file"].tolist(), size).name_contents()
     taught = trained[trained["split"].isin(["train", "valid"])]
     is_picture = pd.Series(contents, index=manifest.index).isin(taught[CONTENT])
-    is_patient = manifest["patient_from"].isin(EVERYWHERE) & manifest["patient"].isin(taught["patient"]) & ~is_picture
+    is_patient = hold_everywhere(manifest) & manifest["patient"].isin(taught["patient"]) & ~is_picture
     if (is_picture | is_patient).all():
         what = f"the model was trained on all {len(manifest):,} images of this data"
         raise DataError(what, "Name data that it has not seen", code="E303")

@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from toys import write_toys
 
-from fastcxr.cross_validation import cross_validate, pool_manifest
+from fastcxr.cross_validation import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
 from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
+from fastcxr.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,57 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     page = cross_validate(recipe.but(data=(str(first), str(second)), folds=2), tmp_path / "run")
     assert "Confounded: do not use these figures" in page.read_text()
     assert "Every class comes from sources of its own" in page.read_text()
+
+
+NOBODYS = "no image says whose it is"
+
+
+@pytest.fixture(scope="module")
+def damaged(pooled, tmp_path_factory):
+    """Folds of images that nobody is named for, two of them damaged; the folder of all and its data."""
+    place = tmp_path_factory.mktemp("damaged")
+    data = write_toys(place / "toys", per_class=14)
+    for number, file in enumerate(sorted(data.glob("*/*.png"))):
+        file.rename(file.with_name(f"{number}.png"))
+    for name in ("clear/2.png", "haze/20.png"):
+        (data / name).write_bytes((data / name).read_bytes()[:90])
+    recipe = pooled[0].but(data=str(data), folds=2, strategy="probe", skip_bad=True)
+    cross_validate(recipe, place / "run")
+    return place / "run"
+
+
+def test_images_that_were_left_out_are_counted_once_in_everything_that_is_said_of_all_folds(damaged):
+    assert pd.read_csv(damaged / "skipped.csv")["path"].tolist() == ["clear/2.png", "haze/20.png"]
+    assert len(pd.read_csv(damaged / "predictions.csv")) == 40
+    assert "2 images left out" in (damaged / "report.html").read_text()
+    assert "- Left out (CLAIM 10): 2 images, reasons in skipped.csv" in (damaged / "MODEL_CARD.md").read_text()
+    claim = (damaged / "CLAIM.md").read_text()
+    assert "2 images left out, reasons in skipped.csv" in claim and "left out and counted; 2 images here" in claim
+    assert verify(damaged)[0] == []
+
+
+def test_a_warning_about_the_cohort_stands_once_on_the_pooled_report(damaged):
+    said = json.loads((damaged / "run.json").read_text())["said"]
+    assert [line["text"].startswith(NOBODYS) for line in said if NOBODYS in line["text"]] == [True]
+    assert (damaged / "report.html").read_text().count(NOBODYS) == 2, "as a notice, and in the list of what was said"
+    assert NOBODYS in (damaged / "MODEL_CARD.md").read_text()
+
+
+def test_two_images_of_one_path_that_were_left_out_stay_two():
+    table = pd.DataFrame({"path": ["a.png", "a.png", "b.png"], "code": "E102", "reason": "not a picture"})
+    assert pool_skipped([table, table, table[:0]])["path"].tolist() == ["a.png", "a.png", "b.png"]
+
+
+def test_nothing_is_left_out_any_more_once_the_images_were_mended_and_the_folds_run_again(tmp_path):
+    table = pd.DataFrame({"path": ["a.png"], "code": "E102", "reason": "not a picture"})
+    write_left_out(tmp_path, table)
+    assert (tmp_path / "skipped.csv").exists()
+    write_left_out(tmp_path, table[:0])
+    assert not (tmp_path / "skipped.csv").exists()
+
+
+def test_a_warning_that_not_every_fold_gave_names_those_that_did():
+    all_of_them, some, info = ({"level": level, "text": text} for level, text in
+                               (("warning", "whose?"), ("warning", "no haze"), ("info", "3 classes")))  # fmt: skip
+    found = pool_warnings({"1": [all_of_them, some, some], "2": [info, all_of_them], "3": [some, all_of_them]}, "fold")
+    assert [line["text"] for line in found] == ["whose?", "fold 1, 3: no haze"]

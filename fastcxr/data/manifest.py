@@ -21,7 +21,15 @@ from fastcxr.data.cohort.traits import read_traits
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.hdf5 import is_hdf5, read_packed
-from fastcxr.data.merging import HOME, describe_homes, join_tables, number_names, number_sources, part_patients
+from fastcxr.data.merging import (
+    HOME,
+    describe_homes,
+    join_tables,
+    name_split_origins,
+    number_names,
+    number_sources,
+    part_patients,
+)
 from fastcxr.data.selection import select
 from fastcxr.data.summary import Summary, count_classes
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
@@ -155,8 +163,7 @@ def _read_rows(cohort: Cohort, name: str) -> pd.DataFrame:
 
 
 def _arrange(rows: pd.DataFrame) -> pd.DataFrame:
-    given = pd.Series("given", index=rows.index, dtype=TEXT).where(rows["split"].notna())
-    rows = rows.assign(split_from=given)
+    rows = name_split_origins(rows)
     further = [name for name in rows.columns if name not in {*COLUMNS, "file", HOME}]
     return rows[[*COLUMNS, *further, "file"]].reset_index(drop=True)
 

@@ -17,6 +17,7 @@ from fastcxr.data.cohort.tables import TEXT, name_some, texts
 log = logging.getLogger("fastcxr")
 
 HOME = "fastcxr home"  # a column for as long as tables are merged: which --data a row came from; no header has it
+NO_SPLITS = "none"  # what `split_from` says of images of a home without splits, merged with one that gives them
 EVERYWHERE = ("table", "dicom", "nih", "kermany", "im")  # origins whose names hold in every source
 
 
@@ -59,14 +60,31 @@ def number_sources(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(source=texts(sources))
 
 
+def name_split_origins(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `split_from`: given, NO_SPLITS, or missing where nothing gives a split.
+
+    This is known by home only: two homes may name one source, of which one gives splits and the other does not.
+    """
+    bare = rows["split"].isna().groupby(rows[HOME]).transform("all")
+    if "split_from" in rows:  # a packed cohort that was merged before
+        bare |= rows["split_from"] == NO_SPLITS
+    given = pd.Series("given", index=rows.index, dtype=TEXT).where(rows["split"].notna())
+    return rows.assign(split_from=given if bare.all() else given.mask(bare, NO_SPLITS))
+
+
 def part_patients(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with patients of different sources told apart, after they were named."""
-    patient, origin, home = rows["patient"], rows["patient_from"], rows[HOME]
-    holds = origin.isin(EVERYWHERE) | (patient == name_known(rows["path"]))
-    own = origin == "own"
+    patient, home = rows["patient"], rows[HOME]
+    holds, own = hold_everywhere(rows), rows["patient_from"] == "own"
     _say_shared(patient[~holds & ~own], home)
     parted = (home + ":" + patient).mask(own, OWN + home + "/" + rows["path"])
     return rows.assign(patient=texts(patient.where(holds, parted)))
+
+
+def hold_everywhere(rows: pd.DataFrame) -> pd.Series:
+    """Whether each row's patient has a name that means the same person in every source."""
+    # a column that repeats the file name of a known collection says no less than that name
+    return rows["patient_from"].isin(EVERYWHERE) | (rows["patient"] == name_known(rows["path"]))
 
 
 def _say_shared(patients: pd.Series, homes: pd.Series) -> None:

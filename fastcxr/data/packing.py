@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastcxr")
 
 BATCH = 64  # images in memory at once
-KNOWN = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file")
+KNOWN = ("source", "path", "label", "patient", "split", "file")  # all others are further columns
 
 
 def pack_cohort(

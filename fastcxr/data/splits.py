@@ -12,6 +12,7 @@ from fastcxr.data.cohort.checks import refuse_lonely
 from fastcxr.data.cohort.dealing import SHARES, deal
 from fastcxr.data.cohort.earlier import find_kept
 from fastcxr.data.cohort.tables import TEXT, name_some, suggest
+from fastcxr.data.merging import NO_SPLITS
 from fastcxr.errors import DataError, RecipeError
 
 log = logging.getLogger("fastcxr")
@@ -80,9 +81,9 @@ def _forget(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _join_train(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Whole sources without splits, merged with one that gives them: train, or where their patient is."""
+    """Whole sources, or --data, without splits, merged with one that gives them: train, or where their patient is."""
     blank = manifest["split"].isna()
-    bare = blank.groupby(manifest["source"]).transform("all")
+    bare = blank.groupby(manifest["source"]).transform("all") | blank & (manifest["split_from"] == NO_SPLITS)
     if not bare.any():
         return manifest
     placed = manifest[~blank].groupby("patient")["split"]

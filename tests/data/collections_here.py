@@ -61,3 +61,16 @@ def make_cohen(root: Path, *more: str, first: int = 200) -> Path:
             draw(root / folder / name, number)
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
     return root
+
+
+COVIDX = "3 a.png normal rsna\n4 b b.jpg COVID-19 cohen\n5 c.png COVID-19 fig1\n6 d.png normal rsna\n"
+
+
+def make_covidx(root: Path, lists: str = "labels", images: str = "", train: str = COVIDX) -> Path:
+    """The label lists in `lists`, and images in train/ and test/ below `images`."""
+    for number, name in enumerate(["train/a.png", "train/b b.jpg", "train/c.png", "train/d.png", "test/e.png"]):
+        draw(root / images / name, 300 + number)
+    (root / lists).mkdir(parents=True, exist_ok=True)
+    (root / lists / "train_COVIDx5.txt").write_text(train)
+    (root / lists / "test_COVIDx5.txt").write_text("RSNA 1 e.png normal rsna\n")
+    return root

@@ -2,21 +2,10 @@
 
 import pytest
 from cohorts import one_line
-from collections_here import draw
+from collections_here import COVIDX, draw, make_covidx
 
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import DataError
-
-TRAIN = "3 a.png normal rsna\n4 b b.jpg COVID-19 cohen\n5 c.png COVID-19 fig1\n6 d.png normal rsna\n"
-
-
-def make_covidx(root, lists: str = "labels", images: str = "", train: str = TRAIN):
-    for number, name in enumerate(["train/a.png", "train/b b.jpg", "train/c.png", "train/d.png", "test/e.png"]):
-        draw(root / images / name, 300 + number)
-    (root / lists).mkdir(parents=True, exist_ok=True)
-    (root / lists / "train_COVIDx5.txt").write_text(train)
-    (root / lists / "test_COVIDx5.txt").write_text("RSNA 1 e.png normal rsna\n")
-    return root
 
 
 def refuse(folder) -> str:
@@ -36,27 +25,27 @@ def test_lists_of_labels_become_a_manifest(tmp_path, lists, images):
 
 
 def test_older_lists_have_no_source(tmp_path):
-    train = "\n".join(line.rsplit(" ", 1)[0] for line in TRAIN.splitlines())
+    train = "\n".join(line.rsplit(" ", 1)[0] for line in COVIDX.splitlines())
     manifest = read_manifest(make_covidx(tmp_path / "x", train=train))
     assert manifest["source"].tolist() == ["rsna", *["x"] * 4]
     assert manifest["label"].tolist()[1:] == ["normal", "COVID-19", "COVID-19", "normal"]
 
 
 def test_a_list_that_names_missing_images_is_refused_with_its_lines(tmp_path):
-    text = refuse(make_covidx(tmp_path, train=TRAIN + "7 gone.png normal rsna\n"))
+    text = refuse(make_covidx(tmp_path, train=COVIDX + "7 gone.png normal rsna\n"))
     assert (
         "1 lines name files that are not in train/ (line 5). Make the images with the collection's own script" in text
     )
 
 
 def test_a_line_too_short_is_refused(tmp_path):
-    text = refuse(make_covidx(tmp_path, train=TRAIN + "gone.png normal\n"))
+    text = refuse(make_covidx(tmp_path, train=COVIDX + "gone.png normal\n"))
     assert "(line 5). Give patient, file name and label on each line" in text
 
 
 def test_several_versions_of_the_lists_are_refused(tmp_path):
     make_covidx(tmp_path)
-    (tmp_path / "labels" / "train_COVIDx8A.txt").write_text(TRAIN)
+    (tmp_path / "labels" / "train_COVIDx8A.txt").write_text(COVIDX)
     assert "labels/train_COVIDx5.txt, labels/train_COVIDx8A.txt. Keep one version of the lists" in refuse(tmp_path)
 
 

@@ -6,12 +6,13 @@ import shutil
 import pandas as pd
 import pytest
 from cohorts import one_line
-from collections_here import draw, make_cohen, make_coronahack
+from collections_here import draw, make_cohen, make_coronahack, make_covidx
 from PIL import Image
 
 from fastcxr.data.copies import is_telling
 from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
 from fastcxr.data.merging import number_names
+from fastcxr.data.packing import pack_cohort
 from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, RecipeError
 
@@ -194,6 +195,37 @@ def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tm
     assert set(split["split"][["images/a one.png", "images/c.png"]]) <= {"train", "valid"}
     anew = split_by_patient(manifest, given="ignore")
     assert set(anew["split_from"]) == {"patient"}
+
+
+def merge_covidx_and_cohen(root):
+    """Both name the source `cohen`: the lists of COVIDx, which give splits, and the folder, which gives none."""
+    return read_manifest([make_covidx(root / "covidx"), make_cohen(root / "cohen")], classes=("normal", "COVID-19"))
+
+
+def test_a_place_without_splits_joins_train_though_another_place_names_its_source(tmp_path, caplog):
+    manifest = merge_covidx_and_cohen(tmp_path)
+    assert set(manifest.loc[manifest["path"].isin(["images/a one.png", "train/b b.jpg"]), "source"]) == {"cohen"}
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        split = split_by_patient(manifest)
+    assert "no splits are given by cohen: of these images 3 join train" in caplog.text
+    assert set(split.loc[split["path"].str.startswith("images/"), "split"]) <= {"train", "valid"}
+    assert split.set_index("path")["split"]["test/e.png"] == "test"
+    assert set(split["split_from"]) <= {"given", "patient"}
+
+
+def test_so_it_does_after_both_were_packed(tmp_path):
+    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+    manifest = merge_covidx_and_cohen(tmp_path)
+    again = read_manifest(pack_cohort(manifest, tmp_path / "both.h5"))
+    assert split_by_patient(again)["split"].tolist() == split_by_patient(manifest)["split"].tolist()
+
+
+def test_splits_that_one_place_gives_in_part_are_refused_beside_another_too(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    (one / "t.csv").write_text("path,label,split\ncovid/1.png,covid,train\ncovid/2.png,covid,test\n"
+                               "normal/1.png,normal,train\nnormal/2.png,normal,\n")  # fmt: skip
+    with pytest.raises(DataError, match="1 of 8 images have no split"):
+        split_by_patient(read_manifest([one / "t.csv", two]))
 
 
 def test_a_merged_manifest_can_be_written_and_read_again_with_the_same_patients(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from cohorts import one_line
 from collections_here import draw, make_cohen
 from counted import Counted
+from radiographs import make_dicom, make_reference, save_dicom
 
 from fastcxr.data.hdf5 import read_packed_image
 from fastcxr.data.images import check_images, fit_square, read_image
@@ -83,6 +84,44 @@ def test_a_packed_cohort_can_be_packed_and_merged_again(cohort, packed, tmp_path
     np.testing.assert_array_equal(read_image(f"{again}#2"), read_image(f"{packed}#2"))
     merged = read_manifest([packed, cohort])
     assert len(merged) == 5, "checksums of the files are kept, so copies are found"
+
+
+def make_dicoms(root, **patients):
+    """Two classes of DICOM files; `patients`: the ID in each file, by its name."""
+    for number, (name, patient) in enumerate(patients.items()):
+        place = root / ("sick", "well")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture = make_reference(seed=sum(name.encode()))
+        save_dicom(place / f"{name}.dcm", make_dicom(picture, PatientID=patient))
+    return root
+
+
+def test_where_each_patient_was_read_comes_back(tmp_path):
+    for number, name in enumerate(["00000013_000", "00000013_001", "person7_virus_1", "scan"]):
+        draw(tmp_path / "ward" / ("sick", "well")[number % 2] / f"{name}.png", number)
+    before = read_manifest(tmp_path / "ward")
+    after = read_manifest(pack_cohort(before, tmp_path / "ward.h5"))
+    names = ["path", "patient", "patient_from"]
+    pd.testing.assert_frame_equal(after[names], before[names])
+    assert set(after["patient_from"]) == {"nih", "kermany", "own"}
+
+
+def test_a_hashed_patient_of_a_packed_cohort_is_the_same_person_in_a_folder_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTCXR_SALT", "a secret of the tests")
+    ward = make_dicoms(tmp_path / "ward", a="P1", b="P2", c="P3", d="P3")
+    more = make_dicoms(tmp_path / "more", e="P1", f="P4")
+    packed = pack_cohort(read_manifest(ward), tmp_path / "ward.h5")
+    merged, unpacked = read_manifest([packed, more]), read_manifest([ward, more])
+    assert merged["patient"].tolist() == unpacked["patient"].tolist()
+    assert merged["patient"].nunique() == 4
+
+
+def test_a_file_of_an_earlier_release_says_not_where_patients_were_read_and_is_taken_as_a_table(cohort, packed):
+    with h5py.File(packed, "a") as content:
+        del content["columns"]["patient_from"]
+    after = read_manifest(packed)
+    assert after["patient"].tolist() == read_manifest(cohort)["patient"].tolist()
+    assert set(after["patient_from"]) == {"column"}
 
 
 def test_no_path_of_the_machine_is_written(packed, tmp_path):

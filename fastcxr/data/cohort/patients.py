@@ -43,7 +43,7 @@ def name_patients(
     known = pd.concat(found.values(), axis=1).notna().any(axis=1)
     found["dicom"] = _from_dicom(rows[~known], tag)
     found |= {name: _from_names(rows["path"], pattern) for name, pattern in KNOWN_NAMES.items()}
-    return _choose(rows, found)
+    return _restore_origins(_choose(rows, found), rows)
 
 
 def name_known(paths: pd.Series) -> pd.Series:
@@ -64,6 +64,14 @@ def _choose(rows: pd.DataFrame, found: dict[str, pd.Series]) -> pd.DataFrame:
         names = names.reindex(rows.index)
         patient, origin = patient.where(names.isna(), names), origin.where(names.isna(), name)
     return rows.assign(patient=patient, patient_from=origin)
+
+
+def _restore_origins(named: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The named rows; those of a packed cohort, which brings its patients, know where these were read before that."""
+    if "patient_from" not in rows:
+        return named
+    known = (named["patient_from"] == "column") & rows["patient_from"].notna() & (rows["patient_from"] != "own")
+    return named.assign(patient_from=texts(named["patient_from"].mask(known, rows["patient_from"])))
 
 
 def _from_column(rows: pd.DataFrame) -> pd.Series:
