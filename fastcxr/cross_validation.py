@@ -22,7 +22,7 @@ from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
-from fastcxr.storage import write_json
+from fastcxr.storage import SUMS, write_json
 from fastcxr.training.time_limit import Deadline
 from fastcxr.unfinished import find_finished
 
@@ -51,6 +51,7 @@ def cross_validate(
     if all((place / "report.html").exists() for place in (record.folder, *places.values())):
         return find_finished(folder, recipe)
     with held(record.folder):
+        (record.folder / SUMS).unlink(missing_ok=True)  # all of the pool is written anew where one run was
         record.begin()
         run_parts(record, parts, places, progress, mirror)
         return record.finish()

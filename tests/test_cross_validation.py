@@ -77,6 +77,7 @@ def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
     cross_validate(recipe, folder)
     assert (folder / "fold-2" / "predictions.csv").read_bytes() == before
     assert (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns == stamp
+    assert verify(folder)[0] == []
 
 
 def test_folds_of_another_recipe_are_left_alone(pooled):
