@@ -10,8 +10,10 @@ from sklearn.metrics import roc_auc_score
 from toys import write_toys
 
 from fastcxr.cross_validation import cross_validate, pool_manifest
+from fastcxr.data.cache import contents
 from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
+from fastcxr.training import bank
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,16 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     page = cross_validate(recipe.but(data=(str(first), str(second)), folds=2), tmp_path / "run")
     assert "Confounded: do not use these figures" in page.read_text()
     assert "Every class comes from sources of its own" in page.read_text()
+
+
+def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_one_pass(
+    toy_folder, tmp_path, temporary, monkeypatch
+):
+    decoded, looked, read, fill = [], [], contents.read_open_image, bank.fill_bank
+    monkeypatch.setattr(contents, "read_open_image", lambda file, path: (decoded.append(path), read(file, path))[1])
+    monkeypatch.setattr(bank, "fill_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest)))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    cross_validate(recipe, tmp_path / "run")
+    assert len(decoded) == len(set(decoded)) == 30
+    assert looked == [30]
