@@ -3,7 +3,9 @@
 The file's own name ends in the checksum of the array: one that was damaged is made anew.
 """
 
+import errno
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -19,6 +21,7 @@ from fastcxr.data.cache.room import SHARE_OF_PICTURES, Cache, find_limit, own_ca
 
 log = logging.getLogger("fastcxr")
 ABANDONED = 86400.0  # seconds without a change, after which nobody is filling a draft any more
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without it say to posix_fallocate
 
 
 def banks_folder() -> Path:
@@ -110,8 +113,25 @@ def _begin(place: Path, shape: tuple[int, ...], limit: float) -> Path:
         oldest, _ = kept.popitem()
         oldest.unlink(missing_ok=True)
     draft = place.with_suffix(f".{uuid.uuid4().hex}")
-    np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+    try:
+        np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+        _take_room(draft)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return draft
+
+
+def _take_room(draft: Path) -> None:
+    """See that the disk holds the whole file: it is sparse, and a mapped page without room kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with draft.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in NO_SUCH_CALL:
+                raise
 
 
 def _keep(array: np.memmap, draft: Path) -> None:

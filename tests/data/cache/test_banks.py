@@ -1,5 +1,6 @@
 """Tests for banks.py"""
 
+import errno
 import logging
 import os
 import shutil
@@ -129,6 +130,34 @@ def test_where_no_folder_can_be_written_the_bank_is_in_memory_which_is_said(capl
     banks_folder().mkdir(parents=True)
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     assert_in_memory(caplog, temporary, "Permission denied")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_found_before_the_bank_is_filled(caplog, monkeypatch, temporary, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert_in_memory(caplog, temporary, os.strerror(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a call of POSIX")
+def test_a_bank_has_its_room_on_the_disk_before_it_is_mapped():
+    with open_bank("a", (1, 1000, 300)) as (array, _):
+        assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_a_system_that_cannot_take_room_beforehand_keeps_banks_all_the_same(caplog, monkeypatch, number):
+    def lack(*_):
+        raise OSError(number, "not here")
+
+    if number:
+        monkeypatch.setattr(os, "posix_fallocate", lack, raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    fill()
+    assert names() == ["a"] and caplog.text == ""
 
 
 def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
