@@ -26,6 +26,7 @@ from fastcxr.training.stages import look
 
 BATCH = 32
 READERS = 2
+ROWS = 1024  # of a bank's features that are in memory at once
 AHEAD = 3 * BATCH  # images decoded while the network is at work
 
 Square = np.ndarray | ImageError
@@ -119,7 +120,13 @@ def answer(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, t
 def measure_in_bank(learner: Learner, files: list[str]) -> np.ndarray | None:
     """How strange files of the learner's bank are; None without a gate."""
     gate = learner.gate
-    return gate.measure(features_in_bank(learner, files, gate.depths)) if gate else None
+    if gate is None:
+        return None
+    found = np.full(len(files), np.nan)
+    for start in range(0, len(files), ROWS):
+        few = files[start : start + ROWS]
+        found[start : start + ROWS] = gate.measure(features_in_bank(learner, few, gate.depths))
+    return found
 
 
 def _finish(
