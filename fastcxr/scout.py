@@ -17,7 +17,7 @@ from fastai.learner import Learner
 
 from fastcxr.cohort import read_cohort
 from fastcxr.data.folds import split_into_folds, take_fold
-from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsError
 from fastcxr.evaluation.drawing import svg_text
 from fastcxr.evaluation.scouting import speed_against_quality
 from fastcxr.folder import CohortFolder, write_table
@@ -25,12 +25,15 @@ from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.backbones import find_backbone
 from fastcxr.training.bank import Bank, make_bank
+from fastcxr.training.chest_weights import XRV
 from fastcxr.training.fitting import Part, answer_all, fit_parts
 from fastcxr.training.folding import quicken
 from fastcxr.training.heads import head_of
 from fastcxr.training.learner import macro_auroc, make_learner
-from fastcxr.training.loaders import make_loaders
+from fastcxr.training.loaders import find_device, make_loaders
+from fastcxr.training.weights import find_file
 
 log = logging.getLogger("fastcxr")
 
@@ -42,6 +45,8 @@ SAMPLE = 500  # images of the cohort
 SMALLEST_CLASS = 30
 FOLDS = 5
 STEPS = 4  # of a batch each, timed
+TABLE = "scout.csv"
+FIGURES = ("parameters", "images_per_second", "note", "auroc", "spread", "accuracy")
 
 
 def scout(
@@ -54,18 +59,47 @@ def scout(
     """A row for each backbone, best AUROC first; scout.csv and scout.svg are written into the new `folder`.
 
     `weights`: a file for each backbone that does not take its own. A backbone whose pretrained weights cannot be had
-    is timed with random ones, says so in `note`, and has no AUROC.
-    Raises a FastcxrError for data that cannot be used.
+    is timed with random ones, says so in `note`, and has no AUROC; one that no head fits has its note alone.
+    Raises RecipeError for a name that nobody has, before anything is read; a FastcxrError for data that cannot be used.
     """
-    with CohortFolder(folder).open(progress or find_progress()) as record:
-        cohort = sample_cohort(read_cohort(recipe, record), recipe)
-        recipes = [recipe.but(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
-        rows = [look_at(candidate, cohort, record) for candidate in recipes]
-        table = pd.DataFrame(rows).sort_values("auroc", ascending=False, na_position="last", ignore_index=True)
-        write_table(record.folder / "scout.csv", table)
+    recipes = [recipe.but(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
+    check_names(recipes)
+    with ScoutFolder(folder).open(progress or find_progress()) as record:
+        cohort, rows = sample_cohort(read_cohort(recipe, record), recipe), []
+        for candidate in recipes:
+            rows.append(look_at(candidate, cohort, record))
+            table = rank(rows)
+            write_table(record.folder / TABLE, table)  # each time: what is finished outlives a broken-off scout
         words = "AUROC of a linear head on each frozen backbone, against its speed"
         write_whole(record.folder / "scout.svg", svg_text(speed_against_quality(table), "scout", words))
     return table
+
+
+class ScoutFolder(CohortFolder):
+    """The folder of a scout: a table of the first candidates is of use when the last ones are missing."""
+
+    def is_worth_keeping(self) -> bool:
+        """Whether a candidate was finished."""
+        return (self.folder / TABLE).exists()
+
+
+def check_names(recipes: Sequence[Recipe]) -> None:
+    """See that all that is named is there before the first candidate costs a pass.
+
+    Raises RecipeError, InputMissingError for a weights file.
+    """
+    for recipe in recipes:
+        find_device(recipe.device)
+        # whether ImageNet weights are there is no question of names: who has none is marked in the table
+        find_backbone(recipe.backbone, "none" if recipe.weights == "imagenet" else recipe.weights)
+        if recipe.weights not in ("imagenet", "none") and not recipe.weights.startswith(XRV):
+            find_file(recipe.weights)
+
+
+def rank(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows as a table, best AUROC first, those without one last."""
+    table = pd.DataFrame(rows).astype({"parameters": "Int64"})  # a whole number also beside rows that have none
+    return table.sort_values("auroc", ascending=False, na_position="last", ignore_index=True)
 
 
 def sample_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -77,21 +111,41 @@ def sample_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 
 
 def look_at(recipe: Recipe, cohort: pd.DataFrame, progress: Progress) -> dict[str, Any]:
-    """One row of the table."""
-    ranked, note = True, ""
-    loaders = make_loaders(take_fold(cohort, 1, unit=recipe.split, seed=recipe.seed), recipe, progress)
+    """One row of the table; a candidate that something stands against has it in `note`, and no AUROC."""
+    nothing = dict.fromkeys(FIGURES, np.nan)
     try:
-        learner = make_learner(loaders, recipe)
+        return {"backbone": recipe.backbone} | nothing | measure(recipe, cohort, progress)
+    except (RecipeError, TrainingError) as error:
+        return {"backbone": recipe.backbone} | nothing | {"note": leave_unranked(recipe, error)}
+
+
+def measure(recipe: Recipe, cohort: pd.DataFrame, progress: Progress) -> dict[str, Any]:
+    """Size, speed and scores of a candidate; without its pretrained weights there are no scores."""
+    try:
+        learner = make_candidate(recipe, cohort, progress)
     except WeightsError as error:
-        if recipe.weights != "imagenet":
-            raise
-        log.warning("%s is not ranked: %s", recipe.backbone, error.what)
-        ranked, note = False, "no pretrained weights here"
-        learner = make_learner(loaders, recipe.but(weights="none"))
-    row = {"backbone": recipe.backbone, "parameters": sum(p.numel() for p in learner.model.parameters())}
-    row |= {"images_per_second": time_network(learner), "note": note}
-    scores = score_folds(learner, recipe, cohort, progress) if ranked else {}
-    return row | {"auroc": np.nan, "spread": np.nan, "accuracy": np.nan} | scores
+        note = leave_unranked(recipe, error)
+        note = "no pretrained weights here" if recipe.weights == "imagenet" else note
+        return describe(make_candidate(recipe.but(weights="none"), cohort, progress)) | {"note": note}
+    return describe(learner) | {"note": ""} | score_folds(learner, recipe, cohort, progress)
+
+
+def make_candidate(recipe: Recipe, cohort: pd.DataFrame, progress: Progress) -> Learner:
+    """The candidate with the pictures of the cohort. Raises WeightsError, RecipeError."""
+    manifest = take_fold(cohort, 1, unit=recipe.split, seed=recipe.seed)
+    return make_learner(make_loaders(manifest, recipe, progress), recipe)
+
+
+def describe(learner: Learner) -> dict[str, Any]:
+    """Size and speed of a candidate."""
+    size = sum(parameter.numel() for parameter in learner.model.parameters())
+    return {"parameters": size, "images_per_second": time_network(learner)}
+
+
+def leave_unranked(recipe: Recipe, error: FastcxrError) -> str:
+    """Say aloud why a candidate is not ranked; returns the reason."""
+    log.warning("%s is not ranked: %s", recipe.backbone, error.what)
+    return error.what
 
 
 @torch.no_grad()

@@ -195,8 +195,8 @@ def show_scouted(console: Console, table: "DataFrame") -> None:
         shown.add_column(heading, justify="left" if heading == "backbone" else "right")
     shown.add_column("")
     for row in table.itertuples():
-        ranked = row.auroc == row.auroc  # nan is not itself
+        ranked, timed = (number == number for number in (row.auroc, row.images_per_second))  # nan is not itself
         figures = (f"{row.auroc:.3f} ± {row.spread:.3f}", f"{row.accuracy:.1%}") if ranked else ("-", "-")
-        speed, size = f"{row.images_per_second:,.0f}", f"{row.parameters / 1e6:.1f} M"
-        shown.add_row(escape(row.backbone), *figures, speed, size, escape(row.note))
+        costs = (f"{row.images_per_second:,.0f}", f"{row.parameters / 1e6:.1f} M") if timed else ("-", "-")
+        shown.add_row(escape(row.backbone), *figures, *costs, escape(row.note))
     console.print(shown)

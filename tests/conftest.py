@@ -1,6 +1,7 @@
 """Small cohorts that every room can test on, and the real ones where somebody has them."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from toys import write_toys
 
+from fastcxr.data.cache.passing import passing_folder
 from fastcxr.data.manifest import read_manifest
 
 
@@ -18,6 +20,16 @@ def cache_home(tmp_path_factory):
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Where this one test finds room for temporary files, empty."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    passing_folder.cache_clear()
+    yield tmp_path / "temporary"
+    passing_folder.cache_clear()
 
 
 @pytest.fixture(scope="session")

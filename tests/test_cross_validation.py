@@ -10,8 +10,10 @@ from sklearn.metrics import roc_auc_score
 from toys import write_toys
 
 from fastcxr.cross_validation import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
+from fastcxr.data.cache import contents
 from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
+from fastcxr.training import bank
 from fastcxr.verify import verify
 
 
@@ -190,3 +192,16 @@ def test_a_warning_that_not_every_fold_gave_names_those_that_did():
                                (("warning", "whose?"), ("warning", "no haze"), ("info", "3 classes")))  # fmt: skip
     found = pool_warnings({"1": [all_of_them, some, some], "2": [info, all_of_them], "3": [some, all_of_them]}, "fold")
     assert [line["text"] for line in found] == ["whose?", "fold 1, 3: no haze"]
+
+
+def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_one_pass(
+    toy_folder, tmp_path, temporary, monkeypatch
+):
+    decoded, looked, read, fill = [], [], contents.read_open_image, bank.fill_bank
+    monkeypatch.setattr(contents, "read_open_image", lambda file, path: (decoded.append(path), read(file, path))[1])
+    monkeypatch.setattr(bank, "fill_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest)))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    cross_validate(recipe, tmp_path / "run")
+    assert len(decoded) == len(set(decoded)) == 30
+    assert looked == [30]

@@ -2,27 +2,33 @@
 
 Squares are kept by content, size and reader in the user's cache folder, for all runs: see `fastcxr.data.cache`.
 FASTCXR_CACHE_LIMIT says how many GB may be kept there (20); with 0, or where the folder cannot be used, a temporary
-file takes its place for as long as the pictures are in use.
+one takes its place until the process ends.
 """
 
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
 from fastcxr.data.cache.contents import Look, look, name_state, read_square
-from fastcxr.data.cache.folders import CannotStoreError, DamagedStoreError, remove, storing
-from fastcxr.data.cache.room import VARIABLE, check_room, find_limit, make_room, shelf_folder
+from fastcxr.data.cache.folders import CannotStoreError, DamagedStoreError, remove
+from fastcxr.data.cache.room import (
+    SHARE_OF_PICTURES,
+    Cache,
+    find_limit,
+    make_room,
+    name_shelf,
+    own_cache,
+    passing_cache,
+)
 from fastcxr.data.cache.shelf import Shelf, Slots
 from fastcxr.data.images import check_images
 from fastcxr.errors import ImageError
@@ -93,12 +99,12 @@ def open_pictures(
     """
     files = tuple(str(file) for file in files)
     try:
-        return _open_kept(files, size, progress, bad)
+        return _open_in(own_cache(), files, size, progress, bad)
     except CannotStoreError as error:
         level = logging.WARNING if find_limit() else logging.INFO
         log.log(level, "pictures are not kept for the next run: %s", error)
     try:
-        return _open_passing(files, size, progress, bad)
+        return _open_in(passing_cache(), files, size, progress, bad)
     except CannotStoreError as error:
         log.warning("every image is decoded each time it is used, which is slow: no temporary file (%s)", error)
     for error in check_images(files, progress):
@@ -108,14 +114,12 @@ def open_pictures(
     return Pictures(files, size, None, np.zeros((len(files), 2), np.int64))
 
 
-def _open_kept(files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
-    if not find_limit():
-        raise CannotStoreError(f"{VARIABLE} is 0")
-    folder = shelf_folder(size)
+def _open_in(cache: Cache, files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
+    folder, fits = cache.pictures / name_shelf(size), partial(make_room, limit=SHARE_OF_PICTURES * cache.limit)
     for _ in range(2):
         try:
             with Shelf(folder, size) as shelf:
-                places = _fill(shelf, files, make_room, progress, bad)
+                places = _fill(shelf, files, fits, progress, bad)
                 if places is not None:
                     return Pictures(files, size, Slots(folder, size), places)
         except DamagedStoreError as error:
@@ -123,18 +127,6 @@ def _open_kept(files: tuple[str, ...], size: int, progress: Progress | None, bad
         if not remove(folder):
             break
     raise CannotStoreError("what would have to be removed first is in use")
-
-
-def _open_passing(files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
-    with storing():
-        folder = Path(tempfile.mkdtemp(prefix="fastcxr-"))
-    try:
-        with Shelf(folder, size) as shelf:
-            places = _fill(shelf, files, check_room, progress, bad)
-            return Pictures(files, size, Slots(folder, size, passing=True), places)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _fill(

@@ -24,5 +24,5 @@ def speed_against_quality(table: pd.DataFrame) -> Figure:
     axes.margins(x=0.25)
     axes.set_xlabel("images a second through the network on this machine; bars: standard deviation over patient folds")
     if ranked.empty:
-        axes.text(0.5, 0.5, "no backbone with pretrained weights", transform=axes.transAxes, ha="center", color=INK)
+        axes.text(0.5, 0.5, "no backbone could be ranked", transform=axes.transAxes, ha="center", color=INK)
     return figure

@@ -1,5 +1,6 @@
 """A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,8 @@ from fastcxr.training.pixels import normalize
 from fastcxr.training.stages import look
 
 BATCH = 32
-READERS = 2
+MOST_READERS = BATCH  # each holds a whole image, however many cores there are
+ROWS = 1024  # of a bank's features that are in memory at once
 AHEAD = 3 * BATCH  # images decoded while the network is at work
 
 Square = np.ndarray | ImageError
@@ -119,7 +121,13 @@ def answer(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, t
 def measure_in_bank(learner: Learner, files: list[str]) -> np.ndarray | None:
     """How strange files of the learner's bank are; None without a gate."""
     gate = learner.gate
-    return gate.measure(features_in_bank(learner, files, gate.depths)) if gate else None
+    if gate is None:
+        return None
+    found = np.full(len(files), np.nan)
+    for start in range(0, len(files), ROWS):
+        few = files[start : start + ROWS]
+        found[start : start + ROWS] = gate.measure(features_in_bank(learner, few, gate.depths))
+    return found
 
 
 def _finish(
@@ -145,8 +153,8 @@ def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> 
 
 
 def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
-    """Every file's square, in order, read by a few threads while the caller computes; memory stays bounded."""
-    with ThreadPoolExecutor(READERS) as readers:
+    """Every file's square, in order, read by all cores while the caller computes; memory stays bounded."""
+    with ThreadPoolExecutor(min(count_cores(), MOST_READERS)) as readers:
         waiting: deque[Future] = deque()
         for file in files:
             waiting.append(readers.submit(_read_square, file, size))
@@ -154,6 +162,11 @@ def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def count_cores() -> int:
+    """Cores that this process may use, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_square(file: str, size: int) -> Square:

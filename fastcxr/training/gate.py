@@ -105,7 +105,7 @@ def find_limit(scores: np.ndarray) -> float:
 def features_in_bank(learner: Learner, files: list[str], depths: Mapping[str, int]) -> np.ndarray:
     """What the stages saw of these files when the bank was filled: it holds them before the last layer's."""
     bank = learner.fitted.bank
-    return np.array(bank.features[0, bank.rows(files)][:, : sum(depths.values())])
+    return bank.features[0, bank.rows(files), : sum(depths.values())]  # a copy: rows are named one by one
 
 
 def _thin_out(table: pd.DataFrame) -> pd.DataFrame:

@@ -60,13 +60,19 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         log.info("weights from %s; the head differs and starts anew", Path(path).name)
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, by name. No code in it is ever run."""
+def find_file(path: str | Path) -> Path:
+    """The path of a weights file. Raises InputMissingError where there is none."""
     path = Path(path)
     if not path.is_file():
         raise InputMissingError(
             "no such weights file", "Give --weights imagenet, none, or a .safetensors or .pth file", path=path
         )
+    return path
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file, by name. No code in it is ever run."""
+    path = find_file(path)
     if path.suffix == ".pkl":  # fastai's export: a whole Learner, which only a pickle can hold
         raise _holds_code(path)
     try:

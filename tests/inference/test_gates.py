@@ -10,6 +10,7 @@ from PIL import Image
 from fastcxr.data.manifest import read_unlabelled
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.evaluation.decisions import decide
+from fastcxr.inference import predict as module
 from fastcxr.inference.bundle import classifier_of, load_model, save_model
 from fastcxr.inference.openvino import to_openvino
 from fastcxr.inference.predict import predict
@@ -96,6 +97,26 @@ def test_a_file_that_cannot_be_read_is_neither_like_nor_unlike(learner, stranger
     table = predict(learner, both, splits=None).table
     assert table["like_training"].tolist() == ["no", "no", "no", ""]
     assert np.isnan(table["strangeness"].iloc[3])
+
+
+def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys, monkeypatch):
+    files, ask, asked = many_toys["file"].tolist(), module.features_in_bank, []
+    whole = learner.gate.measure(ask(learner, files, learner.gate.depths))
+    monkeypatch.setattr(module, "ROWS", 50)
+    monkeypatch.setattr(
+        module, "features_in_bank", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
+    )
+    found = predict(learner, many_toys, splits=None).table["strangeness"]
+    np.testing.assert_allclose(found, whole, rtol=1e-9)
+    assert [len(few) for few in asked] == [50, 50, 20] and sum(asked, []) == files
+
+
+def test_features_of_a_bank_are_a_copy_of_what_was_asked_for_and_no_more(learner, many_toys):
+    few, bank, width = many_toys["file"].tolist()[3:6], learner.fitted.bank, sum(learner.gate.depths.values())
+    found = module.features_in_bank(learner, few, learner.gate.depths)
+    np.testing.assert_array_equal(found, bank.features[0][bank.rows(few)][:, :width])
+    assert found.base is None or found.base.size == 3 * width
+    assert not np.shares_memory(found, bank.features)
 
 
 def test_a_reloaded_gate_measures_what_the_trained_one_did(learner, folder, many_toys):

@@ -1,5 +1,6 @@
 """One row an image in the manifest's order, the same whatever stands beside it, a row with a reason for a bad file."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -57,6 +58,34 @@ def test_a_bad_file_costs_one_row_wherever_it_stands(toy_manifest, tmp_path, mon
     assert broken.table["error"].ne("").tolist() == [row == 5 for row in range(len(bad))]
     assert "FCX-E102" in broken.table.loc[5, "error"]
     np.testing.assert_array_equal(np.delete(broken.probability, 5, axis=0), whole.probability)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(1, 1), (5, 5), (1000, 32)])
+def test_files_are_read_by_as_many_threads_as_there_are_cores_and_not_far_ahead(monkeypatch, cores, most):
+    begun, taken, ahead, readers, pool = [], [], [], [], module.ThreadPoolExecutor
+
+    def read(file, size):
+        begun.append(file)
+        ahead.append(len(begun) - len(taken))
+        return file
+
+    monkeypatch.setattr(module, "_read_square", read)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (readers.append(count), pool(count))[1])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    files = [str(number) for number in range(400)]
+    for square in module._read_ahead(files, 64):
+        taken.append(square)
+    assert taken == files
+    assert readers == [most]
+    assert max(ahead) <= module.AHEAD + 1
+
+
+def test_where_affinity_is_not_known_all_cores_are_taken(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert module.count_cores() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert module.count_cores() == 1
 
 
 def test_train_rows_are_scored_only_when_asked(toy_manifest):

@@ -24,6 +24,17 @@ def test_one_pass_serves_every_fold_and_later_learners_of_the_same_body(toy_mani
     assert passes == [30]
 
 
+@pytest.mark.parametrize("limit", ["0", "0.000001"])
+def test_where_nothing_can_be_kept_one_pass_serves_every_fold_all_the_same(
+    toy_manifest, passes, temporary, monkeypatch, limit
+):
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", limit)
+    fold = toy_manifest.assign(split=toy_manifest["split"].map({"train": "test", "valid": "train", "test": "valid"}))
+    first, second = (make_bank(make(manifest), RECIPE, SILENT) for manifest in (toy_manifest, fold))
+    assert np.array_equal(first.features, second.features)
+    assert passes == [30]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"image_size": 65}, {"mirror_images": False}, {"precision": "bf16"}, {"augmented_views": 1}],

@@ -1,9 +1,11 @@
-"""A name and a shape become an array on the disk, filled once and kept for the next run.
+"""A name and a shape become an array on the disk, filled once and kept for the next run, or else for this one.
 
 The file's own name ends in the checksum of the array: one that was damaged is made anew.
 """
 
+import errno
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -15,14 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from fastcxr.data.cache.folders import CannotStoreError
-from fastcxr.data.cache.room import SHARE_OF_PICTURES, find_limit, pictures_folder
+from fastcxr.data.cache.room import SHARE_OF_PICTURES, Cache, find_limit, own_cache, passing_cache, pictures_folder
 
 log = logging.getLogger("fastcxr")
 ABANDONED = 86400.0  # seconds without a change, after which nobody is filling a draft any more
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without it say to posix_fallocate
 
 
 def banks_folder() -> Path:
-    """Where banks of features lie, beside the pictures."""
+    """Where banks of features are kept, beside the pictures."""
     return pictures_folder().with_name("features")
 
 
@@ -30,30 +33,25 @@ def banks_folder() -> Path:
 def open_bank(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, bool]]:
     """The array of this name in single precision, and whether it is new; a new one is kept if the block fills it.
 
-    Where nothing can be kept the array is in memory, which is said aloud.
+    What cannot be kept for the next run is kept until this process ends, and what no disk has room for is in memory;
+    both are said aloud.
     """
-    array, draft = None, None
-    try:
-        array = _read(name, shape)
-        if array is None:
-            draft = _begin(banks_folder() / name, shape)
-    except (OSError, CannotStoreError) as error:
-        log.warning("features are not kept for the next run: %s", error)
+    array, draft = _find_or_begin(name, shape)
     if draft is None:
         yield (np.empty(shape, np.float32), True) if array is None else (array, False)
         return
     try:
         array = np.load(draft, mmap_mode="r+")
         yield array, True
-        _keep(array, draft, name)
+        _keep(array, draft)
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
-def list_banks() -> list[Path]:
-    """Every bank, the one that was used last first."""
-    return sorted(banks_folder().glob("*.npy"), key=lambda file: -file.stat().st_mtime)
+def list_banks(folder: Path | None = None) -> list[Path]:
+    """Every bank in `folder`, or in the user's cache, the one that was used last first."""
+    return sorted((folder or banks_folder()).glob("*.npy"), key=lambda file: -file.stat().st_mtime)
 
 
 def clear_banks() -> int:
@@ -63,8 +61,29 @@ def clear_banks() -> int:
     return freed
 
 
-def _read(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    for file in banks_folder().glob(f"{name}-*.npy"):
+def _find_or_begin(name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
+    """The bank of this name, or the draft of a new one; neither where no disk takes it."""
+    try:
+        return _look_in(own_cache(), name, shape)
+    except (OSError, CannotStoreError) as error:
+        level = logging.WARNING if find_limit() else logging.INFO
+        log.log(level, "features are not kept for the next run: %s", error)
+    try:
+        return _look_in(passing_cache(), name, shape)
+    except (OSError, CannotStoreError) as error:
+        log.warning("features are in memory: no temporary file (%s)", error)
+    return None, None
+
+
+def _look_in(cache: Cache, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
+    array = _read(cache.features, name, shape)
+    if array is not None:
+        return array, None
+    return None, _begin(cache.features / name, shape, (1 - SHARE_OF_PICTURES) * cache.limit)
+
+
+def _read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    for file in folder.glob(f"{name}-*.npy"):
         try:
             array = np.lib.format.open_memmap(file, mode="r")
         except (FileNotFoundError, ValueError, EOFError):
@@ -80,14 +99,13 @@ def _checksum(array: np.ndarray) -> str:
     return f"{zlib.crc32(array.data):08x}"
 
 
-def _begin(place: Path, shape: tuple[int, ...]) -> Path:
+def _begin(place: Path, shape: tuple[int, ...], limit: float) -> Path:
     """A place for the new array, after the banks used longest ago made room for it."""
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(place.parent)
     for damaged in place.parent.glob(f"{place.name}-*.npy"):
         damaged.unlink(missing_ok=True)
-    need, kept = 4 * int(np.prod(shape)), {bank: bank.stat().st_size for bank in list_banks()}
-    limit = (1 - SHARE_OF_PICTURES) * find_limit()
+    need, kept = 4 * int(np.prod(shape)), {bank: bank.stat().st_size for bank in list_banks(place.parent)}
     budget = min(limit, (shutil.disk_usage(place.parent).free + sum(kept.values())) / 2)
     if need > budget:
         raise CannotStoreError(f"{need / 1e6:,.0f} MB are wanted, and {budget / 1e6:,.0f} MB may be used")
@@ -95,14 +113,31 @@ def _begin(place: Path, shape: tuple[int, ...]) -> Path:
         oldest, _ = kept.popitem()
         oldest.unlink(missing_ok=True)
     draft = place.with_suffix(f".{uuid.uuid4().hex}")
-    np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+    try:
+        np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+        _take_room(draft)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return draft
 
 
-def _keep(array: np.memmap, draft: Path, name: str) -> None:
+def _take_room(draft: Path) -> None:
+    """See that the disk holds the whole file: it is sparse, and a mapped page without room kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with draft.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in NO_SUCH_CALL:
+                raise
+
+
+def _keep(array: np.memmap, draft: Path) -> None:
     try:
         array.flush()
-        draft.replace(banks_folder() / f"{name}-{_checksum(array)}.npy")  # in one step: nobody reads half a bank
+        draft.replace(draft.with_name(f"{draft.stem}-{_checksum(array)}.npy"))  # in one step: nobody reads half a bank
     except OSError as error:  # as when somebody cleared the cache meanwhile
         log.warning("features are not kept for the next run: %s", error)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import features
 
 from fastcxr.data.cache.folders import LOCK, CannotStoreError, measure, remove, storing, sweep
+from fastcxr.data.cache.passing import passing_folder
 from fastcxr.data.cache.shelf import INDEX
 from fastcxr.data.images import READER_VERSION
 from fastcxr.errors import RecipeError
@@ -38,8 +39,40 @@ class Kept:
     used: float  # seconds since 1970
 
 
+@dataclass(frozen=True)
+class Cache:
+    """A folder for shelves and banks, and the most bytes that they may take together."""
+
+    folder: Path
+    limit: float
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of all shelves."""
+        return self.folder / "pictures"
+
+    @property
+    def features(self) -> Path:
+        """The folder of all banks."""
+        return self.folder / "features"
+
+
+def own_cache() -> Cache:
+    """The user's, where things are kept for later runs. Raises CannotStoreError for a limit of nothing."""
+    limit = find_limit()
+    if not limit:
+        raise CannotStoreError(f"{VARIABLE} is 0")
+    return Cache(pictures_folder().parent, limit)
+
+
+def passing_cache() -> Cache:
+    """The one that goes with this process, bounded by the disk alone. Raises CannotStoreError."""
+    with storing():
+        return Cache(passing_folder(), math.inf)
+
+
 def pictures_folder() -> Path:
-    """The folder of all shelves."""
+    """The folder of all shelves that are kept."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
@@ -49,7 +82,12 @@ def pictures_folder() -> Path:
 
 def shelf_folder(size: int) -> Path:
     """The shelf of a size, for pictures as they are read here and now."""
-    return pictures_folder() / f"{size}px-reader{READER_VERSION}-{_name_decoders()}"
+    return pictures_folder() / name_shelf(size)
+
+
+def name_shelf(size: int) -> str:
+    """What the shelf of a size is called wherever it lies."""
+    return f"{size}px-reader{READER_VERSION}-{_name_decoders()}"
 
 
 def _name_decoders() -> str:
@@ -76,9 +114,9 @@ def find_limit() -> float:
     return limit * 1e9
 
 
-def list_kept() -> list[Kept]:
-    """Every shelf, the one that was used last first."""
-    folders = [folder for folder in _glob(pictures_folder()) if NAME.fullmatch(folder.name)]
+def list_kept(parent: Path | None = None) -> list[Kept]:
+    """Every shelf in `parent`, or in the user's cache, the one that was used last first."""
+    folders = [folder for folder in _glob(parent or pictures_folder()) if NAME.fullmatch(folder.name)]
     kept = [_describe(folder) for folder in folders]
     return sorted([shelf for shelf in kept if shelf], key=lambda shelf: -shelf.used)
 
@@ -91,16 +129,17 @@ def clear() -> tuple[int, list[Kept]]:
     return freed, list_kept()
 
 
-def make_room(folder: Path, need: int, whole: int) -> bool:
+def make_room(folder: Path, need: int, whole: int, limit: float) -> bool:
     """Remove the shelves used longest ago until this one may grow by `need` bytes; False if it must begin anew.
 
-    `whole`: what it would grow to if it began anew. Raises CannotStoreError where that is too much as well.
+    `whole`: what it would grow to if it began anew; `limit`: the most bytes that it may take with the shelves beside
+    it. Raises CannotStoreError where that is too much as well.
     """
     with storing():
         sweep(folder.parent)
-        kept = list_kept()
+        kept = list_kept(folder.parent)
         total = sum(shelf.bytes for shelf in kept)
-        budget = min(SHARE_OF_PICTURES * find_limit(), (shutil.disk_usage(folder).free + total) / 2)
+        budget = min(limit, (shutil.disk_usage(folder).free + total) / 2)
     for shelf in reversed(kept):
         if total + need > budget and remove(shelf.folder):  # never this one, which its caller holds
             total -= shelf.bytes
@@ -110,15 +149,6 @@ def make_room(folder: Path, need: int, whole: int) -> bool:
     if total - own + whole > budget:
         raise CannotStoreError(f"{whole / 1e6:,.0f} MB are wanted, and {budget / 1e6:,.0f} MB may be used")
     return False
-
-
-def check_room(folder: Path, need: int, _: int) -> bool:
-    """True where half of the free disk holds `need` bytes more; else a CannotStoreError."""
-    with storing():
-        free = shutil.disk_usage(folder).free
-    if need > free / 2:
-        raise CannotStoreError(f"{need / 1e6:,.0f} MB are wanted, and {free / 2e6:,.0f} MB may be used")
-    return True
 
 
 def _glob(folder: Path) -> list[Path]:

@@ -6,7 +6,6 @@ needs to be flushed to the disk in any order, and a torn or damaged square is de
 
 import mmap
 import os
-import shutil
 import weakref
 import zlib
 from collections.abc import Iterable
@@ -65,8 +64,7 @@ class Shelf:
 class Slots:
     """A mapped shelf: no picture is in memory but those that are copied out of it."""
 
-    def __init__(self, folder: Path, size: int, *, passing: bool = False):
-        """`passing`: the folder goes with this object."""
+    def __init__(self, folder: Path, size: int):
         self.folder, self.size = folder, size
         with storing():
             self.held = hold(folder)
@@ -76,8 +74,6 @@ class Slots:
                 length = self.count * size**2  # an empty file cannot be mapped
                 self.map = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ) if length else b""
         self.squares = np.frombuffer(self.map, np.uint8).reshape(self.count, size, size)
-        if passing:
-            weakref.finalize(self, _remove_own, folder, os.getpid())
 
     def __reduce__(self):  # a worker that was not forked maps the file anew, instead of getting all its bytes
         return Slots, (self.folder, self.size)
@@ -117,8 +113,3 @@ def _write_square(file, slot: int, square: np.ndarray) -> None:
     file.seek(slot * len(rest))
     while rest:  # an unbuffered write may take less than it was given, as on a disk that fills up
         rest = rest[file.write(rest) :]
-
-
-def _remove_own(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked worker ends before its parent does
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Tests for banks.py"""
 
+import errno
 import logging
 import os
 import shutil
@@ -80,34 +81,83 @@ def test_a_file_that_is_no_such_bank_is_made_anew(content):
     assert names() == ["a"], "the damaged one is gone"
 
 
-def assert_in_memory(caplog, words: str) -> None:
-    with open_bank("a", SHAPE) as (array, is_new):
-        assert is_new and array.shape == SHAPE and array.dtype == np.float32
-        assert not isinstance(array, np.memmap)
-        array[:] = 1
-    assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records] == [("WARNING", True)]
+def assert_not_kept(caplog, words: str, level: str = "WARNING") -> None:
+    assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records][:1] == [(level, True)]
     assert words in caplog.text
     assert not banks_folder().is_dir() or list(banks_folder().iterdir()) == []
 
 
-def test_with_a_limit_of_nothing_the_bank_is_in_memory_which_is_said(caplog, monkeypatch):
+def assert_passing(caplog, temporary: Path, words: str, level: str = "WARNING") -> None:
+    caplog.set_level(logging.INFO, "fastcxr")
+    fill()
+    assert len(caplog.records) == 1
+    assert_not_kept(caplog, words, level)
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert not is_new and array[-1, -1, -1] == 59
+    assert len(list(temporary.glob("fastcxr-*/features/a-*.npy"))) == 1
+
+
+def assert_in_memory(caplog, temporary: Path, words: str) -> None:
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert is_new and array.shape == SHAPE and array.dtype == np.float32
+        assert not isinstance(array, np.memmap)
+        array[:] = 1
+    assert_not_kept(caplog, words)
+    assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"] and "are in memory" in caplog.text
+    assert list(temporary.glob("*/features/*")) == []
+
+
+def test_with_a_limit_of_nothing_the_bank_goes_with_the_process(caplog, monkeypatch, temporary):
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
-    assert_in_memory(caplog, "0 MB may be used")
+    assert_passing(caplog, temporary, "FASTCXR_CACHE_LIMIT is 0", "INFO")
 
 
-def test_where_the_folder_cannot_be_made_the_bank_is_in_memory_which_is_said(caplog, cache):
+def test_a_bank_over_the_limit_goes_with_the_process_which_is_said(caplog, monkeypatch, temporary):
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.00000001")
+    assert_passing(caplog, temporary, "may be used")
+
+
+def test_where_the_folder_cannot_be_made_the_bank_goes_with_the_process_which_is_said(caplog, cache, temporary):
     cache.parent.parent.mkdir()
     cache.parent.write_text("a file in its place")
-    assert_in_memory(caplog, "Not a directory" if os.name == "posix" else "")
+    assert_passing(caplog, temporary, "Not a directory" if os.name == "posix" else "")
 
 
-def test_where_the_folder_cannot_be_written_the_bank_is_in_memory_which_is_said(caplog, monkeypatch):
+def test_where_no_folder_can_be_written_the_bank_is_in_memory_which_is_said(caplog, monkeypatch, temporary):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     banks_folder().mkdir(parents=True)
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
-    assert_in_memory(caplog, "Permission denied")
+    assert_in_memory(caplog, temporary, "Permission denied")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_found_before_the_bank_is_filled(caplog, monkeypatch, temporary, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert_in_memory(caplog, temporary, os.strerror(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a call of POSIX")
+def test_a_bank_has_its_room_on_the_disk_before_it_is_mapped():
+    with open_bank("a", (1, 1000, 300)) as (array, _):
+        assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_a_system_that_cannot_take_room_beforehand_keeps_banks_all_the_same(caplog, monkeypatch, number):
+    def lack(*_):
+        raise OSError(number, "not here")
+
+    if number:
+        monkeypatch.setattr(os, "posix_fallocate", lack, raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    fill()
+    assert names() == ["a"] and caplog.text == ""
 
 
 def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
@@ -150,9 +200,9 @@ def test_what_others_keep_does_not_count_against_the_free_disk(monkeypatch):
     assert sorted(names()) == ["a", "b"]
 
 
-def test_half_of_the_free_disk_is_the_most(monkeypatch, caplog):
+def test_half_of_the_free_disk_is_the_most(monkeypatch, caplog, temporary):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 600, 400))
-    assert_in_memory(caplog, "may be used")
+    assert_in_memory(caplog, temporary, "may be used")
 
 
 def test_what_a_killed_process_left_half_filled_is_removed_and_what_is_being_filled_stays():

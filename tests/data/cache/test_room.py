@@ -4,6 +4,9 @@ import logging
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,8 +15,7 @@ import pytest
 from radiographs import make_reference, save
 from stores import COUNT, SIZE, assert_right, count_squares
 
-from fastcxr.data import store
-from fastcxr.data.cache import folders, room, shelf
+from fastcxr.data.cache import folders, passing, room, shelf
 from fastcxr.data.cache.room import SHARE_OF_PICTURES, list_kept, shelf_folder
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import ImageError, RecipeError
@@ -81,7 +83,7 @@ def test_a_cohort_over_the_limit_is_not_kept_and_said(files, monkeypatch, caplog
     assert 200 not in {kept.size for kept in list_kept() if kept.images}
 
 
-def test_no_more_than_half_of_the_free_disk_is_taken(files, monkeypatch, caplog):
+def test_no_more_than_half_of_the_free_disk_is_taken(files, temporary, monkeypatch, caplog):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 225**2))
     assert_right(open_pictures(files, 225), files, 225)
@@ -93,7 +95,7 @@ def test_no_more_than_half_of_the_free_disk_is_taken(files, monkeypatch, caplog)
     assert caplog.text == ""
 
 
-def test_a_limit_of_nothing_keeps_nothing(cache, files, monkeypatch, caplog):
+def test_a_limit_of_nothing_keeps_nothing(cache, files, temporary, monkeypatch, caplog):
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
     with caplog.at_level(logging.INFO, "fastcxr"):
         assert_right(open_pictures(files, SIZE), files)
@@ -155,14 +157,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch) -> Path:
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(store.tempfile, "tempdir", str(tmp_path / "temporary"))
-    return tmp_path / "temporary"
-
-
-def test_without_a_cache_folder_a_temporary_file_is_used_aloud(files, nowhere, temporary, caplog, decoded):
+def test_without_a_cache_folder_a_temporary_one_is_used_aloud(files, nowhere, temporary, caplog, decoded):
     pictures = open_pictures(files, SIZE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "not kept for the next run: Not a directory" in caplog.text
@@ -170,11 +165,53 @@ def test_without_a_cache_folder_a_temporary_file_is_used_aloud(files, nowhere, t
     assert_right(pickle.loads(pickle.dumps(pictures)), files)  # noqa: S301  our own
     assert len(decoded) == COUNT
     assert len(list(temporary.iterdir())) == 1
-    del pictures
+
+
+@pytest.mark.parametrize("limit", ["0", "0.000001", None])
+def test_where_nothing_can_be_kept_each_picture_is_decoded_once_whoever_asks(
+    files, cache, temporary, decoded, monkeypatch, limit
+):
+    if limit:
+        monkeypatch.setenv("FASTCXR_CACHE_LIMIT", limit)
+    else:
+        cache.parent.parent.mkdir()
+        cache.parent.write_text("a file in its place")
+    for _ in range(3):  # and nobody holds them in between, as between two folds
+        assert_right(open_pictures(files, SIZE), files)
+    open_pictures(files[:2], SIZE)
+    assert sorted(decoded) == files
+    assert len(list(temporary.iterdir())) == 1
+
+
+def test_sizes_that_nobody_uses_make_room_in_the_temporary_folder(files, nowhere, temporary, monkeypatch, caplog):
+    open_pictures(files, 200)
+    held = open_pictures(files, 201)
+    each = max(shelf.bytes for shelf in list_kept(room.passing_cache().pictures))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * each))
+    caplog.clear()
+    assert_right(open_pictures(files, 202), files, 202)
+    assert "no temporary file" not in caplog.text
+    assert {path.name.partition("-")[0] for path in temporary.glob("*/pictures/*")} == {"201px", "202px"}
+    assert_right(held, files, 201)
+
+
+USE = """
+import sys
+from pathlib import Path
+from fastcxr.data.store import open_pictures
+pictures = open_pictures(sys.argv[2:], 32)
+print(len(list(Path(sys.argv[1]).iterdir())))
+"""
+
+
+def test_the_temporary_folder_goes_with_the_process(files, nowhere, temporary):
+    command = [sys.executable, "-c", USE, str(temporary), *files]
+    found = subprocess.run(command, env=os.environ | {"TMPDIR": str(temporary)}, check=True, stdout=subprocess.PIPE)
+    assert found.stdout.split() == [b"1"]
     assert list(temporary.iterdir()) == []
 
 
-def test_without_a_home_folder_a_temporary_file_is_used_aloud(files, monkeypatch, temporary, caplog):
+def test_without_a_home_folder_a_temporary_one_is_used_aloud(files, monkeypatch, temporary, caplog):
     def lack():
         raise RuntimeError("Could not determine home directory.")
 
@@ -185,24 +222,26 @@ def test_without_a_home_folder_a_temporary_file_is_used_aloud(files, monkeypatch
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a call of POSIX")
-def test_a_forked_worker_does_not_take_the_temporary_file_with_it(files, nowhere, temporary):
-    pictures = open_pictures(files, SIZE)
+def test_a_forked_worker_does_not_take_the_temporary_folder_with_it(files, nowhere, temporary):
+    open_pictures(files, SIZE)
     child = os.fork()
     if not child:
-        del pictures
+        passing._remove_own(passing.passing_folder(), os.getppid())  # what its end would do
         os._exit(0)
     os.waitpid(child, 0)
     assert len(list(temporary.iterdir())) == 1
 
 
-def test_a_bad_image_leaves_no_temporary_file(tmp_path, nowhere, temporary):
-    with pytest.raises(ImageError):
-        open_pictures([str(tmp_path / "gone.png")], SIZE)
-    assert list(temporary.iterdir()) == []
+def test_a_bad_image_costs_the_good_ones_nothing(tmp_path, files, nowhere, temporary, decoded):
+    bad = []
+    open_pictures([*files, str(tmp_path / "gone.png")], SIZE, bad=bad)
+    assert len(bad) == 1
+    assert_right(open_pictures(files, SIZE), files)
+    assert sorted(decoded) == files
 
 
-def test_without_any_place_every_read_decodes(tmp_path, files, nowhere, monkeypatch, caplog):
-    monkeypatch.setattr(store.tempfile, "tempdir", str(tmp_path / "none"))
+def test_without_any_place_every_read_decodes(tmp_path, files, nowhere, temporary, monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     pictures = open_pictures(files, SIZE)
     assert "every image is decoded each time" in caplog.text
     caplog.clear()
