@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError
@@ -38,6 +39,12 @@ def folder(trained, tmp_path):
 def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_manifest):
     before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
     np.testing.assert_array_equal(before, after)
+
+
+def test_who_predicts_in_inference_mode_gets_the_same_probabilities(folder, toy_manifest):
+    expected = predict(load_model(folder), toy_manifest).probability
+    with torch.inference_mode():
+        np.testing.assert_array_equal(predict(load_model(folder), toy_manifest).probability, expected)
 
 
 def test_a_loaded_model_keeps_freed_memory_for_its_next_batch(folder, monkeypatch):
