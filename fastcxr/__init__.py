@@ -3,11 +3,17 @@
 The road in seven calls: read_manifest, split_by_patient, make_loaders, make_learner, train, predict, write_report.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastcxr.recipe import Augmentation, Recipe, Stage
 from fastcxr.version import VERSION as __version__
+
+if "torch" not in sys.modules:  # which reads it once
+    # OpenMP's threads spin while they wait: on a busy machine everything takes ten times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from fastcxr.data.manifest import describe_manifest, read_manifest

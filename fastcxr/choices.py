@@ -11,6 +11,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import RecipeError
 
+Arithmetic = Literal["trained", "auto", "fp32", "bf16"]  # of a finished model; "trained" is what its model.json says
+
 
 def choice(default: Any, words: str, *, at_least: float | None = None, below: float | None = None, **options) -> Any:
     """A field of a recipe: its default, the words that explain it, and the range that makes sense."""

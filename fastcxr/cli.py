@@ -25,9 +25,6 @@ def main() -> None:
 
 def answer_with(work: Callable[[], int | None]) -> int:
     """Do the work with what the library says aloud; every mistake becomes one line. Returns the exit code."""
-    # OpenMP's threads spin while they wait: with anything else running, training becomes ten times slower.
-    # It is read when torch loads, so it is set before that; a value of the user's own stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # those of the libraries are not for our users
     try:
         with heard_by(ConsoleMessages(console)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.choices import Arithmetic
 from fastcxr.cohort import read_cohort
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.merging import hold_everywhere
@@ -31,18 +32,27 @@ OF_DATA = (
 
 
 def evaluate(
-    run: str | Path, data: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None
+    run: str | Path,
+    data: Recipe,
+    folder: str | Path,
+    progress: Progress | None = None,
+    command: str | None = None,
+    *,
+    precision: Arithmetic = "trained",
+    device: str = "auto",
 ) -> Path:
     """Score every image of `data` with the model of `run`, into a new `folder`; returns the path of report.html.
 
     `data`: a recipe of which only the choices of data are looked at. Nothing is trained and nothing is chosen, so all
-    images are test. Raises DataError for a label that the model does not know.
+    images are test. `precision`, `device`: see load_model. Raises DataError for a label that the model does not know.
     """
-    classifier, facts, trained = load_model(run), read_facts(run), read_recipe(Path(run) / "recipe.json")
+    classifier = load_model(run, precision=precision, device=device)
+    facts, trained = read_facts(run), read_recipe(Path(run) / "recipe.json")
     recipe = trained.but(**{name: asdict(data)[name] for name in OF_DATA})
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
         manifest = read_cohort(recipe, record, only_test=True)
         check_labels(manifest, classifier.labels)
+        log.info("arithmetic: %s", classifier.arithmetic)
         manifest = leave_out_seen(manifest, run, classifier.pixels.image_size, record)
         manifest = manifest.assign(split="test", split_from="given")
         predictions = predict(classifier, manifest, splits=None, progress=record)

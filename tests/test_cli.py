@@ -19,6 +19,7 @@ from toys import LABELS, write_toys
 from fastcxr.cli import app, main
 from fastcxr.data.cache.banks import open_bank
 from fastcxr.data.store import open_pictures
+from fastcxr.inference.bundle import load_model
 
 TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep"]
 
@@ -78,8 +79,16 @@ def test_the_terminal_says_what_was_found_and_shows_the_headline(finished):
     assert "3 classes, 60 images, 30 patients from NIH file names" in said
     assert "train 42 images of 21 patients" in said or "train" in said
     assert "AUROC" in said
+    assert re.search(r"^arithmetic: (bfloat16|float32), channels last \(this device ", said, re.MULTILINE)
     assert "Traceback" not in said
     assert "\r" not in said, "no live bar in a pipe"
+
+
+def test_the_report_names_the_arithmetic(finished):
+    page = (finished[0] / "report.html").read_text(encoding="utf-8")
+    precision = json.loads((finished[0] / "model.json").read_text())["choices"]["precision"]
+    assert f"<dt>precision</dt><dd>{precision}</dd>" in page
+    assert "<li>arithmetic: " in page
 
 
 def test_metrics_agree_with_scikit_learn_computed_afresh_from_predictions(finished):
@@ -200,6 +209,26 @@ def test_openvino_gives_the_classes_that_torch_gives(call, finished):
         assert float(one["prob_clear"]) == pytest.approx(float(other["prob_clear"]), abs=0.02)
 
 
+@pytest.mark.parametrize(("words", "line"), [((), None), (("--precision", "fp32"), "arithmetic: float32 on cpu")])
+def test_predict_says_its_arithmetic_and_takes_another(call, finished, words, line):
+    run, data, _ = finished
+    done = call("predict", run, data / "clear", *words, "--device", "cpu")
+    trained = {"bf16": "bfloat16", "fp32": "float32"}[load_model(run, device="cpu").precision]
+    assert (line or f"arithmetic: {trained} on cpu") in done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate"])
+def test_a_device_that_is_not_here_is_told_in_a_line(call, finished, command):
+    run, data, _ = finished
+    done = call(command, run, *(["--data"] if command == "evaluate" else []), data, "--device", "cuda:77")
+    assert "device 'cuda:77' is not here" in done.stderr.splitlines()[-1]
+
+
+def test_openvino_takes_no_gpu(call, finished):
+    done = call("predict", finished[0], finished[1] / "clear", "--engine", "openvino", "--device", "cuda")
+    assert "Leave one of them out" in done.stderr.splitlines()[-1]
+
+
 def test_pictures_that_the_model_was_trained_on_are_left_out_of_a_test_and_counted(call, finished, tmp_path):
     run, data, _ = finished
     other = write_toys(tmp_path / "other", per_class=6, first=100)
@@ -244,8 +273,9 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     assert done.returncode == 65
     assert "--map 'Haze=haze'" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "there").exists()
-    done = call(*words, "--map", "Haze=haze")
+    done = call(*words, "--map", "Haze=haze", "--precision", "bf16", "--device", "cpu")
     assert done.returncode == 0, done.stderr
+    assert "<li>arithmetic: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
     metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
     assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal", "drops"}, 18)
     table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})

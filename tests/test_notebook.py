@@ -48,7 +48,6 @@ def outputs(tmp_path_factory) -> dict[str, list]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         patch.setenv("PYTHONPATH", str(HOUSE))
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         # a cell that fails raises here, with its traceback
         nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
     return {cell.id: cell.outputs for cell in code_cells(notebook)}

@@ -1,6 +1,7 @@
 """The house plan: what may import what, read from the source itself."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,23 @@ def test_only_the_command_line_prints(file):
 def test_torch_is_not_loaded_before_it_is_used(words):
     code = f"{words}; import sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "expected"),
+    [
+        ("import fastcxr", None, "PASSIVE"),
+        ("import fastcxr.cli", None, "PASSIVE"),
+        ("import fastcxr", "ACTIVE", "ACTIVE"),
+        ("import sys; sys.modules['torch'] = sys; import fastcxr", None, None),
+    ],
+)
+def test_threads_sleep_while_they_wait_unless_somebody_chose_or_torch_is_there(words, given, expected):
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = f"{words}; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    variables = own | ({"OMP_WAIT_POLICY": given} if given else {})
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(expected)
 
 
 @pytest.mark.parametrize("module", ["evaluation.report", "describe"])

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from fastcxr.choices import Arithmetic
 from fastcxr.commands.shared import (
     PARTIAL,
     app,
     console,
     next_folder,
 )
-from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.terminal import (
     TerminalProgress,
     show_kept,
@@ -21,7 +22,14 @@ from fastcxr.terminal import (
 
 
 @app.command
-def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal["torch", "openvino"] = "torch") -> int:
+def predict(
+    folder: Path,
+    *paths: Path,
+    csv: Path | None = None,
+    engine: Literal["torch", "openvino"] = "torch",
+    precision: Arithmetic = "trained",
+    device: str = "auto",
+) -> int:
     """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
     whether the answer is left open, as it is for a picture that is not like the training images.
 
@@ -35,6 +43,10 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         file to write; without it the table goes to standard output
     engine
         what computes; openvino, an extra, is faster where many images meet a CPU
+    precision
+        arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
+    device
+        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
     """
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.evaluation.decisions import decide, is_strange
@@ -46,7 +58,10 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
         raise InputMissingError("no image was named", "Give files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
-    table, classifier = read_unlabelled(paths), load_model(folder)
+    if engine == "openvino":
+        device = only_cpu(device)
+    table, classifier = read_unlabelled(paths), load_model(folder, precision=precision, device=device)
+    console.print(f"arithmetic: {classifier.arithmetic}", highlight=False)
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
 
@@ -66,12 +81,20 @@ def predict(folder: Path, *paths: Path, csv: Path | None = None, engine: Literal
     return PARTIAL if bad.any() else 0
 
 
+def only_cpu(device: str) -> str:
+    """Where OpenVINO computes. Raises RecipeError for a device that it would not take."""
+    if device not in ("auto", "cpu"):
+        raise RecipeError(f"--engine openvino computes on the CPU, and --device is {device}", "Leave one of them out")
+    return "cpu"
+
+
 @app.command
 def explain(
     folder: Path,
     *paths: Path,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
+    device: str = "auto",
     out: Path | None = None,
 ) -> int:
     """Show where in images a model finds its evidence: heat maps, one page, and a table. Maps that would look the same
@@ -87,6 +110,8 @@ def explain(
         class to explain beside the predicted one; may be given several times
     method
         how maps are made; all but grad_cam need captum, an extra, and take longer
+    device
+        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
     out
         folder to make; without it runs/explain-RUN-NUMBER
     """
@@ -96,7 +121,7 @@ def explain(
 
     if not paths:
         raise InputMissingError("no image was named", "Give files or folders after the run folder")
-    table, classifier = read_unlabelled(paths), load_model(folder)
+    table, classifier = read_unlabelled(paths), load_model(folder, device=device)
     place = out or next_folder(f"explain-{folder.resolve().name}")
     page, bad = write_explanation(
         classifier, table, place, classes=classes, method=method, progress=TerminalProgress(console)

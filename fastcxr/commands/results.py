@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from fastcxr.choices import Arithmetic
 from fastcxr.commands.shared import (
     DAMAGED,
     EvaluateChoices,
@@ -62,6 +63,8 @@ def evaluate(
     *,
     choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
     map: tuple[str, ...] = (),  # noqa: A002  the flag's name
+    precision: Arithmetic = "trained",
+    device: str = "auto",
     out: Path | None = None,
 ) -> int:
     """Test the model of a finished run on other data, and write its report.
@@ -72,6 +75,10 @@ def evaluate(
         run folder of the trained model
     map
         theirs=ours: what a label of the data is called in the model; another word for --relabel
+    precision
+        arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
+    device
+        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
     out
         folder to make; without it runs/RUN-on-DATA-NUMBER
     """
@@ -83,7 +90,8 @@ def evaluate(
     data = data.but(relabel=(*data.relabel, *map))
     folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
-    page = evaluate_run(run, data, folder, TerminalProgress(console), command=command)
+    progress = TerminalProgress(console)
+    page = evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
     show_headline(console, folder)
     print(page)
     return 0

@@ -3,25 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
 from fastai.learner import Learner
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from fastcxr.choices import Arithmetic, not_known
 from fastcxr.errors import FastcxrError, ModelError
 from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.inference.facts import FACTS_FILE, FORMAT_VERSION, OTHER_VERSION, WEIGHTS_FILE, check_files, read_facts
 from fastcxr.inference.gates import read_gate, write_gate
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
-from fastcxr.training.arithmetic import find_precision, keep_memory
+from fastcxr.training.arithmetic import NAMES, find_precision, keep_memory
 from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.chest_weights import XRV
 from fastcxr.training.gate import Gate
 from fastcxr.training.heads import HeadPlan, find_depths, plan_head
+from fastcxr.training.loaders import find_device
 from fastcxr.training.pixels import Pixels, blank
 
 # whatever building a network from numbers that fit together badly may raise
@@ -48,6 +49,11 @@ class Classifier:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
     mirror_images: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """In what it computes, and where: `bfloat16 on cpu`."""
+        return f"{NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
 
 
 def classifier_of(learner: Learner) -> Classifier:
@@ -111,9 +117,15 @@ def describe_backbone(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     }
 
 
-def load_model(folder: str | Path) -> Classifier:
-    """The classifier of a run folder, ready to predict. Raises ModelError for anything but an intact one."""
-    folder = Path(folder)
+def load_model(folder: str | Path, *, precision: Arithmetic = "trained", device: str = "auto") -> Classifier:
+    """The classifier of a run folder, ready to predict on a device; "auto" takes a GPU where there is one.
+
+    precision: as it was trained where the device can, what suits the device ("auto"), or by name.
+    Raises ModelError for anything but an intact model, RecipeError for a device or a precision that is not there.
+    """
+    if precision not in get_args(Arithmetic):
+        raise not_known(str(precision), get_args(Arithmetic), "precision cannot be")
+    folder, place = Path(folder), find_device(device)
     facts = read_facts(folder)
     check_files(folder, facts)
     calibration = check_calibration(facts.get("calibration"), folder / FACTS_FILE)
@@ -133,13 +145,15 @@ def load_model(folder: str | Path) -> Classifier:
             path=folder,
             code="E302",
         ) from error
-    precision = find_precision("auto", torch.device("cpu")) if chosen == "bf16" else "fp32"
-    keep_memory()
+    if precision == "trained":
+        precision = "auto" if chosen == "bf16" else "fp32"
+    if place.type == "cpu":
+        keep_memory()
     return Classifier(
-        network=network.eval(),
+        network=network.eval().to(place),
         labels=labels,
         pixels=pixels,
-        precision=precision,
+        precision=find_precision(precision, place),
         temperature=float(calibration.get("temperature", 1.0)),
         decisions=calibration,
         gate=gate,

@@ -106,8 +106,8 @@ def score_images(classifier: Classifier, images: np.ndarray) -> Scores:
         logits, features = answer(classifier, batch)
         if classifier.mirror_images:
             logits = (logits.float() + answer(classifier, batch.flip(3))[0].float()) / 2
-    # double precision: single rows would miss a sum of one by more than scikit-learn forgives
-    probability = (logits.double() / classifier.temperature).softmax(dim=1).cpu().numpy()
+    # double precision: single rows would miss a sum of one by more than scikit-learn forgives. An Apple GPU has none.
+    probability = (logits.cpu().double() / classifier.temperature).softmax(dim=1).numpy()
     return Scores(probability, gate.measure(features.cpu().numpy()) if gate else None)
 
 

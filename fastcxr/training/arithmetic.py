@@ -12,6 +12,8 @@ from fastcxr.training.grouped import GroupedBackward
 
 BF16_FLAGS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the CPU's own instructions, not an emulation
 
+NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings, from glibc's malloc.h
 
 
@@ -20,6 +22,13 @@ def find_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     return "bf16" if is_bf16_native(device) else "fp32"
+
+
+def explain_precision(name: str, device: torch.device) -> str:
+    """What find_precision takes for this name, and why, in a line."""
+    found = find_precision(name, device)
+    own = "this device computes in it" if found == "bf16" else "this device has no bfloat16 of its own"
+    return f"arithmetic: {NAMES[found]}, channels last ({own if name == 'auto' else 'asked for'})"
 
 
 def is_bf16_native(device: torch.device) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastcxr.training.arithmetic import ExactConvolution
+from fastcxr.training.heads import head_of
 from fastcxr.training.pixels import Pixels
 
 Ends = dict[nn.Module | None, torch.Tensor]
@@ -59,6 +60,10 @@ class Follower:
         self.calls[module] += 1
         self.taken[module] = self.maker_of(inputs[0])
 
+    def before_head(self, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        """Keep what the head sees: as long as its weights are zero, its answers say nothing."""
+        self.ends[layer] = inputs[0].clone()
+
     def after(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         """Keep what this module made, and with what it goes together."""
         before = self.taken[module]
@@ -107,11 +112,16 @@ def is_plain(convolution: nn.Module | Chain | None, norm: nn.BatchNorm2d) -> boo
 
 @torch.no_grad()
 def follow(network: nn.Module, image: torch.Tensor) -> tuple[list[Chain], Ends]:
-    """The chains of a network, and samples of the answers of their ends, other batch norms and (None) the network."""
+    """The chains of a network, and samples of what comes out at their ends.
+
+    Beside them of other batch norms, and all that the layers of its head see and (None) the network answers.
+    """
     follower, watched = Follower(), (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
     modules = [module for module in network.modules() if isinstance(module, watched)]
     hooks = [module.register_forward_pre_hook(follower.before) for module in modules]
     hooks += [module.register_forward_hook(follower.after) for module in modules]
+    layers = [module for module in head_of(network).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    hooks += [layer.register_forward_pre_hook(follower.before_head) for layer in layers]
     try:
         follower.ends[None] = network(image)
     finally:

@@ -50,6 +50,8 @@ def has_onednn(device: torch.device) -> bool:
     return device.type == "cpu" and is_there
 
 
+@torch.inference_mode(False)  # whoever is in it: its tensors do not tell what was written into them
+@torch.no_grad()
 def quicken(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
     """A copy of a network in the mode of use, quicker than the network itself, which stays as it is."""
     quick = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from fastcxr import stopping
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe, Stage
+from fastcxr.training.arithmetic import explain_precision
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.continuing import StateKeeper, fit_from
 from fastcxr.training.epochs import BatchNormStays, BestEpoch, EpochReport, FiniteLoss
@@ -87,6 +88,7 @@ def train(
     planned = sum(stage.epochs for stage in stages) + is_banked(recipe)
     report = EpochReport(BestEpoch(recipe.monitor), progress or find_progress(), planned, deadline)
     keeper = StateKeeper(checkpoints, report)
+    log.info(explain_precision(recipe.precision, learner.dls.device))
     with explaining_memory(recipe), whole_batches(learner), learner.no_bar(), learner.no_logging(), report.bars:
         plans = teach(learner, recipe, stages, keeper)
         if is_banked(recipe):

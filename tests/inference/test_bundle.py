@@ -2,17 +2,21 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.errors import InputMissingError, ModelError, RecipeError
 from fastcxr.evaluation.calibration import scale
 from fastcxr.inference import bundle
+from fastcxr.inference import predict as module
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
+from fastcxr.training import loaders
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
@@ -29,6 +33,11 @@ def trained(toy_manifest):
     return learner
 
 
+def places_of(network: nn.Module) -> set[str]:
+    """Kinds of the devices that its numbers are on."""
+    return {tensor.device.type for tensor in network.state_dict().values()}
+
+
 @pytest.fixture
 def folder(trained, tmp_path):
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
@@ -38,6 +47,12 @@ def folder(trained, tmp_path):
 def test_a_reloaded_model_gives_the_same_probabilities(trained, folder, toy_manifest):
     before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
     np.testing.assert_array_equal(before, after)
+
+
+def test_who_predicts_in_inference_mode_gets_the_same_probabilities(folder, toy_manifest):
+    expected = predict(load_model(folder), toy_manifest).probability
+    with torch.inference_mode():
+        np.testing.assert_array_equal(predict(load_model(folder), toy_manifest).probability, expected)
 
 
 def test_a_loaded_model_keeps_freed_memory_for_its_next_batch(folder, monkeypatch):
@@ -94,6 +109,46 @@ def test_a_model_computes_as_it_was_trained_where_the_machine_can(
     monkeypatch.setattr("fastcxr.training.arithmetic.is_bf16_native", lambda device: native)
     save_model(tmp_path, trained, RECIPE, {"precision": said})
     assert load_model(tmp_path).precision == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "native", "expected"),
+    [("fp32", True, "fp32"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "fp32")],
+)
+@pytest.mark.parametrize("said", ["fp32", "bf16"])
+def test_another_arithmetic_is_taken_when_asked_for(trained, tmp_path, monkeypatch, said, asked, native, expected):
+    monkeypatch.setattr("fastcxr.training.arithmetic.is_bf16_native", lambda device: native)
+    save_model(tmp_path, trained, RECIPE, {"precision": said})
+    assert load_model(tmp_path, precision=asked).precision == expected
+
+
+def test_an_arithmetic_that_nobody_knows_is_refused_with_the_nearest(folder):
+    with pytest.raises(RecipeError, match="precision cannot be 'fp16'. Did you mean 'bf16'"):
+        load_model(folder, precision="fp16")
+
+
+def test_auto_asks_for_a_gpu_and_cpu_does_not(folder, monkeypatch):
+    monkeypatch.setattr(loaders, "default_device", lambda: torch.device("meta"))  # as if it were one
+    assert places_of(load_model(folder).network) == {"meta"}
+    assert places_of(load_model(folder, device="cpu").network) == {"cpu"}
+
+
+def test_memory_is_kept_on_a_cpu_alone(folder, monkeypatch):
+    monkeypatch.setattr(bundle, "keep_memory", None)
+    load_model(folder, device="meta")
+
+
+def test_pictures_are_looked_at_where_the_network_is(folder, monkeypatch):
+    classifier, seen = load_model(folder, device="meta"), []
+    monkeypatch.setattr(module, "computing", lambda precision, device: seen.append(device.type) or nullcontext())
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the answer, to the CPU
+        module.score_images(classifier, np.zeros((2, 64, 64), np.uint8))
+    assert seen == ["meta"]
+
+
+def test_a_device_that_is_not_here_says_what_to_give(folder):
+    with pytest.raises(RecipeError, match="Give --device auto, or cpu"):
+        load_model(folder, device="cuda:77")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])

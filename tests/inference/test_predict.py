@@ -153,3 +153,27 @@ def test_a_picture_that_the_store_has_lost_and_whose_file_is_gone_costs_one_row(
 def test_probabilities_sum_to_one_in_double_precision(toy_manifest):
     sums = predict(CLASSIFIER, toy_manifest.assign(label="a"), splits=None).probability.sum(axis=1)
     np.testing.assert_allclose(sums, 1.0, atol=1e-12)
+
+
+class OnAppleGpu(torch.Tensor):
+    """What an Apple GPU answers with: there are no float64 numbers until they are brought to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(found, cls) and found.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return found
+
+
+def test_a_device_without_double_precision_is_not_asked_for_it(toy_manifest):
+    class Far(Mean):
+        def forward(self, images):
+            return super().forward(images).as_subclass(OnAppleGpu)
+
+    table = toy_manifest.assign(label="a")
+    found = predict(replace(CLASSIFIER, network=Far(), mirror_images=True), table, splits=None)
+    expected = predict(replace(CLASSIFIER, mirror_images=True), table, splits=None)
+    np.testing.assert_array_equal(found.probability, expected.probability)

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from fastcxr.training.arithmetic import BF16_FLAGS, computing, find_precision
+from fastcxr.training import arithmetic
+from fastcxr.training.arithmetic import BF16_FLAGS, computing, explain_precision, find_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -38,6 +39,20 @@ def test_a_gpu_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, expe
 
 def test_other_devices_compute_in_single_precision():
     assert find_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("name", "native", "line"),
+    [
+        ("auto", True, "arithmetic: bfloat16, channels last (this device computes in it)"),
+        ("auto", False, "arithmetic: float32, channels last (this device has no bfloat16 of its own)"),
+        ("fp32", True, "arithmetic: float32, channels last (asked for)"),
+        ("bf16", False, "arithmetic: bfloat16, channels last (asked for)"),
+    ],
+)
+def test_what_was_chosen_is_told_with_its_reason(monkeypatch, name, native, line):
+    monkeypatch.setattr(arithmetic, "is_bf16_native", lambda device: native)
+    assert explain_precision(name, CPU) == line
 
 
 def test_the_arithmetic_holds_inside_and_ends_with_the_block():

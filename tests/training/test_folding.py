@@ -10,9 +10,9 @@ from torch import nn
 
 from fastcxr.training import folding
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.chains import Chain
+from fastcxr.training.chains import Chain, follow, noise
 from fastcxr.training.folding import quicken
-from fastcxr.training.heads import HeadPlan, head_of, replace_head
+from fastcxr.training.heads import HeadPlan, head_of, replace_head, start_even
 from fastcxr.training.pixels import Pixels
 from fastcxr.training.stages import look
 
@@ -78,21 +78,41 @@ def test_the_same_comes_out_and_the_network_itself_stays(name, joined, onednn, m
     torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES), rtol=1e-3, atol=1e-4)
 
 
+class Shared(nn.Module):
+    """Folding is wrong here: the convolution's answer is read by others than its batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.norm.running_mean += 1
+
+    def forward(self, images):
+        answer = self.convolution(images)
+        return self.head((self.norm(answer) + answer).mean(dim=(2, 3)))
+
+
+class Counting(nn.Module):
+    """Counts on what its activation does in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.activation, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, images):
+        answer = self.convolution(images)
+        self.activation(answer)
+        return self.head(answer.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("start", [lambda network: None, start_even], ids=["random head", "head of zeros"])
 @torch.no_grad()
-def test_a_convolution_that_others_read_too_keeps_its_batch_norm():
-    class Shared(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-            self.norm.running_mean += 1
-
-        def forward(self, images):
-            answer = self.convolution(images)
-            return (self.norm(answer) + answer).mean(dim=(2, 3))
-
+def test_a_convolution_that_others_read_too_keeps_its_batch_norm(start):
     network = Shared()
+    start(network)
     quick = quicken(network, PIXELS, "fp32")
     assert not joints_of(quick)
+    nn.init.normal_(network.head.weight)
+    quick.head.load_state_dict(network.head.state_dict())
     torch.testing.assert_close(quick(IMAGES), network.eval()(IMAGES))
 
 
@@ -165,19 +185,35 @@ def test_where_onednn_cannot_do_it_the_network_stays_as_it_is(precision, monkeyp
         assert torch.equal(quick(IMAGES), network(IMAGES))
 
 
+@pytest.mark.parametrize("start", [lambda network: None, start_even], ids=["random head", "head of zeros"])
 @torch.no_grad()
-def test_who_counts_on_what_is_done_in_place_keeps_it():
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.convolution, self.activation = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)
+def test_who_counts_on_what_is_done_in_place_keeps_it(start):
+    network = Counting()
+    start(network)
+    assert quicken(network, PIXELS, "bf16").activation.inplace
 
-        def forward(self, images):
-            answer = self.convolution(images)
-            self.activation(answer)
-            return answer.mean(dim=(2, 3))
 
-    assert quicken(Counting(), PIXELS, "bf16").activation.inplace
+@pytest.mark.parametrize("plan", [HeadPlan(), HeadPlan(hidden=(8,)), HeadPlan(depths=True)], ids=str)
+def test_what_a_head_of_zeros_sees_is_looked_at(plan):
+    network = make("resnet18").eval()
+    replace_head(network, 3, plan, torch.zeros(1, 3, 64, 64))
+    start_even(network)
+    ends = follow(network, noise(PIXELS))[1]
+    seen = [end for layer, end in ends.items() if isinstance(layer, nn.Linear)]
+    assert not ends[None].any()
+    assert seen and all(end.any() for end in seen)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_who_asks_in_inference_mode_gets_the_same_network(precision):
+    network = make("mobilenetv2_035")
+    expected = quicken(network, PIXELS, precision)
+    with torch.inference_mode():
+        for given in (network, copy.deepcopy(network)):  # the second is made of inference tensors itself
+            found = quicken(given, PIXELS, precision)
+            assert len(joints_of(found)) == JOINED["mobilenetv2_035"]
+            with computing(precision, torch.device("cpu")):
+                assert torch.equal(found(IMAGES), expected(IMAGES))
 
 
 def test_folding_draws_no_random_number():
