@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
+from fastcxr.choices import not_known
 from fastcxr.cohort import read_cohort
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsError
@@ -62,6 +63,8 @@ def scout(
     is timed with random ones, says so in `note`, and has no AUROC; one that no head fits has its note alone.
     Raises RecipeError for a name that nobody has, before anything is read; a FastcxrError for data that cannot be used.
     """
+    if strangers := set(weights) - set(backbones):
+        raise not_known(min(strangers), backbones, "weights are given for a backbone that is no candidate:")
     recipes = [recipe.but(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
     check_names(recipes)
     with ScoutFolder(folder).open(progress or find_progress()) as record:

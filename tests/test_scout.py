@@ -151,6 +151,11 @@ def test_a_large_cohort_is_sampled_by_class_and_small_classes_stay_whole():
     assert counts["rare"] == SMALLEST_CLASS
 
 
+def test_weights_of_a_backbone_that_is_no_candidate_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no candidate: 'resnet1'.*resnet18"):
+        scout(Recipe(), ["resnet18"], {"resnet1": "a.pth"}, tmp_path / "scout")
+
+
 def test_weights_without_a_name_are_refused():
     assert read_weights(["resnet18=a=b.pth"]) == {"resnet18": "a=b.pth"}
     with pytest.raises(RecipeError, match="Write NAME=FILE"):
