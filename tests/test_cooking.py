@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from collections_here import make_cohen, make_coronahack
 from cyclopts import CycloptsError
 from toys import write_toys
 
@@ -213,6 +214,55 @@ def test_top_two_is_shown_where_there_are_more_than_two_classes(tmp_path, capfd,
     assert "top-2 accuracy" in " ".join(capfd.readouterr().err.split())
     cook_words("study", RECIPES, {}, [*words, str(tmp_path / "two"), "--classes", "haze", "--classes", "clear"])
     assert "top-2" not in capfd.readouterr().err
+
+
+def test_rachha_finds_the_papers_classes_whatever_their_case_and_signs(tmp_path, capfd, trained):
+    data = write_toys(tmp_path / "data", 4)
+    for drawn, label in (("clear", "Covid-19"), ("haze", "No_findings"), ("opacity", "Viral")):
+        (data / drawn).rename(data / label)
+    assert cook_script(ROOT / "recipes" / "rachha2020.py", ["--all", "--data", str(data), "--out", str(tmp_path)]) == 0
+    shown = capfd.readouterr().err
+    *_, covid, nothing, pneumonia = shown.split("\narm ")
+    b7 = "efficientnet_b7"
+    assert cells(covid, b7) == ["95.0%", "25.0%", "100.0%", "75.0%", "98.0%", "37.5%"]
+    assert cells(nothing, b7) == ["89.0%", "25.0%", "100.0%", "75.0%", "94.0%", "37.5%"]
+    assert cells(pneumonia, b7) == ["100.0%", "–", "83.0%", "–", "91.0%", "–"], "no class of ours is called so"
+    assert "\nresnet152 " not in pneumonia, "an arm of which nothing is known has no row"
+    assert "fine_resnet101: the same recipe as resnet101" in shown
+    assert "fine_resnet101" not in trained
+
+
+def test_bolhassani_is_two_tables_of_one_and_of_two_collections(tmp_path, capfd, trained):
+    script = ROOT / "recipes" / "bolhassani2024.py"
+    recipes = runpy.run_path(str(script))["RECIPES"]
+    hack = make_coronahack(tmp_path / "hack")
+    more = ("6,Pneumonia/Viral/COVID-19,AP Supine,X-ray,f.png,images", "7,Pneumonia/Viral/MERS,PA,X-ray,g.png,images")
+    one = ["--data", str(hack)]
+    two = [*one, "--data", str(make_cohen(tmp_path / "cohen", *more))]
+    extra = [arm for arm in recipes if arm.endswith("_covid")]
+    assert cook_script(script, ["--all", *one, "--out", str(tmp_path / "out")]) == 0
+    assert trained == [arm for arm in recipes if arm not in extra]
+    assert f"left out, for they take another number of --data: {', '.join(extra)}" in capfd.readouterr().err
+    trained.clear()
+    assert cook_script(script, ["--all", *two, "--out", str(tmp_path / "out")]) == 0
+    assert trained == extra
+    shown = capfd.readouterr().err
+    assert cells(shown, "PRCE_covid")[-1] == "11", "eight of CoronaHack, three frontal COVID-19 of Cohen"
+
+
+def test_an_arm_with_another_number_of_collections_is_refused_with_what_to_name(tmp_path):
+    script = ROOT / "recipes" / "bolhassani2024.py"
+    with pytest.raises(RecipeError, match=r"PRCE_covid takes 2 --data, and got 1\. Name 2, or choose from PRCE, "):
+        cook_script(script, ["PRCE_covid", "--data", "x"])
+    with pytest.raises(RecipeError, match=r"PRCE takes 1 --data, and got 2\. Name 1, or choose from PRCE_covid, "):
+        cook_script(script, ["PRCE", "--data", "x", "--data", "y"])
+
+
+def test_usage_tells_the_arms_and_which_of_them_want_two_collections(capfd):
+    assert cook_script(ROOT / "recipes" / "bolhassani2024.py", []) == 0
+    shown = capfd.readouterr().err
+    assert "flags of train, without --new" in shown
+    assert "with 2 --data: PRCE_covid, PRCW_covid" in shown
 
 
 def test_a_script_that_is_not_there_or_has_no_recipes_is_refused(tmp_path):
