@@ -1,36 +1,40 @@
 """A script's dict of recipes becomes a command line: one arm with changes of one's own, or all of them in a table."""
 
-import json
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import App, Parameter
-from rich.table import Table
 
-from fastcxr.cli import answer_with
+from fastcxr.cli import answer_with, fail
+from fastcxr.cohort import find_manifest
 from fastcxr.commands.experiments import start_training
-from fastcxr.commands.shared import console
-from fastcxr.errors import InputMissingError, RecipeError
-from fastcxr.evaluation.words import score, share
-from fastcxr.recipe import Recipe, choose_fields
+from fastcxr.commands.shared import console, find_data
+from fastcxr.data.manifest import read_written_manifest
+from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
+from fastcxr.progress import unheard
+from fastcxr.published import Paper, compare_with_paper
+from fastcxr.recipe import Augmentation, Recipe, choose_fields, name_data
+from fastcxr.unfinished import find_finished
 
-Paper = Mapping[str, Mapping[str, float]]
-NESTED = ("augment", "strategy", "kind")  # a flag for one part of these would silently reset the others
-SHOWN = {"auroc": ("AUROC", score)}  # heading and words of a figure; others are shares, under their own name
+Sources = Mapping[str, int]
+APART = ("augment", "strategy", "kind")  # no plain flags: knobs of one's own, names alone, no choice yet
+STRATEGIES = next(kind for kind in get_args(get_type_hints(Recipe)["strategy"]) if get_origin(kind) is Literal)
+KEY = ["source", "path", "label"]  # of an image, in a finished run and in the data
 
 
-def cook(recipes: Mapping[str, Recipe], paper: Paper | None = None) -> None:
+def cook(recipes: Mapping[str, Recipe], paper: Paper | None = None, sources: Sources | None = None) -> None:
     """The command line of a recipe script, `SCRIPT ARM [flags of train]` or `SCRIPT --all [flags]`.
 
     `paper`: the published figures of an arm, as shares of one: accuracy, auroc, or one of a class ("COVID-19 recall").
+    `sources`: how many --data an arm takes; one that is not named takes any number.
     """
     study = Path(sys.argv[0]).stem
-    sys.exit(answer_with(lambda: cook_words(study, recipes, paper or {}, sys.argv[1:])))
+    sys.exit(answer_with(lambda: cook_words(study, recipes, paper or {}, sys.argv[1:], sources or {})))
 
 
 def cook_script(script: Path, words: list[str]) -> int:
@@ -40,89 +44,149 @@ def cook_script(script: Path, words: list[str]) -> int:
     found = runpy.run_path(str(script))
     if not isinstance(found.get("RECIPES"), Mapping):
         raise RecipeError(f"{script} has no dict RECIPES", "Give it one: RECIPES = {'arm': Recipe(...)}")
-    return cook_words(script.stem, found["RECIPES"], found.get("PAPER", {}), words)
+    return cook_words(script.stem, found["RECIPES"], found.get("PAPER", {}), words, found.get("SOURCES", {}))
 
 
-def cook_words(study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str]) -> int:
+def cook_words(
+    study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str], sources: Sources | None = None
+) -> int:
     """Carry out the words of a command line; returns the exit code."""
+    sources = sources or {}
     if not words or words[0] in ("-h", "--help"):
-        console.print(f"usage: {study} ARM [flags of train], or {study} --all [flags]", highlight=False, markup=False)
-        console.print("arms: " + ", ".join(recipes), highlight=False, markup=False, soft_wrap=True)
+        show_usage(study, recipes, sources)
         return 0
     arm, *rest = words
     if arm == "--all":
-        return cook_all(study, recipes, paper, rest)
+        return cook_all(study, recipes, paper, rest, sources)
     if arm not in recipes:
         close = get_close_matches(arm, recipes, n=1)
         meant = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(recipes)}"
         raise RecipeError(f"{study} has no arm called {arm!r}", meant)
-    recipe, out = read_changes(recipes[arm], rest)
-    return start_training(recipe, out or Path("runs") / study / arm)
+    recipe, out, mirror = read_changes(recipes[arm], rest)
+    check_sources(arm, recipe, sources)
+    return start_training(recipe, out or Path("runs") / study / arm, mirror and mirror / study)
 
 
-def cook_all(study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str]) -> int:
-    """Every arm, one after the other; an arm that is finished is not run again; then the table."""
+def show_usage(study: str, recipes: Mapping[str, Recipe], sources: Sources) -> None:
+    """What the script can be told."""
+    lines = [
+        f"usage: {study} ARM [flags of train, without --new], or {study} --all [flags]",
+        "an arm's own list is emptied with --empty-where, --empty-classes and so on",
+        f"arms: {', '.join(recipes)}",
+    ]
+    for number in sorted(set(sources.values()) - {1}):
+        lines.append(f"with {number} --data: {', '.join(arm for arm in recipes if sources.get(arm) == number)}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class UnfitError(RecipeError):
+    """An arm that takes another number of --data than it was given."""
+
+
+def cook_all(study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str], sources: Sources) -> int:
+    """Every arm that takes so many --data, one after the other, then the table; returns the exit code.
+
+    An arm that fails says so and the others go on: the code is that of the first. A wish to stop ends them all.
+    """
+    places: dict[str, Path | None] = {}
+    done: dict[Recipe, Path] = {}
+    left_out, codes = [], []
     for arm, recipe in recipes.items():
-        changed, out = read_changes(recipe, words)
-        place = (out or Path("runs") / study) / arm
-        if (place / "report.html").exists():
-            console.print(f"{arm}: finished already", highlight=False)
-            continue
-        console.rule(arm)
-        start_training(changed, place)
-    console.print(compare_with_paper({arm: place_of(study, arm, words) for arm in recipes}, paper))
+        try:
+            changed, out, mirror = read_changes(recipe, words)
+            check_sources(arm, changed, sources)
+            place = (out or Path("runs") / study) / arm
+            if code := cook_arm(changed, place, mirror and mirror / study, done):
+                return code
+            places[arm] = done[changed]
+        except UnfitError:
+            left_out.append(arm)
+        except FastcxrError as error:
+            places[arm] = None
+            codes.append(fail(f"{arm}: {error}", error.exit_code))
+    show_study(places, left_out, paper)
+    return codes[0] if codes else 0
+
+
+def cook_arm(recipe: Recipe, place: Path, mirror: Path | None, done: dict[Recipe, Path]) -> int:
+    """Train one of several arms unless its recipe is `done`, and note it there; returns the exit code."""
+    if recipe in done:
+        say(f"{place.name}: the same recipe as {done[recipe].name}")
+        return 0
+    named = recipe if recipe.data else recipe.but(data=find_data())
+    if is_finished(named, place):
+        say(f"{place.name}: finished already, with the same images of {name_data(named.data)}")
+    else:
+        console.rule(place.name)
+        if code := start_training(named, place, mirror):
+            return code
+    done[recipe] = place
     return 0
 
 
-def place_of(study: str, arm: str, words: list[str]) -> Path:
-    """The run folder of an arm."""
-    _, out = read_changes(Recipe(), words)
-    return (out or Path("runs") / study) / arm
+def is_finished(recipe: Recipe, place: Path) -> bool:
+    """Whether a run of this recipe is finished here. Raises OutputError for one of another recipe, or other images."""
+    with unheard():
+        if not find_finished(place, recipe):
+            return False
+        now = find_manifest(recipe)[KEY]
+    # recipe.json keeps of a path only its last part, which two folders may share
+    both = read_written_manifest(place / "manifest.csv")[KEY].merge(now, how="outer", indicator=True)["_merge"]
+    gone, new = both.eq("left_only").sum(), both.eq("right_only").sum()
+    if recipe.skip_bad or recipe.held_out:  # such a run leaves images out
+        new = 0
+    if gone or new:
+        what = f"a run of other images is here ({new:,} of the data are not among them, {gone:,} are not in the data)"
+        raise OutputError(what, "Give the data that it was made of, or choose another --out", path=place)
+    return True
 
 
-def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None]:
-    """The recipe with the flags of train that the words give, and --out."""
-    names = [item.name for item in fields(Recipe) if item.name not in NESTED]
-    choices = choose_fields("Choices", *names, defaults=recipe)
-    app = App(help_flags=[], version_flags=[], default_parameter=Parameter(negative_iterable=()))
+def show_study(places: Mapping[str, Path | None], left_out: Sequence[str], paper: Paper) -> None:
+    """The figures of all arms beside the paper's, and which arms are not among them."""
+    if left_out:
+        say(f"left out, for they take another number of --data: {', '.join(left_out)}")
+    for table in compare_with_paper(places, paper) if places else ():
+        console.print()
+        console.print(table)
+
+
+def check_sources(arm: str, recipe: Recipe, sources: Sources) -> None:
+    """Raises UnfitError for an arm that takes another number of --data: it would be another experiment."""
+    given = len(recipe.data) if isinstance(recipe.data, tuple) else 1
+    wanted = sources.get(arm, given)
+    if given != wanted:
+        others = [other for other, number in sources.items() if number == given]
+        choose = f", or choose from {', '.join(others)}" if others else ""
+        raise UnfitError(f"{arm} takes {wanted} --data, and got {given}", f"Name {wanted}{choose}")
+
+
+def say(line: str) -> None:
+    """One line about an arm."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None, Path | None]:
+    """The recipe with the flags of train that the words give, --out, and --mirror.
+
+    Knobs of augmentation that nobody names stay those of the recipe; of strategies those with a name can be given.
+    """
+    choices = choose_fields(
+        "Choices", *(item.name for item in fields(Recipe) if item.name not in APART), defaults=recipe
+    )
+    knobs = choose_fields("Knobs", *(item.name for item in fields(Augmentation)), defaults=recipe.augment)
+    app = App(help_flags=[], version_flags=[])
 
     @app.default
-    def change(values: Annotated[choices, Parameter(name="*")] = choices(), *, out: Path | None = None):  # noqa: B008
-        return recipe.but(**vars(values)), out
+    def change(
+        values: Annotated[choices, Parameter(name="*")] = choices(),  # noqa: B008
+        *,
+        augment: knobs = knobs(),  # noqa: B008
+        strategy: STRATEGIES | None = None,
+        out: Path | None = None,
+        mirror: Path | None = None,
+    ):
+        changed = recipe.but(**vars(values), augment=Augmentation(**vars(augment)))
+        return (changed.but(strategy=strategy) if strategy else changed), out, mirror
 
     return app(words, exit_on_error=False, print_error=False, result_action="return_value")
-
-
-def compare_with_paper(places: Mapping[str, Path], paper: Paper) -> Table:
-    """One row an arm: the paper's figures beside those of the finished run."""
-    names = list(dict.fromkeys(["accuracy", "auroc", *(name for figures in paper.values() for name in figures)]))
-    published = {name for figures in paper.values() for name in figures}
-    table = Table(box=None, pad_edge=False)
-    table.add_column("arm")
-    for name in names:
-        heading, _ = SHOWN.get(name, (name, share))
-        for column in ([f"paper {heading}"] if name in published else []) + [heading]:
-            table.add_column(column, justify="right")
-    table.add_column("images", justify="right")
-    for arm, place in places.items():
-        part = read_headline(place)
-        cells = []
-        for name in names:
-            _, words = SHOWN.get(name, (name, share))
-            cells += [words(paper.get(arm, {}).get(name))] if name in published else []
-            cells.append(words(find_figure(part, name)))
-        table.add_row(arm, *cells, f"{part['n_images']:,}")
-    return table
-
-
-def find_figure(part: Mapping[str, Any], name: str) -> float | None:
-    """A figure of a split by its name, "accuracy" or "CLASS recall"; None where there is none."""
-    label, _, figure = name.rpartition(" ")
-    return part["per_class"].get(label, {}).get(figure) if label else part.get(name)
-
-
-def read_headline(place: Path) -> dict[str, Any]:
-    """Accuracy, macro AUROC and the number of images of a finished run: of its test split, or of its pooled folds."""
-    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
-    part = next(metrics[split] for split in ("test", "oof", "valid") if split in metrics)
-    return part | {"auroc": part["auroc"]["macro"]}

@@ -245,14 +245,14 @@ def _as_text(places: Any) -> Any:
     return str(places) if isinstance(places, Path) else places
 
 
-def choose_fields(name: str, *chosen: str, defaults: "Recipe | None" = None) -> type:
-    """A dataclass of some of a recipe's choices, words and all, for a command that needs no more.
+def choose_fields(name: str, *chosen: str, defaults: "Recipe | Augmentation | None" = None) -> type:
+    """A dataclass of some of a recipe's choices, or of an augmentation's, words and all, for a command of no more.
 
     `defaults`: the recipe whose choices stand where a person makes none; without it those of any recipe.
     """
-    hints = get_type_hints(Recipe)
-    items = {item.name: item for item in fields(Recipe)}
     values = defaults or Recipe()
+    hints = get_type_hints(type(values))
+    items = {item.name: item for item in fields(values)}
     parts = [
         (part, hints[part], field(default=getattr(values, part), metadata=items[part].metadata)) for part in chosen
     ]

@@ -88,6 +88,7 @@ def read_manifest(
         _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
     if len(cohorts) > 1:
         rows = _merge(rows)
+        _warn_absent(rows, names)
     elif drop_copies:
         rows = leave_out_copies(rows, rows[HOME])
     check_classes(rows, place, only_test=only_test)
@@ -115,6 +116,12 @@ def _merge(rows: pd.DataFrame) -> pd.DataFrame:
     log.info("merged: %s; looking for copies", describe_homes(rows))
     rows = leave_out_copies(rows, rows[HOME])
     return number_sources(link_namesakes(rows, rows[HOME]))
+
+
+def _warn_absent(rows: pd.DataFrame, names: Iterable[str]) -> None:
+    if absent := sorted(set(names) - set(rows[HOME])):
+        text = "no image comes from %s: all of its rows are left out, by their label, by a column or as copies"
+        log.warning(text, name_some(absent))
 
 
 def _warn_own(rows: pd.DataFrame, cohort: Cohort, name: str) -> None:

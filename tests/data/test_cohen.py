@@ -21,6 +21,15 @@ def test_findings_are_labels_and_views_are_kept(tmp_path, caplog):
     assert set(manifest["source"]) == {"cohen"}
 
 
+def test_a_finding_that_is_a_path_goes_by_its_last_part_aloud(tmp_path, caplog):
+    rows = ("6,Pneumonia/Viral/COVID-19,PA", "7,Pneumonia,PA", "8,Pneumonia,PA")
+    make_cohen(tmp_path, *(f"{row},X-ray,{k}.png,images" for k, row in enumerate(rows)))
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        manifest = read_manifest(tmp_path, classes=("COVID-19", "Pneumonia"))
+    assert manifest["label"].value_counts().to_dict() == {"COVID-19": 4, "Pneumonia": 2}
+    assert "findings go by the last part of their path: Pneumonia/Viral/COVID-19 as COVID-19" in caplog.text
+
+
 def test_notes_about_people_are_not_carried_along(tmp_path):
     manifest = read_manifest(make_cohen(tmp_path))
     assert not {"clinical notes", "doi", "url", "license", "date", "folder", "filename"} & set(manifest.columns)

@@ -133,6 +133,30 @@ def test_one_image_under_two_labels_is_refused_with_its_names_and_a_remedy(tmp_p
     assert len(read_manifest([one, two], relabel=("sick=covid",))) == 8
 
 
+@pytest.mark.parametrize(
+    "choices", [{"classes": ("covid", "normal")}, {"where": ("view=PA",)}, {}], ids=["label", "column", "copy"]
+)
+def test_a_source_of_which_no_image_is_left_is_named(tmp_path, caplog, choices):
+    one = make_folders(tmp_path / "one", 0)
+    other = tmp_path / "other"
+    if choices:
+        table = make_cohen(other) / "metadata.csv"
+        table.write_text(table.read_text().replace(",PA,", ",AP,").replace(",L,", ",AP,"))
+    else:
+        shutil.copytree(one, other)
+    if "where" in choices:
+        rows = (f"{label}/{number}.png,{label},PA" for label in ("covid", "normal") for number in (1, 2))
+        (one / "t.csv").write_text("\n".join(["path,label,view", *rows]))
+        one = one / "t.csv"
+    assert len(read_manifest([one, other], **choices))
+    assert "no image comes from other: all of its rows are left out" in caplog.text
+
+
+def test_sources_that_all_give_images_are_not_named(tmp_path, caplog):
+    read_manifest([make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)])
+    assert "no image comes from" not in caplog.text
+
+
 def test_classes_that_two_sources_spell_differently_are_refused_with_the_relabel_to_say(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "normal"))
     text = refuse([one, two])

@@ -22,8 +22,9 @@ def read_cohen(path: Path) -> pd.DataFrame:
     table = read_table(path)
     table = table.drop(columns=[name for name in PROSE if name in table])
     table = rename_reserved(table.rename(columns={"patientid": "patient", "finding": "label"}))
+    table = _name_findings(table)
     folder, name = (table[column].fillna("").str.strip() for column in ("folder", "filename"))
-    table = table.assign(path=(folder + "/" + name).str.lstrip("/"), label=table["label"].str.strip())
+    table = table.assign(path=(folder + "/" + name).str.lstrip("/"))
     table = _leave_out(table.drop(columns=["folder", "filename"]))
     if table.empty:
         raise InputMissingError("0 images with a finding", "Give the collection's own table", path=path, code="E002")
@@ -34,6 +35,17 @@ def read_cohen(path: Path) -> pd.DataFrame:
     refuse_repeats(table.assign(split=pd.Series(index=table.index, dtype=TEXT)), path)
     kept = {column: texts(table[column].where(~is_blank(table[column]))) for column in table.columns}
     return table.assign(**kept, split=pd.Series(index=table.index, dtype=TEXT)).reset_index(drop=True)
+
+
+def _name_findings(table: pd.DataFrame) -> pd.DataFrame:
+    """Later versions write a finding as a path, Pneumonia/Viral/COVID-19: its last part is the label."""
+    findings = table["label"].str.strip().str.strip("/")
+    labels = findings.str.rsplit("/", n=1).str[-1].str.strip()
+    paths = findings[findings.str.contains("/", na=False)]
+    if len(paths):
+        told = (f"{path} as {path.rpartition('/')[2].strip()}" for path in sorted(set(paths)))
+        log.info("Cohen: findings go by the last part of their path: %s", name_some(told, 5))
+    return table.assign(label=labels)
 
 
 def _leave_out(table: pd.DataFrame) -> pd.DataFrame:
