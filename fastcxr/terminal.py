@@ -56,7 +56,7 @@ class TerminalProgress(Progress):
         if not self.headed:
             self.write("  ".join(f"{heading:>{width}}" for heading, width in shown.values()), "bold")
             self.headed = True
-        cells = "  ".join(f"{_cell(row[name]):>{width}}" for name, (_, width) in shown.items())
+        cells = "  ".join(f"{_cell(name, row[name]):>{width}}" for name, (_, width) in shown.items())
         self.write(cells + (" *" if row.get("best") else ""))
 
     def write(self, line: str, style: str | None = None) -> None:
@@ -91,10 +91,10 @@ class ConsoleMessages(logging.Handler):
         )
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    return "" if math.isnan(value) else f"{value:.4f}" if value < 10 else f"{value:.1f}"
+    return "" if math.isnan(value) else f"{value:.1f}" if name == "seconds" else f"{value:.4f}"
 
 
 def show_headline(console: Console, folder: Path) -> None:

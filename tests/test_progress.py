@@ -28,6 +28,7 @@ def test_a_pipe_gets_plain_lines_of_eighty_characters():
         bar.advance()
     with progress.bar(3, "epoch 1/5 (head)"):
         progress.epoch(ROW)
+        progress.epoch(ROW | {"train_loss": 12.3456, "seconds": 2.8})
     lines = page.getvalue().splitlines()
     assert lines[0] == "checking images ..."
     assert lines[1].split() == [
@@ -43,7 +44,8 @@ def test_a_pipe_gets_plain_lines_of_eighty_characters():
         "seconds",
     ]
     assert lines[2].split() == ["1", "head", "0.9877", "0.5000", "0.7500", "0.9000", "12.3", "*"]
-    assert len(lines) == 3
+    assert lines[3].split() == ["1", "head", "12.3456", "0.5000", "0.7500", "0.9000", "2.8", "*"]
+    assert len(lines) == 4
     assert max(map(len, lines)) <= 80
     assert "\r" not in page.getvalue()
 
