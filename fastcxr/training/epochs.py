@@ -113,9 +113,8 @@ class EpochReport(Callback):
         self.stage: Stage | None = None
 
     def begin(self, stage: Stage) -> None:
-        """The next epochs belong to `stage`; where a head was fitted before it, they have that to beat."""
-        fitted = self.best.value if len(self.rows) == 1 and self.rows[0]["stage"] == "probe" else math.nan
-        self.stage, self.stage_best, self.since_best = stage, fitted, 0
+        """The next epochs belong to `stage`, and have only each other to beat: one cycle needs time to pay."""
+        self.stage, self.stage_best, self.since_best = stage, math.nan, 0
 
     def state(self) -> dict[str, Any]:
         """What a training that goes on must know of its past: history, best epoch, patience and time that are left."""

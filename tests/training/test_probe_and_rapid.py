@@ -69,13 +69,11 @@ def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manif
         torch.testing.assert_close(learner.model.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize(("patience", "rows"), [(None, 4), (1, 2), (0, 6)])
-def test_rapid_ends_when_three_epochs_in_turn_do_not_beat_the_fitted_head(
-    toy_manifest, rapid, monkeypatch, patience, rows
-):
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="wild", epochs=5, scale=500.0),))
+@pytest.mark.parametrize(("patience", "rows"), [(None, 5), (1, 3), (0, 7)])
+def test_rapid_ends_when_three_epochs_in_turn_are_no_better(toy_manifest, rapid, monkeypatch, patience, rows):
+    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="idle", epochs=6, scale=0.0, batch_norm="frozen"),))
     training = train(make(toy_manifest, rapid), rapid.but(patience=patience))
-    assert len(training.history) == rows and training.best["best_epoch"] == 1
+    assert len(training.history) == rows
 
 
 def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
