@@ -41,8 +41,8 @@ STRATEGIES = {
     # from that head on the body learns to see; a rate that suits it would shake a head of small weights
     "rapid": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
 }
-# two epochs at the top of one cycle are often worse than what stands before and after them, and on 3,000 images the
-# head that was fitted first is often beaten by the last epochs alone
+# two epochs at the top of one cycle were worse than those before and after them, and a fitted head was beaten by the
+# last epoch alone: see "The default road" in benchmarks/README.md
 RAPID_PATIENCE = 3
 
 
