@@ -17,7 +17,7 @@ from fastcxr.commands.shared import console, find_data
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
 from fastcxr.progress import unheard
-from fastcxr.published import Paper, compare_with_paper
+from fastcxr.published import Paper, compare_with_paper, find_doubted
 from fastcxr.recipe import Augmentation, Recipe, choose_fields, name_data
 from fastcxr.unfinished import find_finished
 
@@ -143,12 +143,14 @@ def is_finished(recipe: Recipe, place: Path) -> bool:
 
 
 def show_study(places: Mapping[str, Path | None], left_out: Sequence[str], paper: Paper) -> None:
-    """The figures of all arms beside the paper's, and which arms are not among them."""
+    """The figures of all arms beside the paper's, what doubts them, and which arms are not among them."""
     if left_out:
         say(f"left out, for they take another number of --data: {', '.join(left_out)}")
     for table in compare_with_paper(places, paper) if places else ():
         console.print()
         console.print(table)
+    for title, arms in find_doubted(places).items():
+        say(f"{title}: {', '.join(arms)}")
 
 
 def check_sources(arm: str, recipe: Recipe, sources: Sources) -> None:

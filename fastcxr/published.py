@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastcxr.data.cohort.tables import find_column
+from fastcxr.evaluation.notices import read_stamps
 from fastcxr.evaluation.words import NOTHING, score, share
 from fastcxr.storage import read_json
 
@@ -72,6 +73,15 @@ def find_figure(part: Mapping[str, Any], name: str) -> float | None:
     of_class = part.get("per_class", {})
     own = label if label in of_class else find_column(of_class, [label])
     return of_class.get(own, {}).get(figure)
+
+
+def find_doubted(places: Mapping[str, Path | None]) -> dict[str, list[str]]:
+    """The finished arms under each stamp that doubts their figures, by the stamp's title."""
+    doubted: dict[str, list[str]] = {}
+    for arm, place in places.items():
+        for stamp in read_stamps(place) if read_headline(place) else ():
+            doubted.setdefault(stamp.title, []).append(arm)
+    return doubted
 
 
 def read_headline(place: Path | None) -> dict[str, Any]:

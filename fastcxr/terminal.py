@@ -98,8 +98,9 @@ def _cell(name: str, value: Any) -> str:
 
 
 def show_headline(console: Console, folder: Path) -> None:
-    """The report's headline as a table."""
-    from fastcxr.evaluation.words import terminal_table
+    """The report's headline as a table, and below it whatever doubts these figures."""
+    from fastcxr.evaluation.notices import read_stamps
+    from fastcxr.evaluation.words import plain, terminal_table
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     table = Table(box=None, pad_edge=False)
@@ -109,6 +110,9 @@ def show_headline(console: Console, folder: Path) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    for stamp in read_stamps(folder):
+        line = plain(f"{stamp.title}. {stamp.text}")
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_findings(console: Console, folder: Path) -> bool:

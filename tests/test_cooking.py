@@ -9,11 +9,12 @@ from collections_here import make_cohen, make_coronahack
 from cyclopts import CycloptsError
 from toys import write_toys
 
-from fastcxr import cooking
+from fastcxr import cooking, published
 from fastcxr.cohort import find_manifest
 from fastcxr.cooking import cook_script, cook_words, read_changes
 from fastcxr.data.manifest import write_manifest
 from fastcxr.errors import InputMissingError, RecipeError, WeightsError
+from fastcxr.evaluation.cohort_notices import Notice
 from fastcxr.privacy import without_places
 from fastcxr.recipe import Augmentation, Recipe, Stage
 from fastcxr.storage import write_json
@@ -49,6 +50,7 @@ def trained(monkeypatch) -> list[str]:
         return finish(recipe, place, mirror)
 
     monkeypatch.setattr(cooking, "start_training", start)
+    monkeypatch.setattr(published, "read_stamps", lambda place: [])
     return arms
 
 
@@ -127,7 +129,7 @@ def test_all_arms_run_and_stand_beside_the_paper(tmp_path, capfd, monkeypatch):
     assert "0.950" in row
     assert (tmp_path / "study" / "second" / "report.html").exists()
     cook_words("study", RECIPES, {"second": {"haze sensitivity": 0.75}}, words)
-    shown, of_class = capfd.readouterr().err.split("haze")
+    shown, of_class = capfd.readouterr().err.split("\nhaze")
     assert "first: finished already, with the same images of toys" in shown
     assert "paper sensitivity" in " ".join(of_class.split())
     assert cells(of_class, "first")[0] == "–"
@@ -150,12 +152,14 @@ def test_an_arm_that_fails_costs_the_others_neither_their_turn_nor_the_table(tmp
         return finish(recipe, place)
 
     monkeypatch.setattr(cooking, "start_training", start)
+    monkeypatch.setattr(published, "read_stamps", lambda place: [Notice("stamp", "Doubtful", f"as {place.name} is")])
     words = ["--all", "--data", str(toy_folder), "--out", str(tmp_path)]
     assert cook_words("study", RECIPES, {"first": {"accuracy": 0.9}}, words) == WeightsError.exit_code
     shown = capfd.readouterr().err
     assert "fastcxr: first: weights are out of reach. Name a file" in shown
     assert cells(shown, "first") == ["90.0%", "–", "–", "–", "–"]
     assert cells(shown, "second") == ["–", "50.0%", "0.625", "87.5%", "30"]
+    assert "Doubtful: second\n" in shown
 
 
 def test_an_arm_finished_with_another_recipe_is_refused_and_gives_the_table_no_figure(

@@ -1,6 +1,8 @@
 """From a run's record and its numbers to what a reader must know before believing them, the gravest first."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +18,7 @@ from fastcxr.evaluation.cohort_notices import (
 from fastcxr.evaluation.drop_notices import drop_notices
 from fastcxr.evaluation.explaining import map_notices
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
-from fastcxr.evaluation.record import RunRecord
+from fastcxr.evaluation.record import RunRecord, read_run
 from fastcxr.evaluation.words import count, listed, score, share
 
 ALARMING = 0.05  # a gate shuts out fewer of the images that it was made for
@@ -30,6 +32,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *drop_notices(record, metrics),
         *_trained_on(record),
         *_too_good(record, metrics),
+        *_never_named(record, metrics),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -43,6 +46,12 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_augmentation(record),
         *_files(record),
     ]
+
+
+def read_stamps(folder: Path) -> list[Notice]:
+    """What doubts the figures of a run whose report is drawn: for all who read its numbers and not the page."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return [notice for notice in notices(read_run(folder), metrics) if notice.level == "stamp"]
 
 
 def shared_with_training(manifest: pd.DataFrame, split: str) -> int:
@@ -90,6 +99,27 @@ def _too_good(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Not
         "audit on this data, and fastcxr evaluate on data of another hospital."
     )
     return [Notice("stamp", "Too good to be believed unchecked", words)]
+
+
+def _never_named(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    """Classes that some images have and none was given: accuracy hides it where they are rare."""
+    split = record.predictions.headline_split
+    part = metrics.get(split, {})
+    labels, matrix = part.get("labels", []), part.get("confusion_matrix", [])
+    named = [label for label, given in zip(labels, map(sum, zip(*matrix, strict=True)), strict=True) if given]
+    lost = {label: n for label, n in zip(labels, map(sum, matrix), strict=True) if n and label not in named}
+    if not lost:
+        return []
+    if len(named) == 1:
+        words = (
+            f"That is the answer to all {part['n_images']:,} images of the {split} split, so accuracy is no more than "
+            f"the share of {named[0]}. AUROC says whether the probabilities tell the classes apart all the same. Try "
+            "--class-weights balanced, or another loss."
+        )
+        return [Notice("stamp", f"Every image is called {named[0]}", words)]
+    sizes = listed([f"{label} {n}" for label, n in lost.items()])
+    words = f"Images in the {split} split: {sizes}. None was found, and accuracy hardly shows it where they are few."
+    return [Notice("warning", f"No image is called {listed(list(lost), 'or')}", words)]
 
 
 def _places(record: RunRecord) -> str:

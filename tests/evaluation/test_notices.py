@@ -1,0 +1,59 @@
+"""What a reader must know before believing a figure, on the page and in the terminal alike."""
+
+import io
+
+import numpy as np
+import pytest
+from made_up import LABELS, build_run, make_manifest
+from rich.console import Console
+
+from fastcxr.evaluation.notices import notices, read_stamps
+from fastcxr.evaluation.predictions import make_predictions, write_predictions
+from fastcxr.evaluation.record import read_run
+from fastcxr.evaluation.report import draw_report
+from fastcxr.storage import read_json
+from fastcxr.terminal import show_headline
+
+
+def build_blind(folder, seen=()):
+    """The run of a model that calls every image Pneumonia, but those of the classes that it has `seen`."""
+    manifest = make_manifest(n=200)
+    answers = manifest["label"].where(manifest["label"].isin(seen), "Pneumonia")
+    probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
+    build_run(folder, manifest)
+    write_predictions(make_predictions(manifest, probability, LABELS), folder / "predictions.csv")
+    draw_report(folder)
+    return folder
+
+
+def find_called(folder):
+    found = notices(read_run(folder), read_json(folder / "metrics.json"))
+    return [notice for notice in found if "called" in notice.title]
+
+
+def test_a_model_with_one_answer_to_everything_is_stamped(tmp_path):
+    (found,) = find_called(build_blind(tmp_path))
+    images = read_json(tmp_path / "metrics.json")["test"]["n_images"]
+    assert (found.level, found.title) == ("stamp", "Every image is called Pneumonia")
+    assert f"all {images} images of the test split" in found.text
+    assert found in read_stamps(tmp_path)
+
+
+def test_a_class_that_is_never_named_is_a_warning(tmp_path):
+    (found,) = find_called(build_blind(tmp_path, seen=("No_findings",)))
+    support = read_json(tmp_path / "metrics.json")["test"]["per_class"]["Covid-19"]["support"]
+    assert (found.level, found.title) == ("warning", "No image is called Covid-19")
+    assert f"Covid-19 {support}" in found.text
+    assert not read_stamps(tmp_path)
+
+
+def test_nothing_is_said_of_a_model_that_names_every_class(tmp_path):
+    assert not find_called(build_blind(tmp_path, seen=LABELS))
+
+
+@pytest.mark.parametrize(("seen", "stamped"), [((), True), (("No_findings",), False)])
+def test_the_terminal_repeats_what_doubts_the_figures_below_them(tmp_path, seen, stamped):
+    console = Console(file=io.StringIO(), width=80)
+    show_headline(console, build_blind(tmp_path, seen))
+    shown = console.file.getvalue()
+    assert ("\nEvery image is called Pneumonia. That is the answer to all" in shown) == stamped
