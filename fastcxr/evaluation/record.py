@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.agreement import read_prevalence
 from fastcxr.cells import unguard
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.evaluation.predictions import OUT_OF_FOLD, Predictions, read_predictions
-from fastcxr.recipe import read_prevalence
 from fastcxr.storage import read_json
 
 # what a finished run always has; the others are there when there was something to write

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastcxr.agreement import OPTIMIZERS
 from fastcxr.errors import RecipeError
-from fastcxr.recipe import OPTIMIZERS, Recipe
+from fastcxr.recipe import Recipe
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.optimizers import OWN, find_optimizer, find_weight_decay
