@@ -62,7 +62,9 @@ class Stage:
     multiples: tuple[float, ...] | None = choice(
         None, "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first"
     )
-    batch_norm: Literal["learn", "frozen"] = choice("learn", "frozen keeps the statistics that came with the weights")
+    batch_norm: Literal["learn", "frozen"] = choice(
+        "learn", "frozen keeps the statistics that came with the weights, as layers that do not learn always do"
+    )
     patience: int | None = choice(
         None, "epochs without improvement before it stops; none given: the recipe's", at_least=0
     )
