@@ -14,7 +14,8 @@ Here      MobileNetV2 as the base of both, one core, CoronaHack's two classes (9
             fastcxr pack CORONAHACK --classes Normal --classes COVID-19 --shuffle --to cohort.h5
             python recipes/lopez2023.py ARM --data cohort.h5 --backbone mobilenetv2_100 --weights FILE
           Squared error of a sigmoid has hardly a gradient where the sigmoid is nearly 0 or 1: after the first of its 20
-          epochs resnet50 says normal of all it sees, and never learns more. The paper's .55 may be the same, of halves
+          epochs resnet50 says normal of all it sees, and never learns more. The paper's .55 of nearly equal classes may
+          be the same
           No finding about a disease: class and source are one (adults from everywhere, children of one hospital)
 """
 
