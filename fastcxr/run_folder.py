@@ -9,6 +9,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 
+from fastcxr.audit import check_before_training
 from fastcxr.data.manifest import read_written_manifest, write_manifest
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ModelError
@@ -139,8 +140,9 @@ class RunFolder(CohortFolder):
 def write_report(
     folder: str | Path, recipe: Recipe, learner: Learner, training: Training, predictions: Predictions
 ) -> Path:
-    """Write the files of a run into a new folder and draw its report; returns the path of report.html."""
+    """Check the data, write the files of a run into a new folder, draw its report; returns the path of report.html."""
     with RunFolder(folder, recipe).open(Progress()) as record:
+        check_before_training(record.folder, learner.dls.manifest)
         record.write(learner, training, predictions)
     return record.finish()
 

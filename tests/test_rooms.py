@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "verify": LEAVES | {"evaluation"},
     "unfinished": LEAVES | {"folder"},
     "maps": LEAVES | {"data", "inference", "evaluation", "folder"},
-    "run_folder": LEAVES | {"unfinished", "data", "training", "inference", "evaluation", "folder", "maps"},
+    "run_folder": LEAVES | {"audit", "unfinished", "data", "training", "inference", "evaluation", "folder", "maps"},
     "run": LEAVES
     | {"audit", "checks", "data", "training", "inference", "evaluation", "cohort", "run_folder", "unfinished"},
     "scout": LEAVES | {"data", "training", "evaluation", "cohort", "folder"},

@@ -33,6 +33,11 @@ def test_seven_calls_leave_a_report_and_its_files(road):
     assert json.loads((folder / "recipe.json").read_text())["backbone"] == "mobilenetv2_035"
 
 
+def test_the_data_are_checked_on_this_road_too(road):
+    checks = {row["check"] for row in json.loads((road[0].parent / "audit.json").read_text())["findings"]}
+    assert {"patients", "sources"} <= checks
+
+
 def test_a_report_never_overwrites_another_run(road):
     page, *values = road
     with pytest.raises(OutputError, match="this folder is not empty. Choose another --out"):

@@ -22,6 +22,8 @@ from fastcxr.evaluation.record import RunRecord, read_run
 from fastcxr.evaluation.words import count, listed, score, share
 
 ALARMING = 0.05  # a gate shuts out fewer of the images that it was made for
+UNEVEN = 2  # a class so many times larger than another draws all answers to itself
+ONE_CLASS = "All of them have it: a model that says so of any picture would reach the same. Test on other classes too."
 PLAUSIBLE = 0.98  # macro AUROC: in hospitals, where patients are alike, it is about 0.8
 
 
@@ -107,19 +109,29 @@ def _never_named(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[
     part = metrics.get(split, {})
     labels, matrix = part.get("labels", []), part.get("confusion_matrix", [])
     named = [label for label, given in zip(labels, map(sum, zip(*matrix, strict=True)), strict=True) if given]
-    lost = {label: n for label, n in zip(labels, map(sum, matrix), strict=True) if n and label not in named}
-    if not lost:
-        return []
+    had = {label: n for label, n in zip(labels, map(sum, matrix), strict=True) if n}
+    lost = {label: n for label, n in had.items() if label not in named}
     if len(named) == 1:
+        cure = _way_out(record, had) if lost else ONE_CLASS
         words = (
             f"That is the answer to all {part['n_images']:,} images of the {split} split, so accuracy is no more than "
-            f"the share of {named[0]}. AUROC says whether the probabilities tell the classes apart all the same. Try "
-            "--class-weights balanced, or another loss."
+            f"the share of {named[0]}. {cure}"
         )
         return [Notice("stamp", f"Every image is called {named[0]}", words)]
     sizes = listed([f"{label} {n}" for label, n in lost.items()])
     words = f"Images in the {split} split: {sizes}. None was found, and accuracy hardly shows it where they are few."
-    return [Notice("warning", f"No image is called {listed(list(lost), 'or')}", words)]
+    return [Notice("warning", f"No image is called {listed(list(lost), 'or')}", words)] if lost else []
+
+
+def _way_out(record: RunRecord, had: dict[str, int]) -> str:
+    """What helps a model that has one answer to everything, as far as its recipe and its classes tell."""
+    words = "AUROC says whether the probabilities tell the classes apart all the same."
+    if record.run.get("tested"):
+        return words
+    is_weighed = record.recipe.get("class_weights") == "balanced" or record.recipe.get("sampler") == "weighted"
+    uneven = max(had.values()) > UNEVEN * min(had.values())
+    cure = "--class-weights balanced, or another loss" if uneven and not is_weighed else "more epochs, or another rate"
+    return f"{words} Try {cure}."
 
 
 def _places(record: RunRecord) -> str:

@@ -15,12 +15,12 @@ from fastcxr.storage import read_json
 from fastcxr.terminal import show_headline
 
 
-def build_blind(folder, seen=()):
+def build_blind(folder, seen=(), chosen="label != ''", **choices):
     """The run of a model that calls every image Pneumonia, but those of the classes that it has `seen`."""
-    manifest = make_manifest(n=200)
+    manifest = make_manifest(n=400).query(chosen).reset_index(drop=True)
     answers = manifest["label"].where(manifest["label"].isin(seen), "Pneumonia")
     probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
-    build_run(folder, manifest)
+    build_run(folder, manifest, **choices)
     write_predictions(make_predictions(manifest, probability, LABELS), folder / "predictions.csv")
     draw_report(folder)
     return folder
@@ -37,6 +37,25 @@ def test_a_model_with_one_answer_to_everything_is_stamped(tmp_path):
     assert (found.level, found.title) == ("stamp", "Every image is called Pneumonia")
     assert f"all {images} images of the test split" in found.text
     assert found in read_stamps(tmp_path)
+
+
+def test_a_single_class_that_is_always_right_says_nothing_of_the_others(tmp_path):
+    (found,) = find_called(build_blind(tmp_path, chosen="label == 'Pneumonia'"))
+    assert (found.level, "would reach the same" in found.text) == ("stamp", True)
+
+
+@pytest.mark.parametrize(
+    ("choices", "cure"),
+    [
+        ({}, "Try --class-weights balanced"),
+        ({"recipe": {"class_weights": "balanced"}}, "Try more epochs"),
+        ({"run": {"tested": {"run": "home", "failed": []}}}, "all the same."),
+    ],
+)
+def test_the_stamp_advises_what_was_not_tried(tmp_path, choices, cure):
+    (found,) = find_called(build_blind(tmp_path, **choices))
+    assert found.text.split("AUROC")[1].endswith(cure) or cure in found.text
+    assert ("Try" in found.text) == cure.startswith("Try")
 
 
 def test_a_class_that_is_never_named_is_a_warning(tmp_path):
