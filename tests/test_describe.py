@@ -55,6 +55,17 @@ def test_the_terminal_shows_classes_and_splits(call, toys):
     assert [row for row in said if row[:1] == ["haze"] and row[-1] == "10"]
 
 
+def test_a_class_too_small_to_split_is_shown_and_told(call, toys, tmp_path):
+    write_toys(tmp_path / "more", per_class=1, labels=("haze",), first=100)
+    (tmp_path / "more" / "haze").rename(toys / "rare")
+    done = call("--data", "toys", "--out", "page")
+    assert done.returncode == 0, done.stderr
+    assert "warning: a run would refuse this data: FCX-E004: too few patients in class 'rare'" in done.stderr
+    said = [line.split() for line in done.stderr.splitlines()]
+    assert ["all"] in said and ["rare", "1"] in said
+    assert "a run would refuse this data" in (tmp_path / "page" / "describe.html").read_text(encoding="utf-8")
+
+
 def test_the_split_is_the_one_that_train_draws(call, toys, tmp_path):
     from fastcxr.cohort import find_manifest, split_cohort
 

@@ -94,7 +94,7 @@ def pack(
     if not data:
         raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
     recipe = Recipe(data=data, **asdict(choices))
-    manifest = find_manifest(recipe)
+    manifest = find_manifest(recipe, only_test=True)  # what is too small to learn from may be merged with more later
     console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
     manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
     print(pack_cohort(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))

@@ -114,6 +114,12 @@ def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, t
     assert json.loads((run / "recipe.json").read_text())["where"] == ["source=toys"]
 
 
+def test_a_class_that_is_too_small_to_learn_is_packed_all_the_same(call, tmp_path):
+    write_toys(tmp_path / "few", per_class=1, labels=("haze",))
+    done = call("pack", "few", "--to", "c.h5", where=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "c.h5"), done.stderr
+
+
 def test_two_sources_name_the_run_folder_and_the_report(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
     done = call(*TRAIN, "--data", toy_folder, "--data", "more", "--batch-size", "8", where=tmp_path)

@@ -8,6 +8,8 @@ import pandas as pd
 from fastcxr.data.cohort.tables import name_some
 from fastcxr.errors import DataError, InputMissingError
 
+TOO_FEW = "E004"  # a class that cannot be split
+
 
 def check_classes(table: pd.DataFrame, path: str | Path | None = None, *, only_test: bool = False) -> None:
     """Raise unless there are images (E002) of two classes (E003), two of each (E004), with names that differ (E006).
@@ -39,7 +41,7 @@ def refuse_lonely(table: pd.DataFrame, unit: str = "patient", path: str | Path |
         named = name_some(f"{row.Index!r} ({_count(row.images, 'image')} of 1 patient)" for row in lonely.itertuples())
         fix = f"One {unit} cannot be both trained and tested: give 2 at least, better 20, or leave it out"
         fix += " (--classes names those to keep)"
-        raise DataError(f"too few {unit}s in class {named}", fix, path=path, code="E004")
+        raise DataError(f"too few {unit}s in class {named}", fix, path=path, code=TOO_FEW)
 
 
 def _refuse_twins(labels: list[str], path: str | Path | None) -> None:
