@@ -27,6 +27,9 @@ def check_agreement(recipe: "Recipe") -> None:
         _check_sources(recipe)
     if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
         raise not_known(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
+    if recipe.spread != 1 and recipe.strategy in ("rapid", "probe", "shallow", "fine"):
+        what = f"strategy {recipe.strategy} gives each layer group its own rate, or teaches the head alone"
+        raise RecipeError(f"spread is {recipe.spread:g}, and {what}", "Choose --strategy deep, or leave spread out")
     if recipe.find_from >= recipe.find_to:
         raise RecipeError(
             f"find_from is {recipe.find_from:g} and find_to {recipe.find_to:g}", "Give a find_to above find_from"
@@ -67,3 +70,16 @@ def read_copies(entry: str) -> tuple[str, int]:
     if not label or not re.fullmatch(r"[1-9][0-9]{0,5}", times):
         raise RecipeError(f"oversample is {entry!r}", "Write LABEL=N with a whole number, as COVID-19=5")
     return label, int(times)
+
+
+def read_slice(rates: slice) -> tuple[float, float]:
+    """slice(first group's rate, head's rate), as fastai takes it, as the head's rate and the spread below it."""
+    low, high = rates.start, rates.stop
+    if rates.step is not None or not (_is_rate(low) and _is_rate(high)) or low > high:
+        what = f"learning_rate is slice({low}, {high})"
+        raise RecipeError(what, "Give the first group's rate and then the head's, as slice(1e-5, 1e-3)")
+    return float(high), high / low
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass, replac
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_type_hints
 
-from fastcxr.agreement import check_agreement, read_copies
+from fastcxr.agreement import check_agreement, read_copies, read_slice
 from fastcxr.choices import check_fields, choice, not_known
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.storage import read_json
@@ -56,9 +56,10 @@ class Stage:
     groups: int | Literal["all"] = choice("all", "how many of the last layer groups learn; 1 is the head", at_least=1)
     epochs: int | None = choice(None, "passes over the training images; none given: the recipe's", at_least=0)
     scale: float = choice(1.0, "factor on the recipe's learning rate", at_least=0)
-    spread: float = choice(
-        1.0, "head rate over first group's rate; the groups between follow geometrically", at_least=1
-    )
+    spread: float | None = choice(
+        None, "head rate over first group's rate, the groups between geometrically; none given: the recipe's",
+        at_least=1,
+    )  # fmt: skip
     multiples: tuple[float, ...] | None = choice(
         None, "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first"
     )
@@ -134,6 +135,11 @@ class Recipe:
     learning_rate: float | Literal["find"] = choice(
         2e-3, "rate of the last layers, scaled by each stage; find runs lr_find before each", at_least=1e-12
     )
+    spread: float = choice(
+        1.0, "strategy deep, and stages that give none: head rate over first group's rate, the groups between "
+        "geometrically; in Python learning_rate=slice(1e-5, 1e-3) gives both",
+        at_least=1,
+    )  # fmt: skip
     find_from: float = choice(1e-7, "lowest rate that lr_find tries", at_least=1e-12)
     find_to: float = choice(10.0, "highest rate that lr_find tries", at_least=1e-12)
     schedule: Literal["one_cycle", "flat_cosine", "step", "constant"] = choice(
@@ -203,6 +209,10 @@ class Recipe:
             object.__setattr__(self, "strategy", stages)
         if isinstance(self.augment, Mapping):
             object.__setattr__(self, "augment", _from_mapping(Augmentation, self.augment))
+        if isinstance(self.learning_rate, slice):
+            rate, spread = read_slice(self.learning_rate)
+            object.__setattr__(self, "learning_rate", rate)
+            object.__setattr__(self, "spread", spread)
         for name in ("data", "patients", "split_from", "weights"):
             object.__setattr__(self, name, _as_text(getattr(self, name)))
         for name in ("relabel", "classes", "where", "head", "oversample", "prevalence"):

@@ -120,6 +120,25 @@ def test_whole_numbers_are_rates_too():
     assert Recipe(learning_rate=1).learning_rate == 1
 
 
+def test_a_slice_of_rates_is_the_heads_rate_and_how_far_the_first_layers_lie_below(tmp_path):
+    recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="deep")
+    assert (recipe.learning_rate, recipe.spread) == (1e-3, pytest.approx(100))
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+
+
+@pytest.mark.parametrize("rates", [slice(1e-3), slice(1e-3, 1e-5), slice(0, 1e-3), slice(1e-5, 1e-3, 2)])
+def test_a_slice_that_gives_no_two_rates_is_refused(rates):
+    with pytest.raises(RecipeError, match="Give the first group's rate and then the head's"):
+        Recipe(learning_rate=rates, strategy="deep")
+
+
+@pytest.mark.parametrize("strategy", ["rapid", "probe", "shallow", "fine"])
+def test_a_spread_that_no_stage_would_take_is_refused(strategy):
+    with pytest.raises(RecipeError, match="Choose --strategy deep"):
+        Recipe(spread=10, strategy=strategy)
+
+
 def test_the_knobs_are_those_of_fastai_and_one_of_ours():
     import inspect
 

@@ -73,7 +73,7 @@ def group_rates(learner: Learner, stage: Stage, rate: float) -> np.ndarray:
     if stage.multiples is not None:
         factors = np.array(stage.multiples, dtype=float)
     else:
-        factors = np.geomspace(1 / stage.spread, 1, stage.groups) if stage.groups > 1 else np.ones(1)
+        factors = np.geomspace(1 / (stage.spread or 1), 1, stage.groups) if stage.groups > 1 else np.ones(1)
     return rate * np.concatenate([np.full(groups - len(factors), factors[0]), factors])
 
 

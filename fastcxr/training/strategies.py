@@ -218,4 +218,5 @@ def _fill_in(stage: Stage, recipe: Recipe, groups: int) -> Stage:
         groups=learning,
         epochs=recipe.epochs if stage.epochs is None else stage.epochs,
         patience=recipe.patience if stage.patience is None else stage.patience,
+        spread=recipe.spread if stage.spread is None else stage.spread,
     )

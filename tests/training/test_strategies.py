@@ -140,6 +140,16 @@ def test_rates_fall_geometrically_from_head_to_stem_or_follow_the_multiples(toy_
     np.testing.assert_allclose(group_rates(learner, multiples, 2.0), [0.2, 0.2, 0.2, 1.0, 2.0])
 
 
+def test_a_stage_without_a_spread_takes_the_recipes_and_a_slice_gives_both(toy_manifest):
+    recipe = RECIPE.but(learning_rate=slice(1e-5, 1e-3), strategy="deep")
+    (stage,) = find_stages(recipe, 5)
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    learner.create_opt()
+    np.testing.assert_allclose(group_rates(learner, stage, recipe.learning_rate)[[0, 2, 4]], [1e-5, 1e-4, 1e-3])
+    (own,) = find_stages(recipe.but(strategy=(Stage(spread=2.0),)), 5)
+    assert own.spread == 2
+
+
 def test_more_multiples_than_groups_are_refused_and_fewer_leave_the_first_to_the_earlier_groups():
     six = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     with pytest.raises(RecipeError, match="Give at most one a group"):
