@@ -6,24 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from fastcxr.cli import answer_with, fail
 from fastcxr.cohort import find_manifest
 from fastcxr.commands.experiments import start_training
-from fastcxr.commands.shared import console, find_data
+from fastcxr.commands.flags import choose_fields
+from fastcxr.commands.shared import console, with_data
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
 from fastcxr.progress import unheard
 from fastcxr.published import Paper, compare_with_paper, find_doubted
-from fastcxr.recipe import Augmentation, Recipe, choose_fields, name_data
+from fastcxr.recipe import Augmentation, Recipe, name_data
 from fastcxr.unfinished import find_finished
 
 Sources = Mapping[str, int]
-APART = ("augment", "strategy", "kind")  # no plain flags: knobs of one's own, names alone, no choice yet
-STRATEGIES = next(kind for kind in get_args(get_type_hints(Recipe)["strategy"]) if get_origin(kind) is Literal)
+APART = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
 KEY = ["source", "path", "label"]  # of an image, in a finished run and in the data
 
 
@@ -114,7 +114,7 @@ def cook_arm(recipe: Recipe, place: Path, mirror: Path | None, done: dict[Recipe
     if recipe in done:
         say(f"{place.name}: the same recipe as {done[recipe].name}")
         return 0
-    named = recipe if recipe.data else recipe.but(data=find_data())
+    named = with_data(recipe)
     if is_finished(named, place):
         say(f"{place.name}: finished already, with the same images of {name_data(named.data)}")
     else:
@@ -181,14 +181,12 @@ def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None,
 
     @app.default
     def change(
+        *,  # a second name would be another arm, and no backbone
         values: Annotated[choices, Parameter(name="*")] = choices(),  # noqa: B008
-        *,
         augment: knobs = knobs(),  # noqa: B008
-        strategy: STRATEGIES | None = None,
         out: Path | None = None,
         mirror: Path | None = None,
     ):
-        changed = recipe.but(**vars(values), augment=Augmentation(**vars(augment)))
-        return (changed.but(strategy=strategy) if strategy else changed), out, mirror
+        return recipe.but(**vars(values), augment=Augmentation(**vars(augment))), out, mirror
 
     return app(words, exit_on_error=False, print_error=False, result_action="return_value")

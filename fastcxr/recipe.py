@@ -6,9 +6,9 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from fastcxr.agreement import check_agreement, read_copies
 from fastcxr.choices import check_fields, choice, not_known
@@ -243,22 +243,6 @@ def _as_text(places: Any) -> Any:
         places = tuple(map(_as_text, places))
         return places[0] if len(places) == 1 else places or None
     return str(places) if isinstance(places, Path) else places
-
-
-def choose_fields(name: str, *chosen: str, defaults: "Recipe | Augmentation | None" = None) -> type:
-    """A dataclass of some of a recipe's choices, or of an augmentation's, words and all, for a command of no more.
-
-    `defaults`: the recipe whose choices stand where a person makes none; without it those of any recipe.
-    """
-    values = defaults or Recipe()
-    hints = get_type_hints(type(values))
-    items = {item.name: item for item in fields(values)}
-    parts = [
-        (part, hints[part], field(default=getattr(values, part), metadata=items[part].metadata)) for part in chosen
-    ]
-    made = make_dataclass(name, parts, frozen=True, kw_only=True)
-    made.__module__ = __name__  # without it Python calls it a type of its own, which has no fields for cyclopts
-    return made
 
 
 def name_data(data: str | tuple[str, ...] | None) -> str:

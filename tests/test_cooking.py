@@ -93,6 +93,11 @@ def test_a_named_strategy_takes_the_place_of_an_arms_stages():
         read_changes(TINY, ["--strategy", "prob"])
 
 
+def test_a_second_name_behind_an_arm_is_no_backbone():
+    with pytest.raises(CycloptsError):
+        read_changes(TINY, ["second"])
+
+
 def test_a_knob_of_augmentation_leaves_the_other_knobs_of_the_arm():
     own = Augmentation(do_flip=True, max_rotate=10.0, pad_mode="reflection")
     words = ["--augment.max-rotate", "3", "--augment.no-do-flip"]
@@ -104,6 +109,10 @@ def test_a_knob_of_augmentation_leaves_the_other_knobs_of_the_arm():
 def test_a_list_of_an_arms_own_can_be_emptied():
     arm = TINY.but(where=("view=PA",), classes=("clear", "haze"))
     assert read_changes(arm, ["--empty-where"])[0] == arm.but(where=())
+
+
+def test_map_is_another_word_for_relabel():
+    assert read_changes(TINY, ["--map", "a=b", "--relabel", "c=d"])[0].relabel == ("a=b", "c=d")
 
 
 def test_the_mirror_of_an_arm_lies_below_its_study(monkeypatch):

@@ -6,8 +6,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from fastcxr.commands.flags import choose_fields
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.recipe import Augmentation, Recipe, Stage, choose_fields, name_data, read_recipe
+from fastcxr.recipe import Augmentation, Recipe, Stage, name_data, read_recipe
 
 
 def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():

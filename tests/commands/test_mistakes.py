@@ -42,6 +42,8 @@ def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, 
     [
         (["train", "mobilenetv2_035", "--los", "focal"], 64, "Did you mean --loss"),
         (["train", "mobilenetv2_035", "--loss", "focl"], 64, 'Did you mean "focal"'),
+        (["train", "mobilenetv2_035", "--strategy", "Probe", "--data", "TOYS"], 64, 'Did you mean "probe"'),
+        (["train", "mobilenetv2_035", "--strategy", "mine", "--data", "TOYS"], 64, 'Choose from: "rapid"'),
         (["train", "mobilenetv2_035", "--epochs", "0"], 64, "at least 1"),
         (["trian"], 64, 'Did you mean "train"'),
         (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),

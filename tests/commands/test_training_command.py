@@ -98,7 +98,7 @@ def test_the_version_is_told():
 
 def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
-    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--relabel", "haze=ill")
+    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--map", "haze=ill")
     done = call("pack", toy_folder, "more", "--to", "c.h5", *chosen, "--shuffle", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "c.h5"
@@ -119,3 +119,9 @@ def test_two_sources_name_the_run_folder_and_the_report(call, toy_folder, tmp_pa
     done = call(*TRAIN, "--data", toy_folder, "--data", "more", "--batch-size", "8", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "toys + more" in (tmp_path / "runs" / "toys_more-mobilenetv2_035-1" / "report.html").read_text()
+
+
+def test_help_offers_strategies_by_name_and_no_stage(call):
+    shown = call("train", "--help").stdout
+    assert "STAGE" not in shown
+    assert "probe" in shown
