@@ -284,3 +284,29 @@ def test_a_script_that_is_not_there_or_has_no_recipes_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(RecipeError, match="Give it one: RECIPES"):
         cook_script(tmp_path / "empty.py", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\nRECIPES = {", "line 2: SyntaxError: '{' was never closed"),
+        ("import no_such_library", "line 1: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("from fastcxr import Recipe\n\nRECIPES = {'a': Recipe(epoch=3)}", "line 3: TypeError: .*'epoch'"),
+        ("from fastcxr import Recipe\nRECIPES = {'a': Recipe(epochs=0)}", "line 2: epochs is 0, .*Give another"),
+        ("RECIPES = {'a': 1}", "arm 'a' is a int. Make it a Recipe"),
+    ],
+)
+def test_a_broken_script_is_one_line_that_names_the_file_and_its_line(tmp_path, text, said):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(RecipeError, match=said) as caught:
+        cook_script(tmp_path / "broken.py", ["a"])
+    assert str(caught.value).startswith(str(tmp_path / "broken.py"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arm", ["first", "--all"])
+def test_help_behind_an_arm_shows_the_flags_and_the_arms_own_choices(capfd, arm):
+    assert cook_words("study", RECIPES, {}, [arm, "--help"]) == 0
+    shown = capfd.readouterr().out
+    assert "--learning-rate" in shown
+    assert "mobilenetv2_035" in shown
