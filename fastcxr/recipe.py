@@ -60,7 +60,9 @@ class Stage:
         1.0, "head rate over first group's rate; the groups between follow geometrically", at_least=1
     )
     multiples: tuple[float, ...] | None = choice(
-        None, "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first"
+        None,
+        "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first",
+        at_least=0,
     )
     batch_norm: Literal["learn", "frozen"] = choice(
         "learn", "frozen keeps the statistics that came with the weights, as layers that do not learn always do"
@@ -71,6 +73,8 @@ class Stage:
 
     def __post_init__(self):
         check_fields(self)
+        if self.multiples == ():
+            raise RecipeError("multiples is empty", "Give a factor for each of the last groups, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

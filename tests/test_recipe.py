@@ -41,6 +41,8 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"loss": "focl"}, "Did you mean 'focal'?"),
         ({"strategy": "shalow"}, "Did you mean 'shallow'?"),
         ({"epochs": 0}, "must be at least 1"),
+        ({"data": ("a", "")}, "--data is empty"),
+        ({"patients": ""}, "--patients is empty"),
         ({"epochs": "five"}, "must be int"),
         ({"epochs": True}, "must be int"),
         ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
@@ -83,6 +85,12 @@ def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
         Recipe().but(**choices)
     assert remedy in str(caught.value)
     assert caught.value.exit_code == 64
+
+
+@pytest.mark.parametrize(("multiples", "remedy"), [((), "multiples is empty"), ((0.1, -1.0), "must be at least 0")])
+def test_a_stage_without_a_factor_or_with_one_below_nought_is_refused(multiples, remedy):
+    with pytest.raises(RecipeError, match=remedy):
+        Stage(multiples=multiples)
 
 
 def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():

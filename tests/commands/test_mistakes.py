@@ -90,11 +90,21 @@ def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
         (["pack", "--to", "c.h5"], "Give a folder, a CSV or a known collection after pack"),
         (["pack", "nowhere", "--to", "c.h5"], "no such file or folder"),
         (["train", "--data", "toys", "--classes", "cler"], "did you mean 'clear'?"),
+        (["train", "resnet18", "--classes", "clear", "haze"], "as --classes Normal --classes Virus"),
+        (["train", "--data", ""], "--data is empty, as a shell variable that is not set would make it. Name a folder"),
+        (["train", "--data", "toys", "--data", " "], "--data is empty"),
+        (["train", "--held-out", ""], "--held-out is empty"),
+        (["describe", "--data", ""], "--data is empty"),
+        (["scout", "--data", ""], "--data is empty"),
+        (["evaluate", "nowhere", "--data", ""], "--data is empty"),
+        (["pack", "", "--to", "c.h5"], "--data is empty"),
     ],
 )
 def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, remedy):
+    there = set(toy_folder.parent.iterdir())
     done = call(*words, where=toy_folder.parent)
     assert done.returncode in (64, 66)
+    assert set(toy_folder.parent.iterdir()) == there
     assert remedy in done.stderr
     assert "Traceback" not in done.stderr
 
