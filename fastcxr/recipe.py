@@ -252,7 +252,11 @@ def _as_text(places: Any) -> Any:
 def name_data(data: str | tuple[str, ...] | None) -> str:
     """The data of a recipe in a word: the name of its folder or file, several joined by a plus."""
     places = (data,) if isinstance(data, str) else data or ()
-    return "+".join(PurePath(place).stem for place in places)
+    return "+".join(_name_place(PurePath(place)) for place in places)
+
+
+def _name_place(place: PurePath) -> str:
+    return Path(place).resolve().name if place.name in ("", "..") else place.stem
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -104,6 +104,12 @@ def test_data_is_named_in_a_word():
     assert [name_data(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
 
 
+def test_the_current_folder_and_the_one_above_have_names_too(tmp_path, monkeypatch):
+    (tmp_path / "xrays" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "xrays" / "inner")
+    assert [name_data(data) for data in (".", "..", "./")] == ["inner", "xrays", "inner"]
+
+
 def test_a_command_may_take_some_of_the_choices_words_and_all():
     made = choose_fields("Some", "classes", "seed")
     assert [(item.name, item.metadata["help"]) for item in fields(made)] == [

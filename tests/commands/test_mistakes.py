@@ -68,6 +68,13 @@ def test_every_mistake_is_one_line_with_its_remedy(call, words, code, remedy, to
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_trouble_leaves_nothing_in_the_folder_of_the_data(call, damaged):
+    before = sorted(damaged.rglob("*"))
+    for place in ([], ["--out", "inside"], ["--out", "clear/inside"]):
+        assert call(*TRAIN, "--data", ".", *place, where=damaged).returncode == 65
+        assert sorted(damaged.rglob("*")) == before
+
+
 def test_a_mistake_shows_no_traceback(tmp_path):
     done = fastcxr("train", "mobilenetv2_035", "--data", "nowhere", where=tmp_path)
     assert done.returncode == 66

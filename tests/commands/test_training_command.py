@@ -125,3 +125,16 @@ def test_help_offers_strategies_by_name_and_no_stage(call):
     shown = call("train", "--help").stdout
     assert "STAGE" not in shown
     assert "probe" in shown
+
+
+def test_one_who_stands_in_the_folder_of_the_data_can_train_there_and_go_on(call, tmp_path):
+    data = write_toys(tmp_path / "xrays", per_class=20)
+    for word in ("describe", "audit"):
+        assert call(word, "--data", ".", where=data).returncode in (0, 65), word
+    done = call(*TRAIN, "--data", ".", where=data)
+    assert done.returncode == 0, done.stderr
+    assert "left out, for fastcxr made them: runs" in done.stderr
+    assert call("describe", "--data", ".", where=data).returncode == 0
+    names = {"describe-xrays-1", "audit-xrays-1", "xrays-mobilenetv2_035-1", "describe-xrays-2"}
+    assert {place.name for place in (data / "runs").iterdir()} == names
+    assert all(len(pd.read_csv(data / "runs" / name / "manifest.csv")) == 60 for name in names - {"audit-xrays-1"})

@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcxr.data.cohort.folders import SPLIT_NAMES, ClassFolder, list_folders, list_loose
+from fastcxr.data.cohort.folders import OWN, SPLIT_NAMES, ClassFolder, list_folders, list_loose, list_own
 from fastcxr.data.cohort.tables import find_column, name_some, read_header, suggest, suggest_sibling
 from fastcxr.data.collections.shelf import SHELF, find_collections
 from fastcxr.errors import DataError, InputMissingError, RecipeError
@@ -69,6 +69,8 @@ def find_layout(data: str | Path, layout: str = "auto") -> Cohort:
     else:
         take = {"auto": _recognise, "folders": _take_folders, "split_folders": _take_splits, "csv": _take_table}
         cohort = take[layout](_look_into(path))
+        if own := list_own(str(path)):
+            log.info(OWN, name_some(own))
     log.info("layout: %s", _describe(cohort))
     return cohort
 
