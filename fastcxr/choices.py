@@ -25,9 +25,19 @@ def check_fields(value: Any) -> None:
     for item in fields(value):
         given = getattr(value, item.name)
         _check_kind(item.name, given, hints[item.name])
-        for number in given if isinstance(given, tuple) else (given,):
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                _check_range(item.name, number, item.metadata.get("at_least"), item.metadata.get("below"))
+        for part in given if isinstance(given, tuple) else (given,):
+            if isinstance(part, str):
+                _refuse_empty(item.name, part)
+            if isinstance(part, int | float) and not isinstance(part, bool):
+                _check_range(item.name, part, item.metadata.get("at_least"), item.metadata.get("below"))
+
+
+def _refuse_empty(name: str, given: str) -> None:
+    # an empty text is no choice left open: as a path it would be the current folder, as a flag nothing at all
+    if not given.strip():
+        wanted = "Name a folder, a CSV or a packed cohort" if name == "data" else f"Give a {name} or leave it out"
+        flag = f"--{name.replace('_', '-')}"
+        raise RecipeError(f"{flag} is empty, as a shell variable that is not set would make it", wanted)
 
 
 def _check_range(name: str, given: float, low: float | None, high: float | None) -> None:

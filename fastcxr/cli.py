@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 
 from fastcxr.commands import cohorts, experiments, models, results  # noqa: F401  each adds its commands to the app
 from fastcxr.commands.shared import app, console
@@ -29,6 +29,8 @@ def answer_with(work: Callable[[], int | None]) -> int:
     try:
         with heard_by(ConsoleMessages(console)):
             return work() or 0
+    except UnusedCliTokensError as error:
+        return fail(name_unused(error.unused_tokens or []), USAGE)
     except CycloptsError as error:
         return fail(str(error), USAGE)
     except FastcxrError as error:
@@ -38,6 +40,12 @@ def answer_with(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def name_unused(words: list[str]) -> str:
+    """What is said of words that belong to no flag, most often the second value of one."""
+    named = ", ".join(map(repr, words))
+    return f"no flag takes {named}. Write the flag before each value, as --classes Normal --classes Virus"
 
 
 def fail(message: str, code: int) -> int:

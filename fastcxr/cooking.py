@@ -2,28 +2,29 @@
 
 import runpy
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from fastcxr.cli import answer_with, fail
 from fastcxr.cohort import find_manifest
 from fastcxr.commands.experiments import start_training
-from fastcxr.commands.shared import console, find_data
+from fastcxr.commands.flags import choose_fields
+from fastcxr.commands.shared import console, with_data
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
 from fastcxr.progress import unheard
 from fastcxr.published import Paper, compare_with_paper, find_doubted
-from fastcxr.recipe import Augmentation, Recipe, choose_fields, name_data
+from fastcxr.recipe import Augmentation, Recipe, name_data
 from fastcxr.unfinished import find_finished
 
 Sources = Mapping[str, int]
-APART = ("augment", "strategy", "kind")  # no plain flags: knobs of one's own, names alone, no choice yet
-STRATEGIES = next(kind for kind in get_args(get_type_hints(Recipe)["strategy"]) if get_origin(kind) is Literal)
+APART = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
 KEY = ["source", "path", "label"]  # of an image, in a finished run and in the data
 
 
@@ -41,10 +42,35 @@ def cook_script(script: Path, words: list[str]) -> int:
     """What a recipe script does, without running it as a program."""
     if not script.is_file():
         raise InputMissingError("no such recipe script", "Name a file such as recipes/rachha2020.py", path=script)
-    found = runpy.run_path(str(script))
+    found = read_script(script)
+    return cook_words(script.stem, found["RECIPES"], found.get("PAPER", {}), words, found.get("SOURCES", {}))
+
+
+def read_script(script: Path) -> dict[str, Any]:
+    """The names that a recipe script defines. Raises RecipeError, with its line, where the script itself is wrong."""
+    try:
+        found = runpy.run_path(str(script))
+    except Exception as error:  # whatever a script of somebody's own may raise
+        line = find_line(error, script)
+        place = f"{script}, line {line}" if line else script
+        if isinstance(error, RecipeError):
+            raise RecipeError(error.what, error.fix, path=place) from error
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecipeError(what, "Correct the script there", path=place) from error
     if not isinstance(found.get("RECIPES"), Mapping):
         raise RecipeError(f"{script} has no dict RECIPES", "Give it one: RECIPES = {'arm': Recipe(...)}")
-    return cook_words(script.stem, found["RECIPES"], found.get("PAPER", {}), words, found.get("SOURCES", {}))
+    for arm, recipe in found["RECIPES"].items():
+        if not isinstance(recipe, Recipe):
+            raise RecipeError(f"arm {arm!r} is a {type(recipe).__name__}", "Make it a Recipe(...)", path=script)
+    return found
+
+
+def find_line(error: Exception, script: Path) -> int | None:
+    """The line of a script on which it went wrong, also where a function that it calls raised the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(script):
+        return error.lineno
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(script)]
+    return lines[-1] if lines else None
 
 
 def cook_words(
@@ -56,12 +82,14 @@ def cook_words(
         show_usage(study, recipes, sources)
         return 0
     arm, *rest = words
-    if arm == "--all":
-        return cook_all(study, recipes, paper, rest, sources)
-    if arm not in recipes:
+    if arm != "--all" and arm not in recipes:
         close = get_close_matches(arm, recipes, n=1)
         meant = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(recipes)}"
         raise RecipeError(f"{study} has no arm called {arm!r}", meant)
+    if {"-h", "--help"} & set(rest):
+        return show_flags(study, recipes, arm)
+    if arm == "--all":
+        return cook_all(study, recipes, paper, rest, sources)
     recipe, out, mirror = read_changes(recipes[arm], rest)
     check_sources(arm, recipe, sources)
     return start_training(recipe, out or Path("runs") / study / arm, mirror and mirror / study)
@@ -78,6 +106,13 @@ def show_usage(study: str, recipes: Mapping[str, Recipe], sources: Sources) -> N
         lines.append(f"with {number} --data: {', '.join(arm for arm in recipes if sources.get(arm) == number)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_flags(study: str, recipes: Mapping[str, Recipe], arm: str) -> int:
+    """The flags that change an arm, with what the arm chose as their defaults; of --all those of the first."""
+    recipe = recipes.get(arm) or next(iter(recipes.values()))
+    make_flags(recipe, f"{study} {arm}").help_print([])
+    return 0
 
 
 class UnfitError(RecipeError):
@@ -114,7 +149,7 @@ def cook_arm(recipe: Recipe, place: Path, mirror: Path | None, done: dict[Recipe
     if recipe in done:
         say(f"{place.name}: the same recipe as {done[recipe].name}")
         return 0
-    named = recipe if recipe.data else recipe.but(data=find_data())
+    named = with_data(recipe)
     if is_finished(named, place):
         say(f"{place.name}: finished already, with the same images of {name_data(named.data)}")
     else:
@@ -173,22 +208,25 @@ def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None,
 
     Knobs of augmentation that nobody names stay those of the recipe; of strategies those with a name can be given.
     """
+    return make_flags(recipe)(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def make_flags(recipe: Recipe, name: str = "arm") -> App:
+    """A command line of the flags that change this recipe."""
     choices = choose_fields(
         "Choices", *(item.name for item in fields(Recipe) if item.name not in APART), defaults=recipe
     )
     knobs = choose_fields("Knobs", *(item.name for item in fields(Augmentation)), defaults=recipe.augment)
-    app = App(help_flags=[], version_flags=[])
+    app = App(name=name, help_flags=[], version_flags=[])
 
     @app.default
     def change(
+        *,  # a second name would be another arm, and no backbone
         values: Annotated[choices, Parameter(name="*")] = choices(),  # noqa: B008
-        *,
         augment: knobs = knobs(),  # noqa: B008
-        strategy: STRATEGIES | None = None,
         out: Path | None = None,
         mirror: Path | None = None,
     ):
-        changed = recipe.but(**vars(values), augment=Augmentation(**vars(augment)))
-        return (changed.but(strategy=strategy) if strategy else changed), out, mirror
+        return recipe.but(**vars(values), augment=Augmentation(**vars(augment))), out, mirror
 
-    return app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    return app

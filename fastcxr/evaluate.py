@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +25,7 @@ from fastcxr.storage import write_json
 from fastcxr.unfinished import CONTENT
 
 log = logging.getLogger("fastcxr")
+ALIKE = 0.8  # "covid" and "covid19" have 0.83
 OF_DATA = (
     "data", "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag",
     "skip_bad",
@@ -126,9 +127,20 @@ def check_labels(manifest: pd.DataFrame, known: tuple[str, ...]) -> None:
     unknown = sorted(set(manifest["label"]) - set(known))
     if not unknown:
         return
-    near = get_close_matches(unknown[0], known, n=1) or [known[0]]
+    pairs = [(theirs, ours) for theirs in unknown for ours in known if is_alike(theirs, ours)]
+    theirs, ours = pairs[0] if pairs else (unknown[0], "CLASS")
+    among = "" if pairs else f" with one of {', '.join(known)} as CLASS"
     raise DataError(
         f"the model knows {', '.join(known)}, the data has {', '.join(unknown)} too",
-        f"Match them, as --map '{unknown[0]}={near[0]}', or leave them out with --classes",
+        f"Match them, as --map '{theirs}={ours}'{among}, or leave them out with --classes",
         code="E302",
     )
+
+
+def is_alike(theirs: str, ours: str) -> bool:
+    """Whether two labels are spellings of one, as "Covid" and "COVID-19" are; "abnormal" and "normal" are not.
+
+    Whoever copies a suggested pair gets the figures of it: better none than one that means something else.
+    """
+    one, two = ("".join(filter(str.isalnum, label.casefold())) for label in (theirs, ours))
+    return one[:1] == two[:1] and SequenceMatcher(None, one, two).ratio() >= ALIKE

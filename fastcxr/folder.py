@@ -49,15 +49,15 @@ class CohortFolder(Progress):
         Trouble leaves no folder, unless there is something in it worth keeping.
         """
         self.watcher, self.started = watcher, time.time()
-        is_new = not self.folder.exists()
+        new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
         self.claim()
         try:
             with held(self.folder):
                 yield from self.working()
         finally:
-            if is_new:
-                with suppress(OSError):  # what is not empty stays
-                    self.folder.rmdir()
+            with suppress(OSError):  # what is not empty stays
+                for place in new:  # runs/ too: it may stand in a person's data
+                    place.rmdir()
 
     def working(self) -> Iterator[Self]:
         """The block itself, in a folder that is ours alone."""

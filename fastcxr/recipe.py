@@ -6,9 +6,9 @@ of `fastcxr train`, a row of the report and the documentation are the same line.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from fastcxr.agreement import check_agreement, read_copies, read_slice
 from fastcxr.choices import check_fields, choice, not_known
@@ -61,7 +61,9 @@ class Stage:
         at_least=1,
     )  # fmt: skip
     multiples: tuple[float, ...] | None = choice(
-        None, "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first"
+        None,
+        "a factor for each of the last groups, the head's last, instead of spread; earlier groups take the first",
+        at_least=0,
     )
     batch_norm: Literal["learn", "frozen"] = choice(
         "learn", "frozen keeps the statistics that came with the weights, as layers that do not learn always do"
@@ -72,6 +74,8 @@ class Stage:
 
     def __post_init__(self):
         check_fields(self)
+        if self.multiples == ():
+            raise RecipeError("multiples is empty", "Give a factor for each of the last groups, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,26 +259,14 @@ def _as_text(places: Any) -> Any:
     return str(places) if isinstance(places, Path) else places
 
 
-def choose_fields(name: str, *chosen: str, defaults: "Recipe | Augmentation | None" = None) -> type:
-    """A dataclass of some of a recipe's choices, or of an augmentation's, words and all, for a command of no more.
-
-    `defaults`: the recipe whose choices stand where a person makes none; without it those of any recipe.
-    """
-    values = defaults or Recipe()
-    hints = get_type_hints(type(values))
-    items = {item.name: item for item in fields(values)}
-    parts = [
-        (part, hints[part], field(default=getattr(values, part), metadata=items[part].metadata)) for part in chosen
-    ]
-    made = make_dataclass(name, parts, frozen=True, kw_only=True)
-    made.__module__ = __name__  # without it Python calls it a type of its own, which has no fields for cyclopts
-    return made
-
-
 def name_data(data: str | tuple[str, ...] | None) -> str:
     """The data of a recipe in a word: the name of its folder or file, several joined by a plus."""
     places = (data,) if isinstance(data, str) else data or ()
-    return "+".join(PurePath(place).stem for place in places)
+    return "+".join(_name_place(PurePath(place)) for place in places)
+
+
+def _name_place(place: PurePath) -> str:
+    return Path(place).resolve().name if place.name in ("", "..") else place.stem
 
 
 def read_recipe(path: str | Path) -> Recipe:

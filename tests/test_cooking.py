@@ -93,6 +93,11 @@ def test_a_named_strategy_takes_the_place_of_an_arms_stages():
         read_changes(TINY, ["--strategy", "prob"])
 
 
+def test_a_second_name_behind_an_arm_is_no_backbone():
+    with pytest.raises(CycloptsError):
+        read_changes(TINY, ["second"])
+
+
 def test_a_knob_of_augmentation_leaves_the_other_knobs_of_the_arm():
     own = Augmentation(do_flip=True, max_rotate=10.0, pad_mode="reflection")
     words = ["--augment.max-rotate", "3", "--augment.no-do-flip"]
@@ -104,6 +109,10 @@ def test_a_knob_of_augmentation_leaves_the_other_knobs_of_the_arm():
 def test_a_list_of_an_arms_own_can_be_emptied():
     arm = TINY.but(where=("view=PA",), classes=("clear", "haze"))
     assert read_changes(arm, ["--empty-where"])[0] == arm.but(where=())
+
+
+def test_map_is_another_word_for_relabel():
+    assert read_changes(TINY, ["--map", "a=b", "--relabel", "c=d"])[0].relabel == ("a=b", "c=d")
 
 
 def test_the_mirror_of_an_arm_lies_below_its_study(monkeypatch):
@@ -275,3 +284,29 @@ def test_a_script_that_is_not_there_or_has_no_recipes_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(RecipeError, match="Give it one: RECIPES"):
         cook_script(tmp_path / "empty.py", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\nRECIPES = {", "line 2: SyntaxError: '{' was never closed"),
+        ("import no_such_library", "line 1: ModuleNotFoundError: No module named 'no_such_library'"),
+        ("from fastcxr import Recipe\n\nRECIPES = {'a': Recipe(epoch=3)}", "line 3: TypeError: .*'epoch'"),
+        ("from fastcxr import Recipe\nRECIPES = {'a': Recipe(epochs=0)}", "line 2: epochs is 0, .*Give another"),
+        ("RECIPES = {'a': 1}", "arm 'a' is a int. Make it a Recipe"),
+    ],
+)
+def test_a_broken_script_is_one_line_that_names_the_file_and_its_line(tmp_path, text, said):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(RecipeError, match=said) as caught:
+        cook_script(tmp_path / "broken.py", ["a"])
+    assert str(caught.value).startswith(str(tmp_path / "broken.py"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arm", ["first", "--all"])
+def test_help_behind_an_arm_shows_the_flags_and_the_arms_own_choices(capfd, arm):
+    assert cook_words("study", RECIPES, {}, [arm, "--help"]) == 0
+    shown = capfd.readouterr().out
+    assert "--learning-rate" in shown
+    assert "mobilenetv2_035" in shown

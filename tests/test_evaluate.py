@@ -6,7 +6,8 @@ from toys import write_toys
 
 from fastcxr.data.manifest import read_manifest, write_manifest
 from fastcxr.data.packing import pack_cohort
-from fastcxr.evaluate import leave_out_seen
+from fastcxr.errors import DataError
+from fastcxr.evaluate import check_labels, leave_out_seen
 from fastcxr.folder import CohortFolder
 from fastcxr.unfinished import CONTENT
 
@@ -54,3 +55,18 @@ def test_a_patient_column_that_repeats_the_file_name_holds_there_too(run, other,
     table = read_manifest(other)[["path", "label", "patient"]]
     table.to_csv(other / "table.csv", index=False)
     assert leave_out(other / "table.csv", run, tmp_path) == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("label", "remedy"),
+    [
+        ("Covid", "as --map 'Covid=COVID-19', or leave"),
+        ("normal", "as --map 'normal=Normal', or leave"),
+        ("ARDS", "as --map 'ARDS=CLASS' with one of Bacteria, COVID-19, Normal as CLASS, or leave"),
+        ("Abnormal", "as --map 'Abnormal=CLASS'"),
+    ],
+)
+def test_a_pair_is_suggested_only_of_names_that_are_alike(label, remedy):
+    with pytest.raises(DataError) as caught:
+        check_labels(pd.DataFrame({"label": ["Normal", label]}), ("Bacteria", "COVID-19", "Normal"))
+    assert remedy in str(caught.value)

@@ -6,8 +6,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from fastcxr.commands.flags import choose_fields
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.recipe import Augmentation, Recipe, Stage, choose_fields, name_data, read_recipe
+from fastcxr.recipe import Augmentation, Recipe, Stage, name_data, read_recipe
 
 
 def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
@@ -40,6 +41,8 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"loss": "focl"}, "Did you mean 'focal'?"),
         ({"strategy": "shalow"}, "Did you mean 'shallow'?"),
         ({"epochs": 0}, "must be at least 1"),
+        ({"data": ("a", "")}, "--data is empty"),
+        ({"patients": ""}, "--patients is empty"),
         ({"epochs": "five"}, "must be int"),
         ({"epochs": True}, "must be int"),
         ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
@@ -84,6 +87,12 @@ def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
     assert caught.value.exit_code == 64
 
 
+@pytest.mark.parametrize(("multiples", "remedy"), [((), "multiples is empty"), ((0.1, -1.0), "must be at least 0")])
+def test_a_stage_without_a_factor_or_with_one_below_nought_is_refused(multiples, remedy):
+    with pytest.raises(RecipeError, match=remedy):
+        Stage(multiples=multiples)
+
+
 def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():
     recipe = Recipe(data=[Path("a"), "b"], classes=["x", "y"])
     assert (recipe.data, recipe.classes) == (("a", "b"), ("x", "y"))
@@ -93,6 +102,12 @@ def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():
 
 def test_data_is_named_in_a_word():
     assert [name_data(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
+
+
+def test_the_current_folder_and_the_one_above_have_names_too(tmp_path, monkeypatch):
+    (tmp_path / "xrays" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "xrays" / "inner")
+    assert [name_data(data) for data in (".", "..", "./")] == ["inner", "xrays", "inner"]
 
 
 def test_a_command_may_take_some_of_the_choices_words_and_all():

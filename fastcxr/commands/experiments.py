@@ -13,9 +13,9 @@ from fastcxr.commands.shared import (
     ScoutChoices,
     app,
     console,
-    find_data,
     next_folder,
     same_stem,
+    with_data,
 )
 from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.progress import unheard
@@ -31,7 +31,7 @@ from fastcxr.unfinished import find_unfinished, is_unfinished, list_runs, read_b
 
 @app.command
 def train(
-    recipe: Choices = Recipe(),  # noqa: B008  a Recipe is frozen
+    choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  it is frozen
     *,
     out: Path | None = None,
     new: bool = False,
@@ -48,7 +48,7 @@ def train(
     mirror
         folder on another disk, such as Colab's Drive, that gets a copy of each state of an unfinished run
     """
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    recipe = with_data(Recipe(**vars(choices)))
     name = f"{name_data(recipe.data)}-{recipe.backbone}"
     begun = None if new or out else find_unfinished(same_stem(name), recipe)
     if new and out and is_unfinished(out):
@@ -110,8 +110,7 @@ def scout(
     from fastcxr.scout import CANDIDATES, read_weights
     from fastcxr.scout import scout as scout_backbones
 
-    recipe = Recipe(strategy="probe", **asdict(choices))
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    recipe = with_data(Recipe(strategy="probe", **asdict(choices)))
     folder = out or next_folder(f"scout-{name_data(recipe.data)}")
     names = backbones or CANDIDATES
     table = scout_backbones(recipe, names, read_weights(weights), folder, TerminalProgress(console))
@@ -124,7 +123,7 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
     """Train a recipe, all its folds if it has some, into a folder, and show what came of it."""
     from fastcxr.data.manifest import find_cohorts
 
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    recipe = with_data(recipe)
     with unheard():
         find_cohorts(recipe.data, recipe.layout)  # a wrong folder is told before torch takes seconds to load
     from fastcxr.cross_validation import cross_validate

@@ -62,7 +62,6 @@ def evaluate(
     run: Path,
     *,
     choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
-    map: tuple[str, ...] = (),  # noqa: A002  the flag's name
     precision: Arithmetic = "trained",
     device: str = "auto",
     out: Path | None = None,
@@ -73,8 +72,6 @@ def evaluate(
     ----------
     run
         run folder of the trained model
-    map
-        theirs=ours: what a label of the data is called in the model; another word for --relabel
     precision
         arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
     device
@@ -87,7 +84,6 @@ def evaluate(
     if choices.data is None:
         raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
     data = Recipe(**asdict(choices))
-    data = data.but(relabel=(*data.relabel, *map))
     folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)

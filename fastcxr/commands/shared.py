@@ -4,14 +4,14 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from fastcxr.recipe import Recipe, choose_fields, name_data
+from fastcxr.commands.flags import choose_fields
+from fastcxr.recipe import Recipe, name_data
 from fastcxr.terminal import TerminalProgress
 from fastcxr.version import VERSION
 
@@ -24,10 +24,10 @@ app = App(
     help="From a folder of chest X-rays to a classifier you can defend. For research, not for diagnosis.",
 )
 console = Console(stderr=True)
-Choices = Annotated[Recipe, Parameter(name="*")]
 OF_DATA = (
     "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag", "seed",
 )  # fmt: skip
+Choices = choose_fields("Choices", *(item.name for item in fields(Recipe)))
 # the flags of train that say which images, whose they are and where they stand, in train's own words
 DescribeChoices = choose_fields("DescribeChoices", "data", *OF_DATA, "split", "given_splits", "split_from")
 PackChoices = choose_fields("PackChoices", *OF_DATA, "skip_bad")
@@ -37,11 +37,15 @@ EvaluateChoices = choose_fields("EvaluateChoices", "data", *OF_DATA, "skip_bad")
 
 def look_at_data(look: Callable, word: str, choices: DescribeChoices, out: Path | None) -> Path:
     """Describe or audit the data that the choices name, into a new folder; returns the page."""
-    recipe = Recipe(**asdict(choices))
-    recipe = recipe if recipe.data else recipe.but(data=find_data())
+    recipe = with_data(Recipe(**asdict(choices)))
     folder = out or next_folder(f"{word}-{name_data(recipe.data)}")
     console.print(f"folder: {folder}", highlight=False)
     return look(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
+
+
+def with_data(recipe: Recipe) -> Recipe:
+    """The recipe, on the class folders here or the sample where it names no data."""
+    return recipe.but(data=find_data()) if recipe.data is None else recipe
 
 
 def find_data() -> str:

@@ -101,8 +101,9 @@ def find_cohorts(data: str | Path | Sequence[str | Path], layout: str = "auto") 
 
 
 def _list_places(data: str | Path | Sequence[str | Path]) -> list[Path]:
-    places = [Path(place) for place in ([data] if isinstance(data, str | Path) else data)]
-    if not places:
+    named = [data] if isinstance(data, str | Path) else data
+    places = [Path(place) for place in named if str(place).strip()]
+    if not places or len(places) < len(named):  # an empty name would be the current folder
         raise RecipeError("no data was named", "Give a folder, a CSV or a packed cohort", code="E001")
     there = [identify(place.expanduser()) for place in places if place.expanduser().exists()]
     if len(set(there)) < len(there):

@@ -98,7 +98,9 @@ def _part(text: str, choice: str, form: str, cut: Callable) -> tuple[str, str]:
     """What stands before and behind the sign; of several signs relabel takes the last, where the first."""
     left, sign, right = cut(text, "=")
     if not sign or not left.strip() or (choice == "relabel" and not right.strip()):
-        raise RecipeError(f"{choice} {text!r} is not of the form {form}", f"Write --{choice} '{form}'", code="E022")
+        too = ", or the same behind --map" if choice == "relabel" else ""
+        what = f"{choice} {text!r} is not of the form {form}"
+        raise RecipeError(what, f"Write --{choice} '{form}'{too}", code="E022")
     return left.strip(), right.strip()
 
 

@@ -23,6 +23,8 @@ BROKEN = (
     SafetensorError, BadZipFile, OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
     AssertionError, ArithmeticError, MemoryError, ImportError, struct.error,
 )  # fmt: skip
+ARCHIVE = b"PK\x03\x04"
+PICKLE = b"\x80"  # of the protocols that torch.save has ever written
 SHOWN = 6  # keys named in an error before the rest is counted
 
 
@@ -109,8 +111,12 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 def _check_archive(path: Path) -> None:
     """torch looks at no checksum of the archives that it writes, and unpacks whatever was packed into them."""
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # the older kind, which is no archive
+        head = file.read(4)
+    if head != ARCHIVE:
+        if head[:1] != PICKLE:
+            what, fix = "no weights file: torch.save did not write it", "Give a .safetensors or .pth file as --weights"
+            raise WeightsError(what, fix, path=path, code="E301")
+        return  # the older kind, which is no archive
     with ZipFile(path) as archive:
         if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
             raise ValueError("packed, which torch never does: it could unpack to any size")

@@ -42,6 +42,8 @@ def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, 
     [
         (["train", "mobilenetv2_035", "--los", "focal"], 64, "Did you mean --loss"),
         (["train", "mobilenetv2_035", "--loss", "focl"], 64, 'Did you mean "focal"'),
+        (["train", "mobilenetv2_035", "--strategy", "Probe", "--data", "TOYS"], 64, 'Did you mean "probe"'),
+        (["train", "mobilenetv2_035", "--strategy", "mine", "--data", "TOYS"], 64, 'Choose from: "rapid"'),
         (["train", "mobilenetv2_035", "--epochs", "0"], 64, "at least 1"),
         (["trian"], 64, 'Did you mean "train"'),
         (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),
@@ -66,6 +68,13 @@ def test_every_mistake_is_one_line_with_its_remedy(call, words, code, remedy, to
     assert not list(tmp_path.glob("runs/*"))
 
 
+def test_trouble_leaves_nothing_in_the_folder_of_the_data(call, damaged):
+    before = sorted(damaged.rglob("*"))
+    for place in ([], ["--out", "inside"], ["--out", "clear/inside"]):
+        assert call(*TRAIN, "--data", ".", *place, where=damaged).returncode == 65
+        assert sorted(damaged.rglob("*")) == before
+
+
 def test_a_mistake_shows_no_traceback(tmp_path):
     done = fastcxr("train", "mobilenetv2_035", "--data", "nowhere", where=tmp_path)
     assert done.returncode == 66
@@ -88,11 +97,21 @@ def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
         (["pack", "--to", "c.h5"], "Give a folder, a CSV or a known collection after pack"),
         (["pack", "nowhere", "--to", "c.h5"], "no such file or folder"),
         (["train", "--data", "toys", "--classes", "cler"], "did you mean 'clear'?"),
+        (["train", "resnet18", "--classes", "clear", "haze"], "as --classes Normal --classes Virus"),
+        (["train", "--data", ""], "--data is empty, as a shell variable that is not set would make it. Name a folder"),
+        (["train", "--data", "toys", "--data", " "], "--data is empty"),
+        (["train", "--held-out", ""], "--held-out is empty"),
+        (["describe", "--data", ""], "--data is empty"),
+        (["scout", "--data", ""], "--data is empty"),
+        (["evaluate", "nowhere", "--data", ""], "--data is empty"),
+        (["pack", "", "--to", "c.h5"], "--data is empty"),
     ],
 )
 def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, remedy):
+    there = set(toy_folder.parent.iterdir())
     done = call(*words, where=toy_folder.parent)
     assert done.returncode in (64, 66)
+    assert set(toy_folder.parent.iterdir()) == there
     assert remedy in done.stderr
     assert "Traceback" not in done.stderr
 

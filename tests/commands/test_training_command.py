@@ -98,7 +98,7 @@ def test_the_version_is_told():
 
 def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
-    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--relabel", "haze=ill")
+    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--map", "haze=ill")
     done = call("pack", toy_folder, "more", "--to", "c.h5", *chosen, "--shuffle", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "c.h5"
@@ -125,3 +125,22 @@ def test_two_sources_name_the_run_folder_and_the_report(call, toy_folder, tmp_pa
     done = call(*TRAIN, "--data", toy_folder, "--data", "more", "--batch-size", "8", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "toys + more" in (tmp_path / "runs" / "toys_more-mobilenetv2_035-1" / "report.html").read_text()
+
+
+def test_help_offers_strategies_by_name_and_no_stage(call):
+    shown = call("train", "--help").stdout
+    assert "STAGE" not in shown
+    assert "probe" in shown
+
+
+def test_one_who_stands_in_the_folder_of_the_data_can_train_there_and_go_on(call, tmp_path):
+    data = write_toys(tmp_path / "xrays", per_class=20)
+    for word in ("describe", "audit"):
+        assert call(word, "--data", ".", where=data).returncode in (0, 65), word
+    done = call(*TRAIN, "--data", ".", where=data)
+    assert done.returncode == 0, done.stderr
+    assert "left out, for fastcxr made them: runs" in done.stderr
+    assert call("describe", "--data", ".", where=data).returncode == 0
+    names = {"describe-xrays-1", "audit-xrays-1", "xrays-mobilenetv2_035-1", "describe-xrays-2"}
+    assert {place.name for place in (data / "runs").iterdir()} == names
+    assert all(len(pd.read_csv(data / "runs" / name / "manifest.csv")) == 60 for name in names - {"audit-xrays-1"})

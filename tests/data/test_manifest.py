@@ -19,7 +19,7 @@ from fastcxr.data.manifest import (
     read_written_manifest,
     write_manifest,
 )
-from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingError, OutputError
+from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingError, OutputError, RecipeError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 
@@ -198,6 +198,12 @@ def test_a_table_that_is_no_manifest_is_refused(tmp_path):
         DataError, match="no manifest of fastcxr: .*'source'.* are missing. Give the manifest.csv of a run"
     ):
         read_written_manifest(write(tmp_path / "manifest.csv", "path,label\n"))
+
+
+@pytest.mark.parametrize("data", ["", ["", "x"], []])
+def test_an_empty_name_is_not_the_current_folder(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(fill_two(tmp_path))
+    assert "Give a folder, a CSV or a packed cohort" in refuse(data, RecipeError)
 
 
 REAL = os.environ.get("FASTCXR_REAL_DATA")

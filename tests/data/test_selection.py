@@ -72,6 +72,7 @@ def test_a_source_that_says_nothing_of_the_column_is_kept_whole(caplog):
     [
         ({"relabel": ("Covid19=x",)}, "no class is called 'Covid19' (did you mean 'COVID-19'?). There are COVID-19"),
         ({"relabel": ("normal",)}, "relabel 'normal' is not of the form theirs=ours. Write --relabel 'theirs=ours'"),
+        ({"relabel": ("normal",)}, "or the same behind --map"),
         ({"relabel": ("normal=",)}, "not of the form theirs=ours"),
         ({"relabel": ("normal=a", "normal=b")}, "two names, 'a' and 'b'. Give each class one name"),
         ({"classes": ("norml",)}, "no class is called 'norml' (did you mean 'normal'?). There are COVID-19, n"),

@@ -83,6 +83,12 @@ def test_a_file_that_is_no_weights_file_is_refused(tmp_path, name, content):
         network(weights=str(tmp_path / name))
 
 
+def test_an_image_given_as_weights_is_not_said_to_hold_code(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff\xe0" + b"\x00" * 100)
+    with pytest.raises(WeightsError, match="no weights file: torch.save did not write it. Give a .safetensors"):
+        network(weights=str(tmp_path / "x.jpg"))
+
+
 def test_a_missing_file_names_the_choices():
     with pytest.raises(InputMissingError, match="Give --weights imagenet, none, or a .safetensors"):
         network(weights="nowhere.safetensors")

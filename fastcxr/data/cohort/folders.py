@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.cohort.own import has_mark, is_own
 from fastcxr.data.cohort.tables import TEXT, name_some
 from fastcxr.errors import DataError
 
@@ -28,6 +29,7 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+OWN = "left out, for fastcxr made them: %s"
 Identity = tuple[int, int] | str
 
 
@@ -49,6 +51,7 @@ class Walk:
     hidden: list[str] = field(default_factory=list)  # names of dot files and system files
     special: list[str] = field(default_factory=list)  # what is no file: FIFOs, devices, links that lead nowhere
     revisited: list[str] = field(default_factory=list)  # links into folders that are in the list already
+    own: list[str] = field(default_factory=list)  # run folders and the like, which fastcxr made
 
     def __post_init__(self):
         self.shut(self.root)
@@ -62,7 +65,12 @@ class Walk:
         """Files and links of a folder and all below it, as paths below the data folder; links are not followed."""
         files, links, waiting = [], [], [folder]
         while waiting:
-            for path, entry in _scan(self.root, waiting.pop()):
+            place = waiting.pop()
+            entries = _scan(self.root, place)
+            if place != folder and has_mark(f"{self.root}/{place}", [entry.name for _, entry in entries]):
+                self.own.append(place)
+                continue
+            for path, entry in entries:
                 if is_hidden(entry.name):
                     self.hidden.append(entry.name)
                 elif entry.is_symlink():
@@ -108,6 +116,8 @@ class Walk:
             log.info("skipped %s hidden or system files and folders: %s", f"{len(self.hidden):,}", name_some(names))
         if self.revisited:
             log.info("skipped %d links to folders visited already: %s", len(self.revisited), name_some(self.revisited))
+        if self.own:
+            log.info(OWN, name_some(sorted(self.own)))
         if self.special:
             names = name_some(sorted(self.special))
             log.warning("skipped %d names that are no files (FIFO, device, socket, dangling link): %s",
@@ -126,8 +136,21 @@ def identify(path: str | Path) -> Identity:
 
 
 def list_folders(root: str, below: str = "") -> list[str]:
-    """The names of the folders, and links to folders, that are not hidden."""
+    """The names of the folders, and links to folders, that are not hidden, nor such as fastcxr makes."""
+    return [name for name in _list_all(root, below) if not is_own(_join(root, below, name))]
+
+
+def list_own(root: str) -> list[str]:
+    """The names of the folders that fastcxr made."""
+    return [name for name in _list_all(root) if is_own(_join(root, name))]
+
+
+def _list_all(root: str, below: str = "") -> list[str]:
     return sorted(e.name for _, e in _scan(root, below) if not is_hidden(e.name) and _is_folder(e))
+
+
+def _join(*parts: str) -> str:
+    return "/".join(filter(None, parts))
 
 
 def list_loose(root: str, below: str = "") -> list[str]:

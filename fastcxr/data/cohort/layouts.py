@@ -8,10 +8,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcxr.data.cohort.folders import SPLIT_NAMES, ClassFolder, list_folders, list_loose
+from fastcxr.data.cohort.folders import OWN, SPLIT_NAMES, ClassFolder, list_folders, list_loose, list_own
 from fastcxr.data.cohort.tables import find_column, name_some, read_header, suggest, suggest_sibling
 from fastcxr.data.collections.shelf import SHELF, find_collections
-from fastcxr.errors import DataError, InputMissingError, RecipeError
+from fastcxr.data.formats.files import HEAD, find_kind, open_file
+from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 
 log = logging.getLogger("fastcxr")
 
@@ -69,6 +70,8 @@ def find_layout(data: str | Path, layout: str = "auto") -> Cohort:
     else:
         take = {"auto": _recognise, "folders": _take_folders, "split_folders": _take_splits, "csv": _take_table}
         cohort = take[layout](_look_into(path))
+        if own := list_own(str(path)):
+            log.info(OWN, name_some(own))
     log.info("layout: %s", _describe(cohort))
     return cohort
 
@@ -100,7 +103,20 @@ def _take_file(path: Path, layout: str) -> Cohort:
     if layout not in ("auto", "csv"):
         what = f"a file, and the layout {layout} needs a folder"
         raise DataError(what, "Give a folder, or leave --layout out", path=path, code="E019")
+    _refuse_image(path)
     return Cohort("csv", path)
+
+
+def _refuse_image(path: Path) -> None:
+    try:
+        with open_file(path) as file:
+            kind = find_kind(file.read(HEAD))
+    except ImageError:  # whoever reads the table says so
+        return
+    if kind:
+        what = f"a {kind} image, and data is a folder of images or a table of them"
+        raise DataError(what, "Name the folder above its class folders, or a CSV with path and label", path=path,
+                        code="E010")  # fmt: skip
 
 
 def _take_collection(path: Path, layout: str) -> Cohort:

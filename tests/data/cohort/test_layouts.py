@@ -122,3 +122,8 @@ def test_one_folder_and_a_table_without_labels_name_its_columns(tmp_path):
     fill(tmp_path, "images/a.png")
     write(tmp_path / "metadata.csv", "filename,finding\n")
     assert "one class only, the folder 'images'; metadata.csv has the columns 'filename', 'finding'" in refuse(tmp_path)
+
+
+def test_an_image_given_as_data_is_told_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and more")
+    assert "a PNG image, and data is a folder of images or a table" in refuse(tmp_path / "a.png")
