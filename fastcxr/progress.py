@@ -54,8 +54,8 @@ def heard_by(listener: logging.Handler) -> Iterator[None]:
 def unheard() -> Iterator[None]:
     """In this block the library says nothing: for a look that somebody else will repeat aloud."""
     log = logging.getLogger("fastcxr")
-    log.disabled = True
+    before, log.disabled = log.disabled, True
     try:
         yield
     finally:
-        log.disabled = False
+        log.disabled = before
