@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
-from fastcxr.cohort import find_manifest
+from fastcxr.cohort import NOT_USED, find_manifest
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
@@ -20,7 +20,7 @@ from fastcxr.evaluation.record import APART, CohortRecord, read_description
 from fastcxr.finished import find_finished, refuse_other_parts
 from fastcxr.folder import write_table
 from fastcxr.lock import held
-from fastcxr.progress import Progress, find_progress
+from fastcxr.progress import Progress, find_progress, heard_once
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
@@ -55,7 +55,7 @@ def cross_validate(
     if is_run_apart(recipe):  # these would be told only when all others have run
         apart = list_parts(recipe.but(split="patient"))
         refuse_other_parts(apart, place_parts(recipe, apart, record.folder / APART), part_word(recipe))
-    with held(record.folder):
+    with held(record.folder), heard_once(NOT_USED):
         (record.folder / SUMS).unlink(missing_ok=True)  # all of the pool is written anew where one run was
         record.begin()
         run_parts(record, parts, places, progress, mirror)
@@ -128,7 +128,7 @@ def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:
     """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
     write_left_out(record.folder, pool_skipped([part.skipped for part in parts.values()]))
     said = {name: part.run.get("said") or [] for name, part in parts.items()}
-    record.said = pool_warnings(said, part_word(record.recipe))
+    record.said = [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
 
 
 def pool_predictions(runs: dict[str, Predictions]) -> Predictions:
@@ -192,6 +192,12 @@ def pool_warnings(said: dict[str, list[dict[str, str]]], word: str) -> list[dict
             runs.setdefault(text, []).append(name)
     parts = {text: "" if len(names) == len(said) else f"{word} {', '.join(names)}: " for text, names in runs.items()}
     return [{"level": "warning", "text": part + text} for text, part in parts.items()]
+
+
+def pool_facts(said: dict[str, list[dict[str, str]]]) -> list[dict[str, str]]:
+    """What the runs said of given splits, once."""
+    texts = dict.fromkeys(line["text"] for lines in said.values() for line in lines)
+    return [{"level": "info", "text": text} for text in texts if text.startswith(NOT_USED)]
 
 
 def read_figures(place: Path, name: str) -> dict[str, Any]:

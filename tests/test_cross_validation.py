@@ -1,6 +1,7 @@
 """Folds are finished runs of their own; the pool scores every image once, and one fold can be redone alone."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -9,17 +10,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from toys import write_toys
 
-from fastcxr.cross_validation import (
-    cross_validate,
-    pool_manifest,
-    pool_skipped,
-    pool_warnings,
-    refuse_uneven,
-    write_left_out,
-)  # fmt: skip
+from fastcxr.cross_validation import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
 from fastcxr.data.cache import contents
-from fastcxr.errors import DataError, OutputError, RecipeError
-from fastcxr.evaluation.predictions import Predictions
+from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
+from fastcxr.inference.bundle import load_model
+from fastcxr.progress import heard_by
 from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.training import bank
 from fastcxr.verify import verify
@@ -215,57 +210,6 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     assert looked == [30]
 
 
-@pytest.fixture
-def changing(pooled, tmp_path):
-    """Two folds of a cohort of its own, of a head that costs seconds; whoever takes it may change both."""
-    data = write_toys(tmp_path / "toys", per_class=8)
-    recipe = pooled[0].but(data=str(data), folds=2, strategy="probe")
-    cross_validate(recipe, tmp_path / "run")
-    return recipe, data, tmp_path / "run"
-
-
-def add(data):
-    shutil.copy(data / "haze" / "00001000_000.png", data / "haze" / "00001900_000.png")
-
-
-def take_away(data):
-    (data / "clear" / "00000001_000.png").unlink()
-
-
-def relabel(data):
-    (data / "clear" / "00000001_000.png").rename(data / "haze" / "00000001_000.png")
-
-
-@pytest.mark.parametrize(
-    ("change", "counts"), [(add, "1 of the data .* 0 are"), (take_away, "0 .* 1 are"), (relabel, "1 .* 1 are")]
-)
-def test_a_fold_is_not_redone_among_folds_of_other_images(changing, monkeypatch, change, counts):
-    recipe, data, folder = changing
-    change(data)
-    with pytest.raises(OutputError, match=rf"a run of other images is here \({counts} not in the data\)"):
-        cross_validate(recipe, folder)
-    shutil.rmtree(folder / "fold-1")
-    before = (folder / "predictions.csv").read_bytes()
-    with pytest.raises(DataError, match=rf"fold 2 was run on other images: {counts} not .*choose another --out"):
-        cross_validate(recipe, folder)
-    assert not (folder / "fold-1").exists(), "refused before anything is trained"
-    assert (folder / "predictions.csv").read_bytes() == before
-
-
-def test_folds_of_other_patients_are_not_pooled(changing, tmp_path):
-    recipe, data, folder = changing
-    table = pd.DataFrame({"filename": [file.name for file in sorted(data.glob("*/*.png"))]})
-    owners = tmp_path / "owners.csv"
-    for count in (2, 4):
-        table.assign(patient=[f"p{i // count}" for i in table.index]).to_csv(owners, index=False)
-        named = recipe.but(patients=str(owners))
-        if count == 2:
-            cross_validate(named, tmp_path / "named")
-    shutil.rmtree(tmp_path / "named" / "fold-2")
-    with pytest.raises(DataError, match="fold 1 was run on other images: 0 .* 0 are .* have another label, patient"):
-        cross_validate(named, tmp_path / "named")
-
-
 def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
     recipe = read_recipe(damaged / "recipe.json").but(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()
@@ -275,27 +219,42 @@ def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
     assert (damaged / "predictions.csv").read_bytes() == before
 
 
-def test_folds_that_hold_out_an_image_twice_or_never_are_not_pooled(tmp_path):
-    images = pd.DataFrame({"source": "s", "path": ["a.png", "b.png", "c.png"]})
-    written = dict.fromkeys("12", images)
+class Listener(logging.Handler):
+    """What a terminal would show."""
 
-    def hold(*paths):
-        rows = pd.DataFrame({"source": "s", "path": paths, "patient": "", "label": "x", "split": "oof"})
-        return Predictions(rows.assign(predicted="x", error="", prob_x=1.0, prob_y=0.0), ("x", "y"))
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.heard = []
 
-    refuse_uneven(hold("a.png", "b.png", "c.png"), written, "fold", tmp_path)
-    refuse_uneven(hold("a.png"), written, "source", tmp_path)
-    with pytest.raises(DataError, match="1 are held out twice, and 1 never. Remove the folders"):
-        refuse_uneven(hold("a.png", "a.png", "b.png"), written, "fold", tmp_path)
+    def emit(self, record):
+        self.heard.append(record.getMessage())
 
 
-def test_folds_with_patients_apart_of_other_images_are_refused_before_the_others_run(changing, tmp_path):
-    recipe, data, _ = changing
-    folder, recipe = tmp_path / "image", recipe.but(split="image")
-    cross_validate(recipe, folder)
-    add(data)
-    for number in (1, 2):
-        shutil.rmtree(folder / f"fold-{number}")
-    with pytest.raises(DataError, match="patients_apart/fold-1: fold 1 was run on other images: 1 of the data"):
-        cross_validate(recipe, folder)
-    assert not (folder / "fold-1").exists()
+ANEW = "the splits that the data gives are not used: folds are drawn anew"
+
+
+@pytest.mark.parametrize(("given", "said"), [("obey", [ANEW]), ("ignore", [])])
+def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, given, said):
+    write_toys(tmp_path / "toys" / "train", per_class=6)
+    write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
+    recipe = pooled[0].but(data=str(tmp_path / "toys"), folds=2, strategy="probe", given_splits=given)
+    with heard_by(listener := Listener()):
+        cross_validate(recipe, tmp_path / "run")
+    assert [line for line in listener.heard if line.startswith("the splits that")] == said
+    for place in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):
+        lines = json.loads((place / "run.json").read_text())["said"]
+        assert [line for line in lines if line["text"] == ANEW] == [{"level": "info", "text": ANEW}] * len(said)
+
+
+def test_folds_of_data_without_splits_say_nothing_of_them(pooled):
+    assert "are not used" not in (pooled[1] / "run.json").read_text()
+
+
+def test_one_fold_is_told_to_be_no_folds():
+    with pytest.raises(RecipeError, match="folds is 1. Give --folds 2 or more, or leave it out"):
+        Recipe(folds=1)
+
+
+def test_the_folder_of_all_folds_has_no_model_and_says_where_one_is(pooled):
+    with pytest.raises(InputMissingError, match=r"holds 3 runs with a model each. Name one of them, as .*run/fold-1$"):
+        load_model(pooled[1])
