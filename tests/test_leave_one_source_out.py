@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from toys import write_toys
 
+from fastcxr.cohort import find_manifest, split_cohort
 from fastcxr.cross_validation import cross_validate
 from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
@@ -81,3 +82,14 @@ def test_a_source_is_redone_alone_on_the_same_images_and_no_others(tmp_path):
     with pytest.raises(DataError, match="source clinic was run on other images: 1 of the data"):
         cross_validate(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "source-2").exists()
+
+
+def test_that_a_held_out_source_overrides_given_splits_is_said(tmp_path, caplog):
+    for place, first in (("clinic", 0), ("ward", 50)):
+        write_toys(tmp_path / place / "train", per_class=6, first=first)
+        write_toys(tmp_path / place / "test", per_class=4, first=first + 20)
+    data = (str(tmp_path / "clinic"), str(tmp_path / "ward"))
+    recipe = RECIPE.but(data=data, leave_one_source_out=False, held_out="ward")
+    with caplog.at_level("INFO", "fastcxr"):
+        split_cohort(find_manifest(recipe), recipe)
+    assert "the splits that the data gives are not used: whole sources are held out" in caplog.text
