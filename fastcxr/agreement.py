@@ -17,7 +17,9 @@ def check_agreement(recipe: "Recipe") -> None:
 
     Raises RecipeError.
     """
-    if recipe.folds == 1 or (recipe.fold is not None and recipe.fold > recipe.folds):
+    if recipe.folds == 1:
+        raise RecipeError("folds is 1", "Give --folds 2 or more, or leave it out for one split into train, valid, test")
+    if recipe.fold is not None and recipe.fold > recipe.folds:
         raise RecipeError(
             f"fold {recipe.fold} of {recipe.folds} folds", "Give --folds 2 or more, and --fold one of them"
         )

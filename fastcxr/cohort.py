@@ -8,13 +8,14 @@ import pandas as pd
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
 from fastcxr.data.sources import hold_out_source
-from fastcxr.data.splits import describe_split, split_by_patient
+from fastcxr.data.splits import describe_split, has_given_splits, split_by_patient
 from fastcxr.data.store import open_pictures
 from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.folder import CohortFolder
 from fastcxr.recipe import Recipe
 
 log = logging.getLogger("fastcxr")
+NOT_USED = "the splits that the data gives are not used"
 
 
 def read_cohort(recipe: Recipe, record: CohortFolder, *, only_test: bool = False) -> pd.DataFrame:
@@ -50,8 +51,16 @@ def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     )
 
 
+def tell_unused(manifest: pd.DataFrame, recipe: Recipe) -> None:
+    """Say that folds and held-out sources override the splits that the data gives, which would be obeyed elsewhere."""
+    is_given = has_given_splits(manifest) and recipe.given_splits == "obey"
+    if is_given and (recipe.fold or recipe.held_out):
+        log.info("%s: %s", NOT_USED, "whole sources are held out" if recipe.held_out else "folds are drawn anew")
+
+
 def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
+    tell_unused(manifest, recipe)
     if recipe.held_out:
         manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
     elif recipe.fold:

@@ -12,20 +12,17 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fastcxr.cli import answer_with, fail
-from fastcxr.cohort import find_manifest
 from fastcxr.commands.experiments import start_training
 from fastcxr.commands.flags import choose_fields
 from fastcxr.commands.shared import console, with_data
-from fastcxr.data.manifest import read_written_manifest
-from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
+from fastcxr.errors import FastcxrError, InputMissingError, RecipeError
+from fastcxr.finished import find_finished
 from fastcxr.progress import unheard
 from fastcxr.published import Paper, compare_with_paper, find_doubted
 from fastcxr.recipe import Augmentation, Recipe, name_data
-from fastcxr.unfinished import find_finished
 
 Sources = Mapping[str, int]
 APART = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
-KEY = ["source", "path", "label"]  # of an image, in a finished run and in the data
 
 
 def cook(recipes: Mapping[str, Recipe], paper: Paper | None = None, sources: Sources | None = None) -> None:
@@ -163,18 +160,7 @@ def cook_arm(recipe: Recipe, place: Path, mirror: Path | None, done: dict[Recipe
 def is_finished(recipe: Recipe, place: Path) -> bool:
     """Whether a run of this recipe is finished here. Raises OutputError for one of another recipe, or other images."""
     with unheard():
-        if not find_finished(place, recipe):
-            return False
-        now = find_manifest(recipe)[KEY]
-    # recipe.json keeps of a path only its last part, which two folders may share
-    both = read_written_manifest(place / "manifest.csv")[KEY].merge(now, how="outer", indicator=True)["_merge"]
-    gone, new = both.eq("left_only").sum(), both.eq("right_only").sum()
-    if recipe.skip_bad or recipe.held_out:  # such a run leaves images out
-        new = 0
-    if gone or new:
-        what = f"a run of other images is here ({new:,} of the data are not among them, {gone:,} are not in the data)"
-        raise OutputError(what, "Give the data that it was made of, or choose another --out", path=place)
-    return True
+        return find_finished(place, recipe) is not None
 
 
 def show_study(places: Mapping[str, Path | None], left_out: Sequence[str], paper: Paper) -> None:

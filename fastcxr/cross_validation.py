@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,21 @@ import pandas as pd
 
 from fastcxr.audit import write_findings
 from fastcxr.checks.tables import check_tables
-from fastcxr.cohort import find_manifest
+from fastcxr.cohort import NOT_USED, find_manifest
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import APART, CohortRecord, read_description
+from fastcxr.finished import find_finished, refuse_other_parts
 from fastcxr.folder import write_table
 from fastcxr.lock import held
-from fastcxr.progress import Progress, find_progress
+from fastcxr.progress import Progress, find_progress, heard_once
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
 from fastcxr.storage import SUMS, write_json
 from fastcxr.training.time_limit import Deadline
-from fastcxr.unfinished import find_finished
 
 log = logging.getLogger("fastcxr")
 FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy")
@@ -47,10 +48,14 @@ def cross_validate(
     record = RunFolder(folder, recipe, command, goes_on=True)
     record.started, record.watcher = time.time(), progress or find_progress()
     record.claim()
-    places = {name: record.folder / f"{part_word(recipe)}-{number}" for number, name in enumerate(parts, 1)}
+    places = place_parts(recipe, parts, record.folder)
     if all((place / "report.html").exists() for place in (record.folder, *places.values())):
         return find_finished(folder, recipe)
-    with held(record.folder):
+    refuse_other_parts(parts, places, part_word(recipe))
+    if is_run_apart(recipe):  # these would be told only when all others have run
+        apart = list_parts(recipe.but(split="patient"))
+        refuse_other_parts(apart, place_parts(recipe, apart, record.folder / APART), part_word(recipe))
+    with held(record.folder), heard_once(NOT_USED):
         (record.folder / SUMS).unlink(missing_ok=True)  # all of the pool is written anew where one run was
         record.begin()
         run_parts(record, parts, places, progress, mirror)
@@ -74,7 +79,7 @@ def run_parts(
         share = Deadline(whole.left / (len(places) - number))
         run(parts[name], place, progress, record.command, share, mirror and Path(mirror) / place.name)
     manifest = write_pool(record, recipe, places)
-    if recipe.split == "image" and recipe.strategy == "probe" and manifest["patient"].duplicated().any():
+    if is_run_apart(recipe) and manifest["patient"].duplicated().any():
         log.info("the same folds once more, with patients apart")
         cross_validate(recipe.but(split="patient"), record.folder / APART, progress, record.command)
     write_json(record.folder / "run.json", record.account())
@@ -88,6 +93,16 @@ def list_parts(recipe: Recipe) -> dict[str, Recipe]:
     return {str(fold): recipe.but(fold=fold) for fold in range(1, recipe.folds + 1)}
 
 
+def place_parts(recipe: Recipe, parts: Iterable[str], folder: Path) -> dict[str, Path]:
+    """The run folder of each run, by the name of what it holds out."""
+    return {name: folder / f"{part_word(recipe)}-{number}" for number, name in enumerate(parts, 1)}
+
+
+def is_run_apart(recipe: Recipe) -> bool:
+    """Whether its runs ignore patients and cost seconds, so that they are run with patients apart too."""
+    return recipe.split == "image" and recipe.strategy == "probe"
+
+
 def part_word(recipe: Recipe) -> str:
     """What each run holds out."""
     return "source" if recipe.leave_one_source_out else "fold"
@@ -98,6 +113,7 @@ def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd
     folder = record.folder
     predictions = pool_predictions({name: read_predictions(p / "predictions.csv") for name, p in places.items()})
     written = {name: read_written_manifest(place / "manifest.csv") for name, place in places.items()}
+    refuse_uneven(predictions, written, part_word(recipe), folder)
     manifest = pool_manifest(written, find_manifest(recipe), part_word(recipe))
     write_findings(folder, check_tables(manifest), manifest)
     record.write_cohort(manifest)
@@ -112,7 +128,7 @@ def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:
     """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
     write_left_out(record.folder, pool_skipped([part.skipped for part in parts.values()]))
     said = {name: part.run.get("said") or [] for name, part in parts.items()}
-    record.said = pool_warnings(said, part_word(record.recipe))
+    record.said = [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
 
 
 def pool_predictions(runs: dict[str, Predictions]) -> Predictions:
@@ -122,6 +138,18 @@ def pool_predictions(runs: dict[str, Predictions]) -> Predictions:
     parts = [each.part("test").table.assign(split=OUT_OF_FOLD, fold=name) for name, each in runs.items()]
     parts += [each.part(INTERNAL).table.assign(fold=name) for name, each in runs.items()]
     return Predictions(pd.concat(parts, ignore_index=True), next(iter(runs.values())).labels)
+
+
+def refuse_uneven(predictions: Predictions, written: dict[str, pd.DataFrame], word: str, folder: Path) -> None:
+    """Raises DataError for folds of which two hold out one image, or none does: they are not of the same images."""
+    key = ["source", "path"]
+    held = predictions.part(OUT_OF_FOLD).table[key]
+    known = pd.concat(written.values())[key].drop_duplicates()
+    twice = int(held.duplicated().sum())
+    never = len(known) - len(held.drop_duplicates()) if word == "fold" else 0  # a source that lacks a class is not
+    if twice or never:
+        what = f"the {word}s are not of the same images: {twice:,} are held out twice, and {never:,} never"
+        raise DataError(what, "Remove the folders of all of them and run them anew", path=folder, code="E302")
 
 
 def pool_manifest(written: dict[str, pd.DataFrame], read: pd.DataFrame, word: str) -> pd.DataFrame:
@@ -164,6 +192,12 @@ def pool_warnings(said: dict[str, list[dict[str, str]]], word: str) -> list[dict
             runs.setdefault(text, []).append(name)
     parts = {text: "" if len(names) == len(said) else f"{word} {', '.join(names)}: " for text, names in runs.items()}
     return [{"level": "warning", "text": part + text} for text, part in parts.items()]
+
+
+def pool_facts(said: dict[str, list[dict[str, str]]]) -> list[dict[str, str]]:
+    """What the runs said of given splits, once."""
+    texts = dict.fromkeys(line["text"] for lines in said.values() for line in lines)
+    return [{"level": "info", "text": text} for text in texts if text.startswith(NOT_USED)]
 
 
 def read_figures(place: Path, name: str) -> dict[str, Any]:

@@ -51,11 +51,40 @@ def heard_by(listener: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """In this block the library says nothing: for a look that somebody else will repeat aloud."""
-    log = logging.getLogger("fastcxr")
-    log.disabled = True
+def heard_once(beginning: str) -> Iterator[None]:
+    """In this block whoever listens already hears a line that begins so but once; who comes later hears his own.
+
+    So each fold's folder notes what a terminal is told once of all folds.
+    """
+    there = [(listener, _Once(beginning)) for listener in logging.getLogger("fastcxr").handlers]
+    for listener, once in there:
+        listener.addFilter(once)
     try:
         yield
     finally:
-        log.disabled = False
+        for listener, once in there:
+            listener.removeFilter(once)
+
+
+class _Once:
+    """Lets a line that begins so through a single time."""
+
+    def __init__(self, beginning: str):
+        self.beginning, self.is_said = beginning, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith(self.beginning):
+            return True
+        again, self.is_said = self.is_said, True
+        return not again
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """In this block the library says nothing: for a look that somebody else will repeat aloud."""
+    log = logging.getLogger("fastcxr")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

@@ -5,6 +5,7 @@ from pathlib import Path
 from fastcxr.audit import check_before_training
 from fastcxr.cohort import read_cohort, split_cohort
 from fastcxr.evaluation.predictions import INTERNAL
+from fastcxr.finished import find_finished
 from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
@@ -13,7 +14,6 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
 from fastcxr.training.time_limit import Deadline
-from fastcxr.unfinished import find_finished
 
 
 def run(

@@ -1,6 +1,5 @@
 """Runs that were begun and not ended: which one a person means, and whether it is still the same run."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from fastcxr.privacy import without_places
 from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.storage import STATE, write_whole
 
-log = logging.getLogger("fastcxr")
 CONTENT = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
 COMMAND = "command.txt"  # in the folder of states
 
@@ -30,6 +28,15 @@ def find_unfinished(places: Iterator[Path], recipe: Recipe | None = None) -> Pat
 def is_unfinished(folder: Path) -> bool:
     """Whether a run was begun here and has no report yet."""
     return (folder / "recipe.json").is_file() and not (folder / "report.html").is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its report here, and each of its folds its own: nothing is left to go on with."""
+    if not (folder / "report.html").is_file() or (folder / STATE).exists():
+        return False
+    table = folder / "folds.csv"
+    parts = [page for word in ("fold", "source") for page in folder.glob(f"{word}-*/report.html")]
+    return len(parts) >= (len(pd.read_csv(table)) if table.is_file() else 0)
 
 
 def list_runs(parent: Path = Path("runs")) -> Iterator[Path]:
@@ -76,16 +83,6 @@ def claim_or_continue(folder: Path, recipe: Recipe) -> None:
         shown = "; ".join(f"{name} was {there[name]!r}, is {now[name]!r}" for name in differing)
         fix = "Give the flags that it was begun with, or choose another --out"
         raise OutputError(f"a run of another recipe is here ({shown})", fix, path=folder)
-
-
-def find_finished(folder: str | Path, recipe: Recipe) -> Path | None:
-    """The report of a run of this recipe that is finished in this folder. Raises OutputError for another recipe's."""
-    page = Path(folder) / "report.html"
-    if not page.is_file():
-        return None
-    claim_or_continue(page.parent, recipe)
-    log.info("this run is finished: %s", page)
-    return page
 
 
 def compare_cohorts(before: pd.DataFrame, now: pd.DataFrame, place: Path) -> None:

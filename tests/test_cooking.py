@@ -208,7 +208,10 @@ def test_images_that_a_finished_run_left_out_as_unreadable_make_it_no_other_run(
     out = ["--data", str(data), "--skip-bad", "--out", str(tmp_path / "study")]
     assert cook_words("study", {"first": TINY}, {}, ["--all", *out]) == 0
     (data / "haze" / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "study" / "first" / "skipped.csv").write_text("path,code,reason\nhaze/torn.png,E101,torn\n")
     assert cook_words("study", {"first": TINY}, {}, ["--all", *out]) == 0
+    (data / "haze" / "new.png").write_bytes(b"no picture")
+    assert cook_words("study", {"first": TINY}, {}, ["--all", *out]) == 73
     assert trained == ["first"]
 
 

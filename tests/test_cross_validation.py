@@ -1,6 +1,7 @@
 """Folds are finished runs of their own; the pool scores every image once, and one fold can be redone alone."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -11,8 +12,10 @@ from toys import write_toys
 
 from fastcxr.cross_validation import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
 from fastcxr.data.cache import contents
-from fastcxr.errors import DataError, OutputError, RecipeError
-from fastcxr.recipe import Recipe
+from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
+from fastcxr.inference.bundle import load_model
+from fastcxr.progress import heard_by
+from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.training import bank
 from fastcxr.verify import verify
 
@@ -205,3 +208,53 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
     assert looked == [30]
+
+
+def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
+    recipe = read_recipe(damaged / "recipe.json").but(data=str(damaged.parent / "toys"))
+    before = (damaged / "predictions.csv").read_bytes()
+    cross_validate(recipe, damaged)
+    shutil.rmtree(damaged / "fold-2")
+    cross_validate(recipe, damaged)
+    assert (damaged / "predictions.csv").read_bytes() == before
+
+
+class Listener(logging.Handler):
+    """What a terminal would show."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.heard = []
+
+    def emit(self, record):
+        self.heard.append(record.getMessage())
+
+
+ANEW = "the splits that the data gives are not used: folds are drawn anew"
+
+
+@pytest.mark.parametrize(("given", "said"), [("obey", [ANEW]), ("ignore", [])])
+def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, given, said):
+    write_toys(tmp_path / "toys" / "train", per_class=6)
+    write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
+    recipe = pooled[0].but(data=str(tmp_path / "toys"), folds=2, strategy="probe", given_splits=given)
+    with heard_by(listener := Listener()):
+        cross_validate(recipe, tmp_path / "run")
+    assert [line for line in listener.heard if line.startswith("the splits that")] == said
+    for place in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):
+        lines = json.loads((place / "run.json").read_text())["said"]
+        assert [line for line in lines if line["text"] == ANEW] == [{"level": "info", "text": ANEW}] * len(said)
+
+
+def test_folds_of_data_without_splits_say_nothing_of_them(pooled):
+    assert "are not used" not in (pooled[1] / "run.json").read_text()
+
+
+def test_one_fold_is_told_to_be_no_folds():
+    with pytest.raises(RecipeError, match="folds is 1. Give --folds 2 or more, or leave it out"):
+        Recipe(folds=1)
+
+
+def test_the_folder_of_all_folds_has_no_model_and_says_where_one_is(pooled):
+    with pytest.raises(InputMissingError, match=r"holds 3 runs with a model each. Name one of them, as .*run/fold-1$"):
+        load_model(pooled[1])

@@ -1,13 +1,15 @@
 """Every source is held out once; the report gives what is lost there, for each source with an interval."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 from toys import write_toys
 
+from fastcxr.cohort import find_manifest, split_cohort
 from fastcxr.cross_validation import cross_validate
-from fastcxr.errors import DataError, RecipeError
+from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
 from fastcxr.verify import verify
 
@@ -59,3 +61,35 @@ def test_data_of_one_place_is_refused_before_anything_is_written(pooled, tmp_pat
 def test_wishes_that_exclude_each_other_are_refused(choices):
     with pytest.raises(RecipeError, match="Leave out"):
         RECIPE.but(**choices)
+
+
+def test_a_source_is_redone_alone_on_the_same_images_and_no_others(tmp_path):
+    write_toys(tmp_path / "clinic", per_class=8)
+    write_toys(tmp_path / "ward", per_class=8, first=50)
+    file = next((tmp_path / "ward" / "haze").iterdir())
+    file.rename(file.with_name("00001000_009.png"))  # a patient of the clinic: left out where the clinic is held out
+    recipe = RECIPE.but(data=(str(tmp_path / "clinic"), str(tmp_path / "ward")))
+    cross_validate(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "predictions.csv").read_bytes()
+    cross_validate(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "source-2")
+    cross_validate(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "predictions.csv").read_bytes() == before
+    write_toys(tmp_path / "ward" / "clear", per_class=1, labels=("clear",), first=90)
+    with pytest.raises(OutputError, match=r"a run of other images is here \(1 of the data"):
+        cross_validate(recipe, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "source-2")
+    with pytest.raises(DataError, match="source clinic was run on other images: 1 of the data"):
+        cross_validate(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "source-2").exists()
+
+
+def test_that_a_held_out_source_overrides_given_splits_is_said(tmp_path, caplog):
+    for place, first in (("clinic", 0), ("ward", 50)):
+        write_toys(tmp_path / place / "train", per_class=6, first=first)
+        write_toys(tmp_path / place / "test", per_class=4, first=first + 20)
+    data = (str(tmp_path / "clinic"), str(tmp_path / "ward"))
+    recipe = RECIPE.but(data=data, leave_one_source_out=False, held_out="ward")
+    with caplog.at_level("INFO", "fastcxr"):
+        split_cohort(find_manifest(recipe), recipe)
+    assert "the splits that the data gives are not used: whole sources are held out" in caplog.text

@@ -88,6 +88,12 @@ def test_a_finished_run_says_so_and_stays(recipe, whole, caplog):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+def test_a_finished_run_of_other_images_in_a_folder_of_the_same_name_is_refused(recipe, whole, tmp_path):
+    other = write_toys(tmp_path / "toys", first=30)
+    with pytest.raises(OutputError, match=r"a run of other images is here \(\d+ of the data .*choose another --out"):
+        run(recipe.but(data=str(other)), whole)
+
+
 def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, monkeypatch):
     break_off(recipe, tmp_path / "run", monkeypatch)
     kept = sorted(os.listdir(tmp_path / "run" / "state"))
@@ -247,6 +253,10 @@ def test_new_begins_anew_and_resume_takes_the_newest(command):
     assert "no unfinished run is in runs/" in err
     code, out, err = command("resume", "runs/toys-mobilenetv2_035-1")
     assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n")
+    assert "this run is finished" in err
+    Path("toys").unlink()
+    code, out, err = command("resume", "runs/toys-mobilenetv2_035-1")
+    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n"), "its data need not be here"
     assert "this run is finished" in err
 
 

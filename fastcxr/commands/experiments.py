@@ -26,7 +26,7 @@ from fastcxr.terminal import (
     show_headline,
     show_scouted,
 )
-from fastcxr.unfinished import find_unfinished, is_unfinished, list_runs, read_begun
+from fastcxr.unfinished import find_unfinished, is_finished, is_unfinished, list_runs, read_begun
 
 
 @app.command
@@ -70,6 +70,9 @@ def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
     folder = folder or find_unfinished(list_runs())
     if folder is None:
         raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
+    if is_finished(folder):  # recipe.json keeps no place of its data, and none is needed
+        console.print(f"this run is finished: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+        return show_finished(folder)
     return start_training(read_begun(folder), folder, mirror)
 
 
@@ -137,13 +140,18 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
     mirror = mirror and mirror / folder.name
     try:
         with stoppable(say, way_on):
-            page = start(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
+            start(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
     except Stopped as stopped:
         way_on = way_on if begun.exists() else "the same command; nothing had been trained yet"
         say(f"{stopped}; go on with: {way_on}")
         return stopped.exit_code
+    return show_finished(folder)
+
+
+def show_finished(folder: Path) -> int:
+    """The headline of a finished run, and where its page lies."""
     show_headline(console, folder)
-    print(page)
+    print(folder / "report.html")
     return 0
 
 

@@ -51,6 +51,11 @@ def split_by_patient(
     return _draw(manifest, unit, seed, earlier)
 
 
+def has_given_splits(manifest: pd.DataFrame) -> bool:
+    """Whether the data says of any image which split it is in."""
+    return bool((manifest["split"].notna() & ~manifest["split_from"].isin(DRAWN)).any())
+
+
 def _complete(manifest: pd.DataFrame) -> pd.DataFrame:
     """A table of one's own will do, if it says of each image what it is and whose."""
     missing = [name for name in ("source", "path", "label", "patient") if name not in manifest]

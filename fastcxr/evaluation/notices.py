@@ -17,6 +17,7 @@ from fastcxr.evaluation.cohort_notices import (
 )
 from fastcxr.evaluation.drop_notices import drop_notices
 from fastcxr.evaluation.explaining import map_notices
+from fastcxr.evaluation.fold_notices import images_in, images_of, one_answer_in_a_fold
 from fastcxr.evaluation.predictions import OUT_OF_FOLD
 from fastcxr.evaluation.record import RunRecord, read_run
 from fastcxr.evaluation.words import count, listed, score, share
@@ -35,6 +36,7 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
         *_trained_on(record),
         *_too_good(record, metrics),
         *_never_named(record, metrics),
+        *one_answer_in_a_fold(record),
         *_splits(record, metrics),
         *_missing_test(record),
         *_classes(record, metrics),
@@ -114,12 +116,12 @@ def _never_named(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[
     if len(named) == 1:
         cure = _way_out(record, had) if lost else ONE_CLASS
         words = (
-            f"That is the answer to all {part['n_images']:,} images of the {split} split, so accuracy is no more than "
+            f"That is the answer to all {part['n_images']:,} {images_of(split)}, so accuracy is no more than "
             f"the share of {named[0]}. {cure}"
         )
         return [Notice("stamp", f"Every image is called {named[0]}", words)]
     sizes = listed([f"{label} {n}" for label, n in lost.items()])
-    words = f"Images in the {split} split: {sizes}. None was found, and accuracy hardly shows it where they are few."
+    words = f"{images_in(split)}: {sizes}. None was found, and accuracy hardly shows it where they are few."
     return [Notice("warning", f"No image is called {listed(list(lost), 'or')}", words)] if lost else []
 
 
@@ -194,11 +196,15 @@ def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Noti
         words = (
             f"{'Its' if len(absent) == 1 else 'Their'} figures are left blank, and means are over the other classes."
         )
-        found += [Notice("warning", f"No {split} image of {listed(absent, 'or')}", words)]
+        found += [
+            Notice(
+                "warning", f"No {'held-out' if split == OUT_OF_FOLD else split} image of {listed(absent, 'or')}", words
+            )
+        ]
     if few:
         sizes = listed([f"{label} {n}" for label, n in few.items()])
         step = _step(min(few.values()))
-        words = f"Images in the {split} split: {sizes}. Each one moves the class's sensitivity by {step}."
+        words = f"{images_in(split)}: {sizes}. Each one moves the class's sensitivity by {step}."
         found += [Notice("warning", "Few images of a class", words)]
     known = record.model.get("labels")
     if known and list(known) != list(record.predictions.labels):

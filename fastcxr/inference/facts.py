@@ -26,6 +26,10 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     """model.json, checked to be one that this version understands. Raises InputMissingError or ModelError."""
     path = Path(folder) / FACTS_FILE
     if not path.is_file():
+        parts = sorted(one.parent for word in ("fold", "source") for one in Path(folder).glob(f"{word}-*/{FACTS_FILE}"))
+        if parts:
+            what = f"no model.json in this folder, which holds {len(parts)} runs with a model each"
+            raise InputMissingError(what, f"Name one of them, as {parts[0]}", path=folder)
         raise InputMissingError(
             "no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder
         )

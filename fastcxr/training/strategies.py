@@ -2,10 +2,12 @@
 
 import logging
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 from fastai.learner import Learner
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr import stopping
 from fastcxr.errors import RecipeError, TrainingError
@@ -112,6 +114,7 @@ def teach(learner: Learner, recipe: Recipe, stages: list[Stage], keeper: StateKe
         fit_head(learner, recipe, report.progress)
     elif is_banked(recipe):
         report.add("probe", fit_head, learner, recipe)
+    tell_shaken(learner, stages)
     plans = [Plan(**{**plan, "curve": pd.DataFrame(plan["curve"])}) for plan in found["plans"]] if found else []
     for number, stage in enumerate(stages):
         if found and number < found["stage"]:
@@ -132,6 +135,19 @@ def teach(learner: Learner, recipe: Recipe, stages: list[Stage], keeper: StateKe
         fit_stage(learner, recipe, stage, plans[-1], keeper)
         report.best.restore(learner.model)
     return plans
+
+
+def tell_shaken(learner: Learner, stages: list[Stage]) -> None:
+    """Say which stages begin elsewhere than the one before them ended: frozen layers keep their batch norm statistics,
+    and layers that take them from each batch instead give other features than the head was made for.
+    """
+    has_statistics = any(isinstance(module, _BatchNorm) for module in learner.model.modules())
+    for before, stage in pairwise(stages if has_statistics else ()):
+        if stage.groups > before.groups and stage.batch_norm == "learn":
+            log.warning(
+                "stage %s learns other batch norm statistics than stage %s had, and so does not begin where that ends; "
+                "Stage(batch_norm='frozen') does", stage.name, before.name,
+            )  # fmt: skip
 
 
 def frame_of(stage: int, plans: list[Plan]) -> dict[str, Any]:

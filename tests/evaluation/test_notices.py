@@ -76,3 +76,38 @@ def test_the_terminal_repeats_what_doubts_the_figures_below_them(tmp_path, seen,
     show_headline(console, build_blind(tmp_path, seen))
     shown = console.file.getvalue()
     assert ("\nEvery image is called Pneumonia. That is the answer to all" in shown) == stamped
+
+
+def build_pool(folder, blind, recipe=()):
+    """Two pooled folds, of which those that are `blind` call every image No_findings and the others none wrongly."""
+    manifest = make_manifest(n=200)
+    fold = np.array(["1", "2"])[np.arange(len(manifest)) % 2]
+    answers = manifest["label"].mask(np.isin(fold, blind), "No_findings")
+    probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
+    build_run(folder, manifest, recipe=recipe)
+    pooled = make_predictions(manifest.assign(split="oof", fold=fold), probability, LABELS)
+    write_predictions(pooled, folder / "predictions.csv")
+    draw_report(folder)
+    return folder
+
+
+def test_a_fold_with_one_answer_to_everything_is_stamped_on_the_pool(tmp_path):
+    (found,) = find_called(build_pool(tmp_path, blind=["1"]))
+    assert (found.level, found.title) == ("stamp", "Every image of fold 1 is called No_findings")
+    assert "1 model of 2 learned to give one answer" in found.text
+    assert found in read_stamps(tmp_path)
+
+
+def test_a_source_with_one_answer_is_named_as_a_source(tmp_path):
+    (found,) = find_called(build_pool(tmp_path, blind=["2"], recipe={"leave_one_source_out": True}))
+    assert found.title == "Every image of source 2 is called No_findings"
+
+
+def test_folds_that_all_give_the_same_answer_are_stamped_once_as_held_out_images(tmp_path):
+    (found,) = find_called(build_pool(tmp_path, blind=["1", "2"]))
+    assert found.title == "Every image is called No_findings"
+    assert "all 200 held-out images, so" in found.text and "oof" not in found.text
+
+
+def test_nothing_is_said_of_folds_that_name_every_class(tmp_path):
+    assert not find_called(build_pool(tmp_path, blind=[]))

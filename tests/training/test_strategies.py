@@ -14,7 +14,7 @@ from fastcxr.training.epochs import BestEpoch
 from fastcxr.training.learner import macro_auroc, make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.rates import group_rates, read_curve
-from fastcxr.training.strategies import STRATEGIES, find_stages, open_groups, train
+from fastcxr.training.strategies import STRATEGIES, find_stages, open_groups, tell_shaken, train
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
 
@@ -138,6 +138,17 @@ def test_rates_fall_geometrically_from_head_to_stem_or_follow_the_multiples(toy_
     np.testing.assert_allclose(group_rates(learner, Stage(groups=2, spread=10.0), 1.0), [0.1, 0.1, 0.1, 0.1, 1.0])
     multiples = Stage(groups=3, multiples=(0.1, 0.5, 1.0))
     np.testing.assert_allclose(group_rates(learner, multiples, 2.0), [0.2, 0.2, 0.2, 1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "batch_norm", "told"),
+    [("mobilenetv2_035", "learn", True), ("mobilenetv2_035", "frozen", False), ("convnext_atto", "learn", False)],
+)
+def test_a_stage_that_does_not_begin_where_the_last_one_ended_is_told(toy_manifest, caplog, backbone, batch_norm, told):
+    stages = (Stage(name="head", groups=1, epochs=0), Stage(name="entire", epochs=0, batch_norm=batch_norm))
+    recipe = RECIPE.but(backbone=backbone, strategy=stages)
+    tell_shaken(make_learner(make_loaders(toy_manifest, recipe), recipe), find_stages(recipe, 5))
+    assert ("stage entire learns other batch norm statistics than stage head had" in caplog.text) == told
 
 
 def test_a_stage_without_a_spread_takes_the_recipes_and_a_slice_gives_both(toy_manifest):
