@@ -22,9 +22,11 @@ Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their
             PRCE_sampler  81.3 % (77.7 to 84.5), AUROC .942 (.925 to .956); virus .560, COVID-19 16 of 16
             PRFL_sampler  81.6 % (77.8 to 84.8), AUROC .948 (.932 to .961); virus .675, COVID-19 16 of 16
             RCE           78.2 % (74.1 to 81.9), AUROC .936 (.919 to .950); virus .620, COVID-19 13 of 16
-            RCE_binary    75.0 % (69.9 to 79.4), AUROC .794 (.740 to .840); 547 images of 240 patients
-            PRCW_sampler, RCE_sampler and the other _binary arms: not run yet
-          by (RCE, a ResNet50 as published, without --backbone and --weights; 55 minutes)
+            PRCE_binary   77.9 % (73.1 to 82.1), AUROC .832 (.783 to .871); these three: 547 images of 240 patients
+            PRFL_binary   74.6 % (69.4 to 79.2), AUROC .811 (.757 to .855)
+            RCE_binary    75.0 % (69.9 to 79.4), AUROC .794 (.740 to .840)
+            PRCW_sampler, RCE_sampler, PRCW_binary: not run yet
+          by (RCE and RCE_binary, a ResNet50 as published, without --backbone and --weights; 55 and 40 minutes)
             python recipes/bolhassani2024.py ARM --data CORONAHACK --backbone mobilenetv2_100 --weights FILE
             --image-size 128
           Before, with flips that turn by 90 degrees too, PRCE, PRCW and PRFL gave 81.8, 80.8 and 82.0 %
