@@ -35,7 +35,7 @@ def check_fields(value: Any) -> None:
 def _refuse_empty(name: str, given: str) -> None:
     # an empty text is no choice left open: as a path it would be the current folder, as a flag nothing at all
     if not given.strip():
-        wanted = "Name a folder, a CSV or a packed cohort" if name == "data" else f"Give a {name} or leave it out"
+        wanted = "Name a folder, a CSV or a packed cohort" if name == "data" else "Give it a value, or leave it out"
         flag = f"--{name.replace('_', '-')}"
         raise RecipeError(f"{flag} is empty, as a shell variable that is not set would make it", wanted)
 

@@ -35,7 +35,7 @@ def test_a_limit_is_read_as_it_is_written(text, seconds):
     assert Deadline.read(text).seconds == seconds
 
 
-@pytest.mark.parametrize("text", ["10", "ten", "10 m", "-1m", "1d", ""])
+@pytest.mark.parametrize("text", ["10", "ten", "10 m", "-1m", "1d"])
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(RecipeError, match="90s, 10m or 1.5h"):
         Recipe(time_limit=text)
