@@ -15,7 +15,7 @@ Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their
           With --strategy probe: 83.2 % (79.7 to 86.1), AUROC .950 (.936 to .961). That model finds 97.4 % of the normal
           chests here, and 5.4 % (3.5 to 8.1) of the 500 of Ozturk et al., of which 348 are most like COVID-19 to it:
             fastcxr evaluate RUN --data OZTURK --map No_findings=Normal --classes Normal
-          Arms at 128 px in place of 224, 20 epochs, the same test images; 20 minutes each on one core:
+          Arms at 128 px in place of 224, 20 epochs, the same test images; PRCE took 20 minutes on one core:
             PRCE          81.8 % (77.8 to 85.2), AUROC .950 (.934 to .962); virus .585, COVID-19 11 of 16
             PRCW          81.0 % (77.4 to 84.2), AUROC .949 (.933 to .961); virus .665, COVID-19 16 of 16
             PRFL          82.2 % (78.9 to 85.1), AUROC .952 (.938 to .963); virus .585, COVID-19 15 of 16

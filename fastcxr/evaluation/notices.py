@@ -196,11 +196,8 @@ def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Noti
         words = (
             f"{'Its' if len(absent) == 1 else 'Their'} figures are left blank, and means are over the other classes."
         )
-        found += [
-            Notice(
-                "warning", f"No {'held-out' if split == OUT_OF_FOLD else split} image of {listed(absent, 'or')}", words
-            )
-        ]
+        held = "held-out" if split == OUT_OF_FOLD else split
+        found += [Notice("warning", f"No {held} image of {listed(absent, 'or')}", words)]
     if few:
         sizes = listed([f"{label} {n}" for label, n in few.items()])
         step = _step(min(few.values()))
