@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
 
@@ -73,6 +74,15 @@ def make_dicom(stored: np.ndarray, **tags) -> Dataset:
             delattr(dataset, name)
         else:
             setattr(dataset, name, value)
+    return dataset
+
+
+def compress_as(dataset: Dataset, syntax: str, frame: bytes) -> Dataset:
+    """The dataset with this codestream in the place of its pixels."""
+    dataset.PixelData = encapsulate([frame])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = syntax
     return dataset
 
 

@@ -24,7 +24,16 @@ from fastcxr.errors import RecipeError
 
 VARIABLE, DEFAULT = "FASTCXR_CACHE_LIMIT", "20"
 SHARE_OF_PICTURES = 0.75  # of the limit; the banks have the rest
-DECODERS = ("pillow", "pydicom", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
+DECODERS = (
+    "pillow",
+    "pydicom",
+    "python-gdcm",
+    "pylibjpeg",
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "pyjpegls",
+)
 NAME = re.compile(r"(\d+)px-.*")
 
 

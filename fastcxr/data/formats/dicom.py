@@ -93,6 +93,7 @@ LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 
 MOST_UNPACKED = 4 * MOST_PIXELS  # bytes of a deflated file: the largest picture of 16 bits, twice
 DECODABLE_BY_PILLOW = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
+UNPACK_12_BITS = "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg` (GPL licence)"
 SEEN_ELSEWHERE = "Export it again; where other programs show it, `dcmdjpeg` or `gdcmconv --raw` unpack it"
 
 # everything that pydicom raises for a damaged file; whatever else comes is a bug and must be seen
@@ -228,14 +229,14 @@ def _check_syntax(header: Dataset, path: str) -> None:
     try:
         decodable = get_decoder(header.file_meta.TransferSyntaxUID).is_available
     except NotImplementedError:
-        decodable = False
+        raise _lacks_decoder(header, path, "Export it again without compression") from None
     if not decodable:
-        raise _lacks_decoder(header, path)
+        fix = '`pip install "fastcxr[dicom]"` installs one; or export it again without compression'
+        raise _lacks_decoder(header, path, fix)
 
 
-def _lacks_decoder(header: Dataset, path: str) -> ImageError:
+def _lacks_decoder(header: Dataset, path: str, fix: str) -> ImageError:
     what = f"compressed as {_name_syntax(header)}, for which no decoder is installed"
-    fix = '`pip install "fastcxr[dicom]"`, or unpack it with `dcmdjpeg` or `gdcmconv --raw`'
     return ImageError(what, fix, path=path, code="E125")
 
 
@@ -264,9 +265,14 @@ def _decode(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
     try:
         return dataset.pixel_array
     except RuntimeError:
-        if syntax == JPEGExtended12Bit and header.BitsStored > 8:  # Pillow takes this syntax with 8 bits only
-            raise _lacks_decoder(header, path) from None
+        if syntax == JPEGExtended12Bit and header.BitsStored > 8 and not _has_decoder_for_12_bits():
+            raise _lacks_decoder(header, path, UNPACK_12_BITS) from None
         raise
+
+
+def _has_decoder_for_12_bits() -> bool:
+    """Whether pylibjpeg-libjpeg is installed: Pillow and GDCM take JPEG Extended with 8 bits only."""
+    return "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins
 
 
 def _refuse_other_size(dataset: Dataset) -> None:

@@ -1,12 +1,16 @@
 """Tests for dicom.py"""
 
 import os
+import re
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders import gdcm, pillow, pyjpegls, pylibjpeg, rle
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
@@ -18,7 +22,7 @@ from pydicom.uid import (
     JPEGLosslessSV1,
     RLELossless,
 )
-from radiographs import make_dicom, make_reference, save, save_dicom
+from radiographs import compress_as, make_dicom, make_reference, save, save_dicom
 
 from fastcxr.data.formats import files
 from fastcxr.data.formats.dicom import read_patient_tag
@@ -48,14 +52,6 @@ def refuse(path) -> ImageError:
 
 def encode_jpeg(tmp_path, picture, **options) -> bytes:
     return save(picture, tmp_path / "frame", **options).read_bytes()
-
-
-def compress_as(dataset, syntax, frame: bytes):
-    dataset.PixelData = encapsulate([frame])
-    dataset["PixelData"].VR = "OB"
-    dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = syntax
-    return dataset
 
 
 def test_a_dicom_is_read_whatever_its_name(tmp_path, recwarn):
@@ -217,24 +213,53 @@ def test_a_compression_without_decoder_is_named_with_the_remedy(tmp_path):
     error = refuse(path)
     assert error.code == "E125"
     assert "compressed as an unknown transfer syntax, for which no decoder is installed" in str(error)
-    assert 'pip install "fastcxr[dicom]"' in str(error)
+    assert "Export it again without compression" in str(error)
+    assert "pip" not in str(error), "pydicom knows no decoder for it, whatever is installed"
+
+
+def install(monkeypatch, *plugins: str) -> None:
+    """Make pydicom appear to have only these plugins."""
+    decoder = SimpleNamespace(is_available=bool(plugins), available_plugins=plugins)
+    monkeypatch.setattr("fastcxr.data.formats.dicom.get_decoder", lambda _: decoder)
 
 
 def test_lossless_jpeg_names_itself_where_no_decoder_is_installed(tmp_path, monkeypatch):
-    class Lacking:
-        is_available = False
-
-    monkeypatch.setattr("fastcxr.data.formats.dicom.get_decoder", lambda _: Lacking)
+    install(monkeypatch)
     error = refuse(save_dicom(tmp_path / "a.dcm", compress_as(make_dicom(PICTURE), JPEGLosslessSV1, b"\0" * 20)))
     assert error.code == "E125"
     assert "compressed as JPEG Lossless, Non-Hierarchical, First-Order Prediction" in str(error)
+    assert '`pip install "fastcxr[dicom]"` installs one' in str(error)
 
 
-def test_12_bit_jpeg_is_told_apart_from_damaged_pixels(tmp_path):
-    dataset = compress_as(make_dicom(TWELVE, **FULL_WINDOW), JPEGExtended12Bit, b"\xff\xd8\xff\xc1" + bytes(40))
-    error = refuse(save_dicom(tmp_path / "a.dcm", dataset))
+def test_the_extra_for_dicom_holds_a_decoder_for_every_syntax_that_pydicom_decodes():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dicom"], "gdcm"]  # of python-gdcm
+    names = {re.match(r"[\w-]+", text)[0].lower() for text in needed}
+    plugins = (gdcm, pillow, pyjpegls, pylibjpeg, rle)
+    lacking = {
+        syntax.name
+        for plugin in plugins
+        for syntax in plugin.DECODER_DEPENDENCIES
+        if not any(
+            syntax in other.DECODER_DEPENDENCIES
+            and {re.match(r"[\w-]+", text)[0] for text in other.DECODER_DEPENDENCIES[syntax]} <= names
+            for other in plugins
+        )
+    }
+    assert not lacking
+
+
+def test_the_remedy_for_12_bit_jpeg_is_not_what_decodes_8_bits_only(tmp_path, monkeypatch):
+    frame = b"\xff\xd8\xff\xc1" + bytes(40)
+    path = save_dicom(tmp_path / "a.dcm", compress_as(make_dicom(TWELVE, **FULL_WINDOW), JPEGExtended12Bit, frame))
+    install(monkeypatch, "gdcm", "pillow")
+    error = refuse(path)
     assert error.code == "E125"
     assert "compressed as JPEG Extended" in str(error)
+    assert "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg`" in str(error)
+    assert "fastcxr[dicom]" not in str(error)
+    install(monkeypatch, "gdcm", "pillow", "pylibjpeg")
+    assert refuse(path).code == "E124", "with a decoder for 12 bits the data is damaged"
 
 
 @pytest.mark.parametrize(
