@@ -39,7 +39,7 @@ from fastcxr.errors import ImageError
 if TYPE_CHECKING:
     from fastcxr.progress import Progress
 
-READER_VERSION = 1  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
+READER_VERSION = 2  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
 BATCH = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
 
 

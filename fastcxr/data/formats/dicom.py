@@ -22,6 +22,7 @@ from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import get_decoder
+from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
@@ -33,10 +34,12 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    RLELossless,
 )
 
 from fastcxr.data.formats.files import HEAD, may_be_dicom, open_file, say_once, silent_decoders
-from fastcxr.data.formats.gray import MOST_PIXELS, check_size
+from fastcxr.data.formats.gray import MOST_PIXELS, check_size, stretch
+from fastcxr.data.formats.pictures import from_colour
 from fastcxr.data.formats.windows import show_stored
 from fastcxr.errors import ImageError, RecipeError
 
@@ -92,6 +95,7 @@ CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PECHO")
 LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 
 MOST_UNPACKED = 4 * MOST_PIXELS  # bytes of a deflated file: the largest picture of 16 bits, twice
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom and the decoders give RGB for each
 DECODABLE_BY_PILLOW = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
 UNPACK_12_BITS = "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg` (GPL licence)"
 SEEN_ELSEWHERE = "Export it again; where other programs show it, `dcmdjpeg` or `gdcmconv --raw` unpack it"
@@ -126,11 +130,18 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
         _check_required(header, path)
         _check_syntax(header, path)
         _check_claims(header, left, path)
+        _check_bits(header, path)
         check_size(path, header.Columns, header.Rows)
     with _refusing(path, "E124", f"its pixel data cannot be decoded ({_name_syntax(header)})", SEEN_ELSEWHERE):
         stored = _decode(file, header, path)
     with _refusing(path, "E122", "its window, rescale or lookup table is damaged", "Export it again"):
-        return show_stored(stored, header)
+        return _show_colour(stored, header, path) if stored.ndim == 3 else show_stored(stored, header)
+
+
+def _show_colour(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
+    """Luma, by the rule for colour of all other formats; the standard knows no window for colour."""
+    channels = stored if header.BitsStored == 8 else stretch(stored, 0, 2**header.BitsStored - 1)
+    return from_colour(Image.fromarray(channels.astype(np.uint8)), path, ";16" if header.BitsStored > 8 else "")
 
 
 @contextmanager
@@ -214,15 +225,35 @@ def _check_required(header: Dataset, path: str) -> None:
 def _check_claims(header: Dataset, left: float, path: str) -> None:
     """Refuse fewer or other pixels than a radiograph has, before any is read."""
     frames = int(header.get("NumberOfFrames") or 1)
-    claimed = header.Rows * header.Columns * header.SamplesPerPixel * header.BitsAllocated * frames // 8
+    claimed = get_expected_length(header)
     if not header.file_meta.TransferSyntaxUID.is_encapsulated and left < claimed:
         what = f"truncated: {left:,} of {claimed:,} bytes of pixel data"
         raise ImageError(what, "Copy or export it again", path=path, code="E124")
     if frames > 1:
         what, fix = f"{frames} frames in one DICOM", "Split it, one radiograph a file"
         raise ImageError(what, fix, path=path, code="E127")
-    if header.SamplesPerPixel != 1 or not str(header.PhotometricInterpretation).startswith("MONOCHROME"):
-        raise ImageError("a colour DICOM, no radiograph", "Export it in gray, or leave it out", path=path, code="E127")
+    photometric = str(header.PhotometricInterpretation)
+    samples = 1 if photometric.startswith("MONOCHROME") else 3 if photometric in COLOURS else None
+    if header.SamplesPerPixel != samples:
+        what, fix = "a kind of colour DICOM that cannot be read", "Export it in gray or RGB, or leave it out"
+        raise ImageError(what, fix, path=path, code="E127")
+
+
+def _check_bits(header: Dataset, path: str) -> None:
+    """Refuse stored bits outside of the allocated ones, and unused low bits in a codestream, which has none."""
+    high, stored, allocated = header.get("HighBit"), header.BitsStored, header.BitsAllocated
+    syntax, shift = header.file_meta.TransferSyntaxUID, _count_low_bits(header)
+    is_plain = syntax == RLELossless or not syntax.is_encapsulated
+    if shift and not (is_plain and 0 < shift <= allocated - stored):
+        kind = "bits" if is_plain else "compressed bits"
+        what = f"HighBit is {high}, which cannot be with {stored} of {allocated} {kind} stored"
+        raise ImageError(what, "Export it again", path=path, code="E122")
+
+
+def _count_low_bits(header: Dataset) -> int:
+    """The number of unused bits below the stored ones: HighBit is the place of the highest stored bit, from 0."""
+    high = header.get("HighBit")
+    return 0 if high is None else int(high) + 1 - header.BitsStored
 
 
 def _check_syntax(header: Dataset, path: str) -> None:
@@ -257,13 +288,12 @@ def _decode(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
     if syntax in DECODABLE_BY_PILLOW:
         _refuse_other_size(dataset)
-    elif (
-        not syntax.is_encapsulated
-        and len(dataset.PixelData) > header.Rows * header.Columns * header.BitsAllocated // 8 + 1
-    ):
+    elif not syntax.is_encapsulated and len(dataset.PixelData) > get_expected_length(dataset) + 1:
         say_once("W206", path, "more pixel data than its header claims; the rest is left unread")
+    low_bits = _count_low_bits(header)
+    dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only what lies above BitsStored
     try:
-        return dataset.pixel_array
+        return dataset.pixel_array >> low_bits if low_bits else dataset.pixel_array
     except RuntimeError:
         if syntax == JPEGExtended12Bit and header.BitsStored > 8 and not _has_decoder_for_12_bits():
             raise _lacks_decoder(header, path, UNPACK_12_BITS) from None

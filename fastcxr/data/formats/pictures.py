@@ -92,14 +92,15 @@ def _to_gray(image: Image.Image, path: str) -> np.ndarray:
     elif image.mode == "F":
         gray = from_floats(_finite(np.asarray(image), path))
     else:
-        gray = _from_colour(image, path, layout)
+        gray = from_colour(image, path, layout)
         # Pillow takes signed bytes for unsigned ones: their upper half is the lower one
         return from_integers(gray.view(np.int8)) if tags and signed and image.mode == "L" else gray
     # Pillow turns 8-bit TIFFs positive that count white as zero, and leaves deeper ones negative
     return 255 - gray if photometric == 0 else gray
 
 
-def _from_colour(image: Image.Image, path: str, layout: str) -> np.ndarray:
+def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
+    """Return the luma of an 8-bit image; warn of one that is coloured. `layout` names 16-bit samples as Pillow does."""
     if image.mode == "1":
         say_once("W202", path, "a picture of black and white only: its gray levels are lost")
     gray = np.asarray(image if image.mode == "L" else image.convert("L"))

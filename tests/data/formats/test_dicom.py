@@ -286,13 +286,12 @@ def test_missing_words_about_the_view_are_no_reason_to_warn(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_several_frames_and_colour_are_refused(tmp_path):
-    frames = make_dicom(np.stack([PICTURE] * 3))
-    colour = make_dicom(PICTURE)
-    colour.set_pixel_data(np.dstack([PICTURE] * 3), "RGB", 8)
+def test_several_frames_and_rare_kinds_of_colour_are_refused(tmp_path):
+    rare = "a kind of colour DICOM that cannot be read. Export it in gray or RGB"
     for dataset, text in (
-        (frames, "3 frames in one DICOM. Split it"),
-        (colour, "a colour DICOM, no radiograph. Export it in gray"),
+        (make_dicom(np.stack([PICTURE] * 3)), "3 frames in one DICOM. Split it"),
+        (make_dicom(PICTURE, PhotometricInterpretation="PALETTE COLOR"), rare),
+        (make_dicom(PICTURE, PhotometricInterpretation="RGB"), rare),
     ):
         error = refuse(save_dicom(tmp_path / "a.dcm", dataset))
         assert error.code == "E127"
