@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from fastcxr.checks.facts import _judge, _read_trait, check_facts
 from fastcxr.checks.looks import look_at
@@ -103,7 +104,8 @@ def test_files_say_how_coarse_their_jpeg_is_and_who_made_the_device(tmp_path):
     picture.save(files[1], quality=30)
     picture.save(files[2])
     header = dcmread(get_testdata_file("CT_small.dcm"))
-    header.Modality, header.Manufacturer = "DX", "Somebody GmbH "
+    header.Modality, header.SOPClassUID = "DX", ComputedRadiographyImageStorage
+    header.Manufacturer = "Somebody GmbH "
     header.save_as(files[3])
     facts = look_at(files, Progress()).facts
     assert facts["coarseness"][0] < facts["coarseness"][1]

@@ -26,7 +26,6 @@ from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 from pydicom.uid import (
     JPEG2000,
-    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -37,10 +36,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from fastcxr.data.formats.dicom_kinds import check_class, name_class, warn_gray_levels
 from fastcxr.data.formats.files import HEAD, may_be_dicom, open_file, say_once, silent_decoders
 from fastcxr.data.formats.gray import MOST_PIXELS, check_size, stretch
 from fastcxr.data.formats.pictures import from_colour
-from fastcxr.data.formats.windows import show_stored
+from fastcxr.data.formats.windows import find_clipped_end, show_stored
 from fastcxr.errors import ImageError, RecipeError
 
 REQUIRED = (
@@ -57,6 +57,8 @@ OPTIONAL = (
     "Modality",
     "BodyPartExamined",
     "ViewPosition",
+    "PresentationIntentType",
+    "PresentationLUTShape",
     "NumberOfFrames",
     "HighBit",
     "PlanarConfiguration",
@@ -90,6 +92,9 @@ OTHER_KINDS = {
     "OP": "an eye image",
     "OPT": "an eye image",
     "ECG": "an electrocardiogram",
+    "SEG": "a segmentation",
+    "RTDOSE": "a radiotherapy dose",
+    "RTIMAGE": "a radiotherapy image",
 }
 CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PECHO")
 LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
@@ -127,21 +132,31 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
         header = _read_header(file, path)
         _check_kind(header, path)
         left = _count_pixel_bytes(header, file, path)
+        check_class(header, path)
         _check_required(header, path)
         _check_syntax(header, path)
         _check_claims(header, left, path)
         _check_bits(header, path)
         check_size(path, header.Columns, header.Rows)
+        warn_gray_levels(header, path)
     with _refusing(path, "E124", f"its pixel data cannot be decoded ({_name_syntax(header)})", SEEN_ELSEWHERE):
         stored = _decode(file, header, path)
     with _refusing(path, "E122", "its window, rescale or lookup table is damaged", "Export it again"):
-        return _show_colour(stored, header, path) if stored.ndim == 3 else show_stored(stored, header)
+        return _show_colour(stored, header, path) if stored.ndim == 3 else _show_gray(stored, header, path)
 
 
 def _show_colour(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
     """Luma, by the rule for colour of all other formats; the standard knows no window for colour."""
     channels = stored if header.BitsStored == 8 else stretch(stored, 0, 2**header.BitsStored - 1)
     return from_colour(Image.fromarray(channels.astype(np.uint8)), path, ";16" if header.BitsStored > 8 else "")
+
+
+def _show_gray(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
+    picture = show_stored(stored, header)
+    if end := find_clipped_end(picture, stored, header):
+        text = f"its window or VOI LUT shows most of the image as {end}, so that detail is lost"
+        say_once("W210", path, f"{text}. Check WindowCenter and WindowWidth, or export it again")
+    return picture
 
 
 @contextmanager
@@ -210,7 +225,7 @@ def _count_pixel_bytes(header: Dataset, file: BinaryIO, path: str) -> float:
     if header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian and "Rows" in header:
         return float("inf")
     if left <= 0:
-        what = f"no image in this DICOM (SOP class {_name_class(header)})"
+        what = f"no image in this DICOM (SOP class {name_class(header)})"
         raise ImageError(what, "Leave it out; if it should hold one, copy it again", path=path, code="E123")
     return left
 
@@ -274,11 +289,6 @@ def _lacks_decoder(header: Dataset, path: str, fix: str) -> ImageError:
 def _name_syntax(header: Dataset) -> str:
     uid = header.file_meta.TransferSyntaxUID
     return uid.name if uid.name != uid else "an unknown transfer syntax"
-
-
-def _name_class(header: Dataset) -> str:
-    uid = UID(str(header.get("SOPClassUID") or ""))
-    return uid.name if uid.name != uid else "unknown"  # a damaged header may hold anything here, a name among it
 
 
 def _decode(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:

@@ -11,6 +11,8 @@ from pydicom import Dataset
 
 from fastcxr.data.formats.gray import find_full_range, look_up, stretch
 
+MOST_CLIPPED = 0.5  # share of an image
+
 
 def show_stored(stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Stored values to the gray levels of a screen, uint8, of the same shape."""
@@ -26,6 +28,22 @@ def show_stored(stored: np.ndarray, header: Dataset) -> np.ndarray:
     if header.PhotometricInterpretation == "MONOCHROME1":
         picture = 255 - picture
     return picture if padding is None else np.where(padding, np.uint8(0), picture)
+
+
+def find_clipped_end(picture: np.ndarray, stored: np.ndarray, header: Dataset) -> str | None:
+    """Return "white" or "black" where the window or VOI LUT shows most pixels so although they differ in the file.
+
+    Pixels of the lowest and highest stored value do not count: a border has one of them.
+    """
+    if not header.get("VOILUTSequence") and _read_window(header) is None:
+        return None
+    padding = _find_padding(stored, header)
+    kept = np.ones(stored.shape, bool) if padding is None else ~padding
+    if not kept.any():
+        return None
+    inner = kept & (stored > stored[kept].min()) & (stored < stored[kept].max())
+    ends = {"white": 255, "black": 0}
+    return next((end for end, level in ends.items() if inner[picture == level].sum() > MOST_CLIPPED * kept.sum()), None)
 
 
 def _find_padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:

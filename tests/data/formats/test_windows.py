@@ -6,7 +6,7 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from radiographs import make_dicom, make_reference
 
-from fastcxr.data.formats.windows import show_stored
+from fastcxr.data.formats.windows import find_clipped_end, show_stored
 
 PICTURE = make_reference()
 TWELVE = np.rint(PICTURE / 255 * 4095).astype(np.uint16)
@@ -140,3 +140,23 @@ def test_nothing_but_padding_is_black():
 def test_32_bit_values_are_stretched():
     wide = PICTURE.astype(np.uint32) * 16_000_000
     assert np.array_equal(show_stored(wide, make_dicom(TWELVE)), PICTURE)
+
+
+def find_end(stored: np.ndarray, **tags) -> str | None:
+    dataset = make_dicom(stored, BitsStored=12, **tags)
+    return find_clipped_end(show_stored(stored, dataset), stored, dataset)
+
+
+def test_a_window_that_clips_most_pixels_is_found_at_either_end():
+    low, high = {"WindowCenter": 100, "WindowWidth": 200}, {"WindowCenter": 3900, "WindowWidth": 200}
+    assert (find_end(TWELVE, **low), find_end(TWELVE, **high)) == ("white", "black")
+    assert find_end(TWELVE, **low, PhotometricInterpretation="MONOCHROME1") == "black"
+    steep = make_table(0, np.minimum(np.arange(4096) * 40, 4095), 12)
+    assert find_end(TWELVE, VOILUTSequence=[steep]) == "white"
+
+
+def test_a_window_of_the_range_clips_nothing_whatever_the_border():
+    bordered = np.pad(TWELVE, 100)  # most pixels are black in the file
+    for tags in ({}, {"WindowCenter": 2048, "WindowWidth": 4096}, {"WindowCenter": 2048, "WindowWidth": 3000}):
+        assert find_end(bordered, **tags) is None
+    assert find_end(bordered // 2 + 5, WindowCenter=1900, WindowWidth=200, PixelPaddingValue=5) == "black"
