@@ -17,7 +17,7 @@ from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
-from fastcxr.data.cohort.traits import read_traits
+from fastcxr.data.cohort.traits import is_choice_of_traits, read_traits
 from fastcxr.data.collections.shelf import SHELF
 from fastcxr.data.copies import leave_out_copies, link_namesakes
 from fastcxr.data.hdf5 import is_hdf5, read_packed
@@ -72,18 +72,22 @@ def read_manifest(
     `data`: one of these, or several that become one manifest, in which no image stands twice. `layout`: auto, folders,
     split_folders, csv, coronahack, cohen, covidx or hdf5. `patients`: a table of filename and patient. `patient_regex`:
     its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
-    `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep.
+    `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep, also by
+    sex, age and view of DICOM headers.
     `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
     cohorts = find_cohorts(data, layout)
     names = number_names(cohort.source for cohort in cohorts)
     tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
-    rows = join_tables(select(tables, relabel=relabel, classes=classes, where=where), names)
+    tables = select(tables, relabel=relabel, classes=classes)
+    if by_traits := is_choice_of_traits(where):  # otherwise only headers of the rows that are left are read, below
+        tables = [read_traits(table) for table in tables]
+    rows = join_tables(select(tables, where=where), names)
     place = cohorts[0].path if len(cohorts) == 1 else None
     check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
-    rows = read_traits(rows)
+    rows = rows if by_traits else read_traits(rows)
     for cohort, name in zip(cohorts, names, strict=True):
         _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
     if len(cohorts) > 1:

@@ -1,6 +1,7 @@
 """Rows with DICOM files come in; the same with sex, age and view from their headers, for figures of groups, go out."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,11 @@ def read_traits(rows: pd.DataFrame) -> pd.DataFrame:
     found["age"] = texts(found["age"].map(hide_age))
     columns = {name: _fill(rows, name, cells) for name, cells in found.items() if cells.notna().any()}
     return rows.assign(**columns)
+
+
+def is_choice_of_traits(where: Iterable[str]) -> bool:
+    """Return whether one of the choices "column=value,value" names sex, age or view."""
+    return any(choice.partition("=")[0].strip() in TAGS for choice in where)
 
 
 def hide_age(cell: str) -> str | None:
