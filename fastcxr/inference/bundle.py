@@ -58,20 +58,16 @@ class Classifier:
 
 def classifier_of(learner: Learner) -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
+    fitted = getattr(learner, "fitted", None)
     return Classifier(
         network=learner.model,
         labels=tuple(learner.dls.vocab),
         pixels=learner.dls.pixels,
         precision=getattr(learner, "precision", "fp32"),
         gate=getattr(learner, "gate", None),
-        mirror_images=has_seen_mirrored(learner),
+        # a head that was fitted on mirror images too and kept: others were not made for them
+        mirror_images=fitted is not None and fitted.bank.mirror_images,
     )
-
-
-def has_seen_mirrored(learner: Learner) -> bool:
-    """Whether its head was fitted on mirror images too, and kept: only such a head knows what to make of them."""
-    fitted = getattr(learner, "fitted", None)
-    return fitted is not None and len(fitted.bank.features) > 1
 
 
 def save_model(

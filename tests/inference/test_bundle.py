@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
 from fastcxr.training import loaders
+from fastcxr.training.bank import Bank
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
@@ -87,8 +89,11 @@ def test_models_of_earlier_versions_have_no_calibration(folder):
 
 
 @pytest.mark.parametrize("mirror", [True, False])
-def test_whether_it_looks_at_mirror_images_travels_with_the_model(trained, tmp_path, monkeypatch, mirror):
-    monkeypatch.setattr(bundle, "has_seen_mirrored", lambda learner: mirror)
+def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_has(
+    trained, tmp_path, monkeypatch, mirror
+):
+    views = 1 if mirror else 3  # neither number says anything of mirror images
+    monkeypatch.setattr(trained, "fitted", SimpleNamespace(bank=Bank(np.zeros((views, 1, 4)), {}, mirror)))
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).mirror_images is mirror
 
