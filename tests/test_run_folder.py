@@ -7,10 +7,16 @@ import pandas as pd
 import pytest
 
 from fastcxr.errors import OutputError
+from fastcxr.evaluation.predictions import read_predictions
+from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
-from fastcxr.run_folder import RunFolder
+from fastcxr.run_folder import RunFolder, write_report
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_loaders
+from fastcxr.training.strategies import train
 
+PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="probe", precision="fp32")
 ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 
@@ -43,6 +49,37 @@ def fail_in(folder, rows=()):
         for row in rows:
             record.epoch(row)
         raise KeyError("trouble")
+
+
+@pytest.fixture(scope="module")
+def trained(many_toys):
+    """A learner whose head is fitted, how it was trained, and what it says of its images."""
+    learner = make_learner(make_loaders(many_toys, PROBE), PROBE)
+    return learner, train(learner, PROBE), predict(learner, many_toys)
+
+
+def write_run(folder, learner, training, predictions):
+    """All files of a finished run; returns the folder."""
+    return write_report(folder, PROBE, learner, training, predictions).parent
+
+
+@pytest.mark.parametrize("headline", ["test", "valid"])
+def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp_path, headline):
+    learner, training, predictions = trained
+    folder = write_run(tmp_path / "run", learner, training, predictions if headline == "test" else valid(predictions))
+    assert json.loads((folder / "model.json").read_text())["calibration"]["temperature"] != 1
+    written = read_predictions(folder / "predictions.csv").table.set_index(["source", "path"])
+    maps = pd.read_csv(folder / "explain.csv")
+    assert len(maps) > 10
+    for row in maps.to_dict("records"):
+        expected = written.loc[(row["source"], row["path"])]
+        assert row["probability"] == pytest.approx(expected["prob_" + row["class"]], abs=1e-12)
+        assert row["class"] == expected[["prob_clear", "prob_haze", "prob_opacity"]].astype(float).idxmax()[5:]
+
+
+def valid(predictions):
+    """The validation images alone, as of a cohort without a test split: the head was fitted on them again since."""
+    return predictions.part("valid")
 
 
 def test_a_run_that_trained_nothing_leaves_no_folder(tmp_path):
