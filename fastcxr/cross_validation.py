@@ -16,7 +16,7 @@ from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
-from fastcxr.evaluation.record import APART, CohortRecord, read_description
+from fastcxr.evaluation.record import APART, CohortRecord, name_first_weights, read_description
 from fastcxr.finished import find_finished, refuse_other_parts
 from fastcxr.folder import write_table
 from fastcxr.lock import held
@@ -24,7 +24,7 @@ from fastcxr.progress import Progress, find_progress, heard_once
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
-from fastcxr.storage import SUMS, write_json
+from fastcxr.storage import SUMS, read_json, write_json
 from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -120,8 +120,14 @@ def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, name) for name, place in places.items()]))
     record.write_thumbnails(manifest, predictions)
+    record.facts |= {"first_weights": name_weights(places.values())}
     tell_trouble(record, {name: read_description(place) for name, place in places.items()})
     return manifest
+
+
+def name_weights(places: Iterable[Path]) -> str:
+    """The name of the weights that the runs began with, which is one unless a library changed between them."""
+    return " and ".join(dict.fromkeys(name_first_weights(read_json(place / "model.json")) for place in places))
 
 
 def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:

@@ -115,10 +115,8 @@ def _title(record: RunRecord) -> dict[str, str]:
     """What was trained, on what; each from the recipe, else from the model, else left out."""
     backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
     data = _join(record.recipe.get("data"))
-    weights = str(record.recipe.get("weights") or "")
-    start = {"": "", "imagenet": "ImageNet weights", "none": "random weights"}.get(
-        weights, f"weights of {_name(weights)}"
-    )
+    weights = record.first_weights
+    start = weights if weights in ("", "random weights") else f"the weights {weights}"
     return {"backbone": str(backbone), "data": data, "start": start}
 
 

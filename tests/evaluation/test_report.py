@@ -270,6 +270,37 @@ def test_classes_of_model_and_predictions_that_differ_are_a_warning(drawn, tmp_p
     assert "The classes of model and predictions differ" in words_of(folder)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({}, "the weights mobilenetv2_100.ra_in1k"),
+        ({"weights": "IMAGENET1K_V2"}, "the weights IMAGENET1K_V2"),
+        ({"weights": "own.pth"}, "the weights own.pth"),
+        ({"weights": "random weights"}, "random weights"),
+        ({"weights": "imagenet"}, "the weights mobilenetv2_100.ra_in1k"),  # of an earlier version
+        ({"weights": "imagenet", "library": "torchvision", "tag": "IMAGENET1K_V1"}, "the weights IMAGENET1K_V1"),
+        ({"weights": "none"}, "random weights"),
+    ],
+)
+def test_report_card_and_checklist_name_the_weights_that_were_loaded(tmp_path, backbone, expected):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    model = json.loads((folder / "model.json").read_text())
+    model["backbone"] |= backbone
+    (folder / "model.json").write_text(json.dumps(model))
+    text, name = page_of(folder).text, expected.removeprefix("the weights ")
+    assert f", from {expected}." in text and "ImageNet" not in text
+    assert f"First weights (CLAIM 24): {name}\n" in (folder / "MODEL_CARD.md").read_text()
+    assert f"**First weights.** {name}." in (folder / "CLAIM.md").read_text()
+
+
+def test_weights_are_not_named_where_no_file_has_their_name_and_a_pool_has_it_in_run_json(tmp_path):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    (folder / "model.json").unlink()
+    assert read_run(folder).first_weights == ""
+    (folder / "run.json").write_text(json.dumps(RUN | {"first_weights": "resnet50.a1_in1k"}))
+    assert read_run(folder).first_weights == "resnet50.a1_in1k"
+
+
 def test_a_finder_without_an_answer_is_a_warning(drawn, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "run")
     model = json.loads((folder / "model.json").read_text())

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
@@ -17,7 +19,7 @@ from fastcxr.inference import predict as module
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
-from fastcxr.training import loaders
+from fastcxr.training import backbones, loaders
 from fastcxr.training.bank import Bank
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
@@ -187,6 +189,27 @@ def test_model_json_says_what_it_is(folder):
     assert facts["backbone"]["tag"] is None
     assert facts["pixels"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert facts["choices"] == {"precision": "fp32"}
+
+
+def test_model_json_names_the_tag_of_the_weights_that_were_loaded(tmp_path, toy_manifest, monkeypatch):
+    save_file(timm.create_model("mobilenetv2_050").state_dict(), tmp_path / "hub.safetensors")
+    monkeypatch.setattr(backbones, "_cached_file", lambda backbone: str(tmp_path / "hub.safetensors"))
+    recipe = RECIPE.but(backbone="mobilenetv2_050", weights="imagenet")
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    save_model(tmp_path, learner, recipe, {})
+    backbone = json.loads((tmp_path / "model.json").read_text())["backbone"]
+    assert learner.model.pretrained_cfg["tag"] == backbone["tag"] == "lamb_in1k"
+    assert backbone["weights"] == "mobilenetv2_050.lamb_in1k"
+
+
+def test_a_weights_file_that_is_gone_after_training_costs_nothing(tmp_path, toy_manifest):
+    file = tmp_path / "own.safetensors"
+    save_file(timm.create_model("mobilenetv2_035").state_dict(), file)
+    recipe = RECIPE.but(weights=str(file))
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    file.unlink()
+    save_model(tmp_path, learner, recipe, {})
+    assert json.loads((tmp_path / "model.json").read_text())["backbone"]["weights"] == "own.safetensors"
 
 
 def test_one_changed_bit_in_the_weights_is_refused(folder):
