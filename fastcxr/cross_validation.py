@@ -116,10 +116,11 @@ def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd
     refuse_uneven(predictions, written, part_word(recipe), folder)
     manifest = pool_manifest(written, find_manifest(recipe), part_word(recipe))
     write_findings(folder, check_tables(manifest), manifest)
-    record.write_cohort(manifest)
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, name) for name, place in places.items()]))
-    record.write_thumbnails(manifest, predictions)
+    with record.listening():
+        record.write_cohort(manifest)
+        record.write_thumbnails(manifest, predictions)
     record.facts |= {"first_weights": name_weights(places.values())}
     tell_trouble(record, {name: read_description(place) for name, place in places.items()})
     return manifest
@@ -134,7 +135,7 @@ def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:
     """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
     write_left_out(record.folder, pool_skipped([part.skipped for part in parts.values()]))
     said = {name: part.run.get("said") or [] for name, part in parts.items()}
-    record.said = [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
+    record.said += [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
 
 
 def pool_predictions(runs: dict[str, Predictions]) -> Predictions:

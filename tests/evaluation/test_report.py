@@ -13,6 +13,7 @@ from made_up import LABELS, RECIPE, RUN, build_run, make_history, make_manifest
 from pages import Page
 
 from fastcxr.errors import DataError, InputMissingError, OutputError
+from fastcxr.evaluation import cohort_figures, figures
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.predictions import read_predictions
 from fastcxr.evaluation.record import read_run
@@ -299,6 +300,39 @@ def test_weights_are_not_named_where_no_file_has_their_name_and_a_pool_has_it_in
     assert read_run(folder).first_weights == ""
     (folder / "run.json").write_text(json.dumps(RUN | {"first_weights": "resnet50.a1_in1k"}))
     assert read_run(folder).first_weights == "resnet50.a1_in1k"
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "name"),
+    [
+        (figures, "rate_curve", "learning_rate_2"),
+        (figures, "confusion_matrix", "confusion_matrix"),
+        (figures, "roc_curves", "roc"),
+        (cohort_figures, "class_histogram", "histogram_2"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_left_out_and_the_page_says_why(
+    tmp_path, monkeypatch, caplog, module, function, name
+):
+    def fail(*given):
+        raise ValueError("no font <x>")
+
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    monkeypatch.setattr(module, function, fail)
+    page = page_of(folder)
+    assert f"Figure {name} left out: ValueError: no font <x>." in page.text and not page.open
+    assert f"figure {name} left out: ValueError: no font <x>" in caplog.text
+    assert "does not hold two classes" not in page.text, "this is not the reason"
+    assert not (folder / "figures" / f"{name}.svg").exists() and list((folder / "figures").glob("*.svg"))
+    assert json.loads((folder / "metrics.json").read_text())["test"]["auroc"]
+
+
+def test_numbers_card_and_checklist_are_written_before_any_figure_is_drawn(tmp_path, monkeypatch):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    monkeypatch.setattr("fastcxr.evaluation.report.draw_plates", None)
+    with pytest.raises(TypeError):
+        draw_report(folder)
+    assert all((folder / name).is_file() for name in ("metrics.json", "MODEL_CARD.md", "CLAIM.md"))
 
 
 def test_a_finder_without_an_answer_is_a_warning(drawn, tmp_path):
