@@ -18,8 +18,8 @@ from torch import nn
 from fastcxr import Recipe, load_model
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sample import sample_folder
-from fastcxr.inference.explain import Explainer, find_method, look
-from fastcxr.inference.predict import read_squares
+from fastcxr.inference.explain import find_method, look
+from fastcxr.inference.predict import read_squares, score_images
 from fastcxr.inference.randomisation import DrawMaps, check_maps
 from fastcxr.maps import CHECKED
 from fastcxr.run import run
@@ -59,8 +59,8 @@ def measure(folder: Path) -> None:
     table = read_written_manifest(folder / "manifest.csv")
     table = table[table["split"] == "test"].sample(BATCHES * CHECKED, random_state=0)
     squares = np.stack(list(read_squares(files_of(table, folder), classifier.pixels.image_size, None)))
-    images, probability = look(Explainer(classifier=classifier, draw=grad_cam), squares)
-    classes = torch.from_numpy(probability.argmax(axis=1))
+    images = look(classifier, squares)
+    classes = torch.from_numpy(score_images(classifier, squares).probability.argmax(axis=1))
     ways = {
         "Grad-CAM": grad_cam, "edges x Grad-CAM": times(edges, grad_cam), "middle x Grad-CAM": times(middle, grad_cam),
         "edges": edges,

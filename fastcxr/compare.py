@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _curves(found: Comparison) -> dict[str, Plate]:
         truth = next(iter(lines.values()))[0]
         if truth.any() and not truth.all():
             name, description = f"roc_{number}", f"ROC curves of {listed(list(lines))} for {label}."
-            plates[name] = make_plate(figures.roc_of_models(lines, label), name, description)
+            plates[name] = make_plate(partial(figures.roc_of_models, lines, label), name, description)
     return plates
 
 

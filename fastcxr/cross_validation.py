@@ -16,7 +16,7 @@ from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.sources import find_whole_sources
 from fastcxr.errors import DataError
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
-from fastcxr.evaluation.record import APART, CohortRecord, read_description
+from fastcxr.evaluation.record import APART, CohortRecord, name_first_weights, read_description
 from fastcxr.finished import find_finished, refuse_other_parts
 from fastcxr.folder import write_table
 from fastcxr.lock import held
@@ -24,7 +24,7 @@ from fastcxr.progress import Progress, find_progress, heard_once
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 from fastcxr.run_folder import RunFolder
-from fastcxr.storage import SUMS, write_json
+from fastcxr.storage import SUMS, read_json, write_json
 from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -116,19 +116,26 @@ def write_pool(record: RunFolder, recipe: Recipe, places: dict[str, Path]) -> pd
     refuse_uneven(predictions, written, part_word(recipe), folder)
     manifest = pool_manifest(written, find_manifest(recipe), part_word(recipe))
     write_findings(folder, check_tables(manifest), manifest)
-    record.write_cohort(manifest)
     write_predictions(predictions, folder / "predictions.csv")
     write_table(folder / "folds.csv", pd.DataFrame([read_figures(place, name) for name, place in places.items()]))
-    record.write_thumbnails(manifest, predictions)
+    with record.listening():
+        record.write_cohort(manifest)
+        record.write_thumbnails(manifest, predictions)
+    record.facts |= {"first_weights": name_weights(places.values())}
     tell_trouble(record, {name: read_description(place) for name, place in places.items()})
     return manifest
+
+
+def name_weights(places: Iterable[Path]) -> str:
+    """The name of the weights that the runs began with, which is one unless a library changed between them."""
+    return " and ".join(dict.fromkeys(name_first_weights(read_json(place / "model.json")) for place in places))
 
 
 def tell_trouble(record: RunFolder, parts: dict[str, CohortRecord]) -> None:
     """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
     write_left_out(record.folder, pool_skipped([part.skipped for part in parts.values()]))
     said = {name: part.run.get("said") or [] for name, part in parts.items()}
-    record.said = [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
+    record.said += [*pool_facts(said), *pool_warnings(said, part_word(record.recipe))]
 
 
 def pool_predictions(runs: dict[str, Predictions]) -> Predictions:

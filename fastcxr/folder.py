@@ -8,8 +8,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,8 @@ from fastcxr.privacy import hide_places
 from fastcxr.progress import Bar, Progress, heard_by
 from fastcxr.storage import STATE, write_json, write_whole
 
+Guard = Callable[[str], AbstractContextManager]
+strict: Guard = nullcontext  # errors pass
 SAMPLES_OF_A_CLASS, THUMBNAIL_SIZE = 6, 192
 PACKAGES = ("fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom")
 
@@ -63,7 +65,7 @@ class CohortFolder(Progress):
         """The block itself, in a folder that is ours alone."""
         try:
             self.begin()
-            with heard_by(_Listener(self.said)):
+            with self.listening():
                 yield self
         except BaseException:
             if self.is_worth_keeping():
@@ -72,6 +74,10 @@ class CohortFolder(Progress):
                 self.withdraw()
             raise
         write_json(self.folder / "run.json", self.account())
+
+    def listening(self) -> AbstractContextManager[None]:
+        """In this block all that the library says is kept in `said`."""
+        return heard_by(_Listener(self.said))
 
     def claim(self) -> None:
         """See that the folder can be used. Raises OutputError."""
@@ -107,9 +113,13 @@ class CohortFolder(Progress):
         return self.watcher.bar(total, text)
 
     def write_cohort(self, manifest: pd.DataFrame) -> None:
-        """manifest.csv, and what was measured of its images: histograms.csv and files.csv."""
-        histograms, files = measure_images(manifest, progress=self)
+        """manifest.csv, and what was measured of its images."""
         write_manifest(manifest, self.folder / "manifest.csv")
+        self.write_measured(manifest)
+
+    def write_measured(self, manifest: pd.DataFrame) -> None:
+        """histograms.csv and files.csv: gray values, kinds and sizes of the images."""
+        histograms, files = measure_images(manifest, progress=self)
         write_table(self.folder / "histograms.csv", histograms)
         write_table(self.folder / "files.csv", files)
 
@@ -152,12 +162,16 @@ def choose_samples(manifest: pd.DataFrame) -> pd.DataFrame:
     return samples_of_each_class(manifest, SAMPLES_OF_A_CLASS).assign(role="sample")
 
 
-def write_thumbnails(folder: Path, chosen: pd.DataFrame) -> None:
-    """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for."""
+def write_thumbnails(folder: Path, chosen: pd.DataFrame, guard: Guard = strict) -> None:
+    """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for.
+
+    `guard`: what becomes of one that cannot be made; `optional` leaves it out, and its row names no file that exists.
+    """
     (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
     names = [f"figures/images/{number:04d}.jpg" for number in range(len(chosen))]
-    for name, file in zip(names, chosen["file"], strict=True):
-        write_whole(folder / name, thumbnail_jpeg(read_image(file), THUMBNAIL_SIZE))
+    for name, file, path in zip(names, chosen["file"], chosen["path"], strict=True):
+        with guard(f"thumbnail of {path}"):
+            write_whole(folder / name, thumbnail_jpeg(read_image(file), THUMBNAIL_SIZE))
     write_table(folder / "figures" / "images.csv", chosen[["role", "source", "path"]].assign(file=names))
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fastcxr.data.store import Pictures
 from fastcxr.evaluation.explaining import draw_explanation
-from fastcxr.evaluation.predictions import Predictions
+from fastcxr.evaluation.predictions import PREFIX, Predictions
 from fastcxr.folder import THUMBNAIL_SIZE, claim, write_table
 from fastcxr.inference.bundle import Classifier
 from fastcxr.inference.explain import Explainer, Method, explain_each, find_classes, make_explainer
@@ -52,12 +52,19 @@ def write_run_maps(
     wrong: pd.DataFrame,
     pictures: Pictures | None,
 ) -> None:
-    """Explain the most wrong and some typical images of a run, and measure where the attention of each class lies."""
+    """Explain the most wrong and some typical images of a run, and measure where the attention of each class lies.
+
+    Classes and probabilities are those of `predictions`, as predictions.csv has them.
+    """
+    columns = [PREFIX + label for label in predictions.labels]
+    scored = predictions.part(predictions.headline_split or "").table[["source", "path", *columns]]
     table = choose_images(predictions, wrong).merge(manifest[["source", "path", "file"]], on=["source", "path"])
+    table = table.merge(scored, on=["source", "path"])
     if not len(table):
         return
     explainer = make_explainer(classifier, table["file"].tolist(), pictures=pictures, checked=CHECKED)
-    heats = zip(table["role"], explain_each(explainer, table, (), pictures, Progress()), strict=True)
+    heats = explain_each(explainer, table, (), pictures, Progress(), table[columns].to_numpy(float))
+    heats = zip(table["role"], heats, strict=True)
     write_facts(folder, explainer, "grad_cam", write_maps(folder, heats, THUMBNAIL_SIZE, ("wrong", "typical")))
 
 

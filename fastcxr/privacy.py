@@ -4,11 +4,13 @@ The folders above may name a patient, a ward or a person; what lies below the da
 """
 
 import os
+import re
 import shlex
 from pathlib import Path, PurePath
 
 from fastcxr.recipe import Recipe
 
+FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s'\"\\/:]+[\\/])+")  # of an absolute path in a sentence
 PLACES = ("data", "patients", "weights", "split_from")  # choices of a recipe that may be paths
 
 
@@ -26,6 +28,11 @@ def _hide(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
 def hide_places(command: str | None) -> str | None:
     """A command line as run.json holds it: each absolute path, also behind a `=`, becomes its last part."""
     return command and shlex.join(map(_hide_word, shlex.split(command)))
+
+
+def hide_folders(text: str) -> str:
+    """A sentence in which each absolute path is its last part."""
+    return FOLDERS.sub("", text)
 
 
 def _hide_word(word: str) -> str:

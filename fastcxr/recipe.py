@@ -130,9 +130,6 @@ class Recipe:
         True,
         "strategies probe and rapid: the head learns from mirrored images too, and answers for both together",
     )
-    augmented_views: int = choice(
-        0, "strategies probe and rapid: the head learns from so many augmented versions of each image too", at_least=0
-    )
     epochs: int = choice(5, "passes that teach every layer (strategy shallow: the head)", at_least=1)
     batch_size: int = choice(32, "images a step", at_least=1)
     optimizer: str = choice("radam", "radam, adam, adamw, sgd, or timm:NAME for one of timm's")

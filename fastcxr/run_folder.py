@@ -1,6 +1,7 @@
 """What a run leaves behind: it writes recipe.json first and history.csv as it goes, so that a crash loses little."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from fastai.learner import Learner
 from fastcxr.audit import check_before_training
 from fastcxr.data.manifest import read_written_manifest, write_manifest
 from fastcxr.data.store import Pictures
-from fastcxr.errors import ModelError
 from fastcxr.evaluation.calibration import fit_calibration, scale_predictions
 from fastcxr.evaluation.decisions import fit_decisions
 from fastcxr.evaluation.predictions import Predictions, most_wrong, write_predictions
 from fastcxr.evaluation.report import draw_report
 from fastcxr.folder import CohortFolder, choose_samples, write_table, write_thumbnails
 from fastcxr.inference.bundle import Classifier, classifier_of, save_model
-from fastcxr.maps import write_run_maps
+from fastcxr.maps import MAPS, write_run_maps
+from fastcxr.optional import optional
 from fastcxr.privacy import without_places
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
@@ -106,21 +107,27 @@ class RunFolder(CohortFolder):
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
-        self.write_cohort(manifest)
         calibration = fit_calibration(predictions)
         predictions = scale_predictions(predictions, calibration["temperature"])
         wanted = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain
         calibration |= fit_decisions(predictions, *wanted)
         save_model(folder, learner, self.recipe, make_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
+        # what comes now is read from images once more, and may fail without harm to what was trained
+        self.write_cohort(manifest)
         self.write_thumbnails(manifest, predictions)
         if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
             self.write_maps(classifier_of(learner), manifest, predictions, learner.dls.pictures)
 
+    def write_measured(self, manifest: pd.DataFrame) -> None:
+        """Gray values, kinds and sizes of the images."""
+        with optional("gray values, kinds and sizes of the images"):
+            super().write_measured(manifest)
+
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Samples of each class, and the images that the model got most wrong."""
         wrong = most_wrong(predictions, MOST_WRONG).merge(manifest[["source", "path", "file"]], on=["source", "path"])
-        write_thumbnails(self.folder, pd.concat([choose_samples(manifest), wrong.assign(role="wrong")]))
+        write_thumbnails(self.folder, pd.concat([choose_samples(manifest), wrong.assign(role="wrong")]), optional)
 
     def write_maps(
         self,
@@ -129,12 +136,13 @@ class RunFolder(CohortFolder):
         predictions: Predictions,
         pictures: Pictures | None = None,
     ) -> None:
-        """Heat maps of the most wrong and of typical images; a network without any says so, and is no worse for it."""
-        try:
+        """Saliency maps of the most wrong and of typical images, all of them or none."""
+        with optional("saliency maps") as attempt:
             wrong = most_wrong(predictions, MOST_WRONG)
             write_run_maps(self.folder, classifier, manifest, predictions, wrong, pictures)
-        except ModelError as error:
-            log.warning("no heat maps: %s", error.what)
+        if attempt.reason:
+            (self.folder / "explain.csv").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / MAPS, ignore_errors=True)
 
 
 def write_report(

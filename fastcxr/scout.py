@@ -22,6 +22,7 @@ from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsErro
 from fastcxr.evaluation.drawing import svg_text
 from fastcxr.evaluation.scouting import speed_against_quality
 from fastcxr.folder import CohortFolder, write_table
+from fastcxr.optional import optional
 from fastcxr.progress import Progress, find_progress
 from fastcxr.recipe import Recipe
 from fastcxr.storage import write_whole
@@ -74,7 +75,8 @@ def scout(
             table = rank(rows)
             write_table(record.folder / TABLE, table)  # each time: what is finished outlives a broken-off scout
         words = "AUROC of a linear head on each frozen backbone, against its speed"
-        write_whole(record.folder / "scout.svg", svg_text(speed_against_quality(table), "scout", words))
+        with optional("figure scout"):
+            write_whole(record.folder / "scout.svg", svg_text(speed_against_quality(table), "scout", words))
     return table
 
 

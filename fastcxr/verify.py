@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.evaluation.record import read_run
-from fastcxr.evaluation.report import compose
+from fastcxr.evaluation.report import measure_run, write_numbers
 from fastcxr.storage import SUMS, list_files, read_json, read_sums, sha256_of
 
 MODEL, FACTS = "model.safetensors", "model.json"
@@ -65,7 +65,7 @@ def _number_faults(place: Path) -> Iterator[Fault]:
     path = place / "metrics.json"
     if not path.is_file():
         return
-    _, numbers, _ = compose(read_run(place))
+    numbers = write_numbers(measure_run(read_run(place)))
     printed, computed = read_json(path), json.loads(numbers)
     for name, one, other in differences(printed, computed):
         yield Fault(path, f"{name} is {one}, predictions.csv gives {other}")

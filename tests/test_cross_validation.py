@@ -52,6 +52,21 @@ def test_every_image_is_scored_once_by_a_model_that_never_saw_it(pooled):
         )
 
 
+def test_a_pooled_report_names_the_weights_that_every_fold_began_with(pooled):
+    assert json.loads((pooled[1] / "run.json").read_text())["first_weights"] == "random weights"
+
+
+def test_a_figure_of_the_pool_that_cannot_be_made_is_named_in_its_report(pooled, tmp_path, monkeypatch):
+    def fail(*given, **options):
+        raise MemoryError("no room")
+
+    recipe, folder = pooled[0], shutil.copytree(pooled[1], tmp_path / "run")
+    (folder / "report.html").unlink()
+    monkeypatch.setattr("fastcxr.folder.measure_images", fail)
+    page = cross_validate(recipe, folder).read_text(encoding="utf-8")
+    assert "gray values, kinds and sizes of the images left out: MemoryError: no room" in page
+
+
 def test_pooled_figures_are_those_of_scikit_learn_and_folds_have_mean_and_spread(pooled):
     metrics = json.loads((pooled[1] / "metrics.json").read_text())
     table = pd.read_csv(pooled[1] / "predictions.csv", dtype={"error": str})

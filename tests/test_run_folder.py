@@ -5,12 +5,21 @@ import logging
 
 import pandas as pd
 import pytest
+import torch
 
-from fastcxr.errors import OutputError
+from fastcxr import folder as folder_module
+from fastcxr.errors import ImageError, OutputError
+from fastcxr.evaluation.predictions import read_predictions
+from fastcxr.inference.predict import predict
 from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
-from fastcxr.run_folder import RunFolder
+from fastcxr.run_folder import RunFolder, write_report
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_loaders
+from fastcxr.training.strategies import train
+from fastcxr.verify import verify
 
+PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="probe", precision="fp32")
 ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 
@@ -43,6 +52,83 @@ def fail_in(folder, rows=()):
         for row in rows:
             record.epoch(row)
         raise KeyError("trouble")
+
+
+@pytest.fixture(scope="module")
+def trained(many_toys):
+    """A learner whose head is fitted, how it was trained, and what it says of its images."""
+    learner = make_learner(make_loaders(many_toys, PROBE), PROBE)
+    return learner, train(learner, PROBE), predict(learner, many_toys)
+
+
+def write_run(folder, learner, training, predictions):
+    """All files of a finished run; returns the folder."""
+    return write_report(folder, PROBE, learner, training, predictions).parent
+
+
+@pytest.mark.parametrize("headline", ["test", "valid"])
+def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp_path, headline):
+    learner, training, predictions = trained
+    folder = write_run(tmp_path / "run", learner, training, predictions if headline == "test" else valid(predictions))
+    assert json.loads((folder / "model.json").read_text())["calibration"]["temperature"] != 1
+    written = read_predictions(folder / "predictions.csv").table.set_index(["source", "path"])
+    maps = pd.read_csv(folder / "explain.csv")
+    assert len(maps) > 10
+    for row in maps.to_dict("records"):
+        expected = written.loc[(row["source"], row["path"])]
+        assert row["probability"] == pytest.approx(expected["prob_" + row["class"]], abs=1e-12)
+        assert row["class"] == expected[["prob_clear", "prob_haze", "prob_opacity"]].astype(float).idxmax()[5:]
+
+
+def valid(predictions):
+    """The validation images alone, as of a cohort without a test split: the head was fitted on them again since."""
+    return predictions.part("valid")
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "words"),
+    [
+        ("fastcxr.inference.explain.grad_cam", NotImplementedError("no such pooling"), "saliency maps left out"),
+        ("fastcxr.inference.explain.grad_cam", torch.OutOfMemoryError("CUDA out of memory"), "saliency maps left out"),
+        ("fastcxr.maps.pair_jpeg", ValueError("bad mode"), "saliency maps left out"),
+        ("fastcxr.folder.thumbnail_jpeg", OSError("encoder error"), "thumbnail of clear/00000"),
+        ("fastcxr.folder.measure_images", ImageError("empty file", "Copy it again"), "gray values, kinds and sizes"),
+    ],
+)
+def test_what_cannot_be_drawn_costs_a_finished_training_nothing_else(
+    trained, tmp_path, monkeypatch, place, error, words
+):
+    def fail(*given, **options):
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    folder = write_run(tmp_path / "run", *trained)
+    page, reason = (folder / "report.html").read_text(encoding="utf-8"), getattr(error, "what", None) or str(error)
+    assert words in page and reason in page
+    for name in ("model.safetensors", "model.json", "predictions.csv", "metrics.json", "manifest.csv", "SHA256SUMS"):
+        assert (folder / name).is_file(), name
+    said = json.loads((folder / "run.json").read_text())["said"]
+    assert any(line["level"] == "warning" and reason in line["text"] for line in said)
+    has_maps = "saliency" not in words
+    assert (folder / "explain.csv").exists() == (folder / "figures" / "maps").exists() == has_maps
+    assert not verify(folder)[0]
+
+
+def test_one_thumbnail_that_cannot_be_made_leaves_the_others(trained, tmp_path, monkeypatch):
+    whole = write_run(tmp_path / "whole", *trained)
+    bad = pd.read_csv(whole / "figures" / "images.csv")["path"][0]
+    read = folder_module.read_image
+
+    def read_most(file):
+        if str(file).endswith(bad):
+            raise ImageError("empty file", "Copy it again", path=file)
+        return read(file)
+
+    monkeypatch.setattr(folder_module, "read_image", read_most)
+    folder = write_run(tmp_path / "run", *trained)
+    pictures = [len(list((place / "figures" / "images").glob("*.jpg"))) for place in (whole, folder)]
+    assert 1 <= pictures[0] - pictures[1] <= 2, "it may be a sample and a mistake"
+    assert f"thumbnail of {bad} left out: empty file" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_trained_nothing_leaves_no_folder(tmp_path):

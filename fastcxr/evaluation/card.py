@@ -61,7 +61,7 @@ def _details(record: RunRecord) -> list[str]:
         "Task": f"one label an image: {listed(list(record.predictions.labels))}",
         "Network": " ".join(str(backbone[name]) for name in ("library", "name") if name in backbone),
         "Parameters": backbone.get("parameters"),
-        "First weights (CLAIM 24)": backbone.get("weights") or record.recipe.get("weights"),
+        "First weights (CLAIM 24)": record.first_weights,
         "sha256 of the model": (record.model.get("files") or {}).get("model.safetensors"),
         "Command (CLAIM 25)": run.get("command"),
         "Machine and versions (CLAIM 23)": ", ".join(

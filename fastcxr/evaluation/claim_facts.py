@@ -134,11 +134,10 @@ def say_machine(record: RunRecord) -> str:
 
 def say_weights(record: RunRecord) -> str:
     """What training began with."""
-    backbone = record.model.get("backbone") or {}
-    given = backbone.get("weights") or record.recipe.get("weights")
+    given = record.first_weights
     if not given:
         return f"They are {UNKNOWN.format('model.json')}"
-    checksum = backbone.get("weights_sha256")
+    checksum = (record.model.get("backbone") or {}).get("weights_sha256")
     return f"{given}" + (f", sha256 {checksum}." if checksum else ".")
 
 

@@ -1,5 +1,7 @@
 """From a cohort's record to its plates: classes and splits, gray values; figures as SVG text, each told in words."""
 
+from functools import partial
+
 import pandas as pd
 
 from fastcxr.evaluation import cohort_figures
@@ -22,7 +24,9 @@ def _bars(record: CohortRecord) -> list[Plate]:
     images = [[cell["images"] for cell in row["cells"][:-1]] for row in table["rows"]]
     counts = pd.DataFrame(images, index=[row["label"] for row in table["rows"]], columns=table["splits"])
     sizes = listed([f"{row['label']} {count(row['cells'][-1]['images'], 'image')}" for row in table["rows"]])
-    return [make_plate(cohort_figures.class_bars(counts), "classes", f"Images of each class, by split: {sizes}.")]
+    return [
+        make_plate(partial(cohort_figures.class_bars, counts), "classes", f"Images of each class, by split: {sizes}.")
+    ]
 
 
 def _histograms(record: CohortRecord) -> list[Plate]:
@@ -31,7 +35,7 @@ def _histograms(record: CohortRecord) -> list[Plate]:
     means = [f"{label} {_mean_gray(table[table['label'] == label]):.0f}" for _, label in here]
     plates = [
         make_plate(
-            cohort_figures.class_histogram(table, label, k),
+            partial(cohort_figures.class_histogram, table, label, k),
             histogram_name(k),
             f"Histogram of the gray values of {label}, mean of {count(_measured(table, label), 'image')}.",
         )
@@ -39,7 +43,7 @@ def _histograms(record: CohortRecord) -> list[Plate]:
     ]
     if 1 < len(here) <= cohort_figures.TOGETHER:
         words = f"Mean histograms of the gray values of each class; mean gray value: {listed(means)}."
-        plates += [make_plate(cohort_figures.mean_histograms(table, labels), "histograms", words)]
+        plates += [make_plate(partial(cohort_figures.mean_histograms, table, labels), "histograms", words)]
     return plates
 
 

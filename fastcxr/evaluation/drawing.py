@@ -7,6 +7,7 @@ in the file depends on when or where it was drawn: the same numbers give the sam
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastcxr.evaluation.words import plain
+from fastcxr.optional import optional
 
 INK, MUTED, FAINT, GRID = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"
 ACCENT = "#0b5c78"
@@ -82,16 +84,23 @@ def panel(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 
 @dataclass(frozen=True)
 class Plate:
-    """One figure, ready for the page. `name` is also its file's; `caption` stands below it."""
+    """One figure, ready for the page. `name` is also its file's; `caption` stands below it.
+
+    is_left_out: the figure could not be drawn, and `svg` is a sentence that says why.
+    """
 
     name: str
     svg: Markup
     caption: str = ""
+    is_left_out: bool = False
 
 
-def make_plate(figure: Figure, name: str, description: str, caption: str = "") -> Plate:
-    """The figure as a plate; `description` is read aloud in its place."""
-    return Plate(name, Markup(svg_text(figure, name, plain(description))), caption)
+def make_plate(draw: Callable[[], Figure], name: str, description: str, caption: str = "") -> Plate:
+    """The figure as a plate; `description` is read aloud in its place. One that cannot be drawn is left out."""
+    with optional(f"figure {name}") as attempt:
+        return Plate(name, Markup(svg_text(draw(), name, plain(description))), caption)
+    words = f"Figure {name} left out: {attempt.reason}."
+    return Plate(name, Markup('<p class="intro">{}</p>').format(plain(words)), is_left_out=True)
 
 
 def svg_text(figure: Figure, name: str, description: str) -> str:

@@ -64,7 +64,7 @@ class Page(type(Path())):
 def write_page(path: Path, page: str, plates: dict[str, Plate]) -> Page:
     """The page, and each figure as a file of its own in figures/ beside it; the page's path comes back."""
     (path.parent / "figures").mkdir(exist_ok=True)
-    for plate in plates.values():
+    for plate in (plate for plate in plates.values() if not plate.is_left_out):
         drawing = f'<?xml version="1.0" encoding="utf-8"?>\n{plate.svg}\n'
         write_whole(path.parent / "figures" / f"{plate.name}.svg", drawing.encode())
     write_whole(path, page.encode())

@@ -1,6 +1,7 @@
 """From a run's record and its numbers to its plates: figures as SVG text, each with what it shows in words."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def _learning(history: pd.DataFrame) -> list[Plate]:
         if len(history) and columns and history[list(columns.values())].notna().any(axis=None):
             ends = [f"{line} ends at {history[column].iloc[-1]:.3g}" for line, column in columns.items()]
             description = f"{title} by epoch, {len(history)} epochs: {listed(ends)}."
-            plates.append(make_plate(figures.learning_curve(history, columns, title), name, description))
+            plates.append(make_plate(partial(figures.learning_curve, history, columns, title), name, description))
     return plates
 
 
@@ -42,11 +43,11 @@ def _rates(record: RunRecord) -> list[Plate]:
     for i, (stage, curve) in enumerate(record.rates.groupby("stage", sort=False), 1):
         row = chosen.get(stage, {})
         taken, reason = row.get("rate"), row.get("reason")
-        figure = figures.rate_curve(curve["rate"], curve["loss"], taken, f"Loss, stage {plain(stage)}")
+        draw = partial(figures.rate_curve, curve["rate"], curve["loss"], taken, f"Loss, stage {plain(stage)}")
         caption = (
             f"{stage}: took {rate(taken)}" + (f" ({reason})" if reason else "") if taken is not None else str(stage)
         )
-        plates.append(make_plate(figure, f"learning_rate_{i}", f"Learning-rate finder, {caption}.", caption))
+        plates.append(make_plate(draw, f"learning_rate_{i}", f"Learning-rate finder, {caption}.", caption))
     return plates
 
 
@@ -59,7 +60,7 @@ def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
     matrix = part["confusion_matrix"]
     hits = listed([f"{matrix[i][i]} of {sum(matrix[i])} {label}" for i, label in enumerate(labels)])
     right = f"Confusion matrix on {split}; predicted rightly: {hits}."
-    plates = [make_plate(figures.confusion_matrix(matrix, labels), "confusion_matrix", right)]
+    plates = [make_plate(partial(figures.confusion_matrix, matrix, labels), "confusion_matrix", right)]
     if part["auroc"]["macro"] is None:
         return plates
     scored = record.predictions.part(split).scored()
@@ -75,11 +76,13 @@ def _test(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Plate]:
     ideal = "Dashed: probabilities that mean what they say. Above it they are too low, below it too high."
     acting = "True alarms less false ones, as somebody weighs them who acts at this probability. Dotted: acting on all."
     return [
-        make_plate(figures.roc_curves(*values, labels), "roc", roc, "Dashed: chance."),
-        make_plate(figures.precision_recall_curves(*values, labels), "precision_recall", recall, guessing),
+        make_plate(partial(figures.roc_curves, *values, labels), "roc", roc, "Dashed: chance."),
+        make_plate(partial(figures.precision_recall_curves, *values, labels), "precision_recall", recall, guessing),
         *plates,
-        make_plate(figures.reliability_curves(*values, labels, slopes), "reliability", reliability, ideal),
-        make_plate(figures.net_benefit_curves(*values, labels), "net_benefit", f"Decision curves on {split}.", acting),
+        make_plate(partial(figures.reliability_curves, *values, labels, slopes), "reliability", reliability, ideal),
+        make_plate(
+            partial(figures.net_benefit_curves, *values, labels), "net_benefit", f"Decision curves on {split}.", acting
+        ),
     ]
 
 

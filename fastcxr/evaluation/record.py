@@ -1,8 +1,9 @@
 """From a run folder on disk to one value that holds all a report speaks of; only predictions.csv must be there."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
@@ -77,6 +78,12 @@ class RunRecord(CohortRecord):
         return check_calibration(self.model.get("calibration"), self.folder / "model.json")
 
     @property
+    def first_weights(self) -> str:
+        """The name of the weights that training began with; empty where no file of the run has it."""
+        given = name_first_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
+        return {"none": "random weights", "imagenet": ""}.get(given, PurePath(given).name)
+
+    @property
     def prevalence(self) -> dict[str, float]:
         """The share of people that has each class, where the recipe states one."""
         return dict(read_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
@@ -115,6 +122,18 @@ def read_run(folder: str | Path) -> RunRecord:
         maps=read_maps(folder),
         missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
     )
+
+
+def name_first_weights(model: Mapping[str, Any]) -> str:
+    """The name that a model.json has for the weights that training began with; empty where there is none.
+
+    Earlier versions wrote what the recipe says, and the tag beside it.
+    """
+    backbone = model.get("backbone") or {}
+    given, name, tag = (str(backbone.get(key) or "") for key in ("weights", "name", "tag"))
+    if given == "imagenet" and tag:
+        return f"{name}.{tag}" if backbone.get("library") == "timm" else tag
+    return given
 
 
 def read_maps(folder: Path) -> Maps:

@@ -37,25 +37,29 @@ def draw_report(folder: str | Path) -> Path:
     The page's path comes back. Reads nothing but the run folder. The same files give the same page, byte for byte.
     """
     record = read_run(folder)
-    page, numbers, plates = compose(record)
+    metrics = measure_run(record)
+    numbers = write_numbers(metrics)
     found = json.loads(numbers)
     write_whole(record.folder / "metrics.json", numbers)
     write_whole(record.folder / "MODEL_CARD.md", draw_card(record, found))
     write_whole(record.folder / "CLAIM.md", draw_claim(record, found))
-    path = write_page(record.folder / "report.html", page, plates)
+    plates = draw_plates(record, metrics)  # after the numbers, which no figure may cost
+    path = write_page(record.folder / "report.html", render_page(record, metrics, plates), plates)
     drawn = ("metrics.json", "MODEL_CARD.md", "CLAIM.md", "report.html", *(f"figures/{name}.svg" for name in plates))
     write_sums(record.folder, drawn)
     return path
 
 
-def compose(record: RunRecord) -> tuple[str, bytes, dict[str, Plate]]:
-    """The page, the content of metrics.json and the figures of a run, from its other files alone."""
+def measure_run(record: RunRecord) -> dict[str, dict[str, Any]]:
+    """The numbers of a run, from its other files alone."""
     metrics = measure_predictions(record.predictions, record.calibration, record.prevalence)
-    metrics |= find_beside(record, metrics)
-    plates = draw_plates(record, metrics)
-    # surrogates of odd file names become JSON escapes
+    return metrics | find_beside(record, metrics)
+
+
+def write_numbers(metrics: dict[str, dict[str, Any]]) -> bytes:
+    """The content of metrics.json."""
     numbers = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return render_page(record, metrics, plates), numbers.encode("utf-8", "backslashreplace"), plates
+    return numbers.encode("utf-8", "backslashreplace")  # surrogates of odd file names become JSON escapes
 
 
 def find_beside(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -115,10 +119,8 @@ def _title(record: RunRecord) -> dict[str, str]:
     """What was trained, on what; each from the recipe, else from the model, else left out."""
     backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
     data = _join(record.recipe.get("data"))
-    weights = str(record.recipe.get("weights") or "")
-    start = {"": "", "imagenet": "ImageNet weights", "none": "random weights"}.get(
-        weights, f"weights of {_name(weights)}"
-    )
+    weights = record.first_weights
+    start = weights if weights in ("", "random weights") else f"the weights {weights}"
     return {"backbone": str(backbone), "data": data, "start": start}
 
 

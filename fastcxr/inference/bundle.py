@@ -19,7 +19,6 @@ from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
 from fastcxr.training.arithmetic import NAMES, find_precision, keep_memory
 from fastcxr.training.backbones import find_backbone, make_network
-from fastcxr.training.chest_weights import XRV
 from fastcxr.training.gate import Gate
 from fastcxr.training.heads import HeadPlan, find_depths, plan_head
 from fastcxr.training.loaders import find_device
@@ -58,20 +57,16 @@ class Classifier:
 
 def classifier_of(learner: Learner) -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
+    fitted = getattr(learner, "fitted", None)
     return Classifier(
         network=learner.model,
         labels=tuple(learner.dls.vocab),
         pixels=learner.dls.pixels,
         precision=getattr(learner, "precision", "fp32"),
         gate=getattr(learner, "gate", None),
-        mirror_images=has_seen_mirrored(learner),
+        # a head that was fitted on mirror images too and kept: others were not made for them
+        mirror_images=fitted is not None and fitted.bank.mirror_images,
     )
-
-
-def has_seen_mirrored(learner: Learner) -> bool:
-    """Whether its head was fitted on mirror images too, and kept: only such a head knows what to make of them."""
-    fitted = getattr(learner, "fitted", None)
-    return fitted is not None and len(fitted.bank.features) > 1
 
 
 def save_model(
@@ -91,7 +86,7 @@ def save_model(
             "format_version": FORMAT_VERSION,
             "kind": recipe.kind,
             "labels": list(classifier.labels),
-            "backbone": describe_backbone(recipe, learner.model),
+            "backbone": learner.backbone,
             "head": asdict(plan_head(recipe)),
             "pixels": asdict(classifier.pixels),
             "choices": choices,
@@ -101,20 +96,6 @@ def save_model(
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
     )
-
-
-def describe_backbone(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
-    """Library, name and tag of the network, where its first weights came from, and its size."""
-    backbone = find_backbone(recipe.backbone, recipe.weights)
-    is_file = recipe.weights not in ("imagenet", "none") and not recipe.weights.startswith(XRV)
-    return {
-        "library": backbone.library,
-        "name": backbone.name,
-        "tag": backbone.tag if recipe.weights == "imagenet" else None,
-        "weights": Path(recipe.weights).name if is_file else recipe.weights,
-        "weights_sha256": sha256_of(recipe.weights) if is_file else None,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
 
 
 def load_model(folder: str | Path, *, precision: Arithmetic = "trained", device: str = "auto") -> Classifier:

@@ -21,7 +21,7 @@ from fastcxr.inference.attribution import import_captum, integrated_gradients, o
 from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.grad_cam import find_layers, grad_cam
 from fastcxr.inference.heat import Explanations, Heat
-from fastcxr.inference.predict import Square, read_squares, score_images
+from fastcxr.inference.predict import Square, read_squares, score_images, with_quick_network
 from fastcxr.inference.randomisation import IMAGES, Check, DrawMaps, check_maps
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.pixels import blank, normalize
@@ -33,9 +33,14 @@ Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
 
 @dataclass(frozen=True, kw_only=True)
 class Explainer:
-    """A classifier with the way in which its maps are made. check: None where no image could be read to check them."""
+    """A classifier in float32 with the way in which its maps are made.
+
+    scorer: the same as `predict` uses it, in its own arithmetic, for the probability beside a map. check: None where no
+    image could be read to check them.
+    """
 
     classifier: Classifier
+    scorer: Classifier
     draw: DrawMaps
     check: Check | None = None
 
@@ -75,12 +80,12 @@ def make_explainer(
     given = classifier_of(model) if isinstance(model, Learner) else model
     network = copy.deepcopy(given.network).eval().requires_grad_(False)  # the given one may still be taught
     classifier = replace(given, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
-    explainer = Explainer(classifier=classifier, draw=find_method(method, classifier))
+    explainer = Explainer(classifier=classifier, scorer=with_quick_network(given), draw=find_method(method, classifier))
     found = read_squares(_spread(files, checked), classifier.pixels.image_size, pictures)
     squares = list(islice((square for square in found if not isinstance(square, ImageError)), checked))
     if not squares:
         return explainer
-    inputs, probability = look(explainer, np.stack(squares))
+    inputs, probability = look(classifier, np.stack(squares)), score(explainer, np.stack(squares))
     predicted = torch.from_numpy(probability.argmax(axis=1)).to(inputs.device)
     check = check_maps(network, explainer.draw, inputs, predicted)
     return replace(explainer, check=check)
@@ -121,14 +126,17 @@ def explain_each(
     classes: Sequence[str] = (),
     pictures: Pictures | None = None,
     progress: Progress | None = None,
+    probability: np.ndarray | None = None,
 ) -> Iterator[Heat]:
     """Row by row the map of the predicted class, then those of the named ones; of a bad file what is wrong with it.
 
-    `table`: columns source, path and file; nothing is kept in memory but a few images.
+    `table`: columns source, path and file; nothing is kept in memory but a few images. `probability`: what `predict`
+    gave for these rows, shape (n, k), where it is known already.
     """
     named = find_classes(explainer.classifier.labels, classes)
     squares = read_squares(table["file"].tolist(), explainer.classifier.pixels.image_size, pictures)
-    rows = zip(table[["source", "path"]].itertuples(index=False, name=None), squares, strict=True)
+    known = [None] * len(table) if probability is None else probability
+    rows = zip(table[["source", "path"]].itertuples(index=False, name=None), squares, known, strict=True)
     with (progress or find_progress()).bar(len(table), "explaining") as bar:
         while batch := list(islice(rows, BATCH)):
             yield from _explain_batch(explainer, batch, named)
@@ -136,20 +144,27 @@ def explain_each(
 
 
 def _explain_batch(
-    explainer: Explainer, batch: list[tuple[tuple[str, str], Square]], named: list[int]
+    explainer: Explainer, batch: list[tuple[tuple[str, str], Square, np.ndarray | None]], named: list[int]
 ) -> Iterator[Heat]:
-    good = [square for _, square in batch if not isinstance(square, ImageError)]
-    explained = iter(_explain_squares(explainer, np.stack(good), named)) if good else iter(())
-    for (source, path), square in batch:
+    good = [(square, known) for _, square, known in batch if not isinstance(square, ImageError)]
+    explained = iter(_explain_squares(explainer, good, named)) if good else iter(())
+    for (source, path), square, _ in batch:
         if isinstance(square, ImageError):
             yield Heat(source=source, path=path, error=f"FCX-{square.code} {square.what}. {square.fix}")
         else:
             yield from (Heat(source=source, path=path, **facts) for facts in next(explained))
 
 
-def _explain_squares(explainer: Explainer, squares: np.ndarray, named: list[int]) -> Iterator[list[dict]]:
-    """For each square the facts of its maps: of the predicted class, and of the named ones that differ from it."""
-    inputs, probability = look(explainer, squares)
+def _explain_squares(
+    explainer: Explainer, images: list[tuple[np.ndarray, np.ndarray | None]], named: list[int]
+) -> Iterator[list[dict]]:
+    """For each square the facts of its maps: of the predicted class, and of the named ones that differ from it.
+
+    `images`: squares with their probabilities; None for all where they are not known.
+    """
+    squares, known = (list(column) for column in zip(*images, strict=True))
+    inputs = look(explainer.classifier, np.stack(squares))
+    probability = score(explainer, np.stack(squares)) if known[0] is None else known
     wanted = [list(dict.fromkeys([int(row.argmax()), *named])) for row in probability]
     at = [row for row, numbers in enumerate(wanted) for _ in numbers]
     numbers = torch.tensor([number for row in wanted for number in row], device=inputs.device)
@@ -160,7 +175,7 @@ def _explain_squares(explainer: Explainer, squares: np.ndarray, named: list[int]
             {
                 "predicted": labels[of_row[0]],
                 "label": labels[number],
-                "probability": float(probability[row, number]),
+                "probability": float(probability[row][number]),
                 "square": squares[row],
                 "heat": next(maps),
                 "withheld": explainer.withheld,
@@ -169,12 +184,15 @@ def _explain_squares(explainer: Explainer, squares: np.ndarray, named: list[int]
         ]
 
 
-def look(explainer: Explainer, squares: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-    """Gray bytes, shape (n, size, size), as the network sees them, (n, channels, size, size); probabilities, (n, k)."""
-    classifier = explainer.classifier
+def look(classifier: Classifier, squares: np.ndarray) -> torch.Tensor:
+    """Gray bytes, shape (n, size, size), as the network sees them, shape (n, channels, size, size)."""
     device = next(classifier.network.parameters()).device
-    inputs = normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels)
-    return inputs, score_images(classifier, squares).probability
+    return normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels)
+
+
+def score(explainer: Explainer, squares: np.ndarray) -> np.ndarray:
+    """The probabilities that `predict` gives for gray bytes, shape (n, size, size); shape (n, k)."""
+    return score_images(explainer.scorer, squares).probability
 
 
 def _spread(files: Sequence[str], count: int) -> list[str]:

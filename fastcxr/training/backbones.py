@@ -6,6 +6,8 @@ import socket
 import urllib.request
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -18,6 +20,7 @@ from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.storage import sha256_of
 from fastcxr.training import baseline
 from fastcxr.training.chest_weights import XRV, XRV_MEAN, XRV_STD, find_xrv
 from fastcxr.training.heads import LINEAR, HeadPlan, replace_head, start_even
@@ -25,6 +28,7 @@ from fastcxr.training.weights import load_weights
 
 log = logging.getLogger("fastcxr")
 OWN = {"baseline_cnn": baseline.BaselineCNN}
+RANDOM = "random weights"
 WAYS_OUT = "Give --weights FILE, downloaded elsewhere from {url}, or --weights none to start from random weights"
 
 
@@ -95,6 +99,24 @@ def make_network(backbone: Backbone, classes: int, weights: str, image_size: int
     if weights not in ("imagenet", "none"):
         load_weights(network, weights)
     return network
+
+
+def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> dict[str, Any]:
+    """Describe the network for model.json: library, name, size, and the weights that `make_network` loaded into it.
+
+    `weights` becomes their name: mobilenetv2_100.ra_in1k, IMAGENET1K_V2, that of a file, or "random weights".
+    """
+    is_file = weights not in ("imagenet", "none") and not weights.startswith(XRV)
+    pretrained = backbone.full_name if backbone.library == "timm" else backbone.tag
+    names = {"imagenet": pretrained, "none": RANDOM}
+    return {
+        "library": backbone.library,
+        "name": backbone.name,
+        "tag": backbone.tag if weights == "imagenet" else None,
+        "weights": Path(weights).name if is_file else names.get(weights, weights),
+        "weights_sha256": sha256_of(weights) if is_file else None,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
 
 
 def torchvision_names() -> list[str]:

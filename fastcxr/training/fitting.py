@@ -56,8 +56,8 @@ class Part:
         return Part(self.features, rows, torch.cat([self.labels, other.labels]), torch.cat([self.times, other.times]))
 
 
-def take_part(loader, bank: Bank, looks: int | None = None) -> Part:
-    """The rows of a loader in all views, or the first of them, drawn as often as the loader draws them."""
+def take_part(loader, bank: Bank) -> Part:
+    """The rows of a loader in all views, drawn as often as the loader draws them."""
     rows = bank.rows(loader.items["file"])
     labels = torch.tensor([int(label) for label in loader.dataset.tls[1]])
     times = torch.ones(len(rows))
@@ -65,7 +65,7 @@ def take_part(loader, bank: Bank, looks: int | None = None) -> Part:
         times = torch.tensor(loader.weights) * len(rows) / sum(loader.weights)
     if loader.rows is not None:
         times = torch.bincount(torch.tensor(loader.rows), minlength=len(rows)).float()
-    return Part(bank.features[:looks], rows, labels, times)
+    return Part(bank.features, rows, labels, times)
 
 
 def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, float]:
@@ -76,7 +76,7 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     patients is taken. Each view of an image teaches by itself; an answer is the mean over the views.
     """
     bank = make_bank(learner, recipe, progress)
-    train, valid = take_part(learner.dls.train, bank), take_part(learner.dls.valid, bank, bank.looks)
+    train, valid = take_part(learner.dls.train, bank), take_part(learner.dls.valid, bank)
     head, loss = head_of(learner.model), learner.loss_func.func
     fit = fit_parts(head, loss, train, valid, progress)
     set_weight(head, fit.weight)
@@ -111,7 +111,7 @@ def answer_from_bank(learner: Learner, files: Sequence[str], held_out: Sequence[
     if not is_as_fitted or not all(file in fitted.bank.row_of for file in files):
         return None
     nothing = torch.zeros(len(files), dtype=torch.long)
-    part = Part(fitted.bank.features[: fitted.bank.looks], fitted.bank.rows(files), nothing, nothing)
+    part = Part(fitted.bank.features, fitted.bank.rows(files), nothing, nothing)
     with torch.no_grad():
         own, before = (answer_all(weight, head, part) for weight in (last, fitted.fit.weight))
     return torch.where(torch.tensor(list(held_out))[:, None], before, own).double().numpy()

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from fastcxr.recipe import Recipe
 from fastcxr.training.arithmetic import computing, find_precision, keep_memory
-from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.backbones import describe_backbone, explain_choice, find_backbone, make_network
 from fastcxr.training.beginning import begin_exactly
 from fastcxr.training.groups import layer_groups
 from fastcxr.training.heads import plan_head
@@ -115,6 +115,7 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     learner.recorder.loss = CohortLoss()
     learner.loss_func.to(loaders.device)  # with its class weights; a loss may be asked before fastai's first fit
     learner.scratch, learner.precision = scratch, precision  # the folder is removed with the learner
+    learner.backbone = describe_backbone(backbone, recipe.weights, network)
     learner.fitted = None  # a head fitted on a bank of features will stand here
     learner.gate = None  # what training images look like, once it has learned
     return learner

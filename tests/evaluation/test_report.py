@@ -13,6 +13,7 @@ from made_up import LABELS, RECIPE, RUN, build_run, make_history, make_manifest
 from pages import Page
 
 from fastcxr.errors import DataError, InputMissingError, OutputError
+from fastcxr.evaluation import cohort_figures, figures
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.predictions import read_predictions
 from fastcxr.evaluation.record import read_run
@@ -268,6 +269,70 @@ def test_classes_of_model_and_predictions_that_differ_are_a_warning(drawn, tmp_p
     model = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(model | {"labels": list(reversed(LABELS))}))
     assert "The classes of model and predictions differ" in words_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({}, "the weights mobilenetv2_100.ra_in1k"),
+        ({"weights": "IMAGENET1K_V2"}, "the weights IMAGENET1K_V2"),
+        ({"weights": "own.pth"}, "the weights own.pth"),
+        ({"weights": "random weights"}, "random weights"),
+        ({"weights": "imagenet"}, "the weights mobilenetv2_100.ra_in1k"),  # of an earlier version
+        ({"weights": "imagenet", "library": "torchvision", "tag": "IMAGENET1K_V1"}, "the weights IMAGENET1K_V1"),
+        ({"weights": "none"}, "random weights"),
+    ],
+)
+def test_report_card_and_checklist_name_the_weights_that_were_loaded(tmp_path, backbone, expected):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    model = json.loads((folder / "model.json").read_text())
+    model["backbone"] |= backbone
+    (folder / "model.json").write_text(json.dumps(model))
+    text, name = page_of(folder).text, expected.removeprefix("the weights ")
+    assert f", from {expected}." in text and "ImageNet" not in text
+    assert f"First weights (CLAIM 24): {name}\n" in (folder / "MODEL_CARD.md").read_text()
+    assert f"**First weights.** {name}." in (folder / "CLAIM.md").read_text()
+
+
+def test_weights_are_not_named_where_no_file_has_their_name_and_a_pool_has_it_in_run_json(tmp_path):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    (folder / "model.json").unlink()
+    assert read_run(folder).first_weights == ""
+    (folder / "run.json").write_text(json.dumps(RUN | {"first_weights": "resnet50.a1_in1k"}))
+    assert read_run(folder).first_weights == "resnet50.a1_in1k"
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "name"),
+    [
+        (figures, "rate_curve", "learning_rate_2"),
+        (figures, "confusion_matrix", "confusion_matrix"),
+        (figures, "roc_curves", "roc"),
+        (cohort_figures, "class_histogram", "histogram_2"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_left_out_and_the_page_says_why(
+    tmp_path, monkeypatch, caplog, module, function, name
+):
+    def fail(*given):
+        raise ValueError("no font <x>")
+
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    monkeypatch.setattr(module, function, fail)
+    page = page_of(folder)
+    assert f"Figure {name} left out: ValueError: no font <x>." in page.text and not page.open
+    assert f"figure {name} left out: ValueError: no font <x>" in caplog.text
+    assert "does not hold two classes" not in page.text, "this is not the reason"
+    assert not (folder / "figures" / f"{name}.svg").exists() and list((folder / "figures").glob("*.svg"))
+    assert json.loads((folder / "metrics.json").read_text())["test"]["auroc"]
+
+
+def test_numbers_card_and_checklist_are_written_before_any_figure_is_drawn(tmp_path, monkeypatch):
+    folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
+    monkeypatch.setattr("fastcxr.evaluation.report.draw_plates", None)
+    with pytest.raises(TypeError):
+        draw_report(folder)
+    assert all((folder / name).is_file() for name in ("metrics.json", "MODEL_CARD.md", "CLAIM.md"))
 
 
 def test_a_finder_without_an_answer_is_a_warning(drawn, tmp_path):

@@ -3,10 +3,13 @@
 import json
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
@@ -16,7 +19,8 @@ from fastcxr.inference import predict as module
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
-from fastcxr.training import loaders
+from fastcxr.training import backbones, loaders
+from fastcxr.training.bank import Bank
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
@@ -87,8 +91,11 @@ def test_models_of_earlier_versions_have_no_calibration(folder):
 
 
 @pytest.mark.parametrize("mirror", [True, False])
-def test_whether_it_looks_at_mirror_images_travels_with_the_model(trained, tmp_path, monkeypatch, mirror):
-    monkeypatch.setattr(bundle, "has_seen_mirrored", lambda learner: mirror)
+def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_has(
+    trained, tmp_path, monkeypatch, mirror
+):
+    views = 1 if mirror else 3  # neither number says anything of mirror images
+    monkeypatch.setattr(trained, "fitted", SimpleNamespace(bank=Bank(np.zeros((views, 1, 4)), {}, mirror)))
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).mirror_images is mirror
 
@@ -182,6 +189,27 @@ def test_model_json_says_what_it_is(folder):
     assert facts["backbone"]["tag"] is None
     assert facts["pixels"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert facts["choices"] == {"precision": "fp32"}
+
+
+def test_model_json_names_the_tag_of_the_weights_that_were_loaded(tmp_path, toy_manifest, monkeypatch):
+    save_file(timm.create_model("mobilenetv2_050").state_dict(), tmp_path / "hub.safetensors")
+    monkeypatch.setattr(backbones, "_cached_file", lambda backbone: str(tmp_path / "hub.safetensors"))
+    recipe = RECIPE.but(backbone="mobilenetv2_050", weights="imagenet")
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    save_model(tmp_path, learner, recipe, {})
+    backbone = json.loads((tmp_path / "model.json").read_text())["backbone"]
+    assert learner.model.pretrained_cfg["tag"] == backbone["tag"] == "lamb_in1k"
+    assert backbone["weights"] == "mobilenetv2_050.lamb_in1k"
+
+
+def test_a_weights_file_that_is_gone_after_training_costs_nothing(tmp_path, toy_manifest):
+    file = tmp_path / "own.safetensors"
+    save_file(timm.create_model("mobilenetv2_035").state_dict(), file)
+    recipe = RECIPE.but(weights=str(file))
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    file.unlink()
+    save_model(tmp_path, learner, recipe, {})
+    assert json.loads((tmp_path / "model.json").read_text())["backbone"]["weights"] == "own.safetensors"
 
 
 def test_one_changed_bit_in_the_weights_is_refused(folder):

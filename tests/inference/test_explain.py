@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from fastcxr.inference import explain as module
 from fastcxr.inference.bundle import Classifier
 from fastcxr.inference.heat import Heat, share_outside
 from fastcxr.inference.overlay import overlay
+from fastcxr.inference.predict import predict
 from fastcxr.maps import write_explanation
 from fastcxr.progress import Progress
 from fastcxr.training.backbones import find_backbone, make_network
@@ -50,6 +52,18 @@ def test_each_image_has_a_map_of_its_predicted_class_and_of_those_that_are_named
             assert heat.shown.max() == 1 and 0 <= heat.outside <= 1
     assert any(heat.shown is not None for heat in found.heats)
     assert found.table["class"].tolist() == [heat.label for heat in found.heats]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_probability_beside_a_map_is_the_one_that_predict_gives(some, precision):
+    classifier = replace(make_classifier(), temperature=25.0, mirror_images=True, precision=precision)
+    expected = predict(classifier, some, splits=None)
+    found = explain(classifier, some, classes=["haze"]).table
+    for row, probability in zip(expected.table.itertuples(), expected.probability, strict=True):
+        maps = found[found["path"] == row.path].set_index("class")["probability"]
+        assert {row.predicted, "haze"} == set(maps.index)
+        assert maps[row.predicted] == pytest.approx(probability.max(), abs=1e-9)
+        assert maps["haze"] == pytest.approx(probability[1], abs=1e-9)
 
 
 def test_the_given_network_can_still_be_taught(some):

@@ -1,5 +1,6 @@
 """A name becomes a network with the right groups, head and pixels, or an error that says what to do."""
 
+import hashlib
 import socket
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
-from fastcxr.training.backbones import explain_choice, find_backbone, make_network
+from fastcxr.training.backbones import describe_backbone, explain_choice, find_backbone, make_network
 from fastcxr.training.heads import head_of
 
 # every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
@@ -52,6 +53,32 @@ def test_a_plain_name_with_several_tags_says_which_is_used():
     assert "sets of pretrained weights: a1_in1k is used" in explain_choice("resnet50", backbone, "imagenet")
     assert explain_choice("resnet50.a1_in1k", backbone, "imagenet") is None
     assert explain_choice("resnet50", backbone, "none") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("mobilenetv2_100", "imagenet", "mobilenetv2_100.ra_in1k"),
+        ("resnet50.a2_in1k", "imagenet", "resnet50.a2_in1k"),
+        ("efficientnet_b7", "imagenet", "tf_efficientnet_b7.ns_jft_in1k"),
+        ("torchvision:resnet50", "imagenet", "IMAGENET1K_V2"),
+        ("mobilenetv2_100", "none", "random weights"),
+        ("densenet121", "xrv:densenet121-res224-all", "xrv:densenet121-res224-all"),
+    ],
+)
+def test_first_weights_are_called_by_their_own_name(name, weights, expected):
+    backbone = find_backbone(name, weights)
+    described = describe_backbone(backbone, weights, torch.nn.Linear(2, 2))
+    assert described["weights"] == expected
+    assert described["tag"] == (backbone.tag if weights == "imagenet" else None)
+
+
+def test_a_weights_file_is_called_by_its_name_and_has_its_checksum(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"abc")
+    backbone = find_backbone("mobilenetv2_100", "none")
+    described = describe_backbone(backbone, str(tmp_path / "w.safetensors"), torch.nn.Linear(2, 2))
+    assert described["weights"] == "w.safetensors"
+    assert described["weights_sha256"] == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_normalization_follows_the_weights_of_both_libraries():

@@ -9,9 +9,7 @@ from PIL import Image
 from probes import RECIPE, SILENT, make
 from toys import draw_toy
 
-from fastcxr.recipe import Augmentation
 from fastcxr.training.bank import giving_features, make_bank, name_bank
-from fastcxr.training.fitting import answer_from_bank, fit_head
 from fastcxr.training.heads import head_of
 
 
@@ -37,7 +35,7 @@ def test_where_nothing_can_be_kept_one_pass_serves_every_fold_all_the_same(
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"image_size": 65}, {"mirror_images": False}, {"precision": "bf16"}, {"augmented_views": 1}],
+    [{"seed": 1}, {"image_size": 65}, {"mirror_images": False}, {"precision": "bf16"}],
 )
 def test_another_body_or_another_look_is_another_pass(toy_manifest, passes, change):
     make_bank(make(toy_manifest), RECIPE, SILENT)
@@ -81,35 +79,6 @@ def test_the_bank_holds_what_the_head_sees_of_each_picture_and_of_its_mirror_ima
     np.testing.assert_allclose(bank.features[0, rows], seen_by_head(learner, images), atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(bank.features[1, rows], seen_by_head(learner, images.flip(3)), atol=1e-4, rtol=1e-3)
     assert not np.allclose(bank.features[0, rows], bank.features[1, rows], atol=1e-2)
-
-
-def test_augmented_views_are_learned_from_and_not_answered_from(toy_manifest):
-    recipe = RECIPE.but(augmented_views=2)
-    learner = make(toy_manifest, recipe)
-    before = torch.get_rng_state()
-    bank = make_bank(learner, recipe, SILENT)
-    assert torch.equal(torch.get_rng_state(), before), "a bank that is kept would leave another order of images"
-    assert bank.features.shape[:2] == (4, 30) and bank.looks == 2
-    assert not any(np.allclose(bank.features[a], bank.features[b], atol=1e-2) for a in range(4) for b in range(a))
-    fit_head(learner, recipe, SILENT)
-    assert len(learner.fitted.train.features) == 4 and len(learner.fitted.valid.features) == 2
-    files = toy_manifest["file"].tolist()
-    answers = torch.from_numpy(answer_from_bank(learner, files, [False] * 30))
-    head = head_of(learner.model)
-    expected = sum(head.linear((torch.tensor(view) - head.mean) / head.deviation) for view in bank.features[:2]) / 2
-    torch.testing.assert_close(answers.float(), expected[bank.rows(files)].detach(), atol=1e-4, rtol=1e-3)
-
-
-def test_augmented_views_are_those_of_the_recipe_and_of_its_seed(toy_manifest):
-    still = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)
-    recipe = RECIPE.but(augmented_views=1, augment=still)
-    features = make_bank(make(toy_manifest, recipe), recipe, SILENT).features
-    np.testing.assert_allclose(features[2], features[0], atol=1e-3, rtol=1e-3)
-    moved, again = (make_bank(make(toy_manifest), recipe.but(augment=Augmentation(), seed=s), SILENT) for s in (42, 42))
-    other = make_bank(make(toy_manifest), recipe.but(augment=Augmentation(), seed=7), SILENT)
-    assert np.array_equal(moved.features, again.features)
-    assert np.array_equal(moved.features[:2], other.features[:2])
-    assert not np.allclose(moved.features[2], other.features[2], atol=1e-2)
 
 
 def test_a_network_answers_with_logits_again_after_it_gave_features_even_when_that_failed(toy_manifest):
