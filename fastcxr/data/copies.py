@@ -1,8 +1,9 @@
 """Images with their patients come in; each picture once, and the patients that copies prove to be one, go out.
 
 A copy is a file with the same bytes. Files of one name in two sources with other bytes stay both, and count as one
-patient so that no split tears them apart, if the name is no mere counter (collections crop and convert the pictures
-that they borrow, and keep the names), or if both show the same picture.
+patient, so that they share a split, if the name is unique in each source and both show the same image. Collections
+crop and convert the images that they borrow, and keep the names: under a name that is no mere counter a crop counts as
+the same image.
 """
 
 import logging
@@ -11,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,14 +19,14 @@ import pandas as pd
 
 from fastcxr.data.cohort.folders import refuse_pairs
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
+from fastcxr.data.crops import is_same_image
 from fastcxr.data.hdf5 import read_packed_checksum, read_reference
-from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.images import read_image
 from fastcxr.errors import DataError, ImageError
 from fastcxr.storage import sha256_of
 
 log = logging.getLogger("fastcxr")
 
-ALIKE, GLANCE = 0.98, 64  # correlation of two pictures at 64 px: saved anew stays above .995, two visits below .95
 RANKS = {"test": 0, "valid": 1, "train": 2}  # of copies in several splits the one in test stays: tests stay comparable
 
 
@@ -50,20 +50,49 @@ def leave_out_copies(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
 
 
 def link_namesakes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
-    """The rows with one patient for files of one name in two sources, unless only a counter is the same."""
+    """The rows with one patient for files of one name in several sources that show the same image.
+
+    A name that repeats within a source (`img1.png` in a folder for each patient) identifies no image there.
+    """
     stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
-    groups = [group for group in rows.index.groupby(stems).values() if len(set(homes[group])) > 1]
-    pairs = [(a, b) for group in groups for a, b in combinations(group, 2) if homes[a] != homes[b]]
-    telling = [pair for pair in pairs if is_telling(stems[pair[0]])]
-    alike = telling + _keep_alike(rows["file"], [pair for pair in pairs if not is_telling(stems[pair[0]])])
+    groups, repeated = _group_names(stems, homes)
+    groups += _group_names(rows["label"][repeated] + "/" + stems[repeated], homes[repeated])[0]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        same = pool.map(lambda group: _keep_same(rows["file"][group], is_telling(stems[group[0]])), groups)
+        alike = [group for found in same for group in found]
     if alike:
-        words = Counter(f"{homes[b]} and {homes[a]}" for a, b in alike)
+        words = Counter(f"{homes[i]} and {homes[first]}" for first, *others in alike for i in others)
         places = name_some(f"{pair} ({n:,})" for pair, n in words.items())
-        text = ("the same file name with other bytes in %s: perhaps one picture, cropped or saved anew; both stay, "
-                "and count as one patient (such as %s)")  # fmt: skip
+        text = ("the same file name and image, cropped, resized or saved anew, in %s: both stay, and count as one "
+                "patient (such as %s)")  # fmt: skip
         log.warning(text, places, rows["path"][alike[0][1]])
     _warn_labels(rows, alike)
     return link_patients(rows, alike)
+
+
+def _group_names(names: pd.Series, homes: pd.Series) -> tuple[list[list[int]], pd.Index]:
+    """The rows that share a name across sources, each of which has it once; and all rows of names that repeat in one."""
+    twice = pd.DataFrame({"name": names, "home": homes}).duplicated(keep=False)
+    repeated = names.isin(set(names[twice]))
+    single = names[~repeated]
+    groups = single.index.groupby(single).values()
+    return [list(group) for group in groups if len(group) > 1], names.index[repeated]
+
+
+def _keep_same(files: pd.Series, cropped: bool) -> list[list[int]]:
+    """The rows of one name in groups that show the same image; those of no group are left out."""
+    groups: list[tuple[np.ndarray, list[int]]] = []
+    for row, file in files.items():
+        try:
+            image = read_image(file)
+        except ImageError:  # the check of all images reports it
+            continue
+        group = next((rows for other, rows in groups if is_same_image(other, image, cropped=cropped)), None)
+        if group is None:
+            groups.append((image, [row]))
+        else:
+            group.append(row)
+    return [rows for _, rows in groups if len(rows) > 1]
 
 
 def is_telling(stem: str) -> bool:
@@ -145,27 +174,9 @@ def _say_copies(homes: pd.Series, groups: list[list[int]], kept: list[int]) -> N
         log.info("left out %s exact copies: %s", f"{words.total():,}", named)
 
 
-def _keep_alike(files: pd.Series, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The pairs of rows that show the same picture."""
-    places = sorted({i for pair in pairs for i in pair})
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        glances = dict(zip(places, pool.map(_glance, files[places]), strict=True))
-    return [(a, b) for a, b in pairs if _is_alike(glances[a], glances[b])]
-
-
-def _glance(file: str) -> np.ndarray | None:
-    try:
-        return fit_square(read_image(file), GLANCE).astype(float).ravel()
-    except ImageError:  # whoever checks the images says what is wrong with it
-        return None
-
-
-def _is_alike(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is not None and other is not None and np.corrcoef(one, other)[0, 1] > ALIKE
-
-
-def _warn_labels(rows: pd.DataFrame, alike: list[tuple[int, int]]) -> None:
-    torn = [(a, b) for a, b in alike if rows["label"][a] != rows["label"][b]]
+def _warn_labels(rows: pd.DataFrame, groups: list[list[int]]) -> None:
+    pairs = [(first, i) for first, *others in groups for i in others]
+    torn = [(a, b) for a, b in pairs if rows["label"][a] != rows["label"][b]]
     if torn:
         named = name_some((f"{rows['path'][a]} {rows['label'][a]} and {rows['label'][b]}" for a, b in torn), 5)
         log.warning("%s of these have two labels: %s", f"{len(torn):,}", named)

@@ -9,6 +9,7 @@ from cohorts import one_line
 from collections_here import draw, make_cohen, make_coronahack, make_covidx
 from PIL import Image
 
+from fastcxr.data import copies
 from fastcxr.data.copies import is_telling
 from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
 from fastcxr.data.merging import number_names
@@ -181,7 +182,7 @@ def test_a_cropped_picture_under_a_telling_name_is_one_patient_with_the_other(tm
     )
     manifest = read_manifest([other, cohen]).set_index("path")
     assert manifest["patient"]["SARS/nejmc2001573_F1a.jpg"] == "cohen:9"
-    assert "the same file name with other bytes in cohen and other (1)" in caplog.text
+    assert "the same file name and image, cropped, resized or saved anew, in cohen and other (1)" in caplog.text
     assert "both stay, and count as one patient" in caplog.text
 
 
@@ -193,6 +194,33 @@ def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(t
     assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
     assert set(shared["patient_from"]) == {"copy"}
     assert "1 patient from copies in two sources" in describe_manifest(manifest)
+
+
+@pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
+def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
+    for number, (place, label, patient) in enumerate(
+        (place, label, patient) for place in ("one", "two") for label in ("covid", "normal") for patient in range(5)
+    ):
+        draw(tmp_path / place / label / f"p{patient}" / name, number)
+    manifest = read_manifest([tmp_path / "one", tmp_path / "two"], patient_regex="^([^/]+/[^/]+)/")
+    assert manifest["patient"].nunique() == len(manifest) == 20
+
+
+@pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
+def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
+    one, two = (make_folders(tmp_path / place, first) for place, first in (("one", 0), ("two", 10)))
+    draw(one / "covid" / name, 20)
+    draw(two / "covid" / name, 21)
+    assert read_manifest([one, two])["patient"].is_unique
+
+
+def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
+    names = [f"scan_a{number}b.png" for number in range(6)]
+    one, two = (make_folders(tmp_path / place, first, names=names) for place, first in (("one", 0), ("two", 20)))
+    decoded, read = [], copies.read_image
+    monkeypatch.setattr(copies, "read_image", lambda file: decoded.append(file) or read(file))
+    read_manifest([one, two])
+    assert len(decoded) == len(set(decoded)) == 24
 
 
 @pytest.mark.parametrize("name", ["1", "0001", "image_12", "COVID-19 (12)", "IM-0001-0001", "scan"])
