@@ -20,6 +20,7 @@ import pandas as pd
 from fastcxr.data.cohort.folders import refuse_pairs
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
 from fastcxr.data.crops import is_same_image
+from fastcxr.data.formats.files import HEAD, find_kind, may_be_dicom, open_file
 from fastcxr.data.hdf5 import read_packed_checksum, read_reference
 from fastcxr.data.images import read_image
 from fastcxr.errors import DataError, ImageError
@@ -27,6 +28,7 @@ from fastcxr.storage import sha256_of
 
 log = logging.getLogger("fastcxr")
 
+END = 4096  # bytes at each end of a file that are compared first
 RANKS = {"test": 0, "valid": 1, "train": 2}  # of copies in several splits the one in test stays: tests stay comparable
 
 
@@ -35,9 +37,7 @@ def leave_out_copies(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
 
     `homes` says which of the sources given each row is from. Raises DataError (E008) for copies under two labels.
     """
-    content = name_contents(rows["file"])
-    copied = content.duplicated(keep=False) & content.notna()
-    groups = [list(group) for group in rows.index[copied].groupby(content[copied]).values()]
+    groups = group_copies(rows["file"])
     _refuse_labels(rows, homes, groups)
     rows = link_patients(rows, groups)
     order = rows["split"].map(RANKS).fillna(len(RANKS))
@@ -47,6 +47,33 @@ def leave_out_copies(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
     rows = rows.drop(index=lost)
     alone = (rows["patient_from"] == "copy") & ~rows["patient"].duplicated(keep=False)
     return rows.assign(patient_from=rows["patient_from"].mask(alone, "own"))
+
+
+def link_copies(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one patient for all patients whose images are exact copies, so that no split separates copies."""
+    return link_patients(rows, group_copies(rows["file"])) if "file" in rows else rows
+
+
+def group_copies(files: pd.Series) -> list[list[int]]:
+    """The rows of each set of images with the same bytes; a row without a copy is in none.
+
+    What is no image (an empty file, an error page that was saved in its place) is no copy of an image.
+    """
+    content = name_contents(files)
+    copied = content.duplicated(keep=False) & content.notna()
+    groups = files.index[copied].groupby(content[copied]).values()
+    return [list(group) for group in groups if _is_image(files[group[0]])]
+
+
+def _is_image(file: str) -> bool:
+    if read_reference(file):
+        return True
+    try:
+        with open_file(file) as content:
+            head = content.read(HEAD)
+    except (ImageError, OSError):  # the check of all images reports it
+        return False
+    return find_kind(head) is not None or may_be_dicom(file, head)
 
 
 def link_namesakes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
@@ -71,7 +98,7 @@ def link_namesakes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
 
 
 def _group_names(names: pd.Series, homes: pd.Series) -> tuple[list[list[int]], pd.Index]:
-    """The rows that share a name across sources, each of which has it once; and all rows of names that repeat in one."""
+    """The rows that share a name that each source has once, a list for each name; and all rows of the other names."""
     twice = pd.DataFrame({"name": names, "home": homes}).duplicated(keep=False)
     repeated = names.isin(set(names[twice]))
     single = names[~repeated]
@@ -105,6 +132,7 @@ def is_telling(stem: str) -> bool:
 def link_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.DataFrame:
     """The rows with one patient for all the patients that each group of rows names."""
     leader: dict[str, str] = {}
+    rows = rows if "patient_from" in rows else rows.assign(patient_from="column")  # a table of a person's own
 
     def find(patient: str) -> str:
         while (above := leader.get(patient, patient)) != patient:
@@ -126,14 +154,29 @@ def link_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.Dat
 
 
 def name_contents(files: pd.Series) -> pd.Series:
-    """The sha256 of every file that another could equal; missing where the size alone says that none does."""
-    packed = files.map(lambda file: read_reference(file) is not None)
+    """The sha256 of every file that another could equal; missing where size or ends alone say that none does."""
+    packed = files.map(lambda file: read_reference(file) is not None).astype(bool)
     sizes = files.map(lambda file: Path(file).stat().st_size if Path(file).is_file() else -1)
     # the checksum of a packed image is that of its file, whose size nobody wrote down
     asked = files[packed | (sizes.duplicated(keep=False) | packed.any()) & (sizes >= 0)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        if not packed.any():  # uncompressed images all have one size: their ends are read before every byte is
+            ends = pd.Series(list(pool.map(_read_ends, asked)), index=asked.index, dtype="object")
+            asked = asked[ends.duplicated(keep=False)]
         sums = list(pool.map(find_checksum, asked))
     return pd.Series(sums, index=asked.index, dtype="object").reindex(files.index).astype(TEXT)
+
+
+def _read_ends(file: str) -> tuple[int, bytes, bytes]:
+    """The size of a file, and its first and last bytes; nothing of a file that cannot be read."""
+    try:
+        with Path(file).open("rb") as content:
+            first = content.read(END)
+            size = content.seek(0, os.SEEK_END)
+            content.seek(max(0, size - END))
+            return size, first, content.read()
+    except OSError:
+        return -1, b"", b""
 
 
 def find_checksum(file: str) -> str | None:

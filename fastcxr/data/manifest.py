@@ -46,7 +46,7 @@ ORIGINS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM file names",
-    "copy": "copies in two sources",
+    "copy": "copies of images",
 }
 NOBODYS = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "

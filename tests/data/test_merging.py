@@ -5,7 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from cohorts import one_line
+from cohorts import PNG, one_line
 from collections_here import draw, make_cohen, make_coronahack, make_covidx
 from PIL import Image
 
@@ -115,6 +115,36 @@ def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
     assert set(manifest["patient_from"]) == {"own"}
 
 
+def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatch):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(bytes(2**20 + number))
+    sizes = tmp_path.glob("*.png")
+    monkeypatch.setattr(copies, "_read_ends", lambda file: pytest.fail(file))
+    monkeypatch.setattr(copies, "find_checksum", lambda file: pytest.fail(file))
+    assert copies.group_copies(pd.Series(map(str, sizes))) == []
+
+
+def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkeypatch):
+    content = [PNG + bytes(2**16) + bytes([n]) for n in (1, 2, 2, 3)] + [PNG + b"x" + bytes(2**16)]
+    files = [tmp_path / f"{number}.png" for number in range(len(content))]
+    for file, text in zip(files, content, strict=True):
+        file.write_bytes(text)
+    read, hashed = copies.find_checksum, []
+    monkeypatch.setattr(copies, "find_checksum", lambda file: hashed.append(file) or read(file))
+    assert copies.group_copies(pd.Series(map(str, files))) == [[1, 2]]
+    assert sorted(hashed) == [str(files[1]), str(files[2])]
+
+
+def test_files_that_are_no_images_are_copies_of_nothing(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    for place in (one / "covid", one / "normal", two / "covid", two / "normal"):
+        (place / "empty.png").touch()
+        (place / "page.png").write_text("<html>not found</html>")
+    manifest = read_manifest([one, two])
+    assert len(manifest) == 16
+    assert manifest["patient"].is_unique
+
+
 def test_of_copies_in_several_splits_the_one_in_test_stays(tmp_path):
     hack = make_coronahack(tmp_path / "hack")
     extra = make_folders(tmp_path / "extra", 0, ("COVID-19", "Normal"))
@@ -193,7 +223,7 @@ def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(t
     shared = manifest[manifest["patient"].duplicated(keep=False)]
     assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
     assert set(shared["patient_from"]) == {"copy"}
-    assert "1 patient from copies in two sources" in describe_manifest(manifest)
+    assert "1 patient from copies of images" in describe_manifest(manifest)
 
 
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
