@@ -16,6 +16,7 @@ from fastcxr.data.cohort.folders import identify, list_below, list_images
 from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
+from fastcxr.data.cohort.relative import hide_roots
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.data.cohort.traits import read_traits
 from fastcxr.data.collections.shelf import SHELF
@@ -149,7 +150,8 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
             source = path.resolve().name
             rows += [(source, below, f"{path.absolute()}/{below}") for below in list_below(path)]
         elif is_hdf5(path):
-            rows += read_packed(path)[["source", "path", "file"]].itertuples(index=False, name=None)
+            packed = hide_roots(read_packed(path)[["source", "path", "file"]])
+            rows += packed.itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
     if not rows:
@@ -166,6 +168,8 @@ def _read_rows(cohort: Cohort, name: str) -> pd.DataFrame:
         rows = read_labelled(cohort.path)
     else:
         rows = list_images(cohort.path.absolute(), list(cohort.folders))
+    folder = cohort.path.absolute().parent
+    rows = hide_roots(rows, folder, folder.resolve())
     given = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT)
     return rows.assign(source=texts(given.where(~is_blank(given, NOBODY), name)))
 

@@ -37,7 +37,7 @@ def name_patients(
     pattern = None if regex is None else _compile(regex)
     found = {"column": _from_column(rows)}
     if table is not None:
-        found["table"] = join_patients(rows["path"], table)
+        found["table"] = join_patients(rows["path"], table, rows["file"])
     if pattern is not None:
         found["regex"] = _from_regex(rows, pattern)
     known = pd.concat(found.values(), axis=1).notna().any(axis=1)
