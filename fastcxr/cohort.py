@@ -47,6 +47,7 @@ def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
         relabel=recipe.relabel,
         classes=recipe.classes,
         where=recipe.where,
+        keep_columns=recipe.keep_columns,
         drop_copies=recipe.drop_copies,
         only_test=only_test,
     )

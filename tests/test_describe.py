@@ -103,6 +103,15 @@ def test_exact_copies_are_one_patient_and_placeholders_that_cannot_be_read_are_n
     assert rows["patient"].nunique() == 15
 
 
+def test_columns_are_kept_by_name_and_no_other_reaches_a_file(call, toys, tmp_path):
+    rows = [f"{file.relative_to(toys)},{file.parent.name},s1,120,coughs" for file in sorted(toys.glob("*/*.png"))]
+    (toys / "mine.csv").write_text("\n".join(["path,label,scanner,kVp,clinical_notes", *rows]) + "\n")
+    done = call("--data", "toys/mine.csv", "--keep-columns", "scanner,kvp", "--out", "shown")
+    assert done.returncode == 0, done.stderr
+    assert {"scanner", "kVp"} <= set(pd.read_csv(tmp_path / "shown" / "manifest.csv").columns)
+    assert not [file for file in (tmp_path / "shown").rglob("*") if file.is_file() and b"coughs" in file.read_bytes()]
+
+
 def test_warnings_stand_on_the_page(call, toys, tmp_path):
     for number, file in enumerate(sorted(toys.glob("*/*.png"))):
         file.rename(file.parent / f"x{number:02d}y.png")

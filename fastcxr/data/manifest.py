@@ -1,7 +1,7 @@
 """Class folders, a CSV or a known collection come in; the manifest, a plain table with one row an image, goes out.
 
-Columns: source, path, label, patient, patient_from, split, split_from, then the user's own, then `file`, the absolute
-path on this machine, which is never written to disk.
+Columns: source, path, label, patient, patient_from, split, split_from, then sex, age and view where they are known,
+then those that a person asked for, then `file`, the absolute path on this machine, which is never written to disk.
 """
 
 import logging
@@ -12,6 +12,7 @@ import pandas as pd
 
 from fastcxr.cells import guard
 from fastcxr.data.cohort.checks import check_classes
+from fastcxr.data.cohort.columns import check_kept, choose_columns
 from fastcxr.data.cohort.folders import identify, list_below, list_images
 from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
@@ -65,6 +66,7 @@ def read_manifest(
     relabel: Sequence[str] = (),
     classes: Sequence[str] = (),
     where: Sequence[str] = (),
+    keep_columns: Sequence[str] = (),
     drop_copies: bool = False,
     only_test: bool = False,
 ) -> pd.DataFrame:
@@ -74,13 +76,16 @@ def read_manifest(
     split_folders, csv, coronahack, cohen, covidx or hdf5. `patients`: a table of filename and patient. `patient_regex`:
     its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
     `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep.
+    `keep_columns`: further columns to keep, by name; of all others only those of a manifest, sex, age and view stay.
     `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
     cohorts = find_cohorts(data, layout)
     names = number_names(cohort.source for cohort in cohorts)
     tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
+    check_kept(tables, keep_columns)
     rows = join_tables(select(tables, relabel=relabel, classes=classes, where=where), names)
+    rows = choose_columns(rows, [*keep_columns, HOME])
     place = cohorts[0].path if len(cohorts) == 1 else None
     check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
