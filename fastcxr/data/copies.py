@@ -29,6 +29,7 @@ from fastcxr.storage import sha256_of
 log = logging.getLogger("fastcxr")
 
 END = 4096  # bytes at each end of a file that are compared first
+SAMPLED = 20  # names of which the files are compared
 RANKS = {"test": 0, "valid": 1, "train": 2}  # of copies in several splits the one in test stays: tests stay comparable
 
 
@@ -120,6 +121,16 @@ def _keep_same(files: pd.Series, cropped: bool) -> list[list[int]]:
         else:
             group.append(row)
     return [rows for _, rows in groups if len(rows) > 1]
+
+
+def are_counters(rows: pd.DataFrame, homes: pd.Series) -> bool:
+    """Whether file names that several sources share are mere counters: most of the files of one name differ."""
+    stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
+    single = stems[~pd.DataFrame({"stem": stems, "home": homes}).duplicated()]
+    groups = [list(group)[:2] for group in single.index.groupby(single).values() if len(group) > 1]
+    chosen = groups[:: 1 + len(groups) // SAMPLED]
+    same = sum(bool(_keep_same(rows["file"][group], cropped=True)) for group in chosen)
+    return 2 * same < len(chosen)
 
 
 def is_telling(stem: str) -> bool:

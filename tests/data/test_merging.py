@@ -75,6 +75,18 @@ def test_file_names_of_public_collections_name_one_patient_everywhere(tmp_path):
     assert set(read_manifest([one, two])["patient"]) == {"00000013", "person7"}
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_names_of_viewers_name_one_patient_in_two_sources_only_where_images_agree(tmp_path, caplog, is_same):
+    names = [f"IM-000{number}-0001.png" for number in range(1, 5)]
+    for number, name in enumerate(names):
+        label = ("covid", "normal")[number % 2]
+        draw(tmp_path / "one" / label / name, number)
+        draw(tmp_path / "two" / label / name.replace("png", "jpg"), number if is_same else 10 + number)
+    manifest = read_manifest([tmp_path / "one", tmp_path / "two"])
+    assert manifest["patient"].nunique() == (4 if is_same else 8)
+    assert ("identify no patient across these sources" in caplog.text) == (not is_same)
+
+
 def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_path):
     patients = ("IM-0001", "NORMAL2-IM-0002", "person1", "person1", "person2", "person3", "cohen1", "cohen2")
     hack = make_coronahack(tmp_path / "hack", patients=patients)
