@@ -19,8 +19,8 @@ def test_an_absolute_path_is_named_from_the_folder_of_the_table():
 
 
 def test_paths_outside_of_it_are_named_from_the_folder_that_they_share():
-    assert name(["/far/images/a/1.png", "/far/images/b/1.png", "c/1.png"], "/data") == ["a/1.png", "b/1.png", "c/1.png"]
-    assert name(["/far/images/a/1.png"]) == ["1.png"]
+    assert name(["/vol/images/a/1.png", "/vol/images/b/1.png", "c/1.png"], "/data") == ["a/1.png", "b/1.png", "c/1.png"]
+    assert name(["/vol/images/a/1.png"]) == ["1.png"]
 
 
 def test_the_folders_that_two_disks_have_above_their_images_are_not_named():
@@ -28,9 +28,9 @@ def test_the_folders_that_two_disks_have_above_their_images_are_not_named():
 
 
 def test_no_two_files_have_one_name():
-    paths = ["1.png", "/far/x/1.png", "/other/y/1.png", "/other/y/z/2.png"]
+    paths = ["1.png", "/vol/x/1.png", "/other/y/1.png", "/other/y/z/2.png"]
     assert name(paths) == ["1.png", "x/1.png", "y/1.png", "y/z/2.png"]
-    assert name(["1.png", "x/1.png", "x-2/1.png", "/far/x/1.png"]) == ["1.png", "x/1.png", "x-2/1.png", "x-3/1.png"]
+    assert name(["1.png", "x/1.png", "x-2/1.png", "/vol/x/1.png"]) == ["1.png", "x/1.png", "x-2/1.png", "x-3/1.png"]
 
 
 def test_paths_of_windows_are_absolute_everywhere():
@@ -44,8 +44,8 @@ def test_two_dots_behind_a_link_lead_where_the_machine_says(tmp_path):
 
 
 def test_a_patient_called_by_an_absolute_path_is_renamed():
-    rows = pd.DataFrame({"path": ["/far/1.png", "/far/2.png", "/far/3.png"], "source": ["s"] * 3,
-                         "patient": ["image:/far/1.png", "image:s//far/1.png", "p"]})  # fmt: skip
+    rows = pd.DataFrame({"path": ["/vol/1.png", "/vol/2.png", "/vol/3.png"], "source": ["s"] * 3,
+                         "patient": ["image:/vol/1.png", "image:s//vol/1.png", "p"]})  # fmt: skip
     assert hide_roots(rows)["patient"].tolist() == ["image:1.png", "image:1.png", "p"]
 
 
