@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.copies import link_copies
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
 from fastcxr.data.sources import hold_out_source
@@ -27,12 +28,12 @@ def read_cohort(recipe: Recipe, record: CohortFolder, *, only_test: bool = False
     log.info(describe_manifest(manifest))
     bad: list[ImageError] = []
     open_pictures(manifest["file"].tolist(), recipe.image_size, record, bad)
-    if not bad:
-        return manifest
-    if not recipe.skip_bad:
+    if bad and not recipe.skip_bad:
         raise BadImagesError(name_in_data(bad, manifest))
-    record.write_skipped(bad, manifest)
-    return leave_out(manifest, bad, only_test=only_test)
+    if bad:
+        record.write_skipped(bad, manifest)
+        manifest = leave_out(manifest, bad, only_test=only_test)
+    return link_copies(manifest)  # only now: a placeholder that could not be read belongs to many patients
 
 
 def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
@@ -46,6 +47,7 @@ def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
         relabel=recipe.relabel,
         classes=recipe.classes,
         where=recipe.where,
+        keep_columns=recipe.keep_columns,
         drop_copies=recipe.drop_copies,
         only_test=only_test,
     )

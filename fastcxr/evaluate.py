@@ -27,8 +27,8 @@ from fastcxr.unfinished import CONTENT
 log = logging.getLogger("fastcxr")
 ALIKE = 0.8  # "covid" and "covid19" have 0.83
 OF_DATA = (
-    "data", "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag",
-    "skip_bad",
+    "data", "layout", "relabel", "classes", "where", "keep_columns", "drop_copies", "patients", "patient_regex",
+    "patient_tag", "skip_bad",
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from fastcxr.data.images import read_image, thumbnail_jpeg
 from fastcxr.data.manifest import write_manifest
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.lock import LOCK, held
-from fastcxr.privacy import hide_places
+from fastcxr.privacy import hide_in_text, hide_places
 from fastcxr.progress import Bar, Progress, heard_by
 from fastcxr.storage import STATE, write_json, write_whole
 
@@ -141,7 +141,7 @@ class _Listener(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "info"
-        self.said.append({"level": level, "text": record.getMessage()})
+        self.said.append({"level": level, "text": hide_in_text(record.getMessage())})
 
 
 def claim(folder: Path) -> None:

@@ -13,6 +13,9 @@ from fastcxr.recipe import Recipe
 FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s'\"\\/:]+[\\/])+")  # of an absolute path in a sentence
 PLACES = ("data", "patients", "weights", "split_from")  # choices of a recipe that may be paths
 
+START = re.compile(r"(?<![\w.~/*+\])-])/(?=\w)")  # of an absolute path in a sentence, and of no pattern
+END = re.compile(r"[\s,;:()'\"]|$")
+
 
 def without_places(recipe: Recipe) -> Recipe:
     """The recipe as recipe.json holds it; relative paths stay as they were typed."""
@@ -39,10 +42,29 @@ def _hide_word(word: str) -> str:
     name, sign, value = word.partition("=")
     if _is_place(word):
         return Path(word).name
-    return f"{name}={Path(value).name}" if sign and _is_place(value) else word
+    return f"{name}={_hide_word(value)}" if sign else word  # --where=path=/data/1.png has two signs
 
 
 def _is_place(word: str) -> bool:
     """Whether this is an absolute path, and no pattern that merely begins with a slash."""
     path = Path(word)
     return path.is_absolute() and (os.path.exists(path) or (path.parent != Path(path.anchor) and path.parent.exists()))
+
+
+def hide_in_text(text: str) -> str:
+    """A message as run.json holds it: of each absolute path that it names only the last part stays."""
+    shown, done = [], 0
+    for start in (match.start() for match in START.finditer(text)):
+        if start >= done and (end := _find_end(text, start)):
+            shown += [text[done:start], PurePath(text[start:end]).name]
+            done = end
+    return "".join([*shown, text[done:]])
+
+
+def _find_end(text: str, start: int) -> int | None:
+    """Where the path that begins here ends: the longest one that exists, else one without spaces in a real folder."""
+    ends = [match.start() for match in END.finditer(text, start + 1)]
+    if end := next((end for end in reversed(ends) if os.path.lexists(text[start:end].rstrip("."))), None):
+        return end - (text[end - 1] == ".")
+    parts = PurePath(text[start : ends[0]]).parts
+    return ends[0] if len(parts) > 2 and os.path.isdir("/" + parts[1]) else None

@@ -94,6 +94,9 @@ class Recipe:
     relabel: tuple[str, ...] = choice((), "theirs=ours: give a label another name, before all else")
     classes: tuple[str, ...] = choice((), "keep only images of these labels")
     where: tuple[str, ...] = choice((), "column=value,value: keep only rows whose column holds one of these")
+    keep_columns: tuple[str, ...] = choice(
+        (), "columns that manifest.csv and predictions.csv hold beside source, split, sex, age and view; no free text"
+    )
     drop_copies: bool = choice(False, "leave exact copies out of a single source too; merged ones never keep any")
     patients: str | None = choice(None, "table that joins file names to patients (filename, patient)")
     patient_regex: str | None = choice(None, "pattern whose first group, found in the path, is the patient")
@@ -216,7 +219,7 @@ class Recipe:
             object.__setattr__(self, "spread", spread)
         for name in ("data", "patients", "split_from", "weights"):
             object.__setattr__(self, name, _as_text(getattr(self, name)))
-        for name in ("relabel", "classes", "where", "head", "oversample", "prevalence"):
+        for name in ("relabel", "classes", "where", "keep_columns", "head", "oversample", "prevalence"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.strategy == ():
@@ -224,6 +227,8 @@ class Recipe:
                 "strategy is an empty list of stages", "Give at least one Stage, or a name such as 'fine'"
             )
         check_fields(self)
+        columns = (part.strip() for entry in self.keep_columns for part in entry.split(","))
+        object.__setattr__(self, "keep_columns", tuple(filter(None, columns)))
         check_agreement(self)
 
     def but(self, **changes) -> "Recipe":

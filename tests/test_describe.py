@@ -1,11 +1,13 @@
 """fastcxr describe as a person meets it: a page, a table, bad files named, no torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+from PIL import Image
 from toys import LABELS, write_toys
 
 from fastcxr.cli import main
@@ -87,6 +89,27 @@ def test_bad_files_do_not_stop_it_and_are_listed(call, toys, tmp_path):
     assert skipped["code"].tolist() == ["E101", "E102"]
     page = (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
     assert "2 images left out" in page and "clear/00000000_001.png" in page
+
+
+def test_exact_copies_are_one_patient_and_placeholders_that_cannot_be_read_are_not(call, toys, tmp_path):
+    for label in ("clear", "haze"):
+        shutil.copy(min((toys / "opacity").iterdir()), toys / label / f"again-{label}.png")
+        Image.new("L", (80, 80)).save(toys / label / f"00000{LABELS.index(label)}00_009.png")
+    call("--data", "toys", "--out", "shown")
+    rows = pd.read_csv(tmp_path / "shown" / "manifest.csv", dtype=str).set_index("path")
+    copies = rows[rows.index.str.contains("again") | (rows["patient"] == "00002000")]
+    assert copies["patient"].tolist() == ["00002000"] * 4
+    assert copies["split"].nunique() == 1
+    assert rows["patient"].nunique() == 15
+
+
+def test_columns_are_kept_by_name_and_no_other_reaches_a_file(call, toys, tmp_path):
+    rows = [f"{file.relative_to(toys)},{file.parent.name},s1,120,coughs" for file in sorted(toys.glob("*/*.png"))]
+    (toys / "mine.csv").write_text("\n".join(["path,label,scanner,kVp,clinical_notes", *rows]) + "\n")
+    done = call("--data", "toys/mine.csv", "--keep-columns", "scanner,kvp", "--out", "shown")
+    assert done.returncode == 0, done.stderr
+    assert {"scanner", "kVp"} <= set(pd.read_csv(tmp_path / "shown" / "manifest.csv").columns)
+    assert not [file for file in (tmp_path / "shown").rglob("*") if file.is_file() and b"coughs" in file.read_bytes()]
 
 
 def test_warnings_stand_on_the_page(call, toys, tmp_path):

@@ -30,8 +30,9 @@ def check_patients(manifest: pd.DataFrame) -> Finding:
             **about, verdict="FAIL", words=words, remedy=remedy, figure=float(shared.mean()), null=0.0,
             groups=tuple(groups[:SHOWN]),
         )  # fmt: skip
-    unknown = manifest["patient_from"] == "own" if "patient_from" in manifest else pd.Series(True, manifest.index)
-    if unknown.all():
+    origin = manifest["patient_from"] if "patient_from" in manifest else pd.Series("own", manifest.index)
+    unknown = origin == "own"
+    if origin.isin(["own", "copy"]).all():  # that two files are copies says nothing of who is on them
         words = "Nobody says whose the images are, so each counts as a patient of its own."
         return Finding(
             **about, verdict="WARN", words=words, remedy="Give --patients, --patient-regex or --patient-tag."

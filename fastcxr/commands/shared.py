@@ -25,7 +25,8 @@ app = App(
 )
 console = Console(stderr=True)
 OF_DATA = (
-    "layout", "relabel", "classes", "where", "drop_copies", "patients", "patient_regex", "patient_tag", "seed",
+    "layout", "relabel", "classes", "where", "keep_columns", "drop_copies", "patients", "patient_regex", "patient_tag",
+    "seed",
 )  # fmt: skip
 Choices = choose_fields("Choices", *(item.name for item in fields(Recipe)))
 # the flags of train that say which images, whose they are and where they stand, in train's own words

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from fastcxr.data.cohort.dealing import deal
+from fastcxr.data.copies import link_copies
 from fastcxr.data.splits import cut_valid, label_units, name_units
 from fastcxr.errors import DataError, RecipeError
 
@@ -10,8 +11,10 @@ from fastcxr.errors import DataError, RecipeError
 def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient", seed: int = 42) -> pd.DataFrame:
     """The manifest with a column `fold`, 1 to `folds`: stratified, no patient in two; splits that were given are void.
 
+    Exact copies of an image share a fold, also with the unit image.
     Raises DataError for a class with fewer patients (or images) than folds.
     """
+    manifest = link_copies(manifest)
     keys = name_units(manifest, unit)
     labels = label_units(manifest, keys)
     for label in sorted(manifest["label"].unique()):

@@ -1,7 +1,7 @@
 """Class folders, a CSV or a known collection come in; the manifest, a plain table with one row an image, goes out.
 
-Columns: source, path, label, patient, patient_from, split, split_from, then the user's own, then `file`, the absolute
-path on this machine, which is never written to disk.
+Columns: source, path, label, patient, patient_from, split, split_from, then sex, age and view where they are known,
+then those that a person asked for, then `file`, the absolute path on this machine, which is never written to disk.
 """
 
 import logging
@@ -12,10 +12,12 @@ import pandas as pd
 
 from fastcxr.cells import guard
 from fastcxr.data.cohort.checks import check_classes
+from fastcxr.data.cohort.columns import check_kept, choose_columns
 from fastcxr.data.cohort.folders import identify, list_below, list_images
 from fastcxr.data.cohort.labels import read_labelled
 from fastcxr.data.cohort.layouts import Cohort, find_layout
 from fastcxr.data.cohort.patients import name_patients
+from fastcxr.data.cohort.relative import hide_roots
 from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
 from fastcxr.data.cohort.traits import is_choice_of_traits, read_traits
 from fastcxr.data.collections.shelf import SHELF
@@ -46,7 +48,7 @@ ORIGINS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM file names",
-    "copy": "copies in two sources",
+    "copy": "copies of images",
 }
 NOBODYS = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
@@ -64,6 +66,7 @@ def read_manifest(
     relabel: Sequence[str] = (),
     classes: Sequence[str] = (),
     where: Sequence[str] = (),
+    keep_columns: Sequence[str] = (),
     drop_copies: bool = False,
     only_test: bool = False,
 ) -> pd.DataFrame:
@@ -74,16 +77,19 @@ def read_manifest(
     its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
     `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep, also by
     sex, age and view of DICOM headers.
+    `keep_columns`: further columns to keep, by name; of all others only those of a manifest, sex, age and view stay.
     `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
     cohorts = find_cohorts(data, layout)
     names = number_names(cohort.source for cohort in cohorts)
     tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
+    check_kept(tables, keep_columns)
     tables = select(tables, relabel=relabel, classes=classes)
     if by_traits := is_choice_of_traits(where):  # otherwise only headers of the rows that are left are read, below
         tables = [read_traits(table) for table in tables]
     rows = join_tables(select(tables, where=where), names)
+    rows = choose_columns(rows, [*keep_columns, HOME])
     place = cohorts[0].path if len(cohorts) == 1 else None
     check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
     rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
@@ -153,7 +159,8 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
             source = path.resolve().name
             rows += [(source, below, f"{path.absolute()}/{below}") for below in list_below(path)]
         elif is_hdf5(path):
-            rows += read_packed(path)[["source", "path", "file"]].itertuples(index=False, name=None)
+            packed = hide_roots(read_packed(path)[["source", "path", "file"]])
+            rows += packed.itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
     if not rows:
@@ -170,6 +177,8 @@ def _read_rows(cohort: Cohort, name: str) -> pd.DataFrame:
         rows = read_labelled(cohort.path)
     else:
         rows = list_images(cohort.path.absolute(), list(cohort.folders))
+    folder = cohort.path.absolute().parent
+    rows = hide_roots(rows, folder, folder.resolve())
     given = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT)
     return rows.assign(source=texts(given.where(~is_blank(given, NOBODY), name)))
 

@@ -11,8 +11,9 @@ from itertools import count
 
 import pandas as pd
 
-from fastcxr.data.cohort.patients import OWN, name_known
+from fastcxr.data.cohort.patients import KNOWN_NAMES, OWN, match_names, name_known
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
+from fastcxr.data.copies import are_counters
 
 log = logging.getLogger("fastcxr")
 
@@ -76,9 +77,23 @@ def part_patients(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with patients of different sources told apart, after they were named."""
     patient, home = rows["patient"], rows[HOME]
     holds, own = hold_everywhere(rows), rows["patient_from"] == "own"
+    holds &= ~_find_doubtful(rows, home)
     _say_shared(patient[~holds & ~own], home)
     parted = (home + ":" + patient).mask(own, OWN + home + "/" + rows["path"])
     return rows.assign(patient=texts(patient.where(holds, parted)))
+
+
+def _find_doubtful(rows: pd.DataFrame, home: pd.Series) -> pd.Series:
+    """The rows whose patient is read from a name such as IM-0001-0001, where the images of two sources contradict it.
+
+    Kermany's children have such names, and so has every export of some viewers.
+    """
+    named = (rows["patient"] == match_names(rows["path"], KNOWN_NAMES["im"])) & (rows["patient_from"] != "table")
+    if not named.any() or not are_counters(rows[named], home[named]):
+        return pd.Series(False, index=rows.index)
+    log.warning("file names such as IM-0001-0001 identify no patient across these sources: most of the images of one "
+                "name differ")  # fmt: skip
+    return named
 
 
 def hold_everywhere(rows: pd.DataFrame) -> pd.Series:

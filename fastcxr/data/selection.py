@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
+from fastcxr.data.cohort.columns import find_personal
 from fastcxr.data.cohort.tables import TEXT, name_some, suggest, texts
 from fastcxr.errors import RecipeError
 
@@ -79,8 +80,9 @@ def _keep(table: pd.DataFrame, column: str, values: set[str]) -> pd.DataFrame:
     kept = silent | cells.fillna("").isin(list(values))
     lost = cells[~kept].fillna("an empty cell").value_counts()
     if len(lost):
-        named = name_some((f"{name} ({n:,})" for name, n in lost.items()), 8)
-        log.info("left out by %s: %s (%s images)", column, named, f"{lost.sum():,}")
+        is_personal = find_personal(column, cells)  # what such cells say belongs into no run.json
+        named = "" if is_personal else name_some((f"{name} ({n:,})" for name, n in lost.items()), 8) + " "
+        log.info("left out by %s: %s(%s images)", column, named, f"{lost.sum():,}")
     return table[kept]
 
 

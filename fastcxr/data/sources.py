@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 
 from fastcxr.data.cohort.dealing import deal
-from fastcxr.data.copies import link_patients, name_contents
+from fastcxr.data.copies import link_copies
 from fastcxr.data.splits import label_units
 from fastcxr.errors import DataError, RecipeError
 
@@ -44,11 +44,7 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
     if source not in there:
         what = f"no source is called {source!r}"
         raise RecipeError(what, f"Hold out one of {', '.join(there)}", code="E022")
-    content = name_contents(manifest["file"])
-    copied = content.duplicated(keep=False) & content.notna()
-    manifest = link_patients(
-        manifest, [list(group) for group in manifest.index[copied].groupby(content[copied]).values()]
-    )
+    manifest = link_copies(manifest)
     is_held = manifest["source"] == source
     crossing = ~is_held & manifest["patient"].isin(manifest.loc[is_held, "patient"])
     if crossing.any():

@@ -1,6 +1,7 @@
 """A manifest comes in; the same manifest with train, valid and test for each image goes out, no patient in two of them.
 
-Splits that the data gives are obeyed, and what is wrong with them is said loudly.
+Exact copies of an image share a split, whoever their patients are and also where images are split one by one. Splits
+that the data gives are obeyed, and what is wrong with them is said loudly.
 """
 
 import logging
@@ -12,6 +13,7 @@ from fastcxr.data.cohort.checks import refuse_lonely
 from fastcxr.data.cohort.dealing import SHARES, deal
 from fastcxr.data.cohort.earlier import find_kept
 from fastcxr.data.cohort.tables import TEXT, name_some, suggest
+from fastcxr.data.copies import group_copies, link_copies
 from fastcxr.data.merging import NO_SPLITS
 from fastcxr.errors import DataError, RecipeError
 
@@ -38,7 +40,7 @@ def split_by_patient(
     if unit not in ("patient", "image"):
         near = suggest(unit, ("patient", "image"))
         raise RecipeError(f"no unit of splitting called {unit!r}{near}", "Choose patient or image", code="E017")
-    manifest = _complete(manifest)
+    manifest = link_copies(_complete(manifest))
     if given == "ignore":
         manifest = _forget(manifest)
     is_given = manifest["split"].notna() & ~manifest["split_from"].isin(DRAWN)
@@ -128,10 +130,10 @@ def _give_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
 
 def cut_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
     """Patients of train become valid; whoever is tested on too stays, or one patient would stand in three splits."""
-    train = manifest[manifest["split"] == "train"]
-    keys = name_units(train, unit)
-    tested = set(manifest.loc[manifest["split"] == "test", "patient"])
-    kept = dict.fromkeys(keys[train["patient"].isin(tested)], "train") if unit == "patient" else {}
+    keys, is_train = name_units(manifest, unit), manifest["split"] == "train"
+    tested = set(keys[manifest["split"] == "test"])
+    train, keys = manifest[is_train], keys[is_train]
+    kept = dict.fromkeys(keys[keys.isin(tested)], "train")
     shares = {split: SHARES[split] for split in ("train", "valid")}
     places = keys.map(deal(label_units(train, keys), kept, seed=seed, shares=shares))
     is_cut = manifest.index.isin(places.index[places == "valid"])
@@ -141,8 +143,16 @@ def cut_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
 
 
 def name_units(manifest: pd.DataFrame, unit: str) -> pd.Series:
-    """What goes to a split as a whole: the patient, or the image by source and path."""
-    return manifest["patient"] if unit == "patient" else manifest["source"] + "\n" + manifest["path"]
+    """What goes to a split as a whole: the patient, or the image by source and path, with all of its copies."""
+    return manifest["patient"] if unit == "patient" else _name_images(manifest)
+
+
+def _name_images(manifest: pd.DataFrame) -> pd.Series:
+    """Source and path of each image; of exact copies the first name of all."""
+    names = manifest["source"] + "\n" + manifest["path"]
+    groups = group_copies(manifest["file"]) if "file" in manifest else []
+    first = {row: min(names[group]) for group in groups for row in group}
+    return names.mask(names.index.isin(first), pd.Series(first, dtype=TEXT))
 
 
 def label_units(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple[str, ...]]:
@@ -163,7 +173,17 @@ def _check(manifest: pd.DataFrame) -> None:
         if lacking[split] and (manifest["split"] == split).any():
             names = name_some(map(repr, lacking[split]))
             log.warning("no image of %s is in %s: nothing can be said about it there", names, split)
-    _warn_shared(manifest)
+    images = _name_images(manifest)
+    _warn_copies(manifest, images)
+    _warn_shared(manifest[~images.duplicated()])
+
+
+def _warn_copies(manifest: pd.DataFrame, images: pd.Series) -> None:
+    torn = manifest["split"].groupby(images).transform("nunique") > 1
+    if torn.any():
+        text = ("%s with the same bytes stand in more than one split, which inflates the metrics (such as %s): leave "
+                "copies out with --drop-copies")  # fmt: skip
+        log.warning(text, _count(int(torn.sum()), "file"), name_some(manifest.loc[torn, "path"].head(2)))
 
 
 def _warn_shared(manifest: pd.DataFrame) -> None:

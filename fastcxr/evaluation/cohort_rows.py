@@ -16,6 +16,7 @@ CAME_FROM = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM-… file names",
+    "copy": "copies of images",
 }
 DRAWN = {
     "given": "given by the data",

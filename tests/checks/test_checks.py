@@ -61,7 +61,9 @@ def test_a_patient_in_two_splits_fails_and_its_images_are_shown(cohort):
 
 
 def test_nobody_known_is_a_warning(cohort):
-    assert check_patients(cohort.assign(patient=cohort["path"], patient_from="own")).verdict == "WARN"
+    unknown = cohort.assign(patient=cohort["path"], patient_from="own")
+    assert check_patients(unknown).verdict == "WARN"
+    assert check_patients(unknown.assign(patient_from=["copy"] * 2 + ["own"] * (len(unknown) - 2))).verdict == "WARN"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pandas as pd
 
 from fastcxr.errors import FastcxrError
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
 
 def fill(root: Path, *paths: str) -> Path:
     """Files with one byte each, and the folders above them; a path that ends in a slash is a folder."""
@@ -52,3 +54,17 @@ def one_line(error: FastcxrError) -> str:
     assert not error.what.endswith((".", "?"))
     assert not error.fix.endswith(".")
     return str(error)
+
+
+def make_copied(root: Path, images: int = 30, labels: tuple[str, ...] = ("x", "y")) -> pd.DataFrame:
+    """A manifest of files that say nothing of patients, each of which stands twice under two names."""
+    rows = []
+    for label in labels:
+        for number in range(images):
+            for name in ("first", "second"):
+                path = f"{label}/{name}{number}.png"
+                write(fill(root, path) / path, PNG + f"{label} {number}".encode())
+                rows.append((path, label))
+    paths = [path for path, _ in rows]
+    manifest = make_manifest([(f"image:{path}", label) for path, label in rows])
+    return manifest.assign(path=paths, patient_from="own", file=[str(root / path) for path in paths])

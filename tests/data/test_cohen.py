@@ -6,8 +6,8 @@ import pytest
 from cohorts import one_line
 from collections_here import make_cohen
 
-from fastcxr.data.manifest import read_manifest
-from fastcxr.errors import DataError
+from fastcxr.data.manifest import COLUMNS, read_manifest
+from fastcxr.errors import DataError, RecipeError
 
 
 def test_findings_are_labels_and_views_are_kept(tmp_path, caplog):
@@ -30,9 +30,21 @@ def test_a_finding_that_is_a_path_goes_by_its_last_part_aloud(tmp_path, caplog):
     assert "findings go by the last part of their path: Pneumonia/Viral/COVID-19 as COVID-19" in caplog.text
 
 
-def test_notes_about_people_are_not_carried_along(tmp_path):
-    manifest = read_manifest(make_cohen(tmp_path))
-    assert not {"clinical notes", "doi", "url", "license", "date", "folder", "filename"} & set(manifest.columns)
+@pytest.mark.parametrize("header", ["clinical notes", "clinical_notes", "Clinical_Notes", "other_notes"])
+def test_notes_about_people_reach_no_manifest_however_their_column_is_written(tmp_path, header):
+    table = make_cohen(tmp_path) / "metadata.csv"
+    table.write_text(table.read_text().replace("clinical notes", header))
+    manifest = read_manifest(tmp_path)
+    assert set(manifest.columns) == {*COLUMNS, "sex", "age", "view", "file"}
+    assert not manifest.map(lambda cell: "coughs" in str(cell)).any(axis=None)
+    assert read_manifest(tmp_path, keep_columns=("modality",))["modality"].tolist() == ["X-ray"] * 5
+    with pytest.raises(RecipeError, match="looks like free text by its name"):
+        read_manifest(tmp_path, keep_columns=(header,))
+
+
+def test_rows_are_chosen_by_any_column(tmp_path):
+    make_cohen(tmp_path, "9,SARS,PA,CT,x.png,images")
+    assert len(read_manifest(tmp_path, where=("modality=X-ray", "clinical notes=coughs"))) == 5
 
 
 def test_volumes_and_rows_without_a_finding_are_left_out_aloud(tmp_path, caplog):

@@ -1,7 +1,7 @@
 """Folds hold every image once, keep patients whole, and choose with an inner part that is never tested on."""
 
 import pytest
-from cohorts import make_manifest
+from cohorts import make_copied, make_manifest
 
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.errors import DataError, RecipeError
@@ -54,3 +54,17 @@ def test_a_class_with_fewer_patients_than_folds_is_refused():
 def test_a_fold_that_does_not_exist_is_refused():
     with pytest.raises(RecipeError, match="only 1 to 3. Give --fold one of these"):
         take_fold(split_into_folds(cohort(), 3), 4)
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_exact_copies_share_a_fold_and_the_inner_split(tmp_path, unit):
+    folds = split_into_folds(make_copied(tmp_path), 5, unit=unit)
+    taken = take_fold(folds, 1, unit=unit)
+    image = folds["path"].str.replace("first|second", "", regex=True)
+    assert folds["fold"].groupby(image).nunique().max() == 1
+    assert taken["split"].groupby(image).nunique().max() == 1
+
+
+def test_a_class_of_fewer_different_images_than_folds_is_refused(tmp_path):
+    with pytest.raises(DataError, match="Give --folds 4 or fewer"):
+        split_into_folds(make_copied(tmp_path, images=4), 5, unit="image")

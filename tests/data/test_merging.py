@@ -5,10 +5,11 @@ import shutil
 
 import pandas as pd
 import pytest
-from cohorts import one_line
+from cohorts import PNG, one_line
 from collections_here import draw, make_cohen, make_coronahack, make_covidx
 from PIL import Image
 
+from fastcxr.data import copies
 from fastcxr.data.copies import is_telling
 from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
 from fastcxr.data.merging import number_names
@@ -74,6 +75,18 @@ def test_file_names_of_public_collections_name_one_patient_everywhere(tmp_path):
     assert set(read_manifest([one, two])["patient"]) == {"00000013", "person7"}
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_names_of_viewers_name_one_patient_in_two_sources_only_where_images_agree(tmp_path, caplog, is_same):
+    names = [f"IM-000{number}-0001.png" for number in range(1, 5)]
+    for number, name in enumerate(names):
+        label = ("covid", "normal")[number % 2]
+        draw(tmp_path / "one" / label / name, number)
+        draw(tmp_path / "two" / label / name.replace("png", "jpg"), number if is_same else 10 + number)
+    manifest = read_manifest([tmp_path / "one", tmp_path / "two"])
+    assert manifest["patient"].nunique() == (4 if is_same else 8)
+    assert ("identify no patient across these sources" in caplog.text) == (not is_same)
+
+
 def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_path):
     patients = ("IM-0001", "NORMAL2-IM-0002", "person1", "person1", "person2", "person3", "cohen1", "cohen2")
     hack = make_coronahack(tmp_path / "hack", patients=patients)
@@ -112,6 +125,36 @@ def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
     manifest = read_manifest(folder, drop_copies=True)
     assert manifest["path"].tolist() == ["covid/1.png", "covid/2.png", "normal/1.png", "normal/2.png"]
     assert set(manifest["patient_from"]) == {"own"}
+
+
+def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatch):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(bytes(2**20 + number))
+    sizes = tmp_path.glob("*.png")
+    monkeypatch.setattr(copies, "_read_ends", lambda file: pytest.fail(file))
+    monkeypatch.setattr(copies, "find_checksum", lambda file: pytest.fail(file))
+    assert copies.group_copies(pd.Series(map(str, sizes))) == []
+
+
+def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkeypatch):
+    content = [PNG + bytes(2**16) + bytes([n]) for n in (1, 2, 2, 3)] + [PNG + b"x" + bytes(2**16)]
+    files = [tmp_path / f"{number}.png" for number in range(len(content))]
+    for file, text in zip(files, content, strict=True):
+        file.write_bytes(text)
+    read, hashed = copies.find_checksum, []
+    monkeypatch.setattr(copies, "find_checksum", lambda file: hashed.append(file) or read(file))
+    assert copies.group_copies(pd.Series(map(str, files))) == [[1, 2]]
+    assert sorted(hashed) == [str(files[1]), str(files[2])]
+
+
+def test_files_that_are_no_images_are_copies_of_nothing(tmp_path):
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
+    for place in (one / "covid", one / "normal", two / "covid", two / "normal"):
+        (place / "empty.png").touch()
+        (place / "page.png").write_text("<html>not found</html>")
+    manifest = read_manifest([one, two])
+    assert len(manifest) == 16
+    assert manifest["patient"].is_unique
 
 
 def test_of_copies_in_several_splits_the_one_in_test_stays(tmp_path):
@@ -181,7 +224,7 @@ def test_a_cropped_picture_under_a_telling_name_is_one_patient_with_the_other(tm
     )
     manifest = read_manifest([other, cohen]).set_index("path")
     assert manifest["patient"]["SARS/nejmc2001573_F1a.jpg"] == "cohen:9"
-    assert "the same file name with other bytes in cohen and other (1)" in caplog.text
+    assert "the same file name and image, cropped, resized or saved anew, in cohen and other (1)" in caplog.text
     assert "both stay, and count as one patient" in caplog.text
 
 
@@ -192,7 +235,34 @@ def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(t
     shared = manifest[manifest["patient"].duplicated(keep=False)]
     assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
     assert set(shared["patient_from"]) == {"copy"}
-    assert "1 patient from copies in two sources" in describe_manifest(manifest)
+    assert "1 patient from copies of images" in describe_manifest(manifest)
+
+
+@pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
+def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
+    for number, (place, label, patient) in enumerate(
+        (place, label, patient) for place in ("one", "two") for label in ("covid", "normal") for patient in range(5)
+    ):
+        draw(tmp_path / place / label / f"p{patient}" / name, number)
+    manifest = read_manifest([tmp_path / "one", tmp_path / "two"], patient_regex="^([^/]+/[^/]+)/")
+    assert manifest["patient"].nunique() == len(manifest) == 20
+
+
+@pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
+def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
+    one, two = (make_folders(tmp_path / place, first) for place, first in (("one", 0), ("two", 10)))
+    draw(one / "covid" / name, 20)
+    draw(two / "covid" / name, 21)
+    assert read_manifest([one, two])["patient"].is_unique
+
+
+def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
+    names = [f"scan_a{number}b.png" for number in range(6)]
+    one, two = (make_folders(tmp_path / place, first, names=names) for place, first in (("one", 0), ("two", 20)))
+    decoded, read = [], copies.read_image
+    monkeypatch.setattr(copies, "read_image", lambda file: decoded.append(file) or read(file))
+    read_manifest([one, two])
+    assert len(decoded) == len(set(decoded)) == 24
 
 
 @pytest.mark.parametrize("name", ["1", "0001", "image_12", "COVID-19 (12)", "IM-0001-0001", "scan"])

@@ -43,10 +43,19 @@ def test_a_packed_image_is_the_picture_of_its_file(cohort, packed):
 
 
 def test_rows_patients_and_further_columns_come_back(cohort, packed):
-    before, after = read_manifest(cohort), read_manifest(packed)
+    before = read_manifest(cohort, keep_columns=("modality",))
+    packed = pack_cohort(before, packed.with_name("again.h5"))
+    after = read_manifest(packed, keep_columns=("modality",))
     names = ["source", "path", "label", "patient", "patient_from", "split", "view", "modality", "age"]
     pd.testing.assert_frame_equal(after[names], before[names])
     assert after["file"].tolist() == [f"{packed}#{number}" for number in range(5)]
+
+
+def test_notes_that_an_earlier_version_packed_stay_in_the_file(cohort, packed):
+    noted = read_manifest(cohort).assign(**{"clinical notes": "coughs"})
+    manifest = read_manifest(pack_cohort(noted, packed.with_name("noted.h5")), where=("clinical notes=coughs",))
+    assert len(manifest) == 5
+    assert "clinical notes" not in manifest
 
 
 def test_the_images_of_a_packed_cohort_can_be_classified(packed):

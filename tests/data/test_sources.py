@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from cohorts import make_copied
 from toys import write_toys
 
 from fastcxr.data.manifest import read_manifest
@@ -75,3 +76,11 @@ def test_a_source_without_which_nothing_is_left_to_learn_from_is_refused(two, tm
         hold_out_source(read_manifest([two / "ward", tmp_path / "far"]), "ward")
     with pytest.raises(RecipeError, match="Hold out one of clinic, ward"):
         hold_out_source(read(two, "clinic", "ward"), "wards")
+
+
+def test_copies_within_the_other_sources_share_a_split(tmp_path):
+    table = make_copied(tmp_path)
+    table = table.assign(source=["clinic"] * 40 + ["ward"] * 20 + ["clinic"] * 40 + ["ward"] * 20)
+    found = hold_out_source(table, "ward")
+    image = found["path"].str.replace("first|second", "", regex=True)
+    assert found["split"].groupby(image).nunique().max() == 1

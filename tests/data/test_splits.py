@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cohorts import make_manifest, one_line
+from cohorts import make_copied, make_manifest, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastcxr.checks.tables import check_copies
 from fastcxr.data.cohort.pseudonyms import hide_patient
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
 from fastcxr.data.splits import describe_split, shared_patients, split_by_patient
@@ -268,6 +269,58 @@ def test_hashes_under_another_salt_are_told_from_other_patients():
 def test_the_description_counts_images_and_patients():
     manifest = give(make_manifest([("a", "x"), ("a", "x"), ("b", "y")]), ["train", "train", "test"])
     assert describe_split(manifest) == "train 2 images of 1 patient, test 1 image of 1 patient"
+
+
+def count_torn(split: pd.DataFrame, column: str = "split") -> int:
+    """How many files are in another split than their copy; copies are named first3.png and second3.png."""
+    image = split["path"].str.replace("first|second", "", regex=True)
+    return int((split.groupby(image)[column].nunique() > 1).sum())
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_exact_copies_share_a_split_although_nobody_names_patients(tmp_path, unit):
+    split = split_by_patient(make_copied(tmp_path), unit=unit)
+    assert count_torn(split) == 0
+    assert set(split["split"]) == set(SHARES)
+    assert check_copies(split).verdict == "WARN", "so that no report of it is stamped as confounded"
+
+
+def test_patients_of_exact_copies_share_a_split_with_all_their_images(tmp_path):
+    manifest = make_copied(tmp_path, images=40)
+    chains = [str(row // 8) for row in manifest.index]  # of five patients, each of whom has a copy of the next one's
+    patients = [f"{chain}-{(row % 8 + 1) // 2}" for row, chain in enumerate(chains)]
+    split = split_by_patient(manifest.assign(patient=patients, patient_from="column"))
+    assert (split["split"].groupby(chains).nunique() == 1).all()
+    assert set(split["patient"]) == {f"{chain}-0" for chain in chains}
+
+
+def test_given_splits_that_part_copies_are_obeyed_with_a_warning(tmp_path, caplog):
+    manifest = give(make_copied(tmp_path, images=10), ["train", "test"] * 2 + ["train"] * 34 + ["valid"] * 2)
+    split = split_by_patient(manifest)
+    assert split["split"].tolist() == manifest["split"].tolist()
+    assert (
+        "4 files with the same bytes stand in more than one split, which inflates the metrics (such as" in caplog.text
+    )
+    assert "patients stand in more than one split" not in caplog.text
+
+
+def test_a_copy_of_a_tested_image_is_never_cut_from_train_for_valid(tmp_path):
+    for unit in ("patient", "image"):
+        manifest = give(make_copied(tmp_path / unit), ["train", "test"] * 20 + ["train"] * 80)
+        split = split_by_patient(manifest, unit=unit)
+        assert (split["split"] == "valid").any()
+        assert count_torn(split) == 20
+
+
+@pytest.mark.parametrize("unit", ["patient", "image"])
+def test_an_earlier_split_that_parts_copies_is_refused(tmp_path, unit):
+    manifest = make_copied(tmp_path)
+    earlier = manifest.assign(split=["train", "valid", "test"] * 40)
+    assert "stood in several splits (such as" in refuse(manifest, earlier=earlier, unit=unit)
+    kept = split_by_patient(manifest.iloc[::2], unit=unit)
+    split = split_by_patient(manifest, unit=unit, earlier=kept, seed=7)
+    assert count_torn(split) == 0
+    assert place(split.iloc[::2], "path") == place(kept, "path")
 
 
 REAL = os.environ.get("FASTCXR_REAL_DATA")

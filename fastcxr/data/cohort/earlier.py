@@ -10,9 +10,10 @@ NEEDED = ("source", "path", "patient", "split")
 
 
 def find_kept(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame, unit: str) -> dict[str, str]:
-    """The earlier split of every unit that was there, by patient, or by image where its patient has another name now.
+    """The earlier split of every unit that was there, by image, or by patient for an image that was not there.
 
-    Raises DataError (E018) if there is nothing in common, or if a patient stood in several splits.
+    Raises DataError (E018) if there is nothing in common, or if a patient, or copies of an image, stood in several
+    splits.
     """
     earlier = _check_columns(earlier)
     images = _name_images(manifest)
@@ -20,13 +21,17 @@ def find_kept(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame, un
     if unit == "image":
         if not by_image.notna().any():
             raise _refuse("no image in common", "Choose a run on the same images")
-        return dict(zip(keys[by_image.notna()], by_image.dropna(), strict=True))
+        known = by_image.notna()
+        _refuse_torn(keys[known], by_image[known], "images with exact copies", "Split anew without --split-from")
+        return dict(zip(keys[known], by_image[known], strict=True))
     by_patient = manifest["patient"].map(_choose(earlier, earlier["patient"]))
     if not by_patient.notna().any():
         raise _refuse(f"no patient in common{_hint_salt(manifest, earlier)}", "Choose a run on the same patients")
-    found = by_patient.where(by_patient.notna(), by_image)  # who is known by now was perhaps nobody then
+    # by image first: patients who are one by now, for a table or a copy says so, were perhaps two then
+    found = by_image.where(by_image.notna(), by_patient)
     known = found.notna()
-    _refuse_torn(keys[known], found[known])
+    fix = "Use --split image to keep every image's place, or split anew without --split-from"
+    _refuse_torn(keys[known], found[known], "patients", fix)
     return dict(zip(keys[known], found[known], strict=True))
 
 
@@ -48,12 +53,12 @@ def _name_images(table: pd.DataFrame) -> pd.Series:
     return table["source"] + "\n" + table["path"]
 
 
-def _refuse_torn(keys: pd.Series, found: pd.Series) -> None:
+def _refuse_torn(keys: pd.Series, found: pd.Series, units: str, fix: str) -> None:
     places = found.groupby(keys).agg(set)
     torn = places.index[places.map(lambda splits: len(splits) > 1 or not splits <= set(SPLITS))]
     if len(torn):
-        what = f"{len(torn):,} patients stood in several splits (such as {name_some(torn, 5)})"
-        raise _refuse(what, "Use --split image to keep every image's place, or split anew without --split-from")
+        what = f"{len(torn):,} {units} stood in several splits (such as {name_some(torn, 5)})"
+        raise _refuse(what, fix)
 
 
 def _hint_salt(manifest: pd.DataFrame, earlier: pd.DataFrame) -> str:

@@ -24,14 +24,18 @@ WAYS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def join_patients(paths: pd.Series, table: str | Path) -> pd.Series:
+def join_patients(paths: pd.Series, table: str | Path, files: pd.Series | None = None) -> pd.Series:
     """The patient of each path by whole path or, where that is unique, by file name, then whatever its suffix.
+
+    `files`: where the images lie on this machine, for a table that names absolute paths.
 
     Raises DataError for a table that gives one file two patients, or that knows none of the images.
     """
     listed = _read_patients(Path(table))
     paths = paths.map(_normalize)
     found = pd.Series(index=paths.index, dtype=TEXT)
+    if files is not None:
+        found = texts(files.map(_normalize).map(_choose_patients(listed, str)))
     for way in WAYS:
         keys, patients = paths.map(way), _choose_patients(listed, way)
         unique = ~keys.duplicated(keep=False)

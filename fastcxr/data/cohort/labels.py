@@ -62,7 +62,7 @@ def _find_columns(table: pd.DataFrame, path: Path) -> dict[str, str]:
         columns |= find_patient(table, path)
     for name in COLUMNS:
         if name not in columns and (near := suggest(name, set(table.columns) - set(columns.values()))):
-            log.warning("%s: no column called %s%s It is kept, and not used", path.name, name, near)
+            log.warning("%s: no column called %s%s It is not used", path.name, name, near)
     return columns
 
 

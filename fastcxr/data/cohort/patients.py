@@ -37,22 +37,23 @@ def name_patients(
     pattern = None if regex is None else _compile(regex)
     found = {"column": _from_column(rows)}
     if table is not None:
-        found["table"] = join_patients(rows["path"], table)
+        found["table"] = join_patients(rows["path"], table, rows["file"])
     if pattern is not None:
         found["regex"] = _from_regex(rows, pattern)
     known = pd.concat(found.values(), axis=1).notna().any(axis=1)
     found["dicom"] = _from_dicom(rows[~known], tag)
-    found |= {name: _from_names(rows["path"], pattern) for name, pattern in KNOWN_NAMES.items()}
+    found |= {name: match_names(rows["path"], pattern) for name, pattern in KNOWN_NAMES.items()}
     return _restore_origins(_choose(rows, found), rows)
 
 
 def name_known(paths: pd.Series) -> pd.Series:
     """The patient that the file name of a known collection says, missing for all others."""
-    found = [_from_names(paths, pattern) for pattern in KNOWN_NAMES.values()]
+    found = [match_names(paths, pattern) for pattern in KNOWN_NAMES.values()]
     return texts(pd.concat(found, axis=1).bfill(axis=1).iloc[:, 0])
 
 
-def _from_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
+def match_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
+    """The first group of the pattern at the beginning of each file name, missing where it does not match."""
     stems = paths.map(lambda path: PurePosixPath(path).stem)
     return texts(stems.map(lambda stem: _first(pattern.match(stem))))
 

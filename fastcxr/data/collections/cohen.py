@@ -12,15 +12,13 @@ from fastcxr.errors import InputMissingError
 log = logging.getLogger("fastcxr")
 
 COLUMNS = ("patientid", "finding", "filename", "folder", "view", "modality")
-PROSE = ("doi", "url", "license", "clinical notes", "other notes", "date")  # stories of people, and no choice for rows
 NO_LABEL = NOTHING | {"todo", "unknown"}  # what later versions write until somebody has looked
 VOLUMES = (".nii", ".nii.gz")
 
 
 def read_cohen(path: Path) -> pd.DataFrame:
-    """Columns path, label, patient, split, file, then view, modality and whatever else may choose rows."""
+    """Columns path, label, patient, split, file, then view, modality and all others, by which rows may be chosen."""
     table = read_table(path)
-    table = table.drop(columns=[name for name in PROSE if name in table])
     table = rename_reserved(table.rename(columns={"patientid": "patient", "finding": "label"}))
     table = _name_findings(table)
     folder, name = (table[column].fillna("").str.strip() for column in ("folder", "filename"))

@@ -48,7 +48,7 @@ def test_a_column_under_another_name_is_suggested(table):
 
 def test_a_column_nearly_called_patient_or_split_is_said_loudly(table, caplog):
     rows = read_labelled(table("path,label,patiens,slit\na.png,x,1,train\nb.png,y,2,test\n"))
-    assert "no column called patient (did you mean 'patiens'?) It is kept, and not used" in caplog.text
+    assert "no column called patient (did you mean 'patiens'?) It is not used" in caplog.text
     assert "'slit'" in caplog.text
     assert "patiens" in rows
 
