@@ -1,11 +1,17 @@
-"""Time and memory of reading a cohort and of one pass of a frozen network over it, as the cohort grows.
+"""Time and memory as a cohort grows: reading and one pass of a frozen network, metrics, audit, fit of a head.
 
-    python benchmarks/growth.py [--images 1000 10000 100000] [--size 64]
+    python benchmarks/growth.py [--step pass] [--images 1000 10000 100000] [--size 64] [--classes 2]
 
-Radiograph-like PNG files of `size` pixels are drawn into a temporary folder, with a cache of its own. Each cohort is
-read in a process of its own: decoding into the store, then a bank of features of mobilenetv2_050 with random weights
-(one pass, no mirror images). Memory is the most that the process had for itself (RssAnon) and the most of files that it
-had mapped (RssFile), which the system takes back when somebody else needs it.
+Each step and size is measured in a process of its own:
+
+pass: decode into the store, then a bank of features of mobilenetv2_050 with random weights (no mirror images).
+metrics: metrics, calibration and intervals of random probabilities, two images a patient.
+audit: all checks of the audit.
+probe: fit a head on a bank of 2 views of 640 random features.
+
+"pass" and "audit" read radiograph-like PNG files of `size` pixels, which are drawn into a temporary folder; the cache
+is temporary as well. Memory is the peak that the process had allocated (RssAnon), the peak of files that were mapped
+into it (RssFile), which the system can reclaim, and the peak of both together (VmHWM).
 """
 
 import argparse
@@ -42,7 +48,7 @@ class Memory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.most = {"RssAnon": 0, "RssFile": 0}
+        self.most = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
 
     def run(self) -> None:
         """Until the process ends."""
@@ -54,48 +60,118 @@ class Memory(threading.Thread):
             time.sleep(0.1)
 
 
-def measure(folder: Path, count: int, size: int) -> None:
-    """Print seconds of store and pass, and the most memory in MB, of the first `count` files."""
-    memory = Memory()
-    memory.start()
+def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
+    """Seconds of store and pass."""
     from fastcxr import Recipe, make_learner, make_loaders
     from fastcxr.progress import Progress
     from fastcxr.training.bank import make_bank
 
     recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror_images=False)
-    rows = [(f"{i // PER_FOLDER}/{i}.png", ("a", "b")[i % 2], str(i)) for i in range(count)]
-    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
-    table = table.assign(source="", file=[str(folder / path) for path in table["path"]])
-    table["split"] = np.where(table.index % 10 < 8, "train", "valid")
+    table = list_images(folder, count, classes)
     started = time.perf_counter()
     loaders = make_loaders(table, recipe)
     read = time.perf_counter()
     learner = make_learner(loaders, recipe)
     built = time.perf_counter()
     make_bank(learner, recipe, Progress())
-    ended = time.perf_counter()
-    most = [memory.most[name] / 1024 for name in ("RssAnon", "RssFile")]
-    print(f"{count:>9,} {read - started:>9.1f} {ended - built:>9.1f} {most[0]:>12,.0f} {most[1]:>12,.0f}", flush=True)
+    return {"store": read - started, "pass": time.perf_counter() - built}
+
+
+def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
+    """Seconds of the audit's checks."""
+    from fastcxr.audit import check_cohort
+    from fastcxr.progress import Progress
+
+    table = list_images(folder, count, classes).assign(patient_from="column")
+    started = time.perf_counter()
+    check_cohort(table, 0, Progress())
+    return {"audit": time.perf_counter() - started}
+
+
+def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
+    """Seconds of metrics with their calibration and intervals."""
+    from fastcxr.evaluation.metrics import measure_predictions
+    from fastcxr.evaluation.predictions import make_predictions
+
+    table = list_images(folder, count, classes).assign(split="test", patient=[str(i // 2) for i in range(count)])
+    labels = sorted(table["label"].unique())
+    truth = pd.Categorical(table["label"], labels).codes
+    probability = np.random.default_rng(0).random((count, classes))
+    probability[np.arange(count), truth] += 1
+    predictions = make_predictions(table, probability / probability.sum(axis=1, keepdims=True), labels)
+    started = time.perf_counter()
+    measure_predictions(predictions)
+    return {"metrics": time.perf_counter() - started}
+
+
+def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
+    """Seconds of a fit with all strengths of its penalty, 8 of 10 images for training."""
+    import torch
+
+    from fastcxr.progress import Progress
+    from fastcxr.training.fitting import Part, fit_parts
+    from fastcxr.training.losses import LabelSmoothingCrossEntropy
+
+    features = np.lib.format.open_memmap(folder / "bank.npy", "w+", np.float32, (2, count, 640))
+    rng, labels = np.random.default_rng(0), torch.arange(count) % classes
+    centres = rng.normal(0, 0.1, (classes, 640)).astype(np.float32)
+    for start in range(0, count, PER_FOLDER):
+        rows = slice(start, start + PER_FOLDER)
+        features[:, rows] = centres[labels[rows]] + rng.normal(size=features[:, rows].shape)
+    head = torch.nn.Module()
+    head.linear = torch.nn.Linear(640, classes)
+    head.mean, head.deviation = torch.zeros(640), torch.ones(640)
+    split = np.arange(count) % 10 < 8
+    rows = [np.flatnonzero(part) for part in (split, ~split)]
+    parts = [Part(features, part, labels[part], torch.ones(len(part))) for part in rows]
+    started = time.perf_counter()
+    fit_parts(head, LabelSmoothingCrossEntropy(0.0), *parts, Progress())
+    return {"probe": time.perf_counter() - started}
+
+
+STEPS = {"pass": measure_pass, "metrics": measure_metrics, "audit": measure_audit, "probe": measure_probe}
+
+
+def list_images(folder: Path, count: int, classes: int) -> pd.DataFrame:
+    """The manifest of the first `count` files, one patient an image."""
+    rows = [(f"{i // PER_FOLDER}/{i}.png", f"class {i % classes}", str(i)) for i in range(count)]
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    table = table.assign(source="", file=[str(folder / path) for path in table["path"]])
+    return table.assign(split=np.where(table.index % 10 < 8, "train", "valid"))
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Print seconds and the peak of memory in MB of one step, in this process."""
+    memory = Memory()
+    memory.start()
+    seconds = STEPS[given.step](given.folder, given.images[0], given.size, given.classes)
+    names = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    most = " ".join(f"{memory.most[name] / 1024:>12,.0f}" for name in memory.most)
+    print(f"{given.images[0]:>9,} {names:>24} {most}", flush=True)
 
 
 def main() -> None:
-    """Draw the largest cohort, then measure each in a process of its own."""
+    """Draw the largest cohort where a step reads files, then measure each size in a process of its own."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--step", choices=STEPS, default="pass")
     words.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
     words.add_argument("--size", type=int, default=64)
+    words.add_argument("--classes", type=int, default=2)
     words.add_argument("--folder", type=Path, help="files that are there already: measure this many, and end")
     given = words.parse_args()
     if given.folder:
-        measure(given.folder, given.images[0], given.size)
+        measure(given)
         return
-    print(f"{'images':>9} {'store, s':>9} {'pass, s':>9} {'own, MB':>12} {'mapped, MB':>12}", flush=True)
+    print(f"{'images':>9} {'seconds':>24} {'own, MB':>12} {'mapped, MB':>12} {'both, MB':>12}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        draw_images(Path(folder), max(given.images), given.size)
+        if given.step in ("pass", "audit"):
+            draw_images(Path(folder), max(given.images), given.size)
         for count in given.images:
             with tempfile.TemporaryDirectory() as cache:
-                command = [sys.executable, __file__, "--folder", folder, "--size", str(given.size)]
+                command = [sys.executable, __file__, "--folder", folder, "--step", given.step, "--images", str(count)]
+                command += ["--size", str(given.size), "--classes", str(given.classes)]
                 environment = os.environ | {"XDG_CACHE_HOME": cache, "FASTCXR_CACHE_LIMIT": "30"}
-                subprocess.run([*command, "--images", str(count)], env=environment, check=True)
+                subprocess.run(command, env=environment, check=True)
 
 
 if __name__ == "__main__":

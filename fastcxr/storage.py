@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastcxr.errors import FastcxrError, OutputError, StorageError
 SUMS = "SHA256SUMS"
 STATE = "state"  # folder of an unfinished run, which no checksum covers
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot sync a folder
 MOST_JSON = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
 
 
@@ -25,22 +26,48 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     draft = None
     try:
-        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        handle, draft = _open_draft(path)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(draft).chmod(0o666 & ~_umask())  # mkstemp keeps the file to its owner
-        Path(draft).replace(path)
+        draft.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         if draft:
-            Path(draft).unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
         raise _trouble(error, path) from error
 
 
 def _trouble(error: OSError, path: Path) -> OutputError:
     kind = StorageError if error.errno in DISK_FAULTS else OutputError
     return kind(f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path)
+
+
+def _open_draft(path: Path) -> tuple[int, Path]:
+    """Create an empty hidden file beside `path`; return its handle and name.
+
+    The system applies the umask: Python can read it only by changing it, for all threads of the process.
+    """
+    draft = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
+    return os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), draft
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to disk, so that a rename survives a power failure; Windows has no such call."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that can be written to but not listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL:
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -53,18 +80,17 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise OutputError("this file is there already", "Choose another name, or remove it", path=path)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        handle, draft = _open_draft(path)
         os.close(handle)
     except OSError as error:
         fix = "Choose a folder that is there and may be written to"
         raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
-    draft = Path(name)
     try:
         yield draft
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
-        draft.chmod(0o666 & ~_umask())
         draft.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         if isinstance(error, FastcxrError):
             raise
@@ -136,9 +162,3 @@ def list_files(folder: Path) -> list[str]:
         below[:] = [name for name in below if name != STATE and not (inside / name / SUMS).exists()]
         names += [(inside / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return sorted(set(names) - {SUMS})
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,5 +1,7 @@
-"""A Progress that remembers what it was told, for tests of all rooms."""
+"""Count what a call does: the steps of its progress bars, and the memory that it takes."""
 
+import tracemalloc
+from collections.abc import Callable
 from contextlib import contextmanager
 
 from fastcxr.progress import Progress
@@ -22,3 +24,13 @@ class Counted(Progress):
     @property
     def texts(self):
         return [item[1] for item in self.seen if isinstance(item, tuple)]
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Return the most bytes that Python and NumPy had allocated at once during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

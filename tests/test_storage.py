@@ -1,5 +1,10 @@
 """A file is written whole or not at all."""
 
+import errno
+import os
+import stat
+from contextlib import nullcontext
+
 import pytest
 
 from fastcxr.errors import OutputError, StorageError
@@ -39,6 +44,50 @@ def test_a_draft_takes_its_place_only_when_the_block_ends_well(tmp_path):
     with pytest.raises(OutputError, match="there already. Choose another name"), draft_beside(tmp_path / "a.h5"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def write_large(path, content):
+    with draft_beside(path) as draft:
+        draft.write_text(content)
+
+
+@pytest.mark.parametrize("write", [write_whole, write_large])
+def test_a_file_has_the_mode_of_any_new_file_and_the_umask_of_the_process_never_changes(tmp_path, monkeypatch, write):
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.umask", None)
+            write(tmp_path / "a.txt", "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("write", [write_whole, write_large])
+def test_the_folder_is_written_to_disk_once_the_file_has_its_name(tmp_path, monkeypatch, write):
+    synced, fsync = [], os.fsync
+
+    def record(handle):
+        is_folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        synced.append((is_folder, (tmp_path / "a.txt").exists()))
+        fsync(handle)
+
+    monkeypatch.setattr("os.fsync", record)
+    write(tmp_path / "a.txt", "new")
+    assert synced == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize(("error", "is_reported"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_that_cannot_sync_folders_is_no_error_and_a_failing_disk_is(
+    tmp_path, monkeypatch, error, is_reported
+):
+    def fail(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(StorageError) if is_reported else nullcontext():
+        write_whole(tmp_path / "a.txt", "new")
 
 
 def test_json_refuses_what_is_no_number(tmp_path):

@@ -1,5 +1,7 @@
 """Which pictures are nearly the same: saved anew, resized, brightened, padded, mirrored or inverted."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,9 @@ from fastcxr.checks.tables import SHOWN
 
 NEAR = 32  # of 256 bits that may differ; unrelated radiographs differ in 70 and more
 ALIKE = 0.93  # correlation of two pictures at 64 px; unrelated ones reach .924
-ROWS = 2048  # of pictures that are compared with all others at once
+ROWS = 2048  # of pictures that are compared with as many others at once
+PAIRS = 512  # of candidate pairs whose pixels are compared at once
+TURNS = (np.asarray, lambda small: small[:, :, ::-1], lambda small: 255 - small)
 
 
 def find_alike(looks: Looks) -> list[tuple[int, int]]:
@@ -21,18 +25,25 @@ def find_alike(looks: Looks) -> list[tuple[int, int]]:
 
 
 def _find_pairs(small: np.ndarray) -> set[tuple[int, int]]:
-    hashes = hash_looks(small)
-    found = set()
-    for turned in (small, small[:, :, ::-1], 255 - small):
-        others = hash_looks(turned)
-        pictures, variants = _standardise(small), _standardise(turned)
-        for start in range(0, len(small), ROWS):
-            distance = (hashes.shape[1] - hashes[start : start + ROWS] @ others.T) / 2
-            for one, other in zip(*np.nonzero(distance <= NEAR), strict=True):
-                one = int(one) + start
-                if one < other and pictures[one] @ variants[other] >= ALIKE:
-                    found.add((one, int(other)))
+    hashes, found = hash_looks(small), set()
+    for turn in TURNS:
+        for pairs in _find_near(hashes, hash_looks(small, turn)):
+            one, other = (_standardise(pictures) for pictures in (small[pairs[:, 0]], turn(small[pairs[:, 1]])))
+            alike = pairs[np.einsum("ij,ij->i", one, other) >= ALIKE]
+            found.update(zip(*alike.T.tolist(), strict=True))
     return found
+
+
+def _find_near(hashes: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of rows, the first one the smaller, whose hashes differ in few bits; (some, 2)."""
+    fewest = hashes.shape[1] - 2 * NEAR  # of equal less different bits
+    for start in range(0, len(hashes), ROWS):
+        block = hashes[start : start + ROWS].astype(np.float32)
+        for second in range(start, len(hashes), ROWS):
+            product = block @ others[second : second + ROWS].T.astype(np.float32)
+            pairs = np.argwhere(product >= fewest) + (start, second)
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+            yield from (pairs[first : first + PAIRS] for first in range(0, len(pairs), PAIRS))
 
 
 def _standardise(small: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Every image is read once, and what the checks of pixels and files need of it is kept: little, for many images."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastcxr.progress import Progress
 
 SIDE, HASHED = 64, 16
 BINS = 32
+ROWS = 1024  # images whose intermediate results are in memory at once
 EVEN = 8  # gray values that a border may vary by, as a JPEG's does
 
 
@@ -43,17 +45,19 @@ class Looks:
 
 def look_at(files: list[str], progress: Progress) -> Looks:
     """Read the files with all processors. Raises ImageError for one that cannot be read."""
-    found = []
+    small, trimmed = (np.empty((len(files), SIDE, SIDE), np.uint8) for _ in range(2))
+    histogram, facts = np.empty((len(files), BINS)), []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.bar(len(files), "looking at images") as bar:
-        for look in pool.map(_look, files):
-            found.append(look)
-            bar.advance()
-    small, trimmed, histogram, facts = zip(*found, strict=True)
-    return Looks(np.stack(small), np.stack(trimmed), np.stack(histogram), _tabulate(facts))
+        for start in range(0, len(files), ROWS):
+            for row, look in enumerate(pool.map(_look, files[start : start + ROWS]), start):
+                small[row], trimmed[row], histogram[row] = look[:3]
+                facts.append(look[3])
+                bar.advance()
+    return Looks(small, trimmed, histogram, _tabulate(facts))
 
 
-def _tabulate(facts: tuple[dict, ...]) -> pd.DataFrame:
-    table = pd.DataFrame(list(facts))
+def _tabulate(facts: list[dict]) -> pd.DataFrame:
+    table = pd.DataFrame(facts)
     return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
 
 
@@ -102,7 +106,14 @@ def _read_header(path: str) -> dict:
         return {"mode": picture.mode, "coarseness": table and sum(table)}
 
 
-def hash_looks(small: np.ndarray) -> np.ndarray:
-    """A perceptual hash of each picture, (n, 256), of plus and minus one: low frequencies against their median."""
-    waves = dctn(small.astype(float), axes=(1, 2))[:, :HASHED, :HASHED].reshape(len(small), -1)
-    return np.where(waves > np.median(waves, axis=1, keepdims=True), 1.0, -1.0).astype(np.float32)
+def hash_looks(small: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> np.ndarray:
+    """A perceptual hash of each picture, (n, 256), of plus and minus one: low frequencies against their median.
+
+    `turn`: applied to some pictures at a time before they are hashed.
+    """
+    hashes = np.empty((len(small), HASHED**2), np.int8)
+    for start in range(0, len(small), ROWS):
+        waves = dctn(turn(small[start : start + ROWS]).astype(float), axes=(1, 2))[:, :HASHED, :HASHED]
+        waves = waves.reshape(len(waves), -1)
+        hashes[start : start + ROWS] = np.where(waves > np.median(waves, axis=1, keepdims=True), 1, -1)
+    return hashes

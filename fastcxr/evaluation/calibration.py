@@ -21,6 +21,7 @@ LOWEST, HIGHEST = 0.05, 20.0  # temperatures
 FEWEST = 30  # validation images, below which a temperature would be guessed
 BINS = 15
 DRAWS, SEED = 1000, 0
+CELLS = 1 << 20  # random numbers in memory at once (8 MiB as float64)
 STEPS, STEEPEST, WORST = 100, 50.0, 1e12  # of Newton's method; a slope or condition beyond: nothing overlaps
 
 
@@ -110,7 +111,9 @@ def image_losses(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 def image_briers(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Each image's squared distance from the truth, summed over classes (Brier 1950); shape (n,)."""
-    return np.square(probability - np.eye(probability.shape[1])[truth]).sum(axis=1)
+    distance = np.array(probability, float)
+    distance[np.arange(len(truth)), truth] -= 1
+    return np.square(distance, out=distance).sum(axis=1)
 
 
 def calibration_error(sure: np.ndarray, right: np.ndarray) -> float:
@@ -120,8 +123,10 @@ def calibration_error(sure: np.ndarray, right: np.ndarray) -> float:
 
 def chance_error(sure: np.ndarray) -> float:
     """The calibration error that perfect probabilities of these images stay below in 95 of 100 draws."""
-    right = np.random.default_rng(SEED).random((DRAWS, len(sure))) < sure
-    return float(np.quantile(_errors(sure, right), 0.95))
+    rng, at_once = np.random.default_rng(SEED), max(1, CELLS // len(sure))
+    sizes = (min(at_once, DRAWS - done) for done in range(0, DRAWS, at_once))
+    errors = [_errors(sure, rng.random((size, len(sure))) < sure) for size in sizes]
+    return float(np.quantile(np.concatenate(errors), 0.95))
 
 
 def _errors(sure: np.ndarray, right: np.ndarray) -> np.ndarray:

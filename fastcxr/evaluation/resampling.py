@@ -5,13 +5,15 @@ thousand draws of a thousand images a matter of a second.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from fastcxr.evaluation.calibration import image_briers, image_losses
 
 DRAWS = 2000
-CELLS = 1 << 22  # of weights that are in memory at once
+CELLS = 1 << 21  # weights in memory at once (16 MiB as float64)
 Figures = dict[str, np.ndarray]
 
 
@@ -22,7 +24,8 @@ def redraw(
 
     `truth`: positions in `labels`, shape (n,). `probability`: (n, k). `patients`: a name an image.
     """
-    parts = [_figures(weights, truth, probability, labels) for weights in draw_weights(patients, seed)]
+    images = Images.of(truth, probability, labels)
+    parts = [images.measure(weights) for weights in draw_weights(patients, seed)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -37,34 +40,106 @@ def draw_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         left -= draws
 
 
-def _figures(weights: np.ndarray, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figures:
-    k = len(labels)
-    cells = np.eye(k * k)[truth * k + probability.argmax(axis=1)]
-    confusion = (weights @ cells).reshape(-1, k, k)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        figures = _of_counts(confusion, labels)
-        ranks = [_of_ranks(weights, truth == k, probability[:, k]) for k in range(len(labels))]
-    for name, column in (("auroc", 0), ("average_precision", 1)):
-        figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(labels)}
-        figures[f"{name}.macro"] = _mean([rank[column] for rank in ranks])
-    losses = {"log_loss": image_losses(truth, probability), "brier": image_briers(truth, probability)}
-    total = weights.sum(axis=1)
-    figures |= {f"calibration.{name}": weights @ loss / total for name, loss in losses.items()}
-    if k > 2:
-        figures["top2_accuracy"] = weights @ is_among_two(truth, probability) / total
-    return figures
-
-
 def is_among_two(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Whether the truth is one of the two most probable classes; the last of them in a tie, as in scikit-learn."""
     two = np.argsort(probability, axis=1, kind="stable")[:, -2:]
     return (two == truth[:, None]).any(axis=1)
 
 
-def _of_counts(confusion: np.ndarray, labels: Sequence[str]) -> Figures:
-    """`confusion`: (draws, k, k)."""
-    total, support, predicted = confusion.sum(axis=(1, 2)), confusion.sum(axis=2), confusion.sum(axis=1)
-    hits = np.diagonal(confusion, axis1=1, axis2=2)
+@dataclass(frozen=True)
+class Images:
+    """What the metrics need of n images, computed once for all draws.
+
+    support, predicted, hits: the images of each true class, of each predicted class, and those where it is the same;
+    sparse (k, n), because indicators of all pairs of classes would take n times k squared numbers. rankings: one a
+    class. means: metrics that are means over images, each (n,).
+    """
+
+    labels: Sequence[str]
+    support: csr_array
+    predicted: csr_array
+    hits: csr_array
+    rankings: list["Ranking"]
+    means: Figures
+
+    @classmethod
+    def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "Images":
+        """Prepare the images; arguments as in `redraw`."""
+        guess, everyone = probability.argmax(axis=1), np.arange(len(truth))
+        groups = ((truth, everyone), (guess, everyone), (truth, np.flatnonzero(guess == truth)))
+        means = {
+            "calibration.log_loss": image_losses(truth, probability),
+            "calibration.brier": image_briers(truth, probability),
+        }
+        if len(labels) > 2:
+            means["top2_accuracy"] = is_among_two(truth, probability).astype(float)
+        rankings = [Ranking.of(truth == k, probability[:, k]) for k in range(len(labels))]
+        return cls(labels, *(_by_class(*group, len(labels)) for group in groups), rankings, means)
+
+    def measure(self, weights: np.ndarray) -> Figures:
+        """Every metric in each draw. `weights`: (draws, n)."""
+        total, columns = weights.sum(axis=1), np.ascontiguousarray(weights.T)
+        counts = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            figures = _of_counts(*counts, total, self.labels)
+            ranks = [ranking.measure(columns) for ranking in self.rankings]
+        for name, column in (("auroc", 0), ("average_precision", 1)):
+            figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(self.labels)}
+            figures[f"{name}.macro"] = _mean([rank[column] for rank in ranks])
+        return figures | {name: weights @ values / total for name, values in self.means.items()}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images in the order of one class's score, highest first, in groups that are summed at once.
+
+    above: the positive images of each distinct score of a positive image, sparse (g, n). named: all images in 2g + 1
+    groups: those before each of these scores, those with it, and last those after all of them.
+    """
+
+    above: csr_array
+    named: csr_array
+
+    @classmethod
+    def of(cls, positive: np.ndarray, score: np.ndarray) -> "Ranking":
+        """Rank images by `score`; both of shape (n,)."""
+        order = np.argsort(-score, kind="stable").astype(np.int32)
+        positives = order[positive[order]]
+        scores, first = np.unique(-score[positives], return_index=True)
+        edges = np.stack([np.searchsorted(-score[order], scores, side=side) for side in ("left", "right")], axis=1)
+        return cls(_grouped(positives, first[1:], len(order)), _grouped(order, edges.ravel(), len(order)))
+
+    def measure(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC and average precision in each draw; nan without a positive or, for the AUROC, a negative image.
+
+        `columns`: weights, (n, draws).
+        """
+        above, named = self.above @ columns, (self.named @ columns).cumsum(axis=0)
+        hits, before, upto = above.cumsum(axis=0), named[:-1:2], named[1::2]
+        if not len(upto):
+            return np.full(columns.shape[1], np.nan), np.full(columns.shape[1], np.nan)
+        negatives, below = named[-1] - hits[-1], upto - before - above
+        # a positive is ranked above the negatives after it, and above half of those of its own score
+        auroc = (above * (negatives - (upto - hits) + below / 2)).sum(axis=0) / (hits[-1] * negatives)
+        precision = np.where(above > 0, hits / upto, 0.0)
+        return auroc, (above * precision).sum(axis=0) / hits[-1]
+
+
+def _by_class(place: np.ndarray, rows: np.ndarray, k: int) -> csr_array:
+    """Which of the images `rows` are of each class, sparse (k, n); `place`: the class of every image, (n,)."""
+    return csr_array((np.ones(len(rows)), (place[rows], rows)), shape=(k, len(place)))
+
+
+def _grouped(images: np.ndarray, edges: np.ndarray, n: int) -> csr_array:
+    """A row for each run of `images` between two `edges`: its sums are the matrix product; sparse (edges + 1, n)."""
+    pointers = np.concatenate([[0], edges, [len(images)]]).astype(np.int32)
+    return csr_array((np.ones(len(images), np.int8), images, pointers), shape=(len(pointers) - 1, n))
+
+
+def _of_counts(
+    hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, total: np.ndarray, labels: Sequence[str]
+) -> Figures:
+    """Metrics of the predicted class. `hits`, `support`, `predicted`: (draws, k); `total`: (draws,)."""
     recall, rest = hits / support, total[:, None] - support
     columns = {
         "sensitivity": recall,
@@ -76,18 +151,6 @@ def _of_counts(confusion: np.ndarray, labels: Sequence[str]) -> Figures:
     for k, label in enumerate(labels):
         figures |= {f"per_class.{label}.{name}": column[:, k] for name, column in columns.items()}
     return figures
-
-
-def _of_ranks(weights: np.ndarray, positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and average precision of one class in each draw, images of one score taken together."""
-    order = np.argsort(-score, kind="stable")
-    starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
-    above, below = (np.add.reduceat(weights[:, order] * side[order], starts, axis=1) for side in (positive, ~positive))
-    hits, falls = above.cumsum(axis=1), below.cumsum(axis=1)
-    # a negative is beaten by the positives before it, and by half of those beside it
-    auroc = (below * (hits - above / 2)).sum(axis=1) / (hits[:, -1] * falls[:, -1])
-    precision = np.where(above > 0, hits / (hits + falls), 0.0)
-    return auroc, (above * precision).sum(axis=1) / hits[:, -1]
 
 
 def _mean(columns: list[np.ndarray]) -> np.ndarray:

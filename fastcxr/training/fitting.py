@@ -20,7 +20,8 @@ from fastcxr.training.heads import DepthHead, head_of
 log = logging.getLogger("fastcxr")
 STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the ridge, strongest first: each fit starts from the one before
 STEPS = 60  # of L-BFGS, at most
-ROWS = 8192  # of features that are in memory at once
+ROWS = 8192  # of features that enter one matrix product
+MEMORY = 1 << 30  # bytes that a copy of a split's features may take; beyond it they are read from the bank in each step
 SMALLEST_DEVIATION = 1e-4  # a feature that never moves says nothing
 
 
@@ -34,26 +35,61 @@ class Part:
     times: torch.Tensor
 
     def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Features, labels and times, a bounded number of rows at once."""
-        yield from self.few if len(self.features) * len(self.rows) <= ROWS else self.read()
+        """Yield features in single precision, labels and times, at most ROWS rows at once."""
+        found = self.read() if self.copy is None else self.copy.read()
+        for chunk, piece in zip(found, self.pieces * len(self.features), strict=True):
+            yield chunk, self.labels[piece], self.times[piece]
+
+    @property
+    def pieces(self) -> list[slice]:
+        """The rows of each chunk of a view."""
+        return [slice(start, start + ROWS) for start in range(0, len(self.rows), ROWS)]
 
     @cached_property
-    def few(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """All chunks, in memory: every step of a fit looks at them."""
-        return list(self.read())
+    def copy(self) -> "Copy | None":
+        """All features in memory, which every step of a fit needs; None if they exceed MEMORY in half precision too."""
+        numbers = len(self.features) * len(self.rows) * self.features.shape[2]
+        if 4 * numbers <= MEMORY:
+            return Copy(list(self.read()))
+        return make_half_copy(self.read()) if 2 * numbers <= MEMORY else None
 
-    def read(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """The chunks from the bank."""
+    def read(self) -> Iterator[torch.Tensor]:
+        """Yield the features of each chunk from the bank."""
         for view in range(len(self.features)):
-            for start in range(0, len(self.rows), ROWS):
-                piece = slice(start, start + ROWS)
-                found = torch.from_numpy(np.ascontiguousarray(self.features[view, self.rows[piece]]))
-                yield found, self.labels[piece], self.times[piece]
+            for piece in self.pieces:
+                yield torch.from_numpy(np.ascontiguousarray(self.features[view, self.rows[piece]]))
 
     def join(self, other: "Part") -> "Part":
         """Both parts, in the views of this one."""
         rows = np.concatenate([self.rows, other.rows])
         return Part(self.features, rows, torch.cat([self.labels, other.labels]), torch.cat([self.times, other.times]))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Chunks of features in memory; `centre` was subtracted from each row, None for chunks as they are in the bank."""
+
+    parts: list[torch.Tensor]
+    centre: torch.Tensor | None = None
+
+    def read(self) -> Iterator[torch.Tensor]:
+        """Yield the chunks in single precision."""
+        for part in self.parts:
+            yield part if self.centre is None else part.float().add_(self.centre)
+
+
+def make_half_copy(chunks: Iterator[torch.Tensor]) -> Copy | None:
+    """Copy chunks in half precision; None if a feature exceeds its range.
+
+    Without their mean features are rounded to 1/2048 of their distance from it, not of their size.
+    """
+    parts, centre = [], None
+    for chunk in chunks:
+        centre = chunk.mean(dim=0) if centre is None else centre
+        parts.append((chunk - centre).half())
+        if not parts[-1].isfinite().all():
+            return None
+    return Copy(parts, centre)
 
 
 def take_part(loader, bank: Bank) -> Part:
@@ -80,7 +116,8 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     head, loss = head_of(learner.model), learner.loss_func.func
     fit = fit_parts(head, loss, train, valid, progress)
     set_weight(head, fit.weight)
-    learner.fitted = Fitted(bank, hash_body(learner.model), train, valid, fit, last=fit.weight)
+    parts = replace(train), replace(valid)  # without their copies in memory
+    learner.fitted = Fitted(bank, hash_body(learner.model), *parts, fit, last=fit.weight)
     log.info("the head is fitted on features of %s images (ridge %g)", f"{len(train.rows):,}", fit.strength)
     logits = answer_all(fit.weight, head, valid)
     figures = {metric.name: float(metric.func(logits, valid.labels)) for metric in learner.metrics}
@@ -173,7 +210,7 @@ def answer_all(weight: torch.Tensor, head: DepthHead, part: Part) -> torch.Tenso
 
 def standardise(head: DepthHead, part: Part) -> None:
     """Let the head take each feature less its mean, over its deviation, in these rows."""
-    count = sum(len(chunk) for chunk, _, _ in part.chunks())
+    count = len(part.features) * len(part.rows)
     mean = sum(chunk.double().sum(dim=0) for chunk, _, _ in part.chunks()) / count
     variance = sum((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in part.chunks()) / count
     head.mean.copy_(mean)

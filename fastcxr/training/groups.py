@@ -19,6 +19,24 @@ def layer_groups(network: nn.Module) -> list[list[nn.Parameter]]:
     return [[parameters[name] for name in group] for group in [*bodies, sorted(head)]]
 
 
+def find_frozen(network: nn.Module) -> list[nn.Module]:
+    """Modules that do not learn, those without parameters among them: dropout, stochastic depth, activations.
+
+    A module without parameters belongs to the smallest module around it that has some. If only a part of that one
+    learns, it belongs to the layer that follows it: dropout before a head is the head's, after an embedding the body's.
+    """
+    frozen, is_learning = [], True  # of the layer that follows, in the order of definition
+    for module in reversed(list(network.modules())):
+        own, inside = list(module.parameters(recurse=False)), list(module.parameters())
+        if inside and not any(parameter.requires_grad for parameter in inside):
+            frozen += module.modules()
+        if own:
+            is_learning = any(parameter.requires_grad for parameter in own)
+        if not is_learning and (own or not inside):
+            frozen.append(module)
+    return frozen
+
+
 def _layers(network: nn.Module) -> list[list[str]]:
     """Parameter names, layer by layer from the stem: timm's own grouping, or the stages of any other network."""
     names = [name for name, _ in network.named_parameters()]

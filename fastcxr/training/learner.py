@@ -19,7 +19,7 @@ from fastcxr.recipe import Recipe
 from fastcxr.training.arithmetic import computing, find_precision, keep_memory
 from fastcxr.training.backbones import describe_backbone, explain_choice, find_backbone, make_network
 from fastcxr.training.beginning import begin_exactly
-from fastcxr.training.groups import layer_groups
+from fastcxr.training.groups import find_frozen, layer_groups
 from fastcxr.training.heads import plan_head
 from fastcxr.training.losses import CohortLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
@@ -28,16 +28,14 @@ log = logging.getLogger("fastcxr")
 
 
 class FrozenStaysFrozen(Callback):
-    """Layers that do not learn run as they will in use: their batch norm keeps the statistics of the weights file."""
+    """Frozen layers compute as they do in evaluation: batch norm keeps its statistics, and nothing is dropped."""
 
     order = 60  # after fastai has put the whole network into training mode
 
     def before_train(self) -> None:
-        """Put what is frozen into the mode of use."""
-        for module in self.model.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
+        """Put every frozen module into evaluation mode."""
+        for module in find_frozen(self.model):
+            module.training = False
 
 
 class Bfloat16(Callback):

@@ -5,8 +5,11 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from counted import peak_memory
 from PIL import Image
 
+from fastcxr.checks import likeness
+from fastcxr.checks import looks as looks_module
 from fastcxr.checks.likeness import check_likeness, find_alike
 from fastcxr.checks.looks import Looks, look_at
 from fastcxr.checks.probes import check_probes
@@ -130,6 +133,35 @@ def test_one_picture_is_found_although_noise_makes_its_border_uneven(tmp_path):
     noisy = [np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8) for picture in framed]
     files = [save(picture, tmp_path / f"{number}.png") for number, picture in enumerate(framed + noisy)]
     assert find_alike(look_at(files, Progress())) == [(number, number + 20) for number in range(20)]
+
+
+def test_images_of_two_blocks_are_compared_as_those_of_one(monkeypatch):
+    rng = np.random.default_rng(1)
+    small = np.stack([draw_chest(rng, 64) for _ in range(60)])
+    small[30:40], small[45:50], small[55:] = small[:10, :, ::-1], 255 - small[10:15], small[20:25]
+    looks = Looks(small, small, None, None)
+    whole = find_alike(looks)
+    monkeypatch.setattr(looks_module, "ROWS", 7)
+    monkeypatch.setattr(likeness, "ROWS", 7)
+    monkeypatch.setattr(likeness, "PAIRS", 2)
+    assert find_alike(looks) == whole
+    assert set(whole) >= {(0, 30), (9, 39), (10, 45), (14, 49), (20, 55), (24, 59)}
+
+
+def test_near_duplicates_are_found_in_less_memory_than_the_images_take_as_numbers(monkeypatch):
+    monkeypatch.setattr(likeness, "ROWS", 256)
+    monkeypatch.setattr(looks_module, "ROWS", 256)
+    small = np.random.default_rng(0).integers(0, 256, (2000, 64, 64), dtype=np.uint8)
+    looks = Looks(small, small, None, None)
+    assert peak_memory(lambda: find_alike(looks)) < 32e6, "all images in single precision take 33 MB"
+
+
+def test_images_are_kept_as_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(looks_module, "ROWS", 32)
+    rng = np.random.default_rng(0)
+    files = [save(rng.integers(0, 256, (64, 64), dtype=np.uint8), tmp_path / f"{n}.png") for n in range(10)] * 60
+    looks_of(pd.DataFrame({"file": files[:10]}))  # imports
+    assert peak_memory(lambda: looks_of(pd.DataFrame({"file": files}))) < 12_000 * len(files), "two squares of 4 KiB"
 
 
 def test_one_picture_in_two_splits_fails_and_two_patients_in_one_split_are_a_warning(cohort, tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from counted import peak_memory
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
@@ -143,3 +144,15 @@ def test_figures_before_the_temperature_stand_beside_those_after():
 
 def test_no_image_is_no_error():
     assert measure_calibration(np.zeros(0, int), np.zeros((0, 3)), LABELS, [])["log_loss"] is None
+
+
+def test_the_chance_error_is_the_same_whatever_number_of_draws_is_in_memory(monkeypatch):
+    sure = np.random.default_rng(0).random(300)
+    whole = module.chance_error(sure)
+    monkeypatch.setattr(module, "CELLS", 7 * 300)
+    assert module.chance_error(sure) == pytest.approx(whole, abs=1e-12)
+
+
+def test_the_chance_error_does_not_hold_all_draws_of_all_images():
+    sure = np.random.default_rng(0).random(20_000)
+    assert peak_memory(lambda: module.chance_error(sure)) < 50e6, "all draws would take 320 MB"

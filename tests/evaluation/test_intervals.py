@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from counted import peak_memory
 
 from fastcxr.evaluation import resampling
 from fastcxr.evaluation.calibration import measure_calibration
@@ -30,7 +31,7 @@ def intervals(truth, probability, patients, labels=LABELS):
 def test_drawn_figures_are_those_of_the_images_repeated():
     truth, probability = draw()
     weights = np.random.default_rng(1).integers(0, 4, (5, 120)).astype(float)
-    drawn = resampling._figures(weights, truth, probability, LABELS)
+    drawn = resampling.Images.of(truth, probability, LABELS).measure(weights)
     for row, times in enumerate(weights.astype(int)):
         images = np.repeat(truth, times), np.repeat(probability, times, axis=0), LABELS
         expected = flatten(measure(*images) | {"calibration": measure_calibration(*images, np.arange(times.sum()))})
@@ -39,10 +40,28 @@ def test_drawn_figures_are_those_of_the_images_repeated():
         )
 
 
+def test_metrics_of_a_draw_are_the_same_whatever_number_of_draws_is_in_memory(monkeypatch):
+    truth, probability = draw()
+    patients = np.arange(120) // 2
+    whole = resampling.redraw(truth, probability, LABELS, patients, 0)
+    monkeypatch.setattr(resampling, "CELLS", 7 * 120)
+    for name, pieces in resampling.redraw(truth, probability, LABELS, patients, 0).items():
+        np.testing.assert_allclose(pieces, whole[name], rtol=0, atol=1e-12)
+
+
+def test_a_hundred_classes_take_no_memory_for_each_pair_of_classes(monkeypatch):
+    monkeypatch.setattr(resampling, "DRAWS", 20)
+    truth, probability = draw(n=3000, k=100)
+    labels = [f"class {k}" for k in range(100)]
+    peak = peak_memory(lambda: resampling.redraw(truth, probability, labels, np.arange(3000), 0))
+    assert peak < 40e6, "indicators of all pairs of classes would take 240 MB, and their table 800 MB"
+
+
 def test_a_draw_that_lacks_a_class_leaves_its_figures_undefined():
     truth, probability = draw()
     weights = np.where(truth == 2, 0.0, 1.0)[None]
-    drawn = {name: column[0] for name, column in resampling._figures(weights, truth, probability, LABELS).items()}
+    images = resampling.Images.of(truth, probability, LABELS)
+    drawn = {name: column[0] for name, column in images.measure(weights).items()}
     assert np.isnan([drawn["per_class.c.sensitivity"], drawn["auroc.per_class.c"], drawn["per_class.c.f1"]]).all()
     kept = truth != 2
     expected = measure(truth[kept], probability[kept], LABELS)

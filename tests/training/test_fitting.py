@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastcxr.training import fitting
 from fastcxr.training.bank import make_bank
 from fastcxr.training.fitting import take_part
 from fastcxr.training.heads import head_of
+from fastcxr.training.losses import LabelSmoothingCrossEntropy
 from fastcxr.training.strategies import train
 
 
@@ -261,3 +263,61 @@ def test_files_that_are_not_in_the_bank_are_looked_at(toy_manifest, tmp_path):
     table = toy_manifest[3:4].assign(file=str(tmp_path / "other.png"))
     expected = predict(learner, toy_manifest[3:4], splits=None).probability
     np.testing.assert_allclose(predict(learner, table, splits=None).probability, expected, atol=1e-3)
+
+
+class CountedBank:
+    """Features of one view that count how often rows are read."""
+
+    def __init__(self, features):
+        self.all, self.shape, self.reads = features[None], features[None].shape, 0
+
+    def __len__(self):
+        return len(self.all)
+
+    def __getitem__(self, place):
+        self.reads += 1
+        return self.all[place]
+
+
+def made_up_part(rows=60, features=5, offset=0.0):
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 3, rows))
+    found = (rng.normal(size=(rows, features)) + np.eye(3, features)[labels] + offset).astype(np.float32)
+    return fitting.Part(CountedBank(found), np.arange(rows), labels, torch.ones(rows))
+
+
+def fit_made_up(part):
+    width = part.features.shape[2]
+    head = SimpleNamespace(linear=torch.nn.Linear(width, 3), mean=torch.zeros(width), deviation=torch.ones(width))
+    return fitting.fit_parts(head, LabelSmoothingCrossEntropy(0.0), part, replace(part), SILENT)
+
+
+@pytest.mark.parametrize("memory", [60 * 5 * 4, 60 * 5 * 2])
+def test_a_fit_reads_each_row_of_the_bank_once_if_a_copy_fits_into_memory(monkeypatch, memory):
+    monkeypatch.setattr(fitting, "ROWS", 8)
+    monkeypatch.setattr(fitting, "MEMORY", memory)
+    part = made_up_part()
+    fit_made_up(part)
+    assert part.features.reads == 2 * 8, "eight chunks, for training and for validation"
+
+
+def test_a_fit_on_a_copy_in_half_precision_is_that_on_the_bank(monkeypatch):
+    monkeypatch.setattr(fitting, "ROWS", 8)
+    fits = []
+    for memory in (60 * 5 * 4, 60 * 5 * 2, 0):
+        monkeypatch.setattr(fitting, "MEMORY", memory)
+        part = made_up_part(offset=300.0)  # which half precision alone would round to a quarter
+        fits.append(fit_made_up(part))
+    whole, half, none = fits
+    assert whole.weight.equal(none.weight) and part.features.reads > 100
+    torch.testing.assert_close(half.weight, whole.weight, atol=5e-3, rtol=0)
+    assert not half.weight.equal(whole.weight)
+
+
+def test_features_beyond_the_range_of_half_precision_are_not_copied():
+    assert fitting.make_half_copy(iter([torch.zeros(2, 3), torch.full((2, 3), 1e6)])) is None
+
+
+def test_a_fitted_learner_holds_no_copy_of_its_features(toy_manifest):
+    learner, _ = fit(toy_manifest)
+    assert "copy" not in vars(learner.fitted.train) and "copy" not in vars(learner.fitted.valid)

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from fastcxr.errors import DataError, OutputError
+from fastcxr.storage import sync_folder
 
 VARIABLE = "FASTCXR_SALT"
 
@@ -61,6 +62,7 @@ def _make_salt(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         path.hardlink_to(draft)  # unlike a rename it never replaces a salt that came first
+        sync_folder(path.parent)
     except FileExistsError:
         pass
     finally:
