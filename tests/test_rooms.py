@@ -12,8 +12,8 @@ HOUSE = Path(__file__).parent.parent / "fastcxr"
 HEAVY = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
 # may be imported by anyone
 LEAVES = {
-    "agreement", "cells", "choices", "errors", "lock", "markup", "privacy", "progress", "recipe", "stopping", "storage",
-    "traits", "version",
+    "agreement", "cells", "choices", "cpus", "errors", "lock", "markup", "privacy", "progress", "recipe", "stopping",
+    "storage", "traits", "version",
 }  # fmt: skip
 MAY_IMPORT = {
     "data": LEAVES,

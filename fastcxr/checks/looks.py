@@ -1,6 +1,5 @@
 """Every image is read once, and what the checks of pixels and files need of it is kept: little, for many images."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
 from fastcxr.data.hdf5 import read_reference
 from fastcxr.data.images import read_image
@@ -44,7 +44,7 @@ class Looks:
 def look_at(files: list[str], progress: Progress) -> Looks:
     """Read the files with all processors. Raises ImageError for one that cannot be read."""
     found = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.bar(len(files), "looking at images") as bar:
+    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "looking at images") as bar:
         for look in pool.map(_look, files):
             found.append(look)
             bar.advance()

@@ -6,7 +6,6 @@ that they borrow, and keep the names), or if both show the same picture.
 """
 
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.folders import refuse_pairs
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
 from fastcxr.data.hdf5 import read_packed_checksum, read_reference
@@ -102,7 +102,7 @@ def name_contents(files: pd.Series) -> pd.Series:
     sizes = files.map(lambda file: Path(file).stat().st_size if Path(file).is_file() else -1)
     # the checksum of a packed image is that of its file, whose size nobody wrote down
     asked = files[packed | (sizes.duplicated(keep=False) | packed.any()) & (sizes >= 0)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         sums = list(pool.map(find_checksum, asked))
     return pd.Series(sums, index=asked.index, dtype="object").reindex(files.index).astype(TEXT)
 
@@ -148,7 +148,7 @@ def _say_copies(homes: pd.Series, groups: list[list[int]], kept: list[int]) -> N
 def _keep_alike(files: pd.Series, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The pairs of rows that show the same picture."""
     places = sorted({i for pair in pairs for i in pair})
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         glances = dict(zip(places, pool.map(_glance, files[places]), strict=True))
     return [(a, b) for a, b in pairs if _is_alike(glances[a], glances[b])]
 

@@ -1,6 +1,5 @@
 """A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError
@@ -154,7 +154,7 @@ def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> 
 
 def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
     """Every file's square, in order, read by all cores while the caller computes; memory stays bounded."""
-    with ThreadPoolExecutor(min(count_cores(), MOST_READERS)) as readers:
+    with ThreadPoolExecutor(min(count_cpus(), MOST_READERS)) as readers:
         waiting: deque[Future] = deque()
         for file in files:
             waiting.append(readers.submit(_read_square, file, size))
@@ -162,11 +162,6 @@ def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def count_cores() -> int:
-    """Cores that this process may use, which can be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_square(file: str, size: int) -> Square:
