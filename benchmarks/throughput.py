@@ -24,7 +24,7 @@ from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.clock import read_clock
+from fastcxr.training.devices import read_clock
 
 WARM_UP = 3
 PLAIN = {"plain fastai": None, "plain fastai, no workers": 0}  # processes that read; None is fastai's own choice

@@ -28,12 +28,12 @@ from fastcxr.training.arithmetic import computing
 from fastcxr.training.backbones import find_backbone
 from fastcxr.training.bank import Bank, make_bank
 from fastcxr.training.chest_weights import XRV
-from fastcxr.training.clock import read_clock
+from fastcxr.training.devices import find_device, read_clock
 from fastcxr.training.fitting import Part, answer_all, fit_parts
 from fastcxr.training.folding import quicken
 from fastcxr.training.heads import head_of
 from fastcxr.training.learner import macro_auroc, make_learner
-from fastcxr.training.loaders import find_device, make_loaders
+from fastcxr.training.loaders import make_loaders
 from fastcxr.training.weights import find_file
 
 log = logging.getLogger("fastcxr")

@@ -16,7 +16,7 @@ from fastai.learner import Learner
 
 from fastcxr import stopping
 from fastcxr.training.checkpoints import Checkpoints
-from fastcxr.training.clock import read_clock
+from fastcxr.training.devices import read_clock
 from fastcxr.training.epochs import EpochReport
 
 MINUTES_APART = 3.0  # a state is written at every epoch, and within long ones this often

@@ -14,7 +14,7 @@ from torch import nn
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Bar, Progress
 from fastcxr.recipe import Recipe, Stage
-from fastcxr.training.clock import read_clock
+from fastcxr.training.devices import read_clock
 from fastcxr.training.pictures import PictureLoader
 from fastcxr.training.time_limit import Deadline
 

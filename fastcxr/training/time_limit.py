@@ -8,7 +8,7 @@ import torch
 from fastai.learner import Learner
 
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.clock import read_clock
+from fastcxr.training.devices import read_clock
 from fastcxr.training.gate import MOST
 
 UNITS = {"s": 1, "m": 60, "h": 3600}

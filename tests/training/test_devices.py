@@ -1,4 +1,4 @@
-"""A device has completed its work when the clock is read."""
+"""The fastest device is found by itself, and has completed its work when the clock is read."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastcxr.training import clock, time_limit
-from fastcxr.training.clock import read_clock
+from fastcxr.training import devices, time_limit
+from fastcxr.training.devices import find_device, read_clock
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -22,7 +22,7 @@ def slow(monkeypatch):
         slow.now += 1.0
 
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
-    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: slow.now))
+    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: slow.now))
     return slow
 
 
@@ -52,4 +52,14 @@ def test_a_step_is_timed_to_its_end_on_a_device(slow, monkeypatch):
 def test_no_other_place_reads_the_clock_for_work_on_a_device():
     files = [*(ROOT / "fastcxr" / "training").glob("*.py"), ROOT / "fastcxr" / "scout.py"]
     reading = [file.name for file in files if "perf_counter" in file.read_text(encoding="utf-8")]
-    assert sorted(reading) == ["clock.py", "time_limit.py"]  # a time limit is one of the wall clock
+    assert sorted(reading) == ["devices.py", "time_limit.py"]  # a time limit is one of the wall clock
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"), [(True, False, "cuda:1"), (False, True, "mps:0"), (False, False, "cpu")]
+)
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert str(find_device("auto")) == device
