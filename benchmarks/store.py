@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.images import check_images, fit_square, read_image
 from fastcxr.data.store import open_pictures
 
@@ -51,7 +52,7 @@ def measure(read: Callable[[np.ndarray], np.ndarray], count: int, run: int) -> f
 
 def compare(files: list[str], size: int, runs: int) -> dict[str, list[float]]:
     """Seconds of each run of each road."""
-    cores = os.cpu_count() or 1
+    cores = count_cpus()
     seconds = {"filling the store, once": [], "opening it again": []}
     for words in seconds:
         started = time.perf_counter()

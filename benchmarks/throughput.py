@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: what `import fastcxr` sets, for all
@@ -25,6 +24,7 @@ from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
 from fastcxr.training.arithmetic import computing
+from fastcxr.training.devices import read_clock
 
 WARM_UP = 3
 PLAIN = {"plain fastai": None, "plain fastai, no workers": 0}  # processes that read; None is fastai's own choice
@@ -39,16 +39,9 @@ class Stopwatch(Callback):
 
     def after_batch(self) -> None:
         if self.training and self.iter + 1 in (WARM_UP, WARM_UP + self.steps):
-            wait(self.dls.device)
-            self.began, self.ended = getattr(self, "ended", None), time.perf_counter()
+            self.began, self.ended = getattr(self, "ended", None), read_clock(self.dls.device)
         if self.iter + 1 == WARM_UP + self.steps:
             raise CancelFitException
-
-
-def wait(device: torch.device) -> None:
-    """A GPU answers before it is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def end_to_end(learner: Learner, steps: int) -> float:
@@ -70,15 +63,13 @@ def ceiling(learner: Learner, steps: int) -> float:
     learner.model.train().to(memory_format=torch.channels_last)
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
-            wait(learner.dls.device)
-            started = time.perf_counter()
+            started = read_clock(learner.dls.device)
         with computing(learner.precision, learner.dls.device):
             logits = learner.model(images)
         learner.loss_func(logits.float(), labels).backward()
         learner.opt.step()
         learner.opt.zero_grad()
-    wait(learner.dls.device)
-    return steps * len(labels) / (time.perf_counter() - started)
+    return steps * len(labels) / (read_clock(learner.dls.device) - started)
 
 
 def measure(given: argparse.Namespace) -> float:

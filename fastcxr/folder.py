@@ -4,7 +4,6 @@ Nothing here needs torch, so that a cohort is described in the time that it take
 """
 
 import logging
-import os
 import platform
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import Any, Self
 import pandas as pd
 
 from fastcxr.cells import guard
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.excerpt import samples_of_each_class
 from fastcxr.data.histograms import measure_images
 from fastcxr.data.images import read_image, thumbnail_jpeg
@@ -104,7 +104,7 @@ class CohortFolder(Progress):
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+            "machine": f"{platform.system()} {platform.machine()}, {count_cpus()} processors",
             "said": self.said,
         } | self.facts
 

@@ -1,72 +1,142 @@
-"""A folder that one process writes into: others are told to wait. The kernel frees it, however the process ends."""
+"""Exclusive ownership of an output folder: one process writes into it, the others get a BusyError.
+
+The owner holds a lock of the operating system on the file `.lock` of the folder (flock, on Windows LockFileEx), which
+ends with its process, however that ends. The file is removed on release, so no finished folder contains one.
+POSIX: the file is removed while it is locked. A process that locks a file which is no longer in the folder tries again.
+Windows: an open file cannot be removed, so it is closed first. The removal fails if another process has opened the file
+since; that one then owns the folder and removes the file.
+"""
 
 import logging
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fastcxr.errors import BusyError
-
-try:
-    import fcntl
-except ImportError:  # Windows has none; there nobody is told
-    fcntl = None
+from fastcxr.errors import BusyError, OutputError
 
 log = logging.getLogger("fastcxr")
 LOCK = ".lock"
-_open: set = set()  # the lock files of this process
+ATTEMPTS, PAUSE_SECONDS = 5, 0.02  # `is_held` of another process holds the lock for a moment
+OWNER_OFFSET, OWNER_BYTES = 1, 20  # Windows locks the first byte against reading too
+_open: set[int] = set()  # descriptors of the locks that this process holds
 
 
-def _let_go() -> None:
-    """A loader's process must not hold what the one that trains holds: it outlives that one by seconds."""
-    for file in _open:
-        file.close()
+def _close_in_child() -> None:
+    """Close the locks in a forked data loader worker: it may outlive the training process by seconds."""
+    for descriptor in _open:
+        os.close(descriptor)
     _open.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the folder for the length of the block. Raises BusyError, with its process, where another one does."""
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        _take(file, folder)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        _open.add(file)
-        try:
-            yield
-        finally:
-            _open.discard(file)
-            (folder / LOCK).unlink(missing_ok=True)
+    """Own the folder for the length of the block.
+
+    Raises BusyError, with the process id of the owner, if another process owns it, OutputError if it cannot be written.
+    """
+    descriptor = _take(folder)
+    _open.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _open:  # not in a forked child, which closed its copy
+            _open.discard(descriptor)
+            _release(descriptor, folder / LOCK)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process that still runs holds the folder."""
-    if not (folder / LOCK).exists():
+    """Return whether a running process owns the folder."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    except PermissionError:  # of another user, or being removed: not free for this process
+        return True
+    try:
+        return not _lock(descriptor)
+    except OSError:  # a disk without locks
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _take(folder: Path) -> int:
+    """Return the descriptor of the lock file, locked, with the process id of this process in it."""
+    while True:
+        descriptor = _open_file(folder)
         try:
-            _take(file, folder)
+            if not _lock(descriptor):
+                fix = "Wait until it ends, or choose another --out"
+                raise BusyError(f"process {_read_owner(descriptor)} is writing into this folder", fix, path=folder)
         except BusyError:
+            os.close(descriptor)
+            raise
+        except OSError as error:  # some network disks have no locks
+            text = "%s has no locks (%s): see that no other process writes into it"
+            log.warning(text, folder.name, error.strerror)
+        if _is_still(descriptor, folder / LOCK):
+            _write_owner(descriptor)
+            return descriptor
+        os.close(descriptor)  # the former owner removed it between the opening and the locking
+
+
+def _open_file(folder: Path) -> int:
+    try:
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        fix = "Choose another --out"
+        raise OutputError(f"this folder cannot be written to ({error.strerror})", fix, path=folder) from error
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; return False if another process keeps it locked. Raises OSError for a disk without locks."""
+    from filelock import lock_descriptor  # loads asyncio: not before it is needed
+
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE_SECONDS if attempt else 0)
+        if lock_descriptor(descriptor, blocking=False):
             return True
     return False
 
 
-def _take(file, folder: Path) -> None:
-    if fcntl is None:
-        return
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Return whether the open file is the one that the folder holds now."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        process = file.read() or "another"
-        fix = "Wait until it ends, or choose another --out"
-        raise BusyError(f"process {process} is writing into this folder", fix, path=folder) from error
-    except OSError as error:  # some network disks have no locks
-        text = "%s has no locks (%s): see that no other process writes into it"
-        log.warning(text, folder.name, error.strerror)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _release(descriptor: int, path: Path) -> None:
+    try:
+        if _is_still(descriptor, path):
+            path.unlink(missing_ok=True)
+    except PermissionError:  # Windows: the file is open
+        os.close(descriptor)
+        _remove_closed(path)
+    else:
+        os.close(descriptor)
+
+
+def _remove_closed(path: Path) -> None:
+    for attempt in range(ATTEMPTS):  # `is_held` of another process may have it open for a moment
+        time.sleep(PAUSE_SECONDS if attempt else 0)
+        with suppress(PermissionError):  # the next owner has it open
+            path.unlink(missing_ok=True)
+            return
+
+
+def _write_owner(descriptor: int) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, f"{'':{OWNER_OFFSET}}{os.getpid():<{OWNER_BYTES}}".encode())
+
+
+def _read_owner(descriptor: int) -> str:
+    os.lseek(descriptor, OWNER_OFFSET, os.SEEK_SET)
+    return os.read(descriptor, OWNER_BYTES).decode(errors="replace").strip() or "another"

@@ -5,7 +5,6 @@ patients that the head has not seen.
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +29,12 @@ from fastcxr.training.arithmetic import computing
 from fastcxr.training.backbones import find_backbone
 from fastcxr.training.bank import Bank, make_bank
 from fastcxr.training.chest_weights import XRV
+from fastcxr.training.devices import find_device, read_clock
 from fastcxr.training.fitting import Part, answer_all, fit_parts
 from fastcxr.training.folding import quicken
 from fastcxr.training.heads import head_of
 from fastcxr.training.learner import macro_auroc, make_learner
-from fastcxr.training.loaders import find_device, make_loaders
+from fastcxr.training.loaders import make_loaders
 from fastcxr.training.weights import find_file
 
 log = logging.getLogger("fastcxr")
@@ -160,10 +160,10 @@ def time_network(learner: Learner) -> float:
     batch = batch.to(learner.dls.device, memory_format=torch.channels_last)
     network, seconds = quicken(learner.model, learner.dls.pixels, learner.precision), []
     for _ in range(STEPS):
-        started = time.perf_counter()
+        started = read_clock(learner.dls.device)
         with computing(learner.precision, learner.dls.device):
-            network(batch).float().cpu()  # to the host: a GPU answers before it is done
-        seconds.append(time.perf_counter() - started)
+            network(batch)
+        seconds.append(read_clock(learner.dls.device) - started)
     return round(len(batch) / float(np.median(seconds[1:])), 1)
 
 

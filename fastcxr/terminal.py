@@ -98,8 +98,8 @@ def _cell(name: str, value: Any) -> str:
 
 
 def show_headline(console: Console, folder: Path) -> None:
-    """The report's headline as a table, and below it whatever doubts these figures."""
-    from fastcxr.evaluation.notices import read_stamps
+    """Print the report's headline as a table, and below it the report's stamps, comparisons and warnings."""
+    from fastcxr.evaluation.notices import read_terminal_notices
     from fastcxr.evaluation.words import plain, terminal_table
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -110,9 +110,10 @@ def show_headline(console: Console, folder: Path) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    for stamp in read_stamps(folder):
-        line = plain(f"{stamp.title}. {stamp.text}")
-        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    styles, prefixes = {"stamp": "bold red", "warning": "bold yellow"}, {"warning": "warning: "}
+    for notice in read_terminal_notices(folder):
+        line = prefixes.get(notice.level, "") + plain(f"{notice.title}. {notice.text}").strip()
+        console.print(line, style=styles.get(notice.level), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_findings(console: Console, folder: Path) -> bool:

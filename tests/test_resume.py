@@ -143,10 +143,10 @@ def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path,
 
 
 def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fastcxr.lock.fcntl.flock", refuse)
+    monkeypatch.setattr("filelock.lock_descriptor", refuse)
     with held(tmp_path):
         assert "has no locks (No locks available): see that no other process writes into it" in caplog.text
 

@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parent.parent / "fastcxr"
 HEAVY = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
 # may be imported by anyone
 LEAVES = {
-    "agreement", "cells", "choices", "errors", "lock", "markup", "optional", "privacy", "progress", "recipe",
+    "agreement", "cells", "choices", "cpus", "errors", "lock", "markup", "optional", "privacy", "progress", "recipe",
     "stopping", "storage", "traits", "version",
 }  # fmt: skip
 MAY_IMPORT = {
@@ -97,6 +97,23 @@ def test_only_the_command_line_prints(file):
 def test_torch_is_not_loaded_before_it_is_used(words):
     code = f"{words}; import sys; sys.exit(bool({HEAVY!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+NUMBERS = HEAVY | {"numpy", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "jinja2", "pydicom", "huggingface_hub"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["--version"]])
+def test_help_is_shown_without_any_library_of_numbers_or_images(words):
+    code = f"""import sys
+from fastcxr.cli import main
+sys.argv[1:] = {words}
+try:
+    main()
+finally:
+    print(*({NUMBERS!r} & set(sys.modules)), file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert not done.stderr.strip()
 
 
 @pytest.mark.parametrize(

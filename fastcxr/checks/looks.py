@@ -1,6 +1,5 @@
 """Every image is read once, and what the checks of pixels and files need of it is kept: little, for many images."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
 from fastcxr.data.hdf5 import read_reference
 from fastcxr.data.images import read_image
@@ -47,7 +47,7 @@ def look_at(files: list[str], progress: Progress) -> Looks:
     """Read the files with all processors. Raises ImageError for one that cannot be read."""
     small, trimmed = (np.empty((len(files), SIDE, SIDE), np.uint8) for _ in range(2))
     histogram, facts = np.empty((len(files), BINS)), []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.bar(len(files), "looking at images") as bar:
+    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "looking at images") as bar:
         for start in range(0, len(files), ROWS):
             for row, look in enumerate(pool.map(_look, files[start : start + ROWS]), start):
                 small[row], trimmed[row], histogram[row] = look[:3]

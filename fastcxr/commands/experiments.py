@@ -26,7 +26,6 @@ from fastcxr.terminal import (
     show_headline,
     show_scouted,
 )
-from fastcxr.unfinished import find_unfinished, is_finished, is_unfinished, list_runs, read_begun
 
 
 @app.command
@@ -48,6 +47,8 @@ def train(
     mirror
         folder on another disk, such as Colab's Drive, that gets a copy of each state of an unfinished run
     """
+    from fastcxr.unfinished import find_unfinished, is_unfinished
+
     recipe = with_data(Recipe(**vars(choices)))
     name = f"{name_data(recipe.data)}-{recipe.backbone}"
     begun = None if new or out else find_unfinished(same_stem(name), recipe)
@@ -67,6 +68,8 @@ def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
     mirror
         folder on another disk that has, and gets, a copy of each state
     """
+    from fastcxr.unfinished import find_unfinished, is_finished, list_runs, read_begun
+
     folder = folder or find_unfinished(list_runs())
     if folder is None:
         raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")

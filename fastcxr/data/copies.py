@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.folders import refuse_pairs
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
 from fastcxr.data.crops import is_same_image
@@ -85,7 +86,7 @@ def link_namesakes(rows: pd.DataFrame, homes: pd.Series) -> pd.DataFrame:
     stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
     groups, repeated = _group_names(stems, homes)
     groups += _group_names(rows["label"][repeated] + "/" + stems[repeated], homes[repeated])[0]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         same = pool.map(lambda group: _keep_same(rows["file"][group], is_telling(stems[group[0]])), groups)
         alike = [group for found in same for group in found]
     if alike:
@@ -170,7 +171,7 @@ def name_contents(files: pd.Series) -> pd.Series:
     sizes = files.map(lambda file: Path(file).stat().st_size if Path(file).is_file() else -1)
     # the checksum of a packed image is that of its file, whose size nobody wrote down
     asked = files[packed | (sizes.duplicated(keep=False) | packed.any()) & (sizes >= 0)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         if not packed.any():  # uncompressed images all have one size: their ends are read before every byte is
             ends = pd.Series(list(pool.map(_read_ends, asked)), index=asked.index, dtype="object")
             asked = asked[ends.duplicated(keep=False)]

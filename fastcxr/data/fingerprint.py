@@ -6,12 +6,12 @@ Two words, so that the dear one is asked for only where the cheap one agrees: `s
 
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.copies import find_checksum
 from fastcxr.data.hdf5 import read_reference
 from fastcxr.version import VERSION
@@ -33,7 +33,7 @@ def sign_rows(manifest: pd.DataFrame) -> str:
 def sign_contents(manifest: pd.DataFrame) -> str:
     """Of the bytes of every file, or of the file that a packed image was."""
     files = manifest.sort_values(KEY)["file"]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         return _sign(list(pool.map(find_checksum, files)))
 
 

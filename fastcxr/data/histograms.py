@@ -4,7 +4,6 @@ A histogram is of one image: the share of its pixels in each of 64 bins of the 2
 Black margins count as what they are, black. A class is the mean over its images, each weighing the same.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cache.contents import name_state
 from fastcxr.data.cohort.excerpt import samples_of_each_class
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
@@ -58,7 +58,7 @@ def histogram_of(image: np.ndarray) -> np.ndarray:
 def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, Any]]:
     watched = progress.bar(len(files), "measuring images") if progress else nullcontext()
     looks = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, watched as bar:
+    with ThreadPoolExecutor(count_cpus()) as pool, watched as bar:
         for look in pool.map(_look, files, map(name_state, files)):
             looks.append(look)
             if bar:

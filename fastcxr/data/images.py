@@ -13,7 +13,6 @@ The rules of `read_image`, which training and prediction share:
 """
 
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.formats.files import (
     DICOM_SUFFIXES,
     HEAD,
@@ -102,7 +102,7 @@ def check_images(files: Sequence[str | Path], progress: "Progress | None" = None
     """Decode every file, on all cores; the errors of those that cannot be read, in the order of `files`."""
     files, errors = list(files), []
     watched = progress.bar(len(files), "checking images") if progress else nullcontext()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool, watched as bar:
+    with ThreadPoolExecutor(count_cpus()) as pool, watched as bar:
         for start in range(0, len(files), BATCH):
             for error in pool.map(_find_error, files[start : start + BATCH]):
                 if error:

@@ -6,7 +6,6 @@ is not compressed: an image is then one copy, several times as fast as decoding 
 """
 
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.tables import name_some
 from fastcxr.data.hdf5 import FORMAT, SUFFIXES, VERSION, load_h5py, read_packed_checksum, read_reference
 from fastcxr.data.images import fit_square, read_image
@@ -115,7 +115,7 @@ def _read_all(files: list[str], size: int | None) -> Iterator[tuple[int, np.ndar
             return ImageError(error.what, error.fix, path=error.path, code=error.code)
         return fit_square(picture, size) if size else picture
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         for start in range(0, len(files), BATCH):
             yield from enumerate(pool.map(read, files[start : start + BATCH]), start)
 
@@ -124,7 +124,7 @@ def _write_table(content: "h5py.File", rows: pd.DataFrame) -> None:
     content.attrs["format"], content.attrs["version"] = FORMAT, VERSION
     classes = sorted(rows["label"].unique())
     content["labels"] = rows["label"].map(classes.index).to_numpy("int64")
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         checksums = list(pool.map(_checksum, rows["file"]))
     columns = {"names": rows["path"], "patients": rows["patient"], "sources": rows["source"], "splits": rows["split"]}
     for name, cells in {**columns, "classes": classes, "sha256": checksums}.items():

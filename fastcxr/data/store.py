@@ -7,7 +7,6 @@ one takes its place until the process ends.
 
 import hashlib
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from itertools import islice
 
 import numpy as np
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.cache.contents import Look, look, name_state, read_square
 from fastcxr.data.cache.folders import CannotStoreError, DamagedStoreError, remove
 from fastcxr.data.cache.room import (
@@ -76,7 +76,7 @@ class Pictures:
         return names
 
     def _decode(self, rows: np.ndarray, numbers: np.ndarray, squares: np.ndarray) -> None:
-        with ThreadPoolExecutor(min(len(rows), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(rows), count_cpus())) as pool:
             files = [self.files[row] for row in rows]
             for row, number, square in zip(
                 rows, numbers, pool.map(read_square, files, [self.size] * len(files)), strict=True
@@ -163,7 +163,7 @@ def _add(shelf: Shelf, found: list[Look | ImageError], bad: list | None) -> list
 
 def _look_ahead(shelf: Shelf, files: list[str], bar: Bar, *, strict: bool) -> Iterator[Look | ImageError]:
     """What each file holds, in order, read by all cores while the caller stores; memory stays bounded."""
-    cores = os.cpu_count() or 1
+    cores = count_cpus()
     with ThreadPoolExecutor(cores) as pool:
         waiting: deque[Future] = deque()
         try:

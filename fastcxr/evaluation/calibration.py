@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
 from fastcxr.errors import ModelError
@@ -62,6 +61,8 @@ def _is_number(value: Any) -> bool:
 
 def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
     """The temperature of least log-loss (Guo 2017, arXiv:1706.04599); a weak prior keeps it near 1 for few images."""
+    from scipy.optimize import minimize_scalar
+
     logs = np.log(np.clip(probability, SMALLEST, 1))
 
     def cost(log_temperature: float) -> float:

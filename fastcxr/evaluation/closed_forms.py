@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri  # scipy.stats and scipy.optimize take a second to import: only where they are used
 
-Z = float(norm.ppf(0.975))  # for 95 %
+Z = float(ndtri(0.975))  # for 95 %
 Interval = tuple[float, float]
 
 
@@ -39,6 +38,8 @@ def newcombe(auroc: float, positives: int, negatives: int) -> Interval:
 def _solve(distance: Callable[[float], float], end: float, auroc: float) -> float:
     if auroc == end:
         return end
+    from scipy.optimize import brentq
+
     nearest = auroc + (end - auroc) * 1e-12  # at the value itself a bound at 0 or 1 is a second root
     return float(brentq(distance, end, nearest)) if distance(nearest) < 0 else end
 
@@ -55,6 +56,8 @@ def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
 
 def placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """AUROC; for each positive the share of negatives below it; for each negative the share of positives above it."""
+    from scipy.stats import rankdata
+
     positive, negative = score[truth], score[~truth]
     ranks = rankdata(np.concatenate([positive, negative]))
     of_positives = (ranks[: len(positive)] - rankdata(positive)) / len(negative)

@@ -54,8 +54,22 @@ def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notic
 
 def read_stamps(folder: Path) -> list[Notice]:
     """What doubts the figures of a run whose report is drawn: for all who read its numbers and not the page."""
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return [notice for notice in notices(read_run(folder), metrics) if notice.level == "stamp"]
+    return [notice for notice in notices(*_read(folder)) if notice.level == "stamp"]
+
+
+def read_terminal_notices(folder: Path) -> list[Notice]:
+    """Return what the terminal prints below the headline: the report's stamps, warnings and comparisons with internal.
+
+    Warnings that were logged during the run are left out: the terminal has printed them.
+    """
+    record, metrics = _read(folder)
+    found, drops, logged = notices(record, metrics), drop_notices(record, metrics), find_warnings(record)
+    stamps = [notice for notice in found if notice.level == "stamp"]
+    return stamps + [n for n in found if n in drops or (n.level == "warning" and n not in logged)]
+
+
+def _read(folder: Path) -> tuple[RunRecord, dict[str, dict[str, Any]]]:
+    return read_run(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
 def shared_with_training(manifest: pd.DataFrame, split: str) -> int:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from fastai.learner import Learner
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
@@ -19,10 +18,13 @@ from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of, write_json, write_whole
 from fastcxr.training.arithmetic import NAMES, find_precision, keep_memory
 from fastcxr.training.backbones import find_backbone, make_network
+from fastcxr.training.devices import find_device
 from fastcxr.training.gate import Gate
 from fastcxr.training.heads import HeadPlan, find_depths, plan_head
-from fastcxr.training.loaders import find_device
 from fastcxr.training.pixels import Pixels, blank
+
+if TYPE_CHECKING:  # training needs fastai, which takes seconds to import; prediction does not
+    from fastai.learner import Learner
 
 # whatever building a network from numbers that fit together badly may raise
 UNFIT = (
@@ -55,7 +57,7 @@ class Classifier:
         return f"{NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
 
 
-def classifier_of(learner: Learner) -> Classifier:
+def classifier_of(learner: "Learner") -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
     fitted = getattr(learner, "fitted", None)
     return Classifier(
@@ -71,7 +73,7 @@ def classifier_of(learner: Learner) -> Classifier:
 
 def save_model(
     folder: str | Path,
-    learner: Learner,
+    learner: "Learner",
     recipe: Recipe,
     choices: dict[str, Any],
     calibration: dict[str, Any] | None = None,

@@ -1,16 +1,16 @@
 """A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.learner import Learner
 
+from fastcxr.cpus import count_cpus
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError
@@ -19,11 +19,13 @@ from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.openvino import Graph, WatchedGraph
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.arithmetic import computing
-from fastcxr.training.fitting import answer_from_bank
 from fastcxr.training.folding import quicken
 from fastcxr.training.gate import features_in_bank
 from fastcxr.training.pixels import normalize
 from fastcxr.training.stages import look
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
 
 BATCH = 32
 MOST_READERS = BATCH  # each holds a whole image, however many cores there are
@@ -34,7 +36,7 @@ Square = np.ndarray | ImageError
 
 
 def predict(
-    model: Learner | Classifier,
+    model: "Learner | Classifier",
     manifest: pd.DataFrame,
     *,
     splits: Sequence[str] | None = ("valid", "test"),
@@ -45,17 +47,20 @@ def predict(
     A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
     model's gate finds unlike the training images is given no class: see evaluation.predictions.leave_open.
     """
-    classifier = classifier_of(model) if isinstance(model, Learner) else model
+    learner = None if isinstance(model, Classifier) else model
+    classifier = model if learner is None else classifier_of(learner)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
-    if isinstance(model, Learner) and getattr(model, "fitted", None):
+    if getattr(learner, "fitted", None):
+        from fastcxr.training.fitting import answer_from_bank
+
         # these features have been looked at by this very network
         held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
-        logits = answer_from_bank(model, table["file"].tolist(), held_out)
+        logits = answer_from_bank(learner, table["file"].tolist(), held_out)
         if logits is not None:
             probability = torch.tensor(logits).softmax(dim=1).numpy()
-            return _finish(table, Scores(probability, measure_in_bank(model, table["file"].tolist())), classifier)
-    pictures = getattr(model.dls, "pictures", None) if isinstance(model, Learner) else None
+            return _finish(table, Scores(probability, measure_in_bank(learner, table["file"].tolist())), classifier)
+    pictures = None if learner is None else getattr(learner.dls, "pictures", None)
     squares = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures)
     with (progress or find_progress()).bar(len(table), "predicting") as bar:
         scores, errors = score_squares(classifier, squares, len(table), bar.advance)
@@ -118,7 +123,7 @@ def answer(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, t
     return look(classifier.network, batch, classifier.gate.depths)
 
 
-def measure_in_bank(learner: Learner, files: list[str]) -> np.ndarray | None:
+def measure_in_bank(learner: "Learner", files: list[str]) -> np.ndarray | None:
     """How strange files of the learner's bank are; None without a gate."""
     gate = learner.gate
     if gate is None:
@@ -154,7 +159,7 @@ def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> 
 
 def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
     """Every file's square, in order, read by all cores while the caller computes; memory stays bounded."""
-    with ThreadPoolExecutor(min(count_cores(), MOST_READERS)) as readers:
+    with ThreadPoolExecutor(min(count_cpus(), MOST_READERS)) as readers:
         waiting: deque[Future] = deque()
         for file in files:
             waiting.append(readers.submit(_read_square, file, size))
@@ -162,11 +167,6 @@ def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def count_cores() -> int:
-    """Cores that this process may use, which can be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_square(file: str, size: int) -> Square:

@@ -56,7 +56,8 @@ def find_xrv(weights: str) -> tuple[str, int]:
 def read_xrv(weights: str) -> dict[str, torch.Tensor]:
     """The tensors of xrv:NAME under the names of timm's network.
 
-    torchxrayvision fetches the file once, and unpickles it: who installs the extra trusts its makers.
+    torchxrayvision downloads the file once and loads it with torch.load, which unpickles it and can run code in it: use
+    trusted sources only.
     """
     name = weights.removeprefix(XRV)
     models = _import_xrv()

@@ -16,6 +16,7 @@ from fastai.learner import Learner
 
 from fastcxr import stopping
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.devices import read_clock
 from fastcxr.training.epochs import EpochReport
 
 MINUTES_APART = 3.0  # a state is written at every epoch, and within long ones this often
@@ -131,7 +132,7 @@ class StateKeeper(Callback):
             **self.report.state(),
             "epoch": epoch,
             "batch": batch,
-            "seconds": time.perf_counter() - self.report.started if batch else 0.0,
+            "seconds": read_clock(self.dls.device) - self.report.started if batch else 0.0,
             "progress": (self.pct_train, self.train_iter),
             "network": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from fastcxr.errors import TrainingError
 from fastcxr.progress import Bar, Progress
 from fastcxr.recipe import Recipe, Stage
+from fastcxr.training.devices import read_clock
 from fastcxr.training.pictures import PictureLoader
 from fastcxr.training.time_limit import Deadline
 
@@ -141,7 +141,7 @@ class EpochReport(Callback):
 
     def before_epoch(self) -> None:
         """Open the bar of this epoch."""
-        self.started = time.perf_counter()
+        self.started = read_clock(self.dls.device)
         steps = len(self.dls.train) + len(self.dls.valid)
         text = f"epoch {len(self.rows) + 1}/{self.total} ({self.stage.name})"
         self.bar = self.bars.enter_context(self.progress.bar(steps, text))
@@ -175,14 +175,14 @@ class EpochReport(Callback):
 
     def add(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
         """A row for what is fitted otherwise than by epochs."""
-        started = time.perf_counter()
+        started = read_clock(learner.dls.device)
         figures = fit(learner, recipe, self.progress)
-        seconds = round(time.perf_counter() - started, 2)
+        seconds = round(read_clock(learner.dls.device) - started, 2)
         self.write({"epoch": len(self.rows) + 1, "stage": stage, **figures, "seconds": seconds}, learner.model)
 
     def make_row(self) -> dict[str, Any]:
         """This epoch as a line of history.csv."""
         names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
         figures = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
-        seconds = time.perf_counter() - self.started
+        seconds = read_clock(self.dls.device) - self.started
         return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **figures, "seconds": round(seconds, 2)}

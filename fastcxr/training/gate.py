@@ -8,12 +8,11 @@ looked at. The limit is a conformal quantile (Vovk 2005) of validation images, w
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from fastai.learner import Learner
-from sklearn.decomposition import PCA
 
 from fastcxr.progress import Progress
 from fastcxr.training.arithmetic import computing
@@ -21,6 +20,9 @@ from fastcxr.training.folding import quicken
 from fastcxr.training.heads import find_depths
 from fastcxr.training.pixels import blank, normalize
 from fastcxr.training.stages import look
+
+if TYPE_CHECKING:
+    from fastai.learner import Learner
 
 log = logging.getLogger("fastcxr")
 SHARE = 0.03  # of pictures like the training images, that the limit shuts out
@@ -60,7 +62,7 @@ class Gate:
         return (np.square(along) / self.variances).sum(axis=1) / self.limit + rest / self.noise / self.limit
 
 
-def fit_gate(learner: Learner, progress: Progress) -> Gate | None:
+def fit_gate(learner: "Learner", progress: Progress) -> Gate | None:
     """A gate from the learner's training images, its limit from its validation images; None, and a word, without one.
 
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
@@ -85,6 +87,8 @@ def _no_gate(why: str) -> None:
 
 def fit_distance(features: np.ndarray, depths: Mapping[str, int]) -> Gate:
     """A gate whose limit is 1 for these features of training images, shape (n, d)."""
+    from sklearn.decomposition import PCA
+
     mean, deviation = features.mean(axis=0), features.std(axis=0)
     deviation = deviation.clip(max(SMALLEST, QUIET * np.median(deviation)))
     count = max(1, min(DIRECTIONS, len(features) // 4, features.shape[1] // 4))
@@ -102,7 +106,7 @@ def find_limit(scores: np.ndarray) -> float:
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 
-def features_in_bank(learner: Learner, files: list[str], depths: Mapping[str, int]) -> np.ndarray:
+def features_in_bank(learner: "Learner", files: list[str], depths: Mapping[str, int]) -> np.ndarray:
     """What the stages saw of these files when the bank was filled: it holds them before the last layer's."""
     bank = learner.fitted.bank
     return bank.features[0, bank.rows(files), : sum(depths.values())]  # a copy: rows are named one by one
@@ -113,7 +117,7 @@ def _thin_out(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST)).astype(int))]
 
 
-def _see(learner: Learner, files: list[str], depths: Mapping[str, int], progress: Progress) -> np.ndarray:
+def _see(learner: "Learner", files: list[str], depths: Mapping[str, int], progress: Progress) -> np.ndarray:
     if learner.fitted is not None:
         return features_in_bank(learner, files, depths)
     pictures = learner.dls.pictures

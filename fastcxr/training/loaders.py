@@ -15,7 +15,7 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize
-from fastai.torch_core import TensorImageBW, default_device
+from fastai.torch_core import TensorImageBW
 from fastai.vision.augment import AffineCoordTfm, PadMode, aug_transforms, flip_mat
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
@@ -24,10 +24,11 @@ from PIL import Image
 
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import open_pictures
-from fastcxr.errors import DataError, RecipeError
+from fastcxr.errors import DataError
 from fastcxr.progress import Progress
 from fastcxr.recipe import Augmentation, Recipe
 from fastcxr.training.backbones import find_backbone
+from fastcxr.training.devices import find_device
 from fastcxr.training.pictures import PictureLoader
 from fastcxr.training.pixels import Pixels
 from fastcxr.training.sampling import loader_options
@@ -144,18 +145,6 @@ def make_normalization(pixels: Pixels, device: torch.device) -> Normalize:
     """fastai's Normalize with these means and deviations, on the device where the batches are."""
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (pixels.mean, pixels.std))
     return Normalize(mean, std)
-
-
-def find_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device(default_device())
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device {name!r} is not here", "Give --device auto, or cpu") from error
-    return device
 
 
 def seed_everything(seed: int) -> None:

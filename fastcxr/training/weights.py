@@ -4,7 +4,7 @@ import logging
 import struct
 import warnings
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises when a file holds more than tensors; nothing is unpickled here
+from pickle import UnpicklingError  # what torch raises for a file that holds more than tensors (weights_only)
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch

@@ -64,6 +64,7 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     assert metrics["internal"] == home, "the run's own figures, from rows that stand in this folder"
     assert call("verify", tmp_path / "there").returncode == 0
     assert "internal" in done.stderr
+    assert "on test images of where it was trained: " in done.stderr
 
 
 def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left_out(call, finished, tmp_path):

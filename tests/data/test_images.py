@@ -101,7 +101,7 @@ def test_check_says_how_far_it_is_and_takes_any_number_of_files(tmp_path, monkey
 
 
 def test_check_decodes_in_several_threads(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(images, "count_cpus", lambda: 3)
     threads = set()
 
     def look(_):

@@ -228,7 +228,7 @@ def test_progress_counts_what_is_decoded_and_no_more(files):
 
 
 def test_files_are_read_by_several_threads(files, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(store, "count_cpus", lambda: 3)
     threads, look = set(), store.look
 
     def slow(*words):

@@ -1,5 +1,6 @@
 """What a model loses elsewhere: the difference, its interval, the classes that cannot be compared, the sentence."""
 
+import io
 import json
 import math
 
@@ -7,14 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import LABELS, build_run, make_manifest, make_probability
+from rich.console import Console
 
 from fastcxr.evaluation.closed_forms import wilson
+from fastcxr.evaluation.drop_notices import drop_notices
 from fastcxr.evaluation.drops import RANK, differ, measure_drop
 from fastcxr.evaluation.metrics import measure_predictions
 from fastcxr.evaluation.notices import notices
 from fastcxr.evaluation.predictions import make_predictions, read_predictions, write_predictions
 from fastcxr.evaluation.record import read_run
 from fastcxr.evaluation.report import draw_report
+from fastcxr.terminal import show_headline
 from fastcxr.verify import verify
 
 
@@ -151,3 +155,16 @@ def test_of_several_sources_each_has_its_own_warning(tmp_path):
     found = {n.title: n for n in notices(record, metrics)}
     assert "on clinic" in found["The figures do not carry over to clinic"].text
     assert found["It does worse elsewhere"].level == "warning" and "on ward" in found["It does worse elsewhere"].text
+
+
+@pytest.mark.parametrize(
+    ("strength", "beginning"),
+    [(0.3, "warning: The figures do not carry over to clinic. "), (2.2, "Tested elsewhere. ")],
+)
+def test_the_terminal_of_an_evaluation_gives_the_drop_in_the_words_of_the_report(tmp_path, strength, beginning):
+    console = Console(file=io.StringIO(), width=80)
+    draw_report(build_evaluation(tmp_path / "run", strength=strength))
+    (drop,) = drop_notices(read_run(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    show_headline(console, tmp_path / "run")
+    assert f"\n{beginning}{drop.text}\n" in console.file.getvalue()
+    assert "Macro AUROC is" in drop.text and "95 % interval" in drop.text

@@ -78,6 +78,20 @@ def test_the_terminal_repeats_what_doubts_the_figures_below_them(tmp_path, seen,
     assert ("\nEvery image is called Pneumonia. That is the answer to all" in shown) == stamped
 
 
+def show(folder):
+    console = Console(file=io.StringIO(), width=80)
+    show_headline(console, folder)
+    return console.file.getvalue()
+
+
+def test_the_terminal_repeats_the_warnings_of_the_report_but_those_that_it_has_printed(tmp_path):
+    said = [{"level": "warning", "text": "3 images have no patient"}]
+    shown = show(build_blind(tmp_path, ("No_findings",), run={"said": said}))
+    assert "\nwarning: No image is called Covid-19. Images in the test split: Covid-19" in shown
+    assert "3 images have no patient" not in shown
+    assert "External validity: unknown" not in shown  # a note
+
+
 def build_pool(folder, blind, recipe=()):
     """Two pooled folds, of which those that are `blind` call every image No_findings and the others none wrongly."""
     manifest = make_manifest(n=200)

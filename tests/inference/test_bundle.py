@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from fastcxr.inference import predict as module
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.inference.predict import predict
 from fastcxr.recipe import Recipe
-from fastcxr.training import backbones, loaders
+from fastcxr.training import backbones, devices
 from fastcxr.training.bank import Bank
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
@@ -57,6 +59,24 @@ def test_who_predicts_in_inference_mode_gets_the_same_probabilities(folder, toy_
     expected = predict(load_model(folder), toy_manifest).probability
     with torch.inference_mode():
         np.testing.assert_array_equal(predict(load_model(folder), toy_manifest).probability, expected)
+
+
+NOT_FOR_PREDICTION = {"fastai", "fastcore", "fasttransform", "sklearn", "matplotlib", "jinja2"}
+NOT_FOR_PREDICTION |= {"scipy.stats", "scipy.optimize", "fastcxr.training.learner", "fastcxr.training.loaders"}
+
+
+def test_the_command_predict_loads_no_library_of_training_or_reports(folder, toy_manifest):
+    code = f"""import sys
+from fastcxr.cli import main
+try:
+    main()
+finally:
+    print("loaded:", *({NOT_FOR_PREDICTION!r} & set(sys.modules)), file=sys.stderr)"""
+    words = ["predict", str(folder), toy_manifest["file"].iloc[0]]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prob_" in done.stdout
+    assert done.stderr.splitlines()[-1] == "loaded:"
 
 
 def test_a_loaded_model_keeps_freed_memory_for_its_next_batch(folder, monkeypatch):
@@ -135,7 +155,7 @@ def test_an_arithmetic_that_nobody_knows_is_refused_with_the_nearest(folder):
 
 
 def test_auto_asks_for_a_gpu_and_cpu_does_not(folder, monkeypatch):
-    monkeypatch.setattr(loaders, "default_device", lambda: torch.device("meta"))  # as if it were one
+    monkeypatch.setattr(devices, "_find_fastest", lambda: torch.device("meta"))  # as if it were one
     assert places_of(load_model(folder).network) == {"meta"}
     assert places_of(load_model(folder, device="cpu").network) == {"cpu"}
 

@@ -1,6 +1,5 @@
 """One row an image in the manifest's order, the same whatever stands beside it, a row with a reason for a bad file."""
 
-import os
 import shutil
 from dataclasses import replace
 
@@ -71,21 +70,13 @@ def test_files_are_read_by_as_many_threads_as_there_are_cores_and_not_far_ahead(
 
     monkeypatch.setattr(module, "_read_square", read)
     monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (readers.append(count), pool(count))[1])
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(module, "count_cpus", lambda: cores)
     files = [str(number) for number in range(400)]
     for square in module._read_ahead(files, 64):
         taken.append(square)
     assert taken == files
     assert readers == [most]
     assert max(ahead) <= module.AHEAD + 1
-
-
-def test_where_affinity_is_not_known_all_cores_are_taken(monkeypatch):
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    assert module.count_cores() == 7
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert module.count_cores() == 1
 
 
 def test_train_rows_are_scored_only_when_asked(toy_manifest):

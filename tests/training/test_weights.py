@@ -1,9 +1,13 @@
 """A weights file fills a network exactly, or is refused with the keys; nothing in it runs."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import fastcxr
 from fastcxr.errors import InputMissingError, WeightsError
 from fastcxr.training.backbones import find_backbone, make_network
 from fastcxr.training.heads import LINEAR, HeadPlan
@@ -96,3 +100,13 @@ def test_a_missing_file_names_the_choices():
 
 def test_the_real_imagenet_weights_fit(real_weights):
     make_network(find_backbone("mobilenetv2_100", str(real_weights)), 3, str(real_weights), 64)
+
+
+def test_no_file_is_unpickled_without_restriction():
+    sources = [file.read_text(encoding="utf-8") for file in Path(fastcxr.__file__).parent.rglob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    calls = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call)]
+    loading = [call for call in calls if call.startswith(("torch.load(", "load_learner(", "pickle."))]
+    assert len(loading) == 1
+    assert "weights_only=True" in loading[0]
+    assert not [call for call in calls if "allow_pickle=True" in call]

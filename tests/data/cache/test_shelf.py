@@ -205,7 +205,7 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path):
 
 
 def test_squares_wait_for_the_disk_in_bounded_number(files, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(store, "count_cpus", lambda: 2)
     begun, most = [], []
     look, add = store.look, shelf.Shelf.add
 
