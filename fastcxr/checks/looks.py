@@ -41,11 +41,11 @@ class Looks:
         return Looks(*pictures, self.histogram[rows], facts)
 
 
-def look_at(files: list[str], progress: Progress) -> Looks:
-    """Read the files with all processors. Raises ImageError for one that cannot be read."""
-    found = []
+def look_at(files: list[str], progress: Progress, depths: list[int | None] | None = None) -> Looks:
+    """Read the files with all processors, at these bit depths. Raises ImageError for one that cannot be read."""
+    found, depths = [], depths or [None] * len(files)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool, progress.bar(len(files), "looking at images") as bar:
-        for look in pool.map(_look, files):
+        for look in pool.map(_look, files, depths):
             found.append(look)
             bar.advance()
     small, trimmed, histogram, facts = zip(*found, strict=True)
@@ -57,8 +57,8 @@ def _tabulate(facts: tuple[dict, ...]) -> pd.DataFrame:
     return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
 
 
-def _look(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    image = read_image(path)
+def _look(path: str, depth: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    image = read_image(path, depth)
     histogram = np.bincount(image.ravel() // (256 // BINS), minlength=BINS) / image.size
     height, width = image.shape
     facts = {"width": width, "height": height} | _read_facts(path)

@@ -20,7 +20,7 @@ import pandas as pd
 from fastcxr.data.cohort.folders import refuse_pairs
 from fastcxr.data.cohort.tables import TEXT, name_some, texts
 from fastcxr.data.hdf5 import read_packed_checksum, read_reference
-from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.images import fit_square, read_with_remarks
 from fastcxr.errors import DataError, ImageError
 from fastcxr.storage import sha256_of
 
@@ -155,7 +155,8 @@ def _keep_alike(files: pd.Series, pairs: list[tuple[int, int]]) -> list[tuple[in
 
 def _glance(file: str) -> np.ndarray | None:
     try:
-        return fit_square(read_image(file), GLANCE).astype(float).ravel()
+        # correlation needs no bit depth, and the warnings come when the image is read for good
+        return fit_square(read_with_remarks(file)[0], GLANCE).astype(float).ravel()
     except ImageError:  # whoever checks the images says what is wrong with it
         return None
 
