@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.cohort.tables import texts
 from fastcxr.data.formats.files import Remarks, count_warnings
 from fastcxr.data.formats.gray import DEPTHS, find_depth
 from fastcxr.data.hdf5 import read_reference
@@ -86,10 +87,12 @@ def decide_depths(sources: pd.Series, peaks: Sequence[int]) -> BitDepths:
 
 def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths) -> pd.DataFrame:
     """Return the manifest with the depth of its source in the column `bit_depth` of these rows, by position."""
-    column = pd.Series(read_depths(manifest) or [None] * len(manifest), index=manifest.index, dtype="Int64")
-    column.iloc[list(rows)] = [depths.find(source) for source in manifest["source"].iloc[list(rows)]]
+    column = read_depths(manifest) or [None] * len(manifest)
+    for row in rows:
+        column[row] = depths.find(manifest["source"].iloc[row])
+    cells = pd.Series([depth and str(depth) for depth in column], index=manifest.index, dtype="object")
     others = manifest.drop(columns=COLUMN, errors="ignore")
-    return others.assign(**{COLUMN: column})[[*others.columns.drop("file"), COLUMN, "file"]]
+    return others.assign(**{COLUMN: texts(cells)})[[*others.columns.drop("file"), COLUMN, "file"]]
 
 
 def read_depths(table: pd.DataFrame) -> list[int | None] | None:

@@ -117,8 +117,8 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
 
 def read_row(row: pd.Series) -> np.ndarray:
     """The radiograph of a row of a manifest, as it is at the row's bit depth."""
-    depth = getattr(row, COLUMN, None)
-    return read_image(row.file, None if pd.isna(depth) else int(depth))
+    depth = getattr(row, COLUMN, "")
+    return read_image(row.file, None if pd.isna(depth) or depth == "" else int(depth))
 
 
 def make_augmentation(choices: Augmentation, size: int) -> list:

@@ -50,7 +50,7 @@ def folder(learner, tmp_path_factory) -> Path:
 
 
 def test_training_writes_its_decision_into_the_manifest_and_the_model(learner, folder):
-    assert learner.dls.manifest[COLUMN].tolist() == [12] * 12
+    assert learner.dls.manifest[COLUMN].tolist() == ["12"] * 12
     assert json.loads((folder / "model.json").read_text())["bit_depths"] == {"sources": {"toys": 12}, "default": 12}
     assert load_model(folder).bit_depths == BitDepths({"toys": 12}, 12)
 
@@ -81,7 +81,7 @@ def test_an_evaluation_takes_the_depth_of_the_model_and_not_of_its_own_images(fo
     record.claim()
     own = read_cohort(recipe, record, only_test=True)
     models = read_cohort(recipe, record, only_test=True, depths=load_model(folder).bit_depths)
-    assert own[COLUMN].tolist() == [10] * 12 and models[COLUMN].tolist() == [12] * 12
+    assert own[COLUMN].tolist() == ["10"] * 12 and models[COLUMN].tolist() == ["12"] * 12
 
 
 def test_predictions_of_an_unknown_source_warn_where_the_known_ones_differ(folder, deep, tmp_path, caplog):
