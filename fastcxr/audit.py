@@ -13,6 +13,7 @@ from fastcxr.checks.looks import look_at
 from fastcxr.checks.probes import check_probes
 from fastcxr.checks.tables import check_tables
 from fastcxr.cohort import read_cohort, split_cohort
+from fastcxr.data.depths import read_depths
 from fastcxr.data.fingerprint import sign_contents, sign_rows
 from fastcxr.data.manifest import describe_manifest, write_manifest
 from fastcxr.evaluation.auditing import draw_audit
@@ -45,7 +46,7 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
 
 def check_cohort(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Finding]:
     """All findings, the worst first."""
-    looks = look_at(manifest["file"].tolist(), progress)
+    looks = look_at(manifest["file"].tolist(), progress, read_depths(manifest))
     chosen = manifest.sample(min(PROBED, len(manifest)), random_state=seed).index.sort_values()
     probed = check_probes(manifest.loc[chosen].reset_index(drop=True), looks.take(chosen.to_numpy()), progress)
     return worst_first([*check_tables(manifest), check_likeness(manifest, looks), *probed])

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.copies import link_copies
+from fastcxr.data.depths import BitDepths, open_cohort_pictures
 from fastcxr.data.folds import split_into_folds, take_fold
 from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
 from fastcxr.data.sources import hold_out_source
 from fastcxr.data.splits import describe_split, has_given_splits, split_by_patient
-from fastcxr.data.store import open_pictures
 from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.folder import CohortFolder
 from fastcxr.recipe import Recipe
@@ -19,15 +19,19 @@ log = logging.getLogger("fastcxr")
 NOT_USED = "the splits that the data gives are not used"
 
 
-def read_cohort(recipe: Recipe, record: CohortFolder, *, only_test: bool = False) -> pd.DataFrame:
+def read_cohort(
+    recipe: Recipe, record: CohortFolder, *, only_test: bool = False, depths: BitDepths | None = None
+) -> pd.DataFrame:
     """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
 
-    `only_test`: one class will do. Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
+    `only_test`: one class will do. `depths`: those that the training of a model decided.
+    Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
     manifest = find_manifest(recipe, only_test=only_test)
     log.info(describe_manifest(manifest))
     bad: list[ImageError] = []
-    open_pictures(manifest["file"].tolist(), recipe.image_size, record, bad)
+    manifest, pictures = open_cohort_pictures(manifest, recipe.image_size, record, bad, depths)
+    pictures.tell_warnings()
     if bad and not recipe.skip_bad:
         raise BadImagesError(name_in_data(bad, manifest))
     if bad:

@@ -28,6 +28,7 @@ from fastcxr.storage import SUMS, read_json, write_json
 from fastcxr.training.time_limit import Deadline
 
 log = logging.getLogger("fastcxr")
+IMAGE_WARNING = "FCX-W2"  # codes of what was remarked on images: the same ones in every fold
 FIGURES = ("n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy")
 
 
@@ -55,7 +56,7 @@ def cross_validate(
     if is_run_apart(recipe):  # these would be told only when all others have run
         apart = list_parts(recipe.but(split="patient"))
         refuse_other_parts(apart, place_parts(recipe, apart, record.folder / APART), part_word(recipe))
-    with held(record.folder), heard_once(NOT_USED):
+    with held(record.folder), heard_once(NOT_USED, IMAGE_WARNING):
         (record.folder / SUMS).unlink(missing_ok=True)  # all of the pool is written anew where one run was
         record.begin()
         run_parts(record, parts, places, progress, mirror)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fastcxr.choices import Arithmetic
 from fastcxr.cohort import read_cohort
+from fastcxr.data.depths import read_depths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.merging import hold_everywhere
 from fastcxr.data.store import open_pictures
@@ -51,12 +52,12 @@ def evaluate(
     facts, trained = read_facts(run), read_recipe(Path(run) / "recipe.json")
     recipe = trained.but(**{name: asdict(data)[name] for name in OF_DATA})
     with RunFolder(folder, recipe, command).open(progress or find_progress()) as record:
-        manifest = read_cohort(recipe, record, only_test=True)
+        manifest = read_cohort(recipe, record, only_test=True, depths=classifier.bit_depths)
         check_labels(manifest, classifier.labels)
         log.info("arithmetic: %s", classifier.arithmetic)
         manifest = leave_out_seen(manifest, run, classifier.pixels.image_size, record)
         manifest = manifest.assign(split="test", split_from="given")
-        predictions = predict(classifier, manifest, splits=None, progress=record)
+        predictions = predict(classifier, manifest, splits=None, progress=record, tell=False)
         failed = [row["words"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
         record.facts = {"tested": {"run": Path(run).resolve().name, "failed": failed}}
         record.write_cohort(manifest)
@@ -93,7 +94,7 @@ def leave_out_seen(manifest: pd.DataFrame, run: str | Path, size: int, record: R
     if CONTENT not in trained:
         log.warning("the run is of an earlier version: whether it was trained on some of these images is not known")
         return manifest
-    contents = open_pictures(manifest["file"].tolist(), size).name_contents()
+    contents = open_pictures(manifest["file"].tolist(), size, depths=read_depths(manifest)).name_contents()
     taught = trained[trained["split"].isin(["train", "valid"])]
     is_picture = pd.Series(contents, index=manifest.index).isin(taught[CONTENT])
     is_patient = hold_everywhere(manifest) & manifest["patient"].isin(taught["patient"]) & ~is_picture

@@ -19,6 +19,7 @@ import pandas as pd
 from fastcxr.cells import guard
 from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.excerpt import samples_of_each_class
+from fastcxr.data.depths import read_depths
 from fastcxr.data.histograms import measure_images
 from fastcxr.data.images import read_image, thumbnail_jpeg
 from fastcxr.data.manifest import write_manifest
@@ -169,9 +170,10 @@ def write_thumbnails(folder: Path, chosen: pd.DataFrame, guard: Guard = strict) 
     """
     (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
     names = [f"figures/images/{number:04d}.jpg" for number in range(len(chosen))]
-    for name, file, path in zip(names, chosen["file"], chosen["path"], strict=True):
+    depths = read_depths(chosen) or [None] * len(chosen)
+    for name, file, path, depth in zip(names, chosen["file"], chosen["path"], depths, strict=True):
         with guard(f"thumbnail of {path}"):
-            write_whole(folder / name, thumbnail_jpeg(read_image(file), THUMBNAIL_SIZE))
+            write_whole(folder / name, thumbnail_jpeg(read_image(file, depth), THUMBNAIL_SIZE))
     write_table(folder / "figures" / "images.csv", chosen[["role", "source", "path"]].assign(file=names))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.formats.files import Remarks
 from fastcxr.data.store import Pictures
 from fastcxr.evaluation.explaining import draw_explanation
 from fastcxr.evaluation.predictions import PREFIX, Predictions
@@ -14,6 +15,7 @@ from fastcxr.inference.bundle import Classifier
 from fastcxr.inference.explain import Explainer, Method, explain_each, find_classes, make_explainer
 from fastcxr.inference.heat import Heat
 from fastcxr.inference.overlay import pair_jpeg
+from fastcxr.inference.predict import tell_remarks
 from fastcxr.progress import Progress
 from fastcxr.storage import write_json, write_whole
 
@@ -36,10 +38,12 @@ def write_explanation(
     Raises RecipeError for a class that the model does not know, OutputError for a folder that holds anything.
     """
     find_classes(classifier.labels, classes)
-    explainer = make_explainer(classifier, table["file"].tolist(), method)
+    explainer = make_explainer(classifier, table, method)
     claim(folder)
-    heats = (("", heat) for heat in explain_each(explainer, table, classes, progress=progress))
+    remarks: dict[int, Remarks] = {}
+    heats = (("", heat) for heat in explain_each(explainer, table, classes, progress=progress, remarks=remarks))
     written = write_maps(folder, heats, classifier.pixels.image_size)
+    tell_remarks(table, remarks, classifier.bit_depths)
     write_facts(folder, explainer, method, written)
     return draw_explanation(folder), int((written["error"] != "").sum())
 
@@ -58,11 +62,13 @@ def write_run_maps(
     """
     columns = [PREFIX + label for label in predictions.labels]
     scored = predictions.part(predictions.headline_split or "").table[["source", "path", *columns]]
-    table = choose_images(predictions, wrong).merge(manifest[["source", "path", "file"]], on=["source", "path"])
+    table = choose_images(predictions, wrong).merge(
+        manifest.drop(columns="role", errors="ignore"), on=["source", "path"]
+    )
     table = table.merge(scored, on=["source", "path"])
     if not len(table):
         return
-    explainer = make_explainer(classifier, table["file"].tolist(), pictures=pictures, checked=CHECKED)
+    explainer = make_explainer(classifier, table, pictures=pictures, checked=CHECKED)
     heats = explain_each(explainer, table, (), pictures, Progress(), table[columns].to_numpy(float))
     heats = zip(table["role"], heats, strict=True)
     write_facts(folder, explainer, "grad_cam", write_maps(folder, heats, THUMBNAIL_SIZE, ("wrong", "typical")))

@@ -51,12 +51,12 @@ def heard_by(listener: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def heard_once(beginning: str) -> Iterator[None]:
-    """In this block whoever listens already hears a line that begins so but once; who comes later hears his own.
+def heard_once(*beginnings: str) -> Iterator[None]:
+    """In this block handlers that are there already get each line that begins so once; later ones get their own.
 
     So each fold's folder notes what a terminal is told once of all folds.
     """
-    there = [(listener, _Once(beginning)) for listener in logging.getLogger("fastcxr").handlers]
+    there = [(listener, _Once(beginnings)) for listener in logging.getLogger("fastcxr").handlers]
     for listener, once in there:
         listener.addFilter(once)
     try:
@@ -67,16 +67,18 @@ def heard_once(beginning: str) -> Iterator[None]:
 
 
 class _Once:
-    """Lets a line that begins so through a single time."""
+    """Lets each line that begins so through a single time."""
 
-    def __init__(self, beginning: str):
-        self.beginning, self.is_said = beginning, False
+    def __init__(self, beginnings: tuple[str, ...]):
+        self.beginnings, self.said = beginnings, set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not record.getMessage().startswith(self.beginning):
+        line = record.getMessage()
+        if not line.startswith(self.beginnings):
             return True
-        again, self.is_said = self.is_said, True
-        return not again
+        is_new = line not in self.said
+        self.said.add(line)
+        return is_new
 
 
 @contextmanager

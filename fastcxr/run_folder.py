@@ -126,7 +126,7 @@ class RunFolder(CohortFolder):
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Samples of each class, and the images that the model got most wrong."""
-        wrong = most_wrong(predictions, MOST_WRONG).merge(manifest[["source", "path", "file"]], on=["source", "path"])
+        wrong = most_wrong(predictions, MOST_WRONG)[["source", "path"]].merge(manifest, on=["source", "path"])
         write_thumbnails(self.folder, pd.concat([choose_samples(manifest), wrong.assign(role="wrong")]), optional)
 
     def write_maps(

@@ -216,7 +216,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     toy_folder, tmp_path, temporary, monkeypatch
 ):
     decoded, looked, read, fill = [], [], contents.read_open_image, bank.fill_bank
-    monkeypatch.setattr(contents, "read_open_image", lambda file, path: (decoded.append(path), read(file, path))[1])
+    monkeypatch.setattr(contents, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(bank, "fill_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest)))
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
     recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)

@@ -7,7 +7,7 @@ import math
 import pytest
 from rich.console import Console
 
-from fastcxr.progress import Progress, find_progress
+from fastcxr.progress import Progress, find_progress, heard_by, heard_once
 from fastcxr.terminal import ConsoleMessages, TerminalProgress
 
 ROW = {
@@ -97,3 +97,26 @@ def test_a_notebook_shows_a_bar_and_a_table():
     assert len(lines[0].shown) < 110, "a fast loop does not flood the page"
     assert "0.9877" in lines[1].shown[0]
     assert "★" in lines[1].shown[0]
+
+
+class Kept(logging.Handler):
+    """Keeps the lines that it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def test_a_handler_that_is_there_gets_a_line_once_and_a_later_one_gets_it_again():
+    early, late = Kept(), Kept()
+    lines = ["FCX-W202 3 images", "FCX-W207 1 image", "unused", "other"]
+    with heard_by(early), heard_once("FCX-W", "unused"):
+        for _ in range(2):
+            with heard_by(late):
+                for line in lines:
+                    logging.getLogger("fastcxr").warning(line)
+    assert early.lines == [*lines, "other"]
+    assert late.lines == lines * 2

@@ -43,13 +43,14 @@ class Looks:
         return Looks(*pictures, self.histogram[rows], facts)
 
 
-def look_at(files: list[str], progress: Progress) -> Looks:
-    """Read the files with all processors. Raises ImageError for one that cannot be read."""
+def look_at(files: list[str], progress: Progress, depths: list[int | None] | None = None) -> Looks:
+    """Read the files with all processors, at these bit depths. Raises ImageError for one that cannot be read."""
     small, trimmed = (np.empty((len(files), SIDE, SIDE), np.uint8) for _ in range(2))
-    histogram, facts = np.empty((len(files), BINS)), []
+    histogram, facts, depths = np.empty((len(files), BINS)), [], depths or [None] * len(files)
     with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "looking at images") as bar:
         for start in range(0, len(files), ROWS):
-            for row, look in enumerate(pool.map(_look, files[start : start + ROWS]), start):
+            batch = slice(start, start + ROWS)
+            for row, look in enumerate(pool.map(_look, files[batch], depths[batch]), start):
                 small[row], trimmed[row], histogram[row] = look[:3]
                 facts.append(look[3])
                 bar.advance()
@@ -61,8 +62,8 @@ def _tabulate(facts: list[dict]) -> pd.DataFrame:
     return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
 
 
-def _look(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
-    image = read_image(path)
+def _look(path: str, depth: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+    image = read_image(path, depth)
     histogram = np.bincount(image.ravel() // (256 // BINS), minlength=BINS) / image.size
     height, width = image.shape
     facts = {"width": width, "height": height} | _read_facts(path)

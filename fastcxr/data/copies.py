@@ -23,7 +23,7 @@ from fastcxr.data.cohort.tables import TEXT, name_some, texts
 from fastcxr.data.crops import is_same_image
 from fastcxr.data.formats.files import HEAD, find_kind, may_be_dicom, open_file
 from fastcxr.data.hdf5 import read_packed_checksum, read_reference
-from fastcxr.data.images import read_image
+from fastcxr.data.images import read_with_remarks
 from fastcxr.errors import DataError, ImageError
 from fastcxr.storage import sha256_of
 
@@ -113,7 +113,7 @@ def _keep_same(files: pd.Series, cropped: bool) -> list[list[int]]:
     groups: list[tuple[np.ndarray, list[int]]] = []
     for row, file in files.items():
         try:
-            image = read_image(file)
+            image = read_with_remarks(file)[0]  # warnings come when the image is read for good
         except ImageError:  # the check of all images reports it
             continue
         group = next((rows for other, rows in groups if is_same_image(other, image, cropped=cropped)), None)

@@ -15,6 +15,7 @@ import pandas as pd
 from fastcxr.cpus import count_cpus
 from fastcxr.data.cache.contents import name_state
 from fastcxr.data.cohort.excerpt import samples_of_each_class
+from fastcxr.data.depths import read_depths
 from fastcxr.data.formats.files import HEAD, find_kind, open_file
 from fastcxr.data.hdf5 import read_reference
 from fastcxr.data.images import read_image
@@ -36,7 +37,7 @@ def measure_images(
     row for each kind and size in a class: label, kind, width, height, images. Raises ImageError for an unreadable one.
     """
     chosen = samples_of_each_class(manifest, most)
-    seen = _look_at(chosen["file"].tolist(), progress)
+    seen = _look_at(chosen["file"].tolist(), read_depths(chosen) or [None] * len(chosen), progress)
     labels = chosen["label"].to_numpy()
     shares = np.array([look["shares"] for look in seen]).reshape(len(seen), BINS)
     histograms = [_summarize(label, shares[labels == label]) for label in sorted(set(labels))]
@@ -55,11 +56,11 @@ def histogram_of(image: np.ndarray) -> np.ndarray:
     return counts / counts.sum()
 
 
-def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, Any]]:
+def _look_at(files: list[str], depths: list[int | None], progress: "Progress | None") -> list[dict[str, Any]]:
     watched = progress.bar(len(files), "measuring images") if progress else nullcontext()
     looks = []
     with ThreadPoolExecutor(count_cpus()) as pool, watched as bar:
-        for look in pool.map(_look, files, map(name_state, files)):
+        for look in pool.map(_look, files, map(name_state, files), depths):
             looks.append(look)
             if bar:
                 bar.advance()
@@ -67,8 +68,8 @@ def _look_at(files: list[str], progress: "Progress | None") -> list[dict[str, An
 
 
 @lru_cache(maxsize=8192)  # the folds of a run look at the same files; one that was written to has another state
-def _look(path: str, state: bytes | None) -> dict[str, Any]:
-    image = read_image(path)
+def _look(path: str, state: bytes | None, depth: int | None) -> dict[str, Any]:
+    image = read_image(path, depth)
     height, width = image.shape
     return {"shares": histogram_of(image), "kind": _name_kind(path), "width": width, "height": height}
 

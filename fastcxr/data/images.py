@@ -4,8 +4,10 @@ The rules of `read_image`, which training and prediction share:
 
 - The content decides what a file is, never its name. PNG, JPEG, TIFF, BMP and DICOM are read, nothing else is tried.
 - 8-bit gray stays as it is. Colour becomes ITU-R 601 luma, so equal channels come out exact.
-- 16-bit and larger integers: the full range of the smallest usual depth (8, 10, 12, 14, 16 bits) that holds the largest
-  value becomes 0..255; larger or negative values min..max. Floats: 0..1 times 255, 0..255 as they are, else min..max.
+- Integers of more than 8 bits: the full range of their bit depth becomes 0..255. The depth is the one that the file
+  states (sBIT of PNG; BitsPerSample or MaxSampleValue of TIFF), else the one given, which training decides once for
+  each source (`fastcxr.data.depths`), else, with a warning, the smallest of 8, 10, 12, 14 and 16 bits that holds 98 %
+  of the pixels. Larger or negative values: min..max. Floats: 0..1 times 255, 0..255 as they are, else min..max.
 - A picture lies as its EXIF orientation says. A TIFF that counts white as zero, and MONOCHROME1, are turned positive.
 - DICOM: modality table or rescale, then table or first window of interest; see `fastcxr.data.formats.windows`.
 - `cohort.h5#17` is a picture of a packed cohort, and was read by these rules when it was packed.
@@ -26,6 +28,9 @@ from fastcxr.cpus import count_cpus
 from fastcxr.data.formats.files import (
     DICOM_SUFFIXES,
     HEAD,
+    Remarks,
+    collecting,
+    count_warnings,
     find_kind,
     may_be_dicom,
     open_file,
@@ -39,27 +44,37 @@ from fastcxr.errors import ImageError
 if TYPE_CHECKING:
     from fastcxr.progress import Progress
 
-READER_VERSION = 2  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
+READER_VERSION = 3  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
 BATCH = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The picture that a radiologist would see, uint8, shape (height, width); black is 0."""
+def read_image(path: str | Path, depth: int | None = None) -> np.ndarray:
+    """The picture that a radiologist would see, uint8, shape (height, width); black is 0.
+
+    `depth`: bits of an image deeper than 8 bits whose file states no depth.
+    """
     path = str(path)
     if read_reference(path):
         picture = read_packed_image(path)
         _refuse_blank(picture, path)
         return picture
     with open_file(path) as file:
-        return read_open_image(file, path)
+        return read_open_image(file, path, depth)
 
 
-def read_open_image(file: BinaryIO, path: str) -> np.ndarray:
+def read_with_remarks(path: str | Path, depth: int | None = None) -> tuple[np.ndarray, Remarks]:
+    """The picture as `read_image` gives it, and what was remarked on it, which is then not logged."""
+    with collecting() as remarks:
+        return read_image(path, depth), remarks
+
+
+def read_open_image(file: BinaryIO, path: str, depth: int | None = None) -> np.ndarray:
     """The picture in a file that is open at its start, as `read_image` gives it; `path` is its name."""
     with silent_decoders():
         head = file.read(HEAD)
         file.seek(0)
-        picture = _read_dicom(file, path, head) if _is_dicom(path, head) else read_picture(file, path, head)
+        is_dicom = _is_dicom(path, head)
+        picture = _read_dicom(file, path, head) if is_dicom else read_picture(file, path, head, depth)
     _refuse_blank(picture, path)
     return np.ascontiguousarray(picture)
 
@@ -100,25 +115,32 @@ def _refuse_blank(picture: np.ndarray, path: str) -> None:
 
 def check_images(files: Sequence[str | Path], progress: "Progress | None" = None) -> list[ImageError]:
     """Decode every file, on all cores; the errors of those that cannot be read, in the order of `files`."""
-    files, errors = list(files), []
+    found = examine_images(files, [None] * len(files), progress)
+    count_warnings((str(file), one) for file, one in zip(files, found, strict=True) if isinstance(one, Remarks))
+    return [one for one in found if isinstance(one, ImageError)]
+
+
+def examine_images(
+    files: Sequence[str | Path], depths: Sequence[int | None], progress: "Progress | None" = None
+) -> list[Remarks | ImageError]:
+    """Decode every file, on all cores: what was remarked on each, or the error of one that cannot be read."""
+    files, found = list(files), []
     watched = progress.bar(len(files), "checking images") if progress else nullcontext()
     with ThreadPoolExecutor(count_cpus()) as pool, watched as bar:
         for start in range(0, len(files), BATCH):
-            for error in pool.map(_find_error, files[start : start + BATCH]):
-                if error:
-                    errors.append(error)
+            for one in pool.map(_examine, files[start : start + BATCH], depths[start : start + BATCH]):
+                found.append(one)
                 if bar:
                     bar.advance()
-    return errors
+    return found
 
 
-def _find_error(path: str | Path) -> ImageError | None:
+def _examine(path: str | Path, depth: int | None) -> Remarks | ImageError:
     try:
-        read_image(path)
+        return read_with_remarks(path, depth)[1]
     except ImageError as error:
         # a fresh one: tracebacks of this one and its cause would keep the decoded pixels alive
         return ImageError(error.what, error.fix, path=error.path, code=error.code)
-    return None
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:

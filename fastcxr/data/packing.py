@@ -16,8 +16,10 @@ import pandas as pd
 
 from fastcxr.cpus import count_cpus
 from fastcxr.data.cohort.tables import name_some
+from fastcxr.data.depths import decide_depths, read_depths, write_depths
+from fastcxr.data.formats.files import Remarks, count_warnings
 from fastcxr.data.hdf5 import FORMAT, SUFFIXES, VERSION, load_h5py, read_packed_checksum, read_reference
-from fastcxr.data.images import fit_square, read_image
+from fastcxr.data.images import fit_square, read_with_remarks
 from fastcxr.data.manifest import name_in_data
 from fastcxr.errors import BadImagesError, ImageError, OutputError, RecipeError
 from fastcxr.progress import Progress
@@ -51,7 +53,7 @@ def pack_cohort(
     if size is not None and size < 16:
         raise RecipeError(f"size is {size}, it must be at least 16", "Give another size, or none to keep every pixel")
     with draft_beside(path) as draft, h5py.File(draft, "w") as content:
-        packed, bad = _write_images(content, manifest, size, progress or Progress())
+        manifest, packed, bad = _write_images(content, manifest, size, progress or Progress())
         if bad and not (skip_bad and packed):
             raise BadImagesError(name_in_data(bad, manifest))
         _write_table(content, manifest.iloc[packed])
@@ -70,21 +72,40 @@ def shuffle_rows(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def _write_images(
     content: "h5py.File", manifest: pd.DataFrame, size: int | None, progress: Progress
-) -> tuple[list[int], list[ImageError]]:
-    """The places in the manifest of the images that were written, and the errors of all others."""
+) -> tuple[pd.DataFrame, list[int], list[ImageError]]:
+    """The manifest with bit depths, the places in it of the images that were written, and the errors of all others.
+
+    Images without a bit depth are written after the others, when that of their source is decided.
+    """
     add = _make_images(content, len(manifest), size)
-    packed, bad = [], []
+    files, depths = manifest["file"].tolist(), read_depths(manifest) or [None] * len(manifest)
+    packed, bad, remarks = [], [], {}
     with progress.bar(len(manifest), "packing images") as bar:
-        for place, picture in _read_all(manifest["file"].tolist(), size):
+        for place, read in enumerate(_read_all(files, depths, size)):
             bar.advance()
-            if isinstance(picture, ImageError):
-                bad.append(picture)
+            if isinstance(read, ImageError):
+                bad.append(read)
                 continue
-            add(len(packed), picture)
+            picture, remarks[place] = read
+            if remarks[place].peak is None or depths[place]:
+                add(len(packed), picture)
             packed.append(place)
     for name in ("images", "shapes"):
         content[name].resize(len(packed), axis=0)
-    return packed, bad
+    waiting = [place for place in packed if remarks[place].peak is not None and not depths[place]]
+    if waiting:
+        decided = decide_depths(manifest["source"].iloc[waiting], [remarks[place].peak for place in waiting])
+        manifest = write_depths(manifest, waiting, decided)
+        depths = read_depths(manifest)
+        slots = {place: slot for slot, place in enumerate(packed)}
+        again = _read_all([files[place] for place in waiting], [depths[place] for place in waiting], size)
+        for place, read in zip(waiting, again, strict=True):
+            if isinstance(read, ImageError):  # it was read a moment ago
+                raise read
+            picture, remarks[place] = read
+            add(slots[place], picture)
+    count_warnings((files[place], one) for place, one in remarks.items())
+    return manifest, packed, bad
 
 
 def _make_images(content: "h5py.File", number: int, size: int | None) -> Any:
@@ -107,17 +128,19 @@ def _make_images(content: "h5py.File", number: int, size: int | None) -> Any:
     return add
 
 
-def _read_all(files: list[str], size: int | None) -> Iterator[tuple[int, np.ndarray | ImageError]]:
-    def read(file: str) -> np.ndarray | ImageError:
+def _read_all(
+    files: list[str], depths: list[int | None], size: int | None
+) -> Iterator[tuple[np.ndarray, Remarks] | ImageError]:
+    def read(file: str, depth: int | None) -> tuple[np.ndarray, Remarks] | ImageError:
         try:
-            picture = read_image(file)
+            picture, remarks = read_with_remarks(file, depth)
         except ImageError as error:
             return ImageError(error.what, error.fix, path=error.path, code=error.code)
-        return fit_square(picture, size) if size else picture
+        return fit_square(picture, size) if size else picture, remarks
 
     with ThreadPoolExecutor(count_cpus()) as pool:
         for start in range(0, len(files), BATCH):
-            yield from enumerate(pool.map(read, files[start : start + BATCH]), start)
+            yield from pool.map(read, files[start : start + BATCH], depths[start : start + BATCH])
 
 
 def _write_table(content: "h5py.File", rows: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ one takes its place until the process ends.
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -30,7 +30,8 @@ from fastcxr.data.cache.room import (
     passing_cache,
 )
 from fastcxr.data.cache.shelf import Shelf, Slots
-from fastcxr.data.images import check_images
+from fastcxr.data.formats.files import Remarks, count_warnings
+from fastcxr.data.images import examine_images
 from fastcxr.errors import ImageError
 from fastcxr.progress import Bar, Progress
 
@@ -49,6 +50,8 @@ class Pictures:
     size: int
     slots: Slots | None = field(repr=False)  # None: nothing could be stored
     places: np.ndarray = field(repr=False)  # slot and checksum of each file, shape (n, 2); zeros: not stored
+    depths: tuple[int | None, ...] = field(default=(), repr=False)  # bits of each image whose file states none
+    remarks: Mapping[int, Remarks] = field(default_factory=dict, repr=False)  # on the images of these rows
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The squares of these rows, in this order; uint8, shape (n, size, size).
@@ -67,6 +70,10 @@ class Pictures:
             self._decode(rows[bad], bad, squares)
         return squares
 
+    def tell_warnings(self, *, again: bool = True) -> None:
+        """Log what decoding warned of, one line a kind with the number of images; see `count_warnings`."""
+        count_warnings(((self.files[row], remarks) for row, remarks in sorted(self.remarks.items())), again=again)
+
     def name_contents(self) -> list[str]:
         """A checksum of each square, by which the same picture is known again in other data of the same size."""
         names = []
@@ -77,10 +84,10 @@ class Pictures:
 
     def _decode(self, rows: np.ndarray, numbers: np.ndarray, squares: np.ndarray) -> None:
         with ThreadPoolExecutor(min(len(rows), count_cpus())) as pool:
-            files = [self.files[row] for row in rows]
-            for row, number, square in zip(
-                rows, numbers, pool.map(read_square, files, [self.size] * len(files)), strict=True
-            ):
+            files, sizes = [self.files[row] for row in rows], [self.size] * len(rows)
+            depths = [self.depths[row] if self.depths else None for row in rows]
+            decoded = pool.map(read_square, files, sizes, depths)
+            for row, number, square in zip(rows, numbers, decoded, strict=True):
                 squares[number] = square
                 slot, crc = self.places[row].tolist()
                 if slot:
@@ -91,37 +98,59 @@ class Pictures:
 
 
 def open_pictures(
-    files: Sequence[str], size: int, progress: Progress | None = None, bad: list[ImageError] | None = None
+    files: Sequence[str],
+    size: int,
+    progress: Progress | None = None,
+    bad: list[ImageError] | None = None,
+    depths: Sequence[int | None] | None = None,
 ) -> Pictures:
     """The pictures of these files, as squares of `size` pixels: what no run has decoded yet is decoded now.
 
-    `bad` takes the errors of all files that cannot be read; without it the first one is raised.
+    `bad` takes the errors of all files that cannot be read; without it the first one is raised. `depths`: bits of each
+    image, where it is deeper than 8 bits and its file states none.
     """
     files = tuple(str(file) for file in files)
+    images = Images(files, tuple([None] * len(files) if depths is None else depths))
     try:
-        return _open_in(own_cache(), files, size, progress, bad)
+        return _open_in(own_cache(), images, size, progress, bad)
     except CannotStoreError as error:
         level = logging.WARNING if find_limit() else logging.INFO
         log.log(level, "pictures are not kept for the next run: %s", error)
     try:
-        return _open_in(passing_cache(), files, size, progress, bad)
+        return _open_in(passing_cache(), images, size, progress, bad)
     except CannotStoreError as error:
         log.warning("every image is decoded each time it is used, which is slow: no temporary file (%s)", error)
-    for error in check_images(files, progress):
+    found = examine_images(files, images.depths, progress)
+    for error in (one for one in found if isinstance(one, ImageError)):
         if bad is None:
             raise error
         bad.append(error)
-    return Pictures(files, size, None, np.zeros((len(files), 2), np.int64))
+    remarks = {row: one for row, one in enumerate(found) if isinstance(one, Remarks) and one != Remarks()}
+    return Pictures(files, size, None, np.zeros((len(files), 2), np.int64), images.depths, remarks)
 
 
-def _open_in(cache: Cache, files: tuple[str, ...], size: int, progress: Progress | None, bad: list | None) -> Pictures:
+@dataclass(frozen=True)
+class Images:
+    """Files, and the bit depth of each where it states none."""
+
+    files: tuple[str, ...]
+    depths: tuple[int | None, ...]
+
+    def take(self, rows: Iterable[int]) -> "Images":
+        """Return those of these rows."""
+        rows = list(rows)
+        return Images(tuple(self.files[row] for row in rows), tuple(self.depths[row] for row in rows))
+
+
+def _open_in(cache: Cache, images: Images, size: int, progress: Progress | None, bad: list | None) -> Pictures:
     folder, fits = cache.pictures / name_shelf(size), partial(make_room, limit=SHARE_OF_PICTURES * cache.limit)
     for _ in range(2):
         try:
             with Shelf(folder, size) as shelf:
-                places = _fill(shelf, files, fits, progress, bad)
+                places = _fill(shelf, images, fits, progress, bad)
                 if places is not None:
-                    return Pictures(files, size, Slots(folder, size), places)
+                    remarks = _find_remarks(shelf, places)
+                    return Pictures(images.files, size, Slots(folder, size), places, images.depths, remarks)
         except DamagedStoreError as error:
             log.warning("the pictures of %s px that were kept cannot be used (%s): decoding again", size, error)
         if not remove(folder):
@@ -129,26 +158,31 @@ def _open_in(cache: Cache, files: tuple[str, ...], size: int, progress: Progress
     raise CannotStoreError("what would have to be removed first is in use")
 
 
+def _find_remarks(shelf: Shelf, places: np.ndarray) -> dict[int, Remarks]:
+    of_slot = shelf.find_remarks()
+    return {row: of_slot[slot] for row, slot in enumerate(places[:, 0].tolist()) if slot in of_slot}
+
+
 def _fill(
-    shelf: Shelf, files: tuple[str, ...], fits: Callable, progress: Progress | None, bad: list | None
+    shelf: Shelf, images: Images, fits: Callable, progress: Progress | None, bad: list | None
 ) -> np.ndarray | None:
     """The places of all files, after those that had none were decoded; None if the shelf must be emptied before."""
     if bad is not None:
         bad.clear()  # of an attempt that ended early
-    places = shelf.find(map(name_state, files))
+    places = shelf.find(map(name_state, images.files, images.depths))
     missing = np.flatnonzero(places[:, 0] == 0)
-    if not fits(shelf.folder, len(missing) * shelf.size**2, len(files) * shelf.size**2):
+    if not fits(shelf.folder, len(missing) * shelf.size**2, len(places) * shelf.size**2):
         return None
     if len(missing):
         with (progress or Progress()).bar(len(missing), "reading images") as bar:
-            places[missing] = _decode_into(shelf, [files[row] for row in missing], bar, bad)
+            places[missing] = _decode_into(shelf, images.take(missing), bar, bad)
     return places
 
 
-def _decode_into(shelf: Shelf, files: list[str], bar: Bar, bad: list | None) -> np.ndarray:
+def _decode_into(shelf: Shelf, images: Images, bar: Bar, bad: list | None) -> np.ndarray:
     """Slots and checksums of these files, shape (n, 2); zeros for those whose error went into `bad`."""
     places, batch = [], max(1, BATCH_BYTES // shelf.size**2)
-    with closing(_look_ahead(shelf, files, bar, strict=bad is None)) as looks:
+    with closing(_look_ahead(shelf, images, bar, strict=bad is None)) as looks:
         while found := list(islice(looks, batch)):
             places += _add(shelf, found, bad)
     return np.array(places, np.int64)
@@ -161,14 +195,14 @@ def _add(shelf: Shelf, found: list[Look | ImageError], bad: list | None) -> list
     return [next(added) if isinstance(look, Look) else (0, 0) for look in found]
 
 
-def _look_ahead(shelf: Shelf, files: list[str], bar: Bar, *, strict: bool) -> Iterator[Look | ImageError]:
+def _look_ahead(shelf: Shelf, images: Images, bar: Bar, *, strict: bool) -> Iterator[Look | ImageError]:
     """What each file holds, in order, read by all cores while the caller stores; memory stays bounded."""
     cores = count_cpus()
     with ThreadPoolExecutor(cores) as pool:
         waiting: deque[Future] = deque()
         try:
-            for file in files:
-                waiting.append(pool.submit(look, file, shelf.size, shelf.is_known))
+            for file, depth in zip(images.files, images.depths, strict=True):
+                waiting.append(pool.submit(look, file, shelf.size, shelf.is_known, depth))
                 if len(waiting) > AHEAD * cores:
                     yield _settle(waiting.popleft(), strict)
                     bar.advance()

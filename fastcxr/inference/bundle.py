@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from fastcxr.choices import Arithmetic, not_known
+from fastcxr.data.depths import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, ModelError
 from fastcxr.evaluation.calibration import check_calibration
 from fastcxr.inference.facts import FACTS_FILE, FORMAT_VERSION, OTHER_VERSION, WEIGHTS_FILE, check_files, read_facts
@@ -40,6 +41,7 @@ class Classifier:
     temperature: what its logits are divided by before they become probabilities. decisions: thresholds of the classes
     and the band that is left open, for fastcxr.evaluation.decisions.decide. gate: tells what is not like the training
     images; None where there is none. mirror_images: an answer is the mean of those to an image and to its mirror image.
+    bit_depths: with which images are read that are deeper than 8 bits, and whose files state no depth.
     """
 
     network: nn.Module
@@ -50,6 +52,7 @@ class Classifier:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     gate: Gate | None = None
     mirror_images: bool = False
+    bit_depths: BitDepths = field(default_factory=BitDepths)
 
     @property
     def arithmetic(self) -> str:
@@ -68,6 +71,7 @@ def classifier_of(learner: "Learner") -> Classifier:
         gate=getattr(learner, "gate", None),
         # a head that was fitted on mirror images too and kept: others were not made for them
         mirror_images=fitted is not None and fitted.bank.mirror_images,
+        bit_depths=summarize_depths(learner.dls.manifest) if hasattr(learner.dls, "manifest") else BitDepths(),
     )
 
 
@@ -94,6 +98,7 @@ def save_model(
             "choices": choices,
             "calibration": calibration or {"temperature": 1.0},
             "mirror_images": classifier.mirror_images,
+            "bit_depths": asdict(classifier.bit_depths),
             "gate": write_gate(folder, classifier.gate) if classifier.gate else None,
             "files": {WEIGHTS_FILE: sha256_of(folder / WEIGHTS_FILE)},
         },
@@ -141,6 +146,7 @@ def load_model(folder: str | Path, *, precision: Arithmetic = "trained", device:
         decisions=calibration,
         gate=gate,
         mirror_images=facts.get("mirror_images", False),
+        bit_depths=BitDepths(**facts.get("bit_depths", {})),
     )
 
 

@@ -14,6 +14,8 @@ import torch
 from fastai.learner import Learner
 from torch import nn
 
+from fastcxr.data.depths import find_depths
+from fastcxr.data.formats.files import Remarks
 from fastcxr.data.manifest import read_unlabelled
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError, RecipeError
@@ -21,7 +23,7 @@ from fastcxr.inference.attribution import import_captum, integrated_gradients, o
 from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.grad_cam import find_layers, grad_cam
 from fastcxr.inference.heat import Explanations, Heat
-from fastcxr.inference.predict import Square, read_squares, score_images, with_quick_network
+from fastcxr.inference.predict import Square, read_squares, score_images, tell_remarks, with_quick_network
 from fastcxr.inference.randomisation import IMAGES, Check, DrawMaps, check_maps
 from fastcxr.progress import Progress, find_progress
 from fastcxr.training.pixels import blank, normalize
@@ -65,23 +67,28 @@ def explain(
     missing.
     """
     table = images if isinstance(images, pd.DataFrame) else read_unlabelled(images)
-    explainer = make_explainer(model, table["file"].tolist(), method)
-    return Explanations(tuple(explain_each(explainer, table, classes, progress=progress)), explainer.check)
+    explainer = make_explainer(model, table, method)
+    remarks: dict[int, Remarks] = {}
+    heats = tuple(explain_each(explainer, table, classes, progress=progress, remarks=remarks))
+    tell_remarks(table, remarks, explainer.classifier.bit_depths)
+    return Explanations(heats, explainer.check)
 
 
 def make_explainer(
     model: Learner | Classifier,
-    files: Sequence[str],
+    table: pd.DataFrame,
     method: Method = "grad_cam",
     pictures: Pictures | None = None,
     checked: int = IMAGES,
 ) -> Explainer:
-    """An explainer whose maps were checked on a few of these files; `pictures`: where they are kept decoded."""
+    """An explainer whose maps were checked on a few of these images; `pictures`: where they are kept decoded."""
     given = classifier_of(model) if isinstance(model, Learner) else model
     network = copy.deepcopy(given.network).eval().requires_grad_(False)  # the given one may still be taught
     classifier = replace(given, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
     explainer = Explainer(classifier=classifier, scorer=with_quick_network(given), draw=find_method(method, classifier))
-    found = read_squares(_spread(files, checked), classifier.pixels.image_size, pictures)
+    table = table.iloc[_spread(len(table), checked)]
+    depths = find_depths(table, given.bit_depths)
+    found = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures, depths)
     squares = list(islice((square for square in found if not isinstance(square, ImageError)), checked))
     if not squares:
         return explainer
@@ -127,14 +134,16 @@ def explain_each(
     pictures: Pictures | None = None,
     progress: Progress | None = None,
     probability: np.ndarray | None = None,
+    remarks: dict[int, Remarks] | None = None,
 ) -> Iterator[Heat]:
     """Row by row the map of the predicted class, then those of the named ones; of a bad file what is wrong with it.
 
     `table`: columns source, path and file; nothing is kept in memory but a few images. `probability`: what `predict`
-    gave for these rows, shape (n, k), where it is known already.
+    gave for these rows, shape (n, k), where it is known already. `remarks`: see read_squares.
     """
     named = find_classes(explainer.classifier.labels, classes)
-    squares = read_squares(table["file"].tolist(), explainer.classifier.pixels.image_size, pictures)
+    files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
+    squares = read_squares(files, explainer.classifier.pixels.image_size, pictures, depths, remarks)
     known = [None] * len(table) if probability is None else probability
     rows = zip(table[["source", "path"]].itertuples(index=False, name=None), squares, known, strict=True)
     with (progress or find_progress()).bar(len(table), "explaining") as bar:
@@ -195,7 +204,7 @@ def score(explainer: Explainer, squares: np.ndarray) -> np.ndarray:
     return score_images(explainer.scorer, squares).probability
 
 
-def _spread(files: Sequence[str], count: int) -> list[str]:
-    """All files, `count` that are spread evenly first: a cohort is sorted by class."""
-    first = set(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int).tolist())
-    return [files[k] for k in sorted(first)] + [file for k, file in enumerate(files) if k not in first]
+def _spread(rows: int, count: int) -> list[int]:
+    """All rows, `count` that are spread evenly first: a cohort is sorted by class."""
+    first = set(np.linspace(0, rows - 1, min(count, rows)).round().astype(int).tolist())
+    return sorted(first) + [row for row in range(rows) if row not in first]

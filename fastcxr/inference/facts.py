@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fastcxr.data.depths import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.storage import read_json, sha256_of
 from fastcxr.training.catalogue import known_parameters
@@ -135,6 +136,16 @@ def _is_backbone(backbone: Any) -> bool:
     )
 
 
+def _are_depths(depths: Any) -> bool:
+    return (
+        isinstance(depths, dict)
+        and set(depths) == {"sources", "default"}
+        and isinstance(depths["sources"], dict)
+        and all(_is_whole(depth, LEAST, MOST) for depth in depths["sources"].values())
+        and (depths["default"] is None or _is_whole(depths["default"], LEAST, MOST))
+    )
+
+
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "files": _are_files,
     "labels": _are_labels,
@@ -143,4 +154,5 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
     "mirror_images": lambda given: isinstance(given, bool),
+    "bit_depths": _are_depths,
 }

@@ -1,7 +1,7 @@
 """A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 
 from fastcxr.cpus import count_cpus
+from fastcxr.data.depths import BitDepths, find_depths, warn_unsure
+from fastcxr.data.formats.files import Remarks, collecting, count_warnings
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError
@@ -41,11 +43,13 @@ def predict(
     *,
     splits: Sequence[str] | None = ("valid", "test"),
     progress: Progress | None = None,
+    tell: bool = True,
 ) -> Predictions:
     """What the model says about every row of these splits, or of all rows when `splits` is None.
 
     A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
     model's gate finds unlike the training images is given no class: see evaluation.predictions.leave_open.
+    `tell`: log what decoding warns of; False where it was logged when the manifest was read.
     """
     learner = None if isinstance(model, Classifier) else model
     classifier = model if learner is None else classifier_of(learner)
@@ -61,9 +65,13 @@ def predict(
             probability = torch.tensor(logits).softmax(dim=1).numpy()
             return _finish(table, Scores(probability, measure_in_bank(learner, table["file"].tolist())), classifier)
     pictures = None if learner is None else getattr(learner.dls, "pictures", None)
-    squares = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures)
+    remarks: dict[int, Remarks] = {}
+    depths = find_depths(table, classifier.bit_depths)
+    squares = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures, depths, remarks)
     with (progress or find_progress()).bar(len(table), "predicting") as bar:
         scores, errors = score_squares(classifier, squares, len(table), bar.advance)
+    if tell:
+        tell_remarks(table, remarks, classifier.bit_depths)
     return _finish(table, scores, classifier, errors)
 
 
@@ -142,38 +150,65 @@ def _finish(
     return predictions if scores.strangeness is None else leave_open(predictions, scores.strangeness)
 
 
-def read_squares(files: Sequence[str], size: int, pictures: Pictures | None) -> Iterator[Square]:
-    """Every file's square, in order: from the store where it holds them all, else decoded ahead of the network."""
+def tell_remarks(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
+    """Log what was remarked on rows of the table while they were decoded, one line a kind."""
+    count_warnings((table["file"].iloc[row], one) for row, one in sorted(remarks.items()))
+    warn_unsure(table, remarks, depths)
+
+
+def read_squares(
+    files: Sequence[str],
+    size: int,
+    pictures: Pictures | None,
+    depths: Sequence[int | None] | None = None,
+    remarks: dict[int, Remarks] | None = None,
+) -> Iterator[Square]:
+    """Every file's square, in order: from the store where it holds them all, else decoded ahead of the network.
+
+    `depths`: bits of each image, where its file states none. `remarks` takes what is remarked on files decoded now.
+    """
+    depths = [None] * len(files) if depths is None else depths
+    remarks = {} if remarks is None else remarks
     row_of = {file: row for row, file in enumerate(pictures.files)} if pictures and pictures.size == size else {}
     if not all(file in row_of for file in files):
-        yield from _read_ahead(files, size)
+        yield from _read_ahead(range(len(files)), files, size, depths, remarks)
         return
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         try:
             squares = pictures.read([row_of[file] for file in batch])
         except ImageError:  # the store lost one, and its file is no longer what it was: a row with a reason
-            squares = _read_ahead(batch, size)
+            squares = _read_ahead(range(start, start + len(batch)), files, size, depths, remarks)
         yield from squares
 
 
-def _read_ahead(files: Sequence[str], size: int) -> Iterator[Square]:
-    """Every file's square, in order, read by all cores while the caller computes; memory stays bounded."""
+def _read_ahead(
+    rows: Iterable[int], files: Sequence[str], size: int, depths: Sequence[int | None], remarks: dict[int, Remarks]
+) -> Iterator[Square]:
+    """The square of each of these rows, in order, read by all cores while the caller computes; memory stays bounded."""
+
+    def settle(row: int, future: Future) -> Square:
+        square, one = future.result()
+        if one != Remarks():
+            remarks[row] = one
+        return square
+
     with ThreadPoolExecutor(min(count_cpus(), MOST_READERS)) as readers:
-        waiting: deque[Future] = deque()
-        for file in files:
-            waiting.append(readers.submit(_read_square, file, size))
+        waiting: deque[tuple[int, Future]] = deque()
+        for row in rows:
+            waiting.append((row, readers.submit(_read_square, files[row], size, depths[row])))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield settle(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield settle(*waiting.popleft())
 
 
-def _read_square(file: str, size: int) -> Square:
-    try:
-        return fit_square(read_image(file), size)
-    except ImageError as error:
-        return error
+def _read_square(file: str, size: int, depth: int | None) -> tuple[Square, Remarks]:
+    with collecting() as remarks:
+        try:
+            return fit_square(read_image(file, depth), size), remarks
+        except ImageError as error:
+            return error, Remarks()
 
 
 def _batches(squares: Iterator[Square], errors: list[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:

@@ -22,8 +22,8 @@ from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform
 from PIL import Image
 
+from fastcxr.data.depths import COLUMN, open_cohort_pictures
 from fastcxr.data.images import fit_square, read_image
-from fastcxr.data.store import open_pictures
 from fastcxr.errors import DataError
 from fastcxr.progress import Progress
 from fastcxr.recipe import Augmentation, Recipe
@@ -76,14 +76,15 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | No
     Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
     """
     seed_everything(recipe.seed)  # before the loaders: each draws its own shuffling seed at birth
-    table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
-    counts = table["split"].value_counts()
+    counts = manifest["split"].value_counts()
     for part in ("train", "valid"):
         if not counts.get(part):
             raise DataError(
                 f"no image is in the {part} split", "Call split_by_patient first, or mend the split column", code="E004"
             )
-    pictures = open_pictures(manifest["file"].tolist(), recipe.image_size, progress)
+    manifest, pictures = open_cohort_pictures(manifest, recipe.image_size, progress)
+    table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths
+    pictures.tell_warnings(again=False)  # `read_cohort` has told those of a whole run
     drawn = loader_options(table.loc[table["split"] == "train", "label"], recipe)
     loaders = make_datablock(table, recipe).dataloaders(
         table,
@@ -103,7 +104,7 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
     labels = sorted(table["label"].unique())
     return DataBlock(
         blocks=(ImageBlock(Radiograph), CategoryBlock(vocab=labels)),
-        get_x=ColReader("file"),
+        get_x=read_row if COLUMN in table else ColReader("file"),
         get_y=ColReader("label"),
         splitter=lambda rows: IndexSplitter(rows.index[rows["split"] == "valid"])(rows),
         item_tfms=FitSquare(pixels.image_size),
@@ -113,6 +114,12 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
             make_normalization(pixels, find_device(recipe.device)),
         ],
     )
+
+
+def read_row(row: pd.Series) -> np.ndarray:
+    """The radiograph of a row of a manifest, as it is at the row's bit depth."""
+    depth = getattr(row, COLUMN, "")
+    return read_image(row.file, None if pd.isna(depth) or depth == "" else int(depth))
 
 
 def make_augmentation(choices: Augmentation, size: int) -> list:

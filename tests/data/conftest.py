@@ -29,9 +29,9 @@ def decoded(monkeypatch) -> list[str]:
     """The names of the files that were decoded, one entry a time."""
     names, read = [], contents.read_open_image
 
-    def counted(file, path):
+    def counted(file, path, depth=None):
         names.append(path)
-        return read(file, path)
+        return read(file, path, depth)
 
     monkeypatch.setattr(contents, "read_open_image", counted)
     return names

@@ -42,13 +42,22 @@ def make_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def make_tiff(values: np.ndarray, photometric: int = 1, order: str = "<") -> bytes:
-    """An uncompressed gray TIFF of any number type, in either byte order."""
+def make_12_bit_tiff(values: np.ndarray) -> bytes:
+    """A gray TIFF of 12 bits a pixel: two pixels in three bytes."""
+    bits = np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 4:]
+    return make_tiff(values, pixels=np.packbits(bits).tobytes(), bits=12)
+
+
+def make_tiff(
+    values: np.ndarray, photometric: int = 1, order: str = "<", pixels: bytes = b"", bits: int = 0, largest: int = 0
+) -> bytes:
+    """An uncompressed gray TIFF of any number type, in either byte order; `largest`: its MaxSampleValue."""
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
-    pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    pixels = pixels or values.astype(values.dtype.newbyteorder(order)).tobytes()
     height, width = values.shape
-    entries = {256: width, 257: height, 258: values.dtype.itemsize * 8, 259: 1, 262: photometric, 273: 0, 277: 1}
-    entries |= {278: height, 279: len(pixels), 339: kind}
+    bits = bits or values.dtype.itemsize * 8
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: height}
+    entries |= {279: len(pixels)} | ({281: largest} if largest else {}) | {339: kind}
     entries[273] = 8 + 2 + 12 * len(entries) + 4
     directory = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items())
     mark = {"<": b"II*\0", ">": b"MM\0*"}[order]

@@ -80,7 +80,7 @@ def test_no_images_are_no_rows():
 
 def test_a_file_is_measured_once_for_all_folds_and_again_when_it_was_written_to(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr("fastcxr.data.histograms.read_image", lambda path: read.append(path) or read_image(path))
+    monkeypatch.setattr("fastcxr.data.histograms.read_image", lambda path, _: read.append(path) or read_image(path))
     manifest = write_cohort(tmp_path, [("a", draw(11)), ("a", draw(12))])
     first, _ = measure_images(manifest)
     assert measure_images(manifest)[0].equals(first) and len(read) == 2

@@ -104,7 +104,7 @@ def test_check_decodes_in_several_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "count_cpus", lambda: 3)
     threads = set()
 
-    def look(_):
+    def look(*_):
         threads.add(threading.get_ident())
         time.sleep(0.01)
 
@@ -114,7 +114,7 @@ def test_check_decodes_in_several_threads(tmp_path, monkeypatch):
 
 
 def test_a_bug_of_ours_is_not_counted_as_a_bad_file(monkeypatch):
-    def stumble(_):
+    def stumble(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr(images, "read_image", stumble)

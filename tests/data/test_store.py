@@ -166,12 +166,12 @@ def test_a_file_that_changes_between_checksum_and_decoding_is_read_once_more(fil
         monkeypatch.setattr(contents, "_name_status", lambda *_: b"the same")
     read, times = contents.read_open_image, []
 
-    def meddle(file, path):
+    def meddle(file, path, depth):
         if not times:
             Path(path).write_bytes(Path(files[1]).read_bytes())
         times.append(path)
         file.seek(0)
-        return read(file, path)
+        return read(file, path, depth)
 
     monkeypatch.setattr(contents, "read_open_image", meddle)
     found = contents.look(files[0], SIZE, lambda content: False)

@@ -202,6 +202,8 @@ NONSENSE = [
     ("backbone", {"library": "timm", "name": "vit_giant_patch14_dinov2"}),
     ("backbone", {"library": "os", "name": "system"}), ("choices", []), ("choices", None),
     ("files", {"model.safetensors": None}), ("files", []), ("files", {"model.safetensors": "0" * 64}),
+    ("bit_depths", [12]), ("bit_depths", {"default": 12}), ("bit_depths", {"sources": {"a": 99}, "default": 12}),
+    ("bit_depths", {"sources": {"a": "12"}, "default": 12}), ("bit_depths", {"sources": {}, "default": 10**9}),
     ("calibration", {"temperature": 0}), ("calibration", {"temperature": "1"}), ("calibration", [1]),
 ]  # fmt: skip
 FACTS = [nonsense, lost_fact, nonsense, no_json, nonsense, path_as_a_name, nonsense, path_as_a_backbone]

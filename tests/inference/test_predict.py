@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcxr.data.formats.files import Remarks
 from fastcxr.data.images import fit_square, read_image
 from fastcxr.data.store import open_pictures
 from fastcxr.inference import predict as module
@@ -63,16 +64,16 @@ def test_a_bad_file_costs_one_row_wherever_it_stands(toy_manifest, tmp_path, mon
 def test_files_are_read_by_as_many_threads_as_there_are_cores_and_not_far_ahead(monkeypatch, cores, most):
     begun, taken, ahead, readers, pool = [], [], [], [], module.ThreadPoolExecutor
 
-    def read(file, size):
+    def read(file, size, depth):
         begun.append(file)
         ahead.append(len(begun) - len(taken))
-        return file
+        return file, Remarks()
 
     monkeypatch.setattr(module, "_read_square", read)
     monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (readers.append(count), pool(count))[1])
     monkeypatch.setattr(module, "count_cpus", lambda: cores)
     files = [str(number) for number in range(400)]
-    for square in module._read_ahead(files, 64):
+    for square in module.read_squares(files, 64, None):
         taken.append(square)
     assert taken == files
     assert readers == [most]

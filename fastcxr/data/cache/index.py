@@ -3,6 +3,7 @@
 A slot is seen here only after its bytes were written, and its number is never given twice.
 """
 
+import json
 import sqlite3
 import threading
 import zlib
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from fastcxr.data.cache.contents import Look
+from fastcxr.data.formats.files import Remarks
 
 WAIT = 120.0  # seconds for another process, which writes for less than one at a time
 SCHEMA = (
     # AUTOINCREMENT: the number of a square that was forgotten must not become another's, whom a reader would overwrite
     "CREATE TABLE IF NOT EXISTS squares "
-    "(slot INTEGER PRIMARY KEY AUTOINCREMENT, content BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL)",
+    "(slot INTEGER PRIMARY KEY AUTOINCREMENT, content BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, "
+    "warnings TEXT NOT NULL, peak INTEGER)",  # a JSON object, and NULL, where nothing was remarked
     "CREATE TABLE IF NOT EXISTS files (state BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID",
 )
 NOWHERE = (0, 0)  # slots begin with 1
@@ -56,6 +59,13 @@ class Index:
             self.base.execute("DROP TABLE asked")
         return places
 
+    def find_remarks(self) -> dict[int, Remarks]:
+        """What was remarked on squares when they were decoded, by slot; only those on which something was."""
+        with self.turn:
+            remarked = "warnings != '{}' OR peak IS NOT NULL"
+            rows = self.base.execute(f"SELECT slot, warnings, peak FROM squares WHERE {remarked}").fetchall()
+        return {slot: Remarks(json.loads(warnings), peak) for slot, warnings, peak in rows}
+
     def is_known(self, content: bytes) -> bool:
         """Whether a content has a square."""
         with self.turn:
@@ -73,7 +83,9 @@ class Index:
             return NOWHERE  # known when it was looked at, and forgotten since
         if place is None:
             crc = zlib.crc32(look.square)
-            slot = self.base.execute("INSERT INTO squares (content, crc) VALUES (?, ?)", (look.content, crc)).lastrowid
+            row = look.content, crc, json.dumps(look.remarks.warnings), look.remarks.peak
+            insert = "INSERT INTO squares (content, crc, warnings, peak) VALUES (?, ?, ?, ?)"
+            slot = self.base.execute(insert, row).lastrowid
             write(slot, look.square)
             place = slot, crc
         if look.state:

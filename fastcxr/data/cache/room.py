@@ -34,6 +34,7 @@ DECODERS = (
     "pylibjpeg-rle",
     "pyjpegls",
 )
+FORMAT = 2  # raise it when the tables of the index change: shelves of another format are not read
 NAME = re.compile(r"(\d+)px-.*")
 
 
@@ -96,7 +97,7 @@ def shelf_folder(size: int) -> Path:
 
 def name_shelf(size: int) -> str:
     """What the shelf of a size is called wherever it lies."""
-    return f"{size}px-reader{READER_VERSION}-{_name_decoders()}"
+    return f"{size}px-format{FORMAT}-reader{READER_VERSION}-{_name_decoders()}"
 
 
 def _name_decoders() -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from fastcxr.data.cache.contents import Look
 from fastcxr.data.cache.folders import CannotStoreError, hold, storing
 from fastcxr.data.cache.index import Index
+from fastcxr.data.formats.files import Remarks
 
 SQUARES, INDEX = "squares", "index.sqlite"
 
@@ -43,6 +44,11 @@ class Shelf:
         """Slot and checksum of each state, shape (n, 2); zeros where it is not known."""
         with storing():
             return self.index.find(states)
+
+    def find_remarks(self) -> dict[int, Remarks]:
+        """What was remarked on squares when they were decoded, by slot; only those on which something was."""
+        with storing():
+            return self.index.find_remarks()
 
     def is_known(self, content: bytes) -> bool:
         """Whether a content has a square."""

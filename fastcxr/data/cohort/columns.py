@@ -13,7 +13,7 @@ from fastcxr.data.cohort.tables import find_column, is_blank, name_some, suggest
 from fastcxr.errors import RecipeError
 from fastcxr.traits import find_trait
 
-SCHEMA = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file")
+SCHEMA = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file", "bit_depth")
 TRAITS = ("sex", "age", "view")  # under any of the names that fastcxr.traits knows
 PERSONAL = {  # what the name of a column says, without case, blanks and signs
     "free text": r"notes?$|^notes?|comment|remark|report|text(?!ure)|narrative|impression|history|description",

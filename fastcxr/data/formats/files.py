@@ -6,8 +6,9 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -186,12 +187,64 @@ def silent_decoders() -> Iterator[None]:
         _silence.leave()
 
 
+@dataclass
+class Remarks:
+    """What was found while one image was decoded.
+
+    warnings: the text of each, by its code. peak: see `gray.find_peak`, of an image deeper than 8 bits whose file
+    states no bit depth; None for any other.
+    """
+
+    warnings: dict[str, str] = field(default_factory=dict)
+    peak: int | None = None
+
+
+_thread = threading.local()
 _said: set[str] = set()
 
 
+@contextmanager
+def collecting() -> Iterator[Remarks]:
+    """Collect what this thread remarks on an image in this block, instead of logging it."""
+    before, remarks = getattr(_thread, "remarks", None), Remarks()
+    _thread.remarks = remarks
+    try:
+        yield remarks
+    finally:
+        _thread.remarks = before
+
+
+def note_peak(peak: int) -> None:
+    """Remark that the file states no bit depth, and what its depth is to be chosen by."""
+    if remarks := getattr(_thread, "remarks", None):
+        remarks.peak = peak
+
+
+def count_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = True) -> None:
+    """Log each warning once, with the number of its images and the name of the first.
+
+    `found`: paths and what was remarked on them. `again`: also those that this process has logged before.
+    """
+    named: dict[tuple[str, str], list[str]] = {}
+    for path, remarks in found:
+        for code, text in remarks.warnings.items():
+            named.setdefault((code, text), []).append(Path(path).name)
+    said_before = set(_said)
+    for (code, text), names in named.items():
+        if again or code not in said_before:
+            images = f"{len(names):,} image{'s' * (len(names) > 1)}"
+            logging.getLogger("fastcxr").warning("FCX-%s %s: %s (first: %r)", code, images, text, names[0])
+        _said.add(code)
+
+
 def say_once(code: str, path: str, text: str) -> None:
-    """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times."""
-    if code not in _said:
+    """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times.
+
+    Inside `collecting` it is kept for whoever counts it.
+    """
+    if remarks := getattr(_thread, "remarks", None):
+        remarks.warnings[code] = text
+    elif code not in _said:
         _said.add(code)
         name = Path(path).name  # the folders above it are nobody's business, and run.json keeps what is said
         logging.getLogger("fastcxr").warning("FCX-%s %r: %s (said once, more files may be like it)", code, name, text)

@@ -1,5 +1,7 @@
 """Numbers of any depth come in; the 8-bit gray picture that they mean goes out."""
 
+import math
+
 import numpy as np
 
 from fastcxr.errors import ImageError
@@ -9,7 +11,13 @@ SHORTEST_SIDE = 64  # below it lungs are no longer readable
 LONGEST_ASPECT = 4  # tightly cropped chests of children reach 3.2; a longer strip is a banner or a spine
 
 # what detectors and archives store; a 12-bit picture in a 16-bit file would be nearly black if taken as 16-bit
-FULL_RANGES = tuple(2**bits - 1 for bits in (8, 10, 12, 14, 16))
+DEPTHS = (8, 10, 12, 14, 16)
+FULL_RANGES = tuple(2**bits - 1 for bits in DEPTHS)
+
+# defective pixels and burned-in markers cover less than 2 % of an image, and may have any value; of a radiograph more
+# than 2 % lie above a quarter of its range, so that the next smaller usual depth would not hold them
+PEAK_PERCENTILE = 98
+MAX_SAMPLED = 250_000  # pixels, evenly spread, that the percentile is taken of
 
 
 def check_size(path: str, width: int, height: int) -> None:
@@ -43,13 +51,31 @@ def find_full_range(largest: int) -> int:
     return next(full for full in FULL_RANGES if largest <= full)
 
 
-def from_integers(values: np.ndarray) -> np.ndarray:
-    """Counts of a detector: the full range of their depth becomes 0..255; larger or negative ones min..max."""
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > FULL_RANGES[-1]:
-        return stretch(values, low, high)
-    full = find_full_range(high)
-    levels = np.arange(high + 1, dtype=np.uint32)
+def find_peak(values: np.ndarray) -> int:
+    """Return the value that 98 % of the pixels do not exceed, shape (height, width): the largest one, robustly."""
+    step = max(1, math.isqrt(values.size // MAX_SAMPLED))
+    return int(np.percentile(values[::step, ::step], PEAK_PERCENTILE, method="inverted_cdf"))
+
+
+def find_depth(peak: int) -> int:
+    """Return the smallest usual bit depth that holds `peak`."""
+    return DEPTHS[FULL_RANGES.index(find_full_range(peak))]
+
+
+def has_depth(values: np.ndarray) -> bool:
+    """Return whether integers are counts of a usual bit depth, neither negative nor larger than 16 bits hold."""
+    return int(values.min()) >= 0 and find_peak(values) <= FULL_RANGES[-1]
+
+
+def from_integers(values: np.ndarray, depth: int | None = None) -> np.ndarray:
+    """Return counts of a detector as gray levels: the full range of `depth` bits becomes 0..255.
+
+    What exceeds it is white. Without a depth the peak decides. Negative or larger integers: min..max becomes 0..255.
+    """
+    if not has_depth(values):
+        return stretch(values, int(values.min()), int(values.max()))
+    full = 2 ** (depth or find_depth(find_peak(values))) - 1
+    levels = np.arange(full + 1, dtype=np.uint32)
     return look_up(values, ((levels * 255 + full // 2) // full).astype(np.uint8))
 
 

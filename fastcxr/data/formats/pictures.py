@@ -9,13 +9,23 @@ import numpy as np
 # importing a plugin is what teaches Pillow the format; the four are all that it may use
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError  # noqa: F401
 
-from fastcxr.data.formats.files import find_kind, name_content, refuse_content, say_once
-from fastcxr.data.formats.gray import MOST_PIXELS, check_size, from_floats, from_integers
+from fastcxr.data.formats.files import find_kind, name_content, note_peak, refuse_content, say_once
+from fastcxr.data.formats.gray import (
+    MOST_PIXELS,
+    PEAK_PERCENTILE,
+    check_size,
+    find_depth,
+    find_peak,
+    from_floats,
+    from_integers,
+    has_depth,
+)
 from fastcxr.data.formats.tiffs import (
     ORIENTATION,
     PHOTOMETRIC,
     SAMPLE_FORMAT,
     find_end,
+    find_stated_depth,
     name_variant,
     read_plain_numbers,
 )
@@ -40,22 +50,25 @@ UNREADABLE = (
 )
 
 
-def read_picture(file: BinaryIO, path: str, head: bytes) -> np.ndarray:
-    """The first and only frame as uint8, shape (height, width)."""
+def read_picture(file: BinaryIO, path: str, head: bytes, depth: int | None = None) -> np.ndarray:
+    """The first and only frame as uint8, shape (height, width).
+
+    `depth`: bits of an image deeper than 8 bits whose file states no depth.
+    """
     kind = find_kind(head)
     if not head:
         raise ImageError("empty file (0 bytes)", "Copy or download it again", path=path, code="E101")
     if kind not in FORMATS:
         raise refuse_content(path, head)
     try:
-        return _read(file, path, kind)
+        return _read(file, path, kind, depth)
     except ImageError:
         raise
     except UNREADABLE as error:
         raise _explain(error, file, path, head) from error
 
 
-def _read(file: BinaryIO, path: str, kind: str) -> np.ndarray:
+def _read(file: BinaryIO, path: str, kind: str, depth: int | None) -> np.ndarray:
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -63,10 +76,13 @@ def _read(file: BinaryIO, path: str, kind: str) -> np.ndarray:
         if numbers is None:
             raise
         values, tags = numbers
-        gray = from_floats(_finite(values, path)) if values.dtype.kind == "f" else from_integers(values)
+        if values.dtype.kind == "f":
+            gray = from_floats(_finite(values, path))
+        else:
+            gray = _from_counts(values, path, find_stated_depth(tags), depth)
         return _turn(255 - gray if tags[PHOTOMETRIC] == 0 else gray, tags.get(ORIENTATION))
     _check_header(image, path)
-    gray = _to_gray(image, path)
+    gray = _to_gray(image, file, path, depth)
     # Pillow has turned a TIFF by itself
     return gray if image.format == "TIFF" else _turn(gray, image.getexif().get(ORIENTATION))
 
@@ -79,7 +95,7 @@ def _check_header(image: Image.Image, path: str) -> None:
         raise ImageError(f"{frames} frames in one file", "Split it, one radiograph a file", path=path, code="E108")
 
 
-def _to_gray(image: Image.Image, path: str) -> np.ndarray:
+def _to_gray(image: Image.Image, file: BinaryIO, path: str, depth: int | None) -> np.ndarray:
     layout = str(image.tile[0].args) if image.tile else ""  # how pixels lie in the file; gone once they are loaded
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     photometric, signed = tags.get(PHOTOMETRIC), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
@@ -88,7 +104,11 @@ def _to_gray(image: Image.Image, path: str) -> np.ndarray:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         # Pillow has no unsigned 32-bit mode: the upper half of one comes out negative
-        gray = from_integers(values.view(np.uint32) if tags and values.dtype == np.int32 and not signed else values)
+        values = values.view(np.uint32) if tags and values.dtype == np.int32 and not signed else values
+        stated = _read_significant_bits(file) if image.format == "PNG" else find_stated_depth(tags)
+        if stated and image.format == "PNG" and find_peak(values) >= 2**stated:
+            stated = 16  # as the standard asks, its writer has scaled the significant bits to all 16
+        gray = _from_counts(values, path, stated, depth)
     elif image.mode == "F":
         gray = from_floats(_finite(np.asarray(image), path))
     else:
@@ -99,6 +119,35 @@ def _to_gray(image: Image.Image, path: str) -> np.ndarray:
     return 255 - gray if photometric == 0 else gray
 
 
+def _from_counts(values: np.ndarray, path: str, stated: int | None, given: int | None) -> np.ndarray:
+    """Integers of more than 8 bits by the depth that the file states, else the one given, else that of their peak."""
+    if values.dtype.itemsize == 1 or not has_depth(values):
+        return from_integers(values)
+    peak = find_peak(values)
+    if stated and peak < 2**stated:
+        return from_integers(values, stated)
+    note_peak(peak)
+    depth = given or find_depth(peak)
+    if not given:
+        rule = f"{depth} bits, the smallest of 8, 10, 12, 14 and 16 that holds {PEAK_PERCENTILE} % of its pixels"
+        say_once("W211", path, f"the file states no bit depth; read with {rule}")
+    elif peak >= 2**given:
+        say_once("W212", path, f"values above the {given} bits that its source has; they become white")
+    return from_integers(values, depth)
+
+
+def _read_significant_bits(file: BinaryIO) -> int | None:
+    """The number in the sBIT chunk of a gray PNG; None where there is none, or it makes no sense."""
+    file.seek(8)
+    while len(start := file.read(8)) == 8 and start[4:] != b"IDAT":
+        length = int.from_bytes(start[:4], "big")
+        if start[4:] == b"sBIT":
+            bits = int.from_bytes(file.read(1), "big")
+            return bits if 8 <= bits <= 16 else None
+        file.seek(length + 4, 1)  # the checksum too
+    return None
+
+
 def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     """Return the luma of an 8-bit image; warn of one that is coloured. `layout` names 16-bit samples as Pillow does."""
     if image.mode == "1":
@@ -107,7 +156,7 @@ def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     if image.mode == "RGB" and np.ptp(np.asarray(image)[::8, ::8], axis=-1).mean() > MOST_COLOUR:
         say_once("W203", path, "a picture in colour: a screenshot or a photograph?")
     # of 16-bit colour Pillow keeps the upper byte, which of a 10- to 14-bit picture is next to nothing
-    if ";16" in layout and gray.max() < 64:
+    if ";16" in layout and find_peak(gray) < 64:
         raise ImageError(
             "16-bit colour that uses only the lowest part of its range",
             "Save it as 16-bit gray",

@@ -1,6 +1,7 @@
 """An open TIFF file comes in; its directory, and the numbers that Pillow does not know how to read, go out."""
 
 import struct
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastcxr.data.formats.gray import check_size
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIPS, ORIENTATION, SAMPLES, STRIP_BYTES, SAMPLE_FORMAT = 273, 274, 277, 279, 339
 TILES, TILE_BYTES = 324, 325
+MAX_SAMPLE_VALUE = 281
 KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 
 # everything that a damaged directory makes Pillow or the look at its values raise
@@ -50,6 +52,23 @@ def name_variant(file: BinaryIO) -> str:
         return f"{int(tags[BITS][0])}-bit {KINDS[tags.get(SAMPLE_FORMAT, (1,))[0]]}"
     except DAMAGED:
         return ""
+
+
+def find_stated_depth(tags: Mapping) -> int | None:
+    """Return the bit depth that the tags state; None where they name no more than the size of a stored number.
+
+    MaxSampleValue states a depth where it is the full range of one. Any other value is that of a single image, and
+    that of all 16 bits is the default, which writers give for every image.
+    """
+    try:
+        bits = int(np.ravel(tags[BITS])[0])
+        stated = int(np.ravel(tags[MAX_SAMPLE_VALUE])[0]).bit_length() if MAX_SAMPLE_VALUE in tags else bits
+        is_full_range = MAX_SAMPLE_VALUE not in tags or int(np.ravel(tags[MAX_SAMPLE_VALUE])[0]) == 2**stated - 1
+    except DAMAGED:
+        return None
+    if is_full_range and 8 <= stated < 16:
+        return stated
+    return bits if 8 < bits < 16 else None
 
 
 def read_plain_numbers(file: BinaryIO, path: str) -> tuple[np.ndarray, dict] | None:

@@ -8,9 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from radiographs import make_chunk, make_png, make_reference, make_tiff, save
+from radiographs import make_12_bit_tiff, make_chunk, make_png, make_reference, make_tiff, save
 
 from fastcxr.data.formats import files
+from fastcxr.data.formats.gray import from_integers
 from fastcxr.data.images import read_image
 from fastcxr.errors import ImageError
 
@@ -110,6 +111,60 @@ def test_a_shallower_picture_in_a_16_bit_file_is_not_dark(bits, tmp_path):
     for name, data in {"a.png": make_png(values, 0), "a.tif": make_tiff(values)}.items():
         (tmp_path / name).write_bytes(data)
         assert np.array_equal(read_image(tmp_path / name), PICTURE)
+
+
+MARKED = [(0, 4096), (slice(2, 10), 65535)]  # rows that hold another value in their first pixels
+
+
+@pytest.mark.parametrize(("rows", "value"), MARKED)
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_single_pixel_or_a_marker_above_12_bits_leaves_the_image_as_bright_as_it_was(rows, value, name, tmp_path):
+    values = PICTURE.astype(np.uint16) * 16
+    values[rows, :8] = value
+    (tmp_path / name).write_bytes(make_png(values, 0) if name == "a.png" else make_tiff(values))
+    picture, expected = read_image(tmp_path / name), PICTURE.astype(int).copy()
+    expected[rows, :8] = 255
+    assert np.abs(picture - expected).max() <= 1
+
+
+def test_an_sbit_chunk_is_the_depth_of_values_that_it_holds(tmp_path):
+    dark, chunk = PICTURE.astype(np.uint16), make_chunk(b"gAMA", bytes(4)) + make_chunk(b"sBIT", bytes([12]))
+    (tmp_path / "a.png").write_bytes(make_png(dark * 2, 0, chunk))
+    assert np.array_equal(read_image(tmp_path / "a.png", depth=16), from_integers(dark * 2, 12))
+    (tmp_path / "scaled.png").write_bytes(make_png(DEEP, 0, chunk))
+    assert np.array_equal(read_image(tmp_path / "scaled.png"), PICTURE), "the standard scales values to all 16 bits"
+    (tmp_path / "none.png").write_bytes(make_png(dark * 2, 0, make_chunk(b"sBIT", b"\0")))
+    assert np.array_equal(read_image(tmp_path / "none.png", depth=12), from_integers(dark * 2, 12))
+
+
+def test_bits_per_sample_of_12_is_the_depth_of_a_tiff(tmp_path):
+    values = PICTURE.astype(np.uint16) * 2
+    (tmp_path / "a.tif").write_bytes(make_12_bit_tiff(values))
+    assert np.array_equal(read_image(tmp_path / "a.tif", depth=16), from_integers(values, 12))
+
+
+# the default, and the largest value of one image, say nothing
+@pytest.mark.parametrize(("largest", "depth"), [(4095, 12), (16383, 14), (255, 8), (65535, 10), (3071, 10)])
+def test_max_sample_value_is_the_depth_of_a_tiff_where_it_is_a_full_range(largest, depth, tmp_path):
+    values = PICTURE.astype(np.uint16)
+    values = values if depth == 8 else values * 2
+    (tmp_path / "a.tif").write_bytes(make_tiff(values, largest=largest))
+    assert np.array_equal(read_image(tmp_path / "a.tif", depth=10), from_integers(values, depth))
+
+
+def test_a_max_sample_value_that_pixels_exceed_is_not_believed(tmp_path):
+    (tmp_path / "a.tif").write_bytes(make_tiff(DEEP, largest=4095))
+    assert np.array_equal(read_image(tmp_path / "a.tif"), PICTURE)
+
+
+def test_an_image_without_a_depth_is_warned_of_with_the_rule(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(files, "_said", set())
+    (tmp_path / "a.png").write_bytes(make_png(PICTURE.astype(np.uint16) * 16, 0))
+    read_image(tmp_path / "a.png", depth=12)
+    assert not caplog.records
+    read_image(tmp_path / "a.png")
+    rule = "read with 12 bits, the smallest of 8, 10, 12, 14 and 16 that holds 98 % of its pixels"
+    assert f"FCX-W211 'a.png': the file states no bit depth; {rule}" in caplog.text
 
 
 def test_colour_becomes_the_luma_of_itu_601(tmp_path):
