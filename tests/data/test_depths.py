@@ -220,3 +220,10 @@ def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
     read_image(binary[0])
     assert len(caplog.records) == 1
     assert pictures.remarks == {row: Remarks(pictures.remarks[0].warnings) for row in range(3)}
+
+
+def test_a_cache_folder_of_another_format_is_not_read(binary, decoded, monkeypatch):
+    open_pictures(binary, SIZE)
+    monkeypatch.setattr("fastcxr.data.cache.room.FORMAT", 1)
+    open_pictures(binary, SIZE)
+    assert len(decoded) == 8

@@ -250,8 +250,10 @@ def test_a_colour_that_is_declared_transparent_counts_as_hidden(tmp_path):
 
 
 def test_dark_16_bit_colour_is_refused_as_its_lower_byte_is_lost(tmp_path):
-    for name, data in {"a.png": make_png(np.dstack([DEEP >> 4] * 3), 2)}.items():
-        (tmp_path / name).write_bytes(data)
+    marked = DEEP >> 4
+    marked[0, 0] = 65535
+    for name, values in {"a.png": DEEP >> 4, "marked.png": marked}.items():
+        (tmp_path / name).write_bytes(make_png(np.dstack([values] * 3), 2))
         error = refuse(tmp_path / name)
         assert error.code == "E114"
         assert "Save it as 16-bit gray" in str(error)
