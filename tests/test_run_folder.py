@@ -119,10 +119,10 @@ def test_one_thumbnail_that_cannot_be_made_leaves_the_others(trained, tmp_path, 
     bad = pd.read_csv(whole / "figures" / "images.csv")["path"][0]
     read = folder_module.read_image
 
-    def read_most(file):
+    def read_most(file, depth=None):
         if str(file).endswith(bad):
             raise ImageError("empty file", "Copy it again", path=file)
-        return read(file)
+        return read(file, depth)
 
     monkeypatch.setattr(folder_module, "read_image", read_most)
     folder = write_run(tmp_path / "run", *trained)

@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from scipy.signal import fftconvolve
 
 from fastcxr.data.images import fit_square
 
@@ -42,6 +41,8 @@ def _find_centre(one: Image.Image, other: Image.Image) -> float:
 
 def _correlate(part: np.ndarray, whole: np.ndarray) -> float:
     """Return the highest Pearson correlation of `part` with a window of `whole` (normalized cross-correlation)."""
+    from scipy.signal import fftconvolve  # it loads scipy.optimize and scipy.stats, which prediction does not need
+
     if part.std() < FLAT:
         return 0.0
     centred, ones = (part - part.mean())[::-1, ::-1], np.ones_like(part)

@@ -259,8 +259,8 @@ def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
 def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
     names = [f"scan_a{number}b.png" for number in range(6)]
     one, two = (make_folders(tmp_path / place, first, names=names) for place, first in (("one", 0), ("two", 20)))
-    decoded, read = [], copies.read_image
-    monkeypatch.setattr(copies, "read_image", lambda file: decoded.append(file) or read(file))
+    decoded, read = [], copies.read_with_remarks
+    monkeypatch.setattr(copies, "read_with_remarks", lambda file: decoded.append(file) or read(file))
     read_manifest([one, two])
     assert len(decoded) == len(set(decoded)) == 24
 
