@@ -11,6 +11,8 @@ from fastcxr.errors import DataError, OutputError
 from fastcxr.evaluation.predictions import Predictions
 from fastcxr.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture
 def changing(tmp_path):

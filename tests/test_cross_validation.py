@@ -19,6 +19,8 @@ from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.training import bank
 from fastcxr.verify import verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def pooled(tmp_path_factory):

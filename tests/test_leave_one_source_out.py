@@ -13,6 +13,8 @@ from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
 from fastcxr.verify import verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
 
 

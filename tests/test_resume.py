@@ -22,6 +22,8 @@ from fastcxr.training import continuing
 from fastcxr.training.continuing import StateKeeper
 from fastcxr.unfinished import find_unfinished, list_runs, read_begun
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 RECIPE = Recipe(
     "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep", learning_rate=1e-3
 )

@@ -11,6 +11,8 @@ from fastcxr.progress import Progress
 from fastcxr.recipe import Recipe
 from fastcxr.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 

@@ -13,6 +13,8 @@ from fastcxr.run import run
 from fastcxr.storage import SUMS, list_files, read_sums, write_sums
 from fastcxr.verify import differences, verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def finished(toy_folder, tmp_path_factory):
