@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.cohort import find_manifest, split_cohort
@@ -15,7 +16,7 @@ from fastcxr.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
+RECIPE = Recipe(NAME, weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
 
 
 @pytest.fixture(scope="module")

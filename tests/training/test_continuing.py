@@ -9,6 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 from fastai.callback.core import Callback
+from tiny_network import NAME
 
 from fastcxr import stopping
 from fastcxr.errors import StorageError, TrainingError
@@ -19,7 +20,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep")
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
     "deep": RECIPE,
@@ -65,8 +66,8 @@ def weights(tmp_path_factory):
     from timm import create_model
 
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "mobilenetv2_035.safetensors"
-    save_file(create_model("mobilenetv2_035").state_dict(), path)
+    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
+    save_file(create_model(NAME).state_dict(), path)
     return str(path)
 
 
