@@ -7,7 +7,7 @@ import pytest
 
 from fastcxr.evaluation.report import draw_report
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 @pytest.fixture

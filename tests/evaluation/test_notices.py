@@ -14,7 +14,7 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.storage import read_json
 from fastcxr.terminal import show_headline
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 def build_blind(folder, seen=(), chosen="label != ''", **choices):
