@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN = .venv/bin
 DEMO = runs/demo
+# a process of the tests for each processor, at most four; each takes up to 2 GB and one thread
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+FAST = tests/data tests/evaluation tests/checks tests/test_audit.py tests/test_golden.py tests/test_recipe.py
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast test-slow lint clean
 
 demo: .venv/installed  ## train on the bundled synthetic radiographs, offline, and name the report
 	rm -rf $(DEMO)
 	$(BIN)/fastcxr train resnet10t --data data/sample --weights none --strategy deep --image-size 96 --epochs 28 --batch-size 16 --learning-rate 5e-3 --out $(DEMO)
 	@echo "open $(DEMO)/report.html"
 
-test: .venv/installed-dev  ## run every test
-	$(BIN)/python -m pytest -q
+test: .venv/installed-dev  ## run every test but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-fast: .venv/installed-dev  ## data, metrics, audit, configuration: under a minute
+	$(PYTEST) -m "not slow" $(FAST)
+
+test-slow: .venv/installed-dev  ## networks above 100 million parameters and the like
+	$(PYTEST) -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

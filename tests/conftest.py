@@ -1,6 +1,5 @@
 """Small cohorts that every room can test on, and the real ones where somebody has them."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from toys import write_toys
 from fastcxr.data.cache.passing import passing_folder
 from fastcxr.data.manifest import read_manifest
 
+pytest_plugins = ["conditions"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
@@ -19,6 +20,14 @@ def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def without_figures():
+    """Reports of this module have no figures, which take longer to draw than a small network takes to train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcxr.evaluation.report.draw_plates", lambda record, metrics: {})
         yield
 
 
@@ -64,22 +73,3 @@ def many_toys(tmp_path_factory) -> pd.DataFrame:
     table = read_manifest(folder)
     places = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
     return table.assign(split=places, split_from="patient")
-
-
-def real(variable: str) -> Path:
-    """The path in an environment variable, or a skip that says why."""
-    if not os.environ.get(variable):
-        pytest.skip(f"{variable} is not set: it names real radiographs or weights, which are not part of the project")
-    return Path(os.environ[variable])
-
-
-@pytest.fixture
-def real_data() -> Path:
-    """The folder with the real collections."""
-    return real("FASTCXR_REAL_DATA")
-
-
-@pytest.fixture
-def real_weights() -> Path:
-    """An ImageNet weights file for mobilenetv2_100."""
-    return real("FASTCXR_REAL_WEIGHTS")

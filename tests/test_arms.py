@@ -19,6 +19,7 @@ from fastcxr.training.strategies import train
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 SMALL = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "layout": "csv"}
+LARGE = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # above 100 million parameters
 # what the three drawn classes are called in a study; a study that is not here takes two of them as they are
 NAMES = {
     "bolhassani2024": ("Normal", "Bacteria", "Virus", "COVID-19"),
@@ -32,7 +33,8 @@ def every_arm():
     """Study, arm and recipe of all scripts."""
     for script in SCRIPTS:
         for arm, recipe in runpy.run_path(str(script))["RECIPES"].items():
-            yield pytest.param(script.stem, recipe, id=f"{script.stem}-{arm}")
+            slow = [pytest.mark.slow] if recipe.backbone in LARGE else []
+            yield pytest.param(script.stem, recipe, id=f"{script.stem}-{arm}", marks=slow)
 
 
 @pytest.fixture(scope="module")

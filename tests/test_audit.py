@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.audit import audit, check_before_training
@@ -49,7 +50,7 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
 
 @pytest.mark.parametrize("reason", [None, "the copy is known"])
 def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky, tmp_path, reason):
-    recipe = Recipe("mobilenetv2_035", data=str(leaky), weights="none", image_size=64, epochs=1, strategy="deep")
+    recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="deep")
     text = run(recipe.but(accept_confounding=reason), tmp_path / "run").read_text()
     assert ("Confounded: do not use these figures" in text) == (reason is None)
     assert ("The reason given: the copy is known" in text) == (reason is not None)
@@ -75,7 +76,7 @@ def found_before_training(recipe, folder):
 
 
 def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_stamps_it(audited, tmp_path, caplog):
-    recipe = audited.but(backbone="mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="deep")
+    recipe = audited.but(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="deep")
     with caplog.at_level("INFO", "fastcxr"):
         text = run(recipe, tmp_path / "runs" / "run").read_text()
     taken = {

@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.cross_validation import cross_validate, refuse_uneven
@@ -11,16 +12,27 @@ from fastcxr.errors import DataError, OutputError
 from fastcxr.evaluation.predictions import Predictions
 from fastcxr.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=8, folds=2, strategy="probe")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A cohort and two folds of it, which no test changes."""
+    place = tmp_path_factory.mktemp("kept")
+    data = write_toys(place / "toys", per_class=8)
+    cross_validate(RECIPE.but(data=str(data)), place / "run")
+    return place
+
 
 @pytest.fixture
-def changing(tmp_path):
-    """Two folds of a cohort of its own, of a head that costs seconds; whoever takes it may change both."""
-    data = write_toys(tmp_path / "toys", per_class=8)
-    recipe = Recipe(
-        "mobilenetv2_035", data=str(data), weights="none", image_size=64, batch_size=8, folds=2, strategy="probe"
-    )
-    cross_validate(recipe, tmp_path / "run")
-    return recipe, data, tmp_path / "run"
+def changing(kept, tmp_path):
+    """A copy of both that a test may change."""
+    for name in ("toys", "run"):
+        shutil.copytree(kept / name, tmp_path / name)
+    return RECIPE.but(data=str(tmp_path / "toys")), tmp_path / "toys", tmp_path / "run"
 
 
 def add(data):

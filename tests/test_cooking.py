@@ -19,6 +19,8 @@ from fastcxr.privacy import without_places
 from fastcxr.recipe import Augmentation, Recipe, Stage
 from fastcxr.storage import write_json
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 TINY = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="deep", batch_size=8)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.cross_validation import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
@@ -19,13 +20,15 @@ from fastcxr.recipe import Recipe, read_recipe
 from fastcxr.training import bank
 from fastcxr.verify import verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def pooled(tmp_path_factory):
     place = tmp_path_factory.mktemp("folds")
     data = write_toys(place / "toys", per_class=18)
     recipe = Recipe(
-        "mobilenetv2_035",
+        NAME,
         data=str(data),
         weights="none",
         image_size=64,
@@ -219,7 +222,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     monkeypatch.setattr(contents, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(bank, "fill_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest)))
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
-    recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
     assert looked == [30]

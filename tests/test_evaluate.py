@@ -11,6 +11,8 @@ from fastcxr.evaluate import check_labels, leave_out_seen
 from fastcxr.folder import CohortFolder
 from fastcxr.unfinished import CONTENT
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture
 def run(toy_folder, tmp_path):
@@ -44,8 +46,8 @@ def leave_out(data, run, tmp_path) -> tuple[int, list[str]]:
 KNOWN = (16, ["clear/00000000_099.png", "haze/00001001_099.png"])
 
 
+@pytest.mark.needs("h5py")
 def test_patients_of_the_training_are_left_out_of_a_folder_and_of_a_packed_cohort_alike(run, other, tmp_path):
-    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     packed = pack_cohort(read_manifest(other), tmp_path / "other.h5")
     assert leave_out(other, run, tmp_path / "folder") == KNOWN
     assert leave_out(packed, run, tmp_path / "packed") == KNOWN

@@ -21,6 +21,8 @@ from fastcxr.storage import list_files, write_sums
 from fastcxr.training import gate
 from fastcxr.verify import verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 RECIPE = Recipe(
     "mobilenetv2_035",
     weights="none",

@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.cohort import find_manifest, split_cohort
@@ -13,7 +14,9 @@ from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.recipe import Recipe
 from fastcxr.verify import verify
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+RECIPE = Recipe(NAME, weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
 
 
 @pytest.fixture(scope="module")

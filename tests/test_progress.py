@@ -70,8 +70,8 @@ def test_a_script_hears_nothing():
     assert type(find_progress()) is Progress
 
 
+@pytest.mark.needs("IPython")
 def test_a_notebook_shows_a_bar_and_a_table():
-    pytest.importorskip("IPython")
     from fastcxr import notebook
 
     class Line:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_network import NAME
 from toys import write_toys
 
 from fastcxr.cli import main
@@ -22,9 +23,9 @@ from fastcxr.training import continuing
 from fastcxr.training.continuing import StateKeeper
 from fastcxr.unfinished import find_unfinished, list_runs, read_begun
 
-RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep", learning_rate=1e-3
-)
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep", learning_rate=1e-3)
 
 
 class Crash(BaseException):
@@ -196,7 +197,7 @@ def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(reci
     assert find_unfinished(list_runs(runs), recipe.but(seed=99)) is None
 
 
-WORDS = ["train", "mobilenetv2_035", "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
+WORDS = ["train", NAME, "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
 WORDS += ["--epochs", "2", "--strategy", "deep", "--learning-rate", "0.001"]
 
 
@@ -230,33 +231,31 @@ def command(toys, tmp_path, monkeypatch, capfd):
 def test_a_signal_ends_with_the_way_on_and_the_same_command_takes_it(command, whole):
     code, out, err = command(*WORDS, stop_after=4)
     assert (code, out) == (143, "")
-    assert err.splitlines()[-1] == (
-        "fastcxr: stopped by SIGTERM; go on with: fastcxr resume runs/toys-mobilenetv2_035-1"
-    )
+    assert err.splitlines()[-1] == (f"fastcxr: stopped by SIGTERM; go on with: fastcxr resume runs/toys-{NAME}-1")
     code, out, err = command(*WORDS)
-    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n")
+    assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "(begun earlier)" in err
-    models = [place / "model.safetensors" for place in (whole, Path("runs/toys-mobilenetv2_035-1"))]
+    models = [place / "model.safetensors" for place in (whole, Path(f"runs/toys-{NAME}-1"))]
     assert models[0].read_bytes() == models[1].read_bytes()
-    assert command(*WORDS)[1] == "runs/toys-mobilenetv2_035-2/report.html\n"  # the first is finished
+    assert command(*WORDS)[1] == f"runs/toys-{NAME}-2/report.html\n"  # the first is finished
 
 
 def test_new_begins_anew_and_resume_takes_the_newest(command):
     command(*WORDS, stop_after=4)
     code, _, err = command(*WORDS, "--new", stop_after=1)
-    assert (code, err.splitlines()[-1][-27:]) == (143, "runs/toys-mobilenetv2_035-2")
+    assert (code, err.splitlines()[-1].endswith(f"runs/toys-{NAME}-2")) == (143, True)
     code, out, _ = command("resume")
-    assert (code, out) == (0, "runs/toys-mobilenetv2_035-2/report.html\n")
-    assert command("resume", "runs/toys-mobilenetv2_035-1")[1] == "runs/toys-mobilenetv2_035-1/report.html\n"
+    assert (code, out) == (0, f"runs/toys-{NAME}-2/report.html\n")
+    assert command("resume", f"runs/toys-{NAME}-1")[1] == f"runs/toys-{NAME}-1/report.html\n"
     code, _, err = command("resume")
     assert code == 66
     assert "no unfinished run is in runs/" in err
-    code, out, err = command("resume", "runs/toys-mobilenetv2_035-1")
-    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n")
+    code, out, err = command("resume", f"runs/toys-{NAME}-1")
+    assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "this run is finished" in err
     Path("toys").unlink()
-    code, out, err = command("resume", "runs/toys-mobilenetv2_035-1")
-    assert (code, out) == (0, "runs/toys-mobilenetv2_035-1/report.html\n"), "its data need not be here"
+    code, out, err = command("resume", f"runs/toys-{NAME}-1")
+    assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n"), "its data need not be here"
     assert "this run is finished" in err
 
 

@@ -71,7 +71,7 @@ WITHOUT_TORCH = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("room", [*WITHOUT_TORCH, *LEAVES])
+@pytest.mark.parametrize("room", [*WITHOUT_TORCH, *sorted(LEAVES)])
 def test_these_rooms_never_import_torch(room):
     for file in FILES:
         if room_of(file) == room:

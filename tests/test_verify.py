@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from tiny_network import NAME
 
 from fastcxr.cross_validation import cross_validate
 from fastcxr.errors import InputMissingError, OutputError
@@ -13,11 +14,13 @@ from fastcxr.run import run
 from fastcxr.storage import SUMS, list_files, read_sums, write_sums
 from fastcxr.verify import differences, verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def finished(toy_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify") / "run"
-    recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, epochs=1, batch_size=8)
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, epochs=1, batch_size=8)
     run(recipe.but(strategy="deep"), folder)
     return folder
 
@@ -89,7 +92,7 @@ def test_drawing_the_report_again_answers_only_for_what_it_draws(folder):
 
 
 def test_folds_are_looked_at_too(toy_folder, tmp_path):
-    recipe = Recipe("mobilenetv2_035", data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
     cross_validate(recipe, tmp_path / "folds")
     assert verify(tmp_path / "folds")[0] == []
     change_a_digit(tmp_path / "folds" / "fold-2" / "predictions.csv")

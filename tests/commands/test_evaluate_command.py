@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from calls import check_against_scikit_learn
 from toys import write_toys
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def test_pictures_that_the_model_was_trained_on_are_left_out_of_a_test_and_counted(call, finished, tmp_path):

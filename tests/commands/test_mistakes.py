@@ -10,6 +10,8 @@ from toys import write_toys
 
 from fastcxr.cli import app
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture
 def damaged(tmp_path):

@@ -65,6 +65,7 @@ def test_explain_names_the_classes_to_one_who_asks_for_another(call, finished, t
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.needs("openvino")
 def test_openvino_gives_the_classes_that_torch_gives(call, finished):
     run, data, _ = finished
     tables = [call("predict", run, data / "clear", "--engine", name).stdout for name in ("torch", "openvino")]

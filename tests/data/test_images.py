@@ -18,7 +18,6 @@ from fastcxr.data import images
 from fastcxr.data.images import check_images, fit_square, read_image, thumbnail_jpeg
 
 PICTURE = make_reference()
-REAL = "FASTCXR_REAL_DATA"
 
 
 def write_all_kinds(folder: Path) -> list[Path]:
@@ -167,9 +166,8 @@ def test_a_thumbnail_is_small_keeps_the_aspect_and_carries_no_metadata():
     assert Image.open(io.BytesIO(thumbnail_jpeg(PICTURE, 500))).size == (80, 96)
 
 
-@pytest.mark.skipif(REAL not in os.environ, reason=f"{REAL} names no folder of real data")
 @pytest.mark.parametrize("collection", ["originals", "cohen/images"])
-def test_every_real_radiograph_is_read(collection):
-    files = [path for path in Path(os.environ[REAL], collection).rglob("*") if path.is_file()]
+def test_every_real_radiograph_is_read(real_data, collection):
+    files = [path for path in (real_data / collection).rglob("*") if path.is_file()]
     assert files
     assert check_images(files) == []

@@ -206,17 +206,12 @@ def test_an_empty_name_is_not_the_current_folder(data, tmp_path, monkeypatch):
     assert "Give a folder, a CSV or a packed cohort" in refuse(data, RecipeError)
 
 
-REAL = os.environ.get("FASTCXR_REAL_DATA")
-needs_real_data = pytest.mark.skipif(not REAL, reason="FASTCXR_REAL_DATA names no folder of real radiographs")
-
-
-@needs_real_data
-def test_the_ozturk_cohort_is_described_with_and_without_its_patients():
-    manifest = read_manifest(Path(REAL) / "ozturk")
+def test_the_ozturk_cohort_is_described_with_and_without_its_patients(real_data):
+    manifest = read_manifest(real_data / "ozturk")
     assert describe_manifest(manifest) == (
         "3 classes, 1,124 images, 682 patients from NIH file names, 124 images without a patient, each taken as its own"
     )
-    manifest = read_manifest(Path(REAL) / "ozturk", patients=Path(REAL) / "cohen/metadata.csv")
+    manifest = read_manifest(real_data / "ozturk", patients=real_data / "cohen/metadata.csv")
     assert describe_manifest(manifest) == (
         "3 classes, 1,124 images, 65 patients from the joined table, 682 patients from NIH file names, "
         "30 images without a patient, each taken as its own"
@@ -224,10 +219,9 @@ def test_the_ozturk_cohort_is_described_with_and_without_its_patients():
     assert (manifest["patient_from"] == "table").sum() == 94
 
 
-@needs_real_data
-def test_the_coronahack_names_hold_the_patients_that_its_table_gives(tmp_path):
-    table = pd.read_csv(Path(REAL) / "coronahack/Chest_xray_Corona_Metadata.csv", dtype=str)
-    folder = (Path(REAL) / "coronahack").absolute()
+def test_the_coronahack_names_hold_the_patients_that_its_table_gives(real_data, tmp_path):
+    table = pd.read_csv(real_data / "coronahack/Chest_xray_Corona_Metadata.csv", dtype=str)
+    folder = (real_data / "coronahack").absolute()
     table = table.assign(path=f"{folder}/" + table["Dataset_type"].str.lower() + "/" + table["X_ray_image_name"])
     cohort = tmp_path / "coronahack.csv"
     table.assign(label=table["Label"], split=table["Dataset_type"])[["path", "label", "split"]].to_csv(cohort)

@@ -307,8 +307,8 @@ def test_a_place_without_splits_joins_train_though_another_place_names_its_sourc
     assert set(split["split_from"]) <= {"given", "patient"}
 
 
+@pytest.mark.needs("h5py")
 def test_so_it_does_after_both_were_packed(tmp_path):
-    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     manifest = merge_covidx_and_cohen(tmp_path)
     again = read_manifest(pack_cohort(manifest, tmp_path / "both.h5"))
     assert split_by_patient(again)["split"].tolist() == split_by_patient(manifest)["split"].tolist()

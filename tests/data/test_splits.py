@@ -1,8 +1,6 @@
 """Tests for splits.py and earlier.py"""
 
 import logging
-import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -323,12 +321,8 @@ def test_an_earlier_split_that_parts_copies_is_refused(tmp_path, unit):
     assert place(split.iloc[::2], "path") == place(kept, "path")
 
 
-REAL = os.environ.get("FASTCXR_REAL_DATA")
-
-
-@pytest.mark.skipif(not REAL, reason="FASTCXR_REAL_DATA names no folder of real radiographs")
-def test_the_ozturk_cohort_is_split_by_patient():
-    manifest = read_manifest(Path(REAL) / "ozturk", patients=Path(REAL) / "cohen/metadata.csv")
+def test_the_ozturk_cohort_is_split_by_patient(real_data):
+    manifest = read_manifest(real_data / "ozturk", patients=real_data / "cohen/metadata.csv")
     split = split_by_patient(manifest)
     assert shared_patients(split).empty
     for _, rows in split.drop_duplicates(["patient", "label"]).groupby("label"):

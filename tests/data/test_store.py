@@ -30,8 +30,8 @@ def test_squares_are_those_of_the_files_bit_for_bit(tmp_path, files, size):
     assert_right(open_pictures(files, size), files, size)
 
 
+@pytest.mark.needs("h5py")
 def test_images_of_a_packed_cohort_are_kept_like_others(tmp_path, files, old, monkeypatch):
-    pytest.importorskip("h5py")
     from fastcxr.data.manifest import read_manifest
     from fastcxr.data.packing import pack_cohort
 
@@ -46,8 +46,8 @@ def test_images_of_a_packed_cohort_are_kept_like_others(tmp_path, files, old, mo
     assert np.array_equal(open_pictures(packed, SIZE).read(range(COUNT)), expected)
 
 
+@pytest.mark.needs("h5py")
 def test_a_packed_cohort_that_was_replaced_is_read_again(tmp_path, files):
-    pytest.importorskip("h5py")
     from fastcxr.data.manifest import read_manifest
     from fastcxr.data.packing import pack_cohort
 

@@ -7,6 +7,8 @@ import pytest
 
 from fastcxr.evaluation.report import draw_report
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 
 @pytest.fixture
 def card(run_folder):

@@ -11,6 +11,8 @@ from fastcxr.evaluation.record import read_run
 from fastcxr.evaluation.report import draw_report
 from fastcxr.evaluation.words import loss, score
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

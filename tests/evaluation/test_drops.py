@@ -21,6 +21,8 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.terminal import show_headline
 from fastcxr.verify import verify
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def build_evaluation(folder, external=None, strength=0.3, n=400):
     """A run folder of a model that was tested elsewhere, where it does as well as `strength` says."""

@@ -12,6 +12,8 @@ from fastcxr.evaluation.explaining import draw_explanation
 from fastcxr.evaluation.predictions import most_wrong, read_predictions
 from fastcxr.evaluation.report import draw_report
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 CHECK = {"correlation": [0.2, 0.04], "images": 4, "passed": True}
 
 

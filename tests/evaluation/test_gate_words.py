@@ -20,6 +20,8 @@ from fastcxr.evaluation.predictions import (
 )
 from fastcxr.evaluation.report import draw_report
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 LABELS = ("Covid-19", "No_findings", "Pneumonia")
 
 

@@ -14,6 +14,8 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.storage import read_json
 from fastcxr.terminal import show_headline
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 
 def build_blind(folder, seen=(), chosen="label != ''", **choices):
     """The run of a model that calls every image Pneumonia, but those of the classes that it has `seen`."""

@@ -138,9 +138,8 @@ def test_any_one_file_may_be_missing(drawn, tmp_path, gone):
 def test_an_image_level_split_is_stamped_with_the_patients_it_shares(tmp_path):
     manifest = make_manifest(n=200)
     split = np.random.default_rng(0).choice(["train", "valid", "test"], 200)
-    text = page_of(
-        build_run(tmp_path, manifest.assign(split=split, split_from="image"), recipe={"split": "image"})
-    ).text
+    folder = build_run(tmp_path, manifest.assign(split=split, split_from="image"), recipe={"split": "image"})
+    text = words_of(folder)
     assert "Image-level split Images of one patient may stand in several splits; figures are optimistic." in text
     assert re.search(r"\d+ of the \d+ patients in the test split also have training images", text)
 
@@ -153,9 +152,9 @@ def test_given_splits_that_share_patients_are_stamped(tmp_path):
 
 def test_without_a_test_split_valid_is_the_headline_and_says_so(tmp_path):
     manifest = make_manifest(n=200)
-    page = page_of(build_run(tmp_path, manifest[manifest["split"] != "test"].reset_index(drop=True)))
-    assert "The valid split chose the model and is the headline here too" in page.text
-    assert "Results on the valid split" in page.text
+    text = words_of(build_run(tmp_path, manifest[manifest["split"] != "test"].reset_index(drop=True)))
+    assert "The valid split chose the model and is the headline here too" in text
+    assert "Results on the valid split" in text
 
 
 def test_left_out_images_are_counted_and_listed_with_their_reasons(drawn, tmp_path):
@@ -361,7 +360,7 @@ def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
     ],
 )
 def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, words):
-    text = page_of(build_run(tmp_path, recipe=choices, thumbnails=False)).text
+    text = words_of(build_run(tmp_path, recipe=choices, thumbnails=False))
     assert words in text
     assert ("Mirrored" in words) != ("Horizontal flip" in text)
 

@@ -13,6 +13,8 @@ from fastcxr.evaluation.report import draw_report
 from fastcxr.evaluation.subgroups import UNSTATED, measure_subgroups, name_groups
 from fastcxr.traits import read_years
 
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
 
 @pytest.fixture(scope="module")
 def manifest():

@@ -19,6 +19,8 @@ from fastcxr.evaluation.words import (
     terminal_table,
 )
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def measured(labels=LABELS, splits=("valid", "test")):
     manifest = make_manifest(labels, 300)

@@ -16,6 +16,8 @@ from fastcxr.evaluation.record import read_run
 from fastcxr.evaluation.report import draw_report
 from fastcxr.recipe import Recipe, read_recipe
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ODD_CELLS = (
     b"\x00", b'"', b"\r", b"\xff\xfe", b";", b"\t", b"=1+1", b"../../x", b"\xe2\x80\xae", b"nan", b",,,,", b"9" * 5000,
 )  # fmt: skip

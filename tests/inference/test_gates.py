@@ -125,6 +125,7 @@ def test_a_reloaded_gate_measures_what_the_trained_one_did(learner, folder, many
     assert after["like_training"].tolist() == before["like_training"].tolist()
 
 
+@pytest.mark.needs("openvino")
 def test_the_compiled_graph_measures_what_the_network_does(learner, many_toys):
     classifier = classifier_of(learner)
     eager = predict(classifier, many_toys, splits=None)

@@ -14,6 +14,7 @@ from fastcxr.recipe import Recipe
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
+pytestmark = pytest.mark.needs("openvino")
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="deep", precision="fp32")
 
 

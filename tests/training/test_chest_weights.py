@@ -1,5 +1,6 @@
 """Weights of other makers fill our networks so that both give the same numbers, whatever their layout calls them."""
 
+import importlib
 import json
 import re
 import sys
@@ -179,13 +180,10 @@ def test_its_pixels_are_one_channel_from_minus_to_plus_1024_in_training_and_use(
     assert np.ptp(before) > 0.01
 
 
-def real_xrv():
-    return pytest.importorskip("torchxrayvision", reason="torchxrayvision is not installed: pip install 'fastcxr[xrv]'")
-
-
+@pytest.mark.needs("torchxrayvision")
 @torch.inference_mode()
 def test_the_real_torchxrayvision_gives_the_same_numbers(monkeypatch, tmp_path):
-    xrv = real_xrv()
+    xrv = importlib.import_module("torchxrayvision")
     theirs = stir(xrv.models.DenseNet(num_classes=18))
     torch.save(theirs, tmp_path / "nih.pt")  # its files are whole networks
     monkeypatch.setattr(xrv.models, "get_weights", lambda *a, **k: str(tmp_path / "nih.pt"))
@@ -196,8 +194,9 @@ def test_the_real_torchxrayvision_gives_the_same_numbers(monkeypatch, tmp_path):
     torch.testing.assert_close(ours, theirs(torch.from_numpy(xrv.utils.normalize(gray, 255))), atol=1e-2, rtol=1e-4)
 
 
+@pytest.mark.needs("torchxrayvision")
 def test_the_names_are_those_of_torchxrayvision():
-    models = real_xrv().models
+    models = importlib.import_module("torchxrayvision").models
     chest = {name for name in models.model_urls if "-res" in name}
     assert set(XRV_WEIGHTS) == chest
     assert all(models.model_urls[name]["input_resolution"] == size for name, (_, size) in XRV_WEIGHTS.items())

@@ -9,6 +9,7 @@ from collections import namedtuple
 import pytest
 import torch
 from fastai.callback.core import Callback
+from tiny_network import NAME
 
 from fastcxr import stopping
 from fastcxr.errors import StorageError, TrainingError
@@ -19,7 +20,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.strategies import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep")
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
     "deep": RECIPE,
@@ -65,8 +66,8 @@ def weights(tmp_path_factory):
     from timm import create_model
 
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "mobilenetv2_035.safetensors"
-    save_file(create_model("mobilenetv2_035").state_dict(), path)
+    path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
+    save_file(create_model(NAME).state_dict(), path)
     return str(path)
 
 
@@ -176,11 +177,11 @@ def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_p
 
 def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10_000))
     recipe = RECIPE.but(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     learner.add_cb(CrashAfter(0))
-    with pytest.raises(StorageError, match=r"this run needs \d+\.\d MB, 1\.0 MB are free"):
+    with pytest.raises(StorageError, match=r"this run needs \d+\.\d MB, 0\.0 MB are free"):
         train(learner, recipe, checkpoints=Checkpoints(tmp_path))
 
 

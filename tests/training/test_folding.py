@@ -64,7 +64,10 @@ def make_any(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize(("name", "joined"), JOINED.items())
+@pytest.mark.parametrize(
+    ("name", "joined"),
+    [pytest.param(*item, marks=[pytest.mark.slow] if item[0] == "vgg11_bn" else []) for item in JOINED.items()],
+)
 @torch.no_grad()
 def test_the_same_comes_out_and_the_network_itself_stays(name, joined, onednn, monkeypatch):
     if not onednn:

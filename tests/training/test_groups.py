@@ -15,7 +15,8 @@ from fastcxr.training.learner import FrozenStaysFrozen
 
 NAMES = [
     "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
-    "convnext_atto", "vgg16", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:resnet18",
+    "convnext_atto", pytest.param("vgg16", marks=pytest.mark.slow), "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1", "torchvision:resnet18",
     "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16",
 ]  # fmt: skip
 

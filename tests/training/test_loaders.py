@@ -130,8 +130,8 @@ def test_a_batch_larger_than_the_cohort_becomes_the_cohort(toy_manifest):
     assert make_loaders(toy_manifest, RECIPE.but(batch_size=500)).train.one_batch()[0].shape[0] == 18
 
 
+@pytest.mark.needs("h5py")
 def test_a_packed_radiograph_is_that_of_its_file(toy_manifest, tmp_path):
-    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     packed = pack_cohort(toy_manifest, tmp_path / "toys.h5")
     for number in (0, 7):
         ours, theirs = (Radiograph.create(file) for file in (f"{packed}#{number}", toy_manifest["file"][number]))

@@ -101,9 +101,8 @@ def test_monochrome1_is_the_inverse_of_the_same_values(tmp_path):
     assert np.array_equal(read_image(one), 255 - read_image(two))
 
 
-@pytest.mark.skipif("FASTCXR_REAL_DATA" not in os.environ, reason="FASTCXR_REAL_DATA names no folder of real data")
-def test_a_real_radiograph_and_its_monochrome1_twin_are_inverse():
-    folder = Path(os.environ["FASTCXR_REAL_DATA"]) / "dicom"
+def test_a_real_radiograph_and_its_monochrome1_twin_are_inverse(real_data):
+    folder = real_data / "dicom"
     picture = read_image(folder / "rsna_850819.dcm")
     assert picture.shape == (1024, 1024)
     assert np.array_equal(read_image(folder / "monochrome1_fake.dcm"), 255 - picture)

@@ -1,0 +1,78 @@
+"""What a test needs of the machine (real data, a GPU, optional packages), and the count of what was missing."""
+
+import importlib.util
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+REAL = {"real_data": "FASTCXR_REAL_DATA", "real_weights": "FASTCXR_REAL_WEIGHTS"}  # fixture to variable
+NOT_SET = "{} is not set: it names real radiographs or weights, which are not part of the project"
+MISSING = re.compile(r"optional (?:package|program) (\S+) is not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes the real data or weights is marked as one."""
+    for item in items:
+        if set(REAL) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real_data")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose packages, programs or GPU are not here, with the reason."""
+    for mark in item.iter_markers("needs"):
+        require(*mark.args, **mark.kwargs)
+    if item.get_closest_marker("gpu"):
+        import torch  # not before: most tests need none
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device is here")
+
+
+def require(*packages: str, program: str | None = None) -> None:
+    """Skip the test where one of these packages, or the program, is not installed."""
+    for name in packages:
+        if not importlib.util.find_spec(name):
+            pytest.skip(f"optional package {name} is not installed: pip install {name}")
+    if program and not shutil.which(program):
+        pytest.skip(f"optional program {program} is not installed")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the real collections."""
+    return require_real("real_data")
+
+
+@pytest.fixture
+def real_weights() -> Path:
+    """An ImageNet weights file for mobilenetv2_100."""
+    return require_real("real_weights")
+
+
+def require_real(fixture: str) -> Path:
+    """The path that the environment variable of a fixture holds, or a skip with the reason."""
+    variable = REAL[fixture]
+    return Path(os.environ.get(variable) or pytest.skip(NOT_SET.format(variable)))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session):
+    """After pytest's own closing line: how many tests were skipped for what is not installed."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not session.config.option.collectonly:  # workers of xdist have none
+        skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])]
+        reporter.write_line(count_missing(skipped))
+    return result
+
+
+def count_missing(reasons: list[str]) -> str:
+    """The last line of a run of the suite. `reasons`: of all skipped tests."""
+    names = Counter(found[1] for reason in reasons if (found := MISSING.search(reason)))
+    listed = ", ".join(f"{name} ({number})" for name, number in sorted(names.items()))
+    return f"{names.total()} skipped for missing optional programs" + (f": {listed}" if listed else "")

@@ -1,0 +1,31 @@
+"""What was skipped because it is not installed is counted in the last line, and nothing else is."""
+
+import pytest
+from conditions import NOT_SET, count_missing, require, require_real
+
+
+def reason_of(skip, *words, **named) -> str:
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        skip(*words, **named)
+    return str(skipped.value)
+
+
+def test_missing_packages_and_programs_are_counted_by_name():
+    package = reason_of(require, "pytest", "no_such_package")
+    program = reason_of(require, program="no-such-program")
+    assert "pip install no_such_package" in package
+    line = count_missing([package, package, program, NOT_SET.format("FASTCXR_REAL_DATA")])
+    assert line == "3 skipped for missing optional programs: no-such-program (1), no_such_package (2)"
+
+
+def test_without_anything_missing_the_line_is_there_all_the_same():
+    assert count_missing(["no CUDA device is here"]) == "0 skipped for missing optional programs"
+
+
+def test_what_is_installed_is_no_reason_to_skip():
+    require("pytest", program="python3")
+
+
+def test_real_data_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("FASTCXR_REAL_DATA", raising=False)
+    assert "FASTCXR_REAL_DATA is not set" in reason_of(require_real, "real_data")
