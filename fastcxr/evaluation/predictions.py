@@ -76,9 +76,17 @@ class Predictions:
         return self._where((self.table["error"] == "") & (self.table["label"] != ""))
 
     def _repr_html_(self) -> str:
-        from fastcxr.evaluation.excerpt import draw_excerpt  # it measures, which needs all that stands here
+        # scikit-learn takes a second to load, and who reads predictions.csv needs none of it
+        from fastcxr.evaluation.excerpt import draw_excerpt
+        from fastcxr.evaluation.metrics import measure
 
-        return draw_excerpt(self)
+        splits = []
+        for split in self.splits:
+            part = self.part(split).scored()
+            metrics = measure(part.truth, part.probability, part.labels)
+            counts = len(part.table), part.table["patient"].nunique()
+            splits.append((split, *counts, metrics["accuracy"], metrics["auroc"]["macro"]))
+        return draw_excerpt(splits, self.table, self.probability)
 
     def _where(self, chosen: pd.Series) -> "Predictions":
         return Predictions(self.table[chosen].reset_index(drop=True), self.labels)
