@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save as save_arrays
 
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.storage import sha256_of, write_whole
@@ -18,7 +19,7 @@ NUMBERS = ("limit", "images", "patients")
 
 def write_gate(folder: Path, gate: Gate) -> dict[str, Any]:
     """Write gate.safetensors; returns what model.json is to say of it."""
-    write_whole(folder / GATE_FILE, save({name: getattr(gate, name) for name in ARRAYS}))
+    write_whole(folder / GATE_FILE, save_arrays({name: getattr(gate, name) for name in ARRAYS}))
     facts = {name: getattr(gate, name) for name in NUMBERS}
     return {"depths": dict(gate.depths), **facts, "sha256": sha256_of(folder / GATE_FILE)}
 
@@ -36,7 +37,7 @@ def read_gate(folder: Path, facts: Mapping[str, Any] | None) -> Gate | None:
     try:
         if sha256_of(path) != facts["sha256"]:
             raise ValueError("sha256 differs from model.json")
-        gate = Gate(depths=dict(facts["depths"]), **load_file(path), **{name: facts[name] for name in NUMBERS})
+        gate = Gate(depths=dict(facts["depths"]), **load_arrays(path), **{name: facts[name] for name in NUMBERS})
         _check(gate)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
