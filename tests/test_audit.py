@@ -19,6 +19,8 @@ from fastcxr.evaluation.notices import _one_with_class
 from fastcxr.recipe import Recipe
 from fastcxr.run import run
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 QUICK = {"patients", "copies", "sources", "sizes"}  # checks that come before every training
 
 
