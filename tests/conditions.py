@@ -60,6 +60,21 @@ def require_real(fixture: str) -> Path:
     return Path(os.environ.get(variable) or pytest.skip(NOT_SET.format(variable)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(report: pytest.TestReport):
+    """Escape lone surrogates, as in file names that are not UTF-8: a failure that shows one would end xdist."""
+    return escape_surrogates((yield))
+
+
+def escape_surrogates(value):
+    """The same value with text that can be written as UTF-8; lists, tuples and dicts included."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {escape_surrogates(key): escape_surrogates(item) for key, item in value.items()}
+    return type(value)(map(escape_surrogates, value)) if type(value) in (list, tuple) else value
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session):
     """After pytest's own closing line: how many tests were skipped for what is not installed."""

@@ -1,7 +1,7 @@
 """What was skipped because it is not installed is counted in the last line, and nothing else is."""
 
 import pytest
-from conditions import NOT_SET, count_missing, require, require_real
+from conditions import NOT_SET, count_missing, escape_surrogates, require, require_real
 
 
 def reason_of(skip, *words, **named) -> str:
@@ -29,3 +29,9 @@ def test_what_is_installed_is_no_reason_to_skip():
 def test_real_data_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("FASTCXR_REAL_DATA", raising=False)
     assert "FASTCXR_REAL_DATA is not set" in reason_of(require_real, "real_data")
+
+
+def test_a_failure_that_shows_a_name_that_is_not_utf_8_can_be_sent_by_a_worker():
+    assert escape_surrogates({"longrepr": ["a\udc80.png", ("\udc80", 1)]}) == {
+        "longrepr": ["a\\udc80.png", ("\\udc80", 1)]
+    }
