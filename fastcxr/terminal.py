@@ -100,7 +100,8 @@ def _cell(name: str, value: Any) -> str:
 def show_headline(console: Console, folder: Path) -> None:
     """Print the report's headline as a table, and below it the report's stamps, comparisons and warnings."""
     from fastcxr.evaluation.notices import read_terminal_notices
-    from fastcxr.evaluation.words import plain, terminal_table
+    from fastcxr.evaluation.words import terminal_table
+    from fastcxr.markup import plain
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     table = Table(box=None, pad_edge=False)
@@ -175,7 +176,7 @@ def show_cohort(console: Console, folder: Path) -> int:
     """Images of each class in each split as a table, and every file that is not readable; returns how many are not."""
     from fastcxr.evaluation.cohort_rows import split_table
     from fastcxr.evaluation.record import read_description
-    from fastcxr.evaluation.words import plain
+    from fastcxr.markup import plain
 
     record = read_description(folder)
     found = split_table(record)

@@ -9,17 +9,8 @@ from typing import Any
 from fastcxr.evaluation.notices import notices
 from fastcxr.evaluation.predictions import SPLITS
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.words import (
-    NOTHING,
-    count,
-    explain_intervals,
-    headline_rows,
-    listed,
-    plain,
-    reach,
-    score,
-    share,
-)
+from fastcxr.evaluation.words import NOTHING, count, explain_intervals, headline_rows, listed, reach, score, share
+from fastcxr.markup import plain
 
 OPEN = {
     "Intended use": (

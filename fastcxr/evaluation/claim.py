@@ -35,7 +35,7 @@ from fastcxr.evaluation.claim_facts import (
 )
 from fastcxr.evaluation.notices import notices
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.words import plain
+from fastcxr.markup import plain
 
 TRUTH = "14 to 18"  # what this folder knows nothing of
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastcxr.evaluation.drawing import FAINT, GRID, INK, MUTED, class_color, class_dash, house_style, panel, shorten
-from fastcxr.evaluation.words import plain, share
+from fastcxr.evaluation.words import share
+from fastcxr.markup import plain
 
 TOGETHER = 7  # more lines than this in one figure would only be a web
 SHADES = {"train": ("#0b5c78", "white"), "valid": ("#6aaac0", INK), "test": ("#c9e0e8", INK)}

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastcxr.evaluation.words import plain
+from fastcxr.markup import plain
 from fastcxr.optional import optional
 
 INK, MUTED, FAINT, GRID = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"

@@ -26,7 +26,8 @@ from fastcxr.evaluation.drawing import (
     panel,
     shorten,
 )
-from fastcxr.evaluation.words import plain, rate, score
+from fastcxr.evaluation.words import rate, score
+from fastcxr.markup import plain
 
 GUESSED = 4  # more baselines than this would only be a web
 INSIDE, LINE = 7, 0.2  # a key of so many lines fits into the axes; the height of one, in inches

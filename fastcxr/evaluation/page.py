@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 from fastcxr.evaluation.drawing import Plate, class_color
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD
-from fastcxr.evaluation.words import NOTHING, count, duration, listed, plain, rate, score, share, spread
+from fastcxr.evaluation.words import NOTHING, count, duration, listed, rate, score, share, spread
+from fastcxr.markup import plain
 from fastcxr.storage import write_whole
 
 OF_SPLIT = {OUT_OF_FOLD: "images out of fold", INTERNAL: "internal test images"}

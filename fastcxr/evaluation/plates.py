@@ -11,7 +11,8 @@ from fastcxr.evaluation import figures
 from fastcxr.evaluation.cohort_plates import draw_cohort_plates
 from fastcxr.evaluation.drawing import Plate, make_plate
 from fastcxr.evaluation.record import RunRecord
-from fastcxr.evaluation.words import listed, plain, rate, score
+from fastcxr.evaluation.words import listed, rate, score
+from fastcxr.markup import plain
 
 CURVES = {
     "loss": ("Loss", {"train": "train_loss", "valid": "valid_loss"}),

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastcxr.evaluation.predictions import INTERNAL, OUT_OF_FOLD
-from fastcxr.markup import plain as plain  # with the other words, for those who draw
 
 NOTHING = "–"
 DOTTED = {"auroc": "auroc.macro", "average_precision": "average_precision.macro"}  # where their interval is found

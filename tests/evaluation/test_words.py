@@ -11,13 +11,13 @@ from fastcxr.evaluation.words import (
     explain_intervals,
     headline_table,
     listed,
-    plain,
     rate,
     reach,
     score,
     share,
     terminal_table,
 )
+from fastcxr.markup import plain
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 

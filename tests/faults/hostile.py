@@ -17,7 +17,7 @@ from safetensors.torch import save
 from fastcxr.inference.bundle import load_model, save_model
 from fastcxr.recipe import Recipe
 from fastcxr.storage import sha256_of
-from fastcxr.training.backbones import find_backbone, make_network
+from fastcxr.training.backbones import describe_backbone, find_backbone, make_network
 from fastcxr.training.pixels import Pixels
 from fastcxr.training.weights import load_weights
 
@@ -48,7 +48,12 @@ def write_good_model(folder: Path) -> Path:
     """A run folder with a model that nobody has touched, its weights random."""
     folder.mkdir(parents=True)
     pixels = Pixels(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    learner = SimpleNamespace(model=make_body(), dls=SimpleNamespace(vocab=["a", "b", "c"], pixels=pixels))
+    model = make_body()
+    learner = SimpleNamespace(
+        model=model,
+        dls=SimpleNamespace(vocab=["a", "b", "c"], pixels=pixels),
+        backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model),
+    )
     save_model(folder, learner, Recipe(BACKBONE, weights="none", image_size=64), {"precision": "fp32"})
     return folder
 
