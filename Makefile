@@ -4,7 +4,7 @@ BIN = .venv/bin
 DEMO = runs/demo
 # a process of the tests for each processor, at most four; each takes up to 2 GB and one thread
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
-FAST = tests/data tests/evaluation tests/checks tests/test_audit.py tests/test_golden.py tests/test_recipe.py
+FAST = tests/audit tests/config tests/data tests/io tests/metrics tests/test_golden.py
 
 .PHONY: demo test test-fast test-slow lint clean
 

@@ -22,13 +22,13 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
 from fastcxr import read_manifest
-from fastcxr.checks.likeness import find_alike
-from fastcxr.checks.looks import Looks, look_at
-from fastcxr.checks.probes import check_probes
-from fastcxr.checks.tables import check_sources
-from fastcxr.data.copies import name_contents
-from fastcxr.data.images import read_image
-from fastcxr.progress import Progress
+from fastcxr.audit.image_features import Looks, look_at
+from fastcxr.audit.manifest_checks import check_sources
+from fastcxr.audit.near_duplicates import find_alike
+from fastcxr.audit.shortcut_probes import check_probes
+from fastcxr.data.duplicates import name_contents
+from fastcxr.data.imaging.read import read_image
+from fastcxr.progress.base import Progress
 
 Change = Callable[[Image.Image], Image.Image]
 

@@ -12,8 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.nn.functional import cross_entropy
 
-from fastcxr.training.backbones import find_backbone, make_network
-from fastcxr.training.groups import layer_groups
+from fastcxr.models.backbones import find_backbone, make_network
+from fastcxr.models.param_groups import layer_groups
 
 NAMES = [
     "efficientnet_b7", "efficientnet_b4", "resnet152", "resnet101", "resnet50", "resnet34", "densenet121",

@@ -23,11 +23,12 @@ from fastai.callback.core import Callback
 from row import Row
 from toys import write_toys
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import FastcxrError
-from fastcxr.recipe import Recipe
-from fastcxr.run import run
-from fastcxr.training import continuing, learner
+from fastcxr.training import learner
+from fastcxr.training import resume as continuing
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.workflows.train import run
 
 RECIPE = Recipe(
     "mobilenetv2_035", weights="none", image_size=64, batch_size=4, epochs=4, strategy="deep", learning_rate=1e-3,
@@ -221,7 +222,7 @@ def not_a_number(place: Path, count: int) -> Row:
 
         def poison(step: int = step) -> None:
             make = learner.make_learner
-            strategies_run = sys.modules["fastcxr.run"]
+            strategies_run = sys.modules["fastcxr.workflows.train"]
             strategies_run.make_learner = lambda *words: _with(make(*words), Poison(step))
 
         code = wait(bench.start(folder, poison))

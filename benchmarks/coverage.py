@@ -11,9 +11,9 @@ import argparse
 import numpy as np
 from scipy.stats import norm
 
-from fastcxr.evaluation.closed_forms import Z, auroc_interval, delong
-from fastcxr.evaluation.intervals import find_intervals
-from fastcxr.evaluation.metrics import measure
+from fastcxr.metrics.analytic_intervals import Z, auroc_interval, delong
+from fastcxr.metrics.classification import measure
+from fastcxr.metrics.intervals import find_intervals
 
 LABELS = ["no", "yes"]
 

@@ -17,12 +17,12 @@ from torch import nn
 
 from fastcxr import Recipe, load_model
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.data.sample import sample_folder
+from fastcxr.data.synthetic.sample import sample_folder
 from fastcxr.inference.explain import find_method, look
 from fastcxr.inference.predict import read_squares, score_images
-from fastcxr.inference.randomisation import DrawMaps, check_maps
-from fastcxr.maps import CHECKED
-from fastcxr.run import run
+from fastcxr.inference.sanity_check import DrawMaps, check_maps
+from fastcxr.workflows.explain import CHECKED
+from fastcxr.workflows.train import run
 
 NAMES = ["resnet18", "densenet121", "convnext_atto", "vit_tiny_patch16_224"]
 BATCHES = 4  # each as many images as a run checks

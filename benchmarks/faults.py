@@ -81,8 +81,8 @@ def bad_files_in_a_folder(place: Path, count: int) -> Row:
     from toys import draw_toy
 
     from fastcxr.data.manifest import read_unlabelled
-    from fastcxr.inference.bundle import load_model
     from fastcxr.inference.predict import predict
+    from fastcxr.models.bundle import load_model
 
     (place / "images").mkdir()
     for number in range(1000):

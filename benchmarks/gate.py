@@ -24,11 +24,11 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, train
-from fastcxr.data.folds import split_into_folds, take_fold
-from fastcxr.data.images import read_image
+from fastcxr.data.imaging.read import read_image
 from fastcxr.data.manifest import read_unlabelled
-from fastcxr.inference.bundle import classifier_of
-from fastcxr.progress import Progress
+from fastcxr.data.splits import split_into_folds, take_fold
+from fastcxr.models.bundle import classifier_of
+from fastcxr.progress.base import Progress
 
 CROPS, SYNTHETIC = 10, 50  # of each photograph, of each kind of noise
 # pictures that were looked at while depths and distance were chosen

@@ -63,8 +63,8 @@ class Memory(threading.Thread):
 def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
     """Seconds of store and pass."""
     from fastcxr import Recipe, make_learner, make_loaders
-    from fastcxr.progress import Progress
-    from fastcxr.training.bank import make_bank
+    from fastcxr.progress.base import Progress
+    from fastcxr.training.feature_bank import make_bank
 
     recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror_images=False)
     table = list_images(folder, count, classes)
@@ -79,8 +79,8 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
 
 def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
     """Seconds of the audit's checks."""
-    from fastcxr.audit import check_cohort
-    from fastcxr.progress import Progress
+    from fastcxr.progress.base import Progress
+    from fastcxr.workflows.audit import check_cohort
 
     table = list_images(folder, count, classes).assign(patient_from="column")
     started = time.perf_counter()
@@ -90,8 +90,8 @@ def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str
 
 def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
     """Seconds of metrics with their calibration and intervals."""
-    from fastcxr.evaluation.metrics import measure_predictions
-    from fastcxr.evaluation.predictions import make_predictions
+    from fastcxr.metrics.evaluate import measure_predictions
+    from fastcxr.metrics.predictions import make_predictions
 
     table = list_images(folder, count, classes).assign(split="test", patient=[str(i // 2) for i in range(count)])
     labels = sorted(table["label"].unique())
@@ -108,8 +108,8 @@ def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str
     """Seconds of a fit with all strengths of its penalty, 8 of 10 images for training."""
     import torch
 
-    from fastcxr.progress import Progress
-    from fastcxr.training.fitting import Part, fit_parts
+    from fastcxr.progress.base import Progress
+    from fastcxr.training.linear_probe import Part, fit_parts
     from fastcxr.training.losses import LabelSmoothingCrossEntropy
 
     features = np.lib.format.open_memmap(folder / "bank.npy", "w+", np.float32, (2, count, 640))

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
-from fastcxr.training.arithmetic import computing, keep_memory
-from fastcxr.training.bank import giving_features
-from fastcxr.training.folding import quicken
-from fastcxr.training.heads import head_of
-from fastcxr.training.pixels import Pixels, normalize
+from fastcxr.models.cpu_fusion import quicken
+from fastcxr.models.heads import head_of
+from fastcxr.models.precision import computing, keep_memory
+from fastcxr.models.preprocessing import Pixels, normalize
+from fastcxr.training.feature_bank import giving_features
 
 BACKBONES = ("mobilenetv2_100", "efficientnet_b0", "resnet18", "resnet50", "densenet121", "convnext_atto")
 CPU = torch.device("cpu")

@@ -26,8 +26,8 @@ from fastai.callback.core import Callback
 from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
-from fastcxr.evaluation.metrics import measure
-from fastcxr.progress import Progress
+from fastcxr.metrics.classification import measure
+from fastcxr.progress.base import Progress
 
 
 @dataclass

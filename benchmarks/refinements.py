@@ -34,15 +34,14 @@ from peer import run_alone
 from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
-from fastcxr.evaluation.metrics import measure
-from fastcxr.progress import Progress
-from fastcxr.training.arithmetic import computing
-from fastcxr.training.epochs import BatchNormStays
-from fastcxr.training.fitting import fit_head
-from fastcxr.training.pixels import normalize
-from fastcxr.training.rates import group_rates
-from fastcxr.training.schedules import make_scheduler
-from fastcxr.training.strategies import find_stages, open_groups
+from fastcxr.metrics.classification import measure
+from fastcxr.models.precision import computing
+from fastcxr.models.preprocessing import normalize
+from fastcxr.progress.base import Progress
+from fastcxr.training.callbacks import BatchNormStays
+from fastcxr.training.linear_probe import fit_head
+from fastcxr.training.schedules import group_rates, make_scheduler
+from fastcxr.training.trainer import find_stages, open_groups
 
 NEW = 0.02  # what a step adds to the moving average
 SMALL = 160

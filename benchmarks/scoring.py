@@ -23,9 +23,9 @@ import pandas as pd
 from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
-from fastcxr.inference.bundle import classifier_of
 from fastcxr.inference.openvino import to_openvino
-from fastcxr.progress import Progress
+from fastcxr.models.bundle import classifier_of
+from fastcxr.progress.base import Progress
 
 PLAIN = {"plain fastai, get_preds": None, "plain fastai, no workers": 0}  # processes that read; None: fastai's choice
 ROADS = (*PLAIN, "fastcxr", "fastcxr, OpenVINO")

@@ -22,9 +22,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from fastcxr.cpus import count_cpus
-from fastcxr.data.images import check_images, fit_square, read_image
-from fastcxr.data.store import open_pictures
+from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.imaging.read import check_images, fit_square, read_image
+from fastcxr.io.cpus import count_cpus
 
 BATCH = 32
 

@@ -23,8 +23,8 @@ from fastai.learner import Learner
 from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
-from fastcxr.training.arithmetic import computing
-from fastcxr.training.devices import read_clock
+from fastcxr.models.devices import read_clock
+from fastcxr.models.precision import computing
 
 WARM_UP = 3
 PLAIN = {"plain fastai": None, "plain fastai, no workers": 0}  # processes that read; None is fastai's own choice

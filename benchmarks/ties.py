@@ -15,8 +15,8 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest, norm
 
-from fastcxr.evaluation.comparison import TESTED, compare_models
-from fastcxr.evaluation.predictions import Predictions, make_predictions
+from fastcxr.metrics.comparison import TESTED, compare_models
+from fastcxr.metrics.predictions import Predictions, make_predictions
 
 LABELS = ("no", "yes")
 SHARED, PATIENT = 0.5, 0.3  # parts of a score's variance: what all models share, and what images of a patient share

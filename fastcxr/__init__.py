@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastcxr.recipe import Augmentation, Recipe, Stage
+from fastcxr.config.recipe import Augmentation, Recipe, Stage
 from fastcxr.version import VERSION as __version__
 
 if "torch" not in sys.modules:  # which reads it once
@@ -18,13 +18,13 @@ if "torch" not in sys.modules:  # which reads it once
 if TYPE_CHECKING:
     from fastcxr.data.manifest import describe_manifest, read_manifest
     from fastcxr.data.splits import split_by_patient
-    from fastcxr.inference.bundle import load_model
     from fastcxr.inference.explain import explain
     from fastcxr.inference.predict import predict
-    from fastcxr.run_folder import write_report
+    from fastcxr.models.bundle import load_model
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
-    from fastcxr.training.strategies import train
+    from fastcxr.training.trainer import train
+    from fastcxr.workflows.train_dir import write_report
 
 # where each name lives: torch and fastai take seconds to import, so they come when a name is first used
 _ROOMS = {
@@ -34,11 +34,11 @@ _ROOMS = {
     "make_datablock": "fastcxr.training.loaders",
     "make_loaders": "fastcxr.training.loaders",
     "make_learner": "fastcxr.training.learner",
-    "train": "fastcxr.training.strategies",
+    "train": "fastcxr.training.trainer",
     "predict": "fastcxr.inference.predict",
-    "load_model": "fastcxr.inference.bundle",
+    "load_model": "fastcxr.models.bundle",
     "explain": "fastcxr.inference.explain",
-    "write_report": "fastcxr.run_folder",
+    "write_report": "fastcxr.workflows.train_dir",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """`python -m fastcxr` is the command `fastcxr`."""
 
-from fastcxr.cli import main
+from fastcxr.cli.main import main
 
 main()

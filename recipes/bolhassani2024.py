@@ -43,7 +43,7 @@ Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their
 """
 
 from fastcxr import Augmentation, Recipe, Stage
-from fastcxr.cooking import cook
+from fastcxr.cli.study import cook
 
 BASE = Recipe(
     "resnet50", classes=("Normal", "Bacteria", "Virus", "COVID-19"),

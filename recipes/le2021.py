@@ -40,7 +40,7 @@ Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), pat
 """
 
 from fastcxr import Recipe, Stage
-from fastcxr.cooking import cook
+from fastcxr.cli.study import cook
 
 ENTIRE = Stage(name="entire")
 HEAD = Stage(name="head", groups=1)

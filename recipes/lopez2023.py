@@ -20,7 +20,7 @@ Here      MobileNetV2 as the base of both, one core, CoronaHack's two classes (9
 """
 
 from fastcxr import Recipe, Stage
-from fastcxr.cooking import cook
+from fastcxr.cli.study import cook
 
 BASE = Recipe(
     "resnet50", epochs=20, batch_size=32, optimizer="adam", learning_rate=1e-3, schedule="constant",

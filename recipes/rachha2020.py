@@ -16,7 +16,7 @@ Here      mobilenetv2, one core in 57 minutes, the set of Ozturk et al. 2020 (12
 """
 
 from fastcxr import Augmentation, Recipe
-from fastcxr.cooking import cook
+from fastcxr.cli.study import cook
 
 BASE = Recipe(
     strategy="fine", epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing",

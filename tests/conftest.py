@@ -6,9 +6,10 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
-from toys import write_toys
+from synthetic_run import build_run
+from toy_images import write_toys
 
-from fastcxr.data.cache.passing import passing_folder
+from fastcxr.data.cache.quota import passing_folder
 from fastcxr.data.manifest import read_manifest
 
 pytest_plugins = ["conditions"]
@@ -27,7 +28,7 @@ def cache_home(tmp_path_factory):
 def without_figures():
     """Reports of this module have no figures, which take longer to draw than a small network takes to train."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.evaluation.report.draw_plates", lambda record, metrics: {})
+        patch.setattr("fastcxr.report.run_page.draw_plates", lambda record, metrics: {})
         yield
 
 
@@ -73,3 +74,18 @@ def many_toys(tmp_path_factory) -> pd.DataFrame:
     table = read_manifest(folder)
     places = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
     return table.assign(split=places, split_from="patient")
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Intervals of this module come from 200 draws and not from 2,000: their width is not what it tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcxr.metrics.bootstrap.DRAWS", 200)
+        patch.setattr("fastcxr.metrics.intervals.FEWEST_DRAWS", 100)
+        yield
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A complete run folder."""
+    return build_run(tmp_path / "run")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import tiny_network  # noqa: F401  registers the network of these runs
 
+from fastcxr.config.recipe import read_recipe
 from fastcxr.errors import FastcxrError
-from fastcxr.inference.bundle import load_model
-from fastcxr.recipe import read_recipe
-from fastcxr.storage import read_sums, sha256_of
+from fastcxr.io.files import read_sums, sha256_of
+from fastcxr.models.bundle import load_model
 from fastcxr.training.checkpoints import Checkpoints
-from fastcxr.unfinished import is_finished, is_unfinished
+from fastcxr.workflows.run_state import is_finished, is_unfinished
 
 FINISHED = Path(__file__).parent / "fixtures" / "run_0_1"
 UNFINISHED = FINISHED.with_name("run_0_1_unfinished")

@@ -17,9 +17,9 @@ from golden_files import (
 )
 from rich.console import Console
 
-from fastcxr.cli import app
-from fastcxr.evaluation.report import draw_report
-from fastcxr.verify import differences
+from fastcxr.cli.app import app
+from fastcxr.report.run_page import draw_report
+from fastcxr.workflows.verify import differences
 
 COMMANDS = sorted(name for name in app if not name.startswith("-"))
 WIDTH = 100  # columns

@@ -6,12 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fastcxr.data.manifest import describe_manifest, read_manifest
+from fastcxr.data.manifest import Summary, describe_manifest, read_manifest
 from fastcxr.data.splits import split_by_patient
-from fastcxr.data.summary import Summary
-from fastcxr.evaluation.page import Page, write_page
-from fastcxr.evaluation.predictions import make_predictions
-from fastcxr.markup import html_table
+from fastcxr.io.html import html_table
+from fastcxr.metrics.predictions import make_predictions
+from fastcxr.report.html import Page, write_page
 
 try:
     import nbformat

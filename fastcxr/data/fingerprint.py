@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.cpus import count_cpus
-from fastcxr.data.copies import find_checksum
-from fastcxr.data.hdf5 import read_reference
+from fastcxr.data.duplicates import find_checksum
+from fastcxr.data.readers.hdf5 import read_reference
+from fastcxr.io.cpus import count_cpus
 from fastcxr.version import VERSION
 
 KEY = ["source", "path"]

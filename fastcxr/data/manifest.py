@@ -7,23 +7,15 @@ then those that a person asked for, then `file`, the absolute path on this machi
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
-from fastcxr.cells import guard
-from fastcxr.data.cohort.checks import check_classes
-from fastcxr.data.cohort.columns import check_kept, choose_columns
-from fastcxr.data.cohort.folders import identify, list_below, list_images
-from fastcxr.data.cohort.labels import read_labelled
-from fastcxr.data.cohort.layouts import Cohort, find_layout
-from fastcxr.data.cohort.patients import name_patients
-from fastcxr.data.cohort.relative import hide_roots
-from fastcxr.data.cohort.tables import NOBODY, TEXT, is_blank, name_some, read_table, texts
-from fastcxr.data.cohort.traits import is_choice_of_traits, read_traits
-from fastcxr.data.collections.shelf import SHELF
-from fastcxr.data.copies import leave_out_copies, link_namesakes
-from fastcxr.data.hdf5 import is_hdf5, read_packed
-from fastcxr.data.merging import (
+from fastcxr.data.columns import check_kept, choose_columns
+from fastcxr.data.demographics import is_choice_of_traits, read_traits
+from fastcxr.data.duplicates import leave_out_copies, link_namesakes
+from fastcxr.data.filters import select
+from fastcxr.data.merge import (
     HOME,
     describe_homes,
     join_tables,
@@ -32,13 +24,19 @@ from fastcxr.data.merging import (
     number_sources,
     part_patients,
 )
-from fastcxr.data.selection import select
-from fastcxr.data.summary import Summary, count_classes
+from fastcxr.data.patients import name_patients
+from fastcxr.data.readers.csv_table import read_labelled
+from fastcxr.data.readers.detect import SHELF, Cohort, find_layout
+from fastcxr.data.readers.folders import identify, list_below, list_images
+from fastcxr.data.readers.hdf5 import is_hdf5, read_packed
+from fastcxr.data.relative_paths import hide_roots
+from fastcxr.data.stratify import check_classes
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
-from fastcxr.storage import write_whole
+from fastcxr.io.files import write_whole
+from fastcxr.io.html import escape, html_table
+from fastcxr.io.tables import NOBODY, TEXT, guard, is_blank, name_some, read_table, texts
 
 log = logging.getLogger("fastcxr")
-
 COLUMNS = ("source", "path", "label", "patient", "patient_from", "split", "split_from")
 ORIGINS = {
     "column": "the patient column",
@@ -54,6 +52,7 @@ NOBODYS = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
     "will be both trained and tested on: name them with --patients, --patient-regex or a patient column"
 )
+UNSPLIT = "not split"
 
 
 def read_manifest(
@@ -189,6 +188,21 @@ def _arrange(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[[*COLUMNS, *further, "file"]].reset_index(drop=True)
 
 
+class Summary(str):
+    """Text like any other; `counts` has a row a class, and a column of images for each split, all and patients."""
+
+    counts: pd.DataFrame
+
+    def __new__(cls, line: str, counts: pd.DataFrame | None = None) -> Self:
+        summary = super().__new__(cls, line)
+        summary.counts = pd.DataFrame() if counts is None else counts
+        return summary
+
+    def _repr_html_(self) -> str:
+        rows = [[label, *map(int, numbers)] for label, *numbers in self.counts.itertuples()]
+        return f"<p>{escape(self)}</p>" + html_table(["class", *self.counts.columns], rows)
+
+
 def describe_manifest(manifest: pd.DataFrame) -> Summary:
     """`2 classes, 124 images, 68 patients from NIH file names, 12 images without a patient, each taken as its own`.
 
@@ -244,3 +258,17 @@ def read_written_manifest(path: str | Path) -> pd.DataFrame:
 
 def _count(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def count_classes(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Images of each class in each split and altogether, and its patients; the last row is the whole cohort."""
+    split = manifest["split"].fillna(UNSPLIT)
+    here = [name for name in ("train", "valid", "test", UNSPLIT) if (split == name).any()]
+    counts = pd.crosstab(manifest["label"], split).reindex(columns=here if here != [UNSPLIT] else [])
+    counts = counts.assign(all=manifest["label"].value_counts())
+    whole = counts.sum().to_frame("all classes").T
+    known = manifest[manifest["patient_from"] != "own"]
+    if len(known):  # a patient may stand in two classes, so that patients do not add up
+        counts = counts.assign(patients=known.groupby("label")["patient"].nunique())
+        whole = whole.assign(patients=known["patient"].nunique())
+    return pd.concat([counts, whole]).fillna(0)

@@ -9,18 +9,19 @@ from itertools import combinations
 
 import pandas as pd
 
-from fastcxr.data.cohort.checks import refuse_lonely
-from fastcxr.data.cohort.dealing import SHARES, deal
-from fastcxr.data.cohort.earlier import find_kept
-from fastcxr.data.cohort.tables import TEXT, name_some, suggest
-from fastcxr.data.copies import group_copies, link_copies
-from fastcxr.data.merging import NO_SPLITS
+from fastcxr.data.duplicates import group_copies, link_copies
+from fastcxr.data.merge import NO_SPLITS
+from fastcxr.data.stratify import SHARES, deal, refuse_lonely
 from fastcxr.errors import DataError, RecipeError
+from fastcxr.io.tables import TEXT, name_some, suggest
 
 log = logging.getLogger("fastcxr")
-
 SPLITS = ("train", "valid", "test")
 DRAWN = ("patient", "image", "kept")  # what `split_from` says of splits that fastcxr made itself
+INTERNAL = "internal"  # held-out patients of the sources that are trained on
+SOURCE_SPLIT_SHARES = {"train": 70, "valid": 15, INTERNAL: 15}  # of a hundred patients of the other sources
+EARLIER_SPLITS = ("train", "valid", "test")
+NEEDED = ("source", "path", "patient", "split")
 
 
 def split_by_patient(
@@ -215,3 +216,151 @@ def describe_split(manifest: pd.DataFrame) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient", seed: int = 42) -> pd.DataFrame:
+    """The manifest with a column `fold`, 1 to `folds`: stratified, no patient in two; splits that were given are void.
+
+    Exact copies of an image share a fold, also with the unit image.
+    Raises DataError for a class with fewer patients (or images) than folds.
+    """
+    manifest = link_copies(manifest)
+    keys = name_units(manifest, unit)
+    labels = label_units(manifest, keys)
+    for label in sorted(manifest["label"].unique()):
+        there = sum(label in own for own in labels.values())
+        if there < folds:
+            what = f"class {label!r} has {there:,} {unit}{'s' * (there != 1)}, fewer than {folds} folds"
+            raise DataError(what, f"Give --folds {max(there, 2)} or fewer, or leave the class out", code="E004")
+    places = deal(labels, {}, seed=seed, shares={str(fold): 1 for fold in range(1, folds + 1)})
+    return manifest.assign(fold=keys.map(places).astype("int64"))
+
+
+def take_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", seed: int = 42) -> pd.DataFrame:
+    """The manifest of one fold: its images are test; of the others' patients 15 of 85 are valid and the rest train.
+
+    The held-out images choose nothing: early stopping and every other choice look at valid.
+    """
+    if fold not in set(manifest["fold"]):
+        what = f"there is no fold {fold}, only 1 to {manifest['fold'].max()}"
+        raise RecipeError(what, "Give --fold one of these, or leave it out to run them all")
+    held_out = manifest["fold"] == fold
+    manifest = manifest.assign(
+        split=pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test"),
+        split_from=pd.Series(unit, index=manifest.index, dtype="str"),
+    )
+    return cut_valid(manifest, unit, seed + fold)
+
+
+def find_whole_sources(manifest: pd.DataFrame) -> list[str]:
+    """The sources that hold every class, each of which can be held out while the others still teach every class.
+
+    Raises DataError (E023) where there are fewer than two of them.
+    """
+    table = pd.crosstab(manifest["source"], manifest["label"])
+    whole = list(table.index[(table > 0).all(axis=1)])
+    if len(whole) < 2:
+        lacking = [
+            f"{source} lacks {', '.join(row.index[row == 0])}" for source, row in table.iterrows() if (row == 0).any()
+        ]
+        said = "; ".join(lacking) or f"the data names one source, {table.index[0]!r}"
+        what = f"no source can be held out, for fewer than two hold every class: {said}"
+        raise DataError(what, "Name --data of another place with every class, or leave classes out", code="E023")
+    for source in sorted(set(table.index) - set(whole)):
+        log.info("the source %s does not hold every class: it is always trained on, and never held out", source)
+    return whole
+
+
+def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.DataFrame:
+    """The manifest with one source as test; of the others' patients 70 % train, 15 % valid, and 15 % `internal`.
+
+    Files with the same bytes are one patient. Images of the other sources whose patient stands in the one that is held
+    out are left out of the manifest, aloud. Raises RecipeError for a source that is not there.
+    """
+    there = sorted(manifest["source"].unique())
+    if source not in there:
+        what = f"no source is called {source!r}"
+        raise RecipeError(what, f"Hold out one of {', '.join(there)}", code="E022")
+    manifest = link_copies(manifest)
+    is_held = manifest["source"] == source
+    crossing = ~is_held & manifest["patient"].isin(manifest.loc[is_held, "patient"])
+    if crossing.any():
+        text = "%s images of other sources left out: their patients, or copies of them, stand in %s, which is held out"
+        log.warning(text, f"{crossing.sum():,}", source)
+    others = manifest[~is_held & ~crossing]
+    if lost := sorted(set(manifest["label"]) - set(others["label"])):
+        what = f"without {source} no image of {', '.join(lost)} is left to train on"
+        raise DataError(what, "Hold out another source", code="E023")
+    places = deal(label_units(others, others["patient"]), {}, seed=seed, shares=SOURCE_SPLIT_SHARES)
+    split = manifest["patient"].map(places).where(~is_held, "test")
+    origin = pd.Series("source", index=manifest.index, dtype="str")
+    return manifest.assign(split=split.astype("str"), split_from=origin)[~crossing].reset_index(drop=True)
+
+
+def find_kept(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame, unit: str) -> dict[str, str]:
+    """The earlier split of every unit that was there, by image, or by patient for an image that was not there.
+
+    Raises DataError (E018) if there is nothing in common, or if a patient, or copies of an image, stood in several
+    splits.
+    """
+    earlier = _check_columns(earlier)
+    images = _image_keys(manifest)
+    by_image = images.map(_choose(earlier, _image_keys(earlier)))
+    if unit == "image":
+        if not by_image.notna().any():
+            raise _refuse("no image in common", "Choose a run on the same images")
+        known = by_image.notna()
+        _refuse_torn(keys[known], by_image[known], "images with exact copies", "Split anew without --split-from")
+        return dict(zip(keys[known], by_image[known], strict=True))
+    by_patient = manifest["patient"].map(_choose(earlier, earlier["patient"]))
+    if not by_patient.notna().any():
+        raise _refuse(f"no patient in common{_hint_salt(manifest, earlier)}", "Choose a run on the same patients")
+    # by image first: patients who are one by now, for a table or a copy says so, were perhaps two then
+    found = by_image.where(by_image.notna(), by_patient)
+    known = found.notna()
+    fix = "Use --split image to keep every image's place, or split anew without --split-from"
+    _refuse_torn(keys[known], found[known], "patients", fix)
+    return dict(zip(keys[known], found[known], strict=True))
+
+
+def _check_columns(earlier: pd.DataFrame) -> pd.DataFrame:
+    if missing := [name for name in NEEDED if name not in earlier]:
+        raise _refuse(f"no columns {name_some(map(repr, missing))}", "Choose the manifest.csv of a run folder")
+    earlier = earlier[earlier["split"].notna()]
+    if not earlier["split"].isin(EARLIER_SPLITS).all():
+        raise _refuse("splits of another name than train, valid and test", "Choose the manifest.csv of a run folder")
+    return earlier
+
+
+def _choose(earlier: pd.DataFrame, keys: pd.Series) -> pd.Series:
+    """The split of each key; several are written as one name, so that they are noticed."""
+    return earlier["split"].groupby(keys).agg(lambda splits: " and ".join(sorted(set(splits))))
+
+
+def _image_keys(table: pd.DataFrame) -> pd.Series:
+    return table["source"] + "\n" + table["path"]
+
+
+def _refuse_torn(keys: pd.Series, found: pd.Series, units: str, fix: str) -> None:
+    places = found.groupby(keys).agg(set)
+    torn = places.index[places.map(lambda splits: len(splits) > 1 or not splits <= set(EARLIER_SPLITS))]
+    if len(torn):
+        what = f"{len(torn):,} {units} stood in several splits (such as {name_some(torn, 5)})"
+        raise _refuse(what, fix)
+
+
+def _hint_salt(manifest: pd.DataFrame, earlier: pd.DataFrame) -> str:
+    now, then = (_find_salts(table["patient"]) for table in (manifest, earlier))
+    if not now or not then or now & then:
+        return ""
+    return f"; both name patients by hashed DICOM tags, with other salts ({name_some(sorted(now))} now, " + (
+        f"{name_some(sorted(then))} then): use the salt of that machine (FASTCXR_SALT)"
+    )
+
+
+def _find_salts(patients: pd.Series) -> set[str]:
+    return set(patients.str.extract(r"^dicom-([0-9a-f]{4})-[0-9a-f]{16}$")[0].dropna())
+
+
+def _refuse(what: str, fix: str) -> DataError:
+    return DataError(f"the splits of the earlier run cannot be kept: {what}", fix, code="E018")

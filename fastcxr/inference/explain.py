@@ -1,6 +1,8 @@
 """A classifier and images become heat maps of what speaks for a class, once maps have passed a check of their own."""
 
+import base64
 import copy
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -12,25 +14,34 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
+from PIL import Image
 from torch import nn
 
-from fastcxr.data.depths import find_depths
-from fastcxr.data.formats.files import Remarks
+from fastcxr.data.bit_depth import find_depths
+from fastcxr.data.cache.images import Pictures
+from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.data.manifest import read_unlabelled
-from fastcxr.data.store import Pictures
 from fastcxr.errors import ImageError, RecipeError
-from fastcxr.inference.attribution import import_captum, integrated_gradients, occlusion
-from fastcxr.inference.bundle import Classifier, classifier_of
+from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_layers, grad_cam
-from fastcxr.inference.heat import Explanations, Heat
 from fastcxr.inference.predict import Square, read_squares, score_images, tell_remarks, with_quick_network
-from fastcxr.inference.randomisation import IMAGES, Check, DrawMaps, check_maps
-from fastcxr.progress import Progress, find_progress
-from fastcxr.training.pixels import blank, normalize
+from fastcxr.inference.sanity_check import IMAGES, Check, DrawMaps, check_maps
+from fastcxr.io.html import escape
+from fastcxr.models.bundle import Classifier, classifier_of
+from fastcxr.models.preprocessing import blank, normalize
+from fastcxr.progress.auto import find_progress
+from fastcxr.progress.base import Progress
 
 BATCH = 8
 CAPTUM = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
+BORDER = 0.15  # of each side of the square; what is left of it is the central field
+BRIGHTEST = 99.5  # percentile that is shown as full heat: a hot pixel at an edge would leave all others dark
+SHOWN, SIZE = 12, 224  # in a notebook
+# from no heat to most: dark red, orange, yellow; the picture shines through where there is little
+HEAT = (0.0, 0.35, 0.7, 1.0)
+COLORS = np.array([(90, 0, 60), (200, 30, 30), (250, 140, 20), (255, 240, 120)], float)
+OPACITY, GAP = 0.7, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +61,71 @@ class Explainer:
     def withheld(self) -> str:
         """Why no map may be shown; empty where they may be."""
         return "no image could be read to check the maps" if self.check is None else self.check.refusal
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Heat:
+    """What speaks for one class (`label`) in one image.
+
+    square: the image as the model saw it, gray bytes, shape (size, size). heat: what each place adds to the class's
+    logit, nowhere less than zero, the same shape. withheld: why the map is not to be shown; error: why the image could
+    not be read. All but the names are empty where there is an error.
+    """
+
+    source: str
+    path: str
+    predicted: str = ""
+    label: str = ""
+    probability: float = float("nan")
+    square: np.ndarray | None = None
+    heat: np.ndarray | None = None
+    withheld: str = ""
+    error: str = ""
+
+    @property
+    def shown(self) -> np.ndarray | None:
+        """The map from 0 to 1; None where it is withheld or says nothing."""
+        if self.heat is None or self.withheld or not self.heat.any():
+            return None
+        top = np.percentile(self.heat, BRIGHTEST) or self.heat.max()
+        return np.clip(self.heat / top, 0, 1)
+
+    @property
+    def outside(self) -> float:
+        """The share of the heat in the outer border of the square, padding included; nan without a map to show."""
+        return float("nan") if self.shown is None else share_outside(self.heat)
+
+    @property
+    def note(self) -> str:
+        """Why there is no map; empty where there is one."""
+        nothing = "" if self.heat is None or self.heat.any() else "nothing in the image speaks for this class"
+        return self.error or self.withheld or nothing
+
+    def row(self) -> dict[str, str | float]:
+        """One row of explain.csv."""
+        return {
+            "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.label,
+            "probability": self.probability, "outside": self.outside, "note": self.note, "error": self.error,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """Heat maps in the order of the images, and the check that they went through."""
+
+    heats: tuple[Heat, ...]
+    check: Check | None
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a map: source, path, predicted, class, probability, outside, note, error."""
+        return pd.DataFrame([heat.row() for heat in self.heats])
+
+    def _repr_html_(self) -> str:
+        cards = "".join(map(_draw_card, self.heats[:SHOWN]))
+        rest = f"<p>{len(self.heats) - SHOWN:,} more in .heats</p>" if len(self.heats) > SHOWN else ""
+        words = escape(self.check.words) if self.check else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{cards}</div>{rest}<p>{words}</p>'
 
 
 def explain(
@@ -208,3 +284,36 @@ def _spread(rows: int, count: int) -> list[int]:
     """All rows, `count` that are spread evenly first: a cohort is sorted by class."""
     first = set(np.linspace(0, rows - 1, min(count, rows)).round().astype(int).tolist())
     return sorted(first) + [row for row in range(rows) if row not in first]
+
+
+def share_outside(heat: np.ndarray) -> float:
+    """The share of a map, shape (size, size), that lies in the outer 15 % on each side; .51 for an even one."""
+    edge = round(BORDER * heat.shape[0])
+    return float(1 - heat[edge:-edge, edge:-edge].sum(dtype=float) / heat.sum(dtype=float))
+
+
+def _draw_card(heat: Heat) -> str:
+    words = f"{heat.path}: {heat.label} {heat.probability:.3f}" if heat.label else heat.path
+    picture = ""
+    if heat.shown is not None:
+        data = base64.b64encode(pair_jpeg(heat.square, heat.shown, SIZE)).decode()
+        picture = f'<img src="data:image/jpeg;base64,{data}" width="{2 * SIZE}" alt="">'
+    note = f"<br><b>{escape(heat.note)}</b>" if heat.note else ""
+    return f'<figure style="margin:0">{picture}<figcaption>{escape(words)}{note}</figcaption></figure>'
+
+
+def overlay(square: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """`square`: gray bytes, `heat`: 0 to 1, both of shape (size, size); colours, bytes of shape (size, size, 3)."""
+    color = np.stack([np.interp(heat, HEAT, channel) for channel in COLORS.T], axis=2)
+    share = OPACITY * heat[..., None]
+    return (square[..., None] * (1 - share) + color * share).round().astype(np.uint8)
+
+
+def pair_jpeg(square: np.ndarray, heat: np.ndarray, size: int) -> bytes:
+    """The picture, and beside it the picture under its map, as a JPEG without metadata; each is `size` pixels wide."""
+    pair = Image.new("RGB", (2 * size + GAP, size), "white")
+    for left, picture in ((0, Image.fromarray(square)), (size + GAP, Image.fromarray(overlay(square, heat)))):
+        pair.paste(picture.resize((size, size), Image.Resampling.BILINEAR), (left, 0))
+    buffer = io.BytesIO()
+    pair.save(buffer, "JPEG", quality=85, optimize=True)
+    return buffer.getvalue()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fastcxr.errors import ModelError
-from fastcxr.training.heads import DepthHead, head_of, is_channels_last
+from fastcxr.models.heads import DepthHead, head_of, is_channels_last
 
 
 def find_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastcxr.errors import ModelError
-from fastcxr.inference.bundle import Classifier
-from fastcxr.training.stages import Watched
+from fastcxr.models.bundle import Classifier
+from fastcxr.models.heads import Watched
 
 
 class Graph(nn.Module):

@@ -10,21 +10,22 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fastcxr.cpus import count_cpus
-from fastcxr.data.depths import BitDepths, find_depths, warn_unsure
-from fastcxr.data.formats.files import Remarks, collecting, count_warnings
-from fastcxr.data.images import fit_square, read_image
-from fastcxr.data.store import Pictures
+from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unsure
+from fastcxr.data.cache.images import Pictures
+from fastcxr.data.imaging.read import fit_square, read_image
+from fastcxr.data.imaging.sniff import Remarks, collecting, count_warnings
 from fastcxr.errors import ImageError
-from fastcxr.evaluation.predictions import Predictions, leave_open, make_predictions
-from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.openvino import Graph, WatchedGraph
-from fastcxr.progress import Progress, find_progress
-from fastcxr.training.arithmetic import computing
-from fastcxr.training.folding import quicken
-from fastcxr.training.gate import features_in_bank
-from fastcxr.training.pixels import normalize
-from fastcxr.training.stages import look
+from fastcxr.io.cpus import count_cpus
+from fastcxr.metrics.predictions import Predictions, leave_open, make_predictions
+from fastcxr.models.bundle import Classifier, classifier_of
+from fastcxr.models.cpu_fusion import quicken
+from fastcxr.models.heads import look
+from fastcxr.models.precision import computing
+from fastcxr.models.preprocessing import normalize
+from fastcxr.progress.auto import find_progress
+from fastcxr.progress.base import Progress
+from fastcxr.training.fit_ood import features_in_bank
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -56,7 +57,7 @@ def predict(
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
     if getattr(learner, "fitted", None):
-        from fastcxr.training.fitting import answer_from_bank
+        from fastcxr.training.linear_probe import answer_from_bank
 
         # these features have been looked at by this very network
         held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)

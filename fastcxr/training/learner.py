@@ -15,12 +15,12 @@ from fastai.learner import Learner
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
-from fastcxr.recipe import Recipe
-from fastcxr.training.arithmetic import computing, find_precision, keep_memory
-from fastcxr.training.backbones import describe_backbone, explain_choice, find_backbone, make_network
-from fastcxr.training.beginning import begin_exactly
-from fastcxr.training.groups import find_frozen, layer_groups
-from fastcxr.training.heads import plan_head
+from fastcxr.config.recipe import Recipe
+from fastcxr.models.backbones import describe_backbone, explain_choice, find_backbone, make_network
+from fastcxr.models.cpu_fusion import begin_exactly
+from fastcxr.models.heads import plan_head
+from fastcxr.models.param_groups import find_frozen, layer_groups
+from fastcxr.models.precision import computing, find_precision, keep_memory
 from fastcxr.training.losses import CohortLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 

@@ -10,7 +10,7 @@ from fastai.learner import AvgLoss, Learner
 from fastai.losses import BaseLoss
 from torch import nn
 
-from fastcxr.recipe import Recipe
+from fastcxr.config.recipe import Recipe
 
 
 class WeightedLoss(nn.Module):

@@ -9,8 +9,8 @@ from fastai.optimizer import SGD, Adam, OptimWrapper, RAdam
 from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import nn
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
-from fastcxr.recipe import Recipe
 
 # fastai calls its AdamW Adam. Here adam is Kingma and Ba's, with their numbers and L2 where weight decay is asked for;
 # adamw and radam decay the weights apart from the gradient, with fastai's numbers (second moment .99, epsilon 1e-5)

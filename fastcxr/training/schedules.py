@@ -8,17 +8,29 @@ step         the rate times step_factor after every step_epochs epochs of the st
 constant     the rate
 """
 
+import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from fastai.callback.schedule import ParamScheduler, combined_cos
+import pandas as pd
+import torch
+from fastai.callback.schedule import ParamScheduler, combined_cos, valley
 from fastai.learner import Learner
 
-from fastcxr.recipe import Recipe
+from fastcxr.config.recipe import Recipe, Stage
+from fastcxr.progress.base import Progress
+from fastcxr.training.callbacks import Steps
 
 WARM_UP, FLAT = 0.25, 0.75  # shares of the stage
 START, END = 25.0, 1e5  # what the rate is divided by at either end
 Schedule = Callable[[float], np.ndarray | float]  # of the share of the stage that is done, 0 to 1
+log = logging.getLogger("fastcxr")
+FALLBACK_RATE = 1e-3  # when the curve gives no answer
+STEPS = 100
+FEWEST_POINTS = 30  # an early divergence leaves too few for a valley
+NO_CURVE = pd.DataFrame(columns=["stage", "rate", "loss"])
+SMALLEST_FALL = 0.02  # share by which the loss must fall somewhere on the curve
 
 
 def make_scheduler(learner: Learner, recipe: Recipe, epochs: int, rates: np.ndarray) -> ParamScheduler:
@@ -48,3 +60,63 @@ def make_schedules(
 def _epoch(done: float, epochs: int) -> int:
     """Full epochs behind us; fastai adds the share up batch by batch, so a start of an epoch may lie a hair below."""
     return int(done * epochs + 1e-6)
+
+
+def find_rate(
+    learner: Learner, recipe: Recipe, stage: Stage, progress: Progress
+) -> tuple[float, dict[str, Any], pd.DataFrame]:
+    """The head's rate in this stage, a record of how it came about, and the finder's curve (empty for a fixed rate)."""
+    if recipe.learning_rate != "find":
+        rate = recipe.learning_rate * stage.scale
+        return rate, _record(stage, rate, False, "given by the recipe"), NO_CURVE
+    curve = climb(learner, recipe, stage, progress)
+    rate, reason = read_curve(curve["rate"].to_numpy(), curve["loss"].to_numpy())
+    found = rate is not None
+    if not found:
+        rate = FALLBACK_RATE * stage.scale
+        log.warning("stage %s: %s; the default rate %g is used", stage.name, reason, rate)
+    else:
+        log.info("stage %s: learning rate %.2g found (%s)", stage.name, rate, reason)
+    return rate, _record(stage, rate, found, reason), curve
+
+
+def climb(learner: Learner, recipe: Recipe, stage: Stage, progress: Progress) -> pd.DataFrame:
+    """fastai's lr_find over the recipe's range, the groups spread as in the stage; the weights are put back afterwards.
+
+    Columns stage, rate (of the head), loss (smoothed).
+    """
+    # arrays: fastai takes lists of rates here and then trips over them
+    start, end = (group_rates(learner, stage, rate) for rate in (recipe.find_from, recipe.find_to))
+    with progress.bar(STEPS, f"{stage.name}: finding a learning rate") as bar, learner.added_cbs(Steps(bar)):
+        learner.lr_find(start, end, STEPS, show_plot=False, suggest_funcs=None)
+    recorder = learner.recorder
+    return pd.DataFrame(
+        {"stage": stage.name, "rate": np.array(recorder.lrs), "loss": torch.stack(recorder.losses).numpy()}
+    )
+
+
+def read_curve(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, str]:
+    """The rate in the middle of the longest valley, as fastai suggests it, or None; and the reason in words."""
+    # fastai leaves out the first tenth, where nothing moves yet, and the last steps, where it diverges
+    rates, losses = rates[STEPS // 10 : -5], losses[STEPS // 10 : -5]
+    finite = int(np.argmin(np.append(np.isfinite(losses), False)))
+    rates, losses = rates[:finite], losses[:finite]
+    if len(losses) < FEWEST_POINTS:
+        return None, f"the loss diverged after {len(losses)} steps"
+    if losses.min() > (1 - SMALLEST_FALL) * losses[0]:
+        return None, "the loss falls nowhere on the curve"
+    return float(valley(torch.tensor(rates), torch.tensor(losses), STEPS)[0]), "valley of the loss curve"
+
+
+def group_rates(learner: Learner, stage: Stage, rate: float) -> np.ndarray:
+    """One rate a layer group, stem to head: shape (groups,). Frozen groups carry the first learning group's."""
+    groups = len(learner.opt.param_lists)
+    if stage.multiples is not None:
+        factors = np.array(stage.multiples, dtype=float)
+    else:
+        factors = np.geomspace(1 / (stage.spread or 1), 1, stage.groups) if stage.groups > 1 else np.ones(1)
+    return rate * np.concatenate([np.full(groups - len(factors), factors[0]), factors])
+
+
+def _record(stage: Stage, rate: float, found: bool, reason: str) -> dict[str, Any]:
+    return {"stage": stage.name, "rate": rate, "found": found, "reason": reason}

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from radiographs import make_reference, save
-from stores import COUNT
+from image_caches import COUNT
+from sample_images import make_reference, save
 
-from fastcxr.data.cache import contents
+from fastcxr.data.cache import index
 
 
 @pytest.fixture
@@ -27,17 +27,17 @@ def files(tmp_path) -> list[str]:
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The names of the files that were decoded, one entry a time."""
-    names, read = [], contents.read_open_image
+    names, read = [], index.read_open_image
 
     def counted(file, path, depth=None):
         names.append(path)
         return read(file, path, depth)
 
-    monkeypatch.setattr(contents, "read_open_image", counted)
+    monkeypatch.setattr(index, "read_open_image", counted)
     return names
 
 
 @pytest.fixture
 def old(monkeypatch):
     """Files that tests have just written count as written long ago."""
-    monkeypatch.setattr(contents, "SETTLED", -1)
+    monkeypatch.setattr(index, "SETTLED", -1)

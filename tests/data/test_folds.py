@@ -1,9 +1,9 @@
 """Folds hold every image once, keep patients whole, and choose with an inner part that is never tested on."""
 
 import pytest
-from cohorts import make_copied, make_manifest
+from toy_datasets import make_copied, make_manifest
 
-from fastcxr.data.folds import split_into_folds, take_fold
+from fastcxr.data.splits import split_into_folds, take_fold
 from fastcxr.errors import DataError, RecipeError
 
 

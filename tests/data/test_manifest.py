@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cohorts import fill, fill_two, make_manifest, one_line, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_datasets import fill, fill_two, make_manifest, one_line, write
 
 from fastcxr.data.manifest import (
     COLUMNS,

@@ -4,13 +4,13 @@ import logging
 
 import pandas as pd
 import pytest
-from cohorts import make_copied, make_manifest, one_line
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_datasets import make_copied, make_manifest, one_line
 
-from fastcxr.checks.tables import check_copies
-from fastcxr.data.cohort.pseudonyms import hide_patient
+from fastcxr.audit.manifest_checks import check_copies
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
+from fastcxr.data.patients import hide_patient
 from fastcxr.data.splits import describe_split, shared_patients, split_by_patient
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted import NAME, ODD, tree_hash, write_bad, write_cohort
+from planted_identifiers import NAME, ODD, tree_hash, write_bad, write_cohort
 
-from fastcxr.cli import main
+from fastcxr.cli.main import main
 
 TRAIN = ["mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep",
          "--batch-size", "8"]  # fmt: skip
@@ -52,7 +52,7 @@ def call(patch, words) -> subprocess.CompletedProcess:
     from contextlib import redirect_stdout
     from io import StringIO
 
-    from fastcxr.commands.shared import console
+    from fastcxr.cli.app import console
 
     patch.setattr(sys, "argv", ["fastcxr", *map(str, words)])
     with redirect_stdout(StringIO()) as said, console.capture() as told, pytest.raises(SystemExit) as ended:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mutants import read_mutants
+from mutated_files import read_mutants
 from PIL import Image
-from radiographs import make_dicom, save, save_dicom
+from sample_images import make_dicom, save, save_dicom
 
-from fastcxr.data.images import read_image
+from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
 
 MOST_MEGABYTES = 300  # beyond what the process holds before the first mutant

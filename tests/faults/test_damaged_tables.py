@@ -5,16 +5,16 @@ import random
 import shutil
 
 import pytest
-from made_up import build_run
-from mutants import mutate
+from mutated_files import mutate
 from PIL import Image
-from toys import draw_toy
+from synthetic_run import build_run
+from toy_images import draw_toy
 
+from fastcxr.config.recipe import Recipe, read_recipe
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import FastcxrError
-from fastcxr.evaluation.record import read_run
-from fastcxr.evaluation.report import draw_report
-from fastcxr.recipe import Recipe, read_recipe
+from fastcxr.report.run_page import draw_report
+from fastcxr.report.run_reader import read_run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 

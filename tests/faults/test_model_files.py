@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from hostile import (
+from hostile_files import (
     CHECKPOINTS,
     FACTS,
     LINKS,
@@ -19,9 +19,9 @@ from hostile import (
 from torch.torch_version import TorchVersion
 
 from fastcxr.errors import FastcxrError, WeightsError
-from fastcxr.inference.bundle import load_model
-from fastcxr.storage import sha256_of
-from fastcxr.training.weights import read_state
+from fastcxr.io.files import sha256_of
+from fastcxr.models.bundle import load_model
+from fastcxr.models.weights import read_state
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_kind_of_hostile_file_is_refused_and_runs_nothing(good, tmp_path):
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
 def test_nonsense_in_model_json_is_refused_before_a_network_is_built(good, tmp_path, name, value, monkeypatch):
     if name in ("pixels", "labels", "head") or value == {"library": "timm", "name": "vit_giant_patch14_dinov2"}:
-        monkeypatch.setattr("fastcxr.inference.bundle.make_network", lambda *_: pytest.fail("a network was built"))
+        monkeypatch.setattr("fastcxr.models.bundle.make_network", lambda *_: pytest.fail("a network was built"))
     (tmp_path / "run").mkdir()
     for file in good.iterdir():
         (tmp_path / "run" / file.name).write_bytes(file.read_bytes())

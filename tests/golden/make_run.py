@@ -14,15 +14,15 @@ from pathlib import Path
 from PIL import Image
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path[:0] = [str(TESTS / "support"), str(TESTS.parent)]
 
 from tiny_network import NAME  # noqa: E402  timm knows the network from here on
 
-from fastcxr.evaluation.report import draw_report  # noqa: E402
-from fastcxr.recipe import Augmentation, Recipe, Stage  # noqa: E402
-from fastcxr.run import run  # noqa: E402
-from fastcxr.storage import list_files, write_sums  # noqa: E402
-from fastcxr.training.continuing import StateKeeper  # noqa: E402
+from fastcxr.config.recipe import Augmentation, Recipe, Stage  # noqa: E402
+from fastcxr.io.files import list_files, write_sums  # noqa: E402
+from fastcxr.report.run_page import draw_report  # noqa: E402
+from fastcxr.training.resume import StateKeeper  # noqa: E402
+from fastcxr.workflows.train import run  # noqa: E402
 
 THUMBNAIL_SIZE = 40  # pixels
 DRAWN = ("report.html", "metrics.json", "MODEL_CARD.md", "CLAIM.md", "SHA256SUMS")

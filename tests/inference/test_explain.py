@@ -14,15 +14,14 @@ from torch import nn
 from fastcxr import explain
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.inference import explain as module
-from fastcxr.inference.bundle import Classifier
-from fastcxr.inference.heat import Heat, share_outside
-from fastcxr.inference.overlay import overlay
+from fastcxr.inference.explain import Heat, overlay, share_outside
 from fastcxr.inference.predict import predict
-from fastcxr.maps import write_explanation
-from fastcxr.progress import Progress
-from fastcxr.training.backbones import find_backbone, make_network
-from fastcxr.training.heads import HeadPlan, head_of
-from fastcxr.training.pixels import Pixels
+from fastcxr.models.backbones import find_backbone, make_network
+from fastcxr.models.bundle import Classifier
+from fastcxr.models.heads import HeadPlan, head_of
+from fastcxr.models.preprocessing import Pixels
+from fastcxr.progress.base import Progress
+from fastcxr.workflows.explain import write_explanation
 
 
 def make_classifier(plan=None):

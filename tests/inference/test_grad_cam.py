@@ -6,8 +6,8 @@ from torch import nn
 
 from fastcxr.errors import ModelError
 from fastcxr.inference.grad_cam import find_layers, grad_cam, to_grid
-from fastcxr.training.backbones import find_backbone, make_network
-from fastcxr.training.heads import HeadPlan, head_of
+from fastcxr.models.backbones import find_backbone, make_network
+from fastcxr.models.heads import HeadPlan, head_of
 
 
 class Corner(nn.Module):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError
-from fastcxr.inference.bundle import classifier_of
 from fastcxr.inference.openvino import to_openvino
 from fastcxr.inference.predict import predict
-from fastcxr.recipe import Recipe
+from fastcxr.models.bundle import classifier_of
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 

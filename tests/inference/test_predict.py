@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastcxr.data.formats.files import Remarks
-from fastcxr.data.images import fit_square, read_image
-from fastcxr.data.store import open_pictures
+from fastcxr.config.recipe import Recipe
+from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.imaging.read import fit_square, read_image
+from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference import predict as module
-from fastcxr.inference.bundle import Classifier, classifier_of
 from fastcxr.inference.predict import predict
-from fastcxr.recipe import Recipe
+from fastcxr.models.bundle import Classifier, classifier_of
+from fastcxr.models.preprocessing import Pixels
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.training.pixels import Pixels
 
 
 class Mean(nn.Module):

@@ -13,8 +13,7 @@ import torch
 from fastcore.foundation import L
 
 from fastcxr.errors import ModelError, StorageError
-from fastcxr.training.checkpoints import Checkpoints
-from fastcxr.training.trees import flatten, restore
+from fastcxr.training.checkpoints import Checkpoints, flatten, restore
 
 STATE = {
     "epoch": 3,
@@ -103,7 +102,7 @@ def test_without_an_intact_state_nothing_is_guessed(tmp_path):
 def test_a_whole_file_that_is_no_state_is_not_used_either(tmp_path):
     from safetensors.torch import save_file
 
-    from fastcxr.storage import sha256_of
+    from fastcxr.io.files import sha256_of
 
     place = tmp_path / "state-000001.safetensors"
     save_file({"a": torch.ones(2)}, place, {"format_version": "9"})

@@ -10,18 +10,12 @@ from fastai.data.transforms import IntToFloatTensor
 from fastai.torch_core import TensorImageBW
 from fasttransform import Pipeline
 
-from fastcxr.data.images import fit_square, read_image
-from fastcxr.data.packing import pack_cohort
+from fastcxr.config.recipe import Augmentation, Recipe
+from fastcxr.data.imaging.read import fit_square, read_image
+from fastcxr.data.pack import pack_cohort
 from fastcxr.errors import DataError, RecipeError
-from fastcxr.recipe import Augmentation, Recipe
-from fastcxr.training.loaders import (
-    ExpandChannels,
-    Radiograph,
-    find_device,
-    make_augmentation,
-    make_loaders,
-    seed_everything,
-)
+from fastcxr.models.devices import find_device
+from fastcxr.training.loaders import ExpandChannels, Radiograph, make_augmentation, make_loaders, seed_everything
 
 matplotlib.use("Agg")
 STILL = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)

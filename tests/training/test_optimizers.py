@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from fastcxr.agreement import OPTIMIZERS
+from fastcxr.config.recipe import OPTIMIZERS, Recipe
 from fastcxr.errors import RecipeError
-from fastcxr.recipe import Recipe
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.optimizers import OWN, find_optimizer, find_weight_decay
-from fastcxr.training.strategies import train
+from fastcxr.training.trainer import train
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="deep")
 

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
+from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.errors import RecipeError
-from fastcxr.recipe import Augmentation, Recipe
 from fastcxr.training.learner import count_labels, make_learner
-from fastcxr.training.loaders import make_loaders
-from fastcxr.training.sampling import loader_options
+from fastcxr.training.loaders import loader_options, make_loaders
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
 OVERSAMPLE, WEIGHTED = RECIPE.but(oversample=("haze=3",)), RECIPE.but(sampler="weighted")

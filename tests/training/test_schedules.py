@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from fastai.callback.core import Callback
 
-from fastcxr.recipe import Recipe, Stage
+from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.training.strategies import train
+from fastcxr.training.trainer import train
 
 RATE, STEPS_AN_EPOCH = 1e-3, 3
 RECIPE = Recipe(

@@ -1,0 +1,90 @@
+"""Commands that look at images before anything is trained: describe, audit, pack."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fastcxr.cli.app import DAMAGED, PARTIAL, DescribeChoices, PackChoices, app, console, look_at_data
+from fastcxr.cli.tables import show_cohort, show_findings
+from fastcxr.config.recipe import Recipe
+from fastcxr.errors import InputMissingError
+from fastcxr.progress.terminal import TerminalProgress
+
+
+@app.command
+def describe(
+    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    *,
+    out: Path | None = None,
+) -> int:
+    """Show what is in a cohort before anything is trained: classes, splits, patients, images, gray values, bad files.
+
+    Parameters
+    ----------
+    out
+        folder to make; without it runs/describe-DATA-NUMBER
+    """
+    from fastcxr.workflows.describe import describe as describe_cohort
+
+    page = look_at_data(describe_cohort, "describe", choices, out)
+    bad = show_cohort(console, page.parent)
+    print(page)
+    return PARTIAL if bad else 0
+
+
+@app.command
+def audit(
+    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    *,
+    out: Path | None = None,
+) -> int:
+    """Look for what could make figures wrong before anything is trained: leaks between splits, copies, shortcuts.
+
+    Parameters
+    ----------
+    out
+        folder to make; without it runs/audit-DATA-NUMBER
+    """
+    from fastcxr.workflows.audit import audit as audit_cohort
+
+    page = look_at_data(audit_cohort, "audit", choices, out)
+    failed = show_findings(console, page.parent)
+    print(page)
+    return DAMAGED if failed else 0
+
+
+@app.command
+def pack(
+    *data: str,
+    to: Path,
+    size: int | None = None,
+    shuffle: bool = False,
+    choices: Annotated[PackChoices, Parameter(name="*")] = PackChoices(),  # noqa: B008  it is frozen
+) -> int:
+    """Write images, labels, names and patients into one HDF5 file, which --data takes.
+
+    Parameters
+    ----------
+    data
+        class folders, a CSV, a known collection or a packed cohort; several are merged
+    to
+        file to make, ending in .h5
+    size
+        side of the padded square that images become; without it each keeps its own size
+    shuffle
+        in an order that the seed draws, instead of that of the data
+    """
+    from fastcxr.data.manifest import describe_manifest
+    from fastcxr.data.pack import pack_cohort, shuffle_rows
+    from fastcxr.workflows.load import find_manifest
+
+    if not data:
+        raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
+    recipe = Recipe(data=data, **asdict(choices))
+    manifest = find_manifest(recipe, only_test=True)  # what is too small to learn from may be merged with more later
+    console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
+    manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
+    print(pack_cohort(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
+    return 0

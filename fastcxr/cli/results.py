@@ -1,0 +1,123 @@
+"""Commands on finished runs: report, evaluate, compare, verify."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fastcxr.cli.app import DAMAGED, EvaluateChoices, app, console, next_folder
+from fastcxr.cli.tables import show_compared, show_headline
+from fastcxr.config.fields import Arithmetic
+from fastcxr.config.recipe import Recipe, name_data
+from fastcxr.errors import InputMissingError
+from fastcxr.progress.terminal import TerminalProgress
+
+
+@app.command
+def report(folder: Path) -> int:
+    """Redraw the report of a finished run, or the page of a described or audited cohort, or of heat maps.
+
+    Parameters
+    ----------
+    folder
+        run folder, or one that describe, audit or explain made
+    """
+    if (folder / "explain.html").exists():
+        from fastcxr.report.saliency_page import draw_explanation
+
+        print(draw_explanation(folder))
+        return 0
+    if (folder / "audit.html").exists():
+        from fastcxr.report.pages import draw_audit
+
+        print(draw_audit(folder))
+        return 0
+    if (folder / "describe.html").exists():
+        from fastcxr.report.pages import draw_description
+
+        print(draw_description(folder))
+        return 0
+    from fastcxr.report.run_page import draw_report
+
+    page = draw_report(folder)
+    show_headline(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *,
+    choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
+    precision: Arithmetic = "trained",
+    device: str = "auto",
+    out: Path | None = None,
+) -> int:
+    """Test the model of a finished run on other data, and write its report.
+
+    Parameters
+    ----------
+    run
+        run folder of the trained model
+    precision
+        arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
+    device
+        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
+    out
+        folder to make; without it runs/RUN-on-DATA-NUMBER
+    """
+    from fastcxr.workflows.evaluate import evaluate as evaluate_run
+
+    if choices.data is None:
+        raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
+    data = Recipe(**asdict(choices))
+    folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
+    command = shlex.join(["fastcxr", *sys.argv[1:]])
+    progress = TerminalProgress(console)
+    page = evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
+    show_headline(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def compare(*runs: Path, out: Path | None = None) -> int:
+    """Compare finished runs on the images that all were scored on: a leaderboard that calls a tie a tie.
+
+    Parameters
+    ----------
+    runs
+        run folders, those of folds and evaluations among them
+    out
+        folder to make; without it runs/compare-NUMBER
+    """
+    from fastcxr.workflows.compare import compare as compare_runs
+
+    folder = out or next_folder("compare")
+    page = compare_runs(runs, folder)
+    show_compared(console, folder)
+    print(page)
+    return 0
+
+
+@app.command
+def verify(run: Path) -> int:
+    """Check a run folder: every file against its checksum, every number against predictions.csv.
+
+    Parameters
+    ----------
+    run
+        run folder, or one of folds
+    """
+    from fastcxr.workflows.verify import verify as verify_run
+
+    faults, count = verify_run(run)
+    for fault in faults:
+        line = f"{fault.path}: {fault.what}"
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{count:,} files looked at, {len(faults):,} faults", highlight=False)
+    return DAMAGED if faults else 0

@@ -1,1 +1,0 @@
-"""How manifests and splits are made; fastcxr.data.manifest and fastcxr.data.splits are the doors."""

@@ -1,1 +1,0 @@
-"""Draws one synthetic radiograph; fastcxr.data.sample is the door."""

@@ -1,0 +1,81 @@
+"""How the library tells how far it is: one object, silent by itself, that a terminal or a notebook makes visible."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Bar:
+    """One task with a known number of steps."""
+
+    def advance(self, steps: int = 1) -> None:
+        """`steps` more are done."""
+
+
+class Progress:
+    """Says nothing. A subclass overrides what it wants to show."""
+
+    @contextmanager
+    def bar(self, total: int, text: str) -> Iterator[Bar]:
+        """A task of `total` steps, described by `text`, for as long as the block lasts."""
+        yield Bar()
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """One epoch is over; `row` is its line of history.csv."""
+
+
+@contextmanager
+def heard_by(listener: logging.Handler) -> Iterator[None]:
+    """In this block the listener hears all that the library says, whatever the caller's logging shows."""
+    log = logging.getLogger("fastcxr")
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(listener)
+    try:
+        yield
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)
+
+
+@contextmanager
+def heard_once(*beginnings: str) -> Iterator[None]:
+    """In this block handlers that are there already get each line that begins so once; later ones get their own.
+
+    So each fold's folder notes what a terminal is told once of all folds.
+    """
+    there = [(listener, _Once(beginnings)) for listener in logging.getLogger("fastcxr").handlers]
+    for listener, once in there:
+        listener.addFilter(once)
+    try:
+        yield
+    finally:
+        for listener, once in there:
+            listener.removeFilter(once)
+
+
+class _Once:
+    """Lets each line that begins so through a single time."""
+
+    def __init__(self, beginnings: tuple[str, ...]):
+        self.beginnings, self.said = beginnings, set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        if not line.startswith(self.beginnings):
+            return True
+        is_new = line not in self.said
+        self.said.add(line)
+        return is_new
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """In this block the library says nothing: for a look that somebody else will repeat aloud."""
+    log = logging.getLogger("fastcxr")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

@@ -1,0 +1,85 @@
+"""A recipe's data flags come in; the manifest that they name, every image read once and split, goes out."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from fastcxr.config.recipe import Recipe
+from fastcxr.data.bit_depth import BitDepths, open_cohort_pictures
+from fastcxr.data.duplicates import link_copies
+from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
+from fastcxr.data.splits import (
+    describe_split,
+    has_given_splits,
+    hold_out_source,
+    split_by_patient,
+    split_into_folds,
+    take_fold,
+)
+from fastcxr.errors import BadImagesError, ImageError
+from fastcxr.workflows.run_dir import CohortFolder
+
+log = logging.getLogger("fastcxr")
+NOT_USED = "the splits that the data gives are not used"
+
+
+def read_cohort(
+    recipe: Recipe, record: CohortFolder, *, only_test: bool = False, depths: BitDepths | None = None
+) -> pd.DataFrame:
+    """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
+
+    `only_test`: one class will do. `depths`: those that the training of a model decided.
+    Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
+    """
+    manifest = find_manifest(recipe, only_test=only_test)
+    log.info(describe_manifest(manifest))
+    bad: list[ImageError] = []
+    manifest, pictures = open_cohort_pictures(manifest, recipe.image_size, record, bad, depths)
+    pictures.tell_warnings()
+    if bad and not recipe.skip_bad:
+        raise BadImagesError(name_in_data(bad, manifest))
+    if bad:
+        record.write_skipped(bad, manifest)
+        manifest = leave_out(manifest, bad, only_test=only_test)
+    return link_copies(manifest)  # only now: a placeholder that could not be read belongs to many patients
+
+
+def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
+    """The manifest of the recipe's data, before any image is read."""
+    return read_manifest(
+        recipe.data,
+        layout=recipe.layout,
+        patients=recipe.patients,
+        patient_regex=recipe.patient_regex,
+        patient_tag=recipe.patient_tag,
+        relabel=recipe.relabel,
+        classes=recipe.classes,
+        where=recipe.where,
+        keep_columns=recipe.keep_columns,
+        drop_copies=recipe.drop_copies,
+        only_test=only_test,
+    )
+
+
+def tell_unused(manifest: pd.DataFrame, recipe: Recipe) -> None:
+    """Say that folds and held-out sources override the splits that the data gives, which would be obeyed elsewhere."""
+    is_given = has_given_splits(manifest) and recipe.given_splits == "obey"
+    if is_given and (recipe.fold or recipe.held_out):
+        log.info("%s: %s", NOT_USED, "whole sources are held out" if recipe.held_out else "folds are drawn anew")
+
+
+def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """The manifest with the splits that the recipe asks for, said aloud."""
+    tell_unused(manifest, recipe)
+    if recipe.held_out:
+        manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
+    elif recipe.fold:
+        manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
+        manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
+    else:
+        earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
+        choices = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
+        manifest = split_by_patient(manifest, earlier=earlier, **choices)
+    log.info(describe_split(manifest))
+    return manifest

@@ -1,0 +1,181 @@
+"""What every folder of ours has in common: claimed empty, the cohort and its looks in it, and all that was said.
+
+Nothing here needs torch, so that a cohort is described in the time that it takes to read it.
+"""
+
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from fastcxr.data.bit_depth import read_depths
+from fastcxr.data.imaging.read import read_image, thumbnail_jpeg
+from fastcxr.data.manifest import write_manifest
+from fastcxr.data.statistics import measure_images, samples_of_each_class
+from fastcxr.errors import ImageError, OutputError
+from fastcxr.io.cpus import count_cpus
+from fastcxr.io.files import STATE, write_json, write_whole
+from fastcxr.io.lock import LOCK, held
+from fastcxr.io.redact import hide_in_text, hide_places
+from fastcxr.io.tables import guard
+from fastcxr.progress.base import Bar, Progress, heard_by
+
+Guard = Callable[[str], AbstractContextManager]
+strict: Guard = nullcontext  # errors pass
+SAMPLES_OF_A_CLASS, THUMBNAIL_SIZE = 6, 192
+PACKAGES = ("fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom")
+
+
+class CohortFolder(Progress):
+    """An open folder: what is said goes into it, and how far things are to the one who watches."""
+
+    def __init__(self, folder: str | Path, command: str | None = None):
+        self.folder, self.command = Path(folder), command
+        self.said: list[dict[str, str]] = []
+        self.skipped: list[dict[str, str]] = []
+        self.facts: dict[str, Any] = {}  # what else run.json is to hold
+        self.watcher = Progress()
+
+    @contextmanager
+    def open(self, watcher: Progress) -> Iterator[Self]:
+        """Claim the folder; after the block, well or not, run.json says what happened.
+
+        Trouble leaves no folder, unless there is something in it worth keeping.
+        """
+        self.watcher, self.started = watcher, time.time()
+        new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        self.claim()
+        try:
+            with held(self.folder):
+                yield from self.working()
+        finally:
+            with suppress(OSError):  # what is not empty stays
+                for place in new:  # runs/ too: it may stand in a person's data
+                    place.rmdir()
+
+    def working(self) -> Iterator[Self]:
+        """The block itself, in a folder that is ours alone."""
+        try:
+            self.begin()
+            with self.listening():
+                yield self
+        except BaseException:
+            if self.is_worth_keeping():
+                write_json(self.folder / "run.json", self.account())
+            else:  # the same command may be given again once the trouble is mended
+                self.withdraw()
+            raise
+        write_json(self.folder / "run.json", self.account())
+
+    def listening(self) -> AbstractContextManager[None]:
+        """In this block all that the library says is kept in `said`."""
+        return heard_by(_Listener(self.said))
+
+    def claim(self) -> None:
+        """See that the folder can be used. Raises OutputError."""
+        claim(self.folder)
+
+    def begin(self) -> None:
+        """What is written before anything else."""
+
+    def is_worth_keeping(self) -> bool:
+        """Whether what is in the folder after trouble is of use to anyone."""
+        return False
+
+    def withdraw(self) -> None:
+        """Take back what was written."""
+        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv", "audit.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("figures", STATE):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def account(self) -> dict[str, Any]:
+        """The content of run.json: command, time, versions, machine, and all that was said."""
+        return {
+            "command": hide_places(self.command),
+            "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - self.started, 1),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "machine": f"{platform.system()} {platform.machine()}, {count_cpus()} processors",
+            "said": self.said,
+        } | self.facts
+
+    def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
+        """Shown by the watcher."""
+        return self.watcher.bar(total, text)
+
+    def write_cohort(self, manifest: pd.DataFrame) -> None:
+        """manifest.csv, and what was measured of its images."""
+        write_manifest(manifest, self.folder / "manifest.csv")
+        self.write_measured(manifest)
+
+    def write_measured(self, manifest: pd.DataFrame) -> None:
+        """histograms.csv and files.csv: gray values, kinds and sizes of the images."""
+        histograms, files = measure_images(manifest, progress=self)
+        write_table(self.folder / "histograms.csv", histograms)
+        write_table(self.folder / "files.csv", files)
+
+    def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
+        """skipped.csv: the images that were left out so far, by the path that people know, and why."""
+        shown = dict(zip(manifest["file"], manifest["path"], strict=True))
+        self.skipped += [
+            {"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors
+        ]
+        write_table(self.folder / "skipped.csv", pd.DataFrame(self.skipped, columns=["path", "code", "reason"]))
+
+
+class _Listener(logging.Handler):
+    """Keeps what the library says, for the page."""
+
+    def __init__(self, said: list[dict[str, str]]):
+        super().__init__(logging.INFO)
+        self.said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "warning" if record.levelno >= logging.WARNING else "info"
+        self.said.append({"level": level, "text": hide_in_text(record.getMessage())})
+
+
+def claim(folder: Path) -> None:
+    """Make an empty folder, and see that it can be written to. Raises OutputError for one that holds anything."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = any(path.name != LOCK for path in folder.iterdir())
+    except OSError as error:
+        raise OutputError(
+            f"no folder can be made here ({error.strerror})", "Choose another --out", path=folder
+        ) from error
+    if taken:
+        raise OutputError("this folder is not empty", "Choose another --out, or remove it", path=folder)
+
+
+def choose_samples(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The images of each class that a page shows; `role` says what they are there for."""
+    return samples_of_each_class(manifest, SAMPLES_OF_A_CLASS).assign(role="sample")
+
+
+def write_thumbnails(folder: Path, chosen: pd.DataFrame, guard: Guard = strict) -> None:
+    """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for.
+
+    `guard`: what becomes of one that cannot be made; `optional` leaves it out, and its row names no file that exists.
+    """
+    (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
+    names = [f"figures/images/{number:04d}.jpg" for number in range(len(chosen))]
+    depths = read_depths(chosen) or [None] * len(chosen)
+    for name, file, path, depth in zip(names, chosen["file"], chosen["path"], depths, strict=True):
+        with guard(f"thumbnail of {path}"):
+            write_whole(folder / name, thumbnail_jpeg(read_image(file, depth), THUMBNAIL_SIZE))
+    write_table(folder / "figures" / "images.csv", chosen[["role", "source", "path"]].assign(file=names))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV, in one step."""
+    write_whole(path, guard(table).to_csv(index=False))

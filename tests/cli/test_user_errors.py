@@ -1,0 +1,124 @@
+"""One line for every mistake, with its remedy, and nothing that a person owns is lost."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+from cli_calls import TRAIN, fastcxr
+from toy_images import write_toys
+
+from fastcxr.cli.app import app
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    data = write_toys(tmp_path / "toys", per_class=20)
+    victims = sorted((data / "clear").glob("*.png"))
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(b"<html>404</html>")
+    victims[2].write_bytes(victims[2].read_bytes()[:700])
+    return data
+
+
+def test_bad_files_stop_training_before_the_first_step_with_the_whole_list(call, damaged, tmp_path):
+    done = call(*TRAIN, "--data", damaged, "--out", tmp_path / "run")
+    assert done.returncode == 65
+    assert [code in done.stderr for code in ("FCX-E101", "FCX-E102", "FCX-E103")] == [True] * 3
+    assert "--skip-bad" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists(), "the same command works again once the files are mended"
+
+
+def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, tmp_path):
+    done = call(*TRAIN, "--data", damaged, "--skip-bad", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert len(list(csv.DictReader((tmp_path / "run" / "skipped.csv").open(newline="")))) == 3
+    assert "3 images left out" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "remedy"),
+    [
+        (["train", "mobilenetv2_035", "--los", "focal"], 64, "Did you mean --loss"),
+        (["train", "mobilenetv2_035", "--loss", "focl"], 64, 'Did you mean "focal"'),
+        (["train", "mobilenetv2_035", "--strategy", "Probe", "--data", "TOYS"], 64, 'Did you mean "probe"'),
+        (["train", "mobilenetv2_035", "--strategy", "mine", "--data", "TOYS"], 64, 'Choose from: "rapid"'),
+        (["train", "mobilenetv2_035", "--epochs", "0"], 64, "at least 1"),
+        (["trian"], 64, 'Did you mean "train"'),
+        (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),
+        (["train", "mobilenetv2_035", "--data", "nowhere"], 66, "no such file or folder. Check the name"),
+        (["train", "mobilenetv2_035", "--data", "TOYS", "--weights", "nowhere.pth"], 66, "Give --weights"),
+        (
+            ["train", "mobilenetv2_035", "--data", "TOYS", "--device", "cuda:99", "--weights", "none"],
+            64,
+            "--device auto",
+        ),
+        (["train", "mobilenetv2_035", "--data", "TOYS", "--out", "TOYS"], 73, "Choose another --out"),
+        (["report", "nowhere"], 66, "Name the folder of a finished run"),
+        (["predict", "nowhere", "a.png"], 66, "Name the folder of a finished run"),
+        (["predict", "nowhere"], 66, "Give files or folders"),
+        (["models", "no_such_backbone"], 66, "Try a shorter part"),
+    ],
+)
+def test_every_mistake_is_one_line_with_its_remedy(call, words, code, remedy, toy_folder, tmp_path):
+    done = call(*[str(toy_folder) if word == "TOYS" else word for word in words], where=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert remedy in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_trouble_leaves_nothing_in_the_folder_of_the_data(call, damaged):
+    before = sorted(damaged.rglob("*"))
+    for place in ([], ["--out", "inside"], ["--out", "clear/inside"]):
+        assert call(*TRAIN, "--data", ".", *place, where=damaged).returncode == 65
+        assert sorted(damaged.rglob("*")) == before
+
+
+def test_a_mistake_shows_no_traceback(tmp_path):
+    done = fastcxr("train", "mobilenetv2_035", "--data", "nowhere", where=tmp_path)
+    assert done.returncode == 66
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
+    code = (
+        "import sys; from fastcxr.cli.main import main; sys.argv = ['fastcxr', 'train', '--data', 'nowhere']\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["66", "False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["pack", "--to", "c.h5"], "Give a folder, a CSV or a known collection after pack"),
+        (["pack", "nowhere", "--to", "c.h5"], "no such file or folder"),
+        (["train", "--data", "toys", "--classes", "cler"], "did you mean 'clear'?"),
+        (["train", "resnet18", "--classes", "clear", "haze"], "as --classes Normal --classes Virus"),
+        (["train", "--data", ""], "--data is empty, as a shell variable that is not set would make it. Name a folder"),
+        (["train", "--data", "toys", "--data", " "], "--data is empty"),
+        (["train", "--held-out", ""], "--held-out is empty"),
+        (["describe", "--data", ""], "--data is empty"),
+        (["scout", "--data", ""], "--data is empty"),
+        (["evaluate", "nowhere", "--data", ""], "--data is empty"),
+        (["pack", "", "--to", "c.h5"], "--data is empty"),
+    ],
+)
+def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, remedy):
+    there = set(toy_folder.parent.iterdir())
+    done = call(*words, where=toy_folder.parent)
+    assert done.returncode in (64, 66)
+    assert set(toy_folder.parent.iterdir()) == there
+    assert remedy in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
+def test_no_two_choices_of_a_command_share_a_flag(command):
+    names = [name for choice in app[command].assemble_argument_collection() for name in choice.names]
+    assert len(names) == len(set(names))

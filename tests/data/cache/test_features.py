@@ -1,0 +1,240 @@
+"""Tests for banks.py"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastcxr.data.cache import features
+from fastcxr.data.cache.features import banks_folder, clear_banks, list_banks, open_bank
+from fastcxr.data.cache.quota import SHARE_OF_PICTURES
+
+pytestmark = pytest.mark.usefixtures("cache")
+SHAPE = (2, 10, 3)
+
+
+def fill(name: str = "a", shape: tuple[int, ...] = SHAPE, ago: float = 0.0) -> None:
+    with open_bank(name, shape) as (array, is_new):
+        assert is_new
+        array[:] = np.arange(array.size).reshape(shape)
+    if ago:
+        os.utime(file_of(name), (time.time() - ago,) * 2)
+
+
+def file_of(name: str) -> Path:
+    return next(file for file in list_banks() if file.name.startswith(f"{name}-"))
+
+
+def names() -> list[str]:
+    return [bank.stem.partition("-")[0] for bank in list_banks()]
+
+
+def test_a_bank_that_was_filled_is_there_the_next_time():
+    fill()
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert not is_new
+        assert array.dtype == np.float32
+        assert np.array_equal(array, np.arange(60).reshape(SHAPE))
+    with open_bank("b", SHAPE) as (_, is_new):
+        assert is_new
+
+
+def test_a_block_that_does_not_end_well_keeps_nothing():
+    with pytest.raises(KeyboardInterrupt), open_bank("a", SHAPE):
+        raise KeyboardInterrupt
+    assert list(banks_folder().iterdir()) == []
+
+
+def test_nobody_sees_a_bank_before_it_is_full():
+    with open_bank("a", SHAPE):
+        assert list_banks() == []
+    assert names() == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"noise", b"\x93NUMPY\x01\x00", b"PK\x03\x04zip", b"\x80\x04pickle", "cut", "half", "double", "one bit"],
+)
+def test_a_file_that_is_no_such_bank_is_made_anew(content):
+    fill()
+    file = file_of("a")
+    if content == "cut":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif content == "half":
+        np.save(file, np.zeros((2, 5, 3), np.float32))
+    elif content == "double":
+        np.save(file, np.zeros(SHAPE))
+    elif content == "one bit":
+        changed = bytearray(file.read_bytes())
+        changed[-2] ^= 1
+        file.write_bytes(changed)
+    else:
+        file.write_bytes(content)
+    fill()
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert not is_new and array[-1, -1, -1] == 59
+    assert names() == ["a"], "the damaged one is gone"
+
+
+def assert_not_kept(caplog, words: str, level: str = "WARNING") -> None:
+    assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records][:1] == [(level, True)]
+    assert words in caplog.text
+    assert not banks_folder().is_dir() or list(banks_folder().iterdir()) == []
+
+
+def assert_passing(caplog, temporary: Path, words: str, level: str = "WARNING") -> None:
+    caplog.set_level(logging.INFO, "fastcxr")
+    fill()
+    assert len(caplog.records) == 1
+    assert_not_kept(caplog, words, level)
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert not is_new and array[-1, -1, -1] == 59
+    assert len(list(temporary.glob("fastcxr-*/features/a-*.npy"))) == 1
+
+
+def assert_in_memory(caplog, temporary: Path, words: str) -> None:
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert is_new and array.shape == SHAPE and array.dtype == np.float32
+        assert not isinstance(array, np.memmap)
+        array[:] = 1
+    assert_not_kept(caplog, words)
+    assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"] and "are in memory" in caplog.text
+    assert list(temporary.glob("*/features/*")) == []
+
+
+def test_with_a_limit_of_nothing_the_bank_goes_with_the_process(caplog, monkeypatch, temporary):
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    assert_passing(caplog, temporary, "FASTCXR_CACHE_LIMIT is 0", "INFO")
+
+
+def test_a_bank_over_the_limit_goes_with_the_process_which_is_said(caplog, monkeypatch, temporary):
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.00000001")
+    assert_passing(caplog, temporary, "may be used")
+
+
+def test_where_the_folder_cannot_be_made_the_bank_goes_with_the_process_which_is_said(caplog, cache, temporary):
+    cache.parent.parent.mkdir()
+    cache.parent.write_text("a file in its place")
+    assert_passing(caplog, temporary, "Not a directory" if os.name == "posix" else "")
+
+
+def test_where_no_folder_can_be_written_the_bank_is_in_memory_which_is_said(caplog, monkeypatch, temporary):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    banks_folder().mkdir(parents=True)
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    assert_in_memory(caplog, temporary, "Permission denied")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_is_found_before_the_bank_is_filled(caplog, monkeypatch, temporary, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert_in_memory(caplog, temporary, os.strerror(number))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a call of POSIX")
+def test_a_bank_has_its_room_on_the_disk_before_it_is_mapped():
+    with open_bank("a", (1, 1000, 300)) as (array, _):
+        assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])
+def test_a_system_that_cannot_take_room_beforehand_keeps_banks_all_the_same(caplog, monkeypatch, number):
+    def lack(*_):
+        raise OSError(number, "not here")
+
+    if number:
+        monkeypatch.setattr(os, "posix_fallocate", lack, raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    fill()
+    assert names() == ["a"] and caplog.text == ""
+
+
+def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    fill()
+    monkeypatch.setattr(Path, "touch", refuse)
+    with open_bank("a", SHAPE) as (array, is_new):
+        assert not is_new and array[0, 0, 1] == 1
+    assert caplog.text == ""
+
+
+def test_an_error_in_the_block_is_the_blocks_own():
+    fill()
+    for name in ("a", "b"):
+        with pytest.raises(OSError, match="of the block"), open_bank(name, SHAPE):
+            raise OSError("of the block")
+
+
+def test_the_banks_used_longest_ago_make_room(monkeypatch):
+    for name, ago in (("a", 300), ("b", 100), ("c", 200)):
+        fill(name, ago=ago)
+    each = list_banks()[0].stat().st_size
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / (1 - SHARE_OF_PICTURES) / 1e9))
+    fill("d", ago=50)
+    assert names() == ["d", "b", "c"]
+    with open_bank("c", SHAPE):
+        pass
+    assert names()[0] == "c", "opening is using"
+    fill("e")
+    assert sorted(names()) == ["c", "d", "e"]
+
+
+def test_what_others_keep_does_not_count_against_the_free_disk(monkeypatch):
+    fill("a")
+    size = list_banks()[0].stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10 * size, 0, 3 * size))
+    fill("b")
+    assert sorted(names()) == ["a", "b"]
+
+
+def test_half_of_the_free_disk_is_the_most(monkeypatch, caplog, temporary):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 600, 400))
+    assert_in_memory(caplog, temporary, "may be used")
+
+
+def test_what_a_killed_process_left_half_filled_is_removed_and_what_is_being_filled_stays():
+    fill()
+    for name, ago in (("a.killed", 2 * features.ABANDONED), ("a.busy", 60)):
+        (banks_folder() / name).write_bytes(b"draft")
+        os.utime(banks_folder() / name, (time.time() - ago,) * 2)
+    os.utime(file_of("a"), (1, 1))
+    fill("b")
+    assert names() == ["b", "a"]
+    assert [file.name for file in banks_folder().iterdir() if file not in list_banks()] == ["a.busy"]
+
+
+def test_clearing_says_what_it_freed_and_who_has_one_open_keeps_it():
+    fill()
+    size = list_banks()[0].stat().st_size
+    with open_bank("a", SHAPE) as (array, _):
+        assert clear_banks() == size
+        assert array[-1, -1, -1] == 59
+    assert list_banks() == []
+    assert clear_banks() == 0
+
+
+def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
+    caplog.set_level(logging.WARNING, "fastcxr")
+    with open_bank("a", SHAPE) as (array, _):
+        clear_banks()
+        array[:] = 7
+    assert (array == 7).all()
+    assert "features are not kept for the next run" in caplog.text
+
+
+def test_banks_are_for_their_owner_alone():
+    fill()
+    assert banks_folder().stat().st_mode & 0o077 == 0

@@ -1,0 +1,136 @@
+"""Tests for files.py"""
+
+import logging
+import os
+import socket
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+
+from fastcxr.data.imaging import sniff
+from fastcxr.data.imaging.sniff import find_kind, may_be_dicom, name_content, open_file, say_once, silent_decoders
+from fastcxr.errors import ImageError
+
+
+def refuse(path) -> ImageError:
+    with pytest.raises(ImageError) as caught, open_file(path):
+        pass
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    error = refuse(tmp_path / "x.png")
+    assert error.code == "E112"
+    assert "a FIFO, not a file. Remove it from the list" in str(error)
+
+
+def test_a_folder_a_device_and_a_socket_are_no_files(tmp_path, monkeypatch):
+    assert "a folder, not a file" in str(refuse(tmp_path))
+    assert "a device, not a file" in str(refuse("/dev/zero"))
+    monkeypatch.chdir(tmp_path)  # the path of a socket may only have a hundred letters
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind("x.png")
+        assert "a socket, not a file" in str(refuse("x.png"))
+
+
+def test_a_missing_file_and_a_dangling_link_are_named(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "file").write_bytes(b"x")
+    for path in (tmp_path / "link.png", tmp_path / "gone.png", tmp_path / "file" / "a.png", "a\0b.png"):
+        error = refuse(path)
+        assert error.code == "E113"
+        assert "Check the name" in str(error)
+
+
+def test_a_link_in_a_circle_and_a_name_too_long_are_refused(tmp_path):
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert "Check the disk and the name" in str(refuse(tmp_path / "loop.png"))
+    assert refuse(tmp_path / ("x" * 300)).code == "E113"
+
+
+def test_a_file_without_permission_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def deny(self, *_):  # a test that runs as root may read everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)
+    assert "no permission to read it. Give yourself the right to read it (chmod +r)" in str(refuse(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"GIF89a\x10\0", "GIF"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypmp42", "video"),
+        (b"%PDF-1.7\n%\xe2\xe3", "PDF"),
+        (b"PK\x03\x04\x14\0", "ZIP"),
+        (b"\x1f\x8b\x08\0", "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x5c\x01\0\0" + bytes(340) + b"n+1\0", "NIfTI"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "HTML"),
+        (b"<!-- saved --><html lang=en>", "HTML"),
+        (b"<?xml version='1.0'?>\n<svg xmlns=", "SVG"),
+        (b"<?xml version='1.0'?>\n<a/>", "XML"),
+        (b"path,label\na.png,covid\n", "text"),
+        ("Größe".encode(), "text"),
+        ("Größe".encode()[:3], "text"),
+        ("text".encode("utf-16"), "text"),
+        (bytes(64), "nothing but zeros"),
+        (b"\x01\x02\x03\xff\xfe\x07", None),
+    ],
+)
+def test_content_that_is_no_image_is_named(head, name):
+    assert name_content(head) == name
+    assert find_kind(head) is None
+
+
+def test_dicom_is_known_by_its_mark_even_behind_a_tiff_header():
+    assert find_kind(b"II*\0" + bytes(124) + b"DICM") == "DICOM"
+
+
+def test_files_without_a_mark_are_tried_as_dicom_only_under_a_fitting_name():
+    old = b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100"
+    assert may_be_dicom("a.dcm", old)
+    assert may_be_dicom("1.2.840.113619.2.5", old)
+    assert may_be_dicom("IM0001", old)
+    assert not may_be_dicom("a.png", old)
+    assert not may_be_dicom("IM0001", b"some text")
+    assert not may_be_dicom("IM0001", b"")
+
+
+def test_decoders_are_silent_in_many_threads_and_everybody_else_is_heard():
+    before = list(warnings.filters)
+    both = threading.Barrier(2, timeout=10)
+
+    def decode():
+        with silent_decoders():
+            both.wait()
+            warnings.warn_explicit("patient ZZTESTNAME", UserWarning, "reader.py", 1, module="pydicom.values")
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=decode)
+        thread.start()
+        decode()
+        thread.join()
+        warnings.warn_explicit("ours", UserWarning, "a.py", 1, module="fastcxr.data")
+    assert [str(warning.message) for warning in heard] == ["ours"]
+    assert warnings.filters == before
+    assert not logging.getLogger("pydicom").disabled
+
+
+def test_a_warning_that_stands_for_many_files_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(sniff, "_said", set())
+    for name in ("a.png", "b\n.png"):
+        say_once("W202", name, "a picture of black and white only")
+    assert len(caplog.records) == 1
+    assert "FCX-W202 'a.png'" in caplog.text

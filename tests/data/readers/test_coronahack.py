@@ -1,0 +1,119 @@
+"""Tests for coronahack.py"""
+
+import logging
+
+import pytest
+from public_datasets import make_coronahack
+from toy_datasets import one_line
+
+from fastcxr.data.manifest import read_manifest
+from fastcxr.errors import DataError
+
+
+def refuse(folder, **choices) -> str:
+    with pytest.raises(DataError) as caught:
+        read_manifest(folder, **choices)
+    return one_line(caught.value)
+
+
+@pytest.mark.parametrize("nest", ["", "Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset"])
+def test_the_table_and_its_folders_become_four_classes(tmp_path, caplog, nest):
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        manifest = read_manifest(make_coronahack(tmp_path / "hack", nest=nest))
+    assert "layout: CoronaHack (Chest_xray_Corona_Metadata.csv)" in caplog.text
+    assert manifest.groupby("label")["split"].agg(set).to_dict() == dict.fromkeys(
+        ["Bacteria", "COVID-19", "Normal", "Virus"], {"train", "test"}
+    )
+    assert set(manifest["split_from"]) == {"given"}
+    first = manifest.iloc[0]
+    assert first["path"] == f"{nest}/train/IM-0001-0001.jpeg".lstrip("/")
+    assert first["file"] == str(tmp_path / "hack" / first["path"])
+
+
+def test_sources_go_by_families_of_names(tmp_path):
+    manifest = read_manifest(make_coronahack(tmp_path))
+    assert manifest["source"].tolist() == ["kermany"] * 6 + ["other"] * 2
+
+
+def test_patients_come_from_file_names_where_the_table_has_none(tmp_path):
+    manifest = read_manifest(make_coronahack(tmp_path))
+    assert manifest["patient"].tolist()[:4] == ["IM-0001", "NORMAL2-IM-0002", "person1", "person1"]
+    assert manifest["patient_from"].tolist() == ["im", "im", *["kermany"] * 4, "own", "own"]
+
+
+def test_patients_of_the_table_go_first(tmp_path):
+    names = tuple(f"p{i}" for i in range(8))
+    manifest = read_manifest(make_coronahack(tmp_path, patients=names))
+    assert manifest["patient"].tolist() == list(names)
+    assert set(manifest["patient_from"]) == {"column"}
+
+
+def test_other_pathogens_count_as_their_kind_and_rows_without_a_label_are_left_out_both_aloud(tmp_path, caplog):
+    rows = ["x1.jpg,Pnemonia,TRAIN,SARS,Virus", "x2.jpg,Pnemonia,TRAIN,Streptococcus,bacteria",
+            "x3.jpg,Pnemonia,TRAIN,ARDS,Stress-Smoking", "x4.jpg,Pnemonia,TRAIN,,", "x5.jpg,,TRAIN,,"]  # fmt: skip
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        data = make_coronahack(tmp_path, *rows)
+        manifest = read_manifest(data, keep_columns=["Label_2_Virus_category"]).set_index("path")
+    assert manifest["label"]["train/x1.jpg"] == "Virus"
+    assert manifest["Label_2_Virus_category"]["train/x1.jpg"] == "SARS"
+    assert manifest["label"]["train/x2.jpg"] == "Bacteria"
+    assert not {f"train/x{i}.jpg" for i in (3, 4, 5)} & set(manifest.index)
+    assert "count as their kind: 1 SARS as Virus, 1 Streptococcus as Bacteria" in caplog.text
+    assert "3 rows have no label of Normal, Bacteria, Virus or COVID-19 and are left out" in caplog.text
+    assert "1 say Pnemonia Stress-Smoking ARDS" in caplog.text
+    assert "1 say nothing at all" in caplog.text
+
+
+def test_files_that_the_table_does_not_name_are_counted(tmp_path, caplog):
+    make_coronahack(tmp_path)
+    (tmp_path / "train" / "stranger.jpeg").write_bytes(b"x")
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        assert len(read_manifest(tmp_path)) == 8
+    assert "1 files are not in the table, so they have no label and are left out: train/stranger.jpeg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ("x.jpg,Pnuemonia,TRAIN,,Virus", "'Pnuemonia' (line 10). Write Normal or Pnemonia"),
+        ("x.jpg,Normal,TRAIN,,Virus", "name a pathogen (line 10). Correct the Label"),
+        ("x.jpg,Normal,TRIAN,,", "neither TRAIN nor TEST (line 10). Write TRAIN or TEST"),
+        ("IM-0001-0001.jpeg,Normal,TRAIN,,", "repeat an image (lines 2, 10). Keep one row an image"),
+    ],
+)
+def test_what_the_table_says_wrongly_is_refused_with_its_line(tmp_path, row, remedy):
+    assert remedy in refuse(make_coronahack(tmp_path, row))
+
+
+def test_missing_images_are_named(tmp_path):
+    make_coronahack(tmp_path)
+    (tmp_path / "test" / "person3_virus_6.jpeg").unlink()
+    text = refuse(tmp_path)
+    assert "1 files are not there: 'person3_virus_6.jpeg' (line 7)" in text
+    assert "unpack the whole archive" in text
+
+
+def test_the_table_itself_may_be_named_and_the_layout_forced(tmp_path):
+    make_coronahack(tmp_path)
+    table = tmp_path / "Chest_xray_Corona_Metadata.csv"
+    assert len(read_manifest(table)) == len(read_manifest(tmp_path, layout="coronahack")) == 8
+    text = refuse(tmp_path, layout="cohen")
+    assert "not laid out as Cohen's collection" in text
+    assert "leave --layout out" in text
+
+
+def test_a_second_way_to_read_the_folder_is_asked_about(tmp_path):
+    make_coronahack(tmp_path)
+    (tmp_path / "mine.csv").write_text("path,label\ntrain/IM-0001-0001.jpeg,a\n")
+    text = refuse(tmp_path)
+    assert "in several ways: coronahack, csv. Say --layout coronahack or --layout csv" in text
+
+
+def test_the_real_collection_is_read(real_data):
+    manifest = read_manifest(real_data / "coronahack")
+    counts = manifest.groupby(["label", "split"]).size()
+    assert counts["COVID-19"].to_dict() == {"test": 16, "train": 80}
+    assert counts["Normal"].to_dict() == {"test": 191, "train": 974}
+    assert counts["Bacteria"].to_dict() == {"test": 347, "train": 1765}
+    assert counts["Virus"].to_dict() == {"test": 200, "train": 949}
+    assert (manifest.groupby("patient")["split"].nunique() == 1).all()

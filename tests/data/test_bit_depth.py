@@ -1,0 +1,229 @@
+"""Tests for depths.py: bit depths that files do not state are decided once for each source, and kept."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from image_caches import SIZE
+from sample_images import make_chunk, make_png, make_reference, save
+
+from fastcxr.data.bit_depth import (
+    COLUMN,
+    BitDepths,
+    decide_depths,
+    find_depths,
+    open_cohort_pictures,
+    read_depths,
+    summarize_depths,
+    write_depths,
+)
+from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.cache.index import look, name_state
+from fastcxr.data.cache.quota import CannotStoreError
+from fastcxr.data.imaging import sniff
+from fastcxr.data.imaging.read import fit_square, read_image
+from fastcxr.data.imaging.sniff import Remarks
+from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
+from fastcxr.data.pack import pack_cohort
+from fastcxr.errors import DataError
+
+TWELVE = make_reference().astype(np.uint16) * 16
+
+
+@pytest.fixture
+def manifest(tmp_path, cache) -> pd.DataFrame:
+    """Three images of a 12-bit detector, one of them underexposed, and one 8-bit image of the same source."""
+    deep = {"bright": TWELVE, "other": TWELVE[::-1], "dark": TWELVE // 4}
+    for name, values in deep.items():
+        (tmp_path / f"{name}.png").write_bytes(make_png(values, 0))
+    save(make_reference(seed=4), tmp_path / "shallow.png")
+    names = [*deep, "shallow"]
+    rows = {"source": "a", "path": [f"{name}.png" for name in names], "file": [f"{tmp_path}/{n}.png" for n in names]}
+    return pd.DataFrame(rows | {"label": ["x", "y"] * 2, "patient": names, "split": "train"})
+
+
+def test_two_exposures_of_one_detector_keep_their_ratio(manifest):
+    _, pictures = open_cohort_pictures(manifest, SIZE)
+    bright, _, dark, _ = pictures.read(range(4)).astype(float)
+    assert np.allclose(dark, bright / 4, atol=1)
+
+
+def test_the_decision_stands_in_the_manifest_for_images_that_need_it_alone(manifest, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    table, _ = open_cohort_pictures(manifest, SIZE)
+    assert read_depths(table) == [12, 12, 12, None]
+    assert "bit depth where files of more than 8 bits state none: a 12 bits" in caplog.text
+
+
+def test_8_bit_images_need_no_column_and_are_decoded_once(manifest, decoded):
+    table, pictures = open_cohort_pictures(manifest[3:], SIZE)
+    assert COLUMN not in table and len(decoded) == 1
+    assert np.array_equal(pictures.read([0])[0], fit_square(make_reference(seed=4), SIZE))
+
+
+def test_a_manifest_with_its_depths_is_decoded_once(manifest, decoded, old):
+    table, _ = open_cohort_pictures(manifest, SIZE)
+    count = len(decoded)
+    again, _ = open_cohort_pictures(table, SIZE)
+    assert len(decoded) == count == 4 + 3
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_the_decision_is_the_same_from_the_cache(manifest, decoded, old):
+    first, pictures = open_cohort_pictures(manifest, SIZE)
+    count = len(decoded)
+    second, again = open_cohort_pictures(manifest, SIZE)
+    assert len(decoded) == count
+    pd.testing.assert_frame_equal(first, second)
+    assert np.array_equal(pictures.read(range(4)), again.read(range(4)))
+
+
+def test_the_decision_is_the_same_where_nothing_can_be_kept(manifest, monkeypatch):
+    expected = open_cohort_pictures(manifest, SIZE)[1].read(range(4))
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    monkeypatch.setattr("fastcxr.data.cache.images.passing_cache", _fail)
+    table, pictures = open_cohort_pictures(manifest, SIZE)
+    assert pictures.slots is None and read_depths(table) == [12, 12, 12, None]
+    assert np.array_equal(pictures.read(range(4)), expected)
+
+
+def _fail():
+    raise CannotStoreError("no disk")
+
+
+def test_the_depth_is_a_part_of_the_names_in_the_cache(manifest, old):
+    file = manifest["file"][0]
+    assert len({name_state(file), name_state(file, 12), name_state(file, 16)}) == 3
+    found = [look(file, SIZE, lambda _: False, depth) for depth in (None, 12, 16)]
+    assert len({one.content for one in found}) == len({one.state for one in found}) == 3
+
+
+def test_a_depth_given_in_a_column_is_kept(manifest):
+    table, pictures = open_cohort_pictures(manifest.assign(**{COLUMN: ["14", "14", "14", ""]}), SIZE)
+    assert read_depths(table) == [14, 14, 14, None]
+    assert np.array_equal(pictures.read([0])[0], fit_square(read_image(manifest["file"][0], 14), SIZE))
+
+
+@pytest.mark.parametrize("cell", ["deep", "7", "17", "12.5"])
+def test_a_column_that_holds_no_depth_is_refused_with_the_remedy(manifest, cell):
+    with pytest.raises(DataError, match="'other.png' is '.*', which is no bit depth. Give a whole number from 8 to 16"):
+        read_depths(manifest.assign(**{COLUMN: ["12", cell, "", None]}))
+
+
+def test_a_source_is_decided_by_the_peaks_of_nearly_all_its_images():
+    sources = pd.Series(["a"] * 40 + ["b"] * 2)
+    peaks = [3000] * 38 + [65535] * 2 + [900, 9000]
+    assert decide_depths(sources, peaks) == BitDepths({"a": 12, "b": 14}, 12)
+    assert decide_depths(sources[-2:], [900, 65535]).sources == {"b": 16}
+
+
+def test_a_manifest_keeps_its_depths_on_the_disk(manifest, tmp_path):
+    table = write_depths(manifest.assign(patient_from="own", split_from="patient"), [0, 1], BitDepths({"a": 12}, 12))
+    write_manifest(table, tmp_path / "manifest.csv")
+    assert read_depths(read_written_manifest(tmp_path / "manifest.csv")) == [12, 12, None, None]
+
+
+def test_a_model_keeps_the_commonest_depth_of_each_source_and_of_all(manifest):
+    table = manifest.assign(source=["a", "b", "b", "c"], **{COLUMN: ["14", "12", "12", ""]})
+    assert summarize_depths(table) == BitDepths({"a": 14, "b": 12}, 12)
+    assert summarize_depths(manifest) == BitDepths()
+
+
+def test_images_are_read_with_the_depth_of_the_model_whatever_stands_beside_them(manifest):
+    known = BitDepths({"a": 14}, 14)
+    table, pictures = open_cohort_pictures(manifest, SIZE, known=known)
+    assert read_depths(table) == [14, 14, 14, None]
+    alone = open_cohort_pictures(manifest[2:3].reset_index(drop=True), SIZE, known=known)[1]
+    assert np.array_equal(pictures.read([2]), alone.read([0]))
+    assert find_depths(manifest, known) == [14] * 4
+    assert find_depths(manifest[["file", "path"]], known) == [14] * 4
+
+
+def test_an_image_of_an_unknown_source_is_told_where_the_known_ones_differ(manifest, caplog):
+    open_cohort_pictures(manifest, SIZE, known=BitDepths({"b": 12, "c": 14}, 12))
+    text = "FCX-W213 3 images: the file states no bit depth; read with 12 bits, the commonest of the model's sources, "
+    assert text + "which differ (b 12 bits, c 14 bits) (first: 'bright.png')" in caplog.text
+    caplog.clear()
+    open_cohort_pictures(manifest, SIZE, known=BitDepths({"a": 12, "c": 14}, 12))
+    open_cohort_pictures(manifest, SIZE, known=BitDepths({"b": 12, "c": 12}, 12))
+    assert "W213" not in caplog.text
+
+
+def test_a_model_of_8_bit_images_has_no_depth_and_each_image_is_warned_of(manifest, caplog):
+    table, pictures = open_cohort_pictures(manifest, SIZE, known=BitDepths())
+    pictures.tell_warnings()
+    assert COLUMN not in table
+    rule = "the smallest of 8, 10, 12, 14 and 16 that holds 98 % of its pixels"
+    for images, bits, name in (("2 images", 12, "bright"), ("1 image", 10, "dark")):
+        line = f"FCX-W211 {images}: the file states no bit depth; read with {bits} bits, {rule} (first: '{name}.png')"
+        assert line in caplog.text
+
+
+def test_values_above_the_depth_of_the_source_are_warned_of(manifest):
+    Path(manifest["file"][0]).write_bytes(make_png(make_reference().astype(np.uint16) * 257, 0))
+    _, pictures = open_cohort_pictures(manifest.assign(**{COLUMN: "12"}), SIZE)
+    assert "W212" in pictures.remarks[0].warnings and "W212" not in pictures.remarks[1].warnings
+
+
+def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog):
+    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+    whole = manifest.assign(patient_from="own", split_from="patient")
+    expected = open_cohort_pictures(whole, SIZE)[1].read(range(4))
+    packed = read_manifest(pack_cohort(whole, tmp_path / "packed.h5"))
+    assert read_depths(packed) == [12, 12, 12, None]
+    assert np.array_equal(open_cohort_pictures(packed, SIZE)[1].read(range(4)), expected)
+    assert summarize_depths(packed) == BitDepths({"a": 12}, 12)
+    open_cohort_pictures(packed, SIZE, known=BitDepths({"a": 12}, 12))
+    assert "packed with another bit depth" not in caplog.text
+    open_cohort_pictures(packed, SIZE, known=BitDepths({"b": 14}, 14))
+    assert "3 images were packed with another bit depth than the model was trained with (b 14 bits)" in caplog.text
+
+
+def test_an_sbit_chunk_needs_no_decision(manifest):
+    Path(manifest["file"][2]).write_bytes(make_png(TWELVE // 4, 0, make_chunk(b"sBIT", bytes([12]))))
+    table, pictures = open_cohort_pictures(manifest, SIZE)
+    assert read_depths(table) == [12, 12, None, None]
+    bright, _, dark, _ = pictures.read(range(4)).astype(float)
+    assert np.allclose(dark, bright / 4, atol=1)
+
+
+@pytest.fixture
+def binary(tmp_path, cache, old, monkeypatch) -> list[str]:
+    """Images of black and white only, which are warned of, and one that is not."""
+    monkeypatch.setattr(sniff, "_said", set())
+    files = [save(make_reference(seed=n) > 120, tmp_path / f"{n}.png") for n in range(3)]
+    return [*map(str, files), str(save(make_reference(), tmp_path / "gray.png"))]
+
+
+def test_a_warning_comes_from_the_cache_as_it_came_from_the_file(binary, decoded, caplog):
+    text = "FCX-W202 3 images: a picture of black and white only: its gray levels are lost (first: '0.png')"
+    for _ in range(2):
+        caplog.clear()
+        open_pictures(binary, SIZE).tell_warnings()
+        assert [record.getMessage() for record in caplog.records] == [text]
+    assert len(decoded) == 4
+
+
+def test_a_warning_is_kept_for_a_copy_of_its_image_in_other_files(binary, tmp_path):
+    open_pictures(binary, SIZE)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes((tmp_path / "0.png").read_bytes())
+    assert "W202" in open_pictures([str(copy)], SIZE).remarks[0].warnings
+
+
+def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
+    pictures = open_pictures(binary, SIZE)
+    pictures.tell_warnings()
+    pictures.tell_warnings(again=False)
+    read_image(binary[0])
+    assert len(caplog.records) == 1
+    assert pictures.remarks == {row: Remarks(pictures.remarks[0].warnings) for row in range(3)}
+
+
+def test_a_cache_folder_of_another_format_is_not_read(binary, decoded, monkeypatch):
+    open_pictures(binary, SIZE)
+    monkeypatch.setattr("fastcxr.data.cache.quota.FORMAT", 1)
+    open_pictures(binary, SIZE)
+    assert len(decoded) == 8

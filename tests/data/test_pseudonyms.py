@@ -1,0 +1,64 @@
+"""Tests for pseudonyms.py"""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from toy_datasets import write
+
+from fastcxr.data.patients import find_salt_file, hide_patient, name_salt, read_salt
+from fastcxr.errors import DataError, OutputError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("FASTCXR_SALT", raising=False)
+    return tmp_path / "config"
+
+
+def test_a_name_tells_salt_and_patient_apart_and_hides_both():
+    one, two = b"first secret", b"second secret"
+    assert re.fullmatch(r"dicom-[0-9a-f]{4}-[0-9a-f]{16}", hide_patient("ZZTESTID", one))
+    assert hide_patient("ZZTESTID", one) == hide_patient(" ZZTESTID ", one) != hide_patient("ZZTESTID2", one)
+    assert hide_patient("ZZTESTID", one).split("-")[1] == name_salt(one) != name_salt(two)
+
+
+def test_the_salt_is_made_once_and_readable_by_its_owner_alone(home):
+    salt = read_salt()
+    assert salt == read_salt()
+    assert len(salt) >= 32
+    assert find_salt_file() == home / "fastcxr/salt"
+    assert find_salt_file().stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in (home / "fastcxr").iterdir()] == ["salt"]
+
+
+def test_processes_that_start_together_agree_on_one_salt():
+    code = "from fastcxr.data.patients import read_salt; print(read_salt().decode())"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(4)]
+    assert len({process.communicate()[0] for process in processes}) == 1
+    assert read_salt()
+
+
+def test_the_environment_goes_before_the_file(home, monkeypatch):
+    monkeypatch.setenv("FASTCXR_SALT", "shared by two machines")
+    assert read_salt() == b"shared by two machines"
+    assert not home.exists()
+
+
+def test_a_relative_configuration_folder_is_passed_over(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_salt_file() == tmp_path / ".config/fastcxr/salt"
+
+
+def test_a_damaged_salt_and_a_place_that_cannot_be_written_name_the_way_out(home, tmp_path):
+    write(tmp_path / "config", "a file")
+    with pytest.raises(OutputError, match="cannot be kept here.*Set FASTCXR_SALT to a secret of your own"):
+        read_salt()
+    (tmp_path / "config").unlink()
+    read_salt()
+    write(find_salt_file(), "")
+    with pytest.raises(DataError, match="is damaged. Restore the file, set FASTCXR_SALT"):
+        read_salt()

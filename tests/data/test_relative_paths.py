@@ -1,0 +1,86 @@
+"""Tests for relative.py"""
+
+import pandas as pd
+import pytest
+from toy_datasets import fill, fill_two, write
+
+from fastcxr.data.manifest import read_manifest, read_unlabelled
+from fastcxr.data.relative_paths import hide_roots
+
+
+def name(paths: list[str], *roots) -> list[str]:
+    return hide_roots(pd.DataFrame({"path": paths}), *roots)["path"].tolist()
+
+
+def test_an_absolute_path_is_named_from_the_folder_of_the_table():
+    assert name(["/data/mine/a/1.png", "b/2.png", "/data/mine//a/./3.png"], "/data/mine") == [
+        "a/1.png", "b/2.png", "a/3.png",
+    ]  # fmt: skip
+
+
+def test_paths_outside_of_it_are_named_from_the_folder_that_they_share():
+    assert name(["/vol/images/a/1.png", "/vol/images/b/1.png", "c/1.png"], "/data") == ["a/1.png", "b/1.png", "c/1.png"]
+    assert name(["/vol/images/a/1.png"]) == ["1.png"]
+
+
+def test_the_folders_that_two_disks_have_above_their_images_are_not_named():
+    assert name(["/disk/ZZTESTNAME/x/1.png", "/mount/ZZTESTNAME/y/2.png"]) == ["1.png", "2.png"]
+
+
+def test_no_two_files_have_one_name():
+    paths = ["1.png", "/vol/x/1.png", "/other/y/1.png", "/other/y/z/2.png"]
+    assert name(paths) == ["1.png", "x/1.png", "y/1.png", "y/z/2.png"]
+    assert name(["1.png", "x/1.png", "x-2/1.png", "/vol/x/1.png"]) == ["1.png", "x/1.png", "x-2/1.png", "x-3/1.png"]
+
+
+def test_paths_of_windows_are_absolute_everywhere():
+    assert name(["C:\\Users\\ZZTESTNAME\\a\\1.png", "C:/Users/ZZTESTNAME/b/2.png"]) == ["a/1.png", "b/2.png"]
+
+
+def test_two_dots_behind_a_link_lead_where_the_machine_says(tmp_path):
+    fill(tmp_path, "real/inner/x.png", "real/a.png", "data/a.png")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "real" / "inner")
+    assert name(["a.png", f"{tmp_path}/data/link/../a.png"], tmp_path / "data") == ["a.png", "real/a.png"]
+
+
+def test_a_patient_called_by_an_absolute_path_is_renamed():
+    rows = pd.DataFrame({"path": ["/vol/1.png", "/vol/2.png", "/vol/3.png"], "source": ["s"] * 3,
+                         "patient": ["image:/vol/1.png", "image:s//vol/1.png", "p"]})  # fmt: skip
+    assert hide_roots(rows)["patient"].tolist() == ["image:1.png", "image:1.png", "p"]
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A table in one folder of images in another, by their absolute paths."""
+    images = fill_two(tmp_path / "ZZTESTNAME" / "images")
+    (tmp_path / "tables").mkdir()
+    rows = [f"{images}/{path},{path[0]}" for path in ("covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png")]
+    return write(tmp_path / "tables" / "mine.csv", "\n".join(["path,label", *rows]) + "\n")
+
+
+def test_a_manifest_of_absolute_paths_names_them_from_their_common_folder(listed, tmp_path):
+    manifest = read_manifest(listed)
+    assert manifest["path"].tolist() == ["covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png"]
+    assert manifest["file"].tolist() == [str(tmp_path / "ZZTESTNAME" / "images" / path) for path in manifest["path"]]
+    assert not manifest.drop(columns="file").map(lambda cell: "ZZTESTNAME" in str(cell)).any(axis=None)
+
+
+def test_a_table_of_patients_may_name_absolute_paths_too(listed, tmp_path):
+    names = read_manifest(listed)["file"]
+    fill(tmp_path, "ZZTESTNAME/images/normal/a.png")
+    patients = write(tmp_path / "p.csv", "filename,patient\n" + "".join(f"{n},{k}\n" for k, n in enumerate(names)))
+    assert read_manifest(listed, patients=patients)["patient"].tolist() == ["0", "1", "2", "3"]
+
+
+def test_the_names_that_an_earlier_version_packed_are_relative_when_they_are_read(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+    from public_datasets import make_cohen
+
+    from fastcxr.data.pack import pack_cohort
+
+    manifest = read_manifest(make_cohen(tmp_path / "cohen"))
+    packed = pack_cohort(manifest.assign(path="/home/ZZTESTNAME/" + manifest["path"]), tmp_path / "old.h5")
+    with h5py.File(packed) as content:
+        assert content["names"].asstr()[0].startswith("/home/ZZTESTNAME/")
+    assert read_manifest(packed)["path"].tolist() == manifest["path"].str.removeprefix("images/").tolist()
+    assert read_unlabelled([packed])["path"].tolist() == read_manifest(packed)["path"].tolist()

@@ -1,0 +1,122 @@
+"""Better is only what luck does not explain: the same images, the same draws of patients, and a tie is called a tie."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t
+
+from fastcxr.errors import DataError
+from fastcxr.metrics import bootstrap
+from fastcxr.metrics.classification import measure
+from fastcxr.metrics.comparison import compare_models, holm
+from fastcxr.metrics.predictions import Predictions, make_predictions
+
+LABELS = ("a", "b")
+
+
+def draw(noise, seed, n=200, truth_seed=0, split="test", labels=LABELS):
+    truth = np.random.default_rng(truth_seed).integers(0, 2, n)
+    score = 1 / (1 + np.exp(-(2 * truth - 1) - noise * np.random.default_rng(seed).normal(size=n)))
+    rows = pd.DataFrame({
+        "source": "s", "path": [f"{i:03}.png" for i in range(n)], "label": np.array(LABELS)[truth],
+        "patient": [f"p{i // 2}" for i in range(n)], "split": split,
+    })  # fmt: skip
+    columns = {"a": 1 - score, "b": score}
+    return make_predictions(rows, np.stack([columns[label] for label in labels], axis=1), labels)
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(bootstrap, "DRAWS", 400)
+    monkeypatch.setattr("fastcxr.metrics.intervals.FEWEST_DRAWS", 200)
+
+
+def test_a_clearly_better_model_comes_first_and_is_no_tie():
+    found = compare_models({"poor": draw(6, 1), "good": draw(0.5, 2)})
+    assert [row["name"] for row in found.rows] == ["good", "poor"]
+    poor = found.rows[1]
+    assert not poor["auroc_tie"] and poor["auroc_p"] < 0.001
+    assert poor["auroc_behind"][0] == pytest.approx(found.rows[0]["auroc"][0] - poor["auroc"][0])
+    assert 0 < poor["auroc_behind"][1] < poor["auroc_behind"][0] < poor["auroc_behind"][2]
+    assert (found.shared, found.patients) == (200, 100)
+
+
+def is_tie(seed):
+    pair = {"x": draw(2, 2 * seed, truth_seed=seed), "y": draw(2, 2 * seed + 1, truth_seed=seed)}
+    return compare_models(pair).rows[1]["auroc_tie"]
+
+
+def test_two_equal_models_are_a_tie_nearly_always():
+    assert np.mean([is_tie(seed) for seed in range(60)]) >= 0.9
+
+
+def test_few_patients_widen_the_interval_of_a_difference_as_student_says():
+    models = {"x": draw(1, 1, n=20), "y": draw(3, 2, n=20)}
+    right = [model.probability.argmax(axis=1) == model.truth for model in models.values()]
+    behind = np.subtract(*right, dtype=float)
+    of_patients = (behind - behind.mean()).reshape(10, 2).sum(axis=1)
+    error = np.sqrt((of_patients**2).sum() * 10 / 9) / 20  # robust to clusters, in closed form
+    _, low, high = compare_models(models).rows[1]["accuracy_behind"]
+    assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 9) * error, rel=0.1)
+
+
+def test_the_same_predictions_are_a_tie_with_a_difference_of_nothing():
+    row = compare_models({"x": draw(1, 1), "y": draw(1, 1)}).rows[1]
+    assert row["auroc_behind"] == [0, 0, 0] and row["auroc_p"] == 1 and row["accuracy_tie"]
+
+
+def test_only_shared_images_count_in_whatever_order_they_stand():
+    x, y = draw(1, 1), draw(2, 2)
+    some = Predictions(y.table.sample(frac=0.5, random_state=0).reset_index(drop=True), y.labels)
+    found = compare_models({"x": x, "y": some})
+    assert found.shared == 100
+    kept = x.table[x.table["path"].isin(some.table["path"])].reset_index(drop=True)
+    expected = Predictions(kept, LABELS)
+    auroc = measure(expected.truth, expected.probability, LABELS)["auroc"]["macro"]
+    assert next(row for row in found.rows if row["name"] == "x")["auroc"][0] == pytest.approx(auroc)
+
+
+def test_classes_in_another_order_are_the_same_classes():
+    one, other = (
+        compare_models({"x": draw(1, 1), "y": draw(2, 2, labels=labels)}).rows for labels in (LABELS, ("b", "a"))
+    )
+    assert one == other
+
+
+def test_models_of_different_images_are_shown_and_not_tested():
+    elsewhere = draw(1, 1)
+    elsewhere = Predictions(elsewhere.table.assign(source="t"), LABELS)
+    found = compare_models({"x": draw(1, 1), "y": elsewhere})
+    assert found.shared == 0 and not {key for row in found.rows for key in row if key.endswith("_p")}
+    assert all(row["auroc"][1] < row["auroc"][0] < row["auroc"][2] for row in found.rows)
+
+
+def test_models_of_other_classes_are_refused():
+    plain = draw(1, 1)
+    wide = Predictions(plain.table.assign(prob_c=0.0), ("a", "b", "c"))
+    with pytest.raises(DataError, match="same classes"):
+        compare_models({"x": plain, "y": wide})
+
+
+def test_an_image_with_two_labels_is_refused():
+    plain = draw(1, 1)
+    other = plain.table["label"].map({"a": "b", "b": "a"})
+    flipped = Predictions(plain.table.assign(label=other), LABELS)
+    with pytest.raises(DataError, match=r"200 images different labels, as 000\.png"):
+        compare_models({"x": plain, "y": flipped})
+
+
+def test_each_pair_of_models_counts_as_tried_for_the_best_was_picked_by_its_figure():
+    good, poor = draw(2, 1), draw(3, 2)
+    alone = compare_models({"good": good, "poor": poor}).rows[1]
+    others = {f"poor {number}": draw(3.5, 3 + number) for number in range(3)}
+    rows = {row["name"]: row for row in compare_models({"good": good, "poor": poor, **others}).rows}
+    assert rows["good"]["auroc"][0] == max(row["auroc"][0] for row in rows.values())
+    assert rows["poor"]["auroc_behind"] == alone["auroc_behind"]
+    assert rows["poor"]["auroc_p"] >= min(1, 4.5 * alone["auroc_p"]), "of ten pairs at least five are no clearer"
+
+
+def test_p_counts_how_many_models_were_tried():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []

@@ -1,0 +1,129 @@
+"""A name becomes a network with the right groups, head and pixels, or an error that says what to do."""
+
+import hashlib
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.models.backbones import describe_backbone, explain_choice, find_backbone, make_network
+from fastcxr.models.heads import head_of
+
+# every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
+SMALL = [
+    "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
+    "convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:resnet18",
+]  # fmt: skip
+
+
+def build(name: str, size: int = 64, classes: int = 3) -> nn.Module:
+    return make_network(find_backbone(name, "none"), classes, "none", size)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_training_step_and_a_prediction_go_through(name):
+    network, images = build(name), torch.rand(4, 3, 64, 64)
+    loss = nn.functional.cross_entropy(network.train()(images), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in head_of(network).parameters())
+    with torch.no_grad():
+        assert network.eval()(images).shape == (4, 3)
+
+
+def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
+    assert find_backbone("resnet50").library == "timm"
+    assert find_backbone("torchvision:resnet50").library == "torchvision"
+    assert find_backbone("mobilenet_v3_small").library == "torchvision"
+
+
+def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
+    backbone = find_backbone("efficientnet_b7", "imagenet")
+    assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
+    assert "efficientnet_b7 has no pretrained weights of its own" in explain_choice(
+        "efficientnet_b7", backbone, "imagenet"
+    )
+    assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
+
+
+def test_a_plain_name_with_several_tags_says_which_is_used():
+    backbone = find_backbone("resnet50")
+    assert backbone.tag == "a1_in1k"
+    assert "sets of pretrained weights: a1_in1k is used" in explain_choice("resnet50", backbone, "imagenet")
+    assert explain_choice("resnet50.a1_in1k", backbone, "imagenet") is None
+    assert explain_choice("resnet50", backbone, "none") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("mobilenetv2_100", "imagenet", "mobilenetv2_100.ra_in1k"),
+        ("resnet50.a2_in1k", "imagenet", "resnet50.a2_in1k"),
+        ("efficientnet_b7", "imagenet", "tf_efficientnet_b7.ns_jft_in1k"),
+        ("torchvision:resnet50", "imagenet", "IMAGENET1K_V2"),
+        ("mobilenetv2_100", "none", "random weights"),
+        ("densenet121", "xrv:densenet121-res224-all", "xrv:densenet121-res224-all"),
+    ],
+)
+def test_first_weights_are_called_by_their_own_name(name, weights, expected):
+    backbone = find_backbone(name, weights)
+    described = describe_backbone(backbone, weights, torch.nn.Linear(2, 2))
+    assert described["weights"] == expected
+    assert described["tag"] == (backbone.tag if weights == "imagenet" else None)
+
+
+def test_a_weights_file_is_called_by_its_name_and_has_its_checksum(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"abc")
+    backbone = find_backbone("mobilenetv2_100", "none")
+    described = describe_backbone(backbone, str(tmp_path / "w.safetensors"), torch.nn.Linear(2, 2))
+    assert described["weights"] == "w.safetensors"
+    assert described["weights_sha256"] == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_normalization_follows_the_weights_of_both_libraries():
+    assert find_backbone("vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
+    assert find_backbone("torchvision:mobilenet_v3_small").mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("efficientnet_b77", "Did you mean 'efficientnet_b7'?"),
+        ("timm:mobilenet_v3_small", "Did you mean 'mobilenetv3_small_100'?"),
+        ("keras:resnet50", "Write timm:NAME or torchvision:NAME"),
+        ("resnet50.nonsense", "Choose from a1_in1k"),
+        ("fastcxr:baseline_cn", "Did you mean 'baseline_cnn'?"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_a_suggestion(name, remedy):
+    with pytest.raises(RecipeError) as caught:
+        find_backbone(name)
+    assert remedy in str(caught.value)
+
+
+def test_a_network_without_any_weights_is_refused_with_the_ways_out():
+    with pytest.raises(WeightsError, match=r"--weights FILE or --weights none"):
+        find_backbone("cspresnet50d", "imagenet")
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
+def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypatch, tmp_path):
+    def no_address(*arguments):
+        raise socket.gaierror("no address")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("fastcxr.models.backbones.try_to_load_from_cache", lambda *a: None)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with pytest.raises(WeightsError) as caught:
+        make_network(find_backbone(name), 3, "imagenet", 224)
+    assert "--weights FILE" in str(caught.value)
+    assert "--weights none" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 69
+
+
+def test_a_size_that_a_network_cannot_take_is_refused_with_the_way_out():
+    with pytest.raises(RecipeError, match="--image-size 224"):
+        make_network(find_backbone("torchvision:vit_b_16", "none"), 3, "none", 64)

@@ -1,0 +1,88 @@
+"""Three to five groups hold every parameter once, from stem to head, whatever the head."""
+
+from types import SimpleNamespace
+
+import pytest
+from timm.layers import DropPath
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from fastcxr.models.backbones import find_backbone, make_network
+from fastcxr.models.heads import LINEAR, HeadPlan, head_of
+from fastcxr.models.param_groups import layer_groups
+from fastcxr.training.learner import FrozenStaysFrozen
+
+NAMES = [
+    "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
+    "convnext_atto", pytest.param("vgg16", marks=pytest.mark.slow), "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1", "torchvision:resnet18",
+    "torchvision:densenet121", "torchvision:swin_t", "torchvision:vit_b_16",
+]  # fmt: skip
+
+
+def build(name: str, head: HeadPlan = LINEAR) -> nn.Module:
+    return make_network(find_backbone(name, "none"), 3, "none", 224, head)
+
+
+def check(network: nn.Module) -> None:
+    groups = layer_groups(network)
+    assert 3 <= len(groups) <= 5
+    numbers = [id(parameter) for group in groups for parameter in group]
+    assert sorted(numbers) == sorted(map(id, network.parameters()))
+    assert {id(parameter) for parameter in groups[-1]} == {id(parameter) for parameter in head_of(network).parameters()}
+    assert max(len(group) for group in groups[:-1]) < 0.6 * len(numbers), "rates must reach inside the body"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name):
+    check(build(name))
+
+
+@pytest.mark.parametrize("name", ["resnet34", "densenet121", "vit_tiny_patch16_224", "torchvision:mobilenet_v3_small"])
+def test_a_head_of_several_layers_is_one_group(name):
+    network = build(name, HeadPlan(hidden=(32, 16), dropout=0.1))
+    check(network)
+    assert len(layer_groups(network)[-1]) == 6
+
+
+def test_the_baseline_has_a_group_for_either_convolution_and_one_for_the_head():
+    network = build("fastcxr:baseline_cnn", HeadPlan(hidden=(16,)))
+    assert [len(group) for group in layer_groups(network)] == [2, 2, 4]
+    shapes = [{tuple(parameter.shape) for parameter in group} for group in layer_groups(network)]
+    assert (32, 1, 5, 5) in shapes[0] and (64, 32, 5, 5) in shapes[1] and (16, 1024) in shapes[2]
+
+
+def training_after(network: nn.Module, learning: tuple[str, ...]) -> dict[str, bool]:
+    """Which modules are in training mode if the parameters below the names `learning` learn and no others."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+    callback = FrozenStaysFrozen()
+    callback.learn = SimpleNamespace(model=network.train())
+    callback.before_train()
+    return {name: module.training for name, module in network.named_modules()}
+
+
+def test_dropout_and_stochastic_depth_are_off_in_frozen_layers_and_on_in_learning_ones():
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 3}
+    network = VisionTransformer(**sizes, drop_rate=0.1, pos_drop_rate=0.1, drop_path_rate=0.2, proj_drop_rate=0.1)
+    modes = training_after(network, ("blocks.2", "norm", "head"))
+    frozen = ["patch_embed", "pos_drop", "blocks.1.drop_path1", "blocks.1.mlp.drop1", "blocks.1.attn.proj_drop"]
+    assert not any(modes[name] for name in frozen)
+    assert all(modes[name] for name in ["blocks.2.drop_path1", "blocks.2.mlp.drop1", "norm", "head_drop", "head"])
+    modes = training_after(network, ("head",))
+    assert [name for name, is_training in modes.items() if is_training and name] == ["fc_norm", "head_drop", "head"]
+
+
+@pytest.mark.parametrize("name", ["torchvision:swin_t", "densenet121"])
+def test_a_frozen_body_computes_as_in_evaluation_while_the_dropout_of_its_head_is_on(name):
+    network = build(name, HeadPlan(dropout=0.5))
+    head = head_of(network)
+    learning = {id(parameter) for parameter in head.parameters()}
+    names = tuple(name for name, parameter in network.named_parameters() if id(parameter) in learning)
+    training_after(network, names)
+    inside = set(head.modules())
+    with_effect = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, StochasticDepth, DropPath)
+    found = [module for module in network.modules() if isinstance(module, with_effect) and getattr(module, "p", 1)]
+    assert [module.training for module in found] == [module in inside for module in found]
+    assert any(module in inside for module in found)

@@ -1,0 +1,123 @@
+"""One live bar in a terminal, plain lines in a pipe, a table that grows in a notebook, silence in a script."""
+
+import io
+import logging
+import math
+
+import pytest
+from rich.console import Console
+
+from fastcxr.progress.auto import find_progress
+from fastcxr.progress.base import Progress, heard_by, heard_once
+from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress
+
+ROW = {
+    "epoch": 1, "stage": "head", "train_loss": 0.98765, "valid_loss": math.nan, "accuracy": 0.5, "auroc": 0.75,
+    "top2_accuracy": 0.9, "seconds": 12.34, "best": True,
+}  # fmt: skip
+
+
+def shown(terminal: bool) -> tuple[Console, io.StringIO]:
+    page = io.StringIO()
+    return Console(file=page, force_terminal=terminal, width=80), page
+
+
+def test_a_pipe_gets_plain_lines_of_eighty_characters():
+    console, page = shown(terminal=False)
+    progress = TerminalProgress(console)
+    with progress.bar(3, "checking images") as bar:
+        bar.advance()
+    with progress.bar(3, "epoch 1/5 (head)"):
+        progress.epoch(ROW)
+        progress.epoch(ROW | {"train_loss": 12.3456, "seconds": 2.8})
+    lines = page.getvalue().splitlines()
+    assert lines[0] == "checking images ..."
+    assert lines[1].split() == [
+        "epoch",
+        "stage",
+        "train",
+        "loss",
+        "valid",
+        "loss",
+        "accuracy",
+        "AUROC",
+        "top-2",
+        "seconds",
+    ]
+    assert lines[2].split() == ["1", "head", "0.9877", "0.5000", "0.7500", "0.9000", "12.3", "*"]
+    assert lines[3].split() == ["1", "head", "12.3456", "0.5000", "0.7500", "0.9000", "2.8", "*"]
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert "\r" not in page.getvalue()
+
+
+def test_a_terminal_gets_a_live_bar_that_goes_when_it_is_done():
+    console, page = shown(terminal=True)
+    with TerminalProgress(console).bar(2, "checking images") as bar:
+        bar.advance(2)
+    assert "checking images" in page.getvalue()
+    assert "2/2" in page.getvalue()
+
+
+def test_warnings_are_loud_and_markup_of_a_file_name_is_no_markup():
+    console, page = shown(terminal=False)
+    log = logging.getLogger("fastcxr.test_progress")
+    log.addHandler(ConsoleMessages(console))
+    log.warning("bad file [bold]a[/bold].png")
+    assert page.getvalue() == "warning: bad file [bold]a[/bold].png\n"
+
+
+def test_a_script_hears_nothing():
+    assert type(find_progress()) is Progress
+
+
+@pytest.mark.needs("IPython")
+def test_a_notebook_shows_a_bar_and_a_table():
+    from fastcxr.progress import notebook
+
+    class Line:
+        def __init__(self):
+            self.shown = []
+
+        def update(self, page):
+            self.shown.append(page.data)
+
+    lines = [Line(), Line()]
+    taken = iter(lines)
+    original, notebook.display = notebook.display, lambda *a, **k: next(taken)
+    try:
+        progress = notebook.NotebookProgress()
+        with progress.bar(1000, "epoch <1>") as bar:
+            for _ in range(1000):
+                bar.advance()
+        progress.epoch(ROW)
+    finally:
+        notebook.display = original
+    assert "epoch &lt;1&gt;" in lines[0].shown[0]
+    assert lines[0].shown[-1] == ""
+    assert len(lines[0].shown) < 110, "a fast loop does not flood the page"
+    assert "0.9877" in lines[1].shown[0]
+    assert "★" in lines[1].shown[0]
+
+
+class Kept(logging.Handler):
+    """Keeps the lines that it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+def test_a_handler_that_is_there_gets_a_line_once_and_a_later_one_gets_it_again():
+    early, late = Kept(), Kept()
+    lines = ["FCX-W202 3 images", "FCX-W207 1 image", "unused", "other"]
+    with heard_by(early), heard_once("FCX-W", "unused"):
+        for _ in range(2):
+            with heard_by(late):
+                for line in lines:
+                    logging.getLogger("fastcxr").warning(line)
+    assert early.lines == [*lines, "other"]
+    assert late.lines == lines * 2

@@ -1,0 +1,41 @@
+"""Tests for cohort_figures.py: what the bars and the histograms say."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+
+from fastcxr.report.data_figures import class_bars, class_histogram, mean_histograms
+from fastcxr.report.style import svg_text
+
+
+def words(figure):
+    root = ElementTree.fromstring(svg_text(figure, "f", "described"))
+    return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def shares(labels, black=0.0):
+    mean = np.full(64, (1 - black) / 63)
+    mean[0] = black or mean[1]
+    rows = {"bin": np.arange(64), "mean": mean, "low": 0.5 * mean, "high": 1.5 * mean, "images": 3}
+    return pd.concat([pd.DataFrame({"label": label} | rows) for label in labels])
+
+
+def test_bars_carry_counts_and_shares():
+    counts = pd.DataFrame({"train": [70, 20], "test": [10, 0]}, index=["a$b$", "_hidden"])
+    assert {"a$b$", "_hidden", "train", "test", "70", "80  (80.0 %)", "20  (20.0 %)"} <= set(words(class_bars(counts)))
+
+
+def test_a_class_without_images_has_a_bar_of_nothing():
+    assert "0  (0.0 %)" in words(class_bars(pd.DataFrame({"train": [5, 0]}, index=["a", "b"])))
+
+
+def test_every_class_is_named_in_the_common_histogram():
+    assert {"a$b$", "_hidden"} <= set(words(mean_histograms(shares(["a$b$", "_hidden"]), ["_hidden", "a$b$"])))
+
+
+def test_black_margins_are_told_in_words_and_do_not_flatten_the_rest():
+    figure = class_histogram(shares(["a", "b"], black=0.4), "a", 0)
+    assert figure.axes[0].get_ylim()[1] < 0.05
+    assert "↑ black: 40.0 %" in words(figure)
+    assert not [word for word in words(class_histogram(shares(["a", "b"]), "a", 0)) if "black:" in word]

@@ -1,0 +1,101 @@
+"""Tests for cohort_rows.py and cohort_notices.py"""
+
+import pandas as pd
+import pytest
+from synthetic_run import build_description, make_manifest
+
+from fastcxr.report.data_notices import cohort_notices
+from fastcxr.report.data_tables import cohort_tiles, file_rows, measured_images, split_table
+from fastcxr.report.run_reader import read_description
+
+
+def described(folder, manifest, files=None):
+    build_description(folder, manifest, thumbnails=False, run={"said": []})
+    if files is not None:
+        columns = ["label", "kind", "width", "height", "images"]
+        pd.DataFrame(files, columns=columns).to_csv(folder / "files.csv", index=False)
+    return read_description(folder)
+
+
+def tiny(labels="aab", split="train", **columns):
+    rows = {"source": "s", "path": [f"{i}.png" for i in range(len(labels))], "label": list(labels)}
+    rows |= {"patient": [f"p{i}" for i in range(len(labels))], "patient_from": "own"}
+    return pd.DataFrame(rows).assign(**({"split": split, "split_from": "given"} | columns))
+
+
+def titles(record):
+    return [notice.title for notice in cohort_notices(record)]
+
+
+def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
+    manifest = make_manifest(n=300)
+    table = split_table(described(tmp_path, manifest))
+    counts = pd.crosstab(manifest["label"], manifest["split"])
+    for row in table["rows"]:
+        images = dict(zip(table["splits"], (cell["images"] for cell in row["cells"]), strict=False))
+        assert images == counts.loc[row["label"]].to_dict()
+        assert row["cells"][-1]["patients"] == manifest.query("label == @row['label']")["patient"].nunique()
+    assert table["total"][-1]["images"] == 300
+
+
+def test_files_of_a_class_are_told_by_kind_middle_size_and_reach(tmp_path):
+    files = [("a", "JPEG", 300, 200, 2), ("a", "PNG", 100, 90, 1), ("a", "PNG", 900, 800, 1), ("b", "PNG", 10, 10, 9)]
+    first, second = file_rows(described(tmp_path, tiny(), files))
+    assert (first["kinds"], first["size"], first["reach"]) == ("JPEG 2, PNG 2", "300 × 200", "100 × 90 to 900 × 800")
+    assert (second["kinds"], second["size"], second["reach"]) == ("PNG", "10 × 10", "")
+    assert first["sources"] == "", "one source tells nothing"
+
+
+def test_the_number_of_measured_images_is_said(tmp_path):
+    assert measured_images(described(tmp_path / "1", tiny("aabb"))) == "2 of each class"
+    assert measured_images(described(tmp_path / "2", tiny("aab"))) == "a 2 and b 1"
+
+
+def test_classes_of_one_size_have_no_smallest(tmp_path):
+    assert ("Each class", "50.0 %", "2 images") in cohort_tiles(described(tmp_path / "1", tiny("aabb")))
+    assert ("Smallest class", "33.3 %", "b, 1 image") in cohort_tiles(described(tmp_path / "2", tiny("aab")))
+
+
+def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
+    record = described(tmp_path, tiny("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
+    found = {notice.title: notice.text for notice in cohort_notices(record) if notice.level == "warning"}
+    assert list(found) == ["Class and kind of file are one"]
+    assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Class and kind of file are one"]
+
+
+@pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a"), ("xyxyzz", "c"), ("xxyzzz", "a")])
+def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
+    record = described(tmp_path, tiny("aabbcc", source=list(sources)))
+    text = next(notice.text for notice in cohort_notices(record) if notice.title == "Class and source are one")
+    assert f"of {apart} (2 of 2 images). A model may learn" in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ([("a", 300, 200), ("a", 310, 200), ("b", 256, 256)], "a (2 of 2 images) and b (1 of 1 image)"),
+        ([("a", 300, 200), ("a", 256, 256), ("b", 256, 256)], None),
+        ([("a", 9, k) for k in range(40)] + [("a", 256, 256), ("b", 256, 256)], "a (40 of 41 images)"),
+        ([("a", 300, 200), ("a", 310, 200), ("b", 256, 250), ("b", 250, 250)], None),
+    ],
+)
+def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
+    files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
+    found = {notice.title: notice.text for notice in cohort_notices(described(tmp_path, tiny("aabb"), files))}
+    assert told is None or f"the size of {told}." in found["Class and size are one"]
+    assert ("Class and size are one" in found) == (told is not None)
+
+
+def test_one_source_for_all_is_no_news(tmp_path):
+    assert titles(described(tmp_path, tiny("aabb"))) == []
+
+
+def test_few_test_images_are_a_warning(tmp_path):
+    manifest = tiny("a" * 30 + "b" * 30, split=["test"] * 25 + ["train"] * 5 + ["test"] * 3 + ["train"] * 27)
+    found = {notice.title: notice.text for notice in cohort_notices(described(tmp_path, manifest))}
+    assert found["Few test images of a class"].startswith("b 3.")
+
+
+def test_given_splits_are_not_called_drawn(tmp_path):
+    given, drawn = described(tmp_path / "1", tiny()), described(tmp_path / "2", tiny(split_from="patient"))
+    assert "The data gives no split" not in titles(given) and "The data gives no split" in titles(drawn)

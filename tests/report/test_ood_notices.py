@@ -1,0 +1,117 @@
+"""What a gate found unlike the training images is counted with an interval, and said on the page and on the card."""
+
+import json
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_run import build_run, make_manifest, make_probability
+
+from fastcxr.metrics.analytic_intervals import wilson
+from fastcxr.metrics.evaluate import measure_predictions
+from fastcxr.metrics.predictions import Predictions, leave_open, make_predictions, read_predictions, write_predictions
+from fastcxr.metrics.thresholds import decide, is_strange, measure_gate
+from fastcxr.report.run_page import draw_report
+
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
+
+LABELS = ("Covid-19", "No_findings", "Pneumonia")
+
+
+@pytest.fixture
+def predictions():
+    manifest = make_manifest(n=60).assign(patient=[f"p{i}" for i in range(60)])
+    return make_predictions(manifest, make_probability(manifest), LABELS, ["" if i else "bad" for i in range(60)])
+
+
+def strangeness(count, strange):
+    return np.where(np.isin(np.arange(count), strange), 1.5, 0.5)
+
+
+def test_no_class_stands_where_a_picture_is_strange_and_the_rest_is_as_before(predictions):
+    left = leave_open(predictions, strangeness(60, [4, 7])).table
+    assert left.loc[[4, 7], "predicted"].tolist() == ["", ""]
+    assert left.loc[[4, 7], "like_training"].tolist() == ["no", "no"]
+    same = left.index.difference([4, 7])
+    assert left.loc[same, "predicted"].tolist() == predictions.table.loc[same, "predicted"].tolist()
+    assert left.loc[0, "like_training"] == "", "unreadable: nobody looked at it"
+
+
+def test_a_strangeness_that_is_no_number_is_strange(predictions):
+    assert leave_open(predictions, np.full(60, np.nan)).table["like_training"][1:].eq("no").all()
+
+
+def test_both_columns_come_back_from_the_file(predictions):
+    left = leave_open(predictions, strangeness(60, [4]))
+    file = StringIO()
+    write_predictions(left, file)
+    back = pd.read_csv(StringIO(file.getvalue()), dtype=str, keep_default_na=False)
+    assert back["like_training"].tolist() == left.table["like_training"].tolist()
+    assert back["strangeness"][:3].tolist() == ["", "0.5", "0.5"]
+
+
+def test_a_column_of_the_cohort_by_one_of_these_names_is_kept_under_another(predictions):
+    manifest = make_manifest(n=5).assign(like_training="theirs", strangeness="theirs")
+    left = leave_open(make_predictions(manifest, make_probability(manifest), LABELS), np.zeros(5)).table
+    assert left["like_training"].eq("yes").all()
+    assert left["manifest_like_training"].eq("theirs").all() and left["manifest_strangeness"].eq("theirs").all()
+
+
+def test_the_share_is_of_readable_pictures_and_has_wilsons_interval(predictions):
+    found = measure_gate(leave_open(predictions, strangeness(60, [0, 4, 7])))
+    assert (found["images"], found["strange"]) == (59, 2)
+    np.testing.assert_allclose(found["share"], [2 / 59, *wilson(2, 59)])
+
+
+def test_the_unit_of_the_interval_is_the_patient(predictions):
+    strange = leave_open(predictions, strangeness(60, range(10)))
+    of_two = Predictions(strange.table.assign(patient=[f"p{i // 10}" for i in range(60)]), LABELS)
+    apart, together = (np.ptp(measure_gate(each)["share"][1:]) for each in (strange, of_two))
+    assert together > 1.5 * apart
+
+
+def test_the_other_figures_are_of_all_pictures(predictions):
+    before, after = measure_predictions(predictions), measure_predictions(leave_open(predictions, strangeness(60, [4])))
+    for split, part in after.items():
+        assert part.pop("gate")["images"] > 0
+        assert part == before[split]
+
+
+def test_without_a_gate_nothing_is_strange_and_nothing_is_measured(predictions):
+    assert not is_strange(predictions).any()
+    assert measure_gate(predictions) == {}
+    assert (decide(predictions, {}).table["uncertain"] == "no").all()
+
+
+def with_gate(folder, strange):
+    path = folder / "predictions.csv"
+    predictions = read_predictions(path)
+    rows = np.flatnonzero(predictions.table["split"] == "test")[:strange]
+    write_predictions(leave_open(predictions, strangeness(len(predictions.table), rows)), path)
+    draw_report(folder)
+    return (folder / "report.html").read_text(), (folder / "MODEL_CARD.md").read_text()
+
+
+def test_page_and_card_name_the_false_alarms(tmp_path):
+    texts = with_gate(build_run(tmp_path, thumbnails=False), 3)
+    part = json.loads((tmp_path / "metrics.json").read_text())["test"]["gate"]
+    for text in texts:
+        assert "False alarms of the gate" in text
+        assert f"3 of {part['images']} images ({100 * 3 / part['images']:.1f} %, 95 % interval" in text
+
+
+@pytest.mark.parametrize(("strange", "level"), [(2, "note"), (80, "warning")])
+def test_on_data_from_elsewhere_they_are_no_false_alarms_and_many_are_a_warning(tmp_path, strange, level):
+    folder = build_run(tmp_path, thumbnails=False)
+    manifest = pd.read_csv(folder / "manifest.csv")
+    manifest[manifest["split"] == "test"].to_csv(folder / "manifest.csv", index=False)
+    page, card = with_gate(folder, strange)
+    assert "False alarms" not in page + card
+    assert f'<li class="{level}"><b>Not like the training images.</b>' in page
+
+
+def test_page_and_card_of_a_model_without_a_gate_say_so(tmp_path):
+    draw_report(build_run(tmp_path, thumbnails=False))
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert "No gate" in (tmp_path / name).read_text()

@@ -1,0 +1,98 @@
+"""Strategies that begin with a fitted head: what they keep, what they leave alone, what they say."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from recording_progress import Counted
+from safetensors.torch import save_file
+from training_probes import RECIPE, SILENT, make
+
+from fastcxr.config.recipe import Recipe, Stage
+from fastcxr.inference.predict import predict
+from fastcxr.models.bundle import classifier_of, load_model, save_model
+from fastcxr.models.heads import DepthHead, head_of
+from fastcxr.training import linear_probe
+from fastcxr.training.linear_probe import fit_head
+from fastcxr.training.trainer import STRATEGIES, train
+
+
+def test_a_probe_is_one_row_of_history(toy_manifest, passes):
+    learner, heard = make(toy_manifest), Counted()
+    training = train(learner, RECIPE, heard)
+    row = training.history.iloc[0]
+    assert (len(training.history), row["epoch"], row["stage"], row["best"]) == (1, 1, "probe", True)
+    assert training.rates == [] and list(training.curves.columns) == ["stage", "rate", "loss"]
+    assert training.best == {"monitor": "valid_loss", "best_epoch": 1, "best_value": row["valid_loss"]}
+    assert heard.texts == ["looking at images", "fitting the head"]
+
+
+def test_the_body_is_not_touched_by_a_probe(toy_manifest):
+    learner = make(toy_manifest)
+    before = {k: v.clone() for k, v in learner.model.state_dict().items() if "classifier" not in k}
+    fit_head(learner, RECIPE, SILENT)
+    after = learner.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
+    learner = make(toy_manifest)
+    train(learner, RECIPE)
+    save_model(tmp_path, learner, RECIPE, {"precision": learner.precision})
+    loaded = load_model(tmp_path)
+    assert isinstance(head_of(loaded.network), DepthHead)
+    before, after = (
+        predict(model, toy_manifest, splits=None).probability for model in (classifier_of(learner), loaded)
+    )
+    np.testing.assert_array_equal(before, after)
+    assert before.max() > 0.5
+
+
+@pytest.fixture
+def rapid(toy_manifest, tmp_path) -> Recipe:
+    """A rapid recipe with weights to start from."""
+    save_file(make(toy_manifest).model.state_dict(), tmp_path / "start.safetensors")
+    return RECIPE.but(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
+
+
+def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manifest, rapid, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="wild", epochs=2, scale=500.0),))
+    learner, heard = make(toy_manifest, rapid), Counted()
+    training = train(learner, rapid, heard)
+    assert training.history["stage"].tolist() == ["probe", "wild", "wild"]
+    assert training.best["best_epoch"] == 1
+    assert heard.texts[-2:] == ["epoch 2/3 (wild)", "epoch 3/3 (wild)"]
+    probed = make(toy_manifest, rapid)
+    train(probed, rapid.but(strategy="probe"))
+    for name, tensor in probed.model.state_dict().items():
+        torch.testing.assert_close(learner.model.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("patience", "rows"), [(None, 5), (1, 3), (0, 7)])
+def test_rapid_ends_when_three_epochs_in_turn_are_no_better(toy_manifest, rapid, monkeypatch, patience, rows):
+    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="idle", epochs=6, scale=0.0, batch_norm="frozen"),))
+    training = train(make(toy_manifest, rapid), rapid.but(patience=patience))
+    assert len(training.history) == rows
+
+
+def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
+    monkeypatch.setattr(linear_probe, "STRENGTHS", (1e6,))  # a head that knows nothing
+    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="later", groups=1, epochs=3, scale=0.1),))
+    recipe = rapid.but(optimizer="adam", schedule="constant")
+    learner = make(toy_manifest, recipe)
+    training = train(learner, recipe)
+    best = training.history.loc[training.history["valid_loss"].idxmin()]
+    assert best["stage"] == "later" and training.best["best_epoch"] == best["epoch"]
+    with learner.no_bar():
+        assert learner.validate()[0] == pytest.approx(best["valid_loss"], rel=1e-3)
+    assert learner.fitted is None, "the bank is of a body that is no more"
+
+
+def test_rapid_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
+    recipe = RECIPE.but(strategy="rapid")
+    learner = make(toy_manifest, recipe)
+    caplog.set_level(logging.WARNING, "fastcxr")
+    assert train(learner, recipe).history["stage"].tolist() == ["all"]
+    assert "random weights" in caplog.text and "strategy deep" in caplog.text
+    assert type(head_of(learner.model)) is torch.nn.Linear

@@ -1,0 +1,108 @@
+"""From train to predict, evaluate, verify and folds: a picture of something else ends without a class."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from toy_images import write_toys
+
+from fastcxr.cli.main import main
+from fastcxr.config.recipe import Recipe
+from fastcxr.io.files import list_files, write_sums
+from fastcxr.metrics.predictions import leave_open, make_predictions
+from fastcxr.metrics.thresholds import measure_gate
+from fastcxr.training import fit_ood
+from fastcxr.workflows.cross_validate import cross_validate, pool_predictions
+from fastcxr.workflows.evaluate import evaluate
+from fastcxr.workflows.train import run
+from fastcxr.workflows.verify import verify
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+RECIPE = Recipe(
+    "mobilenetv2_035",
+    weights="none",
+    image_size=64,
+    strategy="probe",
+    precision="fp32",
+    batch_size=8,
+    mirror_images=False,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(toy_folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("gate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_ood, "FEWEST", 2)
+        run(RECIPE.but(data=str(write_toys(place / "toys", per_class=20))), place / "run")
+    return place / "run"
+
+
+@pytest.fixture
+def boards(tmp_path):
+    """Checkerboards in class folders."""
+    for number, label in enumerate(("clear", "haze", "clear", "haze")):
+        (tmp_path / "boards" / label).mkdir(parents=True, exist_ok=True)
+        board = np.indices((64, 64)).sum(axis=0) // (6 + number) % 2 * 255
+        Image.fromarray(board.astype(np.uint8)).save(tmp_path / "boards" / label / f"{number}.png")
+    return tmp_path / "boards"
+
+
+def test_a_run_reports_its_false_alarms_and_is_verified(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    table = pd.read_csv(finished / "predictions.csv", keep_default_na=False)
+    test = table[table["split"] == "test"]
+    found = metrics["test"]["gate"]
+    assert (found["images"], found["strange"]) == (len(test), (test["like_training"] == "no").sum())
+    assert "False alarms of the gate" in (finished / "report.html").read_text()
+    assert verify(finished)[0] == []
+
+
+def test_a_like_training_that_somebody_changed_is_found(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    text = (folder / "predictions.csv").read_text()
+    assert ",yes" in text
+    (folder / "predictions.csv").write_text(text.replace(",yes", ",no"))
+    write_sums(folder, list_files(folder))  # who can change a file can mend its checksum
+    assert any("gate.strange" in fault.what for fault in verify(folder)[0])
+
+
+def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(
+        sys, "argv", ["fastcxr", "predict", str(finished), str(boards), "--csv", str(tmp_path / "a.csv")]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    table = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert table["predicted"].eq("").all() and table["above_threshold"].eq("").all()
+    assert table["uncertain"].eq("yes").all() and table["like_training"].eq("no").all()
+    assert (table["strangeness"] > 1).all()
+    assert "0 images classified, 0 not readable, 4 not like the training images, left open" in capfd.readouterr().err
+
+
+def test_a_test_on_pictures_of_something_else_is_a_warning_on_its_page(finished, boards, tmp_path):
+    page = evaluate(finished, Recipe(data=str(boards)), tmp_path / "there").read_text()
+    assert '<li class="warning"><b>Not like the training images.</b> On test: 4 of 4 images' in page
+    assert verify(tmp_path / "there")[0] == []
+
+
+def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_together(toy_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_ood, "FEWEST", 2)
+    cross_validate(RECIPE.but(data=str(toy_folder), folds=2), tmp_path / "folds")
+    metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
+    parts = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
+    assert metrics["oof"]["gate"]["images"] == 30
+    assert metrics["oof"]["gate"]["strange"] == sum(part["test"]["gate"]["strange"] for part in parts)
+    assert "False alarms of the gate" in (tmp_path / "folds" / "report.html").read_text()
+    assert verify(tmp_path / "folds")[0] == []
+
+
+def test_a_fold_without_a_gate_leaves_its_rows_out_of_the_count(toy_manifest):
+    even = make_predictions(toy_manifest, np.full((30, 3), 1 / 3), ("clear", "haze", "opacity"))
+    pooled = pool_predictions({1: leave_open(even, np.zeros(30)), 2: even})
+    assert measure_gate(pooled)["images"] == len(even.part("test").table) == len(pooled.table) / 2
