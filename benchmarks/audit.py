@@ -22,11 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.stats import binomtest
 
 from fastcxr import read_manifest
-from fastcxr.audit.image_features import Looks, look_at
+from fastcxr.audit.image_features import ImageFeatures, extract_features
 from fastcxr.audit.manifest_checks import check_sources
-from fastcxr.audit.near_duplicates import find_alike
-from fastcxr.audit.shortcut_probes import check_probes
-from fastcxr.data.duplicates import name_contents
+from fastcxr.audit.near_duplicates import find_near_duplicates
+from fastcxr.audit.shortcut_probes import check_shortcuts
+from fastcxr.data.duplicates import hash_files
 from fastcxr.data.imaging.read import read_image
 from fastcxr.progress.base import Progress
 
@@ -122,22 +122,22 @@ def halve(manifest: pd.DataFrame, seeds: int) -> Iterator[tuple[np.ndarray, pd.D
         yield second, manifest.assign(label=np.where(second, "second", "first"))
 
 
-def mix(one: Looks, other: Looks, chosen: np.ndarray) -> Looks:
+def mix(one: ImageFeatures, other: ImageFeatures, chosen: np.ndarray) -> ImageFeatures:
     """The looks of the first where chosen, else of the second."""
 
     def choose(here: np.ndarray, there: np.ndarray) -> np.ndarray:
         return np.where(chosen.reshape(-1, *[1] * (here.ndim - 1)), here, there)
 
-    facts = other.facts.mask(np.tile(chosen[:, None], other.facts.shape[1]), one.facts)
-    names = [part.name for part in fields(Looks) if part.name != "facts"]
-    return Looks(**{name: choose(getattr(one, name), getattr(other, name)) for name in names}, facts=facts)
+    facts = other.metadata.mask(np.tile(chosen[:, None], other.metadata.shape[1]), one.metadata)
+    names = [part.name for part in fields(ImageFeatures) if part.name != "facts"]
+    return ImageFeatures(**{name: choose(getattr(one, name), getattr(other, name)) for name in names}, metadata=facts)
 
 
-def append(one: Looks, other: Looks) -> Looks:
+def append(one: ImageFeatures, other: ImageFeatures) -> ImageFeatures:
     """The looks of both, one after the other."""
-    names = [part.name for part in fields(Looks) if part.name != "facts"]
+    names = [part.name for part in fields(ImageFeatures) if part.name != "facts"]
     pictures = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
-    return Looks(**pictures, facts=pd.concat([one.facts, other.facts], ignore_index=True))
+    return ImageFeatures(**pictures, metadata=pd.concat([one.metadata, other.metadata], ignore_index=True))
 
 
 def share(found: int, of: int) -> str:
@@ -146,11 +146,11 @@ def share(found: int, of: int) -> str:
     return f"{found:>4} of {of:<4} {found / of:.3f} ({low:.3f} to {high:.3f})"
 
 
-def measure_shortcuts(manifest: pd.DataFrame, look: Callable[[Form], Looks], seeds: int, planted: int) -> None:
+def measure_shortcuts(manifest: pd.DataFrame, look: Callable[[Form], ImageFeatures], seeds: int, planted: int) -> None:
     """A row for cohorts without a shortcut, and one for each shortcut."""
     plain, failed, which, started = look(PLAIN), 0, Counter(), time.perf_counter()
     for _, table in halve(manifest, seeds):
-        names = [finding.check for finding in check_probes(table, plain, Progress()) if finding.verdict == "FAIL"]
+        names = [finding.check for finding in check_shortcuts(table, plain, Progress()) if finding.verdict == "FAIL"]
         failed += bool(names)
         which.update(names)
     seconds = (time.perf_counter() - started) / seeds
@@ -158,7 +158,7 @@ def measure_shortcuts(manifest: pd.DataFrame, look: Callable[[Form], Looks], see
     for name, (second, first, checks) in SHORTCUTS.items():
         marked, plain, caught, warned = look(second), look(first), 0, 0
         for chosen, table in halve(manifest, planted):
-            found = {row.check: row.verdict for row in check_probes(table, mix(marked, plain, chosen), Progress())}
+            found = {row.check: row.verdict for row in check_shortcuts(table, mix(marked, plain, chosen), Progress())}
             caught += all(found.get(check) == "FAIL" for check in checks)
             warned += all(found.get(check) == "WARN" for check in checks)
         print(f"{name:<36} {share(caught, planted)}  WARN {warned} ({', '.join(checks)})", flush=True)
@@ -167,14 +167,14 @@ def measure_shortcuts(manifest: pd.DataFrame, look: Callable[[Form], Looks], see
     print(f"{'each label from a source of its own':<36} {share(caught, planted)}  (sources)", flush=True)
 
 
-def measure_copies(manifest: pd.DataFrame, look: Callable[[Form], Looks]) -> None:
+def measure_copies(manifest: pd.DataFrame, look: Callable[[Form], ImageFeatures]) -> None:
     """A row for each form in which the test split holds every picture of the training split once more."""
     n, plain = len(manifest), look(PLAIN)
     wanted = {(number, number + n) for number in range(n)}
-    bytes_ = name_contents(pd.concat([manifest["file"], manifest["file"]], ignore_index=True))
+    bytes_ = hash_files(pd.concat([manifest["file"], manifest["file"]], ignore_index=True))
     print(f"{'the same bytes':<36} {share(int((bytes_[:n].to_numpy() == bytes_[n:].to_numpy()).sum()), n)}", flush=True)
     for name, change in COPIES.items():
-        pairs = set(find_alike(append(plain, look(Form(change)))))
+        pairs = set(find_near_duplicates(append(plain, look(Form(change)))))
         print(f"{name:<36} {share(len(pairs & wanted), n)}  other pairs {len(pairs - wanted)}", flush=True)
 
 
@@ -191,10 +191,10 @@ def main() -> None:
     print(f"{len(manifest):,} images of {manifest['patient'].nunique():,} patients", flush=True)
     with tempfile.TemporaryDirectory() as place:
 
-        def look(form: Form) -> Looks:
+        def look(form: Form) -> ImageFeatures:
             with tempfile.TemporaryDirectory(dir=place) as folder:
                 files = form.save(manifest["file"].tolist(), Path(folder) / "saved")
-                return look_at(files, Progress())
+                return extract_features(files, Progress())
 
         measure_shortcuts(manifest, look, given.seeds, given.planted)
         measure_copies(manifest, look)

@@ -45,7 +45,7 @@ class Bench:
         self.place = place
         data = place / "toys"
         data = data if data.exists() else write_toys(data)
-        self.recipe = RECIPE.but(data=str(data), **changes)
+        self.recipe = RECIPE.replace(data=str(data), **changes)
         self.count = 0
         started = time.monotonic()
         self.expected = self.finish(self.new_folder())
@@ -64,7 +64,7 @@ class Bench:
         try:
             os.setpgid(0, 0)
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  the process ends with it
-            continuing.MINUTES_APART = 0  # a state after every batch
+            continuing.CHECKPOINT_INTERVAL_MINUTES = 0  # a state after every batch
             multiprocessing.set_start_method("fork", force=True)  # Linux's own for the loader's processes
             prepare()
             run(self.recipe, folder)
@@ -168,7 +168,7 @@ DAMAGE = (
 
 def end_after(batches: int, act: Callable = lambda: os.kill(os.getpid(), signal.SIGKILL)) -> None:
     """From now on, the state keeper does something after so many batches."""
-    keep, left = continuing.StateKeeper.after_batch, [batches]
+    keep, left = continuing.CheckpointCallback.after_batch, [batches]
 
     def after_batch(self) -> None:
         keep(self)
@@ -176,7 +176,7 @@ def end_after(batches: int, act: Callable = lambda: os.kill(os.getpid(), signal.
         if left[0] == 0:
             act()
 
-    continuing.StateKeeper.after_batch = after_batch
+    continuing.CheckpointCallback.after_batch = after_batch
 
 
 def stopped(place: Path, count: int, number: int) -> Row:

@@ -11,9 +11,9 @@ import argparse
 import numpy as np
 from scipy.stats import norm
 
-from fastcxr.metrics.analytic_intervals import Z, auroc_interval, delong
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.intervals import find_intervals
+from fastcxr.metrics.analytic_intervals import Z_95, auroc_interval, delong
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.intervals import confidence_intervals
 
 LABELS = ["no", "yes"]
 
@@ -37,14 +37,14 @@ def as_printed(truth: np.ndarray, score: np.ndarray, patient: np.ndarray) -> tup
     """The interval that a report gives."""
     one = norm.cdf(score)
     probability = np.stack([1 - one, one], axis=1)
-    figures = measure(truth.astype(int), probability, LABELS)
-    return find_intervals(truth.astype(int), probability, LABELS, patient, figures)["of"]["auroc.per_class.yes"]
+    figures = compute_metrics(truth.astype(int), probability, LABELS)
+    return confidence_intervals(truth.astype(int), probability, LABELS, patient, figures)["of"]["auroc.per_class.yes"]
 
 
 def plain(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     """DeLong's interval as most tools print it."""
     auroc, variance = delong(truth, score)
-    return auroc - Z * variance**0.5, auroc + Z * variance**0.5
+    return auroc - Z_95 * variance**0.5, auroc + Z_95 * variance**0.5
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ from torch import nn
 
 from fastcxr import Recipe, load_model
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.data.synthetic.sample import sample_folder
-from fastcxr.inference.explain import find_method, look
-from fastcxr.inference.predict import read_squares, score_images
-from fastcxr.inference.sanity_check import DrawMaps, check_maps
-from fastcxr.workflows.explain import CHECKED
+from fastcxr.data.synthetic.sample import find_or_write_sample
+from fastcxr.inference.explain import find_attribution_method, make_inputs
+from fastcxr.inference.predict import read_fitted_images, score_batch
+from fastcxr.inference.sanity_check import AttributionMethod, run_sanity_check
+from fastcxr.workflows.explain import N_CHECKED_IMAGES
 from fastcxr.workflows.train import run
 
 NAMES = ["resnet18", "densenet121", "convnext_atto", "vit_tiny_patch16_224"]
@@ -40,7 +40,7 @@ def middle(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> t
     return torch.exp(-2 * (line[:, None] ** 2 + line**2)).expand(len(images), -1, -1)
 
 
-def times(one: DrawMaps, other: DrawMaps) -> DrawMaps:
+def times(one: AttributionMethod, other: AttributionMethod) -> AttributionMethod:
     """The product of two maps, each from 0 to 1: a map that depends on the weights in part."""
 
     def draw(*given: object) -> torch.Tensor:
@@ -55,19 +55,19 @@ def measure(folder: Path) -> None:
     """Print the rows of one trained network: mean correlation at each step, and the highest last one of a check."""
     classifier = load_model(folder)
     classifier.network.requires_grad_(False)
-    grad_cam = find_method("grad_cam", classifier)
+    grad_cam = find_attribution_method("grad_cam", classifier)
     table = read_written_manifest(folder / "manifest.csv")
-    table = table[table["split"] == "test"].sample(BATCHES * CHECKED, random_state=0)
-    squares = np.stack(list(read_squares(files_of(table, folder), classifier.pixels.image_size, None)))
-    images = look(classifier, squares)
-    classes = torch.from_numpy(score_images(classifier, squares).probability.argmax(axis=1))
+    table = table[table["split"] == "test"].sample(BATCHES * N_CHECKED_IMAGES, random_state=0)
+    squares = np.stack(list(read_fitted_images(files_of(table, folder), classifier.input_spec.image_size, None)))
+    images = make_inputs(classifier, squares)
+    classes = torch.from_numpy(score_batch(classifier, squares).probability.argmax(axis=1))
     ways = {
         "Grad-CAM": grad_cam, "edges x Grad-CAM": times(edges, grad_cam), "middle x Grad-CAM": times(middle, grad_cam),
         "edges": edges,
     }  # fmt: skip
     for name, draw in ways.items():
-        parts = [slice(start, start + CHECKED) for start in range(0, len(images), CHECKED)]
-        rows = [check_maps(classifier.network, draw, images[part], classes[part]).correlation for part in parts]
+        parts = [slice(start, start + N_CHECKED_IMAGES) for start in range(0, len(images), N_CHECKED_IMAGES)]
+        rows = [run_sanity_check(classifier.network, draw, images[part], classes[part]).correlation for part in parts]
         steps = " ".join(f"{value:6.2f}" for value in np.mean(rows, axis=0))
         print(f"    {name:<20} {steps}   highest {max(row[-1] for row in rows):.2f}", flush=True)
 
@@ -87,7 +87,7 @@ def main() -> None:
     words.add_argument("--epochs", type=int, default=3)
     given = words.parse_args()
     recipes = [
-        Recipe(name, data=str(sample_folder()), weights="none", strategy="deep", epochs=given.epochs)
+        Recipe(name, data=str(find_or_write_sample()), weights="none", strategy="deep", epochs=given.epochs)
         for name in given.names
     ]
     if given.data and given.weights:

@@ -26,8 +26,8 @@ from scipy.stats import binomtest
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, train
 from fastcxr.data.imaging.read import read_image
 from fastcxr.data.manifest import read_unlabelled
-from fastcxr.data.splits import split_into_folds, take_fold
-from fastcxr.models.bundle import classifier_of
+from fastcxr.data.splits import select_fold, split_into_folds
+from fastcxr.models.bundle import extract_classifier
 from fastcxr.progress.base import Progress
 
 CROPS, SYNTHETIC = 10, 50  # of each photograph, of each kind of noise
@@ -153,22 +153,22 @@ def main() -> None:
     words.add_argument("--only", type=int, help="how many of the folds")
     given = words.parse_args()
     recipe = Recipe("mobilenetv2_100", weights=given.weights, strategy=given.strategy, epochs=given.epochs)
-    recipe = recipe.but(image_size=given.image_size)
+    recipe = recipe.replace(image_size=given.image_size)
     patients = Path(given.cohen) / "metadata.csv" if given.cohen else None
     manifest = split_into_folds(read_manifest(given.data, patients=patients), given.folds)
     found: dict[str, list[pd.DataFrame]] = {}
     with tempfile.TemporaryDirectory() as place:
         others = list_others(given, Path(place) / "others")
         for fold in range(1, (given.only or given.folds) + 1):
-            table = take_fold(manifest, fold)
+            table = select_fold(manifest, fold)
             learner = make_learner(make_loaders(table, recipe), recipe)
             train(learner, recipe, Progress())
             started, test = time.perf_counter(), table[table["split"] == "test"]
             asked = {"held-out radiographs": test} | {kind: turn(test, kind, Path(place)) for kind in TURNS} | others
             for kind, rows in asked.items():
-                predicted = predict(classifier_of(learner), rows, splits=None, progress=Progress()).table
+                predicted = predict(extract_classifier(learner), rows, splits=None, progress=Progress()).table
                 found.setdefault(kind, []).append(predicted.assign(open=predicted["predicted"] == ""))
-            print(f"fold {fold}: {learner.gate.images} validation images set the limit; asked in "
+            print(f"fold {fold}: {learner.ood_detector.images} validation images set the limit; asked in "
                   f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
     print(f"{'kept out':<28} {'images':>6} {'asked':>8} {'share':>8}  95 % interval")
     for kind, tables in found.items():

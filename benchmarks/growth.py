@@ -64,7 +64,7 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     """Seconds of store and pass."""
     from fastcxr import Recipe, make_learner, make_loaders
     from fastcxr.progress.base import Progress
-    from fastcxr.training.feature_bank import make_bank
+    from fastcxr.training.feature_bank import make_feature_bank
 
     recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror_images=False)
     table = list_images(folder, count, classes)
@@ -73,24 +73,24 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     read = time.perf_counter()
     learner = make_learner(loaders, recipe)
     built = time.perf_counter()
-    make_bank(learner, recipe, Progress())
+    make_feature_bank(learner, recipe, Progress())
     return {"store": read - started, "pass": time.perf_counter() - built}
 
 
 def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
     """Seconds of the audit's checks."""
     from fastcxr.progress.base import Progress
-    from fastcxr.workflows.audit import check_cohort
+    from fastcxr.workflows.audit import run_checks
 
     table = list_images(folder, count, classes).assign(patient_from="column")
     started = time.perf_counter()
-    check_cohort(table, 0, Progress())
+    run_checks(table, 0, Progress())
     return {"audit": time.perf_counter() - started}
 
 
 def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
     """Seconds of metrics with their calibration and intervals."""
-    from fastcxr.metrics.evaluate import measure_predictions
+    from fastcxr.metrics.evaluate import evaluate_predictions
     from fastcxr.metrics.predictions import make_predictions
 
     table = list_images(folder, count, classes).assign(split="test", patient=[str(i // 2) for i in range(count)])
@@ -100,7 +100,7 @@ def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[s
     probability[np.arange(count), truth] += 1
     predictions = make_predictions(table, probability / probability.sum(axis=1, keepdims=True), labels)
     started = time.perf_counter()
-    measure_predictions(predictions)
+    evaluate_predictions(predictions)
     return {"metrics": time.perf_counter() - started}
 
 
@@ -109,7 +109,7 @@ def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str
     import torch
 
     from fastcxr.progress.base import Progress
-    from fastcxr.training.linear_probe import Part, fit_parts
+    from fastcxr.training.linear_probe import FeatureSplit, fit_probe
     from fastcxr.training.losses import LabelSmoothingCrossEntropy
 
     features = np.lib.format.open_memmap(folder / "bank.npy", "w+", np.float32, (2, count, 640))
@@ -123,9 +123,9 @@ def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str
     head.mean, head.deviation = torch.zeros(640), torch.ones(640)
     split = np.arange(count) % 10 < 8
     rows = [np.flatnonzero(part) for part in (split, ~split)]
-    parts = [Part(features, part, labels[part], torch.ones(len(part))) for part in rows]
+    parts = [FeatureSplit(features, part, labels[part], torch.ones(len(part))) for part in rows]
     started = time.perf_counter()
-    fit_parts(head, LabelSmoothingCrossEntropy(0.0), *parts, Progress())
+    fit_probe(head, LabelSmoothingCrossEntropy(0.0), *parts, Progress())
     return {"probe": time.perf_counter() - started}
 
 

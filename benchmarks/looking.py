@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
-from fastcxr.models.cpu_fusion import quicken
-from fastcxr.models.heads import head_of
-from fastcxr.models.precision import computing, keep_memory
-from fastcxr.models.preprocessing import Pixels, normalize
-from fastcxr.training.feature_bank import giving_features
+from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.heads import find_head
+from fastcxr.models.precision import autocast, keep_malloc_arenas
+from fastcxr.models.preprocessing import InputSpec, normalize
+from fastcxr.training.feature_bank import output_head_features
 
 BACKBONES = ("mobilenetv2_100", "efficientnet_b0", "resnet18", "resnet50", "densenet121", "convnext_atto")
 CPU = torch.device("cpu")
@@ -34,15 +34,18 @@ CPU = torch.device("cpu")
 def measure_speed(name: str, runs: int) -> dict[str, float]:
     """Images a second of each road; the first pass of each is not counted."""
     network = timm.create_model(name).eval().to(memory_format=torch.channels_last)
-    pixels = Pixels(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    pixels = InputSpec(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     roads = {f"{precision}": (network, precision) for precision in ("bf16", "fp32")}
-    roads |= {f"{precision}, quick": (quicken(network, pixels, precision), precision) for precision in ("bf16", "fp32")}
+    roads |= {
+        f"{precision}, quick": (fuse_for_inference(network, pixels, precision), precision)
+        for precision in ("bf16", "fp32")
+    }
     images = torch.randn(32, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     seconds = {road: [] for road in roads}
     for _ in range(runs + 1):
         for road, (looking, precision) in roads.items():
             started = time.perf_counter()
-            with torch.inference_mode(), computing(precision, CPU):
+            with torch.inference_mode(), autocast(precision, CPU):
                 looking(images)
             seconds[road].append(time.perf_counter() - started)
     return {road: len(images) / statistics.median(found[1:]) for road, found in seconds.items()}
@@ -51,7 +54,7 @@ def measure_speed(name: str, runs: int) -> dict[str, float]:
 @torch.no_grad()
 def find_features(network: nn.Module, images: torch.Tensor, precision: str) -> torch.Tensor:
     """What the head would see, shape (n, d)."""
-    with giving_features(head_of(network)), computing(precision, CPU):
+    with output_head_features(find_head(network)), autocast(precision, CPU):
         return torch.cat([network(some).float() for some in images.split(32)])
 
 
@@ -59,13 +62,13 @@ def measure_exactness(data: str, weights: str) -> dict[str, float]:
     """Root mean square of the differences from float32, in standard deviations of each feature."""
     recipe = Recipe("mobilenetv2_100", weights=str(Path(weights).resolve()), image_size=288, strategy="probe")
     manifest = split_by_patient(read_manifest(data), seed=0)
-    learner = make_learner(make_loaders(manifest, recipe.but(precision="fp32")), recipe.but(precision="fp32"))
-    pictures, pixels = learner.dls.pictures, learner.dls.pixels
+    learner = make_learner(make_loaders(manifest, recipe.replace(precision="fp32")), recipe.replace(precision="fp32"))
+    pictures, pixels = learner.dls.image_cache, learner.dls.input_spec
     images = torch.from_numpy(pictures.read(range(0, len(pictures.files), 12)))[:, None]
     images = normalize(images, pixels).contiguous(memory_format=torch.channels_last)
     plain = copy.deepcopy(learner.model).eval().to(memory_format=torch.channels_last)
     exact = find_features(plain, images, "fp32")
-    roads = {"bf16": plain, "bf16, quick": quicken(plain, pixels, "bf16")}
+    roads = {"bf16": plain, "bf16, quick": fuse_for_inference(plain, pixels, "bf16")}
     deviation = exact.std(dim=0).clamp_min(1e-6)
     found = {road: find_features(network, images, "bf16") for road, network in roads.items()}
     return {road: float(((one - exact) / deviation).square().mean().sqrt()) for road, one in found.items()}
@@ -79,7 +82,7 @@ def main() -> None:
     words.add_argument("--weights")
     words.add_argument("--runs", type=int, default=5)
     given = words.parse_args()
-    keep_memory()
+    keep_malloc_arenas()
     for name in given.backbones:
         speeds = ", ".join(f"{road} {speed:.0f}" for road, speed in measure_speed(name, given.runs).items())
         print(f"{name:<18} images/s: {speeds}", flush=True)

@@ -26,7 +26,7 @@ from fastai.callback.core import Callback
 from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
-from fastcxr.metrics.classification import measure
+from fastcxr.metrics.classification import compute_metrics
 from fastcxr.progress.base import Progress
 
 
@@ -117,7 +117,7 @@ def ours(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
 
 def score(test: pd.DataFrame, probability: np.ndarray, labels: list[str]) -> tuple[float, float]:
     """Accuracy and macro AUROC."""
-    figures = measure(pd.Index(labels).get_indexer(test["label"]), probability.astype(float), labels)
+    figures = compute_metrics(pd.Index(labels).get_indexer(test["label"]), probability.astype(float), labels)
     return figures["accuracy"], figures["auroc"]["macro"]
 
 

@@ -34,14 +34,14 @@ from peer import run_alone
 from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
-from fastcxr.metrics.classification import measure
-from fastcxr.models.precision import computing
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
 from fastcxr.progress.base import Progress
-from fastcxr.training.callbacks import BatchNormStays
+from fastcxr.training.callbacks import FreezeBatchNormStats
 from fastcxr.training.linear_probe import fit_head
-from fastcxr.training.schedules import group_rates, make_scheduler
-from fastcxr.training.trainer import find_stages, open_groups
+from fastcxr.training.schedules import compute_group_rates, make_scheduler
+from fastcxr.training.trainer import resolve_stages, unfreeze
 
 NEW = 0.02  # what a step adds to the moving average
 SMALL = 160
@@ -76,11 +76,11 @@ class Watch(Callback):
 
 def learn(learner: Learner, recipe: Recipe, epochs: int) -> Watch:
     """All layers, as strategy rapid teaches them."""
-    stage = find_stages(recipe, len(learner.splitter(learner.model)))[0]
-    open_groups(learner, stage)
-    watch, rates = Watch(weights_of(learner.model)), group_rates(learner, stage, recipe.learning_rate)
+    stage = resolve_stages(recipe, len(learner.splitter(learner.model)))[0]
+    unfreeze(learner, stage)
+    watch, rates = Watch(weights_of(learner.model)), compute_group_rates(learner, stage, recipe.learning_rate)
     with learner.no_bar(), learner.no_logging():
-        callbacks = [watch, BatchNormStays(), make_scheduler(learner, recipe, epochs, rates)]
+        callbacks = [watch, FreezeBatchNormStats(), make_scheduler(learner, recipe, epochs, rates)]
         learner.fit(epochs, lr=rates, cbs=callbacks)
     return watch
 
@@ -89,7 +89,7 @@ class Judge:
     """Scores weights on validation and test images, which it reads once."""
 
     def __init__(self, learner: Learner, manifest: pd.DataFrame):
-        self.learner, pictures = learner, learner.dls.pictures
+        self.learner, pictures = learner, learner.dls.image_cache
         place = {file: row for row, file in enumerate(pictures.files)}
         labels = pd.Index(list(learner.dls.vocab))
         parts = {split: manifest[manifest["split"] == split] for split in ("valid", "test")}
@@ -104,9 +104,9 @@ class Judge:
         found = [[], []]
         for start in range(0, len(self.squares[split]), 32):
             batch = normalize(
-                torch.from_numpy(self.squares[split][start : start + 32])[:, None], self.learner.dls.pixels
+                torch.from_numpy(self.squares[split][start : start + 32])[:, None], self.learner.dls.input_spec
             )
-            with computing(self.learner.precision, torch.device("cpu")):
+            with autocast(self.learner.precision, torch.device("cpu")):
                 found[0].append(self.learner.model(batch).float())
                 found[1].append(self.learner.model(batch.flip(3)).float())
         return torch.cat(found[0]), torch.cat(found[1])
@@ -118,7 +118,9 @@ class Judge:
         for words, join in ways.items():
             losses = [self.loss(join(pair)) for pair, _ in answers]
             logits = join(self.answer(answers[int(np.argmin(losses))][1], "test"))
-            figures = measure(self.truth["test"], logits.double().softmax(1).numpy(), list(self.learner.dls.vocab))
+            figures = compute_metrics(
+                self.truth["test"], logits.double().softmax(1).numpy(), list(self.learner.dls.vocab)
+            )
             yield {"variant": words, "epoch": int(np.argmin(losses)), "valid_loss": min(losses),
                    "accuracy": figures["accuracy"], "auroc": figures["auroc"]["macro"]}  # fmt: skip
 
@@ -147,7 +149,7 @@ def measure_seed(given: argparse.Namespace) -> dict:
 def small_first(learner: Learner, table: pd.DataFrame, recipe: Recipe, start: Weights) -> list[Weights]:
     """The weights of the later epochs, which follow on epochs of small images."""
     first = recipe.epochs * 3 // 5
-    small = recipe.but(image_size=SMALL)
+    small = recipe.replace(image_size=SMALL)
     pupil = make_learner(make_loaders(table, small), small)
     pupil.model.load_state_dict(start)
     learn(pupil, small, first)

@@ -24,7 +24,7 @@ from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
 from fastcxr.inference.openvino import to_openvino
-from fastcxr.models.bundle import classifier_of
+from fastcxr.models.bundle import extract_classifier
 from fastcxr.progress.base import Progress
 
 PLAIN = {"plain fastai, get_preds": None, "plain fastai, no workers": 0}  # processes that read; None: fastai's choice
@@ -39,7 +39,7 @@ def make_road(given: argparse.Namespace, manifest: pd.DataFrame, folder: str) ->
         return lambda table: plain.get_preds(dl=plain.dls.test_dl(table))[0].numpy()
     learner = make_learner(make_loaders(manifest, recipe), recipe)
     train(learner, recipe, Progress())
-    ours = classifier_of(learner)
+    ours = extract_classifier(learner)
     model = to_openvino(ours) if given.road == "fastcxr, OpenVINO" else ours
     return lambda table: predict(model, table, splits=None, progress=Progress()).probability
 

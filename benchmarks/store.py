@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 
-from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.imaging.read import check_images, fit_square, read_image
 from fastcxr.io.cpus import count_cpus
 
@@ -56,7 +56,7 @@ def compare(files: list[str], size: int, runs: int) -> dict[str, list[float]]:
     seconds = {"filling the store, once": [], "opening it again": []}
     for words in seconds:
         started = time.perf_counter()
-        pictures = open_pictures(files, size)
+        pictures = open_image_cache(files, size)
         seconds[words].append(time.perf_counter() - started)
     with ThreadPoolExecutor(cores) as pool:
 

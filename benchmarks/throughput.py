@@ -24,7 +24,7 @@ from peer import make_plain_learner, run_alone
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
 from fastcxr.models.devices import read_clock
-from fastcxr.models.precision import computing
+from fastcxr.models.precision import autocast
 
 WARM_UP = 3
 PLAIN = {"plain fastai": None, "plain fastai, no workers": 0}  # processes that read; None is fastai's own choice
@@ -64,7 +64,7 @@ def ceiling(learner: Learner, steps: int) -> float:
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             started = read_clock(learner.dls.device)
-        with computing(learner.precision, learner.dls.device):
+        with autocast(learner.precision, learner.dls.device):
             logits = learner.model(images)
         learner.loss_func(logits.float(), labels).backward()
         learner.opt.step()

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import expit
 from scipy.stats import binomtest, norm
 
-from fastcxr.metrics.comparison import TESTED, compare_models
+from fastcxr.metrics.comparison import TESTED_METRICS, compare_models
 from fastcxr.metrics.predictions import Predictions, make_predictions
 
 LABELS = ("no", "yes")
@@ -56,12 +56,12 @@ def main() -> None:
         "5 equal models, AUROC .90, 50 patients": (50, [0.90] * 5),
         "AUROC .95 and .85, 100 patients": (100, [0.95, 0.85]),
     }
-    print(f"{'':<40} " + " ".join(f"{key + ': all ties':>34}" for key in TESTED))
+    print(f"{'':<40} " + " ".join(f"{key + ': all ties':>34}" for key in TESTED_METRICS))
     for name, (patients, aurocs) in situations.items():
-        rng, ties, started = np.random.default_rng(0), dict.fromkeys(TESTED, 0), time.perf_counter()
+        rng, ties, started = np.random.default_rng(0), dict.fromkeys(TESTED_METRICS, 0), time.perf_counter()
         for _ in range(runs):
             rows = compare_models(draw_models(rng, patients, aurocs)).rows[1:]
-            ties = {key: ties[key] + all(row[f"{key}_tie"] for row in rows) for key in TESTED}
+            ties = {key: ties[key] + all(row[f"{key}_tie"] for row in rows) for key in TESTED_METRICS}
         intervals = {key: binomtest(n, runs).proportion_ci(method="wilson") for key, n in ties.items()}
         shown = [f"{n / runs:>12.3f} ({intervals[key][0]:.3f} to {intervals[key][1]:.3f})" for key, n in ties.items()]
         print(f"{name:<40} " + " ".join(f"{part:>34}" for part in shown)

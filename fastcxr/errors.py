@@ -12,22 +12,24 @@ class FastcxrError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, fix: str, *, path: str | Path | None = None, code: str | None = None):
-        self.what, self.fix, self.path, self.code = what, fix, None if path is None else str(path), code
+    def __init__(self, problem: str, fix: str, *, path: str | Path | None = None, code: str | None = None):
+        self.problem, self.fix, self.path, self.code = problem, fix, None if path is None else str(path), code
         super().__init__(str(self))
 
     def __str__(self) -> str:
         # repr would double every backslash; only control characters may not reach a terminal
         path = None if self.path is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.path)
-        place = " ".join(part for part in (self.code and f"FCX-{self.code}", path) if part)
-        return f"{place}: {self.what}. {self.fix}" if place else f"{self.what}. {self.fix}"
+        prefix = " ".join(part for part in (self.code and f"FCX-{self.code}", path) if part)
+        return f"{prefix}: {self.problem}. {self.fix}" if prefix else f"{self.problem}. {self.fix}"
 
     def __reduce__(self):  # errors cross process borders when images are read in parallel
-        return _rebuild, (type(self), self.what, self.fix, self.path, self.code)
+        return _rebuild_error, (type(self), self.problem, self.fix, self.path, self.code)
 
 
-def _rebuild(kind: type["FastcxrError"], what: str, fix: str, path: str | None, code: str | None) -> "FastcxrError":
-    return kind(what, fix, path=path, code=code)
+def _rebuild_error(
+    error_class: type["FastcxrError"], problem: str, fix: str, path: str | None, code: str | None
+) -> "FastcxrError":
+    return error_class(problem, fix, path=path, code=code)
 
 
 class RecipeError(FastcxrError, ValueError):

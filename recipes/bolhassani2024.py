@@ -43,7 +43,7 @@ Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their
 """
 
 from fastcxr import Augmentation, Recipe, Stage
-from fastcxr.cli.study import cook
+from fastcxr.cli.study import study_main
 
 BASE = Recipe(
     "resnet50", classes=("Normal", "Bacteria", "Virus", "COVID-19"),
@@ -55,21 +55,21 @@ BASE = Recipe(
         max_warp=0.0, max_lighting=0.0,
     ),
 )  # fmt: skip
-CHEXNET = BASE.but(backbone="densenet121", weights="xrv:densenet121-res224-nih")
+CHEXNET = BASE.replace(backbone="densenet121", weights="xrv:densenet121-res224-nih")
 TWO_KINDS = ("Bacteria", "Virus")
 
 FOUR_CLASSES = {
     "PRCE": BASE,
-    "PRCW": BASE.but(class_weights="balanced"),
-    "PRFL": BASE.but(loss="focal"),
+    "PRCW": BASE.replace(class_weights="balanced"),
+    "PRFL": BASE.replace(loss="focal"),
     "PDCXCE": CHEXNET,
-    "PDCXFL": CHEXNET.but(loss="focal"),
-    "RCE": BASE.but(weights="none", loss="focal"),
+    "PDCXFL": CHEXNET.replace(loss="focal"),
+    "RCE": BASE.replace(weights="none", loss="focal"),
 }
-SAMPLED = {f"{arm}_sampler": recipe.but(sampler="weighted") for arm, recipe in FOUR_CLASSES.items()}
+SAMPLED = {f"{arm}_sampler": recipe.replace(sampler="weighted") for arm, recipe in FOUR_CLASSES.items()}
 # of the second collection its frontal COVID-19 images alone
-EXTRA = {f"{arm}_covid": recipe.but(where=("view=PA,AP,AP Supine",)) for arm, recipe in FOUR_CLASSES.items()}
-BINARY = {f"{arm}_binary": recipe.but(classes=TWO_KINDS) for arm, recipe in FOUR_CLASSES.items()}
+EXTRA = {f"{arm}_covid": recipe.replace(where=("view=PA,AP,AP Supine",)) for arm, recipe in FOUR_CLASSES.items()}
+BINARY = {f"{arm}_binary": recipe.replace(classes=TWO_KINDS) for arm, recipe in FOUR_CLASSES.items()}
 
 RECIPES = FOUR_CLASSES | SAMPLED | EXTRA | BINARY
 # how many --data an arm takes: the second collection's images are in no figure whose arm does not say so
@@ -86,4 +86,4 @@ PAPER = {
 }
 
 if __name__ == "__main__":
-    cook(RECIPES, PAPER, SOURCES)
+    study_main(RECIPES, PAPER, SOURCES)

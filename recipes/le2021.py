@@ -40,7 +40,7 @@ Here      two cores, CoronaHack's three classes (1,165 / 1,149 / 96 images), pat
 """
 
 from fastcxr import Recipe, Stage
-from fastcxr.cli.study import cook
+from fastcxr.cli.study import study_main
 
 ENTIRE = Stage(name="entire")
 HEAD = Stage(name="head", groups=1)
@@ -53,23 +53,23 @@ BASE = Recipe(
     schedule="constant", head=(512,), dropout=0.1, drop_copies=True, given_splits="ignore", strategy=(ENTIRE,),
     find_from=1e-7, find_to=1e-3,
 )  # fmt: skip
-BASELINE = BASE.but(backbone="fastcxr:baseline_cnn", weights="none")
-COST_SENSITIVE = BASE.but(class_weights="balanced", strategy=(HEAD, GENTLE))
+BASELINE = BASE.replace(backbone="fastcxr:baseline_cnn", weights="none")
+COST_SENSITIVE = BASE.replace(class_weights="balanced", strategy=(HEAD, GENTLE))
 
 RECIPES = {
     "baseline": BASELINE,
-    "baseline_oversampled": BASELINE.but(oversample=("COVID-19=5",)),
-    "baseline_class_weights": BASELINE.but(class_weights="balanced"),
-    "baseline_focal": BASELINE.but(loss="focal"),
-    "baseline_folds": BASELINE.but(folds=5),
-    "resnet34_frozen": BASE.but(strategy=(HEAD,)),
+    "baseline_oversampled": BASELINE.replace(oversample=("COVID-19=5",)),
+    "baseline_class_weights": BASELINE.replace(class_weights="balanced"),
+    "baseline_focal": BASELINE.replace(loss="focal"),
+    "baseline_folds": BASELINE.replace(folds=5),
+    "resnet34_frozen": BASE.replace(strategy=(HEAD,)),
     "resnet34_entire": BASE,
-    "resnet34_focal": BASE.but(loss="focal", strategy=(HEAD, GENTLE)),
+    "resnet34_focal": BASE.replace(loss="focal", strategy=(HEAD, GENTLE)),
     "resnet34_cost_sensitive": COST_SENSITIVE,
-    "resnet34_differential": COST_SENSITIVE.but(strategy=(Stage(name="entire", multiples=DIFFERENTIAL),)),
-    "resnet34_differential_frozen": COST_SENSITIVE.but(strategy=(HEAD,)),
-    "vgg16_cost_sensitive": COST_SENSITIVE.but(backbone="vgg16"),
-    "densenet121_cost_sensitive": COST_SENSITIVE.but(backbone="densenet121", learning_rate=3e-4),
+    "resnet34_differential": COST_SENSITIVE.replace(strategy=(Stage(name="entire", multiples=DIFFERENTIAL),)),
+    "resnet34_differential_frozen": COST_SENSITIVE.replace(strategy=(HEAD,)),
+    "vgg16_cost_sensitive": COST_SENSITIVE.replace(backbone="vgg16"),
+    "densenet121_cost_sensitive": COST_SENSITIVE.replace(backbone="densenet121", learning_rate=3e-4),
 }
 
 PAPER = {
@@ -82,4 +82,4 @@ PAPER = {
 }
 
 if __name__ == "__main__":
-    cook(RECIPES, PAPER)
+    study_main(RECIPES, PAPER)

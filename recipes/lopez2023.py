@@ -20,7 +20,7 @@ Here      MobileNetV2 as the base of both, one core, CoronaHack's two classes (9
 """
 
 from fastcxr import Recipe, Stage
-from fastcxr.cli.study import cook
+from fastcxr.cli.study import study_main
 
 BASE = Recipe(
     "resnet50", epochs=20, batch_size=32, optimizer="adam", learning_rate=1e-3, schedule="constant",
@@ -29,12 +29,12 @@ BASE = Recipe(
 
 RECIPES = {
     # three dense layers and three dropouts before the sigmoid
-    "resnet50": BASE.but(loss="mse", head=(512, 256, 128), dropout=0.5),
+    "resnet50": BASE.replace(loss="mse", head=(512, 256, 128), dropout=0.5),
     # three dense layers
-    "mobilenet": BASE.but(backbone="mobilenetv1_100", loss="binary_cross_entropy", head=(512, 256, 128)),
+    "mobilenet": BASE.replace(backbone="mobilenetv1_100", loss="binary_cross_entropy", head=(512, 256, 128)),
 }
 
 PAPER = {"resnet50": {"accuracy": 0.55}, "mobilenet": {"accuracy": 0.9733}}
 
 if __name__ == "__main__":
-    cook(RECIPES, PAPER)
+    study_main(RECIPES, PAPER)

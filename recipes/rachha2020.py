@@ -16,7 +16,7 @@ Here      mobilenetv2, one core in 57 minutes, the set of Ozturk et al. 2020 (12
 """
 
 from fastcxr import Augmentation, Recipe
-from fastcxr.cli.study import cook
+from fastcxr.cli.study import study_main
 
 BASE = Recipe(
     strategy="fine", epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing",
@@ -39,9 +39,9 @@ BACKBONES = {
     "vgg16": "vgg16",
 }
 
-RECIPES = {arm: BASE.but(backbone=name) for arm, name in BACKBONES.items()} | {
+RECIPES = {arm: BASE.replace(backbone=name) for arm, name in BACKBONES.items()} | {
     # fine is what all backbones are tuned by: --all trains resnet101 once, and shows its figures in both rows
-    f"{way}_resnet101": BASE.but(backbone="resnet101", strategy=way)
+    f"{way}_resnet101": BASE.replace(backbone="resnet101", strategy=way)
     for way in ("shallow", "deep", "fine")
 }
 
@@ -62,4 +62,4 @@ PAPER = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    cook(RECIPES, PAPER)
+    study_main(RECIPES, PAPER)

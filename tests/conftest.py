@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import build_run
 from toy_images import write_toys
 
-from fastcxr.data.cache.quota import passing_folder
+from fastcxr.data.cache.quota import make_temporary_dir
 from fastcxr.data.manifest import read_manifest
 
 pytest_plugins = ["conditions"]
@@ -28,7 +28,7 @@ def cache_home(tmp_path_factory):
 def without_figures():
     """Reports of this module have no figures, which take longer to draw than a small network takes to train."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.report.run_page.draw_plates", lambda record, metrics: {})
+        patch.setattr("fastcxr.report.run_page.make_run_figures", lambda record, metrics: {})
         yield
 
 
@@ -37,9 +37,9 @@ def temporary(tmp_path, monkeypatch) -> Path:
     """Where this one test finds room for temporary files, empty."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    passing_folder.cache_clear()
+    make_temporary_dir.cache_clear()
     yield tmp_path / "temporary"
-    passing_folder.cache_clear()
+    make_temporary_dir.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -80,8 +80,8 @@ def many_toys(tmp_path_factory) -> pd.DataFrame:
 def few_draws():
     """Intervals of this module come from 200 draws and not from 2,000: their width is not what it tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.metrics.bootstrap.DRAWS", 200)
-        patch.setattr("fastcxr.metrics.intervals.FEWEST_DRAWS", 100)
+        patch.setattr("fastcxr.metrics.bootstrap.N_DRAWS", 200)
+        patch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 100)
         yield
 
 

@@ -8,7 +8,7 @@ import tiny_network  # noqa: F401  registers the network of these runs
 
 from fastcxr.config.recipe import read_recipe
 from fastcxr.errors import FastcxrError
-from fastcxr.io.files import read_sums, sha256_of
+from fastcxr.io.files import compute_sha256, read_checksums
 from fastcxr.models.bundle import load_model
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.workflows.run_state import is_finished, is_unfinished
@@ -19,9 +19,9 @@ UNFINISHED = FINISHED.with_name("run_0_1_unfinished")
 
 def test_the_files_of_the_finished_run_are_whole():
     assert is_finished(FINISHED)
-    sums = read_sums(FINISHED)
+    sums = read_checksums(FINISHED)
     assert len(sums) > 50
-    assert {name: sha256_of(FINISHED / name) for name in sums} == sums
+    assert {name: compute_sha256(FINISHED / name) for name in sums} == sums
 
 
 @pytest.mark.parametrize("recipe", [FINISHED / "recipe.json", UNFINISHED / "state" / "recipe.json"])
@@ -38,7 +38,7 @@ def test_the_model_of_the_finished_run_is_loaded():
 def test_the_unfinished_run_has_its_states(tmp_path):
     assert is_unfinished(UNFINISHED) and not is_finished(UNFINISHED)
     folder = shutil.copytree(UNFINISHED, tmp_path / "run")
-    assert Checkpoints(folder / "state").exist()
+    assert Checkpoints(folder / "state").has_states()
 
 
 @pytest.mark.parametrize("folder", [FINISHED, UNFINISHED], ids=lambda folder: folder.name)

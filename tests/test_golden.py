@@ -17,9 +17,10 @@ from golden_files import (
 )
 from rich.console import Console
 
+import fastcxr.cli.main  # noqa: F401  registers the commands
 from fastcxr.cli.app import app
-from fastcxr.report.run_page import draw_report
-from fastcxr.workflows.verify import differences
+from fastcxr.report.run_page import write_run_report
+from fastcxr.workflows.verify import find_differences
 
 COMMANDS = sorted(name for name in app if not name.startswith("-"))
 WIDTH = 100  # columns
@@ -52,7 +53,7 @@ def redrawn(tmp_path_factory):
     """The stored run with its report, metrics and cards drawn by the code as it is."""
     folder = tmp_path_factory.mktemp("golden") / "run"
     shutil.copytree(GOLDEN / "run", folder)
-    draw_report(folder)
+    write_run_report(folder)
     return folder
 
 
@@ -68,7 +69,7 @@ def test_a_card_is_the_stored_one(redrawn, name):
 def test_the_numbers_of_the_report_are_the_stored_ones(redrawn):
     found = (redrawn / "metrics.json").read_text(encoding="utf-8")
     stored = json.loads(store_or_read(found, "drawn/metrics.json"))
-    assert list(differences(stored, json.loads(found))) == [], "to 1e-9; predictions.csv did not change"
+    assert list(find_differences(stored, json.loads(found))) == [], "to 1e-9; predictions.csv did not change"
 
 
 FIGURES = sorted(path.stem for path in (GOLDEN / "drawn" / "shapes").glob("*.txt"))

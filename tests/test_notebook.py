@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fastcxr.data.manifest import Summary, describe_manifest, read_manifest
+from fastcxr.data.manifest import ManifestSummary, describe_manifest, read_manifest
 from fastcxr.data.splits import split_by_patient
-from fastcxr.io.html import html_table
+from fastcxr.io.html import make_html_table
 from fastcxr.metrics.predictions import make_predictions
 from fastcxr.report.html import Page, write_page
 
@@ -29,7 +29,7 @@ def code_cells(notebook, tag: str | None = None) -> list:
 
 
 def write_small_sample(folder: Path) -> None:
-    """A seventh of the sample cohort, in the place where sample_folder looks for it."""
+    """A seventh of the sample cohort, in the place where find_or_write_sample looks for it."""
     for kind in sorted((HOUSE / "data" / "sample").iterdir()):
         if kind.is_dir():
             (folder / kind.name).mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_the_notebook_says_that_its_pictures_are_synthetic():
 
 
 def test_a_table_shows_hostile_text_as_text():
-    table = html_table([HOSTILE, "n"], [[HOSTILE, 1234]])
+    table = make_html_table([HOSTILE, "n"], [[HOSTILE, 1234]])
     assert "<script" not in table
     assert table.count(DEFUSED) == 2
     assert "1,234" in table
@@ -141,7 +141,7 @@ def test_a_described_manifest_shows_hostile_labels_as_text(toy_manifest):
     page = describe_manifest(toy_manifest.assign(label=HOSTILE))._repr_html_()
     assert DEFUSED in page
     assert "<script" not in page
-    assert "<b>" not in Summary("<b>")._repr_html_()
+    assert "<b>" not in ManifestSummary("<b>")._repr_html_()
 
 
 def make_some(split: str = "test", label: str = "haze", count: int = 6):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
-ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
+VERDICT_ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +18,18 @@ class Finding:
     check: str
     title: str
     verdict: Verdict
-    words: str
-    remedy: str = ""
-    figure: float | None = None
-    null: float | None = None
+    message: str
+    fix: str = ""
+    value: float | None = None
+    chance_level: float | None = None
     groups: tuple[tuple[int, ...], ...] = field(default=())
 
 
-def worst_first(findings: list[Finding]) -> list[Finding]:
+def sort_by_verdict(findings: list[Finding]) -> list[Finding]:
     """Failures, then warnings, then the rest, each in the order of the checks."""
-    return sorted(findings, key=lambda finding: ORDER[finding.verdict])
+    return sorted(findings, key=lambda finding: VERDICT_ORDER[finding.verdict])
 
 
-def count_images(n: int, noun: str = "image") -> str:
+def format_count(n: int, noun: str = "image") -> str:
     """1 image, 1,234 images."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

@@ -11,19 +11,19 @@ from PIL import Image
 from scipy.fft import dctn
 
 from fastcxr.data.imaging.read import read_image
-from fastcxr.data.imaging.sniff import HEAD, find_kind, open_file
-from fastcxr.data.readers.hdf5 import read_reference
+from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
+from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.io.cpus import count_cpus
 from fastcxr.progress.base import Progress
 
-SIDE, HASHED = 64, 16
-BINS = 32
+THUMBNAIL_PIXELS, HASH_FREQUENCIES = 64, 16
+N_HISTOGRAM_BINS = 32
 ROWS = 1024  # images whose intermediate results are in memory at once
-EVEN = 8  # gray values that a border may vary by, as a JPEG's does
+MAX_BORDER_RANGE = 8  # gray values that a border may vary by, as a JPEG's does
 
 
 @dataclass(frozen=True, eq=False)
-class Looks:
+class ImageFeatures:
     """What was seen of n images, row by row.
 
     small: (n, 64, 64) gray bytes, the whole image squeezed; trimmed: the same without an even border.
@@ -31,90 +31,96 @@ class Looks:
     (the worse, the higher) and the maker in its DICOM header; blank where it has none.
     """
 
-    small: np.ndarray
-    trimmed: np.ndarray
+    thumbnails: np.ndarray
+    trimmed_thumbnails: np.ndarray
     histogram: np.ndarray
-    facts: pd.DataFrame
+    metadata: pd.DataFrame
 
-    def take(self, rows: np.ndarray) -> "Looks":
+    def select_rows(self, rows: np.ndarray) -> "ImageFeatures":
         """What was seen of some of the images."""
-        facts = self.facts.iloc[rows].reset_index(drop=True)
-        pictures = self.small[rows], self.trimmed[rows]
-        return Looks(*pictures, self.histogram[rows], facts)
+        metadata = self.metadata.iloc[rows].reset_index(drop=True)
+        thumbnails = self.thumbnails[rows], self.trimmed_thumbnails[rows]
+        return ImageFeatures(*thumbnails, self.histogram[rows], metadata)
 
 
-def look_at(files: list[str], progress: Progress, depths: list[int | None] | None = None) -> Looks:
+def extract_features(files: list[str], progress: Progress, depths: list[int | None] | None = None) -> ImageFeatures:
     """Read the files with all processors, at these bit depths. Raises ImageError for one that cannot be read."""
-    small, trimmed = (np.empty((len(files), SIDE, SIDE), np.uint8) for _ in range(2))
-    histogram, facts, depths = np.empty((len(files), BINS)), [], depths or [None] * len(files)
+    thumbnails, trimmed_thumbnails = (
+        np.empty((len(files), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), np.uint8) for _ in range(2)
+    )
+    histogram, metadata, depths = np.empty((len(files), N_HISTOGRAM_BINS)), [], depths or [None] * len(files)
     with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "looking at images") as bar:
         for start in range(0, len(files), ROWS):
             batch = slice(start, start + ROWS)
-            for row, look in enumerate(pool.map(_look, files[batch], depths[batch]), start):
-                small[row], trimmed[row], histogram[row] = look[:3]
-                facts.append(look[3])
+            for row, image_features in enumerate(pool.map(_extract_image_features, files[batch], depths[batch]), start):
+                thumbnails[row], trimmed_thumbnails[row], histogram[row] = image_features[:3]
+                metadata.append(image_features[3])
                 bar.advance()
-    return Looks(small, trimmed, histogram, _tabulate(facts))
+    return ImageFeatures(thumbnails, trimmed_thumbnails, histogram, _make_metadata_table(metadata))
 
 
-def _tabulate(facts: list[dict]) -> pd.DataFrame:
-    table = pd.DataFrame(facts)
+def _make_metadata_table(metadata: list[dict]) -> pd.DataFrame:
+    table = pd.DataFrame(metadata)
     return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
 
 
-def _look(path: str, depth: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+def _extract_image_features(path: str, depth: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
     image = read_image(path, depth)
-    histogram = np.bincount(image.ravel() // (256 // BINS), minlength=BINS) / image.size
+    histogram = np.bincount(image.ravel() // (256 // N_HISTOGRAM_BINS), minlength=N_HISTOGRAM_BINS) / image.size
     height, width = image.shape
-    facts = {"width": width, "height": height} | _read_facts(path)
-    return _squeeze(image), _squeeze(trim(image)), histogram, facts
+    metadata = {"width": width, "height": height} | _read_file_metadata(path)
+    return _make_thumbnail(image), _make_thumbnail(trim_borders(image)), histogram, metadata
 
 
-def _squeeze(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))
+def _make_thumbnail(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BOX))
 
 
-def trim(image: np.ndarray) -> np.ndarray:
+def trim_borders(image: np.ndarray) -> np.ndarray:
     """The image without rows and columns at its edges that hold nothing, as padding leaves them."""
-    kept = [np.flatnonzero(np.ptp(image, axis=axis) > EVEN) for axis in (1, 0)]
-    if not all(len(places) for places in kept):
+    occupied = [np.flatnonzero(np.ptp(image, axis=axis) > MAX_BORDER_RANGE) for axis in (1, 0)]
+    if not all(len(places) for places in occupied):
         return image
-    rows, columns = (slice(places[0], places[-1] + 1) for places in kept)
+    rows, columns = (slice(places[0], places[-1] + 1) for places in occupied)
     return np.ascontiguousarray(image[rows, columns])
 
 
-def _read_facts(path: str) -> dict:
-    facts = dict.fromkeys(("mode", "bytes", "coarseness", "maker"))
-    if read_reference(path):
-        return facts | {"kind": "packed"}
+def _read_file_metadata(path: str) -> dict:
+    metadata = dict.fromkeys(("mode", "bytes", "coarseness", "maker"))
+    if parse_reference(path):
+        return metadata | {"kind": "packed"}
     with open_file(path) as file:
-        kind = find_kind(file.read(HEAD)) or "DICOM"
-    facts |= {"kind": kind, "bytes": Path(path).stat().st_size}
-    return facts | (_read_maker(path) if kind == "DICOM" else _read_header(path))
+        kind = detect_format(file.read(HEAD_BYTES)) or "DICOM"
+    metadata |= {"kind": kind, "bytes": Path(path).stat().st_size}
+    return metadata | (_read_manufacturer(path) if kind == "DICOM" else _read_image_header(path))
 
 
-def _read_maker(path: str) -> dict:
+def _read_manufacturer(path: str) -> dict:
     from fastcxr.data.imaging.dicom import read_tags  # pydicom takes its time, and most cohorts have no DICOM
 
-    maker = read_tags(path, ["Manufacturer"])["Manufacturer"]
-    return {"maker": maker and maker.casefold()}
+    manufacturer = read_tags(path, ["Manufacturer"])["Manufacturer"]
+    return {"maker": manufacturer and manufacturer.casefold()}
 
 
-def _read_header(path: str) -> dict:
+def _read_image_header(path: str) -> dict:
     """The colour mode that read_image makes gray, and of a JPEG the sum of its luminance quantisation table."""
-    with Image.open(path) as picture:
-        table = getattr(picture, "quantization", {}).get(0)
-        return {"mode": picture.mode, "coarseness": table and sum(table)}
+    with Image.open(path) as image:
+        table = getattr(image, "quantization", {}).get(0)
+        return {"mode": image.mode, "coarseness": table and sum(table)}
 
 
-def hash_looks(small: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = np.asarray) -> np.ndarray:
+def compute_perceptual_hashes(
+    thumbnails: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> np.ndarray:
     """A perceptual hash of each picture, (n, 256), of plus and minus one: low frequencies against their median.
 
     `turn`: applied to some pictures at a time before they are hashed.
     """
-    hashes = np.empty((len(small), HASHED**2), np.int8)
-    for start in range(0, len(small), ROWS):
-        waves = dctn(turn(small[start : start + ROWS]).astype(float), axes=(1, 2))[:, :HASHED, :HASHED]
-        waves = waves.reshape(len(waves), -1)
-        hashes[start : start + ROWS] = np.where(waves > np.median(waves, axis=1, keepdims=True), 1, -1)
+    hashes = np.empty((len(thumbnails), HASH_FREQUENCIES**2), np.int8)
+    for start in range(0, len(thumbnails), ROWS):
+        coefficients = dctn(turn(thumbnails[start : start + ROWS]).astype(float), axes=(1, 2))[
+            :, :HASH_FREQUENCIES, :HASH_FREQUENCIES
+        ]
+        coefficients = coefficients.reshape(len(coefficients), -1)
+        hashes[start : start + ROWS] = np.where(coefficients > np.median(coefficients, axis=1, keepdims=True), 1, -1)
     return hashes

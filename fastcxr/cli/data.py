@@ -6,8 +6,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DAMAGED, PARTIAL, DescribeChoices, PackChoices, app, console, look_at_data
-from fastcxr.cli.tables import show_cohort, show_findings
+from fastcxr.cli.app import (
+    DATA_ERROR_EXIT_CODE,
+    PARTIAL_EXIT_CODE,
+    DescribeOptions,
+    PackOptions,
+    app,
+    console,
+    inspect_data,
+)
+from fastcxr.cli.tables import show_dataset, show_findings
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
@@ -15,7 +23,7 @@ from fastcxr.progress.terminal import TerminalProgress
 
 @app.command
 def describe(
-    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
     out: Path | None = None,
 ) -> int:
@@ -26,17 +34,17 @@ def describe(
     out
         folder to make; without it runs/describe-DATA-NUMBER
     """
-    from fastcxr.workflows.describe import describe as describe_cohort
+    from fastcxr.workflows.describe import describe as describe_data
 
-    page = look_at_data(describe_cohort, "describe", choices, out)
-    bad = show_cohort(console, page.parent)
+    page = inspect_data(describe_data, "describe", options, out)
+    n_unreadable = show_dataset(console, page.parent)
     print(page)
-    return PARTIAL if bad else 0
+    return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
 @app.command
 def audit(
-    choices: Annotated[DescribeChoices, Parameter(name="*")] = DescribeChoices(),  # noqa: B008  it is frozen
+    options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
     out: Path | None = None,
 ) -> int:
@@ -47,12 +55,12 @@ def audit(
     out
         folder to make; without it runs/audit-DATA-NUMBER
     """
-    from fastcxr.workflows.audit import audit as audit_cohort
+    from fastcxr.workflows.audit import audit as audit_data
 
-    page = look_at_data(audit_cohort, "audit", choices, out)
-    failed = show_findings(console, page.parent)
+    page = inspect_data(audit_data, "audit", options, out)
+    has_failures = show_findings(console, page.parent)
     print(page)
-    return DAMAGED if failed else 0
+    return DATA_ERROR_EXIT_CODE if has_failures else 0
 
 
 @app.command
@@ -61,7 +69,7 @@ def pack(
     to: Path,
     size: int | None = None,
     shuffle: bool = False,
-    choices: Annotated[PackChoices, Parameter(name="*")] = PackChoices(),  # noqa: B008  it is frozen
+    options: Annotated[PackOptions, Parameter(name="*")] = PackOptions(),  # noqa: B008  it is frozen
 ) -> int:
     """Write images, labels, names and patients into one HDF5 file, which --data takes.
 
@@ -77,14 +85,16 @@ def pack(
         in an order that the seed draws, instead of that of the data
     """
     from fastcxr.data.manifest import describe_manifest
-    from fastcxr.data.pack import pack_cohort, shuffle_rows
-    from fastcxr.workflows.load import find_manifest
+    from fastcxr.data.pack import pack_dataset, shuffle_rows
+    from fastcxr.workflows.load import read_recipe_manifest
 
     if not data:
         raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
-    recipe = Recipe(data=data, **asdict(choices))
-    manifest = find_manifest(recipe, only_test=True)  # what is too small to learn from may be merged with more later
+    recipe = Recipe(data=data, **asdict(options))
+    manifest = read_recipe_manifest(
+        recipe, only_test=True
+    )  # what is too small to learn from may be merged with more later
     console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
     manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
-    print(pack_cohort(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
+    print(pack_dataset(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
     return 0

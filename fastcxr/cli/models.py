@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import PARTIAL, app, console, next_folder
-from fastcxr.cli.tables import show_kept
-from fastcxr.config.fields import Arithmetic
+from fastcxr.cli.app import PARTIAL_EXIT_CODE, app, console, find_next_run_dir
+from fastcxr.cli.tables import show_cache
+from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.progress.terminal import TerminalProgress
 
@@ -20,7 +20,7 @@ def predict(
     *paths: Path,
     csv: Path | None = None,
     engine: Literal["torch", "openvino"] = "torch",
-    precision: Arithmetic = "trained",
+    precision: InferencePrecision = "trained",
     device: str = "auto",
 ) -> int:
     """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
@@ -44,7 +44,7 @@ def predict(
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.inference.predict import predict as predict_table
     from fastcxr.metrics.predictions import write_predictions
-    from fastcxr.metrics.thresholds import decide, is_strange
+    from fastcxr.metrics.thresholds import apply_thresholds, find_ood_rows
     from fastcxr.models.bundle import load_model
 
     if not paths:
@@ -52,29 +52,36 @@ def predict(
     if csv and not csv.parent.is_dir():
         raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
     if engine == "openvino":
-        device = only_cpu(device)
+        device = validate_openvino_device(device)
     table, classifier = read_unlabelled(paths), load_model(folder, precision=precision, device=device)
-    console.print(f"arithmetic: {classifier.arithmetic}", highlight=False)
+    console.print(f"arithmetic: {classifier.dtype_and_device}", highlight=False)
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
 
         classifier = to_openvino(classifier)
     predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
-    predictions = decide(predicted, classifier.decisions)
+    predictions = apply_thresholds(predicted, classifier.thresholds)
     write_predictions(predictions, csv or sys.stdout)
-    bad = predictions.table["error"].ne("")
-    for row in predictions.table[bad].to_dict("records"):
+    is_unreadable = predictions.table["error"].ne("")
+    for row in predictions.table[is_unreadable].to_dict("records"):
         console.print(
             f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
         )
-    strange = int(is_strange(predictions).sum())
-    words = f", {strange:,} not like the training images, left open" if classifier.gate else "; this model has no gate"
-    said = f"{len(table) - bad.sum() - strange:,} images classified, {bad.sum():,} not readable{words}"
-    console.print(said, highlight=False)
-    return PARTIAL if bad.any() else 0
+    n_ood = int(find_ood_rows(predictions).sum())
+    ood_text = (
+        f", {n_ood:,} not like the training images, left open"
+        if classifier.ood_detector
+        else "; this model has no gate"
+    )
+    summary = (
+        f"{len(table) - is_unreadable.sum() - n_ood:,} images classified, {is_unreadable.sum():,} not "
+        f"readable{ood_text}"
+    )
+    console.print(summary, highlight=False)
+    return PARTIAL_EXIT_CODE if is_unreadable.any() else 0
 
 
-def only_cpu(device: str) -> str:
+def validate_openvino_device(device: str) -> str:
     """Where OpenVINO computes. Raises RecipeError for a device that it would not take."""
     if device not in ("auto", "cpu"):
         raise RecipeError(f"--engine openvino computes on the CPU, and --device is {device}", "Leave one of them out")
@@ -115,13 +122,13 @@ def explain(
     if not paths:
         raise InputMissingError("no image was named", "Give files or folders after the run folder")
     table, classifier = read_unlabelled(paths), load_model(folder, device=device)
-    place = out or next_folder(f"explain-{folder.resolve().name}")
-    page, bad = write_explanation(
-        classifier, table, place, classes=classes, method=method, progress=TerminalProgress(console)
+    explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
+    page, n_unreadable = write_explanation(
+        classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
-    console.print(f"{len(table) - bad:,} images explained, {bad:,} not readable", highlight=False)
+    console.print(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} not readable", highlight=False)
     print(page)
-    return PARTIAL if bad else 0
+    return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
 @app.command
@@ -142,8 +149,8 @@ def models(pattern: str = "*") -> int:
     print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
     for row in chain([first], rows):
         parameters = f"{row['parameters'] / 1e6:.1f} M"
-        mark = "yes" if row["pretrained"] else "no"
-        print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {mark}")
+        pretrained_text = "yes" if row["pretrained"] else "no"
+        print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {pretrained_text}")
     return 0
 
 
@@ -156,18 +163,17 @@ def cache(*, clear: bool = False) -> int:
     clear
         remove all that no running process uses
     """
-    from fastcxr.data.cache.features import clear_banks, list_banks
-    from fastcxr.data.cache.quota import clear as clear_all
-    from fastcxr.data.cache.quota import list_kept, pictures_folder
+    from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
+    from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
 
-    print(pictures_folder())
+    print(find_image_cache_dir())
     if not clear:
-        show_kept(console, list_kept(), list_banks())
+        show_cache(console, list_cache_entries(), list_feature_files())
         return 0
-    freed, left = clear_all()
-    freed += clear_banks()
-    console.print(f"freed {freed / 1e6:,.1f} MB", highlight=False)
-    if left:
+    freed_bytes, entries_in_use = clear_image_cache()
+    freed_bytes += clear_feature_cache()
+    console.print(f"freed {freed_bytes / 1e6:,.1f} MB", highlight=False)
+    if entries_in_use:
         console.print("in use by a running process, and kept:", highlight=False)
-        show_kept(console, left, [])
+        show_cache(console, entries_in_use, [])
     return 0

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DAMAGED, EvaluateChoices, app, console, next_folder
-from fastcxr.cli.tables import show_compared, show_headline
-from fastcxr.config.fields import Arithmetic
-from fastcxr.config.recipe import Recipe, name_data
+from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, EvaluateOptions, app, console, find_next_run_dir
+from fastcxr.cli.tables import show_comparison, show_headline
+from fastcxr.config.fields import InferencePrecision
+from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
 
@@ -26,23 +26,23 @@ def report(folder: Path) -> int:
         run folder, or one that describe, audit or explain made
     """
     if (folder / "explain.html").exists():
-        from fastcxr.report.saliency_page import draw_explanation
+        from fastcxr.report.saliency_page import write_saliency_page
 
-        print(draw_explanation(folder))
+        print(write_saliency_page(folder))
         return 0
     if (folder / "audit.html").exists():
-        from fastcxr.report.pages import draw_audit
+        from fastcxr.report.pages import write_audit_page
 
-        print(draw_audit(folder))
+        print(write_audit_page(folder))
         return 0
     if (folder / "describe.html").exists():
-        from fastcxr.report.pages import draw_description
+        from fastcxr.report.pages import write_dataset_page
 
-        print(draw_description(folder))
+        print(write_dataset_page(folder))
         return 0
-    from fastcxr.report.run_page import draw_report
+    from fastcxr.report.run_page import write_run_report
 
-    page = draw_report(folder)
+    page = write_run_report(folder)
     show_headline(console, folder)
     print(page)
     return 0
@@ -52,8 +52,8 @@ def report(folder: Path) -> int:
 def evaluate(
     run: Path,
     *,
-    choices: Annotated[EvaluateChoices, Parameter(name="*")] = EvaluateChoices(),  # noqa: B008  it is frozen
-    precision: Arithmetic = "trained",
+    options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),  # noqa: B008  it is frozen
+    precision: InferencePrecision = "trained",
     device: str = "auto",
     out: Path | None = None,
 ) -> int:
@@ -72,10 +72,10 @@ def evaluate(
     """
     from fastcxr.workflows.evaluate import evaluate as evaluate_run
 
-    if choices.data is None:
+    if options.data is None:
         raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
-    data = Recipe(**asdict(choices))
-    folder = out or next_folder(f"{run.resolve().name}-on-{name_data(data.data)}")
+    data = Recipe(**asdict(options))
+    folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)
     page = evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
@@ -97,9 +97,9 @@ def compare(*runs: Path, out: Path | None = None) -> int:
     """
     from fastcxr.workflows.compare import compare as compare_runs
 
-    folder = out or next_folder("compare")
+    folder = out or find_next_run_dir("compare")
     page = compare_runs(runs, folder)
-    show_compared(console, folder)
+    show_comparison(console, folder)
     print(page)
     return 0
 
@@ -115,9 +115,9 @@ def verify(run: Path) -> int:
     """
     from fastcxr.workflows.verify import verify as verify_run
 
-    faults, count = verify_run(run)
+    faults, n_files = verify_run(run)
     for fault in faults:
-        line = f"{fault.path}: {fault.what}"
+        line = f"{fault.path}: {fault.problem}"
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{count:,} files looked at, {len(faults):,} faults", highlight=False)
-    return DAMAGED if faults else 0
+    console.print(f"{n_files:,} files looked at, {len(faults):,} faults", highlight=False)
+    return DATA_ERROR_EXIT_CODE if faults else 0

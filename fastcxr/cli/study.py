@@ -11,56 +11,64 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fastcxr.cli.app import answer_with, choose_fields, console, fail, with_data
+from fastcxr.cli.app import console, make_options_class, print_error, run_to_exit_code, set_default_data
 from fastcxr.cli.launch import start_training
-from fastcxr.config.recipe import Augmentation, Recipe, name_data
+from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
 from fastcxr.errors import FastcxrError, InputMissingError, RecipeError
-from fastcxr.progress.base import unheard
-from fastcxr.workflows.run_state import find_finished
-from fastcxr.workflows.study import Paper, compare_with_paper, find_doubted
+from fastcxr.progress.base import silence_logging
+from fastcxr.workflows.run_state import find_finished_report
+from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
-Sources = Mapping[str, int]
-APART = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
+SourceCounts = Mapping[str, int]
+EXCLUDED_FIELDS = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
 
 
-def cook(recipes: Mapping[str, Recipe], paper: Paper | None = None, sources: Sources | None = None) -> None:
+def study_main(
+    recipes: Mapping[str, Recipe], paper: PublishedMetrics | None = None, source_counts: SourceCounts | None = None
+) -> None:
     """The command line of a recipe script, `SCRIPT ARM [flags of train]` or `SCRIPT --all [flags]`.
 
     `paper`: the published figures of an arm, as shares of one: accuracy, auroc, or one of a class ("COVID-19 recall").
     `sources`: how many --data an arm takes; one that is not named takes any number.
     """
     study = Path(sys.argv[0]).stem
-    sys.exit(answer_with(lambda: cook_words(study, recipes, paper or {}, sys.argv[1:], sources or {})))
+    sys.exit(run_to_exit_code(lambda: parse_and_run(study, recipes, paper or {}, sys.argv[1:], source_counts or {})))
 
 
-def cook_script(script: Path, words: list[str]) -> int:
+def run_script(script: Path, arguments: list[str]) -> int:
     """What a recipe script does, without running it as a program."""
     if not script.is_file():
         raise InputMissingError("no such recipe script", "Name a file such as recipes/rachha2020.py", path=script)
-    found = read_script(script)
-    return cook_words(script.stem, found["RECIPES"], found.get("PAPER", {}), words, found.get("SOURCES", {}))
+    script_globals = load_script(script)
+    return parse_and_run(
+        script.stem,
+        script_globals["RECIPES"],
+        script_globals.get("PAPER", {}),
+        arguments,
+        script_globals.get("SOURCES", {}),
+    )
 
 
-def read_script(script: Path) -> dict[str, Any]:
+def load_script(script: Path) -> dict[str, Any]:
     """The names that a recipe script defines. Raises RecipeError, with its line, where the script itself is wrong."""
     try:
-        found = runpy.run_path(str(script))
+        script_globals = runpy.run_path(str(script))
     except Exception as error:  # whatever a script of somebody's own may raise
-        line = find_line(error, script)
-        place = f"{script}, line {line}" if line else script
+        line = find_error_line(error, script)
+        location = f"{script}, line {line}" if line else script
         if isinstance(error, RecipeError):
-            raise RecipeError(error.what, error.fix, path=place) from error
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RecipeError(what, "Correct the script there", path=place) from error
-    if not isinstance(found.get("RECIPES"), Mapping):
+            raise RecipeError(error.problem, error.fix, path=location) from error
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RecipeError(problem, "Correct the script there", path=location) from error
+    if not isinstance(script_globals.get("RECIPES"), Mapping):
         raise RecipeError(f"{script} has no dict RECIPES", "Give it one: RECIPES = {'arm': Recipe(...)}")
-    for arm, recipe in found["RECIPES"].items():
+    for variant, recipe in script_globals["RECIPES"].items():
         if not isinstance(recipe, Recipe):
-            raise RecipeError(f"arm {arm!r} is a {type(recipe).__name__}", "Make it a Recipe(...)", path=script)
-    return found
+            raise RecipeError(f"arm {variant!r} is a {type(recipe).__name__}", "Make it a Recipe(...)", path=script)
+    return script_globals
 
 
-def find_line(error: Exception, script: Path) -> int | None:
+def find_error_line(error: Exception, script: Path) -> int | None:
     """The line of a script on which it went wrong, also where a function that it calls raised the error."""
     if isinstance(error, SyntaxError) and error.filename == str(script):
         return error.lineno
@@ -68,149 +76,166 @@ def find_line(error: Exception, script: Path) -> int | None:
     return lines[-1] if lines else None
 
 
-def cook_words(
-    study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str], sources: Sources | None = None
+def parse_and_run(
+    study: str,
+    recipes: Mapping[str, Recipe],
+    paper: PublishedMetrics,
+    arguments: list[str],
+    source_counts: SourceCounts | None = None,
 ) -> int:
     """Carry out the words of a command line; returns the exit code."""
-    sources = sources or {}
-    if not words or words[0] in ("-h", "--help"):
-        show_usage(study, recipes, sources)
+    source_counts = source_counts or {}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        show_usage(study, recipes, source_counts)
         return 0
-    arm, *rest = words
-    if arm != "--all" and arm not in recipes:
-        close = get_close_matches(arm, recipes, n=1)
-        meant = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(recipes)}"
-        raise RecipeError(f"{study} has no arm called {arm!r}", meant)
-    if {"-h", "--help"} & set(rest):
-        return show_flags(study, recipes, arm)
-    if arm == "--all":
-        return cook_all(study, recipes, paper, rest, sources)
-    recipe, out, mirror = read_changes(recipes[arm], rest)
-    check_sources(arm, recipe, sources)
-    return start_training(recipe, out or Path("runs") / study / arm, mirror and mirror / study)
+    variant, *flags = arguments
+    if variant != "--all" and variant not in recipes:
+        close_matches = get_close_matches(variant, recipes, n=1)
+        suggestion = f"Did you mean {close_matches[0]!r}?" if close_matches else f"Choose from {', '.join(recipes)}"
+        raise RecipeError(f"{study} has no arm called {variant!r}", suggestion)
+    if {"-h", "--help"} & set(flags):
+        return show_flags(study, recipes, variant)
+    if variant == "--all":
+        return run_all_variants(study, recipes, paper, flags, source_counts)
+    recipe, out, mirror = parse_overrides(recipes[variant], flags)
+    validate_source_count(variant, recipe, source_counts)
+    return start_training(recipe, out or Path("runs") / study / variant, mirror and mirror / study)
 
 
-def show_usage(study: str, recipes: Mapping[str, Recipe], sources: Sources) -> None:
+def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceCounts) -> None:
     """What the script can be told."""
     lines = [
         f"usage: {study} ARM [flags of train, without --new], or {study} --all [flags]",
         "an arm's own list is emptied with --empty-where, --empty-classes and so on",
         f"arms: {', '.join(recipes)}",
     ]
-    for number in sorted(set(sources.values()) - {1}):
-        lines.append(f"with {number} --data: {', '.join(arm for arm in recipes if sources.get(arm) == number)}")
+    for n_sources in sorted(set(source_counts.values()) - {1}):
+        lines.append(
+            f"with {n_sources} --data: "
+            f"{', '.join(variant for variant in recipes if source_counts.get(variant) == n_sources)}"
+        )
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def show_flags(study: str, recipes: Mapping[str, Recipe], arm: str) -> int:
+def show_flags(study: str, recipes: Mapping[str, Recipe], variant: str) -> int:
     """The flags that change an arm, with what the arm chose as their defaults; of --all those of the first."""
-    recipe = recipes.get(arm) or next(iter(recipes.values()))
-    make_flags(recipe, f"{study} {arm}").help_print([])
+    recipe = recipes.get(variant) or next(iter(recipes.values()))
+    make_override_app(recipe, f"{study} {variant}").help_print([])
     return 0
 
 
-class UnfitError(RecipeError):
+class WrongSourceCountError(RecipeError):
     """An arm that takes another number of --data than it was given."""
 
 
-def cook_all(study: str, recipes: Mapping[str, Recipe], paper: Paper, words: list[str], sources: Sources) -> int:
+def run_all_variants(
+    study: str,
+    recipes: Mapping[str, Recipe],
+    paper: PublishedMetrics,
+    arguments: list[str],
+    source_counts: SourceCounts,
+) -> int:
     """Every arm that takes so many --data, one after the other, then the table; returns the exit code.
 
     An arm that fails says so and the others go on: the code is that of the first. A wish to stop ends them all.
     """
-    places: dict[str, Path | None] = {}
-    done: dict[Recipe, Path] = {}
-    left_out, codes = [], []
-    for arm, recipe in recipes.items():
+    run_dirs: dict[str, Path | None] = {}
+    run_dir_by_recipe: dict[Recipe, Path] = {}
+    skipped_variants, exit_codes = [], []
+    for variant, recipe in recipes.items():
         try:
-            changed, out, mirror = read_changes(recipe, words)
-            check_sources(arm, changed, sources)
-            place = (out or Path("runs") / study) / arm
-            if code := cook_arm(changed, place, mirror and mirror / study, done):
+            changed_recipe, out, mirror = parse_overrides(recipe, arguments)
+            validate_source_count(variant, changed_recipe, source_counts)
+            run_dir = (out or Path("runs") / study) / variant
+            if code := run_variant(changed_recipe, run_dir, mirror and mirror / study, run_dir_by_recipe):
                 return code
-            places[arm] = done[changed]
-        except UnfitError:
-            left_out.append(arm)
+            run_dirs[variant] = run_dir_by_recipe[changed_recipe]
+        except WrongSourceCountError:
+            skipped_variants.append(variant)
         except FastcxrError as error:
-            places[arm] = None
-            codes.append(fail(f"{arm}: {error}", error.exit_code))
-    show_study(places, left_out, paper)
-    return codes[0] if codes else 0
+            run_dirs[variant] = None
+            exit_codes.append(print_error(f"{variant}: {error}", error.exit_code))
+    show_study(run_dirs, skipped_variants, paper)
+    return exit_codes[0] if exit_codes else 0
 
 
-def cook_arm(recipe: Recipe, place: Path, mirror: Path | None, done: dict[Recipe, Path]) -> int:
+def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_recipe: dict[Recipe, Path]) -> int:
     """Train one of several arms unless its recipe is `done`, and note it there; returns the exit code."""
-    if recipe in done:
-        say(f"{place.name}: the same recipe as {done[recipe].name}")
+    if recipe in run_dir_by_recipe:
+        print_line(f"{run_dir.name}: the same recipe as {run_dir_by_recipe[recipe].name}")
         return 0
-    named = with_data(recipe)
-    if is_finished(named, place):
-        say(f"{place.name}: finished already, with the same images of {name_data(named.data)}")
+    recipe_with_data = set_default_data(recipe)
+    if is_variant_finished(recipe_with_data, run_dir):
+        print_line(f"{run_dir.name}: finished already, with the same images of {make_data_name(recipe_with_data.data)}")
     else:
-        console.rule(place.name)
-        if code := start_training(named, place, mirror):
+        console.rule(run_dir.name)
+        if code := start_training(recipe_with_data, run_dir, mirror):
             return code
-    done[recipe] = place
+    run_dir_by_recipe[recipe] = run_dir
     return 0
 
 
-def is_finished(recipe: Recipe, place: Path) -> bool:
+def is_variant_finished(recipe: Recipe, run_dir: Path) -> bool:
     """Whether a run of this recipe is finished here. Raises OutputError for one of another recipe, or other images."""
-    with unheard():
-        return find_finished(place, recipe) is not None
+    with silence_logging():
+        return find_finished_report(run_dir, recipe) is not None
 
 
-def show_study(places: Mapping[str, Path | None], left_out: Sequence[str], paper: Paper) -> None:
+def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[str], paper: PublishedMetrics) -> None:
     """The figures of all arms beside the paper's, what doubts them, and which arms are not among them."""
-    if left_out:
-        say(f"left out, for they take another number of --data: {', '.join(left_out)}")
-    for table in compare_with_paper(places, paper) if places else ():
+    if skipped_variants:
+        print_line(f"left out, for they take another number of --data: {', '.join(skipped_variants)}")
+    for table in compare_with_paper(run_dirs, paper) if run_dirs else ():
         console.print()
         console.print(table)
-    for title, arms in find_doubted(places).items():
-        say(f"{title}: {', '.join(arms)}")
+    for title, variants in group_critical_notices(run_dirs).items():
+        print_line(f"{title}: {', '.join(variants)}")
 
 
-def check_sources(arm: str, recipe: Recipe, sources: Sources) -> None:
-    """Raises UnfitError for an arm that takes another number of --data: it would be another experiment."""
-    given = len(recipe.data) if isinstance(recipe.data, tuple) else 1
-    wanted = sources.get(arm, given)
-    if given != wanted:
-        others = [other for other, number in sources.items() if number == given]
-        choose = f", or choose from {', '.join(others)}" if others else ""
-        raise UnfitError(f"{arm} takes {wanted} --data, and got {given}", f"Name {wanted}{choose}")
+def validate_source_count(variant: str, recipe: Recipe, source_counts: SourceCounts) -> None:
+    """Raises WrongSourceCountError for an arm that takes another number of --data: it would be another experiment."""
+    n_given = len(recipe.data) if isinstance(recipe.data, tuple) else 1
+    n_expected = source_counts.get(variant, n_given)
+    if n_given != n_expected:
+        fitting_variants = [other for other, number in source_counts.items() if number == n_given]
+        choice_text = f", or choose from {', '.join(fitting_variants)}" if fitting_variants else ""
+        raise WrongSourceCountError(
+            f"{variant} takes {n_expected} --data, and got {n_given}", f"Name {n_expected}{choice_text}"
+        )
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """One line about an arm."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def read_changes(recipe: Recipe, words: list[str]) -> tuple[Recipe, Path | None, Path | None]:
+def parse_overrides(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, Path | None, Path | None]:
     """The recipe with the flags of train that the words give, --out, and --mirror.
 
     Knobs of augmentation that nobody names stay those of the recipe; of strategies those with a name can be given.
     """
-    return make_flags(recipe)(words, exit_on_error=False, print_error=False, result_action="return_value")
+    return make_override_app(recipe)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def make_flags(recipe: Recipe, name: str = "arm") -> App:
+def make_override_app(recipe: Recipe, name: str = "arm") -> App:
     """A command line of the flags that change this recipe."""
-    choices = choose_fields(
-        "Choices", *(item.name for item in fields(Recipe) if item.name not in APART), defaults=recipe
+    recipe_options = make_options_class(
+        "RecipeOptions", *(item.name for item in fields(Recipe) if item.name not in EXCLUDED_FIELDS), defaults=recipe
     )
-    knobs = choose_fields("Knobs", *(item.name for item in fields(Augmentation)), defaults=recipe.augment)
+    augmentation_options = make_options_class(
+        "AugmentationOptions", *(item.name for item in fields(Augmentation)), defaults=recipe.augment
+    )
     app = App(name=name, help_flags=[], version_flags=[])
 
     @app.default
     def change(
         *,  # a second name would be another arm, and no backbone
-        values: Annotated[choices, Parameter(name="*")] = choices(),  # noqa: B008
-        augment: knobs = knobs(),  # noqa: B008
+        values: Annotated[recipe_options, Parameter(name="*")] = recipe_options(),  # noqa: B008
+        augment: augmentation_options = augmentation_options(),  # noqa: B008
         out: Path | None = None,
         mirror: Path | None = None,
     ):
-        return recipe.but(**vars(values), augment=Augmentation(**vars(augment))), out, mirror
+        return recipe.replace(**vars(values), augment=Augmentation(**vars(augment))), out, mirror
 
     return app

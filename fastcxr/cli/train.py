@@ -6,17 +6,25 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import Choices, ScoutChoices, app, console, next_folder, same_stem, with_data
-from fastcxr.cli.launch import show_finished, start_training
-from fastcxr.cli.tables import show_scouted
-from fastcxr.config.recipe import Recipe, name_data
+from fastcxr.cli.app import (
+    ScoutOptions,
+    TrainOptions,
+    app,
+    console,
+    find_next_run_dir,
+    list_numbered_run_dirs,
+    set_default_data,
+)
+from fastcxr.cli.launch import print_run_result, start_training
+from fastcxr.cli.tables import show_scout_table
+from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.progress.terminal import TerminalProgress
 
 
 @app.command
 def train(
-    choices: Annotated[Choices, Parameter(name="*")] = Choices(),  # noqa: B008  it is frozen
+    options: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),  # noqa: B008  it is frozen
     *,
     out: Path | None = None,
     new: bool = False,
@@ -33,14 +41,14 @@ def train(
     mirror
         folder on another disk, such as Colab's Drive, that gets a copy of each state of an unfinished run
     """
-    from fastcxr.workflows.run_state import find_unfinished, is_unfinished
+    from fastcxr.workflows.run_state import find_resumable_run, is_unfinished
 
-    recipe = with_data(Recipe(**vars(choices)))
-    name = f"{name_data(recipe.data)}-{recipe.backbone}"
-    begun = None if new or out else find_unfinished(same_stem(name), recipe)
+    recipe = set_default_data(Recipe(**vars(options)))
+    name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
+    resumable_run = None if new or out else find_resumable_run(list_numbered_run_dirs(name), recipe)
     if new and out and is_unfinished(out):
         raise OutputError("a run was begun here", "Choose another --out, or remove it", path=out)
-    return start_training(recipe, out or begun or next_folder(name), mirror)
+    return start_training(recipe, out or resumable_run or find_next_run_dir(name), mirror)
 
 
 @app.command
@@ -54,15 +62,15 @@ def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
     mirror
         folder on another disk that has, and gets, a copy of each state
     """
-    from fastcxr.workflows.run_state import find_unfinished, is_finished, list_runs, read_begun
+    from fastcxr.workflows.run_state import find_resumable_run, is_finished, list_runs, read_run_config
 
-    folder = folder or find_unfinished(list_runs())
+    folder = folder or find_resumable_run(list_runs())
     if folder is None:
         raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
     if is_finished(folder):  # recipe.json keeps no place of its data, and none is needed
         console.print(f"this run is finished: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
-        return show_finished(folder)
-    return start_training(read_begun(folder), folder, mirror)
+        return print_run_result(folder)
+    return start_training(read_run_config(folder), folder, mirror)
 
 
 @app.command
@@ -76,15 +84,15 @@ def run(script: Path, *words: Annotated[str, Parameter(allow_leading_hyphen=True
     words
         name of an arm, or --all; then flags of train that change it
     """
-    from fastcxr.cli.study import cook_script
+    from fastcxr.cli.study import run_script
 
-    return cook_script(script, list(words))
+    return run_script(script, list(words))
 
 
 @app.command
 def scout(
     *backbones: str,
-    choices: Annotated[ScoutChoices, Parameter(name="*")] = ScoutChoices(),  # noqa: B008  it is frozen
+    options: Annotated[ScoutOptions, Parameter(name="*")] = ScoutOptions(),  # noqa: B008  it is frozen
     weights: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
@@ -99,13 +107,13 @@ def scout(
     out
         folder to make; without it runs/scout-DATA-NUMBER
     """
-    from fastcxr.workflows.scout import CANDIDATES, read_weights
+    from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights
     from fastcxr.workflows.scout import scout as scout_backbones
 
-    recipe = with_data(Recipe(strategy="probe", **asdict(choices)))
-    folder = out or next_folder(f"scout-{name_data(recipe.data)}")
-    names = backbones or CANDIDATES
-    table = scout_backbones(recipe, names, read_weights(weights), folder, TerminalProgress(console))
-    show_scouted(console, table)
+    recipe = set_default_data(Recipe(strategy="probe", **asdict(options)))
+    folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
+    candidates = backbones or DEFAULT_BACKBONES
+    table = scout_backbones(recipe, candidates, parse_weights(weights), folder, TerminalProgress(console))
+    show_scout_table(console, table)
     print(folder / "scout.svg")
     return 0

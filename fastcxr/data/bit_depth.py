@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fastcxr.data.cache.images import Pictures, open_pictures
+from fastcxr.data.cache.images import ImageCache, open_image_cache
 from fastcxr.data.imaging.intensity import DEPTHS, find_depth
 from fastcxr.data.imaging.sniff import Remarks, count_warnings
-from fastcxr.data.readers.hdf5 import read_reference
+from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError, ImageError
-from fastcxr.io.tables import texts
+from fastcxr.io.tables import to_text
 from fastcxr.progress.base import Progress
 
 log = logging.getLogger("fastcxr")
@@ -52,14 +52,14 @@ def open_cohort_pictures(
     progress: Progress | None = None,
     bad: list[ImageError] | None = None,
     known: BitDepths | None = None,
-) -> tuple[pd.DataFrame, Pictures]:
+) -> tuple[pd.DataFrame, ImageCache]:
     """The pictures of a manifest, and the manifest with the column `bit_depth` where some of its images need one.
 
     Images are decoded a second time only where their files state no depth and the manifest neither. `known`: the
-    decision of a model's training; without it the decision is made now, from these images. `bad`: see open_pictures.
+    decision of a model's training; without it the decision is made now, from these images. `bad`: see open_image_cache.
     """
     files = manifest["file"].tolist()
-    pictures = open_pictures(files, size, progress, bad, read_depths(manifest))
+    pictures = open_image_cache(files, size, progress, bad, read_depths(manifest))
     peaks = pd.Series({row: one.peak for row, one in pictures.remarks.items() if one.peak is not None}, dtype="int64")
     open_rows = [row for row in peaks.index if pictures.depths[row] is None]
     if known:
@@ -71,7 +71,7 @@ def open_cohort_pictures(
     if not known:
         log.info("bit depth where files of more than 8 bits state none: %s", depths.describe())
     manifest = write_depths(manifest, open_rows, depths)
-    return manifest, open_pictures(files, size, progress, bad, read_depths(manifest))
+    return manifest, open_image_cache(files, size, progress, bad, read_depths(manifest))
 
 
 def decide_depths(sources: pd.Series, peaks: Sequence[int]) -> BitDepths:
@@ -92,7 +92,7 @@ def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths)
         column[row] = depths.find(manifest["source"].iloc[row])
     cells = pd.Series([depth and str(depth) for depth in column], index=manifest.index, dtype="object")
     others = manifest.drop(columns=COLUMN, errors="ignore")
-    return others.assign(**{COLUMN: texts(cells)})[[*others.columns.drop("file"), COLUMN, "file"]]
+    return others.assign(**{COLUMN: to_text(cells)})[[*others.columns.drop("file"), COLUMN, "file"]]
 
 
 def read_depths(table: pd.DataFrame) -> list[int | None] | None:
@@ -133,7 +133,7 @@ def warn_packed(table: pd.DataFrame, known: BitDepths) -> None:
     """Log how many images were packed with another depth than the model knows: their pixels are 8-bit for good."""
     depths = zip(read_depths(table) or (), table["file"], table["source"], strict=False)
     packed = sum(
-        depth is not None and known.find(source) not in (None, depth) and read_reference(file) is not None
+        depth is not None and known.find(source) not in (None, depth) and parse_reference(file) is not None
         for depth, file, source in depths
     )
     if packed:

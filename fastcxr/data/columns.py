@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from fastcxr.data.demographics import find_trait
+from fastcxr.data.demographics import find_demographic_column
 from fastcxr.errors import RecipeError
-from fastcxr.io.tables import find_column, is_blank, name_some, suggest
+from fastcxr.io.tables import find_column, format_names, is_blank, suggest_name
 
 SCHEMA = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file", "bit_depth")
 TRAITS = ("sex", "age", "view")  # under any of the names that fastcxr.data.demographics knows
@@ -34,8 +34,8 @@ def check_kept(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
         columns = dict.fromkeys(column for table in tables for column in table.columns if column != "file")
         found = [table[column] for table in tables if (column := find_column(table.columns, [name]))]
         if not found:
-            what = f"keep_columns: no column is called {name!r}{suggest(name, columns)}"
-            raise RecipeError(what, f"There are {name_some(columns)}", code="E022")
+            what = f"keep_columns: no column is called {name!r}{suggest_name(name, columns)}"
+            raise RecipeError(what, f"There are {format_names(columns)}", code="E022")
         if not is_ours(str(found[0].name)) and (why := find_personal(str(found[0].name), pd.concat(found))):
             what = f"keep_columns: the column {found[0].name!r} {why}"
             fix = "Leave it out: outputs must not identify a person"
@@ -50,7 +50,7 @@ def choose_columns(rows: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame
 
 def is_ours(name: str) -> bool:
     """Whether a column belongs to every manifest: the schema, and the sex, age and view that reports use."""
-    return name in SCHEMA or any(find_trait([name], trait) for trait in TRAITS)
+    return name in SCHEMA or any(find_demographic_column([name], trait) for trait in TRAITS)
 
 
 def find_personal(name: str, cells: pd.Series) -> str | None:

@@ -7,18 +7,18 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.imaging.sniff import DICOM_SUFFIXES
-from fastcxr.io.tables import TEXT, is_blank, texts
+from fastcxr.io.tables import TEXT_DTYPE, is_blank, to_text
 
-TAGS = {"sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
-OLDEST = 90  # years: whoever is older counts as that old, for a high age points to a person
+DICOM_TAGS = {"sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
+MAX_AGE_YEARS = 90  # years: whoever is older counts as that old, for a high age points to a person
 # the usual names of each column, bare of case, spaces and underscores
-COLUMNS = {
+DEMOGRAPHIC_COLUMNS = {
     "source": ("source",),
     "sex": ("sex", "gender", "patientsex", "patientgender"),
     "age": ("age", "patientage", "ageyears", "ageinyears"),
     "view": ("view", "viewposition", "projection", "patientposition"),
 }
-SEXES = {
+SEX_VALUES = {
     "f": "female",
     "female": "female",
     "w": "female",
@@ -27,67 +27,67 @@ SEXES = {
     "male": "male",
     "man": "male",
 }
-BLANK = {"", "nan", "<na>", "na", "n/a", "none", "null", "unknown", "u", "o", "-"}
+BLANK_VALUES = {"", "nan", "<na>", "na", "n/a", "none", "null", "unknown", "u", "o", "-"}
 
 
-def read_traits(rows: pd.DataFrame) -> pd.DataFrame:
+def add_dicom_demographics(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with columns sex, age and view; what a table says of an image goes before its header.
 
     Rows without a DICOM file that says any of it come back as they are.
     """
-    files = rows.loc[rows["file"].map(_is_named_dicom), "file"]
+    files = rows.loc[rows["file"].map(_has_dicom_name), "file"]
     if files.empty:
         return rows
     from fastcxr.data.imaging.dicom import read_tags  # pydicom takes its time, and most cohorts have no DICOM
 
-    said = files.map(lambda file: read_tags(file, TAGS.values()))
-    found = {name: texts(said.map(lambda values, tag=tag: values[tag])) for name, tag in TAGS.items()}
-    found["age"] = texts(found["age"].map(hide_age))
-    columns = {name: _fill(rows, name, cells) for name, cells in found.items() if cells.notna().any()}
+    headers = files.map(lambda file: read_tags(file, DICOM_TAGS.values()))
+    demographics = {name: to_text(headers.map(lambda values, tag=tag: values[tag])) for name, tag in DICOM_TAGS.items()}
+    demographics["age"] = to_text(demographics["age"].map(cap_age))
+    columns = {name: _fill_missing(rows, name, cells) for name, cells in demographics.items() if cells.notna().any()}
     return rows.assign(**columns)
 
 
 def is_choice_of_traits(where: Iterable[str]) -> bool:
     """Return whether one of the choices "column=value,value" names sex, age or view."""
-    return any(choice.partition("=")[0].strip() in TAGS for choice in where)
+    return any(choice.partition("=")[0].strip() in DICOM_TAGS for choice in where)
 
 
-def hide_age(cell: str) -> str | None:
+def cap_age(cell: str) -> str | None:
     """A DICOM age such as 093Y, at most OLDEST; None for what is none."""
     match = re.fullmatch(r"(\d{3})([DWMY])", str(cell).strip())
     if not match:
         return None
-    return f"{OLDEST:03d}Y" if match[2] == "Y" and int(match[1]) > OLDEST else match[0]
+    return f"{MAX_AGE_YEARS:03d}Y" if match[2] == "Y" and int(match[1]) > MAX_AGE_YEARS else match[0]
 
 
-def _fill(rows: pd.DataFrame, name: str, cells: pd.Series) -> pd.Series:
-    given = rows[name] if name in rows else pd.Series(index=rows.index, dtype=TEXT)
-    return texts(given.where(~is_blank(given), cells.reindex(rows.index)))
+def _fill_missing(rows: pd.DataFrame, name: str, cells: pd.Series) -> pd.Series:
+    given = rows[name] if name in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
+    return to_text(given.where(~is_blank(given), cells.reindex(rows.index)))
 
 
-def _is_named_dicom(file: str) -> bool:
+def _has_dicom_name(file: str) -> bool:
     """By its name, as the files that have none of its own do: every other file would have to be opened."""
     suffix = Path(file).suffix.casefold()
     return suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
 
 
-def find_trait(columns: Iterable[str], trait: str) -> str | None:
+def find_demographic_column(columns: Iterable[str], demographic: str) -> str | None:
     """The first column that is called as this trait usually is."""
-    bare = {re.sub(r"[^a-z]", "", column.casefold()): column for column in reversed(list(columns))}
-    return next((bare[name] for name in COLUMNS[trait] if name in bare), None)
+    column_by_name = {re.sub(r"[^a-z]", "", column.casefold()): column for column in reversed(list(columns))}
+    return next((column_by_name[name] for name in DEMOGRAPHIC_COLUMNS[demographic] if name in column_by_name), None)
 
 
-def is_stated(cell: str | float | None) -> bool:
+def has_value(cell: str | float | None) -> bool:
     """Whether a cell says anything; a missing one stays missing when pandas makes text of a column."""
-    return isinstance(cell, str) and cell.strip().casefold() not in BLANK
+    return isinstance(cell, str) and cell.strip().casefold() not in BLANK_VALUES
 
 
-def read_sex(cell: str) -> str | None:
+def parse_sex(cell: str) -> str | None:
     """female, male, or None for any other word."""
-    return SEXES.get(cell.strip().casefold())
+    return SEX_VALUES.get(cell.strip().casefold())
 
 
-def read_years(cell: str) -> float | None:
+def parse_age(cell: str) -> float | None:
     """An age in years: 58, 65.0, and as DICOM writes it 058Y, 007M, 012D; None for what is no age."""
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?(y|m|w|d|years?)?", cell.strip().casefold())
     if not match:

@@ -12,33 +12,33 @@ from typing import Self
 import pandas as pd
 
 from fastcxr.data.columns import check_kept, choose_columns
-from fastcxr.data.demographics import is_choice_of_traits, read_traits
-from fastcxr.data.duplicates import leave_out_copies, link_namesakes
-from fastcxr.data.filters import select
+from fastcxr.data.demographics import add_dicom_demographics, is_choice_of_traits
+from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
+from fastcxr.data.filters import filter_tables
 from fastcxr.data.merge import (
-    HOME,
-    describe_homes,
-    join_tables,
-    name_split_origins,
-    number_names,
-    number_sources,
-    part_patients,
+    INPUT_INDEX,
+    assign_split_origins,
+    concat_tables,
+    describe_inputs,
+    disambiguate_sources,
+    make_unique_names,
+    scope_patient_ids,
 )
-from fastcxr.data.patients import name_patients
-from fastcxr.data.readers.csv_table import read_labelled
-from fastcxr.data.readers.detect import SHELF, Cohort, find_layout
-from fastcxr.data.readers.folders import identify, list_below, list_images
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed
+from fastcxr.data.patients import assign_patients
+from fastcxr.data.readers.csv_table import read_label_table
+from fastcxr.data.readers.detect import COLLECTIONS, DetectedDataset, detect_layout
+from fastcxr.data.readers.folders import identify_file, list_class_images, list_files_below
+from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.data.relative_paths import hide_roots
-from fastcxr.data.stratify import check_classes
+from fastcxr.data.stratify import validate_classes
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
-from fastcxr.io.files import write_whole
-from fastcxr.io.html import escape, html_table
-from fastcxr.io.tables import NOBODY, TEXT, guard, is_blank, name_some, read_table, texts
+from fastcxr.io.files import atomic_write
+from fastcxr.io.html import escape_html, make_html_table
+from fastcxr.io.tables import MISSING_VALUES, TEXT_DTYPE, escape_formulas, format_names, is_blank, read_table, to_text
 
 log = logging.getLogger("fastcxr")
-COLUMNS = ("source", "path", "label", "patient", "patient_from", "split", "split_from")
-ORIGINS = {
+MANIFEST_COLUMNS = ("source", "path", "label", "patient", "patient_from", "split", "split_from")
+PATIENT_ORIGIN_TEXTS = {
     "column": "the patient column",
     "table": "the joined table",
     "regex": "the pattern in the path",
@@ -48,11 +48,11 @@ ORIGINS = {
     "im": "IM file names",
     "copy": "copies of images",
 }
-NOBODYS = (
+NO_PATIENTS_WARNING = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
     "will be both trained and tested on: name them with --patients, --patient-regex or a patient column"
 )
-UNSPLIT = "not split"
+UNSPLIT_LABEL = "not split"
 
 
 def read_manifest(
@@ -80,71 +80,77 @@ def read_manifest(
     `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
-    cohorts = find_cohorts(data, layout)
-    names = number_names(cohort.source for cohort in cohorts)
-    tables = [_read_rows(cohort, name) for cohort, name in zip(cohorts, names, strict=True)]
+    datasets = detect_datasets(data, layout)
+    names = make_unique_names(cohort.source for cohort in datasets)
+    tables = [_read_dataset(cohort, name) for cohort, name in zip(datasets, names, strict=True)]
     check_kept(tables, keep_columns)
-    tables = select(tables, relabel=relabel, classes=classes)
+    tables = filter_tables(tables, relabel=relabel, classes=classes)
     if by_traits := is_choice_of_traits(where):  # otherwise only headers of the rows that are left are read, below
-        tables = [read_traits(table) for table in tables]
-    rows = join_tables(select(tables, where=where), names)
-    rows = choose_columns(rows, [*keep_columns, HOME])
-    place = cohorts[0].path if len(cohorts) == 1 else None
-    check_classes(rows.assign(patient=rows["path"]), place, only_test=only_test)
-    rows = name_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
-    rows = rows if by_traits else read_traits(rows)
-    for cohort, name in zip(cohorts, names, strict=True):
-        _warn_own(rows[rows[HOME] == name], cohort, f"{name}: " if len(cohorts) > 1 else "")
-    if len(cohorts) > 1:
-        rows = _merge(rows)
-        _warn_absent(rows, names)
+        tables = [add_dicom_demographics(table) for table in tables]
+    rows = concat_tables(filter_tables(tables, where=where), names)
+    rows = choose_columns(rows, [*keep_columns, INPUT_INDEX])
+    data_path = datasets[0].path if len(datasets) == 1 else None
+    validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
+    rows = assign_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
+    rows = rows if by_traits else add_dicom_demographics(rows)
+    for dataset, name in zip(datasets, names, strict=True):
+        _warn_no_patients(rows[rows[INPUT_INDEX] == name], dataset, f"{name}: " if len(datasets) > 1 else "")
+    if len(datasets) > 1:
+        rows = _merge_sources(rows)
+        _warn_empty_inputs(rows, names)
     elif drop_copies:
-        rows = leave_out_copies(rows, rows[HOME])
-    check_classes(rows, place, only_test=only_test)
-    return _arrange(rows)
+        rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
+    validate_classes(rows, data_path, only_test=only_test)
+    return _order_columns(rows)
 
 
-def find_cohorts(data: str | Path | Sequence[str | Path], layout: str = "auto") -> list[Cohort]:
+def detect_datasets(data: str | Path | Sequence[str | Path], layout: str = "auto") -> list[DetectedDataset]:
     """What lies at each of these places, before any of it is read. Raises InputMissingError or DataError."""
-    return [find_layout(place, layout) for place in _list_places(data)]
+    return [detect_layout(place, layout) for place in _list_data_paths(data)]
 
 
-def _list_places(data: str | Path | Sequence[str | Path]) -> list[Path]:
-    named = [data] if isinstance(data, str | Path) else data
-    places = [Path(place) for place in named if str(place).strip()]
-    if not places or len(places) < len(named):  # an empty name would be the current folder
+def _list_data_paths(data: str | Path | Sequence[str | Path]) -> list[Path]:
+    data_names = [data] if isinstance(data, str | Path) else data
+    paths = [Path(place) for place in data_names if str(place).strip()]
+    if not paths or len(paths) < len(data_names):  # an empty name would be the current folder
         raise RecipeError("no data was named", "Give a folder, a CSV or a packed cohort", code="E001")
-    there = [identify(place.expanduser()) for place in places if place.expanduser().exists()]
-    if len(set(there)) < len(there):
-        raise RecipeError(f"the same data twice among {name_some(map(str, places))}", "Name each once", code="E019")
-    return places
+    file_ids = [identify_file(place.expanduser()) for place in paths if place.expanduser().exists()]
+    if len(set(file_ids)) < len(file_ids):
+        raise RecipeError(f"the same data twice among {format_names(map(str, paths))}", "Name each once", code="E019")
+    return paths
 
 
-def _merge(rows: pd.DataFrame) -> pd.DataFrame:
+def _merge_sources(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of several sources as those of one: patients told apart, pictures together."""
-    rows = part_patients(rows)
-    log.info("merged: %s; looking for copies", describe_homes(rows))
-    rows = leave_out_copies(rows, rows[HOME])
-    return number_sources(link_namesakes(rows, rows[HOME]))
+    rows = scope_patient_ids(rows)
+    log.info("merged: %s; looking for copies", describe_inputs(rows))
+    rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
+    return disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
 
 
-def _warn_absent(rows: pd.DataFrame, names: Iterable[str]) -> None:
-    if absent := sorted(set(names) - set(rows[HOME])):
+def _warn_empty_inputs(rows: pd.DataFrame, names: Iterable[str]) -> None:
+    if empty_inputs := sorted(set(names) - set(rows[INPUT_INDEX])):
         text = "no image comes from %s: all of its rows are left out, by their label, by a column or as copies"
-        log.warning(text, name_some(absent))
+        log.warning(text, format_names(empty_inputs))
 
 
-def _warn_own(rows: pd.DataFrame, cohort: Cohort, name: str) -> None:
+def _warn_no_patients(rows: pd.DataFrame, dataset: DetectedDataset, name: str) -> None:
     if len(rows) and (rows["patient_from"] == "own").all():
-        log.warning(name + NOBODYS + _suggest_regex(rows["path"], cohort.layout))
+        log.warning(name + NO_PATIENTS_WARNING + _suggest_regex(rows["path"], dataset.layout))
 
 
 def _suggest_regex(paths: pd.Series, layout: str) -> str:
     """Folders inside class folders are often patients: whoever knows may say so."""
-    above = {"folders": 1, "split_folders": 2}.get(layout)
-    inner = {path.split("/")[above] for path in paths if above and path.count("/") > above}
-    pattern = "^" + "[^/]+/" * (above or 0) + "([^/]+)/"
-    return f". If folders such as {min(inner)!r} are patients, say --patient-regex '{pattern}'" if inner else ""
+    n_folders_above = {"folders": 1, "split_folders": 2}.get(layout)
+    inner_folders = {
+        path.split("/")[n_folders_above] for path in paths if n_folders_above and path.count("/") > n_folders_above
+    }
+    pattern = "^" + "[^/]+/" * (n_folders_above or 0) + "([^/]+)/"
+    return (
+        f". If folders such as {min(inner_folders)!r} are patients, say --patient-regex '{pattern}'"
+        if inner_folders
+        else ""
+    )
 
 
 def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -156,39 +162,39 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
     for path in map(Path, paths):
         if path.is_dir():
             source = path.resolve().name
-            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_below(path)]
+            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
         elif is_hdf5(path):
-            packed = hide_roots(read_packed(path)[["source", "path", "file"]])
+            packed = hide_roots(read_packed_manifest(path)[["source", "path", "file"]])
             rows += packed.itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
     if not rows:
-        named = name_some(map(str, paths))
-        raise InputMissingError(f"0 files in {named}", "Name images, or folders that hold some", code="E002")
+        path_names = format_names(map(str, paths))
+        raise InputMissingError(f"0 files in {path_names}", "Name images, or folders that hold some", code="E002")
     return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
 
 
-def _read_rows(cohort: Cohort, name: str) -> pd.DataFrame:
+def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
     """Rows with a source: their own, else `name`."""
-    if cohort.layout in SHELF:
-        rows = SHELF[cohort.layout].read(cohort.path)
-    elif cohort.layout == "csv":
-        rows = read_labelled(cohort.path)
+    if dataset.layout in COLLECTIONS:
+        rows = COLLECTIONS[dataset.layout].read(dataset.path)
+    elif dataset.layout == "csv":
+        rows = read_label_table(dataset.path)
     else:
-        rows = list_images(cohort.path.absolute(), list(cohort.folders))
-    folder = cohort.path.absolute().parent
+        rows = list_class_images(dataset.path.absolute(), list(dataset.folders))
+    folder = dataset.path.absolute().parent
     rows = hide_roots(rows, folder, folder.resolve())
-    given = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT)
-    return rows.assign(source=texts(given.where(~is_blank(given, NOBODY), name)))
+    given_sources = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
+    return rows.assign(source=to_text(given_sources.where(~is_blank(given_sources, MISSING_VALUES), name)))
 
 
-def _arrange(rows: pd.DataFrame) -> pd.DataFrame:
-    rows = name_split_origins(rows)
-    further = [name for name in rows.columns if name not in {*COLUMNS, "file", HOME}]
-    return rows[[*COLUMNS, *further, "file"]].reset_index(drop=True)
+def _order_columns(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = assign_split_origins(rows)
+    extra_columns = [name for name in rows.columns if name not in {*MANIFEST_COLUMNS, "file", INPUT_INDEX}]
+    return rows[[*MANIFEST_COLUMNS, *extra_columns, "file"]].reset_index(drop=True)
 
 
-class Summary(str):
+class ManifestSummary(str):
     """Text like any other; `counts` has a row a class, and a column of images for each split, all and patients."""
 
     counts: pd.DataFrame
@@ -200,75 +206,80 @@ class Summary(str):
 
     def _repr_html_(self) -> str:
         rows = [[label, *map(int, numbers)] for label, *numbers in self.counts.itertuples()]
-        return f"<p>{escape(self)}</p>" + html_table(["class", *self.counts.columns], rows)
+        return f"<p>{escape_html(self)}</p>" + make_html_table(["class", *self.counts.columns], rows)
 
 
-def describe_manifest(manifest: pd.DataFrame) -> Summary:
+def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
     """`2 classes, 124 images, 68 patients from NIH file names, 12 images without a patient, each taken as its own`.
 
     A notebook shows the classes and splits in a table below it.
     """
-    parts = [_count(manifest["label"].nunique(), "class", "classes"), _count(len(manifest), "image")]
-    for origin, words in ORIGINS.items():
+    parts = [_format_count(manifest["label"].nunique(), "class", "classes"), _format_count(len(manifest), "image")]
+    for origin, origin_text in PATIENT_ORIGIN_TEXTS.items():
         patients = manifest.loc[manifest["patient_from"] == origin, "patient"].nunique()
-        parts += [f"{_count(patients, 'patient')} from {words}"] if patients else []
-    own = int((manifest["patient_from"] == "own").sum())
-    if 0 < own < len(manifest):
-        parts.append(f"{_count(own, 'image')} without a patient, {'each ' * (own > 1)}taken as its own")
-    return Summary(", ".join(parts), count_classes(manifest))
+        parts += [f"{_format_count(patients, 'patient')} from {origin_text}"] if patients else []
+    n_without_patient = int((manifest["patient_from"] == "own").sum())
+    if 0 < n_without_patient < len(manifest):
+        parts.append(
+            f"{_format_count(n_without_patient, 'image')} without a patient, {'each ' * (n_without_patient > 1)}taken "
+            "as its own"
+        )
+    return ManifestSummary(", ".join(parts), count_images_per_class(manifest))
 
 
-def name_in_data(errors: Iterable[ImageError], manifest: pd.DataFrame) -> list[ImageError]:
+def replace_error_paths(errors: Iterable[ImageError], manifest: pd.DataFrame) -> list[ImageError]:
     """The same errors, each naming its file as the data folder does; of several sources with the source before it."""
-    several = manifest["source"].nunique() > 1
-    names = manifest["source"] + "/" + manifest["path"] if several else manifest["path"]
-    shown = dict(zip(manifest["file"], names, strict=True))
-    return [ImageError(e.what, e.fix, path=shown.get(e.path, e.path), code=e.code) for e in errors]
+    has_several_sources = manifest["source"].nunique() > 1
+    names = manifest["source"] + "/" + manifest["path"] if has_several_sources else manifest["path"]
+    name_by_file = dict(zip(manifest["file"], names, strict=True))
+    return [ImageError(e.problem, e.fix, path=name_by_file.get(e.path, e.path), code=e.code) for e in errors]
 
 
-def leave_out(manifest: pd.DataFrame, errors: Iterable[ImageError], *, only_test: bool = False) -> pd.DataFrame:
+def drop_unreadable(manifest: pd.DataFrame, errors: Iterable[ImageError], *, only_test: bool = False) -> pd.DataFrame:
     """The manifest without the files that the errors name; raises if too little is left to train on."""
-    bad = {error.path for error in errors}
-    out = manifest["file"].isin(bad)
-    kept = manifest[~out].reset_index(drop=True)
-    if lost := sorted(set(manifest["label"]) - set(kept["label"])):
-        what = f"no image that can be read is left of {name_some(map(repr, lost))}"
-        raise DataError(what, "Repair some of its images, or leave the class out", code="E005")
-    check_classes(kept, only_test=only_test)
-    log.info("left out %s of %s images", f"{out.sum():,}", f"{len(manifest):,}")
+    bad_files = {error.path for error in errors}
+    is_bad = manifest["file"].isin(bad_files)
+    kept = manifest[~is_bad].reset_index(drop=True)
+    if lost_labels := sorted(set(manifest["label"]) - set(kept["label"])):
+        problem = f"no image that can be read is left of {format_names(map(repr, lost_labels))}"
+        raise DataError(problem, "Repair some of its images, or leave the class out", code="E005")
+    validate_classes(kept, only_test=only_test)
+    log.info("left out %s of %s images", f"{is_bad.sum():,}", f"{len(manifest):,}")
     return kept
 
 
 def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
     """The manifest as CSV without `file`, in one step: a crash leaves the old file or the new one."""
-    table = guard(manifest.drop(columns="file", errors="ignore"))
+    table = escape_formulas(manifest.drop(columns="file", errors="ignore"))
     # a lone carriage return in a file name is quoted only when it is a part of the line end
     text = table.to_csv(index=False, lineterminator="\r\n")
-    write_whole(path, text)
+    atomic_write(path, text)
 
 
 def read_written_manifest(path: str | Path) -> pd.DataFrame:
     """A manifest.csv of an earlier run: every column as text, blank cells missing, no `file`."""
     table = read_table(path).reset_index(drop=True)
-    if missing := [name for name in COLUMNS if name not in table]:
-        what = f"no manifest of fastcxr: the columns {name_some(map(repr, missing))} are missing"
-        raise DataError(what, "Give the manifest.csv of a run folder", path=path, code="E011")
-    return table.assign(**{name: texts(table[name].where(table[name] != "")) for name in table.columns})
+    if missing := [name for name in MANIFEST_COLUMNS if name not in table]:
+        problem = f"no manifest of fastcxr: the columns {format_names(map(repr, missing))} are missing"
+        raise DataError(problem, "Give the manifest.csv of a run folder", path=path, code="E011")
+    return table.assign(**{name: to_text(table[name].where(table[name] != "")) for name in table.columns})
 
 
-def _count(number: int, noun: str, nouns: str | None = None) -> str:
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+def _format_count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def count_classes(manifest: pd.DataFrame) -> pd.DataFrame:
+def count_images_per_class(manifest: pd.DataFrame) -> pd.DataFrame:
     """Images of each class in each split and altogether, and its patients; the last row is the whole cohort."""
-    split = manifest["split"].fillna(UNSPLIT)
-    here = [name for name in ("train", "valid", "test", UNSPLIT) if (split == name).any()]
-    counts = pd.crosstab(manifest["label"], split).reindex(columns=here if here != [UNSPLIT] else [])
+    split = manifest["split"].fillna(UNSPLIT_LABEL)
+    present_splits = [name for name in ("train", "valid", "test", UNSPLIT_LABEL) if (split == name).any()]
+    counts = pd.crosstab(manifest["label"], split).reindex(
+        columns=present_splits if present_splits != [UNSPLIT_LABEL] else []
+    )
     counts = counts.assign(all=manifest["label"].value_counts())
-    whole = counts.sum().to_frame("all classes").T
-    known = manifest[manifest["patient_from"] != "own"]
-    if len(known):  # a patient may stand in two classes, so that patients do not add up
-        counts = counts.assign(patients=known.groupby("label")["patient"].nunique())
-        whole = whole.assign(patients=known["patient"].nunique())
-    return pd.concat([counts, whole]).fillna(0)
+    total = counts.sum().to_frame("all classes").T
+    with_patient = manifest[manifest["patient_from"] != "own"]
+    if len(with_patient):  # a patient may stand in two classes, so that patients do not add up
+        counts = counts.assign(patients=with_patient.groupby("label")["patient"].nunique())
+        total = total.assign(patients=with_patient["patient"].nunique())
+    return pd.concat([counts, total]).fillna(0)

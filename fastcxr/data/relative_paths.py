@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.patients import OWN
-from fastcxr.io.tables import texts
+from fastcxr.data.patients import OWN_PATIENT_PREFIX
+from fastcxr.io.tables import to_text
 
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
@@ -26,11 +26,14 @@ def hide_roots(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
         return rows
     given = rows["path"][absolute]
     names = _name_below(given, set(rows["path"][~absolute]), [str(root) for root in roots])
-    rows = rows.assign(path=texts(rows["path"].mask(absolute, names)))
+    rows = rows.assign(path=to_text(rows["path"].mask(absolute, names)))
     if "patient" not in rows:
         return rows
-    before = [OWN + given, OWN + rows.get("source", given)[absolute].fillna("") + "/" + given]
-    renamed = {old: OWN + new for olds in before for old, new in zip(olds, names, strict=True)}
+    before = [
+        OWN_PATIENT_PREFIX + given,
+        OWN_PATIENT_PREFIX + rows.get("source", given)[absolute].fillna("") + "/" + given,
+    ]
+    renamed = {old: OWN_PATIENT_PREFIX + new for olds in before for old, new in zip(olds, names, strict=True)}
     return rows.assign(patient=rows["patient"].replace(renamed))
 
 

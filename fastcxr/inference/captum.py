@@ -8,8 +8,11 @@ from torch import nn
 
 from fastcxr.errors import ModelError
 
-STEPS, AT_ONCE = 32, 16  # points on the path of integrated gradients; images that the network sees at once
-WINDOWS = 14  # of occlusion, along each side
+N_PATH_STEPS, INTERNAL_BATCH_SIZE = (
+    32,
+    16,
+)  # points on the path of integrated gradients; images that the network sees at once
+N_WINDOWS_PER_SIDE = 14  # of occlusion, along each side
 
 
 def integrated_gradients(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -18,9 +21,11 @@ def integrated_gradients(network: nn.Module, images: torch.Tensor, classes: torc
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks". `images`: (n, channels, size, size).
     """
     method = import_captum("integrated_gradients").IntegratedGradients(network)
-    black = images.amin(dim=(2, 3), keepdim=True).expand_as(images)
-    found = method.attribute(images, black, target=classes, n_steps=STEPS, internal_batch_size=AT_ONCE)
-    return found.detach().sum(dim=1).float().relu()
+    baseline = images.amin(dim=(2, 3), keepdim=True).expand_as(images)
+    attributions = method.attribute(
+        images, baseline, target=classes, n_steps=N_PATH_STEPS, internal_batch_size=INTERNAL_BATCH_SIZE
+    )
+    return attributions.detach().sum(dim=1).float().relu()
 
 
 def occlusion(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -28,15 +33,15 @@ def occlusion(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -
 
     Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks". `images`: (n, channels, size, size).
     """
-    window = max(1, images.shape[-1] // WINDOWS)
-    shape = (images.shape[1], 2 * window, 2 * window)
-    gray = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    stride = max(1, images.shape[-1] // N_WINDOWS_PER_SIDE)
+    window_shape = (images.shape[1], 2 * stride, 2 * stride)
+    baseline = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
     method = import_captum("occlusion").Occlusion(network)
     with torch.no_grad():
-        found = method.attribute(
-            images, shape, strides=(images.shape[1], window, window), baselines=gray, target=classes
+        attributions = method.attribute(
+            images, window_shape, strides=(images.shape[1], stride, stride), baselines=baseline, target=classes
         )
-    return found.sum(dim=1).float().relu()
+    return attributions.sum(dim=1).float().relu()
 
 
 def import_captum(method: str) -> Any:

@@ -18,30 +18,30 @@ from PIL import Image
 from torch import nn
 
 from fastcxr.data.bit_depth import find_depths
-from fastcxr.data.cache.images import Pictures
+from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.data.manifest import read_unlabelled
 from fastcxr.errors import ImageError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
-from fastcxr.inference.grad_cam import find_layers, grad_cam
-from fastcxr.inference.predict import Square, read_squares, score_images, tell_remarks, with_quick_network
-from fastcxr.inference.sanity_check import IMAGES, Check, DrawMaps, check_maps
-from fastcxr.io.html import escape
-from fastcxr.models.bundle import Classifier, classifier_of
-from fastcxr.models.preprocessing import blank, normalize
-from fastcxr.progress.auto import find_progress
+from fastcxr.inference.grad_cam import find_target_layers, grad_cam
+from fastcxr.inference.predict import ImageOrError, fuse_classifier, read_fitted_images, score_batch, tell_remarks
+from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
+from fastcxr.io.html import escape_html
+from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.preprocessing import make_blank_image, normalize
+from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 
-BATCH = 8
-CAPTUM = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
+BATCH_SIZE = 8
+CAPTUM_METHODS = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
-BORDER = 0.15  # of each side of the square; what is left of it is the central field
-BRIGHTEST = 99.5  # percentile that is shown as full heat: a hot pixel at an edge would leave all others dark
-SHOWN, SIZE = 12, 224  # in a notebook
+BORDER_SHARE_OF_SIDE = 0.15  # of each side of the square; what is left of it is the central field
+CLIP_PERCENTILE = 99.5  # percentile that is shown as full heat: a hot pixel at an edge would leave all others dark
+MAX_SHOWN_MAPS, SHOWN_MAP_PIXELS = 12, 224  # in a notebook
 # from no heat to most: dark red, orange, yellow; the picture shines through where there is little
-HEAT = (0.0, 0.35, 0.7, 1.0)
-COLORS = np.array([(90, 0, 60), (200, 30, 30), (250, 140, 20), (255, 240, 120)], float)
-OPACITY, GAP = 0.7, 4
+COLORMAP_POSITIONS = (0.0, 0.35, 0.7, 1.0)
+COLORMAP_RGB = np.array([(90, 0, 60), (200, 30, 30), (250, 140, 20), (255, 240, 120)], float)
+OPACITY, GAP_PIXELS = 0.7, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +54,17 @@ class Explainer:
 
     classifier: Classifier
     scorer: Classifier
-    draw: DrawMaps
-    check: Check | None = None
+    attribute: AttributionMethod
+    check: SanityCheck | None = None
 
     @property
     def withheld(self) -> str:
         """Why no map may be shown; empty where they may be."""
-        return "no image could be read to check the maps" if self.check is None else self.check.refusal
+        return "no image could be read to check the maps" if self.check is None else self.check.failure_reason
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Heat:
+class SaliencyMap:
     """What speaks for one class (`label`) in one image.
 
     square: the image as the model saw it, gray bytes, shape (size, size). heat: what each place adds to the class's
@@ -77,35 +77,37 @@ class Heat:
     predicted: str = ""
     label: str = ""
     probability: float = float("nan")
-    square: np.ndarray | None = None
-    heat: np.ndarray | None = None
+    image: np.ndarray | None = None
+    saliency: np.ndarray | None = None
     withheld: str = ""
     error: str = ""
 
     @property
-    def shown(self) -> np.ndarray | None:
+    def normalized(self) -> np.ndarray | None:
         """The map from 0 to 1; None where it is withheld or says nothing."""
-        if self.heat is None or self.withheld or not self.heat.any():
+        if self.saliency is None or self.withheld or not self.saliency.any():
             return None
-        top = np.percentile(self.heat, BRIGHTEST) or self.heat.max()
-        return np.clip(self.heat / top, 0, 1)
+        clip_value = np.percentile(self.saliency, CLIP_PERCENTILE) or self.saliency.max()
+        return np.clip(self.saliency / clip_value, 0, 1)
 
     @property
-    def outside(self) -> float:
+    def border_share(self) -> float:
         """The share of the heat in the outer border of the square, padding included; nan without a map to show."""
-        return float("nan") if self.shown is None else share_outside(self.heat)
+        return float("nan") if self.normalized is None else compute_border_share(self.saliency)
 
     @property
     def note(self) -> str:
         """Why there is no map; empty where there is one."""
-        nothing = "" if self.heat is None or self.heat.any() else "nothing in the image speaks for this class"
-        return self.error or self.withheld or nothing
+        empty_note = (
+            "" if self.saliency is None or self.saliency.any() else "nothing in the image speaks for this class"
+        )
+        return self.error or self.withheld or empty_note
 
-    def row(self) -> dict[str, str | float]:
+    def to_row(self) -> dict[str, str | float]:
         """One row of explain.csv."""
         return {
             "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.label,
-            "probability": self.probability, "outside": self.outside, "note": self.note, "error": self.error,
+            "probability": self.probability, "outside": self.border_share, "note": self.note, "error": self.error,
         }  # fmt: skip
 
 
@@ -113,19 +115,21 @@ class Heat:
 class Explanations:
     """Heat maps in the order of the images, and the check that they went through."""
 
-    heats: tuple[Heat, ...]
-    check: Check | None
+    maps: tuple[SaliencyMap, ...]
+    check: SanityCheck | None
 
     @property
     def table(self) -> pd.DataFrame:
         """A row a map: source, path, predicted, class, probability, outside, note, error."""
-        return pd.DataFrame([heat.row() for heat in self.heats])
+        return pd.DataFrame([saliency_map.to_row() for saliency_map in self.maps])
 
     def _repr_html_(self) -> str:
-        cards = "".join(map(_draw_card, self.heats[:SHOWN]))
-        rest = f"<p>{len(self.heats) - SHOWN:,} more in .heats</p>" if len(self.heats) > SHOWN else ""
-        words = escape(self.check.words) if self.check else ""
-        return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{cards}</div>{rest}<p>{words}</p>'
+        cards = "".join(map(_make_card_html, self.maps[:MAX_SHOWN_MAPS]))
+        more_html = (
+            f"<p>{len(self.maps) - MAX_SHOWN_MAPS:,} more in .maps</p>" if len(self.maps) > MAX_SHOWN_MAPS else ""
+        )
+        check_text = escape_html(self.check.summary) if self.check else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{cards}</div>{more_html}<p>{check_text}</p>'
 
 
 def explain(
@@ -145,7 +149,7 @@ def explain(
     table = images if isinstance(images, pd.DataFrame) else read_unlabelled(images)
     explainer = make_explainer(model, table, method)
     remarks: dict[int, Remarks] = {}
-    heats = tuple(explain_each(explainer, table, classes, progress=progress, remarks=remarks))
+    heats = tuple(explain_rows(explainer, table, classes, progress=progress, remarks=remarks))
     tell_remarks(table, remarks, explainer.classifier.bit_depths)
     return Explanations(heats, explainer.check)
 
@@ -154,166 +158,185 @@ def make_explainer(
     model: Learner | Classifier,
     table: pd.DataFrame,
     method: Method = "grad_cam",
-    pictures: Pictures | None = None,
-    checked: int = IMAGES,
+    image_cache: ImageCache | None = None,
+    n_checked: int = N_CHECK_IMAGES,
 ) -> Explainer:
     """An explainer whose maps were checked on a few of these images; `pictures`: where they are kept decoded."""
-    given = classifier_of(model) if isinstance(model, Learner) else model
-    network = copy.deepcopy(given.network).eval().requires_grad_(False)  # the given one may still be taught
-    classifier = replace(given, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
-    explainer = Explainer(classifier=classifier, scorer=with_quick_network(given), draw=find_method(method, classifier))
-    table = table.iloc[_spread(len(table), checked)]
-    depths = find_depths(table, given.bit_depths)
-    found = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures, depths)
-    squares = list(islice((square for square in found if not isinstance(square, ImageError)), checked))
-    if not squares:
+    source_classifier = extract_classifier(model) if isinstance(model, Learner) else model
+    network = copy.deepcopy(source_classifier.network).eval().requires_grad_(False)  # the given one may still be taught
+    classifier = replace(source_classifier, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
+    explainer = Explainer(
+        classifier=classifier,
+        scorer=fuse_classifier(source_classifier),
+        attribute=find_attribution_method(method, classifier),
+    )
+    table = table.iloc[_order_evenly(len(table), n_checked)]
+    depths = find_depths(table, source_classifier.bit_depths)
+    images_or_errors = read_fitted_images(table["file"].tolist(), classifier.input_spec.image_size, image_cache, depths)
+    images = list(islice((image for image in images_or_errors if not isinstance(image, ImageError)), n_checked))
+    if not images:
         return explainer
-    inputs, probability = look(classifier, np.stack(squares)), score(explainer, np.stack(squares))
+    inputs, probability = make_inputs(classifier, np.stack(images)), compute_probabilities(explainer, np.stack(images))
     predicted = torch.from_numpy(probability.argmax(axis=1)).to(inputs.device)
-    check = check_maps(network, explainer.draw, inputs, predicted)
+    check = run_sanity_check(network, explainer.attribute, inputs, predicted)
     return replace(explainer, check=check)
 
 
-def find_method(method: Method, classifier: Classifier) -> DrawMaps:
+def find_attribution_method(method: Method, classifier: Classifier) -> AttributionMethod:
     """What makes maps, shape (n, size, size), of a network, images (n, channels, size, size) and classes (n,).
 
     Raises ModelError where captum is needed and missing, or the network has no map of places.
     """
-    if method in CAPTUM:
+    if method in CAPTUM_METHODS:
         import_captum(method)
-        return CAPTUM[method]
-    pixels, device = classifier.pixels, next(classifier.network.parameters()).device
-    image = blank(pixels, device)
-    layers = find_layers(classifier.network, image)
+        return CAPTUM_METHODS[method]
+    input_spec, device = classifier.input_spec, next(classifier.network.parameters()).device
+    image = make_blank_image(input_spec, device)
+    layers = find_target_layers(classifier.network, image)
 
-    def draw(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    def attribute(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return grad_cam(network, layers, images, classes)
 
-    return draw
+    return attribute
 
 
-def find_classes(labels: Sequence[str], names: Iterable[str]) -> list[int]:
+def find_class_indices(labels: Sequence[str], names: Iterable[str]) -> list[int]:
     """Positions of the named classes. Raises RecipeError for one that the model does not know."""
     names = list(names)
     for name in names:
         if name not in labels:
-            near = get_close_matches(name, labels, n=1)
-            fix = f"Did you mean {near[0]!r}? " if near else ""
+            suggestions = get_close_matches(name, labels, n=1)
+            fix = f"Did you mean {suggestions[0]!r}? " if suggestions else ""
             raise RecipeError(f"the model has no class called {name!r}", f"{fix}It knows {', '.join(labels)}")
     return [list(labels).index(name) for name in names]
 
 
-def explain_each(
+def explain_rows(
     explainer: Explainer,
     table: pd.DataFrame,
     classes: Sequence[str] = (),
-    pictures: Pictures | None = None,
+    image_cache: ImageCache | None = None,
     progress: Progress | None = None,
     probability: np.ndarray | None = None,
     remarks: dict[int, Remarks] | None = None,
-) -> Iterator[Heat]:
+) -> Iterator[SaliencyMap]:
     """Row by row the map of the predicted class, then those of the named ones; of a bad file what is wrong with it.
 
     `table`: columns source, path and file; nothing is kept in memory but a few images. `probability`: what `predict`
-    gave for these rows, shape (n, k), where it is known already. `remarks`: see read_squares.
+    gave for these rows, shape (n, k), where it is known already. `remarks`: see read_fitted_images.
     """
-    named = find_classes(explainer.classifier.labels, classes)
+    class_indices = find_class_indices(explainer.classifier.labels, classes)
     files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
-    squares = read_squares(files, explainer.classifier.pixels.image_size, pictures, depths, remarks)
-    known = [None] * len(table) if probability is None else probability
-    rows = zip(table[["source", "path"]].itertuples(index=False, name=None), squares, known, strict=True)
-    with (progress or find_progress()).bar(len(table), "explaining") as bar:
-        while batch := list(islice(rows, BATCH)):
-            yield from _explain_batch(explainer, batch, named)
+    images = read_fitted_images(files, explainer.classifier.input_spec.image_size, image_cache, depths, remarks)
+    known_probability = [None] * len(table) if probability is None else probability
+    rows = zip(table[["source", "path"]].itertuples(index=False, name=None), images, known_probability, strict=True)
+    with (progress or make_default_progress()).bar(len(table), "explaining") as bar:
+        while batch := list(islice(rows, BATCH_SIZE)):
+            yield from _explain_batch(explainer, batch, class_indices)
             bar.advance(len(batch))
 
 
 def _explain_batch(
-    explainer: Explainer, batch: list[tuple[tuple[str, str], Square, np.ndarray | None]], named: list[int]
-) -> Iterator[Heat]:
-    good = [(square, known) for _, square, known in batch if not isinstance(square, ImageError)]
-    explained = iter(_explain_squares(explainer, good, named)) if good else iter(())
-    for (source, path), square, _ in batch:
-        if isinstance(square, ImageError):
-            yield Heat(source=source, path=path, error=f"FCX-{square.code} {square.what}. {square.fix}")
+    explainer: Explainer, batch: list[tuple[tuple[str, str], ImageOrError, np.ndarray | None]], class_indices: list[int]
+) -> Iterator[SaliencyMap]:
+    readable = [(image, known) for _, image, known in batch if not isinstance(image, ImageError)]
+    map_fields = iter(_explain_images(explainer, readable, class_indices)) if readable else iter(())
+    for (source, path), image, _ in batch:
+        if isinstance(image, ImageError):
+            yield SaliencyMap(source=source, path=path, error=f"FCX-{image.code} {image.problem}. {image.fix}")
         else:
-            yield from (Heat(source=source, path=path, **facts) for facts in next(explained))
+            yield from (SaliencyMap(source=source, path=path, **fields) for fields in next(map_fields))
 
 
-def _explain_squares(
-    explainer: Explainer, images: list[tuple[np.ndarray, np.ndarray | None]], named: list[int]
+def _explain_images(
+    explainer: Explainer, images_with_probability: list[tuple[np.ndarray, np.ndarray | None]], class_indices: list[int]
 ) -> Iterator[list[dict]]:
     """For each square the facts of its maps: of the predicted class, and of the named ones that differ from it.
 
     `images`: squares with their probabilities; None for all where they are not known.
     """
-    squares, known = (list(column) for column in zip(*images, strict=True))
-    inputs = look(explainer.classifier, np.stack(squares))
-    probability = score(explainer, np.stack(squares)) if known[0] is None else known
-    wanted = [list(dict.fromkeys([int(row.argmax()), *named])) for row in probability]
-    at = [row for row, numbers in enumerate(wanted) for _ in numbers]
-    numbers = torch.tensor([number for row in wanted for number in row], device=inputs.device)
-    maps = iter(explainer.draw(explainer.classifier.network, inputs[at], numbers).cpu().numpy())
+    images, known_probability = (list(column) for column in zip(*images_with_probability, strict=True))
+    inputs = make_inputs(explainer.classifier, np.stack(images))
+    probability = (
+        compute_probabilities(explainer, np.stack(images)) if known_probability[0] is None else known_probability
+    )
+    classes_by_row = [list(dict.fromkeys([int(row.argmax()), *class_indices])) for row in probability]
+    row_of_map = [row for row, row_classes in enumerate(classes_by_row) for _ in row_classes]
+    class_of_map = torch.tensor([number for row in classes_by_row for number in row], device=inputs.device)
+    maps = iter(explainer.attribute(explainer.classifier.network, inputs[row_of_map], class_of_map).cpu().numpy())
     labels = explainer.classifier.labels
-    for row, of_row in enumerate(wanted):
+    for row, row_classes in enumerate(classes_by_row):
         yield [
             {
-                "predicted": labels[of_row[0]],
+                "predicted": labels[row_classes[0]],
                 "label": labels[number],
                 "probability": float(probability[row][number]),
-                "square": squares[row],
-                "heat": next(maps),
+                "image": images[row],
+                "saliency": next(maps),
                 "withheld": explainer.withheld,
             }
-            for number in of_row
+            for number in row_classes
         ]
 
 
-def look(classifier: Classifier, squares: np.ndarray) -> torch.Tensor:
+def make_inputs(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
     """Gray bytes, shape (n, size, size), as the network sees them, shape (n, channels, size, size)."""
     device = next(classifier.network.parameters()).device
-    return normalize(torch.from_numpy(squares).to(device)[:, None], classifier.pixels)
+    return normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
 
 
-def score(explainer: Explainer, squares: np.ndarray) -> np.ndarray:
+def compute_probabilities(explainer: Explainer, images: np.ndarray) -> np.ndarray:
     """The probabilities that `predict` gives for gray bytes, shape (n, size, size); shape (n, k)."""
-    return score_images(explainer.scorer, squares).probability
+    return score_batch(explainer.scorer, images).probability
 
 
-def _spread(rows: int, count: int) -> list[int]:
+def _order_evenly(rows: int, n_first: int) -> list[int]:
     """All rows, `count` that are spread evenly first: a cohort is sorted by class."""
-    first = set(np.linspace(0, rows - 1, min(count, rows)).round().astype(int).tolist())
-    return sorted(first) + [row for row in range(rows) if row not in first]
+    first_indices = set(np.linspace(0, rows - 1, min(n_first, rows)).round().astype(int).tolist())
+    return sorted(first_indices) + [row for row in range(rows) if row not in first_indices]
 
 
-def share_outside(heat: np.ndarray) -> float:
+def compute_border_share(saliency: np.ndarray) -> float:
     """The share of a map, shape (size, size), that lies in the outer 15 % on each side; .51 for an even one."""
-    edge = round(BORDER * heat.shape[0])
-    return float(1 - heat[edge:-edge, edge:-edge].sum(dtype=float) / heat.sum(dtype=float))
+    border_pixels = round(BORDER_SHARE_OF_SIDE * saliency.shape[0])
+    return float(
+        1
+        - saliency[border_pixels:-border_pixels, border_pixels:-border_pixels].sum(dtype=float)
+        / saliency.sum(dtype=float)
+    )
 
 
-def _draw_card(heat: Heat) -> str:
-    words = f"{heat.path}: {heat.label} {heat.probability:.3f}" if heat.label else heat.path
-    picture = ""
-    if heat.shown is not None:
-        data = base64.b64encode(pair_jpeg(heat.square, heat.shown, SIZE)).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" width="{2 * SIZE}" alt="">'
-    note = f"<br><b>{escape(heat.note)}</b>" if heat.note else ""
-    return f'<figure style="margin:0">{picture}<figcaption>{escape(words)}{note}</figcaption></figure>'
+def _make_card_html(saliency_map: SaliencyMap) -> str:
+    caption = (
+        f"{saliency_map.path}: {saliency_map.label} {saliency_map.probability:.3f}"
+        if saliency_map.label
+        else saliency_map.path
+    )
+    image_html = ""
+    if saliency_map.normalized is not None:
+        data = base64.b64encode(
+            encode_pair_jpeg(saliency_map.image, saliency_map.normalized, SHOWN_MAP_PIXELS)
+        ).decode()
+        image_html = f'<img src="data:image/jpeg;base64,{data}" width="{2 * SHOWN_MAP_PIXELS}" alt="">'
+    note = f"<br><b>{escape_html(saliency_map.note)}</b>" if saliency_map.note else ""
+    return f'<figure style="margin:0">{image_html}<figcaption>{escape_html(caption)}{note}</figcaption></figure>'
 
 
-def overlay(square: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def overlay_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     """`square`: gray bytes, `heat`: 0 to 1, both of shape (size, size); colours, bytes of shape (size, size, 3)."""
-    color = np.stack([np.interp(heat, HEAT, channel) for channel in COLORS.T], axis=2)
-    share = OPACITY * heat[..., None]
-    return (square[..., None] * (1 - share) + color * share).round().astype(np.uint8)
+    color = np.stack([np.interp(saliency, COLORMAP_POSITIONS, channel) for channel in COLORMAP_RGB.T], axis=2)
+    alpha = OPACITY * saliency[..., None]
+    return (image[..., None] * (1 - alpha) + color * alpha).round().astype(np.uint8)
 
 
-def pair_jpeg(square: np.ndarray, heat: np.ndarray, size: int) -> bytes:
+def encode_pair_jpeg(image: np.ndarray, saliency: np.ndarray, size: int) -> bytes:
     """The picture, and beside it the picture under its map, as a JPEG without metadata; each is `size` pixels wide."""
-    pair = Image.new("RGB", (2 * size + GAP, size), "white")
-    for left, picture in ((0, Image.fromarray(square)), (size + GAP, Image.fromarray(overlay(square, heat)))):
-        pair.paste(picture.resize((size, size), Image.Resampling.BILINEAR), (left, 0))
+    pair = Image.new("RGB", (2 * size + GAP_PIXELS, size), "white")
+    for x_offset, panel in (
+        (0, Image.fromarray(image)),
+        (size + GAP_PIXELS, Image.fromarray(overlay_saliency(image, saliency))),
+    ):
+        pair.paste(panel.resize((size, size), Image.Resampling.BILINEAR), (x_offset, 0))
     buffer = io.BytesIO()
     pair.save(buffer, "JPEG", quality=85, optimize=True)
     return buffer.getvalue()

@@ -10,10 +10,10 @@ from torch import nn
 
 from fastcxr.errors import ModelError
 from fastcxr.models.bundle import Classifier
-from fastcxr.models.heads import Watched
+from fastcxr.models.heads import StageFeatureExtractor
 
 
-class Graph(nn.Module):
+class OpenVINONetwork(nn.Module):
     """Stands where the network stood: the same logits from a compiled graph."""
 
     def __init__(self, network: nn.Module, compiled: Any):
@@ -25,17 +25,17 @@ class Graph(nn.Module):
         return torch.from_numpy(self.compiled([images.contiguous().numpy()])[0])
 
 
-class WatchedGraph(Watched):
+class OpenVINOFeatureExtractor(StageFeatureExtractor):
     """Stands where the network stood before a gate: what the stages see comes from the compiled graph too."""
 
-    def __init__(self, network: Watched, compiled: Any):
-        super().__init__(network.network, network.depths)
+    def __init__(self, network: StageFeatureExtractor, compiled: Any):
+        super().__init__(network.network, network.stage_channels)
         self.compiled = compiled
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, channels, size, size) -> (n, k) and (n, all channels of the stages)."""
-        answers = self.compiled([images.contiguous().numpy()])
-        return torch.from_numpy(answers[0]), torch.from_numpy(answers[1])
+        outputs = self.compiled([images.contiguous().numpy()])
+        return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1])
 
 
 def to_openvino(classifier: Classifier) -> Classifier:
@@ -43,26 +43,30 @@ def to_openvino(classifier: Classifier) -> Classifier:
 
     Raises ModelError where OpenVINO is not installed, or cannot convert the network.
     """
-    openvino = _import()
-    pixels, gate = classifier.pixels, classifier.gate
-    network = (Watched(classifier.network, gate.depths) if gate else classifier.network).cpu().eval()
-    shape = (len(pixels.mean), pixels.image_size, pixels.image_size)
+    openvino = _import_openvino()
+    input_spec, detector = classifier.input_spec, classifier.ood_detector
+    network = (
+        (StageFeatureExtractor(classifier.network, detector.stage_channels) if detector else classifier.network)
+        .cpu()
+        .eval()
+    )
+    shape = (len(input_spec.mean), input_spec.image_size, input_spec.image_size)
     try:
         with warnings.catch_warnings():  # a traced size is a constant, and is meant to be one
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             graph = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
-        wish = {"INFERENCE_PRECISION_HINT": "bf16" if classifier.precision == "bf16" else "f32"}
-        compiled = openvino.Core().compile_model(graph, "CPU", wish)
+        config = {"INFERENCE_PRECISION_HINT": "bf16" if classifier.precision == "bf16" else "f32"}
+        compiled = openvino.Core().compile_model(graph, "CPU", config)
     except Exception as error:  # its own errors have no common kind
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E302"
         ) from error
-    graph = (WatchedGraph if gate else Graph)(network, compiled)
+    graph = (OpenVINOFeatureExtractor if detector else OpenVINONetwork)(network, compiled)
     return replace(classifier, network=graph, precision="fp32")  # torch has nothing left to cast
 
 
-def _import() -> Any:
+def _import_openvino() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError as error:

@@ -11,31 +11,31 @@ import pandas as pd
 import torch
 
 from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unsure
-from fastcxr.data.cache.images import Pictures
+from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks, collecting, count_warnings
 from fastcxr.errors import ImageError
-from fastcxr.inference.openvino import Graph, WatchedGraph
+from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
-from fastcxr.metrics.predictions import Predictions, leave_open, make_predictions
-from fastcxr.models.bundle import Classifier, classifier_of
-from fastcxr.models.cpu_fusion import quicken
-from fastcxr.models.heads import look
-from fastcxr.models.precision import computing
+from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
+from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.heads import forward_with_features
+from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
-from fastcxr.progress.auto import find_progress
+from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
-from fastcxr.training.fit_ood import features_in_bank
+from fastcxr.training.fit_ood import read_bank_features
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-BATCH = 32
-MOST_READERS = BATCH  # each holds a whole image, however many cores there are
-ROWS = 1024  # of a bank's features that are in memory at once
-AHEAD = 3 * BATCH  # images decoded while the network is at work
+BATCH_SIZE = 32
+MAX_READER_THREADS = BATCH_SIZE  # each holds a whole image, however many cores there are
+BANK_CHUNK_ROWS = 1024  # of a bank's features that are in memory at once
+N_IMAGES_AHEAD = 3 * BATCH_SIZE  # images decoded while the network is at work
 
-Square = np.ndarray | ImageError
+ImageOrError = np.ndarray | ImageError
 
 
 def predict(
@@ -53,27 +53,29 @@ def predict(
     `tell`: log what decoding warns of; False where it was logged when the manifest was read.
     """
     learner = None if isinstance(model, Classifier) else model
-    classifier = model if learner is None else classifier_of(learner)
+    classifier = model if learner is None else extract_classifier(learner)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
-    if getattr(learner, "fitted", None):
-        from fastcxr.training.linear_probe import answer_from_bank
+    if getattr(learner, "fitted_probe", None):
+        from fastcxr.training.linear_probe import predict_from_bank
 
         # these features have been looked at by this very network
         held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
-        logits = answer_from_bank(learner, table["file"].tolist(), held_out)
+        logits = predict_from_bank(learner, table["file"].tolist(), held_out)
         if logits is not None:
             probability = torch.tensor(logits).softmax(dim=1).numpy()
-            return _finish(table, Scores(probability, measure_in_bank(learner, table["file"].tolist())), classifier)
-    pictures = None if learner is None else getattr(learner.dls, "pictures", None)
+            return _make_predictions(
+                table, Scores(probability, compute_bank_ood_scores(learner, table["file"].tolist())), classifier
+            )
+    image_cache = None if learner is None else getattr(learner.dls, "image_cache", None)
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
-    squares = read_squares(table["file"].tolist(), classifier.pixels.image_size, pictures, depths, remarks)
-    with (progress or find_progress()).bar(len(table), "predicting") as bar:
-        scores, errors = score_squares(classifier, squares, len(table), bar.advance)
+    images = read_fitted_images(table["file"].tolist(), classifier.input_spec.image_size, image_cache, depths, remarks)
+    with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
+        scores, errors = score_images_or_errors(classifier, images, len(table), bar.advance)
     if tell:
         tell_remarks(table, remarks, classifier.bit_depths)
-    return _finish(table, scores, classifier, errors)
+    return _make_predictions(table, scores, classifier, errors)
 
 
 @dataclass(frozen=True)
@@ -84,71 +86,75 @@ class Scores:
     """
 
     probability: np.ndarray
-    strangeness: np.ndarray | None
+    ood_score: np.ndarray | None
 
 
-def score_squares(
-    classifier: Classifier, squares: Iterator[Square], count: int, advance: Callable
+def score_images_or_errors(
+    classifier: Classifier, images_or_errors: Iterator[ImageOrError], n_images: int, advance: Callable
 ) -> tuple[Scores, list[str]]:
     """What there is to say of each square, and why a file could not be read, empty where all is well."""
-    strangeness = np.full(count, np.nan) if classifier.gate else None
-    scores, errors = Scores(np.full((count, len(classifier.labels)), np.nan), strangeness), [""] * count
-    classifier = with_quick_network(classifier)
-    for rows, images in _batches(squares, errors):
+    ood_score = np.full(n_images, np.nan) if classifier.ood_detector else None
+    scores, errors = Scores(np.full((n_images, len(classifier.labels)), np.nan), ood_score), [""] * n_images
+    classifier = fuse_classifier(classifier)
+    for rows, images in _make_batches(images_or_errors, errors):
         if rows:
-            found = score_images(classifier, np.stack(images))
-            scores.probability[rows] = found.probability
-            if classifier.gate:
-                scores.strangeness[rows] = found.strangeness
-        advance(BATCH)
+            batch_scores = score_batch(classifier, np.stack(images))
+            scores.probability[rows] = batch_scores.probability
+            if classifier.ood_detector:
+                scores.ood_score[rows] = batch_scores.ood_score
+        advance(BATCH_SIZE)
     return scores, errors
 
 
-def with_quick_network(classifier: Classifier) -> Classifier:
+def fuse_classifier(classifier: Classifier) -> Classifier:
     """The same classifier with a network for looking alone; a compiled graph is one already."""
-    if isinstance(classifier.network, Graph | WatchedGraph):
+    if isinstance(classifier.network, OpenVINONetwork | OpenVINOFeatureExtractor):
         return classifier
-    return replace(classifier, network=quicken(classifier.network, classifier.pixels, classifier.precision))
+    return replace(
+        classifier, network=fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
+    )
 
 
 @torch.inference_mode()
-def score_images(classifier: Classifier, images: np.ndarray) -> Scores:
+def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
     """What there is to say of gray 8-bit squares, shape (n, size, size); each row of probabilities sums to one."""
-    device, gate = next(classifier.network.parameters()).device, classifier.gate
-    batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.pixels)
-    with computing(classifier.precision, device):
-        logits, features = answer(classifier, batch)
+    device, detector = next(classifier.network.parameters()).device, classifier.ood_detector
+    batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
+    with autocast(classifier.precision, device):
+        logits, features = compute_logits(classifier, batch)
         if classifier.mirror_images:
-            logits = (logits.float() + answer(classifier, batch.flip(3))[0].float()) / 2
+            logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives. An Apple GPU has none.
     probability = (logits.cpu().double() / classifier.temperature).softmax(dim=1).numpy()
-    return Scores(probability, gate.measure(features.cpu().numpy()) if gate else None)
+    return Scores(probability, detector.compute_scores(features.cpu().numpy()) if detector else None)
 
 
-def answer(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits of a batch, and what its gate wants to know of it."""
-    if classifier.gate is None:
+    if classifier.ood_detector is None:
         return classifier.network(batch), None
-    return look(classifier.network, batch, classifier.gate.depths)
+    return forward_with_features(classifier.network, batch, classifier.ood_detector.stage_channels)
 
 
-def measure_in_bank(learner: "Learner", files: list[str]) -> np.ndarray | None:
+def compute_bank_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
     """How strange files of the learner's bank are; None without a gate."""
-    gate = learner.gate
-    if gate is None:
+    detector = learner.ood_detector
+    if detector is None:
         return None
-    found = np.full(len(files), np.nan)
-    for start in range(0, len(files), ROWS):
-        few = files[start : start + ROWS]
-        found[start : start + ROWS] = gate.measure(features_in_bank(learner, few, gate.depths))
-    return found
+    ood_scores = np.full(len(files), np.nan)
+    for start in range(0, len(files), BANK_CHUNK_ROWS):
+        chunk_files = files[start : start + BANK_CHUNK_ROWS]
+        ood_scores[start : start + BANK_CHUNK_ROWS] = detector.compute_scores(
+            read_bank_features(learner, chunk_files, detector.stage_channels)
+        )
+    return ood_scores
 
 
-def _finish(
+def _make_predictions(
     table: pd.DataFrame, scores: Scores, classifier: Classifier, errors: Sequence[str] | None = None
 ) -> Predictions:
     predictions = make_predictions(table, scores.probability, classifier.labels, errors)
-    return predictions if scores.strangeness is None else leave_open(predictions, scores.strangeness)
+    return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)
 
 
 def tell_remarks(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
@@ -157,54 +163,56 @@ def tell_remarks(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: Bi
     warn_unsure(table, remarks, depths)
 
 
-def read_squares(
+def read_fitted_images(
     files: Sequence[str],
     size: int,
-    pictures: Pictures | None,
+    image_cache: ImageCache | None,
     depths: Sequence[int | None] | None = None,
     remarks: dict[int, Remarks] | None = None,
-) -> Iterator[Square]:
+) -> Iterator[ImageOrError]:
     """Every file's square, in order: from the store where it holds them all, else decoded ahead of the network.
 
     `depths`: bits of each image, where its file states none. `remarks` takes what is remarked on files decoded now.
     """
     depths = [None] * len(files) if depths is None else depths
     remarks = {} if remarks is None else remarks
-    row_of = {file: row for row, file in enumerate(pictures.files)} if pictures and pictures.size == size else {}
-    if not all(file in row_of for file in files):
-        yield from _read_ahead(range(len(files)), files, size, depths, remarks)
+    row_by_file = (
+        {file: row for row, file in enumerate(image_cache.files)} if image_cache and image_cache.size == size else {}
+    )
+    if not all(file in row_by_file for file in files):
+        yield from _decode_ahead(range(len(files)), files, size, depths, remarks)
         return
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = files[start : start + BATCH_SIZE]
         try:
-            squares = pictures.read([row_of[file] for file in batch])
+            images = image_cache.read([row_by_file[file] for file in batch])
         except ImageError:  # the store lost one, and its file is no longer what it was: a row with a reason
-            squares = _read_ahead(range(start, start + len(batch)), files, size, depths, remarks)
-        yield from squares
+            images = _decode_ahead(range(start, start + len(batch)), files, size, depths, remarks)
+        yield from images
 
 
-def _read_ahead(
+def _decode_ahead(
     rows: Iterable[int], files: Sequence[str], size: int, depths: Sequence[int | None], remarks: dict[int, Remarks]
-) -> Iterator[Square]:
+) -> Iterator[ImageOrError]:
     """The square of each of these rows, in order, read by all cores while the caller computes; memory stays bounded."""
 
-    def settle(row: int, future: Future) -> Square:
+    def settle(row: int, future: Future) -> ImageOrError:
         square, one = future.result()
         if one != Remarks():
             remarks[row] = one
         return square
 
-    with ThreadPoolExecutor(min(count_cpus(), MOST_READERS)) as readers:
-        waiting: deque[tuple[int, Future]] = deque()
+    with ThreadPoolExecutor(min(count_cpus(), MAX_READER_THREADS)) as executor:
+        pending: deque[tuple[int, Future]] = deque()
         for row in rows:
-            waiting.append((row, readers.submit(_read_square, files[row], size, depths[row])))
-            if len(waiting) > AHEAD:
-                yield settle(*waiting.popleft())
-        while waiting:
-            yield settle(*waiting.popleft())
+            pending.append((row, executor.submit(_read_fitted_image, files[row], size, depths[row])))
+            if len(pending) > N_IMAGES_AHEAD:
+                yield settle(*pending.popleft())
+        while pending:
+            yield settle(*pending.popleft())
 
 
-def _read_square(file: str, size: int, depth: int | None) -> tuple[Square, Remarks]:
+def _read_fitted_image(file: str, size: int, depth: int | None) -> tuple[ImageOrError, Remarks]:
     with collecting() as remarks:
         try:
             return fit_square(read_image(file, depth), size), remarks
@@ -212,16 +220,18 @@ def _read_square(file: str, size: int, depth: int | None) -> tuple[Square, Remar
             return error, Remarks()
 
 
-def _batches(squares: Iterator[Square], errors: list[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+def _make_batches(
+    images_or_errors: Iterator[ImageOrError], errors: list[str]
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Rows and images of one batch after the other; a reason goes into `errors` in place of an image."""
     rows, images = [], []
-    for row, square in enumerate(squares):
-        if isinstance(square, ImageError):
-            errors[row] = f"FCX-{square.code} {square.what}. {square.fix}"
+    for row, image in enumerate(images_or_errors):
+        if isinstance(image, ImageError):
+            errors[row] = f"FCX-{image.code} {image.problem}. {image.fix}"
         else:
             rows.append(row)
-            images.append(square)
-        if (row + 1) % BATCH == 0:
+            images.append(image)
+        if (row + 1) % BATCH_SIZE == 0:
             yield rows, images
             rows, images = [], []
     yield rows, images

@@ -16,18 +16,20 @@ from torch import nn
 
 from fastcxr.models.param_groups import layer_groups
 
-IMAGES = 8  # whose maps are compared
-DRAWS = 4  # of all weights: maps of one random network may be alike by chance, and like those of the trained one
+N_CHECK_IMAGES = 8  # whose maps are compared
+N_RANDOMISATIONS = (
+    4  # of all weights: maps of one random network may be alike by chance, and like those of the trained one
+)
 # mean rank correlation with all weights drawn anew, from benchmarks/explain.py: Grad-CAM stays near 0, a map of the
 # picture's edges is at 1; on a grid of very few places chance alone reaches further up
-LIMIT = 0.5
-PLACES = 56  # side of the maps that are compared: neighbouring pixels of a large one say the same
+MAX_RANK_CORRELATION = 0.5
+COMPARED_MAP_PIXELS = 56  # side of the maps that are compared: neighbouring pixels of a large one say the same
 
-DrawMaps = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+AttributionMethod = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class SanityCheck:
     """Mean rank correlation of maps with the original ones as one layer group more, from the head down, is redrawn."""
 
     correlation: tuple[float, ...]
@@ -36,62 +38,67 @@ class Check:
     @property
     def is_passed(self) -> bool:
         """Whether the maps depend on what was learned."""
-        return self.correlation[-1] <= LIMIT
+        return self.correlation[-1] <= MAX_RANK_CORRELATION
 
     @property
-    def refusal(self) -> str:
+    def failure_reason(self) -> str:
         """Why the maps are withheld; empty where they passed."""
-        words = f"the map hardly changes when the weights are random (rank correlation {self.correlation[-1]:.2f})"
-        return "" if self.is_passed else f"{words}, so it does not show what the model learned"
+        problem = f"the map hardly changes when the weights are random (rank correlation {self.correlation[-1]:.2f})"
+        return "" if self.is_passed else f"{problem}, so it does not show what the model learned"
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """What the check found, in a line."""
-        steps = ", ".join(f"{value:.2f}" for value in self.correlation)
-        verdict = "passed" if self.is_passed else f"failed: {self.refusal}"
-        return f"Rank correlation of maps with weights drawn anew from the head down: {steps}. Check {verdict}."
+        correlations = ", ".join(f"{value:.2f}" for value in self.correlation)
+        verdict = "passed" if self.is_passed else f"failed: {self.failure_reason}"
+        return f"Rank correlation of maps with weights drawn anew from the head down: {correlations}. Check {verdict}."
 
 
-def check_maps(network: nn.Module, draw: DrawMaps, images: torch.Tensor, classes: torch.Tensor) -> Check:
+def run_sanity_check(
+    network: nn.Module, attribute: AttributionMethod, images: torch.Tensor, classes: torch.Tensor
+) -> SanityCheck:
     """Compare maps of these images, shape (n, channels, size, size), with those of ever more random networks.
 
     `draw`: makes maps, shape (n, size, size), of a network, images and a class each. `network` stays as it is.
     """
-    original, other = draw(network, images, classes), copy.deepcopy(network)
-    steps = [correlate(original, draw(other, images, classes)) for _ in redraw_cascade(network, other, seed=0)]
-    ends = [steps.pop()]
-    for seed in range(1, DRAWS):
-        for _ in redraw_cascade(network, other, seed):
+    original, randomised = attribute(network, images, classes), copy.deepcopy(network)
+    step_correlations = [
+        compute_rank_correlation(original, attribute(randomised, images, classes))
+        for _ in randomise_cascade(network, randomised, seed=0)
+    ]
+    final_correlations = [step_correlations.pop()]
+    for seed in range(1, N_RANDOMISATIONS):
+        for _ in randomise_cascade(network, randomised, seed):
             pass  # to the stem
-        ends.append(correlate(original, draw(other, images, classes)))
-    return Check(correlation=(*steps, float(np.mean(ends))), images=len(images))
+        final_correlations.append(compute_rank_correlation(original, attribute(randomised, images, classes)))
+    return SanityCheck(correlation=(*step_correlations, float(np.mean(final_correlations))), images=len(images))
 
 
-def redraw_cascade(network: nn.Module, other: nn.Module, seed: int) -> Iterator[None]:
+def randomise_cascade(network: nn.Module, randomised: nn.Module, seed: int) -> Iterator[None]:
     """Make `other` the same network with its head drawn anew, then the group below it too, and so on to the stem."""
-    other.load_state_dict(network.state_dict())
+    randomised.load_state_dict(network.state_dict())
     generator = torch.Generator().manual_seed(seed)
-    for group in reversed(layer_groups(other)):
+    for group in reversed(layer_groups(randomised)):
         for parameter in group:
-            redraw(parameter, generator)
+            randomise(parameter, generator)
         yield
 
 
 @torch.no_grad()
-def redraw(parameter: torch.Tensor, generator: torch.Generator) -> None:
+def randomise(parameter: torch.Tensor, generator: torch.Generator) -> None:
     """Normal numbers of the same mean and deviation, so that the scale of what follows stays about as it was."""
     noise = torch.randn(parameter.shape, generator=generator).to(parameter)
     parameter.copy_(parameter.mean() + parameter.std(correction=0) * noise)
 
 
-def correlate(maps: torch.Tensor, others: torch.Tensor) -> float:
+def compute_rank_correlation(maps: torch.Tensor, other_maps: torch.Tensor) -> float:
     """Mean of Spearman's rank correlation over pairs of maps, shape (n, size, size); an even map is like no other."""
-    ranks, other_ranks = (_rank(each) for each in (maps, others))
-    spread = np.sqrt((ranks**2).sum(axis=1) * (other_ranks**2).sum(axis=1))
-    return float(np.mean((ranks * other_ranks).sum(axis=1) / np.where(spread > 0, spread, np.inf)))
+    ranks, other_ranks = (_rank_pixels(batch) for batch in (maps, other_maps))
+    norms = np.sqrt((ranks**2).sum(axis=1) * (other_ranks**2).sum(axis=1))
+    return float(np.mean((ranks * other_ranks).sum(axis=1) / np.where(norms > 0, norms, np.inf)))
 
 
-def _rank(maps: torch.Tensor) -> np.ndarray:
-    small = nn.functional.adaptive_avg_pool2d(maps.float()[:, None], PLACES).flatten(1).cpu().numpy()
-    ranks = rankdata(small, axis=1)
+def _rank_pixels(maps: torch.Tensor) -> np.ndarray:
+    downsampled = nn.functional.adaptive_avg_pool2d(maps.float()[:, None], COMPARED_MAP_PIXELS).flatten(1).cpu().numpy()
+    ranks = rankdata(downsampled, axis=1)
     return ranks - ranks.mean(axis=1, keepdims=True)

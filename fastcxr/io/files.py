@@ -13,35 +13,37 @@ from typing import Any
 
 from fastcxr.errors import FastcxrError, OutputError, StorageError
 
-SUMS = "SHA256SUMS"
-STATE = "state"  # folder of an unfinished run, which no checksum covers
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CHECKSUMS_FILE = "SHA256SUMS"
+STATE_DIR = "state"  # folder of an unfinished run, which no checksum covers
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot sync a folder
-MOST_JSON = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
+MAX_JSON_BYTES = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
 
 
-def write_whole(path: str | Path, content: bytes | str) -> None:
+def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write a file beside its place and move it there in one step. Raises OutputError where that is impossible."""
     path = Path(path)
     content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    draft = None
+    temporary_path = None
     try:
-        handle, draft = _open_draft(path)
-        with os.fdopen(handle, "wb") as file:
+        descriptor, temporary_path = _open_draft(path)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        temporary_path.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if draft:
-            draft.unlink(missing_ok=True)
-        raise _trouble(error, path) from error
+        if temporary_path:
+            temporary_path.unlink(missing_ok=True)
+        raise _make_write_error(error, path) from error
 
 
-def _trouble(error: OSError, path: Path) -> OutputError:
-    kind = StorageError if error.errno in DISK_FAULTS else OutputError
-    return kind(f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path)
+def _make_write_error(error: OSError, path: Path) -> OutputError:
+    error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
+    return error_class(
+        f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path
+    )
 
 
 def _open_draft(path: Path) -> tuple[int, Path]:
@@ -71,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def draft_beside(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """For what is too large to hold at once: an empty file to fill, which takes its place when the block ends well.
 
     Raises OutputError for a place that is taken, or cannot be written to; then and after an error no draft is left.
@@ -80,28 +82,28 @@ def draft_beside(path: str | Path) -> Iterator[Path]:
     if path.exists():
         raise OutputError("this file is there already", "Choose another name, or remove it", path=path)
     try:
-        handle, draft = _open_draft(path)
-        os.close(handle)
+        descriptor, temporary_path = _open_draft(path)
+        os.close(descriptor)
     except OSError as error:
         fix = "Choose a folder that is there and may be written to"
         raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
     try:
-        yield draft
-        with draft.open("rb+") as file:
+        yield temporary_path
+        with temporary_path.open("rb+") as file:
             os.fsync(file.fileno())
-        draft.replace(path)
+        temporary_path.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         if isinstance(error, FastcxrError):
             raise
-        raise _trouble(error, path) from error
+        raise _make_write_error(error, path) from error
     finally:
-        draft.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Strict JSON, indented for people."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -111,54 +113,56 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():  # opening a FIFO would wait for ever
         raise FileNotFoundError(f"no such file: {path.name}")
-    if path.stat().st_size > MOST_JSON:
-        raise ValueError(f"{path.stat().st_size:,} bytes, over the limit of {MOST_JSON:,}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path.stat().st_size:,} bytes, over the limit of {MAX_JSON_BYTES:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except RecursionError as error:
         raise ValueError("brackets too deep") from error
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def sha256_of(path: str | Path) -> str:
+def compute_sha256(path: str | Path) -> str:
     """The checksum of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_sums(folder: Path, anew: Collection[str] | None = None) -> None:
+def write_checksums(folder: Path, changed_files: Collection[str] | None = None) -> None:
     """SHA256SUMS of a folder, as `sha256sum --check` reads it: of all its files, or where it is there already only of
     those in `anew`. A folder inside that has one of its own answers for itself.
     """
-    known = read_sums(folder) if anew is not None else {}
-    for name in list_files(folder) if anew is None or not known else anew:
+    checksums = read_checksums(folder) if changed_files is not None else {}
+    for name in list_files(folder) if changed_files is None or not checksums else changed_files:
         if (folder / name).is_file():
-            known[name] = sha256_of(folder / name)
-    lines = [f"{checksum}  {name}\n" for name, checksum in sorted(known.items())]
-    write_whole(folder / SUMS, "".join(lines))
+            checksums[name] = compute_sha256(folder / name)
+    lines = [f"{checksum}  {name}\n" for name, checksum in sorted(checksums.items())]
+    atomic_write(folder / CHECKSUMS_FILE, "".join(lines))
 
 
-def read_sums(folder: Path) -> dict[str, str]:
+def read_checksums(folder: Path) -> dict[str, str]:
     """File -> checksum, as SHA256SUMS has them; nothing where there is none. Raises OutputError for a damaged one."""
-    path = folder / SUMS
+    path = folder / CHECKSUMS_FILE
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    found = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
-    if None in found:
+    matches = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
+    if None in matches:
         fix = "Restore the folder from a copy"
-        raise OutputError(f"line {found.index(None) + 1} is no checksum and name", fix, path=path)
-    return {match[2]: match[1] for match in found}
+        raise OutputError(f"line {matches.index(None) + 1} is no checksum and name", fix, path=path)
+    return {match[2]: match[1] for match in matches}
 
 
 def list_files(folder: Path) -> list[str]:
     """Every file below, by its path with slashes, without hidden ones and folders that have checksums of their own."""
     names = []
-    for place, below, files in os.walk(folder):
-        inside = Path(place)
-        below[:] = [name for name in below if name != STATE and not (inside / name / SUMS).exists()]
-        names += [(inside / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
-    return sorted(set(names) - {SUMS})
+    for directory, subdirectories, files in os.walk(folder):
+        parent = Path(directory)
+        subdirectories[:] = [
+            name for name in subdirectories if name != STATE_DIR and not (parent / name / CHECKSUMS_FILE).exists()
+        ]
+        names += [(parent / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(set(names) - {CHECKSUMS_FILE})

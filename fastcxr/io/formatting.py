@@ -4,43 +4,43 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-NOTHING = "–"
+MISSING = "–"
 
 
-def share(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """0.8934 as "89.3 %"; what is not perfect never reads as perfect."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     if 0.9995 <= value < 1:
         return "> 99.9 %"
     return f"{100 * value:.1f} %"
 
 
-def score(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """0.95431 as "0.954"; what is not perfect never reads as perfect."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     if 0.9995 <= value < 1:
         return "> 0.999"
     return f"{value:.3f}"
 
 
-def loss(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A figure that has no upper end, such as a loss or a slope: 0.4321 as "0.432"."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.3f}"
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def count(n: int, one: str, several: str | None = None) -> str:
+def pluralize(n: int, singular: str, plural: str | None = None) -> str:
     """1234 images, 1 image, 0 images."""
-    return f"{n:,} {one if n == 1 else several or one + 's'}"
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def rate(value: float) -> str:
+def format_learning_rate(value: float) -> str:
     """A learning rate: 0.0021 as "0.0021", 0.0000031 as "3.1e-06"."""
     return f"{value:.2g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """3725 as "1 h 2 min", 95 as "1 min 35 s", 4.2 as "4.2 s"."""
     if seconds < 60:
         return f"{seconds:.3g} s"
@@ -49,21 +49,24 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def listed(names: list[str], word: str = "and") -> str:
+def join_names(names: list[str], conjunction: str = "and") -> str:
     """a, b and c."""
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+    return f" {conjunction} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
-def reach(part: dict[str, Any] | None, name: str, words: Callable) -> str:
+def format_interval(split_metrics: dict[str, Any] | None, name: str, formatter: Callable) -> str:
     """The interval of a figure by its dotted name: 79.1–88.6 %, or 0.931–0.969; nothing where there is none."""
-    edges = ((part or {}).get("intervals") or {}).get("of", {}).get(name)
-    if edges is None:
+    bounds = ((split_metrics or {}).get("intervals") or {}).get("of", {}).get(name)
+    if bounds is None:
         return ""
-    low, high = (loss(edge) if words is loss else _edge(edge, words is share) for edge in edges)
-    return f"{low}–{high}" + (" %" if words is share else "")
+    low, high = (
+        format_number(edge) if formatter is format_number else _format_bound(edge, formatter is format_percent)
+        for edge in bounds
+    )
+    return f"{low}–{high}" + (" %" if formatter is format_percent else "")
 
 
-def _edge(value: float, percent: bool) -> str:
+def _format_bound(value: float, is_percent: bool) -> str:
     """One end of an interval; what is not perfect never reads as perfect."""
     value = min(value, 0.999) if value < 1 else value
-    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+    return f"{100 * value:.1f}" if is_percent else f"{value:.3f}"

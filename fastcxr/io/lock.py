@@ -17,17 +17,17 @@ from pathlib import Path
 from fastcxr.errors import BusyError, OutputError
 
 log = logging.getLogger("fastcxr")
-LOCK = ".lock"
-ATTEMPTS, PAUSE_SECONDS = 5, 0.02  # `is_held` of another process holds the lock for a moment
+LOCK_FILE_NAME = ".lock"
+ATTEMPTS, PAUSE_SECONDS = 5, 0.02  # `is_locked` of another process holds the lock for a moment
 OWNER_OFFSET, OWNER_BYTES = 1, 20  # Windows locks the first byte against reading too
-_open: set[int] = set()  # descriptors of the locks that this process holds
+_open_lock_files: set[int] = set()  # descriptors of the locks that this process holds
 
 
 def _close_in_child() -> None:
     """Close the locks in a forked data loader worker: it may outlive the training process by seconds."""
-    for descriptor in _open:
+    for descriptor in _open_lock_files:
         os.close(descriptor)
-    _open.clear()
+    _open_lock_files.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -35,25 +35,25 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def directory_lock(folder: Path) -> Iterator[None]:
     """Own the folder for the length of the block.
 
     Raises BusyError, with the process id of the owner, if another process owns it, OutputError if it cannot be written.
     """
-    descriptor = _take(folder)
-    _open.add(descriptor)
+    descriptor = _acquire_lock(folder)
+    _open_lock_files.add(descriptor)
     try:
         yield
     finally:
-        if descriptor in _open:  # not in a forked child, which closed its copy
-            _open.discard(descriptor)
-            _release(descriptor, folder / LOCK)
+        if descriptor in _open_lock_files:  # not in a forked child, which closed its copy
+            _open_lock_files.discard(descriptor)
+            _release(descriptor, folder / LOCK_FILE_NAME)
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a running process owns the folder."""
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
+        descriptor = os.open(folder / LOCK_FILE_NAME, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:  # of another user, or being removed: not free for this process
@@ -66,7 +66,7 @@ def is_held(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def _take(folder: Path) -> int:
+def _acquire_lock(folder: Path) -> int:
     """Return the descriptor of the lock file, locked, with the process id of this process in it."""
     while True:
         descriptor = _open_file(folder)
@@ -80,7 +80,7 @@ def _take(folder: Path) -> int:
         except OSError as error:  # some network disks have no locks
             text = "%s has no locks (%s): see that no other process writes into it"
             log.warning(text, folder.name, error.strerror)
-        if _is_still(descriptor, folder / LOCK):
+        if _is_still(descriptor, folder / LOCK_FILE_NAME):
             _write_owner(descriptor)
             return descriptor
         os.close(descriptor)  # the former owner removed it between the opening and the locking
@@ -88,7 +88,7 @@ def _take(folder: Path) -> int:
 
 def _open_file(folder: Path) -> int:
     try:
-        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(folder / LOCK_FILE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         fix = "Choose another --out"
         raise OutputError(f"this folder cannot be written to ({error.strerror})", fix, path=folder) from error
@@ -125,7 +125,7 @@ def _release(descriptor: int, path: Path) -> None:
 
 
 def _remove_closed(path: Path) -> None:
-    for attempt in range(ATTEMPTS):  # `is_held` of another process may have it open for a moment
+    for attempt in range(ATTEMPTS):  # `is_locked` of another process may have it open for a moment
         time.sleep(PAUSE_SECONDS if attempt else 0)
         with suppress(PermissionError):  # the next owner has it open
             path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from fastcxr.errors import FastcxrError
 from fastcxr.io.redact import hide_folders
 
 log = logging.getLogger("fastcxr")
-LONGEST = 200  # characters of a reason
+MAX_REASON_CHARS = 200  # characters of a reason
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Attempt:
 
 
 @contextmanager
-def optional(figure: str) -> Iterator[Attempt]:
+def skip_on_error(output: str) -> Iterator[Attempt]:
     """Leave a figure out if the block raises an Exception: log a warning with its name and the reason, and continue.
 
     Every Exception counts, errors of our own code among them: torch raises RuntimeError, NotImplementedError or
@@ -32,14 +32,16 @@ def optional(figure: str) -> Iterator[Attempt]:
     try:
         yield attempt
     except Exception as error:
-        attempt.reason = explain_error(error)
-        log.warning("%s left out: %s", figure, attempt.reason)
-        log.debug("traceback of %s", figure, exc_info=True)
+        attempt.reason = describe_error(error)
+        log.warning("%s left out: %s", output, attempt.reason)
+        log.debug("traceback of %s", output, exc_info=True)
 
 
-def explain_error(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The kind of an error and the first line of its message, without folders of this machine."""
     if isinstance(error, FastcxrError):
-        return hide_folders(error.what)[:LONGEST]
+        return hide_folders(error.problem)[:MAX_REASON_CHARS]
     message = getattr(error, "strerror", None) or str(error)
-    return f"{type(error).__name__}: {hide_folders(message.partition(chr(10))[0])[:LONGEST]}".removesuffix(": ")
+    return f"{type(error).__name__}: {hide_folders(message.partition(chr(10))[0])[:MAX_REASON_CHARS]}".removesuffix(
+        ": "
+    )

@@ -13,9 +13,9 @@ START = re.compile(r"(?<![\w.~/*+\])-])/(?=\w)")  # of an absolute path in a sen
 END = re.compile(r"[\s,;:()'\"]|$")
 
 
-def hide_places(command: str | None) -> str | None:
+def redact_command(command: str | None) -> str | None:
     """A command line as run.json holds it: each absolute path, also behind a `=`, becomes its last part."""
-    return command and shlex.join(map(_hide_word, shlex.split(command)))
+    return command and shlex.join(map(_redact_argument, shlex.split(command)))
 
 
 def hide_folders(text: str) -> str:
@@ -23,16 +23,16 @@ def hide_folders(text: str) -> str:
     return FOLDERS.sub("", text)
 
 
-def _hide_word(word: str) -> str:
-    name, sign, value = word.partition("=")
-    if _is_place(word):
-        return Path(word).name
-    return f"{name}={_hide_word(value)}" if sign else word  # --where=path=/data/1.png has two signs
+def _redact_argument(argument: str) -> str:
+    name, separator, value = argument.partition("=")
+    if _is_absolute_path(argument):
+        return Path(argument).name
+    return f"{name}={_redact_argument(value)}" if separator else argument  # --where=path=/data/1.png has two signs
 
 
-def _is_place(word: str) -> bool:
+def _is_absolute_path(argument: str) -> bool:
     """Whether this is an absolute path, and no pattern that merely begins with a slash."""
-    path = Path(word)
+    path = Path(argument)
     return path.is_absolute() and (os.path.exists(path) or (path.parent != Path(path.anchor) and path.parent.exists()))
 
 

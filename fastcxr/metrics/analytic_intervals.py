@@ -6,42 +6,42 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtri  # scipy.stats and scipy.optimize take a second to import: only where they are used
 
-Z = float(ndtri(0.975))  # for 95 %
+Z_95 = float(ndtri(0.975))  # for 95 %
 Interval = tuple[float, float]
 
 
-def wilson(hits: float, n: float) -> Interval:
+def wilson(n_hits: float, n: float) -> Interval:
     """Score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953). `n` is at least 1."""
-    share, square = hits / n, Z**2
-    middle = (share + square / (2 * n)) / (1 + square / n)
-    half = Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n**2))
+    proportion, z_squared = n_hits / n, Z_95**2
+    midpoint = (proportion + z_squared / (2 * n)) / (1 + z_squared / n)
+    half_width = Z_95 / (1 + z_squared / n) * math.sqrt(proportion * (1 - proportion) / n + z_squared / (4 * n**2))
     # at an end the formula means the end itself, and misses it by a rounding error
-    return (0.0 if hits == 0 else middle - half, 1.0 if hits == n else middle + half)
+    return (0.0 if n_hits == 0 else midpoint - half_width, 1.0 if n_hits == n else midpoint + half_width)
 
 
-def newcombe(auroc: float, positives: int, negatives: int) -> Interval:
+def newcombe(auroc: float, n_positives: int, n_negatives: int) -> Interval:
     """Interval of an AUROC from its value and the two counts, also at 0 and 1.
 
     Method 5 of Newcombe 2006 (doi:10.1002/sim.2324): the variance of Hanley and McNeil at each bound, with both counts
     taken as their mean.
     """
-    further = (positives + negatives) / 2 - 1
+    n_mean_minus_one = (n_positives + n_negatives) / 2 - 1
 
     def distance(bound: float) -> float:
-        share = 1 + further * (1 - bound) / (2 - bound) + further * bound / (1 + bound)
-        variance = bound * (1 - bound) * share / (positives * negatives)
-        return (auroc - bound) ** 2 - Z**2 * variance
+        variance_factor = 1 + n_mean_minus_one * (1 - bound) / (2 - bound) + n_mean_minus_one * bound / (1 + bound)
+        variance = bound * (1 - bound) * variance_factor / (n_positives * n_negatives)
+        return (auroc - bound) ** 2 - Z_95**2 * variance
 
-    return _solve(distance, 0.0, auroc), _solve(distance, 1.0, auroc)
+    return _solve_bound(distance, 0.0, auroc), _solve_bound(distance, 1.0, auroc)
 
 
-def _solve(distance: Callable[[float], float], end: float, auroc: float) -> float:
+def _solve_bound(distance: Callable[[float], float], end: float, auroc: float) -> float:
     if auroc == end:
         return end
     from scipy.optimize import brentq
 
-    nearest = auroc + (end - auroc) * 1e-12  # at the value itself a bound at 0 or 1 is a second root
-    return float(brentq(distance, end, nearest)) if distance(nearest) < 0 else end
+    start = auroc + (end - auroc) * 1e-12  # at the value itself a bound at 0 or 1 is a second root
+    return float(brentq(distance, end, start)) if distance(start) < 0 else end
 
 
 def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
@@ -49,12 +49,12 @@ def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
 
     `truth`: booleans, shape (n,), with both values. `score`: higher means more likely true.
     """
-    auroc, of_positives, of_negatives = placements(truth, score)
-    parts = [part.var(ddof=1) / len(part) if len(part) > 1 else math.nan for part in (of_positives, of_negatives)]
-    return auroc, float(sum(parts))
+    auroc, of_positives, of_negatives = compute_placements(truth, score)
+    variances = [part.var(ddof=1) / len(part) if len(part) > 1 else math.nan for part in (of_positives, of_negatives)]
+    return auroc, float(sum(variances))
 
 
-def placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+def compute_placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """AUROC; for each positive the share of negatives below it; for each negative the share of positives above it."""
     from scipy.stats import rankdata
 
@@ -65,10 +65,10 @@ def placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray,
     return float(of_positives.mean()), of_positives, of_negatives
 
 
-def logit_interval(value: float, error: float) -> Interval:
+def logit_interval(value: float, standard_error: float) -> Interval:
     """Value and standard error become an interval that stays inside 0 and 1: symmetric on the scale of log odds."""
-    middle, half = math.log(value / (1 - value)), Z * error / (value * (1 - value))
-    return tuple(1 / (1 + math.exp(-edge)) for edge in (middle - half, middle + half))
+    midpoint, half_width = math.log(value / (1 - value)), Z_95 * standard_error / (value * (1 - value))
+    return tuple(1 / (1 + math.exp(-edge)) for edge in (midpoint - half_width, midpoint + half_width))
 
 
 def auroc_interval(truth: np.ndarray, score: np.ndarray) -> Interval:

@@ -10,40 +10,40 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from fastcxr.metrics.calibration import image_briers, image_losses
+from fastcxr.metrics.calibration import compute_brier_scores, compute_log_losses
 
-DRAWS = 2000
-CELLS = 1 << 21  # weights in memory at once (16 MiB as float64)
-Figures = dict[str, np.ndarray]
+N_DRAWS = 2000
+MAX_WEIGHTS_IN_MEMORY = 1 << 21  # weights in memory at once (16 MiB as float64)
+MetricDraws = dict[str, np.ndarray]
 
 
-def redraw(
+def bootstrap_metrics(
     truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: np.ndarray, seed: int
-) -> Figures:
+) -> MetricDraws:
     """Every figure of `measure` by its dotted name, in each draw: shape (DRAWS,), nan where a draw leaves it undefined.
 
     `truth`: positions in `labels`, shape (n,). `probability`: (n, k). `patients`: a name an image.
     """
     images = Images.of(truth, probability, labels)
-    parts = [images.measure(weights) for weights in draw_weights(patients, seed)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    batches = [images.measure(weights) for weights in draw_bootstrap_weights(patients, seed)]
+    return {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
 
 
-def draw_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def draw_bootstrap_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """How often each image comes in each draw; shape (some draws, n)."""
-    _, place = np.unique(patients, return_inverse=True)
-    count, rng, left = place.max() + 1, np.random.default_rng(seed), DRAWS
-    while left:
-        draws = min(left, max(1, CELLS // len(place)))
-        times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-        yield times[:, place].astype(float)
-        left -= draws
+    _, patient_index = np.unique(patients, return_inverse=True)
+    n_patients, rng, n_left = patient_index.max() + 1, np.random.default_rng(seed), N_DRAWS
+    while n_left:
+        n_draws = min(n_left, max(1, MAX_WEIGHTS_IN_MEMORY // len(patient_index)))
+        patient_counts = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_draws)
+        yield patient_counts[:, patient_index].astype(float)
+        n_left -= n_draws
 
 
-def is_among_two(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
+def is_in_top2(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Whether the truth is one of the two most probable classes; the last of them in a tie, as in scikit-learn."""
-    two = np.argsort(probability, axis=1, kind="stable")[:, -2:]
-    return (two == truth[:, None]).any(axis=1)
+    top2 = np.argsort(probability, axis=1, kind="stable")[:, -2:]
+    return (top2 == truth[:, None]).any(axis=1)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Images:
     predicted: csr_array
     hits: csr_array
     rankings: list["Ranking"]
-    means: Figures
+    means: MetricDraws
 
     @classmethod
     def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "Images":
@@ -68,24 +68,24 @@ class Images:
         guess, everyone = probability.argmax(axis=1), np.arange(len(truth))
         groups = ((truth, everyone), (guess, everyone), (truth, np.flatnonzero(guess == truth)))
         means = {
-            "calibration.log_loss": image_losses(truth, probability),
-            "calibration.brier": image_briers(truth, probability),
+            "calibration.log_loss": compute_log_losses(truth, probability),
+            "calibration.brier": compute_brier_scores(truth, probability),
         }
         if len(labels) > 2:
-            means["top2_accuracy"] = is_among_two(truth, probability).astype(float)
+            means["top2_accuracy"] = is_in_top2(truth, probability).astype(float)
         rankings = [Ranking.of(truth == k, probability[:, k]) for k in range(len(labels))]
         return cls(labels, *(_by_class(*group, len(labels)) for group in groups), rankings, means)
 
-    def measure(self, weights: np.ndarray) -> Figures:
+    def measure(self, weights: np.ndarray) -> MetricDraws:
         """Every metric in each draw. `weights`: (draws, n)."""
         total, columns = weights.sum(axis=1), np.ascontiguousarray(weights.T)
         counts = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
         with np.errstate(invalid="ignore", divide="ignore"):
-            figures = _of_counts(*counts, total, self.labels)
+            figures = _compute_count_metrics(*counts, total, self.labels)
             ranks = [ranking.measure(columns) for ranking in self.rankings]
         for name, column in (("auroc", 0), ("average_precision", 1)):
             figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(self.labels)}
-            figures[f"{name}.macro"] = _mean([rank[column] for rank in ranks])
+            figures[f"{name}.macro"] = _average_defined([rank[column] for rank in ranks])
         return figures | {name: weights @ values / total for name, values in self.means.items()}
 
 
@@ -136,26 +136,26 @@ def _grouped(images: np.ndarray, edges: np.ndarray, n: int) -> csr_array:
     return csr_array((np.ones(len(images), np.int8), images, pointers), shape=(len(pointers) - 1, n))
 
 
-def _of_counts(
-    hits: np.ndarray, support: np.ndarray, predicted: np.ndarray, total: np.ndarray, labels: Sequence[str]
-) -> Figures:
+def _compute_count_metrics(
+    n_correct: np.ndarray, support: np.ndarray, predicted: np.ndarray, total: np.ndarray, labels: Sequence[str]
+) -> MetricDraws:
     """Metrics of the predicted class. `hits`, `support`, `predicted`: (draws, k); `total`: (draws,)."""
-    recall, rest = hits / support, total[:, None] - support
+    recall, n_others = n_correct / support, total[:, None] - support
     columns = {
         "sensitivity": recall,
-        "specificity": (rest - (predicted - hits)) / rest,
-        "precision": np.where(support > 0, np.where(predicted > 0, hits / predicted, 0.0), np.nan),
-        "f1": np.where(support > 0, 2 * hits / (support + predicted), np.nan),
+        "specificity": (n_others - (predicted - n_correct)) / n_others,
+        "precision": np.where(support > 0, np.where(predicted > 0, n_correct / predicted, 0.0), np.nan),
+        "f1": np.where(support > 0, 2 * n_correct / (support + predicted), np.nan),
     }
-    figures = {"accuracy": hits.sum(axis=1) / total, "balanced_accuracy": _mean(list(recall.T))}
+    metrics = {"accuracy": n_correct.sum(axis=1) / total, "balanced_accuracy": _average_defined(list(recall.T))}
     for k, label in enumerate(labels):
-        figures |= {f"per_class.{label}.{name}": column[:, k] for name, column in columns.items()}
-    return figures
+        metrics |= {f"per_class.{label}.{name}": column[:, k] for name, column in columns.items()}
+    return metrics
 
 
-def _mean(columns: list[np.ndarray]) -> np.ndarray:
+def _average_defined(columns: list[np.ndarray]) -> np.ndarray:
     """Mean over the classes that a draw holds; nan where it holds none."""
     table = np.stack(columns)
-    known = np.isfinite(table)
-    count = known.sum(axis=0)
-    return np.where(count, np.where(known, table, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    is_defined = np.isfinite(table)
+    n_defined = is_defined.sum(axis=0)
+    return np.where(n_defined, np.where(is_defined, table, 0.0).sum(axis=0) / np.maximum(n_defined, 1), np.nan)

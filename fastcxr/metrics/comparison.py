@@ -10,14 +10,14 @@ import pandas as pd
 from scipy.stats import t as student
 
 from fastcxr.errors import DataError
-from fastcxr.metrics.bootstrap import redraw
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.intervals import SEED, find_intervals
+from fastcxr.metrics.bootstrap import bootstrap_metrics
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.intervals import SEED, confidence_intervals
 from fastcxr.metrics.predictions import Predictions
 
-TESTED = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # a leaderboard's figures, the first of which ranks
-LUCK = 0.05
-KEY = ["source", "path"]
+TESTED_METRICS = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # a leaderboard's figures, the first of which ranks
+SIGNIFICANCE_LEVEL = 0.05
+IMAGE_KEY = ["source", "path"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class Comparison:
     """
 
     rows: list[dict[str, Any]]
-    shared: int
-    patients: int
-    parts: dict[str, Predictions]  # what was compared, by name
+    n_shared_images: int
+    n_patients: int
+    predictions: dict[str, Predictions]  # what was compared, by name
 
 
 def compare_models(models: Mapping[str, Predictions]) -> Comparison:
@@ -41,87 +41,99 @@ def compare_models(models: Mapping[str, Predictions]) -> Comparison:
     replacement; where no image is shared there is nothing to test. Raises DataError for models of different classes,
     or an image with two labels.
     """
-    parts = {name: model.part(model.headline_split).scored() for name, model in models.items()}
-    _check_classes(parts)
-    common = _find_common(parts)
-    if len(common):
-        parts = {name: _take(part, common) for name, part in parts.items()}
-        _check_labels(parts)
-    whose = {name: part.table["patient"].to_numpy() for name, part in parts.items()}
-    first = next(iter(whose.values()))  # on shared images one word on who is who, for all
-    rows = [_row(name, part, first if len(common) else whose[name]) for name, part in parts.items()]
+    predictions = {name: model.for_split(model.primary_split).scorable() for name, model in models.items()}
+    _validate_classes(predictions)
+    shared_images = _find_shared_images(predictions)
+    if len(shared_images):
+        predictions = {name: _select_images(part, shared_images) for name, part in predictions.items()}
+        _validate_labels(predictions)
+    patients = {name: part.table["patient"].to_numpy() for name, part in predictions.items()}
+    first_patients = next(iter(patients.values()))  # on shared images one word on who is who, for all
+    rows = [
+        _make_row(name, part, first_patients if len(shared_images) else patients[name])
+        for name, part in predictions.items()
+    ]
     rows.sort(key=lambda row: -(row["auroc"][0] if row["auroc"] else -1))
-    if len(common):
-        _test(rows, parts, first)
-    return Comparison(rows=rows, shared=len(common), patients=len(set(first)) if len(common) else 0, parts=parts)
+    if len(shared_images):
+        _add_test_results(rows, predictions, first_patients)
+    return Comparison(
+        rows=rows,
+        n_shared_images=len(shared_images),
+        n_patients=len(set(first_patients)) if len(shared_images) else 0,
+        predictions=predictions,
+    )
 
 
-def _check_classes(parts: Mapping[str, Predictions]) -> None:
-    (first, known), *others = [(name, set(part.labels)) for name, part in parts.items()]
-    for name, labels in others:
-        if labels != known:
-            what = f"{first} has the classes {', '.join(sorted(known))}, {name} {', '.join(sorted(labels))}"
+def _validate_classes(predictions: Mapping[str, Predictions]) -> None:
+    (first, first_labels), *other_models = [(name, set(part.labels)) for name, part in predictions.items()]
+    for name, labels in other_models:
+        if labels != first_labels:
+            what = f"{first} has the classes {', '.join(sorted(first_labels))}, {name} {', '.join(sorted(labels))}"
             raise DataError(what, "Compare models of the same classes", code="E302")
 
 
-def _find_common(parts: Mapping[str, Predictions]) -> pd.MultiIndex:
-    keys = [pd.MultiIndex.from_frame(part.table[KEY]) for part in parts.values()]
-    common = keys[0]
+def _find_shared_images(predictions: Mapping[str, Predictions]) -> pd.MultiIndex:
+    keys = [pd.MultiIndex.from_frame(part.table[IMAGE_KEY]) for part in predictions.values()]
+    shared_images = keys[0]
     for key in keys[1:]:
-        common = common.intersection(key)
-    return common.sort_values()
+        shared_images = shared_images.intersection(key)
+    return shared_images.sort_values()
 
 
-def _take(part: Predictions, common: pd.MultiIndex) -> Predictions:
-    table = part.table.set_index(KEY, drop=False).loc[common].reset_index(drop=True)
-    return Predictions(table, part.labels)
+def _select_images(model_predictions: Predictions, shared_images: pd.MultiIndex) -> Predictions:
+    table = model_predictions.table.set_index(IMAGE_KEY, drop=False).loc[shared_images].reset_index(drop=True)
+    return Predictions(table, model_predictions.labels)
 
 
-def _check_labels(parts: Mapping[str, Predictions]) -> None:
-    (first, known), *others = [(name, part.table) for name, part in parts.items()]
-    for name, table in others:
-        differing = known["label"] != table["label"]
-        if differing.any():
-            path = known.loc[differing, "path"].iloc[0]
-            what = f"{first} and {name} give {int(differing.sum()):,} images different labels, as {path}"
+def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
+    (first, first_table), *other_models = [(name, part.table) for name, part in predictions.items()]
+    for name, table in other_models:
+        is_different = first_table["label"] != table["label"]
+        if is_different.any():
+            path = first_table.loc[is_different, "path"].iloc[0]
+            what = f"{first} and {name} give {int(is_different.sum()):,} images different labels, as {path}"
             raise DataError(what, "Train and test both on the same labels", code="E302")
 
 
-def _aligned(part: Predictions, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _align_classes(model_predictions: Predictions, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Truth and probabilities in one order of the classes."""
-    ordered = Predictions(part.table, labels)
+    ordered = Predictions(model_predictions.table, labels)
     return ordered.truth, ordered.probability
 
 
-def _row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, Any]:
-    labels = tuple(sorted(part.labels))
-    truth, probability = _aligned(part, labels)
-    figures = measure(truth, probability, labels)
-    intervals = find_intervals(truth, probability, labels, patients, figures)["of"]
-    values = {"auroc": figures["auroc"]["macro"], "accuracy": figures["accuracy"]}
-    shown = {
-        key: None if value is None else [value, *intervals.get(TESTED[key], (None, None))]
+def _make_row(name: str, model_predictions: Predictions, patients: np.ndarray) -> dict[str, Any]:
+    labels = tuple(sorted(model_predictions.labels))
+    truth, probability = _align_classes(model_predictions, labels)
+    metrics = compute_metrics(truth, probability, labels)
+    intervals = confidence_intervals(truth, probability, labels, patients, metrics)["of"]
+    values = {"auroc": metrics["auroc"]["macro"], "accuracy": metrics["accuracy"]}
+    cells = {
+        key: None if value is None else [value, *intervals.get(TESTED_METRICS[key], (None, None))]
         for key, value in values.items()
     }
-    return {"name": name, "images": len(truth), "patients": len(set(patients)), **shown}
+    return {"name": name, "images": len(truth), "patients": len(set(patients)), **cells}
 
 
-def _test(rows: list[dict[str, Any]], parts: Mapping[str, Predictions], patients: np.ndarray) -> None:
+def _add_test_results(rows: list[dict[str, Any]], predictions: Mapping[str, Predictions], patients: np.ndarray) -> None:
     """Every model against the best one, in the same draws of patients; Holm's p is that of all pairs of models."""
     draws = {}
     for row in rows:
-        labels = tuple(sorted(parts[row["name"]].labels))
-        draws[row["name"]] = redraw(*_aligned(parts[row["name"]], labels), labels, patients, SEED)
+        labels = tuple(sorted(predictions[row["name"]].labels))
+        draws[row["name"]] = bootstrap_metrics(
+            *_align_classes(predictions[row["name"]], labels), labels, patients, SEED
+        )
     pairs = list(combinations(rows, 2))  # first those of the best one
-    for key, name in TESTED.items():
-        found = [_differ(one, other, key, draws, name) for one, other in pairs]
+    for key, name in TESTED_METRICS.items():
+        tests = [_compare_with_best(one, other, key, draws, name) for one, other in pairs]
         # which one is the best was looked up before it was compared: every pair counts as tried
-        raised = holm([p for _, p in found])
-        for row, (behind, _), p in zip(rows[1:], found, raised, strict=False):
-            row |= {f"{key}_behind": behind, f"{key}_p": p, f"{key}_tie": bool(p >= LUCK)}
+        adjusted_p = holm([p for _, p in tests])
+        for row, (difference, _), p in zip(rows[1:], tests, adjusted_p, strict=False):
+            row |= {f"{key}_behind": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
 
 
-def _differ(best: dict[str, Any], row: dict[str, Any], key: str, draws: dict, name: str) -> tuple[list[float], float]:
+def _compare_with_best(
+    best: dict[str, Any], row: dict[str, Any], key: str, draws: dict, name: str
+) -> tuple[list[float], float]:
     """How far a figure is behind, with its 95 % interval, and how likely so large a difference is by luck.
 
     Draws of n patients spread a little less than patients do, and how much they spread is itself an estimate: hence
@@ -129,20 +141,22 @@ def _differ(best: dict[str, Any], row: dict[str, Any], key: str, draws: dict, na
     patients are told apart too often.
     """
     difference = best[key][0] - row[key][0] if best[key] and row[key] else 0.0
-    spread = draws[best["name"]][name] - draws[row["name"]][name]
-    spread = spread[np.isfinite(spread)]
-    error = float(spread.std(ddof=1)) if len(spread) > 1 else 0.0
-    if not error:  # as of one patient alone
+    draw_differences = draws[best["name"]][name] - draws[row["name"]][name]
+    draw_differences = draw_differences[np.isfinite(draw_differences)]
+    standard_error = float(draw_differences.std(ddof=1)) if len(draw_differences) > 1 else 0.0
+    if not standard_error:  # as of one patient alone
         return [difference, difference, difference], float(difference == 0)
     n = row["patients"]
-    error *= (n / (n - 1)) ** 0.5
-    reach = float(student.ppf(0.975, n - 1)) * error
-    return [difference, difference - reach, difference + reach], float(2 * student.sf(abs(difference) / error, n - 1))
+    standard_error *= (n / (n - 1)) ** 0.5
+    margin = float(student.ppf(0.975, n - 1)) * standard_error
+    return [difference, difference - margin, difference + margin], float(
+        2 * student.sf(abs(difference) / standard_error, n - 1)
+    )
 
 
 def holm(values: list[float]) -> list[float]:
     """Values of p for several questions at once (Holm 1979)."""
     order = np.argsort(values)
-    raised = np.array(values)[order] * np.arange(len(values), 0, -1)
-    held = np.minimum(np.maximum.accumulate(raised), 1.0)
-    return held[np.argsort(order)].tolist()
+    adjusted = np.array(values)[order] * np.arange(len(values), 0, -1)
+    capped = np.minimum(np.maximum.accumulate(adjusted), 1.0)
+    return capped[np.argsort(order)].tolist()

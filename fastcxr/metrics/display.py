@@ -5,34 +5,34 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fastcxr.io.formatting import count, score, share
-from fastcxr.io.html import escape, html_table
+from fastcxr.io.formatting import format_percent, format_score, pluralize
+from fastcxr.io.html import escape_html, make_html_table
 
-ROWS = 5
+N_PREVIEW_ROWS = 5
 
 
-def draw_excerpt(splits: Sequence[tuple], table: pd.DataFrame, probability: np.ndarray) -> str:
+def make_predictions_html(splits: Sequence[tuple], table: pd.DataFrame, probability: np.ndarray) -> str:
     """Return two small tables as HTML; of predictions for images without a split, the second alone.
 
     `splits`: name, images, patients, accuracy and macro AUROC of each. `table`: the rows of predictions.csv.
     `probability`: shape (n, k), NaN for an image that could not be read.
     """
-    unread = int((table["error"] != "").sum())
-    words = count(len(table), "image") + (f", {unread:,} of them not readable" if unread else "")
-    words += f"; the first {ROWS}:" if len(table) > ROWS else ":"
-    rows = _draw_rows(table.head(ROWS), probability[:ROWS])
-    return (_draw_splits(splits) if splits else "") + f"<p>{escape(words)}</p>" + rows
+    n_unreadable = int((table["error"] != "").sum())
+    caption = pluralize(len(table), "image") + (f", {n_unreadable:,} of them not readable" if n_unreadable else "")
+    caption += f"; the first {N_PREVIEW_ROWS}:" if len(table) > N_PREVIEW_ROWS else ":"
+    rows = _make_rows_table(table.head(N_PREVIEW_ROWS), probability[:N_PREVIEW_ROWS])
+    return (_make_metrics_table(splits) if splits else "") + f"<p>{escape_html(caption)}</p>" + rows
 
 
-def _draw_splits(splits: Sequence[tuple]) -> str:
+def _make_metrics_table(splits: Sequence[tuple]) -> str:
     headings = ("split", "images", "patients", "accuracy", "AUROC, macro")
-    rows = [(*counts, share(accuracy), score(auroc)) for *counts, accuracy, auroc in splits]
-    return html_table(headings, rows)
+    rows = [(*counts, format_percent(accuracy), format_score(auroc)) for *counts, accuracy, auroc in splits]
+    return make_html_table(headings, rows)
 
 
-def _draw_rows(table: pd.DataFrame, probability: np.ndarray) -> str:
+def _make_rows_table(table: pd.DataFrame, probability: np.ndarray) -> str:
     """Only the columns that say something, the probability of the predicted class last."""
     names = [name for name in ("path", "split", "label", "predicted", "error") if (table[name] != "").any()]
-    surest = [score(row.max()) for row in probability]
-    rows = [(*words, sure) for words, sure in zip(table[names].itertuples(index=False), surest, strict=True)]
-    return html_table((*names, "probability"), rows, words=len(names))
+    top_probabilities = [format_score(row.max()) for row in probability]
+    rows = [(*words, sure) for words, sure in zip(table[names].itertuples(index=False), top_probabilities, strict=True)]
+    return make_html_table((*names, "probability"), rows, n_text_columns=len(names))

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastcxr.metrics.calibration import measure_calibration, scale
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.intervals import find_intervals
+from fastcxr.metrics.calibration import compute_calibration, scale_probabilities
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.intervals import confidence_intervals
 from fastcxr.metrics.predictions import Predictions
-from fastcxr.metrics.thresholds import measure_decisions, measure_gate
+from fastcxr.metrics.thresholds import compute_ood_rate, evaluate_thresholds
 
 
-def measure_predictions(
+def evaluate_predictions(
     predictions: Predictions,
     calibration: Mapping[str, Any] | None = None,
     prevalence: Mapping[str, float] | None = None,
@@ -23,31 +23,33 @@ def measure_predictions(
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
     return {
-        split: _measure_part(predictions.part(split), calibration or {}, prevalence or {})
+        split: _evaluate_split(predictions.for_split(split), calibration or {}, prevalence or {})
         for split in predictions.splits
     }
 
 
-def _measure_part(part: Predictions, calibration: Mapping[str, Any], prevalence: Mapping[str, float]) -> dict[str, Any]:
-    scored = part.scored()
-    unread = part.table["error"] != ""
+def _evaluate_split(
+    split_predictions: Predictions, calibration: Mapping[str, Any], prevalence: Mapping[str, float]
+) -> dict[str, Any]:
+    scorable = split_predictions.scorable()
+    is_unreadable = split_predictions.table["error"] != ""
     counts = {
-        "n_images": len(scored.table),
-        "n_patients": int(scored.table["patient"].nunique()),
-        "n_errors": int(unread.sum()),
-        "n_unlabelled": int((~unread & (part.table["label"] == "")).sum()),
+        "n_images": len(scorable.table),
+        "n_patients": int(scorable.table["patient"].nunique()),
+        "n_errors": int(is_unreadable.sum()),
+        "n_unlabelled": int((~is_unreadable & (split_predictions.table["label"] == "")).sum()),
     }
-    figures = measure(scored.truth, scored.probability, scored.labels)
-    patients = scored.table["patient"].tolist()
-    figures["calibration"] = measure_calibration(scored.truth, scored.probability, scored.labels, patients)
-    intervals = find_intervals(scored.truth, scored.probability, scored.labels, patients, figures)
+    metrics = compute_metrics(scorable.truth, scorable.probability, scorable.labels)
+    patients = scorable.table["patient"].tolist()
+    metrics["calibration"] = compute_calibration(scorable.truth, scorable.probability, scorable.labels, patients)
+    intervals = confidence_intervals(scorable.truth, scorable.probability, scorable.labels, patients, metrics)
     if calibration.get("thresholds"):
-        figures["decisions"] = measure_decisions(part, calibration, prevalence)
-    gate = measure_gate(part)
-    figures |= {"gate": gate} if gate else {}
+        metrics["decisions"] = evaluate_thresholds(split_predictions, calibration, prevalence)
+    ood_rate = compute_ood_rate(split_predictions)
+    metrics |= {"gate": ood_rate} if ood_rate else {}
     temperature = calibration.get("temperature", 1.0)
     if temperature != 1:
-        before = scale(scored.probability, 1 / temperature)
-        found = measure_calibration(scored.truth, before, scored.labels, patients)
-        figures["uncalibrated"] = {name: found[name] for name in ("log_loss", "brier", "ece", "ece_chance")}
-    return counts | figures | {"intervals": intervals}
+        uncalibrated_probability = scale_probabilities(scorable.probability, 1 / temperature)
+        uncalibrated = compute_calibration(scorable.truth, uncalibrated_probability, scorable.labels, patients)
+        metrics["uncalibrated"] = {name: uncalibrated[name] for name in ("log_loss", "brier", "ece", "ece_chance")}
+    return counts | metrics | {"intervals": intervals}

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
-from fastcxr.io.files import write_whole
-from fastcxr.io.tables import guard, unguard
+from fastcxr.io.files import atomic_write
+from fastcxr.io.tables import escape_formulas, unescape_formulas
 
-KNOWN = ("source", "path", "patient", "label", "split", "predicted", "error")
+BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
-INTERNAL = "internal"  # test images of where the model was trained, beside those of elsewhere
-PREFIX = "prob_"
-STRANGENESS, LIKE_TRAINING = "strangeness", "like_training"  # columns of a model with a gate
+INTERNAL_TEST = "internal"  # test images of where the model was trained, beside those of elsewhere
+PROBABILITY_PREFIX = "prob_"
+OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "strangeness", "like_training"  # columns of a model with a gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Predictions:
     labels: tuple[str, ...]
 
     def __post_init__(self):
-        _check_columns(self.table, self.labels)
-        _check_rows(self)
+        _validate_columns(self.table, self.labels)
+        _validate_rows(self)
 
     @property
     def truth(self) -> np.ndarray:
@@ -44,52 +44,52 @@ class Predictions:
     @property
     def probability(self) -> np.ndarray:
         """One row per image, one column per label; nan for an image that could not be read."""
-        return self.table[[PREFIX + label for label in self.labels]].to_numpy(float)
+        return self.table[[PROBABILITY_PREFIX + label for label in self.labels]].to_numpy(float)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits that have rows: train, valid, test, then any other by name."""
-        here = set(self.table["split"]) - {""}
-        return (*(s for s in SPLITS if s in here), *sorted(here - set(SPLITS)))
+        present = set(self.table["split"]) - {""}
+        return (*(s for s in SPLITS if s in present), *sorted(present - set(SPLITS)))
 
     @property
-    def headline_split(self) -> str | None:
+    def primary_split(self) -> str | None:
         """The split that the headline speaks of: test, pooled folds, else valid, else whatever is there."""
-        here = self.splits
-        return next((s for s in ("test", OUT_OF_FOLD, "valid") if s in here), here[0] if here else None)
+        present = self.splits
+        return next((s for s in ("test", OUT_OF_FOLD, "valid") if s in present), present[0] if present else None)
 
-    def part(self, split: str) -> "Predictions":
+    def for_split(self, split: str) -> "Predictions":
         """The rows of one split, unreadable images among them."""
-        return self._where(self.table["split"] == split)
+        return self._select_rows(self.table["split"] == split)
 
     @property
     def folds(self) -> tuple[str, ...]:
         """What each of several pooled runs held out; nothing in a single run."""
         return tuple(dict.fromkeys(self.table["fold"].astype(str))) if "fold" in self.table else ()
 
-    def of_fold(self, name: str) -> "Predictions":
+    def for_fold(self, name: str) -> "Predictions":
         """The rows of one of the pooled runs."""
-        return self._where(self.table["fold"].astype(str) == name)
+        return self._select_rows(self.table["fold"].astype(str) == name)
 
-    def scored(self) -> "Predictions":
+    def scorable(self) -> "Predictions":
         """The rows that can be measured: the image was read and its label is known."""
-        return self._where((self.table["error"] == "") & (self.table["label"] != ""))
+        return self._select_rows((self.table["error"] == "") & (self.table["label"] != ""))
 
     def _repr_html_(self) -> str:
         # scikit-learn takes a second to load, and who reads predictions.csv needs none of it
-        from fastcxr.metrics.classification import measure
-        from fastcxr.metrics.display import draw_excerpt
+        from fastcxr.metrics.classification import compute_metrics
+        from fastcxr.metrics.display import make_predictions_html
 
         splits = []
         for split in self.splits:
-            part = self.part(split).scored()
-            metrics = measure(part.truth, part.probability, part.labels)
+            part = self.for_split(split).scorable()
+            metrics = compute_metrics(part.truth, part.probability, part.labels)
             counts = len(part.table), part.table["patient"].nunique()
             splits.append((split, *counts, metrics["accuracy"], metrics["auroc"]["macro"]))
-        return draw_excerpt(splits, self.table, self.probability)
+        return make_predictions_html(splits, self.table, self.probability)
 
-    def _where(self, chosen: pd.Series) -> "Predictions":
-        return Predictions(self.table[chosen].reset_index(drop=True), self.labels)
+    def _select_rows(self, is_selected: pd.Series) -> "Predictions":
+        return Predictions(self.table[is_selected].reset_index(drop=True), self.labels)
 
 
 def make_predictions(
@@ -101,44 +101,49 @@ def make_predictions(
     manifest that would be taken for one of ours is kept as `manifest_<name>`; `file`, the machine's own, is dropped.
     """
     errors = np.array(["" if e is None else str(e) for e in (errors if errors is not None else [""] * len(manifest))])
-    good = errors == ""
-    probability = np.where(good[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
-    best = np.where(good, np.nan_to_num(probability, nan=-1.0).argmax(axis=1), len(labels))
-    base = {name: _text(manifest[name]) if name in manifest else "" for name in KNOWN[:5]}
-    base |= {"predicted": np.array([*labels, ""], dtype=object)[best], "error": errors}
-    scores = {PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
-    further = {
-        f"manifest_{name}" if name in _OURS or name.startswith(PREFIX) else name: manifest[name].to_numpy()
+    is_read = errors == ""
+    probability = np.where(is_read[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
+    predicted_index = np.where(is_read, np.nan_to_num(probability, nan=-1.0).argmax(axis=1), len(labels))
+    base_columns = {name: _to_text(manifest[name]) if name in manifest else "" for name in BASE_COLUMNS[:5]}
+    base_columns |= {"predicted": np.array([*labels, ""], dtype=object)[predicted_index], "error": errors}
+    probability_columns = {PROBABILITY_PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
+    extra_columns = {
+        f"manifest_{name}" if name in _OWN_COLUMNS or name.startswith(PROBABILITY_PREFIX) else name: manifest[
+            name
+        ].to_numpy()
         for name in manifest.columns
-        if name not in KNOWN[:5] and name != "file"
+        if name not in BASE_COLUMNS[:5] and name != "file"
     }
-    return Predictions(pd.DataFrame({**base, **scores, **further}, index=range(len(manifest))), tuple(labels))
+    return Predictions(
+        pd.DataFrame({**base_columns, **probability_columns, **extra_columns}, index=range(len(manifest))),
+        tuple(labels),
+    )
 
 
-def leave_open(predictions: Predictions, strangeness: np.ndarray) -> Predictions:
+def mark_ood(predictions: Predictions, ood_scores: np.ndarray) -> Predictions:
     """The predictions with their `strangeness`, and `like_training`, yes or no; where it is no, none is `predicted`.
 
     `strangeness`: shape (n,), beyond 1 for a picture unlike the training images. The probabilities stay, so that every
     figure can be measured on all images. Both cells of an unreadable image are empty.
     """
-    read = (predictions.table["error"] == "").to_numpy()
-    is_like = strangeness <= 1  # a nan is like nothing
-    further = {
-        STRANGENESS: np.where(read, strangeness, np.nan),
-        LIKE_TRAINING: np.where(read, np.where(is_like, "yes", "no"), ""),
-        "predicted": predictions.table["predicted"].where(is_like, ""),
+    is_read = (predictions.table["error"] == "").to_numpy()
+    is_in_distribution = ood_scores <= 1  # a nan is like nothing
+    extra_columns = {
+        OOD_SCORE_COLUMN: np.where(is_read, ood_scores, np.nan),
+        IN_DISTRIBUTION_COLUMN: np.where(is_read, np.where(is_in_distribution, "yes", "no"), ""),
+        "predicted": predictions.table["predicted"].where(is_in_distribution, ""),
     }
-    return Predictions(predictions.table.assign(**further), predictions.labels)
+    return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
 
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
     """predictions.csv in full precision, as a file or into an open stream: each probability reads back the same."""
-    table = guard(predictions.table)
+    table = escape_formulas(predictions.table)
     text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas leaves a lone carriage return unquoted, and would read it back as the end of a row
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if isinstance(target, str | Path):
-        write_whole(target, text)
+        atomic_write(target, text)
     else:
         target.write(text)
 
@@ -149,58 +154,65 @@ def read_predictions(path: str | Path) -> Predictions:
         raise InputMissingError("no such file", "Name a predictions.csv that fastcxr wrote", path=path)
     try:
         # no value means "missing" here: a class may be called NA, a patient None
-        table = unguard(pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"))
-        labels = _labels_of(table)
-        scores = {PREFIX + label: table[PREFIX + label].replace("", "nan").astype(float) for label in labels}
-        return Predictions(table.assign(**scores), labels)
+        table = unescape_formulas(
+            pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        )
+        labels = _find_labels(table)
+        probability_columns = {
+            PROBABILITY_PREFIX + label: table[PROBABILITY_PREFIX + label].replace("", "nan").astype(float)
+            for label in labels
+        }
+        return Predictions(table.assign(**probability_columns), labels)
     except (ValueError, TypeError) as error:  # TypeError: numbers of letters that are not UTF-8, says pandas
         if isinstance(error, DataError):
-            raise DataError(error.what, error.fix, path=path, code=error.code) from error
-        why = " ".join(str(error).split()).rstrip(".")
-        raise DataError(f"not a predictions.csv ({why})", _FIX, path=path) from error
+            raise DataError(error.problem, error.fix, path=path, code=error.code) from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DataError(f"not a predictions.csv ({reason})", _WRONG_FILE_FIX, path=path) from error
 
 
-def most_wrong(predictions: Predictions, count: int) -> pd.DataFrame:
+def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
     """The misclassified rows of the headline split, the lowest probability of the truth first, `count` at most."""
-    if predictions.headline_split is None:
+    if predictions.primary_split is None:
         return predictions.table.iloc[:0]
-    part = predictions.part(predictions.headline_split).scored()
-    rows, truth, probability = np.arange(len(part.table)), part.truth, part.probability
-    wrong = rows[probability.argmax(axis=1) != truth]
+    scorable = predictions.for_split(predictions.primary_split).scorable()
+    row_numbers, truth, probability = np.arange(len(scorable.table)), scorable.truth, scorable.probability
+    wrong = row_numbers[probability.argmax(axis=1) != truth]
     # ties: the surer of the two mistakes, then the file name, so that the choice never wavers
     order = np.lexsort(
-        (part.table["path"].iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]])
+        (scorable.table["path"].iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]])
     )
-    return part.table.iloc[wrong[order][:count]].reset_index(drop=True)
+    return scorable.table.iloc[wrong[order][:n_images]].reset_index(drop=True)
 
 
-_FIX = "Name a predictions.csv that fastcxr wrote"
-_OURS = (*KNOWN, STRANGENESS, LIKE_TRAINING)
+_WRONG_FILE_FIX = "Name a predictions.csv that fastcxr wrote"
+_OWN_COLUMNS = (*BASE_COLUMNS, OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN)
 
 
-def _text(column: pd.Series) -> np.ndarray:
+def _to_text(column: pd.Series) -> np.ndarray:
     return np.array(
         ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)], object
     )
 
 
-def _labels_of(table: pd.DataFrame) -> tuple[str, ...]:
+def _find_labels(table: pd.DataFrame) -> tuple[str, ...]:
     # the probabilities stand side by side after `error`: a further column called prob_... would come later
     names = list(table.columns)
     start = names.index("error") + 1 if "error" in names else len(names)
-    stop = next((i for i in range(start, len(names)) if not names[i].startswith(PREFIX)), len(names))
-    return tuple(name.removeprefix(PREFIX) for name in names[start:stop])
+    stop = next((i for i in range(start, len(names)) if not names[i].startswith(PROBABILITY_PREFIX)), len(names))
+    return tuple(name.removeprefix(PROBABILITY_PREFIX) for name in names[start:stop])
 
 
-def _check_columns(table: pd.DataFrame, labels: tuple[str, ...]) -> None:
-    missing = [name for name in (*KNOWN, *(PREFIX + label for label in labels)) if name not in table.columns]
+def _validate_columns(table: pd.DataFrame, labels: tuple[str, ...]) -> None:
+    missing = [
+        name for name in (*BASE_COLUMNS, *(PROBABILITY_PREFIX + label for label in labels)) if name not in table.columns
+    ]
     if missing:
-        raise DataError(f"no column called {', '.join(missing)}", _FIX)
+        raise DataError(f"no column called {', '.join(missing)}", _WRONG_FILE_FIX)
     if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise DataError(f"predictions need two or more different classes, got {list(labels)}", _FIX)
+        raise DataError(f"predictions need two or more different classes, got {list(labels)}", _WRONG_FILE_FIX)
 
 
-def _check_rows(predictions: Predictions) -> None:
+def _validate_rows(predictions: Predictions) -> None:
     table, labels = predictions.table, predictions.labels
     unknown = sorted(set(table["label"]) - {"", *labels})
     if unknown:
@@ -209,13 +221,13 @@ def _check_rows(predictions: Predictions) -> None:
             "Rename the labels to the model's own, or leave these images out",
             code="E302",
         )
-    good = (table["error"] == "").to_numpy()
-    sums = predictions.probability[good].sum(axis=1)
+    is_read = (table["error"] == "").to_numpy()
+    sums = predictions.probability[is_read].sum(axis=1)
     # the tolerance is scikit-learn's own for a multi-class AUROC; a nan fails it too
-    bad = ~np.isclose(1.0, sums, rtol=1e-5)
-    if bad.any():
-        where = table["path"][good].iloc[int(bad.argmax())]
+    is_invalid = ~np.isclose(1.0, sums, rtol=1e-5)
+    if is_invalid.any():
+        first_path = table["path"][is_read].iloc[int(is_invalid.argmax())]
         raise DataError(
-            f"{bad.sum()} rows have probabilities that do not sum to one, the first is {where}",
+            f"{is_invalid.sum()} rows have probabilities that do not sum to one, the first is {first_path}",
             "Predict again, or give these rows a reason in the column error",
         )

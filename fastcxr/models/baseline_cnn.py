@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 NATIVE_SIZE, MEAN, STD = 128, (0.5,), (0.5,)  # one gray channel, from -1 to 1
-WIDTHS, GRID = (32, 64), 4
+CHANNELS, POOLED_SIZE = (32, 64), 4
 
 
 class BaselineCNN(nn.Module):
@@ -16,13 +16,13 @@ class BaselineCNN(nn.Module):
     Three layer groups: either convolution and the head. The head is linear, or as described by a recipe.
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, n_classes: int):
         super().__init__()
-        self.first = nn.Conv2d(len(MEAN), WIDTHS[0], kernel_size=5, padding=2)
-        self.second = nn.Conv2d(*WIDTHS, kernel_size=5, padding=2)
+        self.first = nn.Conv2d(len(MEAN), CHANNELS[0], kernel_size=5, padding=2)
+        self.second = nn.Conv2d(*CHANNELS, kernel_size=5, padding=2)
         self.pool = nn.MaxPool2d(2)
-        self.grid = nn.AdaptiveAvgPool2d(GRID)
-        self.classifier = nn.Linear(WIDTHS[1] * GRID * GRID, classes)
+        self.grid = nn.AdaptiveAvgPool2d(POOLED_SIZE)
+        self.classifier = nn.Linear(CHANNELS[1] * POOLED_SIZE * POOLED_SIZE, n_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images`: (n, 1, size, size), size 16 at least -> (n, classes)."""

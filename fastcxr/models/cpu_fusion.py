@@ -15,242 +15,250 @@ from torch import nn
 from torch.nn.functional import conv2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fastcxr.models.heads import head_of
-from fastcxr.models.precision import ExactConvolution, computing
-from fastcxr.models.preprocessing import Pixels
+from fastcxr.models.heads import find_head
+from fastcxr.models.precision import Fp32Conv2d, autocast
+from fastcxr.models.preprocessing import InputSpec
 
 log = logging.getLogger("fastcxr")
-TOLERANCE = 1e-3  # of the norm of what comes out; rounding in float32 is far below
-Ends = dict[nn.Module | None, torch.Tensor]
-EACH = 13  # of the values of a map; a divisor of no usual width
-ACTIVATIONS = {  # as oneDNN calls them, with their numbers
+RELATIVE_TOLERANCE = 1e-3  # of the norm of what comes out; rounding in float32 is far below
+TracedOutputs = dict[nn.Module | None, torch.Tensor]
+SAMPLE_STRIDE = 13  # of the values of a map; a divisor of no usual width
+ONEDNN_ACTIVATIONS = {  # as oneDNN calls them, with their numbers
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
     nn.Hardswish: ("hardswish", []),
 }
-SHARE = 0.1  # of all multiplications: three convolutions of MobileNetV2 and EfficientNet
-SMALL = 32  # multiplications for one value; larger ones, as a ResNet begins with, gain much from bfloat16
+MAX_STEM_COST_SHARE = 0.1  # of all multiplications: three convolutions of MobileNetV2 and EfficientNet
+MAX_STEM_MULTIPLICATIONS = (
+    32  # multiplications for one value; larger ones, as a ResNet begins with, gain much from bfloat16
+)
 
 
 @dataclass(eq=False)
-class Chain:
+class ConvBnAct:
     """A convolution, the batch norm that takes up its answer, and the activation that takes up that one's, if any.
 
     The activation is part of the batch norm in some networks (timm's BatchNormAct2d), a module of its own in others.
     """
 
-    convolution: nn.Conv2d
+    conv: nn.Conv2d
     norm: nn.BatchNorm2d
-    places: int  # of the map that the convolution makes
+    n_positions: int  # of the map that the convolution makes
     activation: nn.Module | None
 
     @property
-    def cost(self) -> int:
+    def n_multiplications(self) -> int:
         """Multiplications of the convolution."""
-        return self.convolution.weight.numel() * self.places
+        return self.conv.weight.numel() * self.n_positions
 
 
-class Joint:
+class FusedConv:
     """What stands in place of a convolution's own forward: its chain in one pass, without the activation if `bare`.
 
     The bias stays in float32. Rounded to bfloat16 it is wrong alike in every place of a map, which no pooling evens
     out: pooled maps of five single convolutions came out 9 to 41 times less exact.
     """
 
-    def __init__(self, chain: Chain, bare: bool):
-        one, norm = chain.convolution, chain.norm
+    def __init__(self, block: ConvBnAct, without_activation: bool):
+        conv, norm = block.conv, block.norm
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        weight, bias = fuse_conv_bn_weights(one.weight, one.bias, *statistics)
+        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         self.weight, self.bias = weight.detach(), bias.detach()
-        self.place = (one.padding, one.stride, one.dilation, one.groups)
-        self.activation = ("none", []) if bare else ACTIVATIONS[type(chain.activation)]
+        self.conv_options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.activation = ("none", []) if without_activation else ONEDNN_ACTIVATIONS[type(block.activation)]
 
     def __call__(self, maps: torch.Tensor) -> torch.Tensor:
-        maps, (padding, stride, dilation, groups) = maps.to(self.weight.dtype), self.place
+        maps, (padding, stride, dilation, groups) = maps.to(self.weight.dtype), self.conv_options
         if not has_onednn(maps.device):
             return conv2d(maps, self.weight, self.bias, stride, padding, dilation, groups)
-        choices = (padding, stride, dilation, groups, *self.activation, "")
-        return torch.ops.mkldnn._convolution_pointwise(maps, self.weight, self.bias, *choices)
+        options = (padding, stride, dilation, groups, *self.activation, "")
+        return torch.ops.mkldnn._convolution_pointwise(maps, self.weight, self.bias, *options)
 
 
 def has_onednn(device: torch.device) -> bool:
     """Whether there are convolutions here that take an activation along, and a float32 bias beside bfloat16."""
-    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    return device.type == "cpu" and is_there
+    is_available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    return device.type == "cpu" and is_available
 
 
 @torch.inference_mode(False)  # whoever is in it: its tensors do not tell what was written into them
 @torch.no_grad()
-def quicken(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
+def fuse_for_inference(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:
     """A copy of a network in the mode of use, quicker than the network itself, which stays as it is."""
-    quick = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
-    device = next(quick.parameters()).device
+    fused = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
+    device = next(fused.parameters()).device
     if device.type == "cpu" and precision == "bf16":
-        leave_places(quick, pixels)
-    return join_chains(quick, pixels, precision) if has_onednn(device) or precision == "fp32" else quick
+        disable_inplace(fused, input_spec)
+    return fuse_blocks(fused, input_spec, precision) if has_onednn(device) or precision == "fp32" else fused
 
 
-def join_chains(network: nn.Module, pixels: Pixels, precision: str) -> nn.Module:
+def fuse_blocks(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:
     """The network with every chain in one pass; as it is where that cannot be, or is not the same in float32."""
-    joined = copy.deepcopy(network)
-    device = next(joined.parameters()).device
-    image = noise(pixels).to(device)
-    chains, expected = follow(joined, image)
-    exact = find_beginning(chains)
-    joints = {chain: join(chain, device) for chain in chains}
+    fused = copy.deepcopy(network)
+    device = next(fused.parameters()).device
+    image = make_noise_image(input_spec).to(device)
+    blocks, expected = trace(fused, image)
+    stem = find_stem(blocks)
+    fused_convs = {block: fuse_block(block, device) for block in blocks}
     try:
-        is_good = is_same(follow(joined, image)[1], expected)
-        for chain, joint in joints.items():
-            if precision == "bf16" and chain not in exact:
-                joint.weight = joint.weight.bfloat16()
-        with torch.no_grad(), computing(precision, device):
-            joined(image)
+        is_valid = is_close(trace(fused, image)[1], expected)
+        for block, fused_conv in fused_convs.items():
+            if precision == "bf16" and block not in stem:
+                fused_conv.weight = fused_conv.weight.bfloat16()
+        with torch.no_grad(), autocast(precision, device):
+            fused(image)
     except RuntimeError as error:  # a processor, or a torch, that lacks such a convolution
         log.debug("batch norm stays: %s", error)
-        is_good = False
-    return joined if is_good else network
+        is_valid = False
+    return fused if is_valid else network
 
 
-def join(chain: Chain, device: torch.device) -> Joint:
+def fuse_block(block: ConvBnAct, device: torch.device) -> FusedConv:
     """Let the convolution do what its chain did; the other modules stay, for hooks and names that mean their place."""
-    inner, is_joined = getattr(chain.norm, "act", None), has_onednn(device) and type(chain.activation) in ACTIVATIONS
-    joint = Joint(chain, bare=not is_joined)
-    chain.convolution.forward = joint
-    chain.norm.forward = inner.__call__ if inner and not is_joined else hand_on
-    if is_joined and not inner:
-        chain.activation.forward = hand_on
-    return joint
+    inner_activation, is_activation_fused = (
+        getattr(block.norm, "act", None),
+        has_onednn(device) and type(block.activation) in ONEDNN_ACTIVATIONS,
+    )
+    fused_conv = FusedConv(block, without_activation=not is_activation_fused)
+    block.conv.forward = fused_conv
+    block.norm.forward = inner_activation.__call__ if inner_activation and not is_activation_fused else identity
+    if is_activation_fused and not inner_activation:
+        block.activation.forward = identity
+    return fused_conv
 
 
-def hand_on(maps: torch.Tensor) -> torch.Tensor:
+def identity(maps: torch.Tensor) -> torch.Tensor:
     """What came in."""
     return maps
 
 
-def leave_places(network: nn.Module, pixels: Pixels) -> None:
+def disable_inplace(network: nn.Module, input_spec: InputSpec) -> None:
     """Let activations write into new memory: torch 2.15 takes a CPU twice as long for bfloat16 in place."""
-    changed = [module for module in network.modules() if getattr(module, "inplace", False)]
-    expected = follow(network, noise(pixels))[1]
-    for module in changed:
+    inplace_modules = [module for module in network.modules() if getattr(module, "inplace", False)]
+    expected = trace(network, make_noise_image(input_spec))[1]
+    for module in inplace_modules:
         module.inplace = False
-    if not is_same(follow(network, noise(pixels))[1], expected):
+    if not is_close(trace(network, make_noise_image(input_spec))[1], expected):
         log.debug("activations stay in place: this network counts on it")
-        for module in changed:
+        for module in inplace_modules:
             module.inplace = True
 
 
-def is_same(found: Ends, expected: Ends) -> bool:
+def is_close(outputs: TracedOutputs, expected: TracedOutputs) -> bool:
     """Whether all answers are equal within rounding."""
-    return all(bool((found[one] - other).norm() <= TOLERANCE * other.norm()) for one, other in expected.items())
+    return all(
+        bool((outputs[module] - output).norm() <= RELATIVE_TOLERANCE * output.norm())
+        for module, output in expected.items()
+    )
 
 
-def noise(pixels: Pixels) -> torch.Tensor:
+def make_noise_image(input_spec: InputSpec) -> torch.Tensor:
     """One picture of noise, always the same; whoever else draws is left alone."""
-    size = (1, len(pixels.mean), pixels.image_size, pixels.image_size)
-    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+    shape = (1, len(input_spec.mean), input_spec.image_size, input_spec.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-class Follower:
+class GraphTracer:
     """Hooks of one pass through a network: which chains there are, and what comes out at their ends."""
 
     def __init__(self):
-        self.made: dict[int, tuple[weakref.ref[torch.Tensor], int, nn.Conv2d | Chain]] = {}
-        self.chains: list[Chain] = []
-        self.ends: Ends = {}
-        self.calls: Counter[nn.Module] = Counter()
-        self.taken: dict[nn.Module, nn.Conv2d | Chain | None] = {}
+        self.producers: dict[int, tuple[weakref.ref[torch.Tensor], int, nn.Conv2d | ConvBnAct]] = {}
+        self.blocks: list[ConvBnAct] = []
+        self.outputs: TracedOutputs = {}
+        self.n_calls: Counter[nn.Module] = Counter()
+        self.input_producers: dict[nn.Module, nn.Conv2d | ConvBnAct | None] = {}
 
-    def before(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    def before_module(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         """Keep whose answer this module takes up, before it writes into it."""
-        self.calls[module] += 1
-        self.taken[module] = self.maker_of(inputs[0])
+        self.n_calls[module] += 1
+        self.input_producers[module] = self.find_producer(inputs[0])
 
     def before_head(self, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         """Keep what the head sees: as long as its weights are zero, its answers say nothing."""
-        self.ends[layer] = inputs[0].clone()
+        self.outputs[layer] = inputs[0].clone()
 
-    def after(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    def after_module(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         """Keep what this module made, and with what it goes together."""
-        before = self.taken[module]
+        producer = self.input_producers[module]
         if isinstance(module, nn.Conv2d):
-            self.keep(output, module)
+            self.record_producer(output, module)
         elif isinstance(module, nn.BatchNorm2d):
-            self.ends[module] = sample(output)
-            if is_plain(before, module):
-                self.chains.append(Chain(before, module, output[0, 0].numel(), getattr(module, "act", None)))
-                self.keep(output, self.chains[-1])
-        elif isinstance(before, Chain) and before.activation is None:
-            before.activation = module
-            self.ends[before.norm] = sample(output)
+            self.outputs[module] = subsample(output)
+            if is_fusable(producer, module):
+                self.blocks.append(ConvBnAct(producer, module, output[0, 0].numel(), getattr(module, "act", None)))
+                self.record_producer(output, self.blocks[-1])
+        elif isinstance(producer, ConvBnAct) and producer.activation is None:
+            producer.activation = module
+            self.outputs[producer.norm] = subsample(output)
 
-    def keep(self, output: torch.Tensor, maker: nn.Conv2d | Chain) -> None:
+    def record_producer(self, output: torch.Tensor, producer: nn.Conv2d | ConvBnAct) -> None:
         """Keep who made this, for as long as it is there and nothing is written into it (`x += y`)."""
-        self.made[id(output)] = (weakref.ref(output), output._version, maker)
+        self.producers[id(output)] = (weakref.ref(output), output._version, producer)
 
-    def maker_of(self, maps: torch.Tensor) -> nn.Conv2d | Chain | None:
+    def find_producer(self, maps: torch.Tensor) -> nn.Conv2d | ConvBnAct | None:
         """Who made this, as it is now."""
-        kept, version, maker = self.made.get(id(maps), (lambda: None, 0, None))
-        return maker if kept() is maps and version == maps._version else None
+        reference, version, producer = self.producers.get(id(maps), (lambda: None, 0, None))
+        return producer if reference() is maps and version == maps._version else None
 
-    def found(self) -> list[Chain]:
+    def list_blocks(self) -> list[ConvBnAct]:
         """The chains whose modules have one place in the network; an activation with several is left out of them."""
-        for chain in self.chains:
-            if chain.activation and self.calls[chain.activation] > 1:
-                chain.activation = None
-        return [chain for chain in self.chains if self.calls[chain.convolution] == self.calls[chain.norm] == 1]
+        for block in self.blocks:
+            if block.activation and self.n_calls[block.activation] > 1:
+                block.activation = None
+        return [block for block in self.blocks if self.n_calls[block.conv] == self.n_calls[block.norm] == 1]
 
 
-def sample(answer: torch.Tensor) -> torch.Tensor:
+def subsample(output: torch.Tensor) -> torch.Tensor:
     """A copy, for what follows may work in place, of so few values that those of a large network fit into memory."""
-    return answer.flatten()[::EACH].clone()
+    return output.flatten()[::SAMPLE_STRIDE].clone()
 
 
-def is_plain(convolution: nn.Module | Chain | None, norm: nn.BatchNorm2d) -> bool:
+def is_fusable(conv: nn.Module | ConvBnAct | None, norm: nn.BatchNorm2d) -> bool:
     """Whether a batch norm of constant statistics takes up the answer of a convolution without a way of its own."""
     return (
-        type(convolution) in (nn.Conv2d, ExactConvolution)
-        and convolution.padding_mode == "zeros"
-        and isinstance(convolution.padding, tuple)
+        type(conv) in (nn.Conv2d, Fp32Conv2d)
+        and conv.padding_mode == "zeros"
+        and isinstance(conv.padding, tuple)
         and norm.running_mean is not None
     )
 
 
 @torch.no_grad()
-def follow(network: nn.Module, image: torch.Tensor) -> tuple[list[Chain], Ends]:
+def trace(network: nn.Module, image: torch.Tensor) -> tuple[list[ConvBnAct], TracedOutputs]:
     """The chains of a network, and samples of what comes out at their ends.
 
     Beside them of other batch norms, and all that the layers of its head see and (None) the network answers.
     """
-    follower, watched = Follower(), (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
-    modules = [module for module in network.modules() if isinstance(module, watched)]
-    hooks = [module.register_forward_pre_hook(follower.before) for module in modules]
-    hooks += [module.register_forward_hook(follower.after) for module in modules]
-    layers = [module for module in head_of(network).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    hooks += [layer.register_forward_pre_hook(follower.before_head) for layer in layers]
+    tracer, traced_types = GraphTracer(), (nn.Conv2d, nn.BatchNorm2d, *ONEDNN_ACTIVATIONS)
+    modules = [module for module in network.modules() if isinstance(module, traced_types)]
+    hooks = [module.register_forward_pre_hook(tracer.before_module) for module in modules]
+    hooks += [module.register_forward_hook(tracer.after_module) for module in modules]
+    head_layers = [module for module in find_head(network).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    hooks += [layer.register_forward_pre_hook(tracer.before_head) for layer in head_layers]
     try:
-        follower.ends[None] = network(image)
+        tracer.outputs[None] = network(image)
     finally:
         for hook in hooks:
             hook.remove()
-    return follower.found(), follower.ends
+    return tracer.list_blocks(), tracer.outputs
 
 
-def begin_exactly(network: nn.Module, pixels: Pixels) -> None:
+def keep_stem_fp32(network: nn.Module, input_spec: InputSpec) -> None:
     """Let the beginning of a network compute in float32, in place."""
     was_training = network.training
-    chains, _ = follow(network.eval(), noise(pixels).to(next(network.parameters()).device))
+    blocks, _ = trace(network.eval(), make_noise_image(input_spec).to(next(network.parameters()).device))
     network.train(was_training)
-    for chain in find_beginning(chains):
-        chain.convolution.__class__ = ExactConvolution
+    for block in find_stem(blocks):
+        block.conv.__class__ = Fp32Conv2d
 
 
-def find_beginning(chains: list[Chain]) -> list[Chain]:
+def find_stem(blocks: list[ConvBnAct]) -> list[ConvBnAct]:
     """The first chains, as long as they are small and take no more than a tenth of all multiplications."""
-    left, beginning = SHARE * sum(chain.cost for chain in chains), []
-    for chain in chains:
-        left -= chain.cost
-        if left < 0 or chain.convolution.weight[0].numel() > SMALL:
+    remaining, stem = MAX_STEM_COST_SHARE * sum(block.n_multiplications for block in blocks), []
+    for block in blocks:
+        remaining -= block.n_multiplications
+        if remaining < 0 or block.conv.weight[0].numel() > MAX_STEM_MULTIPLICATIONS:
             break
-        beginning.append(chain)
-    return beginning
+        stem.append(block)
+    return stem

@@ -10,7 +10,7 @@ from fastcxr.errors import RecipeError
 def find_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" takes a GPU where there is one. Raises RecipeError."""
     if name == "auto":
-        return _find_fastest()
+        return _find_default_device()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -19,7 +19,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _find_fastest() -> torch.device:
+def _find_default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")

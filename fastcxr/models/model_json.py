@@ -13,103 +13,109 @@ from typing import Any
 
 from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
-from fastcxr.io.files import read_json, sha256_of
-from fastcxr.models.registry import known_parameters
+from fastcxr.io.files import compute_sha256, read_json
+from fastcxr.models.registry import find_known_parameters
 
 FORMAT_VERSION = 1
-WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
-MOST_LABELS, MOST_WIDE, MOST_DEEP, LARGEST_IMAGE = 10_000, 100_000, 10, 4096
-MOST_HEAD = 50_000_000  # parameters that a head of the catalogue, of up to 22,000 classes, may have and ours lacks
-COPY_AGAIN, OTHER_VERSION = "Copy the run folder again", "Use the versions that run.json names"
+WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
+MAX_LABELS, MAX_HEAD_WIDTH, MAX_HEAD_LAYERS, MAX_IMAGE_PIXELS = 10_000, 100_000, 10, 4096
+MAX_PRETRAINED_HEAD_PARAMETERS = (
+    50_000_000  # parameters that a head of the catalogue, of up to 22,000 classes, may have and ours lacks
+)
+COPY_AGAIN_FIX, OTHER_VERSION_FIX = "Copy the run folder again", "Use the versions that run.json names"
 
 
-def read_facts(folder: str | Path) -> dict[str, Any]:
+def read_model_json(folder: str | Path) -> dict[str, Any]:
     """model.json, checked to be one that this version understands. Raises InputMissingError or ModelError."""
-    path = Path(folder) / FACTS_FILE
+    path = Path(folder) / MODEL_JSON_FILE
     if not path.is_file():
-        parts = sorted(one.parent for word in ("fold", "source") for one in Path(folder).glob(f"{word}-*/{FACTS_FILE}"))
-        if parts:
-            what = f"no model.json in this folder, which holds {len(parts)} runs with a model each"
-            raise InputMissingError(what, f"Name one of them, as {parts[0]}", path=folder)
+        part_folders = sorted(
+            file.parent for prefix in ("fold", "source") for file in Path(folder).glob(f"{prefix}-*/{MODEL_JSON_FILE}")
+        )
+        if part_folders:
+            problem = f"no model.json in this folder, which holds {len(part_folders)} runs with a model each"
+            raise InputMissingError(problem, f"Name one of them, as {part_folders[0]}", path=folder)
         raise InputMissingError(
             "no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder
         )
-    _refuse_link(path)
+    _reject_outside_link(path)
     try:
-        facts = read_json(path)
-        version, files = facts["format_version"], facts["files"]
+        model_json = read_json(path)
+        version, files = model_json["format_version"], model_json["files"]
         if not isinstance(files[WEIGHTS_FILE], str):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError("this is no model.json of fastcxr", COPY_AGAIN, path=path, code="E301") from error
+        raise ModelError("this is no model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
     if version != FORMAT_VERSION or isinstance(version, bool):
-        what = f"format version {str(version)[:40]!r}, this fastcxr reads {FORMAT_VERSION}"
-        raise ModelError(what, "Install the fastcxr version that run.json names", path=path, code="E302")
-    wrong = [name for name, is_right in CHECKS.items() if name in facts and not is_right(facts[name])]
-    missing = [name for name in ("labels", "pixels", "backbone", "choices") if name not in facts]
-    if wrong or missing:
-        what = f"its {wrong[0]} makes no sense" if wrong else f"it has no {missing[0]}"
-        raise ModelError(what, f"{COPY_AGAIN}. {OTHER_VERSION}", path=path, code="E302")
-    return facts
+        problem = f"format version {str(version)[:40]!r}, this fastcxr reads {FORMAT_VERSION}"
+        raise ModelError(problem, "Install the fastcxr version that run.json names", path=path, code="E302")
+    invalid = [name for name, is_right in FIELD_CHECKS.items() if name in model_json and not is_right(model_json[name])]
+    missing = [name for name in ("labels", "pixels", "backbone", "choices") if name not in model_json]
+    if invalid or missing:
+        problem = f"its {invalid[0]} makes no sense" if invalid else f"it has no {missing[0]}"
+        raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E302")
+    return model_json
 
 
-def check_files(folder: Path, facts: dict[str, Any]) -> None:
+def validate_model_files(folder: Path, model_json: dict[str, Any]) -> None:
     """Raise unless every file that the facts list is there, in this very folder, with the checksum that they give."""
-    for name, checksum in facts["files"].items():
+    for name, checksum in model_json["files"].items():
         path = folder / name
         if not path.is_file():
             raise InputMissingError(f"this run has no {name}", "Name the folder of a finished run", path=folder)
-        _refuse_link(path)
-        if sha256_of(path) != checksum:
-            what = "sha256 differs from model.json: damaged or exchanged"
-            raise ModelError(what, "Copy it again", path=path, code="E301")
-    _refuse_hollow(folder / WEIGHTS_FILE, facts)
+        _reject_outside_link(path)
+        if compute_sha256(path) != checksum:
+            problem = "sha256 differs from model.json: damaged or exchanged"
+            raise ModelError(problem, "Copy it again", path=path, code="E301")
+    _validate_weights_size(folder / WEIGHTS_FILE, model_json)
 
 
-def _refuse_link(path: Path) -> None:
+def _reject_outside_link(path: Path) -> None:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise ModelError("a link that leads out of the run folder", "Copy the file itself", path=path, code="E301")
 
 
-def _refuse_hollow(weights: Path, facts: dict[str, Any]) -> None:
+def _validate_weights_size(weights: Path, model_json: dict[str, Any]) -> None:
     """A few bytes that claim to be a network of billions would take its memory before they are found out."""
-    backbone = facts["backbone"]
-    body = known_parameters(backbone["name"].partition(".")[0], backbone["library"]) or 0
-    widths = [*facts.get("head", {}).get("hidden", []), len(facts["labels"])]
-    least = max(0, body - MOST_HEAD) + sum(one * other for one, other in pairwise(widths))
-    if weights.stat().st_size < 2 * least:  # bytes of the smallest numbers that weights are kept in
-        what = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} that model.json describes"
-        raise ModelError(what, COPY_AGAIN, path=weights, code="E302")
+    backbone = model_json["backbone"]
+    n_known_parameters = find_known_parameters(backbone["name"].partition(".")[0], backbone["library"]) or 0
+    layer_widths = [*model_json.get("head", {}).get("hidden", []), len(model_json["labels"])]
+    min_parameters = max(0, n_known_parameters - MAX_PRETRAINED_HEAD_PARAMETERS) + sum(
+        width * next_width for width, next_width in pairwise(layer_widths)
+    )
+    if weights.stat().st_size < 2 * min_parameters:  # bytes of the smallest numbers that weights are kept in
+        problem = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} that model.json describes"
+        raise ModelError(problem, COPY_AGAIN_FIX, path=weights, code="E302")
 
 
-def _is_whole(value: Any, low: int, high: int) -> bool:
+def _is_int_between(value: Any, low: int, high: int) -> bool:
     return type(value) is int and low <= value <= high
 
 
-def _are_files(files: Any) -> bool:
+def _is_checksum_table(files: Any) -> bool:
     """Plain names in this folder, each with a checksum."""
-    plain = r"(?!\.)[\w.-]{1,100}"
+    name_pattern = r"(?!\.)[\w.-]{1,100}"
     return all(
-        re.fullmatch(plain, name) and isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
+        re.fullmatch(name_pattern, name) and isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
         for name, checksum in files.items()
     )
 
 
-def _are_labels(labels: Any) -> bool:
+def _is_label_list(labels: Any) -> bool:
     return (
         isinstance(labels, list)
-        and 2 <= len(labels) <= MOST_LABELS
+        and 2 <= len(labels) <= MAX_LABELS
         and all(isinstance(label, str) and 0 < len(label) <= 1000 for label in labels)
         and len(set(labels)) == len(labels)
     )
 
 
-def _are_pixels(pixels: Any) -> bool:
+def _is_input_spec(pixels: Any) -> bool:
     if not isinstance(pixels, dict) or set(pixels) != {"image_size", "mean", "std"}:
         return False
     mean, std = pixels["mean"], pixels["std"]
     return (
-        _is_whole(pixels["image_size"], 16, LARGEST_IMAGE)
+        _is_int_between(pixels["image_size"], 16, MAX_IMAGE_PIXELS)
         and all(isinstance(values, list) and len(values) in (1, 3) for values in (mean, std))
         and len(mean) == len(std)
         and all(type(value) in (int, float) and math.isfinite(value) for value in [*mean, *std])
@@ -117,13 +123,13 @@ def _are_pixels(pixels: Any) -> bool:
     )
 
 
-def _is_head(head: Any) -> bool:
+def _is_head_config(head: Any) -> bool:
     return (
         isinstance(head, dict)
         and set(head) <= {"hidden", "dropout", "depths"}
         and isinstance(head.get("hidden", []), list)
-        and len(head.get("hidden", [])) <= MOST_DEEP
-        and all(_is_whole(size, 1, MOST_WIDE) for size in head.get("hidden", []))
+        and len(head.get("hidden", [])) <= MAX_HEAD_LAYERS
+        and all(_is_int_between(size, 1, MAX_HEAD_WIDTH) for size in head.get("hidden", []))
         and type(head.get("dropout", 0)) in (int, float)
         and 0 <= head.get("dropout", 0) < 1
         and isinstance(head.get("depths", False), bool)
@@ -141,16 +147,16 @@ def _are_depths(depths: Any) -> bool:
         isinstance(depths, dict)
         and set(depths) == {"sources", "default"}
         and isinstance(depths["sources"], dict)
-        and all(_is_whole(depth, LEAST, MOST) for depth in depths["sources"].values())
-        and (depths["default"] is None or _is_whole(depths["default"], LEAST, MOST))
+        and all(_is_int_between(depth, LEAST, MOST) for depth in depths["sources"].values())
+        and (depths["default"] is None or _is_int_between(depths["default"], LEAST, MOST))
     )
 
 
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "files": _are_files,
-    "labels": _are_labels,
-    "pixels": _are_pixels,
-    "head": _is_head,
+FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "files": _is_checksum_table,
+    "labels": _is_label_list,
+    "pixels": _is_input_spec,
+    "head": _is_head_config,
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
     "mirror_images": lambda given: isinstance(given, bool),

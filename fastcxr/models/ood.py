@@ -9,11 +9,11 @@ import numpy as np
 if TYPE_CHECKING:
     pass
 
-ARRAYS = ("mean", "deviation", "directions", "variances", "noise")
+ARRAY_FIELDS = ("mean", "deviation", "directions", "variances", "noise")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Gate:
+class OODDetector:
     """What the training images look like to a network. `depths`: its stages with their channels, d in all.
 
     mean, deviation: of each feature, shape (d,). directions: shape (m, d), of the standardised features; variances:
@@ -21,7 +21,7 @@ class Gate:
     through. images, patients: of the validation split, that set the limit.
     """
 
-    depths: Mapping[str, int]
+    stage_channels: Mapping[str, int]
     mean: np.ndarray
     deviation: np.ndarray
     directions: np.ndarray
@@ -31,9 +31,9 @@ class Gate:
     images: int = 0
     patients: int = 0
 
-    def measure(self, features: np.ndarray) -> np.ndarray:
+    def compute_scores(self, features: np.ndarray) -> np.ndarray:
         """How strange each row of features is, as a share of the limit: beyond 1 is not like the training images."""
         scaled = (features.astype(np.float64) - self.mean) / self.deviation
-        along = scaled @ self.directions.T
-        rest = np.square(scaled).sum(axis=1) - np.square(along).sum(axis=1)
-        return (np.square(along) / self.variances).sum(axis=1) / self.limit + rest / self.noise / self.limit
+        projected = scaled @ self.directions.T
+        residual = np.square(scaled).sum(axis=1) - np.square(projected).sum(axis=1)
+        return (np.square(projected) / self.variances).sum(axis=1) / self.limit + residual / self.noise / self.limit

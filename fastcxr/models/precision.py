@@ -8,48 +8,51 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 from torch import nn
 
-from fastcxr.models.grouped_conv import GroupedBackward
+from fastcxr.models.grouped_conv import GroupedConvBackward
 
-BF16_FLAGS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # the CPU's own instructions, not an emulation
+BF16_CPU_CHECKS = (
+    "_is_avx512_bf16_supported",
+    "_is_amx_tile_supported",
+)  # the CPU's own instructions, not an emulation
 
-NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of settings, from glibc's malloc.h
 
 
-def find_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device) -> str:
     """fp32 or bf16: what `name` says, or for "auto" bf16 where the device computes in it by itself."""
     if name != "auto":
         return name
     return "bf16" if is_bf16_native(device) else "fp32"
 
 
-def explain_precision(name: str, device: torch.device) -> str:
-    """What find_precision takes for this name, and why, in a line."""
-    found = find_precision(name, device)
-    own = "this device computes in it" if found == "bf16" else "this device has no bfloat16 of its own"
-    return f"arithmetic: {NAMES[found]}, channels last ({own if name == 'auto' else 'asked for'})"
+def describe_precision(name: str, device: torch.device) -> str:
+    """What resolve_precision takes for this name, and why, in a line."""
+    resolved = resolve_precision(name, device)
+    hardware_support = "this device computes in it" if resolved == "bf16" else "this device has no bfloat16 of its own"
+    return f"arithmetic: {DTYPE_NAMES[resolved]}, channels last ({hardware_support if name == 'auto' else 'asked for'})"
 
 
 def is_bf16_native(device: torch.device) -> bool:
     """Whether the device has instructions of its own for bfloat16; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and any(getattr(torch.cpu, flag, bool)() for flag in BF16_FLAGS)
+    return device.type == "cpu" and any(getattr(torch.cpu, flag, bool)() for flag in BF16_CPU_CHECKS)
 
 
 @contextmanager
-def computing(precision: str, device: torch.device) -> Iterator[None]:
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Inside, a network computes in this precision; weights and losses stay in float32."""
-    is_mended = precision == "bf16" and device.type == "cpu"
+    uses_grouped_backward = precision == "bf16" and device.type == "cpu"
     with (
         torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
-        GroupedBackward() if is_mended else nullcontext(),
+        GroupedConvBackward() if uses_grouped_backward else nullcontext(),
     ):
         yield
 
 
-class ExactConvolution(nn.Conv2d):
+class Fp32Conv2d(nn.Conv2d):
     """A convolution that computes in float32 whatever is asked for around it."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -57,7 +60,7 @@ class ExactConvolution(nn.Conv2d):
             return super().forward(maps.float())
 
 
-def keep_memory() -> None:
+def keep_malloc_arenas() -> None:
     """Let the C library keep freed memory for the next batch, where it is glibc.
 
     By its own rules it gives every large piece back to the system at once, and a CPU then spends up to half of its time
@@ -66,6 +69,6 @@ def keep_memory() -> None:
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library, which has rules of its own
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -16,10 +16,10 @@ import torch
 import torchvision
 from timm.models import get_pretrained_cfg
 
-from fastcxr.models.backbones import OWN, torchvision_names
+from fastcxr.models.backbones import FASTCXR_BACKBONES, list_torchvision_names
 from fastcxr.models.baseline_cnn import NATIVE_SIZE
 
-COUNTS = Path(__file__).with_name("parameters.csv")
+PARAMETERS_FILE = Path(__file__).with_name("parameters.csv")
 
 
 def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
@@ -28,39 +28,39 @@ def list_backbones(pattern: str = "*") -> Iterator[dict[str, Any]]:
     `pattern`: shell wildcards, or a part of the name. timm first; a name that both have shows torchvision's prefixed;
     those of our own come last.
     """
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    own = timm.list_models()
-    for name in fnmatch.filter(own, wanted):
+    glob_pattern = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    timm_names = timm.list_models()
+    for name in fnmatch.filter(timm_names, glob_pattern):
         config = get_pretrained_cfg(name)
-        yield _row(name, "timm", config.input_size[-1], bool(config.has_weights))
-    for name in torchvision_names():
-        shown = f"torchvision:{name}" if name in own else name
-        if fnmatch.fnmatch(shown, wanted):
+        yield _make_row(name, "timm", config.input_size[-1], bool(config.has_weights))
+    for name in list_torchvision_names():
+        display_name = f"torchvision:{name}" if name in timm_names else name
+        if fnmatch.fnmatch(display_name, glob_pattern):
             size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
-            yield _row(shown, "torchvision", size, True)
-    for name in fnmatch.filter([f"fastcxr:{name}" for name in OWN], wanted):
-        yield _row(name, "fastcxr", NATIVE_SIZE, False)
+            yield _make_row(display_name, "torchvision", size, True)
+    for name in fnmatch.filter([f"fastcxr:{name}" for name in FASTCXR_BACKBONES], glob_pattern):
+        yield _make_row(name, "fastcxr", NATIVE_SIZE, False)
 
 
 def count_parameters(name: str, library: str) -> int:
     """Parameters of a network with its own head, built without memory for them."""
     if library == "fastcxr":
-        return sum(parameter.numel() for parameter in OWN[name](1000).parameters())
-    make = timm.create_model if library == "timm" else partial(torchvision.models.get_model, weights=None)
+        return sum(parameter.numel() for parameter in FASTCXR_BACKBONES[name](1000).parameters())
+    factory = timm.create_model if library == "timm" else partial(torchvision.models.get_model, weights=None)
     try:
         with torch.device("meta"):
-            network = make(name)
+            network = factory(name)
     except (NotImplementedError, RuntimeError):  # a few look at their own numbers while they are built
-        network = make(name)
+        network = factory(name)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _row(shown: str, library: str, size: int, pretrained: bool) -> dict[str, Any]:
-    name = shown.rpartition(":")[2]
-    known = known_parameters(name, library)
-    parameters = count_parameters(name, library) if known is None else known
+def _make_row(display_name: str, library: str, size: int, pretrained: bool) -> dict[str, Any]:
+    name = display_name.rpartition(":")[2]
+    known_count = find_known_parameters(name, library)
+    parameters = count_parameters(name, library) if known_count is None else known_count
     return {
-        "name": shown,
+        "name": display_name,
         "library": library,
         "parameters": parameters,
         "native_size": size,
@@ -68,22 +68,24 @@ def _row(shown: str, library: str, size: int, pretrained: bool) -> dict[str, Any
     }
 
 
-def known_parameters(name: str, library: str) -> int | None:
+def find_known_parameters(name: str, library: str) -> int | None:
     """What parameters.csv says of a network with its own head, or None where it says nothing."""
-    return _counts().get((library, name))
+    return _read_parameter_counts().get((library, name))
 
 
 @cache
-def _counts() -> dict[tuple[str, str], int]:
-    if not COUNTS.exists():
+def _read_parameter_counts() -> dict[tuple[str, str], int]:
+    if not PARAMETERS_FILE.exists():
         return {}
-    with COUNTS.open(newline="") as file:
+    with PARAMETERS_FILE.open(newline="") as file:
         return {(row["library"], row["name"]): int(row["parameters"]) for row in csv.DictReader(file)}
 
 
 if __name__ == "__main__":
-    rows = [("timm", name) for name in timm.list_models()] + [("torchvision", name) for name in torchvision_names()]
-    with COUNTS.open("w", newline="") as file:
+    rows = [("timm", name) for name in timm.list_models()] + [
+        ("torchvision", name) for name in list_torchvision_names()
+    ]
+    with PARAMETERS_FILE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["library", "name", "parameters"])
         writer.writerows([library, name, count_parameters(name, library)] for library, name in rows)

@@ -26,36 +26,38 @@ class Progress:
 
 
 @contextmanager
-def heard_by(listener: logging.Handler) -> Iterator[None]:
+def log_to(handler: logging.Handler) -> Iterator[None]:
     """In this block the listener hears all that the library says, whatever the caller's logging shows."""
     log = logging.getLogger("fastcxr")
     level = log.level
     log.setLevel(logging.INFO)
-    log.addHandler(listener)
+    log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(listener)
+        log.removeHandler(handler)
         log.setLevel(level)
 
 
 @contextmanager
-def heard_once(*beginnings: str) -> Iterator[None]:
+def log_once(*beginnings: str) -> Iterator[None]:
     """In this block handlers that are there already get each line that begins so once; later ones get their own.
 
     So each fold's folder notes what a terminal is told once of all folds.
     """
-    there = [(listener, _Once(beginnings)) for listener in logging.getLogger("fastcxr").handlers]
-    for listener, once in there:
-        listener.addFilter(once)
+    handler_filters = [
+        (listener, _OncePerPrefixFilter(beginnings)) for listener in logging.getLogger("fastcxr").handlers
+    ]
+    for handler, prefix_filter in handler_filters:
+        handler.addFilter(prefix_filter)
     try:
         yield
     finally:
-        for listener, once in there:
-            listener.removeFilter(once)
+        for handler, prefix_filter in handler_filters:
+            handler.removeFilter(prefix_filter)
 
 
-class _Once:
+class _OncePerPrefixFilter:
     """Lets each line that begins so through a single time."""
 
     def __init__(self, beginnings: tuple[str, ...]):
@@ -71,11 +73,11 @@ class _Once:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def silence_logging() -> Iterator[None]:
     """In this block the library says nothing: for a look that somebody else will repeat aloud."""
     log = logging.getLogger("fastcxr")
-    before, log.disabled = log.disabled, True
+    was_disabled, log.disabled = log.disabled, True
     try:
         yield
     finally:
-        log.disabled = before
+        log.disabled = was_disabled

@@ -15,7 +15,7 @@ from fastcxr.progress.base import Bar, Progress
 if TYPE_CHECKING:
     pass
 
-COLUMNS = {  # of history.csv: heading and width, so that a line fits into 80 characters
+HISTORY_COLUMNS = {  # of history.csv: heading and width, so that a line fits into 80 characters
     "epoch": ("epoch", 5),
     "stage": ("stage", 8),
     "train_loss": ("train loss", 10),
@@ -31,7 +31,7 @@ class TerminalProgress(Progress):
     """Progress on a rich console, which should write to standard error: standard output is for results."""
 
     def __init__(self, console: Console):
-        self.console, self.headed = console, False
+        self.console, self.header_shown = console, False
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
@@ -42,16 +42,16 @@ class TerminalProgress(Progress):
             yield Bar()
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with RichProgress(*columns, console=self.console, transient=True) as live:
-            yield _LiveBar(live, live.add_task(text, total=total))
+        with RichProgress(*columns, console=self.console, transient=True) as rich_progress:
+            yield _LiveBar(rich_progress, rich_progress.add_task(text, total=total))
 
     def epoch(self, row: dict[str, Any]) -> None:
         """One line of the table of epochs; the best so far carries a star."""
-        shown = {name: column for name, column in COLUMNS.items() if name in row}
-        if not self.headed:
-            self.write("  ".join(f"{heading:>{width}}" for heading, width in shown.values()), "bold")
-            self.headed = True
-        cells = "  ".join(f"{_cell(name, row[name]):>{width}}" for name, (_, width) in shown.items())
+        columns = {name: column for name, column in HISTORY_COLUMNS.items() if name in row}
+        if not self.header_shown:
+            self.write("  ".join(f"{heading:>{width}}" for heading, width in columns.values()), "bold")
+            self.header_shown = True
+        cells = "  ".join(f"{_format_cell(name, row[name]):>{width}}" for name, (_, width) in columns.items())
         self.write(cells + (" *" if row.get("best") else ""))
 
     def write(self, line: str, style: str | None = None) -> None:
@@ -60,11 +60,11 @@ class TerminalProgress(Progress):
 
 
 class _LiveBar(Bar):
-    def __init__(self, live: RichProgress, task):
-        self.live, self.task = live, task
+    def __init__(self, rich_progress: RichProgress, task):
+        self.rich_progress, self.task = rich_progress, task
 
     def advance(self, steps: int = 1) -> None:
-        self.live.advance(self.task, steps)
+        self.rich_progress.advance(self.task, steps)
 
 
 class ConsoleMessages(logging.Handler):
@@ -76,17 +76,17 @@ class ConsoleMessages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One message, one line."""
-        loud = record.levelno >= logging.WARNING
+        is_warning = record.levelno >= logging.WARNING
         self.console.print(
-            ("warning: " if loud else "") + record.getMessage(),
-            style="bold yellow" if loud else None,
+            ("warning: " if is_warning else "") + record.getMessage(),
+            style="bold yellow" if is_warning else None,
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
 
 
-def _cell(name: str, value: Any) -> str:
+def _format_cell(name: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else f"{value:.1f}" if name == "seconds" else f"{value:.4f}"

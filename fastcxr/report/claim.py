@@ -9,35 +9,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastcxr.io.html import plain
+from fastcxr.io.html import replace_unprintable
 from fastcxr.report.claim_items import (
-    say_bad_files,
-    say_calibration,
-    say_choices,
-    say_elsewhere,
-    say_figures,
-    say_groups,
-    say_identities,
-    say_machine,
-    say_maps,
-    say_method,
-    say_missing,
-    say_mistakes,
-    say_network,
-    say_people,
-    say_pixels,
-    say_selection,
-    say_size,
-    say_sources,
-    say_splits,
-    say_thresholds,
-    say_weights,
-    say_where_it_is,
+    describe_availability,
+    describe_calibration,
+    describe_deidentification,
+    describe_demographics,
+    describe_environment,
+    describe_errors,
+    describe_external_test,
+    describe_initial_weights,
+    describe_method,
+    describe_metrics,
+    describe_missing_data,
+    describe_network,
+    describe_preprocessing,
+    describe_saliency_maps,
+    describe_sample_size,
+    describe_selection,
+    describe_sources,
+    describe_splits,
+    describe_subgroups,
+    describe_thresholds,
+    describe_training,
+    describe_unreadable_files,
 )
-from fastcxr.report.notices import notices
+from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord
 
-TRUTH = "14 to 18"  # what this folder knows nothing of
+REFERENCE_STANDARD_NUMBERS = "14 to 18"  # what this folder knows nothing of
 
 
 @dataclass(frozen=True)
@@ -45,119 +45,137 @@ class Item:
     """`said`: what the folder tells, empty where it tells nothing. `asked`: what a person must add, or nothing."""
 
     topic: str
-    said: str = ""
-    asked: str = ""
+    answer: str = ""
+    open_question: str = ""
     number: str = ""
 
 
-def draw_claim(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def make_claim_checklist(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """The checklist as Markdown, from the run folder alone."""
     sections = list_items(record, metrics)
-    open_boxes = sum(bool(item.asked) for items in sections.values() for item in items)
-    body = "\n\n".join(f"## {title}\n\n" + "\n".join(map(_line, items)) for title, items in sections.items())
-    head = (
+    n_open_boxes = sum(bool(item.open_question) for items in sections.values() for item in items)
+    body = "\n\n".join(f"## {title}\n\n" + "\n".join(map(_format_item, items)) for title, items in sections.items())
+    introduction = (
         "Filled in from this folder by fastcxr. A box without a tick asks a person; "
-        f"{open_boxes} of {sum(map(len, sections.values()))} do. Numbers are items of CLAIM 2020 "
+        f"{n_open_boxes} of {sum(map(len, sections.values()))} do. Numbers are items of CLAIM 2020 "
         "(doi:10.1148/ryai.2020200029); the wording is our own. `fastcxr report` writes this file anew: keep your "
         "answers in a copy."
     )
-    return f"# Checklist for a paper (CLAIM)\n\n{head}\n\n{body}\n"
+    return f"# Checklist for a paper (CLAIM)\n\n{introduction}\n\n{body}\n"
 
 
 def list_items(record: RunRecord, metrics: Mapping[str, Any]) -> dict[str, list[Item]]:
     """Every item, by section."""
     return {
-        "Title and purpose": _purpose(record),
-        "Data": _data(record),
-        "Reference standard": _truth(),
-        "Partitions": _partitions(record, metrics),
-        "Model and training": _model(record),
-        "Evaluation": _evaluation(record, metrics),
-        "Results and discussion": _results(record, metrics),
-        "Other": _other(record),
+        "Title and purpose": _list_purpose_items(record),
+        "Data": _list_data_items(record),
+        "Reference standard": _list_reference_items(),
+        "Partitions": _list_partition_items(record, metrics),
+        "Model and training": _list_model_items(record),
+        "Evaluation": _list_evaluation_items(record, metrics),
+        "Results and discussion": _list_result_items(record, metrics),
+        "Other": _list_other_items(record),
     }
 
 
-def _purpose(record: RunRecord) -> list[Item]:
+def _list_purpose_items(record: RunRecord) -> list[Item]:
     return [
-        Item("Kind of method", say_method(record), number="1"),
+        Item("Kind of method", describe_method(record), number="1"),
         Item(
-            "Intended use", asked="Who is to use it, on whom, for what decision, and what follows from it", number="3"
+            "Intended use",
+            open_question="Who is to use it, on whom, for what decision, and what follows from it",
+            number="3",
         ),
-        Item("Abstract, aims, design, definitions", asked="What only the paper says", number="2, 4 to 6, 11"),
+        Item("Abstract, aims, design, definitions", open_question="What only the paper says", number="2, 4 to 6, 11"),
     ]
 
 
-def _data(record: RunRecord) -> list[Item]:
-    origin = "Who collected the images, where, when, from whom, under what licence"
+def _list_data_items(record: RunRecord) -> list[Item]:
+    origin_question = "Who collected the images, where, when, from whom, under what licence"
     return [
-        Item("Sources", say_sources(record), origin, "7, 8"),
-        Item("Preprocessing", say_pixels(record), number="9"),
-        Item("Selection", say_selection(record), number="10"),
-        Item("Identities", say_identities(record), "How the images themselves were freed of identities", "12"),
-        Item("Missing data", say_missing(record), number="13"),
+        Item("Sources", describe_sources(record), origin_question, "7, 8"),
+        Item("Preprocessing", describe_preprocessing(record), number="9"),
+        Item("Selection", describe_selection(record), number="10"),
+        Item(
+            "Identities", describe_deidentification(record), "How the images themselves were freed of identities", "12"
+        ),
+        Item("Missing data", describe_missing_data(record), number="13"),
     ]
 
 
-def _truth() -> list[Item]:
+def _list_reference_items() -> list[Item]:
     return [
-        Item("Where labels come from", asked="By what standard, and why that one", number=TRUTH),
-        Item("Who set them", asked="How many readers, of what training, with what tools", number=TRUTH),
-        Item("Agreement", asked="How far readers agreed, and what was done where they did not", number=TRUTH),
+        Item(
+            "Where labels come from",
+            open_question="By what standard, and why that one",
+            number=REFERENCE_STANDARD_NUMBERS,
+        ),
+        Item(
+            "Who set them",
+            open_question="How many readers, of what training, with what tools",
+            number=REFERENCE_STANDARD_NUMBERS,
+        ),
+        Item(
+            "Agreement",
+            open_question="How far readers agreed, and what was done where they did not",
+            number=REFERENCE_STANDARD_NUMBERS,
+        ),
     ]
 
 
-def _partitions(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
+def _list_partition_items(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
     return [
-        Item("Size of the sample", say_size(record, metrics), "How the size was chosen", "19"),
-        Item("Splits", say_splits(record), number="20"),
-        Item("People in each split", say_people(record), "Other traits that matter for this disease"),
+        Item("Size of the sample", describe_sample_size(record, metrics), "How the size was chosen", "19"),
+        Item("Splits", describe_splits(record), number="20"),
+        Item("People in each split", describe_demographics(record), "Other traits that matter for this disease"),
     ]
 
 
-def _model(record: RunRecord) -> list[Item]:
+def _list_model_items(record: RunRecord) -> list[Item]:
     return [
-        Item("Network", say_network(record)),
-        Item("Software, machine, seed", say_machine(record)),
-        Item("First weights", say_weights(record), "Licence of these weights, and of the images behind them"),
-        Item("Training", say_choices(record), "How many other settings were tried, and on which images"),
+        Item("Network", describe_network(record)),
+        Item("Software, machine, seed", describe_environment(record)),
+        Item(
+            "First weights", describe_initial_weights(record), "Licence of these weights, and of the images behind them"
+        ),
+        Item("Training", describe_training(record), "How many other settings were tried, and on which images"),
         Item("Ensembles", "One network answers; none are combined."),
     ]
 
 
-def _evaluation(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
+def _list_evaluation_items(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
     return [
-        Item("Figures and their intervals", say_figures(record, metrics)),
-        Item("Calibration", say_calibration(record, metrics)),
-        Item("Thresholds", say_thresholds(record)),
-        Item("Robustness", asked="What noise, turning, compression or another machine does to the figures"),
-        Item("Explanations", say_maps(record), "What readers made of them"),
-        Item("Test on other data", say_elsewhere(record, metrics)),
+        Item("Figures and their intervals", describe_metrics(record, metrics)),
+        Item("Calibration", describe_calibration(record, metrics)),
+        Item("Thresholds", describe_thresholds(record)),
+        Item("Robustness", open_question="What noise, turning, compression or another machine does to the figures"),
+        Item("Explanations", describe_saliency_maps(record), "What readers made of them"),
+        Item("Test on other data", describe_external_test(record, metrics)),
     ]
 
 
-def _results(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
-    known = [f"{notice.title}. {notice.text}".strip() for notice in notices(record, metrics)]
-    known += [f"{row['title']}: {row['words']}" for row in record.findings if row["verdict"] == "WARN"]
-    limits = " ".join(dict.fromkeys(known)) or "None that the tool knows of."
+def _list_result_items(record: RunRecord, metrics: Mapping[str, Any]) -> list[Item]:
+    known_limits = [f"{notice.title}. {notice.text}".strip() for notice in make_notices(record, metrics)]
+    known_limits += [f"{row['title']}: {row['message']}" for row in record.findings if row["verdict"] == "WARN"]
+    limits = " ".join(dict.fromkeys(known_limits)) or "None that the tool knows of."
     return [
-        Item("Groups of people", say_groups(metrics)),
-        Item("Mistakes", say_mistakes(record, metrics)),
+        Item("Groups of people", describe_subgroups(metrics)),
+        Item("Mistakes", describe_errors(record, metrics)),
         Item("Limits", limits, "What else limits the study, and whom a mistake would harm"),
     ]
 
 
-def _other(record: RunRecord) -> list[Item]:
+def _list_other_items(record: RunRecord) -> list[Item]:
     return [
-        Item("Bad input", say_bad_files(record)),
-        Item("Availability", say_where_it_is(record), "Where model, code and data can be had"),
-        Item("Registration, protocol, ethics, funding", asked="Numbers and names, or that there are none"),
+        Item("Bad input", describe_unreadable_files(record)),
+        Item("Availability", describe_availability(record), "Where model, code and data can be had"),
+        Item("Registration, protocol, ethics, funding", open_question="Numbers and names, or that there are none"),
     ]
 
 
-def _line(item: Item) -> str:
+def _format_item(item: Item) -> str:
     number = f"{item.number}. " if item.number else ""
-    asked = f"*To add:* {item.asked}." if item.asked else ""
-    words = " ".join(filter(None, [item.said, asked]))
-    escaped = plain(words).replace("<", "&lt;").replace(">", "&gt;")
-    return f"- [{' ' if item.asked else 'x'}] **{number}{item.topic}.** {escaped}"
+    question_text = f"*To add:* {item.open_question}." if item.open_question else ""
+    text = " ".join(filter(None, [item.answer, question_text]))
+    escaped = replace_unprintable(text).replace("<", "&lt;").replace(">", "&gt;")
+    return f"- [{' ' if item.open_question else 'x'}] **{number}{item.topic}.** {escaped}"

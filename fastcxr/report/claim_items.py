@@ -5,57 +5,63 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.data.demographics import COLUMNS
-from fastcxr.io.formatting import count, listed, loss, score
-from fastcxr.metrics.external import RANK
+from fastcxr.data.demographics import DEMOGRAPHIC_COLUMNS
+from fastcxr.io.formatting import format_number, format_score, join_names, pluralize
+from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.predictions import SPLITS
-from fastcxr.metrics.subgroups import UNSTATED, name_groups
-from fastcxr.report.headline import headline_rows
+from fastcxr.metrics.subgroups import UNSTATED, assign_groups
+from fastcxr.report.headline import make_headline_rows
 from fastcxr.report.run_reader import RunRecord
-from fastcxr.report.tables import attention_rows, check_words
+from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
 
-UNKNOWN = "not known, for {} is not in this folder."
+UNKNOWN_TEXT = "not known, for {} is not in this folder."
 
 
-def say_method(record: RunRecord) -> str:
+def describe_method(record: RunRecord) -> str:
     """What is classified, into what, by what."""
     labels = record.predictions.labels
-    kinds = f"{count(len(labels), 'class', 'classes')}: {listed(list(labels))}"
-    return f"A neural network sorts chest radiographs into {kinds}."
+    class_text = f"{pluralize(len(labels), 'class', 'classes')}: {join_names(list(labels))}"
+    return f"A neural network sorts chest radiographs into {class_text}."
 
 
-def say_sources(record: RunRecord) -> str:
+def describe_sources(record: RunRecord) -> str:
     """Each source with its images and patients."""
     rows = [
-        f"{name} ({count(len(part), 'image')} of {count(part['patient'].nunique(), 'patient')})"
+        f"{name} ({pluralize(len(part), 'image')} of {pluralize(part['patient'].nunique(), 'patient')})"
         for name, part in record.table.groupby("source")
     ]
-    return f"{count(len(rows), 'source')}: {listed(rows)}."
+    return f"{pluralize(len(rows), 'source')}: {join_names(rows)}."
 
 
-def say_pixels(record: RunRecord) -> str:
+def describe_preprocessing(record: RunRecord) -> str:
     """From file to what the network sees."""
-    pixels = record.model.get("pixels") or {}
-    if not pixels:
-        return "Every image becomes 8-bit gray and is padded to a square; the rest is " + UNKNOWN.format("model.json")
+    input_spec = record.model.get("pixels") or {}
+    if not input_spec:
+        return "Every image becomes 8-bit gray and is padded to a square; the rest is " + UNKNOWN_TEXT.format(
+            "model.json"
+        )
     return (
-        f"Every image becomes 8-bit gray, is padded to a square and scaled to {pixels.get('image_size')} px; "
-        f"less {pixels.get('mean')}, over {pixels.get('std')}."
+        f"Every image becomes 8-bit gray, is padded to a square and scaled to {input_spec.get('image_size')} px; "
+        f"less {input_spec.get('mean')}, over {input_spec.get('std')}."
     )
 
 
-def say_selection(record: RunRecord) -> str:
+def describe_selection(record: RunRecord) -> str:
     """What was chosen, and what was left out."""
-    words = {"classes": "classes kept", "where": "rows kept", "relabel": "labels renamed"}
-    chosen = [f"{words[name]}: {', '.join(map(str, given))}" for name in words if (given := record.recipe.get(name))]
-    chosen += ["exact copies left out"] if record.recipe.get("drop_copies") else []
-    left = f"{count(len(record.skipped), 'image')} left out" + (
+    field_texts = {"classes": "classes kept", "where": "rows kept", "relabel": "labels renamed"}
+    selections = [
+        f"{field_texts[name]}: {', '.join(map(str, given))}"
+        for name in field_texts
+        if (given := record.recipe.get(name))
+    ]
+    selections += ["exact copies left out"] if record.recipe.get("drop_copies") else []
+    left_out_text = f"{pluralize(len(record.skipped), 'image')} left out" + (
         ", reasons in skipped.csv" if len(record.skipped) else ""
     )
-    return f"{'; '.join([*chosen, left])}."
+    return f"{'; '.join([*selections, left_out_text])}."
 
 
-def say_identities(record: RunRecord) -> str:
+def describe_deidentification(record: RunRecord) -> str:
     """What the tool itself writes."""
     return (
         "This folder holds no names of people and no DICOM tag of identity; patients are told apart by what their "
@@ -63,50 +69,58 @@ def say_identities(record: RunRecord) -> str:
     )
 
 
-def say_missing(record: RunRecord) -> str:
+def describe_missing_data(record: RunRecord) -> str:
     """Images without a label, a patient or pixels."""
     table = record.table
-    alone = int((table["patient_from"] == "own").sum()) if "patient_from" in table else 0
-    unread = int((record.predictions.table["error"] != "").sum())
-    blank = int((table["label"] == "").sum())
+    n_without_patient = int((table["patient_from"] == "own").sum()) if "patient_from" in table else 0
+    n_unreadable = int((record.predictions.table["error"] != "").sum())
+    n_unlabelled = int((table["label"] == "").sum())
     return (
-        f"{count(alone, 'image')} without a patient, each taken as its own; {count(blank, 'image')} without a label; "
-        f"{count(unread, 'image')} unreadable when scored. Nothing was filled in."
+        f"{pluralize(n_without_patient, 'image')} without a patient, each taken as its own; "
+        f"{pluralize(n_unlabelled, 'image')} without a label; "
+        f"{pluralize(n_unreadable, 'image')} unreadable when scored. Nothing was filled in."
     )
 
 
-def say_size(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def describe_sample_size(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """Images behind the headline, and how wide its intervals are."""
-    split = record.predictions.headline_split
+    split = record.predictions.primary_split
     if split not in metrics:
         return "No image was scored."
-    part = metrics[split]
-    sizes = listed([f"{label} {row['support']:,}" for label, row in part["per_class"].items()])
-    edges = part["intervals"]["of"].get(RANK)
-    wide = f" The interval of macro AUROC reaches from {score(edges[0])} to {score(edges[1])}." if edges else ""
-    behind = f"{count(part['n_images'], 'image')} of {count(part['n_patients'], 'patient')}"
-    return f"The {split} figures rest on {behind}: {sizes}.{wide}"
+    split_metrics = metrics[split]
+    sizes = join_names([f"{label} {row['support']:,}" for label, row in split_metrics["per_class"].items()])
+    bounds = split_metrics["intervals"]["of"].get(MACRO_AUROC)
+    interval_text = (
+        f" The interval of macro AUROC reaches from {format_score(bounds[0])} to {format_score(bounds[1])}."
+        if bounds
+        else ""
+    )
+    sample_text = (
+        f"{pluralize(split_metrics['n_images'], 'image')} of {pluralize(split_metrics['n_patients'], 'patient')}"
+    )
+    return f"The {split} figures rest on {sample_text}: {sizes}.{interval_text}"
 
 
-def say_splits(record: RunRecord) -> str:
+def describe_splits(record: RunRecord) -> str:
     """Images and patients of each split, and what kept them apart."""
     table = record.table
-    parts = dict(list(table.groupby("split")))
-    order = sorted(parts, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    tables_by_split = dict(list(table.groupby("split")))
+    order = sorted(tables_by_split, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
     sizes = [
-        f"{name} {count(len(parts[name]), 'image')} of {count(parts[name]['patient'].nunique(), 'patient')}"
+        f"{name} {pluralize(len(tables_by_split[name]), 'image')} of "
+        f"{pluralize(tables_by_split[name]['patient'].nunique(), 'patient')}"
         for name in order
     ]
-    ways = listed(sorted(set(table["split_from"]) - {""})) if "split_from" in table else "not known"
-    checks = [row["words"] for row in record.findings if row["check"] in ("patients", "copies")]
-    return " ".join([f"{'; '.join(sizes)}. Kept apart by: {ways}.", *checks])
+    split_origins = join_names(sorted(set(table["split_from"]) - {""})) if "split_from" in table else "not known"
+    check_messages = [row["message"] for row in record.findings if row["check"] in ("patients", "copies")]
+    return " ".join([f"{'; '.join(sizes)}. Kept apart by: {split_origins}.", *check_messages])
 
 
-def say_people(record: RunRecord) -> str:
+def describe_demographics(record: RunRecord) -> str:
     """Sex, age and view in each split, where the data says them."""
     lines = []
-    for column in COLUMNS:
-        groups = name_groups(record.table, column)
+    for column in DEMOGRAPHIC_COLUMNS:
+        groups = assign_groups(record.table, column)
         if column != "source" and set(groups) != {UNSTATED}:
             cells = pd.crosstab(record.table["split"], groups)
             parts = [
@@ -116,145 +130,155 @@ def say_people(record: RunRecord) -> str:
     return " ".join(lines) or "The data says neither sex nor age nor view."
 
 
-def say_network(record: RunRecord) -> str:
+def describe_network(record: RunRecord) -> str:
     """The backbone and its size."""
     backbone = record.model.get("backbone") or {}
     name = backbone.get("name") or record.recipe.get("backbone")
     size = f", {backbone['parameters']:,} parameters" if backbone.get("parameters") else ""
-    return f"{name or 'Its name is ' + UNKNOWN.format('model.json')}{size}."
+    return f"{name or 'Its name is ' + UNKNOWN_TEXT.format('model.json')}{size}."
 
 
-def say_machine(record: RunRecord) -> str:
+def describe_environment(record: RunRecord) -> str:
     """Everything that a repetition needs beside the data."""
     versions = record.run.get("versions") or {}
-    named = ", ".join(f"{name} {number}" for name, number in versions.items())
+    version_texts = ", ".join(f"{name} {number}" for name, number in versions.items())
     seed = f"seed {record.recipe['seed']}" if "seed" in record.recipe else ""
-    parts = [str(record.run.get("machine") or ""), named, seed]
-    return "; ".join(filter(None, parts)) + "." if any(parts) else f"All of it is {UNKNOWN.format('run.json')}"
+    parts = [str(record.run.get("machine") or ""), version_texts, seed]
+    return "; ".join(filter(None, parts)) + "." if any(parts) else f"All of it is {UNKNOWN_TEXT.format('run.json')}"
 
 
-def say_weights(record: RunRecord) -> str:
+def describe_initial_weights(record: RunRecord) -> str:
     """What training began with."""
-    given = record.first_weights
-    if not given:
-        return f"They are {UNKNOWN.format('model.json')}"
+    weights = record.initial_weights
+    if not weights:
+        return f"They are {UNKNOWN_TEXT.format('model.json')}"
     checksum = (record.model.get("backbone") or {}).get("weights_sha256")
-    return f"{given}" + (f", sha256 {checksum}." if checksum else ".")
+    return f"{weights}" + (f", sha256 {checksum}." if checksum else ".")
 
 
-def say_choices(record: RunRecord) -> str:
+def describe_training(record: RunRecord) -> str:
     """How it was taught; every other choice is in recipe.json."""
     recipe = record.recipe
     if not recipe:
-        return f"How it was taught is {UNKNOWN.format('recipe.json')}"
+        return f"How it was taught is {UNKNOWN_TEXT.format('recipe.json')}"
     strategy = recipe.get("strategy")
-    named = strategy if isinstance(strategy, str) else "stages of its own"
+    strategy_text = strategy if isinstance(strategy, str) else "stages of its own"
     names = ("optimizer", "loss", "epochs", "batch_size", "learning_rate", "schedule")
-    told = [f"{name.replace('_', ' ')} {recipe[name]}" for name in names if name in recipe]
+    option_texts = [f"{name.replace('_', ' ')} {recipe[name]}" for name in names if name in recipe]
     monitor = (record.model.get("choices") or {}).get("monitor") or recipe.get("monitor")
-    chosen = f" The epoch was chosen by {monitor.replace('_', ' ')} on validation images." if monitor else ""
-    looks = " Each answer is the mean over an image and its mirror image." if record.model.get("mirror_images") else ""
-    rest = "Every choice is in recipe.json, every epoch in history.csv."
-    return f"Strategy {named}, {', '.join(told)}.{chosen}{looks} {rest}"
+    monitor_text = f" The epoch was chosen by {monitor.replace('_', ' ')} on validation images." if monitor else ""
+    mirror_text = (
+        " Each answer is the mean over an image and its mirror image." if record.model.get("mirror_images") else ""
+    )
+    file_text = "Every choice is in recipe.json, every epoch in history.csv."
+    return f"Strategy {strategy_text}, {', '.join(option_texts)}.{monitor_text}{mirror_text} {file_text}"
 
 
-def say_figures(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def describe_metrics(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """The headline with its intervals, and where those come from."""
-    part = metrics.get(record.predictions.headline_split)
-    if not part:
+    split_metrics = metrics.get(record.predictions.primary_split)
+    if not split_metrics:
         return "No image was scored."
-    told = [
-        f"{name} {figure}" + (f" ({edges})" if edges else "") for name, figure, edges, _ in headline_rows(part, None)
+    metric_texts = [
+        f"{name} {figure}" + (f" ({edges})" if edges else "")
+        for name, figure, edges, _ in make_headline_rows(split_metrics, None)
     ]
-    unit = part["intervals"]["unit"]
-    way = (
+    unit = split_metrics["intervals"]["unit"]
+    interval_method = (
         "draws of patients with replacement"
         if unit == "patient"
         else "Wilson's formula for shares, logit-DeLong for AUROC, draws with replacement for means"
     )
-    return f"{'; '.join(told)}. Intervals of 95 %, the unit is the {unit}, from {way}."
+    return f"{'; '.join(metric_texts)}. Intervals of 95 %, the unit is the {unit}, from {interval_method}."
 
 
-def say_calibration(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def describe_calibration(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """How far probabilities mean what they say."""
-    part = metrics.get(record.predictions.headline_split, {})
-    found = part.get("calibration") or {}
-    if found.get("log_loss") is None:
+    split_metrics = metrics.get(record.predictions.primary_split, {})
+    calibration = split_metrics.get("calibration") or {}
+    if calibration.get("log_loss") is None:
         return "No image was scored."
     temperature = record.calibration.get("temperature")
     scaled = f" Scaled by a temperature of {temperature:.3g}, fitted on validation images." if temperature else ""
-    log_loss, brier, ece = (loss(found[name]) for name in ("log_loss", "brier", "ece"))
+    log_loss, brier, ece = (format_number(calibration[name]) for name in ("log_loss", "brier", "ece"))
     return f"Log-loss {log_loss}, Brier score {brier}, calibration error {ece}.{scaled}"
 
 
-def say_thresholds(record: RunRecord) -> str:
+def describe_thresholds(record: RunRecord) -> str:
     """Where the lines are drawn, and on which images that was chosen."""
     rows = record.calibration.get("thresholds") or {}
     if not rows:
         return "None was chosen: an image is given to its most probable class."
-    told = [f"{label} {score(row['threshold'] if isinstance(row, Mapping) else row)}" for label, row in rows.items()]
-    return f"{'; '.join(told)}; chosen on validation images alone."
+    threshold_texts = [
+        f"{label} {format_score(row['threshold'] if isinstance(row, Mapping) else row)}" for label, row in rows.items()
+    ]
+    return f"{'; '.join(threshold_texts)}; chosen on validation images alone."
 
 
-def say_maps(record: RunRecord) -> str:
+def describe_saliency_maps(record: RunRecord) -> str:
     """How heat maps were made, whether they passed, and how much of the heat lies in the border."""
-    checked = check_words(record.maps)
-    if not checked:
+    check_text = describe_sanity_check(record.saliency_maps)
+    if not check_text:
         return "None were made."
-    far = listed([f"{row['label']} {row['share']} ({row['images']})" for row in attention_rows(record.maps)])
-    outside = f" Median share of heat in the outer part of the picture: {far}." if far else ""
-    return f"Heat maps by gradients (Grad-CAM). {checked}{outside}"
+    border_texts = join_names(
+        [f"{row['label']} {row['share']} ({row['images']})" for row in make_border_share_rows(record.saliency_maps)]
+    )
+    border_text = f" Median share of heat in the outer part of the picture: {border_texts}." if border_texts else ""
+    return f"Heat maps by gradients (Grad-CAM). {check_text}{border_text}"
 
 
-def say_elsewhere(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def describe_external_test(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """Figures of other data, or that there are none."""
-    told = []
-    for place, drop in (metrics.get("drops") or {}).items():
-        row = drop["figures"].get(RANK)
-        figures = (
-            f"macro AUROC {score(row['external'][0])}, internal {score(row['internal'][0])}"
+    source_texts = []
+    for external_name, drop in (metrics.get("drops") or {}).items():
+        row = drop["figures"].get(MACRO_AUROC)
+        metric_text = (
+            f"macro AUROC {format_score(row['external'][0])}, internal {format_score(row['internal'][0])}"
             if row
             else "see metrics.json"
         )
-        told.append(f"{place}: {figures}")
-    return f"{'; '.join(told)}." if told else "Not done: external validity is unknown."
+        source_texts.append(f"{external_name}: {metric_text}")
+    return f"{'; '.join(source_texts)}." if source_texts else "Not done: external validity is unknown."
 
 
-def say_groups(metrics: Mapping[str, Any]) -> str:
+def describe_subgroups(metrics: Mapping[str, Any]) -> str:
     """The range of macro AUROC over groups of people."""
-    told = []
+    subgroup_texts = []
     for trait, groups in (metrics.get("subgroups") or {}).items():
-        known = {name: row["auroc"][0] for name, row in groups.items() if row.get("auroc")}
-        if len(known) > 1:
-            low, high = (choose(known, key=known.get) for choose in (min, max))
-            told.append(f"{trait}: macro AUROC from {score(known[low])} ({low}) to {score(known[high])} ({high})")
+        auroc_by_group = {name: row["auroc"][0] for name, row in groups.items() if row.get("auroc")}
+        if len(auroc_by_group) > 1:
+            low, high = (choose(auroc_by_group, key=auroc_by_group.get) for choose in (min, max))
+            subgroup_texts.append(
+                f"{trait}: macro AUROC from {format_score(auroc_by_group[low])} ({low}) to "
+                f"{format_score(auroc_by_group[high])} ({high})"
+            )
         else:
-            told.append(f"{trait}: no two groups large enough to compare")
-    return f"{'; '.join(told)}." if told else "The data names no groups to compare."
+            subgroup_texts.append(f"{trait}: no two groups large enough to compare")
+    return f"{'; '.join(subgroup_texts)}." if subgroup_texts else "The data names no groups to compare."
 
 
-def say_mistakes(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+def describe_errors(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """How many there are, and of what kind."""
-    part = metrics.get(record.predictions.headline_split)
-    if not part:
+    split_metrics = metrics.get(record.predictions.primary_split)
+    if not split_metrics:
         return "No image was scored."
     cells = [
-        (n, f"{label} taken for {part['labels'][k]} {n:,} times")
-        for label, row in zip(part["labels"], part["confusion_matrix"], strict=True)
+        (n, f"{label} taken for {split_metrics['labels'][k]} {n:,} times")
+        for label, row in zip(split_metrics["labels"], split_metrics["confusion_matrix"], strict=True)
         for k, n in enumerate(row)
-        if n and part["labels"][k] != label
+        if n and split_metrics["labels"][k] != label
     ]
-    told = [words for _, words in sorted(cells, reverse=True)[:3]]
-    return f"{listed(told) or 'None'}. report.html shows the worst, predictions.csv has all."
+    error_texts = [words for _, words in sorted(cells, reverse=True)[:3]]
+    return f"{join_names(error_texts) or 'None'}. report.html shows the worst, predictions.csv has all."
 
 
-def say_bad_files(record: RunRecord) -> str:
+def describe_unreadable_files(record: RunRecord) -> str:
     """What becomes of a file that cannot be read."""
-    way = "left out and counted" if record.recipe.get("skip_bad") else "an error that stops the run"
-    return f"A file that is no readable radiograph is {way}; {count(len(record.skipped), 'image')} here."
+    handling = "left out and counted" if record.recipe.get("skip_bad") else "an error that stops the run"
+    return f"A file that is no readable radiograph is {handling}; {pluralize(len(record.skipped), 'image')} here."
 
 
-def say_where_it_is(record: RunRecord) -> str:
+def describe_availability(record: RunRecord) -> str:
     """What of the model is in this folder."""
     checksum = (record.model.get("files") or {}).get("model.safetensors")
     return f"model.safetensors, sha256 {checksum}." if checksum else "The weights are not in this folder."

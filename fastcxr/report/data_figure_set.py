@@ -4,52 +4,60 @@ from functools import partial
 
 import pandas as pd
 
-from fastcxr.io.formatting import count, listed
+from fastcxr.io.formatting import join_names, pluralize
 from fastcxr.report import data_figures
-from fastcxr.report.data_tables import histogram_name, split_table
-from fastcxr.report.run_reader import CohortRecord
-from fastcxr.report.style import Plate, make_plate
+from fastcxr.report.data_tables import make_histogram_name, make_split_table
+from fastcxr.report.run_reader import DatasetRecord
+from fastcxr.report.style import SvgFigure, to_svg_figure
 
 
-def draw_cohort_plates(record: CohortRecord) -> dict[str, Plate]:
+def make_dataset_figures(record: DatasetRecord) -> dict[str, SvgFigure]:
     """Every figure that this cohort has the values for, by name."""
-    plates = [*_bars(record), *_histograms(record)]
-    return {plate.name: plate for plate in plates}
+    svg_figures = [*_make_class_count_figures(record), *_make_histogram_figures(record)]
+    return {figure.name: figure for figure in svg_figures}
 
 
-def _bars(record: CohortRecord) -> list[Plate]:
-    table = split_table(record)
+def _make_class_count_figures(record: DatasetRecord) -> list[SvgFigure]:
+    table = make_split_table(record)
     if not table["splits"]:
         return []
-    images = [[cell["images"] for cell in row["cells"][:-1]] for row in table["rows"]]
-    counts = pd.DataFrame(images, index=[row["label"] for row in table["rows"]], columns=table["splits"])
-    sizes = listed([f"{row['label']} {count(row['cells'][-1]['images'], 'image')}" for row in table["rows"]])
+    image_counts = [[cell["images"] for cell in row["cells"][:-1]] for row in table["rows"]]
+    counts = pd.DataFrame(image_counts, index=[row["label"] for row in table["rows"]], columns=table["splits"])
+    class_sizes = join_names(
+        [f"{row['label']} {pluralize(row['cells'][-1]['images'], 'image')}" for row in table["rows"]]
+    )
     return [
-        make_plate(partial(data_figures.class_bars, counts), "classes", f"Images of each class, by split: {sizes}.")
-    ]
-
-
-def _histograms(record: CohortRecord) -> list[Plate]:
-    table, labels = record.histograms, record.labels
-    here = [(k, label) for k, label in enumerate(labels) if (table["label"] == label).any()]
-    means = [f"{label} {_mean_gray(table[table['label'] == label]):.0f}" for _, label in here]
-    plates = [
-        make_plate(
-            partial(data_figures.class_histogram, table, label, k),
-            histogram_name(k),
-            f"Histogram of the gray values of {label}, mean of {count(_measured(table, label), 'image')}.",
+        to_svg_figure(
+            partial(data_figures.plot_class_counts, counts),
+            "classes",
+            f"Images of each class, by split: {class_sizes}.",
         )
-        for k, label in here
     ]
-    if 1 < len(here) <= data_figures.TOGETHER:
-        words = f"Mean histograms of the gray values of each class; mean gray value: {listed(means)}."
-        plates += [make_plate(partial(data_figures.mean_histograms, table, labels), "histograms", words)]
-    return plates
 
 
-def _measured(table: pd.DataFrame, label: str) -> int:
+def _make_histogram_figures(record: DatasetRecord) -> list[SvgFigure]:
+    table, labels = record.histograms, record.labels
+    present_classes = [(k, label) for k, label in enumerate(labels) if (table["label"] == label).any()]
+    means = [f"{label} {_compute_mean_gray(table[table['label'] == label]):.0f}" for _, label in present_classes]
+    svg_figures = [
+        to_svg_figure(
+            partial(data_figures.plot_class_histogram, table, label, k),
+            make_histogram_name(k),
+            f"Histogram of the gray values of {label}, mean of {pluralize(_count_measured(table, label), 'image')}.",
+        )
+        for k, label in present_classes
+    ]
+    if 1 < len(present_classes) <= data_figures.MAX_COMBINED_CLASSES:
+        description = f"Mean histograms of the gray values of each class; mean gray value: {join_names(means)}."
+        svg_figures += [
+            to_svg_figure(partial(data_figures.plot_mean_histograms, table, labels), "histograms", description)
+        ]
+    return svg_figures
+
+
+def _count_measured(table: pd.DataFrame, label: str) -> int:
     return int(table.loc[table["label"] == label, "images"].iloc[0])
 
 
-def _mean_gray(rows: pd.DataFrame) -> float:
-    return float((rows["mean"] * (rows["bin"] + 0.5)).sum() * data_figures.GRAY / (rows["bin"].max() + 1))
+def _compute_mean_gray(rows: pd.DataFrame) -> float:
+    return float((rows["mean"] * (rows["bin"] + 0.5)).sum() * data_figures.N_GRAY_LEVELS / (rows["bin"].max() + 1))

@@ -4,11 +4,11 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.io.formatting import count, listed, share
+from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.metrics.predictions import SPLITS
-from fastcxr.report.run_reader import CohortRecord
+from fastcxr.report.run_reader import DatasetRecord
 
-CAME_FROM = {
+PATIENT_ORIGIN_TEXTS = {
     "column": "a column of the table",
     "table": "a joined table",
     "regex": "a pattern in the path",
@@ -18,7 +18,7 @@ CAME_FROM = {
     "im": "IM-… file names",
     "copy": "copies of images",
 }
-DRAWN = {
+SPLIT_ORIGIN_TEXTS = {
     "given": "given by the data",
     "patient": "drawn patient by patient, so that no patient stands in two",
     "image": "drawn image by image",
@@ -27,49 +27,53 @@ DRAWN = {
 }
 
 
-def cohort_part(record: CohortRecord) -> dict[str, Any]:
+def make_dataset_context(record: DatasetRecord) -> dict[str, Any]:
     """All that the templates lay out of a cohort, by name."""
     return {
-        "splits": split_table(record),
-        "skipped": skipped_rows(record.skipped),
-        "looks": class_looks(record),
-        "files": file_rows(record),
-        "measured": measured_images(record),
+        "splits": make_split_table(record),
+        "skipped": make_skipped_rows(record.skipped),
+        "class_images": make_class_images(record),
+        "files": make_file_rows(record),
+        "measured": describe_measured_images(record),
     }
 
 
-def split_table(record: CohortRecord) -> dict[str, Any]:
+def make_split_table(record: DatasetRecord) -> dict[str, Any]:
     """Images and patients of each class in each split."""
     table = record.table
-    here = set(table["split"])
-    splits = [*(s for s in SPLITS if s in here), *sorted(here - {*SPLITS, ""})]
-    of_class = {label: table[table["label"] == label] for label in record.labels}
-    rows = [{"label": label, "cells": _cells(rows, splits)} for label, rows in of_class.items()]
-    return {"splits": splits, "rows": rows, "total": _cells(table, splits), "remarks": _remarks(table)}
+    present = set(table["split"])
+    splits = [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
+    rows_by_label = {label: table[table["label"] == label] for label in record.labels}
+    rows = [{"label": label, "cells": _make_cells(rows, splits)} for label, rows in rows_by_label.items()]
+    return {"splits": splits, "rows": rows, "total": _make_cells(table, splits), "remarks": _make_remarks(table)}
 
 
-def _cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
+def _make_cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
     parts = [*(rows[rows["split"] == split] for split in splits), rows]
     return [{"images": len(part), "patients": part["patient"].nunique()} for part in parts]
 
 
-def _remarks(table: pd.DataFrame) -> list[str]:
+def _make_remarks(table: pd.DataFrame) -> list[str]:
     remarks = []
     if "patient_from" in table:
         sizes = table["patient_from"].value_counts()
-        named = [f"{CAME_FROM.get(k, k)} ({count(n, 'image')})" for k, n in sizes.items() if k not in ("own", "")]
-        remarks += [f"Patients come from {listed(named)}."] if named else []
-        if own := int(sizes.get("own", 0)):
-            remarks.append(f"{count(own, 'image')} without a patient, each taken as its own.")
+        origin_texts = [
+            f"{PATIENT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})"
+            for k, n in sizes.items()
+            if k not in ("own", "")
+        ]
+        remarks += [f"Patients come from {join_names(origin_texts)}."] if origin_texts else []
+        if n_without_patient := int(sizes.get("own", 0)):
+            remarks.append(f"{pluralize(n_without_patient, 'image')} without a patient, each taken as its own.")
     if "split_from" in table:
         sizes = table["split_from"].value_counts()
-        ways = [f"{DRAWN.get(k, k)} ({count(n, 'image')})" for k, n in sizes.items() if k]
-        ways = [DRAWN.get(sizes.index[0], sizes.index[0])] if len(ways) == 1 else ways
-        remarks += [f"Splits are {listed(ways)}."] if ways else []
+        split_texts = [f"{SPLIT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})" for k, n in sizes.items() if k]
+        split_texts = [SPLIT_ORIGIN_TEXTS.get(sizes.index[0], sizes.index[0])] if len(split_texts) == 1 else split_texts
+        remarks += [f"Splits are {join_names(split_texts)}."] if split_texts else []
     return remarks
 
 
-def skipped_rows(skipped: pd.DataFrame) -> list[dict[str, Any]]:
+def make_skipped_rows(skipped: pd.DataFrame) -> list[dict[str, Any]]:
     """Left-out images by code, the most frequent first, with every path and reason."""
     groups = [(code, rows) for code, rows in skipped.groupby("code", sort=True)]
     groups.sort(key=lambda item: -len(item[1]))
@@ -79,81 +83,106 @@ def skipped_rows(skipped: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def class_looks(record: CohortRecord) -> list[dict[str, Any]]:
+def make_class_images(record: DatasetRecord) -> list[dict[str, Any]]:
     """For each class that has either: a strip of thumbnails, and the name of its histogram's plate."""
-    images = record.images[(record.images["role"] == "sample") & (record.images["uri"] != "")]
+    images = record.thumbnails[(record.thumbnails["role"] == "sample") & (record.thumbnails["uri"] != "")]
     labels = record.table.drop_duplicates(["source", "path"])[["source", "path", "label"]]
     images = images.merge(labels, on=["source", "path"], how="left").fillna({"label": ""})
-    order = {label: k for k, label in enumerate(record.labels)}
-    found = {label: rows[["path", "uri"]].to_dict("records") for label, rows in images.groupby("label", sort=True)}
-    measured = set(record.histograms["label"])
+    class_indices = {label: k for k, label in enumerate(record.labels)}
+    images_by_label = {
+        label: rows[["path", "uri"]].to_dict("records") for label, rows in images.groupby("label", sort=True)
+    }
+    measured_labels = set(record.histograms["label"])
     return [
-        {"label": label, "number": order.get(label), "images": found.get(label, []), "plate": histogram_name(k)}
-        for k, label in enumerate([*order, *sorted(set(found) - set(order))])
-        if label in found or label in measured
+        {
+            "label": label,
+            "number": class_indices.get(label),
+            "images": images_by_label.get(label, []),
+            "figure": make_histogram_name(k),
+        }
+        for k, label in enumerate([*class_indices, *sorted(set(images_by_label) - set(class_indices))])
+        if label in images_by_label or label in measured_labels
     ]
 
 
-def histogram_name(number: int) -> str:
+def make_histogram_name(class_index: int) -> str:
     """The plate and file name of the histogram of class number `number`."""
-    return f"histogram_{number + 1}"
+    return f"histogram_{class_index + 1}"
 
 
-def measured_images(record: CohortRecord) -> str:
+def describe_measured_images(record: DatasetRecord) -> str:
     """How many images of each class the histograms are of, in words: `200 of each class`, `a 82, b 200`."""
     sizes = record.histograms.groupby("label")["images"].first().astype(int).to_dict()
     if len(set(sizes.values())) == 1:
         return f"{next(iter(sizes.values())):,} of each class"
-    return listed([f"{label} {n:,}" for label, n in sizes.items()])
+    return join_names([f"{label} {n:,}" for label, n in sizes.items()])
 
 
-def file_rows(record: CohortRecord) -> list[dict[str, Any]]:
+def make_file_rows(record: DatasetRecord) -> list[dict[str, Any]]:
     """What the files of each class are: kinds and sizes of those that were measured; sources, of all, if several."""
-    several = record.table["source"].nunique() > 1
+    has_several_sources = record.table["source"].nunique() > 1
     rows = []
-    for number, label in enumerate(record.labels):
+    for class_index, label in enumerate(record.labels):
         files = record.files[record.files["label"] == label]
         sources = record.table.loc[record.table["label"] == label, "source"].value_counts()
         if len(files):
             kinds = files.groupby("kind")["images"].sum().sort_values(ascending=False, kind="stable")
-            row = {"label": label, "number": number, "kinds": _counts(kinds), "measured": int(files["images"].sum())}
-            rows.append(row | _sizes(files) | {"sources": _counts(sources) if several else ""})
+            row = {
+                "label": label,
+                "number": class_index,
+                "kinds": _format_counts(kinds),
+                "measured": int(files["images"].sum()),
+            }
+            rows.append(
+                row | _summarize_sizes(files) | {"sources": _format_counts(sources) if has_several_sources else ""}
+            )
     return rows
 
 
-def _counts(sizes: pd.Series) -> str:
+def _format_counts(sizes: pd.Series) -> str:
     """One name as it is, several with their numbers: `PNG`, `JPEG 103, PNG 21`."""
     return str(sizes.index[0]) if len(sizes) == 1 else ", ".join(f"{name} {n:,}" for name, n in sizes.items())
 
 
-def _sizes(files: pd.DataFrame) -> dict[str, str]:
+def _summarize_sizes(files: pd.DataFrame) -> dict[str, str]:
     """The middle size, by area, and the smallest and the largest where they differ."""
     files = files.assign(area=files["width"] * files["height"]).sort_values(["area", "width"], kind="stable")
-    middle = files["images"].cumsum().searchsorted(files["images"].sum() / 2)
-    words = [f"{row.width:,.0f} × {row.height:,.0f}" for row in files.iloc[[0, middle, -1]].itertuples()]
-    return {"size": words[1], "reach": f"{words[0]} to {words[2]}" if words[0] != words[2] else ""}
+    median_position = files["images"].cumsum().searchsorted(files["images"].sum() / 2)
+    size_texts = [f"{row.width:,.0f} × {row.height:,.0f}" for row in files.iloc[[0, median_position, -1]].itertuples()]
+    return {
+        "size": size_texts[1],
+        "range": f"{size_texts[0]} to {size_texts[2]}" if size_texts[0] != size_texts[2] else "",
+    }
 
 
-def cohort_tiles(record: CohortRecord) -> list[tuple[str, str, str]]:
+def make_tiles(record: DatasetRecord) -> list[tuple[str, str, str]]:
     """The figures at the top of the page: name, figure, what stands below it."""
-    sizes, of_patient = record.table["label"].value_counts(), record.table["patient"].value_counts()
-    n, most = len(record.table), int(of_patient.max())
-    bad = (
-        f"{count(len(record.skipped), 'more', 'more')} not readable"
+    sizes, images_per_patient = record.table["label"].value_counts(), record.table["patient"].value_counts()
+    n_images, max_per_patient = len(record.table), int(images_per_patient.max())
+    unreadable_text = (
+        f"{pluralize(len(record.skipped), 'more', 'more')} not readable"
         if len(record.skipped)
         else "every file is readable"
     )
-    each = f"{n / len(of_patient):.1f} images each, {most:,} at most" if most > 1 else "one image each"
-    rarest = ("Smallest class", share(sizes.iloc[-1] / n), f"{sizes.index[-1]}, {count(int(sizes.iloc[-1]), 'image')}")
-    largest = f"largest: {sizes.index[0]}, {share(sizes.iloc[0] / n)}"
+    per_patient_text = (
+        f"{n_images / len(images_per_patient):.1f} images each, {max_per_patient:,} at most"
+        if max_per_patient > 1
+        else "one image each"
+    )
+    smallest_class_tile = (
+        "Smallest class",
+        format_percent(sizes.iloc[-1] / n_images),
+        f"{sizes.index[-1]}, {pluralize(int(sizes.iloc[-1]), 'image')}",
+    )
+    largest_class_text = f"largest: {sizes.index[0]}, {format_percent(sizes.iloc[0] / n_images)}"
     if sizes.nunique() == 1:
-        rarest, largest = (
-            ("Each class", share(sizes.iloc[0] / n), count(int(sizes.iloc[0]), "image")),
+        smallest_class_tile, largest_class_text = (
+            ("Each class", format_percent(sizes.iloc[0] / n_images), pluralize(int(sizes.iloc[0]), "image")),
             "all of one size",
         )
     return [
-        ("Images", f"{n:,}", bad),
-        ("Patients", f"{len(of_patient):,}", each),
-        ("Classes", f"{len(sizes):,}", largest),
-        rarest,
+        ("Images", f"{n_images:,}", unreadable_text),
+        ("Patients", f"{len(images_per_patient):,}", per_patient_text),
+        ("Classes", f"{len(sizes):,}", largest_class_text),
+        smallest_class_tile,
     ]

@@ -9,45 +9,59 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fastcxr.io.files import write_whole
-from fastcxr.io.formatting import NOTHING, count, duration, listed, rate, score, share
-from fastcxr.io.html import plain
-from fastcxr.metrics.predictions import INTERNAL, OUT_OF_FOLD
-from fastcxr.report.headline import spread
-from fastcxr.report.style import Plate, class_color
+from fastcxr.io.files import atomic_write
+from fastcxr.io.formatting import (
+    MISSING,
+    format_duration,
+    format_learning_rate,
+    format_percent,
+    format_score,
+    join_names,
+    pluralize,
+)
+from fastcxr.io.html import replace_unprintable
+from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD
+from fastcxr.report.headline import format_mean_sd
+from fastcxr.report.style import SvgFigure, class_color
 
-OF_SPLIT = {OUT_OF_FOLD: "images out of fold", INTERNAL: "internal test images"}
-TEMPLATES = Path(__file__).parent / "templates"
+SPLIT_PHRASES = {OUT_OF_FOLD: "images out of fold", INTERNAL_TEST: "internal test images"}
+TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
-def render(template: str, context: dict[str, Any], plates: dict[str, Plate]) -> str:
+def render(template: str, context: dict[str, Any], svg_figures: dict[str, SvgFigure]) -> str:
     """The page as HTML text; every value is escaped on its way in."""
-    return make_environment().get_template(template).render(**context, plate=plates.get)
+    return make_environment().get_template(template).render(**context, svg_figure=svg_figures.get)
 
 
 @cache
 def make_environment() -> Environment:
     """Where templates are found and how they show values; kept, for folds draw the same page again and again."""
-    page = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES_DIR),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_shown,
+        finalize=_finalize_value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters |= {"share": share, "score": score, "rate": rate, "duration": duration, "number": "{:,}".format}
-    page.filters |= {
-        "kind": _kind,
-        "words": lambda name: str(name).replace("_", " "),
-        "listed": listed,
-        "monitor": _monitor,
-        "of_split": lambda split: OF_SPLIT.get(split, f"{split} split"),
-        "spread": spread,
-        "breakable": _breakable,
+    environment.filters |= {
+        "percent": format_percent,
+        "score": format_score,
+        "learning_rate": format_learning_rate,
+        "duration": format_duration,
+        "number": "{:,}".format,
     }
-    page.globals |= {"count": count, "class_color": class_color}
-    return page
+    environment.filters |= {
+        "value_kind": _classify_value,
+        "humanize": lambda name: str(name).replace("_", " "),
+        "join_names": join_names,
+        "monitor": _format_monitor,
+        "split_phrase": lambda split: SPLIT_PHRASES.get(split, f"{split} split"),
+        "mean_sd": format_mean_sd,
+        "breakable": _insert_word_breaks,
+    }
+    environment.globals |= {"pluralize": pluralize, "class_color": class_color}
+    return environment
 
 
 class Page(type(Path())):
@@ -63,37 +77,37 @@ class Page(type(Path())):
         return f'<iframe srcdoc="{html.escape(page)}" sandbox style="{style}"></iframe>'
 
 
-def write_page(path: Path, page: str, plates: dict[str, Plate]) -> Page:
+def write_page(path: Path, page: str, svg_figures: dict[str, SvgFigure]) -> Page:
     """The page, and each figure as a file of its own in figures/ beside it; the page's path comes back."""
     (path.parent / "figures").mkdir(exist_ok=True)
-    for plate in (plate for plate in plates.values() if not plate.is_left_out):
-        drawing = f'<?xml version="1.0" encoding="utf-8"?>\n{plate.svg}\n'
-        write_whole(path.parent / "figures" / f"{plate.name}.svg", drawing.encode())
-    write_whole(path, page.encode())
+    for figure in (figure for figure in svg_figures.values() if not figure.is_left_out):
+        svg_document = f'<?xml version="1.0" encoding="utf-8"?>\n{figure.svg}\n'
+        atomic_write(path.parent / "figures" / f"{figure.name}.svg", svg_document.encode())
+    atomic_write(path, page.encode())
     return Page(path)
 
 
-def _shown(value: Any) -> Any:
+def _finalize_value(value: Any) -> Any:
     """Every value on its way into the page: nothing that cannot be shown, a dash for nothing."""
     if isinstance(value, Markup):
         return value
-    return NOTHING if value is None else plain(value)
+    return MISSING if value is None else replace_unprintable(value)
 
 
-def _monitor(name: str) -> str:
+def _format_monitor(name: str) -> str:
     return {"auroc": "macro AUROC", "valid_loss": "loss on valid", "accuracy": "accuracy"}.get(
         name, str(name).replace("_", " ")
     )
 
 
-def _breakable(text: Any) -> Markup:
+def _insert_word_breaks(text: Any) -> Markup:
     """A long name may be broken after a mark inside it rather than anywhere."""
     if len(str(text)) <= 20:
-        return escape(plain(text))
-    return Markup(re.sub(r"([_./-]+)", r"\1<wbr>", str(escape(plain(text)))))
+        return escape(replace_unprintable(text))
+    return Markup(re.sub(r"([_./-]+)", r"\1<wbr>", str(escape(replace_unprintable(text)))))
 
 
-def _kind(value: Any) -> str:
+def _classify_value(value: Any) -> str:
     """How the template lays a value out: mapping, table (a list of mappings), list or plain."""
     if isinstance(value, dict):
         return "mapping"

@@ -6,14 +6,14 @@ The sections are those of Mitchell 2019 (doi:10.1145/3287560.3287596); behind ea
 
 from typing import Any
 
-from fastcxr.io.formatting import NOTHING, count, listed, reach, score, share
-from fastcxr.io.html import plain
+from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score, join_names, pluralize
+from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.predictions import SPLITS
-from fastcxr.report.headline import explain_intervals, headline_rows
-from fastcxr.report.notices import notices
+from fastcxr.report.headline import describe_intervals, make_headline_rows
+from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord
 
-OPEN = {
+OPEN_ITEMS = {
     "Intended use": (
         "Who is to use it, for what decision, and what happens after it (CLAIM 3)",
         "For which people it is meant, and for which not (CLAIM 3)",
@@ -31,29 +31,29 @@ OPEN = {
 }
 
 
-def draw_card(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> str:
+def make_model_card(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> str:
     """The card as Markdown, from the run folder alone."""
-    parts = [
-        ("Details", _details(record)),
-        ("Intended use", ["For research, not for diagnosis.", *_boxes("Intended use")]),
-        ("Training data", [*_data(record), *_boxes("Training data")]),
-        ("Figures", _figures(record, metrics)),
-        ("Caveats", _caveats(record, metrics)),
-        ("Ethics", _boxes("Ethics")),
+    sections = [
+        ("Details", _list_details(record)),
+        ("Intended use", ["For research, not for diagnosis.", *_list_open_boxes("Intended use")]),
+        ("Training data", [*_list_data(record), *_list_open_boxes("Training data")]),
+        ("Figures", _list_metrics(record, metrics)),
+        ("Caveats", _list_caveats(record, metrics)),
+        ("Ethics", _list_open_boxes("Ethics")),
     ]
-    body = "\n\n".join(f"## {title}\n\n" + "\n".join(_escape(line) for line in lines) for title, lines in parts)
+    body = "\n\n".join(f"## {title}\n\n" + "\n".join(_escape_html(line) for line in lines) for title, lines in sections)
     name = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or "a network"
-    return f"# Model card: {_escape(str(name))}\n\n{body}\n"
+    return f"# Model card: {_escape_html(str(name))}\n\n{body}\n"
 
 
-def _details(record: RunRecord) -> list[str]:
+def _list_details(record: RunRecord) -> list[str]:
     backbone, run = record.model.get("backbone") or {}, record.run
     versions = run.get("versions") or {}
     facts = {
-        "Task": f"one label an image: {listed(list(record.predictions.labels))}",
+        "Task": f"one label an image: {join_names(list(record.predictions.labels))}",
         "Network": " ".join(str(backbone[name]) for name in ("library", "name") if name in backbone),
         "Parameters": backbone.get("parameters"),
-        "First weights (CLAIM 24)": record.first_weights,
+        "First weights (CLAIM 24)": record.initial_weights,
         "sha256 of the model": (record.model.get("files") or {}).get("model.safetensors"),
         "Command (CLAIM 25)": run.get("command"),
         "Machine and versions (CLAIM 23)": ", ".join(
@@ -61,67 +61,77 @@ def _details(record: RunRecord) -> list[str]:
         ),
         "Seed (CLAIM 23)": record.recipe.get("seed"),
         "Every choice (CLAIM 25)": "recipe.json",
-        "Preprocessing (CLAIM 9)": _pixels(record.model.get("pixels") or {}),
+        "Preprocessing (CLAIM 9)": _describe_preprocessing(record.model.get("pixels") or {}),
     }
-    return [f"- {name}: {NOTHING if value in (None, '') else value}" for name, value in facts.items()]
+    return [f"- {name}: {MISSING if value in (None, '') else value}" for name, value in facts.items()]
 
 
-def _pixels(pixels: dict[str, Any]) -> str:
-    if not pixels:
-        return NOTHING
-    size = pixels.get("image_size")
-    return f"8-bit gray, padded to a square of {size} px, less {pixels.get('mean')}, over {pixels.get('std')}"
+def _describe_preprocessing(input_spec: dict[str, Any]) -> str:
+    if not input_spec:
+        return MISSING
+    size = input_spec.get("image_size")
+    return f"8-bit gray, padded to a square of {size} px, less {input_spec.get('mean')}, over {input_spec.get('std')}"
 
 
-def _data(record: RunRecord) -> list[str]:
+def _list_data(record: RunRecord) -> list[str]:
     table = record.manifest
     lines = [f"- {record.run['cohort']}"] if record.run.get("cohort") else []
-    parts = dict(list(table.groupby("split")))
-    for split in sorted(parts, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
-        rows = parts[split]
-        classes = listed([f"{label} {n:,}" for label, n in rows["label"].value_counts().sort_index().items()])
-        patients = count(rows["patient"].nunique(), "patient")
-        lines.append(f"- {split} (CLAIM 20, 21): {count(len(rows), 'image')} of {patients}; {classes}")
-    left = count(len(record.skipped), "image")
-    return [*lines, f"- Left out (CLAIM 10): {left}" + (", reasons in skipped.csv" if len(record.skipped) else "")]
+    tables_by_split = dict(list(table.groupby("split")))
+    for split in sorted(
+        tables_by_split, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)
+    ):
+        rows = tables_by_split[split]
+        classes = join_names([f"{label} {n:,}" for label, n in rows["label"].value_counts().sort_index().items()])
+        patients = pluralize(rows["patient"].nunique(), "patient")
+        lines.append(f"- {split} (CLAIM 20, 21): {pluralize(len(rows), 'image')} of {patients}; {classes}")
+    n_left_out = pluralize(len(record.skipped), "image")
+    return [
+        *lines,
+        f"- Left out (CLAIM 10): {n_left_out}" + (", reasons in skipped.csv" if len(record.skipped) else ""),
+    ]
 
 
-def _figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[str]:
-    split = record.predictions.headline_split
-    part = metrics.get(split)
-    if not part:
+def _list_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[str]:
+    split = record.predictions.primary_split
+    split_metrics = metrics.get(split)
+    if not split_metrics:
         return ["No image was scored."]
     lines = [
         f"- {name}: {figure}" + (f" ({low_high})" if low_high else "")
-        for name, figure, low_high, _ in headline_rows(part, None)
+        for name, figure, low_high, _ in make_headline_rows(split_metrics, None)
     ]
-    lines += [_class_line(part, label) for label in part["per_class"]]
-    fitted = record.calibration.get("temperature")
-    lines += [f"- Temperature, fitted on validation images (CLAIM 28): {fitted:.3g}"] if fitted else []
-    behind = f"{count(part['n_images'], 'image')} of {count(part['n_patients'], 'patient')}"
-    head = f"On {split}, {behind}. {explain_intervals(part)}"
-    return [head, "", *lines, "- Failures with their probabilities (CLAIM 37): report.html and predictions.csv"]
+    lines += [_format_class_line(split_metrics, label) for label in split_metrics["per_class"]]
+    temperature = record.calibration.get("temperature")
+    lines += [f"- Temperature, fitted on validation images (CLAIM 28): {temperature:.3g}"] if temperature else []
+    sample_text = (
+        f"{pluralize(split_metrics['n_images'], 'image')} of {pluralize(split_metrics['n_patients'], 'patient')}"
+    )
+    heading = f"On {split}, {sample_text}. {describe_intervals(split_metrics)}"
+    return [heading, "", *lines, "- Failures with their probabilities (CLAIM 37): report.html and predictions.csv"]
 
 
-def _class_line(part: dict[str, Any], label: str) -> str:
+def _format_class_line(split_metrics: dict[str, Any], label: str) -> str:
     names = ("sensitivity", "specificity")
-    reaches = {name: reach(part, f"per_class.{label}.{name}", share) for name in names}
-    pairs = [f"{name} {share(part['per_class'][label][name])} ({reaches[name] or 'no interval'})" for name in names]
-    return f"- {label}: {', '.join(pairs)}, AUROC {score(part['auroc']['per_class'][label])}"
+    intervals = {name: format_interval(split_metrics, f"per_class.{label}.{name}", format_percent) for name in names}
+    pairs = [
+        f"{name} {format_percent(split_metrics['per_class'][label][name])} ({intervals[name] or 'no interval'})"
+        for name in names
+    ]
+    return f"- {label}: {', '.join(pairs)}, AUROC {format_score(split_metrics['auroc']['per_class'][label])}"
 
 
-def _caveats(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[str]:
+def _list_caveats(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[str]:
     """Every warning of the report and every check that did not pass, as a sentence (CLAIM 38)."""
-    found = [f"- {notice.title}. {notice.text}" for notice in notices(record, metrics)]
-    told = [row for row in record.findings if row["verdict"] != "PASS"]
-    checked = [f"- {row['verdict']}, {row['title']}: {row['words']}" for row in told]
-    return list(dict.fromkeys([*found, *checked])) or ["- None that the tool knows of."]
+    notice_lines = [f"- {notice.title}. {notice.text}" for notice in make_notices(record, metrics)]
+    failed_findings = [row for row in record.findings if row["verdict"] != "PASS"]
+    finding_lines = [f"- {row['verdict']}, {row['title']}: {row['message']}" for row in failed_findings]
+    return list(dict.fromkeys([*notice_lines, *finding_lines])) or ["- None that the tool knows of."]
 
 
-def _boxes(section: str) -> list[str]:
-    return [f"- [ ] {words}" for words in OPEN[section]]
+def _list_open_boxes(section: str) -> list[str]:
+    return [f"- [ ] {words}" for words in OPEN_ITEMS[section]]
 
 
-def _escape(line: str) -> str:
+def _escape_html(line: str) -> str:
     """Names of classes and files are words, not HTML."""
-    return plain(line).replace("<", "&lt;").replace(">", "&gt;")
+    return replace_unprintable(line).replace("<", "&lt;").replace(">", "&gt;")

@@ -7,47 +7,56 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.io.formatting import count, listed, score, share
+from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
-from fastcxr.report.data_notices import FEW, Notice, find_skipped, find_warnings, is_image_level, one_with_class
-from fastcxr.report.external_notices import drop_notices
-from fastcxr.report.fold_notices import images_in, images_of, one_answer_in_a_fold
-from fastcxr.report.run_reader import Maps, RunRecord, read_run
-from fastcxr.report.tables import EVEN, attention_rows
+from fastcxr.report.data_notices import (
+    MIN_CLASS_TEST_IMAGES,
+    Notice,
+    is_image_level,
+    make_shortcut_notices,
+    make_skipped_notices,
+    make_warning_notices,
+)
+from fastcxr.report.external_notices import make_drop_notices
+from fastcxr.report.fold_notices import format_images_in_split, format_images_of_split, make_constant_fold_notices
+from fastcxr.report.run_reader import RunRecord, SaliencyMaps, read_run_record
+from fastcxr.report.tables import UNIFORM_BORDER_SHARE, make_border_share_rows
 
-ALARMING = 0.05  # a gate shuts out fewer of the images that it was made for
-UNEVEN = 2  # a class so many times larger than another draws all answers to itself
-ONE_CLASS = "All of them have it: a model that says so of any picture would reach the same. Test on other classes too."
-PLAUSIBLE = 0.98  # macro AUROC: in hospitals, where patients are alike, it is about 0.8
+MAX_FALSE_ALARM_RATE = 0.05  # a gate shuts out fewer of the images that it was made for
+IMBALANCE_RATIO = 2  # a class so many times larger than another draws all answers to itself
+SINGLE_CLASS_TEXT = (
+    "All of them have it: a model that says so of any picture would reach the same. Test on other classes too."
+)
+MAX_PLAUSIBLE_AUROC = 0.98  # macro AUROC: in hospitals, where patients are alike, it is about 0.8
 
 
-def notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+def make_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Everything that bears on the figures; the template shows stamps above them and the rest right below."""
     return [
-        *_confounded(record),
-        *drop_notices(record, metrics),
-        *_trained_on(record),
-        *_too_good(record, metrics),
-        *_never_named(record, metrics),
-        *one_answer_in_a_fold(record),
-        *_splits(record, metrics),
-        *_missing_test(record),
-        *_classes(record, metrics),
-        *_one_with_class(record),
-        *_left_out(record, metrics),
-        *find_warnings(record),
-        *map_notices(record.maps),
-        *_rates(record),
-        *_elsewhere(record, metrics),
-        *_gate(record, metrics),
-        *_augmentation(record),
-        *_files(record),
+        *_make_failed_check_notices(record),
+        *make_drop_notices(record, metrics),
+        *_make_training_data_notices(record),
+        *_make_implausible_notices(record, metrics),
+        *_make_never_predicted_notices(record, metrics),
+        *make_constant_fold_notices(record),
+        *_make_split_notices(record, metrics),
+        *_make_missing_test_notices(record),
+        *_make_class_notices(record, metrics),
+        *_make_unreported_shortcut_notices(record),
+        *_make_unreadable_notices(record, metrics),
+        *make_warning_notices(record),
+        *make_saliency_notices(record.saliency_maps),
+        *_make_lr_find_notices(record),
+        *_make_external_validity_notices(record, metrics),
+        *_make_ood_notices(record, metrics),
+        *_make_flip_notices(record),
+        *_make_missing_file_notices(record),
     ]
 
 
-def read_stamps(folder: Path) -> list[Notice]:
+def read_critical_notices(folder: Path) -> list[Notice]:
     """What doubts the figures of a run whose report is drawn: for all who read its numbers and not the page."""
-    return [notice for notice in notices(*_read(folder)) if notice.level == "stamp"]
+    return [notice for notice in make_notices(*_read(folder)) if notice.level == "critical"]
 
 
 def read_terminal_notices(folder: Path) -> list[Notice]:
@@ -56,94 +65,115 @@ def read_terminal_notices(folder: Path) -> list[Notice]:
     Warnings that were logged during the run are left out: the terminal has printed them.
     """
     record, metrics = _read(folder)
-    found, drops, logged = notices(record, metrics), drop_notices(record, metrics), find_warnings(record)
-    stamps = [notice for notice in found if notice.level == "stamp"]
+    found, drops, logged = (
+        make_notices(record, metrics),
+        make_drop_notices(record, metrics),
+        make_warning_notices(record),
+    )
+    stamps = [notice for notice in found if notice.level == "critical"]
     return stamps + [n for n in found if n in drops or (n.level == "warning" and n not in logged)]
 
 
 def _read(folder: Path) -> tuple[RunRecord, dict[str, dict[str, Any]]]:
-    return read_run(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return read_run_record(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def shared_with_training(manifest: pd.DataFrame, split: str) -> int:
+def count_shared_patients(manifest: pd.DataFrame, split: str) -> int:
     """How many patients of a split have training images too."""
     train = set(manifest.loc[manifest["split"] == "train", "patient"])
     return len(train & set(manifest.loc[manifest["split"] == split, "patient"]))
 
 
-def _splits(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
-    split = record.predictions.headline_split
-    shared = shared_with_training(record.manifest, split) if split else 0
-    patients = record.manifest.loc[record.manifest["split"] == split, "patient"].nunique()
-    fact = f"{shared:,} of the {count(patients, 'patient')} in the {split} split also have training images."
+def _make_split_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    split = record.predictions.primary_split
+    n_shared = count_shared_patients(record.manifest, split) if split else 0
+    n_patients = record.manifest.loc[record.manifest["split"] == split, "patient"].nunique()
+    fact = f"{n_shared:,} of the {pluralize(n_patients, 'patient')} in the {split} split also have training images."
     if is_image_level(record):
-        words = "Images of one patient may stand in several splits; figures are optimistic."
-        parts = [words, fact if shared else "", _gap(metrics.get(split, {}), record.apart)]
-        return [Notice("stamp", "Image-level split", " ".join(filter(None, parts)))]
-    if shared:
-        words = "The model has seen them: figures are optimistic. Split by patient to know how it does on new ones."
-        return [Notice("stamp", "Patients shared between splits", f"{fact} {words}")]
+        text = "Images of one patient may stand in several splits; figures are optimistic."
+        sentences = [
+            text,
+            fact if n_shared else "",
+            _compare_with_patient_split(metrics.get(split, {}), record.patient_split_metrics),
+        ]
+        return [Notice("critical", "Image-level split", " ".join(filter(None, sentences)))]
+    if n_shared:
+        text = "The model has seen them: figures are optimistic. Split by patient to know how it does on new ones."
+        return [Notice("critical", "Patients shared between splits", f"{fact} {text}")]
     return []
 
 
-def _confounded(record: RunRecord) -> list[Notice]:
+def _make_failed_check_notices(record: RunRecord) -> list[Notice]:
     """What failed among the checks of the data: figures are not to be believed, unless somebody says why they are."""
     # a split that ignores patients has a stamp of its own
     failed = [row for row in record.findings if row["verdict"] == "FAIL" and row["check"] != "patients"]
     reason = record.recipe.get("accept_confounding")
     if failed and reason:
-        words = listed([row["title"] for row in failed])
-        return [Notice("warning", "Accepted confounding", f"{words} failed. The reason given: {reason}")]
+        titles = join_names([row["title"] for row in failed])
+        return [Notice("warning", "Accepted confounding", f"{titles} failed. The reason given: {reason}")]
     title = "Confounded: do not use these figures"
-    return [Notice("stamp", title, f"{row['words']} {row['remedy']}") for row in failed]
+    return [Notice("critical", title, f"{row['message']} {row['fix']}") for row in failed]
 
 
-def _too_good(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+def _make_implausible_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Figures that hospitals do not see, of a model that nobody has tested elsewhere."""
-    auroc = (metrics.get(record.predictions.headline_split, {}).get("auroc") or {}).get("macro")
-    is_said = any(row["verdict"] == "FAIL" for row in record.findings)
-    if auroc is None or auroc <= PLAUSIBLE or metrics.get("drops") or is_said:
+    auroc = (metrics.get(record.predictions.primary_split, {}).get("auroc") or {}).get("macro")
+    has_failed_check = any(row["verdict"] == "FAIL" for row in record.findings)
+    if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("drops") or has_failed_check:
         return []
-    words = (
-        f"Macro AUROC is {score(auroc)}. Models with such figures have been found to know the hospital and not the "
-        f"disease (DeGrave 2021, doi:10.1038/s42256-021-00338-7). {_places(record)}Before publishing, run fastcxr "
+    text = (
+        f"Macro AUROC is {format_score(auroc)}. Models with such figures have been found to know the hospital and not "
+        "the "
+        f"disease (DeGrave 2021, doi:10.1038/s42256-021-00338-7). {_describe_single_source(record)}Before publishing, "
+        "run fastcxr "
         "audit on this data, and fastcxr evaluate on data of another hospital."
     )
-    return [Notice("stamp", "Too good to be believed unchecked", words)]
+    return [Notice("critical", "Too good to be believed unchecked", text)]
 
 
-def _never_named(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+def _make_never_predicted_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """Classes that some images have and none was given: accuracy hides it where they are rare."""
-    split = record.predictions.headline_split
-    part = metrics.get(split, {})
-    labels, matrix = part.get("labels", []), part.get("confusion_matrix", [])
-    named = [label for label, given in zip(labels, map(sum, zip(*matrix, strict=True)), strict=True) if given]
-    had = {label: n for label, n in zip(labels, map(sum, matrix), strict=True) if n}
-    lost = {label: n for label, n in had.items() if label not in named}
-    if len(named) == 1:
-        cure = _way_out(record, had) if lost else ONE_CLASS
-        words = (
-            f"That is the answer to all {part['n_images']:,} {images_of(split)}, so accuracy is no more than "
-            f"the share of {named[0]}. {cure}"
+    split = record.predictions.primary_split
+    split_metrics = metrics.get(split, {})
+    labels, matrix = split_metrics.get("labels", []), split_metrics.get("confusion_matrix", [])
+    predicted_labels = [
+        label for label, given in zip(labels, map(sum, zip(*matrix, strict=True)), strict=True) if given
+    ]
+    true_counts = {label: n for label, n in zip(labels, map(sum, matrix), strict=True) if n}
+    never_predicted = {label: n for label, n in true_counts.items() if label not in predicted_labels}
+    if len(predicted_labels) == 1:
+        suggestion = _suggest_fix(record, true_counts) if never_predicted else SINGLE_CLASS_TEXT
+        text = (
+            f"That is the answer to all {split_metrics['n_images']:,} {format_images_of_split(split)}, so accuracy is "
+            "no more than "
+            f"the share of {predicted_labels[0]}. {suggestion}"
         )
-        return [Notice("stamp", f"Every image is called {named[0]}", words)]
-    sizes = listed([f"{label} {n}" for label, n in lost.items()])
-    words = f"{images_in(split)}: {sizes}. None was found, and accuracy hardly shows it where they are few."
-    return [Notice("warning", f"No image is called {listed(list(lost), 'or')}", words)] if lost else []
+        return [Notice("critical", f"Every image is called {predicted_labels[0]}", text)]
+    sizes = join_names([f"{label} {n}" for label, n in never_predicted.items()])
+    text = f"{format_images_in_split(split)}: {sizes}. None was found, and accuracy hardly shows it where they are few."
+    return (
+        [Notice("warning", f"No image is called {join_names(list(never_predicted), 'or')}", text)]
+        if never_predicted
+        else []
+    )
 
 
-def _way_out(record: RunRecord, had: dict[str, int]) -> str:
+def _suggest_fix(record: RunRecord, true_counts: dict[str, int]) -> str:
     """What helps a model that has one answer to everything, as far as its recipe and its classes tell."""
-    words = "AUROC says whether the probabilities tell the classes apart all the same."
+    text = "AUROC says whether the probabilities tell the classes apart all the same."
     if record.run.get("tested"):
-        return words
-    is_weighed = record.recipe.get("class_weights") == "balanced" or record.recipe.get("sampler") == "weighted"
-    uneven = max(had.values()) > UNEVEN * min(had.values())
-    cure = "--class-weights balanced, or another loss" if uneven and not is_weighed else "more epochs, or another rate"
-    return f"{words} Try {cure}."
+        return text
+    is_weighted = record.recipe.get("class_weights") == "balanced" or record.recipe.get("sampler") == "weighted"
+    is_imbalanced = max(true_counts.values()) > IMBALANCE_RATIO * min(true_counts.values())
+    suggestion = (
+        "--class-weights balanced, or another loss"
+        if is_imbalanced and not is_weighted
+        else "more epochs, or another rate"
+    )
+    return f"{text} Try {suggestion}."
 
 
-def _places(record: RunRecord) -> str:
+def _describe_single_source(record: RunRecord) -> str:
     """What is not known where nothing says from where each image comes."""
     if record.table["source"].nunique() > 1:
         return ""
@@ -153,167 +183,191 @@ def _places(record: RunRecord) -> str:
     )
 
 
-def _trained_on(record: RunRecord) -> list[Notice]:
+def _make_training_data_notices(record: RunRecord) -> list[Notice]:
     """What failed among the checks of the data that a model tested here was trained on."""
-    failed = (record.run.get("tested") or {}).get("failed") or []
-    after = "The same may hold of the data it is tested on here: good figures do not clear it."
+    failed_messages = (record.run.get("tested") or {}).get("failed") or []
+    caution = "The same may hold of the data it is tested on here: good figures do not clear it."
     return [
-        Notice("warning", "The model was trained on data that failed a check", f"{words} {after}") for words in failed
+        Notice("warning", "The model was trained on data that failed a check", f"{words} {caution}")
+        for words in failed_messages
     ]
 
 
-def _one_with_class(record: RunRecord) -> list[Notice]:
+def _make_unreported_shortcut_notices(record: RunRecord) -> list[Notice]:
     """What tells a class by itself; of the source a failed check says it already."""
-    is_said = any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in record.findings)
-    return [notice for notice in one_with_class(record) if not (is_said and notice.title == "Class and source are one")]
+    has_source_finding = any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in record.findings)
+    return [
+        notice
+        for notice in make_shortcut_notices(record)
+        if not (has_source_finding and notice.title == "Class and source are one")
+    ]
 
 
-def _gap(here: Mapping[str, Any], apart: Mapping[str, Any]) -> str:
+def _compare_with_patient_split(
+    image_level_metrics: Mapping[str, Any], patient_level_metrics: Mapping[str, Any]
+) -> str:
     """What the same strategy gives when no patient stands in two folds."""
-    if not here or not apart:
+    if not image_level_metrics or not patient_level_metrics:
         return ""
-    accuracy, auroc = (apart["accuracy"], here["accuracy"]), (apart["auroc"]["macro"], here["auroc"]["macro"])
+    accuracy, auroc = (
+        (patient_level_metrics["accuracy"], image_level_metrics["accuracy"]),
+        (patient_level_metrics["auroc"]["macro"], image_level_metrics["auroc"]["macro"]),
+    )
     if None in (*accuracy, *auroc):
         return ""
-    points, steps = 100 * (accuracy[0] - accuracy[1]), auroc[0] - auroc[1]
+    accuracy_points, auroc_difference = 100 * (accuracy[0] - accuracy[1]), auroc[0] - auroc[1]
     return (
-        f"With patients kept apart: accuracy {share(accuracy[0])} ({points:+.1f} points), "
-        f"AUROC {score(auroc[0])} ({steps:+.3f})."
+        f"With patients kept apart: accuracy {format_percent(accuracy[0])} ({accuracy_points:+.1f} points), "
+        f"AUROC {format_score(auroc[0])} ({auroc_difference:+.3f})."
     )
 
 
-def _missing_test(record: RunRecord) -> list[Notice]:
-    split = record.predictions.headline_split
+def _make_missing_test_notices(record: RunRecord) -> list[Notice]:
+    split = record.predictions.primary_split
     if split in ("test", OUT_OF_FOLD):
         return []
     if split == "valid":
-        words = "The valid split chose the model and is the headline here too: figures are optimistic."
-        return [Notice("stamp", "No test split", words)]
-    words = f"The figures below are of the images called {split or 'nothing'}, not of held-out ones."
-    return [Notice("stamp", "Neither test nor valid split", words)]
+        text = "The valid split chose the model and is the headline here too: figures are optimistic."
+        return [Notice("critical", "No test split", text)]
+    text = f"The figures below are of the images called {split or 'nothing'}, not of held-out ones."
+    return [Notice("critical", "Neither test nor valid split", text)]
 
 
-def _classes(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
-    split = record.predictions.headline_split
+def _make_class_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    split = record.predictions.primary_split
     support = {label: row["support"] for label, row in metrics.get(split, {}).get("per_class", {}).items()}
-    absent = [label for label, n in support.items() if n == 0]
-    few = {label: n for label, n in support.items() if 0 < n < FEW}
-    found = []
-    if absent:
-        words = (
-            f"{'Its' if len(absent) == 1 else 'Their'} figures are left blank, and means are over the other classes."
+    absent_classes = [label for label, n in support.items() if n == 0]
+    small_classes = {label: n for label, n in support.items() if 0 < n < MIN_CLASS_TEST_IMAGES}
+    class_notices = []
+    if absent_classes:
+        text = (
+            f"{'Its' if len(absent_classes) == 1 else 'Their'} figures are left blank, and means are over the other "
+            "classes."
         )
-        held = "held-out" if split == OUT_OF_FOLD else split
-        found += [Notice("warning", f"No {held} image of {listed(absent, 'or')}", words)]
-    if few:
-        sizes = listed([f"{label} {n}" for label, n in few.items()])
-        step = _step(min(few.values()))
-        words = f"{images_in(split)}: {sizes}. Each one moves the class's sensitivity by {step}."
-        found += [Notice("warning", "Few images of a class", words)]
-    known = record.model.get("labels")
-    if known and list(known) != list(record.predictions.labels):
-        ours = listed(list(record.predictions.labels))
-        words = f"model.json has {listed(list(map(str, known)))}, predictions.csv {ours}."
-        found += [Notice("warning", "The classes of model and predictions differ", words)]
-    return found
+        split_text = "held-out" if split == OUT_OF_FOLD else split
+        class_notices += [Notice("warning", f"No {split_text} image of {join_names(absent_classes, 'or')}", text)]
+    if small_classes:
+        sizes = join_names([f"{label} {n}" for label, n in small_classes.items()])
+        step = _format_sensitivity_step(min(small_classes.values()))
+        text = f"{format_images_in_split(split)}: {sizes}. Each one moves the class's sensitivity by {step}."
+        class_notices += [Notice("warning", "Few images of a class", text)]
+    model_labels = record.model.get("labels")
+    if model_labels and list(model_labels) != list(record.predictions.labels):
+        prediction_labels = join_names(list(record.predictions.labels))
+        text = f"model.json has {join_names(list(map(str, model_labels)))}, predictions.csv {prediction_labels}."
+        class_notices += [Notice("warning", "The classes of model and predictions differ", text)]
+    return class_notices
 
 
-def _step(n: int) -> str:
+def _format_sensitivity_step(n: int) -> str:
     return f"up to {100 / n:.0f} points" if n > 1 else "100 points"
 
 
-def _left_out(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
-    found = find_skipped(record)
-    unread = {split: metrics[split]["n_errors"] for split in record.predictions.splits if metrics[split]["n_errors"]}
-    if unread:
-        sizes = listed([f"{split} {n}" for split, n in unread.items()])
-        words = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
-        found += [Notice("warning", "Images that could not be read when the model was tested", words)]
-    return found
+def _make_unreadable_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+    unreadable_notices = make_skipped_notices(record)
+    n_unreadable = {
+        split: metrics[split]["n_errors"] for split in record.predictions.splits if metrics[split]["n_errors"]
+    }
+    if n_unreadable:
+        sizes = join_names([f"{split} {n}" for split, n in n_unreadable.items()])
+        text = f"{sizes}. They are counted in none of the figures; predictions.csv has each reason."
+        unreadable_notices += [Notice("warning", "Images that could not be read when the model was tested", text)]
+    return unreadable_notices
 
 
-def _rates(record: RunRecord) -> list[Notice]:
+def _make_lr_find_notices(record: RunRecord) -> list[Notice]:
     rates = (record.model.get("choices") or {}).get("learning_rates") or []
-    lost = [row for row in rates if isinstance(row, dict) and row.get("found") is False]
+    not_found = [row for row in rates if isinstance(row, dict) and row.get("found") is False]
     # a rate that was given was never searched for: only a curve without an answer is news
-    if record.recipe.get("learning_rate") != "find" or not lost:
+    if record.recipe.get("learning_rate") != "find" or not not_found:
         return []
-    words = listed([f"{row.get('stage')} took {row.get('rate'):g} ({row.get('reason')})" for row in lost])
-    return [Notice("warning", "The learning-rate finder gave no answer", f"{words}.")]
+    text = join_names([f"{row.get('stage')} took {row.get('rate'):g} ({row.get('reason')})" for row in not_found])
+    return [Notice("warning", "The learning-rate finder gave no answer", f"{text}.")]
 
 
-def _elsewhere(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+def _make_external_validity_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """A model that was tested where it was trained says nothing about other places."""
-    if metrics.get("drops") or not _is_tested_at_home(record):
+    if metrics.get("drops") or not _is_internal_test(record):
         return []
-    words = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
+    text = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
     if record.table["source"].nunique() == 1:
-        words += " Nor is it known whether each class came from a place of its own, which a model could learn instead."
-    return [Notice("note", "External validity: unknown", words)]
+        text += " Nor is it known whether each class came from a place of its own, which a model could learn instead."
+    return [Notice("note", "External validity: unknown", text)]
 
 
-def _is_tested_at_home(record: RunRecord) -> bool:
+def _is_internal_test(record: RunRecord) -> bool:
     """Whether the test images come from where the training images do."""
     sources = record.manifest.groupby("split")["source"].agg(set)
     trained = set().union(*(sources[split] for split in sources.index if split != "test"))
     return bool(trained) and sources.get("test", trained) <= trained
 
 
-def _gate(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
+def _make_ood_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """How many held-out pictures the gate keeps out: false alarms, where they come from where it was fitted."""
-    split = record.predictions.headline_split
-    found = metrics.get(split, {}).get("gate")
-    if not found:
-        words = "A picture of anything, or a radiograph of another part, is given a class like any other."
-        return [Notice("note", "No gate", words)]
-    value, low, high = found["share"]
-    reached = f"{share(value)}, 95 % interval {share(low)} to {share(high)}"
-    fact = f"On {split}: {found['strange']:,} of {count(found['images'], 'image')} ({reached})."
-    rest = "No class is named for them; in all other figures they count like the others."
-    if _is_tested_at_home(record):
-        return [Notice("note", "False alarms of the gate", f"{fact} {rest}")]
-    return [Notice("warning" if low > ALARMING else "note", "Not like the training images", f"{fact} {rest}")]
+    split = record.predictions.primary_split
+    ood_rate = metrics.get(split, {}).get("gate")
+    if not ood_rate:
+        text = "A picture of anything, or a radiograph of another part, is given a class like any other."
+        return [Notice("note", "No gate", text)]
+    value, low, high = ood_rate["share"]
+    rate_text = f"{format_percent(value)}, 95 % interval {format_percent(low)} to {format_percent(high)}"
+    fact = f"On {split}: {ood_rate['strange']:,} of {pluralize(ood_rate['images'], 'image')} ({rate_text})."
+    explanation = "No class is named for them; in all other figures they count like the others."
+    if _is_internal_test(record):
+        return [Notice("note", "False alarms of the gate", f"{fact} {explanation}")]
+    return [
+        Notice(
+            "warning" if low > MAX_FALSE_ALARM_RATE else "note", "Not like the training images", f"{fact} {explanation}"
+        )
+    ]
 
 
-def _augmentation(record: RunRecord) -> list[Notice]:
+def _make_flip_notices(record: RunRecord) -> list[Notice]:
     augment = record.recipe.get("augment")
     if not isinstance(augment, dict) or "do_flip" not in augment:
         return []
-    if _is_mirrored(record.recipe):
-        words = "The head was fitted on images and their mirror images; left and right mean little to the model."
+    if _uses_mirrored_features(record.recipe):
+        text = "The head was fitted on images and their mirror images; left and right mean little to the model."
         if record.model.get("mirror_images"):
-            words += " Each answer is the mean of those to an image and to its mirror image."
-        return [Notice("note", "Mirrored images", words)]
+            text += " Each answer is the mean of those to an image and to its mirror image."
+        return [Notice("note", "Mirrored images", text)]
     if not augment["do_flip"]:
         return [Notice("note", "Horizontal flip: off", "Training images kept their left and right.")]
-    words = "Training images were mirrored at random, the heart with them; left and right mean nothing to the model."
-    return [Notice("note", "Horizontal flip: on", words)]
+    text = "Training images were mirrored at random, the heart with them; left and right mean nothing to the model."
+    return [Notice("note", "Horizontal flip: on", text)]
 
 
-def _is_mirrored(recipe: Mapping[str, Any]) -> bool:
+def _uses_mirrored_features(recipe: Mapping[str, Any]) -> bool:
     """Whether a head was fitted on features, as strategies probe and rapid do it, of mirrored images too."""
     strategy = recipe.get("strategy")
-    fitted = strategy == "probe" or (strategy == "rapid" and recipe.get("weights") != "none")
-    return fitted and bool(recipe.get("mirror_images"))
+    is_fitted_on_features = strategy == "probe" or (strategy == "rapid" and recipe.get("weights") != "none")
+    return is_fitted_on_features and bool(recipe.get("mirror_images"))
 
 
-def _files(record: RunRecord) -> list[Notice]:
-    if not record.missing:
+def _make_missing_file_notices(record: RunRecord) -> list[Notice]:
+    if not record.missing_files:
         return []
-    words = f"{listed(list(record.missing))}: what they hold is not shown."
-    return [Notice("note", "Not in this run folder", words)]
+    text = f"{join_names(list(record.missing_files))}: what they hold is not shown."
+    return [Notice("note", "Not in this run folder", text)]
 
 
-def map_notices(maps: Maps) -> list[Notice]:
+def make_saliency_notices(maps: SaliencyMaps) -> list[Notice]:
     """Maps that are withheld, attention in the border, and images that could not be read."""
-    found = []
-    if maps.facts.get("withheld"):
-        found += [Notice("warning", "Heat maps withheld", f"{str(maps.facts['withheld']).capitalize()}.")]
-    far = [f"{row['label']} {row['share']} of {row['images']}" for row in attention_rows(maps) if row["is_far"]]
-    if far:
-        words = f"Heat in the outer 15 % of what the model sees, median: {listed(far)}. An even map has {share(EVEN)}."
-        found += [Notice("warning", "Attention outside the central field", words)]
-    unread = int((maps.table["error"] != "").sum())
-    if unread:
-        found += [Notice("warning", f"{count(unread, 'image')} not readable", "explain.csv has each reason.")]
-    return found
+    saliency_notices = []
+    if maps.metadata.get("withheld"):
+        saliency_notices += [Notice("warning", "Heat maps withheld", f"{str(maps.metadata['withheld']).capitalize()}.")]
+    high_border_classes = [
+        f"{row['label']} {row['share']} of {row['images']}" for row in make_border_share_rows(maps) if row["is_far"]
+    ]
+    if high_border_classes:
+        text = (
+            f"Heat in the outer 15 % of what the model sees, median: {join_names(high_border_classes)}. An even map "
+            f"has {format_percent(UNIFORM_BORDER_SHARE)}."
+        )
+        saliency_notices += [Notice("warning", "Attention outside the central field", text)]
+    n_unreadable = int((maps.table["error"] != "").sum())
+    if n_unreadable:
+        saliency_notices += [
+            Notice("warning", f"{pluralize(n_unreadable, 'image')} not readable", "explain.csv has each reason.")
+        ]
+    return saliency_notices

@@ -8,29 +8,29 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.config.recipe import read_prevalence
+from fastcxr.config.recipe import parse_prevalence
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.files import read_json
-from fastcxr.io.tables import unguard
-from fastcxr.metrics.calibration import check_calibration
+from fastcxr.io.tables import unescape_formulas
+from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions
 
 # what a finished run always has; the others are there when there was something to write
-EXPECTED = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
-APART = "patients_apart"  # folder inside a run of image-level folds: the same with patients kept apart
-IMAGE_KINDS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
+EXPECTED_FILES = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
+PATIENT_SPLIT_DIR = "patients_apart"  # folder inside a run of image-level folds: the same with patients kept apart
+MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Maps:
+class SaliencyMaps:
     """Heat maps. table, as text: role, source, path, predicted, class, probability, outside, note, error, file, uri."""
 
     table: pd.DataFrame
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CohortRecord:
+class DatasetRecord:
     """What a folder holds about a cohort. A file that is not there is an empty mapping or table."""
 
     folder: Path
@@ -40,7 +40,9 @@ class CohortRecord:
     skipped: pd.DataFrame
     histograms: pd.DataFrame  # label, bin, mean, low, high, images
     files: pd.DataFrame  # label, kind, width, height, images
-    images: pd.DataFrame  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
+    thumbnails: (
+        pd.DataFrame
+    )  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
 
     @property
     def table(self) -> pd.DataFrame:
@@ -54,18 +56,18 @@ class CohortRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord(CohortRecord):
+class RunRecord(DatasetRecord):
     """What a run left behind; a file that every run has and this one has not is named in `missing`."""
 
     predictions: Predictions
     model: dict[str, Any]
     history: pd.DataFrame
-    rates: pd.DataFrame
+    lr_curves: pd.DataFrame
     folds: pd.DataFrame  # the held-out figures of each fold, or no row
     findings: list[dict[str, Any]]  # of the checks of its data
-    apart: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
-    maps: Maps  # no rows where the run made none
-    missing: tuple[str, ...]
+    patient_split_metrics: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
+    saliency_maps: SaliencyMaps  # no rows where the run made none
+    missing_files: tuple[str, ...]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -75,94 +77,96 @@ class RunRecord(CohortRecord):
     @property
     def calibration(self) -> dict[str, Any]:
         """What model.json holds of temperature, thresholds and the band left open; checked to be numbers."""
-        return check_calibration(self.model.get("calibration"), self.folder / "model.json")
+        return validate_calibration(self.model.get("calibration"), self.folder / "model.json")
 
     @property
-    def first_weights(self) -> str:
+    def initial_weights(self) -> str:
         """The name of the weights that training began with; empty where no file of the run has it."""
-        given = name_first_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
-        return {"none": "random weights", "imagenet": ""}.get(given, PurePath(given).name)
+        weights = find_initial_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
+        return {"none": "random weights", "imagenet": ""}.get(weights, PurePath(weights).name)
 
     @property
     def prevalence(self) -> dict[str, float]:
         """The share of people that has each class, where the recipe states one."""
-        return dict(read_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
+        return dict(parse_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes of the model, then those that only the images have."""
-        known = self.predictions.labels
-        return (*known, *sorted(set(self.table["label"]) - {*known, ""}))
+        model_labels = self.predictions.labels
+        return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 
 
-def read_description(folder: str | Path) -> CohortRecord:
+def read_dataset_record(folder: str | Path) -> DatasetRecord:
     """All files of a folder that the page of a cohort needs, each read once."""
     folder = Path(folder)
     if not (folder / "manifest.csv").is_file():
-        what = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(what, "Name a folder that fastcxr describe made", path=folder, code="E001")
-    return CohortRecord(**_read_cohort(folder))
+        problem = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
+        raise InputMissingError(problem, "Name a folder that fastcxr describe made", path=folder, code="E001")
+    return DatasetRecord(**_read_dataset_fields(folder))
 
 
-def read_run(folder: str | Path) -> RunRecord:
+def read_run_record(folder: str | Path) -> RunRecord:
     """All files of a run folder that a report needs, each read once."""
     folder = Path(folder)
     if not (folder / "predictions.csv").is_file():
-        what = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(what, "Name the folder of a finished run, as runs/first", path=folder, code="E001")
+        problem = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
+        raise InputMissingError(problem, "Name the folder of a finished run, as runs/first", path=folder, code="E001")
     return RunRecord(
-        **_read_cohort(folder),
+        **_read_dataset_fields(folder),
         predictions=read_predictions(folder / "predictions.csv"),
         model=_read_json(folder / "model.json"),
         history=_read_history(folder / "history.csv"),
-        rates=_read_rates(folder / "learning_rate.csv"),
+        lr_curves=_read_lr_curves(folder / "learning_rate.csv"),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
-        apart=_read_json(folder / APART / "metrics.json").get(OUT_OF_FOLD, {}),
-        maps=read_maps(folder),
-        missing=tuple(name for name in _expected(folder) if not (folder / name).is_file()),
+        patient_split_metrics=_read_json(folder / PATIENT_SPLIT_DIR / "metrics.json").get(OUT_OF_FOLD, {}),
+        saliency_maps=read_saliency_maps(folder),
+        missing_files=tuple(name for name in _list_expected_files(folder) if not (folder / name).is_file()),
     )
 
 
-def name_first_weights(model: Mapping[str, Any]) -> str:
+def find_initial_weights(model: Mapping[str, Any]) -> str:
     """The name that a model.json has for the weights that training began with; empty where there is none.
 
     Earlier versions wrote what the recipe says, and the tag beside it.
     """
     backbone = model.get("backbone") or {}
-    given, name, tag = (str(backbone.get(key) or "") for key in ("weights", "name", "tag"))
-    if given == "imagenet" and tag:
+    weights, name, tag = (str(backbone.get(key) or "") for key in ("weights", "name", "tag"))
+    if weights == "imagenet" and tag:
         return f"{name}.{tag}" if backbone.get("library") == "timm" else tag
-    return given
+    return weights
 
 
-def read_maps(folder: Path) -> Maps:
+def read_saliency_maps(folder: Path) -> SaliencyMaps:
     """explain.csv with its pictures, and explain.json; empty where there are none."""
     columns = ("role", "source", "path", "predicted", "class", "probability", "outside", "note", "error", "file")
     table = _read_text_table(folder / "explain.csv", columns)
-    pictures = [_as_uri(folder, file) for file in table["file"]]
-    return Maps(table=table.assign(uri=pictures), facts=_read_json(folder / "explain.json"))
+    image_uris = [_make_data_uri(folder, file) for file in table["file"]]
+    return SaliencyMaps(table=table.assign(uri=image_uris), metadata=_read_json(folder / "explain.json"))
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:
     """The findings of audit.json; none where there is no such file."""
-    found = _read_json(folder / "audit.json").get("findings", [])
-    wanted = {"check", "title", "verdict", "words", "remedy", "figure", "null", "groups"}
-    if not isinstance(found, list) or not all(isinstance(row, dict) and wanted <= set(row) for row in found):
-        raise _unreadable(folder / "audit.json", "no list of findings")
-    return found
+    findings = _read_json(folder / "audit.json").get("findings", [])
+    required_keys = {"check", "title", "verdict", "message", "fix", "value", "chance_level", "groups"}
+    if not isinstance(findings, list) or not all(
+        isinstance(row, dict) and required_keys <= set(row) for row in findings
+    ):
+        raise _make_read_error(folder / "audit.json", "no list of findings")
+    return findings
 
 
-def _expected(folder: Path) -> tuple[str, ...]:
+def _list_expected_files(folder: Path) -> tuple[str, ...]:
     # the history and the model of pooled folds lie in the folders of the folds
-    pooled = (folder / "folds.csv").is_file()
-    elsewhere = ("history.csv", "model.json") if pooled else ()
+    is_pooled = (folder / "folds.csv").is_file()
+    elsewhere = ("history.csv", "model.json") if is_pooled else ()
     # and the history of a model that was tested on other data in the folder of its run
     elsewhere = elsewhere or ("history.csv",) * ("tested" in _read_json(folder / "run.json"))
-    return tuple(name for name in EXPECTED if name not in elsewhere)
+    return tuple(name for name in EXPECTED_FILES if name not in elsewhere)
 
 
-def _read_cohort(folder: Path) -> dict[str, Any]:
+def _read_dataset_fields(folder: Path) -> dict[str, Any]:
     return {
         "folder": folder,
         "recipe": _read_json(folder / "recipe.json"),
@@ -173,7 +177,7 @@ def _read_cohort(folder: Path) -> dict[str, Any]:
             folder / "histograms.csv", ("label", "bin", "mean", "low", "high", "images"), ("label",)
         ),
         "files": _read_numbers(folder / "files.csv", ("label", "kind", "width", "height", "images"), ("label", "kind")),
-        "images": _read_images(folder),
+        "thumbnails": _read_thumbnails(folder),
     }
 
 
@@ -181,12 +185,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = read_json(path)
+        value = read_json(path)
     except ValueError as error:
-        raise _unreadable(path, str(error)) from error
-    if not isinstance(content, dict):
-        raise _unreadable(path, "no JSON object")
-    return content
+        raise _make_read_error(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _make_read_error(path, "no JSON object")
+    return value
 
 
 def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -194,21 +198,23 @@ def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=str)
     try:
-        table = unguard(pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"))
+        table = unescape_formulas(
+            pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        )
     except ValueError as error:  # empty, or no table
-        raise _unreadable(path, str(error)) from error
-    absent = [name for name in columns if name not in table.columns]
-    if absent:
-        raise _unreadable(path, f"no column called {', '.join(absent)}")
+        raise _make_read_error(path, str(error)) from error
+    missing_columns = [name for name in columns if name not in table.columns]
+    if missing_columns:
+        raise _make_read_error(path, f"no column called {', '.join(missing_columns)}")
     return table
 
 
-def _read_numbers(path: Path, columns: tuple[str, ...], texts: tuple[str, ...]) -> pd.DataFrame:
+def _read_numbers(path: Path, columns: tuple[str, ...], text_columns: tuple[str, ...]) -> pd.DataFrame:
     table = _read_text_table(path, columns)
     try:
-        return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in texts})
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in text_columns})
     except (ValueError, TypeError) as error:  # TypeError: letters that are not UTF-8, says pandas
-        raise _unreadable(path, str(error)) from error
+        raise _make_read_error(path, str(error)) from error
 
 
 def _read_history(path: Path) -> pd.DataFrame:
@@ -216,27 +222,27 @@ def _read_history(path: Path) -> pd.DataFrame:
     return table.assign(best=table["best"].str.lower() == "true") if "best" in table else table
 
 
-def _read_rates(path: Path) -> pd.DataFrame:
+def _read_lr_curves(path: Path) -> pd.DataFrame:
     return _read_numbers(path, ("stage", "rate", "loss"), ("stage",))
 
 
-def _read_images(folder: Path) -> pd.DataFrame:
+def _read_thumbnails(folder: Path) -> pd.DataFrame:
     table = _read_text_table(folder / "figures" / "images.csv", ("role", "source", "path", "file"))
-    return table.assign(uri=[_as_uri(folder, file) for file in table["file"]])
+    return table.assign(uri=[_make_data_uri(folder, file) for file in table["file"]])
 
 
-def _as_uri(folder: Path, file: str) -> str:
+def _make_data_uri(folder: Path, file: str) -> str:
     """The picture inside the page. A file outside the run folder, or no image at all, does not get in."""
     path = (folder / file).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return ""
     content = path.read_bytes()
-    kind = next((kind for magic, kind in IMAGE_KINDS.items() if content.startswith(magic)), None)
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
+    mime_type = next((kind for magic, kind in MIME_TYPES.items() if content.startswith(magic)), None)
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}" if mime_type else ""
 
 
-def _unreadable(path: Path, why: str) -> DataError:
-    why = " ".join(why.split()).rstrip(".")
+def _make_read_error(path: Path, reason: str) -> DataError:
+    reason = " ".join(reason.split()).rstrip(".")
     return DataError(
-        f"cannot be read ({why})", "Restore the file as the run wrote it, or remove it and redraw", path=path
+        f"cannot be read ({reason})", "Restore the file as the run wrote it, or remove it and redraw", path=path
     )

@@ -16,43 +16,43 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastcxr.io.html import plain
-from fastcxr.io.optional_outputs import optional
+from fastcxr.io.html import replace_unprintable
+from fastcxr.io.optional_outputs import skip_on_error
 
-INK, MUTED, FAINT, GRID = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"
-ACCENT = "#0b5c78"
+TEXT_COLOR, MUTED_COLOR, FAINT_COLOR, GRID_COLOR = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"
+ACCENT_COLOR = "#0b5c78"
 # Okabe and Ito's colours, safe for colour-blind readers; yellow left out, it vanishes on white
 CLASS_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b5609b", "#c98a00", "#3f9fd8", "#6b6b6b")
-DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
-FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
+FONT_FAMILIES = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-STYLE = {
+RC_PARAMS = {
     "font.size": 9.5,
     "text.parse_math": False,  # a class may be called a$b$
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
+    "text.color": TEXT_COLOR,
+    "axes.edgecolor": FAINT_COLOR,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.labelcolor": MUTED,
+    "axes.labelcolor": MUTED_COLOR,
     "axes.labelsize": 9.5,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
+    "xtick.color": FAINT_COLOR,
+    "ytick.color": FAINT_COLOR,
+    "xtick.labelcolor": MUTED_COLOR,
+    "ytick.labelcolor": MUTED_COLOR,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": GRID,
+    "grid.color": GRID_COLOR,
     "grid.linewidth": 0.8,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "savefig.transparent": True,
     "svg.fonttype": "none",
 }
-house_style = matplotlib.rc_context(STYLE)  # a decorator for functions that return a Figure
+figure_style = matplotlib.rc_context(RC_PARAMS)  # a decorator for functions that return a Figure
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _ROOT_STYLE = "stroke-linejoin: round; stroke-linecap: butt"
@@ -63,9 +63,9 @@ def class_color(k: int) -> str:
     return CLASS_COLORS[k % len(CLASS_COLORS)]
 
 
-def class_dash(k: int) -> str | tuple:
+def class_line_style(k: int) -> str | tuple:
     """The line style of class number k: colours come round again after seven classes, with other dashes."""
-    return DASHES[k // len(CLASS_COLORS) % len(DASHES)]
+    return LINE_STYLES[k // len(CLASS_COLORS) % len(LINE_STYLES)]
 
 
 def shorten(text: str, length: int) -> str:
@@ -74,16 +74,16 @@ def shorten(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
-def panel(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+def make_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """One pair of axes with its title, which is also the name of the vertical axis, at the top left."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=8)
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=TEXT_COLOR, pad=8)
     return figure, axes
 
 
 @dataclass(frozen=True)
-class Plate:
+class SvgFigure:
     """One figure, ready for the page. `name` is also its file's; `caption` stands below it.
 
     is_left_out: the figure could not be drawn, and `svg` is a sentence that says why.
@@ -95,32 +95,32 @@ class Plate:
     is_left_out: bool = False
 
 
-def make_plate(draw: Callable[[], Figure], name: str, description: str, caption: str = "") -> Plate:
+def to_svg_figure(make_figure: Callable[[], Figure], name: str, description: str, caption: str = "") -> SvgFigure:
     """The figure as a plate; `description` is read aloud in its place. One that cannot be drawn is left out."""
-    with optional(f"figure {name}") as attempt:
-        return Plate(name, Markup(svg_text(draw(), name, plain(description))), caption)
-    words = f"Figure {name} left out: {attempt.reason}."
-    return Plate(name, Markup('<p class="intro">{}</p>').format(plain(words)), is_left_out=True)
+    with skip_on_error(f"figure {name}") as attempt:
+        return SvgFigure(name, Markup(to_svg(make_figure(), name, replace_unprintable(description))), caption)
+    message = f"Figure {name} left out: {attempt.reason}."
+    return SvgFigure(name, Markup('<p class="intro">{}</p>').format(replace_unprintable(message)), is_left_out=True)
 
 
-def svg_text(figure: Figure, name: str, description: str) -> str:
+def to_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as one <svg> element; `name` is unique in the page, `description` is read aloud in its place."""
-    raw = io.StringIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+    buffer = io.StringIO()
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context(RC_PARAMS | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyphs, matplotlib needs none
-        figure.savefig(raw, format="svg", metadata=nothing)
-    root = ElementTree.fromstring(raw.getvalue())
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    root = ElementTree.fromstring(buffer.getvalue())
     for element in root.iter():
         _prefix_ids(element, name)
-        _drop_fonts(element)
+        _remove_font_families(element)
     for child in [child for child in root if child.tag != f"{{{_SVG}}}g"]:
         # its one style rule would apply to the whole page
         if child.find(f"{{{_SVG}}}style") is not None or child.tag == f"{{{_SVG}}}metadata":
             root.remove(child)
     # an attribute and no <title>: that would hang over the figure as a tooltip wherever the mouse goes
-    root.attrib |= {"role": "img", "aria-label": description, "font-family": FONTS, "style": _ROOT_STYLE}
-    return _written(root)
+    root.attrib |= {"role": "img", "aria-label": description, "font-family": FONT_FAMILIES, "style": _ROOT_STYLE}
+    return _serialize_svg(root)
 
 
 def _prefix_ids(element: ElementTree.Element, name: str) -> None:
@@ -133,7 +133,7 @@ def _prefix_ids(element: ElementTree.Element, name: str) -> None:
             element.set(key, value.replace("url(#", f"url(#{name}-"))
 
 
-def _drop_fonts(element: ElementTree.Element) -> None:
+def _remove_font_families(element: ElementTree.Element) -> None:
     style = element.get("style", "")
     if "font" in style:
         # older matplotlib writes `font: bold 10px 'A', 'B'`, newer ones `font-size: 10px; font-family: 'A', 'B'`
@@ -142,7 +142,7 @@ def _drop_fonts(element: ElementTree.Element) -> None:
         element.set("style", style.replace("; font-weight: ;", ";").strip("; "))
 
 
-def _written(root: ElementTree.Element) -> str:
+def _serialize_svg(root: ElementTree.Element) -> str:
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return ElementTree.tostring(root, encoding="unicode")

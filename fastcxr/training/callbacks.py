@@ -15,14 +15,14 @@ from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import TrainingError
 from fastcxr.models.devices import read_clock
 from fastcxr.progress.base import Bar, Progress
-from fastcxr.training.loaders import PictureLoader
+from fastcxr.training.loaders import ImageLoader
 from fastcxr.training.time_budget import Deadline
 
 log = logging.getLogger("fastcxr")
 LOWER_IS_BETTER = {"valid_loss"}
 
 
-class Steps(Callback):
+class ProgressBarCallback(Callback):
     """Moves a bar on by one for each batch."""
 
     def __init__(self, bar: Bar):
@@ -33,7 +33,7 @@ class Steps(Callback):
         self.bar.advance()
 
 
-class BatchNormStays(Callback):
+class FreezeBatchNormStats(Callback):
     """Batch norm keeps its statistics while its scale and shift learn: small batches would spoil good statistics."""
 
     order = 61  # after fastai has put the whole network into training mode
@@ -45,22 +45,24 @@ class BatchNormStays(Callback):
                 module.eval()
 
 
-class FiniteLoss(Callback):
+class StopOnNonFiniteLoss(Callback):
     """Stops at the first loss that is no number, before a step puts it into the weights."""
 
     def after_loss(self) -> None:
         if self.training and not torch.isfinite(self.loss):
-            log.warning("images of the batch whose loss is no number: %s", ", ".join(name_batch(self.dl, self.iter)))
+            log.warning(
+                "images of the batch whose loss is no number: %s", ", ".join(list_batch_paths(self.dl, self.iter))
+            )
             raise TrainingError(
                 f"the loss is {self.loss.item()} in epoch {self.epoch + 1}, before it reached the weights",
                 "Lower --learning-rate, or look at the images of that batch, which run.json names",
             )
 
 
-def name_batch(loader: Any, number: int) -> list[str]:
+def list_batch_paths(loader: Any, batch_number: int) -> list[str]:
     """What people call the images of a batch of the epoch that is under way; nothing for loaders that are not ours."""
-    positions = loader.positions_of(number) if isinstance(loader, PictureLoader) else []
-    return loader.items["path"].iloc[positions].tolist() if positions else []
+    indices = loader.batch_indices(batch_number) if isinstance(loader, ImageLoader) else []
+    return loader.items["path"].iloc[indices].tolist() if indices else []
 
 
 class BestEpoch:
@@ -69,21 +71,21 @@ class BestEpoch:
     def __init__(self, monitor: str):
         self.monitor, self.value, self.epoch, self.weights = monitor, math.nan, None, None
 
-    def is_better(self, value: float, than: float) -> bool:
+    def is_better(self, value: float, reference: float) -> bool:
         """Whether `value` improves on `than`; anything improves on nan, nan on nothing."""
-        if math.isnan(value) or math.isnan(than):
+        if math.isnan(value) or math.isnan(reference):
             return not math.isnan(value)
-        return value < than if self.monitor in LOWER_IS_BETTER else value > than
+        return value < reference if self.monitor in LOWER_IS_BETTER else value > reference
 
-    def look_at(self, row: dict[str, Any], network: nn.Module) -> bool:
+    def update(self, row: dict[str, Any], network: nn.Module) -> bool:
         """Keep the weights if this row is the best so far, or the first that can be kept at all."""
         value = row[self.monitor]
-        better = self.is_better(value, self.value)
-        if better or math.isnan(self.value):  # without any figure yet, the newest weights are the ones to keep
+        is_improved = self.is_better(value, self.value)
+        if is_improved or math.isnan(self.value):  # without any figure yet, the newest weights are the ones to keep
             self.value, self.epoch = value, row["epoch"]
             # a copy: state_dict alone would follow the training on
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-        return better
+        return is_improved
 
     def restore(self, network: nn.Module) -> None:
         """Put the best weights back."""
@@ -101,50 +103,50 @@ class BestEpoch:
         }
 
 
-class EpochReport(Callback):
+class HistoryCallback(Callback):
     """Shows each batch and each epoch on a Progress, keeps the rows of history, and ends a stage out of patience."""
 
     order = 80  # after fastai's Recorder has this epoch's figures
 
-    def __init__(self, best: BestEpoch, progress: Progress, total: int, deadline: Deadline):
-        self.best, self.progress, self.total, self.deadline = best, progress, total, deadline
+    def __init__(self, best: BestEpoch, progress: Progress, n_epochs_total: int, deadline: Deadline):
+        self.best, self.progress, self.n_epochs_total, self.deadline = best, progress, n_epochs_total, deadline
         self.rows: list[dict[str, Any]] = []
-        self.bars = ExitStack()
+        self.bar_stack = ExitStack()
         self.stage: Stage | None = None
 
-    def begin(self, stage: Stage) -> None:
+    def start_stage(self, stage: Stage) -> None:
         """The next epochs belong to `stage`, and have only each other to beat: one cycle needs time to pay."""
-        self.stage, self.stage_best, self.since_best = stage, math.nan, 0
+        self.stage, self.stage_best, self.epochs_since_best = stage, math.nan, 0
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a training that goes on must know of its past: history, best epoch, patience and time that are left."""
         best = {name: getattr(self.best, name) for name in ("value", "epoch", "weights")}
         return {
             "rows": self.rows,
             "best": best,
-            "patience": (self.stage_best, self.since_best),
-            "spent": self.deadline.spent,
+            "patience": (self.stage_best, self.epochs_since_best),
+            "spent": self.deadline.seconds_spent,
         }
 
-    def go_on(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the past of such a state, in the stage that has begun."""
         self.rows = state["rows"]
-        self.stage_best, self.since_best = state["patience"]
+        self.stage_best, self.epochs_since_best = state["patience"]
         vars(self.best).update(state["best"])
-        self.deadline = Deadline(self.deadline.seconds, before=state["spent"])
+        self.deadline = Deadline(self.deadline.seconds, seconds_before=state["spent"])
 
-    def tell_past(self) -> None:
+    def show_history(self) -> None:
         """Whoever watches sees the epochs that lie behind."""
-        log.info("going on after %d of %d epochs", len(self.rows), self.total)
+        log.info("going on after %d of %d epochs", len(self.rows), self.n_epochs_total)
         for row in self.rows:
             self.progress.epoch(row)
 
     def before_epoch(self) -> None:
         """Open the bar of this epoch."""
         self.started = read_clock(self.dls.device)
-        steps = len(self.dls.train) + len(self.dls.valid)
-        text = f"epoch {len(self.rows) + 1}/{self.total} ({self.stage.name})"
-        self.bar = self.bars.enter_context(self.progress.bar(steps, text))
+        n_batches = len(self.dls.train) + len(self.dls.valid)
+        text = f"epoch {len(self.rows) + 1}/{self.n_epochs_total} ({self.stage.name})"
+        self.bar = self.bar_stack.enter_context(self.progress.bar(n_batches, text))
 
     def after_batch(self) -> None:
         """One batch further."""
@@ -152,37 +154,42 @@ class EpochReport(Callback):
 
     def after_epoch(self) -> None:
         """Write the row, keep the best, and stop the stage when its patience is over."""
-        self.bars.close()
-        row = self.make_row()
-        self.write(row, self.model)
+        self.bar_stack.close()
+        row = self.make_epoch_row()
+        self.add_row(row, self.model)
         value = row[self.best.monitor]
-        improved = self.best.is_better(value, self.stage_best)
-        self.stage_best, self.since_best = (value, 0) if improved else (self.stage_best, self.since_best + 1)
-        if self.stage.patience and self.since_best >= self.stage.patience:
+        is_improved = self.best.is_better(value, self.stage_best)
+        self.stage_best, self.epochs_since_best = (
+            (value, 0) if is_improved else (self.stage_best, self.epochs_since_best + 1)
+        )
+        if self.stage.patience and self.epochs_since_best >= self.stage.patience:
             log.info(
-                "stage %s ends: %d epochs without a better %s", self.stage.name, self.since_best, self.best.monitor
+                "stage %s ends: %d epochs without a better %s",
+                self.stage.name,
+                self.epochs_since_best,
+                self.best.monitor,
             )
             raise CancelFitException
-        if self.epoch + 1 < self.n_epoch and self.deadline.left < row["seconds"]:
+        if self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]:
             log.warning("stage %s ends: another epoch does not fit into the time limit", self.stage.name)
             raise CancelFitException
 
-    def write(self, row: dict[str, Any], network: nn.Module) -> None:
+    def add_row(self, row: dict[str, Any], network: nn.Module) -> None:
         """Take a row into history, and the weights with it if they are the best."""
-        row["best"] = self.best.look_at(row, network)
+        row["best"] = self.best.update(row, network)
         self.rows.append(row)
         self.progress.epoch(row)
 
-    def add(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
+    def add_fitted_row(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
         """A row for what is fitted otherwise than by epochs."""
         started = read_clock(learner.dls.device)
-        figures = fit(learner, recipe, self.progress)
+        metric_values = fit(learner, recipe, self.progress)
         seconds = round(read_clock(learner.dls.device) - started, 2)
-        self.write({"epoch": len(self.rows) + 1, "stage": stage, **figures, "seconds": seconds}, learner.model)
+        self.add_row({"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": seconds}, learner.model)
 
-    def make_row(self) -> dict[str, Any]:
+    def make_epoch_row(self) -> dict[str, Any]:
         """This epoch as a line of history.csv."""
         names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
-        figures = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
+        metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
         seconds = read_clock(self.dls.device) - self.started
-        return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **figures, "seconds": round(seconds, 2)}
+        return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **metric_values, "seconds": round(seconds, 2)}

@@ -20,14 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from fastcxr.errors import ModelError, OutputError, StorageError
-from fastcxr.io.files import sha256_of, write_whole
+from fastcxr.io.files import atomic_write, compute_sha256
 
 log = logging.getLogger("fastcxr")
 FORMAT_VERSION = "1"
-GENERATIONS = 2
-SAME_COMMAND = "Free some room and give the same command again"
-NAME = re.compile(r"state-(\d{6})\.safetensors")
-PLAIN = (bool, int, str, type(None))
+N_GENERATIONS = 2
+FREE_SPACE_FIX = "Free some room and give the same command again"
+STATE_FILE_PATTERN = re.compile(r"state-(\d{6})\.safetensors")
+JSON_TYPES = (bool, int, str, type(None))
 
 
 class Checkpoints:
@@ -41,105 +41,109 @@ class Checkpoints:
         tensors: dict = {}
         tree = flatten(state, tensors)
         content = save(tensors, {"format_version": FORMAT_VERSION, "tree": json.dumps(tree, allow_nan=False)})
-        what = "the state needs {needed}, {free} are free; the one before it is kept"
-        self._check_room(len(content), what)
-        number = max(self._numbers(), default=0) + 1
+        problem = "the state needs {needed}, {free} are free; the one before it is kept"
+        self._validate_free_space(len(content), problem)
+        number = max(self._list_numbers(), default=0) + 1
         try:
-            self._put(self.folder, number, content)
+            self._write_files(self.folder, number, content)
         except OutputError as error:
-            needed = f"the state needs {len(content) / 1e6:,.1f} MB and {error.what}; the one before it is kept"
-            raise type(error)(needed, SAME_COMMAND, path=self.folder) from error
-        self._sweep(self.folder)
+            write_problem = (
+                f"the state needs {len(content) / 1e6:,.1f} MB and {error.problem}; the one before it is kept"
+            )
+            raise type(error)(write_problem, FREE_SPACE_FIX, path=self.folder) from error
+        self._remove_old(self.folder)
         if self.mirror:
-            self._reflect(number, content)
+            self._write_to_mirror(number, content)
 
-    def check_room(self, size: int) -> None:
+    def validate_free_space(self, weights_bytes: int) -> None:
         """Raises StorageError where a run whose weights take `size` bytes would not find room for all that it keeps."""
         # a state holds the weights, the best ones so far, and two moments; at the end the model stands beside them
-        self._check_room(size * (4 * GENERATIONS + 1), "this run needs {needed}, {free} are free")
+        self._validate_free_space(weights_bytes * (4 * N_GENERATIONS + 1), "this run needs {needed}, {free} are free")
 
-    def _check_room(self, size: int, what: str) -> None:
+    def _validate_free_space(self, needed_bytes: int, problem: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if free < size:
-            needed, free = (f"{bytes_ / 1e6:,.1f} MB" for bytes_ in (size, free))
-            raise StorageError(what.format(needed=needed, free=free), SAME_COMMAND, path=self.folder)
+        if free < needed_bytes:
+            needed, free = (f"{bytes_ / 1e6:,.1f} MB" for bytes_ in (needed_bytes, free))
+            raise StorageError(problem.format(needed=needed, free=free), FREE_SPACE_FIX, path=self.folder)
 
     def read(self) -> dict[str, Any] | None:
         """The newest intact state; None where there is none at all. A damaged one is named aloud.
 
         Raises ModelError where states are there and none of them is intact.
         """
-        found = sorted(self._numbers(), reverse=True)
-        for number in found:
+        numbers = sorted(self._list_numbers(), reverse=True)
+        for number in numbers:
             try:
-                return _open(self._place(number))
+                return _read_state(self._make_path(number))
             except ModelError as error:
                 log.warning("%s", error)
-        if found:
+        if numbers:
             fix = "Restore a copy of it, or start anew with --new"
             raise ModelError("no state in this folder is intact", fix, path=self.folder, code="E303")
         return None
 
-    def fetch(self) -> None:
+    def copy_from_mirror(self) -> None:
         """What the mirror has of this run, where there is nothing here. Each state is checked when it is read."""
-        if self.exist() or not self.mirror:
+        if self.has_states() or not self.mirror:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [*self.mirror.glob("state-*"), *self.mirror.glob("*.csv")]:
-            write_whole(self.folder / path.name, path.read_bytes())
+            atomic_write(self.folder / path.name, path.read_bytes())
 
-    def reflect(self, name: str) -> None:
+    def copy_to_mirror(self, name: str) -> None:
         """Put a file that stands beside the states into the mirror too."""
         if self.mirror:
-            write_whole(self.mirror / name, (self.folder / name).read_bytes())
+            atomic_write(self.mirror / name, (self.folder / name).read_bytes())
 
-    def exist(self) -> bool:
+    def has_states(self) -> bool:
         """Whether a state was ever kept here."""
-        return bool(self._numbers())
+        return bool(self._list_numbers())
 
     def remove(self) -> None:
         """The run is over: nothing is left to go on with, here or in the mirror."""
         for folder in filter(None, (self.folder, self.mirror)):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _numbers(self) -> list[int]:
-        return [int(match[1]) for path in self.folder.glob("state-*") if (match := NAME.fullmatch(path.name))]
+    def _list_numbers(self) -> list[int]:
+        return [
+            int(match[1]) for path in self.folder.glob("state-*") if (match := STATE_FILE_PATTERN.fullmatch(path.name))
+        ]
 
-    def _place(self, number: int) -> Path:
+    def _make_path(self, number: int) -> Path:
         return self.folder / f"state-{number:06d}.safetensors"
 
-    def _put(self, folder: Path, number: int, content: bytes) -> None:
+    def _write_files(self, folder: Path, number: int, content: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        place = folder / self._place(number).name
-        line = f"{hashlib.sha256(content).hexdigest()}  {place.name}\n"
-        write_whole(_sum_of(place), line)
-        write_whole(place, content)
+        path = folder / self._make_path(number).name
+        checksum_line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+        atomic_write(_make_checksum_path(path), checksum_line)
+        atomic_write(path, content)
 
-    def _sweep(self, folder: Path) -> None:
+    def _remove_old(self, folder: Path) -> None:
         """All but the newest generations go, and drafts and checksums that a crash left."""
-        kept = {path.name for path in sorted(folder.glob("state-*.safetensors"))[-GENERATIONS:]}
+        kept_names = {path.name for path in sorted(folder.glob("state-*.safetensors"))[-N_GENERATIONS:]}
         for path in [*folder.glob("state-*"), *folder.glob(".state-*")]:
-            if path.name.removesuffix(".sha256") not in kept:
+            if path.name.removesuffix(".sha256") not in kept_names:
                 path.unlink(missing_ok=True)
 
-    def _reflect(self, number: int, content: bytes) -> None:
+    def _write_to_mirror(self, number: int, content: bytes) -> None:
         """A copy in the mirror, read back; trouble there is told and stops nothing."""
-        place = self.mirror / self._place(number).name
+        path = self.mirror / self._make_path(number).name
         try:
-            self._put(self.mirror, number, content)
-            if sha256_of(place) != hashlib.sha256(content).hexdigest():
-                raise OutputError("what was written reads back otherwise", "Look at that disk", path=place)
-            self._sweep(self.mirror)
+            self._write_files(self.mirror, number, content)
+            if compute_sha256(path) != hashlib.sha256(content).hexdigest():
+                raise OutputError("what was written reads back otherwise", "Look at that disk", path=path)
+            self._remove_old(self.mirror)
         except OSError as error:
             log.warning("the mirror has no copy of this state (%s); the one in %s is safe", error, self.folder)
 
 
-def _open(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     """A state file, checked against its checksum before anything in it is believed."""
-    if not _sum_of(path).is_file() or _sum_of(path).read_text(encoding="utf-8", errors="replace")[:64] != sha256_of(
-        path
-    ):
+    if not _make_checksum_path(path).is_file() or _make_checksum_path(path).read_text(
+        encoding="utf-8", errors="replace"
+    )[:64] != compute_sha256(path):
         raise ModelError("sha256 differs: damaged", "The state before it is used, if there is one", path=path)
     try:
         with safe_open(path, "pt") as file:
@@ -147,14 +151,14 @@ def _open(path: Path) -> dict[str, Any]:
             if header["format_version"] != FORMAT_VERSION:
                 fix = "Go on with the version that began this run, or start anew with --new"
                 raise ModelError(f"a state of format {header['format_version']!r}", fix, path=path)
-            return restore(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return unflatten(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"no state of fastcxr ({error})", "The state before it is used", path=path) from error
 
 
-def _sum_of(path: Path) -> Path:
+def _make_checksum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
@@ -165,41 +169,41 @@ def flatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     Raises TypeError for anything else.
     """
     if isinstance(value, torch.Tensor | np.ndarray):
-        return _put(value, tensors)
+        return _store_tensor(value, tensors)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else {"float": str(value)}
-    if isinstance(value, PLAIN):
+    if isinstance(value, JSON_TYPES):
         return value
     if isinstance(value, Mapping):
-        return {"dict": [[flatten(key, tensors), flatten(part, tensors)] for key, part in value.items()]}
+        return {"dict": [[flatten(key, tensors), flatten(element, tensors)] for key, element in value.items()]}
     if isinstance(value, tuple):
-        return {"tuple": [flatten(part, tensors) for part in value]}
+        return {"tuple": [flatten(element, tensors) for element in value]}
     if isinstance(value, list) or type(value).__name__ == "L":
-        return [flatten(part, tensors) for part in value]
+        return [flatten(element, tensors) for element in value]
     raise TypeError(f"no state can hold a {type(value).__name__}")
 
 
-def restore(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def unflatten(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """The value that `flatten` was given; tensors lie in memory as they lay, on the CPU."""
     if isinstance(tree, list):
-        return [restore(part, tensors) for part in tree]
+        return [unflatten(element, tensors) for element in tree]
     if not isinstance(tree, dict):
         return tree
-    [(kind, content)] = [item for item in tree.items() if item[0] != "stride"]
-    if kind == "tensor":
-        return _take(tensors[content], tree["stride"])
-    if kind == "array":
+    [(tag, content)] = [item for item in tree.items() if item[0] != "stride"]
+    if tag == "tensor":
+        return _restore_strides(tensors[content], tree["stride"])
+    if tag == "array":
         return tensors[content].numpy()
-    if kind == "float":
+    if tag == "float":
         return float(content)
-    if kind == "tuple":
-        return tuple(restore(part, tensors) for part in content)
-    return {restore(key, tensors): restore(part, tensors) for key, part in content}
+    if tag == "tuple":
+        return tuple(unflatten(element, tensors) for element in content)
+    return {unflatten(key, tensors): unflatten(element, tensors) for key, element in content}
 
 
-def _put(value: torch.Tensor | np.ndarray, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _store_tensor(value: torch.Tensor | np.ndarray, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     name = f"{len(tensors):06d}"
     if isinstance(value, np.ndarray):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
@@ -210,7 +214,7 @@ def _put(value: torch.Tensor | np.ndarray, tensors: dict[str, torch.Tensor]) -> 
     return {"tensor": name, "stride": list(value.stride())}
 
 
-def _take(tensor: torch.Tensor, stride: list[int]) -> torch.Tensor:
+def _restore_strides(tensor: torch.Tensor, stride: list[int]) -> torch.Tensor:
     if list(tensor.stride()) == stride:
         return tensor
     return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor)

@@ -15,19 +15,19 @@ from fastai.learner import Learner
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.cache.features import open_bank
-from fastcxr.models.cpu_fusion import quicken
-from fastcxr.models.heads import DepthHead, head_entries, head_of
-from fastcxr.models.precision import computing
+from fastcxr.data.cache.features import open_feature_array
+from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.heads import MultiScaleHead, find_head, find_head_state_keys
+from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
 from fastcxr.progress.base import Progress
 
-BATCH = 32
-View = Callable[[torch.Tensor], torch.Tensor]
+BATCH_SIZE = 32
+ViewTransform = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Bank:
+class FeatureBank:
     """Features of a cohort.
 
     `features`: shape (views, n, d), on the disk; `row_of`: row of a file. `mirror_images`: whether there is a second
@@ -35,83 +35,83 @@ class Bank:
     """
 
     features: np.ndarray
-    row_of: dict[str, int]
+    row_by_file: dict[str, int]
     mirror_images: bool
 
-    def rows(self, files: list[str]) -> np.ndarray:
+    def find_rows(self, files: list[str]) -> np.ndarray:
         """Where these files stand."""
-        return np.array([self.row_of[file] for file in files])
+        return np.array([self.row_by_file[file] for file in files])
 
 
-def make_bank(learner: Learner, recipe: Recipe, progress: Progress) -> Bank:
+def make_feature_bank(learner: Learner, recipe: Recipe, progress: Progress) -> FeatureBank:
     """The features of every picture of the learner's cohort: as it is and, if the recipe says so, mirrored.
 
     No label is looked at, so that pictures of all splits may share the pass.
     """
-    pictures = learner.dls.pictures
+    image_cache = learner.dls.image_cache
     views = make_views(recipe)
-    shape = (len(views), len(pictures.files), head_of(learner.model).linear.in_features)
-    with open_bank(name_bank(learner, recipe), shape) as (features, is_new):
+    shape = (len(views), len(image_cache.files), find_head(learner.model).linear.in_features)
+    with open_feature_array(make_bank_key(learner, recipe), shape) as (features, is_new):
         if is_new:
             with progress.bar(shape[0] * shape[1], "looking at images") as bar:
-                fill_bank(features, learner, views, bar)
-    return Bank(features, {file: row for row, file in enumerate(pictures.files)}, recipe.mirror_images)
+                fill_feature_bank(features, learner, views, bar)
+    return FeatureBank(features, {file: row for row, file in enumerate(image_cache.files)}, recipe.mirror_images)
 
 
-def make_views(recipe: Recipe) -> list[View]:
+def make_views(recipe: Recipe) -> list[ViewTransform]:
     """What is made of gray bytes, shape (n, 1, size, size), for each view of the bank."""
-    mirrored = [lambda squares: squares.flip(3)] if recipe.mirror_images else []
-    return [lambda squares: squares, *mirrored]
+    mirror_transforms = [lambda images: images.flip(3)] if recipe.mirror_images else []
+    return [lambda images: images, *mirror_transforms]
 
 
-def name_bank(learner: Learner, recipe: Recipe) -> str:
+def make_bank_key(learner: Learner, recipe: Recipe) -> str:
     """A name that changes with the body's weights, the pictures, and all that stands between them."""
-    digest = hashlib.sha256(hash_body(learner.model))
-    pictures = learner.dls.pictures
-    facts = (
+    digest = hashlib.sha256(hash_backbone(learner.model))
+    image_cache = learner.dls.image_cache
+    key_parts = (
         recipe.backbone,
-        learner.dls.pixels,
+        learner.dls.input_spec,
         learner.precision,
         recipe.mirror_images,
         learner.dls.device.type,
         "joined",
     )
     # checksums of the squares, not their slots, which change where the store begins anew; without any there is no name
-    seen = pictures.places[:, 1].tobytes() if pictures.slots else uuid.uuid4().bytes
-    digest.update(repr(facts).encode() + seen)
-    digest.update("\n".join(pictures.files).encode("utf-8", "surrogateescape"))
+    image_hashes = image_cache.locations[:, 1].tobytes() if image_cache.mapped else uuid.uuid4().bytes
+    digest.update(repr(key_parts).encode() + image_hashes)
+    digest.update("\n".join(image_cache.files).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 
-def hash_body(network: nn.Module) -> bytes:
+def hash_backbone(network: nn.Module) -> bytes:
     """A checksum of all weights but the head's."""
-    digest, head = hashlib.sha256(), head_entries(network)
+    digest, head_keys = hashlib.sha256(), find_head_state_keys(network)
     for name, tensor in network.state_dict().items():
-        if name not in head:
+        if name not in head_keys:
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
 
 
 @torch.no_grad()  # inference tensors would stay in the network, which is to learn later
-def fill_bank(features: np.ndarray, learner: Learner, views: list[View], bar) -> None:
+def fill_feature_bank(features: np.ndarray, learner: Learner, views: list[ViewTransform], bar) -> None:
     """One pass of the network over all pictures, in the order of the bank."""
-    pictures, device = learner.dls.pictures, learner.dls.device
-    network = quicken(learner.model, learner.dls.pixels, learner.precision)
-    with giving_features(head_of(network)):
-        for start in range(0, len(pictures.files), BATCH):
-            rows = range(start, min(start + BATCH, len(pictures.files)))
-            squares = torch.from_numpy(pictures.read(rows)).to(device)[:, None]
-            for view, look in enumerate(views):
-                batch = normalize(look(squares), learner.dls.pixels)
-                with computing(learner.precision, device):
+    image_cache, device = learner.dls.image_cache, learner.dls.device
+    network = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision)
+    with output_head_features(find_head(network)):
+        for start in range(0, len(image_cache.files), BATCH_SIZE):
+            rows = range(start, min(start + BATCH_SIZE, len(image_cache.files)))
+            images = torch.from_numpy(image_cache.read(rows)).to(device)[:, None]
+            for view, transform in enumerate(views):
+                batch = normalize(transform(images), learner.dls.input_spec)
+                with autocast(learner.precision, device):
                     features[view, start : rows.stop] = network(batch).float().cpu().numpy()
                 bar.advance(len(rows))
 
 
 @contextmanager
-def giving_features(head: DepthHead) -> Iterator[None]:
+def output_head_features(head: MultiScaleHead) -> Iterator[None]:
     """Inside, the network answers with what its head sees."""
-    head.forward = head.gather
+    head.forward = head.gather_features
     try:
         yield
     finally:

@@ -14,92 +14,109 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fastcxr.models.cpu_fusion import quicken
-from fastcxr.models.heads import find_depths, look
-from fastcxr.models.ood import ARRAYS, Gate
-from fastcxr.models.precision import computing
-from fastcxr.models.preprocessing import blank, normalize
+from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.heads import find_stages, forward_with_features
+from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
+from fastcxr.models.precision import autocast
+from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.base import Progress
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
 log = logging.getLogger("fastcxr")
-SHARE = 0.03  # of pictures like the training images, that the limit shuts out
-FEWEST = 19  # validation patients: with fewer even the largest of their scores would shut out more than one in twenty
-DIRECTIONS = 50  # of the training images, along which each has a variance of its own
-MOST = 5000  # images of a split that are looked at: more change little
-BATCH = 32
-SMALLEST = 1e-4  # deviation or variance: what never moves must not weigh without end
-QUIET = 0.01  # of the median deviation: a channel that hardly speaks in training must not shut out whoever wakes it
+FALSE_POSITIVE_RATE = 0.03  # of pictures like the training images, that the limit shuts out
+MIN_VALID_PATIENTS = (
+    19  # validation patients: with fewer even the largest of their scores would shut out more than one in twenty
+)
+MAX_COMPONENTS = 50  # of the training images, along which each has a variance of its own
+MAX_SPLIT_IMAGES = 5000  # images of a split that are looked at: more change little
+BATCH_SIZE = 32
+MIN_DEVIATION = 1e-4  # deviation or variance: what never moves must not weigh without end
+MIN_RELATIVE_DEVIATION = (
+    0.01  # of the median deviation: a channel that hardly speaks in training must not shut out whoever wakes it
+)
 
 
-def fit_gate(learner: "Learner", progress: Progress) -> Gate | None:
+def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | None:
     """A gate from the learner's training images, its limit from its validation images; None, and a word, without one.
 
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
     """
-    depths = find_depths(learner.model, blank(learner.dls.pixels, learner.dls.device))
-    if not depths:
-        return _no_gate("its stages are not known")
-    train, valid = (_thin_out(loader.items) for loader in (learner.dls.train, learner.dls.valid))
+    stage_channels = find_stages(learner.model, make_blank_image(learner.dls.input_spec, learner.dls.device))
+    if not stage_channels:
+        return _log_no_detector("its stages are not known")
+    train, valid = (_subsample(loader.items) for loader in (learner.dls.train, learner.dls.valid))
     patients = valid["patient"].nunique()
-    if patients < FEWEST:
-        return _no_gate(f"{patients} validation patients, at least {FEWEST} are needed")
-    known, others = (_see(learner, table["file"].tolist(), depths, progress) for table in (train, valid))
-    if not (np.isfinite(known).all() and np.isfinite(others).all()):
-        return _no_gate("what its stages see is no number")
-    gate = fit_distance(known, depths)
-    return replace(gate, limit=find_limit(gate.measure(others)), images=len(valid), patients=patients)
+    if patients < MIN_VALID_PATIENTS:
+        return _log_no_detector(f"{patients} validation patients, at least {MIN_VALID_PATIENTS} are needed")
+    train_features, valid_features = (
+        _compute_features(learner, table["file"].tolist(), stage_channels, progress) for table in (train, valid)
+    )
+    if not (np.isfinite(train_features).all() and np.isfinite(valid_features).all()):
+        return _log_no_detector("what its stages see is no number")
+    detector = fit_mahalanobis(train_features, stage_channels)
+    return replace(
+        detector,
+        limit=compute_conformal_limit(detector.compute_scores(valid_features)),
+        images=len(valid),
+        patients=patients,
+    )
 
 
-def _no_gate(why: str) -> None:
-    log.info("no gate: %s; a picture of anything will be given a class", why)
+def _log_no_detector(reason: str) -> None:
+    log.info("no gate: %s; a picture of anything will be given a class", reason)
 
 
-def fit_distance(features: np.ndarray, depths: Mapping[str, int]) -> Gate:
+def fit_mahalanobis(features: np.ndarray, stage_channels: Mapping[str, int]) -> OODDetector:
     """A gate whose limit is 1 for these features of training images, shape (n, d)."""
     from sklearn.decomposition import PCA
 
     mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation = deviation.clip(max(SMALLEST, QUIET * np.median(deviation)))
-    count = max(1, min(DIRECTIONS, len(features) // 4, features.shape[1] // 4))
-    model = PCA(count, random_state=0).fit((features - mean) / deviation)
-    found = (mean, deviation, model.components_, model.explained_variance_, np.array([model.noise_variance_]))
-    floors = (None, None, None, SMALLEST, SMALLEST)
+    deviation = deviation.clip(max(MIN_DEVIATION, MIN_RELATIVE_DEVIATION * np.median(deviation)))
+    n_components = max(1, min(MAX_COMPONENTS, len(features) // 4, features.shape[1] // 4))
+    pca = PCA(n_components, random_state=0).fit((features - mean) / deviation)
+    estimates = (mean, deviation, pca.components_, pca.explained_variance_, np.array([pca.noise_variance_]))
+    minimums = (None, None, None, MIN_DEVIATION, MIN_DEVIATION)
     # contiguous: safetensors writes memory as it lies, and a transposed array would come back garbled
-    arrays = [np.ascontiguousarray(array, np.float32).clip(floor) for array, floor in zip(found, floors, strict=True)]
-    return Gate(depths=depths, **dict(zip(ARRAYS, arrays, strict=True)))
+    arrays = [
+        np.ascontiguousarray(array, np.float32).clip(floor) for array, floor in zip(estimates, minimums, strict=True)
+    ]
+    return OODDetector(stage_channels=stage_channels, **dict(zip(ARRAY_FIELDS, arrays, strict=True)))
 
 
-def find_limit(scores: np.ndarray) -> float:
+def compute_conformal_limit(scores: np.ndarray) -> float:
     """The score that a further image of the same kind exceeds with a probability of SHARE, or as nearly as n allows."""
-    rank = int(np.ceil((len(scores) + 1) * (1 - SHARE)))
+    rank = int(np.ceil((len(scores) + 1) * (1 - FALSE_POSITIVE_RATE)))
     return float(np.sort(scores)[min(rank, len(scores)) - 1])
 
 
-def features_in_bank(learner: "Learner", files: list[str], depths: Mapping[str, int]) -> np.ndarray:
+def read_bank_features(learner: "Learner", files: list[str], stage_channels: Mapping[str, int]) -> np.ndarray:
     """What the stages saw of these files when the bank was filled: it holds them before the last layer's."""
-    bank = learner.fitted.bank
-    return bank.features[0, bank.rows(files), : sum(depths.values())]  # a copy: rows are named one by one
+    bank = learner.fitted_probe.bank
+    return bank.features[0, bank.find_rows(files), : sum(stage_channels.values())]  # a copy: rows are named one by one
 
 
-def _thin_out(table: pd.DataFrame) -> pd.DataFrame:
+def _subsample(table: pd.DataFrame) -> pd.DataFrame:
     """At most MOST rows, evenly from the whole table."""
-    return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), MOST)).astype(int))]
+    return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_SPLIT_IMAGES)).astype(int))]
 
 
-def _see(learner: "Learner", files: list[str], depths: Mapping[str, int], progress: Progress) -> np.ndarray:
-    if learner.fitted is not None:
-        return features_in_bank(learner, files, depths)
-    pictures = learner.dls.pictures
-    network = quicken(learner.model, learner.dls.pixels, learner.precision)
-    row_of, found = {file: row for row, file in enumerate(pictures.files)}, []
+def _compute_features(
+    learner: "Learner", files: list[str], stage_channels: Mapping[str, int], progress: Progress
+) -> np.ndarray:
+    if learner.fitted_probe is not None:
+        return read_bank_features(learner, files, stage_channels)
+    image_cache = learner.dls.image_cache
+    network = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision)
+    row_by_file, feature_batches = {file: row for row, file in enumerate(image_cache.files)}, []
     with progress.bar(len(files), "looking at images for the gate") as bar, torch.no_grad():
-        for start in range(0, len(files), BATCH):
-            squares = torch.from_numpy(pictures.read([row_of[file] for file in files[start : start + BATCH]]))
-            batch = normalize(squares.to(learner.dls.device)[:, None], learner.dls.pixels)
-            with computing(learner.precision, learner.dls.device):
-                found.append(look(network, batch, depths)[1].cpu().numpy())
-            bar.advance(len(squares))
-    return np.concatenate(found)
+        for start in range(0, len(files), BATCH_SIZE):
+            images = torch.from_numpy(
+                image_cache.read([row_by_file[file] for file in files[start : start + BATCH_SIZE]])
+            )
+            batch = normalize(images.to(learner.dls.device)[:, None], learner.dls.input_spec)
+            with autocast(learner.precision, learner.dls.device):
+                feature_batches.append(forward_with_features(network, batch, stage_channels)[1].cpu().numpy())
+            bar.advance(len(images))
+    return np.concatenate(feature_batches)

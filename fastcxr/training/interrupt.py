@@ -12,30 +12,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE = 9.0  # seconds that a batch and its state may take
+GRACE_SECONDS = 9.0  # seconds that a batch and its state may take
 
 
-class Stopped(KeyboardInterrupt):  # what catches every Exception must not catch this
+class Interrupted(KeyboardInterrupt):  # what catches every Exception must not catch this
     """Somebody wanted this to end: exit code 128 and the signal."""
 
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
 
 
-class _Wish:
+class _InterruptState:
     """What signals have said so far."""
 
     def __init__(self):
-        self.number: int | None = None
-        self.is_finishing = False
+        self.signal_number: int | None = None
+        self.is_deferred = False
 
 
-_wish = _Wish()
+_state = _InterruptState()
 
 
 @contextmanager
-def stoppable(say: Callable[[str], None], way_on: str) -> Iterator[None]:
+def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Iterator[None]:
     """In this block SIGTERM and SIGINT are wishes; a second one, or a batch beyond GRACE, ends the process.
 
     say: shows one line. way_on: the command that goes on afterwards. Outside the main thread nothing changes.
@@ -43,51 +43,51 @@ def stoppable(say: Callable[[str], None], way_on: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner = os.getpid()
+    owner_pid = os.getpid()
 
     def leave() -> None:
-        say(f"left in the middle of a batch; the last state is intact. Go on with: {way_on}")
+        show_line(f"left in the middle of a batch; the last state is intact. Go on with: {resume_command}")
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(128 + _wish.number)
+        os._exit(128 + _state.signal_number)
 
-    def hear(number: int, frame) -> None:
-        if os.getpid() != owner:  # a loader's worker inherits this; the one that trains decides
+    def hear(signal_number: int, frame) -> None:
+        if os.getpid() != owner_pid:  # a loader's worker inherits this; the one that trains decides
             return
-        if _wish.number is not None:
+        if _state.signal_number is not None:
             leave()
-        _wish.number = number
+        _state.signal_number = signal_number
         timer.start()
-        if not _wish.is_finishing:
-            raise Stopped(number)
+        if not _state.is_deferred:
+            raise Interrupted(signal_number)
 
-    timer = threading.Timer(GRACE, leave)
+    timer = threading.Timer(GRACE_SECONDS, leave)
     timer.daemon = True
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
+    previous_handlers = {number: signal.signal(number, hear) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signal_number, handler in previous_handlers.items():
+            signal.signal(signal_number, handler)
         timer.cancel()
-        _wish.number = None
+        _state.signal_number = None
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """In this block a first wish interrupts nothing: `stop_if_wanted` is asked where it is safe."""
-    _wish.is_finishing = True
+    _state.is_deferred = True
     try:
         yield
     finally:
-        _wish.is_finishing = False
+        _state.is_deferred = False
 
 
-def is_wanted() -> bool:
+def interrupt_requested() -> bool:
     """Whether somebody wants this to stop."""
-    return _wish.number is not None
+    return _state.signal_number is not None
 
 
-def stop() -> None:
+def raise_interrupted() -> None:
     """Stop now. Raises Stopped."""
-    raise Stopped(_wish.number)
+    raise Interrupted(_state.signal_number)

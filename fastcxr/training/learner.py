@@ -16,18 +16,18 @@ from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.models.backbones import describe_backbone, explain_choice, find_backbone, make_network
-from fastcxr.models.cpu_fusion import begin_exactly
-from fastcxr.models.heads import plan_head
+from fastcxr.models.backbones import describe_backbone, describe_weights_choice, find_backbone, make_network
+from fastcxr.models.cpu_fusion import keep_stem_fp32
+from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
-from fastcxr.models.precision import computing, find_precision, keep_memory
-from fastcxr.training.losses import CohortLoss, make_loss
+from fastcxr.models.precision import autocast, keep_malloc_arenas, resolve_precision
+from fastcxr.training.losses import WeightedAvgLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 
 log = logging.getLogger("fastcxr")
 
 
-class FrozenStaysFrozen(Callback):
+class FrozenModulesEval(Callback):
     """Frozen layers compute as they do in evaluation: batch norm keeps its statistics, and nothing is dropped."""
 
     order = 60  # after fastai has put the whole network into training mode
@@ -38,44 +38,44 @@ class FrozenStaysFrozen(Callback):
             module.training = False
 
 
-class Bfloat16(Callback):
+class Bf16Autocast(Callback):
     """The network computes in bfloat16, weights and loss stay in float32; fastai's own is made for CUDA alone."""
 
     order = ChannelsLast.order + 1
-    cast = None
+    autocast_context = None
 
     def before_fit(self) -> None:
-        self.leave()  # a batch of the last fit may have broken off before its end
+        self.exit_autocast()  # a batch of the last fit may have broken off before its end
 
     def before_batch(self) -> None:
-        self.cast = computing("bf16", self.dls.device)
-        self.cast.__enter__()
+        self.autocast_context = autocast("bf16", self.dls.device)
+        self.autocast_context.__enter__()
 
     def after_pred(self) -> None:
         self.learn.pred = self.pred.float()
 
     def after_loss(self) -> None:
-        self.leave()
+        self.exit_autocast()
 
     def after_cancel_batch(self) -> None:
-        self.leave()
+        self.exit_autocast()
 
-    def leave(self) -> None:
+    def exit_autocast(self) -> None:
         """Back to full precision, once."""
-        if self.cast is not None:
-            self.cast.__exit__(None, None, None)
-        self.cast = None
+        if self.autocast_context is not None:
+            self.autocast_context.__exit__(None, None, None)
+        self.autocast_context = None
 
 
 @contextmanager
-def whole_batches(learner: Learner) -> Iterator[None]:
+def restore_full_precision(learner: Learner) -> Iterator[None]:
     """However the block ends, also in the middle of a batch, everything after it computes in full precision again."""
     try:
         yield
     finally:
         for callback in learner.cbs:
-            if isinstance(callback, Bfloat16):
-                callback.leave()
+            if isinstance(callback, Bf16Autocast):
+                callback.exit_autocast()
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
@@ -85,18 +85,18 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     Raises RecipeError for an unknown backbone, WeightsError for weights out of reach.
     """
     backbone = find_backbone(recipe.backbone, recipe.weights)
-    note = explain_choice(recipe.backbone, backbone, recipe.weights)
-    if note:
-        log.info(note)
+    weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
+    if weights_choice:
+        log.info(weights_choice)
     torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
-    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, plan_head(recipe))
-    precision = find_precision(recipe.precision, loaders.device)
+    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
+    precision = resolve_precision(recipe.precision, loaders.device)
     if loaders.device.type == "cpu":
-        keep_memory()
+        keep_malloc_arenas()
         if precision == "bf16":
-            begin_exactly(network, loaders.pixels)
+            keep_stem_fp32(network, loaders.input_spec)
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
-    scratch = tempfile.TemporaryDirectory(prefix="fastcxr-")
+    temporary_dir = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
         loaders,
         network.to(loaders.device),
@@ -104,18 +104,18 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         opt_func=find_optimizer(recipe.optimizer),
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
-        cbs=[FrozenStaysFrozen(), ChannelsLast(), *([Bfloat16()] if precision == "bf16" else [])],
+        cbs=[FrozenModulesEval(), ChannelsLast(), *([Bf16Autocast()] if precision == "bf16" else [])],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
         wd=find_weight_decay(recipe),
         train_bn=False,
-        path=scratch.name,
+        path=temporary_dir.name,
     )
-    learner.recorder.loss = CohortLoss()
+    learner.recorder.loss = WeightedAvgLoss()
     learner.loss_func.to(loaders.device)  # with its class weights; a loss may be asked before fastai's first fit
-    learner.scratch, learner.precision = scratch, precision  # the folder is removed with the learner
+    learner.temporary_dir, learner.precision = temporary_dir, precision  # the folder is removed with the learner
     learner.backbone = describe_backbone(backbone, recipe.weights, network)
-    learner.fitted = None  # a head fitted on a bank of features will stand here
-    learner.gate = None  # what training images look like, once it has learned
+    learner.fitted_probe = None  # a head fitted on a bank of features will stand here
+    learner.ood_detector = None  # what training images look like, once it has learned
     return learner
 
 
@@ -125,29 +125,29 @@ def count_labels(loaders: DataLoaders) -> np.ndarray:
     return table["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
 
 
-def make_metrics(classes: int) -> list:
+def make_metrics(n_classes: int) -> list:
     """What every epoch reports: accuracy, macro AUROC and, beyond two classes, top-2 accuracy."""
-    auroc = AccumMetric(auroc_of_logits, name="auroc", flatten=False)
-    top2 = [partial_metric("top2_accuracy", top_k_accuracy, k=2)] if classes > 2 else []
+    auroc = AccumMetric(compute_auroc_from_logits, name="auroc", flatten=False)
+    top2 = [make_partial_metric("top2_accuracy", top_k_accuracy, k=2)] if n_classes > 2 else []
     return [accuracy, auroc, *top2]
 
 
-def partial_metric(name: str, metric, **options):
+def make_partial_metric(name: str, metric, **options):
     """A metric with options set, under a name that history.csv can carry."""
 
-    def measure(predictions, truth):
+    def compute_metric(predictions, truth):
         return metric(predictions, truth, **options)
 
-    measure.__name__ = name
-    return measure
+    compute_metric.__name__ = name
+    return compute_metric
 
 
-def auroc_of_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
+def compute_auroc_from_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
     """Macro AUROC of what the network gives out before the softmax."""
-    return macro_auroc(logits.float().softmax(dim=1), truth)
+    return compute_macro_auroc(logits.float().softmax(dim=1), truth)
 
 
-def macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:
+def compute_macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:
     """Mean one-vs-rest AUROC of the classes that stand in `truth` beside others; nan where none does.
 
     `probability`: shape (n, k); `truth`: shape (n,).
@@ -155,6 +155,6 @@ def macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:
     probability, truth = probability.cpu().numpy(), truth.cpu().numpy()
     if not np.isfinite(probability).all():
         return float("nan")
-    present = [k for k in range(probability.shape[1]) if 0 < (truth == k).sum() < len(truth)]
-    scores = [roc_auc_score(truth == k, probability[:, k]) for k in present]
+    scored_classes = [k for k in range(probability.shape[1]) if 0 < (truth == k).sum() < len(truth)]
+    scores = [roc_auc_score(truth == k, probability[:, k]) for k in scored_classes]
     return float(np.mean(scores)) if scores else float("nan")

@@ -28,14 +28,14 @@ class WeightedLoss(nn.Module):
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """`logits`: (n, k); `truth`: (n,) class numbers. One number, or (n,) for reduction "none"."""
-        losses = self.each(logits.float(), truth)
+        losses = self.compute_losses(logits.float(), truth)
         weights = torch.ones_like(losses) if self.weight is None else self.weight[truth]
         if self.reduction == "none":
             return losses * weights
         total = (losses * weights).sum()
         return total if self.reduction == "sum" else total / weights.sum()
 
-    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """The loss of each image, before the classes are weighed; shape (n,)."""
         raise NotImplementedError
 
@@ -50,7 +50,7 @@ class LabelSmoothingCrossEntropy(WeightedLoss):
         super().__init__(weight, reduction)
         self.epsilon = epsilon
 
-    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, truth, label_smoothing=self.epsilon, reduction="none")
 
 
@@ -64,7 +64,7 @@ class FocalLoss(WeightedLoss):
         super().__init__(weight, reduction)
         self.gamma = gamma
 
-    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         cross_entropy = F.cross_entropy(logits, truth, reduction="none")
         return (1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy
 
@@ -75,7 +75,7 @@ class MeanSquaredError(WeightedLoss):
     For two classes this is the squared error of one sigmoid: both classes miss by the same amount.
     """
 
-    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         return (F.softmax(logits, dim=1) - F.one_hot(truth, logits.shape[1])).square().mean(dim=1)
 
 
@@ -86,15 +86,15 @@ class BinaryCrossEntropy(WeightedLoss):
     is a sigmoid against the rest, and for two classes the loss is that of a network which ends in a single sigmoid.
     """
 
-    def each(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         k = logits.shape[1]
-        own = torch.eye(k, dtype=torch.bool, device=logits.device)
-        rest = logits[:, None, :].expand(-1, k, -1).masked_fill(own, -torch.inf).logsumexp(dim=2)
+        is_own_class = torch.eye(k, dtype=torch.bool, device=logits.device)
+        other_logits = logits[:, None, :].expand(-1, k, -1).masked_fill(is_own_class, -torch.inf).logsumexp(dim=2)
         target = F.one_hot(truth, k).to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits - rest, target, reduction="none").mean(dim=1)
+        return F.binary_cross_entropy_with_logits(logits - other_logits, target, reduction="none").mean(dim=1)
 
 
-class Softmax(BaseLoss):
+class SoftmaxLoss(BaseLoss):
     """One of the losses above in the form that fastai's Learner asks: with its activation and its decision."""
 
     def activation(self, logits: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ class Softmax(BaseLoss):
         return logits.argmax(dim=self.axis)
 
 
-class CohortLoss(AvgLoss):
+class WeightedAvgLoss(AvgLoss):
     """The mean loss of all images of an epoch as if they were one batch, the classes weighed; fastai's column "loss".
 
     fastai averages the batches by their sizes. Each batch is divided by its own weights already, and images stand in
@@ -114,25 +114,28 @@ class CohortLoss(AvgLoss):
     def accumulate(self, learn: Learner) -> None:
         """Take a batch in, as heavy as the weights of its images."""
         weight, truth = learn.loss_func.func.weight, learn.yb[0]
-        heavy = len(truth) if weight is None else weight[truth].sum().item()
-        self.total += learn.to_detach(learn.loss.mean()) * heavy
-        self.count += heavy
+        batch_weight = len(truth) if weight is None else weight[truth].sum().item()
+        self.total += learn.to_detach(learn.loss.mean()) * batch_weight
+        self.count += batch_weight
 
 
-PLAIN = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}  # without a number of their own
+LOSSES_WITHOUT_PARAMETERS = {
+    "mse": MeanSquaredError,
+    "binary_cross_entropy": BinaryCrossEntropy,
+}  # without a number of their own
 
 
-def make_loss(recipe: Recipe, counts: np.ndarray) -> Softmax:
+def make_loss(recipe: Recipe, class_counts: np.ndarray) -> SoftmaxLoss:
     """The loss that the recipe names. `counts`: training images of each class, in the order of the labels."""
-    weight = class_weights(counts) if recipe.class_weights == "balanced" else None
+    weight = compute_class_weights(class_counts) if recipe.class_weights == "balanced" else None
     if recipe.loss == "focal":
-        return Softmax(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
-    if recipe.loss in PLAIN:
-        return Softmax(PLAIN[recipe.loss], weight=weight)
+        return SoftmaxLoss(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
+    if recipe.loss in LOSSES_WITHOUT_PARAMETERS:
+        return SoftmaxLoss(LOSSES_WITHOUT_PARAMETERS[recipe.loss], weight=weight)
     epsilon = recipe.label_smoothing if recipe.loss == "label_smoothing" else 0.0
-    return Softmax(LabelSmoothingCrossEntropy, epsilon=epsilon, weight=weight)
+    return SoftmaxLoss(LabelSmoothingCrossEntropy, epsilon=epsilon, weight=weight)
 
 
-def class_weights(counts: np.ndarray) -> torch.Tensor:
+def compute_class_weights(class_counts: np.ndarray) -> torch.Tensor:
     """Factors that let every class weigh the same: n / (k * count), as in scikit-learn's "balanced"; shape (k,)."""
-    return torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    return torch.tensor(class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1)), dtype=torch.float32)

@@ -21,24 +21,24 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
 from fastcxr.models.devices import read_clock
 from fastcxr.training import interrupt
-from fastcxr.training.callbacks import EpochReport
+from fastcxr.training.callbacks import HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
 
-MINUTES_APART = 3.0  # a state is written at every epoch, and within long ones this often
+CHECKPOINT_INTERVAL_MINUTES = 3.0  # a state is written at every epoch, and within long ones this often
 log = logging.getLogger("fastcxr")
-WORKER = "DataLoader worker"  # how torch speaks of a loader's process, killed or out of shared memory
-NO_MEMORY = ("can't allocate memory", "not enough memory")  # how it speaks of the CPU's
+WORKER_ERROR_TEXT = "DataLoader worker"  # how torch speaks of a loader's process, killed or out of shared memory
+CPU_MEMORY_ERROR_TEXTS = ("can't allocate memory", "not enough memory")  # how it speaks of the CPU's
 
 
-def take_random_state() -> dict[str, Any]:
+def get_random_state() -> dict[str, Any]:
     """The place of every global generator."""
-    found = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state_all()
-    return found
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
 
 
-def put_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
     """Set every global generator to where it was."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
@@ -47,74 +47,74 @@ def put_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-class StateKeeper(Callback):
+class CheckpointCallback(Callback):
     """Writes a state at each epoch's end, within long epochs, and when somebody wants the training to stop.
 
     `frame`: what the whole training adds to every state (see strategies). Without `checkpoints` nothing is written,
     and a wish to stop ends the training all the same.
     """
 
-    order = 90  # after EpochReport has the epoch's row
+    order = 90  # after HistoryCallback has the epoch's row
 
-    def __init__(self, checkpoints: Checkpoints | None, report: EpochReport):
-        self.checkpoints, self.report = checkpoints, report
-        self.frame: dict[str, Any] = {}
-        self.found: dict[str, Any] | None = None  # to be put back when the stage of it begins
+    def __init__(self, checkpoints: Checkpoints | None, history_callback: HistoryCallback):
+        self.checkpoints, self.history_callback = checkpoints, history_callback
+        self.stage_state: dict[str, Any] = {}
+        self.saved_state: dict[str, Any] | None = None  # to be put back when the stage of it begins
 
-    def find(self) -> dict[str, Any] | None:
+    def load_state(self) -> dict[str, Any] | None:
         """The newest intact state, if there is one: the stage that it belongs to begins with it."""
-        self.found = self.checkpoints.read() if self.checkpoints else None
-        return self.found
+        self.saved_state = self.checkpoints.read() if self.checkpoints else None
+        return self.saved_state
 
     @property
     def first_epoch(self) -> int:
         """The epoch of the stage that comes next, from 0."""
-        return self.found["epoch"] if self.found else 0
+        return self.saved_state["epoch"] if self.saved_state else 0
 
     def before_fit(self) -> None:
         """Weights, optimizer and smoothed loss of the state that is gone on from."""
-        self.written = time.monotonic()
-        if self.found:
+        self.written_at = time.monotonic()
+        if self.saved_state:
             for parameter in self.model.parameters():
                 parameter.grad = None  # torch tells of a lost worker anywhere, in the middle of a step too
-            self.model.load_state_dict(self.found["network"])
-            self.opt.load_state_dict(self.found["optimizer"])
-            _to_device(self.opt, self.dls.device)
-            smooth = self.recorder.smooth_loss
-            smooth.count, smooth.val = self.found["smooth_loss"]
+            self.model.load_state_dict(self.saved_state["network"])
+            self.opt.load_state_dict(self.saved_state["optimizer"])
+            _move_optimizer_state(self.opt, self.dls.device)
+            smooth_loss = self.recorder.smooth_loss
+            smooth_loss.count, smooth_loss.val = self.saved_state["smooth_loss"]
         elif self.checkpoints:
-            self.checkpoints.check_room(sum(t.nbytes for t in self.model.state_dict().values()))
+            self.checkpoints.validate_free_space(sum(t.nbytes for t in self.model.state_dict().values()))
             self.write(0, 0)
 
     def before_epoch(self) -> None:
         """Where the loaders' generators stand: they draw the order of the epoch."""
-        if self.found:
-            put_loaders_state(self.dls, self.found["loaders"])
-        self.loaders = take_loaders_state(self.dls)
+        if self.saved_state:
+            set_loaders_state(self.dls, self.saved_state["loaders"])
+        self.loaders_state = get_loaders_state(self.dls)
 
     def before_train(self) -> None:
         """Skip the batches that were learned from, and set the generators as they stood after them."""
-        if self.found:
-            done = self.found["batch"]
-            if done:
-                self.dls.train.skip(done)
-                self.learn.pct_train, self.learn.train_iter = self.found["progress"]
-                self.report.bar.advance(done)
-                self.report.started -= self.found["seconds"]
-            put_random_state(self.found["random"])
-        self.first_batch, self.found = (self.found["batch"], None) if self.found else (0, None)
+        if self.saved_state:
+            n_batches_done = self.saved_state["batch"]
+            if n_batches_done:
+                self.dls.train.skip_batches(n_batches_done)
+                self.learn.pct_train, self.learn.train_iter = self.saved_state["progress"]
+                self.history_callback.bar.advance(n_batches_done)
+                self.history_callback.started -= self.saved_state["seconds"]
+            set_random_state(self.saved_state["random"])
+        self.first_batch, self.saved_state = (self.saved_state["batch"], None) if self.saved_state else (0, None)
 
     def after_batch(self) -> None:
         """Keep the state where it is time; stop where somebody wants that."""
-        if self.training and self.checkpoints and (interrupt.is_wanted() or self.is_time()):
+        if self.training and self.checkpoints and (interrupt.interrupt_requested() or self.is_write_due()):
             self.write(self.epoch, self.first_batch + self.iter + 1)
-        if interrupt.is_wanted():
-            interrupt.stop()
+        if interrupt.interrupt_requested():
+            interrupt.raise_interrupted()
 
     def after_train(self) -> None:
         """The next epoch is a whole one."""
         if self.first_batch:
-            self.dls.train.skip(0)
+            self.dls.train.skip_batches(0)
 
     def after_epoch(self) -> None:
         """The epoch is in the history: the next one comes."""
@@ -123,61 +123,61 @@ class StateKeeper(Callback):
 
     def after_fit(self) -> None:
         """A stage that was over already: the generators stand where it left them."""
-        if self.found:
-            put_loaders_state(self.dls, self.found["loaders"])
-            put_random_state(self.found["random"])
-        self.found = None
+        if self.saved_state:
+            set_loaders_state(self.dls, self.saved_state["loaders"])
+            set_random_state(self.saved_state["random"])
+        self.saved_state = None
 
-    def is_time(self) -> bool:
+    def is_write_due(self) -> bool:
         """Whether the last state is minutes old."""
-        return time.monotonic() - self.written > 60 * MINUTES_APART
+        return time.monotonic() - self.written_at > 60 * CHECKPOINT_INTERVAL_MINUTES
 
     def write(self, epoch: int, batch: int) -> None:
         """Keep the state after so many whole epochs of the stage, and batches of the next."""
-        smooth = self.recorder.smooth_loss
+        smooth_loss = self.recorder.smooth_loss
         self.checkpoints.write({
-            **self.frame,
-            **self.report.state(),
+            **self.stage_state,
+            **self.history_callback.state_dict(),
             "epoch": epoch,
             "batch": batch,
-            "seconds": read_clock(self.dls.device) - self.report.started if batch else 0.0,
+            "seconds": read_clock(self.dls.device) - self.history_callback.started if batch else 0.0,
             "progress": (self.pct_train, self.train_iter),
             "network": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
-            "smooth_loss": (smooth.count, smooth.val),
-            "random": take_random_state(),
-            "loaders": self.loaders if batch else take_loaders_state(self.dls),  # of the epoch that is under way
+            "smooth_loss": (smooth_loss.count, smooth_loss.val),
+            "random": get_random_state(),
+            "loaders": self.loaders_state if batch else get_loaders_state(self.dls),  # of the epoch that is under way
         })  # fmt: skip
-        self.written = time.monotonic()
+        self.written_at = time.monotonic()
 
 
-def take_loaders_state(loaders: DataLoaders) -> list:
+def get_loaders_state(loaders: DataLoaders) -> list:
     """Where the own generators of the training and the validation loader stand."""
     return [loader.rng.getstate() for loader in (loaders.train, loaders.valid)]
 
 
-def put_loaders_state(loaders: DataLoaders, state: list) -> None:
+def set_loaders_state(loaders: DataLoaders, state: list) -> None:
     """Set the loaders' own generators to where they were."""
-    for loader, each in zip((loaders.train, loaders.valid), state, strict=True):
-        loader.rng.setstate(each)
+    for loader, loader_state in zip((loaders.train, loaders.valid), state, strict=True):
+        loader.rng.setstate(loader_state)
 
 
-def fit_from(learner: Learner, first: int, epochs: int, rates: np.ndarray, callbacks: list) -> None:
+def fit_from_epoch(learner: Learner, first_epoch: int, epochs: int, rates: np.ndarray, callbacks: list) -> None:
     """What fastai's fit does, from epoch `first` on: its own start_epoch gives other weights, and upsets callbacks."""
 
-    def go_on() -> None:
-        for epoch in range(first, epochs):
+    def run_epochs() -> None:
+        for epoch in range(first_epoch, epochs):
             learner.epoch = epoch
             learner._with_events(learner._do_epoch, "epoch", CancelEpochException)
 
-    learner._do_fit = go_on
+    learner._do_fit = run_epochs
     try:
         learner.fit(epochs, rates, cbs=callbacks)
     finally:
         del learner._do_fit
 
 
-def _to_device(optimizer, device: torch.device) -> None:
+def _move_optimizer_state(optimizer, device: torch.device) -> None:
     """A state that was read lies on the CPU; the optimizer wants it beside its weights."""
     for state in optimizer.state.values():
         for name, value in state.items():
@@ -186,25 +186,25 @@ def _to_device(optimizer, device: torch.device) -> None:
                 state[name] = value.to(device)
 
 
-def lost_worker(error: Exception) -> bool:
+def is_worker_loss(error: Exception) -> bool:
     """Whether a process that prepared batches is gone, and with it only the batches that it had in hand.
 
     torch tells of it at any moment, or the pipe does from which a batch was to be fetched.
     """
-    return isinstance(error, ConnectionError | EOFError) or WORKER in str(error)
+    return isinstance(error, ConnectionError | EOFError) or WORKER_ERROR_TEXT in str(error)
 
 
-def take_fewer_workers(learner: Learner) -> None:
+def halve_workers(learner: Learner) -> None:
     """Half as many processes prepare batches from now on, down to none. The batches stay the same."""
     loaders = (learner.dls.train, learner.dls.valid)
-    workers = loaders[0].fake_l.num_workers // 2
+    n_workers = loaders[0].fake_l.num_workers // 2
     for loader in loaders:
-        loader.fake_l.num_workers = workers
-    log.warning("a loader's process was killed, or had no shared memory: on from the last state with %d", workers)
+        loader.fake_l.num_workers = n_workers
+    log.warning("a loader's process was killed, or had no shared memory: on from the last state with %d", n_workers)
 
 
 @contextmanager
-def explaining_memory(recipe: Recipe) -> Iterator[None]:
+def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
     """Where a batch does not fit into memory, say what would. Raises TrainingError for that."""
     try:
         yield
@@ -220,5 +220,5 @@ def explaining_memory(recipe: Recipe) -> Iterator[None]:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on the CPU or a GPU."""
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in NO_MEMORY)
+    error_classes = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, error_classes) or any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS)

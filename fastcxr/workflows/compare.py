@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from fastcxr.errors import InputMissingError
-from fastcxr.io.files import write_whole
-from fastcxr.io.formatting import listed
+from fastcxr.io.files import atomic_write
+from fastcxr.io.formatting import join_names
 from fastcxr.metrics.comparison import Comparison, compare_models
 from fastcxr.metrics.predictions import Predictions, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
-from fastcxr.report.style import Plate, make_plate
-from fastcxr.report.tables import rows_in_words
-from fastcxr.workflows.run_dir import claim
+from fastcxr.report.style import SvgFigure, to_svg_figure
+from fastcxr.report.tables import format_leaderboard
+from fastcxr.workflows.run_dir import acquire_directory
 
 
 def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
@@ -24,43 +24,52 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
 
     Raises InputMissingError for fewer than two runs, DataError for runs that cannot be compared.
     """
-    places = [Path(run) for run in runs]
-    if len(places) < 2:
-        raise InputMissingError(f"{len(places)} run to compare", "Name at least two run folders")
-    if len({place.resolve() for place in places}) < len(places):
+    run_dirs = [Path(run) for run in runs]
+    if len(run_dirs) < 2:
+        raise InputMissingError(f"{len(run_dirs)} run to compare", "Name at least two run folders")
+    if len({place.resolve() for place in run_dirs}) < len(run_dirs):
         raise InputMissingError("the same run twice", "Name each run folder once")
-    named = dict(zip(_names(places), places, strict=True))
-    found = compare_models({name: read_predictions(place / "predictions.csv") for name, place in named.items()})
+    run_dir_by_name = dict(zip(_make_unique_names(run_dirs), run_dirs, strict=True))
+    comparison = compare_models(
+        {name: read_predictions(place / "predictions.csv") for name, place in run_dir_by_name.items()}
+    )
     folder = Path(folder)
-    claim(folder)
-    facts = {"rows": found.rows, "shared": found.shared, "patients": found.patients}
-    write_whole(folder / "compare.json", json.dumps(facts, indent=2) + "\n")
-    plates = _curves(found) if found.shared else {}
-    context = facts | {"models": rows_in_words(found.rows), "curves": list(plates), "stamps": [], "notices": []}
-    return write_page(folder / "compare.html", render("compare.html.jinja", context, plates), plates)
+    acquire_directory(folder)
+    summary = {"rows": comparison.rows, "shared": comparison.n_shared_images, "patients": comparison.n_patients}
+    atomic_write(folder / "compare.json", json.dumps(summary, indent=2) + "\n")
+    svg_figures = _make_roc_figures(comparison) if comparison.n_shared_images else {}
+    context = summary | {
+        "models": format_leaderboard(comparison.rows),
+        "curves": list(svg_figures),
+        "critical_notices": [],
+        "notices": [],
+    }
+    return write_page(folder / "compare.html", render("compare.html.jinja", context, svg_figures), svg_figures)
 
 
-def _names(places: Sequence[Path]) -> list[str]:
+def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
     """As much of each path as tells the runs apart."""
-    for depth in range(1, max(len(place.resolve().parts) for place in places) + 1):
-        names = ["/".join(place.resolve().parts[-depth:]) for place in places]
+    for depth in range(1, max(len(place.resolve().parts) for place in run_dirs) + 1):
+        names = ["/".join(place.resolve().parts[-depth:]) for place in run_dirs]
         if len(set(names)) == len(names):
             break
     return names
 
 
-def _curves(found: Comparison) -> dict[str, Plate]:
-    parts = {row["name"]: found.parts[row["name"]] for row in found.rows}
-    plates = {}
-    for number, label in enumerate(sorted(next(iter(parts.values())).labels), 1):
-        lines = {name: _one_against_rest(part, label) for name, part in parts.items()}
-        truth = next(iter(lines.values()))[0]
+def _make_roc_figures(comparison: Comparison) -> dict[str, SvgFigure]:
+    predictions = {row["name"]: comparison.predictions[row["name"]] for row in comparison.rows}
+    svg_figures = {}
+    for class_number, label in enumerate(sorted(next(iter(predictions.values())).labels), 1):
+        scores_by_model = {name: _binarize(part, label) for name, part in predictions.items()}
+        truth = next(iter(scores_by_model.values()))[0]
         if truth.any() and not truth.all():
-            name, description = f"roc_{number}", f"ROC curves of {listed(list(lines))} for {label}."
-            plates[name] = make_plate(partial(figures.roc_of_models, lines, label), name, description)
-    return plates
+            name, description = f"roc_{class_number}", f"ROC curves of {join_names(list(scores_by_model))} for {label}."
+            svg_figures[name] = to_svg_figure(
+                partial(figures.plot_roc_by_model, scores_by_model, label), name, description
+            )
+    return svg_figures
 
 
-def _one_against_rest(part: Predictions, label: str) -> tuple[np.ndarray, np.ndarray]:
-    k = part.labels.index(label)
-    return part.truth == k, part.probability[:, k]
+def _binarize(predictions: Predictions, label: str) -> tuple[np.ndarray, np.ndarray]:
+    class_index = predictions.labels.index(label)
+    return predictions.truth == class_index, predictions.probability[:, class_index]

@@ -7,13 +7,13 @@ import pandas as pd
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.manifest import describe_manifest
-from fastcxr.data.stratify import TOO_FEW
+from fastcxr.data.stratify import TOO_FEW_CODE
 from fastcxr.errors import DataError
-from fastcxr.progress.auto import find_progress
+from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
-from fastcxr.report.pages import draw_description
-from fastcxr.workflows.load import read_cohort, split_cohort
-from fastcxr.workflows.run_dir import CohortFolder, choose_samples, write_thumbnails
+from fastcxr.report.pages import write_dataset_page
+from fastcxr.workflows.load import assign_recipe_splits, load_dataset
+from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_thumbnails
 
 log = logging.getLogger("fastcxr")
 
@@ -25,20 +25,20 @@ def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = Non
     where classes are too small for any, a warning says so and the cohort is shown without. a
     FastcxrError for data or a folder that cannot be used.
     """
-    with CohortFolder(folder, command).open(progress or find_progress()) as record:
-        manifest = split_if_possible(read_cohort(recipe.but(skip_bad=True), record, only_test=True), recipe)
-        record.facts = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
-        record.write_cohort(manifest)
-        write_thumbnails(record.folder, choose_samples(manifest))
-    return draw_description(folder)
+    with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
+        manifest = split_if_possible(load_dataset(recipe.replace(skip_bad=True), output_dir, only_test=True), recipe)
+        output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
+        output_dir.write_dataset_tables(manifest)
+        write_thumbnails(output_dir.folder, select_sample_images(manifest))
+    return write_dataset_page(folder)
 
 
 def split_if_possible(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest as a run would split it, or as it is: to look at a class no number of patients is too small."""
     try:
-        return split_cohort(manifest, recipe)
+        return assign_recipe_splits(manifest, recipe)
     except DataError as error:
-        if error.code != TOO_FEW:
+        if error.code != TOO_FEW_CODE:
             raise
         log.warning("a run would refuse this data: %s", error)
         return manifest.assign(split="", split_from="")

@@ -8,44 +8,50 @@ import pandas as pd
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import BitDepths, open_cohort_pictures
 from fastcxr.data.duplicates import link_copies
-from fastcxr.data.manifest import describe_manifest, leave_out, name_in_data, read_manifest, read_written_manifest
+from fastcxr.data.manifest import (
+    describe_manifest,
+    drop_unreadable,
+    read_manifest,
+    read_written_manifest,
+    replace_error_paths,
+)
 from fastcxr.data.splits import (
     describe_split,
     has_given_splits,
     hold_out_source,
+    select_fold,
     split_by_patient,
     split_into_folds,
-    take_fold,
 )
 from fastcxr.errors import BadImagesError, ImageError
-from fastcxr.workflows.run_dir import CohortFolder
+from fastcxr.workflows.run_dir import OutputDir
 
 log = logging.getLogger("fastcxr")
-NOT_USED = "the splits that the data gives are not used"
+SPLITS_IGNORED_MESSAGE = "the splits that the data gives are not used"
 
 
-def read_cohort(
-    recipe: Recipe, record: CohortFolder, *, only_test: bool = False, depths: BitDepths | None = None
+def load_dataset(
+    recipe: Recipe, output_dir: OutputDir, *, only_test: bool = False, depths: BitDepths | None = None
 ) -> pd.DataFrame:
     """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
 
     `only_test`: one class will do. `depths`: those that the training of a model decided.
     Raises BadImagesError with the whole list, unless the recipe leaves bad images out.
     """
-    manifest = find_manifest(recipe, only_test=only_test)
+    manifest = read_recipe_manifest(recipe, only_test=only_test)
     log.info(describe_manifest(manifest))
-    bad: list[ImageError] = []
-    manifest, pictures = open_cohort_pictures(manifest, recipe.image_size, record, bad, depths)
+    image_errors: list[ImageError] = []
+    manifest, pictures = open_cohort_pictures(manifest, recipe.image_size, output_dir, image_errors, depths)
     pictures.tell_warnings()
-    if bad and not recipe.skip_bad:
-        raise BadImagesError(name_in_data(bad, manifest))
-    if bad:
-        record.write_skipped(bad, manifest)
-        manifest = leave_out(manifest, bad, only_test=only_test)
+    if image_errors and not recipe.skip_bad:
+        raise BadImagesError(replace_error_paths(image_errors, manifest))
+    if image_errors:
+        output_dir.write_skipped(image_errors, manifest)
+        manifest = drop_unreadable(manifest, image_errors, only_test=only_test)
     return link_copies(manifest)  # only now: a placeholder that could not be read belongs to many patients
 
 
-def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
+def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     """The manifest of the recipe's data, before any image is read."""
     return read_manifest(
         recipe.data,
@@ -62,24 +68,28 @@ def find_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     )
 
 
-def tell_unused(manifest: pd.DataFrame, recipe: Recipe) -> None:
+def log_ignored_splits(manifest: pd.DataFrame, recipe: Recipe) -> None:
     """Say that folds and held-out sources override the splits that the data gives, which would be obeyed elsewhere."""
     is_given = has_given_splits(manifest) and recipe.given_splits == "obey"
     if is_given and (recipe.fold or recipe.held_out):
-        log.info("%s: %s", NOT_USED, "whole sources are held out" if recipe.held_out else "folds are drawn anew")
+        log.info(
+            "%s: %s",
+            SPLITS_IGNORED_MESSAGE,
+            "whole sources are held out" if recipe.held_out else "folds are drawn anew",
+        )
 
 
-def split_cohort(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
-    tell_unused(manifest, recipe)
+    log_ignored_splits(manifest, recipe)
     if recipe.held_out:
         manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
     elif recipe.fold:
         manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
-        manifest = take_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
+        manifest = select_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:
         earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
-        choices = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
-        manifest = split_by_patient(manifest, earlier=earlier, **choices)
+        options = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
+        manifest = split_by_patient(manifest, earlier=earlier, **options)
     log.info(describe_split(manifest))
     return manifest

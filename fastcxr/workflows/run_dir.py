@@ -17,102 +17,113 @@ from typing import Any, Self
 import pandas as pd
 
 from fastcxr.data.bit_depth import read_depths
-from fastcxr.data.imaging.read import read_image, thumbnail_jpeg
+from fastcxr.data.imaging.read import encode_thumbnail_jpeg, read_image
 from fastcxr.data.manifest import write_manifest
-from fastcxr.data.statistics import measure_images, samples_of_each_class
+from fastcxr.data.statistics import measure_images, sample_per_class
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.io.cpus import count_cpus
-from fastcxr.io.files import STATE, write_json, write_whole
-from fastcxr.io.lock import LOCK, held
-from fastcxr.io.redact import hide_in_text, hide_places
-from fastcxr.io.tables import guard
-from fastcxr.progress.base import Bar, Progress, heard_by
+from fastcxr.io.files import STATE_DIR, atomic_write, write_json
+from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock
+from fastcxr.io.redact import hide_in_text, redact_command
+from fastcxr.io.tables import escape_formulas
+from fastcxr.progress.base import Bar, Progress, log_to
 
 Guard = Callable[[str], AbstractContextManager]
 strict: Guard = nullcontext  # errors pass
-SAMPLES_OF_A_CLASS, THUMBNAIL_SIZE = 6, 192
-PACKAGES = ("fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom")
+SAMPLES_PER_CLASS, THUMBNAIL_PIXELS = 6, 192
+REPORTED_PACKAGES = (
+    "fastcxr",
+    "torch",
+    "torchvision",
+    "timm",
+    "fastai",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydicom",
+)
 
 
-class CohortFolder(Progress):
+class OutputDir(Progress):
     """An open folder: what is said goes into it, and how far things are to the one who watches."""
 
     def __init__(self, folder: str | Path, command: str | None = None):
         self.folder, self.command = Path(folder), command
-        self.said: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []
         self.skipped: list[dict[str, str]] = []
-        self.facts: dict[str, Any] = {}  # what else run.json is to hold
-        self.watcher = Progress()
+        self.extra_metadata: dict[str, Any] = {}  # what else run.json is to hold
+        self.progress = Progress()
 
     @contextmanager
-    def open(self, watcher: Progress) -> Iterator[Self]:
+    def open(self, progress: Progress) -> Iterator[Self]:
         """Claim the folder; after the block, well or not, run.json says what happened.
 
         Trouble leaves no folder, unless there is something in it worth keeping.
         """
-        self.watcher, self.started = watcher, time.time()
-        new = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
-        self.claim()
+        self.progress, self.started = progress, time.time()
+        created = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        self.acquire()
         try:
-            with held(self.folder):
-                yield from self.working()
+            with directory_lock(self.folder):
+                yield from self.run_block()
         finally:
             with suppress(OSError):  # what is not empty stays
-                for place in new:  # runs/ too: it may stand in a person's data
-                    place.rmdir()
+                for directory in created:  # runs/ too: it may stand in a person's data
+                    directory.rmdir()
 
-    def working(self) -> Iterator[Self]:
+    def run_block(self) -> Iterator[Self]:
         """The block itself, in a folder that is ours alone."""
         try:
-            self.begin()
+            self.setup()
             with self.listening():
                 yield self
         except BaseException:
-            if self.is_worth_keeping():
-                write_json(self.folder / "run.json", self.account())
+            if self.keep_on_error():
+                write_json(self.folder / "run.json", self.metadata())
             else:  # the same command may be given again once the trouble is mended
-                self.withdraw()
+                self.cleanup()
             raise
-        write_json(self.folder / "run.json", self.account())
+        write_json(self.folder / "run.json", self.metadata())
 
     def listening(self) -> AbstractContextManager[None]:
         """In this block all that the library says is kept in `said`."""
-        return heard_by(_Listener(self.said))
+        return log_to(_MessageHandler(self.messages))
 
-    def claim(self) -> None:
+    def acquire(self) -> None:
         """See that the folder can be used. Raises OutputError."""
-        claim(self.folder)
+        acquire_directory(self.folder)
 
-    def begin(self) -> None:
+    def setup(self) -> None:
         """What is written before anything else."""
 
-    def is_worth_keeping(self) -> bool:
+    def keep_on_error(self) -> bool:
         """Whether what is in the folder after trouble is of use to anyone."""
         return False
 
-    def withdraw(self) -> None:
+    def cleanup(self) -> None:
         """Take back what was written."""
         for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv", "audit.json"):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("figures", STATE):
+        for name in ("figures", STATE_DIR):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def account(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The content of run.json: command, time, versions, machine, and all that was said."""
         return {
-            "command": hide_places(self.command),
+            "command": redact_command(self.command),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in REPORTED_PACKAGES},
             "machine": f"{platform.system()} {platform.machine()}, {count_cpus()} processors",
-            "said": self.said,
-        } | self.facts
+            "said": self.messages,
+        } | self.extra_metadata
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
         """Shown by the watcher."""
-        return self.watcher.bar(total, text)
+        return self.progress.bar(total, text)
 
-    def write_cohort(self, manifest: pd.DataFrame) -> None:
+    def write_dataset_tables(self, manifest: pd.DataFrame) -> None:
         """manifest.csv, and what was measured of its images."""
         write_manifest(manifest, self.folder / "manifest.csv")
         self.write_measured(manifest)
@@ -125,57 +136,57 @@ class CohortFolder(Progress):
 
     def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
         """skipped.csv: the images that were left out so far, by the path that people know, and why."""
-        shown = dict(zip(manifest["file"], manifest["path"], strict=True))
+        path_by_file = dict(zip(manifest["file"], manifest["path"], strict=True))
         self.skipped += [
-            {"path": shown.get(e.path, ""), "code": e.code, "reason": f"{e.what}. {e.fix}"} for e in errors
+            {"path": path_by_file.get(e.path, ""), "code": e.code, "reason": f"{e.problem}. {e.fix}"} for e in errors
         ]
         write_table(self.folder / "skipped.csv", pd.DataFrame(self.skipped, columns=["path", "code", "reason"]))
 
 
-class _Listener(logging.Handler):
+class _MessageHandler(logging.Handler):
     """Keeps what the library says, for the page."""
 
-    def __init__(self, said: list[dict[str, str]]):
+    def __init__(self, messages: list[dict[str, str]]):
         super().__init__(logging.INFO)
-        self.said = said
+        self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "info"
-        self.said.append({"level": level, "text": hide_in_text(record.getMessage())})
+        self.messages.append({"level": level, "text": hide_in_text(record.getMessage())})
 
 
-def claim(folder: Path) -> None:
+def acquire_directory(folder: Path) -> None:
     """Make an empty folder, and see that it can be written to. Raises OutputError for one that holds anything."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = any(path.name != LOCK for path in folder.iterdir())
+        is_occupied = any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
     except OSError as error:
         raise OutputError(
             f"no folder can be made here ({error.strerror})", "Choose another --out", path=folder
         ) from error
-    if taken:
+    if is_occupied:
         raise OutputError("this folder is not empty", "Choose another --out, or remove it", path=folder)
 
 
-def choose_samples(manifest: pd.DataFrame) -> pd.DataFrame:
+def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:
     """The images of each class that a page shows; `role` says what they are there for."""
-    return samples_of_each_class(manifest, SAMPLES_OF_A_CLASS).assign(role="sample")
+    return sample_per_class(manifest, SAMPLES_PER_CLASS).assign(role="sample")
 
 
-def write_thumbnails(folder: Path, chosen: pd.DataFrame, guard: Guard = strict) -> None:
+def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = strict) -> None:
     """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for.
 
     `guard`: what becomes of one that cannot be made; `optional` leaves it out, and its row names no file that exists.
     """
     (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
-    names = [f"figures/images/{number:04d}.jpg" for number in range(len(chosen))]
-    depths = read_depths(chosen) or [None] * len(chosen)
-    for name, file, path, depth in zip(names, chosen["file"], chosen["path"], depths, strict=True):
+    names = [f"figures/images/{number:04d}.jpg" for number in range(len(images))]
+    depths = read_depths(images) or [None] * len(images)
+    for name, file, path, depth in zip(names, images["file"], images["path"], depths, strict=True):
         with guard(f"thumbnail of {path}"):
-            write_whole(folder / name, thumbnail_jpeg(read_image(file, depth), THUMBNAIL_SIZE))
-    write_table(folder / "figures" / "images.csv", chosen[["role", "source", "path"]].assign(file=names))
+            atomic_write(folder / name, encode_thumbnail_jpeg(read_image(file, depth), THUMBNAIL_PIXELS))
+    write_table(folder / "figures" / "images.csv", images[["role", "source", "path"]].assign(file=names))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """A table as CSV, in one step."""
-    write_whole(path, guard(table).to_csv(index=False))
+    atomic_write(path, escape_formulas(table).to_csv(index=False))

@@ -8,86 +8,106 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastcxr.io.files import read_json
-from fastcxr.io.formatting import NOTHING, score, share
+from fastcxr.io.formatting import MISSING, format_percent, format_score
 from fastcxr.io.tables import find_column
-from fastcxr.report.notices import read_stamps
+from fastcxr.report.notices import read_critical_notices
 
-Paper = Mapping[str, Mapping[str, float]]
+PublishedMetrics = Mapping[str, Mapping[str, float]]
 # heading and words of a figure; others are shares, under their own name
-SHOWN = {"auroc": ("AUROC", score), "top2_accuracy": ("top-2 accuracy", share), "f1": ("F1", share)}
+METRIC_FORMATS = {
+    "auroc": ("AUROC", format_score),
+    "top2_accuracy": ("top-2 accuracy", format_percent),
+    "f1": ("F1", format_percent),
+}
 
 
-def compare_with_paper(places: Mapping[str, Path | None], paper: Paper) -> list[Table]:
+def compare_with_paper(run_dirs: Mapping[str, Path | None], paper: PublishedMetrics) -> list[Table]:
     """One row an arm: the paper's figures beside those found here; then a table for each class that the paper names.
 
     `places`: the run folder of each arm; an arm without one, or without figures in it, has dashes.
     """
-    parts = {arm: read_headline(place) for arm, place in places.items()}
-    paper = {arm: paper.get(arm, {}) for arm in places}
-    named = dict.fromkeys(name for figures in paper.values() for name in figures)
+    metrics_by_variant = {variant: read_primary_metrics(run_dir) for variant, run_dir in run_dirs.items()}
+    paper = {variant: paper.get(variant, {}) for variant in run_dirs}
+    published_names = dict.fromkeys(name for figures in paper.values() for name in figures)
     # two classes: the second guess is always right
-    guesses = ["top2_accuracy"] if any(len(part.get("labels", ())) > 2 for part in parts.values()) else []
-    whole = dict.fromkeys(["accuracy", "auroc", *guesses, *(name for name in named if not part_name(name)[0])])
-    images = [f"{part['n_images']:,}" if part else NOTHING for part in parts.values()]
-    first = draw_table("", {**make_columns(list(whole), parts, paper), "images": images}, places)
-    labels = filter(None, dict.fromkeys(part_name(name)[0] for name in named))
-    of_class = {label: [name for name in named if part_name(name)[0] == label] for label in labels}
-    return [first, *(draw_table(label, make_columns(some, parts, paper), places) for label, some in of_class.items())]
+    top2_names = (
+        ["top2_accuracy"] if any(len(part.get("labels", ())) > 2 for part in metrics_by_variant.values()) else []
+    )
+    overall_names = dict.fromkeys(
+        ["accuracy", "auroc", *top2_names, *(name for name in published_names if not split_metric_name(name)[0])]
+    )
+    image_counts = [f"{part['n_images']:,}" if part else MISSING for part in metrics_by_variant.values()]
+    overall_table = make_table(
+        "", {**make_columns(list(overall_names), metrics_by_variant, paper), "images": image_counts}, run_dirs
+    )
+    labels = filter(None, dict.fromkeys(split_metric_name(name)[0] for name in published_names))
+    names_by_class = {
+        label: [name for name in published_names if split_metric_name(name)[0] == label] for label in labels
+    }
+    return [
+        overall_table,
+        *(
+            make_table(label, make_columns(some, metrics_by_variant, paper), run_dirs)
+            for label, some in names_by_class.items()
+        ),
+    ]
 
 
-def make_columns(names: Sequence[str], parts: Mapping[str, dict[str, Any]], paper: Paper) -> dict[str, list[str]]:
+def make_columns(
+    names: Sequence[str], metrics_by_variant: Mapping[str, dict[str, Any]], paper: PublishedMetrics
+) -> dict[str, list[str]]:
     """Cells of each figure by their heading, the paper's before ours where it has published any."""
     columns = {}
     for name in names:
-        figure = part_name(name)[1]
-        heading, words = SHOWN.get(figure, (figure, share))
+        metric = split_metric_name(name)[1]
+        heading, formatter = METRIC_FORMATS.get(metric, (metric, format_percent))
         if any(name in figures for figures in paper.values()):
-            columns[f"paper {heading}"] = [words(figures.get(name)) for figures in paper.values()]
-        columns[heading] = [words(find_figure(part, name)) for part in parts.values()]
+            columns[f"paper {heading}"] = [formatter(figures.get(name)) for figures in paper.values()]
+        columns[heading] = [formatter(find_metric(part, name)) for part in metrics_by_variant.values()]
     return columns
 
 
-def draw_table(title: str, columns: Mapping[str, Sequence[str]], arms: Mapping[str, Any]) -> Table:
+def make_table(title: str, columns: Mapping[str, Sequence[str]], variants: Mapping[str, Any]) -> Table:
     """A row an arm; of a class, only arms of which anything is known."""
     table = Table(box=None, pad_edge=False, title=escape(title) or None, title_justify="left")
     table.add_column("arm", no_wrap=True)
     for heading in columns:
         table.add_column(escape(heading), justify="right")
-    for arm, *cells in zip(arms, *columns.values(), strict=True):
-        if not title or set(cells) != {NOTHING}:
-            table.add_row(escape(arm), *cells)
+    for variant, *cells in zip(variants, *columns.values(), strict=True):
+        if not title or set(cells) != {MISSING}:
+            table.add_row(escape(variant), *cells)
     return table
 
 
-def part_name(name: str) -> tuple[str, str]:
+def split_metric_name(name: str) -> tuple[str, str]:
     """The class and the figure that a name such as "COVID-19 recall" speaks of; "accuracy" speaks of no class."""
-    label, _, figure = name.rpartition(" ")
-    return label, figure
+    label, _, metric = name.rpartition(" ")
+    return label, metric
 
 
-def find_figure(part: Mapping[str, Any], name: str) -> float | None:
+def find_metric(split_metrics: Mapping[str, Any], name: str) -> float | None:
     """A figure of a split by its name, whatever the case and the signs of the class; None where there is none."""
-    label, figure = part_name(name)
+    label, metric = split_metric_name(name)
     if not label:
-        return part.get(figure)
-    of_class = part.get("per_class", {})
-    own = label if label in of_class else find_column(of_class, [label])
-    return of_class.get(own, {}).get(figure)
+        return split_metrics.get(metric)
+    per_class = split_metrics.get("per_class", {})
+    class_name = label if label in per_class else find_column(per_class, [label])
+    return per_class.get(class_name, {}).get(metric)
 
 
-def find_doubted(places: Mapping[str, Path | None]) -> dict[str, list[str]]:
+def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, list[str]]:
     """The finished arms under each stamp that doubts their figures, by the stamp's title."""
-    doubted: dict[str, list[str]] = {}
-    for arm, place in places.items():
-        for stamp in read_stamps(place) if read_headline(place) else ():
-            doubted.setdefault(stamp.title, []).append(arm)
-    return doubted
+    variants_by_title: dict[str, list[str]] = {}
+    for variant, run_dir in run_dirs.items():
+        for notice in read_critical_notices(run_dir) if read_primary_metrics(run_dir) else ():
+            variants_by_title.setdefault(notice.title, []).append(variant)
+    return variants_by_title
 
 
-def read_headline(place: Path | None) -> dict[str, Any]:
+def read_primary_metrics(run_dir: Path | None) -> dict[str, Any]:
     """Figures of a finished run, auroc the macro one: of its test split, or of its pooled folds; or nothing."""
-    if place is None or not (place / "metrics.json").is_file():
+    if run_dir is None or not (run_dir / "metrics.json").is_file():
         return {}
-    metrics = read_json(place / "metrics.json")
-    part = next(metrics[split] for split in ("test", "oof", "valid") if split in metrics)
-    return part | {"auroc": part["auroc"]["macro"]}
+    metrics = read_json(run_dir / "metrics.json")
+    split_metrics = next(metrics[split] for split in ("test", "oof", "valid") if split in metrics)
+    return split_metrics | {"auroc": split_metrics["auroc"]["macro"]}

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.inference.predict import predict
-from fastcxr.metrics.predictions import INTERNAL
-from fastcxr.progress.auto import find_progress
+from fastcxr.metrics.predictions import INTERNAL_TEST
+from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.load import read_cohort, split_cohort
-from fastcxr.workflows.run_state import find_finished
-from fastcxr.workflows.train_dir import RunFolder
+from fastcxr.workflows.load import assign_recipe_splits, load_dataset
+from fastcxr.workflows.run_state import find_finished_report
+from fastcxr.workflows.train_dir import RunDir
 
 
 def run(
@@ -32,17 +32,19 @@ def run(
     counts from here. `mirror`: a folder that gets a copy of each state.
     Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
     """
-    deadline = deadline or Deadline.read(recipe.time_limit)
-    if page := find_finished(folder, recipe):
-        return page
-    with RunFolder(folder, recipe, command, goes_on=True, mirror=mirror).open(progress or find_progress()) as record:
-        manifest = split_cohort(read_cohort(recipe, record), recipe)
-        check_before_training(record.folder, manifest)
-        loaders = make_loaders(manifest, recipe, record)
-        record.check_cohort(loaders)
+    deadline = deadline or Deadline.parse(recipe.time_limit)
+    if report_path := find_finished_report(folder, recipe):
+        return report_path
+    with RunDir(folder, recipe, command, resume=True, mirror=mirror).open(
+        progress or make_default_progress()
+    ) as run_dir:
+        manifest = assign_recipe_splits(load_dataset(recipe, run_dir), recipe)
+        check_before_training(run_dir.folder, manifest)
+        loaders = make_loaders(manifest, recipe, run_dir)
+        run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)
-        training = train(learner, recipe, record, deadline, record.checkpoints)
-        splits = ("valid", "test", INTERNAL) + ("train",) * recipe.score_train
-        predictions = predict(learner, manifest, splits=splits, progress=record)
-        record.write(learner, training, predictions)
-    return record.finish()
+        training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)
+        splits = ("valid", "test", INTERNAL_TEST) + ("train",) * recipe.score_train
+        predictions = predict(learner, manifest, splits=splits, progress=run_dir)
+        run_dir.write_results(learner, training, predictions)
+    return run_dir.finish()

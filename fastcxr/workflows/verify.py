@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fastcxr.errors import FastcxrError, InputMissingError
-from fastcxr.io.files import SUMS, list_files, read_json, read_sums, sha256_of
-from fastcxr.report.run_page import measure_run, write_numbers
-from fastcxr.report.run_reader import read_run
+from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, list_files, read_checksums, read_json
+from fastcxr.report.run_page import compute_run_metrics, serialize_metrics
+from fastcxr.report.run_reader import read_run_record
 
-MODEL, FACTS = "model.safetensors", "model.json"
+MODEL_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Fault:
     """What is wrong with which file."""
 
     path: Path
-    what: str
+    problem: str
 
 
 def verify(folder: str | Path) -> tuple[list[Fault], int]:
@@ -29,61 +29,61 @@ def verify(folder: str | Path) -> tuple[list[Fault], int]:
     gives when it is computed again. Raises InputMissingError for a folder that has no checksums.
     """
     folder = Path(folder)
-    places = sorted(path.parent for path in folder.rglob(SUMS)) if folder.is_dir() else []
-    if folder not in places:
-        raise InputMissingError(f"no {SUMS} in this folder", "Name the folder of a finished run", path=folder)
-    faults = [fault for place in places for fault in _find_faults(place)]
-    return faults, sum(len(read_sums(place)) for place in places)
+    run_dirs = sorted(path.parent for path in folder.rglob(CHECKSUMS_FILE)) if folder.is_dir() else []
+    if folder not in run_dirs:
+        raise InputMissingError(f"no {CHECKSUMS_FILE} in this folder", "Name the folder of a finished run", path=folder)
+    faults = [fault for place in run_dirs for fault in _find_faults(place)]
+    return faults, sum(len(read_checksums(place)) for place in run_dirs)
 
 
-def _find_faults(place: Path) -> Iterator[Fault]:
-    known = read_sums(place)
-    for name, checksum in known.items():
-        path = place / name
+def _find_faults(run_dir: Path) -> Iterator[Fault]:
+    checksums = read_checksums(run_dir)
+    for name, checksum in checksums.items():
+        path = run_dir / name
         if not path.is_file():
             yield Fault(path, "is missing")
-        elif sha256_of(path) != checksum:
+        elif compute_sha256(path) != checksum:
             yield Fault(path, "is not as the run wrote it")
-    for name in list_files(place):
-        if name not in known:
-            yield Fault(place / name, f"is not in {SUMS}")
+    for name in list_files(run_dir):
+        if name not in checksums:
+            yield Fault(run_dir / name, f"is not in {CHECKSUMS_FILE}")
     try:
-        yield from _model_faults(place)
-        yield from _number_faults(place)
+        yield from _find_model_faults(run_dir)
+        yield from _find_metric_faults(run_dir)
     except (FastcxrError, ValueError, AttributeError, TypeError) as error:
-        yield Fault(place, f"cannot be read again ({error})")
+        yield Fault(run_dir, f"cannot be read again ({error})")
 
 
-def _model_faults(place: Path) -> Iterator[Fault]:
-    if (place / MODEL).is_file() and (place / FACTS).is_file():
-        said = read_json(place / FACTS).get("files", {}).get(MODEL)
-        if said != sha256_of(place / MODEL):
-            yield Fault(place / MODEL, f"is not the model that {FACTS} describes")
+def _find_model_faults(run_dir: Path) -> Iterator[Fault]:
+    if (run_dir / MODEL_FILE).is_file() and (run_dir / MODEL_JSON_FILE).is_file():
+        recorded_checksum = read_json(run_dir / MODEL_JSON_FILE).get("files", {}).get(MODEL_FILE)
+        if recorded_checksum != compute_sha256(run_dir / MODEL_FILE):
+            yield Fault(run_dir / MODEL_FILE, f"is not the model that {MODEL_JSON_FILE} describes")
 
 
-def _number_faults(place: Path) -> Iterator[Fault]:
-    path = place / "metrics.json"
+def _find_metric_faults(run_dir: Path) -> Iterator[Fault]:
+    path = run_dir / "metrics.json"
     if not path.is_file():
         return
-    numbers = write_numbers(measure_run(read_run(place)))
-    printed, computed = read_json(path), json.loads(numbers)
-    for name, one, other in differences(printed, computed):
-        yield Fault(path, f"{name} is {one}, predictions.csv gives {other}")
+    metrics_json = serialize_metrics(compute_run_metrics(read_run_record(run_dir)))
+    saved_metrics, computed_metrics = read_json(path), json.loads(metrics_json)
+    for name, saved, computed in find_differences(saved_metrics, computed_metrics):
+        yield Fault(path, f"{name} is {saved}, predictions.csv gives {computed}")
 
 
-def differences(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+def find_differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Where two JSON values differ, by dotted names."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for number, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-            yield from differences(mine, theirs, f"{name}[{number}]")
-    elif one != other and not _is_rounding(one, other):
-        yield name, one, other
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            yield from find_differences(first.get(key), second.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for number, (first_item, second_item) in enumerate(zip(first, second, strict=True)):
+            yield from find_differences(first_item, second_item, f"{name}[{number}]")
+    elif first != second and not _is_rounding_difference(first, second):
+        yield name, first, second
 
 
-def _is_rounding(one: Any, other: Any) -> bool:
+def _is_rounding_difference(first: Any, second: Any) -> bool:
     """Another release of numpy may add up in another order."""
-    both_floats = isinstance(one, float) and isinstance(other, float)
-    return both_floats and abs(one - other) <= 1e-9 * max(1.0, abs(one))
+    both_floats = isinstance(first, float) and isinstance(second, float)
+    return both_floats and abs(first - second) <= 1e-9 * max(1.0, abs(first))

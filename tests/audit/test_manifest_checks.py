@@ -9,10 +9,16 @@ from PIL import Image
 from recording_progress import peak_memory
 
 from fastcxr.audit import image_features, near_duplicates
-from fastcxr.audit.image_features import Looks, look_at
-from fastcxr.audit.manifest_checks import check_copies, check_patients, check_sizes, check_sources, check_tables
-from fastcxr.audit.near_duplicates import check_likeness, find_alike
-from fastcxr.audit.shortcut_probes import check_probes
+from fastcxr.audit.image_features import ImageFeatures, extract_features
+from fastcxr.audit.manifest_checks import (
+    check_class_sizes,
+    check_duplicates,
+    check_manifest,
+    check_patients,
+    check_sources,
+)
+from fastcxr.audit.near_duplicates import check_near_duplicates, find_near_duplicates
+from fastcxr.audit.shortcut_probes import check_shortcuts
 from fastcxr.progress.base import Progress
 
 
@@ -45,20 +51,20 @@ def cohort(tmp_path):
     return table.assign(split=np.where(part == 0, "test", np.where(part == 1, "valid", "train")))
 
 
-def looks_of(table):
-    return look_at(table["file"].tolist(), Progress())
+def features_of(table):
+    return extract_features(table["file"].tolist(), Progress())
 
 
 def test_a_cohort_without_faults_passes_what_it_can_pass(cohort):
-    verdicts = {finding.check: finding.verdict for finding in check_tables(cohort)}
+    verdicts = {finding.check: finding.verdict for finding in check_manifest(cohort)}
     assert verdicts == {"patients": "PASS", "copies": "PASS", "sources": "PASS", "sizes": "WARN"}
-    assert check_likeness(cohort, looks_of(cohort)).verdict == "PASS"
+    assert check_near_duplicates(cohort, features_of(cohort)).verdict == "PASS"
 
 
 def test_a_patient_in_two_splits_fails_and_its_images_are_shown(cohort):
     cohort.loc[cohort["patient"] == "p3", "split"] = ["train", "test"]
     found = check_patients(cohort)
-    assert found.verdict == "FAIL" and "1 patient with 2 images" in found.words
+    assert found.verdict == "FAIL" and "1 patient with 2 images" in found.message
     assert found.groups == (tuple(cohort.index[cohort["patient"] == "p3"]),)
 
 
@@ -80,20 +86,20 @@ def test_copies_fail_where_splits_or_labels_part_them(cohort, tmp_path, change, 
     first = cohort[(cohort["label"] == "a") & (cohort["split"] == "train")].iloc[0]
     (tmp_path / "copy.png").write_bytes((tmp_path / first["path"]).read_bytes())
     copy = first.to_dict() | {"path": "copy.png", "file": str(tmp_path / "copy.png"), "patient": "q"} | change
-    found = check_copies(pd.concat([cohort, pd.DataFrame([copy])], ignore_index=True))
+    found = check_duplicates(pd.concat([cohort, pd.DataFrame([copy])], ignore_index=True))
     assert found.verdict == verdict
     assert found.groups == ((first.name, 40),)
 
 
 def test_a_class_with_a_source_of_its_own_fails(cohort):
     found = check_sources(cohort.assign(source=np.where(cohort["label"] == "a", "s", "t")))
-    assert found.verdict == "FAIL" and (found.figure, found.null) == (1.0, 0.5)
-    assert check_sources(cohort.assign(source="s")).figure is None
+    assert found.verdict == "FAIL" and (found.value, found.chance_level) == (1.0, 0.5)
+    assert check_sources(cohort.assign(source="s")).value is None
 
 
 def test_few_images_behind_a_figure_are_a_warning(cohort):
     many = pd.concat([cohort] * 10, ignore_index=True)
-    assert (check_sizes(cohort).verdict, check_sizes(many).verdict) == ("WARN", "PASS")
+    assert (check_class_sizes(cohort).verdict, check_class_sizes(many).verdict) == ("WARN", "PASS")
 
 
 def jpeg(picture):
@@ -120,7 +126,7 @@ def test_one_picture_in_another_form_is_found_and_no_other_is(name, tmp_path):
     files += [
         save(CHANGES[name](picture), tmp_path / f"changed-{number}.png") for number, picture in enumerate(pictures)
     ]
-    pairs = set(find_alike(look_at(files, Progress())))
+    pairs = set(find_near_duplicates(extract_features(files, Progress())))
     wanted = {(number, number + 60) for number in range(60)}
     assert len(pairs & wanted) >= 57, "a recall of .95"
     assert not pairs - wanted
@@ -131,36 +137,36 @@ def test_one_picture_is_found_although_noise_makes_its_border_uneven(tmp_path):
     framed = [np.pad(draw_chest(rng), 30) for _ in range(20)]
     noisy = [np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8) for picture in framed]
     files = [save(picture, tmp_path / f"{number}.png") for number, picture in enumerate(framed + noisy)]
-    assert find_alike(look_at(files, Progress())) == [(number, number + 20) for number in range(20)]
+    assert find_near_duplicates(extract_features(files, Progress())) == [(number, number + 20) for number in range(20)]
 
 
 def test_images_of_two_blocks_are_compared_as_those_of_one(monkeypatch):
     rng = np.random.default_rng(1)
     small = np.stack([draw_chest(rng, 64) for _ in range(60)])
     small[30:40], small[45:50], small[55:] = small[:10, :, ::-1], 255 - small[10:15], small[20:25]
-    looks = Looks(small, small, None, None)
-    whole = find_alike(looks)
+    looks = ImageFeatures(small, small, None, None)
+    whole = find_near_duplicates(looks)
     monkeypatch.setattr(image_features, "ROWS", 7)
-    monkeypatch.setattr(near_duplicates, "ROWS", 7)
+    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
     monkeypatch.setattr(near_duplicates, "PAIRS", 2)
-    assert find_alike(looks) == whole
+    assert find_near_duplicates(looks) == whole
     assert set(whole) >= {(0, 30), (9, 39), (10, 45), (14, 49), (20, 55), (24, 59)}
 
 
 def test_near_duplicates_are_found_in_less_memory_than_the_images_take_as_numbers(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "ROWS", 256)
+    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 256)
     monkeypatch.setattr(image_features, "ROWS", 256)
     small = np.random.default_rng(0).integers(0, 256, (2000, 64, 64), dtype=np.uint8)
-    looks = Looks(small, small, None, None)
-    assert peak_memory(lambda: find_alike(looks)) < 32e6, "all images in single precision take 33 MB"
+    looks = ImageFeatures(small, small, None, None)
+    assert peak_memory(lambda: find_near_duplicates(looks)) < 32e6, "all images in single precision take 33 MB"
 
 
 def test_images_are_kept_as_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(image_features, "ROWS", 32)
     rng = np.random.default_rng(0)
     files = [save(rng.integers(0, 256, (64, 64), dtype=np.uint8), tmp_path / f"{n}.png") for n in range(10)] * 60
-    looks_of(pd.DataFrame({"file": files[:10]}))  # imports
-    assert peak_memory(lambda: looks_of(pd.DataFrame({"file": files}))) < 12_000 * len(files), "two squares of 4 KiB"
+    features_of(pd.DataFrame({"file": files[:10]}))  # imports
+    assert peak_memory(lambda: features_of(pd.DataFrame({"file": files}))) < 12_000 * len(files), "two squares of 4 KiB"
 
 
 def test_one_picture_in_two_splits_fails_and_two_patients_in_one_split_are_a_warning(cohort, tmp_path):
@@ -169,11 +175,11 @@ def test_one_picture_in_two_splits_fails_and_two_patients_in_one_split_are_a_war
     for split, verdict in (("test", "FAIL"), ("train", "WARN")):
         copy = first.to_dict() | {"path": "anew.png", "file": file, "patient": "q", "split": split}
         table = pd.concat([cohort, pd.DataFrame([copy])], ignore_index=True)
-        found = check_likeness(table, looks_of(table))
+        found = check_near_duplicates(table, features_of(table))
         assert found.verdict == verdict and found.groups == ((first.name, 40),)
 
 
-def pictures_of(n, seed=0, mark=None):
+def images_of(n, seed=0, mark=None):
     """Looks of n pictures of two classes; `mark` changes those of the second."""
     rng = np.random.default_rng(seed)
     small = np.stack([draw_chest(rng, 64) for _ in range(n)])
@@ -186,7 +192,7 @@ def pictures_of(n, seed=0, mark=None):
         mark(small, labels == "b", facts)
     histogram = np.stack([np.bincount(picture.ravel() // 8, minlength=32) / picture.size for picture in small])
     table = pd.DataFrame({"label": labels, "patient": [f"p{i // 2}-{i % 2}" for i in range(n)], "source": "s"})
-    return table, Looks(small, small, histogram, facts)
+    return table, ImageFeatures(small, small, histogram, facts)
 
 
 def mark_corner(small, chosen, facts):
@@ -202,24 +208,24 @@ def mark_gray(small, chosen, facts):
 
 
 def verdicts(table, looks):
-    return {finding.check: finding.verdict for finding in check_probes(table, looks, Progress())}
+    return {finding.check: finding.verdict for finding in check_shortcuts(table, looks, Progress())}
 
 
 def test_where_nothing_tells_the_classes_nothing_fails():
-    assert "FAIL" not in verdicts(*pictures_of(160)).values()
+    assert "FAIL" not in verdicts(*images_of(160)).values()
 
 
 @pytest.mark.parametrize(("mark", "check"), [(mark_corner, "corners"), (mark_files, "files"), (mark_gray, "gray")])
 def test_a_planted_shortcut_fails(mark, check):
-    assert verdicts(*pictures_of(160, mark=mark))[check] == "FAIL"
+    assert verdicts(*images_of(160, mark=mark))[check] == "FAIL"
 
 
 def test_a_mark_outside_the_lungs_is_found_with_the_centre_black():
-    found = verdicts(*pictures_of(160, mark=mark_corner))
+    found = verdicts(*images_of(160, mark=mark_corner))
     assert found["centre"] == "FAIL" and found["shuffled"] == "PASS"
 
 
 def test_too_few_images_are_not_probed():
-    table, looks = pictures_of(12)
-    (found,) = check_probes(table, looks, Progress())
-    assert found.verdict == "WARN" and "nothing can be probed" in found.words
+    table, looks = images_of(12)
+    (found,) = check_shortcuts(table, looks, Progress())
+    assert found.verdict == "WARN" and "nothing can be probed" in found.message

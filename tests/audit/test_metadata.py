@@ -8,15 +8,15 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import ComputedRadiographyImageStorage
 
-from fastcxr.audit.image_features import look_at
-from fastcxr.audit.metadata import _judge, _read_trait, check_facts
-from fastcxr.audit.probe_models import deal_folds
-from fastcxr.audit.shortcut_probes import check_origins
-from fastcxr.data.demographics import read_sex
+from fastcxr.audit.image_features import extract_features
+from fastcxr.audit.metadata import _grade_auroc, _read_demographic, check_metadata
+from fastcxr.audit.probe_models import assign_folds
+from fastcxr.audit.shortcut_probes import check_source_leak
+from fastcxr.data.demographics import parse_sex
 from fastcxr.progress.base import Progress
 
 
-def cohort_of(n=120, seed=0):
+def manifest_of(n=120, seed=0):
     """A manifest of two classes and the facts of its files, none of which tells them apart."""
     rng = np.random.default_rng(seed)
     facts = {
@@ -53,13 +53,13 @@ PLANTED = {  # check: the column, what it is in the second class and in the firs
 
 
 def check(manifest, facts):
-    folds = deal_folds(manifest["label"].to_numpy(), manifest["patient"].to_numpy())
-    return {finding.check: finding for finding in check_facts(manifest, facts, folds)}
+    folds = assign_folds(manifest["label"].to_numpy(), manifest["patient"].to_numpy())
+    return {finding.check: finding for finding in check_metadata(manifest, facts, folds)}
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_facts_at_random_do_not_fail_and_each_is_named(seed):
-    found = check(*cohort_of(seed=seed))
+    found = check(*manifest_of(seed=seed))
     assert set(found) == ALONE | {"files"}
     assert not [name for name, finding in found.items() if finding.verdict == "FAIL"]
     assert {found[name].verdict for name in ALONE} == {"PASS"}
@@ -67,28 +67,28 @@ def test_facts_at_random_do_not_fail_and_each_is_named(seed):
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_fact_that_is_the_class_fails_by_itself_with_its_figure_beside_chance(name):
-    manifest, facts = cohort_of()
+    manifest, facts = manifest_of()
     column, one, other = PLANTED[name]
     table = facts if column in facts else manifest
     table[column] = np.where(manifest["label"] == "ill", one, other)
     found = check(manifest, facts)
-    assert found[name].verdict == "FAIL" and found[name].remedy
-    assert found[name].figure > 0.99 > 0.75 > found[name].null
+    assert found[name].verdict == "FAIL" and found[name].fix
+    assert found[name].value > 0.99 > 0.75 > found[name].chance_level
     others = {name for name in ALONE if found[name].verdict == "FAIL"} - {"aspect", "bytes"}  # these follow the size
     assert others <= {name}
 
 
 def test_a_fact_that_tells_most_is_a_warning_and_says_what_is_usual():
-    manifest, facts = cohort_of(200)
+    manifest, facts = manifest_of(200)
     ill = manifest["label"] == "ill"
     rare = np.random.default_rng(1).random(200) < 0.14
     manifest["view"] = np.where(ill ^ rare, "AP", "PA")
     found = check(manifest, facts)["view"]
-    assert found.verdict == "WARN" and "Commonest view: ill AP, well PA." in found.words
+    assert found.verdict == "WARN" and "Commonest view: ill AP, well PA." in found.message
 
 
 def test_a_fact_is_judged_among_images_that_have_it():
-    manifest, facts = cohort_of()
+    manifest, facts = manifest_of()
     manifest.loc[manifest["label"] == "ill", "gender"] = "unknown"
     facts["coarseness"] = facts["coarseness"].where(facts["kind"] == "JPEG")
     facts["mode"] = "L"
@@ -107,13 +107,13 @@ def test_files_say_how_coarse_their_jpeg_is_and_who_made_the_device(tmp_path):
     header.Modality, header.SOPClassUID = "DX", ComputedRadiographyImageStorage
     header.Manufacturer = "Somebody GmbH "
     header.save_as(files[3])
-    facts = look_at(files, Progress()).facts
+    facts = extract_features(files, Progress()).metadata
     assert facts["coarseness"][0] < facts["coarseness"][1]
     assert facts["coarseness"][2:].isna().all() and facts["mode"].isna().tolist() == [False] * 3 + [True]
     assert facts["maker"].tolist()[3] == "somebody gmbh" and facts["maker"][:3].isna().all()
 
 
-def pictures_of(n=120, mark=0):
+def images_of(n=120, mark=0):
     """Two sources in each of two classes; `mark` is what the second source adds to a corner."""
     pictures = np.random.default_rng(0).random((n, 64, 64)).astype(np.float32)
     source = np.array(["s", "t"])[np.arange(n) // 2 % 2]
@@ -124,27 +124,27 @@ def pictures_of(n=120, mark=0):
 
 @pytest.mark.parametrize(("mark", "verdict"), [(0, "PASS"), (1, "WARN")])
 def test_a_source_that_is_seen_within_one_class_is_a_warning(mark, verdict):
-    (found,) = check_origins(*pictures_of(mark=mark))
-    assert found.verdict == verdict and found.null == 0.5
-    assert (found.figure >= 0.9) == (verdict == "WARN")
+    (found,) = check_source_leak(*images_of(mark=mark))
+    assert found.verdict == verdict and found.chance_level == 0.5
+    assert (found.value >= 0.9) == (verdict == "WARN")
 
 
 def test_without_two_sources_of_enough_images_in_a_class_nothing_is_said():
-    manifest, pictures = pictures_of(mark=1)
-    assert check_origins(manifest.assign(source=manifest["label"]), pictures) == []
+    manifest, pictures = images_of(mark=1)
+    assert check_source_leak(manifest.assign(source=manifest["label"]), pictures) == []
     few = np.where(np.arange(len(manifest)) < 16, "t", "s")
-    assert check_origins(manifest.assign(source=few), pictures) == []
+    assert check_source_leak(manifest.assign(source=few), pictures) == []
     one_patient = manifest["patient"].where(manifest["source"] == "s", "q")
-    assert check_origins(manifest.assign(patient=one_patient), pictures) == []
+    assert check_source_leak(manifest.assign(patient=one_patient), pictures) == []
 
 
 @pytest.mark.parametrize(
     ("figure", "null", "verdict"), [(0.95, 0.6, "FAIL"), (0.85, 0.6, "WARN"), (0.75, 0.6, "PASS"), (0.95, 0.96, "PASS")]
 )
 def test_no_figure_counts_that_shuffled_labels_reach(figure, null, verdict):
-    assert _judge(figure, null) == verdict
+    assert _grade_auroc(figure, null) == verdict
 
 
 def test_what_a_header_does_not_say_stays_unsaid():
     manifest = pd.DataFrame({"sex": pd.array(["F", None, " ", "unknown"], dtype="str")})
-    assert _read_trait(manifest, "sex", read_sex) == [read_sex("F"), None, None, None]
+    assert _read_demographic(manifest, "sex", parse_sex) == [parse_sex("F"), None, None, None]

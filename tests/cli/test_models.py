@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from fastcxr.data.cache.features import open_bank
-from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.cache.features import open_feature_array
+from fastcxr.data.cache.images import open_image_cache
 from fastcxr.models.bundle import load_model
 
 
@@ -105,8 +105,8 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "no pictures are kept" in call("cache").stderr
     files = sorted(map(str, toy_folder.glob("*/*.png")))
-    open_pictures(files, 48)
-    used = open_pictures(files, 200)
+    open_image_cache(files, 48)
+    used = open_image_cache(files, 200)
     shown = call("cache")
     assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "pictures")
     assert [line.split()[:3] for line in shown.stderr.splitlines()[1:]] == [["200", "px", "30"], ["48", "px", "30"]]
@@ -122,14 +122,14 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
 def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
-        with open_bank(name, (2, 500, 700)) as (array, _):
+        with open_feature_array(name, (2, 500, 700)) as (array, _):
             array[:] = 1
         file = next((tmp_path / "fastcxr" / "features").glob(f"{name}-*.npy"))
         os.utime(file, (then, then))
     row = call("cache").stderr.splitlines()[-1].split()
     assert row[:4] == ["features", "2", "banks", "5.6"]
     assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"
-    open_pictures(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
+    open_image_cache(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
     assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "features"]
     assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
     assert "no pictures are kept" in call("cache").stderr

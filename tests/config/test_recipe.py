@@ -6,8 +6,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from fastcxr.cli.app import choose_fields
-from fastcxr.config.recipe import Augmentation, Recipe, Stage, name_data, read_recipe
+from fastcxr.cli.app import make_options_class
+from fastcxr.config.recipe import Augmentation, Recipe, Stage, make_data_name, read_recipe
 from fastcxr.errors import ModelError, RecipeError
 
 
@@ -15,7 +15,7 @@ def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
     recipe = Recipe(epochs=3)
     with pytest.raises(FrozenInstanceError):
         recipe.epochs = 4
-    assert (recipe.but(epochs=4).epochs, recipe.epochs) == (4, 3)
+    assert (recipe.replace(epochs=4).epochs, recipe.epochs) == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_recipe_survives_json(recipe, tmp_path):
 )
 def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
     with pytest.raises(RecipeError) as caught:
-        Recipe().but(**choices)
+        Recipe().replace(**choices)
     assert remedy in str(caught.value)
     assert caught.value.exit_code == 64
 
@@ -101,17 +101,17 @@ def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():
 
 
 def test_data_is_named_in_a_word():
-    assert [name_data(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
+    assert [make_data_name(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
 
 
 def test_the_current_folder_and_the_one_above_have_names_too(tmp_path, monkeypatch):
     (tmp_path / "xrays" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "xrays" / "inner")
-    assert [name_data(data) for data in (".", "..", "./")] == ["inner", "xrays", "inner"]
+    assert [make_data_name(data) for data in (".", "..", "./")] == ["inner", "xrays", "inner"]
 
 
 def test_a_command_may_take_some_of_the_choices_words_and_all():
-    made = choose_fields("Some", "classes", "seed")
+    made = make_options_class("Some", "classes", "seed")
     assert [(item.name, item.metadata["help"]) for item in fields(made)] == [
         (item.name, item.metadata["help"]) for item in fields(Recipe) if item.name in ("classes", "seed")
     ]
@@ -123,7 +123,7 @@ def test_a_list_is_as_good_as_a_tuple():
 
 
 def test_copies_are_counts_by_label_whatever_signs_the_label_holds():
-    assert Recipe(oversample=("COVID-19=5", "a=b=2")).copies == {"COVID-19": 5, "a=b": 2}
+    assert Recipe(oversample=("COVID-19=5", "a=b=2")).oversample_factors == {"COVID-19": 5, "a=b": 2}
 
 
 def test_every_choice_carries_words():

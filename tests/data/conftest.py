@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from image_caches import COUNT
-from sample_images import make_reference, save
+from sample_images import make_reference, save_image
 
 from fastcxr.data.cache import index
 
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 def files(tmp_path) -> list[str]:
     """A few radiographs, no two alike."""
     (tmp_path / "images").mkdir()
-    return [str(save(make_reference(seed=n), tmp_path / "images" / f"{n}.png")) for n in range(COUNT)]
+    return [str(save_image(make_reference(seed=n), tmp_path / "images" / f"{n}.png")) for n in range(COUNT)]
 
 
 @pytest.fixture
@@ -40,4 +40,4 @@ def decoded(monkeypatch) -> list[str]:
 @pytest.fixture
 def old(monkeypatch):
     """Files that tests have just written count as written long ago."""
-    monkeypatch.setattr(index, "SETTLED", -1)
+    monkeypatch.setattr(index, "MIN_FILE_AGE_SECONDS", -1)

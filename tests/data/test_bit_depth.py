@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from image_caches import SIZE
-from sample_images import make_chunk, make_png, make_reference, save
+from sample_images import make_chunk, make_png, make_reference, save_image
 
 from fastcxr.data.bit_depth import (
     COLUMN,
@@ -19,14 +19,14 @@ from fastcxr.data.bit_depth import (
     summarize_depths,
     write_depths,
 )
-from fastcxr.data.cache.images import open_pictures
-from fastcxr.data.cache.index import look, name_state
+from fastcxr.data.cache.images import open_image_cache
+from fastcxr.data.cache.index import decode, file_signature
 from fastcxr.data.cache.quota import CannotStoreError
 from fastcxr.data.imaging import sniff
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
-from fastcxr.data.pack import pack_cohort
+from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError
 
 TWELVE = make_reference().astype(np.uint16) * 16
@@ -38,7 +38,7 @@ def manifest(tmp_path, cache) -> pd.DataFrame:
     deep = {"bright": TWELVE, "other": TWELVE[::-1], "dark": TWELVE // 4}
     for name, values in deep.items():
         (tmp_path / f"{name}.png").write_bytes(make_png(values, 0))
-    save(make_reference(seed=4), tmp_path / "shallow.png")
+    save_image(make_reference(seed=4), tmp_path / "shallow.png")
     names = [*deep, "shallow"]
     rows = {"source": "a", "path": [f"{name}.png" for name in names], "file": [f"{tmp_path}/{n}.png" for n in names]}
     return pd.DataFrame(rows | {"label": ["x", "y"] * 2, "patient": names, "split": "train"})
@@ -83,9 +83,9 @@ def test_the_decision_is_the_same_from_the_cache(manifest, decoded, old):
 def test_the_decision_is_the_same_where_nothing_can_be_kept(manifest, monkeypatch):
     expected = open_cohort_pictures(manifest, SIZE)[1].read(range(4))
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
-    monkeypatch.setattr("fastcxr.data.cache.images.passing_cache", _fail)
+    monkeypatch.setattr("fastcxr.data.cache.images.temporary_cache", _fail)
     table, pictures = open_cohort_pictures(manifest, SIZE)
-    assert pictures.slots is None and read_depths(table) == [12, 12, 12, None]
+    assert pictures.mapped is None and read_depths(table) == [12, 12, 12, None]
     assert np.array_equal(pictures.read(range(4)), expected)
 
 
@@ -95,9 +95,9 @@ def _fail():
 
 def test_the_depth_is_a_part_of_the_names_in_the_cache(manifest, old):
     file = manifest["file"][0]
-    assert len({name_state(file), name_state(file, 12), name_state(file, 16)}) == 3
-    found = [look(file, SIZE, lambda _: False, depth) for depth in (None, 12, 16)]
-    assert len({one.content for one in found}) == len({one.state for one in found}) == 3
+    assert len({file_signature(file), file_signature(file, 12), file_signature(file, 16)}) == 3
+    found = [decode(file, SIZE, lambda _: False, depth) for depth in (None, 12, 16)]
+    assert len({one.content_hash for one in found}) == len({one.signature for one in found}) == 3
 
 
 def test_a_depth_given_in_a_column_is_kept(manifest):
@@ -171,7 +171,7 @@ def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog
     pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     whole = manifest.assign(patient_from="own", split_from="patient")
     expected = open_cohort_pictures(whole, SIZE)[1].read(range(4))
-    packed = read_manifest(pack_cohort(whole, tmp_path / "packed.h5"))
+    packed = read_manifest(pack_dataset(whole, tmp_path / "packed.h5"))
     assert read_depths(packed) == [12, 12, 12, None]
     assert np.array_equal(open_cohort_pictures(packed, SIZE)[1].read(range(4)), expected)
     assert summarize_depths(packed) == BitDepths({"a": 12}, 12)
@@ -192,29 +192,29 @@ def test_an_sbit_chunk_needs_no_decision(manifest):
 @pytest.fixture
 def binary(tmp_path, cache, old, monkeypatch) -> list[str]:
     """Images of black and white only, which are warned of, and one that is not."""
-    monkeypatch.setattr(sniff, "_said", set())
-    files = [save(make_reference(seed=n) > 120, tmp_path / f"{n}.png") for n in range(3)]
-    return [*map(str, files), str(save(make_reference(), tmp_path / "gray.png"))]
+    monkeypatch.setattr(sniff, "_warned_codes", set())
+    files = [save_image(make_reference(seed=n) > 120, tmp_path / f"{n}.png") for n in range(3)]
+    return [*map(str, files), str(save_image(make_reference(), tmp_path / "gray.png"))]
 
 
 def test_a_warning_comes_from_the_cache_as_it_came_from_the_file(binary, decoded, caplog):
     text = "FCX-W202 3 images: a picture of black and white only: its gray levels are lost (first: '0.png')"
     for _ in range(2):
         caplog.clear()
-        open_pictures(binary, SIZE).tell_warnings()
+        open_image_cache(binary, SIZE).tell_warnings()
         assert [record.getMessage() for record in caplog.records] == [text]
     assert len(decoded) == 4
 
 
 def test_a_warning_is_kept_for_a_copy_of_its_image_in_other_files(binary, tmp_path):
-    open_pictures(binary, SIZE)
+    open_image_cache(binary, SIZE)
     copy = tmp_path / "copy.png"
     copy.write_bytes((tmp_path / "0.png").read_bytes())
-    assert "W202" in open_pictures([str(copy)], SIZE).remarks[0].warnings
+    assert "W202" in open_image_cache([str(copy)], SIZE).remarks[0].warnings
 
 
 def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
-    pictures = open_pictures(binary, SIZE)
+    pictures = open_image_cache(binary, SIZE)
     pictures.tell_warnings()
     pictures.tell_warnings(again=False)
     read_image(binary[0])
@@ -223,7 +223,7 @@ def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
 
 
 def test_a_cache_folder_of_another_format_is_not_read(binary, decoded, monkeypatch):
-    open_pictures(binary, SIZE)
+    open_image_cache(binary, SIZE)
     monkeypatch.setattr("fastcxr.data.cache.quota.FORMAT", 1)
-    open_pictures(binary, SIZE)
+    open_image_cache(binary, SIZE)
     assert len(decoded) == 8

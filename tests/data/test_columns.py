@@ -4,11 +4,11 @@ import logging
 
 import pandas as pd
 import pytest
-from toy_datasets import fill_two, one_line, write
+from toy_datasets import check_message, write_file, write_two_classes
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.columns import find_personal
-from fastcxr.data.manifest import COLUMNS, read_manifest
+from fastcxr.data.manifest import MANIFEST_COLUMNS, read_manifest
 from fastcxr.errors import RecipeError
 
 HEADER = "path,label,Patient ID,Patient_Gender,age,view position,scanner,clinical_notes,Birth Date,accession"
@@ -18,31 +18,37 @@ NOTE = "a man of 61 who coughed for nine days after a journey"
 @pytest.fixture
 def table(tmp_path):
     """A table with columns of every kind."""
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     paths = ("covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png")
     lines = [f"{path},{path[0]},{k},F,6{k},PA,s{k % 2},{NOTE},1961-03-0{k},A{k}" for k, path in enumerate(paths, 1)]
-    return write(tmp_path / "mine.csv", "\n".join([HEADER, *lines]) + "\n")
+    return write_file(tmp_path / "mine.csv", "\n".join([HEADER, *lines]) + "\n")
 
 
 def refuse(data, *names: str) -> str:
     with pytest.raises(RecipeError) as caught:
         read_manifest(data, keep_columns=names)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_a_manifest_holds_the_columns_that_reports_use_and_no_others(table):
-    assert read_manifest(table).columns.tolist() == [*COLUMNS, "Patient_Gender", "age", "view position", "file"]
+    assert read_manifest(table).columns.tolist() == [
+        *MANIFEST_COLUMNS,
+        "Patient_Gender",
+        "age",
+        "view position",
+        "file",
+    ]
 
 
 def test_a_column_is_kept_by_its_name_whatever_its_case_and_blanks(table):
     manifest = read_manifest(table, keep_columns=["Scan ner", "age"])
-    assert manifest.columns.tolist() == [*COLUMNS, "Patient_Gender", "age", "view position", "scanner", "file"]
+    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "Patient_Gender", "age", "view position", "scanner", "file"]
     assert manifest["scanner"].tolist() == ["s1", "s0", "s1", "s0"]
 
 
 def test_rows_are_chosen_by_columns_that_are_not_kept_and_no_message_quotes_their_text(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    write(table, table.read_text().replace(NOTE, "", 1))
+    write_file(table, table.read_text().replace(NOTE, "", 1))
     assert len(read_manifest(table, where=["scanner=s1,s0", "clinical_notes="], only_test=True)) == 1
     assert "left out by clinical_notes: (3 images)" in caplog.text
     assert "coughed" not in caplog.text

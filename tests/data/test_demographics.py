@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sample_images import make_dicom, make_reference, save_dicom
 
-from fastcxr.data.demographics import hide_age
+from fastcxr.data.demographics import cap_age
 from fastcxr.data.imaging.dicom import read_tags
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import RecipeError
@@ -98,4 +98,4 @@ def test_other_pictures_get_no_such_columns(tmp_path):
 
 @pytest.mark.parametrize(("cell", "shown"), [("089Y", "089Y"), ("091Y", "090Y"), ("011M", "011M"), ("91", None)])
 def test_ages_are_dicoms_own_or_none(cell, shown):
-    assert hide_age(cell) == shown
+    assert cap_age(cell) == shown

@@ -4,9 +4,9 @@ import logging
 
 import pandas as pd
 import pytest
-from toy_datasets import one_line
+from toy_datasets import check_message
 
-from fastcxr.data.filters import select
+from fastcxr.data.filters import filter_tables
 from fastcxr.errors import RecipeError
 
 
@@ -17,28 +17,28 @@ def table(source: str = "here", labels: str = "aabbc", **columns) -> pd.DataFram
 
 def refuse(tables, **choices) -> str:
     with pytest.raises(RecipeError) as caught:
-        select(tables, **choices)
+        filter_tables(tables, **choices)
     assert caught.value.code == "E022"
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_labels_are_renamed_all_at_once_and_the_given_table_stays(caplog):
     given = table()
     with caplog.at_level(logging.INFO, "fastcxr"):
-        (found,) = select([given], relabel=("a=b", "b=a", "c=x"))
+        (found,) = filter_tables([given], relabel=("a=b", "b=a", "c=x"))
     assert found["label"].tolist() == ["b", "b", "a", "a", "x"]
     assert given["label"].tolist() == list("aabbc")
     assert "relabelled: a to b (2), b to a (2), c to x (1)" in caplog.text
 
 
 def test_a_label_may_hold_the_sign_itself():
-    (found,) = select([table().replace("a", "p=0.5")], relabel=("p=0.5=a",))
+    (found,) = filter_tables([table().replace("a", "p=0.5")], relabel=("p=0.5=a",))
     assert found["label"].tolist() == list("aabbc")
 
 
 def test_classes_are_chosen_after_renaming_and_the_others_are_counted(caplog):
     with caplog.at_level(logging.INFO, "fastcxr"):
-        (found,) = select([table()], relabel=("c=b",), classes=("b",))
+        (found,) = filter_tables([table()], relabel=("c=b",), classes=("b",))
     assert found["label"].tolist() == ["b"] * 3
     assert isinstance(found.index, pd.RangeIndex)
     assert "classes left out: a (2) (2 images)" in caplog.text
@@ -47,7 +47,7 @@ def test_classes_are_chosen_after_renaming_and_the_others_are_counted(caplog):
 def test_rows_are_chosen_by_their_columns(caplog):
     given = table(view=["PA", "AP", "L", None, "PA"], sex=list("MFMFM"))
     with caplog.at_level(logging.INFO, "fastcxr"):
-        (found,) = select([given], where=("view=PA,AP", "sex=M"))
+        (found,) = filter_tables([given], where=("view=PA,AP", "sex=M"))
     assert found["path"].tolist() == ["0.png", "4.png"]
     assert "left out by view: L (1), an empty cell (1) (2 images)" in caplog.text
 
@@ -55,14 +55,14 @@ def test_rows_are_chosen_by_their_columns(caplog):
 def test_choices_of_one_column_add_up_and_an_empty_value_is_an_empty_cell():
     given = table(view=["PA", "AP", "L", None, "PA, AP"])
     paths = [f"{i}.png" for i in range(5)]
-    assert select([given], where=("view=PA", "view=L"))[0]["path"].tolist() == [paths[0], paths[2]]
-    assert select([given], where=("view=,L",))[0]["path"].tolist() == [paths[2], paths[3]]
-    assert select([given], where=("view=PA, AP",))[0]["path"].tolist() == [paths[4]], "the whole text is a value"
+    assert filter_tables([given], where=("view=PA", "view=L"))[0]["path"].tolist() == [paths[0], paths[2]]
+    assert filter_tables([given], where=("view=,L",))[0]["path"].tolist() == [paths[2], paths[3]]
+    assert filter_tables([given], where=("view=PA, AP",))[0]["path"].tolist() == [paths[4]], "the whole text is a value"
 
 
 def test_a_source_that_says_nothing_of_the_column_is_kept_whole(caplog):
     with caplog.at_level(logging.INFO, "fastcxr"):
-        found = select([table("one"), table("two", view=list("PLPLP"))], where=("view=P",))
+        found = filter_tables([table("one"), table("two", view=list("PLPLP"))], where=("view=P",))
     assert [len(part) for part in found] == [5, 3]
     assert "nothing is said of view by one: all 5 images stay" in caplog.text
 

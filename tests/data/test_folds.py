@@ -3,7 +3,7 @@
 import pytest
 from toy_datasets import make_copied, make_manifest
 
-from fastcxr.data.splits import split_into_folds, take_fold
+from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.errors import DataError, RecipeError
 
 
@@ -15,7 +15,7 @@ def test_every_image_is_held_out_once_and_no_patient_stands_on_two_sides():
     manifest = split_into_folds(cohort(), 5)
     held_out = []
     for fold in range(1, 6):
-        taken = take_fold(manifest, fold)
+        taken = select_fold(manifest, fold)
         held_out += taken.index[taken["split"] == "test"].tolist()
         assert taken.groupby("patient")["split"].nunique().max() == 1
         assert set(taken["split"]) == {"train", "valid", "test"}
@@ -35,7 +35,7 @@ def test_folds_do_not_depend_on_the_order_of_rows_and_follow_the_seed():
 
 
 def test_the_inner_valid_part_is_fifteen_of_eighty_five_patients():
-    taken = take_fold(split_into_folds(cohort(), 5), 1)
+    taken = select_fold(split_into_folds(cohort(), 5), 1)
     patients = taken.drop_duplicates("patient")["split"].value_counts()
     assert patients["test"] == 12
     assert patients["valid"] in (8, 9)
@@ -53,13 +53,13 @@ def test_a_class_with_fewer_patients_than_folds_is_refused():
 
 def test_a_fold_that_does_not_exist_is_refused():
     with pytest.raises(RecipeError, match="only 1 to 3. Give --fold one of these"):
-        take_fold(split_into_folds(cohort(), 3), 4)
+        select_fold(split_into_folds(cohort(), 3), 4)
 
 
 @pytest.mark.parametrize("unit", ["patient", "image"])
 def test_exact_copies_share_a_fold_and_the_inner_split(tmp_path, unit):
     folds = split_into_folds(make_copied(tmp_path), 5, unit=unit)
-    taken = take_fold(folds, 1, unit=unit)
+    taken = select_fold(folds, 1, unit=unit)
     image = folds["path"].str.replace("first|second", "", regex=True)
     assert folds["fold"].groupby(image).nunique().max() == 1
     assert taken["split"].groupby(image).nunique().max() == 1

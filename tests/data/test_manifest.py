@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_datasets import fill, fill_two, make_manifest, one_line, write
+from toy_datasets import check_message, make_manifest, write_file, write_files, write_two_classes
 
 from fastcxr.data.manifest import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     describe_manifest,
-    leave_out,
+    drop_unreadable,
     read_manifest,
     read_written_manifest,
     write_manifest,
@@ -28,12 +28,12 @@ def refuse(data, kind: type = DataError, **choices) -> str:
     with pytest.raises(FastcxrError) as caught:
         read_manifest(data, **choices)
     assert isinstance(caught.value, kind)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_class_folders_become_a_manifest(tmp_path):
-    manifest = read_manifest(fill_two(tmp_path / "cohort"))
-    assert manifest.columns.tolist() == [*COLUMNS, "file"]
+    manifest = read_manifest(write_two_classes(tmp_path / "cohort"))
+    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "file"]
     assert isinstance(manifest.index, pd.RangeIndex)
     assert manifest["path"].tolist() == ["covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png"]
     assert manifest["label"].tolist() == ["covid", "covid", "normal", "normal"]
@@ -46,26 +46,26 @@ def test_class_folders_become_a_manifest(tmp_path):
 
 def test_split_folders_give_their_splits(tmp_path):
     paths = [f"{split}/{label}/{split}.png" for split in ("train", "val", "test") for label in ("covid", "normal")]
-    manifest = read_manifest(fill(tmp_path, *paths))
+    manifest = read_manifest(write_files(tmp_path, *paths))
     assert manifest["split"].tolist() == ["test", "test", "train", "train", "valid", "valid"]
     assert set(manifest["split_from"]) == {"given"}
     assert manifest["path"].tolist() == sorted(paths)
 
 
 def test_a_table_becomes_a_manifest_with_its_further_columns_at_the_end(tmp_path):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     body = (
         "covid/a.png,covid,7,063,\ncovid/b.png,covid,,,hospital\nnormal/c.png,normal,8.0,,\nnormal/d.png,normal,8,,\n"
     )
-    manifest = read_manifest(write(tmp_path / "mine.csv", "path,label,patient,age,source\n" + body))
-    assert manifest.columns.tolist() == [*COLUMNS, "age", "file"]
+    manifest = read_manifest(write_file(tmp_path / "mine.csv", "path,label,patient,age,source\n" + body))
+    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "age", "file"]
     assert manifest["source"].tolist() == ["mine", "hospital", "mine", "mine"]
     assert manifest["patient"].tolist() == ["7", "image:covid/b.png", "8", "8"]
     assert manifest["patient_from"].tolist() == ["column", "own", "column", "column"]
 
 
 def test_a_relative_folder_is_found_and_its_files_are_absolute(tmp_path, monkeypatch):
-    fill_two(tmp_path / "cohort")
+    write_two_classes(tmp_path / "cohort")
     monkeypatch.chdir(tmp_path / "cohort")
     manifest = read_manifest(".")
     assert set(manifest["source"]) == {"cohort"}
@@ -73,35 +73,35 @@ def test_a_relative_folder_is_found_and_its_files_are_absolute(tmp_path, monkeyp
 
 
 def test_the_data_folder_is_never_written_to(tmp_path):
-    fill_two(tmp_path)
-    write(tmp_path / "p.csv", "filename,patient\na.png,1\nb.png,2\n")
+    write_two_classes(tmp_path)
+    write_file(tmp_path / "p.csv", "filename,patient\na.png,1\nb.png,2\n")
     before = {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]}
-    leave_out(read_manifest(tmp_path, patients=tmp_path / "p.csv"), [])
+    drop_unreadable(read_manifest(tmp_path, patients=tmp_path / "p.csv"), [])
     assert {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]} == before
 
 
 def test_no_images_one_class_and_a_lonely_image_are_refused(tmp_path):
-    text = refuse(fill(tmp_path / "a", "covid/", "normal/"), InputMissingError)
+    text = refuse(write_files(tmp_path / "a", "covid/", "normal/"), InputMissingError)
     assert "FCX-E002" in text
     assert "0 images. Give PNG, JPEG, TIFF, BMP or DICOM files in one folder a class" in text
-    text = refuse(fill(tmp_path / "b", "covid/a.png", "covid/b.png"))
+    text = refuse(write_files(tmp_path / "b", "covid/a.png", "covid/b.png"))
     assert "FCX-E003" in text
     assert "one class only, 'covid'. Give images of two classes" in text
-    text = refuse(fill(fill_two(tmp_path / "c"), "rare/x.png"))
+    text = refuse(write_files(write_two_classes(tmp_path / "c"), "rare/x.png"))
     assert "FCX-E004" in text
     assert "'rare' (1 image of 1 patient). One image cannot be both trained and tested: give 2 at least" in text
 
 
 def test_a_lonely_image_is_enough_where_splits_are_given(tmp_path):
-    fill(tmp_path, "train/covid/a.png", "train/normal/b.png", "test/covid/c.png")
+    write_files(tmp_path, "train/covid/a.png", "train/normal/b.png", "test/covid/c.png")
     assert len(read_manifest(tmp_path)) == 3
-    assert "'rare'" in refuse(fill(tmp_path, "test/rare/d.png"))
+    assert "'rare'" in refuse(write_files(tmp_path, "test/rare/d.png"))
 
 
 @pytest.mark.parametrize("twin", ["COVID", "covid ", "co vid", "ｃovid"])
 def test_class_names_that_look_alike_are_refused(tmp_path, twin):
-    fill_two(tmp_path)
-    fill(tmp_path, f"{twin}/x.png", f"{twin}/y.png")
+    write_two_classes(tmp_path)
+    write_files(tmp_path, f"{twin}/x.png", f"{twin}/y.png")
     text = refuse(tmp_path)
     assert "FCX-E006" in text
     assert "only in case, space or normalisation" in text
@@ -109,14 +109,14 @@ def test_class_names_that_look_alike_are_refused(tmp_path, twin):
 
 
 def test_an_accent_written_in_two_ways_is_one_class_too_many(tmp_path):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     for form in ("NFC", "NFD"):
-        fill(tmp_path, *(unicodedata.normalize(form, f"pneumonía/{form}{i}.png") for i in range(2)))
+        write_files(tmp_path, *(unicodedata.normalize(form, f"pneumonía/{form}{i}.png") for i in range(2)))
     assert "'pneumoni\\u0301a' and 'pneumon\\xeda'" in refuse(tmp_path)
 
 
 def test_images_without_any_patient_are_said_loudly(tmp_path, caplog):
-    fill(tmp_path, "covid/p1/a.png", "covid/p2/b.png", "normal/p3/c.png", "normal/p3/d.png")
+    write_files(tmp_path, "covid/p1/a.png", "covid/p2/b.png", "normal/p3/c.png", "normal/p3/d.png")
     manifest = read_manifest(tmp_path)
     assert describe_manifest(manifest) == "2 classes, 4 images"
     assert "no image says whose it is" in caplog.text
@@ -136,25 +136,27 @@ def test_the_description_names_every_origin():
 
 def test_what_is_left_out_must_leave_enough(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    manifest = read_manifest(fill(fill_two(tmp_path), "covid/e.png"))
+    manifest = read_manifest(write_files(write_two_classes(tmp_path), "covid/e.png"))
 
     def bad(*paths):
         return [ImageError("empty", "Remove it", path=tmp_path / path, code="E101") for path in paths]
 
-    kept = leave_out(manifest, bad("covid/a.png"))
+    kept = drop_unreadable(manifest, bad("covid/a.png"))
     assert kept["path"].tolist() == ["covid/b.png", "covid/e.png", "normal/c.png", "normal/d.png"]
     assert kept.index.tolist() == [0, 1, 2, 3]
     assert "left out 1 of 5 images" in caplog.text
     assert len(manifest) == 5
     with pytest.raises(DataError, match="FCX-E004.*too few images in class 'normal'.*give 2 at least"):
-        leave_out(manifest, bad("normal/c.png"))
+        drop_unreadable(manifest, bad("normal/c.png"))
     with pytest.raises(DataError, match="no image that can be read is left of 'normal'. Repair some"):
-        leave_out(manifest, bad("normal/c.png", "normal/d.png"))
+        drop_unreadable(manifest, bad("normal/c.png", "normal/d.png"))
 
 
 def test_a_written_manifest_reads_back_as_it_was(tmp_path):
-    fill(tmp_path, "covid/a b.png", "covid/new\nline.png", "covid/back\rward.png", "normal/☢️.png", "normal/'q\",.png")
-    fill(tmp_path, "normal/00000013_005.png")
+    write_files(
+        tmp_path, "covid/a b.png", "covid/new\nline.png", "covid/back\rward.png", "normal/☢️.png", "normal/'q\",.png"
+    )
+    write_files(tmp_path, "normal/00000013_005.png")
     manifest = read_manifest(tmp_path)
     manifest = manifest.assign(
         split=["train", "test", None, "valid", None, "train"], age=[None, "063", "NA", "1.0", "", "2"]
@@ -197,12 +199,12 @@ def test_a_table_that_is_no_manifest_is_refused(tmp_path):
     with pytest.raises(
         DataError, match="no manifest of fastcxr: .*'source'.* are missing. Give the manifest.csv of a run"
     ):
-        read_written_manifest(write(tmp_path / "manifest.csv", "path,label\n"))
+        read_written_manifest(write_file(tmp_path / "manifest.csv", "path,label\n"))
 
 
 @pytest.mark.parametrize("data", ["", ["", "x"], []])
 def test_an_empty_name_is_not_the_current_folder(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(fill_two(tmp_path))
+    monkeypatch.chdir(write_two_classes(tmp_path))
     assert "Give a folder, a CSV or a packed cohort" in refuse(data, RecipeError)
 
 

@@ -6,28 +6,28 @@ import shutil
 import pandas as pd
 import pytest
 from PIL import Image
-from public_datasets import draw, make_cohen, make_coronahack, make_covidx
-from toy_datasets import PNG, one_line
+from public_datasets import make_cohen, make_coronahack, make_covidx, write_image
+from toy_datasets import PNG, check_message
 
 from fastcxr.data import duplicates
-from fastcxr.data.duplicates import is_telling
+from fastcxr.data.duplicates import is_distinctive_name
 from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
-from fastcxr.data.merge import number_names
-from fastcxr.data.pack import pack_cohort
+from fastcxr.data.merge import make_unique_names
+from fastcxr.data.pack import pack_dataset
 from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, RecipeError
 
 
 def make_folders(root, first: int, labels=("covid", "normal"), names=("1.png", "2.png")):
     for number, path in enumerate(f"{label}/{name}" for label in labels for name in names):
-        draw(root / path, first + number)
+        write_image(root / path, first + number)
     return root
 
 
 def refuse(data, kind=DataError, **choices) -> str:
     with pytest.raises(kind) as caught:
         read_manifest(data, **choices)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_two_folders_become_one_manifest_with_a_source_each(tmp_path):
@@ -47,7 +47,7 @@ def test_a_list_of_one_is_that_one(tmp_path):
 def test_sources_of_one_name_are_numbered(tmp_path):
     one, two = make_folders(tmp_path / "a" / "scans", 0), make_folders(tmp_path / "b" / "scans", 10)
     assert list(dict.fromkeys(read_manifest([one, two])["source"])) == ["scans", "scans-2"]
-    assert number_names(["x", "x", "x-2", "x"]) == ["x", "x-2", "x-2-2", "x-3"]
+    assert make_unique_names(["x", "x", "x-2", "x"]) == ["x", "x-2", "x-2-2", "x-3"]
 
 
 def test_a_source_that_tables_name_themselves_is_numbered_only_where_paths_clash(tmp_path):
@@ -80,8 +80,8 @@ def test_names_of_viewers_name_one_patient_in_two_sources_only_where_images_agre
     names = [f"IM-000{number}-0001.png" for number in range(1, 5)]
     for number, name in enumerate(names):
         label = ("covid", "normal")[number % 2]
-        draw(tmp_path / "one" / label / name, number)
-        draw(tmp_path / "two" / label / name.replace("png", "jpg"), number if is_same else 10 + number)
+        write_image(tmp_path / "one" / label / name, number)
+        write_image(tmp_path / "two" / label / name.replace("png", "jpg"), number if is_same else 10 + number)
     manifest = read_manifest([tmp_path / "one", tmp_path / "two"])
     assert manifest["patient"].nunique() == (4 if is_same else 8)
     assert ("identify no patient across these sources" in caplog.text) == (not is_same)
@@ -132,7 +132,7 @@ def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatc
         (tmp_path / f"{number}.png").write_bytes(bytes(2**20 + number))
     sizes = tmp_path.glob("*.png")
     monkeypatch.setattr(duplicates, "_read_ends", lambda file: pytest.fail(file))
-    monkeypatch.setattr(duplicates, "find_checksum", lambda file: pytest.fail(file))
+    monkeypatch.setattr(duplicates, "compute_file_checksum", lambda file: pytest.fail(file))
     assert duplicates.group_copies(pd.Series(map(str, sizes))) == []
 
 
@@ -141,8 +141,8 @@ def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkey
     files = [tmp_path / f"{number}.png" for number in range(len(content))]
     for file, text in zip(files, content, strict=True):
         file.write_bytes(text)
-    read, hashed = duplicates.find_checksum, []
-    monkeypatch.setattr(duplicates, "find_checksum", lambda file: hashed.append(file) or read(file))
+    read, hashed = duplicates.compute_file_checksum, []
+    monkeypatch.setattr(duplicates, "compute_file_checksum", lambda file: hashed.append(file) or read(file))
     assert duplicates.group_copies(pd.Series(map(str, files))) == [[1, 2]]
     assert sorted(hashed) == [str(files[1]), str(files[2])]
 
@@ -243,7 +243,7 @@ def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
     for number, (place, label, patient) in enumerate(
         (place, label, patient) for place in ("one", "two") for label in ("covid", "normal") for patient in range(5)
     ):
-        draw(tmp_path / place / label / f"p{patient}" / name, number)
+        write_image(tmp_path / place / label / f"p{patient}" / name, number)
     manifest = read_manifest([tmp_path / "one", tmp_path / "two"], patient_regex="^([^/]+/[^/]+)/")
     assert manifest["patient"].nunique() == len(manifest) == 20
 
@@ -251,8 +251,8 @@ def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
 def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
     one, two = (make_folders(tmp_path / place, first) for place, first in (("one", 0), ("two", 10)))
-    draw(one / "covid" / name, 20)
-    draw(two / "covid" / name, 21)
+    write_image(one / "covid" / name, 20)
+    write_image(two / "covid" / name, 21)
     assert read_manifest([one, two])["patient"].is_unique
 
 
@@ -267,12 +267,12 @@ def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["1", "0001", "image_12", "COVID-19 (12)", "IM-0001-0001", "scan"])
 def test_a_word_with_numbers_tells_nothing(name):
-    assert not is_telling(name)
+    assert not is_distinctive_name(name)
 
 
 @pytest.mark.parametrize("name", ["nejmc2001573_f1a", "covid-19-pneumonia-19", "7D2CF6CE-F529", "20200312093000"])
 def test_other_names_do(name):
-    assert is_telling(name)
+    assert is_distinctive_name(name)
 
 
 def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tmp_path, caplog):
@@ -310,7 +310,7 @@ def test_a_place_without_splits_joins_train_though_another_place_names_its_sourc
 @pytest.mark.needs("h5py")
 def test_so_it_does_after_both_were_packed(tmp_path):
     manifest = merge_covidx_and_cohen(tmp_path)
-    again = read_manifest(pack_cohort(manifest, tmp_path / "both.h5"))
+    again = read_manifest(pack_dataset(manifest, tmp_path / "both.h5"))
     assert split_by_patient(again)["split"].tolist() == split_by_patient(manifest)["split"].tolist()
 
 

@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-from public_datasets import draw, make_cohen
+from public_datasets import make_cohen, write_image
 from recording_progress import Counted
 from sample_images import make_dicom, make_reference, save_dicom
-from toy_datasets import one_line
+from toy_datasets import check_message
 
 from fastcxr.data.imaging.read import check_images, fit_square, read_image
 from fastcxr.data.manifest import read_manifest, read_unlabelled, write_manifest
-from fastcxr.data.pack import pack_cohort, shuffle_rows
+from fastcxr.data.pack import pack_dataset, shuffle_rows
 from fastcxr.data.readers.hdf5 import read_packed_image
 from fastcxr.errors import BadImagesError, DataError, ImageError, OutputError, RecipeError
 
@@ -32,13 +32,13 @@ def cohort(tmp_path):
 
 @pytest.fixture
 def packed(cohort, tmp_path):
-    return pack_cohort(read_manifest(cohort), tmp_path / "cohort.h5")
+    return pack_dataset(read_manifest(cohort), tmp_path / "cohort.h5")
 
 
 def refuse(call, kind=DataError) -> str:
     with pytest.raises(kind) as caught:
         call()
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_a_packed_image_is_the_picture_of_its_file(cohort, packed):
@@ -49,7 +49,7 @@ def test_a_packed_image_is_the_picture_of_its_file(cohort, packed):
 
 def test_rows_patients_and_further_columns_come_back(cohort, packed):
     before = read_manifest(cohort, keep_columns=("modality",))
-    packed = pack_cohort(before, packed.with_name("again.h5"))
+    packed = pack_dataset(before, packed.with_name("again.h5"))
     after = read_manifest(packed, keep_columns=("modality",))
     names = ["source", "path", "label", "patient", "patient_from", "split", "view", "modality", "age"]
     pd.testing.assert_frame_equal(after[names], before[names])
@@ -58,7 +58,7 @@ def test_rows_patients_and_further_columns_come_back(cohort, packed):
 
 def test_notes_that_an_earlier_version_packed_stay_in_the_file(cohort, packed):
     noted = read_manifest(cohort).assign(**{"clinical notes": "coughs"})
-    manifest = read_manifest(pack_cohort(noted, packed.with_name("noted.h5")), where=("clinical notes=coughs",))
+    manifest = read_manifest(pack_dataset(noted, packed.with_name("noted.h5")), where=("clinical notes=coughs",))
     assert len(manifest) == 5
     assert "clinical notes" not in manifest
 
@@ -79,7 +79,7 @@ def test_the_file_can_be_read_by_anyone(packed):
 
 def test_with_a_size_images_are_padded_squares_in_one_array(cohort, tmp_path):
     manifest = read_manifest(cohort)
-    path = pack_cohort(manifest, tmp_path / "small.hdf5", size=32)
+    path = pack_dataset(manifest, tmp_path / "small.hdf5", size=32)
     with h5py.File(path) as content:
         assert content["images"].shape == (5, 32, 32)
     picture = read_image(read_manifest(path)["file"][3])
@@ -94,7 +94,7 @@ def test_a_shuffled_order_is_drawn_by_the_seed(cohort):
 
 
 def test_a_packed_cohort_can_be_packed_and_merged_again(cohort, packed, tmp_path):
-    again = pack_cohort(read_manifest(packed), tmp_path / "again.h5")
+    again = pack_dataset(read_manifest(packed), tmp_path / "again.h5")
     np.testing.assert_array_equal(read_image(f"{again}#2"), read_image(f"{packed}#2"))
     merged = read_manifest([packed, cohort])
     assert len(merged) == 5, "checksums of the files are kept, so copies are found"
@@ -112,9 +112,9 @@ def make_dicoms(root, **patients):
 
 def test_where_each_patient_was_read_comes_back(tmp_path):
     for number, name in enumerate(["00000013_000", "00000013_001", "person7_virus_1", "scan"]):
-        draw(tmp_path / "ward" / ("sick", "well")[number % 2] / f"{name}.png", number)
+        write_image(tmp_path / "ward" / ("sick", "well")[number % 2] / f"{name}.png", number)
     before = read_manifest(tmp_path / "ward")
-    after = read_manifest(pack_cohort(before, tmp_path / "ward.h5"))
+    after = read_manifest(pack_dataset(before, tmp_path / "ward.h5"))
     names = ["path", "patient", "patient_from"]
     pd.testing.assert_frame_equal(after[names], before[names])
     assert set(after["patient_from"]) == {"nih", "kermany", "own"}
@@ -124,7 +124,7 @@ def test_a_hashed_patient_of_a_packed_cohort_is_the_same_person_in_a_folder_besi
     monkeypatch.setenv("FASTCXR_SALT", "a secret of the tests")
     ward = make_dicoms(tmp_path / "ward", a="P1", b="P2", c="P3", d="P3")
     more = make_dicoms(tmp_path / "more", e="P1", f="P4")
-    packed = pack_cohort(read_manifest(ward), tmp_path / "ward.h5")
+    packed = pack_dataset(read_manifest(ward), tmp_path / "ward.h5")
     merged, unpacked = read_manifest([packed, more]), read_manifest([ward, more])
     assert merged["patient"].tolist() == unpacked["patient"].tolist()
     assert merged["patient"].nunique() == 4
@@ -154,7 +154,7 @@ def test_many_threads_may_read_at_once(packed):
 
 def test_a_file_that_is_replaced_is_opened_anew(cohort, packed, tmp_path):
     read_image(f"{packed}#0")
-    other = pack_cohort(read_manifest(cohort)[::-1].reset_index(drop=True), tmp_path / "other.h5")
+    other = pack_dataset(read_manifest(cohort)[::-1].reset_index(drop=True), tmp_path / "other.h5")
     last = read_image(f"{packed}#4")
     other.replace(packed)
     np.testing.assert_array_equal(read_image(f"{packed}#0"), last)
@@ -162,7 +162,7 @@ def test_a_file_that_is_replaced_is_opened_anew(cohort, packed, tmp_path):
 
 def test_progress_is_shown(cohort, tmp_path):
     progress = Counted()
-    pack_cohort(read_manifest(cohort), tmp_path / "c.h5", progress=progress)
+    pack_dataset(read_manifest(cohort), tmp_path / "c.h5", progress=progress)
     assert progress.seen[0] == (5, "packing images")
     assert sum(progress.seen[1:]) == 5
 
@@ -172,9 +172,9 @@ def test_bad_images_leave_no_file_unless_they_may_be_skipped(cohort, tmp_path, c
     manifest, to = read_manifest(cohort), tmp_path / "new" / "c.h5"
     to.parent.mkdir()
     with pytest.raises(BadImagesError, match="leave them out with --skip-bad"):
-        pack_cohort(manifest, to)
+        pack_dataset(manifest, to)
     assert list(to.parent.iterdir()) == []
-    pack_cohort(manifest, to, skip_bad=True)
+    pack_dataset(manifest, to, skip_bad=True)
     assert read_manifest(to)["path"].tolist() == [path for path in manifest["path"] if "b.jpg" not in path]
     assert "left out 1 unreadable images: images/b.jpg (content is GIF" in caplog.text
     assert str(tmp_path) not in caplog.text
@@ -182,11 +182,11 @@ def test_bad_images_leave_no_file_unless_they_may_be_skipped(cohort, tmp_path, c
 
 def test_a_place_that_cannot_be_is_refused(cohort, packed, tmp_path):
     manifest = read_manifest(cohort)
-    assert "there already. Choose another name" in refuse(lambda: pack_cohort(manifest, packed), OutputError)
-    assert "Call it c.h5" in refuse(lambda: pack_cohort(manifest, tmp_path / "c.zip"), OutputError)
-    text = refuse(lambda: pack_cohort(manifest, tmp_path / "no" / "c.h5"), OutputError)
+    assert "there already. Choose another name" in refuse(lambda: pack_dataset(manifest, packed), OutputError)
+    assert "Call it c.h5" in refuse(lambda: pack_dataset(manifest, tmp_path / "c.zip"), OutputError)
+    text = refuse(lambda: pack_dataset(manifest, tmp_path / "no" / "c.h5"), OutputError)
     assert "Choose a folder that is there" in text
-    text = refuse(lambda: pack_cohort(manifest, tmp_path / "c.h5", size=3), RecipeError)
+    text = refuse(lambda: pack_dataset(manifest, tmp_path / "c.h5", size=3), RecipeError)
     assert "at least 16. Give another size" in text
 
 
@@ -233,7 +233,7 @@ def test_references_to_nothing_are_image_errors(packed, tmp_path):
 
 
 def test_a_real_file_with_a_number_behind_its_name_is_that_file(tmp_path):
-    file = draw(tmp_path / "scan.png", 1)
+    file = write_image(tmp_path / "scan.png", 1)
     file.rename(tmp_path / "scan.h5#1")
     assert read_image(tmp_path / "scan.h5#1").shape == (80, 96)
 
@@ -245,12 +245,12 @@ def test_another_ending_is_asked_for(packed):
 
 def test_without_h5py_the_extra_is_named(cohort, packed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    for call in (lambda: read_manifest(packed), lambda: pack_cohort(read_manifest(cohort), tmp_path / "c.h5")):
+    for call in (lambda: read_manifest(packed), lambda: pack_dataset(read_manifest(cohort), tmp_path / "c.h5")):
         assert 'not installed. pip install "fastcxr[hdf5]"' in refuse(call)
 
 
 def test_coronahack_survives_packing(real_data, tmp_path):
     manifest = read_manifest(real_data / "coronahack", classes=("COVID-19", "Normal")).tail(130).reset_index(drop=True)
-    after = read_manifest(pack_cohort(manifest, tmp_path / "c.h5"), where=("split=train,test",))
+    after = read_manifest(pack_dataset(manifest, tmp_path / "c.h5"), where=("split=train,test",))
     for file, reference in zip(manifest["file"], after["file"], strict=True):
         np.testing.assert_array_equal(read_image(reference), read_image(file))

@@ -4,21 +4,21 @@ import logging
 
 import pandas as pd
 import pytest
-from toy_datasets import one_line, write
+from toy_datasets import check_message, write_file
 
-from fastcxr.data.patients import clean_ids, join_patients
+from fastcxr.data.patients import join_patients, normalize_ids
 from fastcxr.errors import DataError
 
 
 def join(tmp_path, text: str, *paths: str) -> list[str | None]:
-    found = join_patients(pd.Series(paths), write(tmp_path / "patients.csv", text))
+    found = join_patients(pd.Series(paths), write_file(tmp_path / "patients.csv", text))
     return [None if pd.isna(patient) else patient for patient in found]
 
 
 def refuse(tmp_path, text: str, *paths: str) -> str:
     with pytest.raises(DataError) as caught:
         join(tmp_path, text, *paths)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_numbers_are_text_and_blanks_are_nobody(tmp_path, caplog):
     text = "filename,patient\n1.png,2.0\n2.png,2\n3.png,NaN\n4.png,\n5.png,007\n"
     assert join(tmp_path, text, *(f"{i}.png" for i in range(1, 6))) == ["2", "2", None, None, "007"]
     assert "3 images have their patient from patients.csv" in caplog.text
-    assert clean_ids(pd.Series(["2.5", " P1 ", None, "-"])).dropna().tolist() == ["2.5", "P1"]
+    assert normalize_ids(pd.Series(["2.5", " P1 ", None, "-"])).dropna().tolist() == ["2.5", "P1"]
 
 
 def test_a_file_with_two_patients_is_refused_by_line(tmp_path):

@@ -5,9 +5,9 @@ import uuid
 import pandas as pd
 import pytest
 from sample_images import make_dicom, make_reference, save_dicom
-from toy_datasets import fill, one_line, write
+from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.patients import name_patients
+from fastcxr.data.patients import assign_patients
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
 PICTURE = make_reference()
@@ -21,13 +21,13 @@ def salt(monkeypatch):
 def name(*paths: str, patient: list | None = None, **choices) -> list[tuple[str, str]]:
     rows = pd.DataFrame({"path": list(paths), "file": [f"/nowhere/{path}" for path in paths]})
     rows = rows if patient is None else rows.assign(patient=patient)
-    rows = name_patients(rows, **choices)
+    rows = assign_patients(rows, **choices)
     return list(zip(rows["patient"], rows["patient_from"], strict=True))
 
 
 def name_files(folder, **choices) -> pd.DataFrame:
     files = sorted(folder.iterdir())
-    return name_patients(pd.DataFrame({"path": [f.name for f in files], "file": list(map(str, files))}), **choices)
+    return assign_patients(pd.DataFrame({"path": [f.name for f in files], "file": list(map(str, files))}), **choices)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_no_uuid_is_a_patient():
 
 
 def test_sources_are_asked_in_their_order(tmp_path):
-    table = write(tmp_path / "p.csv", "filename,patient\nk/00000001_000.png,t1\nk/00000002_000.png,t2\n")
+    table = write_file(tmp_path / "p.csv", "filename,patient\nk/00000001_000.png,t1\nk/00000002_000.png,t2\n")
     paths = [f"k/0000000{i}_000.png" for i in range(1, 5)] + ["k/x.png"]
     named = name(*paths, patient=["c1", " ", None, "NA", ""], table=table, regex=r"(0000003)_")
     assert named == [
@@ -104,7 +104,7 @@ def refuse(*paths: str, kind: type, **choices) -> str:
     with pytest.raises(FastcxrError) as caught:
         name(*paths, **choices)
     assert isinstance(caught.value, kind)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 def test_a_pattern_that_cannot_work_says_why():
@@ -118,7 +118,7 @@ def test_a_pattern_that_cannot_work_says_why():
 def test_the_patient_of_a_dicom_file_is_written_as_a_hash_only(tmp_path):
     for file, who in {"a.dcm": "ZZTESTID", "b.png": "ZZTESTID", "1.2.84": "ZZOTHER"}.items():
         save_dicom(tmp_path / file, make_dicom(PICTURE, PatientID=who))
-    fill(tmp_path, "c.png", "d.dcm")
+    write_files(tmp_path, "c.png", "d.dcm")
     rows = name_files(tmp_path).set_index("path")
     assert rows["patient_from"].to_dict() == {
         "1.2.84": "dicom", "a.dcm": "dicom", "b.png": "dicom", "c.png": "own", "d.dcm": "own"

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from toy_datasets import write
+from toy_datasets import write_file
 
-from fastcxr.data.patients import find_salt_file, hide_patient, name_salt, read_salt
+from fastcxr.data.patients import find_salt_file, make_salt_id, pseudonymize, read_salt
 from fastcxr.errors import DataError, OutputError
 
 
@@ -20,9 +20,9 @@ def home(tmp_path, monkeypatch):
 
 def test_a_name_tells_salt_and_patient_apart_and_hides_both():
     one, two = b"first secret", b"second secret"
-    assert re.fullmatch(r"dicom-[0-9a-f]{4}-[0-9a-f]{16}", hide_patient("ZZTESTID", one))
-    assert hide_patient("ZZTESTID", one) == hide_patient(" ZZTESTID ", one) != hide_patient("ZZTESTID2", one)
-    assert hide_patient("ZZTESTID", one).split("-")[1] == name_salt(one) != name_salt(two)
+    assert re.fullmatch(r"dicom-[0-9a-f]{4}-[0-9a-f]{16}", pseudonymize("ZZTESTID", one))
+    assert pseudonymize("ZZTESTID", one) == pseudonymize(" ZZTESTID ", one) != pseudonymize("ZZTESTID2", one)
+    assert pseudonymize("ZZTESTID", one).split("-")[1] == make_salt_id(one) != make_salt_id(two)
 
 
 def test_the_salt_is_made_once_and_readable_by_its_owner_alone(home):
@@ -54,11 +54,11 @@ def test_a_relative_configuration_folder_is_passed_over(monkeypatch, tmp_path):
 
 
 def test_a_damaged_salt_and_a_place_that_cannot_be_written_name_the_way_out(home, tmp_path):
-    write(tmp_path / "config", "a file")
+    write_file(tmp_path / "config", "a file")
     with pytest.raises(OutputError, match="cannot be kept here.*Set FASTCXR_SALT to a secret of your own"):
         read_salt()
     (tmp_path / "config").unlink()
     read_salt()
-    write(find_salt_file(), "")
+    write_file(find_salt_file(), "")
     with pytest.raises(DataError, match="is damaged. Restore the file, set FASTCXR_SALT"):
         read_salt()

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from toy_datasets import fill, fill_two, write
+from toy_datasets import write_file, write_files, write_two_classes
 
 from fastcxr.data.manifest import read_manifest, read_unlabelled
 from fastcxr.data.relative_paths import hide_roots
@@ -38,7 +38,7 @@ def test_paths_of_windows_are_absolute_everywhere():
 
 
 def test_two_dots_behind_a_link_lead_where_the_machine_says(tmp_path):
-    fill(tmp_path, "real/inner/x.png", "real/a.png", "data/a.png")
+    write_files(tmp_path, "real/inner/x.png", "real/a.png", "data/a.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "real" / "inner")
     assert name(["a.png", f"{tmp_path}/data/link/../a.png"], tmp_path / "data") == ["a.png", "real/a.png"]
 
@@ -52,10 +52,10 @@ def test_a_patient_called_by_an_absolute_path_is_renamed():
 @pytest.fixture
 def listed(tmp_path):
     """A table in one folder of images in another, by their absolute paths."""
-    images = fill_two(tmp_path / "ZZTESTNAME" / "images")
+    images = write_two_classes(tmp_path / "ZZTESTNAME" / "images")
     (tmp_path / "tables").mkdir()
     rows = [f"{images}/{path},{path[0]}" for path in ("covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png")]
-    return write(tmp_path / "tables" / "mine.csv", "\n".join(["path,label", *rows]) + "\n")
+    return write_file(tmp_path / "tables" / "mine.csv", "\n".join(["path,label", *rows]) + "\n")
 
 
 def test_a_manifest_of_absolute_paths_names_them_from_their_common_folder(listed, tmp_path):
@@ -67,8 +67,8 @@ def test_a_manifest_of_absolute_paths_names_them_from_their_common_folder(listed
 
 def test_a_table_of_patients_may_name_absolute_paths_too(listed, tmp_path):
     names = read_manifest(listed)["file"]
-    fill(tmp_path, "ZZTESTNAME/images/normal/a.png")
-    patients = write(tmp_path / "p.csv", "filename,patient\n" + "".join(f"{n},{k}\n" for k, n in enumerate(names)))
+    write_files(tmp_path, "ZZTESTNAME/images/normal/a.png")
+    patients = write_file(tmp_path / "p.csv", "filename,patient\n" + "".join(f"{n},{k}\n" for k, n in enumerate(names)))
     assert read_manifest(listed, patients=patients)["patient"].tolist() == ["0", "1", "2", "3"]
 
 
@@ -76,10 +76,10 @@ def test_the_names_that_an_earlier_version_packed_are_relative_when_they_are_rea
     h5py = pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     from public_datasets import make_cohen
 
-    from fastcxr.data.pack import pack_cohort
+    from fastcxr.data.pack import pack_dataset
 
     manifest = read_manifest(make_cohen(tmp_path / "cohen"))
-    packed = pack_cohort(manifest.assign(path="/home/ZZTESTNAME/" + manifest["path"]), tmp_path / "old.h5")
+    packed = pack_dataset(manifest.assign(path="/home/ZZTESTNAME/" + manifest["path"]), tmp_path / "old.h5")
     with h5py.File(packed) as content:
         assert content["names"].asstr()[0].startswith("/home/ZZTESTNAME/")
     assert read_manifest(packed)["path"].tolist() == manifest["path"].str.removeprefix("images/").tolist()

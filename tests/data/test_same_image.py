@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from public_datasets import draw
+from public_datasets import write_image
 
 from fastcxr.data.same_image import is_same_image
 
@@ -11,7 +11,7 @@ from fastcxr.data.same_image import is_same_image
 @pytest.fixture
 def image(tmp_path) -> Image.Image:
     """A drawn radiograph."""
-    return Image.open(draw(tmp_path / "1.png", 1))
+    return Image.open(write_image(tmp_path / "1.png", 1))
 
 
 def test_an_image_is_the_same_resized(image):
@@ -26,7 +26,7 @@ def test_a_crop_is_the_same_image_where_crops_are_looked_for(image):
 
 
 def test_other_images_and_blank_ones_are_not_the_same(image, tmp_path):
-    other, blank = np.asarray(Image.open(draw(tmp_path / "2.png", 2))), np.zeros((80, 96), np.uint8)
+    other, blank = np.asarray(Image.open(write_image(tmp_path / "2.png", 2))), np.zeros((80, 96), np.uint8)
     for one in (other, blank):
         assert not is_same_image(np.asarray(image), one, cropped=True)
     assert not is_same_image(blank, blank, cropped=True)

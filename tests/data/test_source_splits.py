@@ -8,7 +8,7 @@ from toy_datasets import make_copied
 from toy_images import write_toys
 
 from fastcxr.data.manifest import read_manifest
-from fastcxr.data.splits import find_whole_sources, hold_out_source
+from fastcxr.data.splits import find_complete_sources, hold_out_source
 from fastcxr.errors import DataError, RecipeError
 
 
@@ -62,12 +62,12 @@ def test_sources_that_lack_classes_are_named_in_one_line(two, tmp_path):
     write_toys(tmp_path / "far", per_class=6, labels=("clear",), first=80)
     table = read_manifest([two / "ward", tmp_path / "far"])
     with pytest.raises(DataError, match="far lacks haze, opacity. Name --data of another place") as caught:
-        find_whole_sources(table)
+        find_complete_sources(table)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="the data names one source, 'ward'"):
-        find_whole_sources(read_manifest(two / "ward"))
+        find_complete_sources(read_manifest(two / "ward"))
     whole = read_manifest([two / "clinic", two / "ward", tmp_path / "far"])
-    assert find_whole_sources(whole) == ["clinic", "ward"]
+    assert find_complete_sources(whole) == ["clinic", "ward"]
 
 
 def test_a_source_without_which_nothing_is_left_to_learn_from_is_refused(two, tmp_path):

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_datasets import make_copied, make_manifest, one_line
+from toy_datasets import check_message, make_copied, make_manifest
 
-from fastcxr.audit.manifest_checks import check_copies
+from fastcxr.audit.manifest_checks import check_duplicates
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
-from fastcxr.data.patients import hide_patient
-from fastcxr.data.splits import describe_split, shared_patients, split_by_patient
+from fastcxr.data.patients import pseudonymize
+from fastcxr.data.splits import describe_split, find_shared_patients, split_by_patient
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
 SHARES = {"train": 0.70, "valid": 0.15, "test": 0.15}
@@ -45,13 +45,13 @@ def split_or_reason(manifest: pd.DataFrame, **choices) -> pd.DataFrame | str:
     try:
         return split_by_patient(manifest, **choices)
     except DataError as error:
-        return one_line(error)
+        return check_message(error)
 
 
 def refuse(manifest: pd.DataFrame, **choices) -> str:
     with pytest.raises(FastcxrError) as caught:
         split_by_patient(manifest, **choices)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 @given(manifests(), st.integers(0, 3))
@@ -128,13 +128,13 @@ def test_image_level_splits_ignore_patients_and_say_so_loudly(caplog):
     split = split_by_patient(make_cohort(50, images=4), unit="image")
     assert set(split["split_from"]) == {"image"}
     assert split["split"].value_counts().to_dict() == {"train": 280, "valid": 60, "test": 60}
-    assert len(shared_patients(split)) > 50
+    assert len(find_shared_patients(split)) > 50
     assert "patients stand in more than one split, which flatters the figures" in caplog.text
 
 
 def test_shared_patients_are_listed_with_their_images():
     manifest = make_manifest([("a", "x"), ("a", "x"), ("b", "x"), ("a", "y"), ("c", "y")])
-    shared = shared_patients(give(manifest, ["train", "test", "train", "test", "valid"]))
+    shared = find_shared_patients(give(manifest, ["train", "test", "train", "test", "valid"]))
     assert shared.to_dict("records") == [{"patient": "a", "train": 1, "valid": 0, "test": 2}]
 
 
@@ -153,7 +153,7 @@ def test_a_missing_valid_is_cut_from_train_by_patient(caplog):
     assert describe_split(split) == (
         "train 280 images of 140 patients, valid 60 images of 30 patients, test 60 images of 30 patients"
     )
-    assert shared_patients(split).empty
+    assert find_shared_patients(split).empty
     assert set(split.loc[split["split"] == "valid", "split_from"]) == {"patient"}
     assert set(split.loc[split["split"] != "valid", "split_from"]) == {"given"}
     assert "no valid split is given: 60 images of 30 patients are cut from train" in caplog.text
@@ -256,7 +256,7 @@ def test_an_earlier_split_that_cannot_be_kept_is_refused_with_the_way_out():
 def test_hashes_under_another_salt_are_told_from_other_patients():
     manifest = make_cohort(20)
     here, there = (
-        manifest.assign(patient=[hide_patient(patient, salt) for patient in manifest["patient"]])
+        manifest.assign(patient=[pseudonymize(patient, salt) for patient in manifest["patient"]])
         for salt in (b"one", b"two")
     )
     text = refuse(here, earlier=split_by_patient(there))
@@ -280,7 +280,7 @@ def test_exact_copies_share_a_split_although_nobody_names_patients(tmp_path, uni
     split = split_by_patient(make_copied(tmp_path), unit=unit)
     assert count_torn(split) == 0
     assert set(split["split"]) == set(SHARES)
-    assert check_copies(split).verdict == "WARN", "so that no report of it is stamped as confounded"
+    assert check_duplicates(split).verdict == "WARN", "so that no report of it is stamped as confounded"
 
 
 def test_patients_of_exact_copies_share_a_split_with_all_their_images(tmp_path):
@@ -324,8 +324,8 @@ def test_an_earlier_split_that_parts_copies_is_refused(tmp_path, unit):
 def test_the_ozturk_cohort_is_split_by_patient(real_data):
     manifest = read_manifest(real_data / "ozturk", patients=real_data / "cohen/metadata.csv")
     split = split_by_patient(manifest)
-    assert shared_patients(split).empty
+    assert find_shared_patients(split).empty
     for _, rows in split.drop_duplicates(["patient", "label"]).groupby("label"):
         shares = rows["split"].value_counts(normalize=True)
         assert all(abs(shares[name] - share) < 0.02 for name, share in SHARES.items())
-    assert len(shared_patients(split_by_patient(manifest, unit="image"))) > 50
+    assert len(find_shared_patients(split_by_patient(manifest, unit="image"))) > 50

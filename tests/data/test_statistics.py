@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fastcxr.data.imaging.read import read_image
-from fastcxr.data.statistics import BINS, histogram_of, measure_images
+from fastcxr.data.statistics import N_BINS, compute_histogram, measure_images
 from fastcxr.errors import ImageError
 
 
@@ -30,8 +30,8 @@ def by_numpy(image):
 
 def test_a_histogram_is_numpys_and_sums_to_one():
     for image in (draw(0), np.array([[0, 3, 4, 255]], np.uint8), np.full((2, 2), 255, np.uint8)):
-        assert np.array_equal(histogram_of(image), by_numpy(image))
-        assert histogram_of(image).sum() == pytest.approx(1)
+        assert np.array_equal(compute_histogram(image), by_numpy(image))
+        assert compute_histogram(image).sum() == pytest.approx(1)
 
 
 def test_a_class_is_the_mean_of_its_images_whatever_their_size_with_the_spread(tmp_path):
@@ -40,7 +40,7 @@ def test_a_class_is_the_mean_of_its_images_whatever_their_size_with_the_spread(t
     assert list(histograms.columns) == ["label", "bin", "mean", "low", "high", "images"]
     shares = np.array([by_numpy(image) for label, image in images if label == "a"])
     found = histograms[histograms["label"] == "a"]
-    assert found["bin"].tolist() == list(range(BINS)) and set(found["images"]) == {5}
+    assert found["bin"].tolist() == list(range(N_BINS)) and set(found["images"]) == {5}
     assert np.allclose(found["mean"], shares.mean(axis=0))
     assert np.allclose(found["low"], np.quantile(shares, 0.1, axis=0))
     assert np.allclose(found["high"], np.quantile(shares, 0.9, axis=0))
@@ -51,7 +51,7 @@ def test_no_more_images_than_asked_for_are_measured_and_none_that_is_tested_on(t
     dark, light = draw(1) // 4, draw(2) // 4 + 190
     images = [("a", dark)] * 6 + [("a", light)] * 3 + [("b", dark)] * 2
     manifest = write_cohort(tmp_path, images, split=["train"] * 6 + ["test"] * 3 + ["train"] * 2)
-    histograms, files = measure_images(manifest, most=4)
+    histograms, files = measure_images(manifest, max_images=4)
     assert histograms.groupby("label")["images"].first().to_dict() == {"a": 4, "b": 2}
     assert np.allclose(histograms.loc[histograms["label"] == "a", "mean"], by_numpy(dark))
     assert files["images"].sum() == 6

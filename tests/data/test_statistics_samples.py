@@ -2,11 +2,11 @@
 
 from synthetic_run import LABELS, make_manifest
 
-from fastcxr.data.statistics import samples_of_each_class
+from fastcxr.data.statistics import sample_per_class
 
 
 def test_samples_are_of_every_class_of_different_patients_and_of_the_training_split():
-    found = samples_of_each_class(make_manifest(n=300), 4)
+    found = sample_per_class(make_manifest(n=300), 4)
     assert found.groupby("label").size().to_dict() == dict.fromkeys(LABELS, 4)
     assert (found["split"] == "train").all()
     assert found["patient"].is_unique
@@ -14,6 +14,6 @@ def test_samples_are_of_every_class_of_different_patients_and_of_the_training_sp
 
 def test_samples_fall_back_on_second_images_and_other_splits():
     manifest = make_manifest(n=6).assign(label="a", patient="p", split="test")
-    assert len(samples_of_each_class(manifest, 4)) == 4
-    assert len(samples_of_each_class(manifest, 40)) == 6
-    assert len(samples_of_each_class(manifest.iloc[:0], 4)) == 0
+    assert len(sample_per_class(manifest, 4)) == 4
+    assert len(sample_per_class(manifest, 40)) == 6
+    assert len(sample_per_class(manifest.iloc[:0], 4)) == 0

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from fastcxr.data.stratify import count_lacking, deal
+from fastcxr.data.stratify import assign_stratified, count_missing_classes
 
 SPLITS = ("train", "test", "valid")
 
@@ -14,13 +14,13 @@ SPLITS = ("train", "test", "valid")
     [(2, 1, 0, 1), (3, 1, 1, 1), (4, 2, 1, 1), (10, 7, 1, 2), (20, 14, 3, 3), (100, 70, 15, 15), (1000, 700, 150, 150)],
 )
 def test_a_class_is_dealt_in_fair_shares(patients, train, valid, test):
-    places = deal({f"p{i}": ("x",) for i in range(patients)}, {}, seed=0)
+    places = assign_stratified({f"p{i}": ("x",) for i in range(patients)}, {}, seed=0)
     assert Counter(places.values()) == Counter({"train": train, "valid": valid, "test": test})
 
 
 def test_patients_of_several_classes_are_a_stratum_of_their_own():
     units = {f"{'+'.join(labels)}{i}": labels for labels in (("x",), ("x", "y"), ("y",)) for i in range(100)}
-    places = deal(units, {}, seed=1)
+    places = assign_stratified(units, {}, seed=1)
     for labels in (("x",), ("x", "y"), ("y",)):
         counts = Counter(places[unit] for unit in units if units[unit] == labels)
         assert all(abs(counts[split] - share) <= 1 for split, share in zip(SPLITS, (70, 15, 15), strict=True))
@@ -28,7 +28,7 @@ def test_patients_of_several_classes_are_a_stratum_of_their_own():
 
 def test_many_strata_of_one_patient_still_fill_every_split():
     labels = [tuple(f"c{b}" for b in range(6) if i >> b & 1) for i in range(1, 64)]
-    counts = Counter(deal({f"p{i}": names for i, names in enumerate(labels)}, {}, seed=0).values())
+    counts = Counter(assign_stratified({f"p{i}": names for i, names in enumerate(labels)}, {}, seed=0).values())
     assert 0.55 < counts["train"] / 63 < 0.8
     assert min(counts["valid"], counts["test"]) >= 6
 
@@ -37,16 +37,20 @@ def test_many_strata_of_one_patient_still_fill_every_split():
 def test_every_class_is_served_even_where_patients_share_classes(seed):
     chain = [("a",), ("a",), ("a", "b"), ("b", "c"), ("b",), ("c",), ("c", "a")]
     units = {f"p{i}": labels for i, labels in enumerate(chain)}
-    assert sum(count_lacking(units, deal(units, {}, seed=seed), SPLITS)) == 0
+    assert sum(count_missing_classes(units, assign_stratified(units, {}, seed=seed), SPLITS)) == 0
 
 
 def test_seeds_differ_and_the_order_of_units_does_not_matter():
     units = {f"p{i}": ("x",) if i % 3 else ("y",) for i in range(60)}
-    assert deal(units, {}, seed=3) == deal(dict(reversed(units.items())), {}, seed=3) != deal(units, {}, seed=4)
+    assert (
+        assign_stratified(units, {}, seed=3)
+        == assign_stratified(dict(reversed(units.items())), {}, seed=3)
+        != assign_stratified(units, {}, seed=4)
+    )
 
 
 def test_new_units_fill_what_the_kept_ones_lack():
     kept = {f"p{i}": "train" for i in range(30)}
-    places = deal({f"p{i}": ("x",) for i in range(40)}, kept, seed=0)
+    places = assign_stratified({f"p{i}": ("x",) for i in range(40)}, kept, seed=0)
     assert {unit: places[unit] for unit in kept} == kept
     assert Counter(places[f"p{i}"] for i in range(30, 40)) == {"valid": 5, "test": 5}

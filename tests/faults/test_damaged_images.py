@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from mutated_files import read_mutants
 from PIL import Image
-from sample_images import make_dicom, save, save_dicom
+from sample_images import make_dicom, save_dicom, save_image
 
 from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
@@ -47,8 +47,8 @@ def test_monochrome1_is_the_inverse_of_monochrome2(folder, picture):
 def test_a_16_bit_picture_is_its_8_bit_twin(folder, picture, suffix):
     picture[0, 0] = 255  # no blank image
     deep = Image.fromarray(picture.astype(np.uint16) * 257)
-    twin = read_image(save(picture, folder / f"eight.{suffix}"))
-    np.testing.assert_array_equal(read_image(save(deep, folder / f"sixteen.{suffix}"), depth=16), twin)
+    twin = read_image(save_image(picture, folder / f"eight.{suffix}"))
+    np.testing.assert_array_equal(read_image(save_image(deep, folder / f"sixteen.{suffix}"), depth=16), twin)
 
 
 @given(PICTURES, st.integers(1, 8))
@@ -56,7 +56,7 @@ def test_a_16_bit_picture_is_its_8_bit_twin(folder, picture, suffix):
 def test_turning_by_exif_changes_places_and_no_gray_level(folder, picture, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = read_image(save(picture, folder / "turned.png", exif=exif))
+    turned = read_image(save_image(picture, folder / "turned.png", exif=exif))
     np.testing.assert_array_equal(
         np.bincount(turned.ravel(), minlength=256), np.bincount(picture.ravel(), minlength=256)
     )

@@ -13,8 +13,8 @@ from toy_images import draw_toy
 from fastcxr.config.recipe import Recipe, read_recipe
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import FastcxrError
-from fastcxr.report.run_page import draw_report
-from fastcxr.report.run_reader import read_run
+from fastcxr.report.run_page import write_run_report
+from fastcxr.report.run_reader import read_run_record
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -66,7 +66,7 @@ def test_damaged_files_of_a_run_are_named_and_end_no_command_in_a_traceback(tmp_
         victim = folder / names[number % len(names)]
         victim.write_bytes(spoil(victim.read_bytes(), dice))
         try:
-            read_run(folder)
+            read_run_record(folder)
             read_recipe(folder / "recipe.json")
         except FastcxrError as error:
             refused.append(error)
@@ -81,7 +81,7 @@ def test_json_that_is_none_is_refused_in_one_line(tmp_path, name, content):
     folder = build_run(tmp_path / "run", thumbnails=False)
     (folder / name).write_bytes(content)
     with pytest.raises(FastcxrError, match=name) as caught:
-        draw_report(folder)
+        write_run_report(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_letters_that_are_no_utf8_among_numbers_are_refused(tmp_path, name, colu
     cells[column] = b"\xff\xfe"
     (folder / name).write_bytes(b"\n".join([header, b",".join(cells), *rest]))
     with pytest.raises(FastcxrError, match=name) as caught:
-        read_run(folder)
+        read_run_record(folder)
     assert "\n" not in str(caught.value)
 
 

@@ -19,9 +19,9 @@ sys.path[:0] = [str(TESTS / "support"), str(TESTS.parent)]
 from tiny_network import NAME  # noqa: E402  timm knows the network from here on
 
 from fastcxr.config.recipe import Augmentation, Recipe, Stage  # noqa: E402
-from fastcxr.io.files import list_files, write_sums  # noqa: E402
-from fastcxr.report.run_page import draw_report  # noqa: E402
-from fastcxr.training.resume import StateKeeper  # noqa: E402
+from fastcxr.io.files import list_files, write_checksums  # noqa: E402
+from fastcxr.report.run_page import write_run_report  # noqa: E402
+from fastcxr.training.resume import CheckpointCallback  # noqa: E402
 from fastcxr.workflows.train import run  # noqa: E402
 
 THUMBNAIL_SIZE = 40  # pixels
@@ -47,7 +47,7 @@ def copy_sample(folder: Path) -> None:
 
 def run_until_crash(folder: Path) -> None:
     """A run that ends after some epochs, as that of a process that is killed."""
-    left, keep = [60], StateKeeper.after_batch
+    left, keep = [60], CheckpointCallback.after_batch
 
     def after_batch(self):
         keep(self)
@@ -55,13 +55,13 @@ def run_until_crash(folder: Path) -> None:
         if not left[0]:
             raise Crash
 
-    StateKeeper.after_batch = after_batch
+    CheckpointCallback.after_batch = after_batch
     try:
         run(RECIPE, folder)
     except Crash:
         pass
     finally:
-        StateKeeper.after_batch = keep
+        CheckpointCallback.after_batch = keep
 
 
 def shrink_pictures(folder: Path) -> None:
@@ -86,8 +86,8 @@ def main() -> None:
         finished, unfinished = Path("run"), Path("unfinished")
         run(RECIPE, finished)
         shrink_pictures(finished)
-        draw_report(finished)
-        write_sums(finished, list_files(finished))
+        write_run_report(finished)
+        write_checksums(finished, list_files(finished))
         replace_folder(finished, TESTS / "fixtures" / "run_0_1")
         replace_folder(finished, TESTS / "golden" / "run", *DRAWN, "*.svg", "*.safetensors")
         run_until_crash(unfinished)

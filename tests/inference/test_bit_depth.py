@@ -13,12 +13,12 @@ from toy_images import write_toys
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import COLUMN, BitDepths, find_depths
 from fastcxr.data.manifest import read_manifest, read_unlabelled
-from fastcxr.inference.predict import predict, read_squares
+from fastcxr.inference.predict import predict, read_fitted_images
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.workflows.load import read_cohort
-from fastcxr.workflows.run_dir import CohortFolder
+from fastcxr.workflows.load import load_dataset
+from fastcxr.workflows.run_dir import OutputDir
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
 
@@ -58,8 +58,8 @@ def test_training_writes_its_decision_into_the_manifest_and_the_model(learner, f
 def test_prediction_sees_the_pixels_that_training_saw(learner, folder, deep, tmp_path, monkeypatch):
     shutil.copy(deep["file"][0], tmp_path / "dark.png")  # alone in its folder, and of 10 bits by itself
     table, classifier = read_unlabelled([tmp_path / "dark.png"]), load_model(folder)
-    (square,) = read_squares(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
-    assert np.array_equal(square, learner.dls.pictures.read([0])[0])
+    (square,) = read_fitted_images(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
+    assert np.array_equal(square, learner.dls.image_cache.read([0])[0])
     before = predict(learner, deep, splits=None).probability
     after = predict(classifier, deep[["source", "path", "file"]], splits=None).probability
     np.testing.assert_array_equal(before, after)
@@ -76,11 +76,11 @@ def test_a_training_batch_read_from_its_files_has_the_depth_too(learner, deep):
 
 
 def test_an_evaluation_takes_the_depth_of_the_model_and_not_of_its_own_images(folder, tmp_path):
-    recipe = RECIPE.but(data=(str(write_deep(tmp_path / "other", darker=4)),))
-    record = CohortFolder(tmp_path / "record")
-    record.claim()
-    own = read_cohort(recipe, record, only_test=True)
-    models = read_cohort(recipe, record, only_test=True, depths=load_model(folder).bit_depths)
+    recipe = RECIPE.replace(data=(str(write_deep(tmp_path / "other", darker=4)),))
+    record = OutputDir(tmp_path / "record")
+    record.acquire()
+    own = load_dataset(recipe, record, only_test=True)
+    models = load_dataset(recipe, record, only_test=True, depths=load_model(folder).bit_depths)
     assert own[COLUMN].tolist() == ["10"] * 12 and models[COLUMN].tolist() == ["12"] * 12
 
 

@@ -14,12 +14,12 @@ from torch import nn
 from fastcxr import explain
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.inference import explain as module
-from fastcxr.inference.explain import Heat, overlay, share_outside
+from fastcxr.inference.explain import SaliencyMap, compute_border_share, overlay_saliency
 from fastcxr.inference.predict import predict
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.bundle import Classifier
-from fastcxr.models.heads import HeadPlan, head_of
-from fastcxr.models.preprocessing import Pixels
+from fastcxr.models.heads import HeadConfig, find_head
+from fastcxr.models.preprocessing import InputSpec
 from fastcxr.progress.base import Progress
 from fastcxr.workflows.explain import write_explanation
 
@@ -27,11 +27,11 @@ from fastcxr.workflows.explain import write_explanation
 def make_classifier(plan=None):
     torch.manual_seed(0)
     backbone = find_backbone("mobilenetv2_035", "none")
-    network = make_network(backbone, 3, "none", 64, plan or HeadPlan())
-    head = head_of(network)
+    network = make_network(backbone, 3, "none", 64, plan or HeadConfig())
+    head = find_head(network)
     nn.init.normal_(getattr(head, "linear", head).weight)
-    pixels = Pixels(image_size=64, mean=backbone.mean, std=backbone.std)
-    return Classifier(network=network, labels=("clear", "haze", "opacity"), pixels=pixels)
+    pixels = InputSpec(image_size=64, mean=backbone.mean, std=backbone.std)
+    return Classifier(network=network, labels=("clear", "haze", "opacity"), input_spec=pixels)
 
 
 @pytest.fixture
@@ -39,18 +39,18 @@ def some(toy_manifest):
     return toy_manifest.iloc[[0, 10, 20, 25]].reset_index(drop=True)
 
 
-@pytest.mark.parametrize("plan", [HeadPlan(), HeadPlan(depths=True)])
+@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(depths=True)])
 def test_each_image_has_a_map_of_its_predicted_class_and_of_those_that_are_named(some, plan):
     found = explain(make_classifier(plan), some, classes=["haze"])
-    own = [heat for heat in found.heats if heat.label == heat.predicted]
+    own = [heat for heat in found.maps if heat.label == heat.predicted]
     assert [heat.path for heat in own] == some["path"].tolist()
-    assert {heat.path for heat in found.heats if heat.label == "haze"} == set(some["path"])
-    for heat in found.heats:
-        assert heat.square.shape == heat.heat.shape == (64, 64)
-        if heat.shown is not None:
-            assert heat.shown.max() == 1 and 0 <= heat.outside <= 1
-    assert any(heat.shown is not None for heat in found.heats)
-    assert found.table["class"].tolist() == [heat.label for heat in found.heats]
+    assert {heat.path for heat in found.maps if heat.label == "haze"} == set(some["path"])
+    for heat in found.maps:
+        assert heat.image.shape == heat.saliency.shape == (64, 64)
+        if heat.normalized is not None:
+            assert heat.normalized.max() == 1 and 0 <= heat.border_share <= 1
+    assert any(heat.normalized is not None for heat in found.maps)
+    assert found.table["class"].tolist() == [heat.label for heat in found.maps]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -66,7 +66,7 @@ def test_a_probability_beside_a_map_is_the_one_that_predict_gives(some, precisio
 
 
 def test_the_given_network_can_still_be_taught(some):
-    classifier = make_classifier(HeadPlan(depths=True))
+    classifier = make_classifier(HeadConfig(depths=True))
     before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     explain(classifier, some)
     assert all(parameter.requires_grad for parameter in classifier.network.parameters())
@@ -105,7 +105,7 @@ def test_maps_that_failed_the_check_are_shown_nowhere(some, tmp_path, monkeypatc
     monkeypatch.setattr(module, "grad_cam", edges)
     found = explain(make_classifier(), some)
     assert not found.check.is_passed
-    assert all(heat.shown is None and np.isnan(heat.outside) for heat in found.heats)
+    assert all(heat.normalized is None and np.isnan(heat.border_share) for heat in found.maps)
     assert "data:image" not in found._repr_html_() and "rank correlation 1.00" in found._repr_html_()
     page, _ = write_explanation(make_classifier(), some, tmp_path / "maps", progress=Progress())
     text = page.read_text(encoding="utf-8")
@@ -121,23 +121,23 @@ def test_a_notebook_shows_the_maps_and_nothing_of_a_file_name_becomes_markup(som
 
 
 def test_an_even_map_has_half_of_its_heat_in_the_border():
-    assert share_outside(np.ones((100, 100))) == pytest.approx(0.51)
+    assert compute_border_share(np.ones((100, 100))) == pytest.approx(0.51)
     middle = np.zeros((100, 100))
     middle[15:85, 15:85] = 1
-    assert share_outside(middle) == 0
-    assert share_outside(1 - middle) == 1
+    assert compute_border_share(middle) == 0
+    assert compute_border_share(1 - middle) == 1
 
 
 def test_a_map_of_nothing_is_not_shown_and_says_so():
-    heat = Heat(source="a", path="b", label="haze", square=np.zeros((8, 8), np.uint8), heat=np.zeros((8, 8)))
-    assert heat.shown is None and heat.note == "nothing in the image speaks for this class"
+    heat = SaliencyMap(source="a", path="b", label="haze", image=np.zeros((8, 8), np.uint8), saliency=np.zeros((8, 8)))
+    assert heat.normalized is None and heat.note == "nothing in the image speaks for this class"
 
 
 def test_where_there_is_no_heat_the_picture_is_as_it_was():
     square = np.arange(64, dtype=np.uint8).reshape(8, 8)
     heat = np.zeros((8, 8))
     heat[0, 0] = 1
-    picture = overlay(square, heat)
+    picture = overlay_saliency(square, heat)
     assert (picture[1:] == square[1:, :, None]).all()
     assert picture[0, 0, 0] > picture[0, 0, 2], "warm"
 
@@ -170,5 +170,5 @@ def test_maps_of_captum_go_the_same_way(some, monkeypatch, method):
     monkeypatch.setitem(sys.modules, "captum", types.ModuleType("captum"))
     monkeypatch.setitem(sys.modules, "captum.attr", stand_in)
     found = explain(make_classifier(), some, method=method)
-    assert len(found.heats) == 4 and all(heat.heat.shape == (64, 64) for heat in found.heats)
-    assert all(heat.heat.min() >= 0 for heat in found.heats)
+    assert len(found.maps) == 4 and all(heat.saliency.shape == (64, 64) for heat in found.maps)
+    assert all(heat.saliency.min() >= 0 for heat in found.maps)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fastcxr.errors import ModelError
-from fastcxr.inference.grad_cam import find_layers, grad_cam, to_grid
+from fastcxr.inference.grad_cam import find_target_layers, grad_cam, to_feature_maps
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import HeadPlan, head_of
+from fastcxr.models.heads import HeadConfig, find_head
 
 
 class Corner(nn.Module):
@@ -43,7 +43,7 @@ class Split(nn.Module):
 
 def test_a_class_that_hears_one_corner_has_its_heat_there():
     network, images = Corner().requires_grad_(False), torch.rand(2, 1, 64, 64) + 1
-    layers = find_layers(network, images[:1].clone())
+    layers = find_target_layers(network, images[:1].clone())
     assert layers == ("split",), "the last map before pooling"
     corner, rest = grad_cam(network, layers, images, torch.tensor([0, 1]))
     assert corner[:16, :16].sum() > 0.8 * corner.sum(), "bilinear enlarging spills a little over the edge"
@@ -61,7 +61,7 @@ def test_the_mean_of_a_pooled_map_is_its_share_of_the_logit():
 def build(name, plan=None, size=64):
     torch.manual_seed(0)
     backbone = find_backbone(name, "none")
-    network = make_network(backbone, 3, "none", size, plan or HeadPlan()).eval().requires_grad_(False)
+    network = make_network(backbone, 3, "none", size, plan or HeadConfig()).eval().requires_grad_(False)
     return network, torch.rand(2, len(backbone.mean), size, size)
 
 
@@ -75,10 +75,10 @@ def build(name, plan=None, size=64):
 )  # fmt: skip
 def test_the_last_map_is_found_though_the_head_is_still_silent(name, last):
     network, images = build(name)
-    layers = find_layers(network, images[:1].clone())
+    layers = find_target_layers(network, images[:1].clone())
     assert layers == (last,)
     assert grad_cam(network, layers, images, torch.tensor([0, 2])).abs().sum() == 0, "a new head knows no evidence"
-    for part in head_of(network).modules():
+    for part in find_head(network).modules():
         if hasattr(part, "weight"):
             nn.init.normal_(part.weight)
     maps = torch.cat([grad_cam(network, layers, images, torch.full((2,), k)) for k in range(3)])
@@ -88,19 +88,19 @@ def test_the_last_map_is_found_though_the_head_is_still_silent(name, last):
 def test_tokens_become_rows_and_columns_and_the_class_token_is_left_out():
     network, _ = build("vit_tiny_patch16_224")
     tokens = torch.arange(-1, 16).float().view(1, 17, 1)
-    assert torch.equal(to_grid(tokens, network)[0, 0], torch.arange(16).float().view(4, 4))
+    assert torch.equal(to_feature_maps(tokens, network)[0, 0], torch.arange(16).float().view(4, 4))
 
 
 def test_channels_that_stand_last_are_put_second():
     network = nn.Identity()
     network.output_fmt = "NHWC"
     maps = torch.rand(2, 7, 7, 5)
-    assert torch.equal(to_grid(maps, network), maps.movedim(3, 1))
+    assert torch.equal(to_feature_maps(maps, network), maps.movedim(3, 1))
 
 
 def test_an_early_depth_that_a_head_listens_to_has_its_own_share():
-    network, images = build("mobilenetv2_035", HeadPlan(depths=True))
-    head, layers = head_of(network), find_layers(network, images[:1].clone())
+    network, images = build("mobilenetv2_035", HeadConfig(depths=True))
+    head, layers = find_head(network), find_target_layers(network, images[:1].clone())
     assert layers == (*head.stages, "bn2")
     nn.init.zeros_(head.linear.weight)
     head.linear.weight[1, 0] = 1.0  # one channel of the first stage
@@ -115,13 +115,13 @@ def test_an_early_depth_that_a_head_listens_to_has_its_own_share():
 
 
 def test_the_depths_add_up_to_the_logit():
-    network, images = build("resnet10t", HeadPlan(depths=True))
-    head = head_of(network)
+    network, images = build("resnet10t", HeadConfig(depths=True))
+    head = find_head(network)
     nn.init.normal_(head.linear.weight, std=0.1)
     head.linear.bias += 1e4  # the bias is no evidence
     head.mean -= 50.0  # everything speaks for the class, so that nothing is cut off
     head.linear.weight.abs_()
-    heat = grad_cam(network, find_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
+    heat = grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
     logits = network(images)[torch.arange(2), torch.tensor([0, 1])] - head.linear.bias[:2]
     torch.testing.assert_close(heat.mean(dim=(1, 2)), logits, rtol=1e-3, atol=0.1)
 
@@ -129,12 +129,12 @@ def test_the_depths_add_up_to_the_logit():
 def test_a_network_without_places_is_refused_with_a_way_out():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ModelError, match="no map of places.*--method occlusion"):
-        find_layers(network, torch.rand(1, 1, 8, 8))
+        find_target_layers(network, torch.rand(1, 1, 8, 8))
 
 
 def test_nothing_is_left_in_the_network():
     network, images = build("resnet10t")
     before = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
-    grad_cam(network, find_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
+    grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
     after = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
     assert after == before

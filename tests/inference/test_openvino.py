@@ -10,7 +10,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError
 from fastcxr.inference.openvino import to_openvino
 from fastcxr.inference.predict import predict
-from fastcxr.models.bundle import classifier_of
+from fastcxr.models.bundle import extract_classifier
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
@@ -24,12 +24,12 @@ def make_classifier(manifest, recipe):
     learner = make_learner(make_loaders(manifest, recipe), recipe)
     head = learner.model.get_classifier()
     torch.nn.init.normal_(getattr(head, "linear", head).weight)
-    return classifier_of(learner)
+    return extract_classifier(learner)
 
 
 @pytest.mark.parametrize("strategy", ["deep", "probe"])  # probe: a head that listens to several depths
 def test_the_graph_answers_as_the_network_does(toy_manifest, strategy):
-    classifier = make_classifier(toy_manifest, RECIPE.but(strategy=strategy))
+    classifier = make_classifier(toy_manifest, RECIPE.replace(strategy=strategy))
     eager = predict(classifier, toy_manifest, splits=None).probability
     graph = predict(to_openvino(classifier), toy_manifest, splits=None).probability
     assert np.ptp(eager) > 0.1
@@ -45,7 +45,7 @@ def test_bf16_is_asked_for_where_the_classifier_computes_in_it(toy_manifest, mon
         openvino.Core, "compile_model", lambda *words: (wishes.append(words[3]), compile_model(*words))[1]
     )
     for precision in ("fp32", "bf16"):
-        classifier = make_classifier(toy_manifest, RECIPE.but(precision=precision))
+        classifier = make_classifier(toy_manifest, RECIPE.replace(precision=precision))
         assert to_openvino(classifier).precision == "fp32", "torch is to cast nothing any more"
     assert [wish["INFERENCE_PRECISION_HINT"] for wish in wishes] == ["f32", "bf16"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
-from fastcxr.models.bundle import Classifier, classifier_of
-from fastcxr.models.preprocessing import Pixels
+from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.preprocessing import InputSpec
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
@@ -33,7 +33,9 @@ class Mean(nn.Module):
 
 
 CLASSIFIER = Classifier(
-    network=Mean(), labels=("a", "b", "c"), pixels=Pixels(image_size=64, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.25))
+    network=Mean(),
+    labels=("a", "b", "c"),
+    input_spec=InputSpec(image_size=64, mean=(0.1, 0.2, 0.3), std=(1.0, 0.5, 0.25)),
 )
 
 
@@ -49,8 +51,8 @@ def test_the_network_sees_the_picture_normalized(toy_manifest):
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
 def test_a_bad_file_costs_one_row_wherever_it_stands(toy_manifest, tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(module, "BATCH", batch)
-    monkeypatch.setattr(module, "AHEAD", batch)
+    monkeypatch.setattr(module, "BATCH_SIZE", batch)
+    monkeypatch.setattr(module, "N_IMAGES_AHEAD", batch)
     table = toy_manifest.assign(label="a")
     (tmp_path / "bad.png").write_bytes(b"no image")
     bad = pd.concat([table[:5], table[5:6].assign(file=str(tmp_path / "bad.png")), table[5:]], ignore_index=True)
@@ -69,15 +71,15 @@ def test_files_are_read_by_as_many_threads_as_there_are_cores_and_not_far_ahead(
         ahead.append(len(begun) - len(taken))
         return file, Remarks()
 
-    monkeypatch.setattr(module, "_read_square", read)
+    monkeypatch.setattr(module, "_read_fitted_image", read)
     monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (readers.append(count), pool(count))[1])
     monkeypatch.setattr(module, "count_cpus", lambda: cores)
     files = [str(number) for number in range(400)]
-    for square in module.read_squares(files, 64, None):
+    for square in module.read_fitted_images(files, 64, None):
         taken.append(square)
     assert taken == files
     assert readers == [most]
-    assert max(ahead) <= module.AHEAD + 1
+    assert max(ahead) <= module.N_IMAGES_AHEAD + 1
 
 
 def test_train_rows_are_scored_only_when_asked(toy_manifest):
@@ -105,7 +107,7 @@ def learner(toy_manifest):
 
 @pytest.mark.parametrize("splits", [("valid", "test"), ("train",), None])
 def test_pictures_from_the_store_and_from_their_files_are_predicted_alike(learner, toy_manifest, monkeypatch, splits):
-    expected = predict(classifier_of(learner), toy_manifest, splits=splits)
+    expected = predict(extract_classifier(learner), toy_manifest, splits=splits)
     monkeypatch.setattr(module, "read_image", None)
     found = predict(learner, toy_manifest, splits=splits)
     np.testing.assert_array_equal(found.probability, expected.probability)
@@ -115,15 +117,15 @@ def test_pictures_from_the_store_and_from_their_files_are_predicted_alike(learne
 def test_files_of_another_cohort_are_read_though_the_learner_has_pictures(learner, toy_manifest, tmp_path):
     shutil.copy(toy_manifest["file"][3], tmp_path / "other.png")
     table = toy_manifest[:5].assign(file=[*toy_manifest["file"][:4], str(tmp_path / "other.png")])
-    expected = predict(classifier_of(learner), table, splits=None)
+    expected = predict(extract_classifier(learner), table, splits=None)
     found = predict(learner, table, splits=None)
     np.testing.assert_array_equal(found.probability, expected.probability)
     np.testing.assert_allclose(found.probability[3], found.probability[4])
 
 
 def test_a_stored_picture_of_another_size_is_not_taken(learner, toy_manifest):
-    expected = predict(classifier_of(learner), toy_manifest).probability
-    learner.dls.pictures = open_pictures(toy_manifest["file"], 32)
+    expected = predict(extract_classifier(learner), toy_manifest).probability
+    learner.dls.image_cache = open_image_cache(toy_manifest["file"], 32)
     np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
 
 
@@ -132,10 +134,10 @@ def test_a_picture_that_the_store_has_lost_and_whose_file_is_gone_costs_one_row(
         file=[shutil.copy(file, tmp_path / f"{n}.png") for n, file in enumerate(toy_manifest["file"])]
     )
     table = table.assign(file=table["file"].map(str))
-    pictures = open_pictures(table["file"], 64)
-    expected = predict(classifier_of(learner), table, splits=None)
+    pictures = open_image_cache(table["file"], 64)
+    expected = predict(extract_classifier(learner), table, splits=None)
     (tmp_path / "4.png").unlink()
-    learner.dls.pictures = replace(pictures, slots=None, places=np.zeros_like(pictures.places))
+    learner.dls.image_cache = replace(pictures, mapped=None, locations=np.zeros_like(pictures.locations))
     found = predict(learner, table, splits=None)
     assert found.table["error"].ne("").tolist() == [row == 4 for row in range(30)]
     assert "FCX-E113" in found.table.loc[4, "error"]

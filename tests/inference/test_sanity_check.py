@@ -6,10 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastcxr.inference.grad_cam import find_layers, grad_cam
-from fastcxr.inference.sanity_check import LIMIT, Check, check_maps, correlate, redraw_cascade
+from fastcxr.inference.grad_cam import find_target_layers, grad_cam
+from fastcxr.inference.sanity_check import (
+    MAX_RANK_CORRELATION,
+    SanityCheck,
+    compute_rank_correlation,
+    randomise_cascade,
+    run_sanity_check,
+)
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import head_of
+from fastcxr.models.heads import find_head
 from fastcxr.models.param_groups import layer_groups
 
 
@@ -17,7 +23,7 @@ from fastcxr.models.param_groups import layer_groups
 def network():
     torch.manual_seed(0)
     network = make_network(find_backbone("mobilenetv2_035", "none"), 3, "none", 64).eval().requires_grad_(False)
-    nn.init.normal_(head_of(network).weight)
+    nn.init.normal_(find_head(network).weight)
     return network
 
 
@@ -31,30 +37,32 @@ def edges(network, images, classes):
 
 
 def test_a_map_that_no_weight_changes_is_found_out(network):
-    check = check_maps(network, edges, pictures(4), torch.tensor([0, 1, 2, 0]))
+    check = run_sanity_check(network, edges, pictures(4), torch.tensor([0, 1, 2, 0]))
     assert check.correlation == pytest.approx([1.0] * 5)
     assert not check.is_passed
-    assert "hardly changes when the weights are random (rank correlation 1.00)" in check.refusal
+    assert "hardly changes when the weights are random (rank correlation 1.00)" in check.failure_reason
 
 
 def test_grad_cam_changes_with_the_weights(network):
     images = pictures(8)
-    layers = find_layers(network, images[:1].clone())
-    check = check_maps(network, lambda *given: grad_cam(given[0], layers, *given[1:]), images, torch.arange(8) % 3)
-    assert check.is_passed and check.refusal == ""
+    layers = find_target_layers(network, images[:1].clone())
+    check = run_sanity_check(
+        network, lambda *given: grad_cam(given[0], layers, *given[1:]), images, torch.arange(8) % 3
+    )
+    assert check.is_passed and check.failure_reason == ""
     assert len(check.correlation) == len(layer_groups(network))
 
 
 def test_the_verdict_is_of_all_weights_drawn_anew():
-    assert Check(correlation=(0.9, LIMIT), images=4).is_passed
-    assert not Check(correlation=(0.1, LIMIT + 0.01), images=4).is_passed
+    assert SanityCheck(correlation=(0.9, MAX_RANK_CORRELATION), images=4).is_passed
+    assert not SanityCheck(correlation=(0.1, MAX_RANK_CORRELATION + 0.01), images=4).is_passed
 
 
 def test_groups_are_drawn_anew_from_the_head_down_and_the_network_stays(network):
     before = [parameter.clone() for parameter in network.parameters()]
     places = [[any(p is q for q in group) for p in network.parameters()] for group in layer_groups(network)]
     other = copy.deepcopy(network)
-    for step, _ in enumerate(redraw_cascade(network, other, seed=0), start=1):
+    for step, _ in enumerate(randomise_cascade(network, other, seed=0), start=1):
         changed = [not torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True)]
         drawn = [any(column) for column in zip(*places[-step:], strict=True)]
         assert not any(c and not d for c, d in zip(changed, drawn, strict=True)), "only what was drawn"
@@ -64,6 +72,6 @@ def test_groups_are_drawn_anew_from_the_head_down_and_the_network_stays(network)
 
 def test_an_even_map_is_like_no_other():
     relief = torch.rand(1, 64, 64)
-    assert correlate(torch.ones(1, 64, 64), relief) == 0
-    assert correlate(relief, 3 * relief + 1) == pytest.approx(1)
-    assert correlate(relief, -relief) == pytest.approx(-1)
+    assert compute_rank_correlation(torch.ones(1, 64, 64), relief) == 0
+    assert compute_rank_correlation(relief, 3 * relief + 1) == pytest.approx(1)
+    assert compute_rank_correlation(relief, -relief) == pytest.approx(-1)

@@ -8,50 +8,50 @@ from contextlib import nullcontext
 import pytest
 
 from fastcxr.errors import OutputError, StorageError
-from fastcxr.io.files import draft_beside, read_json, sha256_of, write_json, write_whole
+from fastcxr.io.files import atomic_file, atomic_write, compute_sha256, read_json, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path, monkeypatch):
-    write_whole(tmp_path / "a.txt", "old")
+    atomic_write(tmp_path / "a.txt", "old")
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(StorageError, match="No space left on device.*Free some room"):
-        write_whole(tmp_path / "a.txt", "new")
+        atomic_write(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
 def test_json_that_is_too_long_is_not_even_read(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", list(range(100)))
-    monkeypatch.setattr("fastcxr.io.files.MOST_JSON", 99)
+    monkeypatch.setattr("fastcxr.io.files.MAX_JSON_BYTES", 99)
     with pytest.raises(ValueError, match="over the limit of 99"):
         read_json(tmp_path / "a.json")
 
 
 def test_a_missing_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(OutputError, match="nowhere"):
-        write_whole(tmp_path / "nowhere" / "a.txt", "new")
+        atomic_write(tmp_path / "nowhere" / "a.txt", "new")
 
 
 def test_a_draft_takes_its_place_only_when_the_block_ends_well(tmp_path):
-    with draft_beside(tmp_path / "a.h5") as draft:
+    with atomic_file(tmp_path / "a.h5") as draft:
         draft.write_bytes(b"all")
         assert not (tmp_path / "a.h5").exists()
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.h5", b"all")]
-    with pytest.raises(KeyboardInterrupt), draft_beside(tmp_path / "b.h5"):
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "b.h5"):
         raise KeyboardInterrupt
-    with pytest.raises(StorageError, match="No space left.*Free some room"), draft_beside(tmp_path / "b.h5"):
+    with pytest.raises(StorageError, match="No space left.*Free some room"), atomic_file(tmp_path / "b.h5"):
         raise OSError(28, "No space left on device")
-    with pytest.raises(OutputError, match="there already. Choose another name"), draft_beside(tmp_path / "a.h5"):
+    with pytest.raises(OutputError, match="there already. Choose another name"), atomic_file(tmp_path / "a.h5"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def write_large(path, content):
-    with draft_beside(path) as draft:
+    with atomic_file(path) as draft:
         draft.write_text(content)
 
 
-@pytest.mark.parametrize("write", [write_whole, write_large])
+@pytest.mark.parametrize("write", [atomic_write, write_large])
 def test_a_file_has_the_mode_of_any_new_file_and_the_umask_of_the_process_never_changes(tmp_path, monkeypatch, write):
     before = os.umask(0o027)
     try:
@@ -63,7 +63,7 @@ def test_a_file_has_the_mode_of_any_new_file_and_the_umask_of_the_process_never_
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("write", [write_whole, write_large])
+@pytest.mark.parametrize("write", [atomic_write, write_large])
 def test_the_folder_is_written_to_disk_once_the_file_has_its_name(tmp_path, monkeypatch, write):
     synced, fsync = [], os.fsync
 
@@ -87,7 +87,7 @@ def test_a_file_system_that_cannot_sync_folders_is_no_error_and_a_failing_disk_i
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(StorageError) if is_reported else nullcontext():
-        write_whole(tmp_path / "a.txt", "new")
+        atomic_write(tmp_path / "a.txt", "new")
 
 
 def test_json_refuses_what_is_no_number(tmp_path):
@@ -97,5 +97,5 @@ def test_json_refuses_what_is_no_number(tmp_path):
 
 
 def test_a_checksum_is_that_of_the_bytes(tmp_path):
-    write_whole(tmp_path / "a", b"abc")
-    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    atomic_write(tmp_path / "a", b"abc")
+    assert compute_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

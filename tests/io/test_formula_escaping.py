@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from synthetic_run import build_description
 
 from fastcxr.data.manifest import read_written_manifest, write_manifest
-from fastcxr.io.tables import guard, guard_cell, unguard, unguard_cell
-from fastcxr.report.run_reader import read_description
+from fastcxr.io.tables import escape_cell, escape_formulas, unescape_cell, unescape_formulas
+from fastcxr.report.run_reader import read_dataset_record
 from fastcxr.workflows.run_dir import write_table
 
 CELLS = st.one_of(st.text("'=+-@\t\r1.e5a", max_size=6), st.text(max_size=6), st.none(), st.floats(allow_nan=False))
@@ -16,17 +16,17 @@ CELLS = st.one_of(st.text("'=+-@\t\r1.e5a", max_size=6), st.text(max_size=6), st
 
 @pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(1)", "\t=1", "\r=1", "'=1"])
 def test_what_a_spreadsheet_would_run_begins_with_an_apostrophe(cell):
-    assert guard_cell(cell) == f"'{cell}"
+    assert escape_cell(cell) == f"'{cell}"
 
 
 @pytest.mark.parametrize("cell", ["a=b", "-1.5", "+3", "-2e-7", "'quoted", "", None, -3.0])
 def test_everything_else_stays_as_it_is(cell):
-    assert guard_cell(cell) == cell
+    assert escape_cell(cell) == cell
 
 
 @given(CELLS)
 def test_reading_gives_back_what_was_written(cell):
-    assert unguard_cell(guard_cell(cell)) == cell
+    assert unescape_cell(escape_cell(cell)) == cell
 
 
 @given(st.lists(st.text("'=+-@x", max_size=3), min_size=2, max_size=4, unique=True), CELLS)
@@ -34,7 +34,7 @@ def test_reading_gives_back_what_was_written(cell):
 def test_columns_are_cells_too_and_their_kinds_stay(names, cell):
     table = pd.DataFrame({name: pd.Series([cell, cell], dtype=object) for name in names})
     table[names[0]] = [-1.0, 2.0]
-    pd.testing.assert_frame_equal(unguard(guard(table)), table)
+    pd.testing.assert_frame_equal(unescape_formulas(escape_formulas(table)), table)
 
 
 def test_every_table_of_ours_is_written_so_and_reads_back(tmp_path):
@@ -45,6 +45,6 @@ def test_every_table_of_ours_is_written_so_and_reads_back(tmp_path):
     write_manifest(manifest.assign(path="@" + manifest["path"]), folder / "manifest.csv")
     assert (folder / "skipped.csv").read_text().splitlines()[1] == "'=cmd.png,E101,'-"
     assert ",'@" in (folder / "manifest.csv").read_text().splitlines()[1]
-    record = read_description(folder)
+    record = read_dataset_record(folder)
     assert record.skipped["path"].tolist() == ["=cmd.png"]
     assert record.manifest["path"].tolist() == ("@" + manifest["path"]).tolist()

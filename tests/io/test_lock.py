@@ -9,7 +9,7 @@ import pytest
 
 from fastcxr.errors import BusyError, OutputError
 from fastcxr.io import lock
-from fastcxr.io.lock import LOCK, held, is_held
+from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock, is_locked
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the 
 
 @needs_proc
 def test_the_lock_file_is_removed_where_an_open_file_cannot_be(tmp_path, windows):
-    with held(tmp_path):
-        assert is_held(tmp_path)
+    with directory_lock(tmp_path):
+        assert is_locked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @needs_proc
 def test_the_owner_is_named_where_a_locked_byte_cannot_be_read(tmp_path, windows):
     with (
-        held(tmp_path),
+        directory_lock(tmp_path),
         pytest.raises(BusyError, match=f"process {os.getpid()} is writing into this folder. Wait until it ends"),
-        held(tmp_path),
+        directory_lock(tmp_path),
     ):
         pass
 
@@ -64,18 +64,18 @@ def test_the_lock_file_of_the_next_owner_stays_where_an_open_file_cannot_be_remo
     def close_and_pass_on(descriptor):
         close(descriptor)
         monkeypatch.setattr(os, "close", close)
-        later.append(held(tmp_path))
+        later.append(directory_lock(tmp_path))
         later[0].__enter__()
 
-    with held(tmp_path):
+    with directory_lock(tmp_path):
         monkeypatch.setattr(os, "close", close_and_pass_on)
-    assert is_held(tmp_path)
+    assert is_locked(tmp_path)
     later[0].__exit__(None, None, None)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_its_owner_removed_before_it_was_locked_does_not_count(tmp_path, monkeypatch):
-    owner, try_lock = held(tmp_path), lock._lock
+    owner, try_lock = directory_lock(tmp_path), lock._lock
     owner.__enter__()
 
     def lock_after_release(descriptor):
@@ -84,8 +84,8 @@ def test_a_file_that_its_owner_removed_before_it_was_locked_does_not_count(tmp_p
         return try_lock(descriptor)
 
     monkeypatch.setattr(lock, "_lock", lock_after_release)
-    with held(tmp_path):
-        assert is_held(tmp_path)
+    with directory_lock(tmp_path):
+        assert is_locked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -97,7 +97,7 @@ def test_many_that_compete_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
         done = 0
         while done < 30:
             try:
-                with held(tmp_path):
+                with directory_lock(tmp_path):
                     owners.append(number)
                     together.append(len(owners))
                     owners.remove(number)
@@ -115,11 +115,11 @@ def test_many_that_compete_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_look_at_a_free_folder_leaves_no_file(tmp_path):
-    assert not is_held(tmp_path)
-    assert not is_held(tmp_path / "missing")
-    (tmp_path / LOCK).touch()  # of a killed process
-    assert not is_held(tmp_path)
-    with held(tmp_path):
+    assert not is_locked(tmp_path)
+    assert not is_locked(tmp_path / "missing")
+    (tmp_path / LOCK_FILE_NAME).touch()  # of a killed process
+    assert not is_locked(tmp_path)
+    with directory_lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -129,8 +129,8 @@ def test_a_look_on_a_disk_without_locks_warns_of_nothing(tmp_path, monkeypatch, 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.lock_descriptor", refuse)
-    with held(tmp_path):
-        assert not is_held(tmp_path)
+    with directory_lock(tmp_path):
+        assert not is_locked(tmp_path)
     assert len(caplog.records) == 1
     assert not list(tmp_path.iterdir())
 
@@ -138,10 +138,10 @@ def test_a_look_on_a_disk_without_locks_warns_of_nothing(tmp_path, monkeypatch, 
 def test_a_short_look_of_another_process_does_not_refuse_the_owner(tmp_path, monkeypatch):
     answers = [False, True]
     monkeypatch.setattr("filelock.lock_descriptor", lambda *_, **__: answers.pop(0))
-    with held(tmp_path):
+    with directory_lock(tmp_path):
         assert not answers
 
 
 def test_a_folder_that_is_gone_or_write_protected_is_refused_in_one_line(tmp_path):
     with pytest.raises(OutputError, match="missing: this folder cannot be written to .+ Choose another --out"):
-        held(tmp_path / "missing").__enter__()
+        directory_lock(tmp_path / "missing").__enter__()

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from fastcxr.errors import ModelError
-from fastcxr.io.optional_outputs import optional
+from fastcxr.io.optional_outputs import skip_on_error
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from fastcxr.io.optional_outputs import optional
     ],
 )
 def test_a_warning_names_the_figure_and_the_reason_without_folders(caplog, error, reason):
-    with caplog.at_level(logging.DEBUG, "fastcxr"), optional("figure roc") as attempt:
+    with caplog.at_level(logging.DEBUG, "fastcxr"), skip_on_error("figure roc") as attempt:
         raise error
     assert attempt.reason == reason
     warning, trace = caplog.records
@@ -28,12 +28,12 @@ def test_a_warning_names_the_figure_and_the_reason_without_folders(caplog, error
 
 
 def test_what_can_be_made_has_no_reason_and_nothing_is_said(caplog):
-    with optional("figure roc") as attempt:
+    with skip_on_error("figure roc") as attempt:
         pass
     assert not attempt.reason and not caplog.records
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_a_wish_to_stop_passes(kind):
-    with pytest.raises(kind), optional("figure roc"):
+    with pytest.raises(kind), skip_on_error("figure roc"):
         raise kind

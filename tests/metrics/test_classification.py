@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synthetic_run import LABELS, make_manifest, make_probability
 
 from fastcxr.errors import DataError
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.evaluate import measure_predictions
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.predictions import make_predictions, read_predictions, write_predictions
 
 close = {"rel": 0, "abs": 1e-9}
@@ -50,7 +50,7 @@ def test_every_figure_is_scikit_learns(seed, ties):
     truth, probability = draw(seed, ties=ties, k=3 + seed % 3)
     k = probability.shape[1]
     labels, hot = [f"c{i}" for i in range(k)], np.eye(k)[truth]
-    guess, found = probability.argmax(axis=1), measure(truth, probability, labels)
+    guess, found = probability.argmax(axis=1), compute_metrics(truth, probability, labels)
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess), **close)
     assert found["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, guess), **close)
     assert found["top2_accuracy"] == pytest.approx(sk.top_k_accuracy_score(truth, probability, k=2), **close)
@@ -74,7 +74,7 @@ def test_every_figure_is_scikit_learns(seed, ties):
 @pytest.mark.parametrize("seed", range(4))
 def test_every_figure_is_what_counting_gives(seed, ties):
     truth, probability = draw(seed, n=40, ties=ties)
-    guess, found = probability.argmax(axis=1), measure(truth, probability, LABELS)
+    guess, found = probability.argmax(axis=1), compute_metrics(truth, probability, LABELS)
     for k, label in enumerate(LABELS):
         is_class, said = truth == k, guess == k
         ours = found["per_class"][label]
@@ -90,7 +90,7 @@ def test_every_figure_is_what_counting_gives(seed, ties):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(0, 12), k=st.integers(2, 5), ties=st.booleans())
 def test_any_split_however_small_gives_strict_json_and_a_reason_for_every_null(seed, n, k, ties):
-    found = measure(*draw(seed, n, k, ties), [f"c{i}" for i in range(k)])
+    found = compute_metrics(*draw(seed, n, k, ties), [f"c{i}" for i in range(k)])
     json.dumps(found, allow_nan=False)
     assert {name for name, value in leaves(found) if value is None} <= set(found["reasons"])
     for value in (value for name, value in leaves(found) if value is not None and "support" not in name):
@@ -107,7 +107,7 @@ def leaves(tree, path=()):
 
 def test_two_classes_agree_with_the_binary_functions_and_have_no_top2():
     truth, probability = draw(1, k=2)
-    found = measure(truth, probability, ["no", "yes"])
+    found = compute_metrics(truth, probability, ["no", "yes"])
     assert found["auroc"]["per_class"]["yes"] == pytest.approx(sk.roc_auc_score(truth, probability[:, 1]), **close)
     assert found["auroc"]["macro"] == pytest.approx(sk.roc_auc_score(truth, probability[:, 1]), **close)
     assert found["average_precision"]["per_class"]["yes"] == pytest.approx(
@@ -119,7 +119,7 @@ def test_two_classes_agree_with_the_binary_functions_and_have_no_top2():
 def test_a_class_without_images_is_null_with_a_reason_and_macro_is_over_the_others():
     truth, probability = draw(2)
     keep = truth != 2
-    found = measure(truth[keep], probability[keep], LABELS)
+    found = compute_metrics(truth[keep], probability[keep], LABELS)
     present = [sk.roc_auc_score(truth[keep] == k, probability[keep][:, k]) for k in (0, 1)]
     assert found["auroc"]["macro"] == pytest.approx(np.mean(present), **close)
     assert found["auroc"]["per_class"]["Pneumonia"] is None
@@ -133,7 +133,7 @@ def test_a_class_without_images_is_null_with_a_reason_and_macro_is_over_the_othe
 
 def test_a_split_of_one_class_has_accuracy_but_no_ranking():
     _, probability = draw(3)
-    found = measure(np.zeros(60, int), probability, LABELS)
+    found = compute_metrics(np.zeros(60, int), probability, LABELS)
     assert found["accuracy"] == found["per_class"]["Covid-19"]["recall"]
     assert found["auroc"] == {"macro": None, "micro": None, "per_class": dict.fromkeys(LABELS)}
     assert found["per_class"]["Covid-19"]["specificity"] is None
@@ -141,7 +141,7 @@ def test_a_split_of_one_class_has_accuracy_but_no_ranking():
 
 
 def test_a_class_that_is_never_predicted_has_zero_precision_and_says_so():
-    found = measure(np.array([0, 1, 1]), np.array([[0.2, 0.8]] * 3), ["a", "b"])
+    found = compute_metrics(np.array([0, 1, 1]), np.array([[0.2, 0.8]] * 3), ["a", "b"])
     assert found["per_class"]["a"]["precision"] == 0.0 and found["per_class"]["a"]["f1"] == 0.0
     assert "no image was predicted to be a" in found["reasons"]["per_class.a.precision"]
 
@@ -154,7 +154,7 @@ def test_splits_are_measured_apart_with_their_images_patients_and_errors():
     second = manifest.index[manifest["split"] == "test"][1]
     manifest.loc[second, "label"] = None
     scores = make_probability(manifest.fillna({"label": LABELS[0]}))
-    found = measure_predictions(make_predictions(manifest, scores, LABELS, errors))
+    found = evaluate_predictions(make_predictions(manifest, scores, LABELS, errors))
     assert list(found) == ["train", "valid", "test"]
     good = manifest[manifest["split"] == "test"].drop([first, second])
     assert found["test"]["n_images"] == len(good) == sum(row["support"] for row in found["test"]["per_class"].values())
@@ -166,7 +166,7 @@ def test_splits_are_measured_apart_with_their_images_patients_and_errors():
 def test_the_file_alone_gives_scikit_learns_figures(tmp_path):
     manifest = make_manifest(n=300)
     write_predictions(make_predictions(manifest, make_probability(manifest), LABELS), tmp_path / "p.csv")
-    found = measure_predictions(read_predictions(tmp_path / "p.csv"))["test"]
+    found = evaluate_predictions(read_predictions(tmp_path / "p.csv"))["test"]
     table = pd.read_csv(tmp_path / "p.csv").query("split == 'test'")
     scores = table[[f"prob_{label}" for label in LABELS]]
     macro = sk.roc_auc_score(table["label"], scores, multi_class="ovr", labels=LABELS)
@@ -176,7 +176,7 @@ def test_the_file_alone_gives_scikit_learns_figures(tmp_path):
 
 def test_probabilities_of_the_wrong_shape_or_without_a_number_say_what_to_give():
     with pytest.raises(DataError, match="Give one row per image and one column per class"):
-        measure(np.array([0, 1]), np.full((2, 3), 1 / 3), ["a", "b"])
+        compute_metrics(np.array([0, 1]), np.full((2, 3), 1 / 3), ["a", "b"])
     for truth, probability in (([0, -1], [[0.5, 0.5]] * 2), ([0, 1], [[0.5, 0.5], [np.nan, 1]])):
         with pytest.raises(DataError, match="Leave it out first"):
-            measure(np.array(truth), np.array(probability), ["a", "b"])
+            compute_metrics(np.array(truth), np.array(probability), ["a", "b"])

@@ -7,7 +7,7 @@ from scipy.stats import t
 
 from fastcxr.errors import DataError
 from fastcxr.metrics import bootstrap
-from fastcxr.metrics.classification import measure
+from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.comparison import compare_models, holm
 from fastcxr.metrics.predictions import Predictions, make_predictions
 
@@ -27,8 +27,8 @@ def draw(noise, seed, n=200, truth_seed=0, split="test", labels=LABELS):
 
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch):
-    monkeypatch.setattr(bootstrap, "DRAWS", 400)
-    monkeypatch.setattr("fastcxr.metrics.intervals.FEWEST_DRAWS", 200)
+    monkeypatch.setattr(bootstrap, "N_DRAWS", 400)
+    monkeypatch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 200)
 
 
 def test_a_clearly_better_model_comes_first_and_is_no_tie():
@@ -38,7 +38,7 @@ def test_a_clearly_better_model_comes_first_and_is_no_tie():
     assert not poor["auroc_tie"] and poor["auroc_p"] < 0.001
     assert poor["auroc_behind"][0] == pytest.approx(found.rows[0]["auroc"][0] - poor["auroc"][0])
     assert 0 < poor["auroc_behind"][1] < poor["auroc_behind"][0] < poor["auroc_behind"][2]
-    assert (found.shared, found.patients) == (200, 100)
+    assert (found.n_shared_images, found.n_patients) == (200, 100)
 
 
 def is_tie(seed):
@@ -69,10 +69,10 @@ def test_only_shared_images_count_in_whatever_order_they_stand():
     x, y = draw(1, 1), draw(2, 2)
     some = Predictions(y.table.sample(frac=0.5, random_state=0).reset_index(drop=True), y.labels)
     found = compare_models({"x": x, "y": some})
-    assert found.shared == 100
+    assert found.n_shared_images == 100
     kept = x.table[x.table["path"].isin(some.table["path"])].reset_index(drop=True)
     expected = Predictions(kept, LABELS)
-    auroc = measure(expected.truth, expected.probability, LABELS)["auroc"]["macro"]
+    auroc = compute_metrics(expected.truth, expected.probability, LABELS)["auroc"]["macro"]
     assert next(row for row in found.rows if row["name"] == "x")["auroc"][0] == pytest.approx(auroc)
 
 
@@ -87,7 +87,7 @@ def test_models_of_different_images_are_shown_and_not_tested():
     elsewhere = draw(1, 1)
     elsewhere = Predictions(elsewhere.table.assign(source="t"), LABELS)
     found = compare_models({"x": draw(1, 1), "y": elsewhere})
-    assert found.shared == 0 and not {key for row in found.rows for key in row if key.endswith("_p")}
+    assert found.n_shared_images == 0 and not {key for row in found.rows for key in row if key.endswith("_p")}
     assert all(row["auroc"][1] < row["auroc"][0] < row["auroc"][2] for row in found.rows)
 
 

@@ -9,9 +9,9 @@ from recording_progress import peak_memory
 
 from fastcxr.metrics import bootstrap
 from fastcxr.metrics.analytic_intervals import auroc_interval, newcombe, wilson
-from fastcxr.metrics.calibration import measure_calibration
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.intervals import find_intervals, flatten
+from fastcxr.metrics.calibration import compute_calibration
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.intervals import confidence_intervals, flatten
 
 LABELS = ["a", "b", "c"]
 
@@ -25,7 +25,7 @@ def draw(n=120, k=3, seed=0, help=0.3):
 
 
 def intervals(truth, probability, patients, labels=LABELS):
-    return find_intervals(truth, probability, labels, patients, measure(truth, probability, labels))
+    return confidence_intervals(truth, probability, labels, patients, compute_metrics(truth, probability, labels))
 
 
 def test_drawn_figures_are_those_of_the_images_repeated():
@@ -34,7 +34,9 @@ def test_drawn_figures_are_those_of_the_images_repeated():
     drawn = bootstrap.Images.of(truth, probability, LABELS).measure(weights)
     for row, times in enumerate(weights.astype(int)):
         images = np.repeat(truth, times), np.repeat(probability, times, axis=0), LABELS
-        expected = flatten(measure(*images) | {"calibration": measure_calibration(*images, np.arange(times.sum()))})
+        expected = flatten(
+            compute_metrics(*images) | {"calibration": compute_calibration(*images, np.arange(times.sum()))}
+        )
         assert {name: column[row] for name, column in drawn.items()} == pytest.approx(
             {name: expected[name] for name in drawn}
         )
@@ -43,17 +45,17 @@ def test_drawn_figures_are_those_of_the_images_repeated():
 def test_metrics_of_a_draw_are_the_same_whatever_number_of_draws_is_in_memory(monkeypatch):
     truth, probability = draw()
     patients = np.arange(120) // 2
-    whole = bootstrap.redraw(truth, probability, LABELS, patients, 0)
-    monkeypatch.setattr(bootstrap, "CELLS", 7 * 120)
-    for name, pieces in bootstrap.redraw(truth, probability, LABELS, patients, 0).items():
+    whole = bootstrap.bootstrap_metrics(truth, probability, LABELS, patients, 0)
+    monkeypatch.setattr(bootstrap, "MAX_WEIGHTS_IN_MEMORY", 7 * 120)
+    for name, pieces in bootstrap.bootstrap_metrics(truth, probability, LABELS, patients, 0).items():
         np.testing.assert_allclose(pieces, whole[name], rtol=0, atol=1e-12)
 
 
 def test_a_hundred_classes_take_no_memory_for_each_pair_of_classes(monkeypatch):
-    monkeypatch.setattr(bootstrap, "DRAWS", 20)
+    monkeypatch.setattr(bootstrap, "N_DRAWS", 20)
     truth, probability = draw(n=3000, k=100)
     labels = [f"class {k}" for k in range(100)]
-    peak = peak_memory(lambda: bootstrap.redraw(truth, probability, labels, np.arange(3000), 0))
+    peak = peak_memory(lambda: bootstrap.bootstrap_metrics(truth, probability, labels, np.arange(3000), 0))
     assert peak < 40e6, "indicators of all pairs of classes would take 240 MB, and their table 800 MB"
 
 
@@ -64,16 +66,16 @@ def test_a_draw_that_lacks_a_class_leaves_its_figures_undefined():
     drawn = {name: column[0] for name, column in images.measure(weights).items()}
     assert np.isnan([drawn["per_class.c.sensitivity"], drawn["auroc.per_class.c"], drawn["per_class.c.f1"]]).all()
     kept = truth != 2
-    expected = measure(truth[kept], probability[kept], LABELS)
+    expected = compute_metrics(truth[kept], probability[kept], LABELS)
     assert drawn["balanced_accuracy"] == pytest.approx(expected["balanced_accuracy"])
     assert drawn["auroc.macro"] == pytest.approx(expected["auroc"]["macro"])
 
 
 def test_all_images_of_a_patient_are_drawn_together(monkeypatch):
-    monkeypatch.setattr(bootstrap, "CELLS", 70)  # a few draws at a time
+    monkeypatch.setattr(bootstrap, "MAX_WEIGHTS_IN_MEMORY", 70)  # a few draws at a time
     patients = np.array(["p", "q", "p", "r", "q", "p", "s"])
-    weights = np.concatenate(list(bootstrap.draw_weights(patients, 0)))
-    assert weights.shape == (bootstrap.DRAWS, 7)
+    weights = np.concatenate(list(bootstrap.draw_bootstrap_weights(patients, 0)))
+    assert weights.shape == (bootstrap.N_DRAWS, 7)
     assert (weights[:, [0]] == weights[:, [2, 5]]).all() and (weights[:, [1]] == weights[:, [4]]).all()
     assert (weights[:, [0, 1, 3, 6]].sum(axis=1) == 4).all()
 
@@ -86,7 +88,7 @@ def test_where_each_patient_has_one_image_proportions_and_aurocs_come_from_formu
     assert found["of"]["accuracy"] == pytest.approx(list(wilson(hits, 120)))
     assert found["of"]["auroc.per_class.b"] == pytest.approx(list(auroc_interval(truth == 1, probability[:, 1])))
     low, high = found["of"]["auroc.macro"]
-    assert low < measure(truth, probability, LABELS)["auroc"]["macro"] < high
+    assert low < compute_metrics(truth, probability, LABELS)["auroc"]["macro"] < high
 
 
 def test_images_that_repeat_their_patients_make_intervals_no_narrower():
@@ -101,7 +103,7 @@ def test_images_that_repeat_their_patients_make_intervals_no_narrower():
 
 def test_every_printed_figure_has_an_interval_that_holds_it():
     truth, probability = draw(60, seed=3)
-    figures = flatten(measure(truth, probability, LABELS))
+    figures = flatten(compute_metrics(truth, probability, LABELS))
     found = intervals(truth, probability, [f"p{i // 2}" for i in range(60)])["of"]
     silent = {name for name in figures if name not in found}
     assert silent == {f"per_class.{label}.{name}" for label in LABELS for name in ("recall", "support")} | {

@@ -9,11 +9,11 @@ from synthetic_run import LABELS, make_manifest, make_probability
 
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.metrics.predictions import (
-    KNOWN,
+    BASE_COLUMNS,
     Predictions,
     make_predictions,
-    most_wrong,
     read_predictions,
+    select_most_wrong,
     write_predictions,
 )
 
@@ -72,7 +72,7 @@ def test_columns_stand_in_the_agreed_order_and_the_absolute_file_is_dropped():
     manifest = make_manifest(n=10).assign(age=60, file="/secret/place.png")
     table = make_predictions(manifest, make_probability(manifest), LABELS).table
     scores = [f"prob_{label}" for label in LABELS]
-    assert list(table.columns) == [*KNOWN, *scores, "patient_from", "split_from", "age"]
+    assert list(table.columns) == [*BASE_COLUMNS, *scores, "patient_from", "split_from", "age"]
 
 
 def test_a_further_column_that_looks_like_ours_is_kept_under_another_name(tmp_path):
@@ -91,7 +91,7 @@ def test_a_row_with_an_error_has_no_probability_and_is_not_scored(tmp_path):
     write_predictions(predictions, tmp_path / "p.csv")
     after = read_predictions(tmp_path / "p.csv")
     assert np.isnan(after.probability[0]).all() and after.table["predicted"][0] == ""
-    assert len(after.scored().table) == 9
+    assert len(after.scorable().table) == 9
 
 
 def test_a_missing_label_or_split_becomes_an_empty_cell_and_truth_minus_one():
@@ -99,30 +99,30 @@ def test_a_missing_label_or_split_becomes_an_empty_cell_and_truth_minus_one():
     manifest = manifest.assign(label=[None, *manifest["label"][1:]], split=None)
     predictions = make_predictions(manifest, make_probability(manifest.assign(label=LABELS[0])), LABELS)
     assert predictions.truth[0] == -1 and predictions.table["label"][0] == ""
-    assert predictions.splits == () and predictions.headline_split is None
+    assert predictions.splits == () and predictions.primary_split is None
 
 
 def test_the_headline_is_test_else_valid_else_what_is_there():
     manifest = make_manifest(n=200)
     for left, expected in ((("train", "valid", "test"), "test"), (("train", "valid"), "valid"), (("train",), "train")):
         part = manifest[manifest["split"].isin(left)].reset_index(drop=True)
-        assert make_predictions(part, make_probability(part), LABELS).headline_split == expected
+        assert make_predictions(part, make_probability(part), LABELS).primary_split == expected
 
 
 def test_most_wrong_begins_with_the_lowest_probability_of_the_truth():
-    found = most_wrong(rows((0, [0.4, 0.6]), (1, [0.9, 0.1]), (0, [0.8, 0.2]), (1, [0.7, 0.3])), 5)
+    found = select_most_wrong(rows((0, [0.4, 0.6]), (1, [0.9, 0.1]), (0, [0.8, 0.2]), (1, [0.7, 0.3])), 5)
     assert list(found["path"]) == ["1.png", "3.png", "0.png"]
 
 
 def test_most_wrong_takes_the_surer_mistake_in_a_tie_and_no_more_than_asked():
-    found = most_wrong(rows((0, [0.1, 0.5, 0.4]), (0, [0.1, 0.8, 0.1]), (0, [0.2, 0.7, 0.1])), 2)
+    found = select_most_wrong(rows((0, [0.1, 0.5, 0.4]), (0, [0.1, 0.8, 0.1]), (0, [0.2, 0.7, 0.1])), 2)
     assert list(found["path"]) == ["1.png", "0.png"]
 
 
 def test_most_wrong_looks_at_the_headline_split_only():
     valid, test = rows((0, [0.0, 1.0]), split="valid"), rows((0, [0.3, 0.7]))
     both = Predictions(pd.concat([valid.table, test.table], ignore_index=True), test.labels)
-    assert list(most_wrong(both, 9)["split"]) == ["test"]
+    assert list(select_most_wrong(both, 9)["split"]) == ["test"]
 
 
 def test_a_label_that_is_no_class_of_the_model_is_refused_with_the_way_out():
@@ -141,7 +141,12 @@ def test_probabilities_that_do_not_sum_to_one_are_refused_and_named(row):
 def test_a_file_that_is_not_there_or_is_something_else_says_what_to_name(tmp_path):
     with pytest.raises(InputMissingError, match="Name a predictions.csv"):
         read_predictions(tmp_path / "p.csv")
-    for content in ("", "a,b\n1,2\n", 'source,path\n"x', ",".join(KNOWN) + ",prob_a,prob_b\n" + "x," * 8 + "y\n"):
+    for content in (
+        "",
+        "a,b\n1,2\n",
+        'source,path\n"x',
+        ",".join(BASE_COLUMNS) + ",prob_a,prob_b\n" + "x," * 8 + "y\n",
+    ):
         (tmp_path / "p.csv").write_text(content)
         with pytest.raises(DataError, match="Name a predictions.csv") as caught:
             read_predictions(tmp_path / "p.csv")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcxr.metrics.analytic_intervals import auroc_interval, newcombe, wilson
-from fastcxr.metrics.classification import measure
-from fastcxr.metrics.intervals import find_intervals, flatten
+from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.intervals import confidence_intervals, flatten
 
 LABELS = ["a", "b", "c"]
 
@@ -21,7 +21,7 @@ def scores(draw, most=40):
 
 
 def area(truth, score):
-    return measure(truth, np.stack([1 - score, score], axis=1), ["no", "yes"])["auroc"]["per_class"]["yes"]
+    return compute_metrics(truth, np.stack([1 - score, score], axis=1), ["no", "yes"])["auroc"]["per_class"]["yes"]
 
 
 @given(scores())
@@ -40,7 +40,10 @@ def test_the_order_of_the_images_makes_no_difference(drawn, random):
     order = list(range(len(truth)))
     random.shuffle(order)
     probability = np.stack([1 - score, score], axis=1)
-    one, other = measure(truth, probability, ["no", "yes"]), measure(truth[order], probability[order], ["no", "yes"])
+    one, other = (
+        compute_metrics(truth, probability, ["no", "yes"]),
+        compute_metrics(truth[order], probability[order], ["no", "yes"]),
+    )
     assert one["auroc"]["per_class"] == pytest.approx(other["auroc"]["per_class"])
     assert one["accuracy"] == pytest.approx(other["accuracy"])
     assert auroc_interval(truth == 1, score) == pytest.approx(auroc_interval(truth[order] == 1, score[order]), abs=1e-9)
@@ -76,9 +79,9 @@ def test_every_interval_of_a_split_holds_its_figure(seed, n, images):
     dice = np.random.default_rng(seed)
     probability = dice.dirichlet(np.ones(3), n)
     truth = dice.integers(0, 3, n)
-    figures = measure(truth, probability, LABELS)
+    figures = compute_metrics(truth, probability, LABELS)
     patients = [f"p{i // images}" for i in range(n)]
-    found = find_intervals(truth, probability, LABELS, patients, figures)["of"]
+    found = confidence_intervals(truth, probability, LABELS, patients, figures)["of"]
     flat = flatten(figures)
     assert found
     for name, (low, high) in found.items():

@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import recall_score, roc_auc_score
 from synthetic_run import LABELS, build_run, make_manifest, make_probability
 
-from fastcxr.data.demographics import read_years
+from fastcxr.data.demographics import parse_age
 from fastcxr.metrics.predictions import make_predictions, write_predictions
-from fastcxr.metrics.subgroups import UNSTATED, measure_subgroups, name_groups
-from fastcxr.report.run_page import draw_report
+from fastcxr.metrics.subgroups import UNSTATED, assign_groups, compute_subgroup_metrics
+from fastcxr.report.run_page import write_run_report
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
@@ -34,11 +34,11 @@ def predictions(manifest):
 
 
 def test_columns_are_found_under_their_usual_names(predictions):
-    assert list(measure_subgroups(predictions)) == ["sex", "age", "view"]
+    assert list(compute_subgroup_metrics(predictions)) == ["sex", "age", "view"]
 
 
 def test_figures_of_a_group_are_those_of_scikit_learn(predictions):
-    row = measure_subgroups(predictions)["sex"]["male"]
+    row = compute_subgroup_metrics(predictions)["sex"]["male"]
     rows = predictions.table[predictions.table["Patient_Gender"].isin(["M", "male"])]
     probability = rows[[f"prob_{label}" for label in LABELS]]
     assert row["n_images"] == len(rows)
@@ -50,23 +50,23 @@ def test_figures_of_a_group_are_those_of_scikit_learn(predictions):
 
 
 def test_what_nobody_says_is_a_group_of_its_own_and_the_last(predictions):
-    assert list(measure_subgroups(predictions)["sex"]) == ["female", "male", UNSTATED]
+    assert list(compute_subgroup_metrics(predictions)["sex"]) == ["female", "male", UNSTATED]
 
 
 def test_ages_are_banded_as_it_is_said(predictions):
-    assert list(measure_subgroups(predictions)["age"]) == ["0-17", "18-39", "40-64", "65 and over"]
+    assert list(compute_subgroup_metrics(predictions)["age"]) == ["0-17", "18-39", "40-64", "65 and over"]
     cells = pd.DataFrame({"age": ["17", "18", "39.9", "40", "64", "65", "017Y", "011M", "x", "058Y", "400"]})
     bands = ["0-17", "18-39", "18-39", "40-64", "40-64", "65 and over", "0-17", "0-17", UNSTATED, "40-64", UNSTATED]
-    assert list(name_groups(cells, "age")) == bands
-    assert read_years("006M") == 0.5
+    assert list(assign_groups(cells, "age")) == bands
+    assert parse_age("006M") == 0.5
 
 
 def test_a_group_of_few_patients_has_no_figures_and_the_page_says_why(predictions, tmp_path):
-    groups = measure_subgroups(predictions)["view"]
+    groups = compute_subgroup_metrics(predictions)["view"]
     assert groups["AP"]["n_patients"] < 20 and set(groups["AP"]) == {"n_images", "n_patients"}
     build_run(tmp_path / "run")
     write_predictions(predictions, tmp_path / "run" / "predictions.csv")
-    draw_report(tmp_path / "run")
+    write_run_report(tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "fewer than 20 patients: not measured" in page
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["subgroups"]["view"]["AP"] == groups["AP"]
@@ -74,9 +74,12 @@ def test_a_group_of_few_patients_has_no_figures_and_the_page_says_why(prediction
 
 def test_a_column_that_says_one_thing_of_all_or_nothing_makes_no_table(manifest):
     plain = manifest.drop(columns=["Patient Age", "Patient_Gender", "ViewPosition"]).assign(sex="", view="PA")
-    assert measure_subgroups(make_predictions(plain, make_probability(plain), LABELS)) == {}
+    assert compute_subgroup_metrics(make_predictions(plain, make_probability(plain), LABELS)) == {}
 
 
 def test_sources_are_groups_where_there_are_several(manifest):
     two = manifest.assign(source=np.where(np.arange(len(manifest)) % 2, "clinic", "ward"))
-    assert list(measure_subgroups(make_predictions(two, make_probability(two), LABELS))["source"]) == ["clinic", "ward"]
+    assert list(compute_subgroup_metrics(make_predictions(two, make_probability(two), LABELS))["source"]) == [
+        "clinic",
+        "ward",
+    ]

@@ -7,18 +7,18 @@ import pytest
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.metrics.analytic_intervals import wilson
-from fastcxr.metrics.calibration import check_calibration
+from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import make_predictions
 from fastcxr.metrics.thresholds import (
-    NET_RANGE,
-    STABLE,
-    at_sensitivity,
-    at_specificity,
-    decide,
-    fit_decisions,
-    measure_decisions,
+    MIN_STABLE_POSITIVES,
+    NET_BENEFIT_THRESHOLDS,
+    apply_thresholds,
+    compute_predictive_values,
+    evaluate_thresholds,
+    find_threshold_at_sensitivity,
+    find_threshold_at_specificity,
+    fit_thresholds,
     net_benefit,
-    predictive_values,
 )
 
 LABELS = ("no", "yes")
@@ -39,20 +39,20 @@ def draw(n=400, split="valid", seed=0, patients=None):
 def test_a_threshold_reaches_its_aim_and_the_next_one_would_not(wanted):
     rng = np.random.default_rng(1)
     scores = np.round(rng.random(57), 2)  # with ties
-    at = at_sensitivity(scores, wanted)
+    at = find_threshold_at_sensitivity(scores, wanted)
     assert (scores >= at).mean() >= wanted > (scores > at).mean() - 1e-12
-    above = at_specificity(scores, wanted)
+    above = find_threshold_at_specificity(scores, wanted)
     assert (scores < above).mean() >= wanted
     assert (scores < np.nextafter(above, 0)).mean() < wanted or wanted == 1.0
 
 
 def test_thresholds_come_from_validation_and_are_applied_unchanged_to_test():
     valid, test = draw(), draw(200, "test", seed=5)
-    chosen = fit_decisions(valid, 0.9, None, 0.0)
+    chosen = fit_thresholds(valid, 0.9, None, 0.0)
     both = type(valid)(pd.concat([valid.table, test.table], ignore_index=True), LABELS)
-    assert fit_decisions(both, 0.9, None, 0.0) == chosen
+    assert fit_thresholds(both, 0.9, None, 0.0) == chosen
     at = chosen["thresholds"]["yes"]["threshold"]
-    found = measure_decisions(test, chosen, {})["per_class"]["yes"]
+    found = evaluate_thresholds(test, chosen, {})["per_class"]["yes"]
     positive, named = test.truth == 1, test.probability[:, 1] >= at
     assert found["sensitivity"][0] == pytest.approx(named[positive].mean())
     assert found["specificity"][0] == pytest.approx((~named)[~positive].mean())
@@ -61,26 +61,26 @@ def test_thresholds_come_from_validation_and_are_applied_unchanged_to_test():
 
 def test_a_specificity_may_be_wanted_instead():
     valid = draw()
-    chosen = fit_decisions(valid, 0.95, 0.8, 0.0)["thresholds"]["yes"]
+    chosen = fit_thresholds(valid, 0.95, 0.8, 0.0)["thresholds"]["yes"]
     assert chosen["wanted"] == {"specificity": 0.8}
     assert (valid.probability[valid.truth == 0, 1] < chosen["threshold"]).mean() >= 0.8
 
 
 def test_few_positives_make_a_threshold_unstable():
-    positives = int((draw(2 * STABLE, seed=3).truth == 1).sum())
-    assert fit_decisions(draw(2 * STABLE, seed=3), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"] == (
-        positives < STABLE
+    positives = int((draw(2 * MIN_STABLE_POSITIVES, seed=3).truth == 1).sum())
+    assert fit_thresholds(draw(2 * MIN_STABLE_POSITIVES, seed=3), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"] == (
+        positives < MIN_STABLE_POSITIVES
     )
-    assert fit_decisions(draw(40), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"]
-    assert not fit_decisions(draw(), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"]
+    assert fit_thresholds(draw(40), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"]
+    assert not fit_thresholds(draw(), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"]
 
 
 def test_intervals_rest_on_patients():
     alone = draw(60, "test")
     five = pd.concat([alone.table] * 5, ignore_index=True)
-    chosen = fit_decisions(draw(), 0.9, None, 0.0)
+    chosen = fit_thresholds(draw(), 0.9, None, 0.0)
     one, many = (
-        measure_decisions(part, chosen, {})["per_class"]["yes"]["specificity"]
+        evaluate_thresholds(part, chosen, {})["per_class"]["yes"]["specificity"]
         for part in (alone, type(alone)(five, LABELS))
     )
     assert many[0] == one[0]
@@ -89,30 +89,30 @@ def test_intervals_rest_on_patients():
 
 def test_predictive_values_are_bayes_at_the_stated_prevalence():
     row = {"sensitivity": [0.9, 0.8, 1.0], "specificity": [0.8, 0.7, 1.0]}
-    found = predictive_values(row, 0.01)
+    found = compute_predictive_values(row, 0.01)
     assert found["ppv"][0] == pytest.approx(0.9 * 0.01 / (0.9 * 0.01 + 0.2 * 0.99))
     assert found["npv"][0] == pytest.approx(0.8 * 0.99 / (0.8 * 0.99 + 0.1 * 0.01))
     assert found["ppv"][1:] == pytest.approx([0.8 * 0.01 / (0.8 * 0.01 + 0.3 * 0.99), 1.0])
-    assert predictive_values(row, None) == {}
+    assert compute_predictive_values(row, None) == {}
 
 
 def test_the_least_sure_share_is_left_open():
     valid = draw()
-    chosen = fit_decisions(valid, 0.9, None, 0.2)
-    found = measure_decisions(valid, chosen, {})
+    chosen = fit_thresholds(valid, 0.9, None, 0.2)
+    found = evaluate_thresholds(valid, chosen, {})
     assert found["uncertain"][0] == pytest.approx(0.2, abs=0.01)
     right = (valid.probability.argmax(axis=1) == valid.truth).mean()
     assert found["answered_accuracy"][0] > right
-    decided = decide(valid, chosen).table
+    decided = apply_thresholds(valid, chosen).table
     assert (decided["uncertain"] == "yes").mean() == pytest.approx(0.2, abs=0.01)
-    assert fit_decisions(valid, 0.9, None, 0.0)["uncertain_below"] is None
+    assert fit_thresholds(valid, 0.9, None, 0.0)["uncertain_below"] is None
 
 
 def test_every_class_whose_threshold_is_reached_is_named_and_a_bad_file_reaches_none():
     rows = pd.DataFrame({"source": "s", "path": ["a", "b", "c"]})
     predictions = make_predictions(rows, np.array([[0.6, 0.4], [0.2, 0.8], [0, 0]]), LABELS, ["", "", "broken"])
     chosen = {"thresholds": {"no": {"threshold": 0.5}, "yes": {"threshold": 0.4}}, "uncertain_below": 0.7}
-    decided = decide(predictions, chosen).table
+    decided = apply_thresholds(predictions, chosen).table
     assert decided["above_threshold"].tolist() == ["no; yes", "yes", ""]
     assert decided["uncertain"].tolist() == ["yes", "no", "no"]
 
@@ -120,7 +120,7 @@ def test_every_class_whose_threshold_is_reached_is_named_and_a_bad_file_reaches_
 def test_a_class_that_validation_lacks_has_no_threshold():
     valid = draw()
     alone = type(valid)(valid.table[valid.table["label"] == "no"].reset_index(drop=True), LABELS)
-    assert fit_decisions(alone, 0.9, None, 0.0)["thresholds"] == {}
+    assert fit_thresholds(alone, 0.9, None, 0.0)["thresholds"] == {}
 
 
 def test_net_benefit_is_its_formula_and_everybody_at_a_threshold_of_nothing():
@@ -128,7 +128,7 @@ def test_net_benefit_is_its_formula_and_everybody_at_a_threshold_of_nothing():
     positive, score = part.truth == 1, part.probability[:, 1]
     benefit, everybody = net_benefit(positive, score)
     k = 19
-    at, n = NET_RANGE[k], len(score)
+    at, n = NET_BENEFIT_THRESHOLDS[k], len(score)
     named = score >= at
     expected = (named & positive).sum() / n - (named & ~positive).sum() / n * at / (1 - at)
     assert benefit[k] == pytest.approx(expected)
@@ -142,11 +142,11 @@ def test_net_benefit_is_its_formula_and_everybody_at_a_threshold_of_nothing():
 )  # fmt: skip
 def test_calibration_that_makes_no_sense_is_refused(given, tmp_path):
     with pytest.raises(ModelError, match="makes no sense"):
-        check_calibration(given, tmp_path)
+        validate_calibration(given, tmp_path)
 
 
 def test_files_of_earlier_versions_have_none(tmp_path):
-    assert check_calibration(None, tmp_path) == {}
+    assert validate_calibration(None, tmp_path) == {}
 
 
 @pytest.mark.parametrize("entry", ["COVID-19", "COVID-19=2", "=0.5", "COVID-19=0", "COVID-19=5%"])

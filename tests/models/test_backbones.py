@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fastcxr.errors import RecipeError, WeightsError
-from fastcxr.models.backbones import describe_backbone, explain_choice, find_backbone, make_network
-from fastcxr.models.heads import head_of
+from fastcxr.models.backbones import describe_backbone, describe_weights_choice, find_backbone, make_network
+from fastcxr.models.heads import find_head
 
 # every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
 SMALL = [
@@ -27,7 +27,7 @@ def test_a_training_step_and_a_prediction_go_through(name):
     network, images = build(name), torch.rand(4, 3, 64, 64)
     loss = nn.functional.cross_entropy(network.train()(images), torch.tensor([0, 1, 2, 0]))
     loss.backward()
-    assert all(parameter.grad is not None for parameter in head_of(network).parameters())
+    assert all(parameter.grad is not None for parameter in find_head(network).parameters())
     with torch.no_grad():
         assert network.eval()(images).shape == (4, 3)
 
@@ -41,7 +41,7 @@ def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
 def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
     backbone = find_backbone("efficientnet_b7", "imagenet")
     assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
-    assert "efficientnet_b7 has no pretrained weights of its own" in explain_choice(
+    assert "efficientnet_b7 has no pretrained weights of its own" in describe_weights_choice(
         "efficientnet_b7", backbone, "imagenet"
     )
     assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
@@ -50,9 +50,9 @@ def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
 def test_a_plain_name_with_several_tags_says_which_is_used():
     backbone = find_backbone("resnet50")
     assert backbone.tag == "a1_in1k"
-    assert "sets of pretrained weights: a1_in1k is used" in explain_choice("resnet50", backbone, "imagenet")
-    assert explain_choice("resnet50.a1_in1k", backbone, "imagenet") is None
-    assert explain_choice("resnet50", backbone, "none") is None
+    assert "sets of pretrained weights: a1_in1k is used" in describe_weights_choice("resnet50", backbone, "imagenet")
+    assert describe_weights_choice("resnet50.a1_in1k", backbone, "imagenet") is None
+    assert describe_weights_choice("resnet50", backbone, "none") is None
 
 
 @pytest.mark.parametrize(

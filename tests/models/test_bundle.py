@@ -18,10 +18,10 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
-from fastcxr.metrics.calibration import scale
+from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.models import backbones, bundle, devices
 from fastcxr.models.bundle import load_model, save_model
-from fastcxr.training.feature_bank import Bank
+from fastcxr.training.feature_bank import FeatureBank
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
@@ -80,7 +80,7 @@ finally:
 
 def test_a_loaded_model_keeps_freed_memory_for_its_next_batch(folder, monkeypatch):
     kept = []
-    monkeypatch.setattr(bundle, "keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr(bundle, "keep_malloc_arenas", lambda: kept.append(True))
     load_model(folder)
     assert kept, "without it a prediction spends more than half of its time on getting pages again"
 
@@ -89,8 +89,8 @@ def test_the_temperature_and_the_thresholds_travel_with_the_model(trained, tmp_p
     calibration = {"temperature": 0.5, "thresholds": {"clear": {"threshold": 0.4}}, "uncertain_below": None}
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"}, calibration)
     classifier = load_model(tmp_path)
-    assert classifier.decisions["thresholds"]["clear"]["threshold"] == 0.4
-    expected = scale(predict(trained, toy_manifest).probability, 0.5)
+    assert classifier.thresholds["thresholds"]["clear"]["threshold"] == 0.4
+    expected = scale_probabilities(predict(trained, toy_manifest).probability, 0.5)
     np.testing.assert_allclose(predict(classifier, toy_manifest).probability, expected, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_ha
     trained, tmp_path, monkeypatch, mirror
 ):
     views = 1 if mirror else 3  # neither number says anything of mirror images
-    monkeypatch.setattr(trained, "fitted", SimpleNamespace(bank=Bank(np.zeros((views, 1, 4)), {}, mirror)))
+    monkeypatch.setattr(trained, "fitted_probe", SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror)))
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).mirror_images is mirror
 
@@ -154,21 +154,21 @@ def test_an_arithmetic_that_nobody_knows_is_refused_with_the_nearest(folder):
 
 
 def test_auto_asks_for_a_gpu_and_cpu_does_not(folder, monkeypatch):
-    monkeypatch.setattr(devices, "_find_fastest", lambda: torch.device("meta"))  # as if it were one
+    monkeypatch.setattr(devices, "_find_default_device", lambda: torch.device("meta"))  # as if it were one
     assert places_of(load_model(folder).network) == {"meta"}
     assert places_of(load_model(folder, device="cpu").network) == {"cpu"}
 
 
 def test_memory_is_kept_on_a_cpu_alone(folder, monkeypatch):
-    monkeypatch.setattr(bundle, "keep_memory", None)
+    monkeypatch.setattr(bundle, "keep_malloc_arenas", None)
     load_model(folder, device="meta")
 
 
 def test_pictures_are_looked_at_where_the_network_is(folder, monkeypatch):
     classifier, seen = load_model(folder, device="meta"), []
-    monkeypatch.setattr(module, "computing", lambda precision, device: seen.append(device.type) or nullcontext())
+    monkeypatch.setattr(module, "autocast", lambda precision, device: seen.append(device.type) or nullcontext())
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # the answer, to the CPU
-        module.score_images(classifier, np.zeros((2, 64, 64), np.uint8))
+        module.score_batch(classifier, np.zeros((2, 64, 64), np.uint8))
     assert seen == ["meta"]
 
 
@@ -179,7 +179,7 @@ def test_a_device_that_is_not_here_says_what_to_give(folder):
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
 def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, name):
-    recipe = RECIPE.but(backbone=name, head=(16, 8), dropout=0.2, loss="binary_cross_entropy")
+    recipe = RECIPE.replace(backbone=name, head=(16, 8), dropout=0.2, loss="binary_cross_entropy")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     train(learner, recipe)
     save_model(tmp_path, learner, recipe, {})
@@ -212,8 +212,8 @@ def test_model_json_says_what_it_is(folder):
 
 def test_model_json_names_the_tag_of_the_weights_that_were_loaded(tmp_path, toy_manifest, monkeypatch):
     save_file(timm.create_model("mobilenetv2_050").state_dict(), tmp_path / "hub.safetensors")
-    monkeypatch.setattr(backbones, "_cached_file", lambda backbone: str(tmp_path / "hub.safetensors"))
-    recipe = RECIPE.but(backbone="mobilenetv2_050", weights="imagenet")
+    monkeypatch.setattr(backbones, "_find_cached_file", lambda backbone: str(tmp_path / "hub.safetensors"))
+    recipe = RECIPE.replace(backbone="mobilenetv2_050", weights="imagenet")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     save_model(tmp_path, learner, recipe, {})
     backbone = json.loads((tmp_path / "model.json").read_text())["backbone"]
@@ -224,7 +224,7 @@ def test_model_json_names_the_tag_of_the_weights_that_were_loaded(tmp_path, toy_
 def test_a_weights_file_that_is_gone_after_training_costs_nothing(tmp_path, toy_manifest):
     file = tmp_path / "own.safetensors"
     save_file(timm.create_model("mobilenetv2_035").state_dict(), file)
-    recipe = RECIPE.but(weights=str(file))
+    recipe = RECIPE.replace(weights=str(file))
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     file.unlink()
     save_model(tmp_path, learner, recipe, {})

@@ -19,8 +19,8 @@ from fastcxr.inference.predict import predict
 from fastcxr.models import weights as chest_weights
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.bundle import load_model, save_model
-from fastcxr.models.heads import HeadPlan
-from fastcxr.models.weights import XRV_WEIGHTS, find_xrv
+from fastcxr.models.heads import HeadConfig
+from fastcxr.models.weights import XRV_WEIGHTS, find_xrv_weights
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
@@ -83,7 +83,7 @@ def test_chexnet_gives_its_own_numbers_in_our_networks(original, checkpoint, nam
     assert "these weights are in CheXNet's layout" in caplog.text
 
 
-@pytest.mark.parametrize("head", [HeadPlan(), HeadPlan(hidden=(14,)), HeadPlan(dropout=0.5)])
+@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig(hidden=(14,)), HeadConfig(dropout=0.5)])
 def test_chexnets_body_takes_a_head_of_our_own(original, checkpoint, head):
     network = make_network(find_backbone("densenet121", checkpoint), 3, checkpoint, 64, head)
     state, theirs = network.state_dict(), original.densenet121.state_dict()
@@ -109,7 +109,7 @@ def test_a_chexnet_file_that_lacks_a_layer_is_an_error(checkpoint, tmp_path):
 
 def test_names_with_such_dots_in_other_networks_stay_as_they_are():
     state = {"features.1.conv.1.weight": torch.zeros(1)}  # torchvision's mobilenet_v2
-    assert chest_weights.rename_chexnet(state) == state
+    assert chest_weights.rename_chexnet_keys(state) == state
 
 
 def stand_in(name: str) -> nn.Module:
@@ -237,5 +237,5 @@ def test_weights_of_another_name_or_network_are_refused(backbone, weights, remed
 
 
 def test_each_name_says_its_network_and_size():
-    assert find_xrv(NIH) == ("densenet121", 224)
-    assert find_xrv("xrv:resnet50-res512-all") == ("resnet50", 512)
+    assert find_xrv_weights(NIH) == ("densenet121", 224)
+    assert find_xrv_weights("xrv:resnet50-res512-all") == ("resnet50", 512)

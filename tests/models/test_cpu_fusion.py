@@ -9,12 +9,12 @@ import torchvision
 from torch import nn
 
 from fastcxr.models import cpu_fusion
-from fastcxr.models.cpu_fusion import Chain, follow, noise, quicken
-from fastcxr.models.heads import HeadPlan, head_of, look, replace_head, start_even
-from fastcxr.models.precision import computing
-from fastcxr.models.preprocessing import Pixels
+from fastcxr.models.cpu_fusion import ConvBnAct, fuse_for_inference, make_noise_image, trace
+from fastcxr.models.heads import HeadConfig, find_head, forward_with_features, replace_head, zero_init
+from fastcxr.models.precision import autocast
+from fastcxr.models.preprocessing import InputSpec
 
-PIXELS = Pixels(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+PIXELS = InputSpec(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 def make(name: str) -> nn.Module:
@@ -28,10 +28,10 @@ def make(name: str) -> nn.Module:
     return network.train()
 
 
-def joints_of(network: nn.Module) -> list[cpu_fusion.Joint]:
+def joints_of(network: nn.Module) -> list[cpu_fusion.FusedConv]:
     """What stands in the place of convolutions."""
     ways = [vars(module).get("forward") for module in network.modules() if isinstance(module, nn.Conv2d)]
-    return [way for way in ways if isinstance(way, cpu_fusion.Joint)]
+    return [way for way in ways if isinstance(way, cpu_fusion.FusedConv)]
 
 
 def forget_onednn(monkeypatch) -> None:
@@ -72,7 +72,7 @@ def test_the_same_comes_out_and_the_network_itself_stays(name, joined, onednn, m
         forget_onednn(monkeypatch)
     network = make_any(name).train()
     before = copy.deepcopy(network.state_dict())
-    quick = quicken(network, PIXELS, "fp32")
+    quick = fuse_for_inference(network, PIXELS, "fp32")
     assert len(joints_of(quick)) == joined
     assert network.training and not quick.training
     assert all(torch.equal(now, before[key]) for key, now in network.state_dict().items())
@@ -84,11 +84,11 @@ class Shared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convolution, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
         self.norm.running_mean += 1
 
     def forward(self, images):
-        answer = self.convolution(images)
+        answer = self.conv(images)
         return self.head((self.norm(answer) + answer).mean(dim=(2, 3)))
 
 
@@ -97,20 +97,20 @@ class Counting(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.convolution, self.activation, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)
+        self.conv, self.activation, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)
 
     def forward(self, images):
-        answer = self.convolution(images)
+        answer = self.conv(images)
         self.activation(answer)
         return self.head(answer.mean(dim=(2, 3)))
 
 
-@pytest.mark.parametrize("start", [lambda network: None, start_even], ids=["random head", "head of zeros"])
+@pytest.mark.parametrize("start", [lambda network: None, zero_init], ids=["random head", "head of zeros"])
 @torch.no_grad()
 def test_a_convolution_that_others_read_too_keeps_its_batch_norm(start):
     network = Shared()
     start(network)
-    quick = quicken(network, PIXELS, "fp32")
+    quick = fuse_for_inference(network, PIXELS, "fp32")
     assert not joints_of(quick)
     nn.init.normal_(network.head.weight)
     quick.head.load_state_dict(network.head.state_dict())
@@ -120,13 +120,15 @@ def test_a_convolution_that_others_read_too_keeps_its_batch_norm(start):
 @torch.no_grad()
 def test_stages_and_a_head_over_depths_see_what_they_saw():
     network = make("resnet18")
-    replace_head(network.eval(), 3, HeadPlan(depths=True), torch.zeros(1, 3, 64, 64))
-    nn.init.normal_(head_of(network).linear.weight)
-    quick = quicken(network, PIXELS, "fp32")
-    depths = dict(zip(head_of(network).stages, head_of(network).channels, strict=True))
-    for found, expected in zip(look(quick, IMAGES, depths), look(network, IMAGES, depths), strict=True):
+    replace_head(network.eval(), 3, HeadConfig(depths=True), torch.zeros(1, 3, 64, 64))
+    nn.init.normal_(find_head(network).linear.weight)
+    quick = fuse_for_inference(network, PIXELS, "fp32")
+    depths = dict(zip(find_head(network).stages, find_head(network).channels, strict=True))
+    for found, expected in zip(
+        forward_with_features(quick, IMAGES, depths), forward_with_features(network, IMAGES, depths), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    assert head_of(quick) is not head_of(network)
+    assert find_head(quick) is not find_head(network)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "mobilenetv3_small_050"])
@@ -134,16 +136,16 @@ def test_stages_and_a_head_over_depths_see_what_they_saw():
 def test_in_bfloat16_the_answers_are_no_further_from_those_of_float32(name):
     network = make(name).eval().to(memory_format=torch.channels_last)
     images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    exact, quick = network(images), quicken(network, PIXELS, "bf16")
+    exact, quick = network(images), fuse_for_inference(network, PIXELS, "bf16")
     assert len(joints_of(quick)) == JOINED[name]
-    with computing("bf16", torch.device("cpu")):
+    with autocast("bf16", torch.device("cpu")):
         errors = [float((found.float() - exact).norm() / exact.norm()) for found in (quick(images), network(images))]
     assert 0 < errors[0] < 1.5 * errors[1] < 0.3
 
 
 @torch.no_grad()
 def test_in_bfloat16_biases_and_the_beginning_stay_in_float32():
-    joints = joints_of(quicken(make("mobilenetv2_100"), PIXELS, "bf16"))
+    joints = joints_of(fuse_for_inference(make("mobilenetv2_100"), PIXELS, "bf16"))
     assert {joint.bias.dtype for joint in joints} == {torch.float32}
     assert [joint.weight.dtype for joint in joints[:4]] == [*3 * [torch.float32], torch.bfloat16]
 
@@ -153,7 +155,7 @@ def test_a_large_bias_that_evens_out_a_large_sum_is_not_rounded():
     convolution, norm = nn.Conv2d(64, 1, 1, bias=False), nn.BatchNorm2d(1).eval()
     convolution.weight.fill_(-1.5625)  # a number of bfloat16; all together -100
     norm.bias.fill_(100.3)  # 100.5 in bfloat16
-    joint = cpu_fusion.Joint(Chain(convolution, norm, 16, None), bare=True)
+    joint = cpu_fusion.FusedConv(ConvBnAct(convolution, norm, 16, None), without_activation=True)
     joint.weight = joint.weight.bfloat16()
     found = joint(torch.ones(1, 64, 4, 4)).float()
     torch.testing.assert_close(found, torch.full_like(found, 0.3), rtol=0, atol=0.01)
@@ -164,11 +166,11 @@ def test_a_large_bias_that_evens_out_a_large_sum_is_not_rounded():
 def test_without_onednn_batch_norm_stays_nothing_is_done_in_place_and_no_bit_changes(name, monkeypatch):
     forget_onednn(monkeypatch)
     network = make(name).eval().to(memory_format=torch.channels_last)
-    quick = quicken(network, PIXELS, "bf16")
+    quick = fuse_for_inference(network, PIXELS, "bf16")
     assert any(getattr(module, "inplace", False) for module in network.modules())
     assert not any(getattr(module, "inplace", False) for module in quick.modules())
     assert not joints_of(quick)
-    with computing("bf16", torch.device("cpu")):
+    with autocast("bf16", torch.device("cpu")):
         assert torch.equal(quick(IMAGES), network(IMAGES))
 
 
@@ -178,28 +180,28 @@ def test_where_onednn_cannot_do_it_the_network_stays_as_it_is(precision, monkeyp
     def refuse(self, maps):
         raise RuntimeError("needs the cpu support avx512")
 
-    monkeypatch.setattr(cpu_fusion.Joint, "__call__", refuse)
+    monkeypatch.setattr(cpu_fusion.FusedConv, "__call__", refuse)
     network = make("mobilenetv2_035").eval().to(memory_format=torch.channels_last)
-    quick = quicken(network, PIXELS, precision)
+    quick = fuse_for_inference(network, PIXELS, precision)
     assert not joints_of(quick)
-    with computing(precision, torch.device("cpu")):
+    with autocast(precision, torch.device("cpu")):
         assert torch.equal(quick(IMAGES), network(IMAGES))
 
 
-@pytest.mark.parametrize("start", [lambda network: None, start_even], ids=["random head", "head of zeros"])
+@pytest.mark.parametrize("start", [lambda network: None, zero_init], ids=["random head", "head of zeros"])
 @torch.no_grad()
 def test_who_counts_on_what_is_done_in_place_keeps_it(start):
     network = Counting()
     start(network)
-    assert quicken(network, PIXELS, "bf16").activation.inplace
+    assert fuse_for_inference(network, PIXELS, "bf16").activation.inplace
 
 
-@pytest.mark.parametrize("plan", [HeadPlan(), HeadPlan(hidden=(8,)), HeadPlan(depths=True)], ids=str)
+@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), HeadConfig(depths=True)], ids=str)
 def test_what_a_head_of_zeros_sees_is_looked_at(plan):
     network = make("resnet18").eval()
     replace_head(network, 3, plan, torch.zeros(1, 3, 64, 64))
-    start_even(network)
-    ends = follow(network, noise(PIXELS))[1]
+    zero_init(network)
+    ends = trace(network, make_noise_image(PIXELS))[1]
     seen = [end for layer, end in ends.items() if isinstance(layer, nn.Linear)]
     assert not ends[None].any()
     assert seen and all(end.any() for end in seen)
@@ -208,17 +210,17 @@ def test_what_a_head_of_zeros_sees_is_looked_at(plan):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_who_asks_in_inference_mode_gets_the_same_network(precision):
     network = make("mobilenetv2_035")
-    expected = quicken(network, PIXELS, precision)
+    expected = fuse_for_inference(network, PIXELS, precision)
     with torch.inference_mode():
         for given in (network, copy.deepcopy(network)):  # the second is made of inference tensors itself
-            found = quicken(given, PIXELS, precision)
+            found = fuse_for_inference(given, PIXELS, precision)
             assert len(joints_of(found)) == JOINED["mobilenetv2_035"]
-            with computing(precision, torch.device("cpu")):
+            with autocast(precision, torch.device("cpu")):
                 assert torch.equal(found(IMAGES), expected(IMAGES))
 
 
 def test_folding_draws_no_random_number():
     network = make("mobilenetv2_035")
     state = torch.get_rng_state()
-    quicken(network, PIXELS, "fp32")
+    fuse_for_inference(network, PIXELS, "fp32")
     assert torch.equal(state, torch.get_rng_state())

@@ -45,8 +45,8 @@ def test_a_step_is_timed_to_its_end_on_a_device(slow, monkeypatch):
     )
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1), torch.nn.Flatten(0))
     learner = SimpleNamespace(dls=loaders, model=network, precision="fp32", loss_func=torch.nn.MSELoss())
-    monkeypatch.setattr(time_budget, "computing", lambda *_: torch.enable_grad())
-    assert time_budget._step(learner) == 1.0
+    monkeypatch.setattr(time_budget, "autocast", lambda *_: torch.enable_grad())
+    assert time_budget._time_step(learner) == 1.0
     assert slow.waited == ["mps", "mps"]
 
 

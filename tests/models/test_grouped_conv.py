@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastcxr.models.grouped_conv import FEW
-from fastcxr.models.precision import computing
+from fastcxr.models.grouped_conv import MIN_FAST_GROUP_CHANNELS
+from fastcxr.models.precision import autocast
 
 CPU = torch.device("cpu")
 
@@ -40,9 +40,9 @@ def test_gradients_are_those_of_autocast_within_rounding(form, width, size):
     torch.manual_seed(0)
     layer = nn.Conv2d(6 * width, 6 * width, groups=6, **form).to(memory_format=torch.channels_last)
     images = torch.randn(4, 6 * width, *size).to(memory_format=torch.channels_last)
-    answer, gradients = learn(layer, images, computing("bf16", CPU))
+    answer, gradients = learn(layer, images, autocast("bf16", CPU))
     theirs, expected = learn(layer, images, torch.autocast("cpu", torch.bfloat16))
-    assert "_Convolution" in type(answer.grad_fn).__name__
+    assert "_GroupedConv2d" in type(answer.grad_fn).__name__
     assert torch.equal(answer, theirs)
     for found, wanted in zip(gradients, expected, strict=True):
         assert found.shape == wanted.shape and found.dtype == wanted.dtype == torch.float32
@@ -51,8 +51,8 @@ def test_gradients_are_those_of_autocast_within_rounding(form, width, size):
 
 def is_mended(layer: nn.Module, precision: str, images: torch.Tensor) -> bool:
     """Whether its answer would learn by the quicker road."""
-    with computing(precision, CPU):
-        return "_Convolution" in type(layer(images).grad_fn).__name__
+    with autocast(precision, CPU):
+        return "_GroupedConv2d" in type(layer(images).grad_fn).__name__
 
 
 def test_only_few_channels_a_group_in_bfloat16_are_concerned():
@@ -60,7 +60,7 @@ def test_only_few_channels_a_group_in_bfloat16_are_concerned():
     assert is_mended(depthwise, "bf16", images)
     assert not is_mended(depthwise, "fp32", images)
     assert is_mended(nn.Conv2d(16, 16, 3, groups=4), "bf16", images)
-    assert not is_mended(nn.Conv2d(16, 16, 3, groups=16 // FEW), "bf16", images)
+    assert not is_mended(nn.Conv2d(16, 16, 3, groups=16 // MIN_FAST_GROUP_CHANNELS), "bf16", images)
     assert not is_mended(nn.Conv2d(16, 16, 3), "bf16", images)
     assert not is_mended(nn.Conv2d(16, 16, 3, groups=16, padding="same"), "bf16", images)
 
@@ -72,13 +72,13 @@ def test_what_does_not_learn_is_not_concerned():
     for parameter in depthwise.parameters():
         parameter.requires_grad_(False)
     seen = images.clone().requires_grad_()
-    with computing("bf16", CPU):
+    with autocast("bf16", CPU):
         depthwise(seen).float().sum().backward()
     assert seen.grad.abs().sum() > 0 and depthwise.weight.grad is None
 
 
 def test_a_frozen_input_costs_no_gradient_of_its_own():
     depthwise = nn.Conv2d(4, 4, 3, stride=2, groups=4)
-    with computing("bf16", CPU):
+    with autocast("bf16", CPU):
         depthwise(torch.rand(2, 4, 8, 8)).float().sum().backward()
     assert depthwise.weight.grad is not None and depthwise.bias.grad is not None

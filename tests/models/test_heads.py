@@ -7,11 +7,19 @@ from torch import nn
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import LINEAR, Head, HeadPlan, head_keys, head_names, head_of, replace_head
+from fastcxr.models.heads import (
+    LINEAR_HEAD,
+    Head,
+    HeadConfig,
+    find_head,
+    find_head_modules,
+    find_head_parameters,
+    replace_head,
+)
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
-PLAN = HeadPlan(hidden=(32, 16), dropout=0.25)
+PLAN = HeadConfig(hidden=(32, 16), dropout=0.25)
 # a linear head in both libraries, one behind a pooling of its own, one that is a convolution, two at once
 KINDS = [
     "mobilenetv2_035", "convnext_atto", "deit_tiny_distilled_patch16_224", "fastcxr:baseline_cnn",
@@ -19,7 +27,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-def build(name: str, head: HeadPlan = LINEAR, size: int = 64) -> nn.Module:
+def build(name: str, head: HeadConfig = LINEAR_HEAD, size: int = 64) -> nn.Module:
     return make_network(find_backbone(name, "none"), 3, "none", size, head)
 
 
@@ -45,20 +53,20 @@ def test_a_described_head_trains_and_predicts_and_starts_even(name):
 def test_hidden_layers_start_at_random_and_from_the_seed(toy_manifest):
     recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, head=(32,), dropout=0.1)
     loaders = make_loaders(toy_manifest, recipe)
-    first, same, other = (head_of(make_learner(loaders, recipe.but(seed=s)).model)[0].weight for s in (1, 1, 2))
+    first, same, other = (find_head(make_learner(loaders, recipe.replace(seed=s)).model)[0].weight for s in (1, 1, 2))
     assert first.std() > 0.01
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
 
 
 def test_dropout_without_hidden_layers_stands_before_the_classes():
-    head = head_of(build("mobilenetv2_035", HeadPlan(dropout=0.5)))
+    head = find_head(build("mobilenetv2_035", HeadConfig(dropout=0.5)))
     assert [type(module) for module in head] == [nn.Dropout, nn.Linear]
 
 
 def test_without_a_description_the_head_is_the_one_linear_layer():
-    assert type(head_of(build("mobilenetv2_035"))) is nn.Linear
-    assert type(head_of(build("torchvision:resnet18"))) is nn.Linear
+    assert type(find_head(build("mobilenetv2_035"))) is nn.Linear
+    assert type(find_head(build("torchvision:resnet18"))) is nn.Linear
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small"])
@@ -68,10 +76,10 @@ def test_a_new_head_gives_every_class_the_same_probability(name):
 
 
 def test_head_keys_name_the_head_in_the_state_dict():
-    assert head_keys(build("mobilenetv2_035")) == {"classifier.weight", "classifier.bias"}
+    assert find_head_parameters(build("mobilenetv2_035")) == {"classifier.weight", "classifier.bias"}
     keys = {f"classifier.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
-    assert head_keys(build("mobilenetv2_035", HeadPlan(hidden=(8,)))) == keys
-    assert head_names(build("deit_tiny_distilled_patch16_224")) == ["head", "head_dist"]
+    assert find_head_parameters(build("mobilenetv2_035", HeadConfig(hidden=(8,)))) == keys
+    assert find_head_modules(build("deit_tiny_distilled_patch16_224")) == ["head", "head_dist"]
 
 
 def test_a_head_that_cannot_be_replaced_is_refused_with_the_way_out():

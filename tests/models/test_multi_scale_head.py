@@ -9,11 +9,20 @@ from torch import nn
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import DepthHead, HeadPlan, head_entries, head_names, head_of, is_banked, plan_head, pool
+from fastcxr.models.heads import (
+    HeadConfig,
+    MultiScaleHead,
+    find_head,
+    find_head_modules,
+    find_head_state_keys,
+    head_config,
+    pool_features,
+    uses_feature_bank,
+)
 from fastcxr.models.weights import load_weights
-from fastcxr.training.feature_bank import giving_features
+from fastcxr.training.feature_bank import output_head_features
 
-DEPTHS = HeadPlan(depths=True)
+DEPTHS = HeadConfig(depths=True)
 # stages and features: maps with channels second, last (two), tokens, none that timm tells of, and several maps at once
 KINDS = {
     "mobilenetv2_035": (64, 5, 8 + 8 + 16 + 32 + 112 + 1280),
@@ -27,20 +36,20 @@ KINDS = {
 }
 
 
-def build(name: str, head: HeadPlan = DEPTHS, size: int = 64) -> nn.Module:
+def build(name: str, head: HeadConfig = DEPTHS, size: int = 64) -> nn.Module:
     torch.manual_seed(0)
     return make_network(find_backbone(name, "none"), 3, "none", size, head)
 
 
 def see(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad(), giving_features(head_of(network)):
+    with torch.no_grad(), output_head_features(find_head(network)):
         return network.eval()(images)
 
 
 @pytest.fixture(scope="module")
 def mobilenet() -> nn.Module:
     network = build("mobilenetv2_035")
-    nn.init.normal_(head_of(network).linear.weight)
+    nn.init.normal_(find_head(network).linear.weight)
     return network
 
 
@@ -48,8 +57,8 @@ def mobilenet() -> nn.Module:
 def test_networks_of_every_kind_give_features_of_all_their_depths(name):
     size, depths, features = KINDS[name]
     network = build(name, size=size)
-    head = head_of(network)
-    assert isinstance(head, DepthHead) and len(head.channels) == depths
+    head = find_head(network)
+    assert isinstance(head, MultiScaleHead) and len(head.channels) == depths
     assert see(network, torch.rand(2, 3, size, size)).shape == (2, features)
     images = torch.rand(2, 3, size, size)
     torch.testing.assert_close(network(images).detach(), torch.zeros(2, 3))
@@ -78,7 +87,7 @@ def test_features_are_the_means_of_the_stages_and_then_what_the_old_head_saw(mob
 
 def test_every_feature_is_standardised_before_the_layer(mobilenet):
     network, images = deepcopy(mobilenet), torch.rand(2, 3, 64, 64)
-    head, features = head_of(network), see(network, images)
+    head, features = find_head(network), see(network, images)
     head.mean.copy_(torch.rand_like(head.mean))
     head.deviation.copy_(torch.rand_like(head.mean) + 0.5)
     expected = ((features - head.mean) / head.deviation) @ head.linear.weight.T + head.linear.bias
@@ -98,16 +107,16 @@ def test_every_feature_is_standardised_before_the_layer(mobilenet):
 )
 def test_a_map_is_averaged_over_its_places_wherever_its_channels_stand(shape, channels, last, places):
     maps = torch.rand(shape)
-    torch.testing.assert_close(pool(maps, channels, last), maps.mean(dim=places))
+    torch.testing.assert_close(pool_features(maps, channels, last), maps.mean(dim=places))
 
 
 def test_a_network_that_tells_its_channels_are_last_is_believed():
-    assert head_of(build("mambaout_femto")).channels_last
-    assert not head_of(build("mobilenetv2_035")).channels_last
+    assert find_head(build("mambaout_femto")).channels_last
+    assert not find_head(build("mobilenetv2_035")).channels_last
 
 
 def test_building_it_leaves_the_network_as_it_was():
-    plain, network = build("mobilenetv2_035", HeadPlan()), build("mobilenetv2_035")
+    plain, network = build("mobilenetv2_035", HeadConfig()), build("mobilenetv2_035")
     state = network.state_dict()
     body = [name for name in plain.state_dict() if "classifier" not in name]
     assert all(torch.equal(plain.state_dict()[name], state[name]) for name in body), "batch norm statistics included"
@@ -118,11 +127,11 @@ def test_building_it_leaves_the_network_as_it_was():
 def test_a_copy_is_a_network_of_its_own(mobilenet):
     copy, images = deepcopy(mobilenet), torch.rand(2, 3, 64, 64)
     expected = mobilenet.eval()(images)
-    nn.init.zeros_(head_of(mobilenet).linear.bias)
+    nn.init.zeros_(find_head(mobilenet).linear.bias)
     torch.testing.assert_close(copy.eval()(images), expected)
     copy.forward_features(images)
-    assert head_of(mobilenet).seen == []
-    nn.init.zeros_(head_of(copy).linear.weight)
+    assert find_head(mobilenet).stage_features == []
+    nn.init.zeros_(find_head(copy).linear.weight)
     torch.testing.assert_close(mobilenet(images), expected)
 
 
@@ -137,7 +146,7 @@ def test_a_batch_that_failed_in_the_middle_leaves_nothing_behind(mobilenet):
     with pytest.raises(RuntimeError, match="out of memory"):
         mobilenet(torch.rand(5, 3, 64, 64))
     hook.remove()
-    assert head_of(mobilenet).seen != []
+    assert find_head(mobilenet).stage_features != []
     torch.testing.assert_close(mobilenet(images), expected)
 
 
@@ -151,12 +160,12 @@ def test_the_body_alone_may_be_asked_again_and_again(mobilenet):
 
 
 def test_its_entries_in_the_state_dict_are_all_the_heads_own(mobilenet):
-    assert head_names(mobilenet) == ["classifier"]
+    assert find_head_modules(mobilenet) == ["classifier"]
     names = {f"classifier.{name}" for name in ("mean", "deviation", "linear.weight", "linear.bias")}
-    assert head_entries(mobilenet) == names
+    assert find_head_state_keys(mobilenet) == names
 
 
-@pytest.mark.parametrize("plan", [HeadPlan(), HeadPlan(hidden=(8,)), DEPTHS])
+@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), DEPTHS])
 def test_weights_that_were_saved_with_it_fill_the_body_under_any_head(mobilenet, tmp_path, plan):
     torch.save(mobilenet.state_dict(), tmp_path / "saved.pth")
     network = make_network(find_backbone("mobilenetv2_035", "none"), 4, "none", 64, plan)
@@ -166,7 +175,7 @@ def test_weights_that_were_saved_with_it_fill_the_body_under_any_head(mobilenet,
 
 
 def test_weights_that_were_saved_with_a_linear_head_fill_the_body_under_it(tmp_path):
-    saved = build("mobilenetv2_035", HeadPlan())
+    saved = build("mobilenetv2_035", HeadConfig())
     torch.save(saved.state_dict(), tmp_path / "saved.pth")
     network = build("mobilenetv2_035")
     nn.init.zeros_(network.conv_stem.weight)
@@ -178,14 +187,14 @@ def test_weights_that_were_saved_with_a_linear_head_fill_the_body_under_it(tmp_p
 @pytest.mark.parametrize("wish", [{"head": (32,)}, {"dropout": 0.1}])
 def test_hidden_layers_and_dropout_cannot_be_fitted(strategy, wish):
     with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Leave --head and --dropout out"):
-        plan_head(Recipe(strategy=strategy, **wish))
+        head_config(Recipe(strategy=strategy, **wish))
 
 
 def test_a_head_is_fitted_where_the_strategy_says_so_and_the_body_has_learned_something():
-    assert plan_head(Recipe(strategy="probe", weights="none")) == DEPTHS
-    assert plan_head(Recipe(strategy="rapid")) == DEPTHS
-    assert plan_head(Recipe(strategy="rapid", weights="none", head=(8,))) == HeadPlan(hidden=(8,))
-    assert not is_banked(Recipe(strategy="fine"))
+    assert head_config(Recipe(strategy="probe", weights="none")) == DEPTHS
+    assert head_config(Recipe(strategy="rapid")) == DEPTHS
+    assert head_config(Recipe(strategy="rapid", weights="none", head=(8,))) == HeadConfig(hidden=(8,))
+    assert not uses_feature_bank(Recipe(strategy="fine"))
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "torchvision:squeezenet1_1"])

@@ -13,8 +13,8 @@ from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.inference import predict as module
 from fastcxr.inference.openvino import to_openvino
 from fastcxr.inference.predict import predict
-from fastcxr.metrics.thresholds import decide
-from fastcxr.models.bundle import classifier_of, load_model, save_model
+from fastcxr.metrics.thresholds import apply_thresholds
+from fastcxr.models.bundle import extract_classifier, load_model, save_model
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
@@ -67,7 +67,7 @@ def strangers(tmp_path_factory):
 
 @pytest.mark.parametrize("strategy", ["probe", "deep"])
 def test_a_picture_of_something_else_is_given_no_class(many_toys, strangers, strategy):
-    model = learn(many_toys, PROBE.but(strategy=strategy))
+    model = learn(many_toys, PROBE.replace(strategy=strategy))
     table = predict(model, strangers, splits=None).table
     assert table["predicted"].tolist() == ["", "", ""]
     assert table["like_training"].tolist() == ["no", "no", "no"]
@@ -86,7 +86,7 @@ def test_the_probabilities_of_a_stranger_stay_so_that_figures_can_be_measured(le
 
 def test_no_threshold_is_reached_by_a_stranger_and_its_answer_is_uncertain(learner, strangers):
     decisions = {"thresholds": {label: {"threshold": 0.0} for label in ("clear", "haze", "opacity")}}
-    table = decide(predict(learner, strangers, splits=None), decisions).table
+    table = apply_thresholds(predict(learner, strangers, splits=None), decisions).table
     assert table["above_threshold"].tolist() == ["", "", ""]
     assert table["uncertain"].tolist() == ["yes", "yes", "yes"]
 
@@ -100,11 +100,11 @@ def test_a_file_that_cannot_be_read_is_neither_like_nor_unlike(learner, stranger
 
 
 def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys, monkeypatch):
-    files, ask, asked = many_toys["file"].tolist(), module.features_in_bank, []
-    whole = learner.gate.measure(ask(learner, files, learner.gate.depths))
-    monkeypatch.setattr(module, "ROWS", 50)
+    files, ask, asked = many_toys["file"].tolist(), module.read_bank_features, []
+    whole = learner.ood_detector.compute_scores(ask(learner, files, learner.ood_detector.stage_channels))
+    monkeypatch.setattr(module, "BANK_CHUNK_ROWS", 50)
     monkeypatch.setattr(
-        module, "features_in_bank", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
+        module, "read_bank_features", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
     )
     found = predict(learner, many_toys, splits=None).table["strangeness"]
     np.testing.assert_allclose(found, whole, rtol=1e-9)
@@ -112,9 +112,13 @@ def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys,
 
 
 def test_features_of_a_bank_are_a_copy_of_what_was_asked_for_and_no_more(learner, many_toys):
-    few, bank, width = many_toys["file"].tolist()[3:6], learner.fitted.bank, sum(learner.gate.depths.values())
-    found = module.features_in_bank(learner, few, learner.gate.depths)
-    np.testing.assert_array_equal(found, bank.features[0][bank.rows(few)][:, :width])
+    few, bank, width = (
+        many_toys["file"].tolist()[3:6],
+        learner.fitted_probe.bank,
+        sum(learner.ood_detector.stage_channels.values()),
+    )
+    found = module.read_bank_features(learner, few, learner.ood_detector.stage_channels)
+    np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(few)][:, :width])
     assert found.base is None or found.base.size == 3 * width
     assert not np.shares_memory(found, bank.features)
 
@@ -127,7 +131,7 @@ def test_a_reloaded_gate_measures_what_the_trained_one_did(learner, folder, many
 
 @pytest.mark.needs("openvino")
 def test_the_compiled_graph_measures_what_the_network_does(learner, many_toys):
-    classifier = classifier_of(learner)
+    classifier = extract_classifier(learner)
     eager = predict(classifier, many_toys, splits=None)
     graph = predict(to_openvino(classifier), many_toys, splits=None)
     np.testing.assert_allclose(graph.table["strangeness"], eager.table["strangeness"], rtol=1e-2)
@@ -139,7 +143,7 @@ def test_models_of_earlier_versions_have_no_gate_and_say_nothing_of_likeness(cop
     del facts["gate"]
     (copy / "model.json").write_text(json.dumps(facts))
     table = predict(load_model(copy), strangers, splits=None).table
-    assert load_model(copy).gate is None
+    assert load_model(copy).ood_detector is None
     assert not set(COLUMNS) & set(table.columns) and (table["predicted"] != "").all()
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import LINEAR, HeadPlan, head_of
+from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, find_head
 from fastcxr.models.param_groups import layer_groups
-from fastcxr.training.learner import FrozenStaysFrozen
+from fastcxr.training.learner import FrozenModulesEval
 
 NAMES = [
     "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
@@ -21,7 +21,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def build(name: str, head: HeadPlan = LINEAR) -> nn.Module:
+def build(name: str, head: HeadConfig = LINEAR_HEAD) -> nn.Module:
     return make_network(find_backbone(name, "none"), 3, "none", 224, head)
 
 
@@ -30,7 +30,9 @@ def check(network: nn.Module) -> None:
     assert 3 <= len(groups) <= 5
     numbers = [id(parameter) for group in groups for parameter in group]
     assert sorted(numbers) == sorted(map(id, network.parameters()))
-    assert {id(parameter) for parameter in groups[-1]} == {id(parameter) for parameter in head_of(network).parameters()}
+    assert {id(parameter) for parameter in groups[-1]} == {
+        id(parameter) for parameter in find_head(network).parameters()
+    }
     assert max(len(group) for group in groups[:-1]) < 0.6 * len(numbers), "rates must reach inside the body"
 
 
@@ -41,13 +43,13 @@ def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name
 
 @pytest.mark.parametrize("name", ["resnet34", "densenet121", "vit_tiny_patch16_224", "torchvision:mobilenet_v3_small"])
 def test_a_head_of_several_layers_is_one_group(name):
-    network = build(name, HeadPlan(hidden=(32, 16), dropout=0.1))
+    network = build(name, HeadConfig(hidden=(32, 16), dropout=0.1))
     check(network)
     assert len(layer_groups(network)[-1]) == 6
 
 
 def test_the_baseline_has_a_group_for_either_convolution_and_one_for_the_head():
-    network = build("fastcxr:baseline_cnn", HeadPlan(hidden=(16,)))
+    network = build("fastcxr:baseline_cnn", HeadConfig(hidden=(16,)))
     assert [len(group) for group in layer_groups(network)] == [2, 2, 4]
     shapes = [{tuple(parameter.shape) for parameter in group} for group in layer_groups(network)]
     assert (32, 1, 5, 5) in shapes[0] and (64, 32, 5, 5) in shapes[1] and (16, 1024) in shapes[2]
@@ -57,7 +59,7 @@ def training_after(network: nn.Module, learning: tuple[str, ...]) -> dict[str, b
     """Which modules are in training mode if the parameters below the names `learning` learn and no others."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(learning))
-    callback = FrozenStaysFrozen()
+    callback = FrozenModulesEval()
     callback.learn = SimpleNamespace(model=network.train())
     callback.before_train()
     return {name: module.training for name, module in network.named_modules()}
@@ -76,8 +78,8 @@ def test_dropout_and_stochastic_depth_are_off_in_frozen_layers_and_on_in_learnin
 
 @pytest.mark.parametrize("name", ["torchvision:swin_t", "densenet121"])
 def test_a_frozen_body_computes_as_in_evaluation_while_the_dropout_of_its_head_is_on(name):
-    network = build(name, HeadPlan(dropout=0.5))
-    head = head_of(network)
+    network = build(name, HeadConfig(dropout=0.5))
+    head = find_head(network)
     learning = {id(parameter) for parameter in head.parameters()}
     names = tuple(name for name, parameter in network.named_parameters() if id(parameter) in learning)
     training_after(network, names)

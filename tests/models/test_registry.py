@@ -10,11 +10,11 @@ from fastcxr.models.registry import count_parameters, list_backbones
     ("name", "library"), [("resnet18", "timm"), ("vit_tiny_patch16_224", "timm"), ("mobilenet_v3_small", "torchvision")]
 )
 def test_stored_counts_are_those_of_the_networks(name, library):
-    assert registry._counts()[library, name] == count_parameters(name, library)
+    assert registry._read_parameter_counts()[library, name] == count_parameters(name, library)
 
 
 def test_a_network_that_is_not_stored_is_counted(monkeypatch):
-    monkeypatch.setattr(registry, "_counts", dict)
+    monkeypatch.setattr(registry, "_read_parameter_counts", dict)
     (row,) = list_backbones("resnet1[8]")
     assert row == {
         "name": "resnet18",

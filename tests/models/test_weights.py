@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 import fastcxr
 from fastcxr.errors import InputMissingError, WeightsError
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import LINEAR, HeadPlan
+from fastcxr.models.heads import LINEAR_HEAD, HeadConfig
 
 BACKBONE = "mobilenetv2_035"
 
 
-def network(classes: int = 3, weights: str = "none", head: HeadPlan = LINEAR):
+def network(classes: int = 3, weights: str = "none", head: HeadConfig = LINEAR_HEAD):
     return make_network(find_backbone(BACKBONE, weights), classes, weights, 64, head)
 
 
@@ -44,10 +44,10 @@ def test_safetensors_fill_the_network_and_a_head_of_the_same_size_comes_along(tm
 
 def test_a_head_of_another_form_starts_anew_and_one_of_another_size_keeps_its_hidden_layers(thousand, tmp_path):
     save_file(thousand, tmp_path / "linear.safetensors")
-    network(weights=str(tmp_path / "linear.safetensors"), head=HeadPlan(hidden=(8,)))
-    two_layers = network(5, head=HeadPlan(hidden=(8,))).state_dict()
+    network(weights=str(tmp_path / "linear.safetensors"), head=HeadConfig(hidden=(8,)))
+    two_layers = network(5, head=HeadConfig(hidden=(8,))).state_dict()
     save_file(two_layers, tmp_path / "hidden.safetensors")
-    filled = network(3, str(tmp_path / "hidden.safetensors"), HeadPlan(hidden=(8,))).state_dict()
+    filled = network(3, str(tmp_path / "hidden.safetensors"), HeadConfig(hidden=(8,))).state_dict()
     assert torch.equal(filled["classifier.0.weight"], two_layers["classifier.0.weight"])
     assert filled["classifier.2.weight"].shape == (3, 8)
     network(3, str(tmp_path / "hidden.safetensors"))

@@ -7,8 +7,8 @@ import math
 import pytest
 from rich.console import Console
 
-from fastcxr.progress.auto import find_progress
-from fastcxr.progress.base import Progress, heard_by, heard_once
+from fastcxr.progress.auto import make_default_progress
+from fastcxr.progress.base import Progress, log_once, log_to
 from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress
 
 ROW = {
@@ -68,7 +68,7 @@ def test_warnings_are_loud_and_markup_of_a_file_name_is_no_markup():
 
 
 def test_a_script_hears_nothing():
-    assert type(find_progress()) is Progress
+    assert type(make_default_progress()) is Progress
 
 
 @pytest.mark.needs("IPython")
@@ -114,9 +114,9 @@ class Kept(logging.Handler):
 def test_a_handler_that_is_there_gets_a_line_once_and_a_later_one_gets_it_again():
     early, late = Kept(), Kept()
     lines = ["FCX-W202 3 images", "FCX-W207 1 image", "unused", "other"]
-    with heard_by(early), heard_once("FCX-W", "unused"):
+    with log_to(early), log_once("FCX-W", "unused"):
         for _ in range(2):
-            with heard_by(late):
+            with log_to(late):
                 for line in lines:
                     logging.getLogger("fastcxr").warning(line)
     assert early.lines == [*lines, "other"]

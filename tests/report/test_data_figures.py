@@ -5,12 +5,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
-from fastcxr.report.data_figures import class_bars, class_histogram, mean_histograms
-from fastcxr.report.style import svg_text
+from fastcxr.report.data_figures import plot_class_counts, plot_class_histogram, plot_mean_histograms
+from fastcxr.report.style import to_svg
 
 
 def words(figure):
-    root = ElementTree.fromstring(svg_text(figure, "f", "described"))
+    root = ElementTree.fromstring(to_svg(figure, "f", "described"))
     return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
@@ -23,19 +23,21 @@ def shares(labels, black=0.0):
 
 def test_bars_carry_counts_and_shares():
     counts = pd.DataFrame({"train": [70, 20], "test": [10, 0]}, index=["a$b$", "_hidden"])
-    assert {"a$b$", "_hidden", "train", "test", "70", "80  (80.0 %)", "20  (20.0 %)"} <= set(words(class_bars(counts)))
+    assert {"a$b$", "_hidden", "train", "test", "70", "80  (80.0 %)", "20  (20.0 %)"} <= set(
+        words(plot_class_counts(counts))
+    )
 
 
 def test_a_class_without_images_has_a_bar_of_nothing():
-    assert "0  (0.0 %)" in words(class_bars(pd.DataFrame({"train": [5, 0]}, index=["a", "b"])))
+    assert "0  (0.0 %)" in words(plot_class_counts(pd.DataFrame({"train": [5, 0]}, index=["a", "b"])))
 
 
 def test_every_class_is_named_in_the_common_histogram():
-    assert {"a$b$", "_hidden"} <= set(words(mean_histograms(shares(["a$b$", "_hidden"]), ["_hidden", "a$b$"])))
+    assert {"a$b$", "_hidden"} <= set(words(plot_mean_histograms(shares(["a$b$", "_hidden"]), ["_hidden", "a$b$"])))
 
 
 def test_black_margins_are_told_in_words_and_do_not_flatten_the_rest():
-    figure = class_histogram(shares(["a", "b"], black=0.4), "a", 0)
+    figure = plot_class_histogram(shares(["a", "b"], black=0.4), "a", 0)
     assert figure.axes[0].get_ylim()[1] < 0.05
     assert "↑ black: 40.0 %" in words(figure)
-    assert not [word for word in words(class_histogram(shares(["a", "b"]), "a", 0)) if "black:" in word]
+    assert not [word for word in words(plot_class_histogram(shares(["a", "b"]), "a", 0)) if "black:" in word]

@@ -10,8 +10,8 @@ from html_page import Page
 from synthetic_run import LABELS, build_description, make_manifest
 
 from fastcxr.errors import DataError, InputMissingError
-from fastcxr.report.pages import draw_description, render_description
-from fastcxr.report.run_reader import read_description
+from fastcxr.report.pages import render_dataset_page, write_dataset_page
+from fastcxr.report.run_reader import read_dataset_record
 
 RESEARCH = "For research, not for diagnosis."
 
@@ -20,13 +20,13 @@ RESEARCH = "For research, not for diagnosis."
 def drawn(tmp_path_factory):
     """A described cohort with its page."""
     folder = build_description(tmp_path_factory.mktemp("whole") / "described")
-    draw_description(folder)
+    write_dataset_page(folder)
     return folder
 
 
 def words_of(folder):
     """The page without its figures, which are most of the time."""
-    return Page(render_description(read_description(folder), {})).text
+    return Page(render_dataset_page(read_dataset_record(folder), {})).text
 
 
 def test_the_page_stands_alone(drawn):
@@ -65,14 +65,14 @@ def test_the_figures_lie_beside_the_page(drawn):
 
 def test_the_same_files_give_the_same_bytes_wherever_the_folder_stands(drawn, tmp_path):
     other = shutil.copytree(drawn, tmp_path / "other")
-    draw_description(other)
+    write_dataset_page(other)
     for name in ("describe.html", "figures/classes.svg", "figures/histogram_2.svg"):
         assert (other / name).read_bytes() == (drawn / name).read_bytes()
 
 
 def test_a_manifest_alone_makes_a_page(drawn, tmp_path):
     shutil.copy(drawn / "manifest.csv", tmp_path)
-    text = Page(draw_description(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(write_dataset_page(tmp_path).read_text(encoding="utf-8")).text
     assert "1,000 images." in text and "Images and their gray values" not in text and "How it was made" not in text
 
 
@@ -91,7 +91,7 @@ def test_hostile_names_are_words_and_nothing_else(tmp_path):
     manifest = manifest.assign(path=[f"{i}<img src=x onerror=y>.png" for i in range(200)], source="<u>x</u>")
     said = [{"level": "warning", "text": "<s>loud</s>"}]
     folder = build_description(tmp_path / "d", manifest, run={"command": "</style><k>", "said": said})
-    page = Page(draw_description(folder).read_text(encoding="utf-8"))
+    page = Page(write_dataset_page(folder).read_text(encoding="utf-8"))
     assert not page.open and not {"script", "u", "s", "k"} & page.tags
     assert "<script>alert(1)</script>" in page.text and "<s>loud</s>" in page.text and "\u202e" not in page.text
     assert all(source.startswith("data:") for source in page.sources)
@@ -100,7 +100,7 @@ def test_hostile_names_are_words_and_nothing_else(tmp_path):
 def test_many_classes_have_their_own_histograms_and_no_web_of_lines(tmp_path):
     labels = tuple(f"class_{i:02d}" for i in range(12))
     folder = build_description(tmp_path / "d", make_manifest(labels, 300), thumbnails=False)
-    draw_description(folder)
+    write_dataset_page(folder)
     assert (folder / "figures" / "histogram_12.svg").is_file()
     assert not (folder / "figures" / "histograms.svg").exists()
 
@@ -115,7 +115,7 @@ def test_an_image_level_split_is_stamped(tmp_path):
 def test_a_folder_without_a_manifest_says_what_to_name(tmp_path):
     for folder, what in ((tmp_path, "no manifest.csv"), (tmp_path / "none", "no such folder")):
         with pytest.raises(InputMissingError, match=f"{what}.*Name a folder that fastcxr describe made"):
-            draw_description(folder)
+            write_dataset_page(folder)
 
 
 @pytest.mark.parametrize(("name", "content"), [("histograms.csv", "label,bin\na,x\n"), ("files.csv", "")])
@@ -123,9 +123,9 @@ def test_a_broken_file_is_named_with_the_way_out(drawn, tmp_path, name, content)
     shutil.copy(drawn / "manifest.csv", tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match="Restore the file as the run wrote it") as caught:
-        draw_description(tmp_path)
+        write_dataset_page(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
 
 
 def test_the_classes_keep_the_colours_that_a_report_gives_them(drawn):
-    assert read_description(drawn).labels == LABELS
+    assert read_dataset_record(drawn).labels == LABELS

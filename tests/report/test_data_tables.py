@@ -1,12 +1,12 @@
-"""Tests for cohort_rows.py and cohort_notices.py"""
+"""Tests for cohort_rows.py and make_dataset_notices.py"""
 
 import pandas as pd
 import pytest
 from synthetic_run import build_description, make_manifest
 
-from fastcxr.report.data_notices import cohort_notices
-from fastcxr.report.data_tables import cohort_tiles, file_rows, measured_images, split_table
-from fastcxr.report.run_reader import read_description
+from fastcxr.report.data_notices import make_dataset_notices
+from fastcxr.report.data_tables import describe_measured_images, make_file_rows, make_split_table, make_tiles
+from fastcxr.report.run_reader import read_dataset_record
 
 
 def described(folder, manifest, files=None):
@@ -14,7 +14,7 @@ def described(folder, manifest, files=None):
     if files is not None:
         columns = ["label", "kind", "width", "height", "images"]
         pd.DataFrame(files, columns=columns).to_csv(folder / "files.csv", index=False)
-    return read_description(folder)
+    return read_dataset_record(folder)
 
 
 def tiny(labels="aab", split="train", **columns):
@@ -24,12 +24,12 @@ def tiny(labels="aab", split="train", **columns):
 
 
 def titles(record):
-    return [notice.title for notice in cohort_notices(record)]
+    return [notice.title for notice in make_dataset_notices(record)]
 
 
 def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
     manifest = make_manifest(n=300)
-    table = split_table(described(tmp_path, manifest))
+    table = make_split_table(described(tmp_path, manifest))
     counts = pd.crosstab(manifest["label"], manifest["split"])
     for row in table["rows"]:
         images = dict(zip(table["splits"], (cell["images"] for cell in row["cells"]), strict=False))
@@ -40,25 +40,25 @@ def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
 
 def test_files_of_a_class_are_told_by_kind_middle_size_and_reach(tmp_path):
     files = [("a", "JPEG", 300, 200, 2), ("a", "PNG", 100, 90, 1), ("a", "PNG", 900, 800, 1), ("b", "PNG", 10, 10, 9)]
-    first, second = file_rows(described(tmp_path, tiny(), files))
-    assert (first["kinds"], first["size"], first["reach"]) == ("JPEG 2, PNG 2", "300 × 200", "100 × 90 to 900 × 800")
-    assert (second["kinds"], second["size"], second["reach"]) == ("PNG", "10 × 10", "")
+    first, second = make_file_rows(described(tmp_path, tiny(), files))
+    assert (first["kinds"], first["size"], first["range"]) == ("JPEG 2, PNG 2", "300 × 200", "100 × 90 to 900 × 800")
+    assert (second["kinds"], second["size"], second["range"]) == ("PNG", "10 × 10", "")
     assert first["sources"] == "", "one source tells nothing"
 
 
 def test_the_number_of_measured_images_is_said(tmp_path):
-    assert measured_images(described(tmp_path / "1", tiny("aabb"))) == "2 of each class"
-    assert measured_images(described(tmp_path / "2", tiny("aab"))) == "a 2 and b 1"
+    assert describe_measured_images(described(tmp_path / "1", tiny("aabb"))) == "2 of each class"
+    assert describe_measured_images(described(tmp_path / "2", tiny("aab"))) == "a 2 and b 1"
 
 
 def test_classes_of_one_size_have_no_smallest(tmp_path):
-    assert ("Each class", "50.0 %", "2 images") in cohort_tiles(described(tmp_path / "1", tiny("aabb")))
-    assert ("Smallest class", "33.3 %", "b, 1 image") in cohort_tiles(described(tmp_path / "2", tiny("aab")))
+    assert ("Each class", "50.0 %", "2 images") in make_tiles(described(tmp_path / "1", tiny("aabb")))
+    assert ("Smallest class", "33.3 %", "b, 1 image") in make_tiles(described(tmp_path / "2", tiny("aab")))
 
 
 def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
     record = described(tmp_path, tiny("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
-    found = {notice.title: notice.text for notice in cohort_notices(record) if notice.level == "warning"}
+    found = {notice.title: notice.text for notice in make_dataset_notices(record) if notice.level == "warning"}
     assert list(found) == ["Class and kind of file are one"]
     assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Class and kind of file are one"]
 
@@ -66,7 +66,7 @@ def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
 @pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a"), ("xyxyzz", "c"), ("xxyzzz", "a")])
 def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
     record = described(tmp_path, tiny("aabbcc", source=list(sources)))
-    text = next(notice.text for notice in cohort_notices(record) if notice.title == "Class and source are one")
+    text = next(notice.text for notice in make_dataset_notices(record) if notice.title == "Class and source are one")
     assert f"of {apart} (2 of 2 images). A model may learn" in text
 
 
@@ -81,7 +81,7 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
 )
 def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
     files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
-    found = {notice.title: notice.text for notice in cohort_notices(described(tmp_path, tiny("aabb"), files))}
+    found = {notice.title: notice.text for notice in make_dataset_notices(described(tmp_path, tiny("aabb"), files))}
     assert told is None or f"the size of {told}." in found["Class and size are one"]
     assert ("Class and size are one" in found) == (told is not None)
 
@@ -92,7 +92,7 @@ def test_one_source_for_all_is_no_news(tmp_path):
 
 def test_few_test_images_are_a_warning(tmp_path):
     manifest = tiny("a" * 30 + "b" * 30, split=["test"] * 25 + ["train"] * 5 + ["test"] * 3 + ["train"] * 27)
-    found = {notice.title: notice.text for notice in cohort_notices(described(tmp_path, manifest))}
+    found = {notice.title: notice.text for notice in make_dataset_notices(described(tmp_path, manifest))}
     assert found["Few test images of a class"].startswith("b 3.")
 
 

@@ -3,11 +3,19 @@
 import pytest
 from synthetic_run import LABELS, make_manifest, make_probability
 
-from fastcxr.io.formatting import count, duration, listed, rate, reach, score, share
-from fastcxr.io.html import plain
-from fastcxr.metrics.evaluate import measure_predictions
+from fastcxr.io.formatting import (
+    format_duration,
+    format_interval,
+    format_learning_rate,
+    format_percent,
+    format_score,
+    join_names,
+    pluralize,
+)
+from fastcxr.io.html import replace_unprintable
+from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.predictions import make_predictions
-from fastcxr.report.headline import explain_intervals, headline_table, terminal_table
+from fastcxr.report.headline import describe_intervals, make_headline_table, make_terminal_table
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -15,23 +23,26 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 def measured(labels=LABELS, splits=("valid", "test")):
     manifest = make_manifest(labels, 300)
     manifest = manifest[manifest["split"].isin(splits)].reset_index(drop=True)
-    return measure_predictions(make_predictions(manifest, make_probability(manifest, labels), labels))
+    return evaluate_predictions(make_predictions(manifest, make_probability(manifest, labels), labels))
 
 
 def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_them():
     metrics = measured()
-    rows = {name: (test, valid) for name, test, _, valid in headline_table(metrics)}
+    rows = {name: (test, valid) for name, test, _, valid in make_headline_table(metrics)}
     assert list(rows) == ["Accuracy", "Balanced accuracy", "AUROC, macro", "Top-2 accuracy", "Images", "Patients"]
-    assert rows["Accuracy"] == (share(metrics["test"]["accuracy"]), share(metrics["valid"]["accuracy"]))
+    assert rows["Accuracy"] == (
+        format_percent(metrics["test"]["accuracy"]),
+        format_percent(metrics["valid"]["accuracy"]),
+    )
     assert rows["AUROC, macro"][0] == f"{metrics['test']['auroc']['macro']:.3f}"
     assert rows["Images"] == (str(metrics["test"]["n_images"]), str(metrics["valid"]["n_images"]))
 
 
 def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
-    rows = headline_table(measured(("no", "yes"), ("valid",)))
+    rows = make_headline_table(measured(("no", "yes"), ("valid",)))
     assert "Top-2 accuracy" not in [row[0] for row in rows]
     assert {row[1] for row in rows} == {"–"} and "–" not in {row[3] for row in rows}
-    assert headline_table({})[0] == ("Accuracy", "–", "", "–")
+    assert make_headline_table({})[0] == ("Accuracy", "–", "", "–")
 
 
 @pytest.mark.parametrize(
@@ -39,46 +50,52 @@ def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
     [(0.89341, "89.3 %", "0.893"), (1.0, "100.0 %", "1.000"), (0.99996, "> 99.9 %", "> 0.999"), (None, "–", "–")],
 )
 def test_what_is_not_perfect_never_reads_as_perfect(value, as_share, as_score):
-    assert (share(value), score(value)) == (as_share, as_score)
+    assert (format_percent(value), format_score(value)) == (as_share, as_score)
 
 
 def test_an_interval_stands_beside_its_figure_in_the_same_words():
     part = measured()["test"]
     low, high = part["intervals"]["of"]["auroc.macro"]
-    assert reach(part, "auroc.macro", score) == f"{low:.3f}–{high:.3f}"
+    assert format_interval(part, "auroc.macro", format_score) == f"{low:.3f}–{high:.3f}"
     low, high = part["intervals"]["of"]["accuracy"]
-    assert reach(part, "accuracy", share) == f"{100 * low:.1f}–{100 * high:.1f} %"
-    assert headline_table({"test": part})[0][2] == reach(part, "accuracy", share)
+    assert format_interval(part, "accuracy", format_percent) == f"{100 * low:.1f}–{100 * high:.1f} %"
+    assert make_headline_table({"test": part})[0][2] == format_interval(part, "accuracy", format_percent)
     part = {"intervals": {"of": {"x": [0.9, 0.99997], "y": [0.9, 1.0]}}}
-    assert (reach(part, "x", score), reach(part, "x", share)) == ("0.900–0.999", "90.0–99.9 %")
-    assert reach(part, "y", score) == "0.900–1.000"
-    assert (reach(part, "nothing", share), reach(None, "accuracy", share)) == ("", "")
+    assert (format_interval(part, "x", format_score), format_interval(part, "x", format_percent)) == (
+        "0.900–0.999",
+        "90.0–99.9 %",
+    )
+    assert format_interval(part, "y", format_score) == "0.900–1.000"
+    assert (format_interval(part, "nothing", format_percent), format_interval(None, "accuracy", format_percent)) == (
+        "",
+        "",
+    )
 
 
 @pytest.mark.parametrize(
     ("unit", "words"), [("patient", "all images of one drawn together"), ("image", "each patient has one image")]
 )
 def test_the_unit_of_the_intervals_is_said(unit, words):
-    assert words in explain_intervals({"intervals": {"unit": unit, "of": {"accuracy": [0.1, 0.2]}}})
-    assert explain_intervals({"intervals": {"unit": unit, "of": {}}}) == ""
+    assert words in describe_intervals({"intervals": {"unit": unit, "of": {"accuracy": [0.1, 0.2]}}})
+    assert describe_intervals({"intervals": {"unit": unit, "of": {}}}) == ""
 
 
 def test_small_words():
-    assert (count(1, "image"), count(1234, "image"), count(2, "class", "classes")) == (
+    assert (pluralize(1, "image"), pluralize(1234, "image"), pluralize(2, "class", "classes")) == (
         "1 image",
         "1,234 images",
         "2 classes",
     )
-    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
-    assert (duration(4.2), duration(95), duration(3725)) == ("4.2 s", "1 min 35 s", "1 h 2 min")
-    assert (rate(0.0021), rate(3.1e-6)) == ("0.0021", "3.1e-06")
-    assert plain("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"
+    assert (join_names([]), join_names(["a"]), join_names(["a", "b", "c"])) == ("", "a", "a, b and c")
+    assert (format_duration(4.2), format_duration(95), format_duration(3725)) == ("4.2 s", "1 min 35 s", "1 h 2 min")
+    assert (format_learning_rate(0.0021), format_learning_rate(3.1e-6)) == ("0.0021", "3.1e-06")
+    assert replace_unprintable("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"
 
 
 def test_pooled_folds_stand_beside_their_mean_and_deviation():
     part = measured(("a", "b", "c"), ("test",))["test"]
     folds = {"count": 5, "accuracy": {"mean": 0.9, "sd": 0.01, "values": []}, "auroc": {"mean": 0.95, "sd": None}}
-    headings, rows = terminal_table({"oof": part, "folds": folds})
+    headings, rows = make_terminal_table({"oof": part, "folds": folds})
     assert headings == ("", "out of fold", "95 % interval", "mean ± SD of 5 folds")
     beside = {row[0]: row[3] for row in rows}
     assert beside["Accuracy"] == "0.900 ± 0.010"
@@ -89,4 +106,4 @@ def test_pooled_folds_stand_beside_their_mean_and_deviation():
 
 def test_one_split_beside_another_needs_no_folds():
     metrics = measured(("no", "yes"), ("valid",))
-    assert terminal_table(metrics) == (("", "test", "95 % interval", "valid"), headline_table(metrics))
+    assert make_terminal_table(metrics) == (("", "test", "95 % interval", "valid"), make_headline_table(metrics))

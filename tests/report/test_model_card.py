@@ -5,14 +5,14 @@ import re
 
 import pytest
 
-from fastcxr.report.run_page import draw_report
+from fastcxr.report.run_page import write_run_report
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 @pytest.fixture
 def card(run_folder):
-    draw_report(run_folder)
+    write_run_report(run_folder)
     return (run_folder / "MODEL_CARD.md").read_text()
 
 
@@ -36,5 +36,5 @@ def test_every_warning_of_the_report_is_a_caveat(card):
 def test_names_are_words_and_not_html(run_folder):
     recipe = json.loads((run_folder / "recipe.json").read_text())
     (run_folder / "recipe.json").write_text(json.dumps(recipe | {"backbone": "<script>alert(1)</script>"}))
-    draw_report(run_folder)
+    write_run_report(run_folder)
     assert "<script>" not in (run_folder / "MODEL_CARD.md").read_text()

@@ -10,9 +10,9 @@ from synthetic_run import LABELS, build_run, make_manifest
 from fastcxr.cli.tables import show_headline
 from fastcxr.io.files import read_json
 from fastcxr.metrics.predictions import make_predictions, write_predictions
-from fastcxr.report.notices import notices, read_stamps
-from fastcxr.report.run_page import draw_report
-from fastcxr.report.run_reader import read_run
+from fastcxr.report.notices import make_notices, read_critical_notices
+from fastcxr.report.run_page import write_run_report
+from fastcxr.report.run_reader import read_run_record
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
@@ -24,26 +24,26 @@ def build_blind(folder, seen=(), chosen="label != ''", **choices):
     probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
     build_run(folder, manifest, **choices)
     write_predictions(make_predictions(manifest, probability, LABELS), folder / "predictions.csv")
-    draw_report(folder)
+    write_run_report(folder)
     return folder
 
 
 def find_called(folder):
-    found = notices(read_run(folder), read_json(folder / "metrics.json"))
+    found = make_notices(read_run_record(folder), read_json(folder / "metrics.json"))
     return [notice for notice in found if "called" in notice.title]
 
 
 def test_a_model_with_one_answer_to_everything_is_stamped(tmp_path):
     (found,) = find_called(build_blind(tmp_path))
     images = read_json(tmp_path / "metrics.json")["test"]["n_images"]
-    assert (found.level, found.title) == ("stamp", "Every image is called Pneumonia")
+    assert (found.level, found.title) == ("critical", "Every image is called Pneumonia")
     assert f"all {images} images of the test split" in found.text
-    assert found in read_stamps(tmp_path)
+    assert found in read_critical_notices(tmp_path)
 
 
 def test_a_single_class_that_is_always_right_says_nothing_of_the_others(tmp_path):
     (found,) = find_called(build_blind(tmp_path, chosen="label == 'Pneumonia'"))
-    assert (found.level, "would reach the same" in found.text) == ("stamp", True)
+    assert (found.level, "would reach the same" in found.text) == ("critical", True)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_class_that_is_never_named_is_a_warning(tmp_path):
     support = read_json(tmp_path / "metrics.json")["test"]["per_class"]["Covid-19"]["support"]
     assert (found.level, found.title) == ("warning", "No image is called Covid-19")
     assert f"Covid-19 {support}" in found.text
-    assert not read_stamps(tmp_path)
+    assert not read_critical_notices(tmp_path)
 
 
 def test_nothing_is_said_of_a_model_that_names_every_class(tmp_path):
@@ -103,15 +103,15 @@ def build_pool(folder, blind, recipe=()):
     build_run(folder, manifest, recipe=recipe)
     pooled = make_predictions(manifest.assign(split="oof", fold=fold), probability, LABELS)
     write_predictions(pooled, folder / "predictions.csv")
-    draw_report(folder)
+    write_run_report(folder)
     return folder
 
 
 def test_a_fold_with_one_answer_to_everything_is_stamped_on_the_pool(tmp_path):
     (found,) = find_called(build_pool(tmp_path, blind=["1"]))
-    assert (found.level, found.title) == ("stamp", "Every image of fold 1 is called No_findings")
+    assert (found.level, found.title) == ("critical", "Every image of fold 1 is called No_findings")
     assert "1 model of 2 learned to give one answer" in found.text
-    assert found in read_stamps(tmp_path)
+    assert found in read_critical_notices(tmp_path)
 
 
 def test_a_source_with_one_answer_is_named_as_a_source(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from synthetic_run import build_run, make_manifest, make_probability
 
 from fastcxr.metrics.analytic_intervals import wilson
-from fastcxr.metrics.evaluate import measure_predictions
-from fastcxr.metrics.predictions import Predictions, leave_open, make_predictions, read_predictions, write_predictions
-from fastcxr.metrics.thresholds import decide, is_strange, measure_gate
-from fastcxr.report.run_page import draw_report
+from fastcxr.metrics.evaluate import evaluate_predictions
+from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood, read_predictions, write_predictions
+from fastcxr.metrics.thresholds import apply_thresholds, compute_ood_rate, find_ood_rows
+from fastcxr.report.run_page import write_run_report
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
@@ -30,7 +30,7 @@ def strangeness(count, strange):
 
 
 def test_no_class_stands_where_a_picture_is_strange_and_the_rest_is_as_before(predictions):
-    left = leave_open(predictions, strangeness(60, [4, 7])).table
+    left = mark_ood(predictions, strangeness(60, [4, 7])).table
     assert left.loc[[4, 7], "predicted"].tolist() == ["", ""]
     assert left.loc[[4, 7], "like_training"].tolist() == ["no", "no"]
     same = left.index.difference([4, 7])
@@ -39,11 +39,11 @@ def test_no_class_stands_where_a_picture_is_strange_and_the_rest_is_as_before(pr
 
 
 def test_a_strangeness_that_is_no_number_is_strange(predictions):
-    assert leave_open(predictions, np.full(60, np.nan)).table["like_training"][1:].eq("no").all()
+    assert mark_ood(predictions, np.full(60, np.nan)).table["like_training"][1:].eq("no").all()
 
 
 def test_both_columns_come_back_from_the_file(predictions):
-    left = leave_open(predictions, strangeness(60, [4]))
+    left = mark_ood(predictions, strangeness(60, [4]))
     file = StringIO()
     write_predictions(left, file)
     back = pd.read_csv(StringIO(file.getvalue()), dtype=str, keep_default_na=False)
@@ -53,43 +53,43 @@ def test_both_columns_come_back_from_the_file(predictions):
 
 def test_a_column_of_the_cohort_by_one_of_these_names_is_kept_under_another(predictions):
     manifest = make_manifest(n=5).assign(like_training="theirs", strangeness="theirs")
-    left = leave_open(make_predictions(manifest, make_probability(manifest), LABELS), np.zeros(5)).table
+    left = mark_ood(make_predictions(manifest, make_probability(manifest), LABELS), np.zeros(5)).table
     assert left["like_training"].eq("yes").all()
     assert left["manifest_like_training"].eq("theirs").all() and left["manifest_strangeness"].eq("theirs").all()
 
 
 def test_the_share_is_of_readable_pictures_and_has_wilsons_interval(predictions):
-    found = measure_gate(leave_open(predictions, strangeness(60, [0, 4, 7])))
+    found = compute_ood_rate(mark_ood(predictions, strangeness(60, [0, 4, 7])))
     assert (found["images"], found["strange"]) == (59, 2)
     np.testing.assert_allclose(found["share"], [2 / 59, *wilson(2, 59)])
 
 
 def test_the_unit_of_the_interval_is_the_patient(predictions):
-    strange = leave_open(predictions, strangeness(60, range(10)))
+    strange = mark_ood(predictions, strangeness(60, range(10)))
     of_two = Predictions(strange.table.assign(patient=[f"p{i // 10}" for i in range(60)]), LABELS)
-    apart, together = (np.ptp(measure_gate(each)["share"][1:]) for each in (strange, of_two))
+    apart, together = (np.ptp(compute_ood_rate(each)["share"][1:]) for each in (strange, of_two))
     assert together > 1.5 * apart
 
 
 def test_the_other_figures_are_of_all_pictures(predictions):
-    before, after = measure_predictions(predictions), measure_predictions(leave_open(predictions, strangeness(60, [4])))
+    before, after = evaluate_predictions(predictions), evaluate_predictions(mark_ood(predictions, strangeness(60, [4])))
     for split, part in after.items():
         assert part.pop("gate")["images"] > 0
         assert part == before[split]
 
 
 def test_without_a_gate_nothing_is_strange_and_nothing_is_measured(predictions):
-    assert not is_strange(predictions).any()
-    assert measure_gate(predictions) == {}
-    assert (decide(predictions, {}).table["uncertain"] == "no").all()
+    assert not find_ood_rows(predictions).any()
+    assert compute_ood_rate(predictions) == {}
+    assert (apply_thresholds(predictions, {}).table["uncertain"] == "no").all()
 
 
 def with_gate(folder, strange):
     path = folder / "predictions.csv"
     predictions = read_predictions(path)
     rows = np.flatnonzero(predictions.table["split"] == "test")[:strange]
-    write_predictions(leave_open(predictions, strangeness(len(predictions.table), rows)), path)
-    draw_report(folder)
+    write_predictions(mark_ood(predictions, strangeness(len(predictions.table), rows)), path)
+    write_run_report(folder)
     return (folder / "report.html").read_text(), (folder / "MODEL_CARD.md").read_text()
 
 
@@ -112,6 +112,6 @@ def test_on_data_from_elsewhere_they_are_no_false_alarms_and_many_are_a_warning(
 
 
 def test_page_and_card_of_a_model_without_a_gate_say_so(tmp_path):
-    draw_report(build_run(tmp_path, thumbnails=False))
+    write_run_report(build_run(tmp_path, thumbnails=False))
     for name in ("report.html", "MODEL_CARD.md"):
         assert "No gate" in (tmp_path / name).read_text()

@@ -13,32 +13,32 @@ from html_page import Page
 from synthetic_run import LABELS, RECIPE, RUN, build_run, make_history, make_manifest
 
 from fastcxr.errors import DataError, InputMissingError, OutputError
-from fastcxr.metrics.evaluate import measure_predictions
+from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.predictions import read_predictions
 from fastcxr.report import data_figures as cohort_figures
 from fastcxr.report import figures
-from fastcxr.report.headline import headline_table
-from fastcxr.report.run_page import draw_report, render_page
-from fastcxr.report.run_reader import read_run
+from fastcxr.report.headline import make_headline_table
+from fastcxr.report.run_page import render_report, write_run_report
+from fastcxr.report.run_reader import read_run_record
 
 RESEARCH = "For research, not for diagnosis."
 
 
 def page_of(folder):
-    return Page(draw_report(folder).read_text(encoding="utf-8"))
+    return Page(write_run_report(folder).read_text(encoding="utf-8"))
 
 
 def words_of(folder):
     """The page without its figures, which are most of the time."""
-    record = read_run(folder)
-    return Page(render_page(record, measure_predictions(record.predictions), {})).text
+    record = read_run_record(folder)
+    return Page(render_report(record, evaluate_predictions(record.predictions), {})).text
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """A complete run folder with its report."""
     folder = build_run(tmp_path_factory.mktemp("whole") / "run")
-    draw_report(folder)
+    write_run_report(folder)
     return folder
 
 
@@ -66,7 +66,7 @@ def test_the_page_says_at_top_and_bottom_what_it_is_not_for(whole):
 
 def test_the_headline_is_the_terminals(whole, drawn):
     metrics = json.loads((drawn / "metrics.json").read_text())
-    for name, test, interval, valid in headline_table(metrics)[:4]:
+    for name, test, interval, valid in make_headline_table(metrics)[:4]:
         assert f"{name} {test} {interval} valid {valid}" in whole.text
     assert f"{metrics['test']['n_images']} images of {metrics['test']['n_patients']} patients" in whole.text
 
@@ -96,12 +96,12 @@ def test_metrics_json_is_strict_and_holds_what_was_measured(drawn):
         raise AssertionError(name)
 
     metrics = json.loads((drawn / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert metrics == measure_predictions(read_predictions(drawn / "predictions.csv"))
+    assert metrics == evaluate_predictions(read_predictions(drawn / "predictions.csv"))
 
 
 def test_the_same_files_give_the_same_bytes_wherever_the_folder_stands(drawn, tmp_path):
     other = shutil.copytree(drawn, tmp_path / "other")
-    draw_report(other)
+    write_run_report(other)
     for name in ("report.html", "metrics.json", "figures/roc.svg", "figures/loss.svg", "figures/learning_rate_1.svg"):
         assert (other / name).read_bytes() == (drawn / name).read_bytes()
     assert not list(other.rglob("*.part"))
@@ -203,13 +203,13 @@ def test_a_thumbnail_from_outside_the_run_folder_does_not_get_in(drawn, tmp_path
     images = pd.read_csv(folder / "figures" / "images.csv")
     bad = ["../secret.jpg", str(tmp_path / "secret.jpg"), "note.txt", "figures/gone.jpg"]
     images.assign(file=(bad * len(images))[: len(images)]).to_csv(folder / "figures" / "images.csv", index=False)
-    assert (read_run(folder).images["uri"] == "").all()
+    assert (read_run_record(folder).thumbnails["uri"] == "").all()
 
 
 def test_a_folder_without_predictions_says_what_to_name(tmp_path):
     for folder, what in ((tmp_path, "no predictions.csv"), (tmp_path / "none", "no such folder")):
         with pytest.raises(InputMissingError, match=f"{what}.*Name the folder of a finished run"):
-            draw_report(folder)
+            write_run_report(folder)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_broken_file_is_named_with_the_way_out(drawn, tmp_path, name, content)
     shutil.copy(drawn / "predictions.csv", tmp_path)
     (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError, match="Restore the file as the run wrote it") as caught:
-        draw_report(tmp_path)
+        write_run_report(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
 
 
@@ -235,14 +235,14 @@ def test_a_page_that_cannot_be_written_says_so_and_leaves_nothing_half(drawn, tm
     shutil.copy(drawn / "predictions.csv", tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match="cannot be written.*Free some room"):
-        draw_report(tmp_path)
+        write_run_report(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_report_is_drawn_without_torch_and_without_a_screen(drawn, tmp_path):
     folder = shutil.copytree(drawn, tmp_path / "run")
     code = (
-        "import sys; from fastcxr.report.run_page import draw_report; draw_report(sys.argv[1]);"
+        "import sys; from fastcxr.report.run_page import write_run_report; write_run_report(sys.argv[1]);"
         "print(sorted({'torch', 'fastai', 'timm', 'torchvision', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
@@ -297,18 +297,18 @@ def test_report_card_and_checklist_name_the_weights_that_were_loaded(tmp_path, b
 def test_weights_are_not_named_where_no_file_has_their_name_and_a_pool_has_it_in_run_json(tmp_path):
     folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
     (folder / "model.json").unlink()
-    assert read_run(folder).first_weights == ""
+    assert read_run_record(folder).initial_weights == ""
     (folder / "run.json").write_text(json.dumps(RUN | {"first_weights": "resnet50.a1_in1k"}))
-    assert read_run(folder).first_weights == "resnet50.a1_in1k"
+    assert read_run_record(folder).initial_weights == "resnet50.a1_in1k"
 
 
 @pytest.mark.parametrize(
     ("module", "function", "name"),
     [
-        (figures, "rate_curve", "learning_rate_2"),
-        (figures, "confusion_matrix", "confusion_matrix"),
-        (figures, "roc_curves", "roc"),
-        (cohort_figures, "class_histogram", "histogram_2"),
+        (figures, "plot_lr_find_curve", "learning_rate_2"),
+        (figures, "plot_confusion_matrix", "confusion_matrix"),
+        (figures, "plot_roc_curves", "roc"),
+        (cohort_figures, "plot_class_histogram", "histogram_2"),
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_left_out_and_the_page_says_why(
@@ -329,9 +329,9 @@ def test_a_figure_that_cannot_be_drawn_is_left_out_and_the_page_says_why(
 
 def test_numbers_card_and_checklist_are_written_before_any_figure_is_drawn(tmp_path, monkeypatch):
     folder = build_run(tmp_path, make_manifest(n=200), thumbnails=False)
-    monkeypatch.setattr("fastcxr.report.run_page.draw_plates", None)
+    monkeypatch.setattr("fastcxr.report.run_page.make_run_figures", None)
     with pytest.raises(TypeError):
-        draw_report(folder)
+        write_run_report(folder)
     assert all((folder / name).is_file() for name in ("metrics.json", "MODEL_CARD.md", "CLAIM.md"))
 
 

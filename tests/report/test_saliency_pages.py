@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 from html_page import Page
-from synthetic_run import build_run, draw_thumbnail
+from synthetic_run import build_run, write_thumbnail
 
 from fastcxr.errors import InputMissingError
-from fastcxr.metrics.predictions import most_wrong, read_predictions
-from fastcxr.report.run_page import draw_report
-from fastcxr.report.saliency_page import draw_explanation
+from fastcxr.metrics.predictions import read_predictions, select_most_wrong
+from fastcxr.report.run_page import write_run_report
+from fastcxr.report.saliency_page import write_saliency_page
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
@@ -25,7 +25,7 @@ def write_maps(folder, rows, **facts):
     for number, (role, source, path, label) in enumerate(rows):
         name = "" if withheld else f"figures/maps/{number:04d}.jpg"
         if name:
-            draw_thumbnail(folder / name, number)
+            write_thumbnail(folder / name, number)
         table.append([role, source, path, label, label, 0.75, "" if withheld else 0.42, withheld, "", name])
     columns = ["role", "source", "path", "predicted", "class", "probability", "outside", "note", "error", "file"]
     pd.DataFrame(table, columns=columns).to_csv(folder / "explain.csv", index=False)
@@ -38,7 +38,7 @@ def write_maps(folder, rows, **facts):
 def whole(tmp_path_factory):
     """A run folder without a report, and its most wrong rows."""
     folder = build_run(tmp_path_factory.mktemp("run"))
-    wrong = most_wrong(read_predictions(folder / "predictions.csv"), 8)
+    wrong = select_most_wrong(read_predictions(folder / "predictions.csv"), 8)
     return folder, [("wrong", row.source, row.path, row.predicted) for row in wrong.itertuples()]
 
 
@@ -49,7 +49,7 @@ def page_of(path):
 def test_the_most_wrong_images_and_the_typical_ones_stand_beside_their_maps(whole):
     folder, rows = whole
     write_maps(folder, [*rows, ("typical", "here", "sure.png", rows[0][3]), ("measured", "here", "x.png", "y")])
-    text = draw_report(folder).read_text(encoding="utf-8")
+    text = write_run_report(folder).read_text(encoding="utf-8")
     assert text.count("and its heat map, truth") == len(rows)
     assert text.count('alt="Radiograph sure.png, and its heat map for') == 1
     page = Page(text)
@@ -60,39 +60,39 @@ def test_the_most_wrong_images_and_the_typical_ones_stand_beside_their_maps(whol
 def test_attention_in_the_border_is_warned_of_from_more_than_half_on(whole):
     folder, rows = whole
     outside = {"flu": {"median": 0.51, "images": 8}, "none": {"median": 0.5, "images": 7}}
-    page = page_of(draw_report(write_maps(folder, rows, outside=outside)))
+    page = page_of(write_run_report(write_maps(folder, rows, outside=outside)))
     assert "Attention outside the central field" in page.text and "flu 51.0 % of 8 images. An even map" in page.text
-    page = page_of(draw_report(write_maps(folder, rows, outside={"none": outside["none"]})))
+    page = page_of(write_run_report(write_maps(folder, rows, outside={"none": outside["none"]})))
     assert "Attention outside" not in page.text and "50.0 %" in page.text
 
 
 def test_withheld_maps_are_not_in_the_report_and_it_says_why(whole):
     folder, rows = whole
-    text = draw_report(write_maps(folder, rows, withheld="the map hardly changes")).read_text(encoding="utf-8")
+    text = write_run_report(write_maps(folder, rows, withheld="the map hardly changes")).read_text(encoding="utf-8")
     assert "Heat maps withheld" in text and "The map hardly changes." in text
     assert "and its heat map, truth" not in text
 
 
 def test_a_report_of_an_earlier_run_has_no_maps_and_no_word_of_them(tmp_path):
-    page = page_of(draw_report(build_run(tmp_path)))
+    page = page_of(write_run_report(build_run(tmp_path)))
     assert "heat map" not in page.text and "Where the model looks" not in page.text
 
 
 def test_a_map_from_outside_the_folder_does_not_get_in(tmp_path):
-    draw_thumbnail(tmp_path / "secret.jpg", 1)
+    write_thumbnail(tmp_path / "secret.jpg", 1)
     folder = write_maps(tmp_path / "maps", [("", "here", "a.png", "flu")])
     table = pd.read_csv(folder / "explain.csv", keep_default_na=False)
     table.assign(file="../secret.jpg").to_csv(folder / "explain.csv", index=False)
-    assert "data:image" not in draw_explanation(folder).read_text(encoding="utf-8")
+    assert "data:image" not in write_saliency_page(folder).read_text(encoding="utf-8")
 
 
 def test_a_page_of_maps_is_redrawn_from_its_folder_alone(tmp_path):
     folder = write_maps(tmp_path / "maps", [("", "here", "<b>.png", "flu"), ("", "here", "b.png", "cold")])
-    first = draw_explanation(folder).read_bytes()
-    assert draw_explanation(folder).read_bytes() == first
+    first = write_saliency_page(folder).read_bytes()
+    assert write_saliency_page(folder).read_bytes() == first
     assert b"<b>.png" not in first and first.count(b"data:image/jpeg") == 2
 
 
 def test_a_folder_without_maps_says_what_to_name(tmp_path):
     with pytest.raises(InputMissingError, match="no explain.csv.*Name one that fastcxr explain made"):
-        draw_explanation(tmp_path)
+        write_saliency_page(tmp_path)

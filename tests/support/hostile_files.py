@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.io.files import sha256_of
+from fastcxr.io.files import compute_sha256
 from fastcxr.models.backbones import describe_backbone, find_backbone, make_network
 from fastcxr.models.bundle import load_model, save_model
-from fastcxr.models.preprocessing import Pixels
+from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.weights import load_weights
 
 BACKBONE = "mobilenetv2_035"
@@ -47,11 +47,11 @@ def make_body(classes: int = 3) -> torch.nn.Module:
 def write_good_model(folder: Path) -> Path:
     """A run folder with a model that nobody has touched, its weights random."""
     folder.mkdir(parents=True)
-    pixels = Pixels(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    pixels = InputSpec(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     model = make_body()
     learner = SimpleNamespace(
         model=model,
-        dls=SimpleNamespace(vocab=["a", "b", "c"], pixels=pixels),
+        dls=SimpleNamespace(vocab=["a", "b", "c"], input_spec=pixels),
         backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model),
     )
     save_model(folder, learner, Recipe(BACKBONE, weights="none", image_size=64), {"precision": "fp32"})
@@ -93,7 +93,7 @@ def change_weights(folder: Path, content: bytes, *, told: bool = False) -> None:
     """Exchange the weights; `told`: model.json is given the new checksum, as one who means harm would."""
     (folder / "model.safetensors").write_bytes(content)
     if told:
-        checksum = sha256_of(folder / "model.safetensors")
+        checksum = compute_sha256(folder / "model.safetensors")
         change_facts(folder, lambda facts: facts.update(files={"model.safetensors": checksum}))
 
 
@@ -181,7 +181,7 @@ def path_as_a_name(folder, dice, marker):
     outside = folder.parent / "outside"
     outside.write_bytes(b"there, and with the right checksum")
     names = ["../outside", str(outside), "../run/../outside", "..", ".", "", "C:\\x", "a\0b", "~/x"]
-    change_facts(folder, lambda facts: facts["files"].update({dice.choice(names): sha256_of(outside)}))
+    change_facts(folder, lambda facts: facts["files"].update({dice.choice(names): compute_sha256(outside)}))
 
 
 def path_as_a_backbone(folder, dice, marker):

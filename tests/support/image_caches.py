@@ -7,31 +7,31 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcxr.data.cache.quota import shelf_folder
+from fastcxr.data.cache.quota import find_store_dir
 from fastcxr.data.imaging.read import fit_square, read_image
 
 SIZE = 32
 COUNT = 6  # of the files in the fixture `files`
 
 
-def assert_right(pictures, files, size=SIZE):
-    squares = pictures.read(range(len(files)))
-    assert squares.dtype == np.uint8 and squares.shape == (len(files), size, size)
-    for square, file in zip(squares, files, strict=True):
-        assert np.array_equal(square, fit_square(read_image(file), size)), file
+def assert_images_match_files(image_cache, files, size=SIZE):
+    images = image_cache.read(range(len(files)))
+    assert images.dtype == np.uint8 and images.shape == (len(files), size, size)
+    for image, file in zip(images, files, strict=True):
+        assert np.array_equal(image, fit_square(read_image(file), size)), file
 
 
-def ask(folder: Path, question: str) -> list:
-    with closing(sqlite3.connect(folder / "index.sqlite")) as base:
-        return base.execute(question).fetchall()
+def query_index(folder: Path, query: str) -> list:
+    with closing(sqlite3.connect(folder / "index.sqlite")) as connection:
+        return connection.execute(query).fetchall()
 
 
-def count_squares(size=SIZE) -> int:
-    return ask(shelf_folder(size), "SELECT count(*) FROM squares")[0][0]
+def count_stored_images(size=SIZE) -> int:
+    return query_index(find_store_dir(size), "SELECT count(*) FROM squares")[0][0]
 
 
-def flip(slot: int, size=SIZE) -> None:
-    with (shelf_folder(size) / "squares").open("r+b") as file:
+def flip_byte(slot: int, size=SIZE) -> None:
+    with (find_store_dir(size) / "squares").open("r+b") as file:
         file.seek(slot * size**2 + 100)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)

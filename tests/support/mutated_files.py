@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
-from sample_images import make_dicom, make_png, make_reference, make_tiff, save, save_dicom
+from sample_images import make_dicom, make_png, make_reference, make_tiff, save_dicom, save_image
 
 from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
@@ -27,18 +27,18 @@ def write_kinds(folder: Path) -> list[Path]:
     (folder / "int16_be.tif").write_bytes(make_tiff(deep, order=">"))
     (folder / "deep_rgb.png").write_bytes(make_png(np.dstack([deep] * 3), 2))
     made = [
-        save(gray, folder / "gray.png"),
-        save(Image.fromarray(deep), folder / "deep.png"),
-        save(gray.convert("P"), folder / "palette.png"),
-        save(gray.convert("RGBA"), folder / "rgba.png"),
-        save(gray, folder / "gray.jpg", quality=90, comment=IDENTITY.encode()),
-        save(gray, folder / "progressive.jpg", quality=90, progressive=True),
-        save(gray.convert("CMYK"), folder / "cmyk.jpg", quality=90),
-        save(gray, folder / "gray.bmp"),
-        save(gray.convert("P"), folder / "palette.bmp"),
-        save(gray, folder / "lzw.tif", compression="tiff_lzw", tiffinfo={270: IDENTITY}),
-        save(gray, folder / "deflate.tif", compression="tiff_adobe_deflate"),
-        save(gray.convert("1"), folder / "fax.tif", compression="group4"),
+        save_image(gray, folder / "gray.png"),
+        save_image(Image.fromarray(deep), folder / "deep.png"),
+        save_image(gray.convert("P"), folder / "palette.png"),
+        save_image(gray.convert("RGBA"), folder / "rgba.png"),
+        save_image(gray, folder / "gray.jpg", quality=90, comment=IDENTITY.encode()),
+        save_image(gray, folder / "progressive.jpg", quality=90, progressive=True),
+        save_image(gray.convert("CMYK"), folder / "cmyk.jpg", quality=90),
+        save_image(gray, folder / "gray.bmp"),
+        save_image(gray.convert("P"), folder / "palette.bmp"),
+        save_image(gray, folder / "lzw.tif", compression="tiff_lzw", tiffinfo={270: IDENTITY}),
+        save_image(gray, folder / "deflate.tif", compression="tiff_adobe_deflate"),
+        save_image(gray.convert("1"), folder / "fax.tif", compression="group4"),
         folder / "float.tif",
         folder / "int16_be.tif",
         folder / "deep_rgb.png",

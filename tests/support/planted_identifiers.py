@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
-from sample_images import make_chunk, make_dicom, make_tiff, save, save_dicom
+from sample_images import make_chunk, make_dicom, make_tiff, save_dicom, save_image
 from toy_images import LABELS, draw_toy
 
 NAME = "ZZTESTNAME"
@@ -62,7 +62,7 @@ def write_bad(folder: Path) -> dict[str, str]:
     """Bad files in the class clear; the code that each is to be refused with, by its path below the data folder."""
     here, picture = folder / "clear", draw_toy("clear", 50)
     gray = Image.fromarray(picture)
-    png = save(gray, folder / "spare.png").read_bytes()
+    png = save_image(gray, folder / "spare.png").read_bytes()
     (folder / "spare.png").unlink()
     header = np.array([20_000, 20_000], ">u4").tobytes() + bytes([8, 0, 0, 0, 0])
     bomb = b"\x89PNG\r\n\x1a\n" + make_chunk(b"IHDR", header) + make_chunk(b"IDAT", zlib.compress(bytes(10_000_000)))
@@ -76,7 +76,7 @@ def write_bad(folder: Path) -> dict[str, str]:
     (here / "bomb.png").write_bytes(bomb)
     gray.resize((20, 20)).save(here / "small.png")
     Image.new("L", (90, 90), 255).save(here / "white.png")
-    (here / "jpeg.dcm").write_bytes(save(gray, folder / "spare.jpg").read_bytes())
+    (here / "jpeg.dcm").write_bytes(save_image(gray, folder / "spare.jpg").read_bytes())
     (folder / "spare.jpg").unlink()
     save_dicom(here / "ct.dcm", make_dicom(picture, Modality="CT", PatientName=NAME))
     short = make_dicom(picture, PatientName=NAME)

@@ -18,7 +18,7 @@ ROWS = (
 )
 
 
-def draw(file: Path, number: int) -> Path:
+def write_image(file: Path, number: int) -> Path:
     """A picture of its own for each number, as soft as radiographs are, 80 pixels high and 96 wide."""
     file.parent.mkdir(parents=True, exist_ok=True)
     clouds = np.random.default_rng(number).integers(0, 256, (10, 12), np.uint8)
@@ -35,7 +35,7 @@ def make_coronahack(root: Path, *more: str, nest: str = "", patients: tuple[str,
     (root / "Chest_xray_Corona_Metadata.csv").write_text("\n".join([header, *lines]) + "\n")
     for number, row in enumerate(rows, first):
         name, _, split, *_ = row.split(",")
-        draw(root / nest / split.lower() / name, number)
+        write_image(root / nest / split.lower() / name, number)
     return root
 
 
@@ -58,7 +58,7 @@ def make_cohen(root: Path, *more: str, first: int = 200) -> Path:
         patient, finding, view, modality, name, folder = row.split(",")
         lines.append(f"{patient},,M,65,{finding},Y,{view},{modality},2020,Here,{name},doi,url,,coughs,{folder}")
         if not name.endswith(".gz"):
-            draw(root / folder / name, number)
+            write_image(root / folder / name, number)
     (root / "metadata.csv").write_text("\n".join(lines) + "\n")
     return root
 
@@ -69,7 +69,7 @@ COVIDX = "3 a.png normal rsna\n4 b b.jpg COVID-19 cohen\n5 c.png COVID-19 fig1\n
 def make_covidx(root: Path, lists: str = "labels", images: str = "", train: str = COVIDX) -> Path:
     """The label lists in `lists`, and images in train/ and test/ below `images`."""
     for number, name in enumerate(["train/a.png", "train/b b.jpg", "train/c.png", "train/d.png", "test/e.png"]):
-        draw(root / images / name, 300 + number)
+        write_image(root / images / name, 300 + number)
     (root / lists).mkdir(parents=True, exist_ok=True)
     (root / lists / "train_COVIDx5.txt").write_text(train)
     (root / lists / "test_COVIDx5.txt").write_text("RSNA 1 e.png normal rsna\n")

@@ -21,7 +21,7 @@ def make_reference(height: int = 96, width: int = 80, seed: int = 0) -> np.ndarr
     return picture
 
 
-def save(picture: np.ndarray | Image.Image, path: Path, **options) -> Path:
+def save_image(picture: np.ndarray | Image.Image, path: Path, **options) -> Path:
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image.save(path, **options)
     return path

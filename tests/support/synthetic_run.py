@@ -127,7 +127,7 @@ RUN = {
 }
 
 
-def draw_thumbnail(path, seed):
+def write_thumbnail(path, seed):
     """A gray smudge with two darker fields: enough to see where a thumbnail stands."""
     draw = np.random.default_rng(seed)
     picture = Image.new("L", (160, 160), 40)
@@ -143,14 +143,14 @@ def write_thumbnails(folder, samples, wrong):
     (folder / "figures" / "images").mkdir(parents=True)
     rows = [("sample", row) for row in samples.itertuples()] + [("wrong", row) for row in wrong.itertuples()]
     for i, _ in enumerate(rows):
-        draw_thumbnail(folder / "figures" / "images" / f"{i}.jpg", i)
+        write_thumbnail(folder / "figures" / "images" / f"{i}.jpg", i)
     table = [(role, row.source, row.path, f"figures/images/{i}.jpg") for i, (role, row) in enumerate(rows)]
     pd.DataFrame(table, columns=["role", "source", "path", "file"]).to_csv(
         folder / "figures" / "images.csv", index=False
     )
 
 
-def write_looks(folder, manifest):
+def write_histograms(folder, manifest):
     """histograms.csv and files.csv of a cohort whose classes differ a little."""
     center, rows = np.linspace(-1, 1, 64), []
     for k, (label, of_class) in enumerate(manifest.groupby("label")):
@@ -166,23 +166,23 @@ def write_looks(folder, manifest):
 
 def build_description(folder, manifest=None, run=(), thumbnails=True):
     """All files of a described cohort but those that its page is drawn with."""
-    from fastcxr.data.statistics import samples_of_each_class
+    from fastcxr.data.statistics import sample_per_class
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest() if manifest is None else manifest
     manifest.to_csv(folder / "manifest.csv", index=False)
-    write_looks(folder, manifest)
+    write_histograms(folder, manifest)
     account = RUN | {"cohort": "3 classes, 1,000 images, 401 patients from NIH file names", "seed": 42} | dict(run)
     (folder / "run.json").write_text(json.dumps(account))
     if thumbnails:
-        write_thumbnails(folder, samples_of_each_class(manifest, 4), manifest.iloc[:0])
+        write_thumbnails(folder, sample_per_class(manifest, 4), manifest.iloc[:0])
     return folder
 
 
 def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=None, thumbnails=True):
     """All files of a run folder but those that a report writes."""
-    from fastcxr.data.statistics import samples_of_each_class
-    from fastcxr.metrics.predictions import most_wrong
+    from fastcxr.data.statistics import sample_per_class
+    from fastcxr.metrics.predictions import select_most_wrong
 
     folder.mkdir(parents=True, exist_ok=True)
     manifest = make_manifest(labels) if manifest is None else manifest
@@ -190,11 +190,11 @@ def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=N
     predictions = make_predictions(scored, make_probability(scored, labels), labels)
     write_predictions(predictions, folder / "predictions.csv")
     manifest.to_csv(folder / "manifest.csv", index=False)
-    write_looks(folder, manifest)
+    write_histograms(folder, manifest)
     (make_history() if history is None else history).to_csv(folder / "history.csv", index=False)
     make_rates().to_csv(folder / "learning_rate.csv", index=False)
     for name, content in (("recipe", RECIPE | dict(recipe)), ("model", make_model(labels)), ("run", RUN | dict(run))):
         (folder / f"{name}.json").write_text(json.dumps(content))
     if thumbnails:
-        write_thumbnails(folder, samples_of_each_class(manifest, 4), most_wrong(predictions, 8))
+        write_thumbnails(folder, sample_per_class(manifest, 4), select_most_wrong(predictions, 8))
     return folder

@@ -9,22 +9,22 @@ from fastcxr.errors import FastcxrError
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def fill(root: Path, *paths: str) -> Path:
+def write_files(root: Path, *paths: str) -> Path:
     """Files with one byte each, and the folders above them; a path that ends in a slash is a folder."""
     for path in paths:
-        place = root / path
-        (place if path.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+        file = root / path
+        (file if path.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
         if not path.endswith("/"):
-            place.write_bytes(b"x")
+            file.write_bytes(b"x")
     return root
 
 
-def fill_two(root: Path, **more: str) -> Path:
+def write_two_classes(root: Path, **more: str) -> Path:
     """Two classes of two images each."""
-    return fill(root, "covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png", *more)
+    return write_files(root, "covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png", *more)
 
 
-def write(path: Path, text: str | bytes) -> Path:
+def write_file(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
@@ -48,10 +48,10 @@ def make_manifest(rows: list[tuple[str, str]], source: str = "here") -> pd.DataF
     )
 
 
-def one_line(error: FastcxrError) -> str:
+def check_message(error: FastcxrError) -> str:
     """The message, which must fit on one line and end its fix without a dot."""
     assert "\n" not in str(error)
-    assert not error.what.endswith((".", "?"))
+    assert not error.problem.endswith((".", "?"))
     assert not error.fix.endswith(".")
     return str(error)
 
@@ -63,7 +63,7 @@ def make_copied(root: Path, images: int = 30, labels: tuple[str, ...] = ("x", "y
         for number in range(images):
             for name in ("first", "second"):
                 path = f"{label}/{name}{number}.png"
-                write(fill(root, path) / path, PNG + f"{label} {number}".encode())
+                write_file(write_files(root, path) / path, PNG + f"{label} {number}".encode())
                 rows.append((path, label))
     paths = [path for path, _ in rows]
     manifest = make_manifest([(f"image:{path}", label) for path, label in rows])

@@ -13,7 +13,7 @@ import torch
 from fastcore.foundation import L
 
 from fastcxr.errors import ModelError, StorageError
-from fastcxr.training.checkpoints import Checkpoints, flatten, restore
+from fastcxr.training.checkpoints import Checkpoints, flatten, unflatten
 
 STATE = {
     "epoch": 3,
@@ -46,8 +46,8 @@ def test_a_tensor_lies_in_memory_as_it_lay():
     weights = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
     kept: dict = {}
     tree = flatten(weights, kept)
-    assert restore(tree, kept).stride() == weights.stride()
-    assert restore(tree, kept).equal(weights)
+    assert unflatten(tree, kept).stride() == weights.stride()
+    assert unflatten(tree, kept).equal(weights)
 
 
 def test_what_no_state_can_hold_is_told_before_anything_is_written(tmp_path):
@@ -102,18 +102,18 @@ def test_without_an_intact_state_nothing_is_guessed(tmp_path):
 def test_a_whole_file_that_is_no_state_is_not_used_either(tmp_path):
     from safetensors.torch import save_file
 
-    from fastcxr.io.files import sha256_of
+    from fastcxr.io.files import compute_sha256
 
     place = tmp_path / "state-000001.safetensors"
     save_file({"a": torch.ones(2)}, place, {"format_version": "9"})
-    place.with_name(f"{place.name}.sha256").write_text(f"{sha256_of(place)}  {place.name}\n")
+    place.with_name(f"{place.name}.sha256").write_text(f"{compute_sha256(place)}  {place.name}\n")
     with pytest.raises(ModelError, match="no state in this folder is intact"):
         Checkpoints(tmp_path).read()
 
 
 def test_there_is_none_before_the_first(tmp_path):
     assert Checkpoints(tmp_path / "state").read() is None
-    assert not Checkpoints(tmp_path / "state").exist()
+    assert not Checkpoints(tmp_path / "state").has_states()
 
 
 def test_a_full_disk_is_told_with_numbers_and_leaves_the_last_state(tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_the_mirror_has_what_is_needed_to_go_on_elsewhere(tmp_path):
         Checkpoints(here, mirror).write({"epoch": epoch})
     assert len(list(mirror.glob("*.safetensors"))) == 2
     found = Checkpoints(elsewhere, mirror)
-    found.fetch()
+    found.copy_from_mirror()
     assert found.read()["epoch"] == 2
     found.remove()
     assert not mirror.exists()
@@ -172,6 +172,6 @@ def test_a_mirror_out_of_reach_stops_nothing_and_is_told(tmp_path, caplog):
 
 
 def test_a_mirror_that_reads_back_otherwise_is_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("fastcxr.training.checkpoints.sha256_of", lambda _: "0" * 64)
+    monkeypatch.setattr("fastcxr.training.checkpoints.compute_sha256", lambda _: "0" * 64)
     Checkpoints(tmp_path / "here", tmp_path / "mirror").write({"epoch": 1})
     assert "reads back otherwise" in caplog.text

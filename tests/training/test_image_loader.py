@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fastcxr.config.recipe import Augmentation, Recipe
-from fastcxr.data.cache.images import open_pictures
+from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.training import loaders as loaders_module
 from fastcxr.training import loaders as pictures
 from fastcxr.training.learner import make_learner
-from fastcxr.training.loaders import PictureLoader, find_places, keep_on_device, make_loaders
+from fastcxr.training.loaders import ImageLoader, find_cache_rows, load_to_gpu, make_loaders
 
 matplotlib.use("Agg")
 RECIPE = Recipe(
@@ -39,7 +39,7 @@ def item_by_item(monkeypatch):
 
     def make(manifest, recipe):
         with monkeypatch.context() as patch:
-            patch.setattr(pictures, "find_places", lambda dataset, found: None)
+            patch.setattr(pictures, "find_cache_rows", lambda dataset, found: None)
             return make_loaders(manifest, recipe)
 
     return make
@@ -47,9 +47,9 @@ def item_by_item(monkeypatch):
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_batches_are_those_that_are_read_item_by_item(toy_manifest, item_by_item, draw):
-    recipe = RECIPE.but(**draw)
+    recipe = RECIPE.replace(**draw)
     plain = item_by_item(toy_manifest, recipe)
-    assert plain.train.places is None
+    assert plain.train.cache_rows is None
     expected = all_batches(plain)
     assert_same(all_batches(make_loaders(toy_manifest, recipe)), expected)
 
@@ -62,7 +62,7 @@ def test_no_file_is_opened_once_the_pictures_are(toy_manifest, monkeypatch):
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_workers_read_the_same_batches(toy_manifest, draw):
-    alone, helped = (all_batches(make_loaders(toy_manifest, RECIPE.but(workers=n, **draw))) for n in (0, 2))
+    alone, helped = (all_batches(make_loaders(toy_manifest, RECIPE.replace(workers=n, **draw))) for n in (0, 2))
     for (images, truth), (others, other_truth) in zip(alone, helped, strict=True):
         assert torch.equal(truth, other_truth)
         assert images.shape == others.shape
@@ -72,15 +72,15 @@ def test_workers_read_the_same_batches(toy_manifest, draw):
 def test_squares_on_the_device_are_the_same_squares(toy_manifest):
     loaders = make_loaders(toy_manifest, RECIPE)
     expected = list(loaders.valid)
-    loaders.valid.resident = torch.from_numpy(loaders.pictures.read(loaders.valid.places))
-    loaders.valid.pictures = None
+    loaders.valid.gpu_images = torch.from_numpy(loaders.image_cache.read(loaders.valid.cache_rows))
+    loaders.valid.image_cache = None
     assert_same(list(loaders.valid), expected)
 
 
 def test_squares_stay_where_they_are_without_a_gpu(toy_manifest):
     loaders = make_loaders(toy_manifest, RECIPE)
-    assert loaders.train.resident is None
-    assert keep_on_device(loaders.train) is None
+    assert loaders.train.gpu_images is None
+    assert load_to_gpu(loaders.train) is None
 
 
 @pytest.mark.parametrize(("free", "stays"), [(18 * 64**2 / 0.3 + 9, True), (18 * 64**2 / 0.3 - 9, False)])
@@ -89,15 +89,15 @@ def test_a_gpu_takes_what_fits_into_its_share(toy_manifest, monkeypatch, free, s
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 0))
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
     monkeypatch.setattr(type(loader), "device", torch.device("cuda"))
-    assert (keep_on_device(loader) is not None) == stays
+    assert (load_to_gpu(loader) is not None) == stays
 
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_new_loader_shows_each_row_once_and_reads_from_the_store(toy_manifest, monkeypatch, draw):
-    loaders = make_loaders(toy_manifest, RECIPE.but(**draw))
+    loaders = make_loaders(toy_manifest, RECIPE.replace(**draw))
     monkeypatch.setattr(loaders_module, "read_image", None)
     new = loaders.train.new(shuffle=False, bs=5, drop_last=False)
-    assert isinstance(new, PictureLoader) and new.weights is None and new.rows is None
+    assert isinstance(new, ImageLoader) and new.weights is None and new.rows is None
     labels = [loaders.vocab[k] for _, truth in new for k in truth]
     assert labels == loaders.train.items["label"].tolist()
     assert len(new) == 4
@@ -109,8 +109,8 @@ def test_a_test_loader_of_the_cohort_reads_from_the_store_and_one_of_other_files
     known = loaders.test_dl(table)
     copies = [shutil.copy(file, tmp_path / f"{n}.png") for n, file in enumerate(table["file"])]
     foreign = loaders.test_dl(table.assign(file=list(map(str, copies))))
-    assert known.places.tolist() == toy_manifest.index[toy_manifest["split"] == "test"].tolist()
-    assert foreign.places is None
+    assert known.cache_rows.tolist() == toy_manifest.index[toy_manifest["split"] == "test"].tolist()
+    assert foreign.cache_rows is None
     for (images,), (others,) in zip(known, foreign, strict=True):
         assert torch.equal(images, others)
     with_labels = loaders.test_dl(table, with_labels=True)
@@ -144,12 +144,12 @@ def test_places_are_found_for_tables_whose_files_are_all_known(toy_manifest):
     class Table:
         items = toy_manifest[5:9]
 
-    known = open_pictures(toy_manifest["file"], 32)
-    assert find_places(Table, known).tolist() == [5, 6, 7, 8]
-    assert find_places(Table, open_pictures(toy_manifest["file"][:7], 32)) is None
-    assert find_places(Table, None) is None
+    known = open_image_cache(toy_manifest["file"], 32)
+    assert find_cache_rows(Table, known).tolist() == [5, 6, 7, 8]
+    assert find_cache_rows(Table, open_image_cache(toy_manifest["file"][:7], 32)) is None
+    assert find_cache_rows(Table, None) is None
     Table.items = toy_manifest[["path"]]
-    assert find_places(Table, known) is None
+    assert find_cache_rows(Table, known) is None
     for items in (toy_manifest["file"].tolist(), ["file"], None):
         Table.items = items
-        assert find_places(Table, known) is None
+        assert find_cache_rows(Table, known) is None

@@ -6,26 +6,26 @@ import signal
 import pytest
 
 from fastcxr.training import interrupt
-from fastcxr.training.interrupt import Stopped, finishing, stoppable
+from fastcxr.training.interrupt import Interrupted, defer_interrupts, handle_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_where_nothing_is_under_way_it_stops_at_once(number, code):
-    with pytest.raises(Stopped) as caught, stoppable(print, "resume"):
+    with pytest.raises(Interrupted) as caught, handle_signals(print, "resume"):
         os.kill(os.getpid(), number)
     assert caught.value.exit_code == code
-    assert not interrupt.is_wanted()
+    assert not interrupt.interrupt_requested()
 
 
 def test_a_batch_that_is_under_way_ends_first():
     def work():
-        with finishing():
+        with defer_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
-            seen.append(interrupt.is_wanted())
-        interrupt.stop()
+            seen.append(interrupt.interrupt_requested())
+        interrupt.raise_interrupted()
 
     seen = []
-    with pytest.raises(Stopped), stoppable(print, "resume"):
+    with pytest.raises(Interrupted), handle_signals(print, "resume"):
         work()
     assert seen == [True]
 
@@ -37,13 +37,13 @@ def test_nothing_that_catches_every_exception_catches_it():
         except Exception:  # noqa: BLE001  what a library may do
             pytest.fail("caught")
 
-    with pytest.raises(Stopped), stoppable(print, "resume"):
+    with pytest.raises(Interrupted), handle_signals(print, "resume"):
         work()
 
 
 def test_afterwards_the_signals_are_what_they_were():
     before = signal.getsignal(signal.SIGTERM)
-    with stoppable(print, "resume"):
+    with handle_signals(print, "resume"):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -61,8 +61,8 @@ def test_a_second_wish_or_a_batch_without_end_leaves_the_process(monkeypatch, wa
 
     said = []
     monkeypatch.setattr(os, "_exit", leave if way == "a second one" else left.append)
-    monkeypatch.setattr(interrupt, "GRACE", 9 if way == "a second one" else 0.05)
-    with stoppable(said.append, "fastcxr resume runs/x"), finishing():
+    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 9 if way == "a second one" else 0.05)
+    with handle_signals(said.append, "fastcxr resume runs/x"), defer_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         if way == "a second one":
             with pytest.raises(Left):

@@ -12,7 +12,7 @@ from fasttransform import Pipeline
 
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.data.imaging.read import fit_square, read_image
-from fastcxr.data.pack import pack_cohort
+from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.models.devices import find_device
 from fastcxr.training.loaders import ExpandChannels, Radiograph, make_augmentation, make_loaders, seed_everything
@@ -42,21 +42,21 @@ def test_labels_are_in_order_and_splits_are_obeyed(toy_manifest):
 
 def test_one_seed_draws_the_same_batches_and_another_draws_others(toy_manifest):
     first, second, other = (
-        make_loaders(toy_manifest, RECIPE.but(seed=seed)).train.one_batch()[0] for seed in (1, 1, 2)
+        make_loaders(toy_manifest, RECIPE.replace(seed=seed)).train.one_batch()[0] for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
 def test_nothing_is_augmented_when_every_knob_is_zero_and_validation_never_is(toy_manifest):
-    still = make_loaders(toy_manifest, RECIPE.but(augment=STILL))
-    moved = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(max_rotate=45, p_affine=1.0)))
+    still = make_loaders(toy_manifest, RECIPE.replace(augment=STILL))
+    moved = make_loaders(toy_manifest, RECIPE.replace(augment=Augmentation(max_rotate=45, p_affine=1.0)))
     torch.testing.assert_close(still.valid.one_batch()[0], moved.valid.one_batch()[0], atol=1e-5, rtol=0)
     assert not torch.equal(still.train.one_batch()[0], moved.train.one_batch()[0])
 
 
 def test_gray_augmentation_gives_three_equal_channels(toy_manifest):
-    images, _ = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(do_flip=True, mult=2))).train.one_batch()
+    images, _ = make_loaders(toy_manifest, RECIPE.replace(augment=Augmentation(do_flip=True, mult=2))).train.one_batch()
     assert torch.equal(images[:, 0], images[:, 1])
     assert torch.equal(images[:, 0], images[:, 2])
 
@@ -64,7 +64,7 @@ def test_gray_augmentation_gives_three_equal_channels(toy_manifest):
 def test_three_channels_that_are_augmented_give_the_same_numbers_as_one_that_is_copied_afterwards(
     toy_manifest, monkeypatch
 ):
-    recipe = RECIPE.but(augment=Augmentation(mult=2, do_flip=True, p_affine=1.0, p_lighting=1.0))
+    recipe = RECIPE.replace(augment=Augmentation(mult=2, do_flip=True, p_affine=1.0, p_lighting=1.0))
     seed_everything(7)
     copied, _ = make_loaders(toy_manifest, recipe).train.one_batch()
     monkeypatch.setattr(ExpandChannels, "order", IntToFloatTensor.order + 1)  # before every augmentation
@@ -77,7 +77,7 @@ def test_three_channels_that_are_augmented_give_the_same_numbers_as_one_that_is_
     "knob", [{"flip_vert": True, "do_flip": True}, {"min_scale": 0.5}, {"pad_mode": "reflection"}, {"batch": True}]
 )
 def test_every_knob_of_aug_transforms_can_be_set(toy_manifest, knob):
-    images, _ = make_loaders(toy_manifest, RECIPE.but(augment=Augmentation(**knob))).train.one_batch()
+    images, _ = make_loaders(toy_manifest, RECIPE.replace(augment=Augmentation(**knob))).train.one_batch()
     assert images.shape == (4, 3, 64, 64)
 
 
@@ -102,7 +102,7 @@ def test_both_flips_are_drawn_apart_where_nothing_is_turned(quarter_turns, kinds
 
 
 def test_show_batch_draws_positives_not_negatives(toy_manifest):
-    loaders = make_loaders(toy_manifest, RECIPE.but(augment=STILL))
+    loaders = make_loaders(toy_manifest, RECIPE.replace(augment=STILL))
     loaders.valid.show_batch(max_n=2)
     shown = matplotlib.pyplot.gcf().axes[0].images[0].get_array()
     file = toy_manifest.loc[toy_manifest["split"] == "valid", "file"].iloc[0]
@@ -121,12 +121,12 @@ def test_a_device_that_is_not_here_is_refused():
 
 
 def test_a_batch_larger_than_the_cohort_becomes_the_cohort(toy_manifest):
-    assert make_loaders(toy_manifest, RECIPE.but(batch_size=500)).train.one_batch()[0].shape[0] == 18
+    assert make_loaders(toy_manifest, RECIPE.replace(batch_size=500)).train.one_batch()[0].shape[0] == 18
 
 
 @pytest.mark.needs("h5py")
 def test_a_packed_radiograph_is_that_of_its_file(toy_manifest, tmp_path):
-    packed = pack_cohort(toy_manifest, tmp_path / "toys.h5")
+    packed = pack_dataset(toy_manifest, tmp_path / "toys.h5")
     for number in (0, 7):
         ours, theirs = (Radiograph.create(file) for file in (f"{packed}#{number}", toy_manifest["file"][number]))
         assert np.array_equal(np.asarray(ours), np.asarray(theirs))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fastcxr.config.recipe import Recipe
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.training.losses import class_weights, make_loss
+from fastcxr.training.losses import compute_class_weights, make_loss
 
 COUNTS = np.array([10, 30, 60])
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -81,7 +81,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
     truth = np.repeat([0, 1, 2], COUNTS)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=truth)
-    np.testing.assert_allclose(class_weights(COUNTS).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(compute_class_weights(COUNTS).numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"])
@@ -103,7 +103,7 @@ def test_the_validation_loss_does_not_depend_on_how_images_fall_into_batches(toy
     table = pd.concat([toy_manifest, toy_manifest[rows & (toy_manifest["label"] == "clear")]], ignore_index=True)
     losses = []
     for size in (1, 2, 500):
-        learner = make_learner(make_loaders(table.sort_values("label"), recipe.but(batch_size=size)), recipe)
+        learner = make_learner(make_loaders(table.sort_values("label"), recipe.replace(batch_size=size)), recipe)
         learner.loss_func.func.weight = torch.tensor([0.2, 1.0, 6.0])
         with learner.no_bar():
             losses.append(learner.validate()[0])

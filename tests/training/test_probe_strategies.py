@@ -11,8 +11,8 @@ from training_probes import RECIPE, SILENT, make
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.inference.predict import predict
-from fastcxr.models.bundle import classifier_of, load_model, save_model
-from fastcxr.models.heads import DepthHead, head_of
+from fastcxr.models.bundle import extract_classifier, load_model, save_model
+from fastcxr.models.heads import MultiScaleHead, find_head
 from fastcxr.training import linear_probe
 from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.trainer import STRATEGIES, train
@@ -41,9 +41,9 @@ def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
     train(learner, RECIPE)
     save_model(tmp_path, learner, RECIPE, {"precision": learner.precision})
     loaded = load_model(tmp_path)
-    assert isinstance(head_of(loaded.network), DepthHead)
+    assert isinstance(find_head(loaded.network), MultiScaleHead)
     before, after = (
-        predict(model, toy_manifest, splits=None).probability for model in (classifier_of(learner), loaded)
+        predict(model, toy_manifest, splits=None).probability for model in (extract_classifier(learner), loaded)
     )
     np.testing.assert_array_equal(before, after)
     assert before.max() > 0.5
@@ -53,7 +53,7 @@ def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
 def rapid(toy_manifest, tmp_path) -> Recipe:
     """A rapid recipe with weights to start from."""
     save_file(make(toy_manifest).model.state_dict(), tmp_path / "start.safetensors")
-    return RECIPE.but(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
+    return RECIPE.replace(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
 
 
 def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manifest, rapid, monkeypatch):
@@ -64,7 +64,7 @@ def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manif
     assert training.best["best_epoch"] == 1
     assert heard.texts[-2:] == ["epoch 2/3 (wild)", "epoch 3/3 (wild)"]
     probed = make(toy_manifest, rapid)
-    train(probed, rapid.but(strategy="probe"))
+    train(probed, rapid.replace(strategy="probe"))
     for name, tensor in probed.model.state_dict().items():
         torch.testing.assert_close(learner.model.state_dict()[name], tensor)
 
@@ -72,27 +72,27 @@ def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manif
 @pytest.mark.parametrize(("patience", "rows"), [(None, 5), (1, 3), (0, 7)])
 def test_rapid_ends_when_three_epochs_in_turn_are_no_better(toy_manifest, rapid, monkeypatch, patience, rows):
     monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="idle", epochs=6, scale=0.0, batch_norm="frozen"),))
-    training = train(make(toy_manifest, rapid), rapid.but(patience=patience))
+    training = train(make(toy_manifest, rapid), rapid.replace(patience=patience))
     assert len(training.history) == rows
 
 
 def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
-    monkeypatch.setattr(linear_probe, "STRENGTHS", (1e6,))  # a head that knows nothing
+    monkeypatch.setattr(linear_probe, "L2_STRENGTHS", (1e6,))  # a head that knows nothing
     monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="later", groups=1, epochs=3, scale=0.1),))
-    recipe = rapid.but(optimizer="adam", schedule="constant")
+    recipe = rapid.replace(optimizer="adam", schedule="constant")
     learner = make(toy_manifest, recipe)
     training = train(learner, recipe)
     best = training.history.loc[training.history["valid_loss"].idxmin()]
     assert best["stage"] == "later" and training.best["best_epoch"] == best["epoch"]
     with learner.no_bar():
         assert learner.validate()[0] == pytest.approx(best["valid_loss"], rel=1e-3)
-    assert learner.fitted is None, "the bank is of a body that is no more"
+    assert learner.fitted_probe is None, "the bank is of a body that is no more"
 
 
 def test_rapid_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
-    recipe = RECIPE.but(strategy="rapid")
+    recipe = RECIPE.replace(strategy="rapid")
     learner = make(toy_manifest, recipe)
     caplog.set_level(logging.WARNING, "fastcxr")
     assert train(learner, recipe).history["stage"].tolist() == ["all"]
     assert "random weights" in caplog.text and "strategy deep" in caplog.text
-    assert type(head_of(learner.model)) is torch.nn.Linear
+    assert type(find_head(learner.model)) is torch.nn.Linear

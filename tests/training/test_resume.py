@@ -23,15 +23,15 @@ RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, str
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
     "deep": RECIPE,
-    "stages": RECIPE.but(strategy=TWO_STAGES, learning_rate=1e-3),
-    "found rate": RECIPE.but(strategy=TWO_STAGES, find_from=1e-4, find_to=1e-1),
-    "patience": RECIPE.but(epochs=4, patience=1, learning_rate=1e-2),
-    "adam, steps": RECIPE.but(optimizer="adam", schedule="step", learning_rate=1e-3),
-    "timm's": RECIPE.but(optimizer="timm:adamw", learning_rate=1e-3),
-    "bfloat16": RECIPE.but(precision="bf16", learning_rate=1e-3),
-    "weighted draws": RECIPE.but(sampler="weighted", learning_rate=1e-3),
-    "workers": RECIPE.but(workers=2, learning_rate=1e-3),
-    "bank": RECIPE.but(strategy="rapid", weights="FILE", learning_rate=1e-3),
+    "stages": RECIPE.replace(strategy=TWO_STAGES, learning_rate=1e-3),
+    "found rate": RECIPE.replace(strategy=TWO_STAGES, find_from=1e-4, find_to=1e-1),
+    "patience": RECIPE.replace(epochs=4, patience=1, learning_rate=1e-2),
+    "adam, steps": RECIPE.replace(optimizer="adam", schedule="step", learning_rate=1e-3),
+    "timm's": RECIPE.replace(optimizer="timm:adamw", learning_rate=1e-3),
+    "bfloat16": RECIPE.replace(precision="bf16", learning_rate=1e-3),
+    "weighted draws": RECIPE.replace(sampler="weighted", learning_rate=1e-3),
+    "workers": RECIPE.replace(workers=2, learning_rate=1e-3),
+    "bank": RECIPE.replace(strategy="rapid", weights="FILE", learning_rate=1e-3),
 }
 
 
@@ -56,7 +56,7 @@ class CrashAfter(Callback):
 @pytest.fixture
 def often(monkeypatch):
     """A state after every batch."""
-    monkeypatch.setattr(resume, "MINUTES_APART", 0)
+    monkeypatch.setattr(resume, "CHECKPOINT_INTERVAL_MINUTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def fingerprint(learner) -> str:
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_ends_with_the_same_weights_and_the_same_history(toy_manifest, tmp_path, often, name, weights):
     recipe = RECIPES[name]
-    recipe = recipe.but(weights=weights) if recipe.weights == "FILE" else recipe
+    recipe = recipe.replace(weights=weights) if recipe.weights == "FILE" else recipe
     whole, told = learn(toy_manifest, recipe, tmp_path / "whole")
     crashes = 0
     for batches in (3, 1, 4, 7, 2, 100, 9, None):
@@ -108,7 +108,7 @@ def test_it_ends_with_the_same_weights_and_the_same_history(toy_manifest, tmp_pa
 
 
 def test_a_wish_to_stop_ends_after_the_batch_with_its_state_kept(toy_manifest, tmp_path, monkeypatch):
-    recipe = RECIPE.but(learning_rate=1e-3)
+    recipe = RECIPE.replace(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     seen = []
 
@@ -119,14 +119,14 @@ def test_a_wish_to_stop_ends_after_the_batch_with_its_state_kept(toy_manifest, t
                 signal.raise_signal(signal.SIGTERM)
 
     learner.add_cb(Wish())
-    with pytest.raises(interrupt.Stopped), interrupt.stoppable(print, "resume"):
+    with pytest.raises(interrupt.Interrupted), interrupt.handle_signals(print, "resume"):
         train(learner, recipe, checkpoints=Checkpoints(tmp_path))
     found = Checkpoints(tmp_path).read()
     assert (found["epoch"], found["batch"], len(seen)) == (0, 2, 2)
 
 
 def test_a_killed_worker_costs_a_worker_and_nothing_else(toy_manifest, tmp_path, caplog):
-    recipe = RECIPE.but(learning_rate=1e-3, workers=2, batch_size=2)
+    recipe = RECIPE.replace(learning_rate=1e-3, workers=2, batch_size=2)
     whole, _ = learn(toy_manifest, recipe, tmp_path / "whole")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
 
@@ -150,7 +150,7 @@ def test_a_killed_worker_costs_a_worker_and_nothing_else(toy_manifest, tmp_path,
     "error", [ConnectionResetError("by peer"), EOFError("the end"), RuntimeError("DataLoader worker 1")]
 )
 def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_path, monkeypatch, error):
-    recipe = RECIPE.but(learning_rate=1e-3)
+    recipe = RECIPE.replace(learning_rate=1e-3)
     whole, _ = learn(toy_manifest, recipe, tmp_path / "whole")
     learner, told = make_learner(make_loaders(toy_manifest, recipe), recipe), []
 
@@ -166,8 +166,8 @@ def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_p
             raise RuntimeError("DataLoader worker 2")
         return look(self)
 
-    look = resume.StateKeeper.find
-    monkeypatch.setattr(resume.StateKeeper, "find", find)
+    look = resume.CheckpointCallback.load_state
+    monkeypatch.setattr(resume.CheckpointCallback, "load_state", find)
     learner.add_cb(Lost())
     train(learner, recipe, checkpoints=Checkpoints(tmp_path / "broken"))
     assert len(told) == 2
@@ -177,7 +177,7 @@ def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_p
 def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10_000))
-    recipe = RECIPE.but(learning_rate=1e-3)
+    recipe = RECIPE.replace(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     learner.add_cb(CrashAfter(0))
     with pytest.raises(StorageError, match=r"this run needs \d+\.\d MB, 0\.0 MB are free"):
@@ -186,7 +186,7 @@ def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypat
 
 @pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
 def test_too_little_memory_is_told_with_what_would_fit(toy_manifest, tmp_path, words):
-    recipe = RECIPE.but(learning_rate=1e-3, precision="bf16")
+    recipe = RECIPE.replace(learning_rate=1e-3, precision="bf16")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
 
     class Full(Callback):

@@ -9,10 +9,10 @@ import torch
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.errors import RecipeError
 from fastcxr.training.learner import count_labels, make_learner
-from fastcxr.training.loaders import loader_options, make_loaders
+from fastcxr.training.loaders import make_loaders, make_sampler_options
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
-OVERSAMPLE, WEIGHTED = RECIPE.but(oversample=("haze=3",)), RECIPE.but(sampler="weighted")
+OVERSAMPLE, WEIGHTED = RECIPE.replace(oversample=("haze=3",)), RECIPE.replace(sampler="weighted")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_repeated_class_is_shown_so_often_and_the_others_once(uneven):
 def test_each_copy_is_augmented_anew(uneven):
     train = uneven.index[uneven["split"] == "train"]
     lone = uneven.drop(train[:-1]).reset_index(drop=True)  # a single training image, an opacity
-    loaders = make_loaders(lone, RECIPE.but(oversample=("opacity=6",), augment=Augmentation(p_affine=1.0)))
+    loaders = make_loaders(lone, RECIPE.replace(oversample=("opacity=6",), augment=Augmentation(p_affine=1.0)))
     sums = [images.sum().item() for images, _ in loaders.train]
     assert len(sums) == len(set(sums)) == 6
 
@@ -55,17 +55,17 @@ def test_weighted_draws_show_every_class_equally_often(uneven):
 
 
 def test_the_weights_are_the_reciprocals_of_the_class_counts():
-    options = loader_options(pd.Series(list("aaab")), RECIPE.but(sampler="weighted"))
+    options = make_sampler_options(pd.Series(list("aaab")), RECIPE.replace(sampler="weighted"))
     assert options == {"weights": [1 / 3, 1 / 3, 1 / 3, 1.0]}
 
 
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
 def test_one_seed_draws_the_same_whatever_the_workers(uneven, recipe):
-    batches = [list(make_loaders(uneven, recipe.but(workers=n)).train) for n in (0, 2)]
+    batches = [list(make_loaders(uneven, recipe.replace(workers=n)).train) for n in (0, 2)]
     for (images, truth), (others, other_truth) in zip(*batches, strict=True):
         assert torch.equal(truth, other_truth)
         assert torch.equal(images, others)
-    other = list(make_loaders(uneven, recipe.but(seed=7)).train)
+    other = list(make_loaders(uneven, recipe.replace(seed=7)).train)
     assert not all(torch.equal(batches[0][i][0], other[i][0]) for i in range(len(other)))
 
 
@@ -84,7 +84,7 @@ def test_nothing_but_training_sees_a_copy(uneven, recipe):
 @pytest.mark.parametrize(("label", "remedy"), [("haz", "Did you mean 'haze'?"), ("X", "Choose from clear, haze")])
 def test_an_unknown_class_is_refused_with_a_suggestion(uneven, label, remedy):
     with pytest.raises(RecipeError) as caught:
-        make_loaders(uneven, RECIPE.but(oversample=(f"{label}=2",)))
+        make_loaders(uneven, RECIPE.replace(oversample=(f"{label}=2",)))
     assert remedy in str(caught.value)
 
 
@@ -96,5 +96,5 @@ def test_oversampling_is_said_aloud(uneven, caplog):
 
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
 def test_favouring_rare_classes_twice_is_said_loudly(uneven, caplog, recipe):
-    make_loaders(uneven, recipe.but(class_weights="balanced"))
+    make_loaders(uneven, recipe.replace(class_weights="balanced"))
     assert "together they do so twice" in caplog.text

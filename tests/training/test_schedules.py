@@ -52,7 +52,7 @@ def test_one_cycle_climbs_for_a_quarter_and_falls_with_momentum_against_it(toy_m
 
 
 def test_flat_cosine_stays_for_three_quarters_and_then_falls(toy_manifest):
-    rates, momenta = listen(toy_manifest, RECIPE.but(schedule="flat_cosine"))
+    rates, momenta = listen(toy_manifest, RECIPE.replace(schedule="flat_cosine"))
     np.testing.assert_allclose(rates[:9, -1], RATE)
     np.testing.assert_allclose(rates[9:, -1], [cosine(RATE, RATE / 1e5, x / 3) for x in range(3)], rtol=1e-4)
     assert set(momenta) == {0.9}
@@ -60,33 +60,33 @@ def test_flat_cosine_stays_for_three_quarters_and_then_falls(toy_manifest):
 
 @pytest.mark.parametrize("epochs", [4, 7])
 def test_step_halves_the_rate_after_so_many_epochs_at_the_first_batch(toy_manifest, epochs):
-    rates, _ = listen(toy_manifest, RECIPE.but(schedule="step", step_epochs=2, epochs=epochs))
+    rates, _ = listen(toy_manifest, RECIPE.replace(schedule="step", step_epochs=2, epochs=epochs))
     expected = np.repeat(RATE * 0.5 ** (np.arange(epochs) // 2), STEPS_AN_EPOCH)
     np.testing.assert_allclose(rates[:, -1], expected)
 
 
 def test_step_counts_the_epochs_of_each_stage_anew_and_keeps_the_ratio_of_the_groups(toy_manifest):
     stages = (Stage(epochs=2), Stage(epochs=2, scale=0.1, multiples=(0.1, 0.2, 0.3, 0.5, 1.0)))
-    rates, _ = listen(toy_manifest, RECIPE.but(schedule="step", step_epochs=1, step_factor=0.1, strategy=stages))
+    rates, _ = listen(toy_manifest, RECIPE.replace(schedule="step", step_epochs=1, step_factor=0.1, strategy=stages))
     np.testing.assert_allclose(rates[::3, -1], [RATE, RATE / 10, RATE / 10, RATE / 100])
     np.testing.assert_allclose(rates[-1], np.array([0.1, 0.2, 0.3, 0.5, 1.0]) * RATE / 100)
 
 
 def test_constant_is_constant_with_the_optimizers_own_momentum(toy_manifest):
-    rates, momenta = listen(toy_manifest, RECIPE.but(schedule="constant", epochs=1, optimizer="sgd"))
+    rates, momenta = listen(toy_manifest, RECIPE.replace(schedule="constant", epochs=1, optimizer="sgd"))
     np.testing.assert_array_equal(rates, RATE)
     assert set(momenta) == {0.9}
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "flat_cosine", "step", "constant"])
 def test_an_optimizer_without_momentum_follows_every_schedule(toy_manifest, schedule):
-    rates, momenta = listen(toy_manifest, RECIPE.but(schedule=schedule, epochs=1, optimizer="timm:adafactor"))
+    rates, momenta = listen(toy_manifest, RECIPE.replace(schedule=schedule, epochs=1, optimizer="timm:adafactor"))
     assert rates.shape == (3, 5)
     assert set(momenta) == {None}
 
 
 def test_the_finder_climbs_through_the_range_it_was_given(toy_manifest):
-    recipe = RECIPE.but(learning_rate="find", find_from=1e-6, find_to=1e-3, epochs=1)
+    recipe = RECIPE.replace(learning_rate="find", find_from=1e-6, find_to=1e-3, epochs=1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     curve = train(learner, recipe).curves
     assert curve["rate"].iloc[0] == pytest.approx(1e-6)

@@ -13,10 +13,10 @@ from tiny_network import NAME
 from toy_images import write_toys
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.fingerprint import sign_contents, sign_rows
-from fastcxr.report.notices import _one_with_class
+from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
+from fastcxr.report.notices import _make_unreported_shortcut_notices
 from fastcxr.workflows.audit import audit, check_before_training
-from fastcxr.workflows.load import find_manifest, split_cohort
+from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -53,7 +53,7 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
 @pytest.mark.parametrize("reason", [None, "the copy is known"])
 def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky, tmp_path, reason):
     recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="deep")
-    text = run(recipe.but(accept_confounding=reason), tmp_path / "run").read_text()
+    text = run(recipe.replace(accept_confounding=reason), tmp_path / "run").read_text()
     assert ("Confounded: do not use these figures" in text) == (reason is None)
     assert ("The reason given: the copy is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
@@ -73,12 +73,12 @@ def audited(tmp_path, monkeypatch):
 
 def found_before_training(recipe, folder):
     folder.mkdir(parents=True)
-    check_before_training(folder, split_cohort(find_manifest(recipe), recipe))
+    check_before_training(folder, assign_recipe_splits(read_recipe_manifest(recipe), recipe))
     return json.loads((folder / "audit.json").read_text())["findings"]
 
 
 def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_stamps_it(audited, tmp_path, caplog):
-    recipe = audited.but(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="deep")
+    recipe = audited.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="deep")
     with caplog.at_level("INFO", "fastcxr"):
         text = run(recipe, tmp_path / "runs" / "run").read_text()
     taken = {
@@ -86,7 +86,7 @@ def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_sta
     }
     assert taken["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(taken)
     assert "findings of runs/audit-toys-1 taken over" in caplog.text
-    assert taken["edge"]["words"] in text and "Confounded: do not use these figures" in text
+    assert taken["edge"]["message"] in text and "Confounded: do not use these figures" in text
 
 
 def move_one(toys):
@@ -110,7 +110,7 @@ def split_otherwise(toys):
 @pytest.mark.parametrize("change", [move_one, change_bytes, split_otherwise])
 def test_what_an_audit_of_another_cohort_found_is_not_taken_over(audited, tmp_path, change):
     change(tmp_path / "toys")
-    recipe = audited.but(seed=43) if change is split_otherwise else audited
+    recipe = audited.replace(seed=43) if change is split_otherwise else audited
     assert {row["check"] for row in found_before_training(recipe, tmp_path / "run")} == QUICK
 
 
@@ -126,10 +126,13 @@ def test_an_audit_that_is_torn_or_unfinished_is_not_taken_over(audited, tmp_path
 
 
 def test_a_cohort_is_known_again_in_another_order_and_with_patients_called_otherwise(audited):
-    manifest = split_cohort(find_manifest(audited), audited)
+    manifest = assign_recipe_splits(read_recipe_manifest(audited), audited)
     other = manifest.assign(patient="p" + manifest["patient"]).sample(frac=1, random_state=0)
-    assert (sign_rows(other), sign_contents(other)) == (sign_rows(manifest), sign_contents(manifest))
-    assert sign_rows(manifest.assign(patient="one")) != sign_rows(manifest)
+    assert (manifest_fingerprint(other), content_fingerprint(other)) == (
+        manifest_fingerprint(manifest),
+        content_fingerprint(manifest),
+    )
+    assert manifest_fingerprint(manifest.assign(patient="one")) != manifest_fingerprint(manifest)
 
 
 def test_an_audit_of_another_version_is_not_taken_over(audited, tmp_path, monkeypatch):
@@ -150,5 +153,5 @@ def test_a_failed_check_of_something_else_hides_no_warning_of_sources():
             files=pd.DataFrame(columns=["label", "kind", "width", "height", "images"]),
             table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
         )
-        titles = [notice.title for notice in _one_with_class(record)]
+        titles = [notice.title for notice in _make_unreported_shortcut_notices(record)]
         assert ("Class and source are one" in titles) == is_there

@@ -10,7 +10,7 @@ from toy_images import write_toys
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, OutputError
 from fastcxr.metrics.predictions import Predictions
-from fastcxr.workflows.cross_validate import cross_validate, refuse_uneven
+from fastcxr.workflows.cross_validate import cross_validate, reject_inconsistent_folds
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -23,7 +23,7 @@ def kept(tmp_path_factory):
     """A cohort and two folds of it, which no test changes."""
     place = tmp_path_factory.mktemp("kept")
     data = write_toys(place / "toys", per_class=8)
-    cross_validate(RECIPE.but(data=str(data)), place / "run")
+    cross_validate(RECIPE.replace(data=str(data)), place / "run")
     return place
 
 
@@ -32,7 +32,7 @@ def changing(kept, tmp_path):
     """A copy of both that a test may change."""
     for name in ("toys", "run"):
         shutil.copytree(kept / name, tmp_path / name)
-    return RECIPE.but(data=str(tmp_path / "toys")), tmp_path / "toys", tmp_path / "run"
+    return RECIPE.replace(data=str(tmp_path / "toys")), tmp_path / "toys", tmp_path / "run"
 
 
 def add(data):
@@ -69,7 +69,7 @@ def test_folds_of_other_patients_are_not_pooled(changing, tmp_path):
     owners = tmp_path / "owners.csv"
     for count in (2, 4):
         table.assign(patient=[f"p{i // count}" for i in table.index]).to_csv(owners, index=False)
-        named = recipe.but(patients=str(owners))
+        named = recipe.replace(patients=str(owners))
         if count == 2:
             cross_validate(named, tmp_path / "named")
     shutil.rmtree(tmp_path / "named" / "fold-2")
@@ -85,15 +85,15 @@ def test_folds_that_hold_out_an_image_twice_or_never_are_not_pooled(tmp_path):
         rows = pd.DataFrame({"source": "s", "path": paths, "patient": "", "label": "x", "split": "oof"})
         return Predictions(rows.assign(predicted="x", error="", prob_x=1.0, prob_y=0.0), ("x", "y"))
 
-    refuse_uneven(hold("a.png", "b.png", "c.png"), written, "fold", tmp_path)
-    refuse_uneven(hold("a.png"), written, "source", tmp_path)
+    reject_inconsistent_folds(hold("a.png", "b.png", "c.png"), written, "fold", tmp_path)
+    reject_inconsistent_folds(hold("a.png"), written, "source", tmp_path)
     with pytest.raises(DataError, match="1 are held out twice, and 1 never. Remove the folders"):
-        refuse_uneven(hold("a.png", "a.png", "b.png"), written, "fold", tmp_path)
+        reject_inconsistent_folds(hold("a.png", "a.png", "b.png"), written, "fold", tmp_path)
 
 
 def test_folds_with_patients_apart_of_other_images_are_refused_before_the_others_run(changing, tmp_path):
     recipe, data, _ = changing
-    folder, recipe = tmp_path / "image", recipe.but(split="image")
+    folder, recipe = tmp_path / "image", recipe.replace(split="image")
     cross_validate(recipe, folder)
     add(data)
     for number in (1, 2):

@@ -15,9 +15,9 @@ from fastcxr.config.recipe import Recipe, read_recipe
 from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
 from fastcxr.models.bundle import load_model
-from fastcxr.progress.base import heard_by
+from fastcxr.progress.base import log_to
 from fastcxr.training import feature_bank
-from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_left_out
+from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_skipped
 from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -106,7 +106,7 @@ def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
 def test_folds_of_another_recipe_are_left_alone(pooled):
     recipe, folder = pooled
     with pytest.raises(OutputError, match=r"a run of another recipe is here \(seed was 42, is 1\)"):
-        cross_validate(recipe.but(seed=1), folder)
+        cross_validate(recipe.replace(seed=1), folder)
 
 
 def test_folds_of_other_images_are_not_pooled():
@@ -129,7 +129,7 @@ def of_two_kinds(pooled, tmp_path_factory):
     """Image-level folds of a head that costs seconds."""
     recipe, _ = pooled
     folder = tmp_path_factory.mktemp("apart") / "run"
-    cross_validate(recipe.but(strategy="probe", split="image"), folder)
+    cross_validate(recipe.replace(strategy="probe", split="image"), folder)
     return folder
 
 
@@ -156,7 +156,7 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     first, second = (tmp_path / name for name in ("one", "other"))
     write_toys(first, per_class=12, labels=("clear",))
     write_toys(second, per_class=12, labels=("haze",), first=50)
-    page = cross_validate(recipe.but(data=(str(first), str(second)), folds=2), tmp_path / "run")
+    page = cross_validate(recipe.replace(data=(str(first), str(second)), folds=2), tmp_path / "run")
     assert "Confounded: do not use these figures" in page.read_text()
     assert "Every class comes from sources of its own" in page.read_text()
 
@@ -173,7 +173,7 @@ def damaged(pooled, tmp_path_factory):
         file.rename(file.with_name(f"{number}.png"))
     for name in ("clear/2.png", "haze/20.png"):
         (data / name).write_bytes((data / name).read_bytes()[:90])
-    recipe = pooled[0].but(data=str(data), folds=2, strategy="probe", skip_bad=True)
+    recipe = pooled[0].replace(data=str(data), folds=2, strategy="probe", skip_bad=True)
     cross_validate(recipe, place / "run")
     return place / "run"
 
@@ -202,9 +202,9 @@ def test_two_images_of_one_path_that_were_left_out_stay_two():
 
 def test_nothing_is_left_out_any_more_once_the_images_were_mended_and_the_folds_run_again(tmp_path):
     table = pd.DataFrame({"path": ["a.png"], "code": "E102", "reason": "not a picture"})
-    write_left_out(tmp_path, table)
+    write_skipped(tmp_path, table)
     assert (tmp_path / "skipped.csv").exists()
-    write_left_out(tmp_path, table[:0])
+    write_skipped(tmp_path, table[:0])
     assert not (tmp_path / "skipped.csv").exists()
 
 
@@ -218,10 +218,10 @@ def test_a_warning_that_not_every_fold_gave_names_those_that_did():
 def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_one_pass(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
-    decoded, looked, read, fill = [], [], index.read_open_image, feature_bank.fill_bank
+    decoded, looked, read, fill = [], [], index.read_open_image, feature_bank.fill_feature_bank
     monkeypatch.setattr(index, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(
-        feature_bank, "fill_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
+        feature_bank, "fill_feature_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
     )
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
@@ -231,7 +231,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
 
 
 def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
-    recipe = read_recipe(damaged / "recipe.json").but(data=str(damaged.parent / "toys"))
+    recipe = read_recipe(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()
     cross_validate(recipe, damaged)
     shutil.rmtree(damaged / "fold-2")
@@ -257,8 +257,8 @@ ANEW = "the splits that the data gives are not used: folds are drawn anew"
 def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, given, said):
     write_toys(tmp_path / "toys" / "train", per_class=6)
     write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
-    recipe = pooled[0].but(data=str(tmp_path / "toys"), folds=2, strategy="probe", given_splits=given)
-    with heard_by(listener := Listener()):
+    recipe = pooled[0].replace(data=str(tmp_path / "toys"), folds=2, strategy="probe", given_splits=given)
+    with log_to(listener := Listener()):
         cross_validate(recipe, tmp_path / "run")
     assert [line for line in listener.heard if line.startswith("the splits that")] == said
     for place in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from toy_images import LABELS, write_toys
 
-from fastcxr.cli.app import DescribeChoices
+from fastcxr.cli.app import DescribeOptions
 from fastcxr.cli.main import main
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import OutputError
@@ -69,12 +69,12 @@ def test_a_class_too_small_to_split_is_shown_and_told(call, toys, tmp_path):
 
 
 def test_the_split_is_the_one_that_train_draws(call, toys, tmp_path):
-    from fastcxr.workflows.load import find_manifest, split_cohort
+    from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 
     call("--data", "toys", "--seed", "7", "--out", "seven")
     found = pd.read_csv(tmp_path / "seven" / "manifest.csv", dtype=str)
     recipe = Recipe(data="toys", seed=7)
-    assert found["split"].tolist() == split_cohort(find_manifest(recipe), recipe)["split"].tolist()
+    assert found["split"].tolist() == assign_recipe_splits(read_recipe_manifest(recipe), recipe)["split"].tolist()
     assert "draws with seed 7" in (tmp_path / "seven" / "describe.html").read_text(encoding="utf-8")
 
 
@@ -151,7 +151,7 @@ def test_every_mistake_is_one_line_with_its_remedy(call, toys, tmp_path, words, 
 
 
 def test_every_flag_says_what_it_says_in_train():
-    shared = DescribeChoices.__dataclass_fields__
+    shared = DescribeOptions.__dataclass_fields__
     assert {name: item.metadata["help"] for name, item in shared.items()} == {
         name: Recipe.__dataclass_fields__[name].metadata["help"] for name in shared
     }

@@ -5,11 +5,11 @@ import pytest
 from toy_images import write_toys
 
 from fastcxr.data.manifest import read_manifest, write_manifest
-from fastcxr.data.pack import pack_cohort
+from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError
-from fastcxr.workflows.evaluate import check_labels, leave_out_seen
-from fastcxr.workflows.run_dir import CohortFolder
-from fastcxr.workflows.run_state import CONTENT
+from fastcxr.workflows.evaluate import drop_training_images, validate_labels
+from fastcxr.workflows.run_dir import OutputDir
+from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -20,7 +20,8 @@ def run(toy_folder, tmp_path):
     taught = read_manifest(toy_folder).assign(split="train")
     (tmp_path / "run").mkdir()
     write_manifest(
-        taught.assign(**{CONTENT: [f"picture {n}" for n in range(len(taught))]}), tmp_path / "run/manifest.csv"
+        taught.assign(**{IMAGE_HASH_COLUMN: [f"picture {n}" for n in range(len(taught))]}),
+        tmp_path / "run/manifest.csv",
     )
     return tmp_path / "run"
 
@@ -37,9 +38,9 @@ def other(tmp_path):
 
 def leave_out(data, run, tmp_path) -> tuple[int, list[str]]:
     """How many images are left, and the paths of the others."""
-    record = CohortFolder(tmp_path / "there")
-    record.claim()
-    left = leave_out_seen(read_manifest(data), run, 64, record)
+    record = OutputDir(tmp_path / "there")
+    record.acquire()
+    left = drop_training_images(read_manifest(data), run, 64, record)
     return len(left), pd.read_csv(tmp_path / "there" / "skipped.csv")["path"].tolist()
 
 
@@ -48,7 +49,7 @@ KNOWN = (16, ["clear/00000000_099.png", "haze/00001001_099.png"])
 
 @pytest.mark.needs("h5py")
 def test_patients_of_the_training_are_left_out_of_a_folder_and_of_a_packed_cohort_alike(run, other, tmp_path):
-    packed = pack_cohort(read_manifest(other), tmp_path / "other.h5")
+    packed = pack_dataset(read_manifest(other), tmp_path / "other.h5")
     assert leave_out(other, run, tmp_path / "folder") == KNOWN
     assert leave_out(packed, run, tmp_path / "packed") == KNOWN
 
@@ -70,5 +71,5 @@ def test_a_patient_column_that_repeats_the_file_name_holds_there_too(run, other,
 )
 def test_a_pair_is_suggested_only_of_names_that_are_alike(label, remedy):
     with pytest.raises(DataError) as caught:
-        check_labels(pd.DataFrame({"label": ["Normal", label]}), ("Bacteria", "COVID-19", "Normal"))
+        validate_labels(pd.DataFrame({"label": ["Normal", label]}), ("Bacteria", "COVID-19", "Normal"))
     assert remedy in str(caught.value)

@@ -11,7 +11,7 @@ from toy_images import write_toys
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, OutputError, RecipeError
 from fastcxr.workflows.cross_validate import cross_validate
-from fastcxr.workflows.load import find_manifest, split_cohort
+from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -24,7 +24,7 @@ def pooled(tmp_path_factory):
     place = tmp_path_factory.mktemp("sources")
     write_toys(place / "clinic", per_class=24)
     write_toys(place / "ward", per_class=16, first=50)
-    cross_validate(RECIPE.but(data=(str(place / "clinic"), str(place / "ward"))), place / "run")
+    cross_validate(RECIPE.replace(data=(str(place / "clinic"), str(place / "ward"))), place / "run")
     return place / "run"
 
 
@@ -56,14 +56,14 @@ def test_the_pooled_report_gives_the_drop_of_each_source(pooled):
 def test_data_of_one_place_is_refused_before_anything_is_written(pooled, tmp_path):
     data = str(pooled.parent / "ward")
     with pytest.raises(DataError, match="the data names one source"):
-        cross_validate(RECIPE.but(data=data), tmp_path / "run")
+        cross_validate(RECIPE.replace(data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("choices", [{"folds": 3}, {"split": "image"}, {"split_from": "runs/x"}, {"held_out": "ward"}])
 def test_wishes_that_exclude_each_other_are_refused(choices):
     with pytest.raises(RecipeError, match="Leave out"):
-        RECIPE.but(**choices)
+        RECIPE.replace(**choices)
 
 
 def test_a_source_is_redone_alone_on_the_same_images_and_no_others(tmp_path):
@@ -71,7 +71,7 @@ def test_a_source_is_redone_alone_on_the_same_images_and_no_others(tmp_path):
     write_toys(tmp_path / "ward", per_class=8, first=50)
     file = next((tmp_path / "ward" / "haze").iterdir())
     file.rename(file.with_name("00001000_009.png"))  # a patient of the clinic: left out where the clinic is held out
-    recipe = RECIPE.but(data=(str(tmp_path / "clinic"), str(tmp_path / "ward")))
+    recipe = RECIPE.replace(data=(str(tmp_path / "clinic"), str(tmp_path / "ward")))
     cross_validate(recipe, tmp_path / "run")
     before = (tmp_path / "run" / "predictions.csv").read_bytes()
     cross_validate(recipe, tmp_path / "run")
@@ -92,7 +92,7 @@ def test_that_a_held_out_source_overrides_given_splits_is_said(tmp_path, caplog)
         write_toys(tmp_path / place / "train", per_class=6, first=first)
         write_toys(tmp_path / place / "test", per_class=4, first=first + 20)
     data = (str(tmp_path / "clinic"), str(tmp_path / "ward"))
-    recipe = RECIPE.but(data=data, leave_one_source_out=False, held_out="ward")
+    recipe = RECIPE.replace(data=data, leave_one_source_out=False, held_out="ward")
     with caplog.at_level("INFO", "fastcxr"):
-        split_cohort(find_manifest(recipe), recipe)
+        assign_recipe_splits(read_recipe_manifest(recipe), recipe)
     assert "the splits that the data gives are not used: whole sources are held out" in caplog.text

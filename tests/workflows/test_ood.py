@@ -12,9 +12,9 @@ from toy_images import write_toys
 
 from fastcxr.cli.main import main
 from fastcxr.config.recipe import Recipe
-from fastcxr.io.files import list_files, write_sums
-from fastcxr.metrics.predictions import leave_open, make_predictions
-from fastcxr.metrics.thresholds import measure_gate
+from fastcxr.io.files import list_files, write_checksums
+from fastcxr.metrics.predictions import make_predictions, mark_ood
+from fastcxr.metrics.thresholds import compute_ood_rate
 from fastcxr.training import fit_ood
 from fastcxr.workflows.cross_validate import cross_validate, pool_predictions
 from fastcxr.workflows.evaluate import evaluate
@@ -38,8 +38,8 @@ RECIPE = Recipe(
 def finished(toy_folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_ood, "FEWEST", 2)
-        run(RECIPE.but(data=str(write_toys(place / "toys", per_class=20))), place / "run")
+        patch.setattr(fit_ood, "MIN_VALID_PATIENTS", 2)
+        run(RECIPE.replace(data=str(write_toys(place / "toys", per_class=20))), place / "run")
     return place / "run"
 
 
@@ -68,8 +68,8 @@ def test_a_like_training_that_somebody_changed_is_found(finished, tmp_path):
     text = (folder / "predictions.csv").read_text()
     assert ",yes" in text
     (folder / "predictions.csv").write_text(text.replace(",yes", ",no"))
-    write_sums(folder, list_files(folder))  # who can change a file can mend its checksum
-    assert any("gate.strange" in fault.what for fault in verify(folder)[0])
+    write_checksums(folder, list_files(folder))  # who can change a file can mend its checksum
+    assert any("gate.strange" in fault.problem for fault in verify(folder)[0])
 
 
 def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, monkeypatch, capfd):
@@ -92,8 +92,8 @@ def test_a_test_on_pictures_of_something_else_is_a_warning_on_its_page(finished,
 
 
 def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_together(toy_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_ood, "FEWEST", 2)
-    cross_validate(RECIPE.but(data=str(toy_folder), folds=2), tmp_path / "folds")
+    monkeypatch.setattr(fit_ood, "MIN_VALID_PATIENTS", 2)
+    cross_validate(RECIPE.replace(data=str(toy_folder), folds=2), tmp_path / "folds")
     metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
     parts = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
     assert metrics["oof"]["gate"]["images"] == 30
@@ -104,5 +104,5 @@ def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_togethe
 
 def test_a_fold_without_a_gate_leaves_its_rows_out_of_the_count(toy_manifest):
     even = make_predictions(toy_manifest, np.full((30, 3), 1 / 3), ("clear", "haze", "opacity"))
-    pooled = pool_predictions({1: leave_open(even, np.zeros(30)), 2: even})
-    assert measure_gate(pooled)["images"] == len(even.part("test").table) == len(pooled.table) / 2
+    pooled = pool_predictions({1: mark_ood(even, np.zeros(30)), 2: even})
+    assert compute_ood_rate(pooled)["images"] == len(even.for_split("test").table) == len(pooled.table) / 2

@@ -13,8 +13,8 @@ from fastcxr.inference.predict import predict
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
-from fastcxr.workflows.load import read_cohort, split_cohort
-from fastcxr.workflows.run_dir import CohortFolder
+from fastcxr.workflows.load import assign_recipe_splits, load_dataset
+from fastcxr.workflows.run_dir import OutputDir
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
@@ -71,15 +71,15 @@ def make_small(recipe: Recipe, tables: list[Path]) -> Recipe:
     """The arm with what a test can afford; where it asks for a second collection it gets one."""
     data = tuple(map(str, tables)) if recipe.where else str(tables[0])
     if recipe.strategy == "fine":  # which random weights would turn into deep
-        return recipe.but(**SMALL, data=data, strategy="deep")
-    return recipe.but(**SMALL, data=data, fold=1 if recipe.folds else None, given_splits="obey")
+        return recipe.replace(**SMALL, data=data, strategy="deep")
+    return recipe.replace(**SMALL, data=data, fold=1 if recipe.folds else None, given_splits="obey")
 
 
 @pytest.mark.parametrize(("study", "recipe"), list(every_arm()))
 def test_arm_steps_and_predicts(study, recipe, tables, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     small = make_small(recipe, tables[study])
-    manifest = split_cohort(read_cohort(small, CohortFolder(tmp_path)), small)
+    manifest = assign_recipe_splits(load_dataset(small, OutputDir(tmp_path)), small)
     learner = make_learner(make_loaders(manifest, small), small)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     training = train(learner, small)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from toy_images import write_toys
 
-from fastcxr.config.recipe import Recipe, without_places
+from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.manifest import read_unlabelled
 from fastcxr.inference.predict import predict
-from fastcxr.io.redact import hide_in_text, hide_places
+from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.metrics.predictions import write_predictions
 from fastcxr.models.bundle import load_model
 from fastcxr.progress.base import Progress
@@ -25,22 +25,22 @@ SECRETS = "ZZTESTNAME", "far away", "pytest-of"  # folders above the images, the
 
 def test_of_an_absolute_path_the_last_part_stays_and_a_relative_one_is_kept():
     recipe = Recipe(data=("/home/ZZTESTNAME/a", "b/c"), weights="/home/ZZTESTNAME/w.pth", patients="/ZZTESTNAME/p.csv")
-    shown = without_places(recipe)
+    shown = redact_paths(recipe)
     assert (shown.data, shown.weights, shown.patients) == (("a", "b/c"), "w.pth", "p.csv")
-    assert without_places(Recipe()) == Recipe()
+    assert redact_paths(Recipe()) == Recipe()
 
 
 def test_a_command_keeps_its_words_and_loses_its_absolute_paths(tmp_path):
     place = tmp_path / "ZZTESTNAME" / "my data"
     place.mkdir(parents=True)
     command = f"fastcxr train --data '{place}' --out='{place}' --weights '{place}/new.pth' --patient-regex '/(.*)_' a/b"
-    shown = hide_places(command)
+    shown = redact_command(command)
     assert shown == "fastcxr train --data 'my data' '--out=my data' --weights new.pth --patient-regex '/(.*)_' a/b"
-    assert hide_places(None) is None
+    assert redact_command(None) is None
 
 
 def test_a_command_loses_the_paths_behind_a_second_sign_too(tmp_path):
-    assert hide_places(f"fastcxr train --where=path={tmp_path},x --where path={tmp_path}") == (
+    assert redact_command(f"fastcxr train --where=path={tmp_path},x --where path={tmp_path}") == (
         f"fastcxr train --where=path={tmp_path.name},x --where path={tmp_path.name}"
     )
 

@@ -17,10 +17,10 @@ from toy_images import write_toys
 from fastcxr.cli.main import main
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import BusyError, DataError, InputMissingError, OutputError
-from fastcxr.io.lock import held, is_held
+from fastcxr.io.lock import directory_lock, is_locked
 from fastcxr.training import resume
-from fastcxr.training.resume import StateKeeper
-from fastcxr.workflows.run_state import find_unfinished, list_runs, read_begun
+from fastcxr.training.resume import CheckpointCallback
+from fastcxr.workflows.run_state import find_resumable_run, list_runs, read_run_config
 from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -39,13 +39,13 @@ def toys(tmp_path_factory):
 
 @pytest.fixture
 def recipe(toys):
-    return RECIPE.but(data=str(toys))
+    return RECIPE.replace(data=str(toys))
 
 
 @pytest.fixture(scope="module")
 def whole(toys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run(RECIPE.but(data=str(toys)), folder)
+    run(RECIPE.replace(data=str(toys)), folder)
     return folder
 
 
@@ -59,10 +59,10 @@ def break_off(recipe, folder, monkeypatch, batches=5, **options):
         if left[0] < 0:
             raise Crash
 
-    keep = StateKeeper.after_batch
+    keep = CheckpointCallback.after_batch
     with monkeypatch.context() as patch:
-        patch.setattr(resume, "MINUTES_APART", 0)
-        patch.setattr(StateKeeper, "after_batch", after_batch)
+        patch.setattr(resume, "CHECKPOINT_INTERVAL_MINUTES", 0)
+        patch.setattr(CheckpointCallback, "after_batch", after_batch)
         with pytest.raises(Crash):
             run(recipe, folder, **options)
 
@@ -92,14 +92,14 @@ def test_a_finished_run_says_so_and_stays(recipe, whole, caplog):
 def test_a_finished_run_of_other_images_in_a_folder_of_the_same_name_is_refused(recipe, whole, tmp_path):
     other = write_toys(tmp_path / "toys", first=30)
     with pytest.raises(OutputError, match=r"a run of other images is here \(\d+ of the data .*choose another --out"):
-        run(recipe.but(data=str(other)), whole)
+        run(recipe.replace(data=str(other)), whole)
 
 
 def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, monkeypatch):
     break_off(recipe, tmp_path / "run", monkeypatch)
     kept = sorted(os.listdir(tmp_path / "run" / "state"))
     with pytest.raises(OutputError, match="a run of another recipe is here .epochs was 2, is 3; seed was 42, is 7."):
-        run(recipe.but(epochs=3, seed=7), tmp_path / "run")
+        run(recipe.replace(epochs=3, seed=7), tmp_path / "run")
     assert sorted(os.listdir(tmp_path / "run" / "state")) == kept
 
 
@@ -113,7 +113,7 @@ def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, monkeyp
 )
 def test_other_images_are_refused_with_the_difference(tmp_path, monkeypatch, change, told):
     data = write_toys(tmp_path / "toys")
-    recipe = RECIPE.but(data=str(data), split="image")
+    recipe = RECIPE.replace(data=str(data), split="image")
     break_off(recipe, tmp_path / "run", monkeypatch)
     change(data)
     with pytest.raises(DataError, match=f"images are not those that this run began with: {told}"):
@@ -125,7 +125,7 @@ def test_a_changed_picture_is_another_image(tmp_path, monkeypatch):
     from PIL import Image
 
     data = write_toys(tmp_path / "toys")
-    recipe = RECIPE.but(data=str(data))
+    recipe = RECIPE.replace(data=str(data))
     break_off(recipe, tmp_path / "run", monkeypatch)
     Image.linear_gradient("L").save(next(data.glob("haze/*")))
     with pytest.raises(DataError, match="1 changed .as haze/"):
@@ -134,13 +134,13 @@ def test_a_changed_picture_is_another_image(tmp_path, monkeypatch):
 
 def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path, monkeypatch):
     break_off(recipe, tmp_path / "run", monkeypatch)
-    with held(tmp_path / "run"):
+    with directory_lock(tmp_path / "run"):
         with pytest.raises(BusyError, match=f"process {os.getpid()} is writing into this folder") as caught:
             run(recipe, tmp_path / "run")
         assert caught.value.exit_code == 75
-        assert is_held(tmp_path / "run")
-        assert find_unfinished(iter([tmp_path / "run"])) is None
-    assert not is_held(tmp_path / "run")
+        assert is_locked(tmp_path / "run")
+        assert find_resumable_run(iter([tmp_path / "run"])) is None
+    assert not is_locked(tmp_path / "run")
 
 
 def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
@@ -148,27 +148,28 @@ def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.lock_descriptor", refuse)
-    with held(tmp_path):
+    with directory_lock(tmp_path):
         assert "has no locks (No locks available): see that no other process writes into it" in caplog.text
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = "import os, sys; from pathlib import Path; from fastcxr.io.lock import held\n"
-    code += "with held(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    code = "import os, sys; from pathlib import Path; from fastcxr.io.lock import directory_lock\n"
+    code += "with directory_lock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / ".lock").exists()
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_a_process_of_the_loader_does_not_hold_what_the_killed_one_held(tmp_path):
-    code = "import os, sys, time; from pathlib import Path; from fastcxr.io.lock import held\n"
-    code += "with held(Path(sys.argv[1])):\n    if os.fork(): os.kill(os.getpid(), 9)\n    time.sleep(20); os._exit(0)"
+    code = "import os, sys, time; from pathlib import Path; from fastcxr.io.lock import directory_lock\n"
+    code += "with directory_lock(Path(sys.argv[1])):\n    if os.fork(): os.kill(os.getpid(), 9)\n"
+    code += "    time.sleep(20); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.DEVNULL)
     assert (tmp_path / ".lock").exists()
     until = time.monotonic() + 10  # the child must have had its first moment; it lives for twenty seconds
-    while is_held(tmp_path) and time.monotonic() < until:
+    while is_locked(tmp_path) and time.monotonic() < until:
         time.sleep(0.01)
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, monkeypatch):
@@ -188,13 +189,13 @@ def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(reci
     runs = tmp_path / "runs"
     for name in ("a-1", "a-2", "study/arm", "study/arm/fold-1", "done"):
         (runs / name).mkdir(parents=True)
-        (runs / name / "recipe.json").write_text(recipe.but(seed=len(name)).to_json())
+        (runs / name / "recipe.json").write_text(recipe.replace(seed=len(name)).to_json())
     (runs / "done" / "report.html").write_text("")
     for age, name in enumerate(("study/arm", "a-1", "a-2")):
         os.utime(runs / name / "recipe.json", (1e9 - age, 1e9 - age))
-    assert find_unfinished(list_runs(runs)) == runs / "study" / "arm"
-    assert find_unfinished(list_runs(runs), recipe.but(seed=3)) == runs / "a-1"
-    assert find_unfinished(list_runs(runs), recipe.but(seed=99)) is None
+    assert find_resumable_run(list_runs(runs)) == runs / "study" / "arm"
+    assert find_resumable_run(list_runs(runs), recipe.replace(seed=3)) == runs / "a-1"
+    assert find_resumable_run(list_runs(runs), recipe.replace(seed=99)) is None
 
 
 WORDS = ["train", NAME, "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
@@ -206,7 +207,7 @@ def command(toys, tmp_path, monkeypatch, capfd):
     """The command line beside the toys; it is stopped by a signal after so many batches."""
     (tmp_path / "toys").symlink_to(toys)
     monkeypatch.chdir(tmp_path)
-    keep = StateKeeper.after_batch
+    keep = CheckpointCallback.after_batch
 
     def calling(*words, stop_after=None):
         left = [stop_after]
@@ -218,7 +219,7 @@ def command(toys, tmp_path, monkeypatch, capfd):
                     signal.raise_signal(signal.SIGTERM)
             keep(self)
 
-        monkeypatch.setattr(StateKeeper, "after_batch", after_batch)
+        monkeypatch.setattr(CheckpointCallback, "after_batch", after_batch)
         monkeypatch.setattr(sys, "argv", ["fastcxr", *words])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -272,7 +273,7 @@ def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fastcxr.workflows.train.read_cohort", read)
+        patch.setattr("fastcxr.workflows.train.load_dataset", read)
         code, _, err = command(*WORDS, "--out", "mine")
     assert code == 130
     assert err.splitlines()[-1].endswith("go on with: the same command; nothing had been trained yet")
@@ -281,4 +282,4 @@ def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
 
 def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(InputMissingError, match="no run was begun here"):
-        read_begun(Path(tmp_path))
+        read_run_config(Path(tmp_path))

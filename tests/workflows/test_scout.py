@@ -9,11 +9,18 @@ from safetensors.torch import save_file
 from toy_images import write_toys
 
 from fastcxr.cli.main import main
-from fastcxr.cli.tables import show_scouted
+from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, RecipeError, TrainingError
 from fastcxr.progress.base import Progress
-from fastcxr.workflows.scout import SAMPLE, SMALLEST_CLASS, look_at, read_weights, sample_cohort, scout
+from fastcxr.workflows.scout import (
+    MIN_CLASS_IMAGES,
+    N_SAMPLE_IMAGES,
+    evaluate_candidate,
+    parse_weights,
+    sample_manifest,
+    scout,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +32,15 @@ def scouted(tmp_path_factory):
     recipe = Recipe(data=str(data), strategy="probe", image_size=64)
     names, weights = ("resnet10t", "mobilenetv2_035"), {"mobilenetv2_035": str(place / "w.safetensors")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.models.backbones._cached_file", lambda backbone: None)
-        patch.setattr("fastcxr.models.backbones._require_host", refuse)
+        patch.setattr("fastcxr.models.backbones._find_cached_file", lambda backbone: None)
+        patch.setattr("fastcxr.models.backbones._validate_host", refuse)
         return scout(recipe, names, weights, place / "out"), place / "out"
 
 
 def refuse(backbone):
-    from fastcxr.models.backbones import _unreachable
+    from fastcxr.models.backbones import _make_unreachable_error
 
-    raise _unreachable(backbone)
+    raise _make_unreachable_error(backbone)
 
 
 def test_a_backbone_with_weights_is_scored_on_patients_that_its_head_has_not_seen(scouted):
@@ -85,7 +92,7 @@ def test_a_candidate_that_cannot_be_ranked_costs_its_own_figures_alone(hindered)
 def test_a_table_with_gaps_is_written_and_shown(hindered, capsys):
     written = pd.read_csv(hindered[1] / "scout.csv", dtype={"parameters": "Int64"}).set_index("backbone")
     assert written["parameters"].isna().to_dict() == {GOOD: False, NONE: False, NO_HEAD: True, OTHER: False}
-    show_scouted(Console(width=200), hindered[0])
+    show_scout_table(Console(width=200), hindered[0])
     line = next(line for line in capsys.readouterr().out.splitlines() if NO_HEAD in line)
     assert line.split()[1:5] == ["-"] * 4 and "nan" not in line
 
@@ -99,7 +106,7 @@ def test_a_table_with_gaps_is_written_and_shown(hindered, capsys):
     ],
 )
 def test_a_typo_is_an_error_before_anything_is_read(tmp_path, monkeypatch, names, weights, error, remedy):
-    monkeypatch.setattr("fastcxr.workflows.scout.read_cohort", None)
+    monkeypatch.setattr("fastcxr.workflows.scout.load_dataset", None)
     with pytest.raises(error, match=remedy):
         scout(Recipe(strategy="probe"), names, weights, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -120,7 +127,7 @@ def test_a_scout_that_is_broken_off_keeps_every_finished_candidate(tmp_path, toy
             raise KeyboardInterrupt
         return row_of(recipe, *rest)
 
-    monkeypatch.setattr("fastcxr.workflows.scout.look_at", look)
+    monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", look)
     with pytest.raises(KeyboardInterrupt):
         scout(Recipe(data=str(toy_folder)), ("resnet18", "resnet34", "resnet50"), {}, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out" / "scout.csv")["backbone"].tolist() == ["resnet18", "resnet34"]
@@ -128,7 +135,7 @@ def test_a_scout_that_is_broken_off_keeps_every_finished_candidate(tmp_path, toy
 
 
 def test_a_scout_that_finished_nothing_leaves_no_folder(tmp_path, toy_folder, monkeypatch):
-    monkeypatch.setattr("fastcxr.workflows.scout.look_at", None)
+    monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", None)
     with pytest.raises(TypeError):
         scout(Recipe(data=str(toy_folder)), ("resnet18",), {}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -138,17 +145,17 @@ def test_a_fit_that_gives_no_number_is_a_note(monkeypatch):
     def fail(*_):
         raise TrainingError("no number", "Give --precision fp32")
 
-    monkeypatch.setattr("fastcxr.workflows.scout.measure", fail)
-    row = look_at(Recipe("resnet18"), pd.DataFrame(), Progress())
+    monkeypatch.setattr("fastcxr.workflows.scout.measure_candidate", fail)
+    row = evaluate_candidate(Recipe("resnet18"), pd.DataFrame(), Progress())
     assert row["note"] == "no number" and np.isnan(row["auroc"])
 
 
 def test_a_large_cohort_is_sampled_by_class_and_small_classes_stay_whole():
     labels = ["common"] * 3000 + ["rare"] * 40
     table = pd.DataFrame({"label": labels, "patient": range(3040), "path": map(str, range(3040))})
-    counts = sample_cohort(table, Recipe())["label"].value_counts()
-    assert counts["common"] == round(3000 * SAMPLE / 3040)
-    assert counts["rare"] == SMALLEST_CLASS
+    counts = sample_manifest(table, Recipe())["label"].value_counts()
+    assert counts["common"] == round(3000 * N_SAMPLE_IMAGES / 3040)
+    assert counts["rare"] == MIN_CLASS_IMAGES
 
 
 def test_weights_of_a_backbone_that_is_no_candidate_are_refused(tmp_path):
@@ -157,9 +164,9 @@ def test_weights_of_a_backbone_that_is_no_candidate_are_refused(tmp_path):
 
 
 def test_weights_without_a_name_are_refused():
-    assert read_weights(["resnet18=a=b.pth"]) == {"resnet18": "a=b.pth"}
+    assert parse_weights(["resnet18=a=b.pth"]) == {"resnet18": "a=b.pth"}
     with pytest.raises(RecipeError, match="Write NAME=FILE"):
-        read_weights(["file.pth"])
+        parse_weights(["file.pth"])
 
 
 def test_the_command_says_where_the_figure_is(tmp_path, capfd, monkeypatch):

@@ -16,7 +16,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 from fastcxr.workflows import run_dir
-from fastcxr.workflows.train_dir import RunFolder, write_report
+from fastcxr.workflows.train_dir import RunDir, write_report
 from fastcxr.workflows.verify import verify
 
 PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="probe", precision="fp32")
@@ -24,7 +24,7 @@ ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 
 def open_folder(folder):
-    return RunFolder(folder, Recipe(), "fastcxr train").open(Progress())
+    return RunDir(folder, Recipe(), "fastcxr train").open(Progress())
 
 
 def test_what_is_said_in_a_run_is_kept_whatever_the_callers_logging_shows(tmp_path):
@@ -82,7 +82,7 @@ def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp
 
 def valid(predictions):
     """The validation images alone, as of a cohort without a test split: the head was fitted on them again since."""
-    return predictions.part("valid")
+    return predictions.for_split("valid")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def valid(predictions):
     [
         ("fastcxr.inference.explain.grad_cam", NotImplementedError("no such pooling"), "saliency maps left out"),
         ("fastcxr.inference.explain.grad_cam", torch.OutOfMemoryError("CUDA out of memory"), "saliency maps left out"),
-        ("fastcxr.workflows.explain.pair_jpeg", ValueError("bad mode"), "saliency maps left out"),
-        ("fastcxr.workflows.run_dir.thumbnail_jpeg", OSError("encoder error"), "thumbnail of clear/00000"),
+        ("fastcxr.workflows.explain.encode_pair_jpeg", ValueError("bad mode"), "saliency maps left out"),
+        ("fastcxr.workflows.run_dir.encode_thumbnail_jpeg", OSError("encoder error"), "thumbnail of clear/00000"),
         (
             "fastcxr.workflows.run_dir.measure_images",
             ImageError("empty file", "Copy it again"),
@@ -107,7 +107,7 @@ def test_what_cannot_be_drawn_costs_a_finished_training_nothing_else(
 
     monkeypatch.setattr(place, fail)
     folder = write_run(tmp_path / "run", *trained)
-    page, reason = (folder / "report.html").read_text(encoding="utf-8"), getattr(error, "what", None) or str(error)
+    page, reason = (folder / "report.html").read_text(encoding="utf-8"), getattr(error, "problem", None) or str(error)
     assert words in page and reason in page
     for name in ("model.safetensors", "model.json", "predictions.csv", "metrics.json", "manifest.csv", "SHA256SUMS"):
         assert (folder / name).is_file(), name

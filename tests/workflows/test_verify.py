@@ -8,11 +8,11 @@ from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, OutputError
-from fastcxr.io.files import SUMS, list_files, read_sums, write_sums
-from fastcxr.report.run_page import draw_report
+from fastcxr.io.files import CHECKSUMS_FILE, list_files, read_checksums, write_checksums
+from fastcxr.report.run_page import write_run_report
 from fastcxr.workflows.cross_validate import cross_validate
 from fastcxr.workflows.train import run
-from fastcxr.workflows.verify import differences, verify
+from fastcxr.workflows.verify import find_differences, verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 def finished(toy_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify") / "run"
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, epochs=1, batch_size=8)
-    run(recipe.but(strategy="deep"), folder)
+    run(recipe.replace(strategy="deep"), folder)
     return folder
 
 
@@ -34,7 +34,7 @@ def folder(finished, tmp_path):
 def test_a_run_that_nobody_touched_has_no_fault_and_every_file_was_looked_at(folder):
     faults, count = verify(folder)
     assert faults == []
-    assert count == len(list_files(folder)) == len(read_sums(folder)) > 20
+    assert count == len(list_files(folder)) == len(read_checksums(folder)) > 20
 
 
 def change_a_digit(path):
@@ -54,9 +54,9 @@ def test_one_changed_digit_in_any_file_is_found(folder):
 
 
 def test_a_changed_checksum_is_found(folder):
-    change_a_digit(folder / SUMS)
+    change_a_digit(folder / CHECKSUMS_FILE)
     assert verify(folder)[0]
-    (folder / SUMS).write_text("no checksum\n")
+    (folder / CHECKSUMS_FILE).write_text("no checksum\n")
     with pytest.raises(OutputError, match="line 1 is no checksum and name"):
         verify(folder)
 
@@ -66,28 +66,28 @@ def test_a_better_figure_is_found_though_its_checksum_was_mended(folder):
     given = metrics["test"]["accuracy"]
     metrics["test"]["accuracy"] = 0.999
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    write_sums(folder)
+    write_checksums(folder)
     (fault,) = verify(folder)[0]
-    assert fault.what == f"test.accuracy is 0.999, predictions.csv gives {given}"
+    assert fault.problem == f"test.accuracy is 0.999, predictions.csv gives {given}"
 
 
 def test_another_model_is_found_though_its_checksum_was_mended(folder):
     change_a_digit(folder / "model.safetensors")
-    write_sums(folder)
-    assert [fault.what for fault in verify(folder)[0]] == ["is not the model that model.json describes"]
+    write_checksums(folder)
+    assert [fault.problem for fault in verify(folder)[0]] == ["is not the model that model.json describes"]
 
 
 def test_missing_and_added_files_are_found(folder):
     (folder / "history.csv").unlink()
     (folder / "notes.txt").write_text("mine")
-    assert {(fault.path.name, fault.what) for fault in verify(folder)[0]} >= {
+    assert {(fault.path.name, fault.problem) for fault in verify(folder)[0]} >= {
         ("history.csv", "is missing"), ("notes.txt", "is not in SHA256SUMS"),
     }  # fmt: skip
 
 
 def test_drawing_the_report_again_answers_only_for_what_it_draws(folder):
     change_a_digit(folder / "manifest.csv")
-    draw_report(folder)
+    write_run_report(folder)
     assert "manifest.csv" in {fault.path.name for fault in verify(folder)[0]}
 
 
@@ -105,6 +105,6 @@ def test_a_folder_without_checksums_is_no_run(tmp_path):
 
 
 def test_differences_are_named_and_rounding_is_none():
-    assert list(differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": None})) == [("a.b[1]", 2, 3)]
-    assert list(differences(0.1 + 0.2, 0.3)) == []
-    assert list(differences({"a": 1}, {})) == [("a", 1, None)]
+    assert list(find_differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": None})) == [("a.b[1]", 2, 3)]
+    assert list(find_differences(0.1 + 0.2, 0.3)) == []
+    assert list(find_differences({"a": 1}, {})) == [("a", 1, None)]

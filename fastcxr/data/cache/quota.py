@@ -23,13 +23,13 @@ from typing import BinaryIO
 
 from PIL import features
 
-from fastcxr.data.cache.index import INDEX
+from fastcxr.data.cache.index import INDEX_FILE
 from fastcxr.data.imaging.read import READER_VERSION
 from fastcxr.errors import RecipeError
 
-VARIABLE, DEFAULT = "FASTCXR_CACHE_LIMIT", "20"
-SHARE_OF_PICTURES = 0.75  # of the limit; the banks have the rest
-DECODERS = (
+CACHE_LIMIT_VARIABLE, DEFAULT_LIMIT_GB = "FASTCXR_CACHE_LIMIT", "20"
+IMAGE_QUOTA_FRACTION = 0.75  # of the limit; the banks have the rest
+DECODER_PACKAGES = (
     "pillow",
     "pydicom",
     "python-gdcm",
@@ -40,55 +40,55 @@ DECODERS = (
     "pyjpegls",
 )
 FORMAT = 2  # raise it when the tables of the index change: shelves of another format are not read
-NAME = re.compile(r"(\d+)px-.*")
-LOCK = "lock"  # held by everyone who uses the folder; its time is that of the last use
-GONE = ".gone-"
+STORE_NAME_PATTERN = re.compile(r"(\d+)px-.*")
+USE_LOCK_NAME = "lock"  # held by everyone who uses the folder; its time is that of the last use
+REMOVED_PREFIX = ".gone-"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """A shelf as `fastcxr cache` shows it."""
 
     folder: Path
     size: int
-    images: int | None  # None: its index cannot be read
-    bytes: int
-    used: float  # seconds since 1970
+    n_images: int | None  # None: its index cannot be read
+    n_bytes: int
+    last_used: float  # seconds since 1970
 
 
 @dataclass(frozen=True)
-class Cache:
+class CacheDir:
     """A folder for shelves and banks, and the most bytes that they may take together."""
 
     folder: Path
-    limit: float
+    max_bytes: float
 
     @property
-    def pictures(self) -> Path:
+    def image_dir(self) -> Path:
         """The folder of all shelves."""
         return self.folder / "pictures"
 
     @property
-    def features(self) -> Path:
+    def feature_dir(self) -> Path:
         """The folder of all banks."""
         return self.folder / "features"
 
 
-def own_cache() -> Cache:
+def user_cache() -> CacheDir:
     """The user's, where things are kept for later runs. Raises CannotStoreError for a limit of nothing."""
-    limit = find_limit()
+    limit = read_cache_limit()
     if not limit:
-        raise CannotStoreError(f"{VARIABLE} is 0")
-    return Cache(pictures_folder().parent, limit)
+        raise CannotStoreError(f"{CACHE_LIMIT_VARIABLE} is 0")
+    return CacheDir(find_image_cache_dir().parent, limit)
 
 
-def passing_cache() -> Cache:
+def temporary_cache() -> CacheDir:
     """The one that goes with this process, bounded by the disk alone. Raises CannotStoreError."""
-    with storing():
-        return Cache(passing_folder(), math.inf)
+    with convert_storage_errors():
+        return CacheDir(make_temporary_dir(), math.inf)
 
 
-def pictures_folder() -> Path:
+def find_image_cache_dir() -> Path:
     """The folder of all shelves that are kept."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -97,20 +97,20 @@ def pictures_folder() -> Path:
     return cache / "fastcxr" / "pictures"
 
 
-def shelf_folder(size: int) -> Path:
+def find_store_dir(size: int) -> Path:
     """The shelf of a size, for pictures as they are read here and now."""
-    return pictures_folder() / name_shelf(size)
+    return find_image_cache_dir() / make_store_name(size)
 
 
-def name_shelf(size: int) -> str:
+def make_store_name(size: int) -> str:
     """What the shelf of a size is called wherever it lies."""
-    return f"{size}px-format{FORMAT}-reader{READER_VERSION}-{_name_decoders()}"
+    return f"{size}px-format{FORMAT}-reader{READER_VERSION}-{_hash_decoder_versions()}"
 
 
-def _name_decoders() -> str:
+def _hash_decoder_versions() -> str:
     """A word that changes with the libraries that decode: another release may round a JPEG otherwise."""
     versions = [str(features.version("libjpeg_turbo"))]
-    for name in DECODERS:
+    for name in DECODER_PACKAGES:
         try:
             versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -118,92 +118,96 @@ def _name_decoders() -> str:
     return hashlib.sha256(", ".join(versions).encode()).hexdigest()[:8]
 
 
-def find_limit() -> float:
+def read_cache_limit() -> float:
     """The most bytes that shelves and banks may take together, as the user said it; 0 for none. Raises RecipeError."""
-    words = os.environ.get(VARIABLE) or DEFAULT
+    text = os.environ.get(CACHE_LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
     try:
-        limit = float(words)
+        limit_gb = float(text)
     except ValueError:
-        limit = math.nan
-    if not limit >= 0:
-        fix = f"Set it to a number such as {DEFAULT}, or to 0 to keep no pictures"
-        raise RecipeError(f"{VARIABLE} is {words!r}, no number of gigabytes", fix)
-    return limit * 1e9
+        limit_gb = math.nan
+    if not limit_gb >= 0:
+        fix = f"Set it to a number such as {DEFAULT_LIMIT_GB}, or to 0 to keep no pictures"
+        raise RecipeError(f"{CACHE_LIMIT_VARIABLE} is {text!r}, no number of gigabytes", fix)
+    return limit_gb * 1e9
 
 
-def list_kept(parent: Path | None = None) -> list[Kept]:
+def list_cache_entries(parent: Path | None = None) -> list[CacheEntry]:
     """Every shelf in `parent`, or in the user's cache, the one that was used last first."""
-    folders = [folder for folder in _glob(parent or pictures_folder()) if NAME.fullmatch(folder.name)]
-    kept = [_describe(folder) for folder in folders]
-    return sorted([shelf for shelf in kept if shelf], key=lambda shelf: -shelf.used)
+    folders = [
+        folder for folder in _list_dir(parent or find_image_cache_dir()) if STORE_NAME_PATTERN.fullmatch(folder.name)
+    ]
+    entries = [_read_entry(folder) for folder in folders]
+    return sorted([shelf for shelf in entries if shelf], key=lambda shelf: -shelf.last_used)
 
 
-def clear() -> tuple[int, list[Kept]]:
+def clear_image_cache() -> tuple[int, list[CacheEntry]]:
     """Remove every shelf that nobody uses: how many bytes that freed, and the shelves that stay."""
-    sweep(pictures_folder())
-    kept = list_kept()
-    freed = sum(shelf.bytes for shelf in kept if remove(shelf.folder))
-    return freed, list_kept()
+    remove_leftovers(find_image_cache_dir())
+    entries = list_cache_entries()
+    freed_bytes = sum(shelf.n_bytes for shelf in entries if remove_if_unused(shelf.folder))
+    return freed_bytes, list_cache_entries()
 
 
-def make_room(folder: Path, need: int, whole: int, limit: float) -> bool:
+def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> bool:
     """Remove the shelves used longest ago until this one may grow by `need` bytes; False if it must begin anew.
 
     `whole`: what it would grow to if it began anew; `limit`: the most bytes that it may take with the shelves beside
     it. Raises CannotStoreError where that is too much as well.
     """
-    with storing():
-        sweep(folder.parent)
-        kept = list_kept(folder.parent)
-        total = sum(shelf.bytes for shelf in kept)
-        budget = min(limit, (shutil.disk_usage(folder).free + total) / 2)
-    for shelf in reversed(kept):
-        if total + need > budget and remove(shelf.folder):  # never this one, which its caller holds
-            total -= shelf.bytes
-    if total + need <= budget or not need:
+    with convert_storage_errors():
+        remove_leftovers(folder.parent)
+        entries = list_cache_entries(folder.parent)
+        total_bytes = sum(shelf.n_bytes for shelf in entries)
+        budget_bytes = min(limit, (shutil.disk_usage(folder).free + total_bytes) / 2)
+    for entry in reversed(entries):
+        if total_bytes + needed_bytes > budget_bytes and remove_if_unused(
+            entry.folder
+        ):  # never this one, which its caller holds
+            total_bytes -= entry.n_bytes
+    if total_bytes + needed_bytes <= budget_bytes or not needed_bytes:
         return True
-    own = sum(shelf.bytes for shelf in kept if shelf.folder == folder)
-    if total - own + whole > budget:
-        raise CannotStoreError(f"{whole / 1e6:,.0f} MB are wanted, and {budget / 1e6:,.0f} MB may be used")
+    own_bytes = sum(shelf.n_bytes for shelf in entries if shelf.folder == folder)
+    if total_bytes - own_bytes + full_bytes > budget_bytes:
+        raise CannotStoreError(f"{full_bytes / 1e6:,.0f} MB are wanted, and {budget_bytes / 1e6:,.0f} MB may be used")
     return False
 
 
-def _glob(folder: Path) -> list[Path]:
+def _list_dir(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:  # nothing was ever kept
         return []
 
 
-def _describe(folder: Path) -> Kept | None:
+def _read_entry(folder: Path) -> CacheEntry | None:
     try:
-        size, used = int(NAME.fullmatch(folder.name)[1]), (folder / LOCK).stat().st_mtime
-        return Kept(folder, size, _count(folder / INDEX), measure(folder), used)
+        size, last_used = int(STORE_NAME_PATTERN.fullmatch(folder.name)[1]), (folder / USE_LOCK_NAME).stat().st_mtime
+        return CacheEntry(folder, size, _count_images(folder / INDEX_FILE), measure_bytes(folder), last_used)
     except OSError:  # removed just now
         return None
 
 
-def _count(index: Path) -> int | None:
+def _count_images(index: Path) -> int | None:
     try:
-        base = sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+        connection = sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
-            return base.execute("SELECT count(*) FROM squares").fetchone()[0]
+            return connection.execute("SELECT count(*) FROM squares").fetchone()[0]
         finally:
-            base.close()
+            connection.close()
     except sqlite3.Error:
         return None
 
 
 @cache
-def passing_folder() -> Path:
+def make_temporary_dir() -> Path:
     """The temporary folder of this process, made when it is first asked for. Raises OSError."""
     folder = Path(tempfile.mkdtemp(prefix="fastcxr-"))
-    atexit.register(_remove_own, folder, os.getpid())
+    atexit.register(_remove_in_owner, folder, os.getpid())
     return folder
 
 
-def _remove_own(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked worker ends before its parent does
+def _remove_in_owner(folder: Path, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # a forked worker ends before its parent does
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -222,7 +226,7 @@ class DamagedStoreError(CannotStoreError):
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def convert_storage_errors() -> Iterator[None]:
     """Whatever the disk or the index says against it, in this block, becomes a CannotStoreError."""
     try:
         yield
@@ -234,62 +238,62 @@ def storing() -> Iterator[None]:
         raise CannotStoreError(error.strerror or str(error)) from error
 
 
-def hold(folder: Path) -> BinaryIO:
+def acquire_shared_lock(folder: Path) -> BinaryIO:
     """Make the folder if need be, and keep it from being removed for as long as the file that comes back is open."""
     while True:
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         folder.parent.mkdir(mode=0o700, exist_ok=True)  # pictures of patients: for their owner alone
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
-            file = (folder / LOCK).open("ab")
+            file = (folder / USE_LOCK_NAME).open("ab")
         except FileNotFoundError:  # removed between the two lines
             continue
-        _lock(file, "LOCK_SH")
-        if _is_still(folder, file):
-            os.utime(folder / LOCK)
+        _flock(file, "LOCK_SH")
+        if _is_same_file(folder, file):
+            os.utime(folder / USE_LOCK_NAME)
             return file
         file.close()
 
 
-def remove(folder: Path) -> bool:
+def remove_if_unused(folder: Path) -> bool:
     """Remove a folder that nobody holds; False for one that is in use."""
-    gone = folder.with_name(f"{GONE}{uuid.uuid4().hex}")
+    removed_dir = folder.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}")
     try:
         if fcntl is None:
-            folder.rename(gone)
+            folder.rename(removed_dir)
         else:
-            with (folder / LOCK).open("ab") as file:
+            with (folder / USE_LOCK_NAME).open("ab") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                folder.rename(gone)  # in one step: nobody sees half of it
+                folder.rename(removed_dir)  # in one step: nobody sees half of it
     except OSError:  # in use, or in a place where locks do not work
         return False
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(removed_dir, ignore_errors=True)
     return True
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Finish what a process that was killed while removing left behind."""
-    for gone in parent.glob(f"{GONE}*"):
-        shutil.rmtree(gone, ignore_errors=True)
+    for removed_dir in parent.glob(f"{REMOVED_PREFIX}*"):
+        shutil.rmtree(removed_dir, ignore_errors=True)
 
 
-def measure(folder: Path) -> int:
+def measure_bytes(folder: Path) -> int:
     """Bytes that a folder takes on the disk."""
     statuses = [path.stat() for path in folder.glob("*") if path.is_file()]
     # blocks are told in units of 512 bytes everywhere; Windows does not tell them
     return sum(getattr(status, "st_blocks", 0) * 512 or status.st_size for status in statuses)
 
 
-def _lock(file: BinaryIO, kind: str) -> None:
+def _flock(file: BinaryIO, operation: str) -> None:
     try:
         if fcntl:
-            fcntl.flock(file, getattr(fcntl, kind))
+            fcntl.flock(file, getattr(fcntl, operation))
     except OSError:  # some network disks have no locks; there `remove` never succeeds
         pass
 
 
-def _is_still(folder: Path, file: BinaryIO) -> bool:
+def _is_same_file(folder: Path, file: BinaryIO) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+        return os.path.samestat(os.fstat(file.fileno()), (folder / USE_LOCK_NAME).stat())
     except FileNotFoundError:
         return False

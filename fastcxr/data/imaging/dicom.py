@@ -37,13 +37,13 @@ from pydicom.uid import (
 )
 
 from fastcxr.data.imaging.dicom_classes import check_class, name_class, warn_gray_levels
-from fastcxr.data.imaging.intensity import MOST_PIXELS, check_size, stretch
+from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
 from fastcxr.data.imaging.raster import from_colour
-from fastcxr.data.imaging.sniff import HEAD, may_be_dicom, open_file, say_once, silent_decoders
-from fastcxr.data.imaging.voi_lut import find_clipped_end, show_stored
+from fastcxr.data.imaging.sniff import HEAD_BYTES, may_be_dicom, open_file, suppress_decoder_warnings, warn_once
+from fastcxr.data.imaging.voi_lut import find_clipped_end, stored_to_gray
 from fastcxr.errors import ImageError, RecipeError
 
-REQUIRED = (
+REQUIRED_TAGS = (
     "Rows",
     "Columns",
     "BitsAllocated",
@@ -52,7 +52,7 @@ REQUIRED = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
 )
-OPTIONAL = (
+OPTIONAL_TAGS = (
     "SOPClassUID",
     "Modality",
     "BodyPartExamined",
@@ -72,11 +72,11 @@ OPTIONAL = (
     "WindowCenter",
     "WindowWidth",
 )
-TAGS = [*REQUIRED, *OPTIONAL]
-PIXELS = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
+HEADER_TAGS = [*REQUIRED_TAGS, *OPTIONAL_TAGS]
+PIXEL_TAGS = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
 
-RADIOGRAPHS = ("CR", "DX", "RG", "DR", "")  # a missing modality is common in exports for research
-OTHER_KINDS = {
+RADIOGRAPH_MODALITIES = ("CR", "DX", "RG", "DR", "")  # a missing modality is common in exports for research
+OTHER_MODALITIES = {
     "CT": "computed tomography",
     "MR": "magnetic resonance",
     "PT": "positron emission tomography",
@@ -96,17 +96,17 @@ OTHER_KINDS = {
     "RTDOSE": "a radiotherapy dose",
     "RTIMAGE": "a radiotherapy image",
 }
-CHEST = ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PECHO")
-LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
+CHEST_BODY_PARTS = ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PECHO")
+LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 
-MOST_UNPACKED = 4 * MOST_PIXELS  # bytes of a deflated file: the largest picture of 16 bits, twice
+MAX_INFLATED_BYTES = 4 * MAX_PIXELS  # bytes of a deflated file: the largest picture of 16 bits, twice
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom and the decoders give RGB for each
-DECODABLE_BY_PILLOW = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
+PILLOW_SYNTAXES = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
 UNPACK_12_BITS = "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg` (GPL licence)"
-SEEN_ELSEWHERE = "Export it again; where other programs show it, `dcmdjpeg` or `gdcmconv --raw` unpack it"
+UNDECODABLE_FIX = "Export it again; where other programs show it, `dcmdjpeg` or `gdcmconv --raw` unpack it"
 
 # everything that pydicom raises for a damaged file; whatever else comes is a bug and must be seen
-BROKEN = (
+PYDICOM_ERRORS = (
     InvalidDicomError,
     BytesLengthException,
     OSError,
@@ -128,130 +128,130 @@ BROKEN = (
 
 def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
     """The picture that a viewer shows, uint8, shape (height, width)."""
-    with _refusing(path, "E122", "its header is damaged", "Export it again"):
+    with _convert_errors(path, "E122", "its header is damaged", "Export it again"):
         header = _read_header(file, path)
-        _check_kind(header, path)
-        left = _count_pixel_bytes(header, file, path)
+        _validate_modality(header, path)
+        n_pixel_bytes = _count_pixel_bytes(header, file, path)
         check_class(header, path)
-        _check_required(header, path)
-        _check_syntax(header, path)
-        _check_claims(header, left, path)
+        _validate_required_tags(header, path)
+        _validate_transfer_syntax(header, path)
+        _validate_pixel_description(header, n_pixel_bytes, path)
         _check_bits(header, path)
-        check_size(path, header.Columns, header.Rows)
+        validate_size(path, header.Columns, header.Rows)
         warn_gray_levels(header, path)
-    with _refusing(path, "E124", f"its pixel data cannot be decoded ({_name_syntax(header)})", SEEN_ELSEWHERE):
-        stored = _decode(file, header, path)
-    with _refusing(path, "E122", "its window, rescale or lookup table is damaged", "Export it again"):
+    with _convert_errors(path, "E124", f"its pixel data cannot be decoded ({_format_syntax(header)})", UNDECODABLE_FIX):
+        stored = _decode_pixels(file, header, path)
+    with _convert_errors(path, "E122", "its window, rescale or lookup table is damaged", "Export it again"):
         return _show_colour(stored, header, path) if stored.ndim == 3 else _show_gray(stored, header, path)
 
 
 def _show_colour(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
     """Luma, by the rule for colour of all other formats; the standard knows no window for colour."""
-    channels = stored if header.BitsStored == 8 else stretch(stored, 0, 2**header.BitsStored - 1)
+    channels = stored if header.BitsStored == 8 else rescale_to_uint8(stored, 0, 2**header.BitsStored - 1)
     return from_colour(Image.fromarray(channels.astype(np.uint8)), path, ";16" if header.BitsStored > 8 else "")
 
 
 def _show_gray(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
-    picture = show_stored(stored, header)
+    picture = stored_to_gray(stored, header)
     if end := find_clipped_end(picture, stored, header):
         text = f"its window or VOI LUT shows most of the image as {end}, so that detail is lost"
-        say_once("W210", path, f"{text}. Check WindowCenter and WindowWidth, or export it again")
+        warn_once("W210", path, f"{text}. Check WindowCenter and WindowWidth, or export it again")
     return picture
 
 
 @contextmanager
-def _refusing(path: str, code: str, what: str, fix: str) -> Iterator[None]:
+def _convert_errors(path: str, code: str, problem: str, fix: str) -> Iterator[None]:
     try:
         yield
     except ImageError:
         raise
-    except BROKEN:
+    except PYDICOM_ERRORS:
         # from None: pydicom's messages quote values, and values may be a patient's
-        raise ImageError(what, fix, path=path, code=code) from None
+        raise ImageError(problem, fix, path=path, code=code) from None
 
 
 def _read_header(file: BinaryIO, path: str) -> Dataset:
     """The needed tags, without pixels; `file` is left where the pixels begin."""
-    _check_deflated(file, path)
-    header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=TAGS)
+    _validate_deflated_size(file, path)
+    header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=HEADER_TAGS)
     if "SOPClassUID" not in header and "Rows" not in header:
         raise ImageError(
             "no DICOM image header in it", "Export it again as DICOM, or leave it out", path=path, code="E120"
         )
     if "TransferSyntaxUID" not in header.file_meta:  # without preamble nothing says it, and pydicom has guessed
-        implicit, little = header.original_encoding
-        plain = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else plain
+        is_implicit, is_little_endian = header.original_encoding
+        explicit_syntax = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit_syntax
     return header
 
 
-def _check_deflated(file: BinaryIO, path: str) -> None:
+def _validate_deflated_size(file: BinaryIO, path: str) -> None:
     """A deflated megabyte can unpack to a gigabyte, and pydicom sets no limit."""
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+        decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            unpack.decompress(file.read(), MOST_UNPACKED)
+            decompressor.decompress(file.read(), MAX_INFLATED_BYTES)
         except zlib.error:
-            unpack = None
-        if unpack and unpack.unconsumed_tail:
-            what = f"unpacks to over {MOST_UNPACKED // 1_000_000} MB"
-            raise ImageError(what, "Save it smaller, or leave it out", path=path, code="E109")
-        if not unpack or not unpack.eof:
+            decompressor = None
+        if decompressor and decompressor.unconsumed_tail:
+            problem = f"unpacks to over {MAX_INFLATED_BYTES // 1_000_000} MB"
+            raise ImageError(problem, "Save it smaller, or leave it out", path=path, code="E109")
+        if not decompressor or not decompressor.eof:
             raise ImageError("its deflated data is damaged or cut off", "Copy it again", path=path, code="E124")
     file.seek(0)
 
 
-def _check_kind(header: Dataset, path: str) -> None:
+def _validate_modality(header: Dataset, path: str) -> None:
     modality = str(header.get("Modality") or "").strip().upper()
-    if modality in OTHER_KINDS:
-        what = f"{OTHER_KINDS[modality]}, not a chest radiograph (Modality {modality})"
-        raise ImageError(what, "Leave it out", path=path, code="E126")
-    part = str(header.get("BodyPartExamined") or "").upper()
+    if modality in OTHER_MODALITIES:
+        problem = f"{OTHER_MODALITIES[modality]}, not a chest radiograph (Modality {modality})"
+        raise ImageError(problem, "Leave it out", path=path, code="E126")
+    body_part = str(header.get("BodyPartExamined") or "").upper()
     view = str(header.get("ViewPosition") or "").strip().upper()
-    foreign = part and not any(word in part for word in CHEST)
-    if foreign or view in LATERAL or modality not in RADIOGRAPHS:
+    is_other_part = body_part and not any(word in body_part for word in CHEST_BODY_PARTS)
+    if is_other_part or view in LATERAL_VIEWS or modality not in RADIOGRAPH_MODALITIES:
         text = (
             "its header speaks of a lateral view, another body part or another device than a frontal chest radiograph"
         )
-        say_once("W207", path, f"{text}; it is read all the same")
+        warn_once("W207", path, f"{text}; it is read all the same")
 
 
 def _count_pixel_bytes(header: Dataset, file: BinaryIO, path: str) -> float:
     """How many bytes follow the header; endless when deflated, as pydicom has read that to its end."""
     start = file.tell()
-    left = file.seek(0, 2) - start
+    n_left = file.seek(0, 2) - start
     if header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian and "Rows" in header:
         return float("inf")
-    if left <= 0:
-        what = f"no image in this DICOM (SOP class {name_class(header)})"
-        raise ImageError(what, "Leave it out; if it should hold one, copy it again", path=path, code="E123")
-    return left
+    if n_left <= 0:
+        problem = f"no image in this DICOM (SOP class {name_class(header)})"
+        raise ImageError(problem, "Leave it out; if it should hold one, copy it again", path=path, code="E123")
+    return n_left
 
 
-def _check_required(header: Dataset, path: str) -> None:
-    for name in REQUIRED:
+def _validate_required_tags(header: Dataset, path: str) -> None:
+    for name in REQUIRED_TAGS:
         if header.get(name) in (None, ""):
-            what = f"the DICOM header lacks {name} {Tag(tag_for_keyword(name))}"
-            raise ImageError(what, "Export it again", path=path, code="E122")
+            problem = f"the DICOM header lacks {name} {Tag(tag_for_keyword(name))}"
+            raise ImageError(problem, "Export it again", path=path, code="E122")
 
 
-def _check_claims(header: Dataset, left: float, path: str) -> None:
+def _validate_pixel_description(header: Dataset, n_pixel_bytes: float, path: str) -> None:
     """Refuse fewer or other pixels than a radiograph has, before any is read."""
     frames = int(header.get("NumberOfFrames") or 1)
-    claimed = get_expected_length(header)
-    if not header.file_meta.TransferSyntaxUID.is_encapsulated and left < claimed:
-        what = f"truncated: {left:,} of {claimed:,} bytes of pixel data"
-        raise ImageError(what, "Copy or export it again", path=path, code="E124")
+    n_expected_bytes = get_expected_length(header)
+    if not header.file_meta.TransferSyntaxUID.is_encapsulated and n_pixel_bytes < n_expected_bytes:
+        problem = f"truncated: {n_pixel_bytes:,} of {n_expected_bytes:,} bytes of pixel data"
+        raise ImageError(problem, "Copy or export it again", path=path, code="E124")
     if frames > 1:
-        what, fix = f"{frames} frames in one DICOM", "Split it, one radiograph a file"
-        raise ImageError(what, fix, path=path, code="E127")
+        problem, fix = f"{frames} frames in one DICOM", "Split it, one radiograph a file"
+        raise ImageError(problem, fix, path=path, code="E127")
     photometric = str(header.PhotometricInterpretation)
     samples = 1 if photometric.startswith("MONOCHROME") else 3 if photometric in COLOURS else None
     if header.SamplesPerPixel != samples:
-        what, fix = "a kind of colour DICOM that cannot be read", "Export it in gray or RGB, or leave it out"
-        raise ImageError(what, fix, path=path, code="E127")
+        problem, fix = "a kind of colour DICOM that cannot be read", "Export it in gray or RGB, or leave it out"
+        raise ImageError(problem, fix, path=path, code="E127")
 
 
 def _check_bits(header: Dataset, path: str) -> None:
@@ -271,42 +271,42 @@ def _count_low_bits(header: Dataset) -> int:
     return 0 if high is None else int(high) + 1 - header.BitsStored
 
 
-def _check_syntax(header: Dataset, path: str) -> None:
+def _validate_transfer_syntax(header: Dataset, path: str) -> None:
     try:
         decodable = get_decoder(header.file_meta.TransferSyntaxUID).is_available
     except NotImplementedError:
-        raise _lacks_decoder(header, path, "Export it again without compression") from None
+        raise _make_decoder_error(header, path, "Export it again without compression") from None
     if not decodable:
         fix = '`pip install "fastcxr[dicom]"` installs one; or export it again without compression'
-        raise _lacks_decoder(header, path, fix)
+        raise _make_decoder_error(header, path, fix)
 
 
-def _lacks_decoder(header: Dataset, path: str, fix: str) -> ImageError:
-    what = f"compressed as {_name_syntax(header)}, for which no decoder is installed"
-    return ImageError(what, fix, path=path, code="E125")
+def _make_decoder_error(header: Dataset, path: str, fix: str) -> ImageError:
+    problem = f"compressed as {_format_syntax(header)}, for which no decoder is installed"
+    return ImageError(problem, fix, path=path, code="E125")
 
 
-def _name_syntax(header: Dataset) -> str:
+def _format_syntax(header: Dataset) -> str:
     uid = header.file_meta.TransferSyntaxUID
     return uid.name if uid.name != uid else "an unknown transfer syntax"
 
 
-def _decode(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
+def _decode_pixels(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
     """Stored values, as the decoder gives them, shape (height, width)."""
     file.seek(0)
-    dataset = dcmread(file, force=True, specific_tags=[*TAGS, *PIXELS])
+    dataset = dcmread(file, force=True, specific_tags=[*HEADER_TAGS, *PIXEL_TAGS])
     syntax = dataset.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    if syntax in DECODABLE_BY_PILLOW:
-        _refuse_other_size(dataset)
+    if syntax in PILLOW_SYNTAXES:
+        _reject_size_mismatch(dataset)
     elif not syntax.is_encapsulated and len(dataset.PixelData) > get_expected_length(dataset) + 1:
-        say_once("W206", path, "more pixel data than its header claims; the rest is left unread")
+        warn_once("W206", path, "more pixel data than its header claims; the rest is left unread")
     low_bits = _count_low_bits(header)
     dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only what lies above BitsStored
     try:
         return dataset.pixel_array >> low_bits if low_bits else dataset.pixel_array
     except RuntimeError:
         if syntax == JPEGExtended12Bit and header.BitsStored > 8 and not _has_decoder_for_12_bits():
-            raise _lacks_decoder(header, path, UNPACK_12_BITS) from None
+            raise _make_decoder_error(header, path, UNPACK_12_BITS) from None
         raise
 
 
@@ -315,7 +315,7 @@ def _has_decoder_for_12_bits() -> bool:
     return "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins
 
 
-def _refuse_other_size(dataset: Dataset) -> None:
+def _reject_size_mismatch(dataset: Dataset) -> None:
     """A frame may claim another size than the header, and would be unpacked before anybody compares."""
     with Image.open(
         BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=("JPEG", "JPEG2000")
@@ -324,54 +324,56 @@ def _refuse_other_size(dataset: Dataset) -> None:
             raise ValueError("frame and header differ in size")
 
 
-def read_patient_tag(path: str | Path, tag: str = "PatientID") -> str | None:
+def read_tag(path: str | Path, tag: str = "PatientID") -> str | None:
     """The value of one header tag; None when it is empty or the file no readable DICOM (`read_image` says why)."""
-    number = _find_tag(tag)
+    number = _parse_tag(tag)
     try:
-        with silent_decoders(), open_file(path) as file:
-            head = file.read(HEAD)
-            return _read_tag(file, str(path), number) if may_be_dicom(path, head) else None
-    except (ImageError, *BROKEN):
+        with suppress_decoder_warnings(), open_file(path) as file:
+            head = file.read(HEAD_BYTES)
+            return _read_tag_value(file, str(path), number) if may_be_dicom(path, head) else None
+    except (ImageError, *PYDICOM_ERRORS):
         return None
 
 
 def read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
-    """The values of several header tags, the file opened once; None as in `read_patient_tag`."""
-    numbers = {tag: _find_tag(tag) for tag in tags}
+    """The values of several header tags, the file opened once; None as in `read_tag`."""
+    numbers = {tag: _parse_tag(tag) for tag in tags}
     try:
-        with silent_decoders(), open_file(path) as file:
-            head = file.read(HEAD)
-            header = _read_named(file, str(path), list(numbers.values())) if may_be_dicom(path, head) else Dataset()
-            return {tag: _say_value(header, number) for tag, number in numbers.items()}
-    except (ImageError, *BROKEN):
+        with suppress_decoder_warnings(), open_file(path) as file:
+            head = file.read(HEAD_BYTES)
+            header = (
+                _read_selected_tags(file, str(path), list(numbers.values())) if may_be_dicom(path, head) else Dataset()
+            )
+            return {tag: _format_tag_value(header, number) for tag, number in numbers.items()}
+    except (ImageError, *PYDICOM_ERRORS):
         return dict.fromkeys(numbers)
 
 
-def _read_tag(file: BinaryIO, path: str, number: int) -> str | None:
-    return _say_value(_read_named(file, path, [number]), number)
+def _read_tag_value(file: BinaryIO, path: str, number: int) -> str | None:
+    return _format_tag_value(_read_selected_tags(file, path, [number]), number)
 
 
-def _read_named(file: BinaryIO, path: str, numbers: list[int]) -> Dataset:
+def _read_selected_tags(file: BinaryIO, path: str, numbers: list[int]) -> Dataset:
     file.seek(0)
-    _check_deflated(file, path)
+    _validate_deflated_size(file, path)
     return dcmread(file, force=True, stop_before_pixels=True, specific_tags=[*numbers, "SOPClassUID"])
 
 
-def _say_value(header: Dataset, number: int) -> str | None:
+def _format_tag_value(header: Dataset, number: int) -> str | None:
     if "SOPClassUID" not in header or number not in header or header[number].VR == "SQ":
         return None
     value = header[number].value
     return None if value is None else str(value).strip() or None
 
 
-def _find_tag(tag: str) -> int:
+def _parse_tag(tag: str) -> int:
     """The number of a tag named as `PatientID`, `0010,0020` or `(0010,0020)`."""
     number = re.fullmatch(r"\(?([0-9a-fA-F]{4}),? ?([0-9a-fA-F]{4})\)?", tag.strip())
     if number:
         return int(number[1] + number[2], 16)
     found = tag_for_keyword(tag.strip())
     if found is None:
-        close = get_close_matches(tag, keyword_dict, n=1)
-        hint = f"Did you mean {close[0]}?" if close else "Write it like PatientID or 0010,0020"
+        similar = get_close_matches(tag, keyword_dict, n=1)
+        hint = f"Did you mean {similar[0]}?" if similar else "Write it like PatientID or 0010,0020"
         raise RecipeError(f"no DICOM tag called {tag!r}", hint)
     return found

@@ -14,7 +14,7 @@ from pydicom.uid import (
     XRayRadiofluoroscopicImageStorage,
 )
 
-from fastcxr.data.imaging.sniff import say_once
+from fastcxr.data.imaging.sniff import warn_once
 from fastcxr.errors import ImageError
 
 STANDARD_CLASSES = "1.2.840.10008.5.1.4.1.1."  # prefix of the storage classes of the standard; vendors have others
@@ -49,12 +49,12 @@ def warn_gray_levels(header: Dataset, path: str) -> None:
     intent = str(header.get("PresentationIntentType") or "").strip().upper()
     if intent == "FOR PROCESSING" or _find_class(header) == DigitalXRayImageStorageForProcessing:
         text = "an image FOR PROCESSING: its gray levels differ from those of images FOR PRESENTATION"
-        say_once("W208", path, f"{text}; it is read. Use the image FOR PRESENTATION where there is one")
+        warn_once("W208", path, f"{text}; it is read. Use the image FOR PRESENTATION where there is one")
     photometric, shape = header.PhotometricInterpretation, str(header.get("PresentationLUTShape") or "").strip()
     if photometric in SHAPES and shape in SHAPES.values() and shape != SHAPES[photometric]:
         # viewers differ here; PhotometricInterpretation is the attribute that every image must have
         text = f"{photometric} contradicts PresentationLUTShape {shape}: the image may be inverted"
-        say_once("W209", path, f"{text}; it is read as {photometric}. Check that bones are white, or export it again")
+        warn_once("W209", path, f"{text}; it is read as {photometric}. Check that bones are white, or export it again")
 
 
 def name_class(header: Dataset) -> str:

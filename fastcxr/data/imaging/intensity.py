@@ -6,9 +6,9 @@ import numpy as np
 
 from fastcxr.errors import ImageError
 
-MOST_PIXELS = 64_000_000  # the largest detectors give 20 megapixels; a few kilobytes of PNG can claim thousands
-SHORTEST_SIDE = 64  # below it lungs are no longer readable
-LONGEST_ASPECT = 4  # tightly cropped chests of children reach 3.2; a longer strip is a banner or a spine
+MAX_PIXELS = 64_000_000  # the largest detectors give 20 megapixels; a few kilobytes of PNG can claim thousands
+MIN_SIDE_PIXELS = 64  # below it lungs are no longer readable
+MAX_ASPECT_RATIO = 4  # tightly cropped chests of children reach 3.2; a longer strip is a banner or a spine
 
 # what detectors and archives store; a 12-bit picture in a 16-bit file would be nearly black if taken as 16-bit
 DEPTHS = (8, 10, 12, 14, 16)
@@ -20,26 +20,26 @@ PEAK_PERCENTILE = 98
 MAX_SAMPLED = 250_000  # pixels, evenly spread, that the percentile is taken of
 
 
-def check_size(path: str, width: int, height: int) -> None:
+def validate_size(path: str, width: int, height: int) -> None:
     """Refuse what is too large to decode safely, or no shape of a radiograph."""
-    if width * height > MOST_PIXELS:
-        megapixels, limit = width * height / 1e6, MOST_PIXELS // 1_000_000
+    if width * height > MAX_PIXELS:
+        megapixels, limit = width * height / 1e6, MAX_PIXELS // 1_000_000
         raise ImageError(
             f"{width} x {height} pixels are {megapixels:.0f} MP, over the limit of {limit} MP",
             "Save it smaller; 2,000 pixels a side are plenty",
             path=path,
             code="E109",
         )
-    if min(width, height) < SHORTEST_SIDE:
+    if min(width, height) < MIN_SIDE_PIXELS:
         raise ImageError(
-            f"{width} x {height} pixels are too small, the shorter side needs {SHORTEST_SIDE}",
+            f"{width} x {height} pixels are too small, the shorter side needs {MIN_SIDE_PIXELS}",
             "Use the original radiograph, not a thumbnail",
             path=path,
             code="E110",
         )
-    if max(width, height) > LONGEST_ASPECT * min(width, height):
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(
-            f"{width} x {height} pixels, one side over {LONGEST_ASPECT} times the other, are no chest radiograph",
+            f"{width} x {height} pixels, one side over {MAX_ASPECT_RATIO} times the other, are no chest radiograph",
             "Use the whole radiograph, or leave this file out",
             path=path,
             code="E110",
@@ -67,38 +67,38 @@ def has_depth(values: np.ndarray) -> bool:
     return int(values.min()) >= 0 and find_peak(values) <= FULL_RANGES[-1]
 
 
-def from_integers(values: np.ndarray, depth: int | None = None) -> np.ndarray:
+def integers_to_gray(values: np.ndarray, depth: int | None = None) -> np.ndarray:
     """Return counts of a detector as gray levels: the full range of `depth` bits becomes 0..255.
 
     What exceeds it is white. Without a depth the peak decides. Negative or larger integers: min..max becomes 0..255.
     """
     if not has_depth(values):
-        return stretch(values, int(values.min()), int(values.max()))
+        return rescale_to_uint8(values, int(values.min()), int(values.max()))
     full = 2 ** (depth or find_depth(find_peak(values))) - 1
     levels = np.arange(full + 1, dtype=np.uint32)
-    return look_up(values, ((levels * 255 + full // 2) // full).astype(np.uint8))
+    return apply_lookup_table(values, ((levels * 255 + full // 2) // full).astype(np.uint8))
 
 
-def from_floats(values: np.ndarray) -> np.ndarray:
+def floats_to_gray(values: np.ndarray) -> np.ndarray:
     """Shares of 0..1 times 255; 0..255 as they are; anything else min..max. Only finite numbers."""
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high <= 1:
-        return stretch(values, 0, 1)
-    return stretch(values, 0, 255) if low >= 0 and high <= 255 else stretch(values, low, high)
+        return rescale_to_uint8(values, 0, 1)
+    return rescale_to_uint8(values, 0, 255) if low >= 0 and high <= 255 else rescale_to_uint8(values, low, high)
 
 
-def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def rescale_to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """`low` becomes 0 and `high` 255; what lies outside is cut off; all black when they are equal."""
     if high <= low:
         return np.zeros(values.shape, np.uint8)
-    share = (values.astype(np.float64) - low) / (float(high) - float(low))
-    return np.rint(share.clip(0, 1) * 255).astype(np.uint8)
+    fraction = (values.astype(np.float64) - low) / (float(high) - float(low))
+    return np.rint(fraction.clip(0, 1) * 255).astype(np.uint8)
 
 
-def look_up(values: np.ndarray, table: np.ndarray, first: int = 0) -> np.ndarray:
+def apply_lookup_table(values: np.ndarray, table: np.ndarray, first: int = 0) -> np.ndarray:
     """Each value replaced by its entry, where `table` starts at `first`; values outside take the nearest entry."""
-    picture = np.empty(values.shape, table.dtype)
+    image = np.empty(values.shape, table.dtype)
     for row in range(0, len(values), 64):  # numpy widens an index to 64 bits: by strips, memory stays small
         index = values[row : row + 64].astype(np.int64) - first
-        picture[row : row + 64] = table[index.clip(0, len(table) - 1)]
-    return picture
+        image[row : row + 64] = table[index.clip(0, len(table) - 1)]
+    return image

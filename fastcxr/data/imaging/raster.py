@@ -12,23 +12,23 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImag
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from fastcxr.data.imaging.intensity import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     PEAK_PERCENTILE,
-    check_size,
     find_depth,
     find_peak,
-    from_floats,
-    from_integers,
+    floats_to_gray,
     has_depth,
+    integers_to_gray,
+    validate_size,
 )
-from fastcxr.data.imaging.sniff import find_kind, name_content, note_peak, refuse_content, say_once
+from fastcxr.data.imaging.sniff import detect_foreign_content, detect_format, make_content_error, note_peak, warn_once
 from fastcxr.errors import ImageError
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-MOST_COLOUR = 20  # mean distance of the channels, of 255; radiographs saved in colour stay under 6
-MOST_HIDDEN = 0.01  # share of a picture that transparency may take away
+RASTER_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+MAX_CHANNEL_DISTANCE = 20  # mean distance of the channels, of 255; radiographs saved in colour stay under 6
+MAX_TRANSPARENT_FRACTION = 0.01  # share of a picture that transparency may take away
 # everything that Pillow raises for a bad file; whatever else comes is a bug and must be seen
-UNREADABLE = (
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -40,54 +40,54 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIPS, ORIENTATION, SAMPLES, STRIP_BYTES, SAMPLE_FORMAT = 273, 274, 277, 279, 339
-TILES, TILE_BYTES = 324, 325
+WIDTH, HEIGHT, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+STRIP_OFFSETS, ORIENTATION, SAMPLES_PER_PIXEL, STRIP_BYTES, SAMPLE_FORMAT = 273, 274, 277, 279, 339
+TILE_OFFSETS, TILE_BYTES = 324, 325
 MAX_SAMPLE_VALUE = 281
-KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+SAMPLE_FORMAT_NAMES = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
 # everything that a damaged directory makes Pillow or the look at its values raise
-DAMAGED = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error)
+TIFF_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error)
 
 
-def read_picture(file: BinaryIO, path: str, head: bytes, depth: int | None = None) -> np.ndarray:
+def read_raster(file: BinaryIO, path: str, head: bytes, depth: int | None = None) -> np.ndarray:
     """The first and only frame as uint8, shape (height, width).
 
     `depth`: bits of an image deeper than 8 bits whose file states no depth.
     """
-    kind = find_kind(head)
+    kind = detect_format(head)
     if not head:
         raise ImageError("empty file (0 bytes)", "Copy or download it again", path=path, code="E101")
-    if kind not in FORMATS:
-        raise refuse_content(path, head)
+    if kind not in RASTER_FORMATS:
+        raise make_content_error(path, head)
     try:
-        return _read(file, path, kind, depth)
+        return _decode(file, path, kind, depth)
     except ImageError:
         raise
-    except UNREADABLE as error:
-        raise _explain(error, file, path, head) from error
+    except PILLOW_ERRORS as error:
+        raise _explain_error(error, file, path, head) from error
 
 
-def _read(file: BinaryIO, path: str, kind: str, depth: int | None) -> np.ndarray:
+def _decode(file: BinaryIO, path: str, kind: str, depth: int | None) -> np.ndarray:
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=RASTER_FORMATS)
     except UnidentifiedImageError:
-        numbers = read_plain_numbers(file, path) if kind == "TIFF" else None
-        if numbers is None:
+        uncompressed = read_uncompressed_gray(file, path) if kind == "TIFF" else None
+        if uncompressed is None:
             raise
-        values, tags = numbers
+        values, tags = uncompressed
         if values.dtype.kind == "f":
-            gray = from_floats(_finite(values, path))
+            gray = floats_to_gray(_require_finite(values, path))
         else:
             gray = _from_counts(values, path, find_stated_depth(tags), depth)
-        return _turn(255 - gray if tags[PHOTOMETRIC] == 0 else gray, tags.get(ORIENTATION))
-    _check_header(image, path)
+        return _apply_orientation(255 - gray if tags[PHOTOMETRIC] == 0 else gray, tags.get(ORIENTATION))
+    _validate_header(image, path)
     gray = _to_gray(image, file, path, depth)
     # Pillow has turned a TIFF by itself
-    return gray if image.format == "TIFF" else _turn(gray, image.getexif().get(ORIENTATION))
+    return gray if image.format == "TIFF" else _apply_orientation(gray, image.getexif().get(ORIENTATION))
 
 
-def _check_header(image: Image.Image, path: str) -> None:
-    check_size(path, *image.size)
+def _validate_header(image: Image.Image, path: str) -> None:
+    validate_size(path, *image.size)
     # a phone's JPEG may carry a second, smaller picture, which every viewer ignores
     frames = 1 if isinstance(image, JpegImagePlugin.JpegImageFile) else getattr(image, "n_frames", 1)
     if frames > 1:
@@ -95,11 +95,11 @@ def _check_header(image: Image.Image, path: str) -> None:
 
 
 def _to_gray(image: Image.Image, file: BinaryIO, path: str, depth: int | None) -> np.ndarray:
-    layout = str(image.tile[0].args) if image.tile else ""  # how pixels lie in the file; gone once they are loaded
+    raw_mode = str(image.tile[0].args) if image.tile else ""  # how pixels lie in the file; gone once they are loaded
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     photometric, signed = tags.get(PHOTOMETRIC), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
     image.load()
-    _refuse_transparent(image, path)
+    _reject_transparent(image, path)
     if image.mode.startswith("I"):
         values = np.asarray(image)
         # Pillow has no unsigned 32-bit mode: the upper half of one comes out negative
@@ -109,11 +109,11 @@ def _to_gray(image: Image.Image, file: BinaryIO, path: str, depth: int | None) -
             stated = 16  # as the standard asks, its writer has scaled the significant bits to all 16
         gray = _from_counts(values, path, stated, depth)
     elif image.mode == "F":
-        gray = from_floats(_finite(np.asarray(image), path))
+        gray = floats_to_gray(_require_finite(np.asarray(image), path))
     else:
-        gray = from_colour(image, path, layout)
+        gray = from_colour(image, path, raw_mode)
         # Pillow takes signed bytes for unsigned ones: their upper half is the lower one
-        return from_integers(gray.view(np.int8)) if tags and signed and image.mode == "L" else gray
+        return integers_to_gray(gray.view(np.int8)) if tags and signed and image.mode == "L" else gray
     # Pillow turns 8-bit TIFFs positive that count white as zero, and leaves deeper ones negative
     return 255 - gray if photometric == 0 else gray
 
@@ -121,18 +121,18 @@ def _to_gray(image: Image.Image, file: BinaryIO, path: str, depth: int | None) -
 def _from_counts(values: np.ndarray, path: str, stated: int | None, given: int | None) -> np.ndarray:
     """Integers of more than 8 bits by the depth that the file states, else the one given, else that of their peak."""
     if values.dtype.itemsize == 1 or not has_depth(values):
-        return from_integers(values)
+        return integers_to_gray(values)
     peak = find_peak(values)
     if stated and peak < 2**stated:
-        return from_integers(values, stated)
+        return integers_to_gray(values, stated)
     note_peak(peak)
     depth = given or find_depth(peak)
     if not given:
         rule = f"{depth} bits, the smallest of 8, 10, 12, 14 and 16 that holds {PEAK_PERCENTILE} % of its pixels"
-        say_once("W211", path, f"the file states no bit depth; read with {rule}")
+        warn_once("W211", path, f"the file states no bit depth; read with {rule}")
     elif peak >= 2**given:
-        say_once("W212", path, f"values above the {given} bits that its source has; they become white")
-    return from_integers(values, depth)
+        warn_once("W212", path, f"values above the {given} bits that its source has; they become white")
+    return integers_to_gray(values, depth)
 
 
 def _read_significant_bits(file: BinaryIO) -> int | None:
@@ -150,10 +150,10 @@ def _read_significant_bits(file: BinaryIO) -> int | None:
 def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     """Return the luma of an 8-bit image; warn of one that is coloured. `layout` names 16-bit samples as Pillow does."""
     if image.mode == "1":
-        say_once("W202", path, "a picture of black and white only: its gray levels are lost")
+        warn_once("W202", path, "a picture of black and white only: its gray levels are lost")
     gray = np.asarray(image if image.mode == "L" else image.convert("L"))
-    if image.mode == "RGB" and np.ptp(np.asarray(image)[::8, ::8], axis=-1).mean() > MOST_COLOUR:
-        say_once("W203", path, "a picture in colour: a screenshot or a photograph?")
+    if image.mode == "RGB" and np.ptp(np.asarray(image)[::8, ::8], axis=-1).mean() > MAX_CHANNEL_DISTANCE:
+        warn_once("W203", path, "a picture in colour: a screenshot or a photograph?")
     # of 16-bit colour Pillow keeps the upper byte, which of a 10- to 14-bit picture is next to nothing
     if ";16" in layout and find_peak(gray) < 64:
         raise ImageError(
@@ -165,7 +165,7 @@ def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     return gray
 
 
-def _finite(values: np.ndarray, path: str) -> np.ndarray:
+def _require_finite(values: np.ndarray, path: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ImageError(
             "holds numbers that are not finite (NaN or infinity)",
@@ -176,18 +176,18 @@ def _finite(values: np.ndarray, path: str) -> np.ndarray:
     return values
 
 
-def _refuse_transparent(image: Image.Image, path: str) -> None:
-    hidden = _measure_hidden(image)
-    if hidden > MOST_HIDDEN:
+def _reject_transparent(image: Image.Image, path: str) -> None:
+    transparent_fraction = _measure_transparency(image)
+    if transparent_fraction > MAX_TRANSPARENT_FRACTION:
         raise ImageError(
-            f"transparent pixels hide {hidden:.0%} of the picture",
+            f"transparent pixels hide {transparent_fraction:.0%} of the picture",
             "Save it without transparency (flattened)",
             path=path,
             code="E107",
         )
 
 
-def _measure_hidden(image: Image.Image) -> float:
+def _measure_transparency(image: Image.Image) -> float:
     """The share of the picture that transparency takes away, 0 for an opaque one."""
     key = image.info.get("transparency")
     if image.getbands()[-1] in ("A", "a"):
@@ -201,9 +201,9 @@ def _measure_hidden(image: Image.Image) -> float:
     return float(1 - alpha.mean() / 255)
 
 
-def _turn(picture: np.ndarray, orientation: int | None) -> np.ndarray:
+def _apply_orientation(image: np.ndarray, orientation: int | None) -> np.ndarray:
     """As the EXIF orientation says."""
-    turns = {
+    transforms = {
         2: lambda p: p[:, ::-1],
         3: lambda p: p[::-1, ::-1],
         4: lambda p: p[::-1],
@@ -212,34 +212,34 @@ def _turn(picture: np.ndarray, orientation: int | None) -> np.ndarray:
         7: lambda p: p[::-1, ::-1].T,
         8: np.rot90,
     }
-    return turns.get(orientation, lambda p: p)(picture)
+    return transforms.get(orientation, lambda p: p)(image)
 
 
-def _explain(error: Exception, file: BinaryIO, path: str, head: bytes) -> ImageError:
+def _explain_error(error: Exception, file: BinaryIO, path: str, head: bytes) -> ImageError:
     """What a decoder's exception means for the person whose file it is."""
-    kind = find_kind(head)
+    kind = detect_format(head)
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d{9,}", str(error))  # Pillow counts them in its message and nowhere else
         size = f"{int(pixels[0]) / 1e6:.0f} MP" if pixels else "a picture of unknown size"
-        what, fix, code = f"{size}, over the limit of {MOST_PIXELS // 1_000_000} MP", "Save it smaller", "E109"
+        problem, fix, code = f"{size}, over the limit of {MAX_PIXELS // 1_000_000} MP", "Save it smaller", "E109"
     elif isinstance(error, MemoryError):
-        what, fix, code = "does not fit into memory", "Save it smaller", "E109"
-    elif kind == "BMP" and isinstance(error, UnidentifiedImageError) and name_content(head):
-        return refuse_content(path, head)  # two letters are a weak sign: a text may begin with BM
-    elif _ends_early(error, file, kind):
-        what, fix, code = "truncated: the file ends before its picture does", "Copy or download it again", "E103"
-    elif kind == "TIFF" and (variant := name_variant(file)):
-        what, fix, code = (
+        problem, fix, code = "does not fit into memory", "Save it smaller", "E109"
+    elif kind == "BMP" and isinstance(error, UnidentifiedImageError) and detect_foreign_content(head):
+        return make_content_error(path, head)  # two letters are a weak sign: a text may begin with BM
+    elif _is_truncated(error, file, kind):
+        problem, fix, code = "truncated: the file ends before its picture does", "Copy or download it again", "E103"
+    elif kind == "TIFF" and (variant := describe_samples(file)):
+        problem, fix, code = (
             f"a kind of TIFF that cannot be read ({variant})",
             "Save it as 8- or 16-bit TIFF or PNG",
             "E104",
         )
     else:
-        what, fix, code = f"corrupt {kind} data", "Copy or download it again, or export it afresh", "E104"
-    return ImageError(what, fix, path=path, code=code)
+        problem, fix, code = f"corrupt {kind} data", "Copy or download it again, or export it afresh", "E104"
+    return ImageError(problem, fix, path=path, code=code)
 
 
-def _ends_early(error: Exception, file: BinaryIO, kind: str) -> bool:
+def _is_truncated(error: Exception, file: BinaryIO, kind: str) -> bool:
     """Is a file that could not be decoded cut off, rather than damaged?"""
     if "truncated" in str(error).lower():
         return True
@@ -253,41 +253,44 @@ def _ends_early(error: Exception, file: BinaryIO, kind: str) -> bool:
     if kind == "BMP":
         file.seek(2)
         return int.from_bytes(file.read(4), "little") > size
-    return find_end(file) > size
+    return find_data_end(file) > size
 
 
-def read_tags(file: BinaryIO) -> dict:
+def read_tiff_tags(file: BinaryIO) -> dict:
     """The first directory; under "next" where a second one begins, under "end" where the file should reach at least."""
     file.seek(0)
     try:
-        mark = file.read(8)
-        directory = ImageFileDirectory_v2(mark)
+        header = file.read(8)
+        directory = ImageFileDirectory_v2(header)
         start = directory.next
         if start >= file.seek(0, 2):
             return {"end": start + 1}
         file.seek(start)
         directory.load(file)
-        return {**directory, "next": directory.next, "order": "<" if mark[:1] == b"I" else ">"}
-    except DAMAGED:
+        return {**directory, "next": directory.next, "order": "<" if header[:1] == b"I" else ">"}
+    except TIFF_ERRORS:
         return {}
 
 
-def find_end(file: BinaryIO) -> int:
+def find_data_end(file: BinaryIO) -> int:
     """The byte at which the last strip or tile should end; 0 when the file does not say."""
-    tags = read_tags(file)
+    tags = read_tiff_tags(file)
     try:
-        starts, lengths = tags.get(STRIPS) or tags.get(TILES) or (), tags.get(STRIP_BYTES) or tags.get(TILE_BYTES) or ()
+        starts, lengths = (
+            tags.get(STRIP_OFFSETS) or tags.get(TILE_OFFSETS) or (),
+            tags.get(STRIP_BYTES) or tags.get(TILE_BYTES) or (),
+        )
         return max((start + length for start, length in zip(starts, lengths, strict=False)), default=tags.get("end", 0))
-    except DAMAGED:
+    except TIFF_ERRORS:
         return 0
 
 
-def name_variant(file: BinaryIO) -> str:
+def describe_samples(file: BinaryIO) -> str:
     """What kind of numbers the file holds, in words; empty when it does not say."""
-    tags = read_tags(file)
+    tags = read_tiff_tags(file)
     try:
-        return f"{int(tags[BITS][0])}-bit {KINDS[tags.get(SAMPLE_FORMAT, (1,))[0]]}"
-    except DAMAGED:
+        return f"{int(tags[BITS_PER_SAMPLE][0])}-bit {SAMPLE_FORMAT_NAMES[tags.get(SAMPLE_FORMAT, (1,))[0]]}"
+    except TIFF_ERRORS:
         return ""
 
 
@@ -298,30 +301,32 @@ def find_stated_depth(tags: Mapping) -> int | None:
     that of all 16 bits is the default, which writers give for every image.
     """
     try:
-        bits = int(np.ravel(tags[BITS])[0])
+        bits = int(np.ravel(tags[BITS_PER_SAMPLE])[0])
         stated = int(np.ravel(tags[MAX_SAMPLE_VALUE])[0]).bit_length() if MAX_SAMPLE_VALUE in tags else bits
         is_full_range = MAX_SAMPLE_VALUE not in tags or int(np.ravel(tags[MAX_SAMPLE_VALUE])[0]) == 2**stated - 1
-    except DAMAGED:
+    except TIFF_ERRORS:
         return None
     if is_full_range and 8 <= stated < 16:
         return stated
     return bits if 8 < bits < 16 else None
 
 
-def read_plain_numbers(file: BinaryIO, path: str) -> tuple[np.ndarray, dict] | None:
+def read_uncompressed_gray(file: BinaryIO, path: str) -> tuple[np.ndarray, dict] | None:
     """Uncompressed gray numbers of any type (64-bit floats, say) and the tags; None for every other TIFF."""
-    tags = read_tags(file)
+    tags = read_tiff_tags(file)
     try:
-        dtype = np.dtype(f"{tags['order']}{'uif'[tags.get(SAMPLE_FORMAT, (1,))[0] - 1]}{tags[BITS][0] // 8}")
-        plain = tags.get(COMPRESSION, 1) == 1 and tags.get(SAMPLES, 1) == 1 and tags[PHOTOMETRIC] in (0, 1)
-        if not plain or tags["next"] or tags[BITS][0] % 8:
+        dtype = np.dtype(f"{tags['order']}{'uif'[tags.get(SAMPLE_FORMAT, (1,))[0] - 1]}{tags[BITS_PER_SAMPLE][0] // 8}")
+        is_uncompressed_gray = (
+            tags.get(COMPRESSION, 1) == 1 and tags.get(SAMPLES_PER_PIXEL, 1) == 1 and tags[PHOTOMETRIC] in (0, 1)
+        )
+        if not is_uncompressed_gray or tags["next"] or tags[BITS_PER_SAMPLE][0] % 8:
             return None
         width, height = int(tags[WIDTH]), int(tags[HEIGHT])
-        places = list(zip(tags[STRIPS], tags[STRIP_BYTES], strict=True))
-    except DAMAGED:
+        strips = list(zip(tags[STRIP_OFFSETS], tags[STRIP_BYTES], strict=True))
+    except TIFF_ERRORS:
         return None
-    check_size(path, width, height)
-    data = b"".join(_read_strip(file, start, min(length, width * height * dtype.itemsize)) for start, length in places)
+    validate_size(path, width, height)
+    data = b"".join(_read_strip(file, start, min(length, width * height * dtype.itemsize)) for start, length in strips)
     if len(data) < width * height * dtype.itemsize:
         raise OSError("truncated strips")
     return np.frombuffer(data, dtype, width * height).reshape(height, width), tags

@@ -24,20 +24,20 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
-from fastcxr.data.imaging.raster import read_picture
+from fastcxr.data.imaging.raster import read_raster
 from fastcxr.data.imaging.sniff import (
     DICOM_SUFFIXES,
-    HEAD,
+    HEAD_BYTES,
     Remarks,
     collecting,
     count_warnings,
-    find_kind,
+    detect_format,
+    make_content_error,
     may_be_dicom,
     open_file,
-    refuse_content,
-    silent_decoders,
+    suppress_decoder_warnings,
 )
-from fastcxr.data.readers.hdf5 import read_packed_image, read_reference
+from fastcxr.data.readers.hdf5 import parse_reference, read_packed_image
 from fastcxr.errors import ImageError
 from fastcxr.io.cpus import count_cpus
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fastcxr.progress.base import Progress
 
 READER_VERSION = 3  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
-BATCH = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
+BATCH_FILES = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
 
 
 def read_image(path: str | Path, depth: int | None = None) -> np.ndarray:
@@ -54,10 +54,10 @@ def read_image(path: str | Path, depth: int | None = None) -> np.ndarray:
     `depth`: bits of an image deeper than 8 bits whose file states no depth.
     """
     path = str(path)
-    if read_reference(path):
-        picture = read_packed_image(path)
-        _refuse_blank(picture, path)
-        return picture
+    if parse_reference(path):
+        image = read_packed_image(path)
+        _reject_blank(image, path)
+        return image
     with open_file(path) as file:
         return read_open_image(file, path, depth)
 
@@ -70,17 +70,17 @@ def read_with_remarks(path: str | Path, depth: int | None = None) -> tuple[np.nd
 
 def read_open_image(file: BinaryIO, path: str, depth: int | None = None) -> np.ndarray:
     """The picture in a file that is open at its start, as `read_image` gives it; `path` is its name."""
-    with silent_decoders():
-        head = file.read(HEAD)
+    with suppress_decoder_warnings():
+        head = file.read(HEAD_BYTES)
         file.seek(0)
         is_dicom = _is_dicom(path, head)
-        picture = _read_dicom(file, path, head) if is_dicom else read_picture(file, path, head, depth)
-    _refuse_blank(picture, path)
-    return np.ascontiguousarray(picture)
+        image = _read_dicom(file, path, head) if is_dicom else read_raster(file, path, head, depth)
+    _reject_blank(image, path)
+    return np.ascontiguousarray(image)
 
 
 def _is_dicom(path: str, head: bytes) -> bool:
-    suffix, kind = Path(path).suffix.lower(), find_kind(head)
+    suffix, kind = Path(path).suffix.lower(), detect_format(head)
     if kind and kind != "DICOM" and suffix in DICOM_SUFFIXES:
         raise ImageError(
             f"a {kind} inside a {suffix} name",
@@ -99,18 +99,18 @@ def _read_dicom(file: io.BufferedIOBase, path: str, head: bytes) -> np.ndarray:
     try:
         return read_dicom(file, path)
     except ImageError as error:
-        if error.code == "E120" and Path(path).suffix.lower() not in DICOM_SUFFIXES and find_kind(head) != "DICOM":
-            raise refuse_content(path, head) from None  # neither name nor content spoke of DICOM
+        if error.code == "E120" and Path(path).suffix.lower() not in DICOM_SUFFIXES and detect_format(head) != "DICOM":
+            raise make_content_error(path, head) from None  # neither name nor content spoke of DICOM
         raise
 
 
-def _refuse_blank(picture: np.ndarray, path: str) -> None:
-    counts = np.array(Image.fromarray(picture).histogram(), dtype=float)  # a third of the time of picture.std()
+def _reject_blank(image: np.ndarray, path: str) -> None:
+    counts = np.array(Image.fromarray(image).histogram(), dtype=float)  # a third of the time of picture.std()
     levels = np.arange(256)
     mean = counts @ levels / counts.sum()
     if counts @ (levels - mean) ** 2 / counts.sum() < 1:  # the variance: a standard deviation under one gray level
-        what, fix = f"blank image, all about {mean:.0f} of 255", "Export it again, or leave it out"
-        raise ImageError(what, fix, path=path, code="E111")
+        problem, fix = f"blank image, all about {mean:.0f} of 255", "Export it again, or leave it out"
+        raise ImageError(problem, fix, path=path, code="E111")
 
 
 def check_images(files: Sequence[str | Path], progress: "Progress | None" = None) -> list[ImageError]:
@@ -127,8 +127,8 @@ def examine_images(
     files, found = list(files), []
     watched = progress.bar(len(files), "checking images") if progress else nullcontext()
     with ThreadPoolExecutor(count_cpus()) as pool, watched as bar:
-        for start in range(0, len(files), BATCH):
-            for one in pool.map(_examine, files[start : start + BATCH], depths[start : start + BATCH]):
+        for start in range(0, len(files), BATCH_FILES):
+            for one in pool.map(_examine, files[start : start + BATCH_FILES], depths[start : start + BATCH_FILES]):
                 found.append(one)
                 if bar:
                     bar.advance()
@@ -140,7 +140,7 @@ def _examine(path: str | Path, depth: int | None) -> Remarks | ImageError:
         return read_with_remarks(path, depth)[1]
     except ImageError as error:
         # a fresh one: tracebacks of this one and its cause would keep the decoded pixels alive
-        return ImageError(error.what, error.fix, path=error.path, code=error.code)
+        return ImageError(error.problem, error.fix, path=error.path, code=error.code)
 
 
 def fit_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -148,10 +148,10 @@ def fit_square(image: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape
     scale = size / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
-    square = np.zeros((size, size), np.uint8)
+    canvas = np.zeros((size, size), np.uint8)
     left, top = (size - shape[0]) // 2, (size - shape[1]) // 2
-    square[top : top + shape[1], left : left + shape[0]] = _resize(image, shape)
-    return square
+    canvas[top : top + shape[1], left : left + shape[0]] = _resize(image, shape)
+    return canvas
 
 
 def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -160,7 +160,7 @@ def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
 
 
-def thumbnail_jpeg(image: np.ndarray, size: int) -> bytes:
+def encode_thumbnail_jpeg(image: np.ndarray, size: int) -> bytes:
     """A small JPEG of an array, its longer side at most `size`; freshly encoded, so it carries no metadata."""
     height, width = image.shape
     scale = min(1, size / max(height, width))

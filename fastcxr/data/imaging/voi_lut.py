@@ -9,25 +9,25 @@ maximum, padding left out.
 import numpy as np
 from pydicom import Dataset
 
-from fastcxr.data.imaging.intensity import find_full_range, look_up, stretch
+from fastcxr.data.imaging.intensity import apply_lookup_table, find_full_range, rescale_to_uint8
 
 MOST_CLIPPED = 0.5  # share of an image
 
 
-def show_stored(stored: np.ndarray, header: Dataset) -> np.ndarray:
+def stored_to_gray(stored: np.ndarray, header: Dataset) -> np.ndarray:
     """Stored values to the gray levels of a screen, uint8, of the same shape."""
     padding = _find_padding(stored, header)
-    kept = stored if padding is None else stored[~padding]
-    if not kept.size:
+    visible = stored if padding is None else stored[~padding]
+    if not visible.size:
         return np.zeros(stored.shape, np.uint8)
-    low, high = int(kept.min()), int(kept.max())
+    low, high = int(visible.min()), int(visible.max())
     if high - low < 2**16:  # each value once instead of each pixel: a tenth of the time and of the memory
-        picture = look_up(stored, _shade(np.arange(low, high + 1), header), low)
+        image = apply_lookup_table(stored, _values_to_gray(np.arange(low, high + 1), header), low)
     else:
-        picture = _shade(stored, header)
+        image = _values_to_gray(stored, header)
     if header.PhotometricInterpretation == "MONOCHROME1":
-        picture = 255 - picture
-    return picture if padding is None else np.where(padding, np.uint8(0), picture)
+        image = 255 - image
+    return image if padding is None else np.where(padding, np.uint8(0), image)
 
 
 def find_clipped_end(picture: np.ndarray, stored: np.ndarray, header: Dataset) -> str | None:
@@ -55,39 +55,41 @@ def _find_padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
     return (stored >= low) & (stored <= high)
 
 
-def _shade(levels: np.ndarray, header: Dataset) -> np.ndarray:
+def _values_to_gray(levels: np.ndarray, header: Dataset) -> np.ndarray:
     """Stored values to 0..255, each on its own; not yet turned positive."""
-    values = _rescale(levels, header)
+    values = _apply_modality_transform(levels, header)
     if header.get("VOILUTSequence"):
-        first, entries = _read_table(header.VOILUTSequence[0], header)
-        return stretch(_pick(values, first, entries), 0, find_full_range(int(entries.max())))
+        first, entries = _read_lut(header.VOILUTSequence[0], header)
+        return rescale_to_uint8(_apply_lut(values, first, entries), 0, find_full_range(int(entries.max())))
     window = _read_window(header)
     if window:
         return _apply_window(values, *window)
     low, high = values.min(), values.max()
     return (
-        stretch(values, 0, 255) if header.BitsStored == 8 and low >= 0 and high <= 255 else stretch(values, low, high)
+        rescale_to_uint8(values, 0, 255)
+        if header.BitsStored == 8 and low >= 0 and high <= 255
+        else rescale_to_uint8(values, low, high)
     )
 
 
-def _rescale(levels: np.ndarray, header: Dataset) -> np.ndarray:
+def _apply_modality_transform(levels: np.ndarray, header: Dataset) -> np.ndarray:
     if header.get("ModalityLUTSequence"):
-        return _pick(levels, *_read_table(header.ModalityLUTSequence[0], header))
+        return _apply_lut(levels, *_read_lut(header.ModalityLUTSequence[0], header))
     slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
     return levels * float(1 if slope is None else slope) + float(intercept or 0)
 
 
-def _read_table(item: Dataset, header: Dataset) -> tuple[int, np.ndarray]:
+def _read_lut(item: Dataset, header: Dataset) -> tuple[int, np.ndarray]:
     """The input value of the first entry, and the entries."""
     count, first, _ = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
     if isinstance(data, bytes):
-        wide = len(data) >= 2 * (count or 2**16)  # 0 stands for 65,536, which does not fit into its own field
-        data = np.frombuffer(data, "u1" if not wide else "<u2" if header.original_encoding[1] else ">u2")
+        is_16_bit = len(data) >= 2 * (count or 2**16)  # 0 stands for 65,536, which does not fit into its own field
+        data = np.frombuffer(data, "u1" if not is_16_bit else "<u2" if header.original_encoding[1] else ">u2")
     return first, np.atleast_1d(np.asarray(data))[: count or 2**16]
 
 
-def _pick(values: np.ndarray, first: int, entries: np.ndarray) -> np.ndarray:
+def _apply_lut(values: np.ndarray, first: int, entries: np.ndarray) -> np.ndarray:
     return entries[(np.rint(values).astype(np.int64) - first).clip(0, len(entries) - 1)]
 
 
@@ -99,12 +101,12 @@ def _read_window(header: Dataset) -> tuple[float, float, str] | None:
     return float(center[0]), float(width[0]), str(header.get("VOILUTFunction") or "LINEAR")
 
 
-def _apply_window(values: np.ndarray, center: float, width: float, shape: str) -> np.ndarray:
+def _apply_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     """The three formulas of DICOM PS3.3 C.11.2, each scaled from its own range to 0..255."""
-    if shape == "SIGMOID":
-        return stretch(1 / (1 + np.exp((-4 * (values - center) / width).clip(-700, 700))), 0, 1)
-    if shape == "LINEAR_EXACT":
-        return stretch(values, center - width / 2, center + width / 2)
+    if function == "SIGMOID":
+        return rescale_to_uint8(1 / (1 + np.exp((-4 * (values - center) / width).clip(-700, 700))), 0, 1)
+    if function == "LINEAR_EXACT":
+        return rescale_to_uint8(values, center - width / 2, center + width / 2)
     low = center - 0.5 - (width - 1) / 2
     # a width of one is a step: dark up to and with the lower end
-    return stretch(values, low, low + width - 1) if width > 1 else ((values > low) * 255).astype(np.uint8)
+    return rescale_to_uint8(values, low, low + width - 1) if width > 1 else ((values > low) * 255).astype(np.uint8)

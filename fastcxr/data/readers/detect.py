@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.imaging.sniff import HEAD, find_kind, open_file
+from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
 from fastcxr.data.readers import cohen, coronahack, covidx
-from fastcxr.data.readers.folders import OWN, SPLIT_NAMES, ClassFolder, list_folders, list_loose, list_own
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed
+from fastcxr.data.readers.folders import (
+    OWN_FOLDERS_MESSAGE,
+    SPLIT_ALIASES,
+    ClassFolder,
+    list_folders,
+    list_loose_files,
+    list_own_folders,
+)
+from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
-from fastcxr.io.tables import find_column, name_some, read_header, suggest, suggest_sibling
+from fastcxr.io.tables import find_column, format_names, read_header, suggest_name, suggest_path
 
 log = logging.getLogger("fastcxr")
 TABLE_SUFFIXES = (".csv", ".tsv")
-TWO_WAYS = "Sort the images into one folder a class, or give a CSV with the columns path and label"
+LAYOUT_FIX = "Sort the images into one folder a class, or give a CSV with the columns path and label"
 COLLECTION_TABLE_SUFFIXES = (".csv", ".tsv")
 
 
@@ -29,12 +36,12 @@ class Collection:
     """A layout of its own: its words, how to recognise it, and what reads it."""
 
     title: str
-    wanted: str  # what must be there, for the error of who forces it
-    find: Callable[[Path], Path | None]  # from what --data names to what `read` takes
+    required: str  # what must be there, for the error of who forces it
+    detect: Callable[[Path], Path | None]  # from what --data names to what `read` takes
     read: Callable[[Path], pd.DataFrame]
 
 
-def _find_table(columns: Iterable[str]) -> Callable[[Path], Path | None]:
+def _make_table_detector(columns: Iterable[str]) -> Callable[[Path], Path | None]:
     """Recognises a table with these columns, or the folder that it lies in."""
 
     def find(path: Path) -> Path | None:
@@ -45,36 +52,36 @@ def _find_table(columns: Iterable[str]) -> Callable[[Path], Path | None]:
     return find
 
 
-def _find_lists(path: Path) -> Path | None:
-    return path if path.is_dir() and covidx.find_lists(path) else None
+def _detect_covidx(path: Path) -> Path | None:
+    return path if path.is_dir() and covidx.find_label_lists(path) else None
 
 
-def _find_hdf5(path: Path) -> Path | None:
+def _detect_hdf5(path: Path) -> Path | None:
     return path if path.is_file() and is_hdf5(path) else None
 
 
-SHELF = {
+COLLECTIONS = {
     "coronahack": Collection(
-        "CoronaHack", f"a table with the columns {', '.join(coronahack.COLUMNS)}",
-        _find_table(coronahack.COLUMNS), coronahack.read_coronahack,
+        "CoronaHack", f"a table with the columns {', '.join(coronahack.REQUIRED_COLUMNS)}",
+        _make_table_detector(coronahack.REQUIRED_COLUMNS), coronahack.read_coronahack,
     ),
     "cohen": Collection(
-        "Cohen's collection", f"a metadata.csv with the columns {', '.join(cohen.COLUMNS)}",
-        _find_table(cohen.COLUMNS), cohen.read_cohen,
+        "Cohen's collection", f"a metadata.csv with the columns {', '.join(cohen.REQUIRED_COLUMNS)}",
+        _make_table_detector(cohen.REQUIRED_COLUMNS), cohen.read_cohen,
     ),
     "covidx": Collection(
         "COVIDx", "train*.txt or test*.txt with lines of patient, filename, label and source, there or in labels/",
-        _find_lists, covidx.read_covidx,
+        _detect_covidx, covidx.read_covidx,
     ),
-    "hdf5": Collection("a packed cohort", "a file made by `fastcxr pack`", _find_hdf5, read_packed),
+    "hdf5": Collection("a packed cohort", "a file made by `fastcxr pack`", _detect_hdf5, read_packed_manifest),
 }  # fmt: skip
 
 
-LAYOUTS = ("auto", "folders", "split_folders", "csv", *SHELF)
+LAYOUTS = ("auto", "folders", "split_folders", "csv", *COLLECTIONS)
 
 
 @dataclass(frozen=True)
-class Cohort:
+class DetectedDataset:
     """Data that was recognised: its layout, the folder or table it is in, and its class folders."""
 
     layout: str
@@ -90,212 +97,240 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Content:
+class DirectoryContent:
     """What lies at the top of a data folder."""
 
     root: Path
-    splits: tuple[str, ...]  # folders called train, valid, test or the like
-    others: tuple[str, ...]
-    loose: tuple[str, ...]
-    tables: tuple[str, ...]  # loose files with the columns path and label
+    split_folders: tuple[str, ...]  # folders called train, valid, test or the like
+    other_folders: tuple[str, ...]
+    loose_files: tuple[str, ...]
+    label_tables: tuple[str, ...]  # loose files with the columns path and label
 
     @property
-    def classes(self) -> list[ClassFolder]:
+    def class_folders(self) -> list[ClassFolder]:
         """The class folders below the split folders."""
         return [
-            ClassFolder(f"{split}/{label}", label, SPLIT_NAMES[split.casefold()])
-            for split in self.splits
+            ClassFolder(f"{split}/{label}", label, SPLIT_ALIASES[split.casefold()])
+            for split in self.split_folders
             for label in list_folders(str(self.root), split)
         ]
 
 
-def find_layout(data: str | Path, layout: str = "auto") -> Cohort:
+def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
     """How `data` is laid out, said aloud. Raises DataError if it could be two things, or cannot be what is forced."""
     if layout not in LAYOUTS:
-        near = suggest(layout, LAYOUTS)
-        raise RecipeError(f"no layout called {layout!r}{near}", f"Choose one of {', '.join(LAYOUTS)}", code="E019")
+        suggestion = suggest_name(layout, LAYOUTS)
+        raise RecipeError(
+            f"no layout called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E019"
+        )
     path = Path(data).expanduser()
-    if not _is_folder(path):
-        cohort = _take_file(path, layout)
-    elif layout in SHELF:
-        cohort = _take_collection(path, layout)
+    if not _is_directory(path):
+        dataset = _detect_file(path, layout)
+    elif layout in COLLECTIONS:
+        dataset = _require_collection(path, layout)
     else:
-        take = {"auto": _recognise, "folders": _take_folders, "split_folders": _take_splits, "csv": _take_table}
-        cohort = take[layout](_look_into(path))
-        if own := list_own(str(path)):
-            log.info(OWN, name_some(own))
-    log.info("layout: %s", _describe(cohort))
-    return cohort
+        detectors = {
+            "auto": _detect_directory,
+            "folders": _make_folder_dataset,
+            "split_folders": _make_split_dataset,
+            "csv": _make_table_dataset,
+        }
+        dataset = detectors[layout](_read_directory(path))
+        if own_folders := list_own_folders(str(path)):
+            log.info(OWN_FOLDERS_MESSAGE, format_names(own_folders))
+    log.info("layout: %s", _describe_dataset(dataset))
+    return dataset
 
 
-def holds_class_folders(path: str | Path) -> bool:
+def has_class_folders(path: str | Path) -> bool:
     """Whether a folder is there with two classes or more in it, or in its splits."""
     if not Path(path).is_dir():
         return False
-    content = _look_into(Path(path))
-    return len(content.others) > 1 or len({folder.label for folder in content.classes}) > 1
+    content = _read_directory(Path(path))
+    return len(content.other_folders) > 1 or len({folder.label for folder in content.class_folders}) > 1
 
 
-def _is_folder(path: Path) -> bool:
+def _is_directory(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        what = f"no such file or folder{suggest_sibling(path)}"
-        raise InputMissingError(what, "Check the name given as --data", path=path, code="E001") from error
+        problem = f"no such file or folder{suggest_path(path)}"
+        raise InputMissingError(problem, "Check the name given as --data", path=path, code="E001") from error
     except OSError as error:
-        what = f"the folder cannot be read ({error.strerror})"
-        raise InputMissingError(what, "Check its name and its rights", path=path, code="E001") from error
+        problem = f"the folder cannot be read ({error.strerror})"
+        raise InputMissingError(problem, "Check its name and its rights", path=path, code="E001") from error
 
 
-def _take_file(path: Path, layout: str) -> Cohort:
-    if layout in SHELF:
-        return _take_collection(path, layout)
-    if layout == "auto" and (found := find_collections(path)):
-        return Cohort(*next(iter(found.items())))
+def _detect_file(path: Path, layout: str) -> DetectedDataset:
+    if layout in COLLECTIONS:
+        return _require_collection(path, layout)
+    if layout == "auto" and (collections := detect_collections(path)):
+        return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):
-        what = f"a file, and the layout {layout} needs a folder"
-        raise DataError(what, "Give a folder, or leave --layout out", path=path, code="E019")
-    _refuse_image(path)
-    return Cohort("csv", path)
+        problem = f"a file, and the layout {layout} needs a folder"
+        raise DataError(problem, "Give a folder, or leave --layout out", path=path, code="E019")
+    _reject_image_file(path)
+    return DetectedDataset("csv", path)
 
 
-def _refuse_image(path: Path) -> None:
+def _reject_image_file(path: Path) -> None:
     try:
         with open_file(path) as file:
-            kind = find_kind(file.read(HEAD))
+            kind = detect_format(file.read(HEAD_BYTES))
     except ImageError:  # whoever reads the table says so
         return
     if kind:
-        what = f"a {kind} image, and data is a folder of images or a table of them"
-        raise DataError(what, "Name the folder above its class folders, or a CSV with path and label", path=path,
+        problem = f"a {kind} image, and data is a folder of images or a table of them"
+        raise DataError(problem, "Name the folder above its class folders, or a CSV with path and label", path=path,
                         code="E010")  # fmt: skip
 
 
-def _take_collection(path: Path, layout: str) -> Cohort:
-    collection = SHELF[layout]
-    place = collection.find(path)
-    if place is None:
-        what = f"not laid out as {collection.title}: {collection.wanted} is not there"
-        raise DataError(what, "Name its folder, or leave --layout out", path=path, code="E019")
-    return Cohort(layout, place)
+def _require_collection(path: Path, layout: str) -> DetectedDataset:
+    collection = COLLECTIONS[layout]
+    location = collection.detect(path)
+    if location is None:
+        problem = f"not laid out as {collection.title}: {collection.required} is not there"
+        raise DataError(problem, "Name its folder, or leave --layout out", path=path, code="E019")
+    return DetectedDataset(layout, location)
 
 
-def _look_into(root: Path) -> Content:
-    folders, loose = list_folders(str(root)), list_loose(str(root))
-    return Content(
+def _read_directory(root: Path) -> DirectoryContent:
+    folders, loose_files = list_folders(str(root)), list_loose_files(str(root))
+    return DirectoryContent(
         root,
-        tuple(name for name in folders if name.casefold() in SPLIT_NAMES),
-        tuple(name for name in folders if name.casefold() not in SPLIT_NAMES),
-        tuple(loose),
-        tuple(name for name in loose if _is_table(root / name)),
+        tuple(name for name in folders if name.casefold() in SPLIT_ALIASES),
+        tuple(name for name in folders if name.casefold() not in SPLIT_ALIASES),
+        tuple(loose_files),
+        tuple(name for name in loose_files if _is_label_table(root / name)),
     )
 
 
-def _is_table(path: Path) -> bool:
+def _is_label_table(path: Path) -> bool:
     if path.suffix.casefold() not in TABLE_SUFFIXES or not path.is_file():
         return False
     header = read_header(path)
     return all(find_column(header, [name]) for name in ("path", "label"))
 
 
-def _recognise(content: Content) -> Cohort:
-    if known := find_collections(content.root):
-        return _take_known(content, known)
-    if content.splits and content.others:
-        what = f"{_names(content.splits)} look like splits, {_names(content.others)} like classes"
+def _detect_directory(content: DirectoryContent) -> DetectedDataset:
+    if collections := detect_collections(content.root):
+        return _choose_collection(content, collections)
+    if content.split_folders and content.other_folders:
+        problem = (
+            f"{_quote_names(content.split_folders)} look like splits, {_quote_names(content.other_folders)} like "
+            "classes"
+        )
         fix = "Say --layout split_folders to leave the others out, or --layout folders to take each folder as a class"
-        raise DataError(what, fix, path=content.root, code="E019")
-    if content.splits and content.classes:
-        return _take_splits(content)
-    if content.tables and len(content.others) < 2:
-        return _take_table(content)
-    return _take_splits(content) if content.splits else _take_folders(content)
+        raise DataError(problem, fix, path=content.root, code="E019")
+    if content.split_folders and content.class_folders:
+        return _make_split_dataset(content)
+    if content.label_tables and len(content.other_folders) < 2:
+        return _make_table_dataset(content)
+    return _make_split_dataset(content) if content.split_folders else _make_folder_dataset(content)
 
 
-def _take_known(content: Content, known: dict[str, Path]) -> Cohort:
+def _choose_collection(content: DirectoryContent, collections: dict[str, Path]) -> DetectedDataset:
     """The one collection that this is, unless it could be read in another way too."""
-    ways = [*known, *(["csv"] if content.tables else []), *(["split_folders"] if content.classes else [])]
-    if len(ways) > 1:
-        what = f"can be read in several ways: {name_some(ways)}"
-        raise DataError(what, f"Say --layout {' or --layout '.join(ways)}", path=content.root, code="E019")
-    return Cohort(*next(iter(known.items())))
+    layouts = [
+        *collections,
+        *(["csv"] if content.label_tables else []),
+        *(["split_folders"] if content.class_folders else []),
+    ]
+    if len(layouts) > 1:
+        problem = f"can be read in several ways: {format_names(layouts)}"
+        raise DataError(problem, f"Say --layout {' or --layout '.join(layouts)}", path=content.root, code="E019")
+    return DetectedDataset(*next(iter(collections.items())))
 
 
-def _take_splits(content: Content) -> Cohort:
-    classes = content.classes
-    if not classes:
-        what = f"no class folders inside {_names(content.splits)}" if content.splits else "no folder called train"
+def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
+    class_folders = content.class_folders
+    if not class_folders:
+        problem = (
+            f"no class folders inside {_quote_names(content.split_folders)}"
+            if content.split_folders
+            else "no folder called train"
+        )
         fix = "Sort the images as train/<class>/, or give a CSV with the columns path and label"
-        raise DataError(what + _name_tables(content), fix, path=content.root, code="E019")
-    stray = [f"{split}/{name}" for split in content.splits for name in list_loose(str(content.root), split)]
-    if stray:
-        log.warning("%s files lie in no class folder and are left out: %s", f"{len(stray):,}", name_some(stray))
-    _say_ignored(content, [*content.others, *content.loose])
-    return Cohort("split_folders", content.root, tuple(classes))
+        raise DataError(problem + _describe_other_tables(content), fix, path=content.root, code="E019")
+    stray_files = [
+        f"{split}/{name}" for split in content.split_folders for name in list_loose_files(str(content.root), split)
+    ]
+    if stray_files:
+        log.warning(
+            "%s files lie in no class folder and are left out: %s", f"{len(stray_files):,}", format_names(stray_files)
+        )
+    _log_ignored(content, [*content.other_folders, *content.loose_files])
+    return DetectedDataset("split_folders", content.root, tuple(class_folders))
 
 
-def _take_folders(content: Content) -> Cohort:
-    names = sorted([*content.splits, *content.others])
+def _make_folder_dataset(content: DirectoryContent) -> DetectedDataset:
+    names = sorted([*content.split_folders, *content.other_folders])
     if not names:
-        what = f"0 images in class folders; {len(content.loose):,} files lie loose" if content.loose else "0 images"
-        raise InputMissingError(what + _name_tables(content), TWO_WAYS, path=content.root, code="E002")
-    if len(names) == 1 and len(below := list_folders(str(content.root), names[0])) > 1:
-        what = f"one class only, the folder {names[0]!r}, with folders inside ({name_some(map(repr, below), 5)})"
-        inner = content.root / names[0]
-        raise DataError(what, f"If those are the classes, give --data {inner}", path=content.root, code="E003")
-    if len(names) == 1 and (tables := _name_tables(content)):
-        what = f"one class only, the folder {names[0]!r}{tables}"
-        raise DataError(what, TWO_WAYS, path=content.root, code="E003")
-    _say_ignored(content, content.loose)
-    return Cohort("folders", content.root, tuple(ClassFolder(name, name) for name in names))
+        problem = (
+            f"0 images in class folders; {len(content.loose_files):,} files lie loose"
+            if content.loose_files
+            else "0 images"
+        )
+        raise InputMissingError(problem + _describe_other_tables(content), LAYOUT_FIX, path=content.root, code="E002")
+    if len(names) == 1 and len(subfolders := list_folders(str(content.root), names[0])) > 1:
+        problem = (
+            f"one class only, the folder {names[0]!r}, with folders inside ({format_names(map(repr, subfolders), 5)})"
+        )
+        inner_path = content.root / names[0]
+        raise DataError(problem, f"If those are the classes, give --data {inner_path}", path=content.root, code="E003")
+    if len(names) == 1 and (table_text := _describe_other_tables(content)):
+        problem = f"one class only, the folder {names[0]!r}{table_text}"
+        raise DataError(problem, LAYOUT_FIX, path=content.root, code="E003")
+    _log_ignored(content, content.loose_files)
+    return DetectedDataset("folders", content.root, tuple(ClassFolder(name, name) for name in names))
 
 
-def _take_table(content: Content) -> Cohort:
-    if len(content.tables) == 1:
-        _say_ignored(content, [name for name in content.loose if name not in content.tables])
-        return Cohort("csv", content.root / content.tables[0])
-    if content.tables:
-        what = f"several tables with path and label: {_names(content.tables)}"
-        raise DataError(what, "Give the right one itself as --data", path=content.root, code="E019")
-    what = "no table with the columns path and label" + _name_tables(content)
-    raise DataError(what, "Give a CSV with the columns path and label", path=content.root, code="E019")
+def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
+    if len(content.label_tables) == 1:
+        _log_ignored(content, [name for name in content.loose_files if name not in content.label_tables])
+        return DetectedDataset("csv", content.root / content.label_tables[0])
+    if content.label_tables:
+        problem = f"several tables with path and label: {_quote_names(content.label_tables)}"
+        raise DataError(problem, "Give the right one itself as --data", path=content.root, code="E019")
+    problem = "no table with the columns path and label" + _describe_other_tables(content)
+    raise DataError(problem, "Give a CSV with the columns path and label", path=content.root, code="E019")
 
 
-def _name_tables(content: Content) -> str:
+def _describe_other_tables(content: DirectoryContent) -> str:
     """`; x.csv has neither ...` for tables that are there and are none of images and labels."""
-    near = [name for name in content.loose if Path(name).suffix.casefold() in TABLE_SUFFIXES]
-    near = [name for name in near if name not in content.tables]
-    if not near:
+    other_tables = [name for name in content.loose_files if Path(name).suffix.casefold() in TABLE_SUFFIXES]
+    other_tables = [name for name in other_tables if name not in content.label_tables]
+    if not other_tables:
         return ""
-    columns = name_some(map(repr, read_header(content.root / near[0])), 8)
-    return f"; {near[0]} has the columns {columns}"
+    columns = format_names(map(repr, read_header(content.root / other_tables[0])), 8)
+    return f"; {other_tables[0]} has the columns {columns}"
 
 
-def _say_ignored(content: Content, names: list[str] | tuple[str, ...]) -> None:
-    for table in set(names) & set(content.tables):
+def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) -> None:
+    for table in set(names) & set(content.label_tables):
         log.warning("%s is left out, though it has the columns path and label: give it as --data to use it", table)
     if names:
-        log.info("left out beside the images (%d): %s", len(names), name_some(names))
+        log.info("left out beside the images (%d): %s", len(names), format_names(names))
 
 
-def _names(names: tuple[str, ...]) -> str:
-    return name_some(map(repr, names), 5)
+def _quote_names(names: tuple[str, ...]) -> str:
+    return format_names(map(repr, names), 5)
 
 
-def _describe(cohort: Cohort) -> str:
-    if cohort.layout == "csv":
-        return f"the table {cohort.path.name}"
-    if cohort.layout in SHELF:
-        named = f" ({cohort.path.name})" if cohort.path.is_file() else ""
-        return SHELF[cohort.layout].title + named
-    labels = name_some(sorted({folder.label for folder in cohort.folders}))
-    if cohort.layout == "folders":
+def _describe_dataset(dataset: DetectedDataset) -> str:
+    if dataset.layout == "csv":
+        return f"the table {dataset.path.name}"
+    if dataset.layout in COLLECTIONS:
+        file_name = f" ({dataset.path.name})" if dataset.path.is_file() else ""
+        return COLLECTIONS[dataset.layout].title + file_name
+    labels = format_names(sorted({folder.label for folder in dataset.folders}))
+    if dataset.layout == "folders":
         return f"class folders {labels}"
-    splits = sorted({folder.path.split("/")[0] for folder in cohort.folders})
-    return f"class folders {labels} below {name_some(splits)}"
+    splits = sorted({folder.path.split("/")[0] for folder in dataset.folders})
+    return f"class folders {labels} below {format_names(splits)}"
 
 
-def find_collections(path: Path) -> dict[str, Path]:
+def detect_collections(path: Path) -> dict[str, Path]:
     """The collections that a folder or file can be read as, each with what its reader takes."""
-    found = {name: collection.find(path) for name, collection in SHELF.items()}
-    return {name: place for name, place in found.items() if place}
+    path_by_name = {name: collection.detect(path) for name, collection in COLLECTIONS.items()}
+    return {name: place for name, place in path_by_name.items() if place}

@@ -8,31 +8,31 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class Dice:
+class Rng:
     """Random numbers that depend on nothing but the whole numbers and words they were made from."""
 
     def __init__(self, *key: int | str):
-        numbers = [int.from_bytes(part.encode(), "big") if isinstance(part, str) else part for part in key]
-        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
+        entropy = [int.from_bytes(part.encode(), "big") if isinstance(part, str) else part for part in key]
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(self._generator.random())
 
-    def chance(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         return float(self._generator.random()) < probability
 
-    def below(self, count: int) -> int:
-        return int(self._generator.random() * count)
+    def integer(self, upper: int) -> int:
+        return int(self._generator.random() * upper)
 
-    def sign(self) -> float:
-        return 1.0 if self.chance(0.5) else -1.0
+    def random_sign(self) -> float:
+        return 1.0 if self.bernoulli(0.5) else -1.0
 
     def shuffled(self, items) -> list:
         items = list(items)
         order = np.argsort(self._generator.random(len(items)), kind="stable")
         return [items[i] for i in order]
 
-    def grid(self, rows: int, columns: int) -> np.ndarray:
+    def uniform_grid(self, rows: int, columns: int) -> np.ndarray:
         """Numbers from -1 to 1, shape (rows, columns)."""
         return 2 * self._generator.random((rows, columns)) - 1
 
@@ -44,8 +44,8 @@ class View:
     height: int
     width: int
     zoom: float
-    right: float
-    down: float
+    shift_right: float
+    shift_down: float
     tilt: float  # radians
 
     @property
@@ -53,25 +53,25 @@ class View:
         """Pixels of one unit of the body."""
         return 0.5 * self.zoom * (self.height * self.width) ** 0.5
 
-    def body_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
+    def make_body_coordinates(self) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel lies on the body: x to the right of the picture and y downwards, shape (height, width)."""
         row, column = np.mgrid[0 : self.height, 0 : self.width]
-        x = (column + 0.5 - self.width / 2) / self.unit - self.right
-        y = (row + 0.5 - self.height / 2) / self.unit - self.down
+        x = (column + 0.5 - self.width / 2) / self.unit - self.shift_right
+        y = (row + 0.5 - self.height / 2) / self.unit - self.shift_down
         cosine, sine = np.cos(self.tilt), np.sin(self.tilt)
         return cosine * x + sine * y, cosine * y - sine * x
 
-    def pixels(self, points: np.ndarray) -> np.ndarray:
+    def to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Points of the body, shape (n, 2) as x, y, to pixels as column, row."""
         cosine, sine = np.cos(self.tilt), np.sin(self.tilt)
-        x = cosine * points[:, 0] - sine * points[:, 1] + self.right
-        y = sine * points[:, 0] + cosine * points[:, 1] + self.down
+        x = cosine * points[:, 0] - sine * points[:, 1] + self.shift_right
+        y = sine * points[:, 0] + cosine * points[:, 1] + self.shift_down
         return np.stack([x, y], axis=1) * self.unit + [self.width / 2 - 0.5, self.height / 2 - 0.5]
 
 
-def rise(value: np.ndarray, softness: float) -> np.ndarray:
+def smoothstep(value: np.ndarray, width: float) -> np.ndarray:
     """A smooth step: 0 well below zero, 1 well above, `softness` wide."""
-    t = value / softness
+    t = value / width
     t += 0.5
     t = np.minimum(np.maximum(t, 0, out=t), 1, out=t)
     slope = t * -2
@@ -82,27 +82,27 @@ def rise(value: np.ndarray, softness: float) -> np.ndarray:
 
 def bump(value: np.ndarray, width: float) -> np.ndarray:
     """A smooth hill of height 1 at zero that has ended at `width` on either side."""
-    hill = value / width
-    hill *= hill
-    np.subtract(1, hill, out=hill)
-    np.maximum(hill, 0, out=hill)
-    return np.multiply(hill, hill, out=hill)
+    result = value / width
+    result *= result
+    np.subtract(1, result, out=result)
+    np.maximum(result, 0, out=result)
+    return np.multiply(result, result, out=result)
 
 
-def ellipse(place: tuple, center: tuple, radii: tuple, tilt: float, softness: float) -> np.ndarray:
+def ellipse(coordinates: tuple, center: tuple, radii: tuple, tilt: float, edge_width: float) -> np.ndarray:
     """1 inside, 0 outside; `place` is the x and y of each pixel."""
-    x, y = place[0] - center[0], place[1] - center[1]
+    x, y = coordinates[0] - center[0], coordinates[1] - center[1]
     cosine, sine = np.cos(tilt), np.sin(tilt)
     across, along = (cosine * x + sine * y) / radii[0], (cosine * y - sine * x) / radii[1]
-    return rise(1 - np.sqrt(across * across + along * along), softness)
+    return smoothstep(1 - np.sqrt(across * across + along * along), edge_width)
 
 
 def stroke(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray, strength: float = 1.0) -> None:
     """Draw a soft line through `points` (n, 2; pixels) onto the canvas; where lines cross the brighter one stays."""
     for (c0, r0), (c1, r1), width in zip(points[:-1], points[1:], widths, strict=False):
-        reach = 2.6 * width + 1
-        top, bottom = max(int(min(r0, r1) - reach), 0), int(max(r0, r1) + reach) + 2
-        left, right = max(int(min(c0, c1) - reach), 0), int(max(c0, c1) + reach) + 2
+        margin = 2.6 * width + 1
+        top, bottom = max(int(min(r0, r1) - margin), 0), int(max(r0, r1) + margin) + 2
+        left, right = max(int(min(c0, c1) - margin), 0), int(max(c0, c1) + margin) + 2
         patch = canvas[top : max(bottom, 0), left : max(right, 0)]
         if not patch.size:
             continue
@@ -114,29 +114,29 @@ def stroke(canvas: np.ndarray, points: np.ndarray, widths: np.ndarray, strength:
         np.maximum(patch, strength * bump(distance**0.5, 2.2 * width), out=patch)
 
 
-def cloud(dice: Dice, shape: tuple[int, int], cells: float) -> np.ndarray:
+def value_noise(rng: Rng, shape: tuple[int, int], n_cells: float) -> np.ndarray:
     """Smooth random hills and valleys, `cells` along the picture's shorter side; mean near 0, deviation near 1."""
-    step = min(shape) / cells
-    rows, columns = (_spline(length, step) for length in shape)
-    field = rows @ dice.grid(rows.shape[1], columns.shape[1]) @ columns.T
+    step = min(shape) / n_cells
+    rows, columns = (_make_spline_weights(length, step) for length in shape)
+    field = rows @ rng.uniform_grid(rows.shape[1], columns.shape[1]) @ columns.T
     return field * 3.6  # a cubic spline of uniform numbers has about this much less spread than its knots ask for
 
 
-def _spline(length: int, step: float) -> np.ndarray:
+def _make_spline_weights(length: int, step: float) -> np.ndarray:
     """Weights of a cubic B-spline with a knot every `step` pixels, shape (length, knots)."""
     knots = int(length / step) + 4
     distance = np.abs((np.arange(length)[:, None] + 0.5) / step - (np.arange(knots)[None, :] - 1))
-    near = 2 / 3 - distance**2 * (1 - distance / 2)
-    return np.where(distance < 1, near, np.clip(2 - distance, 0, None) ** 3 / 6)
+    suggestion = 2 / 3 - distance**2 * (1 - distance / 2)
+    return np.where(distance < 1, suggestion, np.clip(2 - distance, 0, None) ** 3 / 6)
 
 
-def blur(picture: np.ndarray, sigma: float) -> np.ndarray:
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur, `sigma` in pixels; the border is the mean of what is inside."""
-    rows, columns = (_gauss(length, sigma) for length in picture.shape)
-    return rows @ picture @ columns.T
+    rows, columns = (_make_gaussian_weights(length, sigma) for length in image.shape)
+    return rows @ image @ columns.T
 
 
-def _gauss(length: int, sigma: float) -> np.ndarray:
-    place = np.arange(length)
-    weights = np.exp(-0.5 * ((place[:, None] - place[None, :]) / sigma) ** 2)
+def _make_gaussian_weights(length: int, sigma: float) -> np.ndarray:
+    positions = np.arange(length)
+    weights = np.exp(-0.5 * ((positions[:, None] - positions[None, :]) / sigma) ** 2)
     return weights / weights.sum(axis=1, keepdims=True)

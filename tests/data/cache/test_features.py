@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 from fastcxr.data.cache import features
-from fastcxr.data.cache.features import banks_folder, clear_banks, list_banks, open_bank
-from fastcxr.data.cache.quota import SHARE_OF_PICTURES
+from fastcxr.data.cache.features import (
+    clear_feature_cache,
+    find_feature_cache_dir,
+    list_feature_files,
+    open_feature_array,
+)
+from fastcxr.data.cache.quota import IMAGE_QUOTA_FRACTION
 
 pytestmark = pytest.mark.usefixtures("cache")
 SHAPE = (2, 10, 3)
 
 
 def fill(name: str = "a", shape: tuple[int, ...] = SHAPE, ago: float = 0.0) -> None:
-    with open_bank(name, shape) as (array, is_new):
+    with open_feature_array(name, shape) as (array, is_new):
         assert is_new
         array[:] = np.arange(array.size).reshape(shape)
     if ago:
@@ -27,32 +32,32 @@ def fill(name: str = "a", shape: tuple[int, ...] = SHAPE, ago: float = 0.0) -> N
 
 
 def file_of(name: str) -> Path:
-    return next(file for file in list_banks() if file.name.startswith(f"{name}-"))
+    return next(file for file in list_feature_files() if file.name.startswith(f"{name}-"))
 
 
 def names() -> list[str]:
-    return [bank.stem.partition("-")[0] for bank in list_banks()]
+    return [bank.stem.partition("-")[0] for bank in list_feature_files()]
 
 
 def test_a_bank_that_was_filled_is_there_the_next_time():
     fill()
-    with open_bank("a", SHAPE) as (array, is_new):
+    with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new
         assert array.dtype == np.float32
         assert np.array_equal(array, np.arange(60).reshape(SHAPE))
-    with open_bank("b", SHAPE) as (_, is_new):
+    with open_feature_array("b", SHAPE) as (_, is_new):
         assert is_new
 
 
 def test_a_block_that_does_not_end_well_keeps_nothing():
-    with pytest.raises(KeyboardInterrupt), open_bank("a", SHAPE):
+    with pytest.raises(KeyboardInterrupt), open_feature_array("a", SHAPE):
         raise KeyboardInterrupt
-    assert list(banks_folder().iterdir()) == []
+    assert list(find_feature_cache_dir().iterdir()) == []
 
 
 def test_nobody_sees_a_bank_before_it_is_full():
-    with open_bank("a", SHAPE):
-        assert list_banks() == []
+    with open_feature_array("a", SHAPE):
+        assert list_feature_files() == []
     assert names() == ["a"]
 
 
@@ -76,7 +81,7 @@ def test_a_file_that_is_no_such_bank_is_made_anew(content):
     else:
         file.write_bytes(content)
     fill()
-    with open_bank("a", SHAPE) as (array, is_new):
+    with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[-1, -1, -1] == 59
     assert names() == ["a"], "the damaged one is gone"
 
@@ -84,7 +89,7 @@ def test_a_file_that_is_no_such_bank_is_made_anew(content):
 def assert_not_kept(caplog, words: str, level: str = "WARNING") -> None:
     assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records][:1] == [(level, True)]
     assert words in caplog.text
-    assert not banks_folder().is_dir() or list(banks_folder().iterdir()) == []
+    assert not find_feature_cache_dir().is_dir() or list(find_feature_cache_dir().iterdir()) == []
 
 
 def assert_passing(caplog, temporary: Path, words: str, level: str = "WARNING") -> None:
@@ -92,13 +97,13 @@ def assert_passing(caplog, temporary: Path, words: str, level: str = "WARNING") 
     fill()
     assert len(caplog.records) == 1
     assert_not_kept(caplog, words, level)
-    with open_bank("a", SHAPE) as (array, is_new):
+    with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[-1, -1, -1] == 59
     assert len(list(temporary.glob("fastcxr-*/features/a-*.npy"))) == 1
 
 
 def assert_in_memory(caplog, temporary: Path, words: str) -> None:
-    with open_bank("a", SHAPE) as (array, is_new):
+    with open_feature_array("a", SHAPE) as (array, is_new):
         assert is_new and array.shape == SHAPE and array.dtype == np.float32
         assert not isinstance(array, np.memmap)
         array[:] = 1
@@ -127,7 +132,7 @@ def test_where_no_folder_can_be_written_the_bank_is_in_memory_which_is_said(capl
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    banks_folder().mkdir(parents=True)
+    find_feature_cache_dir().mkdir(parents=True)
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     assert_in_memory(caplog, temporary, "Permission denied")
 
@@ -143,7 +148,7 @@ def test_a_disk_that_is_full_is_found_before_the_bank_is_filled(caplog, monkeypa
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a call of POSIX")
 def test_a_bank_has_its_room_on_the_disk_before_it_is_mapped():
-    with open_bank("a", (1, 1000, 300)) as (array, _):
+    with open_feature_array("a", (1, 1000, 300)) as (array, _):
         assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
 
 
@@ -166,7 +171,7 @@ def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
 
     fill()
     monkeypatch.setattr(Path, "touch", refuse)
-    with open_bank("a", SHAPE) as (array, is_new):
+    with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[0, 0, 1] == 1
     assert caplog.text == ""
 
@@ -174,18 +179,18 @@ def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
 def test_an_error_in_the_block_is_the_blocks_own():
     fill()
     for name in ("a", "b"):
-        with pytest.raises(OSError, match="of the block"), open_bank(name, SHAPE):
+        with pytest.raises(OSError, match="of the block"), open_feature_array(name, SHAPE):
             raise OSError("of the block")
 
 
 def test_the_banks_used_longest_ago_make_room(monkeypatch):
     for name, ago in (("a", 300), ("b", 100), ("c", 200)):
         fill(name, ago=ago)
-    each = list_banks()[0].stat().st_size
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / (1 - SHARE_OF_PICTURES) / 1e9))
+    each = list_feature_files()[0].stat().st_size
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / (1 - IMAGE_QUOTA_FRACTION) / 1e9))
     fill("d", ago=50)
     assert names() == ["d", "b", "c"]
-    with open_bank("c", SHAPE):
+    with open_feature_array("c", SHAPE):
         pass
     assert names()[0] == "c", "opening is using"
     fill("e")
@@ -194,7 +199,7 @@ def test_the_banks_used_longest_ago_make_room(monkeypatch):
 
 def test_what_others_keep_does_not_count_against_the_free_disk(monkeypatch):
     fill("a")
-    size = list_banks()[0].stat().st_size
+    size = list_feature_files()[0].stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10 * size, 0, 3 * size))
     fill("b")
     assert sorted(names()) == ["a", "b"]
@@ -207,29 +212,29 @@ def test_half_of_the_free_disk_is_the_most(monkeypatch, caplog, temporary):
 
 def test_what_a_killed_process_left_half_filled_is_removed_and_what_is_being_filled_stays():
     fill()
-    for name, ago in (("a.killed", 2 * features.ABANDONED), ("a.busy", 60)):
-        (banks_folder() / name).write_bytes(b"draft")
-        os.utime(banks_folder() / name, (time.time() - ago,) * 2)
+    for name, ago in (("a.killed", 2 * features.ABANDONED_SECONDS), ("a.busy", 60)):
+        (find_feature_cache_dir() / name).write_bytes(b"draft")
+        os.utime(find_feature_cache_dir() / name, (time.time() - ago,) * 2)
     os.utime(file_of("a"), (1, 1))
     fill("b")
     assert names() == ["b", "a"]
-    assert [file.name for file in banks_folder().iterdir() if file not in list_banks()] == ["a.busy"]
+    assert [file.name for file in find_feature_cache_dir().iterdir() if file not in list_feature_files()] == ["a.busy"]
 
 
 def test_clearing_says_what_it_freed_and_who_has_one_open_keeps_it():
     fill()
-    size = list_banks()[0].stat().st_size
-    with open_bank("a", SHAPE) as (array, _):
-        assert clear_banks() == size
+    size = list_feature_files()[0].stat().st_size
+    with open_feature_array("a", SHAPE) as (array, _):
+        assert clear_feature_cache() == size
         assert array[-1, -1, -1] == 59
-    assert list_banks() == []
-    assert clear_banks() == 0
+    assert list_feature_files() == []
+    assert clear_feature_cache() == 0
 
 
 def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
     caplog.set_level(logging.WARNING, "fastcxr")
-    with open_bank("a", SHAPE) as (array, _):
-        clear_banks()
+    with open_feature_array("a", SHAPE) as (array, _):
+        clear_feature_cache()
         array[:] = 7
     assert (array == 7).all()
     assert "features are not kept for the next run" in caplog.text
@@ -237,4 +242,4 @@ def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
 
 def test_banks_are_for_their_owner_alone():
     fill()
-    assert banks_folder().stat().st_mode & 0o077 == 0
+    assert find_feature_cache_dir().stat().st_mode & 0o077 == 0

@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_caches import COUNT, SIZE, ask, assert_right, count_squares, flip
-from sample_images import make_reference, save
+from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images, flip_byte, query_index
+from sample_images import make_reference, save_image
 
 from fastcxr.data.cache import image_file as shelf
-from fastcxr.data.cache import images as store
+from fastcxr.data.cache import images
 from fastcxr.data.cache import index as contents
-from fastcxr.data.cache.images import open_pictures
-from fastcxr.data.cache.quota import list_kept, pictures_folder, shelf_folder
+from fastcxr.data.cache.images import open_image_cache
+from fastcxr.data.cache.quota import find_image_cache_dir, find_store_dir, list_cache_entries
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_a_shelf_that_nobody_reads_any_more_is_let_go_without_a_warning(files):
-    pictures = open_pictures(files, SIZE)
-    held = pictures.slots.held
+    pictures = open_image_cache(files, SIZE)
+    held = pictures.mapped.lock_file
     del pictures
     assert held.closed
 
@@ -33,9 +33,9 @@ def test_a_shelf_that_nobody_reads_any_more_is_let_go_without_a_warning(files):
 BUILD = """
 import sys, hashlib
 from fastcxr.data.cache import image_file, images
-images.BATCH_BYTES = 2 * {size} ** 2
+images.WRITE_BATCH_BYTES = 2 * {size} ** 2
 {meddle}
-pictures = images.open_pictures(sys.argv[1:], {size})
+pictures = images.open_image_cache(sys.argv[1:], {size})
 print(hashlib.sha256(pictures.read(range(len(pictures.files))).tobytes()).hexdigest())
 """
 
@@ -55,26 +55,26 @@ while len(list(pathlib.Path({str(tmp_path)!r}).glob("here-*"))) < 2: time.sleep(
     files = files * 5
     both = [start(files, meet), start(files, meet)]
     said = {process.communicate(timeout=60)[0].strip() for process in both}
-    pictures = open_pictures(files, SIZE)
-    assert_right(pictures, files)
+    pictures = open_image_cache(files, SIZE)
+    assert_images_match_files(pictures, files)
     assert said == {hashlib.sha256(pictures.read(range(len(files))).tobytes()).hexdigest()}
-    assert count_squares() == COUNT
+    assert count_stored_images() == COUNT
 
 
 def test_of_two_who_decoded_the_same_one_stores_it(files):
-    folder = shelf_folder(SIZE)
-    with shelf.Shelf(folder, SIZE) as one, shelf.Shelf(folder, SIZE) as other:
-        looks = [[contents.look(file, SIZE, each.is_known) for file in files] for each in (one, other)]
-        assert all(look.square is not None for look in looks[1])
+    folder = find_store_dir(SIZE)
+    with shelf.ImageStoreWriter(folder, SIZE) as one, shelf.ImageStoreWriter(folder, SIZE) as other:
+        looks = [[contents.decode(file, SIZE, each.is_known) for file in files] for each in (one, other)]
+        assert all(look.image is not None for look in looks[1])
         assert one.add(looks[0]) == other.add(looks[1])
-    assert count_squares() == COUNT
+    assert count_stored_images() == COUNT
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a signal of POSIX")
 def test_a_builder_that_was_killed_leaves_a_store_that_can_be_used(files, decoded):
     die = """
 import os, signal
-write, written = image_file._write_square, []
+write, written = image_file._write_image, []
 def half(file, slot, square):
     written.append(slot)
     if len(written) == 4:
@@ -82,106 +82,106 @@ def half(file, slot, square):
         file.write(square.tobytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
     write(file, slot, square)
-image_file._write_square = half
+image_file._write_image = half
 """
     killed = start(files, die)
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert_right(open_pictures(files, SIZE), files)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert sorted(decoded) == files[2:]  # the first batch of two was complete
-    assert count_squares() == COUNT
+    assert count_stored_images() == COUNT
 
 
 def test_a_square_is_in_the_index_only_after_its_bytes_are_written(files, monkeypatch):
-    seen, write = [], shelf._write_square
+    seen, write = [], shelf._write_image
 
     def look_at(file, slot, square):
         write(file, slot, square)
-        seen.append(count_squares())
+        seen.append(count_stored_images())
 
-    monkeypatch.setattr(shelf, "_write_square", look_at)
-    open_pictures(files, SIZE)
+    monkeypatch.setattr(shelf, "_write_image", look_at)
+    open_image_cache(files, SIZE)
     assert seen == [0] * COUNT
-    assert count_squares() == COUNT
+    assert count_stored_images() == COUNT
 
 
 def test_a_flipped_byte_is_noticed_and_repaired(files, caplog):
-    pictures = open_pictures(files, SIZE)
-    flip(3)
-    assert_right(pictures, files)
+    pictures = open_image_cache(files, SIZE)
+    flip_byte(3)
+    assert_images_match_files(pictures, files)
     assert "1 kept pictures were damaged" in caplog.text
     caplog.clear()
-    assert_right(open_pictures(files, SIZE), files)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert caplog.text == ""
 
 
 def test_a_damaged_square_whose_file_has_changed_is_forgotten(files, decoded):
-    pictures = open_pictures(files, SIZE)
-    slot = int(pictures.places[2, 0])
-    flip(slot)
-    save(make_reference(seed=50), Path(files[2]))
-    assert_right(pictures, files)
-    assert ask(shelf_folder(SIZE), f"SELECT * FROM squares WHERE slot = {slot}") == []
-    again = open_pictures(files, SIZE)
-    assert_right(again, files)
-    assert slot not in again.places[:, 0]
+    pictures = open_image_cache(files, SIZE)
+    slot = int(pictures.locations[2, 0])
+    flip_byte(slot)
+    save_image(make_reference(seed=50), Path(files[2]))
+    assert_images_match_files(pictures, files)
+    assert query_index(find_store_dir(SIZE), f"SELECT * FROM squares WHERE slot = {slot}") == []
+    again = open_image_cache(files, SIZE)
+    assert_images_match_files(again, files)
+    assert slot not in again.locations[:, 0]
 
 
 def test_a_damaged_square_of_a_store_that_somebody_removed_is_decoded(files, cache):
-    pictures = open_pictures(files, SIZE)
-    flip(3)
+    pictures = open_image_cache(files, SIZE)
+    flip_byte(3)
     shutil.rmtree(cache)
-    assert_right(pictures, files)
+    assert_images_match_files(pictures, files)
     assert not cache.exists()
 
 
 def test_a_slot_that_is_not_there_is_not_as_it_was_stored(files):
-    slots = open_pictures(files, SIZE).slots
-    places = np.array([[0, 0], [slots.count, 0], [1000, 0]])
-    assert not slots.copy(places, np.empty((3, SIZE, SIZE), np.uint8)).any()
+    slots = open_image_cache(files, SIZE).mapped
+    places = np.array([[0, 0], [slots.n_slots, 0], [1000, 0]])
+    assert not slots.copy_images(places, np.empty((3, SIZE, SIZE), np.uint8)).any()
 
 
 def test_a_square_that_was_forgotten_while_its_file_was_looked_at_has_no_slot(files):
-    with shelf.Shelf(shelf_folder(SIZE), SIZE) as kept:
-        assert kept.add([contents.look(files[0], SIZE, lambda content: True)]) == [(0, 0)]
+    with shelf.ImageStoreWriter(find_store_dir(SIZE), SIZE) as kept:
+        assert kept.add([contents.decode(files[0], SIZE, lambda content: True)]) == [(0, 0)]
 
 
 def test_a_number_is_never_given_to_a_second_square(files):
-    pictures = open_pictures(files, SIZE)
-    last = int(pictures.places[:, 0].max())
-    row = int(pictures.places[:, 0].argmax())
-    pictures.slots.repair(last, 0, np.zeros((SIZE, SIZE), np.uint8))  # forgets it
-    assert open_pictures(files, SIZE).places[row, 0] == last + 1
+    pictures = open_image_cache(files, SIZE)
+    last = int(pictures.locations[:, 0].max())
+    row = int(pictures.locations[:, 0].argmax())
+    pictures.mapped.repair(last, 0, np.zeros((SIZE, SIZE), np.uint8))  # forgets it
+    assert open_image_cache(files, SIZE).locations[row, 0] == last + 1
 
 
 def test_a_file_of_squares_that_was_cut_is_filled_again(files, decoded):
-    open_pictures(files, SIZE)
-    os.truncate(shelf_folder(SIZE) / "squares", 3 * SIZE**2 + 5)
-    assert_right(open_pictures(files, SIZE), files)
+    open_image_cache(files, SIZE)
+    os.truncate(find_store_dir(SIZE) / "squares", 3 * SIZE**2 + 5)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT - 2
 
 
 def test_a_damaged_index_is_built_anew_aloud(files, caplog):
-    open_pictures(files, SIZE)
-    (shelf_folder(SIZE) / "index.sqlite").write_bytes(b"no database " * 1000)
-    assert [kept.images for kept in list_kept()] == [None]
-    assert_right(open_pictures(files, SIZE), files)
+    open_image_cache(files, SIZE)
+    (find_store_dir(SIZE) / "index.sqlite").write_bytes(b"no database " * 1000)
+    assert [kept.n_images for kept in list_cache_entries()] == [None]
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "decoding again" in caplog.text
-    assert count_squares() == COUNT
+    assert count_stored_images() == COUNT
 
 
-def write_big_store(folder: Path, size: int, count: int) -> shelf.Slots:
+def write_big_store(folder: Path, size: int, count: int) -> shelf.MappedImages:
     """A store of any size that takes no room: a file of holes."""
     folder.mkdir(parents=True)
     with (folder / "squares").open("wb") as file:
         file.truncate(count * size**2)
-    return shelf.Slots(folder, size)
+    return shelf.MappedImages(folder, size)
 
 
 def test_a_store_larger_than_memory_is_opened_and_read(tmp_path):
     slots = write_big_store(tmp_path / "big", 1000, 1_000_000)
     out = np.ones((2, 1000, 1000), np.uint8)
-    slots.copy(np.array([[5, 0], [999_999, 0]]), out)
+    slots.copy_images(np.array([[5, 0], [999_999, 0]]), out)
     assert not out.any()
 
 
@@ -197,17 +197,17 @@ def test_what_was_read_does_not_stay_in_memory(tmp_path):
         for _ in range(101):
             file.write(bytes([7]) * 1_000_000)
     out = np.empty((1, 1000, 1000), np.uint8)
-    slots.copy(np.array([[1, 0]]), out)
+    slots.copy_images(np.array([[1, 0]]), out)
     before = resident()
     for slot in range(1, 101):
-        slots.copy(np.array([[slot, 0]]), out)
+        slots.copy_images(np.array([[slot, 0]]), out)
     assert resident() - before < 50_000_000
 
 
 def test_squares_wait_for_the_disk_in_bounded_number(files, monkeypatch):
-    monkeypatch.setattr(store, "count_cpus", lambda: 2)
+    monkeypatch.setattr(images, "count_cpus", lambda: 2)
     begun, most = [], []
-    look, add = store.look, shelf.Shelf.add
+    look, add = images.decode, shelf.ImageStoreWriter.add
 
     def counted(*words):
         begun.append(1)
@@ -219,16 +219,16 @@ def test_squares_wait_for_the_disk_in_bounded_number(files, monkeypatch):
         return add(self, looks)
 
     most_kept = []
-    monkeypatch.setattr(store, "look", counted)
-    monkeypatch.setattr(shelf.Shelf, "add", measured)
-    monkeypatch.setattr(store, "BATCH_BYTES", 4 * SIZE**2)
-    open_pictures(files * 10, SIZE)
+    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(shelf.ImageStoreWriter, "add", measured)
+    monkeypatch.setattr(images, "WRITE_BATCH_BYTES", 4 * SIZE**2)
+    open_image_cache(files * 10, SIZE)
     assert sum(most_kept) == 10 * COUNT
-    assert max(most) <= 4 + store.AHEAD * 2 + 1
+    assert max(most) <= 4 + images.FILES_AHEAD_PER_THREAD * 2 + 1
 
 
 def test_threads_may_read_at_once(files):
-    pictures = open_pictures(files, SIZE)
+    pictures = open_image_cache(files, SIZE)
     expected = pictures.read(range(COUNT))
     with ThreadPoolExecutor(4) as pool:
         for row, square in enumerate(pool.map(lambda row: pictures.read([row % COUNT])[0], range(200))):
@@ -236,7 +236,7 @@ def test_threads_may_read_at_once(files):
 
 
 def test_the_folder_is_the_one_that_the_person_chose(cache, monkeypatch, tmp_path):
-    assert pictures_folder() == cache
+    assert find_image_cache_dir() == cache
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert pictures_folder() == tmp_path / ".cache" / "fastcxr" / "pictures"
+    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "pictures"

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_caches import COUNT, SIZE, assert_right, count_squares
-from sample_images import make_reference, save
+from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images
+from sample_images import make_reference, save_image
 
 from fastcxr.data.cache import image_file as shelf
 from fastcxr.data.cache import quota as folders
 from fastcxr.data.cache import quota as passing
 from fastcxr.data.cache import quota as room
-from fastcxr.data.cache.images import open_pictures
-from fastcxr.data.cache.quota import SHARE_OF_PICTURES, list_kept, shelf_folder
+from fastcxr.data.cache.images import open_image_cache
+from fastcxr.data.cache.quota import IMAGE_QUOTA_FRACTION, find_store_dir, list_cache_entries
 from fastcxr.errors import ImageError, RecipeError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -28,80 +28,80 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def use(size: int, ago: float) -> None:
     then = time.time() - ago
-    os.utime(shelf_folder(size) / "lock", (then, then))
+    os.utime(find_store_dir(size) / "lock", (then, then))
 
 
 def sizes() -> set[int]:
-    return {kept.size for kept in list_kept()}
+    return {kept.size for kept in list_cache_entries()}
 
 
 def test_the_sizes_used_longest_ago_make_room(files, monkeypatch):
     for size, ago in ((60, 300), (61, 100), (62, 200)):
-        open_pictures(files, size)
+        open_image_cache(files, size)
         use(size, ago)
-    bytes_each = max(kept.bytes for kept in list_kept())
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * bytes_each / SHARE_OF_PICTURES / 1e9))
-    assert_right(open_pictures(files, 63), files, 63)
+    bytes_each = max(kept.n_bytes for kept in list_cache_entries())
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * bytes_each / IMAGE_QUOTA_FRACTION / 1e9))
+    assert_images_match_files(open_image_cache(files, 63), files, 63)
     assert sizes() == {61, 62, 63}
-    assert sum(kept.bytes for kept in list_kept()) <= 3.5 * bytes_each
-    open_pictures(files, 62)
-    assert [kept.size for kept in list_kept()][0] == 62  # opening is using
+    assert sum(kept.n_bytes for kept in list_cache_entries()) <= 3.5 * bytes_each
+    open_image_cache(files, 62)
+    assert [kept.size for kept in list_cache_entries()][0] == 62  # opening is using
 
 
 def test_a_size_in_use_never_makes_room(files, monkeypatch):
-    first = open_pictures(files, 60)
+    first = open_image_cache(files, 60)
     use(60, 300)
-    open_pictures(files, 61)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(2.5 * list_kept()[0].bytes / SHARE_OF_PICTURES / 1e9))
-    open_pictures(files, 62)
+    open_image_cache(files, 61)
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(2.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    open_image_cache(files, 62)
     assert sizes() == {60, 62}
-    assert_right(first, files, 60)
+    assert_images_match_files(first, files, 60)
     del first
-    open_pictures(files, 63)
+    open_image_cache(files, 63)
     assert sizes() == {62, 63}
 
 
 def test_a_size_that_is_full_of_other_cohorts_begins_anew(tmp_path, files, monkeypatch):
-    open_pictures(files, 200)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(1.5 * list_kept()[0].bytes / SHARE_OF_PICTURES / 1e9))
-    others = [str(save(make_reference(seed=100 + n), tmp_path / f"{n}.png")) for n in range(COUNT)]
-    assert_right(open_pictures(others, 200), others, 200)
-    assert count_squares(200) == COUNT
+    open_image_cache(files, 200)
+    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(1.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    others = [str(save_image(make_reference(seed=100 + n), tmp_path / f"{n}.png")) for n in range(COUNT)]
+    assert_images_match_files(open_image_cache(others, 200), others, 200)
+    assert count_stored_images(200) == COUNT
 
 
 def test_a_store_over_a_limit_that_came_later_is_still_read(files, old, decoded, monkeypatch):
-    open_pictures(files, 60)
-    open_pictures(files, SIZE)
+    open_image_cache(files, 60)
+    open_image_cache(files, SIZE)
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.000001")
-    assert_right(open_pictures(files, SIZE), files)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT
     assert sizes() == {SIZE}
 
 
 def test_a_cohort_over_the_limit_is_not_kept_and_said(files, monkeypatch, caplog):
-    open_pictures(files, SIZE)
+    open_image_cache(files, SIZE)
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.0001")
-    assert_right(open_pictures(files, 200), files, 200)
+    assert_images_match_files(open_image_cache(files, 200), files, 200)
     assert "not kept for the next run" in caplog.text and "may be used" in caplog.text
-    assert 200 not in {kept.size for kept in list_kept() if kept.images}
+    assert 200 not in {kept.size for kept in list_cache_entries() if kept.n_images}
 
 
 def test_no_more_than_half_of_the_free_disk_is_taken(files, temporary, monkeypatch, caplog):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 225**2))
-    assert_right(open_pictures(files, 225), files, 225)
+    assert_images_match_files(open_image_cache(files, 225), files, 225)
     assert "not kept for the next run" in caplog.text
     assert "no temporary file" in caplog.text  # it would fill the same disk
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=3 * COUNT * 225**2))
     caplog.clear()
-    assert_right(open_pictures(files, 225), files, 225)
+    assert_images_match_files(open_image_cache(files, 225), files, 225)
     assert caplog.text == ""
 
 
 def test_a_limit_of_nothing_keeps_nothing(cache, files, temporary, monkeypatch, caplog):
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
     with caplog.at_level(logging.INFO, "fastcxr"):
-        assert_right(open_pictures(files, SIZE), files)
+        assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "FASTCXR_CACHE_LIMIT is 0" in caplog.text
     assert not cache.exists()
 
@@ -110,34 +110,34 @@ def test_a_limit_of_nothing_keeps_nothing(cache, files, temporary, monkeypatch, 
 def test_a_limit_that_is_no_number_is_refused(files, monkeypatch, words):
     monkeypatch.setenv("FASTCXR_CACHE_LIMIT", words)
     with pytest.raises(RecipeError, match="Set it to a number such as 20"):
-        open_pictures(files, SIZE)
+        open_image_cache(files, SIZE)
 
 
 def test_what_a_killed_remover_left_is_swept_away(cache, files):
     left = cache / ".gone-1234"
     left.mkdir(parents=True)
-    open_pictures(files, SIZE)
+    open_image_cache(files, SIZE)
     assert not left.exists()
     left.mkdir()
-    room.clear()
+    room.clear_image_cache()
     assert list(cache.iterdir()) == []
 
 
 def test_who_comes_while_a_folder_is_removed_gets_a_new_one(tmp_path, monkeypatch):
     folder, locked = tmp_path / "a" / "b" / "c", []
-    folders.hold(folder).close()
-    lock = folders._lock
+    folders.acquire_shared_lock(folder).close()
+    lock = folders._flock
 
     def late(file, kind):
         if not locked:
             locked.append(shutil.move(folder, tmp_path / "gone"))
         lock(file, kind)
 
-    monkeypatch.setattr(folders, "_lock", late)
-    with folders.hold(folder):
+    monkeypatch.setattr(folders, "_flock", late)
+    with folders.acquire_shared_lock(folder):
         assert (folder / "lock").exists()
-        assert not folders.remove(folder)
-    assert folders.remove(folder)
+        assert not folders.remove_if_unused(folder)
+    assert folders.remove_if_unused(folder)
 
 
 def test_who_comes_just_before_a_folder_is_removed_makes_it_again(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_who_comes_just_before_a_folder_is_removed_makes_it_again(tmp_path, monk
             made.append(shutil.move(self, tmp_path / "gone"))
 
     monkeypatch.setattr(Path, "mkdir", make_late)
-    folders.hold(tmp_path / "a" / "b" / "c").close()
+    folders.acquire_shared_lock(tmp_path / "a" / "b" / "c").close()
     assert (tmp_path / "a" / "b" / "c" / "lock").exists()
 
 
@@ -161,11 +161,11 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_without_a_cache_folder_a_temporary_one_is_used_aloud(files, nowhere, temporary, caplog, decoded):
-    pictures = open_pictures(files, SIZE)
+    pictures = open_image_cache(files, SIZE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "not kept for the next run: Not a directory" in caplog.text
-    assert_right(pictures, files)
-    assert_right(pickle.loads(pickle.dumps(pictures)), files)  # noqa: S301  our own
+    assert_images_match_files(pictures, files)
+    assert_images_match_files(pickle.loads(pickle.dumps(pictures)), files)  # noqa: S301  our own
     assert len(decoded) == COUNT
     assert len(list(temporary.iterdir())) == 1
 
@@ -180,29 +180,29 @@ def test_where_nothing_can_be_kept_each_picture_is_decoded_once_whoever_asks(
         cache.parent.parent.mkdir()
         cache.parent.write_text("a file in its place")
     for _ in range(3):  # and nobody holds them in between, as between two folds
-        assert_right(open_pictures(files, SIZE), files)
-    open_pictures(files[:2], SIZE)
+        assert_images_match_files(open_image_cache(files, SIZE), files)
+    open_image_cache(files[:2], SIZE)
     assert sorted(decoded) == files
     assert len(list(temporary.iterdir())) == 1
 
 
 def test_sizes_that_nobody_uses_make_room_in_the_temporary_folder(files, nowhere, temporary, monkeypatch, caplog):
-    open_pictures(files, 200)
-    held = open_pictures(files, 201)
-    each = max(shelf.bytes for shelf in list_kept(room.passing_cache().pictures))
+    open_image_cache(files, 200)
+    held = open_image_cache(files, 201)
+    each = max(shelf.n_bytes for shelf in list_cache_entries(room.temporary_cache().image_dir))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * each))
     caplog.clear()
-    assert_right(open_pictures(files, 202), files, 202)
+    assert_images_match_files(open_image_cache(files, 202), files, 202)
     assert "no temporary file" not in caplog.text
     assert {path.name.partition("-")[0] for path in temporary.glob("*/pictures/*")} == {"201px", "202px"}
-    assert_right(held, files, 201)
+    assert_images_match_files(held, files, 201)
 
 
 USE = """
 import sys
 from pathlib import Path
-from fastcxr.data.cache.images import open_pictures
-pictures = open_pictures(sys.argv[2:], 32)
+from fastcxr.data.cache.images import open_image_cache
+pictures = open_image_cache(sys.argv[2:], 32)
 print(len(list(Path(sys.argv[1]).iterdir())))
 """
 
@@ -220,16 +220,16 @@ def test_without_a_home_folder_a_temporary_one_is_used_aloud(files, monkeypatch,
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lack)
-    assert_right(open_pictures(files, SIZE), files)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "this user has no home folder" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a call of POSIX")
 def test_a_forked_worker_does_not_take_the_temporary_folder_with_it(files, nowhere, temporary):
-    open_pictures(files, SIZE)
+    open_image_cache(files, SIZE)
     child = os.fork()
     if not child:
-        passing._remove_own(passing.passing_folder(), os.getppid())  # what its end would do
+        passing._remove_in_owner(passing.make_temporary_dir(), os.getppid())  # what its end would do
         os._exit(0)
     os.waitpid(child, 0)
     assert len(list(temporary.iterdir())) == 1
@@ -237,25 +237,25 @@ def test_a_forked_worker_does_not_take_the_temporary_folder_with_it(files, nowhe
 
 def test_a_bad_image_costs_the_good_ones_nothing(tmp_path, files, nowhere, temporary, decoded):
     bad = []
-    open_pictures([*files, str(tmp_path / "gone.png")], SIZE, bad=bad)
+    open_image_cache([*files, str(tmp_path / "gone.png")], SIZE, errors=bad)
     assert len(bad) == 1
-    assert_right(open_pictures(files, SIZE), files)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert sorted(decoded) == files
 
 
 def test_without_any_place_every_read_decodes(tmp_path, files, nowhere, temporary, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    pictures = open_pictures(files, SIZE)
+    pictures = open_image_cache(files, SIZE)
     assert "every image is decoded each time" in caplog.text
     caplog.clear()
-    assert_right(pictures, files)
+    assert_images_match_files(pictures, files)
     assert caplog.text == ""
     with pytest.raises(ImageError, match="gone.png"):
-        open_pictures([*files, str(tmp_path / "gone.png")], SIZE)
+        open_image_cache([*files, str(tmp_path / "gone.png")], SIZE)
 
 
 def test_a_disk_that_fills_up_is_no_reason_to_stop(files, monkeypatch, caplog):
-    write, written = shelf._write_square, []
+    write, written = shelf._write_image, []
 
     def fill(file, slot, square):
         written.append(slot)
@@ -263,10 +263,10 @@ def test_a_disk_that_fills_up_is_no_reason_to_stop(files, monkeypatch, caplog):
             raise OSError(28, "No space left on device")
         write(file, slot, square)
 
-    monkeypatch.setattr(shelf, "_write_square", fill)
-    assert_right(open_pictures(files, SIZE), files)
+    monkeypatch.setattr(shelf, "_write_image", fill)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "No space left on device" in caplog.text
-    assert count_squares() == 0
+    assert count_stored_images() == 0
 
 
 def test_a_write_that_takes_less_than_it_was_given_is_continued():
@@ -284,5 +284,5 @@ def test_a_write_that_takes_less_than_it_was_given_is_continued():
             return len(taken)
 
     file, square = Short(), np.arange(25, dtype=np.uint8).reshape(5, 5)
-    shelf._write_square(file, 2, square)
+    shelf._write_image(file, 2, square)
     assert bytes(file.content[50:75]) == square.tobytes()

@@ -26,7 +26,7 @@ PICTURE = make_reference()
 
 @pytest.fixture(autouse=True)
 def nothing_was_said_yet(monkeypatch):
-    monkeypatch.setattr(sniff, "_said", set())
+    monkeypatch.setattr(sniff, "_warned_codes", set())
 
 
 def read(tmp_path, stored=PICTURE, **tags) -> np.ndarray:

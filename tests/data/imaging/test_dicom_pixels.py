@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
-from sample_images import compress_as, make_dicom, make_reference, save, save_dicom
+from sample_images import compress_as, make_dicom, make_reference, save_dicom, save_image
 
 from fastcxr.data.imaging import sniff
 from fastcxr.data.imaging.read import read_image
@@ -17,7 +17,7 @@ FULL_WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096, "BitsStored": 12}
 
 @pytest.fixture(autouse=True)
 def nothing_was_said_yet(monkeypatch):
-    monkeypatch.setattr(sniff, "_said", set())
+    monkeypatch.setattr(sniff, "_warned_codes", set())
 
 
 def refuse(path) -> ImageError:
@@ -53,7 +53,7 @@ def test_a_high_bit_that_cannot_be_is_refused(high, tmp_path):
 
 
 def test_a_codestream_has_no_unused_low_bits(tmp_path):
-    frame = save(TWELVE, tmp_path / "frame", format="JPEG2000", no_jp2=True).read_bytes()
+    frame = save_image(TWELVE, tmp_path / "frame", format="JPEG2000", no_jp2=True).read_bytes()
     dataset = compress_as(make_dicom(TWELVE, **FULL_WINDOW, HighBit=15), JPEG2000Lossless, frame)
     assert "12 of 16 compressed bits stored" in str(refuse(save_dicom(tmp_path / "a.dcm", dataset)))
 
@@ -77,7 +77,7 @@ def test_gray_that_is_stored_as_colour_is_read_exactly(tmp_path, caplog):
         assert np.array_equal(read_image(save_dicom(tmp_path / f"{name}.dcm", dataset)), PICTURE)
     deep = make_colour(np.dstack([np.rint(PICTURE / 255 * 65535).astype(np.uint16)] * 3), bits=16)
     assert np.abs(read_image(save_dicom(tmp_path / "deep.dcm", deep)).astype(int) - PICTURE).max() <= 1
-    frame = save(gray, tmp_path / "frame", format="JPEG", quality=95).read_bytes()
+    frame = save_image(gray, tmp_path / "frame", format="JPEG", quality=95).read_bytes()
     baseline = compress_as(make_colour(gray, "RGB"), JPEGBaseline8Bit, frame)
     baseline.PhotometricInterpretation = "YBR_FULL_422"
     shown = read_image(save_dicom(tmp_path / "jpeg.dcm", baseline))
@@ -89,4 +89,4 @@ def test_colour_is_read_and_warned_of_like_a_png(tmp_path, caplog):
     colours = np.dstack([PICTURE, PICTURE[::-1], PICTURE[:, ::-1]])
     shown = read_image(save_dicom(tmp_path / "a.dcm", make_colour(colours)))
     assert "FCX-W203 'a.dcm'" in caplog.text
-    assert np.array_equal(shown, read_image(save(colours, tmp_path / "a.png")))
+    assert np.array_equal(shown, read_image(save_image(colours, tmp_path / "a.png")))

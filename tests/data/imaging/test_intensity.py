@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fastcxr.data.imaging.intensity import check_size, find_full_range, from_floats, from_integers, look_up, stretch
+from fastcxr.data.imaging.intensity import (
+    apply_lookup_table,
+    find_full_range,
+    floats_to_gray,
+    integers_to_gray,
+    rescale_to_uint8,
+    validate_size,
+)
 from fastcxr.errors import ImageError
 
 PICTURES = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -14,17 +21,17 @@ PICTURES = arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)))
 
 @given(PICTURES)
 def test_the_16_bit_twin_of_a_picture_is_the_picture(picture):
-    assert np.array_equal(from_integers(picture.astype(np.uint16) * 257, 16), picture)
+    assert np.array_equal(integers_to_gray(picture.astype(np.uint16) * 257, 16), picture)
 
 
 @given(PICTURES)
 def test_8_bit_values_in_a_16_bit_array_stay_as_they_are(picture):
-    assert np.array_equal(from_integers(picture.astype(np.uint16)), picture)
+    assert np.array_equal(integers_to_gray(picture.astype(np.uint16)), picture)
 
 
 @given(PICTURES, st.sampled_from(["<u2", ">u2", "<i4"]))
 def test_order_is_kept_whatever_the_number_type(picture, dtype):
-    gray = from_integers((picture.astype(np.int64) * 200).astype(dtype))
+    gray = integers_to_gray((picture.astype(np.int64) * 200).astype(dtype))
     order = np.argsort(picture.ravel(), kind="stable")
     assert np.all(np.diff(gray.ravel()[order].astype(int)) >= 0)
 
@@ -32,31 +39,33 @@ def test_order_is_kept_whatever_the_number_type(picture, dtype):
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_full_range_of_each_usual_depth_becomes_0_to_255(bits):
     full = 2**bits - 1
-    assert from_integers(np.array([[0, full // 2, full]], np.uint16)).tolist() == [
+    assert integers_to_gray(np.array([[0, full // 2, full]], np.uint16)).tolist() == [
         [0, (full // 2 * 255 + full // 2) // full, 255]
     ]
     assert find_full_range(full) == full
 
 
 def test_negative_and_larger_integers_go_from_their_minimum_to_their_maximum():
-    assert from_integers(np.array([[-1000, 0, 1000]], np.int32)).tolist() == [[0, 128, 255]]
-    assert from_integers(np.array([[0, 2**31]], np.uint32)).tolist() == [[0, 255]]
+    assert integers_to_gray(np.array([[-1000, 0, 1000]], np.int32)).tolist() == [[0, 128, 255]]
+    assert integers_to_gray(np.array([[0, 2**31]], np.uint32)).tolist() == [[0, 255]]
 
 
 def test_floats_are_shares_gray_levels_or_anything():
-    assert from_floats(np.array([[0, 0.2, 1]], np.float32)).tolist() == [[0, 51, 255]]
-    assert from_floats(np.array([[0, 51.2, 255]], np.float32)).tolist() == [[0, 51, 255]]
-    assert from_floats(np.array([[-1, 0, 1]], np.float32)).tolist() == [[0, 128, 255]]
-    assert from_floats(np.array([[-3e38, 3e38]], np.float32)).tolist() == [[0, 255]]
+    assert floats_to_gray(np.array([[0, 0.2, 1]], np.float32)).tolist() == [[0, 51, 255]]
+    assert floats_to_gray(np.array([[0, 51.2, 255]], np.float32)).tolist() == [[0, 51, 255]]
+    assert floats_to_gray(np.array([[-1, 0, 1]], np.float32)).tolist() == [[0, 128, 255]]
+    assert floats_to_gray(np.array([[-3e38, 3e38]], np.float32)).tolist() == [[0, 255]]
 
 
 def test_stretching_one_value_gives_black_and_no_division_by_zero():
-    assert not stretch(np.full((3, 3), 7.0), 7, 7).any()
+    assert not rescale_to_uint8(np.full((3, 3), 7.0), 7, 7).any()
 
 
 def test_a_table_takes_its_nearest_entry_for_values_outside():
     table = np.array([10, 20, 30], np.uint8)
-    assert look_up(np.array([[-300, 4, 5, 6, 999]], np.int16), table, first=4).tolist() == [[10, 10, 20, 30, 30]]
+    assert apply_lookup_table(np.array([[-300, 4, 5, 6, 999]], np.int16), table, first=4).tolist() == [
+        [10, 10, 20, 30, 30]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +79,11 @@ def test_a_table_takes_its_nearest_entry_for_values_outside():
 )
 def test_sizes_that_are_no_radiograph_are_refused(width, height, code, remedy):
     with pytest.raises(ImageError) as caught:
-        check_size("a.png", width, height)
+        validate_size("a.png", width, height)
     assert caught.value.code == code
     assert remedy in str(caught.value)
 
 
 def test_sizes_at_the_limits_are_taken():
-    check_size("a.png", 64, 256)
-    check_size("a.png", 8000, 8000)
+    validate_size("a.png", 64, 256)
+    validate_size("a.png", 8000, 8000)

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from sample_images import make_12_bit_tiff, make_chunk, make_png, make_reference, make_tiff, save
+from sample_images import make_12_bit_tiff, make_chunk, make_png, make_reference, make_tiff, save_image
 
 from fastcxr.data.imaging import sniff
-from fastcxr.data.imaging.intensity import from_integers
+from fastcxr.data.imaging.intensity import integers_to_gray
 from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
 
@@ -100,7 +100,7 @@ def test_every_lossless_kind_gives_the_picture_itself(kind, tmp_path):
 def test_every_jpeg_gives_nearly_the_picture(mode, tmp_path):
     image = GRAY.convert("RGB").convert(mode) if mode == "CMYK" else GRAY.convert(mode)
     for number, options in enumerate(({}, {"progressive": True})):
-        picture = read_image(save(image, tmp_path / f"{number}.jpg", quality=95, **options))
+        picture = read_image(save_image(image, tmp_path / f"{number}.jpg", quality=95, **options))
         assert np.corrcoef(picture.ravel(), PICTURE.ravel())[0, 1] > 0.999
 
 
@@ -130,17 +130,17 @@ def test_a_single_pixel_or_a_marker_above_12_bits_leaves_the_image_as_bright_as_
 def test_an_sbit_chunk_is_the_depth_of_values_that_it_holds(tmp_path):
     dark, chunk = PICTURE.astype(np.uint16), make_chunk(b"gAMA", bytes(4)) + make_chunk(b"sBIT", bytes([12]))
     (tmp_path / "a.png").write_bytes(make_png(dark * 2, 0, chunk))
-    assert np.array_equal(read_image(tmp_path / "a.png", depth=16), from_integers(dark * 2, 12))
+    assert np.array_equal(read_image(tmp_path / "a.png", depth=16), integers_to_gray(dark * 2, 12))
     (tmp_path / "scaled.png").write_bytes(make_png(DEEP, 0, chunk))
     assert np.array_equal(read_image(tmp_path / "scaled.png"), PICTURE), "the standard scales values to all 16 bits"
     (tmp_path / "none.png").write_bytes(make_png(dark * 2, 0, make_chunk(b"sBIT", b"\0")))
-    assert np.array_equal(read_image(tmp_path / "none.png", depth=12), from_integers(dark * 2, 12))
+    assert np.array_equal(read_image(tmp_path / "none.png", depth=12), integers_to_gray(dark * 2, 12))
 
 
 def test_bits_per_sample_of_12_is_the_depth_of_a_tiff(tmp_path):
     values = PICTURE.astype(np.uint16) * 2
     (tmp_path / "a.tif").write_bytes(make_12_bit_tiff(values))
-    assert np.array_equal(read_image(tmp_path / "a.tif", depth=16), from_integers(values, 12))
+    assert np.array_equal(read_image(tmp_path / "a.tif", depth=16), integers_to_gray(values, 12))
 
 
 # the default, and the largest value of one image, say nothing
@@ -149,7 +149,7 @@ def test_max_sample_value_is_the_depth_of_a_tiff_where_it_is_a_full_range(larges
     values = PICTURE.astype(np.uint16)
     values = values if depth == 8 else values * 2
     (tmp_path / "a.tif").write_bytes(make_tiff(values, largest=largest))
-    assert np.array_equal(read_image(tmp_path / "a.tif", depth=10), from_integers(values, depth))
+    assert np.array_equal(read_image(tmp_path / "a.tif", depth=10), integers_to_gray(values, depth))
 
 
 def test_a_max_sample_value_that_pixels_exceed_is_not_believed(tmp_path):
@@ -158,7 +158,7 @@ def test_a_max_sample_value_that_pixels_exceed_is_not_believed(tmp_path):
 
 
 def test_an_image_without_a_depth_is_warned_of_with_the_rule(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(sniff, "_said", set())
+    monkeypatch.setattr(sniff, "_warned_codes", set())
     (tmp_path / "a.png").write_bytes(make_png(PICTURE.astype(np.uint16) * 16, 0))
     read_image(tmp_path / "a.png", depth=12)
     assert not caplog.records
@@ -170,22 +170,22 @@ def test_an_image_without_a_depth_is_warned_of_with_the_rule(tmp_path, caplog, m
 def test_colour_becomes_the_luma_of_itu_601(tmp_path):
     colours = np.stack([PICTURE, PICTURE[::-1], PICTURE[:, ::-1]], axis=-1)
     luma = colours @ [0.299, 0.587, 0.114]
-    assert np.abs(read_image(save(colours, tmp_path / "a.png")) - luma).max() <= 0.51
+    assert np.abs(read_image(save_image(colours, tmp_path / "a.png")) - luma).max() <= 0.51
 
 
 def test_black_and_white_is_read_and_said_aloud(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sniff, "_said", set())
+    monkeypatch.setattr(sniff, "_warned_codes", set())
     for name in ("a.png", "a.tif", "a.bmp"):
-        picture = read_image(save(Image.fromarray(PICTURE > 120), tmp_path / name))
+        picture = read_image(save_image(Image.fromarray(PICTURE > 120), tmp_path / name))
         assert np.array_equal(picture, np.where(PICTURE > 120, 255, 0))
     assert caplog.text.count("FCX-W202") == 1
 
 
 def test_a_colourful_picture_is_read_and_said_aloud(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sniff, "_said", set())
-    read_image(save(GRAY.convert("RGB"), tmp_path / "gray.png"))
+    monkeypatch.setattr(sniff, "_warned_codes", set())
+    read_image(save_image(GRAY.convert("RGB"), tmp_path / "gray.png"))
     assert "W203" not in caplog.text
-    read_image(save(np.dstack([PICTURE, PICTURE // 2, PICTURE // 4]), tmp_path / "photo.png"))
+    read_image(save_image(np.dstack([PICTURE, PICTURE // 2, PICTURE // 4]), tmp_path / "photo.png"))
     assert "FCX-W203" in caplog.text
 
 
@@ -207,7 +207,7 @@ def test_a_picture_lies_as_its_orientation_says(orientation, name, tmp_path):
     exif = Image.Exif()
     exif[274] = orientation
     options = {"quality": 98} if name.endswith("jpg") else {}
-    picture = read_image(save(stored, tmp_path / name, exif=exif, **options))
+    picture = read_image(save_image(stored, tmp_path / name, exif=exif, **options))
     assert picture.shape == PICTURE.shape
     assert np.abs(picture.astype(int) - PICTURE).max() <= (8 if options else 0)
 
@@ -215,7 +215,7 @@ def test_a_picture_lies_as_its_orientation_says(orientation, name, tmp_path):
 def test_transparency_that_hides_nothing_is_taken(tmp_path):
     alpha = OPAQUE.copy()
     alpha[:5, :5] = 0  # a third of one percent
-    assert np.array_equal(read_image(save(with_alpha(alpha), tmp_path / "a.png")), PICTURE)
+    assert np.array_equal(read_image(save_image(with_alpha(alpha), tmp_path / "a.png")), PICTURE)
 
 
 def test_transparency_that_hides_the_picture_is_refused(tmp_path):
@@ -228,7 +228,7 @@ def test_transparency_that_hides_the_picture_is_refused(tmp_path):
         "rgba.tif": with_alpha(alpha),
     }
     for name, image in hidden.items():
-        error = refuse(save(image, tmp_path / name))
+        error = refuse(save_image(image, tmp_path / name))
         assert error.code == "E107"
         assert "of the picture. Save it without transparency" in str(error)
     assert "hide 21% of the picture" in str(refuse(tmp_path / "la.png"))
@@ -262,14 +262,14 @@ def test_dark_16_bit_colour_is_refused_as_its_lower_byte_is_lost(tmp_path):
 def test_several_frames_are_refused(tmp_path):
     pages = [Image.fromarray(np.roll(PICTURE, step, axis=0)) for step in range(4)]
     for name in ("a.tif", "a.png"):
-        error = refuse(save(pages[0], tmp_path / name, save_all=True, append_images=pages[1:]))
+        error = refuse(save_image(pages[0], tmp_path / name, save_all=True, append_images=pages[1:]))
         assert error.code == "E108"
         assert "4 frames in one file. Split it" in str(error)
 
 
 def test_the_second_picture_in_a_phone_jpeg_is_ignored(tmp_path):
     second = Image.fromarray(PICTURE[::2, ::2].copy())
-    path = save(GRAY, tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], quality=95)
+    path = save_image(GRAY, tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second], quality=95)
     assert read_image(path).shape == PICTURE.shape
 
 
@@ -287,7 +287,7 @@ def test_numbers_that_are_not_finite_are_refused(bad, tmp_path):
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "a.jpg").touch()
     error = refuse(tmp_path / "a.jpg")
-    assert (error.code, error.what) == ("E101", "empty file (0 bytes)")
+    assert (error.code, error.problem) == ("E101", "empty file (0 bytes)")
     assert "Copy or download it again" in str(error)
 
 
@@ -368,14 +368,14 @@ def test_a_picture_that_claims_too_many_pixels_is_refused_from_its_header(side, 
 
 
 def test_a_picture_too_small_or_too_long_is_refused(tmp_path):
-    assert refuse(save(PICTURE[:40], tmp_path / "small.png")).code == "E110"
-    assert "Use the original radiograph" in str(refuse(save(PICTURE[:1, :1], tmp_path / "dot.png")))
-    assert "Use the whole radiograph" in str(refuse(save(make_reference(64, 300), tmp_path / "long.png")))
+    assert refuse(save_image(PICTURE[:40], tmp_path / "small.png")).code == "E110"
+    assert "Use the original radiograph" in str(refuse(save_image(PICTURE[:1, :1], tmp_path / "dot.png")))
+    assert "Use the whole radiograph" in str(refuse(save_image(make_reference(64, 300), tmp_path / "long.png")))
 
 
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_a_blank_picture_is_refused(level, tmp_path):
-    error = refuse(save(np.full_like(PICTURE, level), tmp_path / "a.png"))
+    error = refuse(save_image(np.full_like(PICTURE, level), tmp_path / "a.png"))
     assert error.code == "E111"
     assert f"blank image, all about {level} of 255. Export it again, or leave it out" in str(error)
 
@@ -384,7 +384,7 @@ def test_only_a_decoders_own_exceptions_become_image_errors(tmp_path, monkeypatc
     def stumble(*_, **__):
         raise ZeroDivisionError("a bug of ours")
 
-    path = save(PICTURE, tmp_path / "a.png")
+    path = save_image(PICTURE, tmp_path / "a.png")
     monkeypatch.setattr(Image, "open", stumble)
     with pytest.raises(ZeroDivisionError):
         read_image(path)

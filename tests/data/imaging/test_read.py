@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pydicom.uid import RLELossless
 from recording_progress import Counted
-from sample_images import make_dicom, make_reference, make_tiff, save, save_dicom
+from sample_images import make_dicom, make_reference, make_tiff, save_dicom, save_image
 
 from fastcxr.data.imaging import read
-from fastcxr.data.imaging.read import check_images, fit_square, read_image, thumbnail_jpeg
+from fastcxr.data.imaging.read import check_images, encode_thumbnail_jpeg, fit_square, read_image
 
 PICTURE = make_reference()
 
@@ -27,14 +27,14 @@ def write_all_kinds(folder: Path) -> list[Path]:
     rle = make_dicom(PICTURE, WindowCenter=128, WindowWidth=256)
     rle.compress(RLELossless, generate_instance_uid=False)
     return [
-        save(PICTURE, folder / "gray.png"),
-        save(deep, folder / "deep.png"),
-        save(Image.fromarray(PICTURE).convert("P"), folder / "palette.png"),
-        save(PICTURE, folder / "gray.jpg", quality=98),
-        save(Image.fromarray(PICTURE).convert("CMYK"), folder / "cmyk.jpg", quality=98),
-        save(PICTURE, folder / "gray.bmp"),
-        save(PICTURE, folder / "lzw.tif", compression="tiff_lzw"),
-        save(deep, folder / "deep.tif"),
+        save_image(PICTURE, folder / "gray.png"),
+        save_image(deep, folder / "deep.png"),
+        save_image(Image.fromarray(PICTURE).convert("P"), folder / "palette.png"),
+        save_image(PICTURE, folder / "gray.jpg", quality=98),
+        save_image(Image.fromarray(PICTURE).convert("CMYK"), folder / "cmyk.jpg", quality=98),
+        save_image(PICTURE, folder / "gray.bmp"),
+        save_image(PICTURE, folder / "lzw.tif", compression="tiff_lzw"),
+        save_image(deep, folder / "deep.tif"),
         folder / "float.tif",
         folder / "double.tif",
         save_dicom(folder / "plain.dcm", make_dicom(PICTURE, WindowCenter=128, WindowWidth=256)),
@@ -91,9 +91,9 @@ def test_check_names_every_bad_file_in_order_and_nothing_else(tmp_path):
 
 
 def test_check_says_how_far_it_is_and_takes_any_number_of_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "BATCH", 4)
+    monkeypatch.setattr(read, "BATCH_FILES", 4)
     progress = Counted()
-    path = save(PICTURE, tmp_path / "a.png")
+    path = save_image(PICTURE, tmp_path / "a.png")
     assert check_images([path] * 11, progress) == []
     assert progress.seen == [(11, "checking images")] + [1] * 11
     assert check_images([]) == []
@@ -157,13 +157,13 @@ def test_edges_get_no_halo():
 
 
 def test_a_thumbnail_is_small_keeps_the_aspect_and_carries_no_metadata():
-    data = thumbnail_jpeg(make_reference(300, 200), 96)
+    data = encode_thumbnail_jpeg(make_reference(300, 200), 96)
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode, image.size) == ("JPEG", "L", (64, 96))
     assert not image.getexif()
     assert not {"exif", "comment", "icc_profile", "xmp"} & set(image.info)
     assert len(data) < 6000
-    assert Image.open(io.BytesIO(thumbnail_jpeg(PICTURE, 500))).size == (80, 96)
+    assert Image.open(io.BytesIO(encode_thumbnail_jpeg(PICTURE, 500))).size == (80, 96)
 
 
 @pytest.mark.parametrize("collection", ["originals", "cohen/images"])

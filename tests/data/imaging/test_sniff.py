@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from fastcxr.data.imaging import sniff
-from fastcxr.data.imaging.sniff import find_kind, may_be_dicom, name_content, open_file, say_once, silent_decoders
+from fastcxr.data.imaging.sniff import (
+    detect_foreign_content,
+    detect_format,
+    may_be_dicom,
+    open_file,
+    suppress_decoder_warnings,
+    warn_once,
+)
 from fastcxr.errors import ImageError
 
 
@@ -89,12 +96,12 @@ def test_a_file_without_permission_says_how_to_get_it(tmp_path, monkeypatch):
     ],
 )
 def test_content_that_is_no_image_is_named(head, name):
-    assert name_content(head) == name
-    assert find_kind(head) is None
+    assert detect_foreign_content(head) == name
+    assert detect_format(head) is None
 
 
 def test_dicom_is_known_by_its_mark_even_behind_a_tiff_header():
-    assert find_kind(b"II*\0" + bytes(124) + b"DICM") == "DICOM"
+    assert detect_format(b"II*\0" + bytes(124) + b"DICM") == "DICOM"
 
 
 def test_files_without_a_mark_are_tried_as_dicom_only_under_a_fitting_name():
@@ -112,7 +119,7 @@ def test_decoders_are_silent_in_many_threads_and_everybody_else_is_heard():
     both = threading.Barrier(2, timeout=10)
 
     def decode():
-        with silent_decoders():
+        with suppress_decoder_warnings():
             both.wait()
             warnings.warn_explicit("patient ZZTESTNAME", UserWarning, "reader.py", 1, module="pydicom.values")
 
@@ -129,8 +136,8 @@ def test_decoders_are_silent_in_many_threads_and_everybody_else_is_heard():
 
 
 def test_a_warning_that_stands_for_many_files_is_said_once(monkeypatch, caplog):
-    monkeypatch.setattr(sniff, "_said", set())
+    monkeypatch.setattr(sniff, "_warned_codes", set())
     for name in ("a.png", "b\n.png"):
-        say_once("W202", name, "a picture of black and white only")
+        warn_once("W202", name, "a picture of black and white only")
     assert len(caplog.records) == 1
     assert "FCX-W202 'a.png'" in caplog.text

@@ -6,14 +6,14 @@ from pydicom import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from sample_images import make_dicom, make_reference
 
-from fastcxr.data.imaging.voi_lut import find_clipped_end, show_stored
+from fastcxr.data.imaging.voi_lut import find_clipped_end, stored_to_gray
 
 PICTURE = make_reference()
 TWELVE = np.rint(PICTURE / 255 * 4095).astype(np.uint16)
 
 
 def show(stored: np.ndarray, **tags) -> np.ndarray:
-    return show_stored(stored, make_dicom(stored, **tags))
+    return stored_to_gray(stored, make_dicom(stored, **tags))
 
 
 def make_table(first: int, entries: np.ndarray, bits: int) -> Dataset:
@@ -70,7 +70,7 @@ def test_a_window_counts_in_rescaled_units():
     dataset = make_dicom(TWELVE, WindowCenter=2000, WindowWidth=5000, **tags)
     rescaled = apply_modality_lut(TWELVE, dataset)
     theirs = ((rescaled - 1999.5) / 4999 + 0.5).clip(0, 1) * 255
-    assert np.abs(show_stored(TWELVE, dataset) - theirs).max() <= 0.51
+    assert np.abs(stored_to_gray(TWELVE, dataset) - theirs).max() <= 0.51
 
 
 def test_a_negative_slope_turns_the_picture():
@@ -106,7 +106,7 @@ def test_a_table_as_raw_bytes_is_read():
     item.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
     dataset = make_dicom(TWELVE, VOILUTSequence=[item])
     dataset.set_original_encoding(False, True)
-    assert np.array_equal(show_stored(TWELVE, dataset), PICTURE)
+    assert np.array_equal(stored_to_gray(TWELVE, dataset), PICTURE)
 
 
 def test_a_modality_table_comes_first():
@@ -139,12 +139,12 @@ def test_nothing_but_padding_is_black():
 
 def test_32_bit_values_are_stretched():
     wide = PICTURE.astype(np.uint32) * 16_000_000
-    assert np.array_equal(show_stored(wide, make_dicom(TWELVE)), PICTURE)
+    assert np.array_equal(stored_to_gray(wide, make_dicom(TWELVE)), PICTURE)
 
 
 def find_end(stored: np.ndarray, **tags) -> str | None:
     dataset = make_dicom(stored, BitsStored=12, **tags)
-    return find_clipped_end(show_stored(stored, dataset), stored, dataset)
+    return find_clipped_end(stored_to_gray(stored, dataset), stored, dataset)
 
 
 def test_a_window_that_clips_most_pixels_is_found_at_either_end():

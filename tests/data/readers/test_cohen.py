@@ -4,9 +4,9 @@ import logging
 
 import pytest
 from public_datasets import make_cohen
-from toy_datasets import one_line
+from toy_datasets import check_message
 
-from fastcxr.data.manifest import COLUMNS, read_manifest
+from fastcxr.data.manifest import MANIFEST_COLUMNS, read_manifest
 from fastcxr.errors import DataError, RecipeError
 
 
@@ -35,7 +35,7 @@ def test_notes_about_people_reach_no_manifest_however_their_column_is_written(tm
     table = make_cohen(tmp_path) / "metadata.csv"
     table.write_text(table.read_text().replace("clinical notes", header))
     manifest = read_manifest(tmp_path)
-    assert set(manifest.columns) == {*COLUMNS, "sex", "age", "view", "file"}
+    assert set(manifest.columns) == {*MANIFEST_COLUMNS, "sex", "age", "view", "file"}
     assert not manifest.map(lambda cell: "coughs" in str(cell)).any(axis=None)
     assert read_manifest(tmp_path, keep_columns=("modality",))["modality"].tolist() == ["X-ray"] * 5
     with pytest.raises(RecipeError, match="looks like free text by its name"):
@@ -62,7 +62,9 @@ def test_missing_images_are_named(tmp_path):
     (tmp_path / "images" / "c.png").unlink()
     with pytest.raises(DataError) as caught:
         read_manifest(tmp_path)
-    assert "'images/c.png' (line 4). Images are looked up by the columns folder and filename" in one_line(caught.value)
+    assert "'images/c.png' (line 4). Images are looked up by the columns folder and filename" in check_message(
+        caught.value
+    )
 
 
 def test_a_table_without_a_single_finding_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from public_datasets import make_coronahack
-from toy_datasets import one_line
+from toy_datasets import check_message
 
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import DataError
@@ -13,7 +13,7 @@ from fastcxr.errors import DataError
 def refuse(folder, **choices) -> str:
     with pytest.raises(DataError) as caught:
         read_manifest(folder, **choices)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 @pytest.mark.parametrize("nest", ["", "Coronahack-Chest-XRay-Dataset/Coronahack-Chest-XRay-Dataset"])

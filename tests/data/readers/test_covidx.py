@@ -1,8 +1,8 @@
 """Tests for covidx.py"""
 
 import pytest
-from public_datasets import COVIDX, draw, make_covidx
-from toy_datasets import one_line
+from public_datasets import COVIDX, make_covidx, write_image
+from toy_datasets import check_message
 
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import DataError
@@ -11,7 +11,7 @@ from fastcxr.errors import DataError
 def refuse(folder) -> str:
     with pytest.raises(DataError) as caught:
         read_manifest(folder)
-    return one_line(caught.value)
+    return check_message(caught.value)
 
 
 @pytest.mark.parametrize(("lists", "images"), [("labels", ""), ("", ""), ("labels", "data")])
@@ -51,6 +51,6 @@ def test_several_versions_of_the_lists_are_refused(tmp_path):
 
 def test_a_text_called_train_makes_no_covidx_of_class_folders(tmp_path):
     for number, name in enumerate(["train/a/1.png", "train/a/2.png", "train/b/3.png", "test/b/4.png"]):
-        draw(tmp_path / name, number)
+        write_image(tmp_path / name, number)
     (tmp_path / "train.txt").write_text("This folder holds what is trained on\n")
     assert set(read_manifest(tmp_path)["label"]) == {"a", "b"}

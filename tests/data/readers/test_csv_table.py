@@ -4,9 +4,9 @@ import logging
 import os
 
 import pytest
-from toy_datasets import fill, one_line, write
+from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import read_labelled
+from fastcxr.data.readers.csv_table import read_label_table
 from fastcxr.errors import FastcxrError, InputMissingError
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
@@ -14,19 +14,19 @@ FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
 
 @pytest.fixture
 def table(tmp_path):
-    fill(tmp_path, *FILES)
-    return lambda text: write(tmp_path / "labels.csv", text)
+    write_files(tmp_path, *FILES)
+    return lambda text: write_file(tmp_path / "labels.csv", text)
 
 
 def refuse(path) -> str:
     with pytest.raises(FastcxrError) as caught:
-        read_labelled(path)
-    return one_line(caught.value)
+        read_label_table(path)
+    return check_message(caught.value)
 
 
 def test_columns_come_in_any_order_and_further_ones_are_kept_as_text(table, tmp_path):
     path = table("age,split,label,view,path,patient,source\n063,TRAIN,covid,PA,a.png,7,x\n,val,normal,,sub/c d.png,,\n")
-    rows = read_labelled(path)
+    rows = read_label_table(path)
     assert rows["path"].tolist() == ["a.png", "sub/c d.png"]
     assert rows["split"].tolist() == ["train", "valid"]
     assert rows["age"].tolist()[0] == "063"
@@ -36,7 +36,7 @@ def test_columns_come_in_any_order_and_further_ones_are_kept_as_text(table, tmp_
 
 
 def test_absolute_paths_spaces_and_backslashes_are_found(table, tmp_path):
-    rows = read_labelled(table(f"path,label\n{tmp_path}/a.png,x\n b.png ,y\nsub\\c d.png,y\n"))
+    rows = read_label_table(table(f"path,label\n{tmp_path}/a.png,x\n b.png ,y\nsub\\c d.png,y\n"))
     assert rows["path"].tolist() == [f"{tmp_path}/a.png", "b.png", "sub/c d.png"]
 
 
@@ -47,7 +47,7 @@ def test_a_column_under_another_name_is_suggested(table):
 
 
 def test_a_column_nearly_called_patient_or_split_is_said_loudly(table, caplog):
-    rows = read_labelled(table("path,label,patiens,slit\na.png,x,1,train\nb.png,y,2,test\n"))
+    rows = read_label_table(table("path,label,patiens,slit\na.png,x,1,train\nb.png,y,2,test\n"))
     assert "no column called patient (did you mean 'patiens'?) It is not used" in caplog.text
     assert "'slit'" in caplog.text
     assert "patiens" in rows
@@ -55,7 +55,7 @@ def test_a_column_nearly_called_patient_or_split_is_said_loudly(table, caplog):
 
 def test_a_patient_id_is_taken_as_the_patient_aloud(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    assert read_labelled(table("path,label,Patient ID\na.png,x,1\n"))["patient"].tolist() == ["1"]
+    assert read_label_table(table("path,label,Patient ID\na.png,x,1\n"))["patient"].tolist() == ["1"]
     assert "the column 'Patient ID' is taken as the patient" in caplog.text
     text = refuse(table("path,label,patient_id,subject\na.png,x,1,2\n"))
     assert "several columns could be the patient: 'patient_id', 'subject'. Rename the right one" in text
@@ -64,7 +64,7 @@ def test_a_patient_id_is_taken_as_the_patient_aloud(table, caplog):
 def test_names_that_fastcxr_writes_itself_are_given_another(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     header = "path,label,file,error,prob_x,patient_from,given_file\n"
-    rows = read_labelled(table(header + "a.png,x,1,2,3,4,5\n"))
+    rows = read_label_table(table(header + "a.png,x,1,2,3,4,5\n"))
     assert {"given_given_file", "given_error", "given_prob_x", "given_patient_from", "given_file"} <= set(rows.columns)
     assert rows["given_file"].tolist() == ["5"]
     assert rows["given_given_file"].tolist() == ["1"]
@@ -111,7 +111,8 @@ def test_a_column_for_each_finding_is_refused_as_several_labels(table):
 
 def test_a_comma_in_a_label_is_no_sign_of_several(table):
     assert (
-        read_labelled(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0] == "opacity, left"
+        read_label_table(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0]
+        == "opacity, left"
     )
 
 
@@ -133,4 +134,4 @@ def test_one_image_under_two_names_has_one_label_and_one_split(table, tmp_path):
 
 def test_a_header_without_rows_is_no_data(table):
     with pytest.raises(InputMissingError, match="FCX-E002 .*0 images.*Give a row for each image"):
-        read_labelled(table("path,label\n"))
+        read_label_table(table("path,label\n"))

@@ -5,31 +5,31 @@ import os
 import socket
 
 import pytest
-from toy_datasets import fill, fill_two, one_line
+from toy_datasets import check_message, write_files, write_two_classes
 
-from fastcxr.data.readers.folders import ClassFolder, list_images
+from fastcxr.data.readers.folders import ClassFolder, list_class_images
 from fastcxr.errors import DataError
 
 
 def list_all(root, *names: str) -> list[str]:
-    return list_images(root, [ClassFolder(name, name) for name in names])["path"].tolist()
+    return list_class_images(root, [ClassFolder(name, name) for name in names])["path"].tolist()
 
 
 def refuse(root, *folders: ClassFolder) -> str:
     with pytest.raises(DataError) as caught:
-        list_images(root, list(folders))
-    return one_line(caught.value)
+        list_class_images(root, list(folders))
+    return check_message(caught.value)
 
 
 def test_files_are_listed_at_any_depth_and_in_the_order_of_their_paths(tmp_path):
-    fill(tmp_path, "b/x.png", "a/2.png", "a/10.png", "a/p1/scan", "a/p1/deep/er/B.PNG", "a/notes.txt")
+    write_files(tmp_path, "b/x.png", "a/2.png", "a/10.png", "a/p1/scan", "a/p1/deep/er/B.PNG", "a/notes.txt")
     assert list_all(tmp_path, "b", "a") == [
         "a/10.png", "a/2.png", "a/notes.txt", "a/p1/deep/er/B.PNG", "a/p1/scan", "b/x.png"
     ]  # fmt: skip
 
 
 def test_loops_of_links_list_each_file_once(tmp_path):
-    fill_two(tmp_path / "data")
+    write_two_classes(tmp_path / "data")
     for name, target in {"up": "..", "self": ".", "other": "../normal", "root": tmp_path, "far": "/"}.items():
         (tmp_path / "data/covid" / name).symlink_to(target)
     (tmp_path / "data/loop").symlink_to(".")
@@ -39,8 +39,8 @@ def test_loops_of_links_list_each_file_once(tmp_path):
 
 
 def test_links_into_other_places_are_followed_once(tmp_path):
-    data = fill_two(tmp_path / "data")
-    fill(tmp_path / "store", "deep/e.png", "f.png")
+    data = write_two_classes(tmp_path / "data")
+    write_files(tmp_path / "store", "deep/e.png", "f.png")
     (tmp_path / "store/deep/back").symlink_to("..")
     (data / "covid/one").symlink_to(tmp_path / "store/deep")
     (data / "covid/two").symlink_to(tmp_path / "store/deep")
@@ -52,16 +52,16 @@ def test_links_into_other_places_are_followed_once(tmp_path):
 
 
 def test_class_folders_may_be_links(tmp_path):
-    fill(tmp_path / "store", "sick/a.png", "well/b.png", "junk/c.png")
+    write_files(tmp_path / "store", "sick/a.png", "well/b.png", "junk/c.png")
     (tmp_path / "store/sick/up").symlink_to("..")
-    data = fill(tmp_path / "data", "./")
+    data = write_files(tmp_path / "data", "./")
     for name in ("sick", "well"):
         (data / name).symlink_to(tmp_path / "store" / name)
     assert list_all(data, "sick", "well") == ["sick/a.png", "well/b.png"]
 
 
 def test_what_is_no_file_is_skipped_and_said_loudly(tmp_path, caplog, monkeypatch):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     os.mkfifo(tmp_path / "covid/pipe.png")
     (tmp_path / "covid/gone.png").symlink_to("nowhere.png")
     (tmp_path / "covid/round.png").symlink_to("round.png")
@@ -79,15 +79,15 @@ def test_what_is_no_file_is_skipped_and_said_loudly(tmp_path, caplog, monkeypatc
 
 def test_hidden_and_system_files_are_counted(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    fill_two(tmp_path)
-    fill(tmp_path, "covid/.DS_Store", "normal/.DS_Store", "covid/Thumbs.db", "covid/__MACOSX/x.png",
+    write_two_classes(tmp_path)
+    write_files(tmp_path, "covid/.DS_Store", "normal/.DS_Store", "covid/Thumbs.db", "covid/__MACOSX/x.png",
          "covid/.ipynb_checkpoints/a.png", "covid/desktop.ini")  # fmt: skip
     assert len(list_all(tmp_path, "covid", "normal")) == 4
     assert "skipped 6 hidden or system files and folders: .DS_Store (2), .ipynb_checkpoints, Thumbs.db" in caplog.text
 
 
 def test_one_file_in_two_classes_is_refused_with_the_pair(tmp_path):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     os.link(tmp_path / "covid/a.png", tmp_path / "normal/e.png")
     text = refuse(tmp_path, ClassFolder("covid", "covid"), ClassFolder("normal", "normal"))
     assert "FCX-E008" in text
@@ -95,7 +95,7 @@ def test_one_file_in_two_classes_is_refused_with_the_pair(tmp_path):
 
 
 def test_one_file_in_two_splits_is_refused_with_the_pair(tmp_path):
-    fill(tmp_path, "train/covid/a.png", "test/covid/")
+    write_files(tmp_path, "train/covid/a.png", "test/covid/")
     (tmp_path / "test/covid/b.png").symlink_to(tmp_path / "train/covid/a.png")
     train, test = (ClassFolder(f"{split}/covid", "covid", split) for split in ("train", "test"))
     text = refuse(tmp_path, train, test)
@@ -105,15 +105,15 @@ def test_one_file_in_two_splits_is_refused_with_the_pair(tmp_path):
 
 
 def test_two_class_folders_that_are_one_are_refused(tmp_path):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
     (tmp_path / "sick").symlink_to("covid")
     text = refuse(tmp_path, ClassFolder("covid", "covid"), ClassFolder("sick", "sick"))
     assert "covid = sick" in text
 
 
 def test_an_empty_class_folder_is_refused(tmp_path):
-    fill_two(tmp_path)
-    fill(tmp_path, "sick/deep/", "sick/.DS_Store")
+    write_two_classes(tmp_path)
+    write_files(tmp_path, "sick/deep/", "sick/.DS_Store")
     text = refuse(tmp_path, *(ClassFolder(name, name) for name in ("covid", "normal", "sick")))
     assert "FCX-E005" in text
     assert "'sick'. Put images into them, or remove them" in text
@@ -121,7 +121,7 @@ def test_an_empty_class_folder_is_refused(tmp_path):
 
 def test_odd_names_work_and_names_that_are_no_text_are_refused(tmp_path):
     odd = ["covid/a b.png", "covid/new\nline.png", "covid/☢️.png", "covid/é.png", "covid/=cmd.png"]
-    fill(tmp_path, *odd)
+    write_files(tmp_path, *odd)
     assert list_all(tmp_path, "covid") == sorted(odd)
     (tmp_path / os.fsdecode(b"covid/\xff.png")).write_bytes(b"x")
     text = refuse(tmp_path, ClassFolder("covid", "covid"))
@@ -129,7 +129,7 @@ def test_odd_names_work_and_names_that_are_no_text_are_refused(tmp_path):
 
 
 def test_a_folder_that_may_not_be_listed_says_so(tmp_path, monkeypatch):
-    fill_two(tmp_path)
+    write_two_classes(tmp_path)
 
     def deny(*_):  # a test that runs as root may list everything
         raise PermissionError(13, "Permission denied")

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from fastcxr.data.synthetic import sample
-from fastcxr.data.synthetic.sample import draw_image, draw_sample, plan_cohort, sample_folder
+from fastcxr.data.synthetic.sample import draw_image, find_or_write_sample, plan_images, write_sample_dataset
 from fastcxr.errors import OutputError
 
 COMMITTED = Path(__file__).parents[3] / "data" / "sample"
@@ -53,14 +53,14 @@ def shrunk(files, size):
 
 
 def test_an_image_drawn_twice_is_the_same():
-    for exposure in plan_cohort()[:2]:
+    for exposure in plan_images()[:2]:
         first, second = (hashlib.sha256(draw_image(exposure).tobytes()).hexdigest() for _ in range(2))
         assert first == second
 
 
 def test_the_first_images_drawn_here_are_the_committed_ones():
-    for exposure in plan_cohort()[:FIRST]:
-        drawn = np.asarray(Image.open(sample.io.BytesIO(sample._jpeg(draw_image(exposure)))))
+    for exposure in plan_images()[:FIRST]:
+        drawn = np.asarray(Image.open(sample.io.BytesIO(sample._encode_jpeg(draw_image(exposure)))))
         committed = np.asarray(Image.open(COMMITTED / exposure.finding / exposure.name))
         # equal on one machine; another one's arithmetic may turn a rounding over
         assert drawn.shape == committed.shape
@@ -68,12 +68,12 @@ def test_the_first_images_drawn_here_are_the_committed_ones():
 
 
 def test_the_committed_files_are_the_planned_ones(cohort):
-    planned = {f"{exposure.finding}/{exposure.name}" for exposure in plan_cohort()}
+    planned = {f"{exposure.finding}/{exposure.name}" for exposure in plan_images()}
     assert {f"{file.parent.name}/{file.name}" for file in cohort[0]} == planned
 
 
 def test_another_seed_draws_other_patients():
-    assert [e.name for e in plan_cohort(1)[:20]] != [e.name for e in plan_cohort(0)[:20]]
+    assert [e.name for e in plan_images(1)[:20]] != [e.name for e in plan_images(0)[:20]]
 
 
 def test_every_class_has_the_same_number_of_images_and_some_patients_recover(cohort):
@@ -123,7 +123,7 @@ def test_nothing_but_the_lungs_tells_the_classes_apart(cohort):
 
 
 def test_a_sample_is_whole_and_leaves_nothing_beside_it(tmp_path, small):
-    folder = draw_sample(tmp_path / "deep" / "sample")
+    folder = write_sample_dataset(tmp_path / "deep" / "sample")
     assert len(list(folder.glob("*/*.jpg"))) == 6
     assert [path.name for path in folder.parent.iterdir()] == ["sample"]
 
@@ -134,21 +134,21 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, small, monkeypatch):
 
     monkeypatch.setattr(sample, "draw_image", stop)
     with pytest.raises(KeyboardInterrupt):
-        draw_sample(tmp_path / "sample")
+        write_sample_dataset(tmp_path / "sample")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_folder_is_filled_and_a_full_one_is_refused(tmp_path, small):
-    draw_sample(tmp_path)
+    write_sample_dataset(tmp_path)
     with pytest.raises(OutputError, match="already holds something.*Choose a new folder") as error:
-        draw_sample(tmp_path)
+        write_sample_dataset(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path, small):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written.*Choose a folder you may write to"):
-        draw_sample(tmp_path / "file" / "sample")
+        write_sample_dataset(tmp_path / "file" / "sample")
 
 
 def test_of_two_processes_at_once_both_get_the_whole_sample(tmp_path, small, monkeypatch):
@@ -156,11 +156,11 @@ def test_of_two_processes_at_once_both_get_the_whole_sample(tmp_path, small, mon
 
     def slower(exposure):
         monkeypatch.setattr(sample, "draw_image", draw)
-        draw_sample(folder)  # the other process ends while this one has just begun
+        write_sample_dataset(folder)  # the other process ends while this one has just begun
         return draw(exposure)
 
     monkeypatch.setattr(sample, "draw_image", slower)
-    assert draw_sample(folder) == folder
+    assert write_sample_dataset(folder) == folder
     assert len(list(folder.glob("*/*.jpg"))) == 6
     assert [path.name for path in tmp_path.iterdir()] == ["sample"]
 
@@ -175,16 +175,16 @@ def test_another_thing_that_appears_meanwhile_is_kept(tmp_path, small, monkeypat
 
     monkeypatch.setattr(sample, "draw_image", slower)
     with pytest.raises(OutputError, match="Choose"):
-        draw_sample(folder)
+        write_sample_dataset(folder)
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
 def test_the_cache_is_drawn_once(tmp_path, small, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = sample_folder()
+    folder = find_or_write_sample()
     assert folder == tmp_path / "fastcxr" / "sample-v1"
     monkeypatch.setattr(sample, "draw_image", None)
-    assert sample_folder() == folder
+    assert find_or_write_sample() == folder
 
 
 def test_the_module_draws_from_the_command_line_and_explains_itself(tmp_path):
