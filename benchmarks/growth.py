@@ -82,7 +82,7 @@ def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str
     from fastcxr.progress.base import Progress
     from fastcxr.workflows.audit import run_checks
 
-    table = list_images(folder, count, classes).assign(patient_from="column")
+    table = list_images(folder, count, classes).assign(patient_origin="column")
     started = time.perf_counter()
     run_checks(table, 0, Progress())
     return {"audit": time.perf_counter() - started}
@@ -120,7 +120,7 @@ def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str
         features[:, rows] = centres[labels[rows]] + rng.normal(size=features[:, rows].shape)
     head = torch.nn.Module()
     head.linear = torch.nn.Linear(640, classes)
-    head.mean, head.deviation = torch.zeros(640), torch.ones(640)
+    head.mean, head.std = torch.zeros(640), torch.ones(640)
     split = np.arange(count) % 10 < 8
     rows = [np.flatnonzero(part) for part in (split, ~split)]
     parts = [FeatureSplit(features, part, labels[part], torch.ones(len(part))) for part in rows]
@@ -170,7 +170,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as cache:
                 command = [sys.executable, __file__, "--folder", folder, "--step", given.step, "--images", str(count)]
                 command += ["--size", str(given.size), "--classes", str(given.classes)]
-                environment = os.environ | {"XDG_CACHE_HOME": cache, "FASTCXR_CACHE_LIMIT": "30"}
+                environment = os.environ | {"XDG_CACHE_HOME": cache, "FASTCXR_CACHE_GB": "30"}
                 subprocess.run(command, env=environment, check=True)
 
 

@@ -59,9 +59,9 @@ def toy_manifest(toy_folder) -> pd.DataFrame:
             "path": file.relative_to(toy_folder).as_posix(),
             "label": file.parent.name,
             "patient": file.name[:8],
-            "patient_from": "nih",
+            "patient_origin": "nih",
             "split": ("train", "train", "train", "valid", "test")[number // 2 % 5],
-            "split_from": "patient",
+            "split_origin": "patient",
             "file": str(file),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -73,7 +73,7 @@ def many_toys(tmp_path_factory) -> pd.DataFrame:
     folder = write_toys(tmp_path_factory.mktemp("many") / "toys", per_class=40)
     table = read_manifest(folder)
     places = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
-    return table.assign(split=places, split_from="patient")
+    return table.assign(split=places, split_origin="patient")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Run folders of version 0.1, as they stand in tests/fixtures: their models are read, their recipes are not."""
+"""Run folders of version 0.1, as they stand in tests/fixtures: their models and recipes are refused in one line."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import tiny_network  # noqa: F401  registers the network of these runs
 
 from fastcxr.config.recipe import read_recipe
-from fastcxr.errors import FastcxrError
+from fastcxr.errors import FastcxrError, ModelError
 from fastcxr.io.files import compute_sha256, read_checksums
 from fastcxr.models.bundle import load_model
 from fastcxr.training.checkpoints import Checkpoints
@@ -31,8 +31,10 @@ def test_a_recipe_of_that_version_is_refused_in_one_line(recipe):
     assert "\n" not in str(refused.value)
 
 
-def test_the_model_of_the_finished_run_is_loaded():
-    assert load_model(FINISHED, device="cpu").labels == ("bilateral_haze", "clear_lungs", "lobar_opacity")
+def test_the_model_of_the_finished_run_is_refused_in_one_line():
+    with pytest.raises(ModelError, match="format version '1', this fastcxr reads 2. Install") as refused:
+        load_model(FINISHED, device="cpu")
+    assert "\n" not in str(refused.value)
 
 
 def test_the_unfinished_run_has_its_states(tmp_path):

@@ -133,7 +133,7 @@ def test_a_described_manifest_is_text_with_a_table(toy_folder):
 
 
 def test_a_described_manifest_counts_no_patients_where_none_are_known(toy_manifest):
-    unknown = toy_manifest.assign(patient_from="own")
+    unknown = toy_manifest.assign(patient_origin="image")
     assert "patients" not in describe_manifest(unknown)._repr_html_()
 
 

@@ -30,9 +30,9 @@ def check_patients(manifest: pd.DataFrame) -> Finding:
             **common, verdict="FAIL", message=message, fix=fix, value=float(is_shared.mean()), chance_level=0.0,
             groups=tuple(groups[:MAX_SHOWN_GROUPS]),
         )  # fmt: skip
-    origin = manifest["patient_from"] if "patient_from" in manifest else pd.Series("own", manifest.index)
-    has_no_patient = origin == "own"
-    if origin.isin(["own", "copy"]).all():  # that two files are copies says nothing of who is on them
+    origin = manifest["patient_origin"] if "patient_origin" in manifest else pd.Series("image", manifest.index)
+    has_no_patient = origin == "image"
+    if origin.isin(["image", "copy"]).all():  # that two files are copies says nothing of who is on them
         message = "Nobody says whose the images are, so each counts as a patient of its own."
         return Finding(
             **common, verdict="WARN", message=message, fix="Give --patients, --patient-regex or --patient-tag."

@@ -71,7 +71,7 @@ def predict(
     ood_text = (
         f", {n_ood:,} not like the training images, left open"
         if classifier.ood_detector
-        else "; this model has no gate"
+        else "; this model has no OOD detector"
     )
     summary = (
         f"{len(table) - is_unreadable.sum() - n_ood:,} images classified, {is_unreadable.sum():,} not "

@@ -58,7 +58,7 @@ def show_comparison(console: Console, folder: Path) -> None:
     console.print(table)
     caption = (
         f"on {comparison['shared']:,} images that all were scored on"
-        if comparison["shared"]
+        if comparison["n_shared_images"]
         else "no image shared: not tested"
     )
     console.print(caption, highlight=False)
@@ -125,7 +125,7 @@ def show_scout_table(console: Console, table: "DataFrame") -> None:
     rich_table.add_column("")
     for row in table.itertuples():
         is_ranked, is_timed = (number == number for number in (row.auroc, row.images_per_second))  # nan is not itself
-        metric_cells = (f"{row.auroc:.3f} ± {row.spread:.3f}", f"{row.accuracy:.1%}") if is_ranked else ("-", "-")
+        metric_cells = (f"{row.auroc:.3f} ± {row.auroc_sd:.3f}", f"{row.accuracy:.1%}") if is_ranked else ("-", "-")
         cost_cells = (f"{row.images_per_second:,.0f}", f"{row.parameters / 1e6:.1f} M") if is_timed else ("-", "-")
         rich_table.add_row(escape(row.backbone), *metric_cells, *cost_cells, escape(row.note))
     console.print(rich_table)

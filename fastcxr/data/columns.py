@@ -13,7 +13,7 @@ from fastcxr.data.demographics import find_demographic_column
 from fastcxr.errors import RecipeError
 from fastcxr.io.tables import find_column, format_names, is_blank, suggest_name
 
-SCHEMA = ("source", "path", "label", "patient", "patient_from", "split", "split_from", "file", "bit_depth")
+SCHEMA = ("source", "path", "label", "patient", "patient_origin", "split", "split_origin", "file", "bit_depth")
 TRAITS = ("sex", "age", "view")  # under any of the names that fastcxr.data.demographics knows
 PERSONAL = {  # what the name of a column says, without case, blanks and signs
     "free text": r"notes?$|^notes?|comment|remark|report|text(?!ure)|narrative|impression|history|description",

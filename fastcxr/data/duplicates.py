@@ -51,8 +51,8 @@ def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame
     dropped = [i for group, first in zip(groups, kept, strict=True) for i in group if i != first]
     _log_dropped_duplicates(inputs, groups, kept)
     rows = rows.drop(index=dropped)
-    is_single = (rows["patient_from"] == "copy") & ~rows["patient"].duplicated(keep=False)
-    return rows.assign(patient_from=rows["patient_from"].mask(is_single, "own"))
+    is_single = (rows["patient_origin"] == "copy") & ~rows["patient"].duplicated(keep=False)
+    return rows.assign(patient_origin=rows["patient_origin"].mask(is_single, "image"))
 
 
 def link_copies(rows: pd.DataFrame) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def is_distinctive_name(stem: str) -> bool:
 def union_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.DataFrame:
     """The rows with one patient for all the patients that each group of rows names."""
     parent_of: dict[str, str] = {}
-    rows = rows if "patient_from" in rows else rows.assign(patient_from="column")  # a table of a person's own
+    rows = rows if "patient_origin" in rows else rows.assign(patient_origin="column")  # a table of a person's own
 
     def find(patient: str) -> str:
         while (parent := parent_of.get(patient, patient)) != patient:
@@ -156,17 +156,17 @@ def union_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.Da
         return patient
 
     # names that somebody gave go before those of images without a patient
-    is_named = dict(zip(rows["patient"], rows["patient_from"] != "own", strict=True))
+    is_named = dict(zip(rows["patient"], rows["patient_origin"] != "image", strict=True))
     for group in groups:
         first, *others = sorted({find(rows["patient"][i]) for i in group}, key=lambda name: (not is_named[name], name))
         parent_of |= dict.fromkeys(others, first)
     if not parent_of:
         return rows
     patient = rows["patient"].map(find)
-    origins = dict(zip(rows["patient"], rows["patient_from"], strict=True))
+    origins = dict(zip(rows["patient"], rows["patient_origin"], strict=True))
     is_linked = patient.isin([find(name) for name in parent_of])
-    origin = rows["patient_from"].mask(is_linked, patient.map(origins).replace("own", "copy"))
-    return rows.assign(patient=to_text(patient), patient_from=to_text(origin))
+    origin = rows["patient_origin"].mask(is_linked, patient.map(origins).replace("image", "copy"))
+    return rows.assign(patient=to_text(patient), patient_origin=to_text(origin))
 
 
 def hash_files(files: pd.Series) -> pd.Series:

@@ -1,6 +1,6 @@
 """Class folders, a CSV or a known collection come in; the manifest, a plain table with one row an image, goes out.
 
-Columns: source, path, label, patient, patient_from, split, split_from, then sex, age and view where they are known,
+Columns: source, path, label, patient, patient_origin, split, split_origin, then sex, age and view where they are known,
 then those that a person asked for, then `file`, the absolute path on this machine, which is never written to disk.
 """
 
@@ -37,7 +37,7 @@ from fastcxr.io.html import escape_html, make_html_table
 from fastcxr.io.tables import MISSING_VALUES, TEXT_DTYPE, escape_formulas, format_names, is_blank, read_table, to_text
 
 log = logging.getLogger("fastcxr")
-MANIFEST_COLUMNS = ("source", "path", "label", "patient", "patient_from", "split", "split_from")
+MANIFEST_COLUMNS = ("source", "path", "label", "patient", "patient_origin", "split", "split_origin")
 PATIENT_ORIGIN_TEXTS = {
     "column": "the patient column",
     "table": "the joined table",
@@ -135,7 +135,7 @@ def _warn_empty_inputs(rows: pd.DataFrame, names: Iterable[str]) -> None:
 
 
 def _warn_no_patients(rows: pd.DataFrame, dataset: DetectedDataset, name: str) -> None:
-    if len(rows) and (rows["patient_from"] == "own").all():
+    if len(rows) and (rows["patient_origin"] == "image").all():
         log.warning(name + NO_PATIENTS_WARNING + _suggest_regex(rows["path"], dataset.layout))
 
 
@@ -216,9 +216,9 @@ def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
     """
     parts = [_format_count(manifest["label"].nunique(), "class", "classes"), _format_count(len(manifest), "image")]
     for origin, origin_text in PATIENT_ORIGIN_TEXTS.items():
-        patients = manifest.loc[manifest["patient_from"] == origin, "patient"].nunique()
+        patients = manifest.loc[manifest["patient_origin"] == origin, "patient"].nunique()
         parts += [f"{_format_count(patients, 'patient')} from {origin_text}"] if patients else []
-    n_without_patient = int((manifest["patient_from"] == "own").sum())
+    n_without_patient = int((manifest["patient_origin"] == "image").sum())
     if 0 < n_without_patient < len(manifest):
         parts.append(
             f"{_format_count(n_without_patient, 'image')} without a patient, {'each ' * (n_without_patient > 1)}taken "
@@ -278,7 +278,7 @@ def count_images_per_class(manifest: pd.DataFrame) -> pd.DataFrame:
     )
     counts = counts.assign(all=manifest["label"].value_counts())
     total = counts.sum().to_frame("all classes").T
-    with_patient = manifest[manifest["patient_from"] != "own"]
+    with_patient = manifest[manifest["patient_origin"] != "image"]
     if len(with_patient):  # a patient may stand in two classes, so that patients do not add up
         counts = counts.assign(patients=with_patient.groupby("label")["patient"].nunique())
         total = total.assign(patients=with_patient["patient"].nunique())

@@ -18,9 +18,9 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 log = logging.getLogger("fastcxr")
 
 INPUT_INDEX = (
-    "fastcxr home"  # a column for as long as tables are merged: which --data a row came from; no header has it
+    "fastcxr input"  # a column for as long as tables are merged: which --data a row came from; no header has it
 )
-NO_SPLIT_ORIGIN = "none"  # what `split_from` says of images of a home without splits, merged with one that gives them
+NO_SPLIT_ORIGIN = "none"  # what `split_origin` says of images of a home without splits, merged with one that gives them
 GLOBAL_ORIGINS = ("table", "dicom", "nih", "kermany", "im")  # origins whose names hold in every source
 
 
@@ -37,7 +37,7 @@ def _make_next_name(name: str, taken: Iterable[str]) -> str:
 
 
 def concat_tables(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
-    """One table of text with a further column HOME."""
+    """One table of text with a further column INPUT_INDEX."""
     indexed_tables = [table.assign(**{INPUT_INDEX: pd.Series(name, index=table.index, dtype=TEXT_DTYPE)})
              for table, name in zip(tables, names, strict=True)]  # fmt: skip
     return pd.concat([_to_text_columns(table) for table in indexed_tables], ignore_index=True)
@@ -66,21 +66,21 @@ def disambiguate_sources(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def assign_split_origins(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `split_from`: given, NO_SPLIT_ORIGIN, or missing where nothing gives a split.
+    """The rows with `split_origin`: given, NO_SPLIT_ORIGIN, or missing where nothing gives a split.
 
     This is known by home only: two homes may name one source, of which one gives splits and the other does not.
     """
     has_no_splits = rows["split"].isna().groupby(rows[INPUT_INDEX]).transform("all")
-    if "split_from" in rows:  # a packed cohort that was merged before
-        has_no_splits |= rows["split_from"] == NO_SPLIT_ORIGIN
+    if "split_origin" in rows:  # a packed cohort that was merged before
+        has_no_splits |= rows["split_origin"] == NO_SPLIT_ORIGIN
     given = pd.Series("given", index=rows.index, dtype=TEXT_DTYPE).where(rows["split"].notna())
-    return rows.assign(split_from=given if has_no_splits.all() else given.mask(has_no_splits, NO_SPLIT_ORIGIN))
+    return rows.assign(split_origin=given if has_no_splits.all() else given.mask(has_no_splits, NO_SPLIT_ORIGIN))
 
 
 def scope_patient_ids(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with patients of different sources told apart, after they were named."""
     patient, inputs = rows["patient"], rows[INPUT_INDEX]
-    is_global, is_unknown = has_global_id(rows), rows["patient_from"] == "own"
+    is_global, is_unknown = has_global_id(rows), rows["patient_origin"] == "image"
     is_global &= ~_find_doubtful(rows, inputs)
     _warn_shared_ids(patient[~is_global & ~is_unknown], inputs)
     scoped = (inputs + ":" + patient).mask(is_unknown, OWN_PATIENT_PREFIX + inputs + "/" + rows["path"])
@@ -93,7 +93,7 @@ def _find_doubtful(rows: pd.DataFrame, home: pd.Series) -> pd.Series:
     Kermany's children have such names, and so has every export of some viewers.
     """
     named = (rows["patient"] == match_names(rows["path"], PATIENT_NAME_PATTERNS["im"])) & (
-        rows["patient_from"] != "table"
+        rows["patient_origin"] != "table"
     )
     if not named.any() or not are_counters(rows[named], home[named]):
         return pd.Series(False, index=rows.index)
@@ -105,7 +105,7 @@ def _find_doubtful(rows: pd.DataFrame, home: pd.Series) -> pd.Series:
 def has_global_id(rows: pd.DataFrame) -> pd.Series:
     """Whether each row's patient has a name that means the same person in every source."""
     # a column that repeats the file name of a known collection says no less than that name
-    return rows["patient_from"].isin(GLOBAL_ORIGINS) | (rows["patient"] == match_known_names(rows["path"]))
+    return rows["patient_origin"].isin(GLOBAL_ORIGINS) | (rows["patient"] == match_known_names(rows["path"]))
 
 
 def _warn_shared_ids(patients: pd.Series, inputs: pd.Series) -> None:

@@ -67,7 +67,7 @@ SALT_VARIABLE = "FASTCXR_SALT"
 def assign_patients(
     rows: pd.DataFrame, *, table: str | Path | None = None, regex: str | None = None, tag: str | None = None
 ) -> pd.DataFrame:
-    """The rows with `patient` and `patient_from`; a `patient` column that they bring goes before everything else."""
+    """The rows with `patient` and `patient_origin`; a `patient` column that they bring goes before everything else."""
     pattern = None if regex is None else _compile_pattern(regex)
     ids_by_origin = {"column": _read_column(rows)}
     if table is not None:
@@ -94,19 +94,21 @@ def match_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
 
 def _use_first_origin(rows: pd.DataFrame, ids_by_origin: dict[str, pd.Series]) -> pd.DataFrame:
     """The first source that knows an image names its patient."""
-    patient, origin = to_text(OWN_PATIENT_PREFIX + rows["path"]), pd.Series("own", index=rows.index, dtype=TEXT_DTYPE)
+    patient, origin = to_text(OWN_PATIENT_PREFIX + rows["path"]), pd.Series("image", index=rows.index, dtype=TEXT_DTYPE)
     for name, ids in reversed(ids_by_origin.items()):
         ids = ids.reindex(rows.index)
         patient, origin = patient.where(ids.isna(), ids), origin.where(ids.isna(), name)
-    return rows.assign(patient=patient, patient_from=origin)
+    return rows.assign(patient=patient, patient_origin=origin)
 
 
 def _restore_origins(assigned: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The named rows; those of a packed cohort, which brings its patients, know where these were read before that."""
-    if "patient_from" not in rows:
+    if "patient_origin" not in rows:
         return assigned
-    is_known = (assigned["patient_from"] == "column") & rows["patient_from"].notna() & (rows["patient_from"] != "own")
-    return assigned.assign(patient_from=to_text(assigned["patient_from"].mask(is_known, rows["patient_from"])))
+    is_known = (
+        (assigned["patient_origin"] == "column") & rows["patient_origin"].notna() & (rows["patient_origin"] != "image")
+    )
+    return assigned.assign(patient_origin=to_text(assigned["patient_origin"].mask(is_known, rows["patient_origin"])))
 
 
 def _read_column(rows: pd.DataFrame) -> pd.Series:

@@ -17,8 +17,8 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name
 
 log = logging.getLogger("fastcxr")
 SPLITS = ("train", "valid", "test")
-GENERATED_ORIGINS = ("patient", "image", "kept")  # what `split_from` says of splits that fastcxr made itself
-INTERNAL_TEST = "internal"  # held-out patients of the sources that are trained on
+GENERATED_ORIGINS = ("patient", "image", "kept")  # what `split_origin` says of splits that fastcxr made itself
+INTERNAL_TEST = "internal_test"  # held-out patients of the sources that are trained on
 HELD_OUT_SPLIT_PERCENT = {"train": 70, "valid": 15, INTERNAL_TEST: 15}  # of a hundred patients of the other sources
 EARLIER_SPLITS = ("train", "valid", "test")
 REQUIRED_COLUMNS = ("source", "path", "patient", "split")
@@ -32,7 +32,7 @@ def split_by_patient(
     earlier: pd.DataFrame | None = None,
     given: str = "obey",
 ) -> pd.DataFrame:
-    """The manifest with `split` and `split_from`: 70 % of patients train, 15 % valid, 15 % test, of each class alike.
+    """The manifest with `split` and `split_origin`: 70 % of patients train, 15 % valid, 15 % test, of each class alike.
 
     `unit`: patient, or image for the literature's split that ignores patients. `earlier`: the manifest of an earlier
     run, whose patients keep their place. Splits that the data gives are obeyed, unless `given` says ignore; a missing
@@ -44,7 +44,7 @@ def split_by_patient(
     manifest = link_copies(_add_split_columns(manifest))
     if given == "ignore":
         manifest = _drop_given_splits(manifest)
-    is_given = manifest["split"].notna() & ~manifest["split_from"].isin(GENERATED_ORIGINS)
+    is_given = manifest["split"].notna() & ~manifest["split_origin"].isin(GENERATED_ORIGINS)
     if is_given.any() and earlier is not None:
         fix = "Leave --split-from out, or remove the splits from the data"
         raise RecipeError("the data gives splits, and an earlier run is to give them too", fix, code="E018")
@@ -56,7 +56,7 @@ def split_by_patient(
 
 def has_given_splits(manifest: pd.DataFrame) -> bool:
     """Whether the data says of any image which split it is in."""
-    return bool((manifest["split"].notna() & ~manifest["split_from"].isin(GENERATED_ORIGINS)).any())
+    return bool((manifest["split"].notna() & ~manifest["split_origin"].isin(GENERATED_ORIGINS)).any())
 
 
 def _add_split_columns(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def _add_split_columns(manifest: pd.DataFrame) -> pd.DataFrame:
         problem = f"a manifest without {format_names(map(repr, missing))}" if missing else "images without a patient"
         raise DataError(problem, "Make the manifest with read_manifest, which names them all", code="E017")
     blank = pd.Series(index=manifest.index, dtype=TEXT_DTYPE)
-    absent = {name: blank for name in ("split", "split_from") if name not in manifest}
+    absent = {name: blank for name in ("split", "split_origin") if name not in manifest}
     return manifest.assign(**absent).reset_index(drop=True)
 
 
@@ -75,24 +75,24 @@ def _assign_splits(manifest: pd.DataFrame, unit: str, seed: int, earlier: pd.Dat
     reused = {} if earlier is None else reuse_splits(manifest, keys, earlier, unit)
     split_by_group = assign_stratified(labels_per_group(manifest, keys), reused, seed=seed)
     origin = pd.Series(unit, index=manifest.index, dtype=TEXT_DTYPE).mask(keys.isin(list(reused)), "kept")
-    manifest = manifest.assign(split=keys.map(split_by_group).astype(TEXT_DTYPE), split_from=origin)
+    manifest = manifest.assign(split=keys.map(split_by_group).astype(TEXT_DTYPE), split_origin=origin)
     _validate_splits(manifest)
     return manifest
 
 
 def _drop_given_splits(manifest: pd.DataFrame) -> pd.DataFrame:
     """The manifest without the splits that the data gives."""
-    is_given = manifest["split"].notna() & ~manifest["split_from"].isin(GENERATED_ORIGINS)
+    is_given = manifest["split"].notna() & ~manifest["split_origin"].isin(GENERATED_ORIGINS)
     if is_given.any():
         log.info("the splits that the data gives are ignored, and drawn anew")
-    return manifest.assign(split=manifest["split"].mask(is_given), split_from=manifest["split_from"].mask(is_given))
+    return manifest.assign(split=manifest["split"].mask(is_given), split_origin=manifest["split_origin"].mask(is_given))
 
 
 def _assign_unsplit_sources(manifest: pd.DataFrame) -> pd.DataFrame:
     """Whole sources, or --data, without splits, merged with one that gives them: train, or where their patient is."""
     is_blank = manifest["split"].isna()
     has_no_splits = is_blank.groupby(manifest["source"]).transform("all") | is_blank & (
-        manifest["split_from"] == NO_SPLIT_ORIGIN
+        manifest["split_origin"] == NO_SPLIT_ORIGIN
     )
     if not has_no_splits.any():
         return manifest
@@ -105,7 +105,7 @@ def _assign_unsplit_sources(manifest: pd.DataFrame) -> pd.DataFrame:
     counts_text = [f"{n:,} join {name}{', where their patient is' * (name != 'train')}" for name, n in counts.items()]
     sources = format_names(sorted(set(manifest.loc[has_no_splits, "source"])))
     log.info("no splits are given by %s: of these images %s", sources, ", ".join(counts_text))
-    return manifest.assign(split=split, split_from=manifest["split_from"].mask(has_no_splits, "patient"))
+    return manifest.assign(split=split, split_origin=manifest["split_origin"].mask(has_no_splits, "patient"))
 
 
 def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def split_off_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFram
     )
     is_valid = manifest.index.isin(new_split.index[new_split == "valid"])
     return manifest.assign(
-        split=manifest["split"].mask(is_valid, "valid"), split_from=manifest["split_from"].mask(is_valid, unit)
+        split=manifest["split"].mask(is_valid, "valid"), split_origin=manifest["split_origin"].mask(is_valid, unit)
     )
 
 
@@ -258,7 +258,7 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
     held_out = manifest["fold"] == fold
     manifest = manifest.assign(
         split=pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test"),
-        split_from=pd.Series(unit, index=manifest.index, dtype="str"),
+        split_origin=pd.Series(unit, index=manifest.index, dtype="str"),
     )
     return split_off_valid(manifest, unit, seed + fold)
 
@@ -283,7 +283,7 @@ def find_complete_sources(manifest: pd.DataFrame) -> list[str]:
 
 
 def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.DataFrame:
-    """The manifest with one source as test; of the others' patients 70 % train, 15 % valid, and 15 % `internal`.
+    """The manifest with one source as test; of the others' patients 70 % train, 15 % valid, and 15 % `internal_test`.
 
     Files with the same bytes are one patient. Images of the other sources whose patient stands in the one that is held
     out are left out of the manifest, aloud. Raises RecipeError for a source that is not there.
@@ -307,7 +307,7 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
     )
     split = manifest["patient"].map(split_by_patient).where(~is_held_out, "test")
     origin = pd.Series("source", index=manifest.index, dtype="str")
-    return manifest.assign(split=split.astype("str"), split_from=origin)[~is_shared].reset_index(drop=True)
+    return manifest.assign(split=split.astype("str"), split_origin=origin)[~is_shared].reset_index(drop=True)
 
 
 def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame, unit: str) -> dict[str, str]:

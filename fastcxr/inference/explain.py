@@ -58,7 +58,7 @@ class Explainer:
     check: SanityCheck | None = None
 
     @property
-    def withheld(self) -> str:
+    def failure_reason(self) -> str:
         """Why no map may be shown; empty where they may be."""
         return "no image could be read to check the maps" if self.check is None else self.check.failure_reason
 
@@ -68,8 +68,8 @@ class SaliencyMap:
     """What speaks for one class (`label`) in one image.
 
     square: the image as the model saw it, gray bytes, shape (size, size). heat: what each place adds to the class's
-    logit, nowhere less than zero, the same shape. withheld: why the map is not to be shown; error: why the image could
-    not be read. All but the names are empty where there is an error.
+    logit, nowhere less than zero, the same shape. failure_reason: why the map is not to be shown; error: why the image
+    could not be read. All but the names are empty where there is an error.
     """
 
     source: str
@@ -79,13 +79,13 @@ class SaliencyMap:
     probability: float = float("nan")
     image: np.ndarray | None = None
     saliency: np.ndarray | None = None
-    withheld: str = ""
+    failure_reason: str = ""
     error: str = ""
 
     @property
     def normalized(self) -> np.ndarray | None:
         """The map from 0 to 1; None where it is withheld or says nothing."""
-        if self.saliency is None or self.withheld or not self.saliency.any():
+        if self.saliency is None or self.failure_reason or not self.saliency.any():
             return None
         clip_value = np.percentile(self.saliency, CLIP_PERCENTILE) or self.saliency.max()
         return np.clip(self.saliency / clip_value, 0, 1)
@@ -101,13 +101,13 @@ class SaliencyMap:
         empty_note = (
             "" if self.saliency is None or self.saliency.any() else "nothing in the image speaks for this class"
         )
-        return self.error or self.withheld or empty_note
+        return self.error or self.failure_reason or empty_note
 
     def to_row(self) -> dict[str, str | float]:
-        """One row of explain.csv."""
+        """One row of saliency.csv."""
         return {
             "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.label,
-            "probability": self.probability, "outside": self.border_share, "note": self.note, "error": self.error,
+            "probability": self.probability, "border_share": self.border_share, "note": self.note, "error": self.error,
         }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ class Explanations:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a map: source, path, predicted, class, probability, outside, note, error."""
+        """A row a map: source, path, predicted, class, probability, border_share, note, error."""
         return pd.DataFrame([saliency_map.to_row() for saliency_map in self.maps])
 
     def _repr_html_(self) -> str:
@@ -273,7 +273,7 @@ def _explain_images(
                 "probability": float(probability[row][number]),
                 "image": images[row],
                 "saliency": next(maps),
-                "withheld": explainer.withheld,
+                "failure_reason": explainer.failure_reason,
             }
             for number in row_classes
         ]

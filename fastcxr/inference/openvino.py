@@ -26,7 +26,7 @@ class OpenVINONetwork(nn.Module):
 
 
 class OpenVINOFeatureExtractor(StageFeatureExtractor):
-    """Stands where the network stood before a gate: what the stages see comes from the compiled graph too."""
+    """Replace the network for the OOD detector: the features of its stages come from the compiled graph too."""
 
     def __init__(self, network: StageFeatureExtractor, compiled: Any):
         super().__init__(network.network, network.stage_channels)

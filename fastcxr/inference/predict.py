@@ -49,7 +49,7 @@ def predict(
     """What the model says about every row of these splits, or of all rows when `splits` is None.
 
     A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
-    model's gate finds unlike the training images is given no class: see evaluation.predictions.leave_open.
+    model's OOD detector rejects is given no class: see metrics.predictions.mark_ood.
     `tell`: log what decoding warns of; False where it was logged when the manifest was read.
     """
     learner = None if isinstance(model, Classifier) else model
@@ -80,7 +80,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Scores:
-    """`probability`: shape (n, k). `strangeness`: beyond 1 is not like the training images, shape (n,); None: no gate.
+    """`probability`: shape (n, k). `ood_score`: shape (n,), above 1 is out of distribution; None: no OOD detector.
 
     Both are nan where a file could not be read.
     """
@@ -122,7 +122,7 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
     with autocast(classifier.precision, device):
         logits, features = compute_logits(classifier, batch)
-        if classifier.mirror_images:
+        if classifier.hflip_tta:
             logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
     # double precision: single rows would miss a sum of one by more than scikit-learn forgives. An Apple GPU has none.
     probability = (logits.cpu().double() / classifier.temperature).softmax(dim=1).numpy()
@@ -130,14 +130,14 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
 
 
 def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits of a batch, and what its gate wants to know of it."""
+    """Return the logits of a batch, and the features that the OOD detector needs."""
     if classifier.ood_detector is None:
         return classifier.network(batch), None
     return forward_with_features(classifier.network, batch, classifier.ood_detector.stage_channels)
 
 
 def compute_bank_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
-    """How strange files of the learner's bank are; None without a gate."""
+    """Return the OOD scores of files in the learner's feature bank; None without a detector."""
     detector = learner.ood_detector
     if detector is None:
         return None

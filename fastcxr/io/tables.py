@@ -50,7 +50,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     }
     table = pd.DataFrame(columns, index=lines)
     return (
-        unescape_formulas(table) if "patient_from" in table else table
+        unescape_formulas(table) if "patient_origin" in table else table
     )  # a manifest of ours, which guards what it writes
 
 

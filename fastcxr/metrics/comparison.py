@@ -25,7 +25,7 @@ class Comparison:
     """`rows`: one a model, the best first. `shared`: images that all were scored on, 0 where there are none.
 
     A row has name, images, patients, and for each figure of TESTED [value, low, high]; on shared images also how far
-    it is behind the best, as `auroc_behind` [difference, low, high], `auroc_p` (Holm) and `auroc_tie`.
+    it is behind the best, as `auroc_difference` [difference, low, high], `auroc_p` (Holm) and `auroc_tie`.
     """
 
     rows: list[dict[str, Any]]
@@ -128,7 +128,7 @@ def _add_test_results(rows: list[dict[str, Any]], predictions: Mapping[str, Pred
         # which one is the best was looked up before it was compared: every pair counts as tried
         adjusted_p = holm([p for _, p in tests])
         for row, (difference, _), p in zip(rows[1:], tests, adjusted_p, strict=False):
-            row |= {f"{key}_behind": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
+            row |= {f"{key}_difference": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
 
 
 def _compare_with_best(

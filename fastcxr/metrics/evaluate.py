@@ -18,8 +18,8 @@ def evaluate_predictions(
     """The numbers of every split that has rows, their 95 % intervals, and the images and patients behind them.
 
     `calibration`: what model.json holds of it. The probabilities were scaled by its temperature, and what they were
-    before is `uncalibrated`; what its thresholds do is `decisions`, with predictive values at a `prevalence` a class.
-    What a gate found unlike the training images is `gate`, and counts in all other figures.
+    before is `uncalibrated`; what its thresholds do is `thresholds`, with predictive values at a `prevalence` a class.
+    The share of out-of-distribution images is `ood`; these images count in all other metrics.
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
     return {
@@ -44,9 +44,9 @@ def _evaluate_split(
     metrics["calibration"] = compute_calibration(scorable.truth, scorable.probability, scorable.labels, patients)
     intervals = confidence_intervals(scorable.truth, scorable.probability, scorable.labels, patients, metrics)
     if calibration.get("thresholds"):
-        metrics["decisions"] = evaluate_thresholds(split_predictions, calibration, prevalence)
+        metrics["thresholds"] = evaluate_thresholds(split_predictions, calibration, prevalence)
     ood_rate = compute_ood_rate(split_predictions)
-    metrics |= {"gate": ood_rate} if ood_rate else {}
+    metrics |= {"ood": ood_rate} if ood_rate else {}
     temperature = calibration.get("temperature", 1.0)
     if temperature != 1:
         uncalibrated_probability = scale_probabilities(scorable.probability, 1 / temperature)

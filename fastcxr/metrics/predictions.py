@@ -20,9 +20,9 @@ from fastcxr.io.tables import escape_formulas, unescape_formulas
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
-INTERNAL_TEST = "internal"  # test images of where the model was trained, beside those of elsewhere
+INTERNAL_TEST = "internal_test"  # test images of where the model was trained, beside those of elsewhere
 PROBABILITY_PREFIX = "prob_"
-OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "strangeness", "like_training"  # columns of a model with a gate
+OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "ood_score", "in_distribution"  # columns of a model with an OOD detector
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +121,9 @@ def make_predictions(
 
 
 def mark_ood(predictions: Predictions, ood_scores: np.ndarray) -> Predictions:
-    """The predictions with their `strangeness`, and `like_training`, yes or no; where it is no, none is `predicted`.
+    """The predictions with their `ood_score`, and `in_distribution`, yes or no; where it is no, none is `predicted`.
 
-    `strangeness`: shape (n,), beyond 1 for a picture unlike the training images. The probabilities stay, so that every
+    `ood_score`: shape (n,), beyond 1 for a picture unlike the training images. The probabilities stay, so that every
     figure can be measured on all images. Both cells of an unreadable image are empty.
     """
     is_read = (predictions.table["error"] == "").to_numpy()

@@ -159,14 +159,14 @@ def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) ->
 
 
 def find_ood_rows(predictions: Predictions) -> np.ndarray:
-    """Which pictures a gate found unlike the training images, shape (n,); none where no gate was asked."""
+    """Return which images are out of distribution, shape (n,); none for a model without an OOD detector."""
     return (predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", predictions.table.index)) == "no").to_numpy()
 
 
 def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
-    """`images` that a gate was asked about, how many of them are `strange`, and their `share`, [value, low, high].
+    """Return `n_images` with an OOD score, `n_ood` of them out of distribution, and `proportion`, [value, low, high].
 
-    Nothing where there was no gate. Images without a label count too.
+    Empty for a model without an OOD detector. Images without a label count too.
     """
     has_ood_score = (
         split_predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", split_predictions.table.index))
@@ -177,4 +177,4 @@ def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
         return {}
     is_ood = find_ood_rows(split_predictions)
     proportion = _estimate_proportion(is_ood, has_ood_score, split_predictions.table["patient"].to_numpy())
-    return {"images": int(has_ood_score.sum()), "strange": int(is_ood.sum()), "share": proportion}
+    return {"n_images": int(has_ood_score.sum()), "n_ood": int(is_ood.sum()), "proportion": proportion}

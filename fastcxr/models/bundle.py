@@ -1,4 +1,4 @@
-"""A trained network and what it needs to be used, as model.safetensors, gate.safetensors and model.json: no pickle."""
+"""A trained network and what it needs to be used, as model.safetensors, ood.safetensors and model.json: no pickle."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -41,8 +41,8 @@ REBUILD_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, SafetensorError, TypeError,
     ValueError,
 )  # fmt: skip
-OOD_FILE = "gate.safetensors"
-NUMBER_FIELDS = ("limit", "images", "patients")
+OOD_FILE = "ood.safetensors"
+NUMBER_FIELDS = ("threshold", "images", "patients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Classifier:
 
     temperature: divides the logits before the softmax. thresholds: of the classes, and the band of confidence without
     a decision, for fastcxr.metrics.thresholds.apply_thresholds. ood_detector: finds images unlike the training images;
-    None where there is none. mirror_images: a prediction is the mean over an image and its mirror image.
+    None where there is none. hflip_tta: a prediction is the mean over an image and its mirror image.
     bit_depths: with which images are read that are deeper than 8 bits, and whose files state no depth.
     """
 
@@ -62,7 +62,7 @@ class Classifier:
     temperature: float = 1.0
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     ood_detector: OODDetector | None = None
-    mirror_images: bool = False
+    hflip_tta: bool = False
     bit_depths: BitDepths = field(default_factory=BitDepths)
 
     @property
@@ -81,7 +81,7 @@ def extract_classifier(learner: "Learner") -> Classifier:
         precision=getattr(learner, "precision", "fp32"),
         ood_detector=getattr(learner, "ood_detector", None),
         # a head that was fitted on mirror images too and kept: others were not made for them
-        mirror_images=fitted_probe is not None and fitted_probe.bank.mirror_images,
+        hflip_tta=fitted_probe is not None and fitted_probe.bank.hflip_tta,
         bit_depths=summarize_depths(learner.dls.manifest) if hasattr(learner.dls, "manifest") else BitDepths(),
     )
 
@@ -105,12 +105,12 @@ def save_model(
             "labels": list(classifier.labels),
             "backbone": learner.backbone,
             "head": asdict(head_config(recipe)),
-            "pixels": asdict(classifier.input_spec),
+            "input_spec": asdict(classifier.input_spec),
             "choices": choices,
             "calibration": calibration or {"temperature": 1.0},
-            "mirror_images": classifier.mirror_images,
+            "hflip_tta": classifier.hflip_tta,
             "bit_depths": asdict(classifier.bit_depths),
-            "gate": write_ood_detector(folder, classifier.ood_detector) if classifier.ood_detector else None,
+            "ood": write_ood_detector(folder, classifier.ood_detector) if classifier.ood_detector else None,
             "files": {WEIGHTS_FILE: compute_sha256(folder / WEIGHTS_FILE)},
         },
     )
@@ -128,13 +128,13 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
     model_json = read_model_json(folder)
     validate_model_files(folder, model_json)
     calibration = validate_calibration(model_json.get("calibration"), folder / MODEL_JSON_FILE)
-    detector = read_ood_detector(folder, model_json.get("gate"))  # files of earlier versions have none
+    detector = read_ood_detector(folder, model_json.get("ood"))
     try:
-        labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["pixels"]))
+        labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["input_spec"]))
         network = _make_empty_network(model_json, len(labels), input_spec)
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
         if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
-            raise KeyError("its gate looks at other stages")
+            raise KeyError("its OOD detector reads other stages")
         trained_precision = model_json["choices"].get("precision")
     except (*REBUILD_ERRORS, FastcxrError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -156,7 +156,7 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
         temperature=float(calibration.get("temperature", 1.0)),
         thresholds=calibration,
         ood_detector=detector,
-        mirror_images=model_json.get("mirror_images", False),
+        hflip_tta=model_json.get("hflip_tta", False),
         bit_depths=BitDepths(**model_json.get("bit_depths", {})),
     )
 
@@ -174,14 +174,14 @@ def _lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_ood_detector(folder: Path, detector: OODDetector) -> dict[str, Any]:
-    """Write gate.safetensors; returns what model.json is to say of it."""
+    """Write ood.safetensors; return its entry in model.json."""
     atomic_write(folder / OOD_FILE, save_arrays({name: getattr(detector, name) for name in ARRAY_FIELDS}))
     numbers = {name: getattr(detector, name) for name in NUMBER_FIELDS}
-    return {"depths": dict(detector.stage_channels), **numbers, "sha256": compute_sha256(folder / OOD_FILE)}
+    return {"stage_channels": dict(detector.stage_channels), **numbers, "sha256": compute_sha256(folder / OOD_FILE)}
 
 
 def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetector | None:
-    """The gate that model.json speaks of; None for a model without one, as those of earlier versions are.
+    """Return the OOD detector that model.json describes; None for a model without one.
 
     Raises InputMissingError where its file is gone, ModelError where it is not the one that was written.
     """
@@ -189,17 +189,19 @@ def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetec
         return None
     path = folder / OOD_FILE
     if not path.is_file():
-        raise InputMissingError("model.json speaks of a gate that is not here", "Copy the whole run folder", path=path)
+        raise InputMissingError("missing, but model.json lists an OOD detector", "Copy the whole run folder", path=path)
     try:
         if compute_sha256(path) != saved["sha256"]:
             raise ValueError("sha256 differs from model.json")
         detector = OODDetector(
-            stage_channels=dict(saved["depths"]), **load_arrays(path), **{name: saved[name] for name in NUMBER_FIELDS}
+            stage_channels=dict(saved["stage_channels"]),
+            **load_arrays(path),
+            **{name: saved[name] for name in NUMBER_FIELDS},
         )
         _validate_detector(detector)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"this gate makes no sense ({first_line})", "Copy it again", path=path, code="E301") from error
+        raise ModelError(f"invalid OOD detector ({first_line})", "Copy it again", path=path, code="E301") from error
     return detector
 
 
@@ -207,13 +209,13 @@ def _validate_detector(detector: OODDetector) -> None:
     n_features, n_components = sum(detector.stage_channels.values()), len(detector.variances)
     expected_shapes = {
         "mean": (n_features,),
-        "deviation": (n_features,),
+        "std": (n_features,),
         "directions": (n_components, n_features),
         "variances": (n_components,),
     }
     shapes = {name: getattr(detector, name).shape for name in ARRAY_FIELDS}
     if shapes != expected_shapes | {"noise": (1,)}:
         raise ValueError(f"arrays of the shapes {shapes}")
-    divisors = np.concatenate([detector.deviation, detector.variances, detector.noise, [detector.limit]])
+    divisors = np.concatenate([detector.std, detector.variances, detector.noise, [detector.threshold]])
     if not (np.isfinite([*detector.mean, *detector.directions.ravel()]).all() and (divisors > 0).all()):
         raise ValueError("numbers that no fit gives")

@@ -15,12 +15,12 @@ from fastcxr.errors import RecipeError
 class HeadConfig:
     """Sizes of the hidden layers, and the share that dropout takes; without both the head is one linear layer.
 
-    depths: the head sees pooled features of several depths of the network, not of its last layer alone.
+    multi_scale: the head sees pooled features of several depths of the network, not of its last layer alone.
     """
 
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0
-    depths: bool = False
+    multi_scale: bool = False
 
 
 LINEAR_HEAD = HeadConfig()
@@ -37,7 +37,7 @@ class MultiScaleHead(nn.Module):
     """One linear layer on features of several depths: the pooled maps of the network's stages beside its last ones.
 
     What a lobe looks like stands in the last features, what its texture is like in earlier ones (as Hariharan 2015
-    argues for "hypercolumns"). Every feature is standardised by `mean` and `deviation`, which are set, not learned.
+    argues for "hypercolumns"). Every feature is standardised by `mean` and `std`, which are set, not learned.
     """
 
     def __init__(self, network: nn.Module, old_head: nn.Module, n_classes: int, image: torch.Tensor):
@@ -52,7 +52,7 @@ class MultiScaleHead(nn.Module):
                 stage.register_forward_pre_hook(self.reset_features)
         n_features = sum(self.channels) + _count_input_features(old_head)
         self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("deviation", torch.ones(n_features))
+        self.register_buffer("std", torch.ones(n_features))
         self.linear = nn.Linear(n_features, n_classes)
 
     def reset_features(self, stage: nn.Module, inputs: tuple) -> None:
@@ -65,7 +65,7 @@ class MultiScaleHead(nn.Module):
 
     def forward(self, last_features: torch.Tensor) -> torch.Tensor:
         """`last`: (n, features of the last layer), (n, k) comes out."""
-        return self.linear((self.gather_features(last_features) - self.mean) / self.deviation)
+        return self.linear((self.gather_features(last_features) - self.mean) / self.std)
 
     def gather_features(self, last_features: torch.Tensor) -> torch.Tensor:
         """All features of a batch, in single precision; shape (n, features)."""
@@ -140,7 +140,7 @@ def head_config(recipe: Recipe) -> HeadConfig:
             f"strategy {recipe.strategy} fits one linear layer, and the recipe asks for hidden layers or dropout",
             "Leave --head and --dropout out, or give --strategy fine",
         )
-    return HeadConfig(depths=True)
+    return HeadConfig(multi_scale=True)
 
 
 def find_head(network: nn.Module) -> nn.Module:
@@ -170,15 +170,15 @@ def find_head_modules(network: nn.Module) -> list[str]:
 
 
 def replace_head(network: nn.Module, n_classes: int, config: HeadConfig, image: torch.Tensor | None = None) -> None:
-    """Give a network a new head, in place. `image`: what it will see, for a plan with depths."""
+    """Give a network a new head, in place. `image`: what it will see, for a multi-scale head."""
     name_by_id = {id(module): name for name, module in network.named_modules()}
-    if config.depths and len(_find_classifiers(network)) > 1:
+    if config.multi_scale and len(_find_classifiers(network)) > 1:
         raise RecipeError("this backbone has two heads, and only one can be fitted", "Give --strategy fine")
     for old_head in _find_classifiers(network):
         parent, _, child = name_by_id[id(old_head)].rpartition(".")
         new_head = (
             MultiScaleHead(network, old_head, n_classes, image)
-            if config.depths
+            if config.multi_scale
             else _make_head(old_head, n_classes, config)
         )
         setattr(network.get_submodule(parent), child, new_head)
@@ -247,7 +247,7 @@ def forward_with_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, shape (n, k), and the maps of the stages pooled over places, shape (n, all channels), single precision.
 
-    `depths`: stages by the name of the module, in the order of the pass, with their channels; see heads.find_depths.
+    `depths`: stages by the name of the module, in the order of the pass, with their channels; see heads.find_stages.
     """
     if isinstance(network, StageFeatureExtractor):
         return network(images)

@@ -16,7 +16,7 @@ from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
 from fastcxr.models.registry import find_known_parameters
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
 MAX_LABELS, MAX_HEAD_WIDTH, MAX_HEAD_LAYERS, MAX_IMAGE_PIXELS = 10_000, 100_000, 10, 4096
 MAX_PRETRAINED_HEAD_PARAMETERS = (
@@ -50,7 +50,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         problem = f"format version {str(version)[:40]!r}, this fastcxr reads {FORMAT_VERSION}"
         raise ModelError(problem, "Install the fastcxr version that run.json names", path=path, code="E302")
     invalid = [name for name, is_right in FIELD_CHECKS.items() if name in model_json and not is_right(model_json[name])]
-    missing = [name for name in ("labels", "pixels", "backbone", "choices") if name not in model_json]
+    missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
     if invalid or missing:
         problem = f"its {invalid[0]} makes no sense" if invalid else f"it has no {missing[0]}"
         raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E302")
@@ -126,13 +126,13 @@ def _is_input_spec(pixels: Any) -> bool:
 def _is_head_config(head: Any) -> bool:
     return (
         isinstance(head, dict)
-        and set(head) <= {"hidden", "dropout", "depths"}
+        and set(head) <= {"hidden", "dropout", "multi_scale"}
         and isinstance(head.get("hidden", []), list)
         and len(head.get("hidden", [])) <= MAX_HEAD_LAYERS
         and all(_is_int_between(size, 1, MAX_HEAD_WIDTH) for size in head.get("hidden", []))
         and type(head.get("dropout", 0)) in (int, float)
         and 0 <= head.get("dropout", 0) < 1
-        and isinstance(head.get("depths", False), bool)
+        and isinstance(head.get("multi_scale", False), bool)
     )
 
 
@@ -155,10 +155,10 @@ def _are_depths(depths: Any) -> bool:
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "files": _is_checksum_table,
     "labels": _is_label_list,
-    "pixels": _is_input_spec,
+    "input_spec": _is_input_spec,
     "head": _is_head_config,
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
-    "mirror_images": lambda given: isinstance(given, bool),
+    "hflip_tta": lambda given: isinstance(given, bool),
     "bit_depths": _are_depths,
 }

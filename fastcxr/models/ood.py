@@ -9,31 +9,33 @@ import numpy as np
 if TYPE_CHECKING:
     pass
 
-ARRAY_FIELDS = ("mean", "deviation", "directions", "variances", "noise")
+ARRAY_FIELDS = ("mean", "std", "directions", "variances", "noise")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OODDetector:
-    """What the training images look like to a network. `depths`: its stages with their channels, d in all.
+    """What the training images look like to a network. `stage_channels`: its stages with their channels, d in all.
 
-    mean, deviation: of each feature, shape (d,). directions: shape (m, d), of the standardised features; variances:
-    along them, shape (m,); noise: along every other, shape (1,). limit: the largest distance of a picture that is let
-    through. images, patients: of the validation split, that set the limit.
+    mean, std: of each feature, shape (d,). directions: shape (m, d), of the standardised features; variances:
+    along them, shape (m,); noise: along every other, shape (1,). threshold: the largest
+    distance that counts as in distribution. images, patients: of the validation split, which sets the threshold.
     """
 
     stage_channels: Mapping[str, int]
     mean: np.ndarray
-    deviation: np.ndarray
+    std: np.ndarray
     directions: np.ndarray
     variances: np.ndarray
     noise: np.ndarray
-    limit: float = 1.0
+    threshold: float = 1.0
     images: int = 0
     patients: int = 0
 
     def compute_scores(self, features: np.ndarray) -> np.ndarray:
-        """How strange each row of features is, as a share of the limit: beyond 1 is not like the training images."""
-        scaled = (features.astype(np.float64) - self.mean) / self.deviation
+        """Return the distance of each row of features divided by the threshold: above 1 is out of distribution."""
+        scaled = (features.astype(np.float64) - self.mean) / self.std
         projected = scaled @ self.directions.T
         residual = np.square(scaled).sum(axis=1) - np.square(projected).sum(axis=1)
-        return (np.square(projected) / self.variances).sum(axis=1) / self.limit + residual / self.noise / self.limit
+        return (np.square(projected) / self.variances).sum(
+            axis=1
+        ) / self.threshold + residual / self.noise / self.threshold

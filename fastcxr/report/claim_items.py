@@ -35,7 +35,7 @@ def describe_sources(record: RunRecord) -> str:
 
 def describe_preprocessing(record: RunRecord) -> str:
     """From file to what the network sees."""
-    input_spec = record.model.get("pixels") or {}
+    input_spec = record.model.get("input_spec") or {}
     if not input_spec:
         return "Every image becomes 8-bit gray and is padded to a square; the rest is " + UNKNOWN_TEXT.format(
             "model.json"
@@ -72,7 +72,7 @@ def describe_deidentification(record: RunRecord) -> str:
 def describe_missing_data(record: RunRecord) -> str:
     """Images without a label, a patient or pixels."""
     table = record.table
-    n_without_patient = int((table["patient_from"] == "own").sum()) if "patient_from" in table else 0
+    n_without_patient = int((table["patient_origin"] == "image").sum()) if "patient_origin" in table else 0
     n_unreadable = int((record.predictions.table["error"] != "").sum())
     n_unlabelled = int((table["label"] == "").sum())
     return (
@@ -111,7 +111,7 @@ def describe_splits(record: RunRecord) -> str:
         f"{pluralize(tables_by_split[name]['patient'].nunique(), 'patient')}"
         for name in order
     ]
-    split_origins = join_names(sorted(set(table["split_from"]) - {""})) if "split_from" in table else "not known"
+    split_origins = join_names(sorted(set(table["split_origin"]) - {""})) if "split_origin" in table else "not known"
     check_messages = [row["message"] for row in record.findings if row["check"] in ("patients", "copies")]
     return " ".join([f"{'; '.join(sizes)}. Kept apart by: {split_origins}.", *check_messages])
 
@@ -168,7 +168,7 @@ def describe_training(record: RunRecord) -> str:
     monitor = (record.model.get("choices") or {}).get("monitor") or recipe.get("monitor")
     monitor_text = f" The epoch was chosen by {monitor.replace('_', ' ')} on validation images." if monitor else ""
     mirror_text = (
-        " Each answer is the mean over an image and its mirror image." if record.model.get("mirror_images") else ""
+        " Each answer is the mean over an image and its mirror image." if record.model.get("hflip_tta") else ""
     )
     file_text = "Every choice is in recipe.json, every epoch in history.csv."
     return f"Strategy {strategy_text}, {', '.join(option_texts)}.{monitor_text}{mirror_text} {file_text}"
@@ -230,7 +230,7 @@ def describe_saliency_maps(record: RunRecord) -> str:
 def describe_external_test(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """Figures of other data, or that there are none."""
     source_texts = []
-    for external_name, drop in (metrics.get("drops") or {}).items():
+    for external_name, drop in (metrics.get("external_drop") or {}).items():
         row = drop["figures"].get(MACRO_AUROC)
         metric_text = (
             f"macro AUROC {format_score(row['external'][0])}, internal {format_score(row['internal'][0])}"

@@ -145,11 +145,11 @@ def _format_histogram_axes(axes: Axes, axis_top: float) -> None:
 
 @figure_style
 def plot_speed_and_auroc(table: pd.DataFrame) -> Figure:
-    """A dot with its spread for each ranked backbone. Columns backbone, auroc, spread, images_per_second."""
+    """A dot with its spread for each ranked backbone. Columns backbone, auroc, auroc_sd, images_per_second."""
     figure, axes = make_axes(6.4, 4.2, "AUROC of a linear head on the frozen backbone")
     ranked = table[table["auroc"].notna()]
     speed, auroc = ranked["images_per_second"], ranked["auroc"]
-    axes.errorbar(speed, auroc, yerr=ranked["spread"], fmt="o", color=ACCENT_COLOR, ecolor=FAINT_COLOR, markersize=5)
+    axes.errorbar(speed, auroc, yerr=ranked["auroc_sd"], fmt="o", color=ACCENT_COLOR, ecolor=FAINT_COLOR, markersize=5)
     for row in ranked.itertuples():
         text_options = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 8.5, "color": TEXT_COLOR}
         axes.annotate(row.backbone, (row.images_per_second, row.auroc), **text_options)

@@ -40,7 +40,7 @@ def make_dataset_notices(record: DatasetRecord) -> list[Notice]:
 
 def is_image_level(record: DatasetRecord) -> bool:
     """Whether patients were ignored when the splits were drawn."""
-    split_origins = record.manifest["split_from"] if "split_from" in record.manifest else pd.Series(dtype=str)
+    split_origins = record.manifest["split_origin"] if "split_origin" in record.manifest else pd.Series(dtype=str)
     return record.recipe.get("split") == "image" or bool((split_origins == "image").any())
 
 
@@ -57,7 +57,7 @@ def _make_small_class_notices(record: DatasetRecord) -> list[Notice]:
 
 
 def _make_generated_split_notices(record: DatasetRecord) -> list[Notice]:
-    split_origins = set(record.manifest["split_from"]) if "split_from" in record.manifest else set()
+    split_origins = set(record.manifest["split_origin"]) if "split_origin" in record.manifest else set()
     if not split_origins or not split_origins <= {"patient", "image"}:
         return []
     text = f"Shown is the one that fastcxr train draws with seed {record.run.get('seed', 42)}."
@@ -116,7 +116,7 @@ def make_skipped_notices(record: DatasetRecord) -> list[Notice]:
 
 def make_warning_notices(record: DatasetRecord) -> list[Notice]:
     """What was said loudly while the folder was made."""
-    messages = [line for line in (record.run.get("said") or []) if isinstance(line, dict)]
+    messages = [line for line in (record.run.get("messages") or []) if isinstance(line, dict)]
     return [
         Notice("warning", "Warning:", str(line.get("text", ""))) for line in messages if line.get("level") == "warning"
     ]

@@ -55,18 +55,18 @@ def _make_cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
 
 def _make_remarks(table: pd.DataFrame) -> list[str]:
     remarks = []
-    if "patient_from" in table:
-        sizes = table["patient_from"].value_counts()
+    if "patient_origin" in table:
+        sizes = table["patient_origin"].value_counts()
         origin_texts = [
             f"{PATIENT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})"
             for k, n in sizes.items()
-            if k not in ("own", "")
+            if k not in ("image", "")
         ]
         remarks += [f"Patients come from {join_names(origin_texts)}."] if origin_texts else []
-        if n_without_patient := int(sizes.get("own", 0)):
+        if n_without_patient := int(sizes.get("image", 0)):
             remarks.append(f"{pluralize(n_without_patient, 'image')} without a patient, each taken as its own.")
-    if "split_from" in table:
-        sizes = table["split_from"].value_counts()
+    if "split_origin" in table:
+        sizes = table["split_origin"].value_counts()
         split_texts = [f"{SPLIT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})" for k, n in sizes.items() if k]
         split_texts = [SPLIT_ORIGIN_TEXTS.get(sizes.index[0], sizes.index[0])] if len(split_texts) == 1 else split_texts
         remarks += [f"Splits are {join_names(split_texts)}."] if split_texts else []

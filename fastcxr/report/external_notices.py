@@ -12,7 +12,7 @@ from fastcxr.report.run_reader import RunRecord
 
 def make_drop_notices(record: RunRecord, metrics: Mapping[str, Any]) -> list[Notice]:
     """What every reader of figures of elsewhere must know, one notice for each place that was held out."""
-    drops, split = metrics.get("drops", {}), record.predictions.primary_split
+    drops, split = metrics.get("external_drop", {}), record.predictions.primary_split
     split_metrics = metrics.get(split, {})
     if split == OUT_OF_FOLD:  # which class is taken for which is told of all of them together
         split_metrics = {}

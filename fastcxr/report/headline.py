@@ -74,7 +74,7 @@ def make_terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, 
 
 def find_secondary_split(metrics: dict[str, Any]) -> str:
     """The split that stands beside the test split: that of home if its figures mean the same, else valid."""
-    has_unshared_classes = any(drop["only"] for drop in metrics.get("drops", {}).values())
+    has_unshared_classes = any(drop["only"] for drop in metrics.get("external_drop", {}).values())
     return INTERNAL_TEST if INTERNAL_TEST in metrics and not has_unshared_classes else "valid"
 
 

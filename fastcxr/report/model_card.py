@@ -61,7 +61,7 @@ def _list_details(record: RunRecord) -> list[str]:
         ),
         "Seed (CLAIM 23)": record.recipe.get("seed"),
         "Every choice (CLAIM 25)": "recipe.json",
-        "Preprocessing (CLAIM 9)": _describe_preprocessing(record.model.get("pixels") or {}),
+        "Preprocessing (CLAIM 9)": _describe_preprocessing(record.model.get("input_spec") or {}),
     }
     return [f"- {name}: {MISSING if value in (None, '') else value}" for name, value in facts.items()]
 

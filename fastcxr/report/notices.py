@@ -22,7 +22,7 @@ from fastcxr.report.fold_notices import format_images_in_split, format_images_of
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps, read_run_record
 from fastcxr.report.tables import UNIFORM_BORDER_SHARE, make_border_share_rows
 
-MAX_FALSE_ALARM_RATE = 0.05  # a gate shuts out fewer of the images that it was made for
+MAX_FALSE_ALARM_RATE = 0.05  # of the OOD detector, on images like those it was fitted on
 IMBALANCE_RATIO = 2  # a class so many times larger than another draws all answers to itself
 SINGLE_CLASS_TEXT = (
     "All of them have it: a model that says so of any picture would reach the same. Test on other classes too."
@@ -119,7 +119,7 @@ def _make_implausible_notices(record: RunRecord, metrics: dict[str, dict[str, An
     """Figures that hospitals do not see, of a model that nobody has tested elsewhere."""
     auroc = (metrics.get(record.predictions.primary_split, {}).get("auroc") or {}).get("macro")
     has_failed_check = any(row["verdict"] == "FAIL" for row in record.findings)
-    if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("drops") or has_failed_check:
+    if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("external_drop") or has_failed_check:
         return []
     text = (
         f"Macro AUROC is {format_score(auroc)}. Models with such figures have been found to know the hospital and not "
@@ -287,7 +287,7 @@ def _make_lr_find_notices(record: RunRecord) -> list[Notice]:
 
 def _make_external_validity_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
     """A model that was tested where it was trained says nothing about other places."""
-    if metrics.get("drops") or not _is_internal_test(record):
+    if metrics.get("external_drop") or not _is_internal_test(record):
         return []
     text = "It was tested on images from where it was trained. fastcxr evaluate RUN --data OTHER tests it elsewhere."
     if record.table["source"].nunique() == 1:
@@ -303,18 +303,18 @@ def _is_internal_test(record: RunRecord) -> bool:
 
 
 def _make_ood_notices(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[Notice]:
-    """How many held-out pictures the gate keeps out: false alarms, where they come from where it was fitted."""
+    """Report the OOD rate of held-out images: false alarms if they are from the sources of training."""
     split = record.predictions.primary_split
-    ood_rate = metrics.get(split, {}).get("gate")
+    ood_rate = metrics.get(split, {}).get("ood")
     if not ood_rate:
         text = "A picture of anything, or a radiograph of another part, is given a class like any other."
-        return [Notice("note", "No gate", text)]
-    value, low, high = ood_rate["share"]
+        return [Notice("note", "No OOD detector", text)]
+    value, low, high = ood_rate["proportion"]
     rate_text = f"{format_percent(value)}, 95 % interval {format_percent(low)} to {format_percent(high)}"
-    fact = f"On {split}: {ood_rate['strange']:,} of {pluralize(ood_rate['images'], 'image')} ({rate_text})."
+    fact = f"On {split}: {ood_rate['n_ood']:,} of {pluralize(ood_rate['n_images'], 'image')} ({rate_text})."
     explanation = "No class is named for them; in all other figures they count like the others."
     if _is_internal_test(record):
-        return [Notice("note", "False alarms of the gate", f"{fact} {explanation}")]
+        return [Notice("note", "False alarms of the OOD detector", f"{fact} {explanation}")]
     return [
         Notice(
             "warning" if low > MAX_FALSE_ALARM_RATE else "note", "Not like the training images", f"{fact} {explanation}"
@@ -328,7 +328,7 @@ def _make_flip_notices(record: RunRecord) -> list[Notice]:
         return []
     if _uses_mirrored_features(record.recipe):
         text = "The head was fitted on images and their mirror images; left and right mean little to the model."
-        if record.model.get("mirror_images"):
+        if record.model.get("hflip_tta"):
             text += " Each answer is the mean of those to an image and to its mirror image."
         return [Notice("note", "Mirrored images", text)]
     if not augment["do_flip"]:
@@ -354,8 +354,10 @@ def _make_missing_file_notices(record: RunRecord) -> list[Notice]:
 def make_saliency_notices(maps: SaliencyMaps) -> list[Notice]:
     """Maps that are withheld, attention in the border, and images that could not be read."""
     saliency_notices = []
-    if maps.metadata.get("withheld"):
-        saliency_notices += [Notice("warning", "Heat maps withheld", f"{str(maps.metadata['withheld']).capitalize()}.")]
+    if maps.metadata.get("failure_reason"):
+        saliency_notices += [
+            Notice("warning", "Heat maps withheld", f"{str(maps.metadata['failure_reason']).capitalize()}.")
+        ]
     high_border_classes = [
         f"{row['label']} {row['share']} of {row['images']}" for row in make_border_share_rows(maps) if row["is_far"]
     ]
@@ -368,6 +370,6 @@ def make_saliency_notices(maps: SaliencyMaps) -> list[Notice]:
     n_unreadable = int((maps.table["error"] != "").sum())
     if n_unreadable:
         saliency_notices += [
-            Notice("warning", f"{pluralize(n_unreadable, 'image')} not readable", "explain.csv has each reason.")
+            Notice("warning", f"{pluralize(n_unreadable, 'image')} not readable", "saliency.csv has each reason.")
         ]
     return saliency_notices

@@ -77,7 +77,7 @@ def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]])
     """What metrics.json holds beside the splits: folds, drops and subgroups, where there are any."""
     extra_metrics = {
         "folds": summarize_folds(record.folds) if len(record.folds) else {},
-        "drops": external_drops(record.predictions, metrics),
+        "external_drop": external_drops(record.predictions, metrics),
         "subgroups": compute_subgroup_metrics(record.predictions),
     }
     return {name: part for name, part in extra_metrics.items() if part}
@@ -123,7 +123,7 @@ def _make_context(
         "sanity_check": describe_sanity_check(record.saliency_maps),
         "n_misclassified": _count_misclassified(metrics.get(primary_split)),
         "confusions": make_confusion_rows(metrics[primary_split]) if primary_split else [],
-        "drops": make_drop_rows(metrics.get("drops", {}), record.predictions.labels),
+        "drops": make_drop_rows(metrics.get("external_drop", {}), record.predictions.labels),
         "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), record.predictions.labels),
         "folds": record.folds.to_dict("records"),
         "by_source": bool(record.recipe.get("leave_one_source_out")),

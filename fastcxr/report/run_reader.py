@@ -17,13 +17,16 @@ from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictio
 
 # what a finished run always has; the others are there when there was something to write
 EXPECTED_FILES = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
-PATIENT_SPLIT_DIR = "patients_apart"  # folder inside a run of image-level folds: the same with patients kept apart
+PATIENT_SPLIT_DIR = "patient_split"  # folder inside a run of image-level folds: the same with patients kept apart
 MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyMaps:
-    """Heat maps. table, as text: role, source, path, predicted, class, probability, outside, note, error, file, uri."""
+    """Saliency maps of a run.
+
+    table, as text: role, source, path, predicted, class, probability, border_share, note, error, file, uri.
+    """
 
     table: pd.DataFrame
     metadata: dict[str, Any]
@@ -139,9 +142,9 @@ def find_initial_weights(model: Mapping[str, Any]) -> str:
 
 
 def read_saliency_maps(folder: Path) -> SaliencyMaps:
-    """explain.csv with its pictures, and explain.json; empty where there are none."""
-    columns = ("role", "source", "path", "predicted", "class", "probability", "outside", "note", "error", "file")
-    table = _read_text_table(folder / "explain.csv", columns)
+    """saliency.csv with its pictures, and explain.json; empty where there are none."""
+    columns = ("role", "source", "path", "predicted", "class", "probability", "border_share", "note", "error", "file")
+    table = _read_text_table(folder / "saliency.csv", columns)
     image_uris = [_make_data_uri(folder, file) for file in table["file"]]
     return SaliencyMaps(table=table.assign(uri=image_uris), metadata=_read_json(folder / "explain.json"))
 
@@ -176,7 +179,9 @@ def _read_dataset_fields(folder: Path) -> dict[str, Any]:
         "histograms": _read_numbers(
             folder / "histograms.csv", ("label", "bin", "mean", "low", "high", "images"), ("label",)
         ),
-        "files": _read_numbers(folder / "files.csv", ("label", "kind", "width", "height", "images"), ("label", "kind")),
+        "files": _read_numbers(
+            folder / "file_stats.csv", ("label", "kind", "width", "height", "images"), ("label", "kind")
+        ),
         "thumbnails": _read_thumbnails(folder),
     }
 

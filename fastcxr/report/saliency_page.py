@@ -1,4 +1,4 @@
-"""From explain.csv, explain.json and the pictures beside them to what a page says of heat maps, and to explain.html."""
+"""Make the saliency section of a report, and explain.html, from saliency.csv, explain.json and the images beside."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ METHOD_TITLES = {"grad_cam": "Grad-CAM", "integrated_gradients": "Integrated gra
 def write_saliency_page(folder: str | Path) -> Page:
     """Redraws explain.html of a folder that explain made; the page's path comes back. Reads nothing but the folder."""
     folder = Path(folder)
-    if not (folder / "explain.csv").is_file():
-        raise InputMissingError("no explain.csv in this folder", "Name one that fastcxr explain made", path=folder)
+    if not (folder / "saliency.csv").is_file():
+        raise InputMissingError("no saliency.csv in this folder", "Name one that fastcxr explain made", path=folder)
     maps = read_saliency_maps(folder)
     context = {
         "maps": maps,

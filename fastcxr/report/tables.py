@@ -34,7 +34,12 @@ def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
-    formatter, estimate, difference, p = METRIC_FORMATTERS[key], row[key], row.get(f"{key}_behind"), row.get(f"{key}_p")
+    formatter, estimate, difference, p = (
+        METRIC_FORMATTERS[key],
+        row[key],
+        row.get(f"{key}_difference"),
+        row.get(f"{key}_p"),
+    )
     interval_metrics = {"intervals": {"of": {"it": estimate[1:]}}} if estimate and estimate[1] is not None else None
     difference_texts = [
         f"{100 * step:.1f}" if formatter is format_percent else format_number(step) for step in difference or ()
@@ -58,7 +63,7 @@ def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
             "images": pluralize(found["images"], "image"),
             "is_far": found["median"] > MAX_BORDER_SHARE,
         }
-        for label, found in (maps.metadata.get("outside") or {}).items()
+        for label, found in (maps.metadata.get("border_share") or {}).items()
     ]
 
 
@@ -78,9 +83,9 @@ def describe_sanity_check(maps: SaliencyMaps) -> str:
 def make_saliency_cards(maps: SaliencyMaps, role: str = "") -> list[dict[str, Any]]:
     """The maps of one role, each with its picture or the reason why there is none."""
     rows = maps.table[maps.table["role"] == role]
-    probability, border_share = pd.to_numeric(rows["probability"]), pd.to_numeric(rows["outside"])
+    probability, border_share = pd.to_numeric(rows["probability"]), pd.to_numeric(rows["border_share"])
     return [
-        row | {"probability": given, "outside": format_percent(far)}
+        row | {"probability": given, "border_share": format_percent(far)}
         for row, given, far in zip(rows.to_dict("records"), probability, border_share, strict=True)
     ]
 
@@ -154,7 +159,7 @@ def make_calibration_line_rows(split_metrics: dict[str, Any]) -> list[dict[str, 
 
 def make_threshold_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Each class's threshold, what it was chosen for, and what it does on this split, in words."""
-    rows = (split_metrics.get("decisions") or {}).get("per_class", {})
+    rows = (split_metrics.get("thresholds") or {}).get("per_class", {})
     return [
         {
             "name": label,

@@ -30,13 +30,13 @@ ViewTransform = Callable[[torch.Tensor], torch.Tensor]
 class FeatureBank:
     """Features of a cohort.
 
-    `features`: shape (views, n, d), on the disk; `row_of`: row of a file. `mirror_images`: whether there is a second
+    `features`: shape (views, n, d), on the disk; `row_of`: row of a file. `hflip_tta`: whether there is a second
     view, of the mirror images.
     """
 
     features: np.ndarray
     row_by_file: dict[str, int]
-    mirror_images: bool
+    hflip_tta: bool
 
     def find_rows(self, files: list[str]) -> np.ndarray:
         """Where these files stand."""

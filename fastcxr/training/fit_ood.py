@@ -39,7 +39,7 @@ MIN_RELATIVE_DEVIATION = (
 
 
 def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | None:
-    """A gate from the learner's training images, its limit from its validation images; None, and a word, without one.
+    """Fit the OOD detector on training images, its threshold on validation images; return None, logged, without one.
 
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
     """
@@ -58,18 +58,18 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | No
     detector = fit_mahalanobis(train_features, stage_channels)
     return replace(
         detector,
-        limit=compute_conformal_limit(detector.compute_scores(valid_features)),
+        threshold=compute_conformal_limit(detector.compute_scores(valid_features)),
         images=len(valid),
         patients=patients,
     )
 
 
 def _log_no_detector(reason: str) -> None:
-    log.info("no gate: %s; a picture of anything will be given a class", reason)
+    log.info("no OOD detector: %s; every image will be given a class", reason)
 
 
 def fit_mahalanobis(features: np.ndarray, stage_channels: Mapping[str, int]) -> OODDetector:
-    """A gate whose limit is 1 for these features of training images, shape (n, d)."""
+    """Return a detector with threshold 1, fitted on features of training images, shape (n, d)."""
     from sklearn.decomposition import PCA
 
     mean, deviation = features.mean(axis=0), features.std(axis=0)
@@ -110,7 +110,7 @@ def _compute_features(
     image_cache = learner.dls.image_cache
     network = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision)
     row_by_file, feature_batches = {file: row for row, file in enumerate(image_cache.files)}, []
-    with progress.bar(len(files), "looking at images for the gate") as bar, torch.no_grad():
+    with progress.bar(len(files), "fitting the OOD detector") as bar, torch.no_grad():
         for start in range(0, len(files), BATCH_SIZE):
             images = torch.from_numpy(
                 image_cache.read([row_by_file[file] for file in files[start : start + BATCH_SIZE]])

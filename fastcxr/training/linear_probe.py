@@ -231,12 +231,12 @@ def set_standardization(head: MultiScaleHead, feature_split: FeatureSplit) -> No
     mean = sum(chunk.double().sum(dim=0) for chunk, _, _ in feature_split.chunks()) / n_rows
     variance = sum((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in feature_split.chunks()) / n_rows
     head.mean.copy_(mean)
-    head.deviation.copy_(variance.sqrt().clamp_min(MIN_DEVIATION))
+    head.std.copy_(variance.sqrt().clamp_min(MIN_DEVIATION))
 
 
 def compute_logits(weight: torch.Tensor, head: MultiScaleHead, chunk: torch.Tensor) -> torch.Tensor:
     """Logits of rows of features; `weight`, for standardised ones, holds the bias as its last column."""
-    scaled = weight[:, :-1] / head.deviation.cpu()
+    scaled = weight[:, :-1] / head.std.cpu()
     return chunk @ scaled.T + (weight[:, -1] - scaled @ head.mean.cpu())
 
 

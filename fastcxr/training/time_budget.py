@@ -53,7 +53,7 @@ def compute_epochs_in_time(
     step_seconds, loaders = measure_step_seconds(learner), learner.dls
     validation_seconds = step_seconds * FORWARD_STEP_SHARE * len(loaders.valid)
     epoch_seconds = step_seconds * len(loaders.train) + validation_seconds
-    # the held-out images are looked at afterwards, and by the gate some of all
+    # afterwards: prediction of the held-out images, and the OOD detector on some of all
     ood_seconds = (
         step_seconds * FORWARD_STEP_SHARE * sum(min(len(loader), MAX_SPLIT_IMAGES // loader.bs) for loader in loaders)
     )

@@ -35,7 +35,11 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
     )
     folder = Path(folder)
     acquire_directory(folder)
-    summary = {"rows": comparison.rows, "shared": comparison.n_shared_images, "patients": comparison.n_patients}
+    summary = {
+        "rows": comparison.rows,
+        "n_shared_images": comparison.n_shared_images,
+        "patients": comparison.n_patients,
+    }
     atomic_write(folder / "compare.json", json.dumps(summary, indent=2) + "\n")
     svg_figures = _make_roc_figures(comparison) if comparison.n_shared_images else {}
     context = summary | {

@@ -166,7 +166,7 @@ def join_initial_weights(fold_dirs: Iterable[Path]) -> str:
 def collect_messages(run_dir: RunDir, fold_records: dict[str, DatasetRecord]) -> None:
     """Images that the runs left out into skipped.csv; their warnings into what is said of all runs."""
     write_skipped(run_dir.folder, pool_skipped([record.skipped for record in fold_records.values()]))
-    fold_messages = {name: record.run.get("said") or [] for name, record in fold_records.items()}
+    fold_messages = {name: record.run.get("messages") or [] for name, record in fold_records.items()}
     run_dir.messages += [
         *pool_split_messages(fold_messages),
         *pool_warnings(fold_messages, find_held_out_unit(run_dir.recipe)),
@@ -175,7 +175,7 @@ def collect_messages(run_dir: RunDir, fold_records: dict[str, DatasetRecord]) ->
 
 def pool_predictions(fold_predictions: dict[str, Predictions]) -> Predictions:
     """The held-out rows of every run, split `oof`, with the name of what was held out as `fold`; then, where a source
-    was, what each model said of test images of its own sources, split `internal`.
+    was, what each model said of test images of its own sources, split `internal_test`.
     """
     tables = [
         each.for_split("test").table.assign(split=OUT_OF_FOLD, fold=name) for name, each in fold_predictions.items()

@@ -41,4 +41,4 @@ def split_if_possible(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
         if error.code != TOO_FEW_CODE:
             raise
         log.warning("a run would refuse this data: %s", error)
-        return manifest.assign(split="", split_from="")
+        return manifest.assign(split="", split_origin="")

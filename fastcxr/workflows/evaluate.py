@@ -63,7 +63,7 @@ def evaluate(
         validate_labels(manifest, classifier.labels)
         log.info("arithmetic: %s", classifier.dtype_and_device)
         manifest = drop_training_images(manifest, run, classifier.input_spec.image_size, run_dir)
-        manifest = manifest.assign(split="test", split_from="given")
+        manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, tell=False)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
         run_dir.extra_metadata = {"tested": {"run": Path(run).resolve().name, "failed": failed_messages}}
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def append_internal_test(predictions: Predictions, run: Path) -> Predictions:
-    """The predictions, and after them what the run said of its own test images, as the split `internal`.
+    """The predictions, and after them what the run said of its own test images, as the split `internal_test`.
 
     A run that was tested elsewhere itself gives those of home that it was compared with.
     """

@@ -1,4 +1,4 @@
-"""Heat maps become files: explain.csv, explain.json and pictures, beside a run's report or in a folder of their own."""
+"""Write saliency maps: saliency.csv, explain.json and images, into a run folder or a folder of their own."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -108,7 +108,7 @@ def choose_images(predictions: Predictions, misclassified: pd.DataFrame) -> pd.D
 def write_saliency_maps(
     folder: Path, saliency_maps: Iterable[tuple[str, SaliencyMap]], image_size: int, drawn_roles: Sequence[str] = ("",)
 ) -> pd.DataFrame:
-    """explain.csv, and a picture of `size` pixels for each map whose role is among `drawn`; returns the table."""
+    """saliency.csv, and a picture of `size` pixels for each map whose role is among `drawn`; returns the table."""
     (folder / MAPS_DIR).mkdir(parents=True, exist_ok=True)
     rows = []
     for role, saliency_map in saliency_maps:
@@ -117,21 +117,21 @@ def write_saliency_maps(
             atomic_write(folder / name, encode_pair_jpeg(saliency_map.image, saliency_map.normalized, image_size))
         rows.append({"role": role} | saliency_map.to_row() | {"file": name})
     table = pd.DataFrame(rows)
-    write_table(folder / "explain.csv", table)
+    write_table(folder / "saliency.csv", table)
     return table
 
 
 def write_saliency_metadata(folder: Path, explainer: Explainer, method: Method, map_table: pd.DataFrame) -> None:
     """explain.json: the method, its check, and for each predicted class the median share of heat in the border."""
     check = explainer.check
-    measured = map_table[(map_table["class"] == map_table["predicted"]) & map_table["outside"].notna()]
+    measured = map_table[(map_table["class"] == map_table["predicted"]) & map_table["border_share"].notna()]
     measured = measured[measured["role"].isin(["", "measured"])]  # the most wrong images say little of the others
-    border_shares = measured.groupby("class")["outside"].agg(["median", "size"])
+    border_shares = measured.groupby("class")["border_share"].agg(["median", "size"])
     metadata = {
         "method": method,
-        "withheld": explainer.withheld,
+        "failure_reason": explainer.failure_reason,
         "check": check and {"correlation": list(check.correlation), "images": check.images, "passed": check.is_passed},
-        "outside": {
+        "border_share": {
             label: {"median": row["median"], "images": int(row["size"])} for label, row in border_shares.iterrows()
         },
     }

@@ -103,7 +103,7 @@ class OutputDir(Progress):
 
     def cleanup(self) -> None:
         """Take back what was written."""
-        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "files.csv", "audit.json"):
+        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "file_stats.csv", "audit.json"):
             (self.folder / name).unlink(missing_ok=True)
         for name in ("figures", STATE_DIR):
             shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -116,7 +116,7 @@ class OutputDir(Progress):
             "seconds": round(time.time() - self.started, 1),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in REPORTED_PACKAGES},
             "machine": f"{platform.system()} {platform.machine()}, {count_cpus()} processors",
-            "said": self.messages,
+            "messages": self.messages,
         } | self.extra_metadata
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
@@ -129,10 +129,10 @@ class OutputDir(Progress):
         self.write_measured(manifest)
 
     def write_measured(self, manifest: pd.DataFrame) -> None:
-        """histograms.csv and files.csv: gray values, kinds and sizes of the images."""
+        """histograms.csv and file_stats.csv: gray values, kinds and sizes of the images."""
         histograms, files = measure_images(manifest, progress=self)
         write_table(self.folder / "histograms.csv", histograms)
-        write_table(self.folder / "files.csv", files)
+        write_table(self.folder / "file_stats.csv", files)
 
     def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
         """skipped.csv: the images that were left out so far, by the path that people know, and why."""

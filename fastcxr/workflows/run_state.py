@@ -16,12 +16,12 @@ from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.run_dir import acquire_directory
 
-IMAGE_HASH_COLUMN = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
+IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that tells a picture of this run in other data
 COMMAND_FILE = "command.txt"  # in the folder of states
 log = logging.getLogger("fastcxr")
 IMAGE_KEY = ["source", "path"]
 LABELLED_IMAGE_KEY = [*IMAGE_KEY, "label"]  # of an image, in a finished run and in the data
-TRAINING_SOURCE_SPLITS = ("train", "valid", "internal")  # splits of the sources that are not held out
+TRAINING_SOURCE_SPLITS = ("train", "valid", "internal_test")  # splits of the sources that are not held out
 
 
 def find_resumable_run(folders: Iterator[Path], recipe: Recipe | None = None) -> Path | None:

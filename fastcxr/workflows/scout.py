@@ -48,7 +48,7 @@ MIN_CLASS_IMAGES = 30
 N_FOLDS = 5
 N_TIMED_BATCHES = 4  # of a batch each, timed
 TABLE_FILE = "scout.csv"
-RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "spread", "accuracy")
+RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "auroc_sd", "accuracy")
 
 
 def scout(
@@ -197,7 +197,7 @@ def cross_validate_head(
         accuracy_of_fold = float((probability.argmax(dim=1) == test.labels).float().mean())
         results.append((compute_macro_auroc(probability, test.labels), accuracy_of_fold))
     auroc, accuracy = np.array(results).T
-    return {"auroc": float(auroc.mean()), "spread": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
+    return {"auroc": float(auroc.mean()), "auroc_sd": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
 
 
 def select_features(table: pd.DataFrame, feature_bank: FeatureBank, labels: list[str]) -> FeatureSplit:

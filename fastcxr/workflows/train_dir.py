@@ -35,7 +35,7 @@ from fastcxr.workflows.run_state import (
 
 log = logging.getLogger("fastcxr")
 N_MISCLASSIFIED = 12
-INITIAL_MANIFEST = "cohort.csv"  # in the folder of states: the images that the run began with
+INITIAL_MANIFEST = "initial_manifest.csv"  # in the folder of states: the images that the run began with
 
 
 class RunDir(OutputDir):
@@ -152,7 +152,7 @@ class RunDir(OutputDir):
             misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
             write_run_saliency(self.folder, classifier, manifest, predictions, misclassified, image_cache)
         if attempt.reason:
-            (self.folder / "explain.csv").unlink(missing_ok=True)
+            (self.folder / "saliency.csv").unlink(missing_ok=True)
             shutil.rmtree(self.folder / MAPS_DIR, ignore_errors=True)
 
 

@@ -44,7 +44,7 @@ def cohort(tmp_path):
         file = save(draw_chest(rng), tmp_path / f"{number}.png")
         rows.append({
             "path": f"{number}.png", "file": file, "label": "ab"[number % 2], "source": "st"[number // 2 % 2],
-            "patient": f"p{number % 30}", "patient_from": "column", "split": "train",
+            "patient": f"p{number % 30}", "patient_origin": "column", "split": "train",
         })  # fmt: skip
     table = pd.DataFrame(rows)
     part = table["patient"].str[1:].astype(int) % 5
@@ -69,9 +69,11 @@ def test_a_patient_in_two_splits_fails_and_its_images_are_shown(cohort):
 
 
 def test_nobody_known_is_a_warning(cohort):
-    unknown = cohort.assign(patient=cohort["path"], patient_from="own")
+    unknown = cohort.assign(patient=cohort["path"], patient_origin="image")
     assert check_patients(unknown).verdict == "WARN"
-    assert check_patients(unknown.assign(patient_from=["copy"] * 2 + ["own"] * (len(unknown) - 2))).verdict == "WARN"
+    assert (
+        check_patients(unknown.assign(patient_origin=["copy"] * 2 + ["image"] * (len(unknown) - 2))).verdict == "WARN"
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     assert done.returncode == 0, done.stderr
     assert "<li>arithmetic: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
     metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
-    assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal", "drops"}, 18)
+    assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal_test", "external_drop"}, 18)
     table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})
     check_against_scikit_learn(table[table["split"] == "test"], metrics["test"])
     home = json.loads((finished[0] / "metrics.json").read_text())["test"]
-    assert metrics["internal"] == home, "the run's own figures, from rows that stand in this folder"
+    assert metrics["internal_test"] == home, "the run's own figures, from rows that stand in this folder"
     assert call("verify", tmp_path / "there").returncode == 0
-    assert "internal" in done.stderr
+    assert "internal_test" in done.stderr
     assert "on test images of where it was trained: " in done.stderr
 
 
@@ -79,6 +79,6 @@ def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left
     done = call("evaluate", finished[0], "--data", other, "--layout", "folders", "--out", tmp_path / "there")
     assert done.returncode == 0, done.stderr
     assert "1 images left out: the model was trained or chosen on others of their patients" in done.stderr
-    (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["drops"].values()
+    (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["external_drop"].values()
     assert list(drop["figures"]) == ["per_class.clear.sensitivity"]
     assert "are not compared" in (tmp_path / "there" / "report.html").read_text()

@@ -45,7 +45,7 @@ def test_explain_makes_a_page_a_table_and_pictures_and_a_row_for_each_bad_file(c
     assert done.returncode == 2, "one file could not be read"
     assert done.stdout.strip() == str(tmp_path / "maps" / "explain.html")
     assert "2 images explained, 1 not readable" in done.stderr
-    with (tmp_path / "maps" / "explain.csv").open(newline="") as file:
+    with (tmp_path / "maps" / "saliency.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows if row["error"]] == ["broken.png"]
     assert {row["class"] for row in rows if row["path"] == good[0].name} >= {"opacity"}
@@ -108,7 +108,7 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
     open_image_cache(files, 48)
     used = open_image_cache(files, 200)
     shown = call("cache")
-    assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "pictures")
+    assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "images")
     assert [line.split()[:3] for line in shown.stderr.splitlines()[1:]] == [["200", "px", "30"], ["48", "px", "30"]]
     cleared = call("cache", "--clear").stderr
     assert re.search(r"freed 0\.\d MB\n", cleared)

@@ -17,8 +17,8 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     files = {path.name for path in run.iterdir()}
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
-        "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "files.csv",
-        "audit.json", "MODEL_CARD.md", "CLAIM.md", "SHA256SUMS", "explain.csv", "explain.json",
+        "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "file_stats.csv",
+        "audit.json", "MODEL_CARD.md", "CLAIM.md", "SHA256SUMS", "saliency.csv", "explain.json",
     }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_an_earlier_run_keeps_every_patient_in_place(call, finished, tmp_path):
     assert done.returncode == 0, done.stderr
     before, after = (pd.read_csv(f / "manifest.csv", dtype=str) for f in (run, tmp_path / "later"))
     assert after["split"].tolist() == before["split"].tolist()
-    assert set(after["split_from"]) == {"kept"}
+    assert set(after["split_origin"]) == {"kept"}
 
 
 def test_without_data_the_class_folders_in_data_are_used_and_said(call, tmp_path):

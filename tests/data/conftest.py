@@ -13,15 +13,15 @@ from fastcxr.data.cache import index
 def cache(tmp_path, monkeypatch) -> Path:
     """The folder where pictures of this one test are kept, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("FASTCXR_CACHE_LIMIT", raising=False)
-    return tmp_path / "cache" / "fastcxr" / "pictures"
+    monkeypatch.delenv("FASTCXR_CACHE_GB", raising=False)
+    return tmp_path / "cache" / "fastcxr" / "images"
 
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
     """A few radiographs, no two alike."""
-    (tmp_path / "images").mkdir()
-    return [str(save_image(make_reference(seed=n), tmp_path / "images" / f"{n}.png")) for n in range(COUNT)]
+    (tmp_path / "radiographs").mkdir()
+    return [str(save_image(make_reference(seed=n), tmp_path / "radiographs" / f"{n}.png")) for n in range(COUNT)]
 
 
 @pytest.fixture

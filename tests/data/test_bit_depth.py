@@ -82,7 +82,7 @@ def test_the_decision_is_the_same_from_the_cache(manifest, decoded, old):
 
 def test_the_decision_is_the_same_where_nothing_can_be_kept(manifest, monkeypatch):
     expected = open_cohort_pictures(manifest, SIZE)[1].read(range(4))
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     monkeypatch.setattr("fastcxr.data.cache.images.temporary_cache", _fail)
     table, pictures = open_cohort_pictures(manifest, SIZE)
     assert pictures.mapped is None and read_depths(table) == [12, 12, 12, None]
@@ -120,7 +120,9 @@ def test_a_source_is_decided_by_the_peaks_of_nearly_all_its_images():
 
 
 def test_a_manifest_keeps_its_depths_on_the_disk(manifest, tmp_path):
-    table = write_depths(manifest.assign(patient_from="own", split_from="patient"), [0, 1], BitDepths({"a": 12}, 12))
+    table = write_depths(
+        manifest.assign(patient_origin="image", split_origin="patient"), [0, 1], BitDepths({"a": 12}, 12)
+    )
     write_manifest(table, tmp_path / "manifest.csv")
     assert read_depths(read_written_manifest(tmp_path / "manifest.csv")) == [12, 12, None, None]
 
@@ -169,7 +171,7 @@ def test_values_above_the_depth_of_the_source_are_warned_of(manifest):
 
 def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog):
     pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
-    whole = manifest.assign(patient_from="own", split_from="patient")
+    whole = manifest.assign(patient_origin="image", split_origin="patient")
     expected = open_cohort_pictures(whole, SIZE)[1].read(range(4))
     packed = read_manifest(pack_dataset(whole, tmp_path / "packed.h5"))
     assert read_depths(packed) == [12, 12, 12, None]

@@ -40,15 +40,15 @@ def test_class_folders_become_a_manifest(tmp_path):
     assert set(manifest["source"]) == {"cohort"}
     assert manifest["file"].tolist() == [str(tmp_path / "cohort" / path) for path in manifest["path"]]
     assert manifest["patient"].tolist() == [f"image:{path}" for path in manifest["path"]]
-    assert set(manifest["patient_from"]) == {"own"}
-    assert manifest[["split", "split_from"]].isna().all(axis=None)
+    assert set(manifest["patient_origin"]) == {"image"}
+    assert manifest[["split", "split_origin"]].isna().all(axis=None)
 
 
 def test_split_folders_give_their_splits(tmp_path):
     paths = [f"{split}/{label}/{split}.png" for split in ("train", "val", "test") for label in ("covid", "normal")]
     manifest = read_manifest(write_files(tmp_path, *paths))
     assert manifest["split"].tolist() == ["test", "test", "train", "train", "valid", "valid"]
-    assert set(manifest["split_from"]) == {"given"}
+    assert set(manifest["split_origin"]) == {"given"}
     assert manifest["path"].tolist() == sorted(paths)
 
 
@@ -61,7 +61,7 @@ def test_a_table_becomes_a_manifest_with_its_further_columns_at_the_end(tmp_path
     assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "age", "file"]
     assert manifest["source"].tolist() == ["mine", "hospital", "mine", "mine"]
     assert manifest["patient"].tolist() == ["7", "image:covid/b.png", "8", "8"]
-    assert manifest["patient_from"].tolist() == ["column", "own", "column", "column"]
+    assert manifest["patient_origin"].tolist() == ["column", "image", "column", "column"]
 
 
 def test_a_relative_folder_is_found_and_its_files_are_absolute(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_images_without_any_patient_are_said_loudly(tmp_path, caplog):
 
 def test_the_description_names_every_origin():
     manifest = make_manifest([("a", "x"), ("a", "y"), ("b", "x"), ("image:y/00003.png", "y")])
-    manifest = manifest.assign(patient_from=["nih", "nih", "table", "own"])
+    manifest = manifest.assign(patient_origin=["nih", "nih", "table", "image"])
     text = "2 classes, 4 images, 1 patient from the joined table, 1 patient from NIH file names, "
     assert describe_manifest(manifest) == text + "1 image without a patient, taken as its own"
 
@@ -218,7 +218,7 @@ def test_the_ozturk_cohort_is_described_with_and_without_its_patients(real_data)
         "3 classes, 1,124 images, 65 patients from the joined table, 682 patients from NIH file names, "
         "30 images without a patient, each taken as its own"
     )
-    assert (manifest["patient_from"] == "table").sum() == 94
+    assert (manifest["patient_origin"] == "table").sum() == 94
 
 
 def test_the_coronahack_names_hold_the_patients_that_its_table_gives(real_data, tmp_path):
@@ -228,7 +228,7 @@ def test_the_coronahack_names_hold_the_patients_that_its_table_gives(real_data, 
     cohort = tmp_path / "coronahack.csv"
     table.assign(label=table["Label"], split=table["Dataset_type"])[["path", "label", "split"]].to_csv(cohort)
     manifest = read_manifest(cohort)
-    named = manifest["patient_from"].isin(["kermany", "im"])
+    named = manifest["patient_origin"].isin(["kermany", "im"])
     assert named.sum() > 4000
     assert (manifest["patient"] == table["patient_id"])[named].all()
     assert (manifest["split"] == table["Dataset_type"].str.lower()).all()

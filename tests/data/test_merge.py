@@ -36,7 +36,7 @@ def test_two_folders_become_one_manifest_with_a_source_each(tmp_path):
     assert manifest["source"].tolist() == ["one"] * 4 + ["two"] * 4
     assert isinstance(manifest.index, pd.RangeIndex)
     assert manifest["patient"].is_unique, "a file 1.png in each is no patient in both"
-    assert set(manifest["patient_from"]) == {"own"}
+    assert set(manifest["patient_origin"]) == {"image"}
 
 
 def test_a_list_of_one_is_that_one(tmp_path):
@@ -124,7 +124,7 @@ def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
     assert len(read_manifest(folder)) == 5
     manifest = read_manifest(folder, drop_copies=True)
     assert manifest["path"].tolist() == ["covid/1.png", "covid/2.png", "normal/1.png", "normal/2.png"]
-    assert set(manifest["patient_from"]) == {"own"}
+    assert set(manifest["patient_origin"]) == {"image"}
 
 
 def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(t
     manifest = read_manifest([one, two])
     shared = manifest[manifest["patient"].duplicated(keep=False)]
     assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
-    assert set(shared["patient_from"]) == {"copy"}
+    assert set(shared["patient_origin"]) == {"copy"}
     assert "1 patient from copies of images" in describe_manifest(manifest)
 
 
@@ -288,7 +288,7 @@ def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tm
     )
     assert set(split["split"][["images/a one.png", "images/c.png"]]) <= {"train", "valid"}
     anew = split_by_patient(manifest, given="ignore")
-    assert set(anew["split_from"]) == {"patient"}
+    assert set(anew["split_origin"]) == {"patient"}
 
 
 def merge_covidx_and_cohen(root):
@@ -304,7 +304,7 @@ def test_a_place_without_splits_joins_train_though_another_place_names_its_sourc
     assert "no splits are given by cohen: of these images 3 join train" in caplog.text
     assert set(split.loc[split["path"].str.startswith("images/"), "split"]) <= {"train", "valid"}
     assert split.set_index("path")["split"]["test/e.png"] == "test"
-    assert set(split["split_from"]) <= {"given", "patient"}
+    assert set(split["split_origin"]) <= {"given", "patient"}
 
 
 @pytest.mark.needs("h5py")
@@ -335,7 +335,7 @@ def test_ozturk_and_cohen_share_their_covid_patients(real_data, caplog):
                              classes=("COVID-19", "Pneumonia", "No_findings"))  # fmt: skip
     assert "cohen and ozturk (56)" in caplog.text
     covid = manifest[(manifest["label"] == "COVID-19") & (manifest["source"] == "ozturk")]
-    assert (covid["patient_from"] == "column").sum() == 94
+    assert (covid["patient_origin"] == "column").sum() == 94
 
 
 def test_coronahack_holds_all_but_eleven_of_cohens_covid_images(real_data):

@@ -51,7 +51,7 @@ def test_rows_patients_and_further_columns_come_back(cohort, packed):
     before = read_manifest(cohort, keep_columns=("modality",))
     packed = pack_dataset(before, packed.with_name("again.h5"))
     after = read_manifest(packed, keep_columns=("modality",))
-    names = ["source", "path", "label", "patient", "patient_from", "split", "view", "modality", "age"]
+    names = ["source", "path", "label", "patient", "patient_origin", "split", "view", "modality", "age"]
     pd.testing.assert_frame_equal(after[names], before[names])
     assert after["file"].tolist() == [f"{packed}#{number}" for number in range(5)]
 
@@ -115,9 +115,9 @@ def test_where_each_patient_was_read_comes_back(tmp_path):
         write_image(tmp_path / "ward" / ("sick", "well")[number % 2] / f"{name}.png", number)
     before = read_manifest(tmp_path / "ward")
     after = read_manifest(pack_dataset(before, tmp_path / "ward.h5"))
-    names = ["path", "patient", "patient_from"]
+    names = ["path", "patient", "patient_origin"]
     pd.testing.assert_frame_equal(after[names], before[names])
-    assert set(after["patient_from"]) == {"nih", "kermany", "own"}
+    assert set(after["patient_origin"]) == {"nih", "kermany", "image"}
 
 
 def test_a_hashed_patient_of_a_packed_cohort_is_the_same_person_in_a_folder_beside_it(tmp_path, monkeypatch):
@@ -132,10 +132,10 @@ def test_a_hashed_patient_of_a_packed_cohort_is_the_same_person_in_a_folder_besi
 
 def test_a_file_of_an_earlier_release_says_not_where_patients_were_read_and_is_taken_as_a_table(cohort, packed):
     with h5py.File(packed, "a") as content:
-        del content["columns"]["patient_from"]
+        del content["columns"]["patient_origin"]
     after = read_manifest(packed)
     assert after["patient"].tolist() == read_manifest(cohort)["patient"].tolist()
-    assert set(after["patient_from"]) == {"column"}
+    assert set(after["patient_origin"]) == {"column"}
 
 
 def test_no_path_of_the_machine_is_written(packed, tmp_path):

@@ -22,7 +22,7 @@ def name(*paths: str, patient: list | None = None, **choices) -> list[tuple[str,
     rows = pd.DataFrame({"path": list(paths), "file": [f"/nowhere/{path}" for path in paths]})
     rows = rows if patient is None else rows.assign(patient=patient)
     rows = assign_patients(rows, **choices)
-    return list(zip(rows["patient"], rows["patient_from"], strict=True))
+    return list(zip(rows["patient"], rows["patient_origin"], strict=True))
 
 
 def name_files(folder, **choices) -> pd.DataFrame:
@@ -69,12 +69,12 @@ def test_file_names_of_known_collections_hold_the_patient(path, patient, origin)
     ],
 )
 def test_other_names_do_not_match_by_accident(path):
-    assert name(path) == [(f"image:{path}", "own")]
+    assert name(path) == [(f"image:{path}", "image")]
 
 
 def test_no_uuid_is_a_patient():
     paths = [f"{uuid.UUID(int=i * 7919**9 % 2**128)}.png" for i in range(500)]
-    assert {origin for _, origin in name(*paths)} == {"own"}
+    assert {origin for _, origin in name(*paths)} == {"image"}
 
 
 def test_sources_are_asked_in_their_order(tmp_path):
@@ -82,7 +82,7 @@ def test_sources_are_asked_in_their_order(tmp_path):
     paths = [f"k/0000000{i}_000.png" for i in range(1, 5)] + ["k/x.png"]
     named = name(*paths, patient=["c1", " ", None, "NA", ""], table=table, regex=r"(0000003)_")
     assert named == [
-        ("c1", "column"), ("t2", "table"), ("0000003", "regex"), ("00000004", "nih"), ("image:k/x.png", "own")
+        ("c1", "column"), ("t2", "table"), ("0000003", "regex"), ("00000004", "nih"), ("image:k/x.png", "image")
     ]  # fmt: skip
 
 
@@ -91,13 +91,13 @@ def test_numbers_in_the_column_are_text():
 
 
 def test_an_image_that_an_earlier_manifest_took_as_its_own_stays_its_own():
-    assert name("a.png", "b.png", patient=["image:a.png", "7"]) == [("image:a.png", "own"), ("7", "column")]
+    assert name("a.png", "b.png", patient=["image:a.png", "7"]) == [("image:a.png", "image"), ("7", "column")]
 
 
 def test_the_users_pattern_takes_its_named_group_or_its_first():
     assert name("c/p7/1.png", regex="(p[0-9])/([0-9])") == [("p7", "regex")]
     assert name("c/p7/1.png", regex="(c)/(?P<patient>p[0-9])") == [("p7", "regex")]
-    assert name("c/p7/1.png", "c/x.png", regex="/(?:p([0-9])/)?")[1] == ("image:c/x.png", "own")
+    assert name("c/p7/1.png", "c/x.png", regex="/(?:p([0-9])/)?")[1] == ("image:c/x.png", "image")
 
 
 def refuse(*paths: str, kind: type, **choices) -> str:
@@ -120,8 +120,8 @@ def test_the_patient_of_a_dicom_file_is_written_as_a_hash_only(tmp_path):
         save_dicom(tmp_path / file, make_dicom(PICTURE, PatientID=who))
     write_files(tmp_path, "c.png", "d.dcm")
     rows = name_files(tmp_path).set_index("path")
-    assert rows["patient_from"].to_dict() == {
-        "1.2.84": "dicom", "a.dcm": "dicom", "b.png": "dicom", "c.png": "own", "d.dcm": "own"
+    assert rows["patient_origin"].to_dict() == {
+        "1.2.84": "dicom", "a.dcm": "dicom", "b.png": "dicom", "c.png": "image", "d.dcm": "image"
     }  # fmt: skip
     assert rows.loc["a.dcm", "patient"] == rows.loc["b.png", "patient"] != rows.loc["1.2.84", "patient"]
     assert not rows.drop(columns="file").to_csv().count("ZZ")
@@ -139,7 +139,7 @@ def test_another_tag_can_name_the_patient(tmp_path):
 def test_what_an_anonymizer_left_is_no_patient(tmp_path, caplog):
     for i, who in enumerate(("Anonymous", "0000", "N/A", "", "P7")):
         save_dicom(tmp_path / f"{i}.dcm", make_dicom(PICTURE, PatientID=who))
-    assert name_files(tmp_path)["patient_from"].tolist() == ["own"] * 4 + ["dicom"]
+    assert name_files(tmp_path)["patient_origin"].tolist() == ["image"] * 4 + ["dicom"]
     assert "3 DICOM files hold a placeholder for their patient" in caplog.text
 
 

@@ -28,7 +28,7 @@ def test_the_source_is_test_and_patients_of_the_others_are_dealt(two):
     table = hold_out_source(read(two, "clinic", "ward"), "ward")
     assert set(table.loc[table["source"] == "ward", "split"]) == {"test"}
     others = table[table["source"] == "clinic"]
-    assert set(others["split"]) == {"train", "valid", "internal"}
+    assert set(others["split"]) == {"train", "valid", "internal_test"}
     assert others.groupby("patient")["split"].nunique().max() == 1
     assert others[others["split"] == "train"]["label"].nunique() == 3
 

@@ -34,7 +34,7 @@ def make_cohort(patients: int = 100, images: int = 2, labels: tuple[str, ...] = 
 
 
 def give(manifest: pd.DataFrame, splits: list) -> pd.DataFrame:
-    return manifest.assign(split=splits, split_from="given")
+    return manifest.assign(split=splits, split_origin="given")
 
 
 def place(manifest: pd.DataFrame, key: str = "patient") -> dict[str, str]:
@@ -64,7 +64,7 @@ def test_no_patient_is_in_two_splits_whatever_the_table(manifest, seed):
     assert (split.groupby("patient")["split"].nunique() == 1).all()
     assert split["split"].isin(SHARES).all()
     assert set(split.loc[split["split"] == "train", "label"]) == set(manifest["label"])
-    assert set(split["split_from"]) == {"patient"}
+    assert set(split["split_origin"]) == {"patient"}
     pd.testing.assert_frame_equal(split[["path", "label", "patient"]], manifest[["path", "label", "patient"]])
 
 
@@ -126,7 +126,7 @@ def test_splitting_again_draws_anew():
 
 def test_image_level_splits_ignore_patients_and_say_so_loudly(caplog):
     split = split_by_patient(make_cohort(50, images=4), unit="image")
-    assert set(split["split_from"]) == {"image"}
+    assert set(split["split_origin"]) == {"image"}
     assert split["split"].value_counts().to_dict() == {"train": 280, "valid": 60, "test": 60}
     assert len(find_shared_patients(split)) > 50
     assert "patients stand in more than one split, which flatters the figures" in caplog.text
@@ -154,8 +154,8 @@ def test_a_missing_valid_is_cut_from_train_by_patient(caplog):
         "train 280 images of 140 patients, valid 60 images of 30 patients, test 60 images of 30 patients"
     )
     assert find_shared_patients(split).empty
-    assert set(split.loc[split["split"] == "valid", "split_from"]) == {"patient"}
-    assert set(split.loc[split["split"] != "valid", "split_from"]) == {"given"}
+    assert set(split.loc[split["split"] == "valid", "split_origin"]) == {"patient"}
+    assert set(split.loc[split["split"] != "valid", "split_origin"]) == {"given"}
     assert "no valid split is given: 60 images of 30 patients are cut from train" in caplog.text
     pd.testing.assert_frame_equal(split_by_patient(split), split)
 
@@ -203,7 +203,7 @@ def test_a_tenth_more_images_moves_no_earlier_patient(manifest, seed):
     before = place(earlier)
     assert {patient: name for patient, name in place(split).items() if patient in before} == before
     assert (split.groupby("patient")["split"].nunique() == 1).all()
-    assert ((split["split_from"] == "kept") == split["patient"].isin(before)).all()
+    assert ((split["split_origin"] == "kept") == split["patient"].isin(before)).all()
 
 
 def test_new_patients_fill_what_is_wanting(tmp_path):
@@ -212,7 +212,7 @@ def test_new_patients_fill_what_is_wanting(tmp_path):
     split = split_by_patient(make_cohort(100), earlier=read_written_manifest(tmp_path / "manifest.csv"))
     shares = split.drop_duplicates("patient")["split"].value_counts(normalize=True)
     assert all(abs(shares[name] - share) < 0.02 for name, share in SHARES.items())
-    assert split["split_from"].value_counts().to_dict() == {"kept": 200, "patient": 200}
+    assert split["split_origin"].value_counts().to_dict() == {"kept": 200, "patient": 200}
 
 
 def test_old_images_keep_their_place_in_an_image_level_split():
@@ -220,7 +220,7 @@ def test_old_images_keep_their_place_in_an_image_level_split():
     earlier = split_by_patient(manifest.iloc[:100], unit="image")
     split = split_by_patient(manifest, unit="image", seed=5, earlier=earlier)
     assert place(split.iloc[:100], "path") == place(earlier, "path")
-    assert split["split_from"].value_counts().to_dict() == {"kept": 100, "image": 20}
+    assert split["split_origin"].value_counts().to_dict() == {"kept": 100, "image": 20}
     assert "no image in common. Choose a run on the same" in refuse(
         manifest.assign(source="there"), unit="image", earlier=earlier
     )
@@ -287,7 +287,7 @@ def test_patients_of_exact_copies_share_a_split_with_all_their_images(tmp_path):
     manifest = make_copied(tmp_path, images=40)
     chains = [str(row // 8) for row in manifest.index]  # of five patients, each of whom has a copy of the next one's
     patients = [f"{chain}-{(row % 8 + 1) // 2}" for row, chain in enumerate(chains)]
-    split = split_by_patient(manifest.assign(patient=patients, patient_from="column"))
+    split = split_by_patient(manifest.assign(patient=patients, patient_origin="column"))
     assert (split["split"].groupby(chains).nunique() == 1).all()
     assert set(split["patient"]) == {f"{chain}-0" for chain in chains}
 

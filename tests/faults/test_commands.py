@@ -70,7 +70,7 @@ def test_the_name_of_the_patient_reaches_no_output_no_log_no_model_and_no_cache(
     assert hits == []
     assert len(list(place["out"].rglob("*"))) > 60
     patients = {
-        row["patient"] for row in rows(place["out"] / "train" / "manifest.csv") if row["patient_from"] == "dicom"
+        row["patient"] for row in rows(place["out"] / "train" / "manifest.csv") if row["patient_origin"] == "dicom"
     }
     assert len(patients) == 6 and all(patient.startswith("dicom-") for patient in patients)
 

@@ -49,7 +49,7 @@ def test_every_kind_of_hostile_file_is_refused_and_runs_nothing(good, tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
 def test_nonsense_in_model_json_is_refused_before_a_network_is_built(good, tmp_path, name, value, monkeypatch):
-    if name in ("pixels", "labels", "head") or value == {"library": "timm", "name": "vit_giant_patch14_dinov2"}:
+    if name in ("input_spec", "labels", "head") or value == {"library": "timm", "name": "vit_giant_patch14_dinov2"}:
         monkeypatch.setattr("fastcxr.models.bundle.make_network", lambda *_: pytest.fail("a network was built"))
     (tmp_path / "run").mkdir()
     for file in good.iterdir():

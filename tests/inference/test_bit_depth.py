@@ -34,7 +34,7 @@ def write_deep(folder: Path, darker: int = 1) -> Path:
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory) -> pd.DataFrame:
     table = read_manifest(write_deep(tmp_path_factory.mktemp("deep") / "toys"))
-    return table.assign(split=["train", "train", "valid", "test"] * 3, split_from="given")
+    return table.assign(split=["train", "train", "valid", "test"] * 3, split_origin="given")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def some(toy_manifest):
     return toy_manifest.iloc[[0, 10, 20, 25]].reset_index(drop=True)
 
 
-@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(depths=True)])
+@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(multi_scale=True)])
 def test_each_image_has_a_map_of_its_predicted_class_and_of_those_that_are_named(some, plan):
     found = explain(make_classifier(plan), some, classes=["haze"])
     own = [heat for heat in found.maps if heat.label == heat.predicted]
@@ -55,7 +55,7 @@ def test_each_image_has_a_map_of_its_predicted_class_and_of_those_that_are_named
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_probability_beside_a_map_is_the_one_that_predict_gives(some, precision):
-    classifier = replace(make_classifier(), temperature=25.0, mirror_images=True, precision=precision)
+    classifier = replace(make_classifier(), temperature=25.0, hflip_tta=True, precision=precision)
     expected = predict(classifier, some, splits=None)
     found = explain(classifier, some, classes=["haze"]).table
     for row, probability in zip(expected.table.itertuples(), expected.probability, strict=True):
@@ -66,7 +66,7 @@ def test_a_probability_beside_a_map_is_the_one_that_predict_gives(some, precisio
 
 
 def test_the_given_network_can_still_be_taught(some):
-    classifier = make_classifier(HeadConfig(depths=True))
+    classifier = make_classifier(HeadConfig(multi_scale=True))
     before = {name: tensor.clone() for name, tensor in classifier.network.state_dict().items()}
     explain(classifier, some)
     assert all(parameter.requires_grad for parameter in classifier.network.parameters())
@@ -112,7 +112,7 @@ def test_maps_that_failed_the_check_are_shown_nowhere(some, tmp_path, monkeypatc
     assert "Heat maps withheld" in text and "hardly changes when the weights are random" in text
     assert "data:image" not in text and not list((tmp_path / "maps").rglob("*.jpg"))
     facts = json.loads((tmp_path / "maps" / "explain.json").read_text())
-    assert facts["outside"] == {} and not facts["check"]["passed"]
+    assert facts["border_share"] == {} and not facts["check"]["passed"]
 
 
 def test_a_notebook_shows_the_maps_and_nothing_of_a_file_name_becomes_markup(some):

@@ -99,7 +99,7 @@ def test_channels_that_stand_last_are_put_second():
 
 
 def test_an_early_depth_that_a_head_listens_to_has_its_own_share():
-    network, images = build("mobilenetv2_035", HeadConfig(depths=True))
+    network, images = build("mobilenetv2_035", HeadConfig(multi_scale=True))
     head, layers = find_head(network), find_target_layers(network, images[:1].clone())
     assert layers == (*head.stages, "bn2")
     nn.init.zeros_(head.linear.weight)
@@ -115,7 +115,7 @@ def test_an_early_depth_that_a_head_listens_to_has_its_own_share():
 
 
 def test_the_depths_add_up_to_the_logit():
-    network, images = build("resnet10t", HeadConfig(depths=True))
+    network, images = build("resnet10t", HeadConfig(multi_scale=True))
     head = find_head(network)
     nn.init.normal_(head.linear.weight, std=0.1)
     head.linear.bias += 1e4  # the bias is no evidence

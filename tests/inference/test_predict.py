@@ -168,6 +168,6 @@ def test_a_device_without_double_precision_is_not_asked_for_it(toy_manifest):
             return super().forward(images).as_subclass(OnAppleGpu)
 
     table = toy_manifest.assign(label="a")
-    found = predict(replace(CLASSIFIER, network=Far(), mirror_images=True), table, splits=None)
-    expected = predict(replace(CLASSIFIER, mirror_images=True), table, splits=None)
+    found = predict(replace(CLASSIFIER, network=Far(), hflip_tta=True), table, splits=None)
+    expected = predict(replace(CLASSIFIER, hflip_tta=True), table, splits=None)
     np.testing.assert_array_equal(found.probability, expected.probability)

@@ -36,8 +36,8 @@ def test_a_clearly_better_model_comes_first_and_is_no_tie():
     assert [row["name"] for row in found.rows] == ["good", "poor"]
     poor = found.rows[1]
     assert not poor["auroc_tie"] and poor["auroc_p"] < 0.001
-    assert poor["auroc_behind"][0] == pytest.approx(found.rows[0]["auroc"][0] - poor["auroc"][0])
-    assert 0 < poor["auroc_behind"][1] < poor["auroc_behind"][0] < poor["auroc_behind"][2]
+    assert poor["auroc_difference"][0] == pytest.approx(found.rows[0]["auroc"][0] - poor["auroc"][0])
+    assert 0 < poor["auroc_difference"][1] < poor["auroc_difference"][0] < poor["auroc_difference"][2]
     assert (found.n_shared_images, found.n_patients) == (200, 100)
 
 
@@ -56,13 +56,13 @@ def test_few_patients_widen_the_interval_of_a_difference_as_student_says():
     behind = np.subtract(*right, dtype=float)
     of_patients = (behind - behind.mean()).reshape(10, 2).sum(axis=1)
     error = np.sqrt((of_patients**2).sum() * 10 / 9) / 20  # robust to clusters, in closed form
-    _, low, high = compare_models(models).rows[1]["accuracy_behind"]
+    _, low, high = compare_models(models).rows[1]["accuracy_difference"]
     assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 9) * error, rel=0.1)
 
 
 def test_the_same_predictions_are_a_tie_with_a_difference_of_nothing():
     row = compare_models({"x": draw(1, 1), "y": draw(1, 1)}).rows[1]
-    assert row["auroc_behind"] == [0, 0, 0] and row["auroc_p"] == 1 and row["accuracy_tie"]
+    assert row["auroc_difference"] == [0, 0, 0] and row["auroc_p"] == 1 and row["accuracy_tie"]
 
 
 def test_only_shared_images_count_in_whatever_order_they_stand():
@@ -112,7 +112,7 @@ def test_each_pair_of_models_counts_as_tried_for_the_best_was_picked_by_its_figu
     others = {f"poor {number}": draw(3.5, 3 + number) for number in range(3)}
     rows = {row["name"]: row for row in compare_models({"good": good, "poor": poor, **others}).rows}
     assert rows["good"]["auroc"][0] == max(row["auroc"][0] for row in rows.values())
-    assert rows["poor"]["auroc_behind"] == alone["auroc_behind"]
+    assert rows["poor"]["auroc_difference"] == alone["auroc_difference"]
     assert rows["poor"]["auroc_p"] >= min(1, 4.5 * alone["auroc_p"]), "of ten pairs at least five are no clearer"
 
 

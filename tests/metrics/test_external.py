@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 def build_evaluation(folder, external=None, strength=0.3, n=400):
     """A run folder of a model that was tested elsewhere, where it does as well as `strength` says."""
-    home = make_manifest(n=n, seed=1).assign(split="internal", source="home", split_from="given")
-    away = make_manifest(n=n, seed=2).assign(split="test", source="clinic", split_from="given")
+    home = make_manifest(n=n, seed=1).assign(split="internal_test", source="home", split_origin="given")
+    away = make_manifest(n=n, seed=2).assign(split="test", source="clinic", split_origin="given")
     away = away if external is None else away[away["label"].isin(external)].reset_index(drop=True)
     build_run(folder, manifest=away)
     rows = [make_probability(away, seed=3, strength=strength), make_probability(home, seed=4)]
@@ -64,9 +64,9 @@ def away(tmp_path_factory):
 def test_a_report_of_elsewhere_holds_both_figures_and_their_difference(away):
     metrics = json.loads((away / "metrics.json").read_text())
     parts = evaluate_predictions(read_predictions(away / "predictions.csv"))
-    row = metrics["drops"]["clinic"]["figures"][MACRO_AUROC]
+    row = metrics["external_drop"]["clinic"]["figures"][MACRO_AUROC]
     assert (
-        row["internal"][0] == parts["internal"]["auroc"]["macro"]
+        row["internal"][0] == parts["internal_test"]["auroc"]["macro"]
         and row["external"][0] == metrics["test"]["auroc"]["macro"]
     )
     value, low, high = row["drop"]
@@ -99,7 +99,7 @@ def test_no_fall_is_no_warning_and_what_is_not_ruled_out_is_said(tmp_path):
 
 def test_a_class_that_is_missing_on_one_side_is_named_and_figures_that_need_it_are_not_compared(tmp_path):
     write_run_report(build_evaluation(tmp_path / "run", external=["No_findings"], strength=-4))
-    drop = json.loads((tmp_path / "run" / "metrics.json").read_text())["drops"]["clinic"]
+    drop = json.loads((tmp_path / "run" / "metrics.json").read_text())["external_drop"]["clinic"]
     assert drop["only"] == {"internal": ["Covid-19", "Pneumonia"]}
     assert list(drop["figures"]) == ["per_class.No_findings.sensitivity"]
     page = (tmp_path / "run" / "report.html").read_text()
@@ -111,17 +111,17 @@ def test_verify_computes_the_drop_again(away, tmp_path):
     path = away / "metrics.json"
     before = path.read_text()
     metrics = json.loads(before)
-    metrics["drops"]["clinic"]["figures"][MACRO_AUROC]["drop"][0] = 0.01
+    metrics["external_drop"]["clinic"]["figures"][MACRO_AUROC]["drop"][0] = 0.01
     path.write_text(json.dumps(metrics))
     said = [fault.problem for fault in verify(away)[0]]
     path.write_text(before)
-    assert any(what.startswith(f"drops.clinic.figures.{MACRO_AUROC}.drop[0] is 0.01") for what in said)
+    assert any(what.startswith(f"external_drop.clinic.figures.{MACRO_AUROC}.drop[0] is 0.01") for what in said)
 
 
 def test_a_model_tested_at_home_alone_has_no_drop(tmp_path):
     parts = evaluate_predictions(read_predictions(build_run(tmp_path / "run") / "predictions.csv"))
     write_run_report(tmp_path / "run")
-    assert "drops" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "external_drop" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert compute_drop(parts["test"], parts["test"])["figures"][MACRO_AUROC]["drop"][0] == 0
 
 
@@ -145,7 +145,7 @@ def test_figures_too_good_to_be_believed_are_stamped_unless_they_were_tested_els
         found.level == "critical" and "names one source for all images" in found.text and "fastcxr audit" in found.text
     )
     assert 'class="headline doubted"' in (tmp_path / "run" / "report.html").read_text()
-    elsewhere = metrics | {"drops": {"clinic": compute_drop(metrics["test"], metrics["test"])}}
+    elsewhere = metrics | {"external_drop": {"clinic": compute_drop(metrics["test"], metrics["test"])}}
     assert not [n for n in make_notices(record, elsewhere) if "Too good" in n.title]
     usual = metrics | {"test": metrics["test"] | {"auroc": metrics["test"]["auroc"] | {"macro": 0.97}}}
     assert not [n for n in make_notices(record, usual) if "Too good" in n.title]
@@ -157,7 +157,7 @@ def test_of_several_sources_each_has_its_own_warning(tmp_path):
     drops = {name: {"classes": [], "only": {}, "figures": of} for name, of in (("clinic", figures), ("ward", small))}
     build_run(tmp_path / "run")
     record = read_run_record(tmp_path / "run")
-    metrics = evaluate_predictions(record.predictions) | {"drops": drops}
+    metrics = evaluate_predictions(record.predictions) | {"external_drop": drops}
     found = {n.title: n for n in make_notices(record, metrics)}
     assert "on clinic" in found["The figures do not carry over to clinic"].text
     assert found["It does worse elsewhere"].level == "warning" and "on ward" in found["It does worse elsewhere"].text

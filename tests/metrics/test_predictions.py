@@ -72,7 +72,7 @@ def test_columns_stand_in_the_agreed_order_and_the_absolute_file_is_dropped():
     manifest = make_manifest(n=10).assign(age=60, file="/secret/place.png")
     table = make_predictions(manifest, make_probability(manifest), LABELS).table
     scores = [f"prob_{label}" for label in LABELS]
-    assert list(table.columns) == [*BASE_COLUMNS, *scores, "patient_from", "split_from", "age"]
+    assert list(table.columns) == [*BASE_COLUMNS, *scores, "patient_origin", "split_origin", "age"]
 
 
 def test_a_further_column_that_looks_like_ours_is_kept_under_another_name(tmp_path):

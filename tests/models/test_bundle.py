@@ -116,14 +116,14 @@ def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_ha
     views = 1 if mirror else 3  # neither number says anything of mirror images
     monkeypatch.setattr(trained, "fitted_probe", SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror)))
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
-    assert load_model(tmp_path).mirror_images is mirror
+    assert load_model(tmp_path).hflip_tta is mirror
 
 
 def test_models_of_earlier_versions_look_once(folder):
     facts = json.loads((folder / "model.json").read_text())
-    del facts["mirror_images"]
+    del facts["hflip_tta"]
     (folder / "model.json").write_text(json.dumps(facts))
-    assert not load_model(folder).mirror_images
+    assert not load_model(folder).hflip_tta
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, nam
     assert json.loads((tmp_path / "model.json").read_text())["head"] == {
         "hidden": [16, 8],
         "dropout": 0.2,
-        "depths": False,
+        "multi_scale": False,
     }
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
     np.testing.assert_array_equal(before, after)
@@ -194,7 +194,7 @@ def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, nam
 
 def test_a_model_saved_before_heads_were_described_has_a_linear_one(folder):
     facts = json.loads((folder / "model.json").read_text())
-    assert facts.pop("head") == {"hidden": [], "dropout": 0.0, "depths": False}
+    assert facts.pop("head") == {"hidden": [], "dropout": 0.0, "multi_scale": False}
     (folder / "model.json").write_text(json.dumps(facts))
     assert isinstance(load_model(folder).network.classifier, nn.Linear)
 
@@ -206,7 +206,7 @@ def test_model_json_says_what_it_is(folder):
     assert facts["backbone"]["library"] == "timm"
     assert facts["backbone"]["name"] == "mobilenetv2_035"
     assert facts["backbone"]["tag"] is None
-    assert facts["pixels"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert facts["input_spec"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert facts["choices"] == {"precision": "fp32"}
 
 
@@ -244,7 +244,7 @@ def test_a_folder_without_a_model_says_what_to_name(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"format_version": 1, "files": null}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"format_version": 2, "files": null}', b"[]"])
 def test_a_foreign_model_json_is_refused(folder, content):
     (folder / "model.json").write_bytes(content)
     with pytest.raises(ModelError, match="no model.json of fastcxr"):
@@ -257,11 +257,11 @@ def test_a_foreign_model_json_is_refused(folder, content):
         ("format_version", 99),
         ("labels", ["a", "b"]),
         ("backbone", {"library": "timm", "name": "no_such"}),
-        ("pixels", {}),
+        ("input_spec", {}),
         ("head", {"hidden": [9], "dropout": 0.0}),
         ("head", {"layers": 3}),
         ("head", None),
-        ("mirror_images", 1),
+        ("hflip_tta", 1),
     ],
 )
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):

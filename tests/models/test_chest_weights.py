@@ -172,7 +172,7 @@ def test_its_pixels_are_one_channel_from_minus_to_plus_1024_in_training_and_use(
     nn.init.normal_(learner.model.classifier.weight, std=0.01)
     save_model(tmp_path, learner, recipe, {})
     facts = json.loads((tmp_path / "model.json").read_text())
-    assert facts["pixels"] == {"image_size": 64, "mean": [0.5], "std": [1 / 2048]}
+    assert facts["input_spec"] == {"image_size": 64, "mean": [0.5], "std": [1 / 2048]}
     assert facts["backbone"]["weights"] == NIH
     assert facts["backbone"]["weights_sha256"] is None
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))

@@ -120,7 +120,7 @@ def test_a_convolution_that_others_read_too_keeps_its_batch_norm(start):
 @torch.no_grad()
 def test_stages_and_a_head_over_depths_see_what_they_saw():
     network = make("resnet18")
-    replace_head(network.eval(), 3, HeadConfig(depths=True), torch.zeros(1, 3, 64, 64))
+    replace_head(network.eval(), 3, HeadConfig(multi_scale=True), torch.zeros(1, 3, 64, 64))
     nn.init.normal_(find_head(network).linear.weight)
     quick = fuse_for_inference(network, PIXELS, "fp32")
     depths = dict(zip(find_head(network).stages, find_head(network).channels, strict=True))
@@ -196,7 +196,7 @@ def test_who_counts_on_what_is_done_in_place_keeps_it(start):
     assert fuse_for_inference(network, PIXELS, "bf16").activation.inplace
 
 
-@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), HeadConfig(depths=True)], ids=str)
+@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), HeadConfig(multi_scale=True)], ids=str)
 def test_what_a_head_of_zeros_sees_is_looked_at(plan):
     network = make("resnet18").eval()
     replace_head(network, 3, plan, torch.zeros(1, 3, 64, 64))

@@ -22,7 +22,7 @@ from fastcxr.models.heads import (
 from fastcxr.models.weights import load_weights
 from fastcxr.training.feature_bank import output_head_features
 
-DEPTHS = HeadConfig(depths=True)
+DEPTHS = HeadConfig(multi_scale=True)
 # stages and features: maps with channels second, last (two), tokens, none that timm tells of, and several maps at once
 KINDS = {
     "mobilenetv2_035": (64, 5, 8 + 8 + 16 + 32 + 112 + 1280),
@@ -89,8 +89,8 @@ def test_every_feature_is_standardised_before_the_layer(mobilenet):
     network, images = deepcopy(mobilenet), torch.rand(2, 3, 64, 64)
     head, features = find_head(network), see(network, images)
     head.mean.copy_(torch.rand_like(head.mean))
-    head.deviation.copy_(torch.rand_like(head.mean) + 0.5)
-    expected = ((features - head.mean) / head.deviation) @ head.linear.weight.T + head.linear.bias
+    head.std.copy_(torch.rand_like(head.mean) + 0.5)
+    expected = ((features - head.mean) / head.std) @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(network(images), expected, atol=1e-3, rtol=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_the_body_alone_may_be_asked_again_and_again(mobilenet):
 
 def test_its_entries_in_the_state_dict_are_all_the_heads_own(mobilenet):
     assert find_head_modules(mobilenet) == ["classifier"]
-    names = {f"classifier.{name}" for name in ("mean", "deviation", "linear.weight", "linear.bias")}
+    names = {f"classifier.{name}" for name in ("mean", "std", "linear.weight", "linear.bias")}
     assert find_head_state_keys(mobilenet) == names
 
 

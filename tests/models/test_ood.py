@@ -22,7 +22,7 @@ from fastcxr.training.trainer import train
 
 PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="probe",
                precision="fp32")  # fmt: skip
-COLUMNS = ["strangeness", "like_training"]
+COLUMNS = ["ood_score", "in_distribution"]
 
 
 def learn(manifest, recipe):
@@ -70,14 +70,14 @@ def test_a_picture_of_something_else_is_given_no_class(many_toys, strangers, str
     model = learn(many_toys, PROBE.replace(strategy=strategy))
     table = predict(model, strangers, splits=None).table
     assert table["predicted"].tolist() == ["", "", ""]
-    assert table["like_training"].tolist() == ["no", "no", "no"]
-    assert (table["strangeness"] > 1).all()
+    assert table["in_distribution"].tolist() == ["no", "no", "no"]
+    assert (table["ood_score"] > 1).all()
 
 
 def test_held_out_pictures_of_the_same_kind_are_given_one(learner, many_toys):
     table = predict(learner, many_toys, splits=("test",)).table
     assert (table["predicted"] != "").mean() > 0.9
-    assert (table["like_training"] == "yes").tolist() == (table["predicted"] != "").tolist()
+    assert (table["in_distribution"] == "yes").tolist() == (table["predicted"] != "").tolist()
 
 
 def test_the_probabilities_of_a_stranger_stay_so_that_figures_can_be_measured(learner, strangers):
@@ -95,8 +95,8 @@ def test_a_file_that_cannot_be_read_is_neither_like_nor_unlike(learner, stranger
     (tmp_path / "bad.png").write_bytes(b"no image")
     both = pd.concat([strangers, read_unlabelled([tmp_path / "bad.png"])], ignore_index=True)
     table = predict(learner, both, splits=None).table
-    assert table["like_training"].tolist() == ["no", "no", "no", ""]
-    assert np.isnan(table["strangeness"].iloc[3])
+    assert table["in_distribution"].tolist() == ["no", "no", "no", ""]
+    assert np.isnan(table["ood_score"].iloc[3])
 
 
 def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys,
     monkeypatch.setattr(
         module, "read_bank_features", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
     )
-    found = predict(learner, many_toys, splits=None).table["strangeness"]
+    found = predict(learner, many_toys, splits=None).table["ood_score"]
     np.testing.assert_allclose(found, whole, rtol=1e-9)
     assert [len(few) for few in asked] == [50, 50, 20] and sum(asked, []) == files
 
@@ -125,8 +125,8 @@ def test_features_of_a_bank_are_a_copy_of_what_was_asked_for_and_no_more(learner
 
 def test_a_reloaded_gate_measures_what_the_trained_one_did(learner, folder, many_toys):
     before, after = (predict(model, many_toys, splits=None).table for model in (learner, load_model(folder)))
-    np.testing.assert_allclose(after["strangeness"], before["strangeness"], rtol=1e-4)
-    assert after["like_training"].tolist() == before["like_training"].tolist()
+    np.testing.assert_allclose(after["ood_score"], before["ood_score"], rtol=1e-4)
+    assert after["in_distribution"].tolist() == before["in_distribution"].tolist()
 
 
 @pytest.mark.needs("openvino")
@@ -134,13 +134,13 @@ def test_the_compiled_graph_measures_what_the_network_does(learner, many_toys):
     classifier = extract_classifier(learner)
     eager = predict(classifier, many_toys, splits=None)
     graph = predict(to_openvino(classifier), many_toys, splits=None)
-    np.testing.assert_allclose(graph.table["strangeness"], eager.table["strangeness"], rtol=1e-2)
+    np.testing.assert_allclose(graph.table["ood_score"], eager.table["ood_score"], rtol=1e-2)
     np.testing.assert_allclose(graph.probability, eager.probability, atol=1e-4)
 
 
 def test_models_of_earlier_versions_have_no_gate_and_say_nothing_of_likeness(copy, strangers):
     facts = json.loads((copy / "model.json").read_text())
-    del facts["gate"]
+    del facts["ood"]
     (copy / "model.json").write_text(json.dumps(facts))
     table = predict(load_model(copy), strangers, splits=None).table
     assert load_model(copy).ood_detector is None
@@ -148,15 +148,17 @@ def test_models_of_earlier_versions_have_no_gate_and_say_nothing_of_likeness(cop
 
 
 def test_a_gate_that_was_left_behind_is_missed(copy):
-    (copy / "gate.safetensors").unlink()
-    with pytest.raises(InputMissingError, match="speaks of a gate that is not here. Copy the whole run folder"):
+    (copy / "ood.safetensors").unlink()
+    with pytest.raises(
+        InputMissingError, match="missing, but model.json lists an OOD detector. Copy the whole run folder"
+    ):
         load_model(copy)
 
 
 def test_one_changed_bit_in_the_gate_is_refused(copy):
-    content = bytearray((copy / "gate.safetensors").read_bytes())
+    content = bytearray((copy / "ood.safetensors").read_bytes())
     content[-10] ^= 1
-    (copy / "gate.safetensors").write_bytes(content)
+    (copy / "ood.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match="sha256 differs from model.json.*Copy it again"):
         load_model(copy)
 
@@ -164,28 +166,28 @@ def test_one_changed_bit_in_the_gate_is_refused(copy):
 @pytest.mark.parametrize(
     "change",
     [
-        {"depths": {"blocks.0": 8}},
-        {"depths": 7},
-        {"limit": 0},
-        {"limit": float("nan")},
-        {"limit": "1"},
+        {"stage_channels": {"blocks.0": 8}},
+        {"stage_channels": 7},
+        {"threshold": 0},
+        {"threshold": float("nan")},
+        {"threshold": "1"},
         {"sha256": None},
     ],
 )
 def test_facts_that_do_not_fit_the_gate_are_refused(copy, change):
     facts = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps(facts | {"gate": facts["gate"] | change}))
-    with pytest.raises(ModelError, match=r"this gate makes no sense|this is no model\.json"):
+    (copy / "model.json").write_text(json.dumps(facts | {"ood": facts["ood"] | change}))
+    with pytest.raises(ModelError, match=r"invalid OOD detector|this is no model\.json"):
         load_model(copy)
 
 
 def test_a_gate_of_another_network_is_refused(copy):
     facts = json.loads((copy / "model.json").read_text())
-    depths = {f"other.{name}": channels for name, channels in facts["gate"]["depths"].items()}
-    (copy / "model.json").write_text(json.dumps(facts | {"gate": facts["gate"] | {"depths": depths}}))
-    with pytest.raises(ModelError, match="its gate looks at other stages"):
+    depths = {f"other.{name}": channels for name, channels in facts["ood"]["stage_channels"].items()}
+    (copy / "model.json").write_text(json.dumps(facts | {"ood": facts["ood"] | {"stage_channels": depths}}))
+    with pytest.raises(ModelError, match="its OOD detector reads other stages"):
         load_model(copy)
 
 
 def test_a_gate_is_small(folder):
-    assert (folder / "gate.safetensors").stat().st_size < 1_000_000
+    assert (folder / "ood.safetensors").stat().st_size < 1_000_000

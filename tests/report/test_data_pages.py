@@ -90,7 +90,7 @@ def test_hostile_names_are_words_and_nothing_else(tmp_path):
     manifest = make_manifest(labels, 200)
     manifest = manifest.assign(path=[f"{i}<img src=x onerror=y>.png" for i in range(200)], source="<u>x</u>")
     said = [{"level": "warning", "text": "<s>loud</s>"}]
-    folder = build_description(tmp_path / "d", manifest, run={"command": "</style><k>", "said": said})
+    folder = build_description(tmp_path / "d", manifest, run={"command": "</style><k>", "messages": said})
     page = Page(write_dataset_page(folder).read_text(encoding="utf-8"))
     assert not page.open and not {"script", "u", "s", "k"} & page.tags
     assert "<script>alert(1)</script>" in page.text and "<s>loud</s>" in page.text and "\u202e" not in page.text
@@ -108,7 +108,7 @@ def test_many_classes_have_their_own_histograms_and_no_web_of_lines(tmp_path):
 def test_an_image_level_split_is_stamped(tmp_path):
     manifest = make_manifest(n=200)
     split = np.random.default_rng(0).choice(["train", "valid", "test"], 200)
-    folder = build_description(tmp_path / "d", manifest.assign(split=split, split_from="image"), thumbnails=False)
+    folder = build_description(tmp_path / "d", manifest.assign(split=split, split_origin="image"), thumbnails=False)
     assert "Image-level split Images of one patient may stand in several splits" in words_of(folder)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_without_a_manifest_says_what_to_name(tmp_path):
             write_dataset_page(folder)
 
 
-@pytest.mark.parametrize(("name", "content"), [("histograms.csv", "label,bin\na,x\n"), ("files.csv", "")])
+@pytest.mark.parametrize(("name", "content"), [("histograms.csv", "label,bin\na,x\n"), ("file_stats.csv", "")])
 def test_a_broken_file_is_named_with_the_way_out(drawn, tmp_path, name, content):
     shutil.copy(drawn / "manifest.csv", tmp_path)
     (tmp_path / name).write_text(content)

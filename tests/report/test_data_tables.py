@@ -10,17 +10,17 @@ from fastcxr.report.run_reader import read_dataset_record
 
 
 def described(folder, manifest, files=None):
-    build_description(folder, manifest, thumbnails=False, run={"said": []})
+    build_description(folder, manifest, thumbnails=False, run={"messages": []})
     if files is not None:
         columns = ["label", "kind", "width", "height", "images"]
-        pd.DataFrame(files, columns=columns).to_csv(folder / "files.csv", index=False)
+        pd.DataFrame(files, columns=columns).to_csv(folder / "file_stats.csv", index=False)
     return read_dataset_record(folder)
 
 
 def tiny(labels="aab", split="train", **columns):
     rows = {"source": "s", "path": [f"{i}.png" for i in range(len(labels))], "label": list(labels)}
-    rows |= {"patient": [f"p{i}" for i in range(len(labels))], "patient_from": "own"}
-    return pd.DataFrame(rows).assign(**({"split": split, "split_from": "given"} | columns))
+    rows |= {"patient": [f"p{i}" for i in range(len(labels))], "patient_origin": "image"}
+    return pd.DataFrame(rows).assign(**({"split": split, "split_origin": "given"} | columns))
 
 
 def titles(record):
@@ -97,5 +97,5 @@ def test_few_test_images_are_a_warning(tmp_path):
 
 
 def test_given_splits_are_not_called_drawn(tmp_path):
-    given, drawn = described(tmp_path / "1", tiny()), described(tmp_path / "2", tiny(split_from="patient"))
+    given, drawn = described(tmp_path / "1", tiny()), described(tmp_path / "2", tiny(split_origin="patient"))
     assert "The data gives no split" not in titles(given) and "The data gives no split" in titles(drawn)

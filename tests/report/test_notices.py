@@ -88,7 +88,7 @@ def show(folder):
 
 def test_the_terminal_repeats_the_warnings_of_the_report_but_those_that_it_has_printed(tmp_path):
     said = [{"level": "warning", "text": "3 images have no patient"}]
-    shown = show(build_blind(tmp_path, ("No_findings",), run={"said": said}))
+    shown = show(build_blind(tmp_path, ("No_findings",), run={"messages": said}))
     assert "\nwarning: No image is called Covid-19. Images in the test split: Covid-19" in shown
     assert "3 images have no patient" not in shown
     assert "External validity: unknown" not in shown  # a note

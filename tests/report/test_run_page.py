@@ -128,7 +128,7 @@ def test_the_page_shows_the_cohort_that_it_was_trained_on(whole, drawn):
 
 
 @pytest.mark.parametrize(
-    "gone", ["manifest.csv", "history.csv", "model.json", "learning_rate.csv", "histograms.csv", "files.csv"]
+    "gone", ["manifest.csv", "history.csv", "model.json", "learning_rate.csv", "histograms.csv", "file_stats.csv"]
 )
 def test_any_one_file_may_be_missing(drawn, tmp_path, gone):
     folder = shutil.copytree(drawn, tmp_path / "run")
@@ -139,14 +139,14 @@ def test_any_one_file_may_be_missing(drawn, tmp_path, gone):
 def test_an_image_level_split_is_stamped_with_the_patients_it_shares(tmp_path):
     manifest = make_manifest(n=200)
     split = np.random.default_rng(0).choice(["train", "valid", "test"], 200)
-    folder = build_run(tmp_path, manifest.assign(split=split, split_from="image"), recipe={"split": "image"})
+    folder = build_run(tmp_path, manifest.assign(split=split, split_origin="image"), recipe={"split": "image"})
     text = words_of(folder)
     assert "Image-level split Images of one patient may stand in several splits; figures are optimistic." in text
     assert re.search(r"\d+ of the \d+ patients in the test split also have training images", text)
 
 
 def test_given_splits_that_share_patients_are_stamped(tmp_path):
-    manifest = make_manifest(n=200).assign(split_from="given")
+    manifest = make_manifest(n=200).assign(split_origin="given")
     manifest.loc[manifest["split"] == "test", "patient"] = manifest.loc[manifest["split"] == "train", "patient"].iloc[0]
     assert "1 of the 1 patient in the test split also have training images" in words_of(build_run(tmp_path, manifest))
 
@@ -372,7 +372,7 @@ def test_a_model_that_looks_twice_says_so(tmp_path, mirror):
         tmp_path, recipe={"strategy": "rapid", "mirror_images": True, "weights": "imagenet"}, thumbnails=False
     )
     facts = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(facts | {"mirror_images": mirror}))
+    (folder / "model.json").write_text(json.dumps(facts | {"hflip_tta": mirror}))
     assert ("Each answer is the mean of those to an image and to its mirror image" in words_of(folder)) is mirror
 
 

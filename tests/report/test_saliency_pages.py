@@ -18,18 +18,18 @@ CHECK = {"correlation": [0.2, 0.04], "images": 4, "passed": True}
 
 
 def write_maps(folder, rows, **facts):
-    """explain.csv and explain.json as a run writes them. `rows`: role, path and class of each map."""
+    """saliency.csv and explain.json as a run writes them. `rows`: role, path and class of each map."""
     (folder / "figures" / "maps").mkdir(parents=True, exist_ok=True)
-    withheld = facts.get("withheld", "")
+    withheld = facts.get("failure_reason", "")
     table = []
     for number, (role, source, path, label) in enumerate(rows):
         name = "" if withheld else f"figures/maps/{number:04d}.jpg"
         if name:
             write_thumbnail(folder / name, number)
         table.append([role, source, path, label, label, 0.75, "" if withheld else 0.42, withheld, "", name])
-    columns = ["role", "source", "path", "predicted", "class", "probability", "outside", "note", "error", "file"]
-    pd.DataFrame(table, columns=columns).to_csv(folder / "explain.csv", index=False)
-    facts = {"method": "grad_cam", "withheld": "", "check": CHECK, "outside": {}} | facts
+    columns = ["role", "source", "path", "predicted", "class", "probability", "border_share", "note", "error", "file"]
+    pd.DataFrame(table, columns=columns).to_csv(folder / "saliency.csv", index=False)
+    facts = {"method": "grad_cam", "failure_reason": "", "check": CHECK, "border_share": {}} | facts
     (folder / "explain.json").write_text(json.dumps(facts))
     return folder
 
@@ -60,15 +60,17 @@ def test_the_most_wrong_images_and_the_typical_ones_stand_beside_their_maps(whol
 def test_attention_in_the_border_is_warned_of_from_more_than_half_on(whole):
     folder, rows = whole
     outside = {"flu": {"median": 0.51, "images": 8}, "none": {"median": 0.5, "images": 7}}
-    page = page_of(write_run_report(write_maps(folder, rows, outside=outside)))
+    page = page_of(write_run_report(write_maps(folder, rows, border_share=outside)))
     assert "Attention outside the central field" in page.text and "flu 51.0 % of 8 images. An even map" in page.text
-    page = page_of(write_run_report(write_maps(folder, rows, outside={"none": outside["none"]})))
+    page = page_of(write_run_report(write_maps(folder, rows, border_share={"none": outside["none"]})))
     assert "Attention outside" not in page.text and "50.0 %" in page.text
 
 
 def test_withheld_maps_are_not_in_the_report_and_it_says_why(whole):
     folder, rows = whole
-    text = write_run_report(write_maps(folder, rows, withheld="the map hardly changes")).read_text(encoding="utf-8")
+    text = write_run_report(write_maps(folder, rows, failure_reason="the map hardly changes")).read_text(
+        encoding="utf-8"
+    )
     assert "Heat maps withheld" in text and "The map hardly changes." in text
     assert "and its heat map, truth" not in text
 
@@ -81,8 +83,8 @@ def test_a_report_of_an_earlier_run_has_no_maps_and_no_word_of_them(tmp_path):
 def test_a_map_from_outside_the_folder_does_not_get_in(tmp_path):
     write_thumbnail(tmp_path / "secret.jpg", 1)
     folder = write_maps(tmp_path / "maps", [("", "here", "a.png", "flu")])
-    table = pd.read_csv(folder / "explain.csv", keep_default_na=False)
-    table.assign(file="../secret.jpg").to_csv(folder / "explain.csv", index=False)
+    table = pd.read_csv(folder / "saliency.csv", keep_default_na=False)
+    table.assign(file="../secret.jpg").to_csv(folder / "saliency.csv", index=False)
     assert "data:image" not in write_saliency_page(folder).read_text(encoding="utf-8")
 
 
@@ -94,5 +96,5 @@ def test_a_page_of_maps_is_redrawn_from_its_folder_alone(tmp_path):
 
 
 def test_a_folder_without_maps_says_what_to_name(tmp_path):
-    with pytest.raises(InputMissingError, match="no explain.csv.*Name one that fastcxr explain made"):
+    with pytest.raises(InputMissingError, match="no saliency.csv.*Name one that fastcxr explain made"):
         write_saliency_page(tmp_path)

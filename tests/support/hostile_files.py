@@ -164,7 +164,7 @@ def nonsense(folder, dice, marker):
 
 
 def lost_fact(folder, dice, marker):
-    name = dice.choice(["labels", "pixels", "backbone", "files", "format_version", "choices"])
+    name = dice.choice(["labels", "input_spec", "backbone", "files", "format_version", "choices"])
     change_facts(folder, lambda facts: facts.pop(name))
 
 
@@ -172,7 +172,7 @@ def no_json(folder, dice, marker):
     content = dice.choice([
         b"", b"null", b"[]", b"{" * 200_000, b"[" * 200_000, HTML, b"\xff\xfe\x00", pickle.dumps(Code(marker, dice)),
         b'{"format_version": ' + b"9" * 5000 + b"}", b'{"format_version": NaN}', b'{"a": 1}' + b" " * 65_000_000,
-        b'{"format_version": 1, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"format_version": 2, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     ])  # fmt: skip
     (folder / "model.json").write_bytes(content)
 
@@ -191,18 +191,18 @@ def path_as_a_backbone(folder, dice, marker):
 
 
 NONSENSE = [
-    ("format_version", 2**63), ("format_version", "1"), ("format_version", True), ("format_version", [1]),
+    ("format_version", 2**63), ("format_version", "2"), ("format_version", True), ("format_version", [2]),
     ("labels", ["a"]), ("labels", ["a", "a", "b"]), ("labels", "abc"), ("labels", [1, 2, 3]),
     ("labels", ["", "a", "b"]),
     ("labels", [str(k) for k in range(10**6)]), ("labels", {"a": 1}), ("labels", None),
-    ("pixels", {"image_size": 10**9, "mean": [0.5], "std": [0.2]}), ("pixels", []),
-    ("pixels", {"image_size": -64, "mean": [0.5] * 3, "std": [0.2] * 3}),
-    ("pixels", {"image_size": 64, "mean": [0.5] * 3, "std": [0.0] * 3}),
-    ("pixels", {"image_size": 64, "mean": ["0.5"] * 3, "std": [0.2] * 3}),
-    ("pixels", {"image_size": 64, "mean": [0.5] * 10**5, "std": [0.2] * 10**5}),
-    ("pixels", {"image_size": 64.5, "mean": [0.5] * 3, "std": [0.2] * 3}),
+    ("input_spec", {"image_size": 10**9, "mean": [0.5], "std": [0.2]}), ("input_spec", []),
+    ("input_spec", {"image_size": -64, "mean": [0.5] * 3, "std": [0.2] * 3}),
+    ("input_spec", {"image_size": 64, "mean": [0.5] * 3, "std": [0.0] * 3}),
+    ("input_spec", {"image_size": 64, "mean": ["0.5"] * 3, "std": [0.2] * 3}),
+    ("input_spec", {"image_size": 64, "mean": [0.5] * 10**5, "std": [0.2] * 10**5}),
+    ("input_spec", {"image_size": 64.5, "mean": [0.5] * 3, "std": [0.2] * 3}),
     ("head", {"hidden": [10**9]}), ("head", {"hidden": [99_999, 99_999]}), ("head", {"hidden": [-1]}),
-    ("head", {"hidden": [8] * 10**4}), ("head", {"dropout": 2}), ("head", {"depths": "yes"}), ("head", {"x": 1}),
+    ("head", {"hidden": [8] * 10**4}), ("head", {"dropout": 2}), ("head", {"multi_scale": "yes"}), ("head", {"x": 1}),
     ("backbone", None), ("backbone", "resnet18"), ("backbone", {"library": "timm"}), ("backbone", {"name": ["a"]}),
     ("backbone", {"library": "timm", "name": "vit_giant_patch14_dinov2"}),
     ("backbone", {"library": "os", "name": "system"}), ("choices", []), ("choices", None),

@@ -27,11 +27,11 @@ def query_index(folder: Path, query: str) -> list:
 
 
 def count_stored_images(size=SIZE) -> int:
-    return query_index(find_store_dir(size), "SELECT count(*) FROM squares")[0][0]
+    return query_index(find_store_dir(size), "SELECT count(*) FROM images")[0][0]
 
 
 def flip_byte(slot: int, size=SIZE) -> None:
-    with (find_store_dir(size) / "squares").open("r+b") as file:
+    with (find_store_dir(size) / "images").open("r+b") as file:
         file.seek(slot * size**2 + 100)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)

@@ -24,9 +24,9 @@ def make_manifest(labels=LABELS, n=1000, seed=0):
             "path": name,
             "label": [labels[k] for k in kind],
             "patient": [f"{p:08d}" for p in patient],
-            "patient_from": "nih",
+            "patient_origin": "nih",
             "split": split,
-            "split_from": "patient",
+            "split_origin": "patient",
         }
     )
 
@@ -94,7 +94,7 @@ RECIPE = {
 def make_model(labels=LABELS, **choices):
     rates = [{"stage": stage, "rate": rate, "found": True, "reason": "valley"} for stage, rate in RATES.items()]
     return {
-        "format_version": 1,
+        "format_version": 2,
         "kind": "single_label",
         "labels": list(labels),
         "backbone": {
@@ -105,7 +105,7 @@ def make_model(labels=LABELS, **choices):
             "weights_sha256": None,
             "parameters": 2_227_715,
         },
-        "pixels": {"image_size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "input_spec": {"image_size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
         "choices": {"device": "cpu", "precision": "fp32", "learning_rates": rates, "monitor": "auroc", "best_epoch": 7}
         | {"best_value": 0.9457}
         | choices,
@@ -120,7 +120,7 @@ RUN = {
     "seconds": 252.7,
     "versions": {"fastcxr": "0.1.0", "python": "3.12.4", "torch": "2.8.0", "fastai": "2.8.12", "timm": "1.0.20"},
     "machine": "Linux x86_64, 2 cores, no GPU",
-    "said": [
+    "messages": [
         {"level": "info", "text": "3 classes, 1,000 images, 401 patients from NIH file names"},
         {"level": "warning", "text": "mobilenetv2_100 has several pretrained tags: ra_in1k was taken"},
     ],
@@ -151,7 +151,7 @@ def write_thumbnails(folder, samples, wrong):
 
 
 def write_histograms(folder, manifest):
-    """histograms.csv and files.csv of a cohort whose classes differ a little."""
+    """histograms.csv and file_stats.csv of a cohort whose classes differ a little."""
     center, rows = np.linspace(-1, 1, 64), []
     for k, (label, of_class) in enumerate(manifest.groupby("label")):
         mean = np.exp(-((center - 0.1 * k) ** 2) * 3)
@@ -161,7 +161,7 @@ def write_histograms(folder, manifest):
     pd.concat(rows).to_csv(folder / "histograms.csv", index=False)
     sizes = manifest.groupby("label").size().clip(upper=200).rename("images").reset_index()
     sizes = sizes.assign(kind="PNG", width=1024, height=900)
-    sizes[["label", "kind", "width", "height", "images"]].to_csv(folder / "files.csv", index=False)
+    sizes[["label", "kind", "width", "height", "images"]].to_csv(folder / "file_stats.csv", index=False)
 
 
 def build_description(folder, manifest=None, run=(), thumbnails=True):

@@ -40,9 +40,9 @@ def make_manifest(rows: list[tuple[str, str]], source: str = "here") -> pd.DataF
             "path": paths,
             "label": table["label"],
             "patient": table["patient"],
-            "patient_from": "column",
+            "patient_origin": "column",
             "split": blank,
-            "split_from": blank,
+            "split_origin": blank,
             "file": [f"/nowhere/{path}" for path in paths],
         }
     )
@@ -67,4 +67,4 @@ def make_copied(root: Path, images: int = 30, labels: tuple[str, ...] = ("x", "y
                 rows.append((path, label))
     paths = [path for path, _ in rows]
     manifest = make_manifest([(f"image:{path}", label) for path, label in rows])
-    return manifest.assign(path=paths, patient_from="own", file=[str(root / path) for path in paths])
+    return manifest.assign(path=paths, patient_origin="image", file=[str(root / path) for path in paths])

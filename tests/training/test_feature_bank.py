@@ -26,7 +26,7 @@ def test_one_pass_serves_every_fold_and_later_learners_of_the_same_body(toy_mani
 def test_where_nothing_can_be_kept_one_pass_serves_every_fold_all_the_same(
     toy_manifest, passes, temporary, monkeypatch, limit
 ):
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", limit)
+    monkeypatch.setenv("FASTCXR_CACHE_GB", limit)
     fold = toy_manifest.assign(split=toy_manifest["split"].map({"train": "test", "valid": "train", "test": "valid"}))
     first, second = (make_feature_bank(make(manifest), RECIPE, SILENT) for manifest in (toy_manifest, fold))
     assert np.array_equal(first.features, second.features)

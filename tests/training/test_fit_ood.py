@@ -46,7 +46,7 @@ def test_features_that_are_no_numbers_give_no_gate(many_toys, monkeypatch, caplo
     monkeypatch.setattr(module, "_compute_features", lambda learner, files, *rest: np.full((len(files), 8), np.nan))
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(make(many_toys), SILENT) is None
-    assert "no gate: what its stages see is no number" in caplog.text
+    assert "no OOD detector: what its stages see is no number" in caplog.text
 
 
 @pytest.mark.parametrize(("count", "rank"), [(1, 1), (19, 19), (33, 33), (66, 65), (99, 97), (999, 970)])
@@ -86,14 +86,14 @@ def test_looking_leaves_no_hook_behind(many_toys):
 def test_without_enough_validation_patients_there_is_no_gate_and_it_says_so(toy_manifest, caplog):
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert trained(toy_manifest).ood_detector is None
-    assert "no gate: 3 validation patients, at least 19 are needed" in caplog.text
+    assert "no OOD detector: 3 validation patients, at least 19 are needed" in caplog.text
 
 
 def test_a_network_whose_stages_are_not_known_has_no_gate(many_toys, caplog):
     learner = make(many_toys, RECIPE.replace(backbone="torchvision:squeezenet1_1", strategy="deep"))
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(learner, SILENT) is None
-    assert "no gate: its stages are not known" in caplog.text
+    assert "no OOD detector: its stages are not known" in caplog.text
 
 
 def test_of_a_large_cohort_only_a_part_is_looked_at(many_toys, monkeypatch):

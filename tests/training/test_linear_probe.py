@@ -149,7 +149,7 @@ def test_a_few_rows_at_once_give_the_same_head_as_all(uneven, one_strength, monk
 def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
     learner, row = fit(toy_manifest)
     head = find_head(learner.model)
-    still = head.deviation <= linear_probe.MIN_DEVIATION
+    still = head.std <= linear_probe.MIN_DEVIATION
     assert still.any(), "some channels of a random network are dead"
     assert head.linear.weight[:, still].abs().max() < head.linear.weight[:, ~still].abs().max()
     assert np.isfinite(row["train_loss"])
@@ -179,7 +179,7 @@ def test_in_the_end_the_head_is_fitted_on_validation_images_too(toy_manifest, on
     x, _ = standardised(learner, bank, parts[0])
     both = parts[0].concat(parts[1])
     rows = np.concatenate([bank.features[view, both.rows] for view in range(2)]).astype(np.float64)
-    rows = (rows - learner.model.classifier.mean.numpy()) / learner.model.classifier.deviation.numpy()
+    rows = (rows - learner.model.classifier.mean.numpy()) / learner.model.classifier.std.numpy()
     model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels, 2))
     linear = find_head(learner.model).linear
     ours = torch.softmax(torch.from_numpy(x).float() @ linear.weight.T + linear.bias, dim=1).detach().numpy()
@@ -203,7 +203,7 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
     learner = make(toy_manifest)
     train(learner, RECIPE)
     both = extract_classifier(learner)
-    assert both.mirror_images
+    assert both.hflip_tta
     turned = []
     for number, file in enumerate(toy_manifest["file"]):
         ImageOps.mirror(Image.open(file)).save(tmp_path / f"{number}.png")
@@ -211,7 +211,7 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
     tables = (toy_manifest, toy_manifest.assign(file=turned))
     found, same = (predict(both, table).probability for table in tables)
     np.testing.assert_allclose(found, same, atol=1e-4)
-    one, other = (np.log(predict(replace(both, mirror_images=False), table).probability) for table in tables)
+    one, other = (np.log(predict(replace(both, hflip_tta=False), table).probability) for table in tables)
     assert not np.allclose(one, other, atol=1e-2)
     mean = np.exp((one + other) / 2)
     np.testing.assert_allclose(found, mean / mean.sum(axis=1, keepdims=True), atol=1e-4)
@@ -220,7 +220,7 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
 def test_a_head_without_mirrored_images_answers_for_one_view(toy_manifest):
     learner = make(toy_manifest, RECIPE.replace(mirror_images=False))
     train(learner, RECIPE.replace(mirror_images=False))
-    assert not extract_classifier(learner).mirror_images
+    assert not extract_classifier(learner).hflip_tta
 
 
 def test_validation_images_are_answered_by_the_head_that_had_not_seen_them(toy_manifest):
@@ -288,7 +288,7 @@ def made_up_part(rows=60, features=5, offset=0.0):
 
 def fit_made_up(part):
     width = part.features.shape[2]
-    head = SimpleNamespace(linear=torch.nn.Linear(width, 3), mean=torch.zeros(width), deviation=torch.ones(width))
+    head = SimpleNamespace(linear=torch.nn.Linear(width, 3), mean=torch.zeros(width), std=torch.ones(width))
     return linear_probe.fit_probe(head, LabelSmoothingCrossEntropy(0.0), part, replace(part), SILENT)
 
 

@@ -59,7 +59,7 @@ def test_what_was_spent_before_counts_however_often_a_run_was_broken_off():
 def test_as_many_epochs_are_chosen_as_fit(learner, a_step_takes):
     a_step_takes(3.0)
     train, valid = len(learner.dls.train), len(learner.dls.valid)
-    epoch, afterwards = 3.0 * train + valid, 2 * valid + (train + valid)  # a report, and the gate
+    epoch, afterwards = 3.0 * train + valid, 2 * valid + (train + valid)  # a report, and the OOD detector
     assert compute_epochs_in_time(learner, 4, 2.5 * epoch + afterwards) == (2, epoch)
     assert compute_epochs_in_time(learner, 4, 2.5 * epoch + afterwards, n_steps_before=math.ceil(0.6 * epoch / 3)) == (
         1,

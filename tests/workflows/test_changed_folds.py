@@ -98,6 +98,6 @@ def test_folds_with_patients_apart_of_other_images_are_refused_before_the_others
     add(data)
     for number in (1, 2):
         shutil.rmtree(folder / f"fold-{number}")
-    with pytest.raises(DataError, match="patients_apart/fold-1: fold 1 was run on other images: 1 of the data"):
+    with pytest.raises(DataError, match="patient_split/fold-1: fold 1 was run on other images: 1 of the data"):
         cross_validate(recipe, folder)
     assert not (folder / "fold-1").exists()

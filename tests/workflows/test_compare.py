@@ -38,7 +38,7 @@ def test_the_page_and_the_numbers_say_the_same(runs, tmp_path):
     page = compare(reversed(runs), tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [row["name"] for row in facts["rows"]] == ["study-1/run", "study-2/run"]
-    assert facts["shared"] == 120 and facts["patients"] == 40
+    assert facts["n_shared_images"] == 120 and facts["patients"] == 40
     text = page.read_text()
     assert "the 120 images of 40 patients that every one of them was scored on" in text
     value, low, high = facts["rows"][0]["auroc"]

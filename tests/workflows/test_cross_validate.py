@@ -136,9 +136,9 @@ def of_two_kinds(pooled, tmp_path_factory):
 def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_the_gap(of_two_kinds):
     here, apart = (
         json.loads((folder / "metrics.json").read_text())["oof"]
-        for folder in (of_two_kinds, of_two_kinds / "patients_apart")
+        for folder in (of_two_kinds, of_two_kinds / "patient_split")
     )
-    table = pd.read_csv(of_two_kinds / "patients_apart" / "predictions.csv", dtype=str)
+    table = pd.read_csv(of_two_kinds / "patient_split" / "predictions.csv", dtype=str)
     assert table.groupby("patient")["fold"].nunique().max() == 1
     page = (of_two_kinds / "report.html").read_text()
     assert "by a model that did not see it." in page and "nor its patient" not in page
@@ -147,8 +147,8 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
 
 
 def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
-    assert not (pooled[1] / "patients_apart").exists()
-    assert not (of_two_kinds / "patients_apart" / "patients_apart").exists()
+    assert not (pooled[1] / "patient_split").exists()
+    assert not (of_two_kinds / "patient_split" / "patient_split").exists()
 
 
 def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path):
@@ -189,7 +189,7 @@ def test_images_that_were_left_out_are_counted_once_in_everything_that_is_said_o
 
 
 def test_a_warning_about_the_cohort_stands_once_on_the_pooled_report(damaged):
-    said = json.loads((damaged / "run.json").read_text())["said"]
+    said = json.loads((damaged / "run.json").read_text())["messages"]
     assert [line["text"].startswith(NOBODYS) for line in said if NOBODYS in line["text"]] == [True]
     assert (damaged / "report.html").read_text().count(NOBODYS) == 2, "as a notice, and in the list of what was said"
     assert NOBODYS in (damaged / "MODEL_CARD.md").read_text()
@@ -223,7 +223,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     monkeypatch.setattr(
         feature_bank, "fill_feature_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
     )
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
@@ -262,7 +262,7 @@ def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tm
         cross_validate(recipe, tmp_path / "run")
     assert [line for line in listener.heard if line.startswith("the splits that")] == said
     for place in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):
-        lines = json.loads((place / "run.json").read_text())["said"]
+        lines = json.loads((place / "run.json").read_text())["messages"]
         assert [line for line in lines if line["text"] == ANEW] == [{"level": "info", "text": ANEW}] * len(said)
 
 

@@ -43,7 +43,7 @@ def test_a_cohort_is_described_in_a_folder_of_its_own(call, toys, tmp_path):
     assert (done.returncode, done.stdout.strip()) == (0, "runs/describe-toys-1/describe.html"), done.stderr
     folder = tmp_path / "runs" / "describe-toys-1"
     assert {path.name for path in folder.iterdir()} == {
-        "manifest.csv", "histograms.csv", "files.csv", "run.json", "describe.html", "figures",
+        "manifest.csv", "histograms.csv", "file_stats.csv", "run.json", "describe.html", "figures",
     }  # fmt: skip
     page = (folder / "describe.html").read_text(encoding="utf-8")
     assert "3 classes, 30 images, 15 patients from NIH file names" in page
@@ -117,7 +117,7 @@ def test_warnings_stand_on_the_page(call, toys, tmp_path):
         file.rename(file.parent / f"x{number:02d}y.png")
     done = call("--data", "toys", "--out", "described")
     assert "warning: no image says whose it is" in done.stderr
-    said = json.loads((tmp_path / "described" / "run.json").read_text())["said"]
+    said = json.loads((tmp_path / "described" / "run.json").read_text())["messages"]
     assert [line for line in said if line["level"] == "warning"]
     assert "no image says whose it is" in (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
 

@@ -33,7 +33,7 @@ def test_every_image_is_scored_once_by_a_model_that_never_saw_its_source(pooled)
     outside = table[table["split"] == "oof"]
     assert len(outside) == 3 * (24 + 16) and not outside.duplicated(["source", "path"]).any()
     assert (outside["fold"] == outside["source"]).all()
-    inside = table[table["split"] == "internal"]
+    inside = table[table["split"] == "internal_test"]
     assert (inside["fold"] != inside["source"]).all()
     for place in ("source-1", "source-2"):
         manifest = pd.read_csv(pooled / place / "manifest.csv", dtype=str)
@@ -43,10 +43,10 @@ def test_every_image_is_scored_once_by_a_model_that_never_saw_its_source(pooled)
 
 def test_the_pooled_report_gives_the_drop_of_each_source(pooled):
     metrics = json.loads((pooled / "metrics.json").read_text())
-    assert list(metrics["drops"]) == ["clinic", "ward"]
+    assert list(metrics["external_drop"]) == ["clinic", "ward"]
     for place, name in (("source-1", "clinic"), ("source-2", "ward")):
         alone = json.loads((pooled / place / "metrics.json").read_text())
-        assert metrics["drops"][name]["figures"] == alone["drops"][name]["figures"]
+        assert metrics["external_drop"][name]["figures"] == alone["external_drop"][name]["figures"]
     page = (pooled / "report.html").read_text()
     assert "2 sources held out in turn" in page and "Where it was trained, and elsewhere" in page
     assert "External validity: unknown" not in page

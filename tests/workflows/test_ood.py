@@ -57,19 +57,19 @@ def test_a_run_reports_its_false_alarms_and_is_verified(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     table = pd.read_csv(finished / "predictions.csv", keep_default_na=False)
     test = table[table["split"] == "test"]
-    found = metrics["test"]["gate"]
-    assert (found["images"], found["strange"]) == (len(test), (test["like_training"] == "no").sum())
-    assert "False alarms of the gate" in (finished / "report.html").read_text()
+    found = metrics["test"]["ood"]
+    assert (found["n_images"], found["n_ood"]) == (len(test), (test["in_distribution"] == "no").sum())
+    assert "False alarms of the OOD detector" in (finished / "report.html").read_text()
     assert verify(finished)[0] == []
 
 
-def test_a_like_training_that_somebody_changed_is_found(finished, tmp_path):
+def test_a_changed_in_distribution_value_is_found(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     text = (folder / "predictions.csv").read_text()
     assert ",yes" in text
     (folder / "predictions.csv").write_text(text.replace(",yes", ",no"))
     write_checksums(folder, list_files(folder))  # who can change a file can mend its checksum
-    assert any("gate.strange" in fault.problem for fault in verify(folder)[0])
+    assert any("ood.n_ood" in fault.problem for fault in verify(folder)[0])
 
 
 def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, monkeypatch, capfd):
@@ -80,8 +80,8 @@ def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, mo
         main()
     table = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
     assert table["predicted"].eq("").all() and table["above_threshold"].eq("").all()
-    assert table["uncertain"].eq("yes").all() and table["like_training"].eq("no").all()
-    assert (table["strangeness"] > 1).all()
+    assert table["uncertain"].eq("yes").all() and table["in_distribution"].eq("no").all()
+    assert (table["ood_score"] > 1).all()
     assert "0 images classified, 0 not readable, 4 not like the training images, left open" in capfd.readouterr().err
 
 
@@ -96,9 +96,9 @@ def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_togethe
     cross_validate(RECIPE.replace(data=str(toy_folder), folds=2), tmp_path / "folds")
     metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
     parts = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
-    assert metrics["oof"]["gate"]["images"] == 30
-    assert metrics["oof"]["gate"]["strange"] == sum(part["test"]["gate"]["strange"] for part in parts)
-    assert "False alarms of the gate" in (tmp_path / "folds" / "report.html").read_text()
+    assert metrics["oof"]["ood"]["n_images"] == 30
+    assert metrics["oof"]["ood"]["n_ood"] == sum(part["test"]["ood"]["n_ood"] for part in parts)
+    assert "False alarms of the OOD detector" in (tmp_path / "folds" / "report.html").read_text()
     assert verify(tmp_path / "folds")[0] == []
 
 

@@ -92,7 +92,7 @@ def trained(listed, tmp_path_factory):
 
 
 def test_no_output_of_a_table_of_absolute_paths_names_any(listed, trained, tmp_path):
-    assert {"skipped.csv", "manifest.csv", "predictions.csv", "explain.csv", "report.html"} <= set(os.listdir(trained))
+    assert {"skipped.csv", "manifest.csv", "predictions.csv", "saliency.csv", "report.html"} <= set(os.listdir(trained))
     assert find_leaks(trained, *SECRETS) == []
     describe(Recipe(data=str(listed)), tmp_path / "shown", command=f"fastcxr describe --data {listed}")
     assert find_leaks(tmp_path / "shown", *SECRETS) == []

@@ -70,7 +70,7 @@ def break_off(recipe, folder, monkeypatch, batches=5, **options):
 def test_a_run_that_was_broken_off_ends_as_one_that_was_left_in_peace(recipe, whole, tmp_path, monkeypatch):
     broken = tmp_path / "run"
     break_off(recipe, broken, monkeypatch, command="fastcxr train")
-    assert (broken / "state" / "cohort.csv").exists()
+    assert (broken / "state" / "initial_manifest.csv").exists()
     assert not (broken / "model.safetensors").exists()
     run(recipe, broken, command="fastcxr resume")
     assert json.loads((broken / "run.json").read_text())["command"] == "fastcxr train"
@@ -180,7 +180,7 @@ def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, m
     assert (tmp_path / "second" / "run" / "model.safetensors").read_bytes() == (
         whole / "model.safetensors"
     ).read_bytes()
-    said = json.loads((tmp_path / "second" / "run" / "run.json").read_text())["said"]
+    said = json.loads((tmp_path / "second" / "run" / "run.json").read_text())["messages"]
     assert [line["text"] for line in said if line["text"].startswith("going on")] == ["going on after 1 of 2 epochs"]
     assert not (tmp_path / "drive" / "run").exists()
 

@@ -32,7 +32,7 @@ def test_what_is_said_in_a_run_is_kept_whatever_the_callers_logging_shows(tmp_pa
         logging.getLogger("fastcxr").info("3 classes")
         logging.getLogger("fastcxr").warning("a patient stands in two splits")
     account = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert account["said"] == [
+    assert account["messages"] == [
         {"level": "info", "text": "3 classes"},
         {"level": "warning", "text": "a patient stands in two splits"},
     ]
@@ -72,7 +72,7 @@ def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp
     folder = write_run(tmp_path / "run", learner, training, predictions if headline == "test" else valid(predictions))
     assert json.loads((folder / "model.json").read_text())["calibration"]["temperature"] != 1
     written = read_predictions(folder / "predictions.csv").table.set_index(["source", "path"])
-    maps = pd.read_csv(folder / "explain.csv")
+    maps = pd.read_csv(folder / "saliency.csv")
     assert len(maps) > 10
     for row in maps.to_dict("records"):
         expected = written.loc[(row["source"], row["path"])]
@@ -111,10 +111,10 @@ def test_what_cannot_be_drawn_costs_a_finished_training_nothing_else(
     assert words in page and reason in page
     for name in ("model.safetensors", "model.json", "predictions.csv", "metrics.json", "manifest.csv", "SHA256SUMS"):
         assert (folder / name).is_file(), name
-    said = json.loads((folder / "run.json").read_text())["said"]
+    said = json.loads((folder / "run.json").read_text())["messages"]
     assert any(line["level"] == "warning" and reason in line["text"] for line in said)
     has_maps = "saliency" not in words
-    assert (folder / "explain.csv").exists() == (folder / "figures" / "maps").exists() == has_maps
+    assert (folder / "saliency.csv").exists() == (folder / "figures" / "maps").exists() == has_maps
     assert not verify(folder)[0]
 
 

@@ -1,7 +1,7 @@
 """The files of a cohort and a size come in; their squares, each decoded once on this machine, go out.
 
 Squares are kept by content, size and reader in the user's cache folder, for all runs: see `fastcxr.data.cache`.
-FASTCXR_CACHE_LIMIT says how many GB may be kept there (20); with 0, or where the folder cannot be used, a temporary
+FASTCXR_CACHE_GB says how many GB may be kept there (20); with 0, or where the folder cannot be used, a temporary
 one takes its place until the process ends.
 """
 

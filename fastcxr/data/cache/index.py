@@ -22,14 +22,14 @@ from fastcxr.data.imaging.sniff import Remarks, collecting, open_file
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import ImageError
 
-IMAGES_FILE, INDEX_FILE = "squares", "index.sqlite"
+IMAGES_FILE, INDEX_FILE = "images", "index.sqlite"
 LOCK_TIMEOUT_SECONDS = 120.0  # seconds for another process, which writes for less than one at a time
 SCHEMA = (
     # AUTOINCREMENT: the number of a square that was forgotten must not become another's, whom a reader would overwrite
-    "CREATE TABLE IF NOT EXISTS squares "
-    "(slot INTEGER PRIMARY KEY AUTOINCREMENT, content BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS images "
+    "(slot INTEGER PRIMARY KEY AUTOINCREMENT, content_hash BLOB NOT NULL UNIQUE, crc INTEGER NOT NULL, "
     "warnings TEXT NOT NULL, peak INTEGER)",  # a JSON object, and NULL, where nothing was remarked
-    "CREATE TABLE IF NOT EXISTS files (state BLOB PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS files (signature BLOB PRIMARY KEY, content_hash BLOB NOT NULL) WITHOUT ROWID",
 )
 NO_LOCATION = (0, 0)  # slots begin with 1
 MIN_FILE_AGE_SECONDS = (
@@ -73,11 +73,11 @@ class ImageIndex:
         """Slot and checksum of each state, shape (n, 2); zeros where it is not known."""
         with self.lock, self.connection:
             self.connection.execute("BEGIN")
-            self.connection.execute("CREATE TEMP TABLE asked (number INTEGER PRIMARY KEY, state BLOB)")
+            self.connection.execute("CREATE TEMP TABLE asked (number INTEGER PRIMARY KEY, signature BLOB)")
             self.connection.executemany("INSERT INTO asked VALUES (?, ?)", enumerate(signatures))
             rows = self.connection.execute(
-                "SELECT ifnull(slot, 0), ifnull(crc, 0) FROM asked LEFT JOIN files USING (state) "
-                "LEFT JOIN squares USING (content) ORDER BY number"
+                "SELECT ifnull(slot, 0), ifnull(crc, 0) FROM asked LEFT JOIN files USING (signature) "
+                "LEFT JOIN images USING (content_hash) ORDER BY number"
             )
             locations = np.fromiter((number for row in rows for number in row), np.int64).reshape(-1, 2)
             self.connection.execute("DROP TABLE asked")
@@ -87,7 +87,7 @@ class ImageIndex:
         """What was remarked on squares when they were decoded, by slot; only those on which something was."""
         with self.lock:
             remarked = "warnings != '{}' OR peak IS NOT NULL"
-            rows = self.connection.execute(f"SELECT slot, warnings, peak FROM squares WHERE {remarked}").fetchall()
+            rows = self.connection.execute(f"SELECT slot, warnings, peak FROM images WHERE {remarked}").fetchall()
         return {slot: Remarks(json.loads(warnings), peak) for slot, warnings, peak in rows}
 
     def is_known(self, content_hash: bytes) -> bool:
@@ -110,7 +110,7 @@ class ImageIndex:
         if location is None:
             crc = zlib.crc32(decoded.image)
             row = decoded.content_hash, crc, json.dumps(decoded.remarks.warnings), decoded.remarks.peak
-            insert = "INSERT INTO squares (content, crc, warnings, peak) VALUES (?, ?, ?, ?)"
+            insert = "INSERT INTO images (content_hash, crc, warnings, peak) VALUES (?, ?, ?, ?)"
             slot = self.connection.execute(insert, row).lastrowid
             write_image(slot, decoded.image)
             location = slot, crc
@@ -121,19 +121,21 @@ class ImageIndex:
         return location
 
     def _find_location(self, content_hash: bytes) -> tuple[int, int] | None:
-        return self.connection.execute("SELECT slot, crc FROM squares WHERE content = ?", (content_hash,)).fetchone()
+        return self.connection.execute(
+            "SELECT slot, crc FROM images WHERE content_hash = ?", (content_hash,)
+        ).fetchone()
 
     def delete(self, slot: int) -> None:
         """The square in this slot is not to be trusted."""
-        self.connection.execute("DELETE FROM squares WHERE slot = ?", (slot,))
+        self.connection.execute("DELETE FROM images WHERE slot = ?", (slot,))
 
     def delete_truncated(self, count_slots: Callable[[], int]) -> None:
         """Forget squares whose bytes are gone, because somebody cut the file; `count` says how many slots it holds."""
         # in this order: what is in the index has its bytes already, however many others are being added
-        last = self.connection.execute("SELECT ifnull(max(slot), 0) FROM squares").fetchone()[0]
+        last = self.connection.execute("SELECT ifnull(max(slot), 0) FROM images").fetchone()[0]
         n_slots = count_slots()
         if last >= n_slots:
-            self.connection.execute("DELETE FROM squares WHERE slot BETWEEN ? AND ?", (n_slots, last))
+            self.connection.execute("DELETE FROM images WHERE slot BETWEEN ? AND ?", (n_slots, last))
 
 
 def file_signature(file: str, depth: int | None = None) -> bytes | None:

@@ -1,6 +1,6 @@
 """Where pictures are kept, how many bytes they may take, and which of them go first.
 
-`$XDG_CACHE_HOME/fastcxr/pictures` holds a shelf for each size and reader. FASTCXR_CACHE_LIMIT says how many GB pictures
+`$XDG_CACHE_HOME/fastcxr/images` holds a shelf for each size and reader. FASTCXR_CACHE_GB says how many GB pictures
 and the banks of features beside them may take; half of the disk that would be free without them is the most anyway.
 """
 
@@ -27,7 +27,7 @@ from fastcxr.data.cache.index import INDEX_FILE
 from fastcxr.data.imaging.read import READER_VERSION
 from fastcxr.errors import RecipeError
 
-CACHE_LIMIT_VARIABLE, DEFAULT_LIMIT_GB = "FASTCXR_CACHE_LIMIT", "20"
+CACHE_GB_VARIABLE, DEFAULT_LIMIT_GB = "FASTCXR_CACHE_GB", "20"
 IMAGE_QUOTA_FRACTION = 0.75  # of the limit; the banks have the rest
 DECODER_PACKAGES = (
     "pillow",
@@ -39,7 +39,7 @@ DECODER_PACKAGES = (
     "pylibjpeg-rle",
     "pyjpegls",
 )
-FORMAT = 2  # raise it when the tables of the index change: shelves of another format are not read
+FORMAT = 3  # raise it when the tables of the index change: shelves of another format are not read
 STORE_NAME_PATTERN = re.compile(r"(\d+)px-.*")
 USE_LOCK_NAME = "lock"  # held by everyone who uses the folder; its time is that of the last use
 REMOVED_PREFIX = ".gone-"
@@ -66,7 +66,7 @@ class CacheDir:
     @property
     def image_dir(self) -> Path:
         """The folder of all shelves."""
-        return self.folder / "pictures"
+        return self.folder / "images"
 
     @property
     def feature_dir(self) -> Path:
@@ -78,7 +78,7 @@ def user_cache() -> CacheDir:
     """The user's, where things are kept for later runs. Raises CannotStoreError for a limit of nothing."""
     limit = read_cache_limit()
     if not limit:
-        raise CannotStoreError(f"{CACHE_LIMIT_VARIABLE} is 0")
+        raise CannotStoreError(f"{CACHE_GB_VARIABLE} is 0")
     return CacheDir(find_image_cache_dir().parent, limit)
 
 
@@ -94,7 +94,7 @@ def find_image_cache_dir() -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise CannotStoreError("this user has no home folder") from error
-    return cache / "fastcxr" / "pictures"
+    return cache / "fastcxr" / "images"
 
 
 def find_store_dir(size: int) -> Path:
@@ -120,14 +120,14 @@ def _hash_decoder_versions() -> str:
 
 def read_cache_limit() -> float:
     """The most bytes that shelves and banks may take together, as the user said it; 0 for none. Raises RecipeError."""
-    text = os.environ.get(CACHE_LIMIT_VARIABLE) or DEFAULT_LIMIT_GB
+    text = os.environ.get(CACHE_GB_VARIABLE) or DEFAULT_LIMIT_GB
     try:
         limit_gb = float(text)
     except ValueError:
         limit_gb = math.nan
     if not limit_gb >= 0:
         fix = f"Set it to a number such as {DEFAULT_LIMIT_GB}, or to 0 to keep no pictures"
-        raise RecipeError(f"{CACHE_LIMIT_VARIABLE} is {text!r}, no number of gigabytes", fix)
+        raise RecipeError(f"{CACHE_GB_VARIABLE} is {text!r}, no number of gigabytes", fix)
     return limit_gb * 1e9
 
 
@@ -191,7 +191,7 @@ def _count_images(index: Path) -> int | None:
     try:
         connection = sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
-            return connection.execute("SELECT count(*) FROM squares").fetchone()[0]
+            return connection.execute("SELECT count(*) FROM images").fetchone()[0]
         finally:
             connection.close()
     except sqlite3.Error:

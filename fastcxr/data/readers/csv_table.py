@@ -26,7 +26,7 @@ log = logging.getLogger("fastcxr")
 
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "finding", "findinglabels", "diagnosis", "target", "category")
 KNOWN_COLUMNS = ("path", "label", "patient", "source", "split")
-RESERVED_COLUMNS = {"file", "predicted", "error", "strangeness", "like_training", "patient_from", "split_from"}
+RESERVED_COLUMNS = {"file", "predicted", "error", "ood_score", "in_distribution", "patient_origin", "split_origin"}
 MULTI_LABEL_PROBLEM = "this table gives several labels an image; fastcxr trains one label an image (kind: single_label)"
 ONE_LABEL_FIX = "Give one label column with one label in each cell, and leave out images that have several"
 

@@ -34,8 +34,8 @@ RUNS_DIR = "runs"  # where folders are made that nobody named
 FILE_MARKERS = {  # what stands in a file of ours, and by chance in no other of this name
     "recipe.json": '"given_splits"',
     "run.json": '"fastcxr"',
-    "compare.json": '"shared"',
-    "explain.json": '"withheld"',
+    "compare.json": '"n_shared_images"',
+    "explain.json": '"failure_reason"',
 }
 
 

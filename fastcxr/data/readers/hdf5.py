@@ -6,7 +6,7 @@ What a file holds, version 1 (rows of one index belong together):
            packed with a size, one array (n, size, size)
 - labels   n numbers, each a place in `classes`, the list of class names
 - names    n paths, below the folder that was packed; patients, sources, splits ("" is none) and sha256 of the files
-- columns  a group of further columns, n texts each ("" is none); `patient_from` and `split_from` say where patients
+- columns  a group of further columns, n texts each ("" is none); `patient_origin` and `split_origin` say where patients
            and splits were read, and are not in files of earlier releases; `bit_depth` is that with which an image was
            read, where its file stated none
 

@@ -113,12 +113,12 @@ def assert_in_memory(caplog, temporary: Path, words: str) -> None:
 
 
 def test_with_a_limit_of_nothing_the_bank_goes_with_the_process(caplog, monkeypatch, temporary):
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
-    assert_passing(caplog, temporary, "FASTCXR_CACHE_LIMIT is 0", "INFO")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
+    assert_passing(caplog, temporary, "FASTCXR_CACHE_GB is 0", "INFO")
 
 
 def test_a_bank_over_the_limit_goes_with_the_process_which_is_said(caplog, monkeypatch, temporary):
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.00000001")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0.00000001")
     assert_passing(caplog, temporary, "may be used")
 
 
@@ -187,7 +187,7 @@ def test_the_banks_used_longest_ago_make_room(monkeypatch):
     for name, ago in (("a", 300), ("b", 100), ("c", 200)):
         fill(name, ago=ago)
     each = list_feature_files()[0].stat().st_size
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * each / (1 - IMAGE_QUOTA_FRACTION) / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(3.5 * each / (1 - IMAGE_QUOTA_FRACTION) / 1e9))
     fill("d", ago=50)
     assert names() == ["d", "b", "c"]
     with open_feature_array("c", SHAPE):

@@ -121,7 +121,7 @@ def test_a_damaged_square_whose_file_has_changed_is_forgotten(files, decoded):
     flip_byte(slot)
     save_image(make_reference(seed=50), Path(files[2]))
     assert_images_match_files(pictures, files)
-    assert query_index(find_store_dir(SIZE), f"SELECT * FROM squares WHERE slot = {slot}") == []
+    assert query_index(find_store_dir(SIZE), f"SELECT * FROM images WHERE slot = {slot}") == []
     again = open_image_cache(files, SIZE)
     assert_images_match_files(again, files)
     assert slot not in again.locations[:, 0]
@@ -156,7 +156,7 @@ def test_a_number_is_never_given_to_a_second_square(files):
 
 def test_a_file_of_squares_that_was_cut_is_filled_again(files, decoded):
     open_image_cache(files, SIZE)
-    os.truncate(find_store_dir(SIZE) / "squares", 3 * SIZE**2 + 5)
+    os.truncate(find_store_dir(SIZE) / "images", 3 * SIZE**2 + 5)
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT - 2
 
@@ -173,7 +173,7 @@ def test_a_damaged_index_is_built_anew_aloud(files, caplog):
 def write_big_store(folder: Path, size: int, count: int) -> shelf.MappedImages:
     """A store of any size that takes no room: a file of holes."""
     folder.mkdir(parents=True)
-    with (folder / "squares").open("wb") as file:
+    with (folder / "images").open("wb") as file:
         file.truncate(count * size**2)
     return shelf.MappedImages(folder, size)
 
@@ -193,7 +193,7 @@ def resident() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what is in memory")
 def test_what_was_read_does_not_stay_in_memory(tmp_path):
     slots = write_big_store(tmp_path / "big", 1000, 101)
-    with (tmp_path / "big" / "squares").open("r+b") as file:
+    with (tmp_path / "big" / "images").open("r+b") as file:
         for _ in range(101):
             file.write(bytes([7]) * 1_000_000)
     out = np.empty((1, 1000, 1000), np.uint8)
@@ -239,4 +239,4 @@ def test_the_folder_is_the_one_that_the_person_chose(cache, monkeypatch, tmp_pat
     assert find_image_cache_dir() == cache
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "pictures"
+    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "images"

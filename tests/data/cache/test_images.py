@@ -37,9 +37,9 @@ def test_images_of_a_packed_cohort_are_kept_like_others(tmp_path, files, old, mo
     from fastcxr.data.pack import pack_dataset
 
     for number, file in enumerate(files):
-        (tmp_path / "images" / "ab"[number % 2]).mkdir(exist_ok=True)
-        shutil.move(file, tmp_path / "images" / "ab"[number % 2])
-    pack_dataset(read_manifest(tmp_path / "images"), tmp_path / "cohort.h5")
+        (tmp_path / "radiographs" / "ab"[number % 2]).mkdir(exist_ok=True)
+        shutil.move(file, tmp_path / "radiographs" / "ab"[number % 2])
+    pack_dataset(read_manifest(tmp_path / "radiographs"), tmp_path / "cohort.h5")
     packed = [f"{tmp_path}/cohort.h5#{number}" for number in range(COUNT)]
     assert_images_match_files(open_image_cache(packed, SIZE), packed)
     expected = open_image_cache(packed, SIZE).read(range(COUNT))
@@ -245,4 +245,4 @@ def test_files_are_read_by_several_threads(files, monkeypatch):
 def test_nothing_in_the_store_tells_whose_pictures_these_are(cache, files, old):
     open_image_cache(files, SIZE)
     assert cache.stat().st_mode & 0o077 == 0
-    assert b"images" not in (find_store_dir(SIZE) / "index.sqlite").read_bytes()
+    assert b"radiographs" not in (find_store_dir(SIZE) / "index.sqlite").read_bytes()

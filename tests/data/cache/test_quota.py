@@ -40,7 +40,7 @@ def test_the_sizes_used_longest_ago_make_room(files, monkeypatch):
         open_image_cache(files, size)
         use(size, ago)
     bytes_each = max(kept.n_bytes for kept in list_cache_entries())
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(3.5 * bytes_each / IMAGE_QUOTA_FRACTION / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(3.5 * bytes_each / IMAGE_QUOTA_FRACTION / 1e9))
     assert_images_match_files(open_image_cache(files, 63), files, 63)
     assert sizes() == {61, 62, 63}
     assert sum(kept.n_bytes for kept in list_cache_entries()) <= 3.5 * bytes_each
@@ -52,7 +52,7 @@ def test_a_size_in_use_never_makes_room(files, monkeypatch):
     first = open_image_cache(files, 60)
     use(60, 300)
     open_image_cache(files, 61)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(2.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(2.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
     open_image_cache(files, 62)
     assert sizes() == {60, 62}
     assert_images_match_files(first, files, 60)
@@ -63,7 +63,7 @@ def test_a_size_in_use_never_makes_room(files, monkeypatch):
 
 def test_a_size_that_is_full_of_other_cohorts_begins_anew(tmp_path, files, monkeypatch):
     open_image_cache(files, 200)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", str(1.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(1.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
     others = [str(save_image(make_reference(seed=100 + n), tmp_path / f"{n}.png")) for n in range(COUNT)]
     assert_images_match_files(open_image_cache(others, 200), others, 200)
     assert count_stored_images(200) == COUNT
@@ -72,7 +72,7 @@ def test_a_size_that_is_full_of_other_cohorts_begins_anew(tmp_path, files, monke
 def test_a_store_over_a_limit_that_came_later_is_still_read(files, old, decoded, monkeypatch):
     open_image_cache(files, 60)
     open_image_cache(files, SIZE)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.000001")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0.000001")
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT
     assert sizes() == {SIZE}
@@ -80,7 +80,7 @@ def test_a_store_over_a_limit_that_came_later_is_still_read(files, old, decoded,
 
 def test_a_cohort_over_the_limit_is_not_kept_and_said(files, monkeypatch, caplog):
     open_image_cache(files, SIZE)
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0.0001")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0.0001")
     assert_images_match_files(open_image_cache(files, 200), files, 200)
     assert "not kept for the next run" in caplog.text and "may be used" in caplog.text
     assert 200 not in {kept.size for kept in list_cache_entries() if kept.n_images}
@@ -99,16 +99,16 @@ def test_no_more_than_half_of_the_free_disk_is_taken(files, temporary, monkeypat
 
 
 def test_a_limit_of_nothing_keeps_nothing(cache, files, temporary, monkeypatch, caplog):
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", "0")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     with caplog.at_level(logging.INFO, "fastcxr"):
         assert_images_match_files(open_image_cache(files, SIZE), files)
-    assert "FASTCXR_CACHE_LIMIT is 0" in caplog.text
+    assert "FASTCXR_CACHE_GB is 0" in caplog.text
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("words", ["plenty", "-1", "nan"])
 def test_a_limit_that_is_no_number_is_refused(files, monkeypatch, words):
-    monkeypatch.setenv("FASTCXR_CACHE_LIMIT", words)
+    monkeypatch.setenv("FASTCXR_CACHE_GB", words)
     with pytest.raises(RecipeError, match="Set it to a number such as 20"):
         open_image_cache(files, SIZE)
 
@@ -175,7 +175,7 @@ def test_where_nothing_can_be_kept_each_picture_is_decoded_once_whoever_asks(
     files, cache, temporary, decoded, monkeypatch, limit
 ):
     if limit:
-        monkeypatch.setenv("FASTCXR_CACHE_LIMIT", limit)
+        monkeypatch.setenv("FASTCXR_CACHE_GB", limit)
     else:
         cache.parent.parent.mkdir()
         cache.parent.write_text("a file in its place")
@@ -194,7 +194,7 @@ def test_sizes_that_nobody_uses_make_room_in_the_temporary_folder(files, nowhere
     caplog.clear()
     assert_images_match_files(open_image_cache(files, 202), files, 202)
     assert "no temporary file" not in caplog.text
-    assert {path.name.partition("-")[0] for path in temporary.glob("*/pictures/*")} == {"201px", "202px"}
+    assert {path.name.partition("-")[0] for path in temporary.glob("*/images/*")} == {"201px", "202px"}
     assert_images_match_files(held, files, 201)
 
 

@@ -24,7 +24,7 @@ def test_the_table_and_its_folders_become_four_classes(tmp_path, caplog, nest):
     assert manifest.groupby("label")["split"].agg(set).to_dict() == dict.fromkeys(
         ["Bacteria", "COVID-19", "Normal", "Virus"], {"train", "test"}
     )
-    assert set(manifest["split_from"]) == {"given"}
+    assert set(manifest["split_origin"]) == {"given"}
     first = manifest.iloc[0]
     assert first["path"] == f"{nest}/train/IM-0001-0001.jpeg".lstrip("/")
     assert first["file"] == str(tmp_path / "hack" / first["path"])
@@ -38,14 +38,14 @@ def test_sources_go_by_families_of_names(tmp_path):
 def test_patients_come_from_file_names_where_the_table_has_none(tmp_path):
     manifest = read_manifest(make_coronahack(tmp_path))
     assert manifest["patient"].tolist()[:4] == ["IM-0001", "NORMAL2-IM-0002", "person1", "person1"]
-    assert manifest["patient_from"].tolist() == ["im", "im", *["kermany"] * 4, "own", "own"]
+    assert manifest["patient_origin"].tolist() == ["im", "im", *["kermany"] * 4, "image", "image"]
 
 
 def test_patients_of_the_table_go_first(tmp_path):
     names = tuple(f"p{i}" for i in range(8))
     manifest = read_manifest(make_coronahack(tmp_path, patients=names))
     assert manifest["patient"].tolist() == list(names)
-    assert set(manifest["patient_from"]) == {"column"}
+    assert set(manifest["patient_origin"]) == {"column"}
 
 
 def test_other_pathogens_count_as_their_kind_and_rows_without_a_label_are_left_out_both_aloud(tmp_path, caplog):

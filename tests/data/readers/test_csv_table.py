@@ -63,9 +63,11 @@ def test_a_patient_id_is_taken_as_the_patient_aloud(table, caplog):
 
 def test_names_that_fastcxr_writes_itself_are_given_another(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    header = "path,label,file,error,prob_x,patient_from,given_file\n"
+    header = "path,label,file,error,prob_x,patient_origin,given_file\n"
     rows = read_label_table(table(header + "a.png,x,1,2,3,4,5\n"))
-    assert {"given_given_file", "given_error", "given_prob_x", "given_patient_from", "given_file"} <= set(rows.columns)
+    assert {"given_given_file", "given_error", "given_prob_x", "given_patient_origin", "given_file"} <= set(
+        rows.columns
+    )
     assert rows["given_file"].tolist() == ["5"]
     assert rows["given_given_file"].tolist() == ["1"]
     assert "error to given_error" in caplog.text
