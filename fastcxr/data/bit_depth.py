@@ -108,7 +108,7 @@ def read_depths(table: pd.DataFrame) -> list[int | None] | None:
     if wrong.any():
         what = f"the column {COLUMN} of {table['path'][wrong].iloc[0]!r} is {cells[wrong].iloc[0]!r}"
         fix = f"Give a whole number from {LEAST} to {MOST}, or leave the cell empty"
-        raise DataError(f"{what}, which is no bit depth", fix, code="E011")
+        raise DataError(f"{what}, which is no bit depth", fix, code="E012")
     return [None if pd.isna(depth) else int(depth) for depth in depths]
 
 

@@ -29,7 +29,7 @@ NUMBER = re.compile(r"[+-]?\d{0,5}(\.\d*)?([eE][+-]?\d+)?")  # a longer whole nu
 
 
 def check_kept(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
-    """Raise RecipeError (E022) for a column to keep that is not there, or that looks like text about a person."""
+    """Raise RecipeError for a column to keep that is missing (E022) or that may identify a person (E039)."""
     for name in keep:
         columns = dict.fromkeys(column for table in tables for column in table.columns if column != "file")
         found = [table[column] for table in tables if (column := find_column(table.columns, [name]))]
@@ -39,7 +39,7 @@ def check_kept(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
         if not is_ours(str(found[0].name)) and (why := find_personal(str(found[0].name), pd.concat(found))):
             what = f"keep_columns: the column {found[0].name!r} {why}"
             fix = "Leave it out: outputs must not identify a person"
-            raise RecipeError(what, fix, code="E022")
+            raise RecipeError(what, fix, code="E039")
 
 
 def choose_columns(rows: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:

@@ -113,10 +113,10 @@ def _list_data_paths(data: str | Path | Sequence[str | Path]) -> list[Path]:
     data_names = [data] if isinstance(data, str | Path) else data
     paths = [Path(place) for place in data_names if str(place).strip()]
     if not paths or len(paths) < len(data_names):  # an empty name would be the current folder
-        raise RecipeError("no data was named", "Give a folder, a CSV or a packed cohort", code="E001")
+        raise RecipeError("no data was named", "Give a folder, a CSV or a packed cohort", code="E024")
     file_ids = [identify_file(place.expanduser()) for place in paths if place.expanduser().exists()]
     if len(set(file_ids)) < len(file_ids):
-        raise RecipeError(f"the same data twice among {format_names(map(str, paths))}", "Name each once", code="E019")
+        raise RecipeError(f"the same data twice among {format_names(map(str, paths))}", "Name each once", code="E034")
     return paths
 
 

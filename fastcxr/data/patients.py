@@ -124,10 +124,10 @@ def _compile_pattern(regex: str) -> re.Pattern:
         pattern = re.compile(regex)
     except re.error as error:
         problem = f"the pattern for patients {regex!r} is no regular expression ({error})"
-        raise RecipeError(problem, r"Give one such as '([^/_]+)_[0-9]+\.png$'", code="E016") from error
+        raise RecipeError(problem, r"Give one such as '([^/_]+)_[0-9]+\.png$'", code="E031") from error
     if not pattern.groups:
         fix = f"Put the part that is the patient in brackets, e.g. '({regex})'"
-        raise RecipeError(f"the pattern for patients {regex!r} has no group", fix, code="E016")
+        raise RecipeError(f"the pattern for patients {regex!r} has no group", fix, code="E031")
     return pattern
 
 
@@ -137,7 +137,7 @@ def _match_regex(rows: pd.DataFrame, pattern: re.Pattern) -> pd.Series:
     if not ids.notna().any():
         paths = f"{len(rows):,} paths, such as {rows['path'].iloc[0]!r}"
         problem = f"the pattern for patients {pattern.pattern!r} finds none in {paths}"
-        raise DataError(problem, "Mend it: it is searched in the path below the data folder", code="E016")
+        raise DataError(problem, "Mend it: it is searched in the path below the data folder", code="E032")
     return ids
 
 
@@ -150,7 +150,7 @@ def _read_dicom_patients(rows: pd.DataFrame, tag: str | None) -> pd.Series:
     values = to_text(rows["file"].map(lambda file: _read_dicom_tag(file, tag or "PatientID")))
     if tag is not None and len(rows) and not values.notna().any():
         problem = f"no file without a patient is a DICOM file that holds {tag}"
-        raise DataError(problem, "Leave --patient-tag out, or name a tag that the files hold", code="E016")
+        raise DataError(problem, "Leave --patient-tag out, or name a tag that the files hold", code="E032")
     is_placeholder = values.map(
         lambda value: pd.notna(value) and PLACEHOLDER_PATTERN.fullmatch(value.strip()) is not None
     ).astype(bool)
@@ -253,7 +253,7 @@ def _reject_unmatched_table(patients: pd.Series, paths: pd.Series, patient_table
         return
     content = f"{patient_table['name'].iloc[0]!r}, the images {paths.iloc[0]!r}" if len(patient_table) else "nothing"
     problem = f"none of its file names belongs to an image (it says {content})"
-    raise DataError(problem, "Give a table of the same files: columns filename and patient", path=table, code="E016")
+    raise DataError(problem, "Give a table of the same files: columns filename and patient", path=table, code="E032")
 
 
 def _warn_ambiguous(patients: pd.Series, paths: pd.Series, patient_table: pd.DataFrame, table: Path) -> None:
@@ -290,7 +290,7 @@ def read_salt() -> bytes:
     if len(salt) < 32:
         problem = "the salt that hides patients is damaged"
         raise DataError(
-            problem, f"Restore the file, set {SALT_VARIABLE}, or remove it to begin anew", path=path, code="E016"
+            problem, f"Restore the file, set {SALT_VARIABLE}, or remove it to begin anew", path=path, code="E033"
         )
     return salt
 

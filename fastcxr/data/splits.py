@@ -40,7 +40,7 @@ def split_by_patient(
     """
     if unit not in ("patient", "image"):
         suggestion = suggest_name(unit, ("patient", "image"))
-        raise RecipeError(f"no unit of splitting called {unit!r}{suggestion}", "Choose patient or image", code="E017")
+        raise RecipeError(f"no unit of splitting called {unit!r}{suggestion}", "Choose patient or image", code="E022")
     manifest = link_copies(_add_split_columns(manifest))
     if given == "ignore":
         manifest = _drop_given_splits(manifest)
@@ -64,7 +64,7 @@ def _add_split_columns(manifest: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in ("source", "path", "label", "patient") if name not in manifest]
     if missing or manifest["patient"].isna().any():
         problem = f"a manifest without {format_names(map(repr, missing))}" if missing else "images without a patient"
-        raise DataError(problem, "Make the manifest with read_manifest, which names them all", code="E017")
+        raise DataError(problem, "Make the manifest with read_manifest, which names them all", code="E011")
     blank = pd.Series(index=manifest.index, dtype=TEXT_DTYPE)
     absent = {name: blank for name in ("split", "split_origin") if name not in manifest}
     return manifest.assign(**absent).reset_index(drop=True)
@@ -117,7 +117,7 @@ def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFr
         raise DataError(problem, "Give every image a split, or none", code="E017")
     if unknown := sorted(set(manifest["split"]) - set(SPLITS)):
         problem = f"splits called {format_names(map(repr, unknown))}"
-        raise DataError(problem, "Call each train, valid or test", code="E017")
+        raise DataError(problem, "Call each train, valid or test", code="E012")
     manifest = manifest if (manifest["split"] == "valid").any() else _add_valid_split(manifest, unit, seed)
     _validate_splits(manifest)
     if not (manifest["split"] == "test").any():
@@ -178,7 +178,7 @@ def _validate_splits(manifest: pd.DataFrame) -> None:
     }
     if missing_labels["train"]:
         problem = f"no image of {format_names(map(repr, missing_labels['train']))} is in train"
-        raise DataError(problem, "Give train some patients of every class, or leave the class out", code="E017")
+        raise DataError(problem, "Give train some patients of every class, or leave the class out", code="E030")
     for split in ("valid", "test"):
         if missing_labels[split] and (manifest["split"] == split).any():
             names = format_names(map(repr, missing_labels[split]))

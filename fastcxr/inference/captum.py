@@ -50,5 +50,5 @@ def import_captum(method: str) -> Any:
         return importlib.import_module("captum.attr")
     except ImportError as error:
         raise ModelError(
-            f"--method {method} needs captum ({error})", "Run `pip install 'fastcxr[explain]'`", code="E302"
+            f"--method {method} needs captum ({error})", "Run `pip install 'fastcxr[explain]'`", code="E203"
         ) from error

@@ -29,7 +29,7 @@ def find_target_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ..
     last_layer = next((name for name in reversed(n_positions) if n_positions[name] > 1), None)
     if last_layer is None:
         raise ModelError(
-            "this network has no map of places that Grad-CAM could show", "Give --method occlusion", code="E302"
+            "this network has no map of places that Grad-CAM could show", "Give --method occlusion", code="E308"
         )
     head, earlier = find_head(network), list(maps)[: list(maps).index(last_layer)]
     return (*(name for name in getattr(head, "stages", ()) if name in earlier), last_layer)

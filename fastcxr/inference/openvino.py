@@ -60,7 +60,7 @@ def to_openvino(classifier: Classifier) -> Classifier:
     except Exception as error:  # its own errors have no common kind
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E302"
+            f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E307"
         ) from error
     graph = (OpenVINOFeatureExtractor if detector else OpenVINONetwork)(network, compiled)
     return replace(classifier, network=graph, precision="fp32")  # torch has nothing left to cast
@@ -71,5 +71,5 @@ def _import_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise ModelError(
-            f"--engine openvino needs OpenVINO ({error})", "Run `pip install 'fastcxr[openvino]'`", code="E302"
+            f"--engine openvino needs OpenVINO ({error})", "Run `pip install 'fastcxr[openvino]'`", code="E203"
         ) from error

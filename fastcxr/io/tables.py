@@ -136,7 +136,7 @@ def _read_bytes(path: Path) -> bytes:
         raise InputMissingError(f"no such file{suggestion}", "Check the name", path=path, code="E001") from error
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        raise DataError(problem, "Give a CSV file that you may read", path=path, code="E010") from error
+        raise DataError(problem, "Give a CSV file that you may read", path=path, code="E026") from error
 
 
 def suggest_path(path: Path) -> str:
@@ -205,7 +205,7 @@ def _reject_duplicate_columns(header: list[str], path: Path) -> None:
     duplicates = [name for name, count in Counter(filter(None, map(str.casefold, header))).items() if count > 1]
     if duplicates:
         problem = f"several columns are called {format_names(map(repr, duplicates))}"
-        raise DataError(problem, "Give every column a name of its own", path=path, code="E011")
+        raise DataError(problem, "Give every column a name of its own", path=path, code="E029")
 
 
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:

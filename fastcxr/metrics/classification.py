@@ -59,7 +59,7 @@ def _validate_inputs(truth: np.ndarray, probability: np.ndarray, n_classes: int)
         )
     if not np.isfinite(probability).all() or (len(truth) and (truth.min() < 0 or truth.max() >= n_classes)):
         raise DataError(
-            "an image has no label or no probability", "Leave it out first, as measure_predictions does", code="E302"
+            "an image has no label or no probability", "Leave it out first, as measure_predictions does", code="E309"
         )
 
 

@@ -69,7 +69,7 @@ def _validate_classes(predictions: Mapping[str, Predictions]) -> None:
     for name, labels in other_models:
         if labels != first_labels:
             what = f"{first} has the classes {', '.join(sorted(first_labels))}, {name} {', '.join(sorted(labels))}"
-            raise DataError(what, "Compare models of the same classes", code="E302")
+            raise DataError(what, "Compare models of the same classes", code="E311")
 
 
 def _find_shared_images(predictions: Mapping[str, Predictions]) -> pd.MultiIndex:
@@ -92,7 +92,7 @@ def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
         if is_different.any():
             path = first_table.loc[is_different, "path"].iloc[0]
             what = f"{first} and {name} give {int(is_different.sum()):,} images different labels, as {path}"
-            raise DataError(what, "Train and test both on the same labels", code="E302")
+            raise DataError(what, "Train and test both on the same labels", code="E312")
 
 
 def _align_classes(model_predictions: Predictions, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -264,7 +264,7 @@ def _make_unreachable_error(backbone: Backbone) -> WeightsError:
     return WeightsError(
         f"the pretrained weights of {backbone.full_name} cannot be fetched: {host} is out of reach",
         UNREACHABLE_WEIGHTS_FIX.format(url=backbone.url),
-        code="E201",
+        code="E202",
     )
 
 

@@ -142,7 +142,7 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
             f"the model cannot be rebuilt ({first_line})",
             OTHER_VERSION_FIX,
             path=folder,
-            code="E302",
+            code="E305",
         ) from error
     if precision == "trained":
         precision = "auto" if trained_precision == "bf16" else "fp32"

@@ -48,12 +48,12 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         raise ModelError("this is no model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
     if version != FORMAT_VERSION or isinstance(version, bool):
         problem = f"format version {str(version)[:40]!r}, this fastcxr reads {FORMAT_VERSION}"
-        raise ModelError(problem, "Install the fastcxr version that run.json names", path=path, code="E302")
+        raise ModelError(problem, "Install the fastcxr version that run.json names", path=path, code="E306")
     invalid = [name for name, is_right in FIELD_CHECKS.items() if name in model_json and not is_right(model_json[name])]
     missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
     if invalid or missing:
         problem = f"its {invalid[0]} makes no sense" if invalid else f"it has no {missing[0]}"
-        raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E302")
+        raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E301")
     return model_json
 
 
@@ -85,7 +85,7 @@ def _validate_weights_size(weights: Path, model_json: dict[str, Any]) -> None:
     )
     if weights.stat().st_size < 2 * min_parameters:  # bytes of the smallest numbers that weights are kept in
         problem = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} that model.json describes"
-        raise ModelError(problem, COPY_AGAIN_FIX, path=weights, code="E302")
+        raise ModelError(problem, COPY_AGAIN_FIX, path=weights, code="E301")
 
 
 def _is_int_between(value: Any, low: int, high: int) -> bool:

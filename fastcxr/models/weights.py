@@ -70,12 +70,12 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
             f"these weights do not fit: the file {'; '.join(problems)}",
             "Name the backbone that these weights were saved from, or another file",
             path=path,
-            code="E302",
+            code="E205",
         )
     non_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if non_finite:
         problem = f"numbers that are not finite in {_format_keys(non_finite)}"
-        raise WeightsError(problem, "Copy or download the file again", path=path, code="E301")
+        raise WeightsError(problem, "Copy or download the file again", path=path, code="E204")
     network.load_state_dict(state, strict=False)
     if dropped:
         log.info("weights from %s; the head differs and starts anew", Path(path).name)
@@ -105,7 +105,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             raise
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise WeightsError(
-            f"no weights can be read here ({reason})", "Copy or download the file again", path=path, code="E301"
+            f"no weights can be read here ({reason})", "Copy or download the file again", path=path, code="E204"
         ) from error
 
 
@@ -116,7 +116,7 @@ def _read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             f"torch {torch.__version__} can be made to run code by such a file",
             "Run `pip install 'torch>=2.10'`, or give the weights as .safetensors",
             path=path,
-            code="E303",
+            code="E206",
         )
     _validate_archive(path)
     with warnings.catch_warnings():  # torch's own, of damaged files, which are told as errors
@@ -137,7 +137,7 @@ def _validate_archive(path: Path) -> None:
                 "no weights file: torch.save did not write it",
                 "Give a .safetensors or .pth file as --weights",
             )
-            raise WeightsError(problem, fix, path=path, code="E301")
+            raise WeightsError(problem, fix, path=path, code="E204")
         return  # the older kind, which is no archive
     with ZipFile(path) as archive:
         if any(entry.compress_type != ZIP_STORED for entry in archive.infolist()):
@@ -152,7 +152,7 @@ def _make_code_error(path: Path) -> WeightsError:
     if path.suffix == ".pkl":
         problem = "refused: an export of fastai is a pickle, which runs code when it is opened"
         fix = "Where you trust it, torch.save(load_learner(FILE).model.state_dict(), 'weights.pth') and give that"
-    return WeightsError(problem, fix, path=path, code="E303")
+    return WeightsError(problem, fix, path=path, code="E206")
 
 
 def _find_mismatched_head_keys(state: dict, network_state: dict, head_modules: list[str]) -> set[str]:
@@ -221,7 +221,7 @@ def read_xrv_weights(weights: str) -> dict[str, torch.Tensor]:
         raise WeightsError(
             f"torchxrayvision could not give {name} ({type(error).__name__})",
             f"Fetch {models.model_urls[name]['weights_url']} into ~/.torchxrayvision/models_data",
-            code="E201",
+            code="E202",
         ) from error
     state = {key.removeprefix("model."): value for key, value in model.state_dict().items()}
     state.pop("op_threshs", None)  # its thresholds for 18 findings, no part of the network
@@ -234,6 +234,6 @@ def _import_xrv():
             from torchxrayvision import models
     except ImportError as error:
         raise WeightsError(
-            f"xrv: weights need torchxrayvision ({error})", "Run `pip install 'fastcxr[xrv]'`", code="E201"
+            f"xrv: weights need torchxrayvision ({error})", "Run `pip install 'fastcxr[xrv]'`", code="E203"
         ) from error
     return models

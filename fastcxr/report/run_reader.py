@@ -105,7 +105,7 @@ def read_dataset_record(folder: str | Path) -> DatasetRecord:
     folder = Path(folder)
     if not (folder / "manifest.csv").is_file():
         problem = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(problem, "Name a folder that fastcxr describe made", path=folder, code="E001")
+        raise InputMissingError(problem, "Name a folder that fastcxr describe made", path=folder, code="E304")
     return DatasetRecord(**_read_dataset_fields(folder))
 
 
@@ -114,7 +114,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
     folder = Path(folder)
     if not (folder / "predictions.csv").is_file():
         problem = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(problem, "Name the folder of a finished run, as runs/first", path=folder, code="E001")
+        raise InputMissingError(problem, "Name the folder of a finished run, as runs/first", path=folder, code="E304")
     return RunRecord(
         **_read_dataset_fields(folder),
         predictions=read_predictions(folder / "predictions.csv"),

@@ -87,7 +87,7 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | No
             raise DataError(
                 f"no image is in the {split} split",
                 "Call split_by_patient first, or mend the split column",
-                code="E004",
+                code="E027",
             )
     manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
     table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths

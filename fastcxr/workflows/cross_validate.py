@@ -197,7 +197,7 @@ def reject_inconsistent_folds(
     )  # a source that lacks a class is not
     if n_twice or n_never:
         problem = f"the {unit}s are not of the same images: {n_twice:,} are held out twice, and {n_never:,} never"
-        raise DataError(problem, "Remove the folders of all of them and run them anew", path=folder, code="E302")
+        raise DataError(problem, "Remove the folders of all of them and run them anew", path=folder, code="E313")
 
 
 def pool_manifest(manifests: dict[str, pd.DataFrame], current_manifest: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -213,7 +213,7 @@ def pool_manifest(manifests: dict[str, pd.DataFrame], current_manifest: pd.DataF
     pooled = current_manifest[[*key, "file"]].merge(table, on=key)[[*table.columns, "file"]]
     if len(pooled) < len(table):
         problem = f"{len(table) - len(pooled):,} images of the finished {unit}s are not in the data any more"
-        raise DataError(problem, f"Give the data that the {unit}s were run on, or choose another --out", code="E302")
+        raise DataError(problem, f"Give the data that the {unit}s were run on, or choose another --out", code="E313")
     return pooled
 
 

@@ -111,7 +111,7 @@ def drop_training_images(manifest: pd.DataFrame, run: str | Path, image_size: in
     is_seen_patient = has_global_id(manifest) & manifest["patient"].isin(fitted_images["patient"]) & ~is_seen_image
     if (is_seen_image | is_seen_patient).all():
         problem = f"the model was trained on all {len(manifest):,} images of this data"
-        raise DataError(problem, "Name data that it has not seen", code="E303")
+        raise DataError(problem, "Name data that it has not seen", code="E314")
     errors = [
         *_make_seen_errors(
             manifest[is_seen_image], "images left out: the model was trained or chosen on them", "this picture"
@@ -138,7 +138,7 @@ def _make_seen_errors(rows: pd.DataFrame, warning: str, seen_text: str) -> list[
     if len(rows):
         log.warning("%s %s", f"{len(rows):,}", warning)
     problem, fix = f"the model was trained or chosen on {seen_text}", "It is in none of the figures"
-    return [ImageError(problem, fix, path=file, code="E303") for file in rows["file"]]
+    return [ImageError(problem, fix, path=file, code="E314") for file in rows["file"]]
 
 
 def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> None:

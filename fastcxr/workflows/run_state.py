@@ -183,7 +183,7 @@ def validate_finished_parts(
             )
             problem += f" the data, {changed:,} have another label, patient or {part_kind}"
             fix = "Give the data that it was run on, or choose another --out"
-            raise DataError(problem, fix, path=folder, code="E302")
+            raise DataError(problem, fix, path=folder, code="E313")
 
 
 def count_differences(saved: pd.DataFrame, current: pd.DataFrame) -> tuple[int, int, int]:

@@ -246,7 +246,7 @@ def _validate_pixel_description(header: Dataset, n_pixel_bytes: float, path: str
         raise ImageError(problem, "Copy or export it again", path=path, code="E124")
     if frames > 1:
         problem, fix = f"{frames} frames in one DICOM", "Split it, one radiograph a file"
-        raise ImageError(problem, fix, path=path, code="E127")
+        raise ImageError(problem, fix, path=path, code="E108")
     photometric = str(header.PhotometricInterpretation)
     samples = 1 if photometric.startswith("MONOCHROME") else 3 if photometric in COLOURS else None
     if header.SamplesPerPixel != samples:

@@ -232,7 +232,7 @@ def _explain_error(error: Exception, file: BinaryIO, path: str, head: bytes) -> 
         problem, fix, code = (
             f"a kind of TIFF that cannot be read ({variant})",
             "Save it as 8- or 16-bit TIFF or PNG",
-            "E104",
+            "E105",
         )
     else:
         problem, fix, code = f"corrupt {kind} data", "Copy or download it again, or export it afresh", "E104"

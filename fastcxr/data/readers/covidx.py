@@ -42,7 +42,7 @@ def read_covidx(root: Path) -> pd.DataFrame:
     lists = find_label_lists(root)
     if duplicate_lists := [name for names in lists.values() if len(names) > 1 for name in names]:
         problem = f"several label lists of one split: {format_names(duplicate_lists)}"
-        raise DataError(problem, "Keep one version of the lists there", path=root, code="E019")
+        raise DataError(problem, "Keep one version of the lists there", path=root, code="E035")
     tables = [_read_label_list(root, name, split) for split, (name,) in sorted(lists.items())]
     table = pd.concat(tables).reset_index(drop=True)
     reject_duplicate_rows(table, root)

@@ -71,7 +71,7 @@ def find_patient_column(table: pd.DataFrame, path: Path) -> dict[str, str]:
     candidates = [column for name in PATIENT_COLUMN_NAMES[1:] if (column := find_column(table.columns, [name]))]
     if len(candidates) > 1:
         problem = f"several columns could be the patient: {format_names(map(repr, candidates))}"
-        raise DataError(problem, "Rename the right one to patient", path=path, code="E011")
+        raise DataError(problem, "Rename the right one to patient", path=path, code="E029")
     if candidates:
         log.info("%s: the column %r is taken as the patient", path.name, candidates[0])
     return {"patient": candidates[0]} if candidates else {}

@@ -121,7 +121,7 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
     if layout not in LAYOUTS:
         suggestion = suggest_name(layout, LAYOUTS)
         raise RecipeError(
-            f"no layout called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E019"
+            f"no layout called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E022"
         )
     path = Path(data).expanduser()
     if not _is_directory(path):
@@ -158,7 +158,7 @@ def _is_directory(path: Path) -> bool:
         raise InputMissingError(problem, "Check the name given as --data", path=path, code="E001") from error
     except OSError as error:
         problem = f"the folder cannot be read ({error.strerror})"
-        raise InputMissingError(problem, "Check its name and its rights", path=path, code="E001") from error
+        raise InputMissingError(problem, "Check its name and its rights", path=path, code="E026") from error
 
 
 def _detect_file(path: Path, layout: str) -> DetectedDataset:
@@ -168,7 +168,7 @@ def _detect_file(path: Path, layout: str) -> DetectedDataset:
         return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):
         problem = f"a file, and the layout {layout} needs a folder"
-        raise DataError(problem, "Give a folder, or leave --layout out", path=path, code="E019")
+        raise DataError(problem, "Give a folder, or leave --layout out", path=path, code="E036")
     _reject_image_file(path)
     return DetectedDataset("csv", path)
 
@@ -182,7 +182,7 @@ def _reject_image_file(path: Path) -> None:
     if kind:
         problem = f"a {kind} image, and data is a folder of images or a table of them"
         raise DataError(problem, "Name the folder above its class folders, or a CSV with path and label", path=path,
-                        code="E010")  # fmt: skip
+                        code="E028")  # fmt: skip
 
 
 def _require_collection(path: Path, layout: str) -> DetectedDataset:
@@ -190,7 +190,7 @@ def _require_collection(path: Path, layout: str) -> DetectedDataset:
     location = collection.detect(path)
     if location is None:
         problem = f"not laid out as {collection.title}: {collection.required} is not there"
-        raise DataError(problem, "Name its folder, or leave --layout out", path=path, code="E019")
+        raise DataError(problem, "Name its folder, or leave --layout out", path=path, code="E036")
     return DetectedDataset(layout, location)
 
 
@@ -251,7 +251,7 @@ def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
             else "no folder called train"
         )
         fix = "Sort the images as train/<class>/, or give a CSV with the columns path and label"
-        raise DataError(problem + _describe_other_tables(content), fix, path=content.root, code="E019")
+        raise DataError(problem + _describe_other_tables(content), fix, path=content.root, code="E036")
     stray_files = [
         f"{split}/{name}" for split in content.split_folders for name in list_loose_files(str(content.root), split)
     ]
@@ -291,9 +291,9 @@ def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
         return DetectedDataset("csv", content.root / content.label_tables[0])
     if content.label_tables:
         problem = f"several tables with path and label: {_quote_names(content.label_tables)}"
-        raise DataError(problem, "Give the right one itself as --data", path=content.root, code="E019")
+        raise DataError(problem, "Give the right one itself as --data", path=content.root, code="E035")
     problem = "no table with the columns path and label" + _describe_other_tables(content)
-    raise DataError(problem, "Give a CSV with the columns path and label", path=content.root, code="E019")
+    raise DataError(problem, "Give a CSV with the columns path and label", path=content.root, code="E036")
 
 
 def _describe_other_tables(content: DirectoryContent) -> str:

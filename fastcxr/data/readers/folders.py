@@ -293,7 +293,7 @@ def _scan_folder(root: str, folder: str) -> list[tuple[str, os.DirEntry]]:
             return [(f"{folder}/{entry.name}" if folder else entry.name, entry) for entry in entries]
     except OSError as error:
         problem = f"the folder cannot be listed ({error.strerror})"
-        raise DataError(problem, "Give yourself the right to read it (chmod +rx)", path=path, code="E001") from error
+        raise DataError(problem, "Give yourself the right to read it (chmod +rx)", path=path, code="E026") from error
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -45,7 +45,7 @@ def import_h5py() -> Any:
         import h5py
     except ImportError as error:
         fix = 'pip install "fastcxr[hdf5]"'
-        raise DataError("packed cohorts need the package h5py, which is not installed", fix, code="E021") from error
+        raise DataError("packed cohorts need the package h5py, which is not installed", fix, code="E203") from error
     return h5py
 
 

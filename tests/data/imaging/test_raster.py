@@ -347,7 +347,7 @@ def test_a_corrupt_file_is_refused(tmp_path):
 def test_a_tiff_that_nothing_here_reads_is_named(tmp_path):
     (tmp_path / "a.tif").write_bytes(make_tiff(PICTURE.astype(np.float64), photometric=9))
     error = refuse(tmp_path / "a.tif")
-    assert error.code == "E104"
+    assert error.code == "E105"
     assert "a kind of TIFF that cannot be read (64-bit floats). Save it as 8- or 16-bit TIFF or PNG" in str(error)
 
 

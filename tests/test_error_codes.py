@@ -1,0 +1,88 @@
+"""Each error and warning code has one meaning: docs/error-codes.md lists it once, with every module that uses it."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from fastcxr import errors
+from fastcxr.cli import app
+
+ROOT = Path(__file__).parent.parent
+PACKAGE, LIST = ROOT / "fastcxr", ROOT / "docs" / "error-codes.md"
+CODE = re.compile(r"[EW]\d{3}")
+RANGES = {"E0": "data, tables", "E1": "images", "E2": "weights", "E3": "models", "E4": "outputs", "W2": "Warnings"}
+
+
+def read_rows() -> list[tuple[str, str, str, str]]:
+    """Code, meaning, fix and modules of each row of the list."""
+    lines = LIST.read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if CODE.match(line[2:6])]
+    assert all(len(row) == 4 for row in rows)
+    return [tuple(row) for row in rows]
+
+
+def find_codes(source: str) -> set[str]:
+    """The codes among the string constants of a module; text that mentions one, as a docstring, does not count."""
+    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return {value for value in constants if isinstance(value, str) and CODE.fullmatch(value)}
+
+
+def find_codes_by_module() -> dict[str, set[str]]:
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        module = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+        for code in find_codes(file.read_text(encoding="utf-8")):
+            found.setdefault(code, set()).add(module)
+    return found
+
+
+ROWS, USED = read_rows(), find_codes_by_module()
+
+
+def test_no_code_is_listed_twice_and_no_meaning_has_two_codes():
+    for column in (0, 1):
+        values = [row[column] for row in ROWS]
+        assert sorted(values) == sorted(set(values))
+
+
+def test_every_code_of_the_source_is_listed_and_no_other():
+    assert {row[0] for row in ROWS} == set(USED)
+
+
+@pytest.mark.parametrize(("code", "modules"), [(row[0], row[3]) for row in ROWS])
+def test_a_code_is_used_in_the_listed_modules_and_in_no_other(code, modules):
+    assert set(modules.split(", ")) == USED.get(code, set()), f"{code}: one meaning may have come to two"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_code_has_a_meaning_and_a_fix_and_stands_in_the_section_of_its_range(row):
+    code, meaning, fix, _ = row
+    assert meaning.endswith(".") and fix.endswith(".")
+    before = LIST.read_text(encoding="utf-8").split(f"| {code} |")[0]
+    assert RANGES[code[:2]] in before.rsplit("\n## ", 1)[1].splitlines()[0]
+
+
+def test_the_search_finds_a_code_in_a_call_and_not_in_a_docstring():
+    assert find_codes('"""Raises (E001)."""\nraise DataError("a", "b", code="E002")\nwarn_once("W203", path)') == {
+        "E002", "W203",
+    }  # fmt: skip
+
+
+def test_the_codes_in_docstrings_and_messages_are_listed():
+    listed = {row[0] for row in ROWS}
+    for file in PACKAGE.rglob("*.py"):
+        assert set(re.findall(r"\b[EW]\d{3}\b", file.read_text(encoding="utf-8"))) <= listed, file
+
+
+def test_every_exit_code_is_listed_with_its_classes():
+    section = LIST.read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
+    texts = dict(re.findall(r"^\| (\d+) \| (.*) \|$", section, re.MULTILINE))
+    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.FastcxrError)]
+    for kind in classes:
+        assert str(kind.exit_code) in texts
+        assert kind is errors.FastcxrError or f"`{kind.__name__}`" in texts[str(kind.exit_code)]
+    assert {str(app.PARTIAL_EXIT_CODE), str(app.DATA_ERROR_EXIT_CODE), str(app.USAGE_EXIT_CODE)} <= set(texts)
+    assert str(app.INTERRUPTED_EXIT_CODE) in section
