@@ -18,7 +18,7 @@ def evaluate_predictions(
     """The numbers of every split that has rows, their 95 % intervals, and the images and patients behind them.
 
     `calibration`: what model.json holds of it. The probabilities were scaled by its temperature, and what they were
-    before is `uncalibrated`; what its thresholds do is `thresholds`, with predictive values at a `prevalence` a class.
+    before is `uncalibrated`. `thresholds`: metrics at its thresholds, with predictive values at a `prevalence` a class.
     The share of out-of-distribution images is `ood`; these images count in all other metrics.
     Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
     """
