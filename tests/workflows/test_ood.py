@@ -105,4 +105,4 @@ def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_togethe
 def test_a_fold_without_a_gate_leaves_its_rows_out_of_the_count(toy_manifest):
     even = make_predictions(toy_manifest, np.full((30, 3), 1 / 3), ("clear", "haze", "opacity"))
     pooled = pool_predictions({1: mark_ood(even, np.zeros(30)), 2: even})
-    assert compute_ood_rate(pooled)["images"] == len(even.for_split("test").table) == len(pooled.table) / 2
+    assert compute_ood_rate(pooled)["n_images"] == len(even.for_split("test").table) == len(pooled.table) / 2
