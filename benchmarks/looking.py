@@ -1,4 +1,4 @@
-"""A network that only looks: images a second and exactness of `quicken`, beside the network as it is.
+"""Inference: images a second and exactness of `fuse_for_inference`, beside the unfused network.
 
     python benchmarks/looking.py [BACKBONE ...] [--data DIR --weights FILE] [--runs 5]
 

@@ -1,45 +1,46 @@
-"""Gradients of convolutions with few channels a group, for which CPUs have no good bfloat16 code.
+"""Faster bfloat16 gradients on CPUs for 2d convolutions with few channels a group.
 
-oneDNN is slow at two of them in bfloat16: the gradient of the images where a convolution is strided (up to fifty times
-slower than in float32), and that of the weights where a kernel is larger than 3 x 3 or a group has several channels
-(three to five times). With torch 2.15 on a Xeon with AMX that was a third of a backward pass of MobileNetV2 and half
-of one of EfficientNet; `benchmarks/throughput.py` shows what is left.
+oneDNN is slow at two gradients in bfloat16: that of the images of a strided convolution (up to fifty times slower than
+in float32), and that of the weights for a kernel larger than 3 x 3 or a group of several channels (three to five
+times). `benchmarks/cpu_fusion.py --batches` measures what this module gains: 25 to 39 % of a training step of
+MobileNetV2 and EfficientNet.
 """
 
 import torch
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-MIN_FAST_GROUP_CHANNELS = 8  # channels a group; from so many on there is good code for bfloat16
+MIN_FAST_GROUP_CHANNELS = 8  # channels a group; from this number on oneDNN is fast in bfloat16
 
 
 class GroupedConvBackward(TorchFunctionMode):
-    """Inside, a 2d convolution with few channels a group answers in bfloat16 as ever and learns by a quicker road.
+    """Inside, 2d convolutions with few channels a group have the same outputs in bfloat16 and faster gradients.
 
-    What is kept out of bfloat16, with autocast switched off around it, is left alone.
+    Convolutions in a block without autocast do not change.
     """
 
     def __torch_function__(self, function, types, arguments=(), options=None):
-        """Every function of torch passes here."""
+        """Replace conv2d; call every other torch function unchanged."""
         needs_gradient = function is torch.conv2d and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
         return (grouped_conv2d if needs_gradient else function)(*arguments, **(options or {}))
 
 
 def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # the names of torch.conv2d
-    """torch.conv2d, with its gradients by a quicker road where groups have few channels."""
+    """Return torch.conv2d of the arguments, with faster gradients where groups have few channels."""
     if groups == 1 or weight.shape[1] >= MIN_FAST_GROUP_CHANNELS or isinstance(padding, str):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _GroupedConv2d.apply(input, weight, bias, *map(_pair, (stride, padding, dilation)), groups)
 
 
 class _GroupedConv2d(torch.autograd.Function):
-    """Forward as autocast would have it, in bfloat16; backward from the same rounded numbers."""
+    """Forward in bfloat16, as in autocast; backward from the same rounded tensors."""
 
     @staticmethod
     def forward(context, images, weight, bias, *conv_options):
         images, weight, bias = (tensor if tensor is None else tensor.bfloat16() for tensor in (images, weight, bias))
         context.save_for_backward(images, weight)
-        context.conv_options, context.bias_sizes = conv_options, None if bias is None else list(bias.shape)
+        context.conv_options = conv_options
         return torch.conv2d(images, weight, bias, *conv_options)
 
     @staticmethod
@@ -49,32 +50,21 @@ class _GroupedConv2d(torch.autograd.Function):
         images_gradient = weight_gradient = bias_gradient = None
         if needs_gradient[0]:
             dilated = dilate_gradient(gradient, images, weight, context.conv_options)
-            arguments = (None, (1, 1), padding, dilation, False, (0, 0), groups)
-            images_gradient = torch.ops.aten.convolution_backward(
-                dilated, images, weight, *arguments, (True, False, False)
-            )[0]
-        if needs_gradient[1] or needs_gradient[2]:
+            images_gradient = conv2d_input(images.shape, weight, dilated, 1, padding, dilation, groups)
+        if needs_gradient[1]:
             dtype = torch.bfloat16 if weight.shape[1] == 1 and max(weight.shape[2:]) <= 3 else torch.float32
-            arguments = (
-                context.bias_sizes,
-                stride,
-                padding,
-                dilation,
-                False,
-                (0, 0),
-                groups,
-                (False, *needs_gradient[1:3]),
+            weight_gradient = conv2d_weight(
+                images.to(dtype), weight.shape, gradient.to(dtype), stride, padding, dilation, groups
             )
-            _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-                *(tensor.to(dtype) for tensor in (gradient, images, weight)), *arguments
-            )
+        if needs_gradient[2]:
+            bias_gradient = gradient.sum(dim=(0, 2, 3), dtype=torch.float32)
         return images_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 def dilate_gradient(
     gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, conv_options: tuple
 ) -> torch.Tensor:
-    """The gradient as that of a convolution of stride 1, of whose answer a strided one keeps every so manyth place."""
+    """Return the gradient of the equivalent convolution of stride 1: stride - 1 zeros between the given entries."""
     stride, padding, dilation, _ = conv_options
     if stride == (1, 1):
         return gradient

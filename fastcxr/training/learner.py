@@ -17,10 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.models.backbones import describe_backbone, describe_weights_choice, find_backbone, make_network
-from fastcxr.models.cpu_fusion import keep_stem_fp32
 from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
-from fastcxr.models.precision import autocast, keep_malloc_arenas, resolve_precision
+from fastcxr.models.precision import autocast, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.training.losses import WeightedAvgLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 

@@ -1,6 +1,8 @@
-"""Folding: the same answers without batch norms, or the network as it was where they would not be the same."""
+"""Fusion: the same outputs without batch norms, or the unfused network where they would differ."""
 
+import ast
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -92,19 +94,6 @@ class Shared(nn.Module):
         return self.head((self.norm(answer) + answer).mean(dim=(2, 3)))
 
 
-class Counting(nn.Module):
-    """Counts on what its activation does in place."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.activation, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)
-
-    def forward(self, images):
-        answer = self.conv(images)
-        self.activation(answer)
-        return self.head(answer.mean(dim=(2, 3)))
-
-
 @pytest.mark.parametrize("start", [lambda network: None, zero_init], ids=["random head", "head of zeros"])
 @torch.no_grad()
 def test_a_convolution_that_others_read_too_keeps_its_batch_norm(start):
@@ -155,7 +144,7 @@ def test_a_large_bias_that_evens_out_a_large_sum_is_not_rounded():
     convolution, norm = nn.Conv2d(64, 1, 1, bias=False), nn.BatchNorm2d(1).eval()
     convolution.weight.fill_(-1.5625)  # a number of bfloat16; all together -100
     norm.bias.fill_(100.3)  # 100.5 in bfloat16
-    joint = cpu_fusion.FusedConv(ConvBnAct(convolution, norm, 16, None), without_activation=True)
+    joint = cpu_fusion.FusedConv(ConvBnAct(convolution, norm, None), without_activation=True)
     joint.weight = joint.weight.bfloat16()
     found = joint(torch.ones(1, 64, 4, 4)).float()
     torch.testing.assert_close(found, torch.full_like(found, 0.3), rtol=0, atol=0.01)
@@ -163,12 +152,10 @@ def test_a_large_bias_that_evens_out_a_large_sum_is_not_rounded():
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035"])
 @torch.no_grad()
-def test_without_onednn_batch_norm_stays_nothing_is_done_in_place_and_no_bit_changes(name, monkeypatch):
+def test_without_onednn_bfloat16_is_not_fused_and_no_bit_changes(name, monkeypatch):
     forget_onednn(monkeypatch)
     network = make(name).eval().to(memory_format=torch.channels_last)
     quick = fuse_for_inference(network, PIXELS, "bf16")
-    assert any(getattr(module, "inplace", False) for module in network.modules())
-    assert not any(getattr(module, "inplace", False) for module in quick.modules())
     assert not joints_of(quick)
     with autocast("bf16", torch.device("cpu")):
         assert torch.equal(quick(IMAGES), network(IMAGES))
@@ -186,14 +173,6 @@ def test_where_onednn_cannot_do_it_the_network_stays_as_it_is(precision, monkeyp
     assert not joints_of(quick)
     with autocast(precision, torch.device("cpu")):
         assert torch.equal(quick(IMAGES), network(IMAGES))
-
-
-@pytest.mark.parametrize("start", [lambda network: None, zero_init], ids=["random head", "head of zeros"])
-@torch.no_grad()
-def test_who_counts_on_what_is_done_in_place_keeps_it(start):
-    network = Counting()
-    start(network)
-    assert fuse_for_inference(network, PIXELS, "bf16").activation.inplace
 
 
 @pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), HeadConfig(multi_scale=True)], ids=str)
@@ -224,3 +203,17 @@ def test_folding_draws_no_random_number():
     state = torch.get_rng_state()
     fuse_for_inference(network, PIXELS, "fp32")
     assert torch.equal(state, torch.get_rng_state())
+
+
+PACKAGE = Path(cpu_fusion.__file__).parents[1]
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_one_function_is_the_only_entry_point_and_private_operators_are_used_only_here(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    from_package = {alias.name for node in imports if node.module == "fastcxr.models" for alias in node.names}
+    from_module = {alias.name for node in imports if node.module == cpu_fusion.__name__ for alias in node.names}
+    assert "cpu_fusion" not in from_package and from_module <= {"fuse_for_inference"}
+    if file != Path(cpu_fusion.__file__):
+        assert "torch.ops" not in {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.models.cpu_fusion import keep_stem_fp32
-from fastcxr.models.precision import Fp32Conv2d, autocast
+from fastcxr.models.precision import Fp32Conv2d, autocast, keep_stem_fp32
 from fastcxr.models.preprocessing import InputSpec
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
