@@ -17,12 +17,12 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
+from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.devices import find_device
 from fastcxr.models.heads import HeadConfig, find_stages, head_config
 from fastcxr.models.model_json import (
-    FORMAT_VERSION,
     MODEL_JSON_FILE,
     OTHER_VERSION_FIX,
     WEIGHTS_FILE,
@@ -100,7 +100,7 @@ def save_model(
     write_json(
         folder / MODEL_JSON_FILE,
         {
-            "format_version": FORMAT_VERSION,
+            FORMAT_KEY: MODEL_FORMAT,
             "kind": recipe.kind,
             "labels": list(classifier.labels),
             "backbone": learner.backbone,

@@ -24,6 +24,7 @@ from fastcxr.data.splits import (
     split_into_folds,
 )
 from fastcxr.errors import BadImagesError, ImageError
+from fastcxr.io.formats import reject_other_format
 from fastcxr.workflows.run_dir import OutputDir
 
 log = logging.getLogger("fastcxr")
@@ -79,6 +80,14 @@ def log_ignored_splits(manifest: pd.DataFrame, recipe: Recipe) -> None:
         )
 
 
+def read_earlier_split(recipe: Recipe) -> pd.DataFrame | None:
+    """The manifest of the run whose split is reused; None where the recipe names none."""
+    if not recipe.split_from:
+        return None
+    reject_other_format(recipe.split_from)
+    return read_written_manifest(Path(recipe.split_from) / "manifest.csv")
+
+
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
     log_ignored_splits(manifest, recipe)
@@ -88,7 +97,7 @@ def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame
         manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
         manifest = select_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:
-        earlier = read_written_manifest(Path(recipe.split_from) / "manifest.csv") if recipe.split_from else None
+        earlier = read_earlier_split(recipe)
         options = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
         manifest = split_by_patient(manifest, earlier=earlier, **options)
     log.info(describe_split(manifest))

@@ -10,6 +10,7 @@ from fastcxr.config.recipe import Recipe, read_recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
+from fastcxr.io.formats import reject_other_format
 from fastcxr.io.lock import is_locked
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
@@ -117,7 +118,8 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, state_
 def _has_recipe(folder: Path, recipe: Recipe | None) -> bool:
     try:
         saved = read_run_config(folder)
-    except FastcxrError:  # torn, or of another version: nobody's to go on with
+    except FastcxrError as error:  # damaged, or of another version
+        log.info("not resumed: %s", error)
         return False
     return recipe is None or saved == recipe
 
@@ -172,6 +174,7 @@ def validate_finished_parts(
     with silence_logging():
         manifest = read_recipe_manifest(next(iter(part_recipes.values())))
     for name, folder in finished_folders.items():
+        reject_other_format(folder)
         saved = read_written_manifest(folder / "manifest.csv")
         with silence_logging():
             current = assign_recipe_splits(drop_skipped(manifest, saved, folder), part_recipes[name])

@@ -108,7 +108,7 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
     open_image_cache(files, 48)
     used = open_image_cache(files, 200)
     shown = call("cache")
-    assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "pictures")
+    assert shown.stdout.strip() == str(tmp_path / "fastcxr" / "images")
     assert [line.split()[:3] for line in shown.stderr.splitlines()[1:]] == [["200", "px", "30"], ["48", "px", "30"]]
     cleared = call("cache", "--clear").stderr
     assert re.search(r"freed 0\.\d MB\n", cleared)

@@ -14,7 +14,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     """The folder where pictures of this one test are kept, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASTCXR_CACHE_LIMIT", raising=False)
-    return tmp_path / "cache" / "fastcxr" / "pictures"
+    return tmp_path / "cache" / "fastcxr" / "images"
 
 
 @pytest.fixture

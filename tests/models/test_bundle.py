@@ -244,7 +244,7 @@ def test_a_folder_without_a_model_says_what_to_name(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"format_version": 1, "files": null}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"format": 2}', b'{"format": 2, "files": null}', b"[]"])
 def test_a_foreign_model_json_is_refused(folder, content):
     (folder / "model.json").write_bytes(content)
     with pytest.raises(ModelError, match="no model.json of fastcxr"):
@@ -254,7 +254,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format_version", 99),
+        ("format", 99),
         ("labels", ["a", "b"]),
         ("backbone", {"library": "timm", "name": "no_such"}),
         ("pixels", {}),
@@ -267,7 +267,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(facts | {key: value}))
-    with pytest.raises(ModelError, match="Install the fastcxr version|Use the versions that run.json names"):
+    with pytest.raises(ModelError, match="whose format this version cannot read|Use the versions that run.json names"):
         load_model(folder)
 
 

@@ -164,15 +164,15 @@ def nonsense(folder, dice, marker):
 
 
 def lost_fact(folder, dice, marker):
-    name = dice.choice(["labels", "pixels", "backbone", "files", "format_version", "choices"])
+    name = dice.choice(["labels", "pixels", "backbone", "files", "format", "choices"])
     change_facts(folder, lambda facts: facts.pop(name))
 
 
 def no_json(folder, dice, marker):
     content = dice.choice([
         b"", b"null", b"[]", b"{" * 200_000, b"[" * 200_000, HTML, b"\xff\xfe\x00", pickle.dumps(Code(marker, dice)),
-        b'{"format_version": ' + b"9" * 5000 + b"}", b'{"format_version": NaN}', b'{"a": 1}' + b" " * 65_000_000,
-        b'{"format_version": 1, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"format": ' + b"9" * 5000 + b"}", b'{"format": NaN}', b'{"a": 1}' + b" " * 65_000_000,
+        b'{"format": 2, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     ])  # fmt: skip
     (folder / "model.json").write_bytes(content)
 
@@ -191,7 +191,7 @@ def path_as_a_backbone(folder, dice, marker):
 
 
 NONSENSE = [
-    ("format_version", 2**63), ("format_version", "1"), ("format_version", True), ("format_version", [1]),
+    ("format", 2**63), ("format", "2"), ("format", True), ("format", [1]),
     ("labels", ["a"]), ("labels", ["a", "a", "b"]), ("labels", "abc"), ("labels", [1, 2, 3]),
     ("labels", ["", "a", "b"]),
     ("labels", [str(k) for k in range(10**6)]), ("labels", {"a": 1}), ("labels", None),

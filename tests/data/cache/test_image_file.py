@@ -239,4 +239,4 @@ def test_the_folder_is_the_one_that_the_person_chose(cache, monkeypatch, tmp_pat
     assert find_image_cache_dir() == cache
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "pictures"
+    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "images"
