@@ -73,11 +73,17 @@ class ExpandChannels(DisplayedTransform):
         return image.expand(-1, self.channels, -1, -1)
 
 
-def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | None = None) -> DataLoaders:
+def make_loaders(
+    manifest: pd.DataFrame,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    image_cache: ImageCache | None = None,
+) -> DataLoaders:
     """fastai DataLoaders over the train and valid rows; seeds every random number generator first.
 
     `loaders.pixels` says what the network will see, `loaders.vocab` the labels in their order; `loaders.manifest` is
     the whole manifest, test rows included, and `loaders.pictures` are its images, decoded once.
+    `image_cache`: where the images of this manifest, and maybe others, were opened already.
     Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
     """
     seed_everything(recipe.seed)  # before the loaders: each draws its own shuffling seed at birth
@@ -89,7 +95,9 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | No
                 "Call split_by_patient first, or mend the split column",
                 code="E004",
             )
-    manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
+    image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
+    if image_cache is None:
+        manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
     table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths
     image_cache.tell_warnings(again=False)  # `load_dataset` has told those of a whole run
     sampler_options = make_sampler_options(table.loc[table["split"] == "train", "label"], recipe)

@@ -14,7 +14,7 @@ from fastcxr.io.formats import reject_other_format
 from fastcxr.io.lock import is_locked
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
-from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
+from fastcxr.workflows.load import Dataset, assign_recipe_splits
 from fastcxr.workflows.run_dir import acquire_directory
 
 IMAGE_HASH_COLUMN = "picture_sha256"  # column of manifest.csv that tells a picture of this run in other data
@@ -129,8 +129,8 @@ def _find_last_change(folder: Path) -> float:
     return (state if state.exists() else folder / "recipe.json").stat().st_mtime
 
 
-def find_finished_report(folder: str | Path, recipe: Recipe) -> Path | None:
-    """The report of a run of this recipe that is finished in this folder.
+def find_finished_report(folder: str | Path, recipe: Recipe, dataset: Dataset | None = None) -> Path | None:
+    """The report of a run of this recipe that is finished in this folder. `dataset`: its data, where they were read.
 
     Raises OutputError for a run of another recipe, or of other images than the data holds.
     """
@@ -139,16 +139,16 @@ def find_finished_report(folder: str | Path, recipe: Recipe) -> Path | None:
         return None
     acquire_or_resume(report.parent, recipe)
     # recipe.json keeps of a path only its last part, which two folders may share
-    validate_finished_run(report.parent, recipe)
+    validate_finished_run(report.parent, recipe, dataset or Dataset(recipe))
     log.info("this run is finished: %s", report)
     return report
 
 
-def validate_finished_run(folder: Path, recipe: Recipe) -> None:
+def validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
     """Raises OutputError for a finished run of other images or labels than the data holds; no image is read."""
     saved = read_written_manifest(folder / "manifest.csv")
     with silence_logging():
-        current = drop_skipped(read_recipe_manifest(recipe), saved, folder)
+        current = drop_skipped(dataset.read_manifest(), saved, folder)
     merged = saved[LABELLED_IMAGE_KEY].merge(current[LABELLED_IMAGE_KEY], how="outer", indicator=True)
     missing, new = merged["_merge"].eq("left_only"), merged["_merge"].eq("right_only")
     if recipe.held_out or recipe.leave_one_source_out:  # of the other sources such a run leaves images out
@@ -162,7 +162,7 @@ def validate_finished_run(folder: Path, recipe: Recipe) -> None:
 
 
 def validate_finished_parts(
-    part_recipes: Mapping[str, Recipe], part_folders: Mapping[str, Path], part_kind: str
+    part_recipes: Mapping[str, Recipe], part_folders: Mapping[str, Path], part_kind: str, dataset: Dataset
 ) -> None:
     """Raises DataError for a finished fold that is not what it would be of today's data; no image is read.
 
@@ -172,7 +172,7 @@ def validate_finished_parts(
     if not finished_folders:
         return
     with silence_logging():
-        manifest = read_recipe_manifest(next(iter(part_recipes.values())))
+        manifest = dataset.read_manifest()
     for name, folder in finished_folders.items():
         reject_other_format(folder)
         saved = read_written_manifest(folder / "manifest.csv")

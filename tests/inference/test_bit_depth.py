@@ -17,7 +17,7 @@ from fastcxr.inference.predict import predict, read_fitted_images
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.workflows.load import load_dataset
+from fastcxr.workflows.load import Dataset, load_dataset
 from fastcxr.workflows.run_dir import OutputDir
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
@@ -79,8 +79,8 @@ def test_an_evaluation_takes_the_depth_of_the_model_and_not_of_its_own_images(fo
     recipe = RECIPE.replace(data=(str(write_deep(tmp_path / "other", darker=4)),))
     record = OutputDir(tmp_path / "record")
     record.acquire()
-    own = load_dataset(recipe, record, only_test=True)
-    models = load_dataset(recipe, record, only_test=True, depths=load_model(folder).bit_depths)
+    own = load_dataset(recipe, record, Dataset(recipe, only_test=True))
+    models = load_dataset(recipe, record, Dataset(recipe, only_test=True, depths=load_model(folder).bit_depths))
     assert own[COLUMN].tolist() == ["10"] * 12 and models[COLUMN].tolist() == ["12"] * 12
 
 
