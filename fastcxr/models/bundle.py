@@ -32,6 +32,7 @@ from fastcxr.models.model_json import (
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import DTYPE_NAMES, keep_malloc_arenas, resolve_precision
 from fastcxr.models.preprocessing import InputSpec, make_blank_image
+from fastcxr.models.state import find_learner_state, get_learner_state, get_loaders_state
 
 if TYPE_CHECKING:  # training needs fastai, which takes seconds to import; prediction does not
     from fastai.learner import Learner
@@ -73,16 +74,16 @@ class Classifier:
 
 def extract_classifier(learner: "Learner") -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
-    fitted_probe = getattr(learner, "fitted_probe", None)
+    state, loaders_state = find_learner_state(learner), get_loaders_state(learner.dls)
     return Classifier(
         network=learner.model,
         labels=tuple(learner.dls.vocab),
-        input_spec=learner.dls.input_spec,
-        precision=getattr(learner, "precision", "fp32"),
-        ood_detector=getattr(learner, "ood_detector", None),
+        input_spec=loaders_state.input_spec,
+        precision=state.precision,
+        ood_detector=state.ood_detector,
         # a head that was fitted on mirror images too and kept: others were not made for them
-        mirror_images=fitted_probe is not None and fitted_probe.bank.mirror_images,
-        bit_depths=summarize_depths(learner.dls.manifest) if hasattr(learner.dls, "manifest") else BitDepths(),
+        mirror_images=state.fitted_probe is not None and state.fitted_probe.bank.mirror_images,
+        bit_depths=summarize_depths(loaders_state.manifest),
     )
 
 
@@ -103,7 +104,7 @@ def save_model(
             FORMAT_KEY: MODEL_FORMAT,
             "kind": recipe.kind,
             "labels": list(classifier.labels),
-            "backbone": learner.backbone,
+            "backbone": get_learner_state(learner).backbone,
             "head": asdict(head_config(recipe)),
             "pixels": asdict(classifier.input_spec),
             "choices": choices,

@@ -33,6 +33,7 @@ from fastcxr.errors import DataError, RecipeError
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.devices import find_device
 from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
 
 MAX_GPU_MEMORY_SHARE = 0.3  # of a GPU's free memory, that a cohort may take
@@ -81,8 +82,8 @@ def make_loaders(
 ) -> DataLoaders:
     """fastai DataLoaders over the train and valid rows; seeds every random number generator first.
 
-    `loaders.pixels` says what the network will see, `loaders.vocab` the labels in their order; `loaders.manifest` is
-    the whole manifest, test rows included, and `loaders.pictures` are its images, decoded once.
+    `loaders.vocab` has the labels in their order, `loaders.fastcxr` (a LoadersState) the size and normalization of what
+    the network gets, the whole manifest, test rows included, and the cache of its decoded images.
     `image_cache`: where the images of this manifest, and maybe others, were opened already.
     Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
     """
@@ -109,7 +110,7 @@ def make_loaders(
         dl_type=ImageLoader,
         dl_kwargs=({"image_cache": image_cache, **sampler_options}, {"image_cache": image_cache}),
     )
-    loaders.input_spec, loaders.manifest, loaders.image_cache = make_input_spec(recipe), manifest, image_cache
+    loaders.fastcxr = LoadersState(input_spec=make_input_spec(recipe), manifest=manifest, image_cache=image_cache)
     return loaders
 
 

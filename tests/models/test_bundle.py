@@ -114,7 +114,8 @@ def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_ha
     trained, tmp_path, monkeypatch, mirror
 ):
     views = 1 if mirror else 3  # neither number says anything of mirror images
-    monkeypatch.setattr(trained, "fitted_probe", SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror)))
+    probe = SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror))
+    monkeypatch.setattr(trained.fastcxr, "fitted_probe", probe)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).mirror_images is mirror
 

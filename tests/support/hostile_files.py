@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from safetensors.torch import save
 
@@ -19,6 +20,7 @@ from fastcxr.io.files import compute_sha256
 from fastcxr.models.backbones import describe_backbone, find_backbone, make_network
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.state import LearnerState, LoadersState
 from fastcxr.models.weights import load_weights
 
 BACKBONE = "mobilenetv2_035"
@@ -51,8 +53,11 @@ def write_good_model(folder: Path) -> Path:
     model = make_body()
     learner = SimpleNamespace(
         model=model,
-        dls=SimpleNamespace(vocab=["a", "b", "c"], input_spec=pixels),
-        backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model),
+        dls=SimpleNamespace(
+            vocab=["a", "b", "c"],
+            fastcxr=LoadersState(input_spec=pixels, manifest=pd.DataFrame(), image_cache=None),
+        ),
+        fastcxr=LearnerState(backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model)),
     )
     save_model(folder, learner, Recipe(BACKBONE, weights="none", image_size=64), {"precision": "fp32"})
     return folder
