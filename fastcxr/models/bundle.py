@@ -129,7 +129,7 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
     model_json = read_model_json(folder)
     validate_model_files(folder, model_json)
     calibration = validate_calibration(model_json.get("calibration"), folder / MODEL_JSON_FILE)
-    detector = read_ood_detector(folder, model_json.get("gate"))  # files of earlier versions have none
+    detector = read_ood_detector(folder, model_json.get("gate"))
     try:
         labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["pixels"]))
         network = _make_empty_network(model_json, len(labels), input_spec)
@@ -166,7 +166,7 @@ def _make_empty_network(model_json: dict[str, Any], n_classes: int, input_spec: 
     """The network with the channels and the head that it was trained with, its weights not yet in it."""
     backbone = find_backbone(f"{model_json['backbone']['library']}:{model_json['backbone']['name']}", "none")
     backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
-    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))  # files of earlier versions: one linear layer
+    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
     return make_network(backbone, n_classes, "none", input_spec.image_size, head)
 
 
@@ -182,7 +182,7 @@ def write_ood_detector(folder: Path, detector: OODDetector) -> dict[str, Any]:
 
 
 def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetector | None:
-    """The gate that model.json speaks of; None for a model without one, as those of earlier versions are.
+    """The gate that model.json speaks of; None for a model without one.
 
     Raises InputMissingError where its file is gone, ModelError where it is not the one that was written.
     """

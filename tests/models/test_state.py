@@ -23,7 +23,9 @@ def test_a_learner_and_its_loaders_have_a_declared_state_and_no_other_attributes
     assert type(learner.fastcxr) is LearnerState and type(learner.dls.fastcxr) is LoadersState
     assert learner.fastcxr.precision == "fp32" and learner.fastcxr.backbone["name"] == NAME
     assert len(learner.dls.fastcxr.manifest) == len(learner.dls.fastcxr.image_cache.files)
-    plain = Learner(DataLoaders(learner.dls.train, learner.dls.valid), learner.model, learner.loss_func)
+    plain = Learner(
+        DataLoaders(learner.dls.train, learner.dls.valid, device=learner.dls.device), learner.model, learner.loss_func
+    )
     ours = {"fastcxr"} | {callback.name for callback in learner.cbs}  # fastai itself sets those of callbacks
     assert set(vars(learner)) - set(vars(plain)) <= ours
     assert set(vars(learner.dls)) - set(vars(plain.dls)) <= ours
