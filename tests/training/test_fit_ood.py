@@ -87,7 +87,7 @@ def test_looking_leaves_no_hook_behind(many_toys):
 
 def test_without_enough_validation_patients_there_is_no_gate_and_it_says_so(toy_manifest, caplog):
     with caplog.at_level(logging.INFO, logger="fastcxr"):
-        assert trained(toy_manifest).ood_detector is None
+        assert trained(toy_manifest).fastcxr.ood_detector is None
     assert "no gate: 3 validation patients, at least 19 are needed" in caplog.text
 
 
