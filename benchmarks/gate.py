@@ -168,7 +168,7 @@ def main() -> None:
             for kind, rows in asked.items():
                 predicted = predict(extract_classifier(learner), rows, splits=None, progress=Progress()).table
                 found.setdefault(kind, []).append(predicted.assign(open=predicted["predicted"] == ""))
-            print(f"fold {fold}: {learner.ood_detector.images} validation images set the limit; asked in "
+            print(f"fold {fold}: {learner.fastcxr.ood_detector.images} validation images set the limit; asked in "
                   f"{time.perf_counter() - started:.0f} s", flush=True)  # fmt: skip
     print(f"{'kept out':<28} {'images':>6} {'asked':>8} {'share':>8}  95 % interval")
     for kind, tables in found.items():

@@ -63,7 +63,7 @@ def measure_exactness(data: str, weights: str) -> dict[str, float]:
     recipe = Recipe("mobilenetv2_100", weights=str(Path(weights).resolve()), image_size=288, strategy="probe")
     manifest = split_by_patient(read_manifest(data), seed=0)
     learner = make_learner(make_loaders(manifest, recipe.replace(precision="fp32")), recipe.replace(precision="fp32"))
-    pictures, pixels = learner.dls.image_cache, learner.dls.input_spec
+    pictures, pixels = learner.dls.fastcxr.image_cache, learner.dls.fastcxr.input_spec
     images = torch.from_numpy(pictures.read(range(0, len(pictures.files), 12)))[:, None]
     images = normalize(images, pixels).contiguous(memory_format=torch.channels_last)
     plain = copy.deepcopy(learner.model).eval().to(memory_format=torch.channels_last)

@@ -89,7 +89,7 @@ class Judge:
     """Scores weights on validation and test images, which it reads once."""
 
     def __init__(self, learner: Learner, manifest: pd.DataFrame):
-        self.learner, pictures = learner, learner.dls.image_cache
+        self.learner, pictures = learner, learner.dls.fastcxr.image_cache
         place = {file: row for row, file in enumerate(pictures.files)}
         labels = pd.Index(list(learner.dls.vocab))
         parts = {split: manifest[manifest["split"] == split] for split in ("valid", "test")}
@@ -104,9 +104,9 @@ class Judge:
         found = [[], []]
         for start in range(0, len(self.squares[split]), 32):
             batch = normalize(
-                torch.from_numpy(self.squares[split][start : start + 32])[:, None], self.learner.dls.input_spec
+                torch.from_numpy(self.squares[split][start : start + 32])[:, None], self.learner.dls.fastcxr.input_spec
             )
-            with autocast(self.learner.precision, torch.device("cpu")):
+            with autocast(self.learner.fastcxr.precision, torch.device("cpu")):
                 found[0].append(self.learner.model(batch).float())
                 found[1].append(self.learner.model(batch.flip(3)).float())
         return torch.cat(found[0]), torch.cat(found[1])

@@ -64,7 +64,7 @@ def ceiling(learner: Learner, steps: int) -> float:
     for number in range(WARM_UP + steps):
         if number == WARM_UP:
             started = read_clock(learner.dls.device)
-        with autocast(learner.precision, learner.dls.device):
+        with autocast(learner.fastcxr.precision, learner.dls.device):
             logits = learner.model(images)
         learner.loss_func(logits.float(), labels).backward()
         learner.opt.step()

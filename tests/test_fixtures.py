@@ -1,51 +1,142 @@
-"""Run folders of version 0.1, as they stand in tests/fixtures: their models and recipes are refused in one line."""
+"""Run folders of version 0.1, as they stand in tests/fixtures: every command refuses them in one line."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import tiny_network  # noqa: F401  registers the network of these runs
 
-from fastcxr.config.recipe import read_recipe
-from fastcxr.errors import FastcxrError, ModelError
-from fastcxr.io.files import compute_sha256, read_checksums
-from fastcxr.models.bundle import load_model
+from fastcxr.cli.main import main
+from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.errors import FastcxrError
+from fastcxr.io.files import compute_sha256, list_files, read_checksums
+from fastcxr.report.run_reader import read_dataset_record, read_run_record
 from fastcxr.training.checkpoints import Checkpoints
-from fastcxr.workflows.run_state import is_finished, is_unfinished
+from fastcxr.workflows.cross_validate import cross_validate
+from fastcxr.workflows.run_state import find_resumable_run, is_finished, is_unfinished, list_runs
+from fastcxr.workflows.train import run
 
 FINISHED = Path(__file__).parent / "fixtures" / "run_0_1"
 UNFINISHED = FINISHED.with_name("run_0_1_unfinished")
+REFUSAL = "made by fastcxr 0.1.0, whose format this version cannot read. Use fastcxr 0.1.0, or train again"
+BOTH = pytest.mark.parametrize("fixture", [FINISHED, UNFINISHED], ids=lambda folder: folder.name)
+COMMANDS = {
+    "predict": "predict {run} {images}",
+    "explain": "explain {run} {images}",
+    "evaluate": "evaluate {run} --data {images}",
+    "report": "report {run}",
+    "compare": "compare {run} {run}/../other",
+    "verify": "verify {run}",
+    "resume": "resume {run}",
+    "train": "train tiny_test_resnet --data {images} --weights none --split-from {run} --out {run}/../new",
+    "describe": "describe --data {images} --split-from {run} --out {run}/../new",
+    "train into it": "train tiny_test_resnet --data {images} --weights none --out {run}",
+    "folds into it": "train tiny_test_resnet --data {images} --weights none --folds 2 --out {run}",
+}
 
 
-def test_the_files_of_the_finished_run_are_whole():
-    assert is_finished(FINISHED)
-    sums = read_checksums(FINISHED)
-    assert len(sums) > 50
-    assert {name: compute_sha256(FINISHED / name) for name in sums} == sums
+def hash_files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): compute_sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """Runs a command line in an empty working directory; returns its exit code and what it wrote to stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(line: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fastcxr", *line.split()])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capfd.readouterr().err
+
+    return invoke
+
+
+@BOTH
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_a_run_of_that_version_in_one_line(command, fixture, call, tmp_path, toy_folder):
+    folder = shutil.copytree(fixture, tmp_path / "kept" / fixture.name)
+    shutil.copytree(fixture, tmp_path / "kept" / "other")
+    before = hash_files(tmp_path / "kept")
+    code, written = call(COMMANDS[command].format(run=folder, images=toy_folder))
+    assert code
+    assert "Traceback" not in written
+    assert written.replace("\n", " ").split(f"{folder}: ")[-1].strip() == REFUSAL
+    assert hash_files(tmp_path / "kept") == before, "nothing in it was changed, and nothing was made beside it"
+
+
+@pytest.mark.parametrize("read", [read_run_record, read_dataset_record])
+def test_readers_of_reports_refuse_it(read):
+    with pytest.raises(FastcxrError, match=REFUSAL):
+        read(FINISHED)
 
 
 @pytest.mark.parametrize("recipe", [FINISHED / "recipe.json", UNFINISHED / "state" / "recipe.json"])
-def test_a_recipe_of_that_version_is_refused_in_one_line(recipe):
-    with pytest.raises(FastcxrError, match="no choice called 'augmented_views'") as refused:
+def test_its_recipe_is_refused_with_the_name_of_the_run(recipe):
+    with pytest.raises(FastcxrError, match=REFUSAL) as refused:
         read_recipe(recipe)
-    assert "\n" not in str(refused.value)
+    assert Path(refused.value.path).name in ("run_0_1", "run_0_1_unfinished")
 
 
-def test_the_model_of_the_finished_run_is_refused_in_one_line():
-    with pytest.raises(ModelError, match="format version '1', this fastcxr reads 2. Install") as refused:
-        load_model(FINISHED, device="cpu")
-    assert "\n" not in str(refused.value)
+@BOTH
+def test_without_its_run_json_the_version_is_unknown(fixture, tmp_path):
+    folder = shutil.copytree(fixture, tmp_path / "run")
+    for content in ("{}", '{"versions": {"fastcxr": "1\\n2"}}', "torn"):
+        (folder / "run.json").write_text(content)
+        with pytest.raises(
+            FastcxrError, match="made by another version of fastcxr, whose .*Use that version, or train"
+        ):
+            read_recipe(folder / "recipe.json")
 
 
-def test_the_unfinished_run_has_its_states(tmp_path):
-    assert is_unfinished(UNFINISHED) and not is_finished(UNFINISHED)
+def test_an_unfinished_run_is_skipped_by_resume_which_says_so(call, tmp_path):
+    shutil.copytree(UNFINISHED, tmp_path / "runs" / "old")
+    code, written = call("resume")
+    assert code
+    assert f"not resumed: {Path('runs/old')}" in written.replace("FCX-E302 ", "").replace("\n", " ")
+    assert "no unfinished run is in runs/" in written
+    assert find_resumable_run(list_runs()) is None
+
+
+@pytest.mark.parametrize("start", [run, cross_validate])
+def test_the_library_neither_resumes_nor_overwrites_it(start, tmp_path, toy_folder):
+    folder = shutil.copytree(UNFINISHED, tmp_path / "run")
+    before = hash_files(folder)
+    recipe = Recipe("tiny_test_resnet", data=str(toy_folder), folds=2 if start is cross_validate else 0)
+    with pytest.raises(FastcxrError, match=REFUSAL):
+        start(recipe, folder)
+    assert hash_files(folder) == before
+
+
+def test_a_mirror_of_such_a_run_is_not_overwritten(tmp_path, toy_folder):
+    mirror = shutil.copytree(UNFINISHED, tmp_path / "mirror")
+    before = hash_files(mirror)
+    with pytest.raises(FastcxrError, match=REFUSAL):
+        run(Recipe("tiny_test_resnet", data=str(toy_folder)), tmp_path / "run", mirror=mirror)
+    assert hash_files(mirror) == before and not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_that_version_is_refused(tmp_path):
     folder = shutil.copytree(UNFINISHED, tmp_path / "run")
     assert Checkpoints(folder / "state").has_states()
+    with pytest.raises(FastcxrError, match="no state in this folder is intact"):
+        Checkpoints(folder / "state").read()
 
 
-@pytest.mark.parametrize("folder", [FINISHED, UNFINISHED], ids=lambda folder: folder.name)
-def test_no_path_of_a_machine_and_no_picture_of_size_is_in_a_run(folder):
-    for path in folder.rglob("*"):
+def test_the_files_of_both_runs_are_whole():
+    assert is_finished(FINISHED) and is_unfinished(UNFINISHED) and not is_finished(UNFINISHED)
+    sums = read_checksums(FINISHED)
+    assert len(sums) > 50
+    assert {name: compute_sha256(FINISHED / name) for name in sums} == sums
+    assert set(list_files(FINISHED)) == set(sums)
+
+
+@BOTH
+def test_no_path_of_a_machine_and_no_picture_of_size_is_in_a_run(fixture):
+    for path in fixture.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not [word for word in (b"/tmp", b"/home", b"/Users", b"/root") if word in content], path

@@ -19,6 +19,7 @@ from fastcxr.cli.launch import print_run_result, start_training
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.io.formats import reject_other_format
 from fastcxr.progress.terminal import TerminalProgress
 
 
@@ -67,6 +68,7 @@ def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
     folder = folder or find_resumable_run(list_runs())
     if folder is None:
         raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
+    reject_other_format(folder)
     if is_finished(folder):  # recipe.json keeps no place of its data, and none is needed
         console.print(f"this run is finished: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
         return print_run_result(folder)

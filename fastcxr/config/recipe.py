@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastcxr.config.fields import option, unknown_name_error, validate_fields
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.io.files import read_json
+from fastcxr.io.files import STATE_DIR, read_json
+from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format_error
 
 if TYPE_CHECKING:
     pass  # FIXME self import
@@ -248,7 +249,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as the text of recipe.json."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({FORMAT_KEY: RECIPE_FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
     def is_multi_run(self) -> bool:
@@ -280,10 +281,14 @@ def _make_path_name(path: PurePath) -> str:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe that a run folder's recipe.json holds."""
+    """The recipe that a run folder's recipe.json holds. Raises ModelError for one of another format."""
     try:
-        return _make_from_mapping(Recipe, read_json(path))
-    except RecipeError:
+        values = dict(read_json(path))
+        if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
+            folder = Path(path).parent
+            raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
+        return _make_from_mapping(Recipe, values)
+    except (RecipeError, ModelError):
         raise
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(

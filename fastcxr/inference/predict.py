@@ -23,6 +23,7 @@ from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
+from fastcxr.models.state import find_learner_state, get_loaders_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training.fit_ood import read_bank_features
@@ -56,7 +57,7 @@ def predict(
     classifier = model if learner is None else extract_classifier(learner)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
-    if getattr(learner, "fitted_probe", None):
+    if learner is not None and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_bank
 
         # these features have been looked at by this very network
@@ -67,7 +68,7 @@ def predict(
             return _make_predictions(
                 table, Scores(probability, compute_bank_ood_scores(learner, table["file"].tolist())), classifier
             )
-    image_cache = None if learner is None else getattr(learner.dls, "image_cache", None)
+    image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
     images = read_fitted_images(table["file"].tolist(), classifier.input_spec.image_size, image_cache, depths, remarks)
@@ -138,7 +139,7 @@ def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.T
 
 def compute_bank_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
     """Return the OOD scores of files in the learner's feature bank; None without a detector."""
-    detector = learner.ood_detector
+    detector = learner.fastcxr.ood_detector
     if detector is None:
         return None
     ood_scores = np.full(len(files), np.nan)

@@ -17,12 +17,12 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
+from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.devices import find_device
 from fastcxr.models.heads import HeadConfig, find_stages, head_config
 from fastcxr.models.model_json import (
-    FORMAT_VERSION,
     MODEL_JSON_FILE,
     OTHER_VERSION_FIX,
     WEIGHTS_FILE,
@@ -32,6 +32,7 @@ from fastcxr.models.model_json import (
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import DTYPE_NAMES, keep_malloc_arenas, resolve_precision
 from fastcxr.models.preprocessing import InputSpec, make_blank_image
+from fastcxr.models.state import find_learner_state, get_learner_state, get_loaders_state
 
 if TYPE_CHECKING:  # training needs fastai, which takes seconds to import; prediction does not
     from fastai.learner import Learner
@@ -73,16 +74,16 @@ class Classifier:
 
 def extract_classifier(learner: "Learner") -> Classifier:
     """The classifier inside a Learner whose loaders came from make_loaders."""
-    fitted_probe = getattr(learner, "fitted_probe", None)
+    state, loaders_state = find_learner_state(learner), get_loaders_state(learner.dls)
     return Classifier(
         network=learner.model,
         labels=tuple(learner.dls.vocab),
-        input_spec=learner.dls.input_spec,
-        precision=getattr(learner, "precision", "fp32"),
-        ood_detector=getattr(learner, "ood_detector", None),
+        input_spec=loaders_state.input_spec,
+        precision=state.precision,
+        ood_detector=state.ood_detector,
         # a head that was fitted on mirror images too and kept: others were not made for them
-        hflip_tta=fitted_probe is not None and fitted_probe.bank.hflip_tta,
-        bit_depths=summarize_depths(learner.dls.manifest) if hasattr(learner.dls, "manifest") else BitDepths(),
+        hflip_tta=state.fitted_probe is not None and state.fitted_probe.bank.hflip_tta,
+        bit_depths=summarize_depths(loaders_state.manifest),
     )
 
 
@@ -100,10 +101,10 @@ def save_model(
     write_json(
         folder / MODEL_JSON_FILE,
         {
-            "format_version": FORMAT_VERSION,
+            FORMAT_KEY: MODEL_FORMAT,
             "kind": recipe.kind,
             "labels": list(classifier.labels),
-            "backbone": learner.backbone,
+            "backbone": get_learner_state(learner).backbone,
             "head": asdict(head_config(recipe)),
             "input_spec": asdict(classifier.input_spec),
             "choices": choices,
@@ -165,7 +166,7 @@ def _make_empty_network(model_json: dict[str, Any], n_classes: int, input_spec: 
     """The network with the channels and the head that it was trained with, its weights not yet in it."""
     backbone = find_backbone(f"{model_json['backbone']['library']}:{model_json['backbone']['name']}", "none")
     backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
-    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))  # files of earlier versions: one linear layer
+    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
     return make_network(backbone, n_classes, "none", input_spec.image_size, head)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
+from fastcxr.io.formats import reject_other_format
 from fastcxr.models.registry import find_known_parameters
 
-FORMAT_VERSION = 2
 WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
 MAX_LABELS, MAX_HEAD_WIDTH, MAX_HEAD_LAYERS, MAX_IMAGE_PIXELS = 10_000, 100_000, 10, 4096
 MAX_PRETRAINED_HEAD_PARAMETERS = (
@@ -28,6 +28,7 @@ COPY_AGAIN_FIX, OTHER_VERSION_FIX = "Copy the run folder again", "Use the versio
 def read_model_json(folder: str | Path) -> dict[str, Any]:
     """model.json, checked to be one that this version understands. Raises InputMissingError or ModelError."""
     path = Path(folder) / MODEL_JSON_FILE
+    reject_other_format(folder)
     if not path.is_file():
         part_folders = sorted(
             file.parent for prefix in ("fold", "source") for file in Path(folder).glob(f"{prefix}-*/{MODEL_JSON_FILE}")
@@ -41,14 +42,10 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     _reject_outside_link(path)
     try:
         model_json = read_json(path)
-        version, files = model_json["format_version"], model_json["files"]
-        if not isinstance(files[WEIGHTS_FILE], str):
+        if not isinstance(model_json["files"][WEIGHTS_FILE], str):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("this is no model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        problem = f"format version {str(version)[:40]!r}, this fastcxr reads {FORMAT_VERSION}"
-        raise ModelError(problem, "Install the fastcxr version that run.json names", path=path, code="E306")
     invalid = [name for name, is_right in FIELD_CHECKS.items() if name in model_json and not is_right(model_json[name])]
     missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
     if invalid or missing:

@@ -73,6 +73,29 @@ class _OncePerPrefixFilter:
 
 
 @contextmanager
+def record_logging(records: list[logging.LogRecord]) -> Iterator[None]:
+    """In this block what the library logs goes into `records` and nowhere else: see replay_logging."""
+    log, recorder = logging.getLogger("fastcxr"), logging.Handler(logging.INFO)
+    recorder.emit = records.append
+    saved = log.handlers, log.level, log.propagate, log.disabled
+    log.handlers, log.propagate, log.disabled = [recorder], False, False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.handlers, level, log.propagate, log.disabled = saved
+        log.setLevel(level)
+
+
+def replay_logging(records: list[logging.LogRecord]) -> None:
+    """Log these records to whoever listens now."""
+    log = logging.getLogger("fastcxr")
+    for record in records:
+        if log.isEnabledFor(record.levelno):
+            log.handle(record)
+
+
+@contextmanager
 def silence_logging() -> Iterator[None]:
     """In this block the library says nothing: for a look that somebody else will repeat aloud."""
     log = logging.getLogger("fastcxr")

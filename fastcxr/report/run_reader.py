@@ -11,6 +11,7 @@ import pandas as pd
 from fastcxr.config.recipe import parse_prevalence
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.files import read_json
+from fastcxr.io.formats import FORMAT_KEY, reject_other_format
 from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions
@@ -103,6 +104,7 @@ class RunRecord(DatasetRecord):
 def read_dataset_record(folder: str | Path) -> DatasetRecord:
     """All files of a folder that the page of a cohort needs, each read once."""
     folder = Path(folder)
+    reject_other_format(folder)
     if not (folder / "manifest.csv").is_file():
         problem = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
         raise InputMissingError(problem, "Name a folder that fastcxr describe made", path=folder, code="E304")
@@ -112,6 +114,7 @@ def read_dataset_record(folder: str | Path) -> DatasetRecord:
 def read_run_record(folder: str | Path) -> RunRecord:
     """All files of a run folder that a report needs, each read once."""
     folder = Path(folder)
+    reject_other_format(folder)
     if not (folder / "predictions.csv").is_file():
         problem = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
         raise InputMissingError(problem, "Name the folder of a finished run, as runs/first", path=folder, code="E304")
@@ -172,7 +175,7 @@ def _list_expected_files(folder: Path) -> tuple[str, ...]:
 def _read_dataset_fields(folder: Path) -> dict[str, Any]:
     return {
         "folder": folder,
-        "recipe": _read_json(folder / "recipe.json"),
+        "recipe": {name: value for name, value in _read_json(folder / "recipe.json").items() if name != FORMAT_KEY},
         "run": _read_json(folder / "run.json"),
         "manifest": _read_text_table(folder / "manifest.csv", ("source", "path", "label", "patient", "split")),
         "skipped": _read_text_table(folder / "skipped.csv", ("path", "code", "reason")),

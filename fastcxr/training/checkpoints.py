@@ -21,9 +21,9 @@ from safetensors.torch import save
 
 from fastcxr.errors import ModelError, OutputError, StorageError
 from fastcxr.io.files import atomic_write, compute_sha256
+from fastcxr.io.formats import CHECKPOINT_FORMAT, FORMAT_KEY
 
 log = logging.getLogger("fastcxr")
-FORMAT_VERSION = "1"
 N_GENERATIONS = 2
 FREE_SPACE_FIX = "Free some room and give the same command again"
 STATE_FILE_PATTERN = re.compile(r"state-(\d{6})\.safetensors")
@@ -40,7 +40,7 @@ class Checkpoints:
         """Keep this state as the newest. Raises StorageError where it finds no room; the states before it stay."""
         tensors: dict = {}
         tree = flatten(state, tensors)
-        content = save(tensors, {"format_version": FORMAT_VERSION, "tree": json.dumps(tree, allow_nan=False)})
+        content = save(tensors, {FORMAT_KEY: str(CHECKPOINT_FORMAT), "tree": json.dumps(tree, allow_nan=False)})
         problem = "the state needs {needed}, {free} are free; the one before it is kept"
         self._validate_free_space(len(content), problem)
         number = max(self._list_numbers(), default=0) + 1
@@ -148,9 +148,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata()
-            if header["format_version"] != FORMAT_VERSION:
+            if header.get(FORMAT_KEY) != str(CHECKPOINT_FORMAT):
                 fix = "Go on with the version that began this run, or start anew with --new"
-                raise ModelError(f"a state of format {header['format_version']!r}", fix, path=path)
+                raise ModelError(f"a state of format {header.get(FORMAT_KEY)!r}", fix, path=path)
             return unflatten(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):

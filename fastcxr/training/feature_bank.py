@@ -48,7 +48,7 @@ def make_feature_bank(learner: Learner, recipe: Recipe, progress: Progress) -> F
 
     No label is looked at, so that pictures of all splits may share the pass.
     """
-    image_cache = learner.dls.image_cache
+    image_cache = learner.dls.fastcxr.image_cache
     views = make_views(recipe)
     shape = (len(views), len(image_cache.files), find_head(learner.model).linear.in_features)
     with open_feature_array(make_bank_key(learner, recipe), shape) as (features, is_new):
@@ -67,11 +67,11 @@ def make_views(recipe: Recipe) -> list[ViewTransform]:
 def make_bank_key(learner: Learner, recipe: Recipe) -> str:
     """A name that changes with the body's weights, the pictures, and all that stands between them."""
     digest = hashlib.sha256(hash_backbone(learner.model))
-    image_cache = learner.dls.image_cache
+    image_cache = learner.dls.fastcxr.image_cache
     key_parts = (
         recipe.backbone,
-        learner.dls.input_spec,
-        learner.precision,
+        learner.dls.fastcxr.input_spec,
+        learner.fastcxr.precision,
         recipe.mirror_images,
         learner.dls.device.type,
         "joined",
@@ -95,15 +95,15 @@ def hash_backbone(network: nn.Module) -> bytes:
 @torch.no_grad()  # inference tensors would stay in the network, which is to learn later
 def fill_feature_bank(features: np.ndarray, learner: Learner, views: list[ViewTransform], bar) -> None:
     """One pass of the network over all pictures, in the order of the bank."""
-    image_cache, device = learner.dls.image_cache, learner.dls.device
-    network = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision)
+    image_cache, device = learner.dls.fastcxr.image_cache, learner.dls.device
+    network = fuse_for_inference(learner.model, learner.dls.fastcxr.input_spec, learner.fastcxr.precision)
     with output_head_features(find_head(network)):
         for start in range(0, len(image_cache.files), BATCH_SIZE):
             rows = range(start, min(start + BATCH_SIZE, len(image_cache.files)))
             images = torch.from_numpy(image_cache.read(rows)).to(device)[:, None]
             for view, transform in enumerate(views):
-                batch = normalize(transform(images), learner.dls.input_spec)
-                with autocast(learner.precision, device):
+                batch = normalize(transform(images), learner.dls.fastcxr.input_spec)
+                with autocast(learner.fastcxr.precision, device):
                     features[view, start : rows.stop] = network(batch).float().cpu().numpy()
                 bar.advance(len(rows))
 

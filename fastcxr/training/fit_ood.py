@@ -43,7 +43,7 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | No
 
     The features are those of the network as it is now, from its bank where one is there, else from a pass of their own.
     """
-    stage_channels = find_stages(learner.model, make_blank_image(learner.dls.input_spec, learner.dls.device))
+    stage_channels = find_stages(learner.model, make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device))
     if not stage_channels:
         return _log_no_detector("its stages are not known")
     train, valid = (_subsample(loader.items) for loader in (learner.dls.train, learner.dls.valid))
@@ -93,7 +93,7 @@ def compute_conformal_limit(scores: np.ndarray) -> float:
 
 def read_bank_features(learner: "Learner", files: list[str], stage_channels: Mapping[str, int]) -> np.ndarray:
     """What the stages saw of these files when the bank was filled: it holds them before the last layer's."""
-    bank = learner.fitted_probe.bank
+    bank = learner.fastcxr.fitted_probe.bank
     return bank.features[0, bank.find_rows(files), : sum(stage_channels.values())]  # a copy: rows are named one by one
 
 
@@ -105,18 +105,18 @@ def _subsample(table: pd.DataFrame) -> pd.DataFrame:
 def _compute_features(
     learner: "Learner", files: list[str], stage_channels: Mapping[str, int], progress: Progress
 ) -> np.ndarray:
-    if learner.fitted_probe is not None:
+    if learner.fastcxr.fitted_probe is not None:
         return read_bank_features(learner, files, stage_channels)
-    image_cache = learner.dls.image_cache
-    network = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision)
+    image_cache = learner.dls.fastcxr.image_cache
+    network = fuse_for_inference(learner.model, learner.dls.fastcxr.input_spec, learner.fastcxr.precision)
     row_by_file, feature_batches = {file: row for row, file in enumerate(image_cache.files)}, []
     with progress.bar(len(files), "fitting the OOD detector") as bar, torch.no_grad():
         for start in range(0, len(files), BATCH_SIZE):
             images = torch.from_numpy(
                 image_cache.read([row_by_file[file] for file in files[start : start + BATCH_SIZE]])
             )
-            batch = normalize(images.to(learner.dls.device)[:, None], learner.dls.input_spec)
-            with autocast(learner.precision, learner.dls.device):
+            batch = normalize(images.to(learner.dls.device)[:, None], learner.dls.fastcxr.input_spec)
+            with autocast(learner.fastcxr.precision, learner.dls.device):
                 feature_batches.append(forward_with_features(network, batch, stage_channels)[1].cpu().numpy())
             bar.advance(len(images))
     return np.concatenate(feature_batches)

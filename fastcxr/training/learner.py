@@ -20,6 +20,7 @@ from fastcxr.models.backbones import describe_backbone, describe_weights_choice,
 from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import autocast, keep_malloc_arenas, keep_stem_fp32, resolve_precision
+from fastcxr.models.state import LearnerState
 from fastcxr.training.losses import WeightedAvgLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 
@@ -93,7 +94,7 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
         if precision == "bf16":
-            keep_stem_fp32(network, loaders.input_spec)
+            keep_stem_fp32(network, loaders.fastcxr.input_spec)
     # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
     temporary_dir = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
@@ -111,10 +112,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     )
     learner.recorder.loss = WeightedAvgLoss()
     learner.loss_func.to(loaders.device)  # with its class weights; a loss may be asked before fastai's first fit
-    learner.temporary_dir, learner.precision = temporary_dir, precision  # the folder is removed with the learner
-    learner.backbone = describe_backbone(backbone, recipe.weights, network)
-    learner.fitted_probe = None  # a head fitted on a bank of features will stand here
-    learner.ood_detector = None  # what training images look like, once it has learned
+    backbone_record = describe_backbone(backbone, recipe.weights, network)
+    learner.fastcxr = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir)
     return learner
 
 

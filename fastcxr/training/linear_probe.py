@@ -124,7 +124,7 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     fit = fit_probe(head, loss, train, valid, progress)
     set_head_weight(head, fit.weight)
     splits = replace(train), replace(valid)  # without their copies in memory
-    learner.fitted_probe = FittedProbe(bank, hash_backbone(learner.model), *splits, fit, head_weight=fit.weight)
+    learner.fastcxr.fitted_probe = FittedProbe(bank, hash_backbone(learner.model), *splits, fit, head_weight=fit.weight)
     log.info("the head is fitted on features of %s images (ridge %g)", f"{len(train.rows):,}", fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
     metric_values = {metric.name: float(metric.func(logits, valid.labels)) for metric in learner.metrics}
@@ -140,11 +140,11 @@ def refit_head(learner: Learner) -> None:
 
     Predictions of the validation images remain those of the head that had not seen them (see predict_from_bank).
     """
-    fitted_probe, head = learner.fitted_probe, find_head(learner.model)
+    fitted_probe, head = learner.fastcxr.fitted_probe, find_head(learner.model)
     train_and_valid = fitted_probe.train.concat(fitted_probe.valid)
     weight = fit_lbfgs(fitted_probe.fit.weight, head, train_and_valid, learner.loss_func.func, fitted_probe.fit.l2)
     set_head_weight(head, weight)
-    learner.fitted_probe = replace(fitted_probe, head_weight=weight)
+    learner.fastcxr.fitted_probe = replace(fitted_probe, head_weight=weight)
     log.info("the head is fitted again on %s images, those of validation among them", f"{len(train_and_valid.rows):,}")
 
 
@@ -153,7 +153,7 @@ def predict_from_bank(learner: Learner, files: Sequence[str], held_out: Sequence
 
     `held_out`: the validation images, which are answered by the head that was fitted without them.
     """
-    fitted_probe, head = learner.fitted_probe, find_head(learner.model)
+    fitted_probe, head = learner.fastcxr.fitted_probe, find_head(learner.model)
     head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
     is_unchanged = (
         head_weight.equal(fitted_probe.head_weight) and hash_backbone(learner.model) == fitted_probe.backbone_hash

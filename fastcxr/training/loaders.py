@@ -33,6 +33,7 @@ from fastcxr.errors import DataError, RecipeError
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.devices import find_device
 from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
 
 MAX_GPU_MEMORY_SHARE = 0.3  # of a GPU's free memory, that a cohort may take
@@ -73,11 +74,17 @@ class ExpandChannels(DisplayedTransform):
         return image.expand(-1, self.channels, -1, -1)
 
 
-def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | None = None) -> DataLoaders:
+def make_loaders(
+    manifest: pd.DataFrame,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    image_cache: ImageCache | None = None,
+) -> DataLoaders:
     """fastai DataLoaders over the train and valid rows; seeds every random number generator first.
 
-    `loaders.pixels` says what the network will see, `loaders.vocab` the labels in their order; `loaders.manifest` is
-    the whole manifest, test rows included, and `loaders.pictures` are its images, decoded once.
+    `loaders.vocab` has the labels in their order, `loaders.fastcxr` (a LoadersState) the size and normalization of what
+    the network gets, the whole manifest, test rows included, and the cache of its decoded images.
+    `image_cache`: where the images of this manifest, and maybe others, were opened already.
     Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
     """
     seed_everything(recipe.seed)  # before the loaders: each draws its own shuffling seed at birth
@@ -89,7 +96,9 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | No
                 "Call split_by_patient first, or mend the split column",
                 code="E027",
             )
-    manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
+    image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
+    if image_cache is None:
+        manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
     table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths
     image_cache.tell_warnings(again=False)  # `load_dataset` has told those of a whole run
     sampler_options = make_sampler_options(table.loc[table["split"] == "train", "label"], recipe)
@@ -101,7 +110,7 @@ def make_loaders(manifest: pd.DataFrame, recipe: Recipe, progress: Progress | No
         dl_type=ImageLoader,
         dl_kwargs=({"image_cache": image_cache, **sampler_options}, {"image_cache": image_cache}),
     )
-    loaders.input_spec, loaders.manifest, loaders.image_cache = make_input_spec(recipe), manifest, image_cache
+    loaders.fastcxr = LoadersState(input_spec=make_input_spec(recipe), manifest=manifest, image_cache=image_cache)
     return loaders
 
 

@@ -75,7 +75,7 @@ def _time_step(learner: Learner) -> float:
     # fastai's own tensors would slow the step down; in a fit it takes them off too
     images, labels = (tensor.as_subclass(torch.Tensor) for tensor in learner.dls.train.one_batch())
     images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(learner.precision, learner.dls.device):
+    with autocast(learner.fastcxr.precision, learner.dls.device):
         logits = learner.model(images)
     learner.loss_func(logits.float(), labels).backward()
     learner.model.zero_grad(set_to_none=True)

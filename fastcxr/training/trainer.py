@@ -13,6 +13,7 @@ from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.models.heads import uses_feature_bank
 from fastcxr.models.precision import describe_precision
+from fastcxr.models.state import get_learner_state, get_loaders_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training import interrupt
@@ -96,6 +97,7 @@ def train(
     Raises TrainingError where the loss is no longer a number, or no epoch fits into the time; Stopped where somebody
     wants that.
     """
+    get_learner_state(learner), get_loaders_state(learner.dls)  # raise for a Learner that was made otherwise
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_bank(recipe)
@@ -118,7 +120,7 @@ def train(
         raise TrainingError(
             f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
         )
-    learner.ood_detector = fit_ood_detector(learner, history_callback.progress)
+    learner.fastcxr.ood_detector = fit_ood_detector(learner, history_callback.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     curves = pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)])
     rates = [plan.record for plan in plans]
@@ -230,7 +232,7 @@ def finalize_head(learner: Learner, best: BestEpoch) -> None:
     if best.epoch == 1:
         refit_head(learner)
     else:
-        learner.fitted_probe = None
+        learner.fastcxr.fitted_probe = None
 
 
 def resolve_stages(recipe: Recipe, n_groups: int) -> list[Stage]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastcxr.errors import InputMissingError
 from fastcxr.io.files import atomic_write
+from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
 from fastcxr.metrics.comparison import Comparison, compare_models
 from fastcxr.metrics.predictions import Predictions, read_predictions
@@ -29,6 +30,8 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
         raise InputMissingError(f"{len(run_dirs)} run to compare", "Name at least two run folders")
     if len({place.resolve() for place in run_dirs}) < len(run_dirs):
         raise InputMissingError("the same run twice", "Name each run folder once")
+    for run_dir in run_dirs:
+        reject_other_format(run_dir)
     run_dir_by_name = dict(zip(_make_unique_names(run_dirs), run_dirs, strict=True))
     comparison = compare_models(
         {name: read_predictions(place / "predictions.csv") for name, place in run_dir_by_name.items()}

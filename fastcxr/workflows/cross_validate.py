@@ -22,7 +22,7 @@ from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, DatasetRecord, find_initial_weights, read_dataset_record
 from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
-from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, read_recipe_manifest
+from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, Dataset
 from fastcxr.workflows.run_dir import write_table
 from fastcxr.workflows.run_state import find_finished_report, validate_finished_parts
 from fastcxr.workflows.train import run
@@ -47,32 +47,35 @@ def cross_validate(
     progress: Progress | None = None,
     command: str | None = None,
     mirror: str | Path | None = None,
+    dataset: Dataset | None = None,
 ) -> Path:
     """Run every fold into `folder`/fold-<k>, or every source held out into `folder`/source-<k>, and pool them.
 
     Returns the path of the pooled report.html. A run that is finished is not run again: remove its folder, give the
     same command, and it alone is redone. Folds that ignore patients, of heads that cost seconds, are run with patients
-    apart as well: the report gives both.
+    apart as well: the report gives both. `dataset`: the recipe's data, where they were read already.
     """
-    fold_recipes = make_fold_recipes(recipe)
+    dataset = dataset or Dataset(recipe)
+    fold_recipes = make_fold_recipes(recipe, dataset)
     run_dir = RunDir(folder, recipe, command, resume=True)
     run_dir.started, run_dir.progress = time.time(), progress or make_default_progress()
     run_dir.acquire()
     fold_dirs = make_fold_dirs(recipe, fold_recipes, run_dir.folder)
     if all((directory / "report.html").exists() for directory in (run_dir.folder, *fold_dirs.values())):
-        return find_finished_report(folder, recipe)
-    validate_finished_parts(fold_recipes, fold_dirs, find_held_out_unit(recipe))
+        return find_finished_report(folder, recipe, dataset)
+    validate_finished_parts(fold_recipes, fold_dirs, find_held_out_unit(recipe), dataset)
     if needs_patient_level_folds(recipe):  # these would be told only when all others have run
-        patient_level_recipes = make_fold_recipes(recipe.replace(split="patient"))
+        patient_level_recipes = make_fold_recipes(recipe.replace(split="patient"), dataset)
         validate_finished_parts(
             patient_level_recipes,
             make_fold_dirs(recipe, patient_level_recipes, run_dir.folder / PATIENT_SPLIT_DIR),
             find_held_out_unit(recipe),
+            dataset,
         )
     with directory_lock(run_dir.folder), log_once(SPLITS_IGNORED_MESSAGE, IMAGE_WARNING):
         (run_dir.folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # all of the pool is written anew where one run was
         run_dir.setup()
-        run_folds(run_dir, fold_recipes, fold_dirs, progress, mirror)
+        run_folds(run_dir, fold_recipes, fold_dirs, dataset, progress, mirror)
         return run_dir.finish()
 
 
@@ -80,6 +83,7 @@ def run_folds(
     run_dir: RunDir,
     fold_recipes: dict[str, Recipe],
     fold_dirs: dict[str, Path],
+    dataset: Dataset,
     progress: Progress | None,
     mirror: str | Path | None,
 ) -> None:
@@ -102,21 +106,22 @@ def run_folds(
             run_dir.command,
             fold_deadline,
             mirror and Path(mirror) / fold_dir.name,
+            dataset,
         )
-    manifest = write_pooled_files(run_dir, recipe, fold_dirs)
+    manifest = write_pooled_files(run_dir, recipe, fold_dirs, dataset)
     if needs_patient_level_folds(recipe) and manifest["patient"].duplicated().any():
         log.info("the same folds once more, with patients apart")
-        cross_validate(recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR, progress, run_dir.command)
+        patient_level_recipe, patient_level_dir = recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR
+        cross_validate(patient_level_recipe, patient_level_dir, progress, run_dir.command, dataset=dataset)
     write_json(run_dir.folder / "run.json", run_dir.metadata())
 
 
-def make_fold_recipes(recipe: Recipe) -> dict[str, Recipe]:
+def make_fold_recipes(recipe: Recipe, dataset: Dataset) -> dict[str, Recipe]:
     """The recipe of each run, by the name of what it holds out. Raises DataError where no source can be."""
     if recipe.leave_one_source_out:
         single_recipe = recipe.replace(leave_one_source_out=False)
         return {
-            source: single_recipe.replace(held_out=source)
-            for source in find_complete_sources(read_recipe_manifest(recipe))
+            source: single_recipe.replace(held_out=source) for source in find_complete_sources(dataset.read_manifest())
         }
     return {str(fold): recipe.replace(fold=fold) for fold in range(1, recipe.folds + 1)}
 
@@ -136,13 +141,13 @@ def find_held_out_unit(recipe: Recipe) -> str:
     return "source" if recipe.leave_one_source_out else "fold"
 
 
-def write_pooled_files(run_dir: RunDir, recipe: Recipe, fold_dirs: dict[str, Path]) -> pd.DataFrame:
+def write_pooled_files(run_dir: RunDir, recipe: Recipe, fold_dirs: dict[str, Path], dataset: Dataset) -> pd.DataFrame:
     """What a report of all runs together is drawn from; returns the manifest."""
     folder = run_dir.folder
     predictions = pool_predictions({name: read_predictions(p / "predictions.csv") for name, p in fold_dirs.items()})
     manifests = {name: read_written_manifest(fold_dir / "manifest.csv") for name, fold_dir in fold_dirs.items()}
     reject_inconsistent_folds(predictions, manifests, find_held_out_unit(recipe), folder)
-    manifest = pool_manifest(manifests, read_recipe_manifest(recipe), find_held_out_unit(recipe))
+    manifest = pool_manifest(manifests, dataset.read_manifest(), find_held_out_unit(recipe))
     write_findings(folder, check_manifest(manifest), manifest)
     write_predictions(predictions, folder / "predictions.csv")
     write_table(

@@ -12,7 +12,7 @@ from fastcxr.errors import DataError
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.pages import write_dataset_page
-from fastcxr.workflows.load import assign_recipe_splits, load_dataset
+from fastcxr.workflows.load import Dataset, assign_recipe_splits, load_dataset
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_thumbnails
 
 log = logging.getLogger("fastcxr")
@@ -26,7 +26,8 @@ def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = Non
     FastcxrError for data or a folder that cannot be used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
-        manifest = split_if_possible(load_dataset(recipe.replace(skip_bad=True), output_dir, only_test=True), recipe)
+        manifest = load_dataset(recipe.replace(skip_bad=True), output_dir, Dataset(recipe, only_test=True))
+        manifest = split_if_possible(manifest, recipe)
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
         output_dir.write_dataset_tables(manifest)
         write_thumbnails(output_dir.folder, select_sample_images(manifest))

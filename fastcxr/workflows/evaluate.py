@@ -28,7 +28,7 @@ from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.run_reader import read_findings
-from fastcxr.workflows.load import load_dataset
+from fastcxr.workflows.load import Dataset, load_dataset
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 from fastcxr.workflows.train_dir import RunDir
 
@@ -59,7 +59,7 @@ def evaluate(
     model_json, training_recipe = read_model_json(run), read_recipe(Path(run) / "recipe.json")
     recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
-        manifest = load_dataset(recipe, run_dir, only_test=True, depths=classifier.bit_depths)
+        manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
         validate_labels(manifest, classifier.labels)
         log.info("arithmetic: %s", classifier.dtype_and_device)
         manifest = drop_training_images(manifest, run, classifier.input_spec.image_size, run_dir)

@@ -10,10 +10,11 @@ from fastcxr.config.recipe import Recipe, read_recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
+from fastcxr.io.formats import reject_other_format
 from fastcxr.io.lock import is_locked
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
-from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
+from fastcxr.workflows.load import Dataset, assign_recipe_splits
 from fastcxr.workflows.run_dir import acquire_directory
 
 IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that tells a picture of this run in other data
@@ -117,7 +118,8 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, state_
 def _has_recipe(folder: Path, recipe: Recipe | None) -> bool:
     try:
         saved = read_run_config(folder)
-    except FastcxrError:  # torn, or of another version: nobody's to go on with
+    except FastcxrError as error:  # damaged, or of another version
+        log.info("not resumed: %s", error)
         return False
     return recipe is None or saved == recipe
 
@@ -127,8 +129,8 @@ def _find_last_change(folder: Path) -> float:
     return (state if state.exists() else folder / "recipe.json").stat().st_mtime
 
 
-def find_finished_report(folder: str | Path, recipe: Recipe) -> Path | None:
-    """The report of a run of this recipe that is finished in this folder.
+def find_finished_report(folder: str | Path, recipe: Recipe, dataset: Dataset | None = None) -> Path | None:
+    """The report of a run of this recipe that is finished in this folder. `dataset`: its data, where they were read.
 
     Raises OutputError for a run of another recipe, or of other images than the data holds.
     """
@@ -137,16 +139,16 @@ def find_finished_report(folder: str | Path, recipe: Recipe) -> Path | None:
         return None
     acquire_or_resume(report.parent, recipe)
     # recipe.json keeps of a path only its last part, which two folders may share
-    validate_finished_run(report.parent, recipe)
+    validate_finished_run(report.parent, recipe, dataset or Dataset(recipe))
     log.info("this run is finished: %s", report)
     return report
 
 
-def validate_finished_run(folder: Path, recipe: Recipe) -> None:
+def validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
     """Raises OutputError for a finished run of other images or labels than the data holds; no image is read."""
     saved = read_written_manifest(folder / "manifest.csv")
     with silence_logging():
-        current = drop_skipped(read_recipe_manifest(recipe), saved, folder)
+        current = drop_skipped(dataset.read_manifest(), saved, folder)
     merged = saved[LABELLED_IMAGE_KEY].merge(current[LABELLED_IMAGE_KEY], how="outer", indicator=True)
     missing, new = merged["_merge"].eq("left_only"), merged["_merge"].eq("right_only")
     if recipe.held_out or recipe.leave_one_source_out:  # of the other sources such a run leaves images out
@@ -160,7 +162,7 @@ def validate_finished_run(folder: Path, recipe: Recipe) -> None:
 
 
 def validate_finished_parts(
-    part_recipes: Mapping[str, Recipe], part_folders: Mapping[str, Path], part_kind: str
+    part_recipes: Mapping[str, Recipe], part_folders: Mapping[str, Path], part_kind: str, dataset: Dataset
 ) -> None:
     """Raises DataError for a finished fold that is not what it would be of today's data; no image is read.
 
@@ -170,8 +172,9 @@ def validate_finished_parts(
     if not finished_folders:
         return
     with silence_logging():
-        manifest = read_recipe_manifest(next(iter(part_recipes.values())))
+        manifest = dataset.read_manifest()
     for name, folder in finished_folders.items():
+        reject_other_format(folder)
         saved = read_written_manifest(folder / "manifest.csv")
         with silence_logging():
             current = assign_recipe_splits(drop_skipped(manifest, saved, folder), part_recipes[name])

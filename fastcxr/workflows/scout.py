@@ -163,13 +163,16 @@ def log_unranked(recipe: Recipe, error: FastcxrError) -> str:
 def measure_throughput(learner: Learner) -> float:
     """Images a second through the network, in the middle of several batches."""
     batch = torch.zeros(
-        learner.dls.train.bs, len(learner.dls.input_spec.mean), *[learner.dls.input_spec.image_size] * 2
+        learner.dls.train.bs, len(learner.dls.fastcxr.input_spec.mean), *[learner.dls.fastcxr.input_spec.image_size] * 2
     )
     batch = batch.to(learner.dls.device, memory_format=torch.channels_last)
-    network, batch_seconds = fuse_for_inference(learner.model, learner.dls.input_spec, learner.precision), []
+    network, batch_seconds = (
+        fuse_for_inference(learner.model, learner.dls.fastcxr.input_spec, learner.fastcxr.precision),
+        [],
+    )
     for _ in range(N_TIMED_BATCHES):
         started = read_clock(learner.dls.device)
-        with autocast(learner.precision, learner.dls.device):
+        with autocast(learner.fastcxr.precision, learner.dls.device):
             network(batch)
         batch_seconds.append(read_clock(learner.dls.device) - started)
     return round(len(batch) / float(np.median(batch_seconds[1:])), 1)

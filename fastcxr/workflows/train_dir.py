@@ -89,9 +89,9 @@ class RunDir(OutputDir):
 
     def validate_dataset(self, loaders: DataLoaders) -> None:
         """A run that goes on must see the images that it began with. Raises DataError, with the difference."""
-        self.image_hashes = loaders.image_cache.hash_images()
+        self.image_hashes = loaders.fastcxr.image_cache.hash_images()
         current_manifest, manifest_path = (
-            loaders.manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes}),
+            loaders.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes}),
             self.folder / STATE_DIR / INITIAL_MANIFEST,
         )
         if manifest_path.exists():
@@ -109,8 +109,10 @@ class RunDir(OutputDir):
 
     def write_results(self, learner: Learner, training: TrainingResult, predictions: Predictions) -> None:
         """All files that a report is drawn from; probabilities at the temperature that validation images ask for."""
-        folder, manifest = self.folder, learner.dls.manifest
-        manifest = manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes or learner.dls.image_cache.hash_images()})
+        folder, manifest = self.folder, learner.dls.fastcxr.manifest
+        manifest = manifest.assign(
+            **{IMAGE_HASH_COLUMN: self.image_hashes or learner.dls.fastcxr.image_cache.hash_images()}
+        )
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
@@ -124,7 +126,9 @@ class RunDir(OutputDir):
         self.write_dataset_tables(manifest)
         self.write_thumbnails(manifest, predictions)
         if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
-            self.write_saliency_maps(extract_classifier(learner), manifest, predictions, learner.dls.image_cache)
+            self.write_saliency_maps(
+                extract_classifier(learner), manifest, predictions, learner.dls.fastcxr.image_cache
+            )
 
     def write_measured(self, manifest: pd.DataFrame) -> None:
         """Gray values, kinds and sizes of the images."""
@@ -161,7 +165,7 @@ def write_report(
 ) -> Path:
     """Check the data, write the files of a run into a new folder, draw its report; returns the path of report.html."""
     with RunDir(folder, recipe).open(Progress()) as run_dir:
-        check_before_training(run_dir.folder, learner.dls.manifest)
+        check_before_training(run_dir.folder, learner.dls.fastcxr.manifest)
         run_dir.write_results(learner, training, predictions)
     return run_dir.finish()
 
@@ -170,7 +174,7 @@ def collect_choices(learner: Learner, recipe: Recipe, training: TrainingResult) 
     """What the run decided for itself, for model.json."""
     return {
         "device": str(learner.dls.device),
-        "precision": learner.precision,
+        "precision": learner.fastcxr.precision,
         "threads": torch.get_num_threads(),
         "batch_size": learner.dls.train.bs,
         "learning_rates": training.rates,

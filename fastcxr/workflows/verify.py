@@ -8,6 +8,7 @@ from typing import Any
 
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, list_files, read_checksums, read_json
+from fastcxr.io.formats import reject_other_format
 from fastcxr.report.run_page import compute_run_metrics, serialize_metrics
 from fastcxr.report.run_reader import read_run_record
 
@@ -29,9 +30,12 @@ def verify(folder: str | Path) -> tuple[list[Fault], int]:
     gives when it is computed again. Raises InputMissingError for a folder that has no checksums.
     """
     folder = Path(folder)
+    reject_other_format(folder)
     run_dirs = sorted(path.parent for path in folder.rglob(CHECKSUMS_FILE)) if folder.is_dir() else []
     if folder not in run_dirs:
         raise InputMissingError(f"no {CHECKSUMS_FILE} in this folder", "Name the folder of a finished run", path=folder)
+    for run_dir in run_dirs:
+        reject_other_format(run_dir)
     faults = [fault for place in run_dirs for fault in _find_faults(place)]
     return faults, sum(len(read_checksums(place)) for place in run_dirs)
 

@@ -163,7 +163,7 @@ def test_the_knobs_are_those_of_fastai_and_one_of_ours():
     assert {item.name for item in fields(Augmentation)} == knobs | {"quarter_turns"}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 5, "nonsense": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 5}', '{"format": 1}', '{"format": 2, "nonsense": 1}'])
 def test_a_foreign_recipe_file_is_refused(tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises((ModelError, RecipeError)):

@@ -226,6 +226,6 @@ def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
 
 def test_a_cache_folder_of_another_format_is_not_read(binary, decoded, monkeypatch):
     open_image_cache(binary, SIZE)
-    monkeypatch.setattr("fastcxr.data.cache.quota.FORMAT", 1)
+    monkeypatch.setattr("fastcxr.data.cache.quota.IMAGE_CACHE_FORMAT", 2)
     open_image_cache(binary, SIZE)
     assert len(decoded) == 8

@@ -17,7 +17,7 @@ from fastcxr.inference.predict import predict, read_fitted_images
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.workflows.load import load_dataset
+from fastcxr.workflows.load import Dataset, load_dataset
 from fastcxr.workflows.run_dir import OutputDir
 
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
@@ -50,7 +50,7 @@ def folder(learner, tmp_path_factory) -> Path:
 
 
 def test_training_writes_its_decision_into_the_manifest_and_the_model(learner, folder):
-    assert learner.dls.manifest[COLUMN].tolist() == ["12"] * 12
+    assert learner.dls.fastcxr.manifest[COLUMN].tolist() == ["12"] * 12
     assert json.loads((folder / "model.json").read_text())["bit_depths"] == {"sources": {"toys": 12}, "default": 12}
     assert load_model(folder).bit_depths == BitDepths({"toys": 12}, 12)
 
@@ -59,7 +59,7 @@ def test_prediction_sees_the_pixels_that_training_saw(learner, folder, deep, tmp
     shutil.copy(deep["file"][0], tmp_path / "dark.png")  # alone in its folder, and of 10 bits by itself
     table, classifier = read_unlabelled([tmp_path / "dark.png"]), load_model(folder)
     (square,) = read_fitted_images(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
-    assert np.array_equal(square, learner.dls.image_cache.read([0])[0])
+    assert np.array_equal(square, learner.dls.fastcxr.image_cache.read([0])[0])
     before = predict(learner, deep, splits=None).probability
     after = predict(classifier, deep[["source", "path", "file"]], splits=None).probability
     np.testing.assert_array_equal(before, after)
@@ -68,7 +68,7 @@ def test_prediction_sees_the_pixels_that_training_saw(learner, folder, deep, tmp
 
 def test_a_training_batch_read_from_its_files_has_the_depth_too(learner, deep):
     dataset = learner.dls.train.dataset
-    first = learner.dls.manifest[learner.dls.manifest["split"].isin(["train", "valid"])].iloc[0]
+    first = learner.dls.fastcxr.manifest[learner.dls.fastcxr.manifest["split"].isin(["train", "valid"])].iloc[0]
     image = next(
         np.asarray(dataset[i][0]) for i in range(len(dataset)) if dataset.items.iloc[i]["file"] == first["file"]
     )
@@ -79,8 +79,8 @@ def test_an_evaluation_takes_the_depth_of_the_model_and_not_of_its_own_images(fo
     recipe = RECIPE.replace(data=(str(write_deep(tmp_path / "other", darker=4)),))
     record = OutputDir(tmp_path / "record")
     record.acquire()
-    own = load_dataset(recipe, record, only_test=True)
-    models = load_dataset(recipe, record, only_test=True, depths=load_model(folder).bit_depths)
+    own = load_dataset(recipe, record, Dataset(recipe, only_test=True))
+    models = load_dataset(recipe, record, Dataset(recipe, only_test=True, depths=load_model(folder).bit_depths))
     assert own[COLUMN].tolist() == ["10"] * 12 and models[COLUMN].tolist() == ["12"] * 12
 
 

@@ -125,7 +125,7 @@ def test_files_of_another_cohort_are_read_though_the_learner_has_pictures(learne
 
 def test_a_stored_picture_of_another_size_is_not_taken(learner, toy_manifest):
     expected = predict(extract_classifier(learner), toy_manifest).probability
-    learner.dls.image_cache = open_image_cache(toy_manifest["file"], 32)
+    learner.dls.fastcxr.image_cache = open_image_cache(toy_manifest["file"], 32)
     np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
 
 
@@ -137,7 +137,7 @@ def test_a_picture_that_the_store_has_lost_and_whose_file_is_gone_costs_one_row(
     pictures = open_image_cache(table["file"], 64)
     expected = predict(extract_classifier(learner), table, splits=None)
     (tmp_path / "4.png").unlink()
-    learner.dls.image_cache = replace(pictures, mapped=None, locations=np.zeros_like(pictures.locations))
+    learner.dls.fastcxr.image_cache = replace(pictures, mapped=None, locations=np.zeros_like(pictures.locations))
     found = predict(learner, table, splits=None)
     assert found.table["error"].ne("").tolist() == [row == 4 for row in range(30)]
     assert "FCX-E113" in found.table.loc[4, "error"]

@@ -114,7 +114,8 @@ def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_ha
     trained, tmp_path, monkeypatch, mirror
 ):
     views = 1 if mirror else 3  # neither number says anything of mirror images
-    monkeypatch.setattr(trained, "fitted_probe", SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror)))
+    probe = SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror))
+    monkeypatch.setattr(trained.fastcxr, "fitted_probe", probe)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).hflip_tta is mirror
 
@@ -244,7 +245,7 @@ def test_a_folder_without_a_model_says_what_to_name(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"format_version": 2, "files": null}', b"[]"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'{"format": 2}', b'{"format": 2, "files": null}', b"[]"])
 def test_a_foreign_model_json_is_refused(folder, content):
     (folder / "model.json").write_bytes(content)
     with pytest.raises(ModelError, match="no model.json of fastcxr"):
@@ -254,7 +255,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("format_version", 99),
+        ("format", 99),
         ("labels", ["a", "b"]),
         ("backbone", {"library": "timm", "name": "no_such"}),
         ("input_spec", {}),
@@ -267,7 +268,7 @@ def test_a_foreign_model_json_is_refused(folder, content):
 def test_a_model_json_that_does_not_fit_is_refused(folder, key, value):
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(facts | {key: value}))
-    with pytest.raises(ModelError, match="Install the fastcxr version|Use the versions that run.json names"):
+    with pytest.raises(ModelError, match="whose format this version cannot read|Use the versions that run.json names"):
         load_model(folder)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from fastcxr.models import devices
 from fastcxr.models.devices import find_device, read_clock
+from fastcxr.models.state import LearnerState
 from fastcxr.training import time_budget
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,7 +45,7 @@ def test_a_step_is_timed_to_its_end_on_a_device(slow, monkeypatch):
         device=torch.device("mps"), train=SimpleNamespace(one_batch=lambda: (part, part[:, 0, 0, 0]))
     )
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1), torch.nn.Flatten(0))
-    learner = SimpleNamespace(dls=loaders, model=network, precision="fp32", loss_func=torch.nn.MSELoss())
+    learner = SimpleNamespace(dls=loaders, model=network, fastcxr=LearnerState(), loss_func=torch.nn.MSELoss())
     monkeypatch.setattr(time_budget, "autocast", lambda *_: torch.enable_grad())
     assert time_budget._time_step(learner) == 1.0
     assert slow.waited == ["mps", "mps"]

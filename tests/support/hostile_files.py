@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from safetensors.torch import save
 
@@ -19,6 +20,7 @@ from fastcxr.io.files import compute_sha256
 from fastcxr.models.backbones import describe_backbone, find_backbone, make_network
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.state import LearnerState, LoadersState
 from fastcxr.models.weights import load_weights
 
 BACKBONE = "mobilenetv2_035"
@@ -51,8 +53,11 @@ def write_good_model(folder: Path) -> Path:
     model = make_body()
     learner = SimpleNamespace(
         model=model,
-        dls=SimpleNamespace(vocab=["a", "b", "c"], input_spec=pixels),
-        backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model),
+        dls=SimpleNamespace(
+            vocab=["a", "b", "c"],
+            fastcxr=LoadersState(input_spec=pixels, manifest=pd.DataFrame(), image_cache=None),
+        ),
+        fastcxr=LearnerState(backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model)),
     )
     save_model(folder, learner, Recipe(BACKBONE, weights="none", image_size=64), {"precision": "fp32"})
     return folder
@@ -164,15 +169,15 @@ def nonsense(folder, dice, marker):
 
 
 def lost_fact(folder, dice, marker):
-    name = dice.choice(["labels", "input_spec", "backbone", "files", "format_version", "choices"])
+    name = dice.choice(["labels", "input_spec", "backbone", "files", "format", "choices"])
     change_facts(folder, lambda facts: facts.pop(name))
 
 
 def no_json(folder, dice, marker):
     content = dice.choice([
         b"", b"null", b"[]", b"{" * 200_000, b"[" * 200_000, HTML, b"\xff\xfe\x00", pickle.dumps(Code(marker, dice)),
-        b'{"format_version": ' + b"9" * 5000 + b"}", b'{"format_version": NaN}', b'{"a": 1}' + b" " * 65_000_000,
-        b'{"format_version": 2, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"format": ' + b"9" * 5000 + b"}", b'{"format": NaN}', b'{"a": 1}' + b" " * 65_000_000,
+        b'{"format": 2, "files": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     ])  # fmt: skip
     (folder / "model.json").write_bytes(content)
 
@@ -191,7 +196,7 @@ def path_as_a_backbone(folder, dice, marker):
 
 
 NONSENSE = [
-    ("format_version", 2**63), ("format_version", "2"), ("format_version", True), ("format_version", [2]),
+    ("format", 2**63), ("format", "2"), ("format", True), ("format", [1]),
     ("labels", ["a"]), ("labels", ["a", "a", "b"]), ("labels", "abc"), ("labels", [1, 2, 3]),
     ("labels", ["", "a", "b"]),
     ("labels", [str(k) for k in range(10**6)]), ("labels", {"a": 1}), ("labels", None),

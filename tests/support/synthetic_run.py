@@ -61,6 +61,7 @@ def make_rates():
 
 
 RECIPE = {
+    "format": 2,
     "backbone": "mobilenetv2_100",
     "data": "../data/ozturk",
     "weights": "imagenet",
@@ -94,7 +95,7 @@ RECIPE = {
 def make_model(labels=LABELS, **choices):
     rates = [{"stage": stage, "rate": rate, "found": True, "reason": "valley"} for stage, rate in RATES.items()]
     return {
-        "format_version": 2,
+        "format": 2,
         "kind": "single_label",
         "labels": list(labels),
         "backbone": {

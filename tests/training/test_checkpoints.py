@@ -105,7 +105,7 @@ def test_a_whole_file_that_is_no_state_is_not_used_either(tmp_path):
     from fastcxr.io.files import compute_sha256
 
     place = tmp_path / "state-000001.safetensors"
-    save_file({"a": torch.ones(2)}, place, {"format_version": "9"})
+    save_file({"a": torch.ones(2)}, place, {"format": "9"})
     place.with_name(f"{place.name}.sha256").write_text(f"{compute_sha256(place)}  {place.name}\n")
     with pytest.raises(ModelError, match="no state in this folder is intact"):
         Checkpoints(tmp_path).read()

@@ -57,11 +57,11 @@ def test_other_pictures_are_another_pass_even_under_the_same_name(toy_manifest, 
 
 def test_a_store_that_begins_anew_leaves_the_bank_as_it_is_and_pixels_without_a_checksum_have_no_name(toy_manifest):
     learner = make(toy_manifest)
-    pictures = learner.dls.image_cache
+    pictures = learner.dls.fastcxr.image_cache
     name = make_bank_key(learner, RECIPE)
-    learner.dls.image_cache = type(pictures)(pictures.files, 64, pictures.mapped, pictures.locations + [100, 0])
+    learner.dls.fastcxr.image_cache = type(pictures)(pictures.files, 64, pictures.mapped, pictures.locations + [100, 0])
     assert make_bank_key(learner, RECIPE) == name
-    learner.dls.image_cache = type(pictures)(pictures.files, 64, None, np.zeros_like(pictures.locations))
+    learner.dls.fastcxr.image_cache = type(pictures)(pictures.files, 64, None, np.zeros_like(pictures.locations))
     assert make_bank_key(learner, RECIPE) != make_bank_key(learner, RECIPE)
 
 

@@ -22,7 +22,9 @@ def trained(manifest, **choices):
 
 def features_of(learner, split):
     items = {"train": learner.dls.train, "valid": learner.dls.valid}[split].items
-    return module._compute_features(learner, items["file"].tolist(), learner.ood_detector.stage_channels, SILENT)
+    return module._compute_features(
+        learner, items["file"].tolist(), learner.fastcxr.ood_detector.stage_channels, SILENT
+    )
 
 
 def test_the_distance_is_mahalanobis_under_the_covariance_of_probabilistic_pca():
@@ -64,7 +66,7 @@ def test_a_further_image_passes_the_limit_as_seldom_as_was_asked():
 @pytest.mark.parametrize("strategy", ["probe", "deep"])  # features of a bank, and of a pass through the trained network
 def test_validation_images_set_the_limit_and_training_images_the_distance(many_toys, strategy):
     learner = trained(many_toys, strategy=strategy)
-    gate, known, others = learner.ood_detector, features_of(learner, "train"), features_of(learner, "valid")
+    gate, known, others = learner.fastcxr.ood_detector, features_of(learner, "train"), features_of(learner, "valid")
     assert (gate.images, gate.patients) == (len(others), 20)
     assert compute_conformal_limit(gate.compute_scores(others)) == pytest.approx(1)
     np.testing.assert_allclose(gate.mean, known.mean(axis=0), rtol=1e-5)
@@ -73,19 +75,19 @@ def test_validation_images_set_the_limit_and_training_images_the_distance(many_t
 def test_the_bank_and_a_pass_of_its_own_give_the_same_features(many_toys):
     learner = trained(many_toys)
     from_bank = features_of(learner, "valid")
-    learner.fitted_probe = None
+    learner.fastcxr.fitted_probe = None
     np.testing.assert_allclose(features_of(learner, "valid"), from_bank, atol=1e-5)
 
 
 def test_looking_leaves_no_hook_behind(many_toys):
     learner = trained(many_toys, strategy="deep")
-    stages = [learner.model.get_submodule(name) for name in learner.ood_detector.stage_channels]
+    stages = [learner.model.get_submodule(name) for name in learner.fastcxr.ood_detector.stage_channels]
     assert stages and not any(stage._forward_hooks for stage in stages)
 
 
 def test_without_enough_validation_patients_there_is_no_gate_and_it_says_so(toy_manifest, caplog):
     with caplog.at_level(logging.INFO, logger="fastcxr"):
-        assert trained(toy_manifest).ood_detector is None
+        assert trained(toy_manifest).fastcxr.ood_detector is None
     assert "no OOD detector: 3 validation patients, at least 19 are needed" in caplog.text
 
 
@@ -110,7 +112,7 @@ def test_of_a_large_cohort_only_a_part_is_looked_at(many_toys, monkeypatch):
 
 def test_the_gate_looks_at_stages_and_not_at_the_last_layer(many_toys):
     learner = trained(many_toys)
-    assert dict(learner.ood_detector.stage_channels) == find_stages(
-        learner.model, make_blank_image(learner.dls.input_spec)
+    assert dict(learner.fastcxr.ood_detector.stage_channels) == find_stages(
+        learner.model, make_blank_image(learner.dls.fastcxr.input_spec)
     )
-    assert len(learner.ood_detector.mean) == sum(learner.ood_detector.stage_channels.values())
+    assert len(learner.fastcxr.ood_detector.mean) == sum(learner.fastcxr.ood_detector.stage_channels.values())

@@ -72,7 +72,7 @@ def test_workers_read_the_same_batches(toy_manifest, draw):
 def test_squares_on_the_device_are_the_same_squares(toy_manifest):
     loaders = make_loaders(toy_manifest, RECIPE)
     expected = list(loaders.valid)
-    loaders.valid.gpu_images = torch.from_numpy(loaders.image_cache.read(loaders.valid.cache_rows))
+    loaders.valid.gpu_images = torch.from_numpy(loaders.fastcxr.image_cache.read(loaders.valid.cache_rows))
     loaders.valid.image_cache = None
     assert_same(list(loaders.valid), expected)
 

@@ -320,4 +320,6 @@ def test_features_beyond_the_range_of_half_precision_are_not_copied():
 
 def test_a_fitted_learner_holds_no_copy_of_its_features(toy_manifest):
     learner, _ = fit(toy_manifest)
-    assert "copy" not in vars(learner.fitted_probe.train) and "copy" not in vars(learner.fitted_probe.valid)
+    assert "copy" not in vars(learner.fastcxr.fitted_probe.train) and "copy" not in vars(
+        learner.fastcxr.fitted_probe.valid
+    )

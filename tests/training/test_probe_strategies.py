@@ -39,7 +39,7 @@ def test_the_body_is_not_touched_by_a_probe(toy_manifest):
 def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
     learner = make(toy_manifest)
     train(learner, RECIPE)
-    save_model(tmp_path, learner, RECIPE, {"precision": learner.precision})
+    save_model(tmp_path, learner, RECIPE, {"precision": learner.fastcxr.precision})
     loaded = load_model(tmp_path)
     assert isinstance(find_head(loaded.network), MultiScaleHead)
     before, after = (
@@ -86,7 +86,7 @@ def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
     assert best["stage"] == "later" and training.best["best_epoch"] == best["epoch"]
     with learner.no_bar():
         assert learner.validate()[0] == pytest.approx(best["valid_loss"], rel=1e-3)
-    assert learner.fitted_probe is None, "the bank is of a body that is no more"
+    assert learner.fastcxr.fitted_probe is None, "the bank is of a body that is no more"
 
 
 def test_rapid_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):

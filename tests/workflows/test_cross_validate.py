@@ -16,8 +16,10 @@ from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
 from fastcxr.models.bundle import load_model
 from fastcxr.progress.base import log_to
-from fastcxr.training import feature_bank
+from fastcxr.training import feature_bank, loaders
+from fastcxr.workflows import load
 from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_skipped
+from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -278,3 +280,56 @@ def test_one_fold_is_told_to_be_no_folds():
 def test_the_folder_of_all_folds_has_no_model_and_says_where_one_is(pooled):
     with pytest.raises(InputMissingError, match=r"holds 3 runs with a model each. Name one of them, as .*run/fold-1$"):
         load_model(pooled[1])
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a manifest was read, and the image cache opened, through the workflows."""
+    counts = {"manifest": 0, "images": 0}
+
+    def count(name, function):
+        def counting(*given, **options):
+            counts[name] += 1
+            return function(*given, **options)
+
+        return counting
+
+    monkeypatch.setattr(load, "read_manifest", count("manifest", load.read_manifest))
+    for module in (load, loaders):
+        monkeypatch.setattr(module, "open_cohort_pictures", count("images", module.open_cohort_pictures))
+    return counts
+
+
+def assert_logged_in_every_run(parts):
+    lines = [[line["text"] for line in json.loads((part / "run.json").read_text())["said"]] for part in parts]
+    for texts in lines:
+        assert any(text.startswith("layout: ") for text in texts), "what was said while it was read, too"
+        assert sum(" patients from " in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("split", ["patient", "image"])
+def test_all_folds_share_one_reading_of_manifest_and_images(counted, tmp_path, split):
+    data = write_toys(tmp_path / "toys", per_class=8)
+    recipe = Recipe(NAME, data=str(data), weights="none", image_size=64, batch_size=8, folds=2, strategy="probe")
+    cross_validate(recipe.replace(split=split), tmp_path / "run")
+    assert counted == {"manifest": 1, "images": 1}
+    assert_logged_in_every_run(sorted((tmp_path / "run").rglob("fold-*")))
+    shutil.rmtree(tmp_path / "run" / "fold-1")
+    cross_validate(recipe.replace(split=split), tmp_path / "run")
+    assert counted == {"manifest": 2, "images": 2}, "also where some folds are finished"
+
+
+def test_all_sources_share_one_reading_of_manifest_and_images(counted, tmp_path):
+    homes = [str(write_toys(tmp_path / name, 8, first=first)) for name, first in (("ward", 0), ("clinic", 50))]
+    recipe = Recipe(NAME, data=tuple(homes), weights="none", image_size=64, batch_size=8, strategy="probe")
+    cross_validate(recipe.replace(leave_one_source_out=True), tmp_path / "run")
+    assert counted == {"manifest": 1, "images": 1}
+
+
+def test_a_single_run_reads_its_manifest_once(counted, tmp_path):
+    data = write_toys(tmp_path / "toys", per_class=8)
+    recipe = Recipe(NAME, data=str(data), weights="none", image_size=64, batch_size=8, strategy="probe")
+    run(recipe, tmp_path / "run")
+    assert counted == {"manifest": 1, "images": 1}
+    run(recipe, tmp_path / "run")
+    assert counted == {"manifest": 2, "images": 1}, "a finished run is compared with its data, and reads no image"

@@ -25,6 +25,7 @@ from fastcxr.data.cache.quota import (
     temporary_cache,
     user_cache,
 )
+from fastcxr.io.formats import FEATURE_CACHE_FORMAT
 
 log = logging.getLogger("fastcxr")
 ABANDONED_SECONDS = 86400.0  # seconds without a change, after which nobody is filling a draft any more
@@ -47,7 +48,7 @@ def open_feature_array(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.n
     What cannot be kept for the next run is kept until this process ends, and what no disk has room for is in memory;
     both are said aloud.
     """
-    array, temporary_path = _find_or_create(name, shape)
+    array, temporary_path = _find_or_create(f"{name}-format{FEATURE_CACHE_FORMAT}", shape)
     if temporary_path is None:
         yield (np.empty(shape, np.float32), True) if array is None else (array, False)
         return
@@ -66,7 +67,7 @@ def list_feature_files(folder: Path | None = None) -> list[Path]:
 
 
 def clear_feature_cache() -> int:
-    """Remove every bank: how many bytes that freed. Who has one open keeps it until it is closed."""
+    """Remove every bank, of any format: how many bytes that freed. Who has one open keeps it until it is closed."""
     freed_bytes = sum(file.stat().st_size for file in list_feature_files())
     shutil.rmtree(find_feature_cache_dir(), ignore_errors=True)
     return freed_bytes

@@ -72,6 +72,17 @@ class ImageCache:
             self._decode_again(rows[damaged_rows], damaged_rows, images)
         return images
 
+    def select(self, files: Sequence[str], size: int) -> "ImageCache | None":
+        """The cache of these files in this order; None where it does not tell them, or has another size."""
+        row_by_file = {file: row for row, file in enumerate(self.files)}
+        # a file that two sources share may have been read at two bit depths
+        if size != self.size or len(row_by_file) < len(self.files) or not set(files) <= set(row_by_file):
+            return None
+        rows = [row_by_file[file] for file in files]
+        depths = tuple(self.depths[row] for row in rows) if self.depths else ()
+        remarks = {new: self.remarks[old] for new, old in enumerate(rows) if old in self.remarks}
+        return ImageCache(tuple(files), size, self.mapped, self.locations[rows], depths, remarks)
+
     def tell_warnings(self, *, again: bool = True) -> None:
         """Log what decoding warned of, one line a kind with the number of images; see `count_warnings`."""
         count_warnings(((self.files[row], remarks) for row, remarks in sorted(self.remarks.items())), again=again)

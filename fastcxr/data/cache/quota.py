@@ -14,7 +14,7 @@ import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -26,6 +26,7 @@ from PIL import features
 from fastcxr.data.cache.index import INDEX_FILE
 from fastcxr.data.imaging.read import READER_VERSION
 from fastcxr.errors import RecipeError
+from fastcxr.io.formats import IMAGE_CACHE_FORMAT
 
 CACHE_GB_VARIABLE, DEFAULT_LIMIT_GB = "FASTCXR_CACHE_GB", "20"
 IMAGE_QUOTA_FRACTION = 0.75  # of the limit; the banks have the rest
@@ -39,7 +40,7 @@ DECODER_PACKAGES = (
     "pylibjpeg-rle",
     "pyjpegls",
 )
-FORMAT = 3  # raise it when the tables of the index change: shelves of another format are not read
+IMAGE_DIR, OLD_IMAGE_DIRS = "images", ("pictures",)  # old: of earlier versions, only listed and removed
 STORE_NAME_PATTERN = re.compile(r"(\d+)px-.*")
 USE_LOCK_NAME = "lock"  # held by everyone who uses the folder; its time is that of the last use
 REMOVED_PREFIX = ".gone-"
@@ -66,7 +67,7 @@ class CacheDir:
     @property
     def image_dir(self) -> Path:
         """The folder of all shelves."""
-        return self.folder / "images"
+        return self.folder / IMAGE_DIR
 
     @property
     def feature_dir(self) -> Path:
@@ -94,7 +95,7 @@ def find_image_cache_dir() -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:
         raise CannotStoreError("this user has no home folder") from error
-    return cache / "fastcxr" / "images"
+    return cache / "fastcxr" / IMAGE_DIR
 
 
 def find_store_dir(size: int) -> Path:
@@ -104,7 +105,7 @@ def find_store_dir(size: int) -> Path:
 
 def make_store_name(size: int) -> str:
     """What the shelf of a size is called wherever it lies."""
-    return f"{size}px-format{FORMAT}-reader{READER_VERSION}-{_hash_decoder_versions()}"
+    return f"{size}px-format{IMAGE_CACHE_FORMAT}-reader{READER_VERSION}-{_hash_decoder_versions()}"
 
 
 def _hash_decoder_versions() -> str:
@@ -132,20 +133,29 @@ def read_cache_limit() -> float:
 
 
 def list_cache_entries(parent: Path | None = None) -> list[CacheEntry]:
-    """Every shelf in `parent`, or in the user's cache, the one that was used last first."""
-    folders = [
-        folder for folder in _list_dir(parent or find_image_cache_dir()) if STORE_NAME_PATTERN.fullmatch(folder.name)
-    ]
+    """Every shelf in `parent`, or in the user's cache, of any format; the one that was used last first."""
+    parents = [parent] if parent else _list_image_dirs()
+    folders = [folder for place in parents for folder in _list_dir(place) if STORE_NAME_PATTERN.fullmatch(folder.name)]
     entries = [_read_entry(folder) for folder in folders]
     return sorted([shelf for shelf in entries if shelf], key=lambda shelf: -shelf.last_used)
 
 
 def clear_image_cache() -> tuple[int, list[CacheEntry]]:
     """Remove every shelf that nobody uses: how many bytes that freed, and the shelves that stay."""
-    remove_leftovers(find_image_cache_dir())
+    for image_dir in _list_image_dirs():
+        remove_leftovers(image_dir)
     entries = list_cache_entries()
     freed_bytes = sum(shelf.n_bytes for shelf in entries if remove_if_unused(shelf.folder))
+    for old_dir in _list_image_dirs()[1:]:
+        with suppress(OSError):  # it is not there, or not empty
+            old_dir.rmdir()
     return freed_bytes, list_cache_entries()
+
+
+def _list_image_dirs() -> list[Path]:
+    """The folder of all shelves, then those of earlier versions."""
+    image_dir = find_image_cache_dir()
+    return [image_dir, *map(image_dir.with_name, OLD_IMAGE_DIRS)]
 
 
 def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> bool:

@@ -9,7 +9,8 @@ The rules of `read_image`, which training and prediction share:
   each source (`fastcxr.data.bit_depth`), else, with a warning, the smallest of 8, 10, 12, 14 and 16 bits that holds
   98 % of the pixels. Larger or negative values: min..max. Floats: 0..1 times 255, 0..255 as they are, else min..max.
 - A picture lies as its EXIF orientation says. A TIFF that counts white as zero, and MONOCHROME1, are turned positive.
-- DICOM: modality table or rescale, then table or first window of interest; see `fastcxr.data.imaging.voi_lut`.
+- DICOM: modality table or rescale, then table or first window of interest, else the full range of BitsStored; see
+  `fastcxr.data.imaging.voi_lut`.
 - `cohort.h5#17` is a picture of a packed cohort, and was read by these rules when it was packed.
 - Sizes are checked in the header, before any pixel is decoded. Nothing is guessed: a damaged file is an ImageError.
 """
@@ -44,7 +45,7 @@ from fastcxr.io.cpus import count_cpus
 if TYPE_CHECKING:
     from fastcxr.progress.base import Progress
 
-READER_VERSION = 3  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
+READER_VERSION = 4  # raise it when the pixels of any reader or of fit_square change: kept pictures are decoded again
 BATCH_FILES = 1024  # files handed to the threads at once, so that a cohort of a million is no queue of a million
 
 

@@ -2,8 +2,9 @@
 
 Order of the steps: modality table or rescale -> table of interest (VOI LUT), else the first window -> 0..255 ->
 turned positive when MONOCHROME1 (pydicom never does) -> padding black. A window is scaled by its own range.
-Without table and window, 8-bit values stay as they are and deeper ones are stretched from their minimum to their
-maximum, padding left out.
+Without table and window, 8-bit values stay as they are, and of deeper ones the full range of BitsStored becomes 0..255,
+as modality table or rescale map it: two exposures of one detector keep their ratio. Values of more than 16 bits are
+stretched from their minimum to their maximum, padding left out.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydicom import Dataset
 from fastcxr.data.imaging.intensity import apply_lookup_table, find_full_range, rescale_to_uint8
 
 MOST_CLIPPED = 0.5  # share of an image
+MOST_BITS = 16  # no detector gives more: what has more was computed, and its range says nothing
 
 
 def stored_to_gray(stored: np.ndarray, header: Dataset) -> np.ndarray:
@@ -64,12 +66,21 @@ def _values_to_gray(levels: np.ndarray, header: Dataset) -> np.ndarray:
     window = _read_window(header)
     if window:
         return _apply_window(values, *window)
-    low, high = values.min(), values.max()
-    return (
-        rescale_to_uint8(values, 0, 255)
-        if header.BitsStored == 8 and low >= 0 and high <= 255
-        else rescale_to_uint8(values, low, high)
-    )
+    if header.BitsStored > MOST_BITS:
+        return rescale_to_uint8(values, values.min(), values.max())
+    low, high = _find_full_range(header)
+    return rescale_to_uint8(values, *((0, 255) if header.BitsStored == 8 and low >= 0 and high <= 255 else (low, high)))
+
+
+def _find_full_range(header: Dataset) -> tuple[float, float]:
+    """The lowest and the highest value that a picture with this header can have after its modality transform."""
+    if header.get("ModalityLUTSequence"):
+        entries = _read_lut(header.ModalityLUTSequence[0], header)[1]
+        return float(entries.min()), float(entries.max())
+    count = 2**header.BitsStored
+    first = -count // 2 if header.PixelRepresentation else 0
+    ends = _apply_modality_transform(np.array([first, first + count - 1]), header)
+    return float(ends.min()), float(ends.max())
 
 
 def _apply_modality_transform(levels: np.ndarray, header: Dataset) -> np.ndarray:
@@ -95,7 +106,8 @@ def _apply_lut(values: np.ndarray, first: int, entries: np.ndarray) -> np.ndarra
 
 def _read_window(header: Dataset) -> tuple[float, float, str] | None:
     """Centre, width and shape of the first window; None where there is none, or one without a width."""
-    center, width = (np.ravel(header.get(name) or []) for name in ("WindowCenter", "WindowWidth"))
+    center, width = (header.get(name) for name in ("WindowCenter", "WindowWidth"))
+    center, width = (np.ravel([] if value is None or value == "" else value) for value in (center, width))  # 0 is one
     if not len(center) or not len(width) or float(width[0]) <= 0:
         return None
     return float(center[0]), float(width[0]), str(header.get("VOILUTFunction") or "LINEAR")

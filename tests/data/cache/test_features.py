@@ -243,3 +243,14 @@ def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
 def test_banks_are_for_their_owner_alone():
     fill()
     assert find_feature_cache_dir().stat().st_mode & 0o077 == 0
+
+
+def test_features_of_another_format_are_not_read_but_listed_and_cleared(monkeypatch):
+    fill()
+    monkeypatch.setattr(features, "FEATURE_CACHE_FORMAT", 99)
+    fill()  # they are new to the other format
+    old = find_feature_cache_dir() / f"{'0' * 32}-{'0' * 8}.npy"  # a name of version 0.1
+    np.save(old, np.zeros(SHAPE, np.float32))
+    assert len(list_feature_files()) == 3
+    assert clear_feature_cache() > 0
+    assert list_feature_files() == []

@@ -286,3 +286,16 @@ def test_a_write_that_takes_less_than_it_was_given_is_continued():
     file, square = Short(), np.arange(25, dtype=np.uint8).reshape(5, 5)
     shelf._write_image(file, 2, square)
     assert bytes(file.content[50:75]) == square.tobytes()
+
+
+def test_images_of_earlier_formats_are_not_read_but_listed_and_cleared(cache, files, decoded):
+    open_image_cache(files, SIZE)
+    (cache / find_store_dir(SIZE).name).rename(cache / f"{SIZE}px-format2-reader3-12345678")
+    old = cache.with_name("pictures") / f"{SIZE}px-format1-reader1-12345678"  # the folder of version 0.1
+    shutil.copytree(cache / f"{SIZE}px-format2-reader3-12345678", old)
+    open_image_cache(files, SIZE)
+    assert len(decoded) == 2 * COUNT
+    assert len(list_cache_entries()) == 3
+    freed, kept = folders.clear_image_cache()
+    assert freed and kept == [] and list(cache.iterdir()) == []
+    assert not cache.with_name("pictures").exists()

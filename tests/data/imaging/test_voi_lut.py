@@ -29,9 +29,33 @@ def test_8_bit_values_without_a_window_stay_as_they_are():
     assert np.array_equal(show(dark, RescaleSlope=1, RescaleIntercept=0), dark)
 
 
-def test_deeper_values_without_a_window_go_from_minimum_to_maximum():
-    assert np.array_equal(show(TWELVE // 2 + 700, BitsStored=12), show(TWELVE // 2, BitsStored=12))
-    assert np.abs(show(TWELVE, BitsStored=12).astype(int) - PICTURE).max() <= 1
+def test_two_exposures_of_one_detector_without_a_window_keep_their_ratio():
+    for tags in ({}, {"RescaleSlope": 0.5}, {"RescaleSlope": 3}):
+        full, half = (show(stored, BitsStored=12, **tags).astype(int) for stored in (TWELVE, TWELVE // 2))
+        assert np.abs(full - PICTURE).max() <= 1
+        assert np.abs(full - 2 * half).max() <= 2
+
+
+def test_one_bright_pixel_leaves_the_others_as_bright_as_they_were():
+    dark = TWELVE // 4
+    marked = dark.copy()
+    marked[3, 3] = 4095
+    for tags in ({}, {"RescaleSlope": 2, "RescaleIntercept": -100}, {"PhotometricInterpretation": "MONOCHROME1"}):
+        plain, shown = show(dark, BitsStored=12, **tags), show(marked, BitsStored=12, **tags)
+        assert shown[3, 3] == (0 if "PhotometricInterpretation" in tags else 255)
+        shown[3, 3] = plain[3, 3]
+        assert np.array_equal(shown, plain)
+
+
+def test_a_modality_table_gives_the_range_of_values_without_a_window():
+    table = make_table(0, np.arange(4096) * 4, 14)
+    assert np.array_equal(show(TWELVE, BitsStored=12, ModalityLUTSequence=[table]), PICTURE)
+    assert show(TWELVE // 2, BitsStored=12, ModalityLUTSequence=[table]).max() <= 128
+
+
+def test_8_bit_values_that_a_rescale_takes_out_of_8_bits_are_shown_in_their_range():
+    assert np.array_equal(show(PICTURE, RescaleSlope=16), PICTURE)
+    assert np.array_equal(show(PICTURE // 2, RescaleSlope=16), PICTURE // 2)
 
 
 def test_monochrome1_is_turned_positive_whatever_else_applies():
@@ -79,7 +103,7 @@ def test_a_negative_slope_turns_the_picture():
 
 def test_signed_values_are_shown():
     signed = TWELVE.astype(np.int16) - 2048
-    assert np.array_equal(show(signed), show(TWELVE))
+    assert np.array_equal(show(signed, BitsStored=12), show(TWELVE, BitsStored=12))
     assert np.array_equal(show(signed, WindowCenter=0, WindowWidth=4096), PICTURE)
 
 
@@ -139,7 +163,9 @@ def test_nothing_but_padding_is_black():
 
 def test_32_bit_values_are_stretched():
     wide = PICTURE.astype(np.uint32) * 16_000_000
-    assert np.array_equal(stored_to_gray(wide, make_dicom(TWELVE)), PICTURE)
+    header = make_dicom(TWELVE)
+    header.BitsStored = 32
+    assert np.array_equal(stored_to_gray(wide, header), PICTURE)
 
 
 def find_end(stored: np.ndarray, **tags) -> str | None:
@@ -160,3 +186,9 @@ def test_a_window_of_the_range_clips_nothing_whatever_the_border():
     for tags in ({}, {"WindowCenter": 2048, "WindowWidth": 4096}, {"WindowCenter": 2048, "WindowWidth": 3000}):
         assert find_end(bordered, **tags) is None
     assert find_end(bordered // 2 + 5, WindowCenter=1900, WindowWidth=200, PixelPaddingValue=5) == "black"
+
+
+def test_a_window_around_zero_is_a_window():
+    signed = TWELVE.astype(np.int16) - 2048
+    shown = show(signed, BitsStored=12, WindowCenter=0, WindowWidth=1000)
+    assert not shown[signed < -501].any() and np.all(shown[signed > 500] == 255)
