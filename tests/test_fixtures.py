@@ -26,7 +26,7 @@ def test_the_files_of_the_finished_run_are_whole():
 
 @pytest.mark.parametrize("recipe", [FINISHED / "recipe.json", UNFINISHED / "state" / "recipe.json"])
 def test_a_recipe_of_that_version_is_refused_in_one_line(recipe):
-    with pytest.raises(FastcxrError, match="no choice called 'augmented_views'") as refused:
+    with pytest.raises(FastcxrError, match="no option called 'layout'") as refused:
         read_recipe(recipe)
     assert "\n" not in str(refused.value)
 

@@ -101,7 +101,7 @@ def save_model(
         folder / MODEL_JSON_FILE,
         {
             "format_version": FORMAT_VERSION,
-            "kind": recipe.kind,
+            "kind": "single_label",
             "labels": list(classifier.labels),
             "backbone": learner.backbone,
             "head": asdict(head_config(recipe)),

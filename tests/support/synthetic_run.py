@@ -63,7 +63,7 @@ def make_rates():
 RECIPE = {
     "backbone": "mobilenetv2_100",
     "data": "../data/ozturk",
-    "weights": "imagenet",
+    "weights": "pretrained",
     "image_size": 224,
     "batch_size": 32,
     "epochs": 3,
@@ -86,8 +86,7 @@ RECIPE = {
     },
     "seed": 42,
     "split": "patient",
-    "patients": None,
-    "kind": "single_label",
+    "patient_table": None,
 }
 
 
