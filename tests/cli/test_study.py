@@ -244,7 +244,7 @@ def test_rachha_finds_the_papers_classes_whatever_their_case_and_signs(tmp_path,
         (data / drawn).rename(data / label)
     assert run_script(ROOT / "recipes" / "rachha2020.py", ["--all", "--data", str(data), "--out", str(tmp_path)]) == 0
     shown = capfd.readouterr().err
-    *_, covid, nothing, pneumonia = shown.split("\narm ")
+    *_, covid, nothing, pneumonia = shown.split("\nvariant ")
     b7 = "efficientnet_b7"
     assert cells(covid, b7) == ["95.0%", "25.0%", "100.0%", "75.0%", "98.0%", "37.5%"]
     assert cells(nothing, b7) == ["89.0%", "25.0%", "100.0%", "75.0%", "94.0%", "37.5%"]
@@ -264,7 +264,7 @@ def test_bolhassani_is_two_tables_of_one_and_of_two_collections(tmp_path, capfd,
     extra = [arm for arm in recipes if arm.endswith("_covid")]
     assert run_script(script, ["--all", *one, "--out", str(tmp_path / "out")]) == 0
     assert trained == [arm for arm in recipes if arm not in extra]
-    assert f"left out, for they take another number of --data: {', '.join(extra)}" in capfd.readouterr().err
+    assert f"skipped (another number of --data needed): {', '.join(extra)}" in capfd.readouterr().err
     trained.clear()
     assert run_script(script, ["--all", *two, "--out", str(tmp_path / "out")]) == 0
     assert trained == extra

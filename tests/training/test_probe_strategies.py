@@ -94,5 +94,5 @@ def test_lp_ft_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_mani
     learner = make(toy_manifest, recipe)
     caplog.set_level(logging.WARNING, "fastcxr")
     assert train(learner, recipe).history["stage"].tolist() == ["all"]
-    assert "random weights" in caplog.text and "strategy deep" in caplog.text
+    assert "needs pretrained weights" in caplog.text and "falling back to full" in caplog.text
     assert type(find_head(learner.model)) is torch.nn.Linear

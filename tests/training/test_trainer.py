@@ -65,7 +65,7 @@ def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest, weight
 def test_fine_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
     _, training = learn(toy_manifest, RECIPE.replace(strategy="gradual"))
     assert training.history["stage"].tolist() == ["all"]
-    assert "random weights" in caplog.text
+    assert "needs pretrained weights" in caplog.text
 
 
 def batch_norm_statistics(learner):
@@ -162,7 +162,7 @@ def test_a_stage_without_a_spread_takes_the_recipes_and_a_slice_gives_both(toy_m
     learner.create_opt()
     np.testing.assert_allclose(compute_group_rates(learner, stage, recipe.learning_rate)[[0, 2, 4]], [1e-5, 1e-4, 1e-3])
     (own,) = resolve_stages(recipe.replace(strategy=(Stage(layer_lr_ratio=2.0),)), 5)
-    assert own.spread == 2
+    assert own.layer_lr_ratio == 2
 
 
 def test_more_multiples_than_groups_are_refused_and_fewer_leave_the_first_to_the_earlier_groups():
