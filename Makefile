@@ -10,7 +10,7 @@ FAST = tests/audit tests/config tests/data tests/io tests/metrics tests/test_gol
 
 demo: .venv/installed  ## train on the bundled synthetic radiographs, offline, and name the report
 	rm -rf $(DEMO)
-	$(BIN)/fastcxr train resnet10t --data data/sample --weights none --strategy deep --image-size 96 --epochs 28 --batch-size 16 --learning-rate 5e-3 --out $(DEMO)
+	$(BIN)/fastcxr train resnet10t --data data/sample --weights none --strategy full --image-size 96 --epochs 28 --batch-size 16 --learning-rate 5e-3 --out $(DEMO)
 	@echo "open $(DEMO)/report.html"
 
 test: .venv/installed-dev  ## run every test but the slow ones

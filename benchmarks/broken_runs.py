@@ -31,7 +31,7 @@ from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.workflows.train import run
 
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=4, epochs=4, strategy="deep", learning_rate=1e-3,
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=4, epochs=4, strategy="full", learning_rate=1e-3,
     precision="fp32",
 )  # fmt: skip
 FASTCXR = (sys.executable, "-m", "fastcxr")
@@ -182,7 +182,7 @@ def end_after(batches: int, act: Callable = lambda: os.kill(os.getpid(), signal.
 def stopped(place: Path, count: int, number: int) -> Row:
     """A signal at a random moment of the command: it ends within ten seconds, and `resume` ends the run."""
     bench, rng, survived, slowest = Bench(place), random.Random(number), 0, 0.0
-    flags = ["--weights", "none", "--image-size", "64", "--batch-size", "4", "--epochs", "4", "--strategy", "deep"]
+    flags = ["--weights", "none", "--image-size", "64", "--batch-size", "4", "--epochs", "4", "--strategy", "full"]
     flags += ["--learning-rate", "0.001", "--precision", "fp32", "--workers", "2"]
     for _ in range(count):
         folder = bench.new_folder()

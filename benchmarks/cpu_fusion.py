@@ -1,6 +1,6 @@
 """Gain of each part of the bfloat16 code for CPUs: five folds of a linear probe, and single batches.
 
-    python benchmarks/cpu_fusion.py --data DIR --weights FILE [--patients TABLE] [--variants NAME ...] [--runs 3]
+    python benchmarks/cpu_fusion.py --data DIR --weights FILE [--patient-table TABLE] [--variants NAME ...] [--runs 3]
     python benchmarks/cpu_fusion.py --batches [--backbones NAME ...] [--runs 3]
 
 Five folds: every run is a process that starts with an empty cache, decodes all images, computes their features in
@@ -83,7 +83,7 @@ def cross_validate(given: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         out = Path(folder) / "run"
-        patients = ["--patients", given.patients] if given.patients else []
+        patients = ["--patient-table", given.patient_table] if given.patient_table else []
         started, processor_started = time.perf_counter(), sum(os.times()[:2])
         app(
             ["train", given.backbone, "--data", given.data, *patients, "--weights", str(Path(given.weights).resolve()),
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder of images")
     parser.add_argument("--weights", help="file of pretrained weights of the backbone")
-    parser.add_argument("--patients", help="table of patient identifiers")
+    parser.add_argument("--patient-table", help="table of patient identifiers")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--image-size", type=int, default=288)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="only these")

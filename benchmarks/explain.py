@@ -87,11 +87,11 @@ def main() -> None:
     words.add_argument("--epochs", type=int, default=3)
     given = words.parse_args()
     recipes = [
-        Recipe(name, data=str(find_or_write_sample()), weights="none", strategy="deep", epochs=given.epochs)
+        Recipe(name, data=str(find_or_write_sample()), weights="none", strategy="full", epochs=given.epochs)
         for name in given.names
     ]
     if given.data and given.weights:
-        recipes.insert(0, Recipe("mobilenetv2_100", data=given.data, weights=given.weights, strategy="probe"))
+        recipes.insert(0, Recipe("mobilenetv2_100", data=given.data, weights=given.weights, strategy="linear_probe"))
     for recipe in recipes:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "run"

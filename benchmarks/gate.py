@@ -1,6 +1,7 @@
 """How many held-out radiographs a gate keeps out by mistake, and how many pictures of anything else it lets through.
 
-    python benchmarks/gate.py --data DIR --weights FILE [--cohen DIR] [--elsewhere DIR] [--strategy probe] [--folds 5]
+    python benchmarks/gate.py --data DIR --weights FILE [--cohen DIR] [--elsewhere DIR]
+                              [--strategy linear_probe] [--folds 5]
 
 One model a fold, patients apart; each held-out radiograph is asked as it is, inverted and turned. The other kinds are
 asked of every model: crops of the photographs that come with scikit-learn, scikit-image and matplotlib (those that were
@@ -146,7 +147,7 @@ def main() -> None:
         words.add_argument(f"--{name}", required=True)
     words.add_argument("--cohen")
     words.add_argument("--elsewhere")
-    words.add_argument("--strategy", default="probe")
+    words.add_argument("--strategy", default="linear_probe")
     words.add_argument("--epochs", type=int, default=1)
     words.add_argument("--image-size", type=int, default=224)
     words.add_argument("--folds", type=int, default=5)
@@ -155,7 +156,7 @@ def main() -> None:
     recipe = Recipe("mobilenetv2_100", weights=given.weights, strategy=given.strategy, epochs=given.epochs)
     recipe = recipe.replace(image_size=given.image_size)
     patients = Path(given.cohen) / "metadata.csv" if given.cohen else None
-    manifest = split_into_folds(read_manifest(given.data, patients=patients), given.folds)
+    manifest = split_into_folds(read_manifest(given.data, patient_table=patients), given.folds)
     found: dict[str, list[pd.DataFrame]] = {}
     with tempfile.TemporaryDirectory() as place:
         others = list_others(given, Path(place) / "others")

@@ -66,7 +66,7 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     from fastcxr.progress.base import Progress
     from fastcxr.training.feature_bank import make_feature_bank
 
-    recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="probe", mirror_images=False)
+    recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="linear_probe", hflip_tta=False)
     table = list_images(folder, count, classes)
     started = time.perf_counter()
     loaders = make_loaders(table, recipe)

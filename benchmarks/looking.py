@@ -60,7 +60,7 @@ def find_features(network: nn.Module, images: torch.Tensor, precision: str) -> t
 
 def measure_exactness(data: str, weights: str) -> dict[str, float]:
     """Root mean square of the differences from float32, in standard deviations of each feature."""
-    recipe = Recipe("mobilenetv2_100", weights=str(Path(weights).resolve()), image_size=288, strategy="probe")
+    recipe = Recipe("mobilenetv2_100", weights=str(Path(weights).resolve()), image_size=288, strategy="linear_probe")
     manifest = split_by_patient(read_manifest(data), seed=0)
     learner = make_learner(make_loaders(manifest, recipe.replace(precision="fp32")), recipe.replace(precision="fp32"))
     pictures, pixels = learner.dls.fastcxr.image_cache, learner.dls.fastcxr.input_spec

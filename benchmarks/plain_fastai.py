@@ -1,6 +1,6 @@
 """fastcxr beside plain fastai: time to quality on the same images, split, backbone and weights, in one go.
 
-    python benchmarks/plain_fastai.py --data DIR --weights FILE [--patients FILE] [--until 0.95] [--epochs 5]
+    python benchmarks/plain_fastai.py --data DIR --weights FILE [--patient-table FILE] [--until 0.95] [--epochs 5]
 
 Plain fastai is what its own tutorial teaches: ImageDataLoaders, Resize, aug_transforms, vision_learner, lr_find and
 fine_tune. The split is fastcxr's, patient-grouped. In both roads validation loss chooses the model; whenever there is a
@@ -128,7 +128,7 @@ def measure_road(given: argparse.Namespace) -> dict[str, float]:
     """One road at one seed."""
     weights = str(Path(given.weights).resolve())
     recipe = Recipe(given.backbone, weights=weights, epochs=given.epochs, seed=given.seed)
-    manifest = split_by_patient(read_manifest(given.data, patients=given.patients), seed=given.seed)
+    manifest = split_by_patient(read_manifest(given.data, patient_table=given.patient_table), seed=given.seed)
     sizes = {f"{name} images": int(count) for name, count in manifest["split"].value_counts().items()}
     return {"seed": given.seed} | ROADS[given.road](manifest, recipe).row(given.until) | sizes
 
@@ -138,7 +138,7 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--data", required=True)
     words.add_argument("--weights", required=True)
-    words.add_argument("--patients")
+    words.add_argument("--patient-table")
     words.add_argument("--backbone", default="mobilenetv2_100")
     words.add_argument("--until", type=float, default=0.95)
     words.add_argument("--epochs", type=int, default=5)

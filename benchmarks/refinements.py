@@ -1,19 +1,19 @@
 """What might refine the default road, and what it gives: averaged weights, mirror images, small images first.
 
-    python benchmarks/refinements.py --data DIR --weights FILE [--patients FILE] [--epochs 5] [--seeds 3]
+    python benchmarks/refinements.py --data DIR --weights FILE [--patient-table FILE] [--epochs 5] [--seeds 3]
 
-All of them come from one training a seed, of all layers from a fitted head on (strategy rapid), but for small images
+All of them come from one training a seed, of all layers from a fitted head on (strategy lp_ft), but for small images
 first, which is one of its own. Validation loss picks the epoch in each. Test figures are of the same patients:
 
     head alone        the fitted head on the frozen body
-    rapid             the head alone or the best epoch after it
+    lp_ft             the head alone or the best epoch after it
     moving average    the weights' moving average over the steps (a new step counts for 1 in 50), as of each epoch's end
     half way          the mean of the weights of the head alone and of each epoch
     small first       the first three fifths of the epochs at 160 px, the others at 224 px
     ... + mirror      the logits' mean over each image and its mirror image
 
-What fastcxr ships is "rapid" with the head alone "+ mirror": that head, and it alone, has learned from mirror images.
-The table is the mean over seeds, and of AUROC also the lowest and highest difference from "rapid" of the same seed.
+What fastcxr ships is "lp_ft" with the head alone "+ mirror": that head, and it alone, has learned from mirror images.
+The table is the mean over seeds, and of AUROC also the lowest and highest difference from "lp_ft" of the same seed.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Watch(Callback):
 
 
 def learn(learner: Learner, recipe: Recipe, epochs: int) -> Watch:
-    """All layers, as strategy rapid teaches them."""
+    """All layers, as strategy lp_ft teaches them."""
     stage = resolve_stages(recipe, len(learner.splitter(learner.model)))[0]
     unfreeze(learner, stage)
     watch, rates = Watch(weights_of(learner.model)), compute_group_rates(learner, stage, recipe.learning_rate)
@@ -132,13 +132,15 @@ class Judge:
 def measure_seed(given: argparse.Namespace) -> dict:
     """All variants at one seed."""
     recipe = Recipe(given.backbone, weights=str(Path(given.weights).resolve()), epochs=given.epochs, seed=given.seed)
-    table = split_by_patient(read_manifest(given.data, patients=given.patients, layout=given.layout), seed=given.seed)
+    table = split_by_patient(
+        read_manifest(given.data, patient_table=given.patient_table, data_format=given.data_format), seed=given.seed
+    )
     learner = make_learner(make_loaders(table, recipe), recipe)
     fit_head(learner, recipe, Progress())
     judge, start, began = Judge(learner, table), weights_of(learner.model), time.perf_counter()
     watch = learn(learner, recipe, given.epochs)
     whole = time.perf_counter() - began
-    rows = [*judge.rows("head alone", [start]), *judge.rows("rapid", [start, *watch.epochs])]
+    rows = [*judge.rows("head alone", [start]), *judge.rows("lp_ft", [start, *watch.epochs])]
     rows += judge.rows("moving average", [start, *watch.averages])
     rows += judge.rows("half way", [start, *(mix(start, end, 0.5) for end in watch.epochs)])
     began = time.perf_counter()
@@ -162,8 +164,8 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--data", required=True)
     words.add_argument("--weights", required=True)
-    words.add_argument("--patients")
-    words.add_argument("--layout", default="auto")
+    words.add_argument("--patient-table")
+    words.add_argument("--data-format", default="auto")
     words.add_argument("--backbone", default="mobilenetv2_100")
     words.add_argument("--epochs", type=int, default=5)
     words.add_argument("--seeds", type=int, default=3)
@@ -177,7 +179,7 @@ def main() -> None:
     for seed in range(given.seeds):
         found = run_alone("all", seed=seed)
         print(f"seed {seed}: {found['seconds']:.0f} s, small first {found['small first, seconds']:.0f} s", flush=True)
-        best = next(row["auroc"] for row in found["rows"] if row["variant"] == "rapid")
+        best = next(row["auroc"] for row in found["rows"] if row["variant"] == "lp_ft")
         rows += [{**row, "seed": seed, "difference": row["auroc"] - best} for row in found["rows"]]
         print(pd.DataFrame(rows[-len(found["rows"]) :]).round(4).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).groupby("variant", sort=False)

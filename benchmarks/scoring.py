@@ -33,7 +33,7 @@ ROADS = (*PLAIN, "fastcxr", "fastcxr, OpenVINO")
 
 def make_road(given: argparse.Namespace, manifest: pd.DataFrame, folder: str) -> Callable[[pd.DataFrame], np.ndarray]:
     """What turns a table of files into probabilities."""
-    recipe = Recipe(given.backbone, weights=str(Path(given.weights).resolve()), strategy="probe")
+    recipe = Recipe(given.backbone, weights=str(Path(given.weights).resolve()), strategy="linear_probe")
     if given.road in PLAIN:
         plain = make_plain_learner(manifest, recipe, folder, PLAIN[given.road])
         return lambda table: plain.get_preds(dl=plain.dls.test_dl(table))[0].numpy()

@@ -76,7 +76,7 @@ def measure(given: argparse.Namespace) -> float:
     """Images a second of one road."""
     weights = given.weights if given.weights == "none" else str(Path(given.weights).resolve())
     recipe = Recipe(
-        given.backbone, weights=weights, image_size=given.size, batch_size=given.batch_size, strategy="deep"
+        given.backbone, weights=weights, image_size=given.size, batch_size=given.batch_size, strategy="full"
     )
     manifest = split_by_patient(read_manifest(given.data), seed=0)
     with tempfile.TemporaryDirectory() as folder:

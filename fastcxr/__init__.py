@@ -16,6 +16,7 @@ if "torch" not in sys.modules:  # which reads it once
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
+    from fastcxr.cli.study import study_main
     from fastcxr.data.manifest import describe_manifest, read_manifest
     from fastcxr.data.splits import split_by_patient
     from fastcxr.inference.explain import explain
@@ -39,11 +40,13 @@ _ROOMS = {
     "load_model": "fastcxr.models.bundle",
     "explain": "fastcxr.inference.explain",
     "write_report": "fastcxr.workflows.train_dir",
+    "study_main": "fastcxr.cli.study",
 }
 
 __all__ = [
     "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "explain", "load_model", "make_datablock",
-    "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "train", "write_report",
+    "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "study_main", "train",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -1,21 +1,22 @@
 """Bolhassani 2024: imbalance on CoronaHack's four classes, and bacterial against viral pneumonia.
 
 Command   python recipes/bolhassani2024.py PRFL --data CORONAHACK      (as downloaded; or --all)
-          arms ending in _covid, and they alone, take a second collection too: --data CORONAHACK --data COHEN. The whole
-          study is --all twice, once with each: an arm that takes another number of --data is left out aloud
+          variants ending in _covid, and no others, take a second dataset too: --data CORONAHACK --data COHEN. The whole
+          study is --all twice, once with each: variants that take another number of --data are skipped
 Data      Normal 1,575, Bacteria 2,778, Virus 1,494, COVID-19 82
 Paper     test accuracy, averaged over epochs: PRCE 62.1 %, PRCW 80.2 %, PRFL 75.5 %, PDCXCE 80.0 %, PDCXFL 75.56 %,
           RCE 71.11 %. Its second table repeats the first, so there is no figure for the extra images. Weighted classes
-          are a sampler in its section 2.6 and a loss in 4.1.2: both are arms (PRCE_sampler, PRCW)
+          are a sampler in its section 2.6 and a loss in 4.1.2: both are variants (PRCE_sampler, PRCW)
 Beware    class and source are one: normal and pneumonia are children of one hospital, COVID-19 are adults from
           everywhere. A model made from it calls the normal chests of adults COVID-19
 Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their place, two cores, 754 test images of
           420 patients whom training has not seen: 84.1 % (80.8 to 86.9), AUROC .954 (.940 to .965), by
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE
-          With --strategy probe: 83.2 % (79.7 to 86.1), AUROC .950 (.936 to .961). That model finds 97.4 % of the normal
-          chests here, and 5.4 % (3.5 to 8.1) of the 500 of Ozturk et al., of which 348 are most like COVID-19 to it:
-            fastcxr evaluate RUN --data OZTURK --map No_findings=Normal --classes Normal
-          Arms at 128 px in place of 224, 20 epochs, the same test images; PRCE took 20 minutes on one core:
+          With --strategy linear_probe: 83.2 % (79.7 to 86.1), AUROC .950 (.936 to .961). That model finds 97.4 % of the
+          normal chests here, and 5.4 % (3.5 to 8.1) of the 500 of Ozturk et al., of which 348 are most like COVID-19 to
+          it:
+            fastcxr evaluate RUN --data OZTURK --relabel No_findings=Normal --classes Normal
+          Variants at 128 px in place of 224, 20 epochs, the same test images; PRCE took 20 minutes on one core:
             PRCE          81.8 % (77.8 to 85.2), AUROC .950 (.934 to .962); virus .585, COVID-19 11 of 16
             PRCW          81.0 % (77.4 to 84.2), AUROC .949 (.933 to .961); virus .665, COVID-19 16 of 16
             PRFL          82.2 % (78.9 to 85.1), AUROC .952 (.938 to .963); virus .585, COVID-19 15 of 16
@@ -27,23 +28,22 @@ Here      pretrained ResNet50 and DenseNet121: not run yet. MobileNetV2 in their
             RCE_binary    75.0 % (69.9 to 79.4), AUROC .794 (.740 to .840)
             PRCW_sampler, RCE_sampler, PRCW_binary: not run yet
           by (RCE and RCE_binary, a ResNet50 as published, without --backbone and --weights; 55 and 40 minutes)
-            python recipes/bolhassani2024.py ARM --data CORONAHACK --backbone mobilenetv2_100 --weights FILE
+            python recipes/bolhassani2024.py VARIANT --data CORONAHACK --backbone mobilenetv2_100 --weights FILE
             --image-size 128
           Before, with flips that turn by 90 degrees too, PRCE, PRCW and PRFL gave 81.8, 80.8 and 82.0 %
-          The _covid arms have no figure: all 96 frontal COVID-19 images of Cohen's collection of April 2020 are among
-          those of CoronaHack here, and copies are left out
+          The _covid variants have no figure: all 96 frontal COVID-19 images of Cohen's collection of April 2020 are
+          among those of CoronaHack here, and copies are left out
           Bacteria and virus are what is mixed up: of 200 virus images 56 to 68 % are found
           Bacteria against virus, MobileNetV2, 547 test images of 240 patients: 77.7 % (73.2 to 81.6), AUROC .831 (.785
           to .869), in an earlier version, by
             fastcxr train mobilenetv2_100 --data CORONAHACK --weights FILE --classes Bacteria --classes Virus
-          With --strategy probe: 79.9 % (75.5 to 83.7), AUROC .840 (.795 to .877)
+          With --strategy linear_probe: 79.9 % (75.5 to 83.7), AUROC .840 (.795 to .877)
           88 % and AUROC .90 were hoped for, and missed: two pneumonias of children that look alike, 2,272 training
           images, a small network at 224 px. Fine-tuning lifted validation AUROC from .778 to .810, and test not at all.
           Nor did larger images help the probes: --image-size 384 gave 80.5 %, .949 and 77.0 %, .841
 """
 
-from fastcxr import Augmentation, Recipe, Stage
-from fastcxr.cli.study import study_main
+from fastcxr import Augmentation, Recipe, Stage, study_main
 
 BASE = Recipe(
     "resnet50", classes=("Normal", "Bacteria", "Virus", "COVID-19"),
@@ -66,14 +66,16 @@ FOUR_CLASSES = {
     "PDCXFL": CHEXNET.replace(loss="focal"),
     "RCE": BASE.replace(weights="none", loss="focal"),
 }
-SAMPLED = {f"{arm}_sampler": recipe.replace(sampler="weighted") for arm, recipe in FOUR_CLASSES.items()}
+SAMPLED = {f"{variant}_sampler": recipe.replace(sampler="weighted") for variant, recipe in FOUR_CLASSES.items()}
 # of the second collection its frontal COVID-19 images alone
-EXTRA = {f"{arm}_covid": recipe.replace(where=("view=PA,AP,AP Supine",)) for arm, recipe in FOUR_CLASSES.items()}
-BINARY = {f"{arm}_binary": recipe.replace(classes=TWO_KINDS) for arm, recipe in FOUR_CLASSES.items()}
+EXTRA = {
+    f"{variant}_covid": recipe.replace(filter=("view=PA,AP,AP Supine",)) for variant, recipe in FOUR_CLASSES.items()
+}
+BINARY = {f"{variant}_binary": recipe.replace(classes=TWO_KINDS) for variant, recipe in FOUR_CLASSES.items()}
 
 RECIPES = FOUR_CLASSES | SAMPLED | EXTRA | BINARY
-# how many --data an arm takes: the second collection's images are in no figure whose arm does not say so
-SOURCES = {arm: 2 if arm in EXTRA else 1 for arm in RECIPES}
+# how many --data a variant takes: the second collection's images are in no figure whose variant does not say so
+SOURCES = {variant: 2 if variant in EXTRA else 1 for variant in RECIPES}
 
 PAPER = {
     "PRCE": {"accuracy": 0.621},

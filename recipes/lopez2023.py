@@ -12,15 +12,14 @@ Here      MobileNetV2 as the base of both, one core, CoronaHack's two classes (9
             mobilenet  206 of 207 right (96.7 to 99.9 %), AUROC 1.000 (.896 to 1)
           by
             fastcxr pack CORONAHACK --classes Normal --classes COVID-19 --shuffle --to cohort.h5
-            python recipes/lopez2023.py ARM --data cohort.h5 --backbone mobilenetv2_100 --weights FILE
+            python recipes/lopez2023.py VARIANT --data cohort.h5 --backbone mobilenetv2_100 --weights FILE
           Squared error of a sigmoid has hardly a gradient where the sigmoid is nearly 0 or 1: after the first of its 20
           epochs resnet50 says normal of all it sees, and never learns more. The paper's .55 of nearly equal classes may
           be the same
           No finding about a disease: class and source are one (adults from everywhere, children of one hospital)
 """
 
-from fastcxr import Recipe, Stage
-from fastcxr.cli.study import study_main
+from fastcxr import Recipe, Stage, study_main
 
 BASE = Recipe(
     "resnet50", epochs=20, batch_size=32, optimizer="adam", learning_rate=1e-3, schedule="constant",
@@ -29,9 +28,9 @@ BASE = Recipe(
 
 RECIPES = {
     # three dense layers and three dropouts before the sigmoid
-    "resnet50": BASE.replace(loss="mse", head=(512, 256, 128), dropout=0.5),
+    "resnet50": BASE.replace(loss="mse", head_hidden=(512, 256, 128), dropout=0.5),
     # three dense layers
-    "mobilenet": BASE.replace(backbone="mobilenetv1_100", loss="binary_cross_entropy", head=(512, 256, 128)),
+    "mobilenet": BASE.replace(backbone="mobilenetv1_100", loss="binary_cross_entropy", head_hidden=(512, 256, 128)),
 }
 
 PAPER = {"resnet50": {"accuracy": 0.55}, "mobilenet": {"accuracy": 0.9733}}

@@ -9,17 +9,16 @@ Beware    its 217 images chose the model and are its result: there was no test s
 Here      mobilenetv2, one core in 57 minutes, the set of Ozturk et al. 2020 (124 / 500 / 500 images), 172 test images
           of 117 patients: 84.3 % (77.9 to 89.1), AUROC .954 (.920 to .974), top-2 accuracy 99.4 % (95.8 to 99.9).
           Precision, recall, F1: COVID-19 .91 / .95 / .93, No-Findings .78 / .85 / .82, Pneumonia .88 / .81 / .84, by
-            python recipes/rachha2020.py mobilenetv2 --data OZTURK --patients TABLE --weights FILE
+            python recipes/rachha2020.py mobilenetv2 --data OZTURK --patient-table TABLE --weights FILE
           Rates were found at 1.9e-4 (head), 1.7e-3 (upper layers) and 4.8e-4 (all). A head on kept features
-          (--strategy probe) gives 82.6 % (76.1 to 87.6), AUROC .951 (.918 to .971), in seconds
-          Measured before first layers computed in float32. All other arms: not run yet
+          (--strategy linear_probe) gives 82.6 % (76.1 to 87.6), AUROC .951 (.918 to .971), in seconds
+          Measured before first layers computed in float32. All other variants: not run yet
 """
 
-from fastcxr import Augmentation, Recipe
-from fastcxr.cli.study import study_main
+from fastcxr import Augmentation, Recipe, study_main
 
 BASE = Recipe(
-    strategy="fine", epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing",
+    strategy="gradual", epochs=50, batch_size=32, image_size=224, optimizer="radam", loss="label_smoothing",
     learning_rate="find",
     # the framework's default transforms, with both flips
     augment=Augmentation(
@@ -39,8 +38,8 @@ BACKBONES = {
     "vgg16": "vgg16",
 }
 
-RECIPES = {arm: BASE.replace(backbone=name) for arm, name in BACKBONES.items()} | {
-    # fine is what all backbones are tuned by: --all trains resnet101 once, and shows its figures in both rows
+RECIPES = {variant: BASE.replace(backbone=name) for variant, name in BACKBONES.items()} | {
+    # all backbones are tuned with the paper's "fine": --all trains resnet101 once, and shows its figures in both rows
     f"{way}_resnet101": BASE.replace(backbone="resnet101", strategy=way)
     for way in ("shallow", "deep", "fine")
 }

@@ -29,8 +29,8 @@ COMMANDS = {
     "compare": "compare {run} {run}/../other",
     "verify": "verify {run}",
     "resume": "resume {run}",
-    "train": "train tiny_test_resnet --data {images} --weights none --split-from {run} --out {run}/../new",
-    "describe": "describe --data {images} --split-from {run} --out {run}/../new",
+    "train": "train tiny_test_resnet --data {images} --weights none --reuse-split {run} --out {run}/../new",
+    "describe": "describe --data {images} --reuse-split {run} --out {run}/../new",
     "train into it": "train tiny_test_resnet --data {images} --weights none --out {run}",
     "folds into it": "train tiny_test_resnet --data {images} --weights none --folds 2 --out {run}",
 }

@@ -75,7 +75,7 @@ def test_the_manifest_the_predictions_and_the_report_show_themselves(outputs):
     assert "lobar_opacity" in pages(outputs["manifest"])
     assert "AUROC, macro" in pages(outputs["predict"])
     assert "<iframe srcdoc=" in pages(outputs["report"])
-    assert "shallow" in pages(outputs["compare"])
+    assert "head" in pages(outputs["compare"])
 
 
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
@@ -87,7 +87,7 @@ def test_training_leaves_a_table_and_no_bar(outputs):
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
 def test_nothing_is_grumbled_but_what_random_weights_deserve(outputs):
     said = [output.text for cell in outputs.values() for output in cell if output.output_type == "stream"]
-    assert [text for text in said if not text.startswith("random weights: a frozen body")] == []
+    assert [text for text in said if not text.startswith("strategy lp_ft needs pretrained weights")] == []
 
 
 @pytest.mark.needs("nbformat")
@@ -102,7 +102,7 @@ def test_the_notebook_is_short_and_names_its_two_special_cells_once():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert 12 <= len(code_cells(notebook)) <= 18
     assert [cell.source.split()[:2] for cell in code_cells(notebook, "install")] == [["%pip", "install"]]
-    assert [cell.source for cell in code_cells(notebook, "weights")] == ['WEIGHTS = "imagenet"']
+    assert [cell.source for cell in code_cells(notebook, "weights")] == ['WEIGHTS = "pretrained"']
 
 
 @pytest.mark.needs("nbformat")

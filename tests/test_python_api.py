@@ -15,7 +15,7 @@ def road(tmp_path_factory):
     from toy_images import write_toys
 
     place = tmp_path_factory.mktemp("road")
-    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="deep", batch_size=8)
+    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
     manifest = split_by_patient(read_manifest(write_toys(place / "toys", per_class=20)))
     loaders = make_loaders(manifest, recipe)
     learner = make_learner(loaders, recipe)

@@ -25,7 +25,7 @@ def check_patients(manifest: pd.DataFrame) -> Finding:
         message = (
             f"{format_count(len(groups), 'patient')} with {format_count(int(is_shared.sum()))} stand in several splits."
         )
-        fix = "Split by patient: leave --split image out, or give --given-splits ignore."
+        fix = "Split by patient: leave --split image out, or give --ignore-given-splits."
         return Finding(
             **common, verdict="FAIL", message=message, fix=fix, value=float(is_shared.mean()), chance_level=0.0,
             groups=tuple(groups[:MAX_SHOWN_GROUPS]),
@@ -35,7 +35,7 @@ def check_patients(manifest: pd.DataFrame) -> Finding:
     if origin.isin(["image", "copy"]).all():  # that two files are copies says nothing of who is on them
         message = "Nobody says whose the images are, so each counts as a patient of its own."
         return Finding(
-            **common, verdict="WARN", message=message, fix="Give --patients, --patient-regex or --patient-tag."
+            **common, verdict="WARN", message=message, fix="Give --patient-table, --patient-regex or --patient-tag."
         )
     note = (
         f" {format_count(int(has_no_patient.sum()))} without a patient count as their own."
@@ -59,10 +59,10 @@ def check_duplicates(manifest: pd.DataFrame) -> Finding:
         message = f"{format_count(len(conflicting), 'picture')} several times across splits" + (
             f", {labels:,} of them under two labels." if labels else "."
         )
-        reported, verdict, fix = conflicting, "FAIL", "Give --drop-copies; where labels differ, keep one of each."
+        reported, verdict, fix = conflicting, "FAIL", "Give --deduplicate; where labels differ, keep one of each."
     elif groups:
         message, reported = f"{format_count(len(groups), 'picture')} several times, within one split and class.", groups
-        verdict, fix = "WARN", "Give --drop-copies."
+        verdict, fix = "WARN", "Give --deduplicate."
     else:
         return Finding(
             **common, verdict="PASS", message="No two files have the same bytes.", value=0.0, chance_level=0.0

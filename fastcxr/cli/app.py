@@ -1,19 +1,20 @@
-"""What every command has at hand: the app it belongs to, the console, the choices of data, a folder for its files."""
+"""What all commands share: the app, the console, the classes of options, and the output folders."""
 
 import os
 import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, Token, UnusedCliTokensError, convert
 from rich.console import Console
 
-from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
+from fastcxr.config.fields import GROUPS, list_options
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy, make_data_name
 from fastcxr.errors import FastcxrError
 from fastcxr.progress.base import log_to
 from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress
@@ -28,11 +29,9 @@ app = App(
     help="From a folder of chest X-rays to a classifier you can defend. For research, not for diagnosis.",
 )
 console = Console(stderr=True)
-DATA_FIELDS = (
-    "layout", "relabel", "classes", "where", "keep_columns", "drop_copies", "patients", "patient_regex", "patient_tag",
-    "seed",
-)  # fmt: skip
-FLAG_ALIASES = {"relabel": ["--relabel", "--map"]}  # two habits of saying theirs=ours
+# the panels of --help: first the common options, then one for each group of the recipe's options
+COMMON_PANEL = Group("Common options", sort_key=0)
+PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
 
 
 def run_to_exit_code(command: Callable[[], int | None]) -> int:
@@ -66,22 +65,30 @@ def print_error(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def make_options_class(name: str, *field_names: str, defaults: Recipe | Augmentation | None = None) -> type:
-    """A dataclass of some of a recipe's choices, or of an augmentation's, words and all, for a command of no more.
+def make_options_class(
+    name: str, *field_names: str, defaults: Recipe | Augmentation | None = None, common_panel: bool = False
+) -> type:
+    """Return a dataclass of some options of a recipe or an augmentation, for a command that takes no others.
 
-    `defaults`: the recipe whose choices stand where a person makes none; without it those of any recipe.
+    Args:
+        name: name of the class.
+        *field_names: names of the options.
+        defaults: the recipe or augmentation that gives the default values; without it those of any recipe.
+        common_panel: whether `--help` shows common options in a panel of their own, before the groups.
     """
     default_values = defaults or Recipe()
     hints = get_type_hints(type(default_values))
     fields_by_name = {item.name: item for item in fields(default_values)}
     field_specs = [
-        (part, _make_flag_type(part, hints[part]), _make_field(fields_by_name[part], getattr(default_values, part)))
+        (
+            part,
+            _make_flag_type(fields_by_name[part], hints[part], common_panel),
+            _make_field(fields_by_name[part], getattr(default_values, part)),
+        )
         for part in field_names
     ]
     options_class = make_dataclass(name, field_specs, frozen=True, kw_only=True)
-    options_class.__module__ = (
-        __name__  # without it Python calls it a type of its own, which has no fields for cyclopts
-    )
+    options_class.__module__ = __name__  # otherwise cyclopts finds no fields
     return options_class
 
 
@@ -89,29 +96,33 @@ def _make_field(item: Any, value: Any) -> Any:
     return field(default=value, metadata=item.metadata, kw_only=item.kw_only)
 
 
-def _make_flag_type(field_name: str, hint: Any) -> Any:
-    """What a command line takes for this choice: of strategies the names alone, for any word would name a Stage."""
-    if field_name == "strategy":
-        hint = next(kind for kind in get_args(hint) if get_origin(kind) is Literal)
-    return Annotated[hint, Parameter(name=FLAG_ALIASES[field_name])] if field_name in FLAG_ALIASES else hint
+def _make_flag_type(item: Any, hint: Any, common_panel: bool) -> Any:
+    """Return the type of an option on the command line; a strategy is given by name, a Stage only in Python."""
+    metadata = item.metadata
+    if metadata["group"] is None:
+        return hint
+    panel = COMMON_PANEL if common_panel and metadata["common"] else PANELS[metadata["group"]]
+    if item.name == "strategy":
+        return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
+    return Annotated[hint, Parameter(group=panel)]
 
 
-TrainOptions = make_options_class("TrainOptions", *(item.name for item in fields(Recipe)))
+def _convert_strategy(type_: Any, tokens: Sequence[Token]) -> Any:
+    return convert(type_, [token.evolve(value=STRATEGY_ALIASES.get(token.value, token.value)) for token in tokens])
 
 
-# the flags of train that say which images, whose they are and where they stand, in train's own words
-DescribeOptions = make_options_class("DescribeOptions", "data", *DATA_FIELDS, "split", "given_splits", "split_from")
-
-
-PackOptions = make_options_class("PackOptions", *DATA_FIELDS, "skip_bad")
-
-
-ScoutOptions = make_options_class(
-    "ScoutOptions", "data", *DATA_FIELDS, "split", "skip_bad", "image_size", "device", "precision"
+TRAIN_FIELDS = list_options(Recipe, *GROUPS)
+DATA_FIELDS = list_options(Recipe, "Data")
+# describe and audit list unreadable images, and show one split
+INSPECT_FIELDS = list_options(
+    Recipe, "Data", "Split", without=("skip_bad", "folds", "fold", "leave_one_source_out", "test_source")
 )
 
-
-EvaluateOptions = make_options_class("EvaluateOptions", "data", *DATA_FIELDS, "skip_bad")
+TrainOptions = make_options_class("TrainOptions", *TRAIN_FIELDS, common_panel=True)
+DescribeOptions = make_options_class("DescribeOptions", *INSPECT_FIELDS, "seed")
+PackOptions = make_options_class("PackOptions", *list_options(Recipe, "Data", without=["data"]), "seed")
+ScoutOptions = make_options_class("ScoutOptions", *DATA_FIELDS, "split", "image_size", "seed", "device", "precision")
+EvaluateOptions = make_options_class("EvaluateOptions", *DATA_FIELDS)
 
 
 def inspect_data(inspect: Callable, command: str, options: DescribeOptions, out: Path | None) -> Path:

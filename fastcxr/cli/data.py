@@ -27,12 +27,12 @@ def describe(
     *,
     out: Path | None = None,
 ) -> int:
-    """Show what is in a cohort before anything is trained: classes, splits, patients, images, gray values, bad files.
+    """Describe a dataset before training: classes, splits, patients, images, gray values, unreadable files.
 
     Parameters
     ----------
     out
-        folder to make; without it runs/describe-DATA-NUMBER
+        folder to create; default: runs/describe-DATA-NUMBER
     """
     from fastcxr.workflows.describe import describe as describe_data
 
@@ -48,12 +48,12 @@ def audit(
     *,
     out: Path | None = None,
 ) -> int:
-    """Look for what could make figures wrong before anything is trained: leaks between splits, copies, shortcuts.
+    """Audit a dataset before training: leakage between splits, duplicates, shortcuts.
 
     Parameters
     ----------
     out
-        folder to make; without it runs/audit-DATA-NUMBER
+        folder to create; default: runs/audit-DATA-NUMBER
     """
     from fastcxr.workflows.audit import audit as audit_data
 
@@ -71,18 +71,18 @@ def pack(
     shuffle: bool = False,
     options: Annotated[PackOptions, Parameter(name="*")] = PackOptions(),  # noqa: B008  it is frozen
 ) -> int:
-    """Write images, labels, names and patients into one HDF5 file, which --data takes.
+    """Pack images, labels, names and patients into one HDF5 file for --data.
 
     Parameters
     ----------
     data
-        class folders, a CSV, a known collection or a packed cohort; several are merged
+        class folders, CSV, public dataset or packed file; several are merged
     to
-        file to make, ending in .h5
+        file to create, ending in .h5
     size
-        side of the padded square that images become; without it each keeps its own size
+        side of the padded square image [pixels]; default: the size of each image
     shuffle
-        in an order that the seed draws, instead of that of the data
+        random order of the images, set by the seed
     """
     from fastcxr.data.manifest import describe_manifest
     from fastcxr.data.pack import pack_dataset, shuffle_rows

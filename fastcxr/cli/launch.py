@@ -21,7 +21,7 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
 
     recipe = set_default_data(recipe)
     with silence_logging():
-        detect_datasets(recipe.data, recipe.layout)  # a wrong folder is told before torch takes seconds to load
+        detect_datasets(recipe.data, recipe.data_format)  # a wrong folder is told before torch takes seconds to load
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.train import run
 
@@ -29,7 +29,9 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
     console.print(f"run folder: {folder}" + (" (begun earlier)" if recipe_file.exists() else ""), highlight=False)
     run_recipe = cross_validate if recipe.is_multi_run else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    resume_command = shlex.join(["fastcxr", "resume", str(folder), *(["--mirror", str(mirror)] if mirror else [])])
+    resume_command = shlex.join(
+        ["fastcxr", "resume", str(folder), *(["--checkpoint-mirror", str(mirror)] if mirror else [])]
+    )
     mirror = mirror and mirror / folder.name
     try:
         with handle_signals(print_warning, resume_command):

@@ -23,23 +23,23 @@ def predict(
     precision: InferencePrecision = "trained",
     device: str = "auto",
 ) -> int:
-    """Classify images: a row a file, with a probability for each class, the classes whose threshold it reaches, and
-    whether the answer is left open, as it is for a picture that is not like the training images.
+    """Classify images: one row per file, with the probability of each class, the classes above their thresholds, and
+    whether the image is out-of-distribution or the prediction uncertain.
 
     Parameters
     ----------
     folder
         run folder of the trained model
     paths
-        images, DICOM files, folders of them, or packed cohorts
+        images, DICOM files, folders of them, or packed files
     csv
-        file to write; without it the table goes to standard output
+        CSV file to write; default: standard output
     engine
-        what computes; openvino, an extra, is faster where many images meet a CPU
+        inference engine; openvino (an optional dependency) is faster on a CPU
     precision
-        arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
+        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
     device
-        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
+        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     """
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.inference.predict import predict as predict_table
@@ -97,23 +97,23 @@ def explain(
     device: str = "auto",
     out: Path | None = None,
 ) -> int:
-    """Show where in images a model finds its evidence: heat maps, one page, and a table. Maps that would look the same
-    with random weights are withheld.
+    """Explain predictions with saliency maps, on one page and in a table. Maps are withheld if they fail the sanity
+    check with random weights.
 
     Parameters
     ----------
     folder
         run folder of the trained model
     paths
-        images, DICOM files, folders of them, or packed cohorts
+        images, DICOM files, folders of them, or packed files
     classes
-        class to explain beside the predicted one; may be given several times
+        class to explain besides the predicted one; repeatable
     method
-        how maps are made; all but grad_cam need captum, an extra, and take longer
+        attribution method; all but grad_cam need captum (an optional dependency) and take longer
     device
-        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
+        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
-        folder to make; without it runs/explain-RUN-NUMBER
+        folder to create; default: runs/explain-RUN-NUMBER
     """
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.models.bundle import load_model
@@ -138,7 +138,7 @@ def models(pattern: str = "*") -> int:
     Parameters
     ----------
     pattern
-        part of a name, or shell wildcards such as 'resnet*'
+        part of a name, or a pattern with wildcards such as 'resnet*'
     """
     from fastcxr.models.registry import list_backbones
 
@@ -156,12 +156,12 @@ def models(pattern: str = "*") -> int:
 
 @app.command
 def cache(*, clear: bool = False) -> int:
-    """Show the pictures that were decoded once and the features that are kept for every run, or remove them.
+    """Show or clear the cache of decoded images and features.
 
     Parameters
     ----------
     clear
-        remove all that no running process uses
+        removal of all files that no running process uses
     """
     from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries

@@ -18,12 +18,12 @@ from fastcxr.progress.terminal import TerminalProgress
 
 @app.command
 def report(folder: Path) -> int:
-    """Redraw the report of a finished run, or the page of a described or audited cohort, or of heat maps.
+    """Rewrite the report of a finished run, or the page of describe, audit or explain.
 
     Parameters
     ----------
     folder
-        run folder, or one that describe, audit or explain made
+        run folder, or folder of describe, audit or explain
     """
     if (folder / "explain.html").exists():
         from fastcxr.report.saliency_page import write_saliency_page
@@ -57,18 +57,18 @@ def evaluate(
     device: str = "auto",
     out: Path | None = None,
 ) -> int:
-    """Test the model of a finished run on other data, and write its report.
+    """Evaluate the model of a finished run on other data, and write its report.
 
     Parameters
     ----------
     run
         run folder of the trained model
     precision
-        arithmetic of the network: as it was trained, what suits this machine (auto), or one of the others
+        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
     device
-        auto, cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
+        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
-        folder to make; without it runs/RUN-on-DATA-NUMBER
+        folder to create; default: runs/RUN-on-DATA-NUMBER
     """
     from fastcxr.workflows.evaluate import evaluate as evaluate_run
 
@@ -86,14 +86,14 @@ def evaluate(
 
 @app.command
 def compare(*runs: Path, out: Path | None = None) -> int:
-    """Compare finished runs on the images that all were scored on: a leaderboard that calls a tie a tie.
+    """Compare finished runs on their shared images: a leaderboard with paired significance tests.
 
     Parameters
     ----------
     runs
-        run folders, those of folds and evaluations among them
+        run folders, also of cross-validation and evaluate
     out
-        folder to make; without it runs/compare-NUMBER
+        folder to create; default: runs/compare-NUMBER
     """
     from fastcxr.workflows.compare import compare as compare_runs
 
@@ -106,12 +106,12 @@ def compare(*runs: Path, out: Path | None = None) -> int:
 
 @app.command
 def verify(run: Path) -> int:
-    """Check a run folder: every file against its checksum, every number against predictions.csv.
+    """Verify a run folder: checksums of all files, and metrics recomputed from predictions.csv.
 
     Parameters
     ----------
     run
-        run folder, or one of folds
+        run folder, also of cross-validation
     """
     from fastcxr.workflows.verify import verify as verify_run
 

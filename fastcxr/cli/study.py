@@ -1,4 +1,4 @@
-"""A script's dict of recipes becomes a command line: one arm with changes of one's own, or all of them in a table."""
+"""Command line of recipe scripts: run one variant with changed options, or all variants."""
 
 import runpy
 import sys
@@ -11,7 +11,16 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fastcxr.cli.app import console, make_options_class, print_error, run_to_exit_code, set_default_data
+from fastcxr.cli.app import (
+    COMMON_PANEL,
+    PANELS,
+    TRAIN_FIELDS,
+    console,
+    make_options_class,
+    print_error,
+    run_to_exit_code,
+    set_default_data,
+)
 from fastcxr.cli.launch import start_training
 from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
 from fastcxr.errors import FastcxrError, InputMissingError, RecipeError
@@ -20,16 +29,15 @@ from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
 SourceCounts = Mapping[str, int]
-EXCLUDED_FIELDS = ("augment", "kind")  # no plain flags: knobs of one's own, no choice yet
 
 
 def study_main(
     recipes: Mapping[str, Recipe], paper: PublishedMetrics | None = None, source_counts: SourceCounts | None = None
 ) -> None:
-    """The command line of a recipe script, `SCRIPT ARM [flags of train]` or `SCRIPT --all [flags]`.
+    """The command line of a recipe script, `SCRIPT VARIANT [options of train]` or `SCRIPT --all [flags]`.
 
-    `paper`: the published figures of an arm, as shares of one: accuracy, auroc, or one of a class ("COVID-19 recall").
-    `sources`: how many --data an arm takes; one that is not named takes any number.
+    `paper`: the published metrics of a variant, from 0 to 1: accuracy, auroc, or one of a class ("COVID-19 recall").
+    `source_counts`: the number of --data that a variant takes; a variant that is not named takes any number.
     """
     study = Path(sys.argv[0]).stem
     sys.exit(run_to_exit_code(lambda: parse_and_run(study, recipes, paper or {}, sys.argv[1:], source_counts or {})))
@@ -61,10 +69,10 @@ def load_script(script: Path) -> dict[str, Any]:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RecipeError(problem, "Correct the script there", path=location) from error
     if not isinstance(script_globals.get("RECIPES"), Mapping):
-        raise RecipeError(f"{script} has no dict RECIPES", "Give it one: RECIPES = {'arm': Recipe(...)}")
+        raise RecipeError(f"{script} has no dict RECIPES", "Give it one: RECIPES = {'variant': Recipe(...)}")
     for variant, recipe in script_globals["RECIPES"].items():
         if not isinstance(recipe, Recipe):
-            raise RecipeError(f"arm {variant!r} is a {type(recipe).__name__}", "Make it a Recipe(...)", path=script)
+            raise RecipeError(f"variant {variant!r} is a {type(recipe).__name__}", "Make it a Recipe(...)", path=script)
     return script_globals
 
 
@@ -92,7 +100,7 @@ def parse_and_run(
     if variant != "--all" and variant not in recipes:
         close_matches = get_close_matches(variant, recipes, n=1)
         suggestion = f"Did you mean {close_matches[0]!r}?" if close_matches else f"Choose from {', '.join(recipes)}"
-        raise RecipeError(f"{study} has no arm called {variant!r}", suggestion)
+        raise RecipeError(f"{study} has no variant called {variant!r}", suggestion)
     if {"-h", "--help"} & set(flags):
         return show_flags(study, recipes, variant)
     if variant == "--all":
@@ -105,9 +113,9 @@ def parse_and_run(
 def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceCounts) -> None:
     """What the script can be told."""
     lines = [
-        f"usage: {study} ARM [flags of train, without --new], or {study} --all [flags]",
-        "an arm's own list is emptied with --empty-where, --empty-classes and so on",
-        f"arms: {', '.join(recipes)}",
+        f"usage: {study} VARIANT [options of train, without --no-resume], or {study} --all [options]",
+        "--empty-filter, --empty-classes and so on remove the values that a variant sets",
+        f"variants: {', '.join(recipes)}",
     ]
     for n_sources in sorted(set(source_counts.values()) - {1}):
         lines.append(
@@ -119,14 +127,14 @@ def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceC
 
 
 def show_flags(study: str, recipes: Mapping[str, Recipe], variant: str) -> int:
-    """The flags that change an arm, with what the arm chose as their defaults; of --all those of the first."""
+    """Show the options that change a variant, with its values as defaults; for --all those of the first variant."""
     recipe = recipes.get(variant) or next(iter(recipes.values()))
     make_override_app(recipe, f"{study} {variant}").help_print([])
     return 0
 
 
 class WrongSourceCountError(RecipeError):
-    """An arm that takes another number of --data than it was given."""
+    """A variant that takes another number of --data than it was given."""
 
 
 def run_all_variants(
@@ -136,9 +144,10 @@ def run_all_variants(
     arguments: list[str],
     source_counts: SourceCounts,
 ) -> int:
-    """Every arm that takes so many --data, one after the other, then the table; returns the exit code.
+    """Run every variant that takes this number of --data, then show the table; return the exit code.
 
-    An arm that fails says so and the others go on: the code is that of the first. A wish to stop ends them all.
+    A variant that fails prints its error and the others continue: the exit code is that of the first failure. An
+    interrupt ends all of them.
     """
     run_dirs: dict[str, Path | None] = {}
     run_dir_by_recipe: dict[Recipe, Path] = {}
@@ -161,7 +170,7 @@ def run_all_variants(
 
 
 def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_recipe: dict[Recipe, Path]) -> int:
-    """Train one of several arms unless its recipe is `done`, and note it there; returns the exit code."""
+    """Train a variant unless its recipe is in `run_dir_by_recipe`, and add it there; return the exit code."""
     if recipe in run_dir_by_recipe:
         print_line(f"{run_dir.name}: the same recipe as {run_dir_by_recipe[recipe].name}")
         return 0
@@ -183,9 +192,9 @@ def is_variant_finished(recipe: Recipe, run_dir: Path) -> bool:
 
 
 def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[str], paper: PublishedMetrics) -> None:
-    """The figures of all arms beside the paper's, what doubts them, and which arms are not among them."""
+    """Show the metrics of all variants beside the published ones, critical notices, and skipped variants."""
     if skipped_variants:
-        print_line(f"left out, for they take another number of --data: {', '.join(skipped_variants)}")
+        print_line(f"skipped (another number of --data needed): {', '.join(skipped_variants)}")
     for table in compare_with_paper(run_dirs, paper) if run_dirs else ():
         console.print()
         console.print(table)
@@ -194,7 +203,7 @@ def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[s
 
 
 def validate_source_count(variant: str, recipe: Recipe, source_counts: SourceCounts) -> None:
-    """Raises WrongSourceCountError for an arm that takes another number of --data: it would be another experiment."""
+    """Raise WrongSourceCountError for a variant that takes another number of --data: it is another experiment."""
     n_given = len(recipe.data) if isinstance(recipe.data, tuple) else 1
     n_expected = source_counts.get(variant, n_given)
     if n_given != n_expected:
@@ -206,22 +215,22 @@ def validate_source_count(variant: str, recipe: Recipe, source_counts: SourceCou
 
 
 def print_line(line: str) -> None:
-    """One line about an arm."""
+    """Print one line about a variant."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def parse_overrides(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, Path | None, Path | None]:
-    """The recipe with the flags of train that the words give, --out, and --mirror.
+    """Return the recipe changed by these options of train, --out, and --checkpoint-mirror.
 
-    Knobs of augmentation that nobody names stay those of the recipe; of strategies those with a name can be given.
+    Options that are not given keep the values of the recipe. Strategies are given by name.
     """
     return make_override_app(recipe)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def make_override_app(recipe: Recipe, name: str = "arm") -> App:
-    """A command line of the flags that change this recipe."""
+def make_override_app(recipe: Recipe, name: str = "variant") -> App:
+    """Return a command line of the options that change this recipe."""
     recipe_options = make_options_class(
-        "RecipeOptions", *(item.name for item in fields(Recipe) if item.name not in EXCLUDED_FIELDS), defaults=recipe
+        "RecipeOptions", *(name for name in TRAIN_FIELDS if name != "augment"), defaults=recipe, common_panel=True
     )
     augmentation_options = make_options_class(
         "AugmentationOptions", *(item.name for item in fields(Augmentation)), defaults=recipe.augment
@@ -230,12 +239,13 @@ def make_override_app(recipe: Recipe, name: str = "arm") -> App:
 
     @app.default
     def change(
-        *,  # a second name would be another arm, and no backbone
+        *,  # a second name would be another variant, and no backbone
         values: Annotated[recipe_options, Parameter(name="*")] = recipe_options(),  # noqa: B008
-        augment: augmentation_options = augmentation_options(),  # noqa: B008
-        out: Path | None = None,
-        mirror: Path | None = None,
+        augment: Annotated[augmentation_options, Parameter(group=PANELS["Augmentation"])] = augmentation_options(),  # noqa: B008
+        out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
+        checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
     ):
-        return recipe.replace(**vars(values), augment=Augmentation(**vars(augment))), out, mirror
+        changed_recipe = recipe.replace(**vars(values), augment=Augmentation(**vars(augment)))
+        return changed_recipe, out, checkpoint_mirror
 
     return app

@@ -7,6 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from fastcxr.cli.app import (
+    COMMON_PANEL,
+    PANELS,
     ScoutOptions,
     TrainOptions,
     app,
@@ -27,41 +29,41 @@ from fastcxr.progress.terminal import TerminalProgress
 def train(
     options: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),  # noqa: B008  it is frozen
     *,
-    out: Path | None = None,
-    new: bool = False,
-    mirror: Path | None = None,
+    out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
+    resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
+    checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
 ) -> int:
-    """Train a classifier and write its report. A run of the same flags that was broken off is gone on with.
+    """Train a classifier and write its report. An interrupted run with the same options is resumed.
 
     Parameters
     ----------
     out
-        run folder to make; without it runs/DATA-BACKBONE-NUMBER
-    new
-        begin anew, whatever was broken off
-    mirror
-        folder on another disk, such as Colab's Drive, that gets a copy of each state of an unfinished run
+        run folder to create; default: runs/DATA-BACKBONE-NUMBER
+    resume
+        resumption of an interrupted run with the same options; otherwise a new run
+    checkpoint_mirror
+        folder on another disk, such as Google Drive in Colab, for a copy of each checkpoint
     """
     from fastcxr.workflows.run_state import find_resumable_run, is_unfinished
 
     recipe = set_default_data(Recipe(**vars(options)))
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
-    resumable_run = None if new or out else find_resumable_run(list_numbered_run_dirs(name), recipe)
-    if new and out and is_unfinished(out):
-        raise OutputError("a run was begun here", "Choose another --out, or remove it", path=out)
-    return start_training(recipe, out or resumable_run or find_next_run_dir(name), mirror)
+    resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
+    if out and not resume and is_unfinished(out):
+        raise OutputError("an interrupted run is in this folder", "Choose another --out, or remove it", path=out)
+    return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
 
 
 @app.command
-def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
-    """Go on with a run that was broken off, as if it never had been.
+def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None) -> int:
+    """Resume an interrupted run; the result is identical to an uninterrupted one.
 
     Parameters
     ----------
     folder
-        run folder; without it the newest unfinished one in runs/
-    mirror
-        folder on another disk that has, and gets, a copy of each state
+        run folder; default: the newest interrupted run in runs/
+    checkpoint_mirror
+        folder on another disk with a copy of each checkpoint
     """
     from fastcxr.workflows.run_state import find_resumable_run, is_finished, list_runs, read_run_config
 
@@ -69,22 +71,22 @@ def resume(folder: Path | None = None, *, mirror: Path | None = None) -> int:
     if folder is None:
         raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
     reject_other_format(folder)
-    if is_finished(folder):  # recipe.json keeps no place of its data, and none is needed
+    if is_finished(folder):  # its recipe.json names no folder of the data, and none is needed
         console.print(f"this run is finished: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
         return print_run_result(folder)
-    return start_training(read_run_config(folder), folder, mirror)
+    return start_training(read_run_config(folder), folder, checkpoint_mirror)
 
 
 @app.command
 def run(script: Path, *words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-    """Run an arm of a recipe script, as `python SCRIPT ARM` does: fastcxr run recipes/rachha2020.py resnet101.
+    """Run a variant of a recipe script, as `python SCRIPT VARIANT` does: fastcxr run recipes/rachha2020.py resnet101.
 
     Parameters
     ----------
     script
-        file with a dict RECIPES
+        Python file with a dict RECIPES
     words
-        name of an arm, or --all; then flags of train that change it
+        name of a variant, or --all; then options of train that change it
     """
     from fastcxr.cli.study import run_script
 
@@ -98,21 +100,21 @@ def scout(
     weights: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
-    """Which backbone suits this cohort: a linear head on each frozen candidate, scored on patients it has not seen.
+    """Compare backbones on a dataset: a linear probe on each frozen candidate, scored on held-out patients.
 
     Parameters
     ----------
     backbones
-        names of candidates; without any, a dozen of all kinds
+        names of candidates; default: twelve of different architectures
     weights
-        NAME=FILE: a weights file for one of them; the others take their pretrained weights
+        NAME=FILE: weights file of one candidate; the others use pretrained weights
     out
-        folder to make; without it runs/scout-DATA-NUMBER
+        folder to create; default: runs/scout-DATA-NUMBER
     """
     from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights
     from fastcxr.workflows.scout import scout as scout_backbones
 
-    recipe = set_default_data(Recipe(strategy="probe", **asdict(options)))
+    recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
     candidates = backbones or DEFAULT_BACKBONES
     table = scout_backbones(recipe, candidates, parse_weights(weights), folder, TerminalProgress(console))

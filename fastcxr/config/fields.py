@@ -1,11 +1,12 @@
-"""A field of choices: its default, its words and its range; and the checks that hold a value to them.
+"""Fields of a recipe: default, help text, group and valid range; and the checks of a value against them.
 
-A typo ends here, with its remedy, and not an hour into training.
+Every list of options (the panels of `--help`, the options of data, the options that hold paths) is derived from
+these declarations.
 """
 
 import types
 from collections.abc import Iterable
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,13 +17,56 @@ InferencePrecision = Literal[
 ]  # of a finished model; "trained" is what its model.json says
 
 
-def option(default: Any, help: str, *, at_least: float | None = None, below: float | None = None, **options) -> Any:
-    """A field of a recipe: its default, the words that explain it, and the range that makes sense."""
-    return field(default=default, metadata={"help": help, "at_least": at_least, "below": below}, **options)
+GroupName = Literal["Data", "Split", "Model", "Augmentation", "Training", "Evaluation", "Compute"]
+GROUPS: tuple[GroupName, ...] = get_args(GroupName)  # in the order of the panels of --help
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    group: GroupName | None = None,
+    common: bool = False,
+    is_path: bool = False,
+    minimum: float | None = None,
+    below: float | None = None,
+    **field_options,
+) -> Any:
+    """Declare a dataclass field with what the command line and the checks need to know of it.
+
+    Args:
+        default: the default value; leave it out to pass `default_factory`.
+        help: noun phrase in lower case, with the unit in brackets.
+        group: panel of `--help` that shows the option.
+        common: whether `fastcxr train --help` shows the option in its first panel.
+        is_path: whether the value may be a path, which recipe.json holds without its folders.
+        minimum: smallest valid number.
+        below: the number must be smaller than this.
+        **field_options: further arguments of `dataclasses.field`.
+    """
+    metadata = {
+        "help": help, "group": group, "common": common, "is_path": is_path, "minimum": minimum, "below": below,
+    }  # fmt: skip
+    return field(default=default, metadata=metadata, **field_options)
+
+
+def list_options(options_class: Any, *groups: GroupName, without: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the names of the fields that belong to these groups, in the order of their declaration."""
+    excluded = set(without)
+    return tuple(
+        item.name
+        for item in fields(options_class)
+        if item.metadata.get("group") in groups and item.name not in excluded
+    )
+
+
+def list_path_options(options_class: Any) -> tuple[str, ...]:
+    """Return the names of the fields that may hold paths."""
+    return tuple(item.name for item in fields(options_class) if item.metadata.get("is_path"))
 
 
 def validate_fields(value: Any) -> None:
-    """Every field of a dataclass against its type, its names and its range. Raises RecipeError."""
+    """Check every field of a dataclass against its type, its names and its range. Raises RecipeError."""
     hints = get_type_hints(type(value))
     for item in fields(value):
         field_value = getattr(value, item.name)
@@ -31,11 +75,11 @@ def validate_fields(value: Any) -> None:
             if isinstance(element, str):
                 _reject_empty(item.name, element)
             if isinstance(element, int | float) and not isinstance(element, bool):
-                _validate_range(item.name, element, item.metadata.get("at_least"), item.metadata.get("below"))
+                _validate_range(item.name, element, item.metadata.get("minimum"), item.metadata.get("below"))
 
 
 def _reject_empty(name: str, text: str) -> None:
-    # an empty text is no choice left open: as a path it would be the current folder, as a flag nothing at all
+    # as a path, an empty text would be the current folder
     if not text.strip():
         fix = "Name a folder, a CSV or a packed cohort" if name == "data" else "Give it a value, or leave it out"
         flag = f"--{name.replace('_', '-')}"
@@ -43,7 +87,7 @@ def _reject_empty(name: str, text: str) -> None:
 
 
 def _validate_range(name: str, number: float, low: float | None, high: float | None) -> None:
-    # a nan fails every comparison, so ask what must hold and not what must not
+    # NaN fails every comparison, so test for the valid range and not for the invalid one
     if not ((low is None or number >= low) and (high is None or number < high)):
         expected_range = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
         raise RecipeError(f"{name} is {number!r}, it must be {expected_range}", f"Give another {name}")
@@ -70,7 +114,7 @@ def _validate_type(name: str, value: Any, type_hint: Any) -> None:
 
 
 def unknown_name_error(name: str, known: Iterable[str], prefix: str) -> RecipeError:
-    """The error for a name that is none of the known ones, with the nearest of them."""
+    """Return the error for an unknown name, with the most similar known name."""
     known = list(known)
     close = get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known)}"

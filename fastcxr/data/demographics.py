@@ -47,9 +47,9 @@ def add_dicom_demographics(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def is_choice_of_traits(where: Iterable[str]) -> bool:
+def is_choice_of_traits(filters: Iterable[str]) -> bool:
     """Return whether one of the choices "column=value,value" names sex, age or view."""
-    return any(choice.partition("=")[0].strip() in DICOM_TAGS for choice in where)
+    return any(choice.partition("=")[0].strip() in DICOM_TAGS for choice in filters)
 
 
 def cap_age(cell: str) -> str | None:

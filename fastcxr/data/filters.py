@@ -17,14 +17,14 @@ log = logging.getLogger("fastcxr")
 
 
 def filter_tables(
-    tables: list[pd.DataFrame], *, relabel: Sequence[str] = (), classes: Sequence[str] = (), where: Sequence[str] = ()
+    tables: list[pd.DataFrame], *, relabel: Sequence[str] = (), classes: Sequence[str] = (), filter: Sequence[str] = ()
 ) -> list[pd.DataFrame]:
     """Each table with its labels renamed, and only its rows that are wanted.
 
-    `relabel`: "theirs=ours". `classes`: labels to keep, all if none is named. `where`: "column=value,value"; a source
+    `relabel`: "theirs=ours". `classes`: labels to keep, all if none is named. `filter`: "column=value,value"; a source
     that says nothing of the column is kept whole. Raises RecipeError for a label, column or value that is not there.
     """
-    for step, options in ((rename_labels, relabel), (keep_classes, classes), (keep_matching_rows, where)):
+    for step, options in ((rename_labels, relabel), (keep_classes, classes), (keep_matching_rows, filter)):
         tables = step(tables, options) if options else tables
     return [table.reset_index(drop=True) for table in tables]
 
@@ -61,9 +61,9 @@ def keep_matching_rows(tables: list[pd.DataFrame], options: Sequence[str]) -> li
     """The rows whose columns hold one of the values; several choices of one column add up."""
     values_by_column: dict[str, set[str]] = {}
     for text in options:
-        column, values = _split_option(text, "where", "column=value,value", str.partition)
+        column, values = _split_option(text, "filter", "column=value,value", str.partition)
         columns = dict.fromkeys(name for table in tables for name in table.columns if name != "file")
-        _reject_unknown(column, columns, "where", "column")
+        _reject_unknown(column, columns, "filter", "column")
         values_by_column.setdefault(column, set()).update(_split_values(values, _list_values(tables, column), column))
     for column, values in values_by_column.items():
         tables = [_keep_matching(table, column, values) for table in tables]
@@ -92,17 +92,16 @@ def _split_values(text: str, known: Iterable[str], column: str) -> list[str]:
     values = [text] if text in known else [value.strip() for value in text.split(",")]
     for value in values:
         if value:
-            _reject_unknown(value, sorted(known), f"where {column}", "value")
+            _reject_unknown(value, sorted(known), f"filter {column}", "value")
     return values
 
 
 def _split_option(text: str, option: str, form: str, partition: Callable) -> tuple[str, str]:
-    """What stands before and behind the sign; of several signs relabel takes the last, where the first."""
+    """What stands before and behind the sign; of several signs relabel takes the last, filter the first."""
     left, separator, right = partition(text, "=")
     if not separator or not left.strip() or (option == "relabel" and not right.strip()):
-        hint = ", or the same behind --map" if option == "relabel" else ""
         problem = f"{option} {text!r} is not of the form {form}"
-        raise RecipeError(problem, f"Write --{option} '{form}'{hint}", code="E022")
+        raise RecipeError(problem, f"Write --{option} '{form}'", code="E022")
     return left.strip(), right.strip()
 
 

@@ -50,7 +50,7 @@ PATIENT_ORIGIN_TEXTS = {
 }
 NO_PATIENTS_WARNING = (
     "no image says whose it is: each is taken as a patient of its own. If patients have several images, some of them "
-    "will be both trained and tested on: name them with --patients, --patient-regex or a patient column"
+    "will be both trained and tested on: name them with --patient-table, --patient-regex or a patient column"
 )
 UNSPLIT_LABEL = "not split"
 
@@ -58,47 +58,48 @@ UNSPLIT_LABEL = "not split"
 def read_manifest(
     data: str | Path | Sequence[str | Path],
     *,
-    layout: str = "auto",
-    patients: str | Path | None = None,
+    data_format: str = "auto",
+    patient_table: str | Path | None = None,
     patient_regex: str | None = None,
     patient_tag: str | None = None,
     relabel: Sequence[str] = (),
     classes: Sequence[str] = (),
-    where: Sequence[str] = (),
+    filter: Sequence[str] = (),
     keep_columns: Sequence[str] = (),
-    drop_copies: bool = False,
+    deduplicate: bool = False,
     only_test: bool = False,
 ) -> pd.DataFrame:
     """The manifest of class folders, with train/ valid/ test/ above them or without, a CSV, or a known collection.
 
-    `data`: one of these, or several that become one manifest, in which no image stands twice. `layout`: auto, folders,
-    split_folders, csv, coronahack, cohen, covidx or hdf5. `patients`: a table of filename and patient. `patient_regex`:
-    its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a salted hash only.
-    `relabel`: "theirs=ours". `classes`: the labels to keep. `where`: "column=value,value", the rows to keep, also by
+    `data`: one of these, or several that become one manifest, in which no image stands twice. `data_format`: auto,
+    folders, split_folders, csv, coronahack, cohen, covidx or hdf5. `patient_table`: a CSV of filename and patient.
+    `patient_regex`: its first group, searched in the path, is the patient. `patient_tag`: a DICOM tag, kept as a
+    salted hash only.
+    `relabel`: "theirs=ours". `classes`: the labels to keep. `filter`: "column=value,value", the rows to keep, also by
     sex, age and view of DICOM headers.
     `keep_columns`: further columns to keep, by name; of all others only those of a manifest, sex, age and view stay.
     `only_test`: the images are to be scored and nothing else, so that one class will do.
     Raises DataError or InputMissingError for whatever could not be trained on, before any image is trained on.
     """
-    datasets = detect_datasets(data, layout)
+    datasets = detect_datasets(data, data_format)
     names = make_unique_names(cohort.source for cohort in datasets)
     tables = [_read_dataset(cohort, name) for cohort, name in zip(datasets, names, strict=True)]
     check_kept(tables, keep_columns)
     tables = filter_tables(tables, relabel=relabel, classes=classes)
-    if by_traits := is_choice_of_traits(where):  # otherwise only headers of the rows that are left are read, below
+    if by_traits := is_choice_of_traits(filter):  # otherwise only headers of the rows that are left are read, below
         tables = [add_dicom_demographics(table) for table in tables]
-    rows = concat_tables(filter_tables(tables, where=where), names)
+    rows = concat_tables(filter_tables(tables, filter=filter), names)
     rows = choose_columns(rows, [*keep_columns, INPUT_INDEX])
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
-    rows = assign_patients(rows, table=patients, regex=patient_regex, tag=patient_tag)
+    rows = assign_patients(rows, table=patient_table, regex=patient_regex, tag=patient_tag)
     rows = rows if by_traits else add_dicom_demographics(rows)
     for dataset, name in zip(datasets, names, strict=True):
         _warn_no_patients(rows[rows[INPUT_INDEX] == name], dataset, f"{name}: " if len(datasets) > 1 else "")
     if len(datasets) > 1:
         rows = _merge_sources(rows)
         _warn_empty_inputs(rows, names)
-    elif drop_copies:
+    elif deduplicate:
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     validate_classes(rows, data_path, only_test=only_test)
     return _order_columns(rows)

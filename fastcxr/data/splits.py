@@ -30,23 +30,23 @@ def split_by_patient(
     unit: str = "patient",
     seed: int = 42,
     earlier: pd.DataFrame | None = None,
-    given: str = "obey",
+    ignore_given_splits: bool = False,
 ) -> pd.DataFrame:
     """The manifest with `split` and `split_origin`: 70 % of patients train, 15 % valid, 15 % test, of each class alike.
 
     `unit`: patient, or image for the literature's split that ignores patients. `earlier`: the manifest of an earlier
-    run, whose patients keep their place. Splits that the data gives are obeyed, unless `given` says ignore; a missing
+    run, whose patients keep their place. Splits given by the data are kept unless `ignore_given_splits`; a missing
     valid is cut from train, and sources without splits join train, but for patients who have a place already.
     """
     if unit not in ("patient", "image"):
         suggestion = suggest_name(unit, ("patient", "image"))
         raise RecipeError(f"no unit of splitting called {unit!r}{suggestion}", "Choose patient or image", code="E022")
     manifest = link_copies(_add_split_columns(manifest))
-    if given == "ignore":
+    if ignore_given_splits:
         manifest = _drop_given_splits(manifest)
     is_given = manifest["split"].notna() & ~manifest["split_origin"].isin(GENERATED_ORIGINS)
     if is_given.any() and earlier is not None:
-        fix = "Leave --split-from out, or remove the splits from the data"
+        fix = "Leave --reuse-split out, or remove the splits from the data"
         raise RecipeError("the data gives splits, and an earlier run is to give them too", fix, code="E018")
     if is_given.any():
         return _use_given_splits(manifest, unit, seed)
@@ -192,7 +192,7 @@ def _warn_copies(manifest: pd.DataFrame, images: pd.Series) -> None:
     torn = manifest["split"].groupby(images).transform("nunique") > 1
     if torn.any():
         text = ("%s with the same bytes stand in more than one split, which inflates the metrics (such as %s): leave "
-                "copies out with --drop-copies")  # fmt: skip
+                "copies out with --deduplicate")  # fmt: skip
         log.warning(text, _format_count(int(torn.sum()), "file"), format_names(manifest.loc[torn, "path"].head(2)))
 
 
@@ -324,7 +324,7 @@ def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame,
             raise _make_reuse_error("no image in common", "Choose a run on the same images")
         is_known = by_image.notna()
         _reject_conflicts(
-            keys[is_known], by_image[is_known], "images with exact copies", "Split anew without --split-from"
+            keys[is_known], by_image[is_known], "images with exact copies", "Split anew without --reuse-split"
         )
         return dict(zip(keys[is_known], by_image[is_known], strict=True))
     by_patient = manifest["patient"].map(_join_splits_by_key(earlier, earlier["patient"]))
@@ -335,7 +335,7 @@ def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame,
     # by image first: patients who are one by now, for a table or a copy says so, were perhaps two then
     known_splits = by_image.where(by_image.notna(), by_patient)
     is_known = known_splits.notna()
-    fix = "Use --split image to keep every image's place, or split anew without --split-from"
+    fix = "Use --split image to keep every image's place, or split anew without --reuse-split"
     _reject_conflicts(keys[is_known], known_splits[is_known], "patients", fix)
     return dict(zip(keys[is_known], known_splits[is_known], strict=True))
 

@@ -27,7 +27,7 @@ def _redact_argument(argument: str) -> str:
     name, separator, value = argument.partition("=")
     if _is_absolute_path(argument):
         return Path(argument).name
-    return f"{name}={_redact_argument(value)}" if separator else argument  # --where=path=/data/1.png has two signs
+    return f"{name}={_redact_argument(value)}" if separator else argument  # --filter=path=/data/1.png has two signs
 
 
 def _is_absolute_path(argument: str) -> bool:

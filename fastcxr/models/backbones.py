@@ -52,10 +52,10 @@ class Backbone:
         return f"{self.name}.{self.tag}" if self.tag and self.library == "timm" else self.name
 
 
-def find_backbone(name: str, weights: str = "imagenet") -> Backbone:
+def find_backbone(name: str, weights: str = "pretrained") -> Backbone:
     """The backbone that a person means by `name`; timm wins a name that torchvision has too.
 
-    Raises RecipeError for a name that nobody has. With weights "imagenet", a name without weights of its own
+    Raises RecipeError for a name that nobody has. With weights "pretrained", a name without weights of its own
     resolves to its closest kin that has them (efficientnet_b7 to tf_efficientnet_b7).
     """
     library, _, base_name = name.rpartition(":")
@@ -75,7 +75,7 @@ def find_backbone(name: str, weights: str = "imagenet") -> Backbone:
 def describe_weights_choice(requested_name: str, backbone: Backbone, weights: str) -> str | None:
     """One line on what a plain name became, or None where there was nothing to choose."""
     base_name = requested_name.rpartition(":")[2]
-    if weights != "imagenet" or base_name == backbone.full_name or backbone.tag is None:
+    if weights != "pretrained" or base_name == backbone.full_name or backbone.tag is None:
         return None
     if base_name != backbone.name:
         return (
@@ -101,7 +101,7 @@ def make_network(
     if head != LINEAR_HEAD or backbone.library == "torchvision":
         replace_head(network, n_classes, head, torch.zeros(1, len(backbone.mean), image_size, image_size))
     zero_init(network)
-    if weights not in ("imagenet", "none"):
+    if weights not in ("pretrained", "none"):
         load_weights(network, weights)
     return network
 
@@ -111,13 +111,13 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
 
     `weights` becomes their name: mobilenetv2_100.ra_in1k, IMAGENET1K_V2, that of a file, or "random weights".
     """
-    is_file = weights not in ("imagenet", "none") and not weights.startswith(XRV_PREFIX)
+    is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
-    names = {"imagenet": pretrained_name, "none": RANDOM_WEIGHTS_NAME}
+    names = {"pretrained": pretrained_name, "none": RANDOM_WEIGHTS_NAME}
     return {
         "library": backbone.library,
         "name": backbone.name,
-        "tag": backbone.tag if weights == "imagenet" else None,
+        "tag": backbone.tag if weights == "pretrained" else None,
         "weights": Path(weights).name if is_file else names.get(weights, weights),
         "weights_sha256": compute_sha256(weights) if is_file else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -131,7 +131,7 @@ def list_torchvision_names() -> list[str]:
 
 def _find_timm_backbone(base_name: str, weights: str) -> Backbone:
     config = _find_timm_config(base_name)
-    if weights == "imagenet" and not config.has_weights:
+    if weights == "pretrained" and not config.has_weights:
         pretrained_variants = [
             f"{prefix}{base_name}" for prefix in ("tf_", "tv_") if timm.is_model(f"{prefix}{base_name}")
         ]
@@ -173,7 +173,7 @@ def _find_torchvision_backbone(name: str) -> Backbone:
 
 
 def _find_fastcxr_backbone(name: str, weights: str) -> Backbone:
-    if weights == "imagenet":
+    if weights == "pretrained":
         raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Give --weights none or a file", code="E201")
     return Backbone(
         library="fastcxr", name=name, tag=None,
@@ -210,7 +210,7 @@ def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_s
     options = {"img_size": image_size} if backbone.fixed_size and image_size != backbone.native_size else {}
     if len(backbone.mean) != 3:
         options["in_chans"] = len(backbone.mean)
-    if weights != "imagenet":
+    if weights != "pretrained":
         return _create_network(backbone, timm.create_model, backbone.name, num_classes=n_classes, **options)
     cached_file = _find_cached_file(backbone)
     if cached_file:
@@ -230,7 +230,7 @@ def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int)
         )
     # Inception and GoogLeNet answer with extra outputs unless told not to; pretrained ones need them built first
     factory = torchvision.models.get_model
-    if weights == "imagenet":
+    if weights == "pretrained":
         weights_file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(backbone.url).path))
         if not os.path.exists(weights_file):
             _validate_host(backbone)

@@ -102,7 +102,7 @@ def save_model(
         folder / MODEL_JSON_FILE,
         {
             FORMAT_KEY: MODEL_FORMAT,
-            "kind": recipe.kind,
+            "kind": "single_label",
             "labels": list(classifier.labels),
             "backbone": get_learner_state(learner).backbone,
             "head": asdict(head_config(recipe)),

@@ -128,17 +128,17 @@ def pool_features(maps: torch.Tensor, n_channels: int, channels_last: bool = Fal
 
 def uses_feature_bank(recipe: Recipe) -> bool:
     """Whether the head is fitted on a bank of features; those of random weights would be none to fine-tune from."""
-    return recipe.strategy == "probe" or (recipe.strategy == "rapid" and recipe.weights != "none")
+    return recipe.strategy == "linear_probe" or (recipe.strategy == "lp_ft" and recipe.weights != "none")
 
 
 def head_config(recipe: Recipe) -> HeadConfig:
     """The head that a recipe describes. Raises RecipeError for one that cannot be fitted."""
     if not uses_feature_bank(recipe):
-        return HeadConfig(hidden=recipe.head, dropout=recipe.dropout)
-    if recipe.head or recipe.dropout:
+        return HeadConfig(hidden=recipe.head_hidden, dropout=recipe.dropout)
+    if recipe.head_hidden or recipe.dropout:
         raise RecipeError(
             f"strategy {recipe.strategy} fits one linear layer, and the recipe asks for hidden layers or dropout",
-            "Leave --head and --dropout out, or give --strategy fine",
+            "Leave --head-hidden and --dropout out, or give --strategy gradual",
         )
     return HeadConfig(multi_scale=True)
 
@@ -173,7 +173,7 @@ def replace_head(network: nn.Module, n_classes: int, config: HeadConfig, image: 
     """Give a network a new head, in place. `image`: what it will see, for a multi-scale head."""
     name_by_id = {id(module): name for name, module in network.named_modules()}
     if config.multi_scale and len(_find_classifiers(network)) > 1:
-        raise RecipeError("this backbone has two heads, and only one can be fitted", "Give --strategy fine")
+        raise RecipeError("this backbone has two heads, and only one can be fitted", "Give --strategy gradual")
     for old_head in _find_classifiers(network):
         parent, _, child = name_by_id[id(old_head)].rpartition(".")
         new_head = (
@@ -206,7 +206,7 @@ def _count_input_features(old_head: nn.Module) -> int:
         raise RecipeError(
             f"the head of this backbone is a {type(old_head).__name__}: features of several depths do not fit beside "
             f"it",
-            "Give --strategy fine, or take another backbone",
+            "Give --strategy gradual, or take another backbone",
         )
     return old_head.in_features
 
@@ -215,7 +215,7 @@ def _make_head(old_head: nn.Module, n_classes: int, config: HeadConfig) -> nn.Mo
     if not isinstance(old_head, nn.Linear | nn.Conv2d):
         raise RecipeError(
             f"the head of this backbone is a {type(old_head).__name__}, which cannot be replaced",
-            "Leave --head and --dropout out, or take another backbone",
+            "Leave --head-hidden and --dropout out, or take another backbone",
         )
     features = old_head.in_features if isinstance(old_head, nn.Linear) else old_head.in_channels
     layers = list(_make_hidden_layers(type(old_head), [features, *config.hidden], config.dropout))

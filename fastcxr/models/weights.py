@@ -86,7 +86,7 @@ def find_weights_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise InputMissingError(
-            "no such weights file", "Give --weights imagenet, none, or a .safetensors or .pth file", path=path
+            "no such weights file", "Give --weights pretrained, none, or a .safetensors or .pth file", path=path
         )
     return path
 

@@ -48,13 +48,13 @@ def describe_preprocessing(record: RunRecord) -> str:
 
 def describe_selection(record: RunRecord) -> str:
     """What was chosen, and what was left out."""
-    field_texts = {"classes": "classes kept", "where": "rows kept", "relabel": "labels renamed"}
+    field_texts = {"classes": "classes kept", "filter": "rows kept", "relabel": "labels renamed"}
     selections = [
         f"{field_texts[name]}: {', '.join(map(str, given))}"
         for name in field_texts
         if (given := record.recipe.get(name))
     ]
-    selections += ["exact copies left out"] if record.recipe.get("drop_copies") else []
+    selections += ["exact copies left out"] if record.recipe.get("deduplicate") else []
     left_out_text = f"{pluralize(len(record.skipped), 'image')} left out" + (
         ", reasons in skipped.csv" if len(record.skipped) else ""
     )

@@ -107,7 +107,7 @@ def _make_failed_check_notices(record: RunRecord) -> list[Notice]:
     """What failed among the checks of the data: figures are not to be believed, unless somebody says why they are."""
     # a split that ignores patients has a stamp of its own
     failed = [row for row in record.findings if row["verdict"] == "FAIL" and row["check"] != "patients"]
-    reason = record.recipe.get("accept_confounding")
+    reason = record.recipe.get("waive_audit")
     if failed and reason:
         titles = join_names([row["title"] for row in failed])
         return [Notice("warning", "Accepted confounding", f"{titles} failed. The reason given: {reason}")]
@@ -338,10 +338,10 @@ def _make_flip_notices(record: RunRecord) -> list[Notice]:
 
 
 def _uses_mirrored_features(recipe: Mapping[str, Any]) -> bool:
-    """Whether a head was fitted on features, as strategies probe and rapid do it, of mirrored images too."""
+    """Whether a head was fitted on features, as strategies linear_probe and lp_ft do it, of mirrored images too."""
     strategy = recipe.get("strategy")
-    is_fitted_on_features = strategy == "probe" or (strategy == "rapid" and recipe.get("weights") != "none")
-    return is_fitted_on_features and bool(recipe.get("mirror_images"))
+    is_fitted_on_features = strategy == "linear_probe" or (strategy == "lp_ft" and recipe.get("weights") != "none")
+    return is_fitted_on_features and bool(recipe.get("hflip_tta"))
 
 
 def _make_missing_file_notices(record: RunRecord) -> list[Notice]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.config.recipe import parse_prevalence
+from fastcxr.config.validation import parse_prevalence
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, reject_other_format
@@ -87,7 +87,7 @@ class RunRecord(DatasetRecord):
     def initial_weights(self) -> str:
         """The name of the weights that training began with; empty where no file of the run has it."""
         weights = find_initial_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
-        return {"none": "random weights", "imagenet": ""}.get(weights, PurePath(weights).name)
+        return {"none": "random weights", "pretrained": ""}.get(weights, PurePath(weights).name)
 
     @property
     def prevalence(self) -> dict[str, float]:

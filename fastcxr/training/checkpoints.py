@@ -79,7 +79,7 @@ class Checkpoints:
             except ModelError as error:
                 log.warning("%s", error)
         if numbers:
-            fix = "Restore a copy of it, or start anew with --new"
+            fix = "Restore a copy of it, or start a new run with --no-resume"
             raise ModelError("no state in this folder is intact", fix, path=self.folder, code="E303")
         return None
 
@@ -149,7 +149,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             header = file.metadata()
             if header.get(FORMAT_KEY) != str(CHECKPOINT_FORMAT):
-                fix = "Go on with the version that began this run, or start anew with --new"
+                fix = "Go on with the version that began this run, or start a new run with --no-resume"
                 raise ModelError(f"a state of format {header.get(FORMAT_KEY)!r}", fix, path=path)
             return unflatten(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """A frozen network looks at each picture once, and what its head would see is kept.
 
-The bank of a cohort lies in the user's cache folder, so all folds, arms and later runs of one body share one pass.
+The bank of a cohort lies in the user's cache folder, so all folds, variants and later runs of one body share one pass.
 """
 
 import hashlib
@@ -55,12 +55,12 @@ def make_feature_bank(learner: Learner, recipe: Recipe, progress: Progress) -> F
         if is_new:
             with progress.bar(shape[0] * shape[1], "looking at images") as bar:
                 fill_feature_bank(features, learner, views, bar)
-    return FeatureBank(features, {file: row for row, file in enumerate(image_cache.files)}, recipe.mirror_images)
+    return FeatureBank(features, {file: row for row, file in enumerate(image_cache.files)}, recipe.hflip_tta)
 
 
 def make_views(recipe: Recipe) -> list[ViewTransform]:
     """What is made of gray bytes, shape (n, 1, size, size), for each view of the bank."""
-    mirror_transforms = [lambda images: images.flip(3)] if recipe.mirror_images else []
+    mirror_transforms = [lambda images: images.flip(3)] if recipe.hflip_tta else []
     return [lambda images: images, *mirror_transforms]
 
 
@@ -72,7 +72,7 @@ def make_bank_key(learner: Learner, recipe: Recipe) -> str:
         recipe.backbone,
         learner.dls.fastcxr.input_spec,
         learner.fastcxr.precision,
-        recipe.mirror_images,
+        recipe.hflip_tta,
         learner.dls.device.type,
         "joined",
     )

@@ -90,7 +90,7 @@ def run_lr_find(learner: Learner, recipe: Recipe, stage: Stage, progress: Progre
     Columns stage, rate (of the head), loss (smoothed).
     """
     # arrays: fastai takes lists of rates here and then trips over them
-    start, end = (compute_group_rates(learner, stage, rate) for rate in (recipe.find_from, recipe.find_to))
+    start, end = (compute_group_rates(learner, stage, rate) for rate in (recipe.lr_find_min, recipe.lr_find_max))
     with (
         progress.bar(LR_FIND_STEPS, f"{stage.name}: finding a learning rate") as bar,
         learner.added_cbs(ProgressBarCallback(bar)),
@@ -121,7 +121,7 @@ def compute_group_rates(learner: Learner, stage: Stage, rate: float) -> np.ndarr
     if stage.multiples is not None:
         factors = np.array(stage.multiples, dtype=float)
     else:
-        factors = np.geomspace(1 / (stage.spread or 1), 1, stage.groups) if stage.groups > 1 else np.ones(1)
+        factors = np.geomspace(1 / (stage.layer_lr_ratio or 1), 1, stage.groups) if stage.groups > 1 else np.ones(1)
     return rate * np.concatenate([np.full(n_groups - len(factors), factors[0]), factors])
 
 

@@ -41,18 +41,18 @@ from fastcxr.training.time_budget import Deadline, compute_epochs_in_time
 log = logging.getLogger("fastcxr")
 
 STRATEGIES = {
-    "shallow": (Stage(name="head", groups=1),),
-    "deep": (Stage(name="all"),),
+    "head": (Stage(name="head", groups=1),),
+    "full": (Stage(name="all"),),
     # a new head can run ahead of a body that only wants to be nudged, and batches of a small cohort are too few to
     # learn better batch-norm statistics than millions of photographs gave
-    "fine": (
+    "gradual": (
         Stage(name="head", groups=1, epochs=2, scale=5.0),
-        Stage(name="upper", groups=3, epochs=1, scale=0.5, spread=10.0, batch_norm="frozen"),
-        Stage(name="all", scale=0.15, spread=10.0, batch_norm="frozen"),
+        Stage(name="upper", groups=3, epochs=1, scale=0.5, layer_lr_ratio=10.0, batch_norm="frozen"),
+        Stage(name="all", scale=0.15, layer_lr_ratio=10.0, batch_norm="frozen"),
     ),
-    "probe": (),  # the head alone, fitted on a bank of features
+    "linear_probe": (),  # the head alone, fitted on a bank of features
     # from that head on the body learns to see; a rate that suits it would shake a head of small weights
-    "rapid": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
+    "lp_ft": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
 }
 # two epochs at the top of one cycle were worse than those before and after them, and a fitted head was beaten by the
 # last epoch alone: see "The default road" in benchmarks/README.md
@@ -118,7 +118,7 @@ def train(
             finalize_head(learner, history_callback.best)
     if not history_callback.rows:
         raise TrainingError(
-            f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy probe"
+            f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy linear_probe"
         )
     learner.fastcxr.ood_detector = fit_ood_detector(learner, history_callback.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
@@ -238,11 +238,13 @@ def finalize_head(learner: Learner, best: BestEpoch) -> None:
 def resolve_stages(recipe: Recipe, n_groups: int) -> list[Stage]:
     """The recipe's stages, every number filled in for a network of so many layer groups."""
     stages = STRATEGIES[recipe.strategy] if isinstance(recipe.strategy, str) else recipe.strategy
-    patience = LP_FT_PATIENCE if recipe.strategy == "rapid" and uses_feature_bank(recipe) else 0
+    patience = LP_FT_PATIENCE if recipe.strategy == "lp_ft" and uses_feature_bank(recipe) else 0
     recipe = recipe if recipe.patience is not None else recipe.replace(patience=patience)
-    if recipe.strategy in ("fine", "rapid") and recipe.weights == "none":
-        log.warning("random weights: a frozen body has nothing to offer, so all layers learn at once (strategy deep)")
-        stages = STRATEGIES["deep"]
+    if recipe.strategy in ("gradual", "lp_ft") and recipe.weights == "none":
+        log.warning(
+            "strategy %s needs pretrained weights: falling back to full (all layers trained at once)", recipe.strategy
+        )
+        stages = STRATEGIES["full"]
     if isinstance(recipe.strategy, str):  # ours are made for five groups; a network with fewer lacks the first
         stages = [replace(stage, multiples=stage.multiples and stage.multiples[-n_groups:]) for stage in stages]
     return [_fill_defaults(stage, recipe, n_groups) for stage in stages]
@@ -268,5 +270,5 @@ def _fill_defaults(stage: Stage, recipe: Recipe, n_groups: int) -> Stage:
         groups=n_learning_groups,
         epochs=recipe.epochs if stage.epochs is None else stage.epochs,
         patience=recipe.patience if stage.patience is None else stage.patience,
-        spread=recipe.spread if stage.spread is None else stage.spread,
+        layer_lr_ratio=recipe.layer_lr_ratio if stage.layer_lr_ratio is None else stage.layer_lr_ratio,
     )

@@ -121,7 +121,8 @@ def make_fold_recipes(recipe: Recipe, dataset: Dataset) -> dict[str, Recipe]:
     if recipe.leave_one_source_out:
         single_recipe = recipe.replace(leave_one_source_out=False)
         return {
-            source: single_recipe.replace(held_out=source) for source in find_complete_sources(dataset.read_manifest())
+            source: single_recipe.replace(test_source=source)
+            for source in find_complete_sources(dataset.read_manifest())
         }
     return {str(fold): recipe.replace(fold=fold) for fold in range(1, recipe.folds + 1)}
 
@@ -133,7 +134,7 @@ def make_fold_dirs(recipe: Recipe, fold_names: Iterable[str], folder: Path) -> d
 
 def needs_patient_level_folds(recipe: Recipe) -> bool:
     """Whether its runs ignore patients and cost seconds, so that they are run with patients apart too."""
-    return recipe.split == "image" and recipe.strategy == "probe"
+    return recipe.split == "image" and recipe.strategy == "linear_probe"
 
 
 def find_held_out_unit(recipe: Recipe) -> str:

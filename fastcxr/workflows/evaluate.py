@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.config.fields import InferencePrecision
+from fastcxr.config.fields import InferencePrecision, list_options
 from fastcxr.config.recipe import Recipe, read_recipe
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
@@ -34,10 +34,7 @@ from fastcxr.workflows.train_dir import RunDir
 
 log = logging.getLogger("fastcxr")
 MIN_LABEL_SIMILARITY = 0.8  # "covid" and "covid19" have 0.83
-DATA_FIELDS = (
-    "data", "layout", "relabel", "classes", "where", "keep_columns", "drop_copies", "patients", "patient_regex",
-    "patient_tag", "skip_bad",
-)  # fmt: skip
+DATA_FIELDS = list_options(Recipe, "Data")
 
 
 def evaluate(
@@ -156,7 +153,7 @@ def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> No
     choice_text = "" if similar_pairs else f" with one of {', '.join(model_labels)} as CLASS"
     raise DataError(
         f"the model knows {', '.join(model_labels)}, the data has {', '.join(unknown_labels)} too",
-        f"Match them, as --map '{data_label}={model_label}'{choice_text}, or leave them out with --classes",
+        f"Match them, as --relabel '{data_label}={model_label}'{choice_text}, or leave them out with --classes",
         code="E302",
     )
 

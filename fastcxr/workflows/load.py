@@ -95,49 +95,49 @@ def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataF
     """The manifest of the recipe's data, before any image is read."""
     return read_manifest(
         recipe.data,
-        layout=recipe.layout,
-        patients=recipe.patients,
+        data_format=recipe.data_format,
+        patient_table=recipe.patient_table,
         patient_regex=recipe.patient_regex,
         patient_tag=recipe.patient_tag,
         relabel=recipe.relabel,
         classes=recipe.classes,
-        where=recipe.where,
+        filter=recipe.filter,
         keep_columns=recipe.keep_columns,
-        drop_copies=recipe.drop_copies,
+        deduplicate=recipe.deduplicate,
         only_test=only_test,
     )
 
 
 def log_ignored_splits(manifest: pd.DataFrame, recipe: Recipe) -> None:
     """Say that folds and held-out sources override the splits that the data gives, which would be obeyed elsewhere."""
-    is_given = has_given_splits(manifest) and recipe.given_splits == "obey"
-    if is_given and (recipe.fold or recipe.held_out):
+    is_given = has_given_splits(manifest) and not recipe.ignore_given_splits
+    if is_given and (recipe.fold or recipe.test_source):
         log.info(
             "%s: %s",
             SPLITS_IGNORED_MESSAGE,
-            "whole sources are held out" if recipe.held_out else "folds are drawn anew",
+            "whole sources are held out" if recipe.test_source else "folds are drawn anew",
         )
 
 
 def read_earlier_split(recipe: Recipe) -> pd.DataFrame | None:
     """The manifest of the run whose split is reused; None where the recipe names none."""
-    if not recipe.split_from:
+    if not recipe.reuse_split:
         return None
-    reject_other_format(recipe.split_from)
-    return read_written_manifest(Path(recipe.split_from) / "manifest.csv")
+    reject_other_format(recipe.reuse_split)
+    return read_written_manifest(Path(recipe.reuse_split) / "manifest.csv")
 
 
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """The manifest with the splits that the recipe asks for, said aloud."""
     log_ignored_splits(manifest, recipe)
-    if recipe.held_out:
-        manifest = hold_out_source(manifest, recipe.held_out, seed=recipe.seed)
+    if recipe.test_source:
+        manifest = hold_out_source(manifest, recipe.test_source, seed=recipe.seed)
     elif recipe.fold:
         manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
         manifest = select_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
     else:
         earlier = read_earlier_split(recipe)
-        options = {"unit": recipe.split, "seed": recipe.seed, "given": recipe.given_splits}
+        options = {"unit": recipe.split, "seed": recipe.seed, "ignore_given_splits": recipe.ignore_given_splits}
         manifest = split_by_patient(manifest, earlier=earlier, **options)
     log.info(describe_split(manifest))
     return manifest

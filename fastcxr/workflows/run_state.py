@@ -112,7 +112,7 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, state_
     differences = [f"{len(rows):,} {word} (as {rows['path'].iloc[0]})" for word, rows in counts.items() if len(rows)]
     if differences:
         problem = f"images are not those that this run began with: {', '.join(differences)}"
-        raise DataError(problem, "Restore them, or start anew with --new", path=state_file.parent.parent)
+        raise DataError(problem, "Restore them, or start a new run with --no-resume", path=state_file.parent.parent)
 
 
 def _has_recipe(folder: Path, recipe: Recipe | None) -> bool:
@@ -151,7 +151,7 @@ def validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> Non
         current = drop_skipped(dataset.read_manifest(), saved, folder)
     merged = saved[LABELLED_IMAGE_KEY].merge(current[LABELLED_IMAGE_KEY], how="outer", indicator=True)
     missing, new = merged["_merge"].eq("left_only"), merged["_merge"].eq("right_only")
-    if recipe.held_out or recipe.leave_one_source_out:  # of the other sources such a run leaves images out
+    if recipe.test_source or recipe.leave_one_source_out:  # of the other sources such a run leaves images out
         new &= merged["source"].isin(saved.loc[~saved["split"].isin(TRAINING_SOURCE_SPLITS), "source"])
     if missing.any() or new.any():
         problem = (

@@ -98,8 +98,8 @@ def validate_candidates(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         find_device(recipe.device)
         # whether ImageNet weights are there is no question of names: who has none is marked in the table
-        find_backbone(recipe.backbone, "none" if recipe.weights == "imagenet" else recipe.weights)
-        if recipe.weights not in ("imagenet", "none") and not recipe.weights.startswith(XRV_PREFIX):
+        find_backbone(recipe.backbone, "none" if recipe.weights == "pretrained" else recipe.weights)
+        if recipe.weights not in ("pretrained", "none") and not recipe.weights.startswith(XRV_PREFIX):
             find_weights_file(recipe.weights)
 
 
@@ -134,7 +134,7 @@ def measure_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress
         learner = make_candidate_learner(recipe, manifest, progress)
     except WeightsError as error:
         note = log_unranked(recipe, error)
-        note = "no pretrained weights here" if recipe.weights == "imagenet" else note
+        note = "no pretrained weights here" if recipe.weights == "pretrained" else note
         return measure_size_and_speed(make_candidate_learner(recipe.replace(weights="none"), manifest, progress)) | {
             "note": note
         }

@@ -1,4 +1,4 @@
-"""The run folders of a study's arms come in; tables that show its published figures beside those found here go out."""
+"""Tables that compare the metrics of a study's variants with the published ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ METRIC_FORMATS = {
 
 
 def compare_with_paper(run_dirs: Mapping[str, Path | None], paper: PublishedMetrics) -> list[Table]:
-    """One row an arm: the paper's figures beside those found here; then a table for each class that the paper names.
+    """Return a table with one row per variant, published and own metrics; then one for each class of the paper.
 
-    `places`: the run folder of each arm; an arm without one, or without figures in it, has dashes.
+    `places`: the run folder of each variant; a variant without one, or without metrics, gets dashes.
     """
     metrics_by_variant = {variant: read_primary_metrics(run_dir) for variant, run_dir in run_dirs.items()}
     paper = {variant: paper.get(variant, {}) for variant in run_dirs}
@@ -68,9 +68,9 @@ def make_columns(
 
 
 def make_table(title: str, columns: Mapping[str, Sequence[str]], variants: Mapping[str, Any]) -> Table:
-    """A row an arm; of a class, only arms of which anything is known."""
+    """Return a table with one row per variant; of a class, only variants with any metric."""
     table = Table(box=None, pad_edge=False, title=escape(title) or None, title_justify="left")
-    table.add_column("arm", no_wrap=True)
+    table.add_column("variant", no_wrap=True)
     for heading in columns:
         table.add_column(escape(heading), justify="right")
     for variant, *cells in zip(variants, *columns.values(), strict=True):
@@ -96,7 +96,7 @@ def find_metric(split_metrics: Mapping[str, Any], name: str) -> float | None:
 
 
 def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, list[str]]:
-    """The finished arms under each stamp that doubts their figures, by the stamp's title."""
+    """Return the finished variants of each critical notice, by the title of the notice."""
     variants_by_title: dict[str, list[str]] = {}
     for variant, run_dir in run_dirs.items():
         for notice in read_critical_notices(run_dir) if read_primary_metrics(run_dir) else ():

@@ -47,7 +47,7 @@ def run(
         run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)
-        splits = ("valid", "test", INTERNAL_TEST) + ("train",) * recipe.score_train
+        splits = ("valid", "test", INTERNAL_TEST) + ("train",) * recipe.predict_train
         predictions = predict(learner, manifest, splits=splits, progress=run_dir)
         run_dir.write_results(learner, training, predictions)
     return run_dir.finish()

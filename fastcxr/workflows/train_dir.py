@@ -118,7 +118,7 @@ class RunDir(OutputDir):
             write_table(folder / "learning_rate.csv", training.curves)
         calibration = fit_calibration(predictions)
         predictions = scale_predictions(predictions, calibration["temperature"])
-        targets = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain
+        targets = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain_rate
         calibration |= fit_thresholds(predictions, *targets)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")

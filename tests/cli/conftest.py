@@ -32,6 +32,6 @@ def finished(tmp_path_factory):
     """A finished run, its data folder, and what the terminal said."""
     place = tmp_path_factory.mktemp("finished")
     data = write_toys(place / "toys", per_class=20)
-    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--score-train", "--batch-size", "8", where=place)
+    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--predict-train", "--batch-size", "8", where=place)
     assert done.returncode == 0, done.stderr
     return place / "run", data, done

@@ -54,9 +54,9 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "there"]
     done = call(*words)
     assert done.returncode == 65
-    assert "--map 'Haze=haze'" in done.stderr.splitlines()[-1]
+    assert "--relabel 'Haze=haze'" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "there").exists()
-    done = call(*words, "--map", "Haze=haze", "--precision", "bf16", "--device", "cpu")
+    done = call(*words, "--relabel", "Haze=haze", "--precision", "bf16", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "<li>arithmetic: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
     metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
@@ -76,7 +76,7 @@ def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left
     known = split.loc[(split["split"] == "train") & (split["label"] == "clear"), "patient"].iloc[0]
     first = min((other / "clear").glob("*.png"))
     first.rename(first.with_name(f"{known}_099.png"))
-    done = call("evaluate", finished[0], "--data", other, "--layout", "folders", "--out", tmp_path / "there")
+    done = call("evaluate", finished[0], "--data", other, "--data-format", "folders", "--out", tmp_path / "there")
     assert done.returncode == 0, done.stderr
     assert "1 images left out: the model was trained or chosen on others of their patients" in done.stderr
     (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["external_drop"].values()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
-TINY = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="deep", batch_size=8)
+TINY = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
 RECIPES = {"first": TINY, "second": TINY.replace(loss="focal", strategy=(Stage(name="mine"),))}
 
 
@@ -83,14 +83,16 @@ def test_recipe_scripts_share_nothing_but_their_imports_and_the_last_line():
 
 
 def test_flags_change_an_arm_and_leave_its_other_choices():
-    words = ["--epochs", "3", "--data", "x", "--out", "here", "--mirror", "there"]
+    words = ["--epochs", "3", "--data", "x", "--out", "here", "--checkpoint-mirror", "there"]
     recipe, out, mirror = parse_overrides(RECIPES["second"], words)
     assert recipe == RECIPES["second"].replace(epochs=3, data="x")
     assert (out, mirror) == (Path("here"), Path("there"))
 
 
 def test_a_named_strategy_takes_the_place_of_an_arms_stages():
-    assert parse_overrides(RECIPES["second"], ["--strategy", "probe"])[0] == RECIPES["second"].replace(strategy="probe")
+    assert parse_overrides(RECIPES["second"], ["--strategy", "linear_probe"])[0] == RECIPES["second"].replace(
+        strategy="linear_probe"
+    )
     with pytest.raises(CycloptsError, match="Choose from"):
         parse_overrides(TINY, ["--strategy", "prob"])
 
@@ -109,18 +111,18 @@ def test_a_knob_of_augmentation_leaves_the_other_knobs_of_the_arm():
 
 
 def test_a_list_of_an_arms_own_can_be_emptied():
-    arm = TINY.replace(where=("view=PA",), classes=("clear", "haze"))
-    assert parse_overrides(arm, ["--empty-where"])[0] == arm.replace(where=())
+    arm = TINY.replace(filter=("view=PA",), classes=("clear", "haze"))
+    assert parse_overrides(arm, ["--empty-filter"])[0] == arm.replace(filter=())
 
 
 def test_map_is_another_word_for_relabel():
-    assert parse_overrides(TINY, ["--map", "a=b", "--relabel", "c=d"])[0].relabel == ("a=b", "c=d")
+    assert parse_overrides(TINY, ["--relabel", "a=b", "--relabel", "c=d"])[0].relabel == ("a=b", "c=d")
 
 
 def test_the_mirror_of_an_arm_lies_below_its_study(monkeypatch):
     seen = []
     monkeypatch.setattr(study, "start_training", lambda *given: seen.append(given) or 0)
-    assert parse_and_run("study", RECIPES, {}, ["first", "--data", "x", "--mirror", "there"]) == 0
+    assert parse_and_run("study", RECIPES, {}, ["first", "--data", "x", "--checkpoint-mirror", "there"]) == 0
     assert seen == [(TINY.replace(data="x"), Path("runs/study/first"), Path("there/study"))]
 
 
@@ -242,7 +244,7 @@ def test_rachha_finds_the_papers_classes_whatever_their_case_and_signs(tmp_path,
         (data / drawn).rename(data / label)
     assert run_script(ROOT / "recipes" / "rachha2020.py", ["--all", "--data", str(data), "--out", str(tmp_path)]) == 0
     shown = capfd.readouterr().err
-    *_, covid, nothing, pneumonia = shown.split("\narm ")
+    *_, covid, nothing, pneumonia = shown.split("\nvariant ")
     b7 = "efficientnet_b7"
     assert cells(covid, b7) == ["95.0%", "25.0%", "100.0%", "75.0%", "98.0%", "37.5%"]
     assert cells(nothing, b7) == ["89.0%", "25.0%", "100.0%", "75.0%", "94.0%", "37.5%"]
@@ -262,7 +264,7 @@ def test_bolhassani_is_two_tables_of_one_and_of_two_collections(tmp_path, capfd,
     extra = [arm for arm in recipes if arm.endswith("_covid")]
     assert run_script(script, ["--all", *one, "--out", str(tmp_path / "out")]) == 0
     assert trained == [arm for arm in recipes if arm not in extra]
-    assert f"left out, for they take another number of --data: {', '.join(extra)}" in capfd.readouterr().err
+    assert f"skipped (another number of --data needed): {', '.join(extra)}" in capfd.readouterr().err
     trained.clear()
     assert run_script(script, ["--all", *two, "--out", str(tmp_path / "out")]) == 0
     assert trained == extra
@@ -281,7 +283,7 @@ def test_an_arm_with_another_number_of_collections_is_refused_with_what_to_name(
 def test_usage_tells_the_arms_and_which_of_them_want_two_collections(capfd):
     assert run_script(ROOT / "recipes" / "bolhassani2024.py", []) == 0
     shown = capfd.readouterr().err
-    assert "flags of train, without --new" in shown
+    assert "options of train, without --no-resume" in shown
     assert "with 2 --data: PRCE_covid, PRCW_covid" in shown
 
 
@@ -300,7 +302,7 @@ def test_a_script_that_is_not_there_or_has_no_recipes_is_refused(tmp_path):
         ("import no_such_library", "line 1: ModuleNotFoundError: No module named 'no_such_library'"),
         ("from fastcxr import Recipe\n\nRECIPES = {'a': Recipe(epoch=3)}", "line 3: TypeError: .*'epoch'"),
         ("from fastcxr import Recipe\nRECIPES = {'a': Recipe(epochs=0)}", "line 2: epochs is 0, .*Give another"),
-        ("RECIPES = {'a': 1}", "arm 'a' is a int. Make it a Recipe"),
+        ("RECIPES = {'a': 1}", "variant 'a' is a int. Make it a Recipe"),
     ],
 )
 def test_a_broken_script_is_one_line_that_names_the_file_and_its_line(tmp_path, text, said):

@@ -13,7 +13,7 @@ from toy_images import LABELS, write_toys
 def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     run, _, done = finished
     assert done.stdout.strip() == str(Path("run") / "report.html")
-    assert done.stderr.count("layout: ") == 1
+    assert done.stderr.count("data format: ") == 1
     files = {path.name for path in run.iterdir()}
     assert files == {
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
@@ -63,7 +63,7 @@ def test_a_report_is_redrawn_byte_for_byte(call, finished):
 
 def test_the_same_command_gives_identical_predictions(call, finished, tmp_path):
     run, data, _ = finished
-    done = call(*TRAIN, "--data", data, "--out", tmp_path / "again", "--score-train", "--batch-size", "8")
+    done = call(*TRAIN, "--data", data, "--out", tmp_path / "again", "--predict-train", "--batch-size", "8")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
 
@@ -77,7 +77,7 @@ def test_no_absolute_path_of_the_machine_reaches_an_output(finished):
 
 def test_an_earlier_run_keeps_every_patient_in_place(call, finished, tmp_path):
     run, data, _ = finished
-    done = call(*TRAIN, "--data", data, "--split-from", run, "--seed", "7", "--out", tmp_path / "later")
+    done = call(*TRAIN, "--data", data, "--reuse-split", run, "--seed", "7", "--out", tmp_path / "later")
     assert done.returncode == 0, done.stderr
     before, after = (pd.read_csv(f / "manifest.csv", dtype=str) for f in (run, tmp_path / "later"))
     assert after["split"].tolist() == before["split"].tolist()
@@ -98,20 +98,20 @@ def test_the_version_is_told():
 
 def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
-    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--map", "haze=ill")
+    chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--relabel", "haze=ill")
     done = call("pack", toy_folder, "more", "--to", "c.h5", *chosen, "--shuffle", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "c.h5"
     assert "relabelled: opacity to ill (14), haze to ill (10)" in done.stderr
     assert "left out 8 exact copies: 8 of more that stand in toys" in done.stderr
-    done = call(*TRAIN, "--data", "c.h5", "--where", "source=toys", "--batch-size", "8")
+    done = call(*TRAIN, "--data", "c.h5", "--filter", "source=toys", "--batch-size", "8")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "c-mobilenetv2_035-1"
     table = pd.read_csv(run / "manifest.csv")
     assert len(table) == 30
     assert set(table["label"]) == {"clear", "ill"}
     assert not any(str(tmp_path) in (run / name).read_text() for name in ("manifest.csv", "predictions.csv"))
-    assert json.loads((run / "recipe.json").read_text())["where"] == ["source=toys"]
+    assert json.loads((run / "recipe.json").read_text())["filter"] == ["source=toys"]
 
 
 def test_a_class_that_is_too_small_to_learn_is_packed_all_the_same(call, tmp_path):

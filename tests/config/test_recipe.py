@@ -2,12 +2,14 @@
 
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 import pytest
+from cyclopts import App, Parameter
 
 from fastcxr.cli.app import make_options_class
-from fastcxr.config.recipe import Augmentation, Recipe, Stage, make_data_name, read_recipe
+from fastcxr.config.fields import GROUPS, list_options, list_path_options
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage, make_data_name, read_recipe
 from fastcxr.errors import ModelError, RecipeError
 
 
@@ -23,9 +25,13 @@ def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
     [
         Recipe(),
         Recipe("resnet50", learning_rate="find", augment=Augmentation(do_flip=True)),
-        Recipe(data=("a", "b.h5"), relabel=("Bacteria=pneumonia",), classes=("a", "b"), where=("view=PA,AP",)),
+        Recipe(data=("a", "b.h5"), relabel=("Bacteria=pneumonia",), classes=("a", "b"), filter=("view=PA,AP",)),
         Recipe(
-            head=(512, 64), dropout=0.1, oversample=("COVID-19=5", "a=b=2"), optimizer="timm:lamb", weight_decay=0.0
+            head_hidden=(512, 64),
+            dropout=0.1,
+            oversample=("COVID-19=5", "a=b=2"),
+            optimizer="timm:lamb",
+            weight_decay=0.0,
         ),
         Recipe(strategy=(Stage(name="head", groups=1, epochs=2), Stage(multiples=(0.1, 0.5, 1.0)))),
     ],
@@ -39,10 +45,10 @@ def test_a_recipe_survives_json(recipe, tmp_path):
     ("choices", "remedy"),
     [
         ({"loss": "focl"}, "Did you mean 'focal'?"),
-        ({"strategy": "shalow"}, "Did you mean 'shallow'?"),
+        ({"strategy": "gradul"}, "Did you mean 'gradual'?"),
         ({"epochs": 0}, "must be at least 1"),
         ({"data": ("a", "")}, "--data is empty"),
-        ({"patients": ""}, "--patients is empty"),
+        ({"patient_table": ""}, "--patient-table is empty"),
         ({"epochs": "five"}, "must be int"),
         ({"epochs": True}, "must be int"),
         ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
@@ -52,8 +58,8 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"strategy": ()}, "Give at least one Stage"),
         ({"epoch": 3}, "Did you mean 'epochs'?"),
         ({"split": "patients"}, "Did you mean 'patient'?"),
-        ({"layout": "coronahak"}, "Did you mean 'coronahack'?"),
-        ({"given_splits": "ignor"}, "Did you mean 'ignore'?"),
+        ({"data_format": "coronahak"}, "Did you mean 'coronahack'?"),
+        ({"ignore_given_splits": "yes"}, "must be bool"),
         ({"classes": "COVID-19"}, "must be tuple"),
         ({"relabel": (1,)}, "it must be str"),
         ({"data": ("a", 1)}, "it must be str"),
@@ -67,10 +73,10 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"optimizer": "adamW"}, "Did you mean 'adamw'?"),
         ({"optimizer": "lamb"}, "timm:NAME"),
         ({"weight_decay": -0.1}, "at least 0"),
-        ({"find_from": 1e-2, "find_to": 1e-3}, "Give a find_to above find_from"),
-        ({"head": (512, 0)}, "head is 0, it must be at least 1"),
-        ({"head": (0.5,)}, "it must be int"),
-        ({"head": 512}, "it must be tuple"),
+        ({"lr_find_min": 1e-2, "lr_find_max": 1e-3}, "Give an lr_find_max above lr_find_min"),
+        ({"head_hidden": (512, 0)}, "head_hidden is 0, it must be at least 1"),
+        ({"head_hidden": (0.5,)}, "it must be int"),
+        ({"head_hidden": 512}, "it must be tuple"),
         ({"dropout": 1.0}, "below 1"),
         ({"oversample": ("COVID-19",)}, "Write LABEL=N with a whole number, as COVID-19=5"),
         ({"oversample": ("COVID-19=0",)}, "Write LABEL=N"),
@@ -119,16 +125,48 @@ def test_a_command_may_take_some_of_the_choices_words_and_all():
 
 
 def test_a_list_is_as_good_as_a_tuple():
-    assert Recipe(head=[512], oversample=["a=2"]) == Recipe(head=(512,), oversample=("a=2",))
+    assert Recipe(head_hidden=[512], oversample=["a=2"]) == Recipe(head_hidden=(512,), oversample=("a=2",))
 
 
 def test_copies_are_counts_by_label_whatever_signs_the_label_holds():
     assert Recipe(oversample=("COVID-19=5", "a=b=2")).oversample_factors == {"COVID-19": 5, "a=b": 2}
 
 
-def test_every_choice_carries_words():
-    for kind in (Recipe, Augmentation, Stage):
-        assert all(item.metadata["help"] for item in fields(kind))
+def test_every_option_has_a_help_text_in_lower_case_without_a_full_stop():
+    for item in (item for kind in (Recipe, Augmentation, Stage) for item in fields(kind)):
+        text = item.metadata["help"]
+        assert text and not text.endswith("."), item.name
+        assert text[0].islower() or text.split()[0].rstrip(":,").isupper() or "=" in text.split()[0], item.name
+
+
+def test_every_option_of_a_recipe_belongs_to_one_group():
+    names = [name for group in GROUPS for name in list_options(Recipe, group)]
+    assert sorted(names) == sorted(item.name for item in fields(Recipe))
+    assert all(list_options(Recipe, group) for group in GROUPS)
+
+
+def test_lists_of_options_are_derived_from_the_groups():
+    assert list_path_options(Recipe) == ("data", "patient_table", "reuse_split", "weights")
+    assert list_options(Recipe, "Data", without=["data"]) == list_options(Recipe, "Data")[1:]
+
+
+@pytest.mark.parametrize(("alias", "name"), list(STRATEGY_ALIASES.items()))
+def test_an_alias_of_a_strategy_is_stored_under_the_standard_name(alias, name):
+    recipe = Recipe(strategy=alias)
+    assert recipe == Recipe(strategy=name)
+    assert f'"strategy": "{name}"' in recipe.to_json()
+
+
+@pytest.mark.parametrize(("alias", "name"), list(STRATEGY_ALIASES.items()))
+def test_the_command_line_accepts_an_alias_of_a_strategy(alias, name):
+    app = App(name="some")
+    made = make_options_class("Some", "strategy")
+
+    @app.default
+    def command(options: Annotated[made, Parameter(name="*")] = made()):  # noqa: B008
+        return options.strategy
+
+    assert app(["--strategy", alias], exit_on_error=False, result_action="return_value") == name
 
 
 def test_whole_numbers_are_rates_too():
@@ -136,8 +174,8 @@ def test_whole_numbers_are_rates_too():
 
 
 def test_a_slice_of_rates_is_the_heads_rate_and_how_far_the_first_layers_lie_below(tmp_path):
-    recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="deep")
-    assert (recipe.learning_rate, recipe.spread) == (1e-3, pytest.approx(100))
+    recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="full")
+    assert (recipe.learning_rate, recipe.layer_lr_ratio) == (1e-3, pytest.approx(100))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert read_recipe(tmp_path / "recipe.json") == recipe
 
@@ -145,13 +183,13 @@ def test_a_slice_of_rates_is_the_heads_rate_and_how_far_the_first_layers_lie_bel
 @pytest.mark.parametrize("rates", [slice(1e-3), slice(1e-3, 1e-5), slice(0, 1e-3), slice(1e-5, 1e-3, 2)])
 def test_a_slice_that_gives_no_two_rates_is_refused(rates):
     with pytest.raises(RecipeError, match="Give the first group's rate and then the head's"):
-        Recipe(learning_rate=rates, strategy="deep")
+        Recipe(learning_rate=rates, strategy="full")
 
 
-@pytest.mark.parametrize("strategy", ["rapid", "probe", "shallow", "fine"])
+@pytest.mark.parametrize("strategy", ["lp_ft", "linear_probe", "head", "gradual"])
 def test_a_spread_that_no_stage_would_take_is_refused(strategy):
-    with pytest.raises(RecipeError, match="Choose --strategy deep"):
-        Recipe(spread=10, strategy=strategy)
+    with pytest.raises(RecipeError, match="Choose --strategy full"):
+        Recipe(layer_lr_ratio=10, strategy=strategy)
 
 
 def test_the_knobs_are_those_of_fastai_and_one_of_ours():
@@ -178,4 +216,4 @@ def test_a_missing_recipe_file_says_what_to_name(tmp_path):
 def test_the_layouts_of_a_recipe_are_those_that_can_be_read():
     from fastcxr.data.readers.detect import LAYOUTS
 
-    assert get_args(get_type_hints(Recipe)["layout"]) == LAYOUTS
+    assert get_args(get_type_hints(Recipe)["data_format"]) == LAYOUTS

@@ -49,7 +49,7 @@ def test_a_column_is_kept_by_its_name_whatever_its_case_and_blanks(table):
 def test_rows_are_chosen_by_columns_that_are_not_kept_and_no_message_quotes_their_text(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     write_file(table, table.read_text().replace(NOTE, "", 1))
-    assert len(read_manifest(table, where=["scanner=s1,s0", "clinical_notes="], only_test=True)) == 1
+    assert len(read_manifest(table, filter=["scanner=s1,s0", "clinical_notes="], only_test=True)) == 1
     assert "left out by clinical_notes: (3 images)" in caplog.text
     assert "coughed" not in caplog.text
 

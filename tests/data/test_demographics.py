@@ -55,37 +55,37 @@ def opened(monkeypatch) -> list[str]:
 
 
 def test_rows_are_chosen_by_what_headers_say_and_each_header_is_read_once(dicoms, opened):
-    table = read_manifest(dicoms, where=("sex=F,", "view=AP"), only_test=True)
+    table = read_manifest(dicoms, filter=("sex=F,", "view=AP"), only_test=True)
     assert table["path"].tolist() == ["clear/0.dcm", "clear/2.dcm", "haze/3.dcm"]
     assert set(table["sex"].fillna("")) == {"F", ""}
     assert sorted(opened) == sorted(map(str, dicoms.glob("*/*.dcm")))
 
 
 def test_rows_are_chosen_by_age_and_by_headers_of_one_of_two_sources(dicoms, tmp_path):
-    old = read_manifest(dicoms, where=("age=045Y,090Y",), only_test=True)
+    old = read_manifest(dicoms, filter=("age=045Y,090Y",), only_test=True)
     assert old["path"].tolist() == ["clear/0.dcm", "haze/1.dcm"]
     for k in range(4):
         place = tmp_path / "png" / ("clear", "haze")[k % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(make_reference(seed=10 + k)).save(place / f"{k}.png")
-    both = read_manifest([dicoms, tmp_path / "png"], where=("sex=M",))
+    both = read_manifest([dicoms, tmp_path / "png"], filter=("sex=M",))
     assert both["source"].value_counts().to_dict() == {"png": 4, "data": 1}
 
 
 def test_headers_of_rows_that_other_choices_leave_out_are_not_read(dicoms, opened):
-    read_manifest(dicoms, where=("view=AP",), classes=("haze",), only_test=True)
+    read_manifest(dicoms, filter=("view=AP",), classes=("haze",), only_test=True)
     assert len(opened) == 2
     opened.clear()
     pd.DataFrame(
         [(f"{k % 2 * 'haze' or 'clear'}/{k}.dcm", "c", str(k < 2)) for k in range(4)], columns=["path", "label", "kept"]
     ).to_csv(dicoms / "all.csv", index=False)
-    read_manifest(dicoms / "all.csv", where=("kept=True",), only_test=True)
+    read_manifest(dicoms / "all.csv", filter=("kept=True",), only_test=True)
     assert len(opened) == 2
 
 
 def test_a_value_that_no_header_holds_is_refused_with_those_there_are(dicoms):
-    with pytest.raises(RecipeError, match="where view: no value is called 'PA'.*There are AP"):
-        read_manifest(dicoms, where=("view=PA",))
+    with pytest.raises(RecipeError, match="filter view: no value is called 'PA'.*There are AP"):
+        read_manifest(dicoms, filter=("view=PA",))
 
 
 def test_other_pictures_get_no_such_columns(tmp_path):

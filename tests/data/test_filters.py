@@ -47,7 +47,7 @@ def test_classes_are_chosen_after_renaming_and_the_others_are_counted(caplog):
 def test_rows_are_chosen_by_their_columns(caplog):
     given = table(view=["PA", "AP", "L", None, "PA"], sex=list("MFMFM"))
     with caplog.at_level(logging.INFO, "fastcxr"):
-        (found,) = filter_tables([given], where=("view=PA,AP", "sex=M"))
+        (found,) = filter_tables([given], filter=("view=PA,AP", "sex=M"))
     assert found["path"].tolist() == ["0.png", "4.png"]
     assert "left out by view: L (1), an empty cell (1) (2 images)" in caplog.text
 
@@ -55,14 +55,16 @@ def test_rows_are_chosen_by_their_columns(caplog):
 def test_choices_of_one_column_add_up_and_an_empty_value_is_an_empty_cell():
     given = table(view=["PA", "AP", "L", None, "PA, AP"])
     paths = [f"{i}.png" for i in range(5)]
-    assert filter_tables([given], where=("view=PA", "view=L"))[0]["path"].tolist() == [paths[0], paths[2]]
-    assert filter_tables([given], where=("view=,L",))[0]["path"].tolist() == [paths[2], paths[3]]
-    assert filter_tables([given], where=("view=PA, AP",))[0]["path"].tolist() == [paths[4]], "the whole text is a value"
+    assert filter_tables([given], filter=("view=PA", "view=L"))[0]["path"].tolist() == [paths[0], paths[2]]
+    assert filter_tables([given], filter=("view=,L",))[0]["path"].tolist() == [paths[2], paths[3]]
+    assert filter_tables([given], filter=("view=PA, AP",))[0]["path"].tolist() == [paths[4]], (
+        "the whole text is a value"
+    )
 
 
 def test_a_source_that_says_nothing_of_the_column_is_kept_whole(caplog):
     with caplog.at_level(logging.INFO, "fastcxr"):
-        found = filter_tables([table("one"), table("two", view=list("PLPLP"))], where=("view=P",))
+        found = filter_tables([table("one"), table("two", view=list("PLPLP"))], filter=("view=P",))
     assert [len(part) for part in found] == [5, 3]
     assert "nothing is said of view by one: all 5 images stay" in caplog.text
 
@@ -72,13 +74,13 @@ def test_a_source_that_says_nothing_of_the_column_is_kept_whole(caplog):
     [
         ({"relabel": ("Covid19=x",)}, "no class is called 'Covid19' (did you mean 'COVID-19'?). There are COVID-19"),
         ({"relabel": ("normal",)}, "relabel 'normal' is not of the form theirs=ours. Write --relabel 'theirs=ours'"),
-        ({"relabel": ("normal",)}, "or the same behind --map"),
+        ({"relabel": ("normal",)}, "Write --relabel 'theirs=ours'"),
         ({"relabel": ("normal=",)}, "not of the form theirs=ours"),
         ({"relabel": ("normal=a", "normal=b")}, "two names, 'a' and 'b'. Give each class one name"),
         ({"classes": ("norml",)}, "no class is called 'norml' (did you mean 'normal'?). There are COVID-19, n"),
-        ({"where": ("veiw=PA",)}, "where: no column is called 'veiw' (did you mean 'view'?). There are source, path"),
-        ({"where": ("view=PAA",)}, "where view: no value is called 'PAA' (did you mean 'PA'?). There are AP, PA"),
-        ({"where": ("view",)}, "Write --where 'column=value,value'"),
+        ({"filter": ("veiw=PA",)}, "filter: no column is called 'veiw' (did you mean 'view'?). There are source, path"),
+        ({"filter": ("view=PAA",)}, "filter view: no value is called 'PAA' (did you mean 'PA'?). There are AP, PA"),
+        ({"filter": ("view",)}, "Write --filter 'column=value,value'"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_there_is_refused_with_what_there_is(choices, remedy):

@@ -76,7 +76,7 @@ def test_the_data_folder_is_never_written_to(tmp_path):
     write_two_classes(tmp_path)
     write_file(tmp_path / "p.csv", "filename,patient\na.png,1\nb.png,2\n")
     before = {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]}
-    drop_unreadable(read_manifest(tmp_path, patients=tmp_path / "p.csv"), [])
+    drop_unreadable(read_manifest(tmp_path, patient_table=tmp_path / "p.csv"), [])
     assert {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]} == before
 
 
@@ -213,7 +213,7 @@ def test_the_ozturk_cohort_is_described_with_and_without_its_patients(real_data)
     assert describe_manifest(manifest) == (
         "3 classes, 1,124 images, 682 patients from NIH file names, 124 images without a patient, each taken as its own"
     )
-    manifest = read_manifest(real_data / "ozturk", patients=real_data / "cohen/metadata.csv")
+    manifest = read_manifest(real_data / "ozturk", patient_table=real_data / "cohen/metadata.csv")
     assert describe_manifest(manifest) == (
         "3 classes, 1,124 images, 65 patients from the joined table, 682 patients from NIH file names, "
         "30 images without a patient, each taken as its own"

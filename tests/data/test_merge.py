@@ -63,7 +63,7 @@ def test_patients_of_two_sources_are_different_people_whatever_their_numbers(tmp
     for place, first in (("a", 0), ("b", 20)):
         folder = make_folders(tmp_path / place, first)
         (folder / "t.csv").write_text("path,label,patient\ncovid/1.png,c,13\ncovid/2.png,c,14\nnormal/1.png,n,15\n")
-    manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], where=("label=c,n",))
+    manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], filter=("label=c,n",))
     assert manifest["patient"].tolist() == ["t:13", "t:14", "t:15", "t-2:13", "t-2:14", "t-2:15"]
     assert "3 patient names stand in more than one source (such as 13, 14, 15)" in caplog.text
     assert "if they are the same, give one CSV of all images" in caplog.text
@@ -99,7 +99,7 @@ def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_pa
 def test_one_table_of_patients_holds_for_all_sources(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, names=("3.png", "4.png"))
     (tmp_path / "p.csv").write_text("filename,patient\ncovid/1.png,9\ncovid/3.png,9\n")
-    manifest = read_manifest([one, two], patients=tmp_path / "p.csv").set_index("path")
+    manifest = read_manifest([one, two], patient_table=tmp_path / "p.csv").set_index("path")
     assert manifest["patient"]["covid/1.png"] == manifest["patient"]["covid/3.png"] == "9"
 
 
@@ -122,7 +122,7 @@ def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
     folder = make_folders(tmp_path / "one", 0)
     shutil.copy(folder / "covid" / "1.png", folder / "covid" / "3.png")
     assert len(read_manifest(folder)) == 5
-    manifest = read_manifest(folder, drop_copies=True)
+    manifest = read_manifest(folder, deduplicate=True)
     assert manifest["path"].tolist() == ["covid/1.png", "covid/2.png", "normal/1.png", "normal/2.png"]
     assert set(manifest["patient_origin"]) == {"image"}
 
@@ -177,7 +177,7 @@ def test_one_image_under_two_labels_is_refused_with_its_names_and_a_remedy(tmp_p
 
 
 @pytest.mark.parametrize(
-    "choices", [{"classes": ("covid", "normal")}, {"where": ("view=PA",)}, {}], ids=["label", "column", "copy"]
+    "choices", [{"classes": ("covid", "normal")}, {"filter": ("view=PA",)}, {}], ids=["label", "column", "copy"]
 )
 def test_a_source_of_which_no_image_is_left_is_named(tmp_path, caplog, choices):
     one = make_folders(tmp_path / "one", 0)
@@ -187,7 +187,7 @@ def test_a_source_of_which_no_image_is_left_is_named(tmp_path, caplog, choices):
         table.write_text(table.read_text().replace(",PA,", ",AP,").replace(",L,", ",AP,"))
     else:
         shutil.copytree(one, other)
-    if "where" in choices:
+    if "filter" in choices:
         rows = (f"{label}/{number}.png,{label},PA" for label in ("covid", "normal") for number in (1, 2))
         (one / "t.csv").write_text("\n".join(["path,label,view", *rows]))
         one = one / "t.csv"
@@ -287,7 +287,7 @@ def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tm
         "no splits are given by cohen: of these images 3 join train, 1 join test, where their patient is" in caplog.text
     )
     assert set(split["split"][["images/a one.png", "images/c.png"]]) <= {"train", "valid"}
-    anew = split_by_patient(manifest, given="ignore")
+    anew = split_by_patient(manifest, ignore_given_splits=True)
     assert set(anew["split_origin"]) == {"patient"}
 
 

@@ -58,7 +58,7 @@ def test_rows_patients_and_further_columns_come_back(cohort, packed):
 
 def test_notes_that_an_earlier_version_packed_stay_in_the_file(cohort, packed):
     noted = read_manifest(cohort).assign(**{"clinical notes": "coughs"})
-    manifest = read_manifest(pack_dataset(noted, packed.with_name("noted.h5")), where=("clinical notes=coughs",))
+    manifest = read_manifest(pack_dataset(noted, packed.with_name("noted.h5")), filter=("clinical notes=coughs",))
     assert len(manifest) == 5
     assert "clinical notes" not in manifest
 
@@ -251,6 +251,6 @@ def test_without_h5py_the_extra_is_named(cohort, packed, tmp_path, monkeypatch):
 
 def test_coronahack_survives_packing(real_data, tmp_path):
     manifest = read_manifest(real_data / "coronahack", classes=("COVID-19", "Normal")).tail(130).reset_index(drop=True)
-    after = read_manifest(pack_dataset(manifest, tmp_path / "c.h5"), where=("split=train,test",))
+    after = read_manifest(pack_dataset(manifest, tmp_path / "c.h5"), filter=("split=train,test",))
     for file, reference in zip(manifest["file"], after["file"], strict=True):
         np.testing.assert_array_equal(read_image(reference), read_image(file))

@@ -69,7 +69,7 @@ def test_a_table_of_patients_may_name_absolute_paths_too(listed, tmp_path):
     names = read_manifest(listed)["file"]
     write_files(tmp_path, "ZZTESTNAME/images/normal/a.png")
     patients = write_file(tmp_path / "p.csv", "filename,patient\n" + "".join(f"{n},{k}\n" for k, n in enumerate(names)))
-    assert read_manifest(listed, patients=patients)["patient"].tolist() == ["0", "1", "2", "3"]
+    assert read_manifest(listed, patient_table=patients)["patient"].tolist() == ["0", "1", "2", "3"]
 
 
 def test_the_names_that_an_earlier_version_packed_are_relative_when_they_are_read(tmp_path):

@@ -249,7 +249,7 @@ def test_an_earlier_split_that_cannot_be_kept_is_refused_with_the_way_out():
     assert "Use --split image to keep every image's place, or split anew" in torn
     assert "no columns 'split'. Choose the manifest.csv" in refuse(manifest, earlier=manifest.drop(columns="split"))
     assert "splits of another name" in refuse(manifest, earlier=manifest.assign(split="dev"))
-    with pytest.raises(RecipeError, match="an earlier run is to give them too. Leave --split-from out"):
+    with pytest.raises(RecipeError, match="an earlier run is to give them too. Leave --reuse-split out"):
         split_by_patient(give(manifest, ["train"] * 80), earlier=strangers)
 
 
@@ -322,7 +322,7 @@ def test_an_earlier_split_that_parts_copies_is_refused(tmp_path, unit):
 
 
 def test_the_ozturk_cohort_is_split_by_patient(real_data):
-    manifest = read_manifest(real_data / "ozturk", patients=real_data / "cohen/metadata.csv")
+    manifest = read_manifest(real_data / "ozturk", patient_table=real_data / "cohen/metadata.csv")
     split = split_by_patient(manifest)
     assert find_shared_patients(split).empty
     for _, rows in split.drop_duplicates(["patient", "label"]).groupby("label"):

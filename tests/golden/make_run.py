@@ -30,7 +30,7 @@ STAGES = Stage(name="head", groups=1, epochs=1), Stage(epochs=10, scale=30)  # o
 RECIPE = Recipe(
     NAME, data="sample", weights="none", image_size=64, batch_size=16, strategy=STAGES, learning_rate="find",
     optimizer="adam", precision="fp32", label_smoothing=0.0, augment=Augmentation(p_affine=0, p_lighting=0),
-    abstain=0.1, prevalence=("lobar_opacity=0.05",), skip_bad=True,
+    abstain_rate=0.1, prevalence=("lobar_opacity=0.05",), skip_bad=True,
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
 pytestmark = pytest.mark.needs("openvino")
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="deep", precision="fp32")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="full", precision="fp32")
 
 
 def make_classifier(manifest, recipe):
@@ -27,7 +27,7 @@ def make_classifier(manifest, recipe):
     return extract_classifier(learner)
 
 
-@pytest.mark.parametrize("strategy", ["deep", "probe"])  # probe: a head that listens to several depths
+@pytest.mark.parametrize("strategy", ["full", "linear_probe"])  # linear_probe: a head that listens to several depths
 def test_the_graph_answers_as_the_network_does(toy_manifest, strategy):
     classifier = make_classifier(toy_manifest, RECIPE.replace(strategy=strategy))
     eager = predict(classifier, toy_manifest, splits=None).probability

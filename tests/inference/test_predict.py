@@ -95,7 +95,7 @@ def test_predictions_are_those_of_fastai_itself(learner, toy_manifest):
     np.testing.assert_allclose(ours.probability, theirs.numpy(), atol=1e-5)
 
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="deep", precision="fp32")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="full", precision="fp32")
 
 
 @pytest.fixture

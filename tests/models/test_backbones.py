@@ -39,10 +39,10 @@ def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
 
 
 def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
-    backbone = find_backbone("efficientnet_b7", "imagenet")
+    backbone = find_backbone("efficientnet_b7", "pretrained")
     assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
     assert "efficientnet_b7 has no pretrained weights of its own" in describe_weights_choice(
-        "efficientnet_b7", backbone, "imagenet"
+        "efficientnet_b7", backbone, "pretrained"
     )
     assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
 
@@ -50,18 +50,18 @@ def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
 def test_a_plain_name_with_several_tags_says_which_is_used():
     backbone = find_backbone("resnet50")
     assert backbone.tag == "a1_in1k"
-    assert "sets of pretrained weights: a1_in1k is used" in describe_weights_choice("resnet50", backbone, "imagenet")
-    assert describe_weights_choice("resnet50.a1_in1k", backbone, "imagenet") is None
+    assert "sets of pretrained weights: a1_in1k is used" in describe_weights_choice("resnet50", backbone, "pretrained")
+    assert describe_weights_choice("resnet50.a1_in1k", backbone, "pretrained") is None
     assert describe_weights_choice("resnet50", backbone, "none") is None
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "expected"),
     [
-        ("mobilenetv2_100", "imagenet", "mobilenetv2_100.ra_in1k"),
-        ("resnet50.a2_in1k", "imagenet", "resnet50.a2_in1k"),
-        ("efficientnet_b7", "imagenet", "tf_efficientnet_b7.ns_jft_in1k"),
-        ("torchvision:resnet50", "imagenet", "IMAGENET1K_V2"),
+        ("mobilenetv2_100", "pretrained", "mobilenetv2_100.ra_in1k"),
+        ("resnet50.a2_in1k", "pretrained", "resnet50.a2_in1k"),
+        ("efficientnet_b7", "pretrained", "tf_efficientnet_b7.ns_jft_in1k"),
+        ("torchvision:resnet50", "pretrained", "IMAGENET1K_V2"),
         ("mobilenetv2_100", "none", "random weights"),
         ("densenet121", "xrv:densenet121-res224-all", "xrv:densenet121-res224-all"),
     ],
@@ -70,7 +70,7 @@ def test_first_weights_are_called_by_their_own_name(name, weights, expected):
     backbone = find_backbone(name, weights)
     described = describe_backbone(backbone, weights, torch.nn.Linear(2, 2))
     assert described["weights"] == expected
-    assert described["tag"] == (backbone.tag if weights == "imagenet" else None)
+    assert described["tag"] == (backbone.tag if weights == "pretrained" else None)
 
 
 def test_a_weights_file_is_called_by_its_name_and_has_its_checksum(tmp_path):
@@ -104,7 +104,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion(name, remedy):
 
 def test_a_network_without_any_weights_is_refused_with_the_ways_out():
     with pytest.raises(WeightsError, match=r"--weights FILE or --weights none"):
-        find_backbone("cspresnet50d", "imagenet")
+        find_backbone("cspresnet50d", "pretrained")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
@@ -117,7 +117,7 @@ def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypat
     monkeypatch.setattr("fastcxr.models.backbones.try_to_load_from_cache", lambda *a: None)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(WeightsError) as caught:
-        make_network(find_backbone(name), 3, "imagenet", 224)
+        make_network(find_backbone(name), 3, "pretrained", 224)
     assert "--weights FILE" in str(caught.value)
     assert "--weights none" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
 RECIPE = Recipe(
-    "fastcxr:baseline_cnn", weights="none", image_size=64, batch_size=6, epochs=12, strategy="deep", head=(64,),
+    "fastcxr:baseline_cnn", weights="none", image_size=64, batch_size=6, epochs=12, strategy="full", head_hidden=(64,),
     dropout=0.1, optimizer="adam", schedule="constant", loss="cross_entropy", monitor="valid_loss",
     precision="fp32",
 )  # fmt: skip

@@ -27,7 +27,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep", precision="fp32"
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="full", precision="fp32"
 )
 
 
@@ -180,7 +180,7 @@ def test_a_device_that_is_not_here_says_what_to_give(folder):
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1"])
 def test_a_described_head_is_rebuilt_from_model_json(tmp_path, toy_manifest, name):
-    recipe = RECIPE.replace(backbone=name, head=(16, 8), dropout=0.2, loss="binary_cross_entropy")
+    recipe = RECIPE.replace(backbone=name, head_hidden=(16, 8), dropout=0.2, loss="binary_cross_entropy")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     train(learner, recipe)
     save_model(tmp_path, learner, recipe, {})
@@ -214,7 +214,7 @@ def test_model_json_says_what_it_is(folder):
 def test_model_json_names_the_tag_of_the_weights_that_were_loaded(tmp_path, toy_manifest, monkeypatch):
     save_file(timm.create_model("mobilenetv2_050").state_dict(), tmp_path / "hub.safetensors")
     monkeypatch.setattr(backbones, "_find_cached_file", lambda backbone: str(tmp_path / "hub.safetensors"))
-    recipe = RECIPE.replace(backbone="mobilenetv2_050", weights="imagenet")
+    recipe = RECIPE.replace(backbone="mobilenetv2_050", weights="pretrained")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     save_model(tmp_path, learner, recipe, {})
     backbone = json.loads((tmp_path / "model.json").read_text())["backbone"]

@@ -160,7 +160,7 @@ def test_its_networks_made_again_give_the_same_numbers_in_ours(stand_ins, name, 
 
 
 def test_its_pixels_are_one_channel_from_minus_to_plus_1024_in_training_and_use(stand_ins, toy_manifest, tmp_path):
-    recipe = Recipe("densenet121", weights=NIH, image_size=64, batch_size=6, strategy="fine", precision="fp32")
+    recipe = Recipe("densenet121", weights=NIH, image_size=64, batch_size=6, strategy="gradual", precision="fp32")
     loaders = make_loaders(toy_manifest, recipe)
     images, _ = loaders.valid.one_batch()
     file = toy_manifest.loc[toy_manifest["split"] == "valid", "file"].iloc[0]

@@ -51,7 +51,7 @@ def test_a_described_head_trains_and_predicts_and_starts_even(name):
 
 
 def test_hidden_layers_start_at_random_and_from_the_seed(toy_manifest):
-    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, head=(32,), dropout=0.1)
+    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, head_hidden=(32,), dropout=0.1)
     loaders = make_loaders(toy_manifest, recipe)
     first, same, other = (find_head(make_learner(loaders, recipe.replace(seed=s)).model)[0].weight for s in (1, 1, 2))
     assert first.std() > 0.01
@@ -91,5 +91,5 @@ def test_a_head_that_cannot_be_replaced_is_refused_with_the_way_out():
         def get_classifier(self):
             return self.last
 
-    with pytest.raises(RecipeError, match="Leave --head and --dropout out"):
+    with pytest.raises(RecipeError, match="Leave --head-hidden and --dropout out"):
         replace_head(Odd(), 3, PLAN)

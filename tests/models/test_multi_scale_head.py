@@ -183,21 +183,21 @@ def test_weights_that_were_saved_with_a_linear_head_fill_the_body_under_it(tmp_p
     assert torch.equal(network.conv_stem.weight, saved.conv_stem.weight)
 
 
-@pytest.mark.parametrize("strategy", ["probe", "rapid"])
-@pytest.mark.parametrize("wish", [{"head": (32,)}, {"dropout": 0.1}])
+@pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
+@pytest.mark.parametrize("wish", [{"head_hidden": (32,)}, {"dropout": 0.1}])
 def test_hidden_layers_and_dropout_cannot_be_fitted(strategy, wish):
-    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Leave --head and --dropout out"):
+    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Leave --head-hidden and --dropout out"):
         head_config(Recipe(strategy=strategy, **wish))
 
 
 def test_a_head_is_fitted_where_the_strategy_says_so_and_the_body_has_learned_something():
-    assert head_config(Recipe(strategy="probe", weights="none")) == DEPTHS
-    assert head_config(Recipe(strategy="rapid")) == DEPTHS
-    assert head_config(Recipe(strategy="rapid", weights="none", head=(8,))) == HeadConfig(hidden=(8,))
-    assert not uses_feature_bank(Recipe(strategy="fine"))
+    assert head_config(Recipe(strategy="linear_probe", weights="none")) == DEPTHS
+    assert head_config(Recipe(strategy="lp_ft")) == DEPTHS
+    assert head_config(Recipe(strategy="lp_ft", weights="none", head_hidden=(8,))) == HeadConfig(hidden=(8,))
+    assert not uses_feature_bank(Recipe(strategy="gradual"))
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "torchvision:squeezenet1_1"])
 def test_heads_beside_which_features_do_not_fit_are_refused_with_the_way_out(name):
-    with pytest.raises(RecipeError, match="Give --strategy fine"):
+    with pytest.raises(RecipeError, match="Give --strategy gradual"):
         build(name)

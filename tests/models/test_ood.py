@@ -20,7 +20,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
-PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="probe",
+PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="linear_probe",
                precision="fp32")  # fmt: skip
 COLUMNS = ["ood_score", "in_distribution"]
 
@@ -65,7 +65,7 @@ def strangers(tmp_path_factory):
     return read_unlabelled([place])
 
 
-@pytest.mark.parametrize("strategy", ["probe", "deep"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "full"])
 def test_a_picture_of_something_else_is_given_no_class(many_toys, strangers, strategy):
     model = learn(many_toys, PROBE.replace(strategy=strategy))
     table = predict(model, strangers, splits=None).table

@@ -11,7 +11,7 @@ from fastcxr.models.bundle import save_model
 from fastcxr.models.state import LearnerState, LoadersState
 from fastcxr.training.loaders import make_datablock
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=4, epochs=1, strategy="deep", precision="fp32")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=4, epochs=1, strategy="full", precision="fp32")
 
 
 @pytest.fixture(scope="module")

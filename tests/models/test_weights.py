@@ -94,7 +94,7 @@ def test_an_image_given_as_weights_is_not_said_to_hold_code(tmp_path):
 
 
 def test_a_missing_file_names_the_choices():
-    with pytest.raises(InputMissingError, match="Give --weights imagenet, none, or a .safetensors"):
+    with pytest.raises(InputMissingError, match="Give --weights pretrained, none, or a .safetensors"):
         network(weights="nowhere.safetensors")
 
 

@@ -354,10 +354,10 @@ def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"strategy": "probe", "mirror_images": True, "weights": "none"}, "Mirrored images"),
-        ({"strategy": "rapid", "mirror_images": True, "weights": "imagenet"}, "Mirrored images"),
-        ({"strategy": "rapid", "mirror_images": True, "weights": "none"}, "Horizontal flip: off"),
-        ({"strategy": "probe", "mirror_images": False, "weights": "imagenet"}, "Horizontal flip: off"),
+        ({"strategy": "linear_probe", "hflip_tta": True, "weights": "none"}, "Mirrored images"),
+        ({"strategy": "lp_ft", "hflip_tta": True, "weights": "pretrained"}, "Mirrored images"),
+        ({"strategy": "lp_ft", "hflip_tta": True, "weights": "none"}, "Horizontal flip: off"),
+        ({"strategy": "linear_probe", "hflip_tta": False, "weights": "pretrained"}, "Horizontal flip: off"),
     ],
 )
 def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, words):
@@ -369,7 +369,7 @@ def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_a_model_that_looks_twice_says_so(tmp_path, mirror):
     folder = build_run(
-        tmp_path, recipe={"strategy": "rapid", "mirror_images": True, "weights": "imagenet"}, thumbnails=False
+        tmp_path, recipe={"strategy": "lp_ft", "hflip_tta": True, "weights": "pretrained"}, thumbnails=False
     )
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(facts | {"hflip_tta": mirror}))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
-TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "deep"]
+TRAIN = ["train", "mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "full"]
 
 
 def fastcxr(*words, where: Path | None = None) -> subprocess.CompletedProcess:

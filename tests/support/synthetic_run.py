@@ -64,7 +64,7 @@ RECIPE = {
     "format": 2,
     "backbone": "mobilenetv2_100",
     "data": "../data/ozturk",
-    "weights": "imagenet",
+    "weights": "pretrained",
     "image_size": 224,
     "batch_size": 32,
     "epochs": 3,
@@ -87,8 +87,7 @@ RECIPE = {
     },
     "seed": 42,
     "split": "patient",
-    "patients": None,
-    "kind": "single_label",
+    "patient_table": None,
 }
 
 

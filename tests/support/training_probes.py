@@ -7,7 +7,7 @@ from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.loaders import make_loaders
 
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="probe", precision="fp32",
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="linear_probe", precision="fp32",
     loss="cross_entropy",
 )  # fmt: skip
 SILENT = Progress()

@@ -35,7 +35,7 @@ def test_where_nothing_can_be_kept_one_pass_serves_every_fold_all_the_same(
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"image_size": 65}, {"mirror_images": False}, {"precision": "bf16"}],
+    [{"seed": 1}, {"image_size": 65}, {"hflip_tta": False}, {"precision": "bf16"}],
 )
 def test_another_body_or_another_look_is_another_pass(toy_manifest, passes, change):
     make_feature_bank(make(toy_manifest), RECIPE, SILENT)

@@ -63,7 +63,9 @@ def test_a_further_image_passes_the_limit_as_seldom_as_was_asked():
     assert np.mean(beyond) == pytest.approx(module.FALSE_POSITIVE_RATE, abs=0.004)
 
 
-@pytest.mark.parametrize("strategy", ["probe", "deep"])  # features of a bank, and of a pass through the trained network
+@pytest.mark.parametrize(
+    "strategy", ["linear_probe", "full"]
+)  # features of a bank, and of a pass through the trained network
 def test_validation_images_set_the_limit_and_training_images_the_distance(many_toys, strategy):
     learner = trained(many_toys, strategy=strategy)
     gate, known, others = learner.fastcxr.ood_detector, features_of(learner, "train"), features_of(learner, "valid")
@@ -80,7 +82,7 @@ def test_the_bank_and_a_pass_of_its_own_give_the_same_features(many_toys):
 
 
 def test_looking_leaves_no_hook_behind(many_toys):
-    learner = trained(many_toys, strategy="deep")
+    learner = trained(many_toys, strategy="full")
     stages = [learner.model.get_submodule(name) for name in learner.fastcxr.ood_detector.stage_channels]
     assert stages and not any(stage._forward_hooks for stage in stages)
 
@@ -92,7 +94,7 @@ def test_without_enough_validation_patients_there_is_no_gate_and_it_says_so(toy_
 
 
 def test_a_network_whose_stages_are_not_known_has_no_gate(many_toys, caplog):
-    learner = make(many_toys, RECIPE.replace(backbone="torchvision:squeezenet1_1", strategy="deep"))
+    learner = make(many_toys, RECIPE.replace(backbone="torchvision:squeezenet1_1", strategy="full"))
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(learner, SILENT) is None
     assert "no OOD detector: its stages are not known" in caplog.text
@@ -100,7 +102,7 @@ def test_a_network_whose_stages_are_not_known_has_no_gate(many_toys, caplog):
 
 def test_of_a_large_cohort_only_a_part_is_looked_at(many_toys, monkeypatch):
     monkeypatch.setattr(module, "MAX_SPLIT_IMAGES", 25)
-    learner, seen = make(many_toys, RECIPE.replace(strategy="deep")), []
+    learner, seen = make(many_toys, RECIPE.replace(strategy="full")), []
     see = module._compute_features
     monkeypatch.setattr(
         module, "_compute_features", lambda learner, files, *rest: (seen.append(files), see(learner, files, *rest))[1]

@@ -17,7 +17,7 @@ from fastcxr.training.loaders import ImageLoader, find_cache_rows, load_to_gpu, 
 
 matplotlib.use("Agg")
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=4, strategy="deep", precision="fp32",
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=4, strategy="full", precision="fp32",
     augment=Augmentation(mult=2, do_flip=True),
 )  # fmt: skip
 DRAWS = [{}, {"sampler": "weighted"}, {"oversample": ("haze=3",)}]

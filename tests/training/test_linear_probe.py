@@ -74,7 +74,7 @@ def test_the_head_is_scikit_learns_on_the_same_features(toy_manifest, one_streng
         ({"oversample": ("haze=4",)}, 1, 4, 1),
         ({"sampler": "weighted"}, 1 / 6, 1 / 2, 1 / 6),
         ({"class_weights": "balanced", "oversample": ("clear=3",)}, 3 * 14 / 18, 14 / 6, 14 / 18),
-        ({"mirror_images": False}, 1, 1, 1),
+        ({"hflip_tta": False}, 1, 1, 1),
     ],
 )
 def test_classes_and_drawn_rows_weigh_what_the_recipe_says(uneven, one_strength, change, clear, haze, opacity):
@@ -156,7 +156,7 @@ def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
 
 
 def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
-    learner, row = fit(toy_manifest, RECIPE.replace(mirror_images=False))
+    learner, row = fit(toy_manifest, RECIPE.replace(hflip_tta=False))
     with learner.no_bar():
         figures = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
     assert {name: row[name] for name in figures} == pytest.approx(figures, abs=1e-3)
@@ -218,8 +218,8 @@ def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, 
 
 
 def test_a_head_without_mirrored_images_answers_for_one_view(toy_manifest):
-    learner = make(toy_manifest, RECIPE.replace(mirror_images=False))
-    train(learner, RECIPE.replace(mirror_images=False))
+    learner = make(toy_manifest, RECIPE.replace(hflip_tta=False))
+    train(learner, RECIPE.replace(hflip_tta=False))
     assert not extract_classifier(learner).hflip_tta
 
 

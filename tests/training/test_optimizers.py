@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from fastcxr.config.recipe import OPTIMIZERS, Recipe
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.validation import OPTIMIZERS
 from fastcxr.errors import RecipeError
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.optimizers import FASTAI_OPTIMIZERS, find_optimizer, find_weight_decay
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="deep")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
 
 
 def walk(make, decay: float, steps: int = 20) -> torch.Tensor:
@@ -61,7 +62,7 @@ def test_weight_decay_that_is_not_given_is_what_the_name_means(choices, decay):
     [("adam", 1e-3), ("sgd", "find"), ("timm:adamw", 1e-3), ("timm:sgd", "find"), ("timm:adafactor", "find")],
 )
 def test_a_stage_trains_with_frozen_groups_and_the_finder(toy_manifest, name, rate):
-    recipe = RECIPE.replace(optimizer=name, learning_rate=rate, strategy="shallow", weight_decay=0.1)
+    recipe = RECIPE.replace(optimizer=name, learning_rate=rate, strategy="head", weight_decay=0.1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     before = {key: value.clone() for key, value in learner.model.state_dict().items()}
     train(learner, recipe)
@@ -71,7 +72,7 @@ def test_a_stage_trains_with_frozen_groups_and_the_finder(toy_manifest, name, ra
 
 
 def test_a_frozen_layer_does_not_decay_from_an_old_gradient(toy_manifest):
-    recipe = RECIPE.replace(optimizer="timm:adamw", strategy="shallow", weight_decay=0.1)
+    recipe = RECIPE.replace(optimizer="timm:adamw", strategy="head", weight_decay=0.1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     stem = learner.model.conv_stem.weight
     stem.grad, before = torch.zeros_like(stem), stem.detach().clone()

@@ -50,36 +50,36 @@ def test_a_saved_probe_predicts_the_same(toy_manifest, tmp_path):
 
 
 @pytest.fixture
-def rapid(toy_manifest, tmp_path) -> Recipe:
-    """A rapid recipe with weights to start from."""
+def lp_ft(toy_manifest, tmp_path) -> Recipe:
+    """A recipe of strategy lp_ft with weights to start from."""
     save_file(make(toy_manifest).model.state_dict(), tmp_path / "start.safetensors")
-    return RECIPE.replace(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
+    return RECIPE.replace(strategy="lp_ft", weights=str(tmp_path / "start.safetensors"))
 
 
-def test_rapid_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manifest, rapid, monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="wild", epochs=2, scale=500.0),))
-    learner, heard = make(toy_manifest, rapid), Counted()
-    training = train(learner, rapid, heard)
+def test_lp_ft_keeps_the_probe_where_the_epochs_after_it_are_no_better(toy_manifest, lp_ft, monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "lp_ft", (Stage(name="wild", epochs=2, scale=500.0),))
+    learner, heard = make(toy_manifest, lp_ft), Counted()
+    training = train(learner, lp_ft, heard)
     assert training.history["stage"].tolist() == ["probe", "wild", "wild"]
     assert training.best["best_epoch"] == 1
     assert heard.texts[-2:] == ["epoch 2/3 (wild)", "epoch 3/3 (wild)"]
-    probed = make(toy_manifest, rapid)
-    train(probed, rapid.replace(strategy="probe"))
+    probed = make(toy_manifest, lp_ft)
+    train(probed, lp_ft.replace(strategy="linear_probe"))
     for name, tensor in probed.model.state_dict().items():
         torch.testing.assert_close(learner.model.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(("patience", "rows"), [(None, 5), (1, 3), (0, 7)])
-def test_rapid_ends_when_three_epochs_in_turn_are_no_better(toy_manifest, rapid, monkeypatch, patience, rows):
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="idle", epochs=6, scale=0.0, batch_norm="frozen"),))
-    training = train(make(toy_manifest, rapid), rapid.replace(patience=patience))
+def test_lp_ft_ends_when_three_epochs_in_turn_are_no_better(toy_manifest, lp_ft, monkeypatch, patience, rows):
+    monkeypatch.setitem(STRATEGIES, "lp_ft", (Stage(name="idle", epochs=6, scale=0.0, batch_norm="frozen"),))
+    training = train(make(toy_manifest, lp_ft), lp_ft.replace(patience=patience))
     assert len(training.history) == rows
 
 
-def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
+def test_lp_ft_takes_the_better_epoch(toy_manifest, lp_ft, monkeypatch):
     monkeypatch.setattr(linear_probe, "L2_STRENGTHS", (1e6,))  # a head that knows nothing
-    monkeypatch.setitem(STRATEGIES, "rapid", (Stage(name="later", groups=1, epochs=3, scale=0.1),))
-    recipe = rapid.replace(optimizer="adam", schedule="constant")
+    monkeypatch.setitem(STRATEGIES, "lp_ft", (Stage(name="later", groups=1, epochs=3, scale=0.1),))
+    recipe = lp_ft.replace(optimizer="adam", schedule="constant")
     learner = make(toy_manifest, recipe)
     training = train(learner, recipe)
     best = training.history.loc[training.history["valid_loss"].idxmin()]
@@ -89,10 +89,10 @@ def test_rapid_takes_the_better_epoch(toy_manifest, rapid, monkeypatch):
     assert learner.fastcxr.fitted_probe is None, "the bank is of a body that is no more"
 
 
-def test_rapid_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
-    recipe = RECIPE.replace(strategy="rapid")
+def test_lp_ft_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
+    recipe = RECIPE.replace(strategy="lp_ft")
     learner = make(toy_manifest, recipe)
     caplog.set_level(logging.WARNING, "fastcxr")
     assert train(learner, recipe).history["stage"].tolist() == ["all"]
-    assert "random weights" in caplog.text and "strategy deep" in caplog.text
+    assert "needs pretrained weights" in caplog.text and "falling back to full" in caplog.text
     assert type(find_head(learner.model)) is torch.nn.Linear

@@ -19,19 +19,19 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full")
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
     "deep": RECIPE,
     "stages": RECIPE.replace(strategy=TWO_STAGES, learning_rate=1e-3),
-    "found rate": RECIPE.replace(strategy=TWO_STAGES, find_from=1e-4, find_to=1e-1),
+    "found rate": RECIPE.replace(strategy=TWO_STAGES, lr_find_min=1e-4, lr_find_max=1e-1),
     "patience": RECIPE.replace(epochs=4, patience=1, learning_rate=1e-2),
     "adam, steps": RECIPE.replace(optimizer="adam", schedule="step", learning_rate=1e-3),
     "timm's": RECIPE.replace(optimizer="timm:adamw", learning_rate=1e-3),
     "bfloat16": RECIPE.replace(precision="bf16", learning_rate=1e-3),
     "weighted draws": RECIPE.replace(sampler="weighted", learning_rate=1e-3),
     "workers": RECIPE.replace(workers=2, learning_rate=1e-3),
-    "bank": RECIPE.replace(strategy="rapid", weights="FILE", learning_rate=1e-3),
+    "bank": RECIPE.replace(strategy="lp_ft", weights="FILE", learning_rate=1e-3),
 }
 
 

@@ -11,7 +11,7 @@ from fastcxr.errors import RecipeError
 from fastcxr.training.learner import count_labels, make_learner
 from fastcxr.training.loaders import make_loaders, make_sampler_options
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
 OVERSAMPLE, WEIGHTED = RECIPE.replace(oversample=("haze=3",)), RECIPE.replace(sampler="weighted")
 
 

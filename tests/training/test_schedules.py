@@ -13,7 +13,7 @@ from fastcxr.training.trainer import train
 
 RATE, STEPS_AN_EPOCH = 1e-3, 3
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=4, strategy="deep", learning_rate=RATE
+    "mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=4, strategy="full", learning_rate=RATE
 )
 
 
@@ -86,7 +86,7 @@ def test_an_optimizer_without_momentum_follows_every_schedule(toy_manifest, sche
 
 
 def test_the_finder_climbs_through_the_range_it_was_given(toy_manifest):
-    recipe = RECIPE.replace(learning_rate="find", find_from=1e-6, find_to=1e-3, epochs=1)
+    recipe = RECIPE.replace(learning_rate="find", lr_find_min=1e-6, lr_find_max=1e-3, epochs=1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     curve = train(learner, recipe).curves
     assert curve["rate"].iloc[0] == pytest.approx(1e-6)

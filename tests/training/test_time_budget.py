@@ -17,7 +17,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import REPORT_SECONDS, Deadline, compute_epochs_in_time, measure_step_seconds
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=4, strategy="deep")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=4, strategy="full")
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def test_training_teaches_what_fits_and_says_so(learner, a_step_takes, caplog):
 
 def test_not_one_epoch_is_an_error_with_a_way_out(learner, a_step_takes):
     a_step_takes(1e6)
-    with pytest.raises(TrainingError, match="not one epoch fits into 1m.*--strategy probe"):
+    with pytest.raises(TrainingError, match="not one epoch fits into 1m.*--strategy linear_probe"):
         strategies.train(learner, RECIPE.replace(time_limit="1m"))
 
 
 def test_a_fitted_head_stands_where_no_epoch_fits(toy_manifest, learner, tmp_path, a_step_takes):
     save_file(learner.model.state_dict(), tmp_path / "start.safetensors")
-    recipe = RECIPE.replace(strategy="rapid", weights=str(tmp_path / "start.safetensors"))
+    recipe = RECIPE.replace(strategy="lp_ft", weights=str(tmp_path / "start.safetensors"))
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     a_step_takes(1e6)
     training = strategies.train(learner, recipe.replace(time_limit="10m"))

@@ -16,7 +16,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.schedules import compute_group_rates, suggest_learning_rate
 from fastcxr.training.trainer import STRATEGIES, resolve_stages, train, unfreeze, warn_batchnorm_shift
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="deep")
+RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
 
 
 def learn(manifest, recipe):
@@ -30,7 +30,7 @@ def body_and_head(learner):
 
 
 def test_a_shallow_strategy_changes_the_head_and_not_one_number_of_the_body(toy_manifest):
-    recipe = RECIPE.replace(strategy="shallow", epochs=2)
+    recipe = RECIPE.replace(strategy="head", epochs=2)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     body, head = body_and_head(learner)
     train(learner, recipe)
@@ -40,7 +40,7 @@ def test_a_shallow_strategy_changes_the_head_and_not_one_number_of_the_body(toy_
 
 
 def test_a_frozen_body_costs_no_backward_pass(toy_manifest):
-    recipe = RECIPE.replace(strategy="shallow")
+    recipe = RECIPE.replace(strategy="head")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     unfreeze(learner, resolve_stages(recipe, 5)[0])
     assert [p.requires_grad for group in learner.splitter(learner.model)[:-1] for p in group].count(True) == 0
@@ -55,7 +55,7 @@ def weights(toy_manifest, tmp_path):
 
 
 def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest, weights):
-    _, training = learn(toy_manifest, RECIPE.replace(strategy="fine", epochs=2, weights=weights))
+    _, training = learn(toy_manifest, RECIPE.replace(strategy="gradual", epochs=2, weights=weights))
     assert training.history["epoch"].tolist() == [1, 2, 3, 4, 5]
     assert training.history["stage"].tolist() == ["head", "head", "upper", "all", "all"]
     figures = {"train_loss", "valid_loss", "accuracy", "auroc", "top2_accuracy", "seconds", "best"}
@@ -63,9 +63,9 @@ def test_fine_opens_group_after_group_and_history_counts_on(toy_manifest, weight
 
 
 def test_fine_on_random_weights_teaches_all_layers_at_once_and_says_so(toy_manifest, caplog):
-    _, training = learn(toy_manifest, RECIPE.replace(strategy="fine"))
+    _, training = learn(toy_manifest, RECIPE.replace(strategy="gradual"))
     assert training.history["stage"].tolist() == ["all"]
-    assert "random weights" in caplog.text
+    assert "needs pretrained weights" in caplog.text
 
 
 def batch_norm_statistics(learner):
@@ -135,10 +135,10 @@ def test_rates_fall_geometrically_from_head_to_stem_or_follow_the_multiples(toy_
     learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
     learner.create_opt()
     np.testing.assert_allclose(
-        compute_group_rates(learner, Stage(groups=5, spread=16.0), 0.16), [0.01, 0.02, 0.04, 0.08, 0.16]
+        compute_group_rates(learner, Stage(groups=5, layer_lr_ratio=16.0), 0.16), [0.01, 0.02, 0.04, 0.08, 0.16]
     )
     np.testing.assert_allclose(
-        compute_group_rates(learner, Stage(groups=2, spread=10.0), 1.0), [0.1, 0.1, 0.1, 0.1, 1.0]
+        compute_group_rates(learner, Stage(groups=2, layer_lr_ratio=10.0), 1.0), [0.1, 0.1, 0.1, 0.1, 1.0]
     )
     multiples = Stage(groups=3, multiples=(0.1, 0.5, 1.0))
     np.testing.assert_allclose(compute_group_rates(learner, multiples, 2.0), [0.2, 0.2, 0.2, 1.0, 2.0])
@@ -156,13 +156,13 @@ def test_a_stage_that_does_not_begin_where_the_last_one_ended_is_told(toy_manife
 
 
 def test_a_stage_without_a_spread_takes_the_recipes_and_a_slice_gives_both(toy_manifest):
-    recipe = RECIPE.replace(learning_rate=slice(1e-5, 1e-3), strategy="deep")
+    recipe = RECIPE.replace(learning_rate=slice(1e-5, 1e-3), strategy="full")
     (stage,) = resolve_stages(recipe, 5)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     learner.create_opt()
     np.testing.assert_allclose(compute_group_rates(learner, stage, recipe.learning_rate)[[0, 2, 4]], [1e-5, 1e-4, 1e-3])
-    (own,) = resolve_stages(recipe.replace(strategy=(Stage(spread=2.0),)), 5)
-    assert own.spread == 2
+    (own,) = resolve_stages(recipe.replace(strategy=(Stage(layer_lr_ratio=2.0),)), 5)
+    assert own.layer_lr_ratio == 2
 
 
 def test_more_multiples_than_groups_are_refused_and_fewer_leave_the_first_to_the_earlier_groups():
@@ -173,12 +173,12 @@ def test_more_multiples_than_groups_are_refused_and_fewer_leave_the_first_to_the
 
 
 @pytest.mark.parametrize("groups", [3, 4, 5])
-@pytest.mark.parametrize("name", ["rapid", "fine", "deep", "shallow", "probe"])
+@pytest.mark.parametrize("name", ["lp_ft", "gradual", "full", "head", "linear_probe"])
 def test_every_strategy_suits_networks_of_three_to_five_groups(monkeypatch, name, groups):
-    for stage in resolve_stages(RECIPE.replace(strategy=name, weights="imagenet"), groups):
+    for stage in resolve_stages(RECIPE.replace(strategy=name, weights="pretrained"), groups):
         assert stage.groups <= groups
     monkeypatch.setitem(STRATEGIES, name, (Stage(multiples=(0.1, 0.2, 0.3, 0.4, 0.5)),))
-    cut = resolve_stages(RECIPE.replace(strategy=name, weights="imagenet"), groups)[0].multiples
+    cut = resolve_stages(RECIPE.replace(strategy=name, weights="pretrained"), groups)[0].multiples
     assert cut == (0.1, 0.2, 0.3, 0.4, 0.5)[-groups:]
 
 

@@ -52,8 +52,8 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
 
 @pytest.mark.parametrize("reason", [None, "the copy is known"])
 def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky, tmp_path, reason):
-    recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="deep")
-    text = run(recipe.replace(accept_confounding=reason), tmp_path / "run").read_text()
+    recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="full")
+    text = run(recipe.replace(waive_audit=reason), tmp_path / "run").read_text()
     assert ("Confounded: do not use these figures" in text) == (reason is None)
     assert ("The reason given: the copy is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
@@ -78,7 +78,7 @@ def found_before_training(recipe, folder):
 
 
 def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_stamps_it(audited, tmp_path, caplog):
-    recipe = audited.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="deep")
+    recipe = audited.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="full")
     with caplog.at_level("INFO", "fastcxr"):
         text = run(recipe, tmp_path / "runs" / "run").read_text()
     taken = {

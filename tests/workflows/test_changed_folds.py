@@ -15,7 +15,7 @@ from fastcxr.workflows.cross_validate import cross_validate, reject_inconsistent
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=8, folds=2, strategy="probe")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=8, folds=2, strategy="linear_probe")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_folds_of_other_patients_are_not_pooled(changing, tmp_path):
     owners = tmp_path / "owners.csv"
     for count in (2, 4):
         table.assign(patient=[f"p{i // count}" for i in table.index]).to_csv(owners, index=False)
-        named = recipe.replace(patients=str(owners))
+        named = recipe.replace(patient_table=str(owners))
         if count == 2:
             cross_validate(named, tmp_path / "named")
     shutil.rmtree(tmp_path / "named" / "fold-2")

@@ -35,7 +35,7 @@ def pooled(tmp_path_factory):
         weights="none",
         image_size=64,
         epochs=1,
-        strategy="deep",
+        strategy="full",
         batch_size=8,
         folds=3,
     )
@@ -119,7 +119,7 @@ def test_folds_of_other_images_are_not_pooled():
 
 
 @pytest.mark.parametrize(
-    "choices", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "split_from": "runs/x"}]
+    "choices", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "reuse_split": "runs/x"}]
 )
 def test_folds_that_cannot_be_are_refused(choices):
     with pytest.raises(RecipeError, match="--folds"):
@@ -131,7 +131,7 @@ def of_two_kinds(pooled, tmp_path_factory):
     """Image-level folds of a head that costs seconds."""
     recipe, _ = pooled
     folder = tmp_path_factory.mktemp("apart") / "run"
-    cross_validate(recipe.replace(strategy="probe", split="image"), folder)
+    cross_validate(recipe.replace(strategy="linear_probe", split="image"), folder)
     return folder
 
 
@@ -175,7 +175,7 @@ def damaged(pooled, tmp_path_factory):
         file.rename(file.with_name(f"{number}.png"))
     for name in ("clear/2.png", "haze/20.png"):
         (data / name).write_bytes((data / name).read_bytes()[:90])
-    recipe = pooled[0].replace(data=str(data), folds=2, strategy="probe", skip_bad=True)
+    recipe = pooled[0].replace(data=str(data), folds=2, strategy="linear_probe", skip_bad=True)
     cross_validate(recipe, place / "run")
     return place / "run"
 
@@ -226,7 +226,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
         feature_bank, "fill_feature_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
     )
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
-    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
     assert looked == [30]
@@ -255,11 +255,13 @@ class Listener(logging.Handler):
 ANEW = "the splits that the data gives are not used: folds are drawn anew"
 
 
-@pytest.mark.parametrize(("given", "said"), [("obey", [ANEW]), ("ignore", [])])
-def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, given, said):
+@pytest.mark.parametrize(("ignored", "said"), [(False, [ANEW]), (True, [])])
+def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, ignored, said):
     write_toys(tmp_path / "toys" / "train", per_class=6)
     write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
-    recipe = pooled[0].replace(data=str(tmp_path / "toys"), folds=2, strategy="probe", given_splits=given)
+    recipe = pooled[0].replace(
+        data=str(tmp_path / "toys"), folds=2, strategy="linear_probe", ignore_given_splits=ignored
+    )
     with log_to(listener := Listener()):
         cross_validate(recipe, tmp_path / "run")
     assert [line for line in listener.heard if line.startswith("the splits that")] == said

@@ -63,10 +63,10 @@ def test_a_patient_column_that_repeats_the_file_name_holds_there_too(run, other,
 @pytest.mark.parametrize(
     ("label", "remedy"),
     [
-        ("Covid", "as --map 'Covid=COVID-19', or leave"),
-        ("normal", "as --map 'normal=Normal', or leave"),
-        ("ARDS", "as --map 'ARDS=CLASS' with one of Bacteria, COVID-19, Normal as CLASS, or leave"),
-        ("Abnormal", "as --map 'Abnormal=CLASS'"),
+        ("Covid", "as --relabel 'Covid=COVID-19', or leave"),
+        ("normal", "as --relabel 'normal=Normal', or leave"),
+        ("ARDS", "as --relabel 'ARDS=CLASS' with one of Bacteria, COVID-19, Normal as CLASS, or leave"),
+        ("Abnormal", "as --relabel 'Abnormal=CLASS'"),
     ],
 )
 def test_a_pair_is_suggested_only_of_names_that_are_alike(label, remedy):

@@ -16,7 +16,7 @@ from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, strategy="probe", leave_one_source_out=True)
+RECIPE = Recipe(NAME, weights="none", image_size=64, strategy="linear_probe", leave_one_source_out=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_data_of_one_place_is_refused_before_anything_is_written(pooled, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("choices", [{"folds": 3}, {"split": "image"}, {"split_from": "runs/x"}, {"held_out": "ward"}])
+@pytest.mark.parametrize(
+    "choices", [{"folds": 3}, {"split": "image"}, {"reuse_split": "runs/x"}, {"test_source": "ward"}]
+)
 def test_wishes_that_exclude_each_other_are_refused(choices):
     with pytest.raises(RecipeError, match="Leave out"):
         RECIPE.replace(**choices)
@@ -92,7 +94,7 @@ def test_that_a_held_out_source_overrides_given_splits_is_said(tmp_path, caplog)
         write_toys(tmp_path / place / "train", per_class=6, first=first)
         write_toys(tmp_path / place / "test", per_class=4, first=first + 20)
     data = (str(tmp_path / "clinic"), str(tmp_path / "ward"))
-    recipe = RECIPE.replace(data=data, leave_one_source_out=False, held_out="ward")
+    recipe = RECIPE.replace(data=data, leave_one_source_out=False, test_source="ward")
     with caplog.at_level("INFO", "fastcxr"):
         assign_recipe_splits(read_recipe_manifest(recipe), recipe)
     assert "the splits that the data gives are not used: whole sources are held out" in caplog.text

@@ -27,10 +27,10 @@ RECIPE = Recipe(
     "mobilenetv2_035",
     weights="none",
     image_size=64,
-    strategy="probe",
+    strategy="linear_probe",
     precision="fp32",
     batch_size=8,
-    mirror_images=False,
+    hflip_tta=False,
 )
 
 

@@ -18,7 +18,7 @@ from fastcxr.workflows.run_dir import OutputDir
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
-SMALL = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "layout": "csv"}
+SMALL = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "data_format": "csv"}
 LARGE = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # above 100 million parameters
 # what the three drawn classes are called in a study; a study that is not here takes two of them as they are
 NAMES = {
@@ -69,10 +69,10 @@ def write_tables(folder: Path, labels: tuple[str, ...]) -> list[Path]:
 
 def make_small(recipe: Recipe, tables: list[Path]) -> Recipe:
     """The arm with what a test can afford; where it asks for a second collection it gets one."""
-    data = tuple(map(str, tables)) if recipe.where else str(tables[0])
-    if recipe.strategy == "fine":  # which random weights would turn into deep
-        return recipe.replace(**SMALL, data=data, strategy="deep")
-    return recipe.replace(**SMALL, data=data, fold=1 if recipe.folds else None, given_splits="obey")
+    data = tuple(map(str, tables)) if recipe.filter else str(tables[0])
+    if recipe.strategy == "gradual":  # which random weights would turn into full
+        return recipe.replace(**SMALL, data=data, strategy="full")
+    return recipe.replace(**SMALL, data=data, fold=1 if recipe.folds else None, ignore_given_splits=False)
 
 
 @pytest.mark.parametrize(("study", "recipe"), list(every_arm()))

@@ -24,9 +24,11 @@ SECRETS = "ZZTESTNAME", "far away", "pytest-of"  # folders above the images, the
 
 
 def test_of_an_absolute_path_the_last_part_stays_and_a_relative_one_is_kept():
-    recipe = Recipe(data=("/home/ZZTESTNAME/a", "b/c"), weights="/home/ZZTESTNAME/w.pth", patients="/ZZTESTNAME/p.csv")
+    recipe = Recipe(
+        data=("/home/ZZTESTNAME/a", "b/c"), weights="/home/ZZTESTNAME/w.pth", patient_table="/ZZTESTNAME/p.csv"
+    )
     shown = redact_paths(recipe)
-    assert (shown.data, shown.weights, shown.patients) == (("a", "b/c"), "w.pth", "p.csv")
+    assert (shown.data, shown.weights, shown.patient_table) == (("a", "b/c"), "w.pth", "p.csv")
     assert redact_paths(Recipe()) == Recipe()
 
 
@@ -40,8 +42,8 @@ def test_a_command_keeps_its_words_and_loses_its_absolute_paths(tmp_path):
 
 
 def test_a_command_loses_the_paths_behind_a_second_sign_too(tmp_path):
-    assert redact_command(f"fastcxr train --where=path={tmp_path},x --where path={tmp_path}") == (
-        f"fastcxr train --where=path={tmp_path.name},x --where path={tmp_path.name}"
+    assert redact_command(f"fastcxr train --filter=path={tmp_path},x --filter path={tmp_path}") == (
+        f"fastcxr train --filter=path={tmp_path.name},x --filter path={tmp_path.name}"
     )
 
 
@@ -85,8 +87,8 @@ def find_leaks(folder: Path, *secrets: str) -> list[str]:
 def trained(listed, tmp_path_factory):
     """A run on that table, in a folder that the command names by its absolute path too."""
     folder = tmp_path_factory.mktemp("ZZTESTNAME") / "run"
-    recipe = Recipe("mobilenetv2_035", data=str(listed), weights="none", image_size=64, epochs=1, strategy="deep",
-                    skip_bad=True, score_train=True)  # fmt: skip
+    recipe = Recipe("mobilenetv2_035", data=str(listed), weights="none", image_size=64, epochs=1, strategy="full",
+                    skip_bad=True, predict_train=True)  # fmt: skip
     run(recipe, folder, command=shlex.join(["fastcxr", "train", "--data", str(listed), f"--out={folder}"]))
     return folder
 

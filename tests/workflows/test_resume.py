@@ -25,7 +25,7 @@ from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="deep", learning_rate=1e-3)
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full", learning_rate=1e-3)
 
 
 class Crash(BaseException):
@@ -199,7 +199,7 @@ def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(reci
 
 
 WORDS = ["train", NAME, "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
-WORDS += ["--epochs", "2", "--strategy", "deep", "--learning-rate", "0.001"]
+WORDS += ["--epochs", "2", "--strategy", "full", "--learning-rate", "0.001"]
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_signal_ends_with_the_way_on_and_the_same_command_takes_it(command, wh
 
 def test_new_begins_anew_and_resume_takes_the_newest(command):
     command(*WORDS, stop_after=4)
-    code, _, err = command(*WORDS, "--new", stop_after=1)
+    code, _, err = command(*WORDS, "--no-resume", stop_after=1)
     assert (code, err.splitlines()[-1].endswith(f"runs/toys-{NAME}-2")) == (143, True)
     code, out, _ = command("resume")
     assert (code, out) == (0, f"runs/toys-{NAME}-2/report.html\n")
@@ -262,7 +262,7 @@ def test_new_begins_anew_and_resume_takes_the_newest(command):
 
 def test_new_never_empties_a_folder(command):
     command(*WORDS, "--out", "mine", stop_after=4)
-    code, _, err = command(*WORDS, "--out", "mine", "--new")
+    code, _, err = command(*WORDS, "--out", "mine", "--no-resume")
     assert code == 73
     assert "a run was begun here" in err
     assert Path("mine/state").exists()

@@ -29,7 +29,7 @@ def scouted(tmp_path_factory):
     place = tmp_path_factory.mktemp("scout")
     data = write_toys(place / "toys", per_class=14)
     save_file(timm.create_model("mobilenetv2_035").state_dict(), place / "w.safetensors")
-    recipe = Recipe(data=str(data), strategy="probe", image_size=64)
+    recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
     names, weights = ("resnet10t", "mobilenetv2_035"), {"mobilenetv2_035": str(place / "w.safetensors")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.models.backbones._find_cached_file", lambda backbone: None)
@@ -74,7 +74,7 @@ def hindered(tmp_path_factory):
     place = tmp_path_factory.mktemp("hindered")
     data = write_toys(place / "toys", per_class=14)
     save_file(timm.create_model(GOOD).state_dict(), place / "w.safetensors")
-    recipe = Recipe(data=str(data), strategy="probe", image_size=64)
+    recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
     weights = dict.fromkeys((NO_HEAD, OTHER, GOOD), str(place / "w.safetensors"))
     return scout(recipe, (NONE, NO_HEAD, OTHER, GOOD), weights, place / "out"), place / "out"
 
@@ -108,13 +108,13 @@ def test_a_table_with_gaps_is_written_and_shown(hindered, capsys):
 def test_a_typo_is_an_error_before_anything_is_read(tmp_path, monkeypatch, names, weights, error, remedy):
     monkeypatch.setattr("fastcxr.workflows.scout.load_dataset", None)
     with pytest.raises(error, match=remedy):
-        scout(Recipe(strategy="probe"), names, weights, tmp_path / "out")
+        scout(Recipe(strategy="linear_probe"), names, weights, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_device_that_is_not_here_is_an_error_and_no_note_in_every_row(tmp_path):
     with pytest.raises(RecipeError, match="Give --device auto"):
-        scout(Recipe(strategy="probe", device="cuda:99"), ("mobilenetv2_035",), {}, tmp_path / "out")
+        scout(Recipe(strategy="linear_probe", device="cuda:99"), ("mobilenetv2_035",), {}, tmp_path / "out")
 
 
 def row_of(recipe, *_):

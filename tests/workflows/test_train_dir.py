@@ -19,7 +19,9 @@ from fastcxr.workflows import run_dir
 from fastcxr.workflows.train_dir import RunDir, write_report
 from fastcxr.workflows.verify import verify
 
-PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="probe", precision="fp32")
+PROBE = Recipe(
+    "mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="linear_probe", precision="fp32"
+)
 ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 def finished(toy_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("verify") / "run"
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, epochs=1, batch_size=8)
-    run(recipe.replace(strategy="deep"), folder)
+    run(recipe.replace(strategy="full"), folder)
     return folder
 
 
@@ -92,7 +92,7 @@ def test_drawing_the_report_again_answers_only_for_what_it_draws(folder):
 
 
 def test_folds_are_looked_at_too(toy_folder, tmp_path):
-    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="probe", folds=2)
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
     cross_validate(recipe, tmp_path / "folds")
     assert verify(tmp_path / "folds")[0] == []
     change_a_digit(tmp_path / "folds" / "fold-2" / "predictions.csv")

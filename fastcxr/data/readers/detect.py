@@ -121,7 +121,7 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
     if layout not in LAYOUTS:
         suggestion = suggest_name(layout, LAYOUTS)
         raise RecipeError(
-            f"no layout called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E022"
+            f"no data format called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E022"
         )
     path = Path(data).expanduser()
     if not _is_directory(path):
@@ -138,7 +138,7 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
         dataset = detectors[layout](_read_directory(path))
         if own_folders := list_own_folders(str(path)):
             log.info(OWN_FOLDERS_MESSAGE, format_names(own_folders))
-    log.info("layout: %s", _describe_dataset(dataset))
+    log.info("data format: %s", _describe_dataset(dataset))
     return dataset
 
 
@@ -167,8 +167,8 @@ def _detect_file(path: Path, layout: str) -> DetectedDataset:
     if layout == "auto" and (collections := detect_collections(path)):
         return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):
-        problem = f"a file, and the layout {layout} needs a folder"
-        raise DataError(problem, "Give a folder, or leave --layout out", path=path, code="E036")
+        problem = f"a file, and the data format {layout} needs a folder"
+        raise DataError(problem, "Give a folder, or leave --data-format out", path=path, code="E036")
     _reject_image_file(path)
     return DetectedDataset("csv", path)
 
@@ -190,7 +190,7 @@ def _require_collection(path: Path, layout: str) -> DetectedDataset:
     location = collection.detect(path)
     if location is None:
         problem = f"not laid out as {collection.title}: {collection.required} is not there"
-        raise DataError(problem, "Name its folder, or leave --layout out", path=path, code="E036")
+        raise DataError(problem, "Name its folder, or leave --data-format out", path=path, code="E036")
     return DetectedDataset(layout, location)
 
 
@@ -220,7 +220,7 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
             f"{_quote_names(content.split_folders)} look like splits, {_quote_names(content.other_folders)} like "
             "classes"
         )
-        fix = "Say --layout split_folders to leave the others out, or --layout folders to take each folder as a class"
+        fix = "Say --data-format split_folders to leave the others out, or --data-format folders for one class a folder"
         raise DataError(problem, fix, path=content.root, code="E019")
     if content.split_folders and content.class_folders:
         return _make_split_dataset(content)
@@ -238,7 +238,9 @@ def _choose_collection(content: DirectoryContent, collections: dict[str, Path]) 
     ]
     if len(layouts) > 1:
         problem = f"can be read in several ways: {format_names(layouts)}"
-        raise DataError(problem, f"Say --layout {' or --layout '.join(layouts)}", path=content.root, code="E019")
+        raise DataError(
+            problem, f"Say --data-format {' or --data-format '.join(layouts)}", path=content.root, code="E019"
+        )
     return DetectedDataset(*next(iter(collections.items())))
 
 

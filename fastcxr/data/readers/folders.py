@@ -32,7 +32,7 @@ OWN_FOLDERS_MESSAGE = "left out, for fastcxr made them: %s"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # where folders are made that nobody named
 FILE_MARKERS = {  # what stands in a file of ours, and by chance in no other of this name
-    "recipe.json": '"given_splits"',
+    "recipe.json": '"leave_one_source_out"',
     "run.json": '"fastcxr"',
     "compare.json": '"n_shared_images"',
     "explain.json": '"failure_reason"',

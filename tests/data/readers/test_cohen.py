@@ -13,7 +13,7 @@ from fastcxr.errors import DataError, RecipeError
 def test_findings_are_labels_and_views_are_kept(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fastcxr"):
         manifest = read_manifest(make_cohen(tmp_path / "cohen"))
-    assert "layout: Cohen's collection (metadata.csv)" in caplog.text
+    assert "data format: Cohen's collection (metadata.csv)" in caplog.text
     assert manifest["label"].tolist() == ["COVID-19"] * 3 + ["SARS"] * 2
     assert manifest["patient"].tolist() == ["2", "2", "3", "4", "5"]
     assert manifest["path"].tolist()[0] == "images/a one.png"
@@ -44,7 +44,7 @@ def test_notes_about_people_reach_no_manifest_however_their_column_is_written(tm
 
 def test_rows_are_chosen_by_any_column(tmp_path):
     make_cohen(tmp_path, "9,SARS,PA,CT,x.png,images")
-    assert len(read_manifest(tmp_path, where=("modality=X-ray", "clinical notes=coughs"))) == 5
+    assert len(read_manifest(tmp_path, filter=("modality=X-ray", "clinical notes=coughs"))) == 5
 
 
 def test_volumes_and_rows_without_a_finding_are_left_out_aloud(tmp_path, caplog):
@@ -76,6 +76,6 @@ def test_a_table_without_a_single_finding_is_refused(tmp_path):
 
 
 def test_frontal_views_of_the_real_collection(real_data):
-    manifest = read_manifest(real_data / "cohen", where=("view=PA,AP,AP Supine",), classes=("COVID-19", "SARS"))
+    manifest = read_manifest(real_data / "cohen", filter=("view=PA,AP,AP Supine",), classes=("COVID-19", "SARS"))
     assert manifest["label"].value_counts().to_dict() == {"COVID-19": 96, "SARS": 11}
     assert set(manifest["view"]) == {"PA", "AP", "AP Supine"}

@@ -20,7 +20,7 @@ def refuse(folder, **choices) -> str:
 def test_the_table_and_its_folders_become_four_classes(tmp_path, caplog, nest):
     with caplog.at_level(logging.INFO, "fastcxr"):
         manifest = read_manifest(make_coronahack(tmp_path / "hack", nest=nest))
-    assert "layout: CoronaHack (Chest_xray_Corona_Metadata.csv)" in caplog.text
+    assert "data format: CoronaHack (Chest_xray_Corona_Metadata.csv)" in caplog.text
     assert manifest.groupby("label")["split"].agg(set).to_dict() == dict.fromkeys(
         ["Bacteria", "COVID-19", "Normal", "Virus"], {"train", "test"}
     )
@@ -96,17 +96,17 @@ def test_missing_images_are_named(tmp_path):
 def test_the_table_itself_may_be_named_and_the_layout_forced(tmp_path):
     make_coronahack(tmp_path)
     table = tmp_path / "Chest_xray_Corona_Metadata.csv"
-    assert len(read_manifest(table)) == len(read_manifest(tmp_path, layout="coronahack")) == 8
-    text = refuse(tmp_path, layout="cohen")
+    assert len(read_manifest(table)) == len(read_manifest(tmp_path, data_format="coronahack")) == 8
+    text = refuse(tmp_path, data_format="cohen")
     assert "not laid out as Cohen's collection" in text
-    assert "leave --layout out" in text
+    assert "leave --data-format out" in text
 
 
 def test_a_second_way_to_read_the_folder_is_asked_about(tmp_path):
     make_coronahack(tmp_path)
     (tmp_path / "mine.csv").write_text("path,label\ntrain/IM-0001-0001.jpeg,a\n")
     text = refuse(tmp_path)
-    assert "in several ways: coronahack, csv. Say --layout coronahack or --layout csv" in text
+    assert "in several ways: coronahack, csv. Say --data-format coronahack or --data-format csv" in text
 
 
 def test_the_real_collection_is_read(real_data):

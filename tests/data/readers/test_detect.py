@@ -24,7 +24,7 @@ def test_class_folders_are_recognised_and_said_aloud(tmp_path, caplog):
     assert cohort.layout == "folders"
     assert cohort.source == tmp_path.name
     assert [folder.label for folder in cohort.folders] == ["covid", "normal"]
-    assert "layout: class folders covid, normal" in caplog.text
+    assert "data format: class folders covid, normal" in caplog.text
     assert "left out beside the images (1): README.md" in caplog.text
 
 
@@ -44,8 +44,8 @@ def test_train_beside_classes_is_an_error_that_names_both_ways_out(tmp_path):
     text = refuse(tmp_path)
     assert "FCX-E019" in text
     assert "'train' look like splits, 'covid', 'normal' like classes" in text
-    assert "--layout split_folders" in text
-    assert "--layout folders" in text
+    assert "--data-format split_folders" in text
+    assert "--data-format folders" in text
     assert [f.path for f in detect_layout(tmp_path, "split_folders").folders] == ["train/covid"]
     assert [f.path for f in detect_layout(tmp_path, "folders").folders] == ["covid", "normal", "train"]
 
@@ -71,7 +71,7 @@ def test_the_only_table_in_a_folder_without_class_folders_is_used(tmp_path, capl
     write_file(tmp_path / "other.csv", "x,y\n")
     cohort = detect_layout(tmp_path)
     assert (cohort.layout, cohort.path, cohort.source) == ("csv", tmp_path / "labels.csv", "labels")
-    assert "layout: the table labels.csv" in caplog.text
+    assert "data format: the table labels.csv" in caplog.text
     write_file(tmp_path / "more.csv", "path,label\n")
     assert "several tables with path and label: 'labels.csv', 'more.csv'. Give the right one" in refuse(tmp_path)
 
@@ -89,7 +89,7 @@ def test_a_layout_that_cannot_be_forced_says_why(tmp_path):
     table = write_file(tmp_path / "a.csv", "path,label\n")
     assert "no folder called train. Sort the images as train/<class>/" in refuse(tmp_path / "data", "split_folders")
     assert "no table with the columns path and label. Give a CSV" in refuse(tmp_path / "data", "csv")
-    assert "a file, and the layout folders needs a folder" in refuse(table, "folders")
+    assert "a file, and the data format folders needs a folder" in refuse(table, "folders")
     assert "(did you mean 'folders'?). Choose one of auto" in refuse(tmp_path / "data", "folder", RecipeError)
 
 
