@@ -1,3 +1,3 @@
 """The version, in a file that packaging can read without importing torch."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0.dev0"

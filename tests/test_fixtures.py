@@ -96,7 +96,7 @@ def test_an_unfinished_run_is_skipped_by_resume_which_says_so(call, tmp_path):
     shutil.copytree(UNFINISHED, tmp_path / "runs" / "old")
     code, written = call("resume")
     assert code
-    assert f"not resumed: {Path('runs/old')}" in written.replace("FCX-E302 ", "").replace("\n", " ")
+    assert f"not resumed: {Path('runs/old')}" in written.replace("FCX-E306 ", "").replace("\n", " ")
     assert "no unfinished run is in runs/" in written
     assert find_resumable_run(list_runs()) is None
 

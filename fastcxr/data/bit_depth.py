@@ -13,7 +13,7 @@ import pandas as pd
 
 from fastcxr.data.cache.images import ImageCache, open_image_cache
 from fastcxr.data.imaging.intensity import DEPTHS, find_depth
-from fastcxr.data.imaging.sniff import Remarks, count_warnings
+from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import to_text
@@ -37,7 +37,7 @@ class BitDepths:
         """Return the depth of a source."""
         return self.sources.get(source, self.default)
 
-    def is_unsure(self, source: str) -> bool:
+    def is_unknown(self, source: str) -> bool:
         """Return whether the source is unknown, and those that are known differ from each other."""
         return source not in self.sources and len(set(self.sources.values())) > 1
 
@@ -46,7 +46,7 @@ class BitDepths:
         return ", ".join(f"{source} {depth} bits" for source, depth in self.sources.items())
 
 
-def open_cohort_pictures(
+def open_dataset_images(
     manifest: pd.DataFrame,
     size: int,
     progress: Progress | None = None,
@@ -59,14 +59,14 @@ def open_cohort_pictures(
     decision of a model's training; without it the decision is made now, from these images. `bad`: see open_image_cache.
     """
     files = manifest["file"].tolist()
-    pictures = open_image_cache(files, size, progress, bad, read_depths(manifest))
-    peaks = pd.Series({row: one.peak for row, one in pictures.remarks.items() if one.peak is not None}, dtype="int64")
-    open_rows = [row for row in peaks.index if pictures.depths[row] is None]
+    images = open_image_cache(files, size, progress, bad, read_depths(manifest))
+    peaks = pd.Series({row: one.peak for row, one in images.remarks.items() if one.peak is not None}, dtype="int64")
+    open_rows = [row for row in peaks.index if images.depths[row] is None]
     if known:
-        warn_unsure(manifest, pictures.remarks, known)
-        warn_packed(manifest, known)
+        warn_unknown_sources(manifest, images.remarks, known)
+        warn_packed_depths(manifest, known)
     if not open_rows or (known and known.default is None):
-        return manifest, pictures
+        return manifest, images
     depths = known or decide_depths(manifest["source"].iloc[open_rows], peaks[open_rows])
     if not known:
         log.info("bit depth where files of more than 8 bits state none: %s", depths.describe())
@@ -82,7 +82,7 @@ def decide_depths(sources: pd.Series, peaks: Sequence[int]) -> BitDepths:
     by_source = pd.Series(np.asarray(peaks), index=pd.Index(sources)).groupby(level=0)
     held = {source: np.quantile(few, SHARE_OF_IMAGES, method="inverted_cdf") for source, few in by_source}
     found = {str(source): find_depth(int(peak)) for source, peak in held.items()}
-    return BitDepths(found, _find_commonest(pd.Series(sources).map(found)))
+    return BitDepths(found, _find_most_frequent(pd.Series(sources).map(found)))
 
 
 def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths) -> pd.DataFrame:
@@ -126,10 +126,12 @@ def summarize_depths(manifest: pd.DataFrame) -> BitDepths:
         return BitDepths()
     sources = manifest["source"].reset_index(drop=True)[column.index]
     by_source = column.groupby(sources)
-    return BitDepths({str(source): _find_commonest(depths) for source, depths in by_source}, _find_commonest(column))
+    return BitDepths(
+        {str(source): _find_most_frequent(depths) for source, depths in by_source}, _find_most_frequent(column)
+    )
 
 
-def warn_packed(table: pd.DataFrame, known: BitDepths) -> None:
+def warn_packed_depths(table: pd.DataFrame, known: BitDepths) -> None:
     """Log how many images were packed with another depth than the model knows: their pixels are 8-bit for good."""
     depths = zip(read_depths(table) or (), table["file"], table["source"], strict=False)
     packed = sum(
@@ -143,7 +145,7 @@ def warn_packed(table: pd.DataFrame, known: BitDepths) -> None:
         log.warning(text + "that in a column %s", f"{packed:,}", known.describe(), COLUMN)
 
 
-def warn_unsure(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:
+def warn_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:
     """Log which images have no depth of their own, and come from a source for which the model knows none."""
     own, text = (
         read_depths(table) or [None] * len(table),
@@ -153,11 +155,11 @@ def warn_unsure(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitD
     unsure = [
         (table["path"].iloc[row], Remarks({"W213": text}))
         for row, one in sorted(remarks.items())
-        if one.peak is not None and own[row] is None and known.is_unsure(table["source"].iloc[row])
+        if one.peak is not None and own[row] is None and known.is_unknown(table["source"].iloc[row])
     ]
-    count_warnings(unsure)
+    log_counted_warnings(unsure)
 
 
-def _find_commonest(depths: Iterable[float]) -> int:
+def _find_most_frequent(depths: Iterable[float]) -> int:
     """The smallest of the depths that are most frequent."""
     return int(pd.Series(depths).mode().iloc[0])

@@ -28,7 +28,7 @@ MOSTLY_UNIQUE, MIN_CELLS = 0.9, 10  # share of different values, in columns with
 NUMBER = re.compile(r"[+-]?\d{0,5}(\.\d*)?([eE][+-]?\d+)?")  # a longer whole number may be a record number
 
 
-def check_kept(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
+def validate_kept_columns(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
     """Raise RecipeError for a column to keep that is missing (E022) or that may identify a person (E039)."""
     for name in keep:
         columns = dict.fromkeys(column for table in tables for column in table.columns if column != "file")
@@ -36,24 +36,26 @@ def check_kept(tables: Sequence[pd.DataFrame], keep: Iterable[str]) -> None:
         if not found:
             what = f"keep_columns: no column is called {name!r}{suggest_name(name, columns)}"
             raise RecipeError(what, f"There are {format_names(columns)}", code="E022")
-        if not is_ours(str(found[0].name)) and (why := find_personal(str(found[0].name), pd.concat(found))):
+        if not is_schema_column(str(found[0].name)) and (
+            why := find_privacy_risk(str(found[0].name), pd.concat(found))
+        ):
             what = f"keep_columns: the column {found[0].name!r} {why}"
             fix = "Leave it out: outputs must not identify a person"
             raise RecipeError(what, fix, code="E039")
 
 
-def choose_columns(rows: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
+def select_columns(rows: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame:
     """The rows with the columns of a manifest, and those to keep that they have, in the order of the data."""
     named = {find_column(rows.columns, [name]) for name in keep}
-    return rows[[name for name in rows.columns if is_ours(name) or name in named]]
+    return rows[[name for name in rows.columns if is_schema_column(name) or name in named]]
 
 
-def is_ours(name: str) -> bool:
+def is_schema_column(name: str) -> bool:
     """Whether a column belongs to every manifest: the schema, and the sex, age and view that reports use."""
     return name in SCHEMA or any(find_demographic_column([name], trait) for trait in TRAITS)
 
 
-def find_personal(name: str, cells: pd.Series) -> str | None:
+def find_privacy_risk(name: str, cells: pd.Series) -> str | None:
     """Why a column may identify a person or hold free text, as the end of a sentence; None for any other."""
     bare = "".join(letter for letter in name.casefold() if letter.isalnum())
     if kind := next((kind for kind, pattern in PERSONAL.items() if re.search(pattern, bare)), None):

@@ -43,7 +43,7 @@ def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame
 
     `homes` says which of the sources given each row is from. Raises DataError (E008) for copies under two labels.
     """
-    groups = group_copies(rows["file"])
+    groups = group_exact_duplicates(rows["file"])
     _reject_label_conflicts(rows, inputs, groups)
     rows = union_patients(rows, groups)
     priority = rows["split"].map(SPLIT_PRIORITY).fillna(len(SPLIT_PRIORITY))
@@ -55,12 +55,12 @@ def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame
     return rows.assign(patient_origin=rows["patient_origin"].mask(is_single, "image"))
 
 
-def link_copies(rows: pd.DataFrame) -> pd.DataFrame:
+def union_exact_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with one patient for all patients whose images are exact copies, so that no split separates copies."""
-    return union_patients(rows, group_copies(rows["file"])) if "file" in rows else rows
+    return union_patients(rows, group_exact_duplicates(rows["file"])) if "file" in rows else rows
 
 
-def group_copies(files: pd.Series) -> list[list[int]]:
+def group_exact_duplicates(files: pd.Series) -> list[list[int]]:
     """The rows of each set of images with the same bytes; a row without a copy is in none.
 
     What is no image (an empty file, an error page that was saved in its place) is no copy of an image.
@@ -91,7 +91,9 @@ def link_same_filenames(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
     groups, repeated = _group_names(stems, inputs)
     groups += _group_names(rows["label"][repeated] + "/" + stems[repeated], inputs[repeated])[0]
     with ThreadPoolExecutor(count_cpus()) as pool:
-        same = pool.map(lambda group: _keep_same(rows["file"][group], is_distinctive_name(stems[group[0]])), groups)
+        same = pool.map(
+            lambda group: _group_same_images(rows["file"][group], is_distinctive_name(stems[group[0]])), groups
+        )
         same_image_pairs = [group for found in same for group in found]
     if same_image_pairs:
         counts = Counter(f"{inputs[i]} and {inputs[first]}" for first, *others in same_image_pairs for i in others)
@@ -112,7 +114,7 @@ def _group_names(names: pd.Series, homes: pd.Series) -> tuple[list[list[int]], p
     return [list(group) for group in groups if len(group) > 1], names.index[repeated]
 
 
-def _keep_same(files: pd.Series, cropped: bool) -> list[list[int]]:
+def _group_same_images(files: pd.Series, cropped: bool) -> list[list[int]]:
     """The rows of one name in groups that show the same image; those of no group are left out."""
     groups: list[tuple[np.ndarray, list[int]]] = []
     for row, file in files.items():
@@ -134,7 +136,7 @@ def are_counters(rows: pd.DataFrame, homes: pd.Series) -> bool:
     single = stems[~pd.DataFrame({"stem": stems, "home": homes}).duplicated()]
     groups = [list(group)[:2] for group in single.index.groupby(single).values() if len(group) > 1]
     chosen = groups[:: 1 + len(groups) // SAMPLED]
-    same = sum(bool(_keep_same(rows["file"][group], cropped=True)) for group in chosen)
+    same = sum(bool(_group_same_images(rows["file"][group], cropped=True)) for group in chosen)
     return 2 * same < len(chosen)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pandas as pd
 
-from fastcxr.data.columns import find_personal
+from fastcxr.data.columns import find_privacy_risk
 from fastcxr.errors import RecipeError
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name, to_text
 
@@ -80,7 +80,7 @@ def _keep_matching(table: pd.DataFrame, column: str, values: set[str]) -> pd.Dat
     is_kept = has_no_value | cells.fillna("").isin(list(values))
     dropped = cells[~is_kept].fillna("an empty cell").value_counts()
     if len(dropped):
-        is_personal = find_personal(column, cells)  # what such cells say belongs into no run.json
+        is_personal = find_privacy_risk(column, cells)  # what such cells say belongs into no run.json
         examples = "" if is_personal else format_names((f"{name} ({n:,})" for name, n in dropped.items()), 8) + " "
         log.info("left out by %s: %s(%s images)", column, examples, f"{dropped.sum():,}")
     return table[is_kept]

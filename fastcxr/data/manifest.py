@@ -11,7 +11,7 @@ from typing import Self
 
 import pandas as pd
 
-from fastcxr.data.columns import check_kept, choose_columns
+from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, is_choice_of_traits
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
@@ -29,7 +29,7 @@ from fastcxr.data.readers.csv_table import read_label_table
 from fastcxr.data.readers.detect import COLLECTIONS, DetectedDataset, detect_layout
 from fastcxr.data.readers.folders import identify_file, list_class_images, list_files_below
 from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
-from fastcxr.data.relative_paths import hide_roots
+from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.stratify import validate_classes
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.io.files import atomic_write
@@ -84,12 +84,12 @@ def read_manifest(
     datasets = detect_datasets(data, data_format)
     names = make_unique_names(cohort.source for cohort in datasets)
     tables = [_read_dataset(cohort, name) for cohort, name in zip(datasets, names, strict=True)]
-    check_kept(tables, keep_columns)
+    validate_kept_columns(tables, keep_columns)
     tables = filter_tables(tables, relabel=relabel, classes=classes)
     if by_traits := is_choice_of_traits(filter):  # otherwise only headers of the rows that are left are read, below
         tables = [add_dicom_demographics(table) for table in tables]
     rows = concat_tables(filter_tables(tables, filter=filter), names)
-    rows = choose_columns(rows, [*keep_columns, INPUT_INDEX])
+    rows = select_columns(rows, [*keep_columns, INPUT_INDEX])
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
     rows = assign_patients(rows, table=patient_table, regex=patient_regex, tag=patient_tag)
@@ -165,7 +165,7 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
             source = path.resolve().name
             rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
         elif is_hdf5(path):
-            packed = hide_roots(read_packed_manifest(path)[["source", "path", "file"]])
+            packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
             rows += packed.itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
@@ -184,7 +184,7 @@ def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
     else:
         rows = list_class_images(dataset.path.absolute(), list(dataset.folders))
     folder = dataset.path.absolute().parent
-    rows = hide_roots(rows, folder, folder.resolve())
+    rows = make_paths_relative(rows, folder, folder.resolve())
     given_sources = rows["source"].str.strip() if "source" in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
     return rows.assign(source=to_text(given_sources.where(~is_blank(given_sources, MISSING_VALUES), name)))
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fastcxr.data.bit_depth import decide_depths, read_depths, write_depths
 from fastcxr.data.imaging.read import fit_square, read_with_remarks
-from fastcxr.data.imaging.sniff import Remarks, count_warnings
+from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.data.manifest import replace_error_paths
 from fastcxr.data.readers.hdf5 import (
     FORMAT_NAME,
@@ -111,7 +111,7 @@ def _write_images(
                 raise read
             image, remarks[row] = read
             write_image(slots[row], image)
-    count_warnings((files[place], one) for place, one in remarks.items())
+    log_counted_warnings((files[place], one) for place, one in remarks.items())
     return manifest, packed_rows, errors
 
 

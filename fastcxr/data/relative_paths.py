@@ -16,7 +16,7 @@ from fastcxr.io.tables import to_text
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
-def hide_roots(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
+def make_paths_relative(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
     """The rows with every absolute `path` relative to the first of the roots that holds it, else to what they share.
 
     A patient who is called by such a path (`image:/data/1.png`) is renamed too.
@@ -25,7 +25,7 @@ def hide_roots(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
     if not absolute.any():
         return rows
     given = rows["path"][absolute]
-    names = _name_below(given, set(rows["path"][~absolute]), [str(root) for root in roots])
+    names = _make_unique_names(given, set(rows["path"][~absolute]), [str(root) for root in roots])
     rows = rows.assign(path=to_text(rows["path"].mask(absolute, names)))
     if "patient" not in rows:
         return rows
@@ -42,15 +42,17 @@ def is_absolute(path: str) -> bool:
     return path.startswith("/") or Path(path).is_absolute() or DRIVE.match(path) is not None
 
 
-def _name_below(given: pd.Series, taken: set[str], roots: list[str]) -> pd.Series:
+def _make_unique_names(given: pd.Series, taken: set[str], roots: list[str]) -> pd.Series:
     """A relative path for each of these absolute ones, none of them twice and none in `taken`."""
     real = given.map(_normalize)
-    named = real.map(lambda path: _cut(path, roots))
+    named = real.map(lambda path: _remove_root(path, roots))
     taken = taken | set(named.dropna())
     outside = real[named.isna()]
     for _, paths in outside.groupby(outside.map(lambda path: "/".join(path.split("/")[:2]))):  # no disk is like another
         shared = os.path.commonpath([os.path.dirname(path) for path in paths])
-        names = _choose_free(paths.map(lambda path, shared=shared: _cut(path, [shared])), Path(shared).name, taken)
+        names = _make_free_names(
+            paths.map(lambda path, shared=shared: _remove_root(path, [shared])), Path(shared).name, taken
+        )
         named.loc[paths.index] = names
         taken |= set(names)
     return named
@@ -64,13 +66,13 @@ def _normalize(path: str) -> str:
     return re.sub(r"/(\./)*/*", "/", path)
 
 
-def _cut(path: str, roots: list[str]) -> str | None:
+def _remove_root(path: str, roots: list[str]) -> str | None:
     """The path below the first of the roots that holds it."""
     below = (path.removeprefix(f"{root.replace(os.sep, '/').rstrip('/')}/") for root in roots)
     return next((name for name in below if name != path), None)
 
 
-def _choose_free(names: pd.Series, folder: str, taken: set[str]) -> pd.Series:
+def _make_free_names(names: pd.Series, folder: str, taken: set[str]) -> pd.Series:
     """The names, where one is taken below a folder with the first number that makes all of them free."""
     free, number = names, 1
     while not taken.isdisjoint(free):

@@ -20,7 +20,7 @@ def is_same_image(one: np.ndarray, other: np.ndarray, *, cropped: bool = False) 
     if not cropped:
         return False
     small = [_shrink(image) for image in (one, other)]
-    return max(_find_centre(*small), _find_centre(*reversed(small))) > SAME
+    return max(_match_centre(*small), _match_centre(*reversed(small))) > SAME
 
 
 def _shrink(image: np.ndarray) -> Image.Image:
@@ -29,7 +29,7 @@ def _shrink(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image).resize((width, height), Image.Resampling.BOX)
 
 
-def _find_centre(one: Image.Image, other: Image.Image) -> float:
+def _match_centre(one: Image.Image, other: Image.Image) -> float:
     """Return the highest correlation of the centre of one image, at any scale, with any place of the other."""
     width, height = (round(side * (1 - CENTRE) / 2) for side in one.size)
     centre, whole = one.crop((width, height, one.width - width, one.height - height)), np.asarray(other, float)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from fastcxr.data.duplicates import group_copies, link_copies
+from fastcxr.data.duplicates import group_exact_duplicates, union_exact_duplicates
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError
@@ -41,7 +41,7 @@ def split_by_patient(
     if unit not in ("patient", "image"):
         suggestion = suggest_name(unit, ("patient", "image"))
         raise RecipeError(f"no unit of splitting called {unit!r}{suggestion}", "Choose patient or image", code="E022")
-    manifest = link_copies(_add_split_columns(manifest))
+    manifest = union_exact_duplicates(_add_split_columns(manifest))
     if ignore_given_splits:
         manifest = _drop_given_splits(manifest)
     is_given = manifest["split"].notna() & ~manifest["split_origin"].isin(GENERATED_ORIGINS)
@@ -158,7 +158,7 @@ def group_keys(manifest: pd.DataFrame, unit: str) -> pd.Series:
 def _name_images(manifest: pd.DataFrame) -> pd.Series:
     """Source and path of each image; of exact copies the first name of all."""
     names = manifest["source"] + "\n" + manifest["path"]
-    groups = group_copies(manifest["file"]) if "file" in manifest else []
+    groups = group_exact_duplicates(manifest["file"]) if "file" in manifest else []
     first = {row: min(names[group]) for group in groups for row in group}
     return names.mask(names.index.isin(first), pd.Series(first, dtype=TEXT_DTYPE))
 
@@ -233,7 +233,7 @@ def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient
     Exact copies of an image share a fold, also with the unit image.
     Raises DataError for a class with fewer patients (or images) than folds.
     """
-    manifest = link_copies(manifest)
+    manifest = union_exact_duplicates(manifest)
     keys = group_keys(manifest, unit)
     labels = labels_per_group(manifest, keys)
     for label in sorted(manifest["label"].unique()):
@@ -292,7 +292,7 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
     if source not in sources:
         problem = f"no source is called {source!r}"
         raise RecipeError(problem, f"Hold out one of {', '.join(sources)}", code="E022")
-    manifest = link_copies(manifest)
+    manifest = union_exact_duplicates(manifest)
     is_held_out = manifest["source"] == source
     is_shared = ~is_held_out & manifest["patient"].isin(manifest.loc[is_held_out, "patient"])
     if is_shared.any():

@@ -24,7 +24,7 @@ from fastcxr.data.manifest import read_unlabelled
 from fastcxr.errors import ImageError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
-from fastcxr.inference.predict import ImageOrError, fuse_classifier, read_fitted_images, score_batch, tell_remarks
+from fastcxr.inference.predict import ImageOrError, fuse_classifier, log_image_warnings, read_fitted_images, score_batch
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
 from fastcxr.io.html import escape_html
 from fastcxr.models.bundle import Classifier, extract_classifier
@@ -150,7 +150,7 @@ def explain(
     explainer = make_explainer(model, table, method)
     remarks: dict[int, Remarks] = {}
     heats = tuple(explain_rows(explainer, table, classes, progress=progress, remarks=remarks))
-    tell_remarks(table, remarks, explainer.classifier.bit_depths)
+    log_image_warnings(table, remarks, explainer.classifier.bit_depths)
     return Explanations(heats, explainer.check)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unsure
+from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unknown_sources
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
-from fastcxr.data.imaging.sniff import Remarks, collecting, count_warnings
+from fastcxr.data.imaging.sniff import Remarks, collect_remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
@@ -45,7 +45,7 @@ def predict(
     *,
     splits: Sequence[str] | None = ("valid", "test"),
     progress: Progress | None = None,
-    tell: bool = True,
+    log_warnings: bool = True,
 ) -> Predictions:
     """What the model says about every row of these splits, or of all rows when `splits` is None.
 
@@ -74,8 +74,8 @@ def predict(
     images = read_fitted_images(table["file"].tolist(), classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
         scores, errors = score_images_or_errors(classifier, images, len(table), bar.advance)
-    if tell:
-        tell_remarks(table, remarks, classifier.bit_depths)
+    if log_warnings:
+        log_image_warnings(table, remarks, classifier.bit_depths)
     return _make_predictions(table, scores, classifier, errors)
 
 
@@ -158,10 +158,10 @@ def _make_predictions(
     return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)
 
 
-def tell_remarks(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
+def log_image_warnings(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
     """Log what was remarked on rows of the table while they were decoded, one line a kind."""
-    count_warnings((table["file"].iloc[row], one) for row, one in sorted(remarks.items()))
-    warn_unsure(table, remarks, depths)
+    log_counted_warnings((table["file"].iloc[row], one) for row, one in sorted(remarks.items()))
+    warn_unknown_sources(table, remarks, depths)
 
 
 def read_fitted_images(
@@ -214,7 +214,7 @@ def _decode_ahead(
 
 
 def _read_fitted_image(file: str, size: int, depth: int | None) -> tuple[ImageOrError, Remarks]:
-    with collecting() as remarks:
+    with collect_remarks() as remarks:
         try:
             return fit_square(read_image(file, depth), size), remarks
         except ImageError as error:

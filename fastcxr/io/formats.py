@@ -40,7 +40,7 @@ def make_format_error(folder: str | Path) -> ModelError:
     version = _find_version(Path(folder))
     maker, remedy = (f"fastcxr {version}",) * 2 if version else ("another version of fastcxr", "that version")
     problem = f"made by {maker}, whose format this version cannot read"
-    return ModelError(problem, f"Use {remedy}, or train again", path=folder, code="E302")
+    return ModelError(problem, f"Use {remedy}, or train again", path=folder, code="E306")
 
 
 def _find_version(folder: Path) -> str | None:

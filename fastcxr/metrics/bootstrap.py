@@ -24,8 +24,8 @@ def bootstrap_metrics(
 
     `truth`: positions in `labels`, shape (n,). `probability`: (n, k). `patients`: a name an image.
     """
-    images = Images.of(truth, probability, labels)
-    batches = [images.measure(weights) for weights in draw_bootstrap_weights(patients, seed)]
+    images = MetricInputs.of(truth, probability, labels)
+    batches = [images.compute(weights) for weights in draw_bootstrap_weights(patients, seed)]
     return {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
 
 
@@ -47,7 +47,7 @@ def is_in_top2(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Images:
+class MetricInputs:
     """What the metrics need of n images, computed once for all draws.
 
     support, predicted, hits: the images of each true class, of each predicted class, and those where it is the same;
@@ -63,7 +63,7 @@ class Images:
     means: MetricDraws
 
     @classmethod
-    def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "Images":
+    def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "MetricInputs":
         """Prepare the images; arguments as in `redraw`."""
         guess, everyone = probability.argmax(axis=1), np.arange(len(truth))
         groups = ((truth, everyone), (guess, everyone), (truth, np.flatnonzero(guess == truth)))
@@ -74,15 +74,15 @@ class Images:
         if len(labels) > 2:
             means["top2_accuracy"] = is_in_top2(truth, probability).astype(float)
         rankings = [Ranking.of(truth == k, probability[:, k]) for k in range(len(labels))]
-        return cls(labels, *(_by_class(*group, len(labels)) for group in groups), rankings, means)
+        return cls(labels, *(_make_class_indicators(*group, len(labels)) for group in groups), rankings, means)
 
-    def measure(self, weights: np.ndarray) -> MetricDraws:
+    def compute(self, weights: np.ndarray) -> MetricDraws:
         """Every metric in each draw. `weights`: (draws, n)."""
         total, columns = weights.sum(axis=1), np.ascontiguousarray(weights.T)
         counts = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
         with np.errstate(invalid="ignore", divide="ignore"):
             figures = _compute_count_metrics(*counts, total, self.labels)
-            ranks = [ranking.measure(columns) for ranking in self.rankings]
+            ranks = [ranking.compute(columns) for ranking in self.rankings]
         for name, column in (("auroc", 0), ("average_precision", 1)):
             figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(self.labels)}
             figures[f"{name}.macro"] = _average_defined([rank[column] for rank in ranks])
@@ -107,9 +107,12 @@ class Ranking:
         positives = order[positive[order]]
         scores, first = np.unique(-score[positives], return_index=True)
         edges = np.stack([np.searchsorted(-score[order], scores, side=side) for side in ("left", "right")], axis=1)
-        return cls(_grouped(positives, first[1:], len(order)), _grouped(order, edges.ravel(), len(order)))
+        return cls(
+            _make_group_indicators(positives, first[1:], len(order)),
+            _make_group_indicators(order, edges.ravel(), len(order)),
+        )
 
-    def measure(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compute(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """AUROC and average precision in each draw; nan without a positive or, for the AUROC, a negative image.
 
         `columns`: weights, (n, draws).
@@ -125,12 +128,12 @@ class Ranking:
         return auroc, (above * precision).sum(axis=0) / hits[-1]
 
 
-def _by_class(place: np.ndarray, rows: np.ndarray, k: int) -> csr_array:
+def _make_class_indicators(place: np.ndarray, rows: np.ndarray, k: int) -> csr_array:
     """Which of the images `rows` are of each class, sparse (k, n); `place`: the class of every image, (n,)."""
     return csr_array((np.ones(len(rows)), (place[rows], rows)), shape=(k, len(place)))
 
 
-def _grouped(images: np.ndarray, edges: np.ndarray, n: int) -> csr_array:
+def _make_group_indicators(images: np.ndarray, edges: np.ndarray, n: int) -> csr_array:
     """A row for each run of `images` between two `edges`: its sums are the matrix product; sparse (edges + 1, n)."""
     pointers = np.concatenate([[0], edges, [len(images)]]).astype(np.int32)
     return csr_array((np.ones(len(images), np.int8), images, pointers), shape=(len(pointers) - 1, n))

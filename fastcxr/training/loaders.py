@@ -26,7 +26,7 @@ from fasttransform import DisplayedTransform
 from PIL import Image
 
 from fastcxr.config.recipe import Augmentation, Recipe
-from fastcxr.data.bit_depth import COLUMN, open_cohort_pictures
+from fastcxr.data.bit_depth import COLUMN, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.errors import DataError, RecipeError
@@ -98,9 +98,9 @@ def make_loaders(
             )
     image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
     if image_cache is None:
-        manifest, image_cache = open_cohort_pictures(manifest, recipe.image_size, progress)
+        manifest, image_cache = open_dataset_images(manifest, recipe.image_size, progress)
     table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths
-    image_cache.tell_warnings(again=False)  # `load_dataset` has told those of a whole run
+    image_cache.log_warnings(again=False)  # `load_dataset` has told those of a whole run
     sampler_options = make_sampler_options(table.loc[table["split"] == "train", "label"], recipe)
     loaders = make_datablock(table, recipe).dataloaders(
         table,

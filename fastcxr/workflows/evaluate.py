@@ -61,7 +61,7 @@ def evaluate(
         log.info("arithmetic: %s", classifier.dtype_and_device)
         manifest = drop_training_images(manifest, run, classifier.input_spec.image_size, run_dir)
         manifest = manifest.assign(split="test", split_origin="given")
-        predictions = predict(classifier, manifest, splits=None, progress=run_dir, tell=False)
+        predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
         run_dir.extra_metadata = {"tested": {"run": Path(run).resolve().name, "failed": failed_messages}}
         run_dir.write_dataset_tables(manifest)

@@ -17,7 +17,7 @@ from fastcxr.inference.explain import (
     find_class_indices,
     make_explainer,
 )
-from fastcxr.inference.predict import tell_remarks
+from fastcxr.inference.predict import log_image_warnings
 from fastcxr.io.files import atomic_write, write_json
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
 from fastcxr.models.bundle import Classifier
@@ -52,7 +52,7 @@ def write_explanation(
     remarks: dict[int, Remarks] = {}
     saliency_maps = (("", heat) for heat in explain_rows(explainer, table, classes, progress=progress, remarks=remarks))
     written = write_saliency_maps(folder, saliency_maps, classifier.input_spec.image_size)
-    tell_remarks(table, remarks, classifier.bit_depths)
+    log_image_warnings(table, remarks, classifier.bit_depths)
     write_saliency_metadata(folder, explainer, method, written)
     return write_saliency_page(folder), int((written["error"] != "").sum())
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.bit_depth import BitDepths, open_cohort_pictures
+from fastcxr.data.bit_depth import BitDepths, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.data.duplicates import link_copies
+from fastcxr.data.duplicates import union_exact_duplicates
 from fastcxr.data.manifest import (
     describe_manifest,
     drop_unreadable,
@@ -66,12 +66,12 @@ class Dataset:
         try:
             if self.image_cache is None:
                 with record_logging(self._image_records):
-                    self._manifest_with_depths, self.image_cache = open_cohort_pictures(
+                    self._manifest_with_depths, self.image_cache = open_dataset_images(
                         manifest, self.recipe.image_size, progress, self._image_errors, self.depths
                     )
         finally:
             replay_logging(self._image_records)
-        self.image_cache.tell_warnings()
+        self.image_cache.log_warnings()
         return self._manifest_with_depths, self._image_errors
 
 
@@ -88,7 +88,7 @@ def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None 
     if image_errors:
         output_dir.write_skipped(image_errors, manifest)
         manifest = drop_unreadable(manifest, image_errors, only_test=dataset.only_test)
-    return link_copies(manifest)  # only now: a placeholder that could not be read belongs to many patients
+    return union_exact_duplicates(manifest)  # only now: a placeholder that could not be read belongs to many patients
 
 
 def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:

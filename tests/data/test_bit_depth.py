@@ -14,7 +14,7 @@ from fastcxr.data.bit_depth import (
     BitDepths,
     decide_depths,
     find_depths,
-    open_cohort_pictures,
+    open_dataset_images,
     read_depths,
     summarize_depths,
     write_depths,
@@ -45,46 +45,46 @@ def manifest(tmp_path, cache) -> pd.DataFrame:
 
 
 def test_two_exposures_of_one_detector_keep_their_ratio(manifest):
-    _, pictures = open_cohort_pictures(manifest, SIZE)
+    _, pictures = open_dataset_images(manifest, SIZE)
     bright, _, dark, _ = pictures.read(range(4)).astype(float)
     assert np.allclose(dark, bright / 4, atol=1)
 
 
 def test_the_decision_stands_in_the_manifest_for_images_that_need_it_alone(manifest, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    table, _ = open_cohort_pictures(manifest, SIZE)
+    table, _ = open_dataset_images(manifest, SIZE)
     assert read_depths(table) == [12, 12, 12, None]
     assert "bit depth where files of more than 8 bits state none: a 12 bits" in caplog.text
 
 
 def test_8_bit_images_need_no_column_and_are_decoded_once(manifest, decoded):
-    table, pictures = open_cohort_pictures(manifest[3:], SIZE)
+    table, pictures = open_dataset_images(manifest[3:], SIZE)
     assert COLUMN not in table and len(decoded) == 1
     assert np.array_equal(pictures.read([0])[0], fit_square(make_reference(seed=4), SIZE))
 
 
 def test_a_manifest_with_its_depths_is_decoded_once(manifest, decoded, old):
-    table, _ = open_cohort_pictures(manifest, SIZE)
+    table, _ = open_dataset_images(manifest, SIZE)
     count = len(decoded)
-    again, _ = open_cohort_pictures(table, SIZE)
+    again, _ = open_dataset_images(table, SIZE)
     assert len(decoded) == count == 4 + 3
     pd.testing.assert_frame_equal(again, table)
 
 
 def test_the_decision_is_the_same_from_the_cache(manifest, decoded, old):
-    first, pictures = open_cohort_pictures(manifest, SIZE)
+    first, pictures = open_dataset_images(manifest, SIZE)
     count = len(decoded)
-    second, again = open_cohort_pictures(manifest, SIZE)
+    second, again = open_dataset_images(manifest, SIZE)
     assert len(decoded) == count
     pd.testing.assert_frame_equal(first, second)
     assert np.array_equal(pictures.read(range(4)), again.read(range(4)))
 
 
 def test_the_decision_is_the_same_where_nothing_can_be_kept(manifest, monkeypatch):
-    expected = open_cohort_pictures(manifest, SIZE)[1].read(range(4))
+    expected = open_dataset_images(manifest, SIZE)[1].read(range(4))
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     monkeypatch.setattr("fastcxr.data.cache.images.temporary_cache", _fail)
-    table, pictures = open_cohort_pictures(manifest, SIZE)
+    table, pictures = open_dataset_images(manifest, SIZE)
     assert pictures.mapped is None and read_depths(table) == [12, 12, 12, None]
     assert np.array_equal(pictures.read(range(4)), expected)
 
@@ -101,7 +101,7 @@ def test_the_depth_is_a_part_of_the_names_in_the_cache(manifest, old):
 
 
 def test_a_depth_given_in_a_column_is_kept(manifest):
-    table, pictures = open_cohort_pictures(manifest.assign(**{COLUMN: ["14", "14", "14", ""]}), SIZE)
+    table, pictures = open_dataset_images(manifest.assign(**{COLUMN: ["14", "14", "14", ""]}), SIZE)
     assert read_depths(table) == [14, 14, 14, None]
     assert np.array_equal(pictures.read([0])[0], fit_square(read_image(manifest["file"][0], 14), SIZE))
 
@@ -135,27 +135,27 @@ def test_a_model_keeps_the_commonest_depth_of_each_source_and_of_all(manifest):
 
 def test_images_are_read_with_the_depth_of_the_model_whatever_stands_beside_them(manifest):
     known = BitDepths({"a": 14}, 14)
-    table, pictures = open_cohort_pictures(manifest, SIZE, known=known)
+    table, pictures = open_dataset_images(manifest, SIZE, known=known)
     assert read_depths(table) == [14, 14, 14, None]
-    alone = open_cohort_pictures(manifest[2:3].reset_index(drop=True), SIZE, known=known)[1]
+    alone = open_dataset_images(manifest[2:3].reset_index(drop=True), SIZE, known=known)[1]
     assert np.array_equal(pictures.read([2]), alone.read([0]))
     assert find_depths(manifest, known) == [14] * 4
     assert find_depths(manifest[["file", "path"]], known) == [14] * 4
 
 
 def test_an_image_of_an_unknown_source_is_told_where_the_known_ones_differ(manifest, caplog):
-    open_cohort_pictures(manifest, SIZE, known=BitDepths({"b": 12, "c": 14}, 12))
+    open_dataset_images(manifest, SIZE, known=BitDepths({"b": 12, "c": 14}, 12))
     text = "FCX-W213 3 images: the file states no bit depth; read with 12 bits, the commonest of the model's sources, "
     assert text + "which differ (b 12 bits, c 14 bits) (first: 'bright.png')" in caplog.text
     caplog.clear()
-    open_cohort_pictures(manifest, SIZE, known=BitDepths({"a": 12, "c": 14}, 12))
-    open_cohort_pictures(manifest, SIZE, known=BitDepths({"b": 12, "c": 12}, 12))
+    open_dataset_images(manifest, SIZE, known=BitDepths({"a": 12, "c": 14}, 12))
+    open_dataset_images(manifest, SIZE, known=BitDepths({"b": 12, "c": 12}, 12))
     assert "W213" not in caplog.text
 
 
 def test_a_model_of_8_bit_images_has_no_depth_and_each_image_is_warned_of(manifest, caplog):
-    table, pictures = open_cohort_pictures(manifest, SIZE, known=BitDepths())
-    pictures.tell_warnings()
+    table, pictures = open_dataset_images(manifest, SIZE, known=BitDepths())
+    pictures.log_warnings()
     assert COLUMN not in table
     rule = "the smallest of 8, 10, 12, 14 and 16 that holds 98 % of its pixels"
     for images, bits, name in (("2 images", 12, "bright"), ("1 image", 10, "dark")):
@@ -165,27 +165,27 @@ def test_a_model_of_8_bit_images_has_no_depth_and_each_image_is_warned_of(manife
 
 def test_values_above_the_depth_of_the_source_are_warned_of(manifest):
     Path(manifest["file"][0]).write_bytes(make_png(make_reference().astype(np.uint16) * 257, 0))
-    _, pictures = open_cohort_pictures(manifest.assign(**{COLUMN: "12"}), SIZE)
+    _, pictures = open_dataset_images(manifest.assign(**{COLUMN: "12"}), SIZE)
     assert "W212" in pictures.remarks[0].warnings and "W212" not in pictures.remarks[1].warnings
 
 
 def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog):
     pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
     whole = manifest.assign(patient_origin="image", split_origin="patient")
-    expected = open_cohort_pictures(whole, SIZE)[1].read(range(4))
+    expected = open_dataset_images(whole, SIZE)[1].read(range(4))
     packed = read_manifest(pack_dataset(whole, tmp_path / "packed.h5"))
     assert read_depths(packed) == [12, 12, 12, None]
-    assert np.array_equal(open_cohort_pictures(packed, SIZE)[1].read(range(4)), expected)
+    assert np.array_equal(open_dataset_images(packed, SIZE)[1].read(range(4)), expected)
     assert summarize_depths(packed) == BitDepths({"a": 12}, 12)
-    open_cohort_pictures(packed, SIZE, known=BitDepths({"a": 12}, 12))
+    open_dataset_images(packed, SIZE, known=BitDepths({"a": 12}, 12))
     assert "packed with another bit depth" not in caplog.text
-    open_cohort_pictures(packed, SIZE, known=BitDepths({"b": 14}, 14))
+    open_dataset_images(packed, SIZE, known=BitDepths({"b": 14}, 14))
     assert "3 images were packed with another bit depth than the model was trained with (b 14 bits)" in caplog.text
 
 
 def test_an_sbit_chunk_needs_no_decision(manifest):
     Path(manifest["file"][2]).write_bytes(make_png(TWELVE // 4, 0, make_chunk(b"sBIT", bytes([12]))))
-    table, pictures = open_cohort_pictures(manifest, SIZE)
+    table, pictures = open_dataset_images(manifest, SIZE)
     assert read_depths(table) == [12, 12, None, None]
     bright, _, dark, _ = pictures.read(range(4)).astype(float)
     assert np.allclose(dark, bright / 4, atol=1)
@@ -203,7 +203,7 @@ def test_a_warning_comes_from_the_cache_as_it_came_from_the_file(binary, decoded
     text = "FCX-W202 3 images: a picture of black and white only: its gray levels are lost (first: '0.png')"
     for _ in range(2):
         caplog.clear()
-        open_image_cache(binary, SIZE).tell_warnings()
+        open_image_cache(binary, SIZE).log_warnings()
         assert [record.getMessage() for record in caplog.records] == [text]
     assert len(decoded) == 4
 
@@ -217,8 +217,8 @@ def test_a_warning_is_kept_for_a_copy_of_its_image_in_other_files(binary, tmp_pa
 
 def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
     pictures = open_image_cache(binary, SIZE)
-    pictures.tell_warnings()
-    pictures.tell_warnings(again=False)
+    pictures.log_warnings()
+    pictures.log_warnings(again=False)
     read_image(binary[0])
     assert len(caplog.records) == 1
     assert pictures.remarks == {row: Remarks(pictures.remarks[0].warnings) for row in range(3)}

@@ -7,7 +7,7 @@ import pytest
 from toy_datasets import check_message, write_file, write_two_classes
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.columns import find_personal
+from fastcxr.data.columns import find_privacy_risk
 from fastcxr.data.manifest import MANIFEST_COLUMNS, read_manifest
 from fastcxr.errors import RecipeError
 
@@ -77,24 +77,24 @@ def test_a_column_about_a_person_is_refused_with_the_reason(table, name, why):
      "date of birth", "DOB", "Address", "e-mail", "subject id", "patient_id", "MRN", "Referring Physician"],
 )  # fmt: skip
 def test_names_of_columns_about_people_are_known(name):
-    assert find_personal(name, pd.Series(["x", "x"]))
+    assert find_privacy_risk(name, pd.Series(["x", "x"]))
 
 
 @pytest.mark.parametrize("name", ["scanner", "modality", "kVp", "texture", "survival", "model name", "bit_depth"])
 def test_other_names_are_no_reason(name):
-    assert find_personal(name, pd.Series(["x", "x"])) is None
+    assert find_privacy_risk(name, pd.Series(["x", "x"])) is None
 
 
 def test_cells_show_what_a_name_hides():
     many = range(20)
-    assert find_personal("extra", pd.Series([NOTE, "", "", ""])) == (
+    assert find_privacy_risk("extra", pd.Series([NOTE, "", "", ""])) == (
         "looks like free text: it has cells of more than 40 characters"
     )
     for cells in ([f"Doe, J{k}" for k in many], [f"{k + 10**6}" for k in many], [f"1961-03-{k:02d}" for k in many]):
-        why = find_personal("extra", pd.Series(cells))
+        why = find_privacy_risk("extra", pd.Series(cells))
         assert why == "looks like an identifier: almost every row has another value"
     for cells in ([f"{k / 7:.4f}" for k in many], [str(k) for k in many], ["AP", "PA"] * 10, [None] * 20):
-        assert find_personal("extra", pd.Series(cells, dtype="object")) is None
+        assert find_privacy_risk("extra", pd.Series(cells, dtype="object")) is None
 
 
 def test_commas_part_the_columns_of_a_recipe():

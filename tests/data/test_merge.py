@@ -133,7 +133,7 @@ def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatc
     sizes = tmp_path.glob("*.png")
     monkeypatch.setattr(duplicates, "_read_ends", lambda file: pytest.fail(file))
     monkeypatch.setattr(duplicates, "compute_file_checksum", lambda file: pytest.fail(file))
-    assert duplicates.group_copies(pd.Series(map(str, sizes))) == []
+    assert duplicates.group_exact_duplicates(pd.Series(map(str, sizes))) == []
 
 
 def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkeypatch):
@@ -143,7 +143,7 @@ def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkey
         file.write_bytes(text)
     read, hashed = duplicates.compute_file_checksum, []
     monkeypatch.setattr(duplicates, "compute_file_checksum", lambda file: hashed.append(file) or read(file))
-    assert duplicates.group_copies(pd.Series(map(str, files))) == [[1, 2]]
+    assert duplicates.group_exact_duplicates(pd.Series(map(str, files))) == [[1, 2]]
     assert sorted(hashed) == [str(files[1]), str(files[2])]
 
 

@@ -5,11 +5,11 @@ import pytest
 from toy_datasets import write_file, write_files, write_two_classes
 
 from fastcxr.data.manifest import read_manifest, read_unlabelled
-from fastcxr.data.relative_paths import hide_roots
+from fastcxr.data.relative_paths import make_paths_relative
 
 
 def name(paths: list[str], *roots) -> list[str]:
-    return hide_roots(pd.DataFrame({"path": paths}), *roots)["path"].tolist()
+    return make_paths_relative(pd.DataFrame({"path": paths}), *roots)["path"].tolist()
 
 
 def test_an_absolute_path_is_named_from_the_folder_of_the_table():
@@ -46,7 +46,7 @@ def test_two_dots_behind_a_link_lead_where_the_machine_says(tmp_path):
 def test_a_patient_called_by_an_absolute_path_is_renamed():
     rows = pd.DataFrame({"path": ["/vol/1.png", "/vol/2.png", "/vol/3.png"], "source": ["s"] * 3,
                          "patient": ["image:/vol/1.png", "image:s//vol/1.png", "p"]})  # fmt: skip
-    assert hide_roots(rows)["patient"].tolist() == ["image:1.png", "image:1.png", "p"]
+    assert make_paths_relative(rows)["patient"].tolist() == ["image:1.png", "image:1.png", "p"]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def intervals(truth, probability, patients, labels=LABELS):
 def test_drawn_figures_are_those_of_the_images_repeated():
     truth, probability = draw()
     weights = np.random.default_rng(1).integers(0, 4, (5, 120)).astype(float)
-    drawn = bootstrap.Images.of(truth, probability, LABELS).measure(weights)
+    drawn = bootstrap.MetricInputs.of(truth, probability, LABELS).compute(weights)
     for row, times in enumerate(weights.astype(int)):
         images = np.repeat(truth, times), np.repeat(probability, times, axis=0), LABELS
         expected = flatten(
@@ -62,8 +62,8 @@ def test_a_hundred_classes_take_no_memory_for_each_pair_of_classes(monkeypatch):
 def test_a_draw_that_lacks_a_class_leaves_its_figures_undefined():
     truth, probability = draw()
     weights = np.where(truth == 2, 0.0, 1.0)[None]
-    images = bootstrap.Images.of(truth, probability, LABELS)
-    drawn = {name: column[0] for name, column in images.measure(weights).items()}
+    images = bootstrap.MetricInputs.of(truth, probability, LABELS)
+    drawn = {name: column[0] for name, column in images.compute(weights).items()}
     assert np.isnan([drawn["per_class.c.sensitivity"], drawn["auroc.per_class.c"], drawn["per_class.c.f1"]]).all()
     kept = truth != 2
     expected = compute_metrics(truth[kept], probability[kept], LABELS)

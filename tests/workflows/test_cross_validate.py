@@ -298,12 +298,12 @@ def counted(monkeypatch):
 
     monkeypatch.setattr(load, "read_manifest", count("manifest", load.read_manifest))
     for module in (load, loaders):
-        monkeypatch.setattr(module, "open_cohort_pictures", count("images", module.open_cohort_pictures))
+        monkeypatch.setattr(module, "open_dataset_images", count("images", module.open_dataset_images))
     return counts
 
 
 def assert_logged_in_every_run(parts):
-    lines = [[line["text"] for line in json.loads((part / "run.json").read_text())["said"]] for part in parts]
+    lines = [[line["text"] for line in json.loads((part / "run.json").read_text())["messages"]] for part in parts]
     for texts in lines:
         assert any(text.startswith("layout: ") for text in texts), "what was said while it was read, too"
         assert sum(" patients from " in text for text in texts) == 1

@@ -264,7 +264,7 @@ def test_new_never_empties_a_folder(command):
     command(*WORDS, "--out", "mine", stop_after=4)
     code, _, err = command(*WORDS, "--out", "mine", "--no-resume")
     assert code == 73
-    assert "a run was begun here" in err
+    assert "an interrupted run is in this folder" in err
     assert Path("mine/state").exists()
 
 

@@ -32,7 +32,7 @@ from fastcxr.data.cache.quota import (
     user_cache,
 )
 from fastcxr.data.imaging.read import examine_images
-from fastcxr.data.imaging.sniff import Remarks, count_warnings
+from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.progress.base import Bar, Progress
@@ -83,9 +83,9 @@ class ImageCache:
         remarks = {new: self.remarks[old] for new, old in enumerate(rows) if old in self.remarks}
         return ImageCache(tuple(files), size, self.mapped, self.locations[rows], depths, remarks)
 
-    def tell_warnings(self, *, again: bool = True) -> None:
-        """Log what decoding warned of, one line a kind with the number of images; see `count_warnings`."""
-        count_warnings(((self.files[row], remarks) for row, remarks in sorted(self.remarks.items())), again=again)
+    def log_warnings(self, *, again: bool = True) -> None:
+        """Log what decoding warned of, one line a kind with the number of images; see `log_counted_warnings`."""
+        log_counted_warnings(((self.files[row], remarks) for row, remarks in sorted(self.remarks.items())), again=again)
 
     def hash_images(self) -> list[str]:
         """A checksum of each square, by which the same picture is known again in other data of the same size."""
@@ -123,7 +123,7 @@ def open_image_cache(
     image, where it is deeper than 8 bits and its file states none.
     """
     files = tuple(str(file) for file in files)
-    images = Images(files, tuple([None] * len(files) if depths is None else depths))
+    images = ImageList(files, tuple([None] * len(files) if depths is None else depths))
     try:
         return _open_in_cache(user_cache(), images, size, progress, errors)
     except CannotStoreError as error:
@@ -143,20 +143,20 @@ def open_image_cache(
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageList:
     """Files, and the bit depth of each where it states none."""
 
     files: tuple[str, ...]
     depths: tuple[int | None, ...]
 
-    def take(self, rows: Iterable[int]) -> "Images":
+    def take(self, rows: Iterable[int]) -> "ImageList":
         """Return those of these rows."""
         rows = list(rows)
-        return Images(tuple(self.files[row] for row in rows), tuple(self.depths[row] for row in rows))
+        return ImageList(tuple(self.files[row] for row in rows), tuple(self.depths[row] for row in rows))
 
 
 def _open_in_cache(
-    cache: CacheDir, images: Images, size: int, progress: Progress | None, errors: list | None
+    cache: CacheDir, images: ImageList, size: int, progress: Progress | None, errors: list | None
 ) -> ImageCache:
     folder, make_space = (
         cache.image_dir / make_store_name(size),
@@ -182,7 +182,7 @@ def _find_remarks(shelf: ImageStoreWriter, places: np.ndarray) -> dict[int, Rema
 
 
 def _decode_missing(
-    writer: ImageStoreWriter, images: Images, make_space: Callable, progress: Progress | None, errors: list | None
+    writer: ImageStoreWriter, images: ImageList, make_space: Callable, progress: Progress | None, errors: list | None
 ) -> np.ndarray | None:
     """The places of all files, after those that had none were decoded; None if the shelf must be emptied before."""
     if errors is not None:
@@ -197,7 +197,7 @@ def _decode_missing(
     return locations
 
 
-def _decode_and_store(writer: ImageStoreWriter, images: Images, bar: Bar, errors: list | None) -> np.ndarray:
+def _decode_and_store(writer: ImageStoreWriter, images: ImageList, bar: Bar, errors: list | None) -> np.ndarray:
     """Slots and checksums of these files, shape (n, 2); zeros for those whose error went into `bad`."""
     locations, batch = [], max(1, WRITE_BATCH_BYTES // writer.size**2)
     with closing(_decode_ahead(writer, images, bar, strict=errors is None)) as decoded_files:
@@ -216,7 +216,7 @@ def _store_decoded(
 
 
 def _decode_ahead(
-    writer: ImageStoreWriter, images: Images, bar: Bar, *, strict: bool
+    writer: ImageStoreWriter, images: ImageList, bar: Bar, *, strict: bool
 ) -> Iterator[DecodedFile | ImageError]:
     """What each file holds, in order, read by all cores while the caller stores; memory stays bounded."""
     n_cores = count_cpus()

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fastcxr.data.imaging.read import fit_square, read_image, read_open_image
-from fastcxr.data.imaging.sniff import Remarks, collecting, open_file
+from fastcxr.data.imaging.sniff import Remarks, collect_remarks, open_file
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import ImageError
 
@@ -163,13 +163,13 @@ def decode(file: str, size: int, is_known: Callable[[bytes], bool], depth: int |
 
 def read_fitted_image(file: str, size: int, depth: int | None = None) -> np.ndarray:
     """The square of a file, decoded now. Raises ImageError."""
-    with collecting():  # what is remarked is kept beside the square that this one replaces
+    with collect_remarks():  # what is remarked is kept beside the square that this one replaces
         return fit_square(read_image(file, depth), size)
 
 
 def _decode_file(file: str, size: int, is_known: Callable[[bytes], bool], depth: int | None) -> DecodedFile | None:
     """None for a file that was written to in the meantime: its square may be of another content than its checksum."""
-    with open_file(file) as stream, collecting() as remarks:
+    with open_file(file) as stream, collect_remarks() as remarks:
         status = os.fstat(stream.fileno())
         content_hash = _hash_content(stream, file, depth)
         if is_known(content_hash):

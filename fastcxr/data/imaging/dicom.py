@@ -36,7 +36,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fastcxr.data.imaging.dicom_classes import check_class, name_class, warn_gray_levels
+from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_gray_levels
 from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
 from fastcxr.data.imaging.raster import from_colour
 from fastcxr.data.imaging.sniff import HEAD_BYTES, may_be_dicom, open_file, suppress_decoder_warnings, warn_once
@@ -132,7 +132,7 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
         header = _read_header(file, path)
         _validate_modality(header, path)
         n_pixel_bytes = _count_pixel_bytes(header, file, path)
-        check_class(header, path)
+        validate_sop_class(header, path)
         _validate_required_tags(header, path)
         _validate_transfer_syntax(header, path)
         _validate_pixel_description(header, n_pixel_bytes, path)
@@ -225,7 +225,7 @@ def _count_pixel_bytes(header: Dataset, file: BinaryIO, path: str) -> float:
     if header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian and "Rows" in header:
         return float("inf")
     if n_left <= 0:
-        problem = f"no image in this DICOM (SOP class {name_class(header)})"
+        problem = f"no image in this DICOM (SOP class {format_sop_class(header)})"
         raise ImageError(problem, "Leave it out; if it should hold one, copy it again", path=path, code="E123")
     return n_left
 

@@ -33,21 +33,21 @@ RADIOGRAPH_CLASSES = (
 SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
 
 
-def check_class(header: Dataset, path: str) -> None:
+def validate_sop_class(header: Dataset, path: str) -> None:
     """Raise ImageError for segmentations, doses, maps and all other images with an SOP class of their own.
 
     A missing SOP class and the private classes of vendors are accepted.
     """
-    uid = _find_class(header)
+    uid = _read_sop_class(header)
     if uid.startswith(STANDARD_CLASSES) and uid not in RADIOGRAPH_CLASSES:
-        what = f"not a chest radiograph (SOP class {name_class(header)})"
+        what = f"not a chest radiograph (SOP class {format_sop_class(header)})"
         raise ImageError(what, "Leave it out", path=path, code="E126")
 
 
 def warn_gray_levels(header: Dataset, path: str) -> None:
     """Warn of an image for processing, and of a header that contradicts itself about inversion."""
     intent = str(header.get("PresentationIntentType") or "").strip().upper()
-    if intent == "FOR PROCESSING" or _find_class(header) == DigitalXRayImageStorageForProcessing:
+    if intent == "FOR PROCESSING" or _read_sop_class(header) == DigitalXRayImageStorageForProcessing:
         text = "an image FOR PROCESSING: its gray levels differ from those of images FOR PRESENTATION"
         warn_once("W208", path, f"{text}; it is read. Use the image FOR PRESENTATION where there is one")
     photometric, shape = header.PhotometricInterpretation, str(header.get("PresentationLUTShape") or "").strip()
@@ -57,11 +57,11 @@ def warn_gray_levels(header: Dataset, path: str) -> None:
         warn_once("W209", path, f"{text}; it is read as {photometric}. Check that bones are white, or export it again")
 
 
-def name_class(header: Dataset) -> str:
+def format_sop_class(header: Dataset) -> str:
     """Return the name of a known SOP class, else "unknown": a damaged header may hold anything, even a patient name."""
-    uid = UID(_find_class(header))
+    uid = UID(_read_sop_class(header))
     return uid.name if uid.name != uid else "unknown"
 
 
-def _find_class(header: Dataset) -> str:
+def _read_sop_class(header: Dataset) -> str:
     return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")

@@ -21,7 +21,7 @@ from fastcxr.data.imaging.intensity import (
     integers_to_gray,
     validate_size,
 )
-from fastcxr.data.imaging.sniff import detect_foreign_content, detect_format, make_content_error, note_peak, warn_once
+from fastcxr.data.imaging.sniff import detect_foreign_content, detect_format, make_content_error, record_peak, warn_once
 from fastcxr.errors import ImageError
 
 RASTER_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -125,7 +125,7 @@ def _from_counts(values: np.ndarray, path: str, stated: int | None, given: int |
     peak = find_peak(values)
     if stated and peak < 2**stated:
         return integers_to_gray(values, stated)
-    note_peak(peak)
+    record_peak(peak)
     depth = given or find_depth(peak)
     if not given:
         rule = f"{depth} bits, the smallest of 8, 10, 12, 14 and 16 that holds {PEAK_PERCENTILE} % of its pixels"

@@ -30,9 +30,9 @@ from fastcxr.data.imaging.sniff import (
     DICOM_SUFFIXES,
     HEAD_BYTES,
     Remarks,
-    collecting,
-    count_warnings,
+    collect_remarks,
     detect_format,
+    log_counted_warnings,
     make_content_error,
     may_be_dicom,
     open_file,
@@ -65,7 +65,7 @@ def read_image(path: str | Path, depth: int | None = None) -> np.ndarray:
 
 def read_with_remarks(path: str | Path, depth: int | None = None) -> tuple[np.ndarray, Remarks]:
     """The picture as `read_image` gives it, and what was remarked on it, which is then not logged."""
-    with collecting() as remarks:
+    with collect_remarks() as remarks:
         return read_image(path, depth), remarks
 
 
@@ -117,7 +117,7 @@ def _reject_blank(image: np.ndarray, path: str) -> None:
 def check_images(files: Sequence[str | Path], progress: "Progress | None" = None) -> list[ImageError]:
     """Decode every file, on all cores; the errors of those that cannot be read, in the order of `files`."""
     found = examine_images(files, [None] * len(files), progress)
-    count_warnings((str(file), one) for file, one in zip(files, found, strict=True) if isinstance(one, Remarks))
+    log_counted_warnings((str(file), one) for file, one in zip(files, found, strict=True) if isinstance(one, Remarks))
     return [one for one in found if isinstance(one, ImageError)]
 
 

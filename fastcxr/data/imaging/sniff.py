@@ -206,7 +206,7 @@ _warned_codes: set[str] = set()
 
 
 @contextmanager
-def collecting() -> Iterator[Remarks]:
+def collect_remarks() -> Iterator[Remarks]:
     """Collect what this thread remarks on an image in this block, instead of logging it."""
     before, remarks = getattr(_thread, "remarks", None), Remarks()
     _thread.remarks = remarks
@@ -216,13 +216,13 @@ def collecting() -> Iterator[Remarks]:
         _thread.remarks = before
 
 
-def note_peak(peak: int) -> None:
+def record_peak(peak: int) -> None:
     """Remark that the file states no bit depth, and what its depth is to be chosen by."""
     if remarks := getattr(_thread, "remarks", None):
         remarks.peak = peak
 
 
-def count_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = True) -> None:
+def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = True) -> None:
     """Log each warning once, with the number of its images and the name of the first.
 
     `found`: paths and what was remarked on them. `again`: also those that this process has logged before.
