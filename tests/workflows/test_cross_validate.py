@@ -305,7 +305,7 @@ def counted(monkeypatch):
 def assert_logged_in_every_run(parts):
     lines = [[line["text"] for line in json.loads((part / "run.json").read_text())["messages"]] for part in parts]
     for texts in lines:
-        assert any(text.startswith("layout: ") for text in texts), "what was said while it was read, too"
+        assert any(text.startswith("data format: ") for text in texts), "what was said while it was read, too"
         assert sum(" patients from " in text for text in texts) == 1
 
 

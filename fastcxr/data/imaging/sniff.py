@@ -242,7 +242,7 @@ def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = 
 def warn_once(code: str, path: str, text: str) -> None:
     """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times.
 
-    Inside `collecting` it is kept for whoever counts it.
+    Inside `collect_remarks` it is kept for whoever counts it.
     """
     if remarks := getattr(_thread, "remarks", None):
         remarks.warnings[code] = text
