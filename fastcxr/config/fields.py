@@ -12,10 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import RecipeError
 
-InferencePrecision = Literal[
-    "trained", "auto", "fp32", "bf16"
-]  # of a finished model; "trained" is what its model.json says
-
+# of a finished model; "trained" is what its model.json says
+InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
 
 GroupName = Literal["Data", "Split", "Model", "Augmentation", "Training", "Evaluation", "Compute"]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)  # in the order of the panels of --help
