@@ -58,7 +58,8 @@ def make_headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, s
 def make_terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str, str]]]:
     """Headings and rows of the headline: test beside valid, or pooled folds beside their mean and deviation."""
     if "folds" not in metrics:
-        return ("", "test", "95 % interval", find_secondary_split(metrics)), make_headline_table(metrics)
+        beside = find_secondary_split(metrics).replace("_", " ")
+        return ("", "test", "95 % interval", beside), make_headline_table(metrics)
     pooled_metrics, folds = metrics[OUT_OF_FOLD], metrics["folds"]
     metric_keys = {"Accuracy": "accuracy", "Balanced accuracy": "balanced_accuracy", "AUROC, macro": "auroc"}
     metric_keys |= {"Top-2 accuracy": "top2_accuracy"}

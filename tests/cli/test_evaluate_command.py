@@ -66,7 +66,7 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     home = json.loads((finished[0] / "metrics.json").read_text())["test"]
     assert metrics["internal_test"] == home, "the run's own figures, from rows that stand in this folder"
     assert call("verify", tmp_path / "there").returncode == 0
-    assert "internal_test" in done.stderr
+    assert "internal test" in done.stderr
     assert "on test images of where it was trained: " in done.stderr
 
 
