@@ -1,4 +1,4 @@
-"""Tests for depths.py: bit depths that files do not state are decided once for each source, and kept."""
+"""Tests for bit_depth.py: bit depths that files do not state are decided once for each source, and kept."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests for selection.py"""
+"""Tests for filters.py"""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Tests for manifest.py and checks.py"""
+"""Tests for manifest.py"""
 
 import logging
 import os

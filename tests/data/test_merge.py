@@ -1,4 +1,4 @@
-"""Tests for merging.py and copies.py, through read_manifest"""
+"""Tests for merge.py and duplicates.py, through read_manifest"""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Tests for packing.py and hdf5.py"""
+"""Tests for pack.py and hdf5.py"""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

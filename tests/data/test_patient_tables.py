@@ -1,4 +1,4 @@
-"""Tests for joined.py"""
+"""Tests for patients.py: tables of patients"""
 
 import logging
 

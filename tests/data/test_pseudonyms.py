@@ -1,4 +1,4 @@
-"""Tests for pseudonyms.py"""
+"""Tests for patients.py: pseudonyms"""
 
 import re
 import subprocess

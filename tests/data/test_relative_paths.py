@@ -1,4 +1,4 @@
-"""Tests for relative.py"""
+"""Tests for relative_paths.py"""
 
 import pandas as pd
 import pytest

@@ -1,4 +1,4 @@
-"""Tests for crops.py"""
+"""Tests for same_image.py"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests for splits.py and earlier.py"""
+"""Tests for splits.py"""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Tests for histograms.py: against numpy, on cohorts small enough to count by hand."""
+"""Tests for statistics.py: against numpy, on cohorts small enough to count by hand."""
 
 import numpy as np
 import pandas as pd

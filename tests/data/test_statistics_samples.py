@@ -1,4 +1,4 @@
-"""Tests for excerpt.py"""
+"""Tests for statistics.py: samples of each class"""
 
 from synthetic_run import LABELS, make_manifest
 

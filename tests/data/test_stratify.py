@@ -1,4 +1,4 @@
-"""Tests for dealing.py"""
+"""Tests for stratify.py"""
 
 from collections import Counter
 

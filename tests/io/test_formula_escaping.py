@@ -1,4 +1,4 @@
-"""Tests for cells.py"""
+"""Tests for tables.py: escaping of formulas"""
 
 import pandas as pd
 import pytest

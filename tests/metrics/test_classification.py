@@ -1,4 +1,4 @@
-"""Tests for metrics.py: every figure against scikit-learn computed afresh, and against a plain loop."""
+"""Tests for classification.py: every figure against scikit-learn computed afresh, and against a plain loop."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests for cohort_figures.py: what the bars and the histograms say."""
+"""Tests for data_figures.py: what the bars and the histograms say."""
 
 from xml.etree import ElementTree
 

@@ -1,4 +1,4 @@
-"""Tests for description.py: the page of a cohort as a reader gets it."""
+"""Tests for pages.py: the page of a cohort as a reader gets it."""
 
 import re
 import shutil

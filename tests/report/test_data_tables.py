@@ -1,4 +1,4 @@
-"""Tests for cohort_rows.py and make_dataset_notices.py"""
+"""Tests for data_tables.py and data_notices.py"""
 
 import pandas as pd
 import pytest

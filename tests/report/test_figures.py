@@ -1,4 +1,4 @@
-"""Tests for figures.py and drawing.py: what a figure says, and that its SVG can stand beside others in one page."""
+"""Tests for figures.py and style.py: what a figure says, and that its SVG can stand beside others in one page."""
 
 from xml.etree import ElementTree
 

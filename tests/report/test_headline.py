@@ -1,4 +1,4 @@
-"""Tests for words.py"""
+"""Tests for formatting.py and headline.py"""
 
 import pytest
 from synthetic_run import LABELS, make_manifest, make_probability

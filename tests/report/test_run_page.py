@@ -1,4 +1,4 @@
-"""Tests for report.py: the page as a reader gets it, from whole run folders and from what is left of them."""
+"""Tests for run_page.py: the page as a reader gets it, from whole run folders and from what is left of them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Tests for privacy.py"""
+"""Tests for redact.py"""
 
 import csv
 import os

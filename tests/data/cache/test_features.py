@@ -1,4 +1,4 @@
-"""Tests for banks.py"""
+"""Tests for features.py"""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""Tests for shelf.py and index.py: several processes, damage, memory"""
+"""Tests for image_file.py and index.py: several processes, damage, memory"""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Tests for store.py and cache/contents.py"""
+"""Tests for images.py and index.py"""
 
 import os
 import pickle

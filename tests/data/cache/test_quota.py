@@ -1,4 +1,4 @@
-"""Tests for room.py and folders.py, and for places where nothing can be kept"""
+"""Tests for quota.py, and for places where nothing can be kept"""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Tests for dicom_kinds.py: what is no radiograph is refused, and doubtful gray levels are warned of."""
+"""Tests for dicom_classes.py: what is no radiograph is refused, and doubtful gray levels are warned of."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests for gray.py"""
+"""Tests for intensity.py"""
 
 import numpy as np
 import pytest

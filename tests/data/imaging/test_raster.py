@@ -1,4 +1,4 @@
-"""Tests for pictures.py: every kind of PNG, JPEG, TIFF and BMP comes out as the same gray picture."""
+"""Tests for raster.py: every kind of PNG, JPEG, TIFF and BMP comes out as the same gray picture."""
 
 import io
 import struct

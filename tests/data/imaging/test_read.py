@@ -1,4 +1,4 @@
-"""Tests for images.py"""
+"""Tests for read.py"""
 
 import io
 import os

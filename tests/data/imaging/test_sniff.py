@@ -1,4 +1,4 @@
-"""Tests for files.py"""
+"""Tests for sniff.py"""
 
 import logging
 import os

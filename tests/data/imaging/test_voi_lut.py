@@ -1,4 +1,4 @@
-"""Tests for windows.py: stored values of a DICOM become what a viewer shows."""
+"""Tests for voi_lut.py: stored values of a DICOM become what a viewer shows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests for labels.py"""
+"""Tests for csv_table.py"""
 
 import logging
 import os

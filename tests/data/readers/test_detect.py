@@ -1,4 +1,4 @@
-"""Tests for layouts.py"""
+"""Tests for detect.py"""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Tests for own.py"""
+"""Tests for folders.py: run folders inside the data"""
 
 import logging
 
