@@ -38,7 +38,7 @@ FIXES = {
 def check_metadata(manifest: pd.DataFrame, metadata: pd.DataFrame, folds: np.ndarray) -> list[Finding]:
     """All facts of the file together, then each fact by itself that differs between images of two classes.
 
-    `facts`: a row an image, as Looks have them; `folds`: the fold of each image. A fact is judged among the images of
+    `metadata`: a row an image, see ImageFeatures; `folds`: the fold of each image. A fact is judged among the images of
     which it is known.
     """
     table = make_metadata_table(manifest, metadata)

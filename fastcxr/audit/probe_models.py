@@ -55,7 +55,7 @@ def score_classes(
 def score_indicators(indicators: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[str, float]:
     """The AUROC of each class against the rest, by naive Bayes, pooled over folds.
 
-    `traits`: what holds of each image, shape (n, traits), zeros and ones. A model of this kind is a product of two
+    `indicators`: what holds of each image, shape (n, traits), zeros and ones. A model of this kind is a product of two
     matrices, so that shuffled labels can be scored as well, many times.
     """
     class_names, truth = np.unique(labels, return_inverse=True)

@@ -103,7 +103,7 @@ def _check_negative_control(auroc: float) -> Finding:
 def check_source_leak(manifest: pd.DataFrame, images: np.ndarray) -> list[Finding]:
     """Can a model see where an image of one class was taken? None where no class has two sources of enough images.
 
-    No failure by itself: it becomes one where classes come from sources of their own. `pictures`: (n, height, width).
+    No failure by itself: it becomes one where classes come from sources of their own. `images`: (n, height, width).
     """
     aurocs = {label: figure for label in sorted(manifest["label"].unique())
                if (figure := score_source_leak(manifest, images, label)) is not None}  # fmt: skip

@@ -161,7 +161,7 @@ def make_explainer(
     image_cache: ImageCache | None = None,
     n_checked: int = N_CHECK_IMAGES,
 ) -> Explainer:
-    """An explainer whose maps were checked on a few of these images; `pictures`: where they are kept decoded."""
+    """An explainer whose maps were checked on a few of these images; `image_cache`: where they are kept decoded."""
     source_classifier = extract_classifier(model) if isinstance(model, Learner) else model
     network = copy.deepcopy(source_classifier.network).eval().requires_grad_(False)  # the given one may still be taught
     classifier = replace(source_classifier, network=network, precision="fp32")  # a gradient of bfloat16 is a coarse one
@@ -253,7 +253,7 @@ def _explain_images(
 ) -> Iterator[list[dict]]:
     """For each square the facts of its maps: of the predicted class, and of the named ones that differ from it.
 
-    `images`: squares with their probabilities; None for all where they are not known.
+    `images_with_probability`: squares with their probabilities; None for all where they are not known.
     """
     images, known_probability = (list(column) for column in zip(*images_with_probability, strict=True))
     inputs = make_inputs(explainer.classifier, np.stack(images))
@@ -323,7 +323,7 @@ def _make_card_html(saliency_map: SaliencyMap) -> str:
 
 
 def overlay_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """`square`: gray bytes, `heat`: 0 to 1, both of shape (size, size); colours, bytes of shape (size, size, 3)."""
+    """`image`: gray bytes, `saliency`: 0 to 1, both of shape (size, size); colours, bytes of shape (size, size, 3)."""
     color = np.stack([np.interp(saliency, COLORMAP_POSITIONS, channel) for channel in COLORMAP_RGB.T], axis=2)
     alpha = OPACITY * saliency[..., None]
     return (image[..., None] * (1 - alpha) + color * alpha).round().astype(np.uint8)

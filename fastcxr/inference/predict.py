@@ -51,7 +51,7 @@ def predict(
 
     A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
     model's OOD detector rejects is given no class: see metrics.predictions.mark_ood.
-    `tell`: log what decoding warns of; False where it was logged when the manifest was read.
+    `log_warnings`: log what decoding warns of; False where it was logged when the manifest was read.
     """
     learner = None if isinstance(model, Classifier) else model
     classifier = model if learner is None else extract_classifier(learner)

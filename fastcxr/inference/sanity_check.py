@@ -59,7 +59,7 @@ def run_sanity_check(
 ) -> SanityCheck:
     """Compare maps of these images, shape (n, channels, size, size), with those of ever more random networks.
 
-    `draw`: makes maps, shape (n, size, size), of a network, images and a class each. `network` stays as it is.
+    `attribute`: makes maps, shape (n, size, size), of a network, images and a class each. `network` stays as it is.
     """
     original, randomised = attribute(network, images, classes), copy.deepcopy(network)
     step_correlations = [

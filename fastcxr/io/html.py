@@ -17,7 +17,7 @@ def escape_html(text: Any) -> str:
 
 
 def make_html_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], n_text_columns: int = 1) -> str:
-    """A table without colours, for light pages and dark ones. `words`: columns that hold words; figures follow."""
+    """A table without colours, for light pages and dark ones. `n_text_columns`: columns of text; numbers follow."""
     head = "".join(
         f"<th {_make_alignment_style(k, n_text_columns)}>{escape_html(heading)}</th>"
         for k, heading in enumerate(headings)

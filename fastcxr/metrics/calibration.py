@@ -143,7 +143,7 @@ def simulate_chance_ece(confidence: np.ndarray) -> float:
 
 
 def _compute_each_ece(confidence: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
-    """`sure`: (n,), `right`: (draws, n)."""
+    """`confidence`: (n,), `is_correct`: (draws, n)."""
     bin_index = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
     bin_membership = np.eye(N_BINS)[bin_index]
     return np.abs((is_correct - confidence) @ bin_membership).sum(axis=1) / len(confidence)
@@ -154,7 +154,7 @@ def fit_calibration_line(
 ) -> dict[str, list[float]] | None:
     """intercept and slope of a logistic line through truth and log odds (Cox 1958), each [value, low, high].
 
-    `patient`: a number an image; images of one patient lean on each other, and the intervals know (Liang 1986).
+    `patient_index`: a number an image; images of one patient lean on each other, and the intervals know (Liang 1986).
     None where the class is absent, or told apart so well that no line can be fitted.
     """
     if positive.all() or not positive.any():

@@ -28,7 +28,7 @@ def confidence_intervals(
 ) -> dict[str, Any]:
     """`unit` (image or patient), `level`, and `of`: [low, high] under the dotted name of each figure.
 
-    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `figures`: what `measure` says of them.
+    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `metrics`: what `measure` says of them.
     A figure that is None, or undefined in half of the draws, has no interval.
     """
     patients = np.asarray(patients)
@@ -94,7 +94,7 @@ def _compute_bootstrap_interval(value: float | None, draws: np.ndarray, is_propo
 def _compute_analytic_intervals(
     truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patient_index: np.ndarray | None
 ) -> dict[str, Interval]:
-    """Intervals by formula. `place`: of each image's patient, who then counts once; None: images are independent."""
+    """Return intervals by formula. `patient_index`: patient of each image; None: images are independent."""
     predicted = probability.argmax(axis=1)
     intervals = {"accuracy": _compute_wilson_interval(truth == predicted, np.ones(len(truth), bool), patient_index)}
     if len(labels) > 2:

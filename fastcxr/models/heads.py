@@ -64,7 +64,7 @@ class MultiScaleHead(nn.Module):
         self.stage_features.append(pool_features(output, self.channels[len(self.stage_features)], self.channels_last))
 
     def forward(self, last_features: torch.Tensor) -> torch.Tensor:
-        """`last`: (n, features of the last layer), (n, k) comes out."""
+        """`last_features`: (n, features of the last layer), (n, k) comes out."""
         return self.linear((self.gather_features(last_features) - self.mean) / self.std)
 
     def gather_features(self, last_features: torch.Tensor) -> torch.Tensor:
@@ -247,7 +247,7 @@ def forward_with_features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits, shape (n, k), and the maps of the stages pooled over places, shape (n, all channels), single precision.
 
-    `depths`: stages by the name of the module, in the order of the pass, with their channels; see heads.find_stages.
+    `stage_channels`: channels by the name of the module, in the order of the forward pass; see find_stages.
     """
     if isinstance(network, StageFeatureExtractor):
         return network(images)

@@ -110,7 +110,7 @@ def plot_roc_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence
 
 @figure_style
 def plot_roc_by_model(scores_by_model: dict[str, tuple[np.ndarray, np.ndarray]], label: str) -> Figure:
-    """One class against the rest, a curve a model. `lines`: truth and score of each, by the model's name."""
+    """One class against the rest, a curve a model. `scores_by_model`: truth and score of each, by the model's name."""
     legend_entries = []
     figure, axes = _make_unit_axes(
         f"{shorten(replace_unprintable(label), 24)}: sensitivity", "1 − specificity", len(scores_by_model)

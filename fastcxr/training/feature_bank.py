@@ -30,7 +30,7 @@ ViewTransform = Callable[[torch.Tensor], torch.Tensor]
 class FeatureBank:
     """Features of a cohort.
 
-    `features`: shape (views, n, d), on the disk; `row_of`: row of a file. `hflip_tta`: whether there is a second
+    `features`: shape (views, n, d), on the disk; `row_by_file`: row of a file. `hflip_tta`: whether there is a second
     view, of the mirror images.
     """
 

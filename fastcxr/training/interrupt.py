@@ -75,7 +75,7 @@ def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Ite
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """In this block a first wish interrupts nothing: `stop_if_wanted` is asked where it is safe."""
+    """Defer a first signal in this block: the caller checks `interrupt_requested` where it is safe to stop."""
     _state.is_deferred = True
     try:
         yield

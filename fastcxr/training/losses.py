@@ -126,7 +126,7 @@ LOSSES_WITHOUT_PARAMETERS = {
 
 
 def make_loss(recipe: Recipe, class_counts: np.ndarray) -> SoftmaxLoss:
-    """The loss that the recipe names. `counts`: training images of each class, in the order of the labels."""
+    """The loss that the recipe names. `class_counts`: training images of each class, in the order of the labels."""
     weight = compute_class_weights(class_counts) if recipe.class_weights == "balanced" else None
     if recipe.loss == "focal":
         return SoftmaxLoss(FocalLoss, gamma=recipe.focal_gamma, weight=weight)

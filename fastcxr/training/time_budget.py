@@ -46,7 +46,7 @@ def compute_epochs_in_time(
 ) -> tuple[int, float]:
     """How many of the wanted epochs fit into `seconds`, and what one takes (0 where there is no limit).
 
-    `steps_before`: training steps that come first, those of lr_find.
+    `n_steps_before`: training steps that come first, those of lr_find.
     """
     if seconds == math.inf:
         return n_requested, 0.0

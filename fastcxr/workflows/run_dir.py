@@ -174,7 +174,7 @@ def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = strict) -> None:
-    """figures/images.csv and a small JPEG a row. `chosen`: rows of a manifest, `role` says what each is there for.
+    """figures/images.csv and a small JPEG a row. `images`: rows of a manifest, `role` says what each is there for.
 
     `guard`: what becomes of one that cannot be made; `optional` leaves it out, and its row names no file that exists.
     """

@@ -166,7 +166,7 @@ def validate_finished_parts(
 ) -> None:
     """Raises DataError for a finished fold that is not what it would be of today's data; no image is read.
 
-    Folds of two cohorts would score some images twice and others never. `word`: what each part holds out.
+    Folds of two cohorts would score some images twice and others never. `part_kind`: what each part holds out.
     """
     finished_folders = {name: place for name, place in part_folders.items() if (place / "report.html").is_file()}
     if not finished_folders:

@@ -24,7 +24,7 @@ METRIC_FORMATS = {
 def compare_with_paper(run_dirs: Mapping[str, Path | None], paper: PublishedMetrics) -> list[Table]:
     """Return a table with one row per variant, published and own metrics; then one for each class of the paper.
 
-    `places`: the run folder of each variant; a variant without one, or without metrics, gets dashes.
+    `run_dirs`: the run folder of each variant; a variant without one, or without metrics, gets dashes.
     """
     metrics_by_variant = {variant: read_primary_metrics(run_dir) for variant, run_dir in run_dirs.items()}
     paper = {variant: paper.get(variant, {}) for variant in run_dirs}

@@ -161,7 +161,7 @@ def _list_image_dirs() -> list[Path]:
 def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> bool:
     """Remove the shelves used longest ago until this one may grow by `need` bytes; False if it must begin anew.
 
-    `whole`: what it would grow to if it began anew; `limit`: the most bytes that it may take with the shelves beside
+    `full_bytes`: its size when it is complete; `limit`: the most bytes that it may take with the shelves beside
     it. Raises CannotStoreError where that is too much as well.
     """
     with convert_storage_errors():
