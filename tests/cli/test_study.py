@@ -68,7 +68,7 @@ def test_every_recipe_script_loads_and_its_arms_are_recipes(script):
     assert all(isinstance(recipe, Recipe) for recipe in found["RECIPES"].values())
     assert set(found.get("PAPER", {})) <= set(found["RECIPES"])
     for words in ("Command ", "Paper ", "Limitations ", "Results "):
-        assert words in found["__doc__"], "a recipe states its command, the published results, the limitations and our results"
+        assert words in found["__doc__"], f"no line {words.strip()}"
 
 
 def test_recipe_scripts_share_nothing_but_their_imports_and_the_last_line():
