@@ -1,6 +1,6 @@
 """Reading a cohort again from the store of pictures, beside decoding it again.
 
-    python benchmarks/store.py --data DIR [--size 224] [--images 1000] [--runs 3]
+    python benchmarks/image_cache.py --data DIR [--size 224] [--images 1000] [--runs 3]
 
 The files of DIR are repeated in a temporary folder until there are as many as asked, each with a few bytes of its own
 behind its picture, so that every one has a square of its own. The store is one of its own too, and goes afterwards.

@@ -1,6 +1,6 @@
 """Inference: images a second and exactness of `fuse_for_inference`, beside the unfused network.
 
-    python benchmarks/looking.py [BACKBONE ...] [--data DIR --weights FILE] [--runs 5]
+    python benchmarks/feature_pass.py [BACKBONE ...] [--data DIR --weights FILE] [--runs 5]
 
 Speed: passes of 32 images of 224 px, random weights, the roads by turns, medians. Exactness, with --data and --weights
 (of mobilenetv2_100): how far features of every twelfth radiograph are from those of float32, in their own standard

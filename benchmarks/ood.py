@@ -1,6 +1,6 @@
 """How many held-out radiographs a gate keeps out by mistake, and how many pictures of anything else it lets through.
 
-    python benchmarks/gate.py --data DIR --weights FILE [--cohen DIR] [--elsewhere DIR]
+    python benchmarks/ood.py --data DIR --weights FILE [--cohen DIR] [--elsewhere DIR]
                               [--strategy linear_probe] [--folds 5]
 
 One model a fold, patients apart; each held-out radiograph is asked as it is, inverted and turned. The other kinds are
