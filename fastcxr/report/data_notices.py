@@ -128,7 +128,7 @@ def find_shortcuts(record: DatasetRecord, metrics: Metrics) -> Found:
         "image size": _find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
     }
     if any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in getattr(record, "findings", ())):
-        del exclusive_classes["source"]  # the failed check has a notice of its own
+        del exclusive_classes["source"]  # the notice of the failed check reports it
     for attribute, classes in exclusive_classes.items():
         if classes:
             text = f"No other class has the {attribute} of {join_names(classes)}. "

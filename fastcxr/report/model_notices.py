@@ -14,7 +14,7 @@ from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 
 MAX_FALSE_ALARM_RATE = 0.05  # of the OOD detector, on images from the sources of training
 IMBALANCE_RATIO = 2  # largest class over smallest from which class weights are suggested
-MAX_PLAUSIBLE_AUROC = 0.98  # macro AUROC; external validation in hospitals reaches about 0.8
+MAX_PLAUSIBLE_AUROC = 0.98  # macro AUROC; about 0.8 is usual among similar patients of one hospital
 LARGE_DROP = 0.10  # of AUROC, or of the sensitivity of a class
 # outcomes of an external test
 LARGE, UNCERTAIN, SMALL, SIMILAR, NOT_COMPARABLE = "large", "uncertain", "small", "similar", "not comparable"
@@ -27,7 +27,7 @@ def find_implausible_auroc(record: RunRecord, metrics: Metrics) -> Found:
     if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("external_drop") or has_failed_check:
         return
     single_source_text = (
-        "All images have the same source: if each class came from a different hospital or device, the metrics do not "
+        "All images have the same source. If each class came from a different hospital or device, the metrics do not "
         "measure the disease. Name the sources with --data A --data B or with a column source. "
     )
     yield (

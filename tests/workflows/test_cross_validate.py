@@ -145,7 +145,7 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
     page = (of_two_kinds / "report.html").read_text()
     assert "by a model that did not see it." in page and "nor its patient" not in page
     gap = 100 * (apart["accuracy"] - here["accuracy"])
-    assert f"With patients kept apart: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
+    assert f"With a patient-level split: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
 
 
 def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
