@@ -15,7 +15,6 @@ from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD, Predictions
 
 MACRO_AUROC = "auroc.macro"
 MEAN_METRICS = (MACRO_AUROC, "balanced_accuracy", "accuracy")
-LARGE_DROP = 0.10  # of AUROC, or of a class's sensitivity
 Estimate = list[float | None]
 
 

@@ -1,122 +1,193 @@
-"""From a cohort's record to what a reader must know before a model is made from it, the gravest first."""
+"""Conditions of report notices about the dataset: audit, patients, splits, shortcuts, class sizes and left-out images.
 
-from dataclasses import dataclass
+Each function yields, for each notice, its text and the names in its title.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
-from fastcxr.io.formatting import join_names, pluralize
-from fastcxr.report.run_reader import DatasetRecord
+from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
+from fastcxr.metrics.predictions import OUT_OF_FOLD
+from fastcxr.report.headline import get_primary_metrics
+from fastcxr.report.run_reader import DatasetRecord, RunRecord
 
-# below this one image moves a class's sensitivity by more than five points
-MIN_CLASS_TEST_IMAGES = 20
-# so large a part of a class, told by something other than the picture, makes figures worthless
-EXCLUSIVE_FRACTION = 0.9
-
-
-@dataclass(frozen=True)
-class Notice:
-    """One thing to know. `level`: critical (doubts the figures), warning, or note."""
-
-    level: str
-    title: str
-    text: str = ""
+Found = Iterator[tuple[str, ...]]  # text, names in the title
+Metrics = Mapping[str, Any]
+MIN_CLASS_IMAGES = 20  # below it one image moves the sensitivity of the class by more than five points
+EXCLUSIVE_FRACTION = 0.9  # share of a class that no other class resembles in source, file type or image size
 
 
-def make_dataset_notices(record: DatasetRecord) -> list[Notice]:
-    """Everything to know about a cohort before a model is made from it."""
-    split_notices = []
-    if is_image_level(record):
-        text = "Images of one patient may stand in several splits; figures of a model will be optimistic."
-        split_notices = [Notice("critical", "Image-level split", text)]
-    return [
-        *split_notices,
-        *make_shortcut_notices(record),
-        *_make_small_class_notices(record),
-        *make_skipped_notices(record),
-        *make_warning_notices(record),
-        *_make_generated_split_notices(record),
-    ]
+def name_split(split: str | None) -> str:
+    """Return the name of a split for a sentence that starts with "the"."""
+    return "pooled folds" if split == OUT_OF_FOLD else f"{split} split"
 
 
 def is_image_level(record: DatasetRecord) -> bool:
-    """Whether patients were ignored when the splits were drawn."""
-    split_origins = record.manifest["split_origin"] if "split_origin" in record.manifest else pd.Series(dtype=str)
-    return record.recipe.get("split") == "image" or bool((split_origins == "image").any())
+    """Return whether the splits ignore patients."""
+    return record.recipe.get("split") == "image" or "image" in _get_split_origins(record)
 
 
-def _make_small_class_notices(record: DatasetRecord) -> list[Notice]:
-    table = record.manifest
-    test = table[table["split"] == "test"]["label"].value_counts()
-    small_classes = {
-        label: int(test.get(label, 0)) for label in record.labels if test.get(label, 0) < MIN_CLASS_TEST_IMAGES
-    }
-    if not small_classes or not len(test):
-        return []
-    sizes = join_names([f"{label} {n}" for label, n in small_classes.items()])
-    return [Notice("warning", "Few test images of a class", f"{sizes}. Figures of such a class will say little.")]
+def find_failed_checks(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield each failed check of the audit."""
+    if not record.recipe.get("waive_audit"):
+        yield from ((f"{row['message']} {row['fix']}",) for row in _get_failed_checks(record))
 
 
-def _make_generated_split_notices(record: DatasetRecord) -> list[Notice]:
-    split_origins = set(record.manifest["split_origin"]) if "split_origin" in record.manifest else set()
-    if not split_origins or not split_origins <= {"patient", "image"}:
-        return []
-    text = f"Shown is the one that fastcxr train draws with seed {record.run.get('seed', 42)}."
-    return [Notice("note", "The data gives no split", text)]
+def find_accepted_confounding(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield the failed checks that the user accepted, with the reason."""
+    failed, reason = _get_failed_checks(record), record.recipe.get("waive_audit")
+    if failed and reason:
+        yield (f"{join_names([row['title'] for row in failed])} failed. Reason given: {reason}",)
 
 
-def make_shortcut_notices(record: DatasetRecord) -> list[Notice]:
-    """Classes that can be told by where an image comes from, by the kind of its file or by its size."""
-    files = record.files
+def find_failed_training_checks(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield each failed check of the data that an evaluated model was trained on."""
+    for message in (record.run.get("tested") or {}).get("failed") or []:
+        yield (f"{message} The test data may have the same fault; good metrics do not exclude it.",)
+
+
+def find_image_level_split(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the effect of a split that ignores patients."""
+    if is_image_level(record):
+        texts = ["Images of one patient may be in several splits; the metrics are optimistic.", _count_shared(record)]
+        if isinstance(record, RunRecord):
+            texts.append(_compare_with_patient_split(get_primary_metrics(record, metrics), record))
+        yield (" ".join(filter(None, texts)),)
+
+
+def find_shared_patients(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield the number of test patients with training images in a patient-level split."""
+    shared = _count_shared(record)
+    if shared and not is_image_level(record):
+        yield (f"{shared} The metrics are optimistic. Split by patient to measure performance on new patients.",)
+
+
+def find_missing_test_split(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield that the metrics come from the validation split."""
+    if record.predictions.primary_split == "valid":
+        yield ("The validation split selected the model and also provides the metrics; they are optimistic.",)
+
+
+def find_missing_held_out_split(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield that no split with metrics was held out."""
+    split = record.predictions.primary_split
+    if split not in ("test", OUT_OF_FOLD, "valid"):
+        yield (f"The metrics are those of the {split or 'empty'} split, not of held-out images.",)
+
+
+def find_generated_split(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the seed of a split that describe drew."""
+    origins = _get_split_origins(record)
+    if origins and origins <= {"patient", "image"}:
+        yield (f"This page shows the split that fastcxr train draws with seed {record.run.get('seed', 42)}.",)
+
+
+def find_absent_classes(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the classes without a test image."""
+    absent = [label for label, n in _count_class_images(record, metrics).items() if n == 0]
+    if absent:
+        split = _get_split(record)
+        text = f"{'Its' if len(absent) == 1 else 'Their'} metrics are missing; means cover the other classes."
+        yield text, "held-out image" if split == OUT_OF_FOLD else f"{split} image", join_names(absent, "or")
+
+
+def find_small_classes(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the classes with too few test images for a precise sensitivity."""
+    counts = {label: n for label, n in _count_class_images(record, metrics).items() if 0 < n < MIN_CLASS_IMAGES}
+    if counts:
+        n_min = min(counts.values())
+        points = f"{'up to ' * (n_min > 1)}{100 / n_min:.0f} points"
+        sizes = join_names([f"{label} {n}" for label, n in counts.items()])
+        yield (f"In the {name_split(_get_split(record))}: {sizes}. One image changes the sensitivity by {points}.",)
+
+
+def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the number of images that were left out of the dataset."""
+    if len(record.skipped):
+        text = "They are excluded from all checks and metrics; skipped.csv lists the reasons."
+        yield text, pluralize(len(record.skipped), "image")
+
+
+def find_logged_warnings(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield each warning that was logged when the folder was written."""
+    for line in record.run.get("messages") or []:
+        if isinstance(line, dict) and line.get("level") == "warning":
+            yield (str(line.get("text", "")),)
+
+
+def find_shortcuts(record: DatasetRecord, metrics: Metrics) -> Found:
+    """Yield the classes that source, file type or image size separate from all other classes."""
+    files, images = record.files, record.table.assign(images=1)
     sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
-    files, images = files.assign(size=sizes), record.table.assign(images=1)
-    return [
-        *_make_exclusive_value_notices("source", _count_values(images, "source")),
-        *_make_exclusive_value_notices("kind of file", _count_values(files, "kind")),
-        # sizes that differ from image to image tell no class: only where one side has a single size do they
-        *_make_exclusive_value_notices("size", _count_values(files, "size"), single_value_only=True),
-    ]
+    # sizes that vary within every class separate nothing: one side must have a single size
+    exclusive_classes = {
+        "source": _find_exclusive_classes(images, "source"),
+        "file type": _find_exclusive_classes(files, "kind"),
+        "image size": _find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
+    }
+    if any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in getattr(record, "findings", ())):
+        del exclusive_classes["source"]  # the notice of the failed check reports it
+    for attribute, classes in exclusive_classes.items():
+        if classes:
+            text = f"No other class has the {attribute} of {join_names(classes)}. "
+            yield f"{text}A model may learn the {attribute} instead of the disease.", attribute
 
 
-def _count_values(table: pd.DataFrame, column: str) -> dict[str, dict[str, int]]:
-    """How many images each class has in each place."""
-    return {label: rows.groupby(column)["images"].sum().astype(int).to_dict() for label, rows in table.groupby("label")}
-
-
-def _make_exclusive_value_notices(
-    attribute: str, counts: dict[str, dict[str, int]], *, single_value_only: bool = False
-) -> list[Notice]:
-    """A warning of the classes that hardly share a place with any other."""
+def _find_exclusive_classes(table: pd.DataFrame, column: str, *, single_value_only: bool = False) -> list[str]:
+    counts = {str(label): rows.groupby(column)["images"].sum() for label, rows in table.groupby("label")}
     exclusive_classes = []
-    for label, value_counts in counts.items():
-        other_values = {name for other, places in counts.items() if other != label for name in places}
-        n_images, n_exclusive = (
-            sum(value_counts.values()),
-            sum(images for name, images in value_counts.items() if name not in other_values),
-        )
-        if (
-            other_values
-            and n_exclusive >= EXCLUSIVE_FRACTION * n_images
-            and (not single_value_only or 1 in (len(value_counts), len(other_values)))
-        ):
+    for label, values in counts.items():
+        others = {value for other, found in counts.items() if other != label for value in found.index}
+        n_images, n_exclusive = int(values.sum()), int(values[~values.index.isin(others)].sum())
+        is_exclusive = others and n_exclusive >= EXCLUSIVE_FRACTION * n_images
+        if is_exclusive and (not single_value_only or 1 in (len(values), len(others))):
             exclusive_classes.append(f"{label} ({n_exclusive:,} of {pluralize(n_images, 'image')})")
-    text = (
-        f"No other class has the {attribute} of {join_names(exclusive_classes)}. A model may learn that and not the "
-        "disease."
+    return exclusive_classes
+
+
+def _get_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
+    # an image-level split has its own rule
+    return [row for row in record.findings if row["verdict"] == "FAIL" and row["check"] != "patients"]
+
+
+def _get_split_origins(record: DatasetRecord) -> set[str]:
+    return set(record.manifest["split_origin"]) if "split_origin" in record.manifest else set()
+
+
+def _get_split(record: DatasetRecord) -> str | None:
+    return record.predictions.primary_split if isinstance(record, RunRecord) else "test"
+
+
+def _count_class_images(record: DatasetRecord, metrics: Metrics) -> dict[str, int]:
+    """Return the test images of each class; of a dataset without test split, nothing."""
+    if isinstance(record, RunRecord):
+        per_class = get_primary_metrics(record, metrics).get("per_class", {})
+        return {label: row["support"] for label, row in per_class.items()}
+    test_labels = record.manifest.loc[record.manifest["split"] == "test", "label"]
+    counts = test_labels.value_counts()
+    return {label: int(counts.get(label, 0)) for label in record.labels} if len(counts) else {}
+
+
+def _count_shared(record: DatasetRecord) -> str:
+    """Return a sentence with the number of test patients that have training images, or ""."""
+    split = _get_split(record)
+    train, held_out = (set(record.manifest.loc[record.manifest["split"] == s, "patient"]) for s in ("train", split))
+    n_shared, patients = len(train & held_out), pluralize(len(held_out), "patient")
+    return f"{n_shared:,} of the {patients} in the {split} split also have training images." if n_shared else ""
+
+
+def _compare_with_patient_split(image_level_metrics: Metrics, record: RunRecord) -> str:
+    """Return the metrics of the same folds with a patient-level split, or "" if there are none."""
+    if not image_level_metrics or not record.patient_split_metrics:
+        return ""
+    (accuracy, auroc), (image_accuracy, image_auroc) = (
+        (part["accuracy"], part["auroc"]["macro"]) for part in (record.patient_split_metrics, image_level_metrics)
     )
-    return [Notice("warning", f"Class and {attribute} are one", text)] if exclusive_classes else []
-
-
-def make_skipped_notices(record: DatasetRecord) -> list[Notice]:
-    """How many images are not among those that count."""
-    if not len(record.skipped):
-        return []
-    text = "They are in none of the figures; the reasons are listed below."
-    return [Notice("warning", f"{pluralize(len(record.skipped), 'image')} left out", text)]
-
-
-def make_warning_notices(record: DatasetRecord) -> list[Notice]:
-    """What was said loudly while the folder was made."""
-    messages = [line for line in (record.run.get("messages") or []) if isinstance(line, dict)]
-    return [
-        Notice("warning", "Warning:", str(line.get("text", ""))) for line in messages if line.get("level") == "warning"
-    ]
+    if None in (accuracy, auroc, image_accuracy, image_auroc):
+        return ""
+    return (
+        f"With a patient-level split: accuracy {format_percent(accuracy)} "
+        f"({100 * (accuracy - image_accuracy):+.1f} points), AUROC {format_score(auroc)} ({auroc - image_auroc:+.3f})."
+    )

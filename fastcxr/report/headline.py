@@ -1,94 +1,92 @@
-"""From numbers to the words that people read, the same in the terminal and in the report."""
+"""Headline metrics as text for the terminal, the report and the model card."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score
 from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD
+from fastcxr.report.run_reader import RunRecord
 
-INTERVAL_KEYS = {
-    "auroc": "auroc.macro",
-    "average_precision": "average_precision.macro",
-}  # where their interval is found
+METRICS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("Accuracy", "accuracy", format_percent),
+    ("Balanced accuracy", "balanced_accuracy", format_percent),
+    ("AUROC, macro", "auroc", format_score),
+    ("Top-2 accuracy", "top2_accuracy", format_percent),
+)
+COUNTS = (("Images", "n_images"), ("Patients", "n_patients"))
 
 
-def describe_intervals(split_metrics: dict[str, Any] | None) -> str:
-    """What a reader must know of the intervals: how sure, of what, and from what."""
+def get_primary_metrics(record: RunRecord, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the metrics of the primary split; nothing if no image was scored."""
+    return metrics.get(record.predictions.primary_split or "", {})
+
+
+def describe_intervals(split_metrics: Mapping[str, Any] | None) -> str:
+    """Return the confidence level and the sampling unit of the intervals; "" without intervals."""
     intervals = (split_metrics or {}).get("intervals") or {}
     if not intervals.get("of"):
         return ""
-    if intervals["unit"] == "patient":
-        return "Intervals: 95 %; the unit is the patient, all images of one drawn together."
-    return "Intervals: 95 %; each patient has one image here."
+    unit_text = ", clustered by patient" if intervals["unit"] == "patient" else "; each patient has one image"
+    return f"95 % confidence intervals{unit_text}."
 
 
 def make_headline_rows(
-    primary: dict[str, Any] | None, secondary: dict[str, Any] | None
+    primary: Mapping[str, Any] | None, secondary: Mapping[str, Any] | None
 ) -> list[tuple[str, str, str, str]]:
-    """The headline of one split and another beside it, as rows of (name, figure, interval, figure beside), in words."""
-    rows = [("Accuracy", format_percent, "accuracy"), ("Balanced accuracy", format_percent, "balanced_accuracy")]
-    rows += [("AUROC, macro", format_score, "auroc")]
-    # two classes: the second guess is always right
-    if any(part and len(part["labels"]) > 2 for part in (primary, secondary)):
-        rows += [("Top-2 accuracy", format_percent, "top2_accuracy")]
+    """Return rows of (metric, primary value, its interval, secondary value) as text."""
+    # with two classes top-2 accuracy is always 1
+    has_top2 = any(part and len(part["labels"]) > 2 for part in (primary, secondary))
     return [
         (
             name,
-            _format_metric(primary, key, words),
-            format_interval(primary, INTERVAL_KEYS.get(key, key), words),
-            _format_metric(secondary, key, words),
+            _format_metric(primary, key, formatter),
+            format_interval(dict(primary or {}), f"{key}.macro" if key == "auroc" else key, formatter),
+            _format_metric(secondary, key, formatter),
         )
-        for name, words, key in rows
+        for name, key, formatter in METRICS
+        if key != "top2_accuracy" or has_top2
     ]
 
 
-def make_headline_table(metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str, str]]:
-    """The headline as rows of (name, test, its interval, internal or else valid), in words, for the terminal.
+def make_headline_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of (metric, test, its interval, secondary split) and the counts; a missing split is MISSING.
 
-    `metrics`: what evaluate_predictions returns. A split that is not there is a column of dashes.
+    `metrics` is the result of evaluate_predictions.
     """
     test, secondary = metrics.get("test"), metrics.get(find_secondary_split(metrics))
-    counts = (("Images", "n_images"), ("Patients", "n_patients"))
-    sizes = [
-        (name, _format_metric(test, key, "{:,}".format), "", _format_metric(secondary, key, "{:,}".format))
-        for name, key in counts
-    ]
-    return make_headline_rows(test, secondary) + sizes
+    counts = [(name, *(f"{part[key]:,}" if part else MISSING for part in (test, secondary))) for name, key in COUNTS]
+    return make_headline_rows(test, secondary) + [(name, first, "", second) for name, first, second in counts]
 
 
-def make_terminal_table(metrics: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, str, str, str]]]:
-    """Headings and rows of the headline: test beside valid, or pooled folds beside their mean and deviation."""
+def make_terminal_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, str, str, str]]]:
+    """Return headings and rows: test and secondary split, or pooled folds and their mean ± SD."""
     if "folds" not in metrics:
-        beside = find_secondary_split(metrics).replace("_", " ")
-        return ("", "test", "95 % interval", beside), make_headline_table(metrics)
-    pooled_metrics, folds = metrics[OUT_OF_FOLD], metrics["folds"]
-    metric_keys = {"Accuracy": "accuracy", "Balanced accuracy": "balanced_accuracy", "AUROC, macro": "auroc"}
-    metric_keys |= {"Top-2 accuracy": "top2_accuracy"}
+        secondary = find_secondary_split(metrics).replace("_", " ")
+        return ("", "test", "95 % CI", secondary), make_headline_table(metrics)
+    pooled, folds = metrics[OUT_OF_FOLD], metrics["folds"]
+    keys = {name: key for name, key, _ in METRICS}
     rows = [
-        (name, *figures, format_mean_sd(folds.get(metric_keys[name])))
-        for name, *figures, _ in make_headline_rows(pooled_metrics, None)
+        (name, value, interval, format_mean_sd(folds.get(keys[name])))
+        for name, value, interval, _ in make_headline_rows(pooled, None)
     ]
-    count_rows = [
-        (name, f"{pooled_metrics[key]:,}", "", "") for name, key in (("Images", "n_images"), ("Patients", "n_patients"))
-    ]
-    return ("", "out of fold", "95 % interval", f"mean ± SD of {folds['count']} folds"), rows + count_rows
+    rows += [(name, f"{pooled[key]:,}", "", "") for name, key in COUNTS]
+    return ("", "out of fold", "95 % CI", f"mean ± SD of {folds['count']} folds"), rows
 
 
-def find_secondary_split(metrics: dict[str, Any]) -> str:
-    """The split that stands beside the test split: that of home if its figures mean the same, else valid."""
+def find_secondary_split(metrics: Mapping[str, Any]) -> str:
+    """Return the split shown next to the test split: the internal test set if it has the same classes, else valid."""
     has_unshared_classes = any(drop["only"] for drop in metrics.get("external_drop", {}).values())
     return INTERNAL_TEST if INTERNAL_TEST in metrics and not has_unshared_classes else "valid"
 
 
-def format_mean_sd(fold_statistics: dict[str, Any] | None) -> str:
-    """Mean and standard deviation of a figure over folds: 0.954 ± 0.012."""
+def format_mean_sd(fold_statistics: Mapping[str, Any] | None) -> str:
+    """Return mean and standard deviation of a metric over folds, as `0.954 ± 0.012`."""
     if fold_statistics is None:
         return MISSING
-    return f"{fold_statistics['mean']:.3f}" + (
-        "" if fold_statistics["sd"] is None else f" ± {fold_statistics['sd']:.3f}"
-    )
+    mean, sd = fold_statistics["mean"], fold_statistics["sd"]
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _format_metric(split_metrics: dict[str, Any] | None, key: str, formatter) -> str:
+def _format_metric(split_metrics: Mapping[str, Any] | None, key: str, formatter: Callable[[float | None], str]) -> str:
     value = (split_metrics or {}).get(key)
-    value = value.get("macro") if isinstance(value, dict) else value
-    return MISSING if value is None else formatter(value)
+    return formatter(value.get("macro") if isinstance(value, dict) else value)

@@ -4,11 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fastcxr.io.formatting import pluralize
 from fastcxr.report.data_figure_set import make_dataset_figures
-from fastcxr.report.data_notices import Notice, make_dataset_notices
 from fastcxr.report.data_tables import make_dataset_context, make_tiles
 from fastcxr.report.html import Page, render, write_page
+from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import DatasetRecord, read_dataset_record, read_findings
 from fastcxr.report.style import SvgFigure
 
@@ -27,7 +26,7 @@ def write_dataset_page(folder: str | Path) -> Path:
 
 def render_dataset_page(record: DatasetRecord, svg_figures: dict[str, SvgFigure]) -> str:
     """The page as HTML text."""
-    all_notices = make_dataset_notices(record)
+    all_notices = make_notices(record, page="describe")
     context = {
         "record": record,
         "sources": list(record.table["source"].value_counts().index),
@@ -50,18 +49,9 @@ def write_audit_page(folder: str | Path) -> Page:
         "tiles": [(head, counts[verdict]) for verdict, head in VERDICT_HEADINGS.items()],
         "findings": [finding | {"images": _find_group_images(record, finding)} for finding in findings],
         "critical_notices": [],
-        "notices": _make_audit_notices(record),
+        "notices": make_notices(record, page="audit"),
     }
     return write_page(record.folder / "audit.html", render("audit.html.jinja", context, {}), {})
-
-
-def _make_audit_notices(record: DatasetRecord) -> list[Notice]:
-    if not len(record.skipped):
-        return []
-    title = f"{pluralize(len(record.skipped), 'image')} left out"
-    return [
-        Notice("warning", title, "They cannot be read, and nothing was checked of them; skipped.csv has each reason.")
-    ]
 
 
 def _find_group_images(record: DatasetRecord, finding: dict[str, Any]) -> list[list[dict[str, str]]]:

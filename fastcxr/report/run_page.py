@@ -10,13 +10,12 @@ from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import external_drops
 from fastcxr.metrics.predictions import INTERNAL_TEST
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
-from fastcxr.report.claim import make_claim_checklist
 from fastcxr.report.data_notices import is_image_level
 from fastcxr.report.data_tables import make_dataset_context
 from fastcxr.report.figure_set import make_run_figures
 from fastcxr.report.headline import describe_intervals, find_secondary_split, make_headline_rows
 from fastcxr.report.html import render, write_page
-from fastcxr.report.model_card import make_model_card
+from fastcxr.report.markdown import make_claim_checklist, make_model_card
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord, read_run_record
 from fastcxr.report.style import SvgFigure

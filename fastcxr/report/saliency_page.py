@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastcxr.errors import InputMissingError
 from fastcxr.report.html import Page, render, write_page
-from fastcxr.report.notices import make_saliency_notices
+from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import read_saliency_maps
 from fastcxr.report.tables import describe_sanity_check, make_border_share_rows, make_saliency_cards
 
@@ -25,6 +25,6 @@ def write_saliency_page(folder: str | Path) -> Page:
         "sanity_check": describe_sanity_check(maps),
         "border_shares": make_border_share_rows(maps),
         "critical_notices": [],
-        "notices": make_saliency_notices(maps),
+        "notices": make_notices(maps, page="explain"),
     }
     return write_page(folder / "explain.html", render("explain.html.jinja", context, {}), {})

@@ -15,7 +15,7 @@ from fastcxr.config.recipe import Augmentation, Recipe, Stage, redact_paths
 from fastcxr.data.manifest import write_manifest
 from fastcxr.errors import InputMissingError, RecipeError, WeightsError
 from fastcxr.io.files import write_json
-from fastcxr.report.data_notices import Notice
+from fastcxr.report.notices import Notice
 from fastcxr.workflows import study as published
 from fastcxr.workflows.load import read_recipe_manifest
 

@@ -93,7 +93,7 @@ def test_images_that_can_none_of_them_be_read_leave_rows_with_reasons(some, tmp_
         make_classifier(), some.assign(file=str(tmp_path / "bad.png")), tmp_path / "maps", progress=Progress()
     )
     assert bad == 4
-    assert "4 images not readable" in page.read_text(encoding="utf-8")
+    assert "No saliency map of 4 images" in page.read_text(encoding="utf-8")
 
 
 def edges(network, layers, images, classes):
@@ -109,7 +109,7 @@ def test_maps_that_failed_the_check_are_shown_nowhere(some, tmp_path, monkeypatc
     assert "data:image" not in found._repr_html_() and "rank correlation 1.00" in found._repr_html_()
     page, _ = write_explanation(make_classifier(), some, tmp_path / "maps", progress=Progress())
     text = page.read_text(encoding="utf-8")
-    assert "Heat maps withheld" in text and "hardly changes when the weights are random" in text
+    assert "Saliency maps withheld" in text and "hardly changes when the weights are random" in text
     assert "data:image" not in text and not list((tmp_path / "maps").rglob("*.jpg"))
     facts = json.loads((tmp_path / "maps" / "explain.json").read_text())
     assert facts["border_share"] == {} and not facts["check"]["passed"]

@@ -15,7 +15,6 @@ from fastcxr.metrics.analytic_intervals import wilson
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import MACRO_AUROC, compute_drop, difference_interval
 from fastcxr.metrics.predictions import make_predictions, read_predictions, write_predictions
-from fastcxr.report.external_notices import make_drop_notices
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_page import write_run_report
 from fastcxr.report.run_reader import read_run_record
@@ -83,17 +82,17 @@ def test_a_fall_beyond_a_tenth_of_auroc_is_a_warning_that_says_so(away):
     found = next(
         n
         for n in make_notices(read_run_record(away), json.loads((away / "metrics.json").read_text()))
-        if "carry" in n.title
+        if "generalize" in n.title
     )
-    assert (found.level, found.title) == ("warning", "The figures do not carry over to clinic")
-    assert "lower by 0." in found.text and "95 % interval" in found.text
+    assert (found.level, found.title) == ("warning", "The metrics do not generalize to clinic")
+    assert "lower by 0." in found.text and "95 % confidence interval" in found.text
 
 
 def test_no_fall_is_no_warning_and_what_is_not_ruled_out_is_said(tmp_path):
     write_run_report(build_evaluation(tmp_path / "run", strength=2.2))
     record, metrics = read_run_record(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
-    found = next(n for n in make_notices(record, metrics) if n.title == "Tested elsewhere")
-    assert found.level == "note" and "is not ruled out" in found.text
+    found = next(n for n in make_notices(record, metrics) if n.title == "Tested on external data")
+    assert found.level == "note" and "cannot be excluded" in found.text
     assert not [n for n in make_notices(record, metrics) if "External validity: unknown" in n.title]
 
 
@@ -103,8 +102,8 @@ def test_a_class_that_is_missing_on_one_side_is_named_and_figures_that_need_it_a
     assert drop["only"] == {"internal": ["Covid-19", "Pneumonia"]}
     assert list(drop["figures"]) == ["per_class.No_findings.sensitivity"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "There is no image of Covid-19 or Pneumonia here." in page
-    assert "of No_findings were called" in page
+    assert "The external test set has no image of Covid-19 or Pneumonia." in page
+    assert "of No_findings were predicted as" in page
 
 
 def test_verify_computes_the_drop_again(away, tmp_path):
@@ -130,7 +129,7 @@ def test_a_model_trained_on_data_that_failed_a_check_says_so_wherever_it_is_test
     assert not [n for n in make_notices(record, metrics) if "failed a check" in n.title]
     record.run["tested"] = {"run": "home", "failed": ["No other class has the sources of Covid-19."]}
     (found,) = [n for n in make_notices(record, metrics) if "failed a check" in n.title]
-    assert found.level == "warning" and "good figures do not clear it" in found.text
+    assert found.level == "warning" and "good metrics do not exclude it" in found.text
 
 
 def test_figures_too_good_to_be_believed_are_stamped_unless_they_were_tested_elsewhere(tmp_path):
@@ -140,15 +139,15 @@ def test_figures_too_good_to_be_believed_are_stamped_unless_they_were_tested_els
     write_predictions(make_predictions(manifest, probability, LABELS), tmp_path / "run" / "predictions.csv")
     write_run_report(tmp_path / "run")
     record, metrics = read_run_record(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
-    (found,) = [n for n in make_notices(record, metrics) if n.title == "Too good to be believed unchecked"]
+    (found,) = [n for n in make_notices(record, metrics) if n.title.startswith("Implausibly high AUROC")]
     assert (
-        found.level == "critical" and "names one source for all images" in found.text and "fastcxr audit" in found.text
+        found.level == "critical" and "All images have the same source" in found.text and "fastcxr audit" in found.text
     )
     assert 'class="headline doubted"' in (tmp_path / "run" / "report.html").read_text()
     elsewhere = metrics | {"external_drop": {"clinic": compute_drop(metrics["test"], metrics["test"])}}
-    assert not [n for n in make_notices(record, elsewhere) if "Too good" in n.title]
+    assert not [n for n in make_notices(record, elsewhere) if "Implausibly" in n.title]
     usual = metrics | {"test": metrics["test"] | {"auroc": metrics["test"]["auroc"] | {"macro": 0.97}}}
-    assert not [n for n in make_notices(record, usual) if "Too good" in n.title]
+    assert not [n for n in make_notices(record, usual) if "Implausibly" in n.title]
 
 
 def test_of_several_sources_each_has_its_own_warning(tmp_path):
@@ -159,20 +158,20 @@ def test_of_several_sources_each_has_its_own_warning(tmp_path):
     record = read_run_record(tmp_path / "run")
     metrics = evaluate_predictions(record.predictions) | {"external_drop": drops}
     found = {n.title: n for n in make_notices(record, metrics)}
-    assert "on clinic" in found["The figures do not carry over to clinic"].text
-    assert found["It does worse elsewhere"].level == "warning" and "on ward" in found["It does worse elsewhere"].text
+    assert "on clinic" in found["The metrics do not generalize to clinic"].text
+    assert found["Lower performance on external data"].level == "warning"
+    assert "on ward" in found["Lower performance on external data"].text
 
 
 @pytest.mark.parametrize(
     ("strength", "beginning"),
-    [(0.3, "warning: The figures do not carry over to clinic. "), (2.2, "Tested elsewhere. ")],
+    [(0.3, "warning: The metrics do not generalize to clinic. "), (2.2, "Tested on external data. ")],
 )
 def test_the_terminal_of_an_evaluation_gives_the_drop_in_the_words_of_the_report(tmp_path, strength, beginning):
     console = Console(file=io.StringIO(), width=80)
     write_run_report(build_evaluation(tmp_path / "run", strength=strength))
-    (drop,) = make_drop_notices(
-        read_run_record(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
-    )
+    record, metrics = read_run_record(tmp_path / "run"), json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (drop,) = [notice for notice in make_notices(record, metrics) if "on clinic" in notice.text]
     show_headline(console, tmp_path / "run")
     assert f"\n{beginning}{drop.text}\n" in console.file.getvalue()
-    assert "Macro AUROC is" in drop.text and "95 % interval" in drop.text
+    assert "Macro AUROC is" in drop.text and "95 % confidence interval" in drop.text

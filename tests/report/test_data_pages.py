@@ -47,7 +47,7 @@ def test_the_page_holds_what_is_known_of_the_cohort(drawn):
         "3 classes, 1,000 images, 401 patients from NIH file names",
         "Images 1,000 every file is readable",
         "Smallest class",
-        "The data gives no split. Shown is the one that fastcxr train draws with seed 42.",
+        "No split in the data. This page shows the split that fastcxr train draws with seed 42.",
         "mobilenetv2_100 has several pretrained tags",
         "Patients come from NIH file names",
         "the band holds eight of ten images",
@@ -109,7 +109,7 @@ def test_an_image_level_split_is_stamped(tmp_path):
     manifest = make_manifest(n=200)
     split = np.random.default_rng(0).choice(["train", "valid", "test"], 200)
     folder = build_description(tmp_path / "d", manifest.assign(split=split, split_origin="image"), thumbnails=False)
-    assert "Image-level split Images of one patient may stand in several splits" in words_of(folder)
+    assert "Image-level split Images of one patient may be in several splits" in words_of(folder)
 
 
 def test_a_folder_without_a_manifest_says_what_to_name(tmp_path):

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from synthetic_run import build_description, make_manifest
 
-from fastcxr.report.data_notices import make_dataset_notices
 from fastcxr.report.data_tables import describe_measured_images, make_file_rows, make_split_table, make_tiles
+from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import read_dataset_record
 
 
@@ -24,7 +24,7 @@ def tiny(labels="aab", split="train", **columns):
 
 
 def titles(record):
-    return [notice.title for notice in make_dataset_notices(record)]
+    return [notice.title for notice in make_notices(record, page="describe")]
 
 
 def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
@@ -58,15 +58,19 @@ def test_classes_of_one_size_have_no_smallest(tmp_path):
 
 def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
     record = described(tmp_path, tiny("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
-    found = {notice.title: notice.text for notice in make_dataset_notices(record) if notice.level == "warning"}
-    assert list(found) == ["Class and kind of file are one"]
-    assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Class and kind of file are one"]
+    found = {notice.title: notice.text for notice in make_notices(record, page="describe") if notice.level == "warning"}
+    assert list(found) == ["Shortcut: the file type predicts the class"]
+    assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Shortcut: the file type predicts the class"]
 
 
 @pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a"), ("xyxyzz", "c"), ("xxyzzz", "a")])
 def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
     record = described(tmp_path, tiny("aabbcc", source=list(sources)))
-    text = next(notice.text for notice in make_dataset_notices(record) if notice.title == "Class and source are one")
+    text = next(
+        notice.text
+        for notice in make_notices(record, page="describe")
+        if notice.title == "Shortcut: the source predicts the class"
+    )
     assert f"of {apart} (2 of 2 images). A model may learn" in text
 
 
@@ -81,9 +85,11 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
 )
 def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
     files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
-    found = {notice.title: notice.text for notice in make_dataset_notices(described(tmp_path, tiny("aabb"), files))}
-    assert told is None or f"the size of {told}." in found["Class and size are one"]
-    assert ("Class and size are one" in found) == (told is not None)
+    found = {
+        notice.title: notice.text for notice in make_notices(described(tmp_path, tiny("aabb"), files), page="describe")
+    }
+    assert told is None or f"the image size of {told}." in found["Shortcut: the image size predicts the class"]
+    assert ("Shortcut: the image size predicts the class" in found) == (told is not None)
 
 
 def test_one_source_for_all_is_no_news(tmp_path):
@@ -92,10 +98,10 @@ def test_one_source_for_all_is_no_news(tmp_path):
 
 def test_few_test_images_are_a_warning(tmp_path):
     manifest = tiny("a" * 30 + "b" * 30, split=["test"] * 25 + ["train"] * 5 + ["test"] * 3 + ["train"] * 27)
-    found = {notice.title: notice.text for notice in make_dataset_notices(described(tmp_path, manifest))}
-    assert found["Few test images of a class"].startswith("b 3.")
+    found = {notice.title: notice.text for notice in make_notices(described(tmp_path, manifest), page="describe")}
+    assert found["Few images of a class"].startswith("In the test split: b 3.")
 
 
 def test_given_splits_are_not_called_drawn(tmp_path):
     given, drawn = described(tmp_path / "1", tiny()), described(tmp_path / "2", tiny(split_origin="patient"))
-    assert "The data gives no split" not in titles(given) and "The data gives no split" in titles(drawn)
+    assert "No split in the data" not in titles(given) and "No split in the data" in titles(drawn)

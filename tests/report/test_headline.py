@@ -1,4 +1,4 @@
-"""Tests for formatting.py and headline.py"""
+"""Tests for formatting.py and headline.py."""
 
 import pytest
 from synthetic_run import LABELS, make_manifest, make_probability
@@ -20,14 +20,14 @@ from fastcxr.report.headline import describe_intervals, make_headline_table, mak
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 
-def measured(labels=LABELS, splits=("valid", "test")):
+def evaluate(labels=LABELS, splits=("valid", "test")):
     manifest = make_manifest(labels, 300)
     manifest = manifest[manifest["split"].isin(splits)].reset_index(drop=True)
     return evaluate_predictions(make_predictions(manifest, make_probability(manifest, labels), labels))
 
 
-def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_them():
-    metrics = measured()
+def test_the_headline_has_test_and_valid_metrics_and_their_counts():
+    metrics = evaluate()
     rows = {name: (test, valid) for name, test, _, valid in make_headline_table(metrics)}
     assert list(rows) == ["Accuracy", "Balanced accuracy", "AUROC, macro", "Top-2 accuracy", "Images", "Patients"]
     assert rows["Accuracy"] == (
@@ -38,23 +38,23 @@ def test_the_headline_has_test_and_valid_side_by_side_with_what_stands_behind_th
     assert rows["Images"] == (str(metrics["test"]["n_images"]), str(metrics["valid"]["n_images"]))
 
 
-def test_two_classes_have_no_top2_and_a_missing_split_is_a_column_of_dashes():
-    rows = make_headline_table(measured(("no", "yes"), ("valid",)))
+def test_two_classes_have_no_top2_accuracy_and_a_missing_split_shows_dashes():
+    rows = make_headline_table(evaluate(("no", "yes"), ("valid",)))
     assert "Top-2 accuracy" not in [row[0] for row in rows]
     assert {row[1] for row in rows} == {"–"} and "–" not in {row[3] for row in rows}
     assert make_headline_table({})[0] == ("Accuracy", "–", "", "–")
 
 
 @pytest.mark.parametrize(
-    ("value", "as_share", "as_score"),
+    ("value", "percent", "score"),
     [(0.89341, "89.3 %", "0.893"), (1.0, "100.0 %", "1.000"), (0.99996, "> 99.9 %", "> 0.999"), (None, "–", "–")],
 )
-def test_what_is_not_perfect_never_reads_as_perfect(value, as_share, as_score):
-    assert (format_percent(value), format_score(value)) == (as_share, as_score)
+def test_a_value_below_1_is_not_rounded_to_1(value, percent, score):
+    assert (format_percent(value), format_score(value)) == (percent, score)
 
 
-def test_an_interval_stands_beside_its_figure_in_the_same_words():
-    part = measured()["test"]
+def test_an_interval_has_the_format_of_its_metric():
+    part = evaluate()["test"]
     low, high = part["intervals"]["of"]["auroc.macro"]
     assert format_interval(part, "auroc.macro", format_score) == f"{low:.3f}–{high:.3f}"
     low, high = part["intervals"]["of"]["accuracy"]
@@ -73,14 +73,14 @@ def test_an_interval_stands_beside_its_figure_in_the_same_words():
 
 
 @pytest.mark.parametrize(
-    ("unit", "words"), [("patient", "all images of one drawn together"), ("image", "each patient has one image")]
+    ("unit", "words"), [("patient", "clustered by patient"), ("image", "each patient has one image")]
 )
-def test_the_unit_of_the_intervals_is_said(unit, words):
+def test_the_unit_of_the_intervals_is_stated(unit, words):
     assert words in describe_intervals({"intervals": {"unit": unit, "of": {"accuracy": [0.1, 0.2]}}})
     assert describe_intervals({"intervals": {"unit": unit, "of": {}}}) == ""
 
 
-def test_small_words():
+def test_counts_lists_durations_and_rates_are_formatted():
     assert (pluralize(1, "image"), pluralize(1234, "image"), pluralize(2, "class", "classes")) == (
         "1 image",
         "1,234 images",
@@ -92,18 +92,18 @@ def test_small_words():
     assert replace_unprintable("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"
 
 
-def test_pooled_folds_stand_beside_their_mean_and_deviation():
-    part = measured(("a", "b", "c"), ("test",))["test"]
+def test_pooled_folds_are_shown_with_mean_and_standard_deviation():
+    part = evaluate(("a", "b", "c"), ("test",))["test"]
     folds = {"count": 5, "accuracy": {"mean": 0.9, "sd": 0.01, "values": []}, "auroc": {"mean": 0.95, "sd": None}}
     headings, rows = make_terminal_table({"oof": part, "folds": folds})
-    assert headings == ("", "out of fold", "95 % interval", "mean ± SD of 5 folds")
-    beside = {row[0]: row[3] for row in rows}
-    assert beside["Accuracy"] == "0.900 ± 0.010"
-    assert beside["AUROC, macro"] == "0.950"
-    assert beside["Top-2 accuracy"] == "–"
+    assert headings == ("", "out of fold", "95 % CI", "mean ± SD of 5 folds")
+    statistics = {row[0]: row[3] for row in rows}
+    assert statistics["Accuracy"] == "0.900 ± 0.010"
+    assert statistics["AUROC, macro"] == "0.950"
+    assert statistics["Top-2 accuracy"] == "–"
     assert {row[0] for row in rows} >= {"Images", "Patients"}
 
 
-def test_one_split_beside_another_needs_no_folds():
-    metrics = measured(("no", "yes"), ("valid",))
-    assert make_terminal_table(metrics) == (("", "test", "95 % interval", "valid"), make_headline_table(metrics))
+def test_without_folds_the_terminal_table_is_the_headline_table():
+    metrics = evaluate(("no", "yes"), ("valid",))
+    assert make_terminal_table(metrics) == (("", "test", "95 % CI", "valid"), make_headline_table(metrics))

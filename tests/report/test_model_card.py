@@ -1,4 +1,4 @@
-"""The card fills in what the tool knows, leaves boxes for the rest, and takes names as words."""
+"""Tests for MODEL_CARD.md: metrics, unchecked items, caveats and escaping."""
 
 import json
 import re
@@ -16,24 +16,24 @@ def card(run_folder):
     return (run_folder / "MODEL_CARD.md").read_text()
 
 
-def test_the_figures_of_the_card_are_those_of_the_metrics(card, run_folder):
+def test_the_card_has_the_metrics_of_metrics_json(card, run_folder):
     part = json.loads((run_folder / "metrics.json").read_text())["test"]
     low, high = part["intervals"]["of"]["accuracy"]
     assert f"- Accuracy: {100 * part['accuracy']:.1f} % ({100 * low:.1f}–{100 * high:.1f} %)" in card
     assert f"{part['n_images']} images of {part['n_patients']} patients" in card
 
 
-def test_what_only_people_know_is_an_open_box_and_nothing_else_is_empty(card):
+def test_items_for_the_authors_are_unchecked_and_no_other_item_is_empty(card):
     assert len(re.findall(r"^- \[ \] ", card, re.MULTILINE)) == 8
     assert "CLAIM 14 to 18" in card
     assert not re.search(r": (–|None|)$", card, re.MULTILINE), card
 
 
-def test_every_warning_of_the_report_is_a_caveat(card):
+def test_every_notice_of_the_report_is_a_caveat(card):
     assert "Horizontal flip" in card and "External validity: unknown" in card
 
 
-def test_names_are_words_and_not_html(run_folder):
+def test_tags_in_names_are_escaped(run_folder):
     recipe = json.loads((run_folder / "recipe.json").read_text())
     (run_folder / "recipe.json").write_text(json.dumps(recipe | {"backbone": "<script>alert(1)</script>"}))
     write_run_report(run_folder)

@@ -1,4 +1,4 @@
-"""What a reader must know before believing a figure, on the page and in the terminal alike."""
+"""Tests for notices.py and model_notices.py: notices in the report and in the terminal."""
 
 import io
 
@@ -10,74 +10,71 @@ from synthetic_run import LABELS, build_run, make_manifest
 from fastcxr.cli.tables import show_headline
 from fastcxr.io.files import read_json
 from fastcxr.metrics.predictions import make_predictions, write_predictions
-from fastcxr.report.notices import make_notices, read_critical_notices
+from fastcxr.report.notices import RULES, make_notices, read_critical_notices
 from fastcxr.report.run_page import write_run_report
 from fastcxr.report.run_reader import read_run_record
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
-def build_blind(folder, seen=(), chosen="label != ''", **choices):
-    """The run of a model that calls every image Pneumonia, but those of the classes that it has `seen`."""
-    manifest = make_manifest(n=400).query(chosen).reset_index(drop=True)
-    answers = manifest["label"].where(manifest["label"].isin(seen), "Pneumonia")
-    probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
+def build_constant(folder, detected=(), query="label != ''", **choices):
+    """Write the run of a model that predicts Pneumonia for all images except those of the classes `detected`."""
+    manifest = make_manifest(n=400).query(query).reset_index(drop=True)
+    predicted = manifest["label"].where(manifest["label"].isin(detected), "Pneumonia")
+    probability = np.where(predicted.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
     build_run(folder, manifest, **choices)
     write_predictions(make_predictions(manifest, probability, LABELS), folder / "predictions.csv")
     write_run_report(folder)
     return folder
 
 
-def find_called(folder):
+def find_prediction_notices(folder):
     found = make_notices(read_run_record(folder), read_json(folder / "metrics.json"))
-    return [notice for notice in found if "called" in notice.title]
+    return [notice for notice in found if "predict" in notice.title]
 
 
-def test_a_model_with_one_answer_to_everything_is_stamped(tmp_path):
-    (found,) = find_called(build_blind(tmp_path))
+def test_the_rules_are_ordered_by_level():
+    levels = [rule.level for rule in RULES]
+    assert levels == sorted(levels, key=("critical", "warning", "note").index)
+
+
+def test_a_model_that_predicts_one_class_is_critical(tmp_path):
+    (found,) = find_prediction_notices(build_constant(tmp_path))
     images = read_json(tmp_path / "metrics.json")["test"]["n_images"]
-    assert (found.level, found.title) == ("critical", "Every image is called Pneumonia")
-    assert f"all {images} images of the test split" in found.text
+    assert (found.level, found.title) == ("critical", "The model predicts Pneumonia for all images")
+    assert f"all {images} images of the test split equals the prevalence of Pneumonia." in found.text
     assert found in read_critical_notices(tmp_path)
 
 
-def test_a_single_class_that_is_always_right_says_nothing_of_the_others(tmp_path):
-    (found,) = find_called(build_blind(tmp_path, chosen="label == 'Pneumonia'"))
-    assert (found.level, "would reach the same" in found.text) == ("critical", True)
+def test_a_correct_prediction_of_the_only_class_is_critical(tmp_path):
+    (found,) = find_prediction_notices(build_constant(tmp_path, query="label == 'Pneumonia'"))
+    assert (found.level, "Test on other classes too." in found.text) == ("critical", True)
 
 
 @pytest.mark.parametrize(
-    ("choices", "cure"),
+    ("choices", "fix"),
     [
         ({}, "Try --class-weights balanced"),
         ({"recipe": {"class_weights": "balanced"}}, "Try more epochs"),
-        ({"run": {"tested": {"run": "home", "failed": []}}}, "all the same."),
+        ({"run": {"tested": {"run": "home", "failed": []}}}, "separate the classes."),
     ],
 )
-def test_the_stamp_advises_what_was_not_tried(tmp_path, choices, cure):
-    (found,) = find_called(build_blind(tmp_path, **choices))
-    assert found.text.split("AUROC")[1].endswith(cure) or cure in found.text
-    assert ("Try" in found.text) == cure.startswith("Try")
+def test_the_notice_suggests_what_was_not_tried(tmp_path, choices, fix):
+    (found,) = find_prediction_notices(build_constant(tmp_path, **choices))
+    assert fix in found.text
+    assert ("Try" in found.text) == fix.startswith("Try")
 
 
-def test_a_class_that_is_never_named_is_a_warning(tmp_path):
-    (found,) = find_called(build_blind(tmp_path, seen=("No_findings",)))
+def test_a_class_that_is_never_predicted_is_a_warning(tmp_path):
+    (found,) = find_prediction_notices(build_constant(tmp_path, detected=("No_findings",)))
     support = read_json(tmp_path / "metrics.json")["test"]["per_class"]["Covid-19"]["support"]
-    assert (found.level, found.title) == ("warning", "No image is called Covid-19")
+    assert (found.level, found.title) == ("warning", "No image is predicted as Covid-19")
     assert f"Covid-19 {support}" in found.text
     assert not read_critical_notices(tmp_path)
 
 
-def test_nothing_is_said_of_a_model_that_names_every_class(tmp_path):
-    assert not find_called(build_blind(tmp_path, seen=LABELS))
-
-
-@pytest.mark.parametrize(("seen", "stamped"), [((), True), (("No_findings",), False)])
-def test_the_terminal_repeats_what_doubts_the_figures_below_them(tmp_path, seen, stamped):
-    console = Console(file=io.StringIO(), width=80)
-    show_headline(console, build_blind(tmp_path, seen))
-    shown = console.file.getvalue()
-    assert ("\nEvery image is called Pneumonia. That is the answer to all" in shown) == stamped
+def test_a_model_that_predicts_every_class_has_no_notice(tmp_path):
+    assert not find_prediction_notices(build_constant(tmp_path, detected=LABELS))
 
 
 def show(folder):
@@ -86,20 +83,26 @@ def show(folder):
     return console.file.getvalue()
 
 
-def test_the_terminal_repeats_the_warnings_of_the_report_but_those_that_it_has_printed(tmp_path):
-    said = [{"level": "warning", "text": "3 images have no patient"}]
-    shown = show(build_blind(tmp_path, ("No_findings",), run={"messages": said}))
-    assert "\nwarning: No image is called Covid-19. Images in the test split: Covid-19" in shown
+@pytest.mark.parametrize(("detected", "is_critical"), [((), True), (("No_findings",), False)])
+def test_the_terminal_prints_critical_notices_below_the_headline(tmp_path, detected, is_critical):
+    shown = show(build_constant(tmp_path, detected))
+    assert ("\nThe model predicts Pneumonia for all images. Accuracy on all" in shown) == is_critical
+
+
+def test_the_terminal_prints_the_warnings_of_the_report_except_logged_ones(tmp_path):
+    messages = [{"level": "warning", "text": "3 images have no patient"}]
+    shown = show(build_constant(tmp_path, ("No_findings",), run={"messages": messages}))
+    assert "\nwarning: No image is predicted as Covid-19. In the test split: Covid-19" in shown
     assert "3 images have no patient" not in shown
     assert "External validity: unknown" not in shown  # a note
 
 
-def build_pool(folder, blind, recipe=()):
-    """Two pooled folds, of which those that are `blind` call every image No_findings and the others none wrongly."""
+def build_folds(folder, constant, recipe=()):
+    """Write two pooled folds: those in `constant` predict No_findings for all images, the others are correct."""
     manifest = make_manifest(n=200)
     fold = np.array(["1", "2"])[np.arange(len(manifest)) % 2]
-    answers = manifest["label"].mask(np.isin(fold, blind), "No_findings")
-    probability = np.where(answers.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
+    predicted = manifest["label"].mask(np.isin(fold, constant), "No_findings")
+    probability = np.where(predicted.to_numpy()[:, None] == np.array(LABELS), 0.8, 0.1)
     build_run(folder, manifest, recipe=recipe)
     pooled = make_predictions(manifest.assign(split="oof", fold=fold), probability, LABELS)
     write_predictions(pooled, folder / "predictions.csv")
@@ -107,23 +110,23 @@ def build_pool(folder, blind, recipe=()):
     return folder
 
 
-def test_a_fold_with_one_answer_to_everything_is_stamped_on_the_pool(tmp_path):
-    (found,) = find_called(build_pool(tmp_path, blind=["1"]))
-    assert (found.level, found.title) == ("critical", "Every image of fold 1 is called No_findings")
-    assert "1 model of 2 learned to give one answer" in found.text
+def test_a_fold_that_predicts_one_class_is_critical(tmp_path):
+    (found,) = find_prediction_notices(build_folds(tmp_path, constant=["1"]))
+    assert (found.level, found.title) == ("critical", "All images of fold 1 are predicted as No_findings")
+    assert "1 model of 2 always predicts one class" in found.text
     assert found in read_critical_notices(tmp_path)
 
 
-def test_a_source_with_one_answer_is_named_as_a_source(tmp_path):
-    (found,) = find_called(build_pool(tmp_path, blind=["2"], recipe={"leave_one_source_out": True}))
-    assert found.title == "Every image of source 2 is called No_findings"
+def test_a_held_out_source_that_is_predicted_as_one_class_is_named(tmp_path):
+    (found,) = find_prediction_notices(build_folds(tmp_path, constant=["2"], recipe={"leave_one_source_out": True}))
+    assert found.title == "All images of source 2 are predicted as No_findings"
 
 
-def test_folds_that_all_give_the_same_answer_are_stamped_once_as_held_out_images(tmp_path):
-    (found,) = find_called(build_pool(tmp_path, blind=["1", "2"]))
-    assert found.title == "Every image is called No_findings"
-    assert "all 200 held-out images, so" in found.text and "oof" not in found.text
+def test_folds_that_all_predict_the_same_class_have_one_notice(tmp_path):
+    (found,) = find_prediction_notices(build_folds(tmp_path, constant=["1", "2"]))
+    assert found.title == "The model predicts No_findings for all images"
+    assert "all 200 images of the pooled folds" in found.text and "oof" not in found.text
 
 
-def test_nothing_is_said_of_folds_that_name_every_class(tmp_path):
-    assert not find_called(build_pool(tmp_path, blind=[]))
+def test_folds_that_predict_every_class_have_no_notice(tmp_path):
+    assert not find_prediction_notices(build_folds(tmp_path, constant=[]))

@@ -88,7 +88,7 @@ def test_the_page_holds_every_part_of_the_run(whole):
         "4 min 13 s",
     ):
         assert words in whole.text
-    assert "stamp" not in whole.text.lower() and "Not in this run folder" not in whole.text
+    assert "stamp" not in whole.text.lower() and "Files missing from the run folder" not in whole.text
 
 
 def test_metrics_json_is_strict_and_holds_what_was_measured(drawn):
@@ -141,7 +141,7 @@ def test_an_image_level_split_is_stamped_with_the_patients_it_shares(tmp_path):
     split = np.random.default_rng(0).choice(["train", "valid", "test"], 200)
     folder = build_run(tmp_path, manifest.assign(split=split, split_origin="image"), recipe={"split": "image"})
     text = words_of(folder)
-    assert "Image-level split Images of one patient may stand in several splits; figures are optimistic." in text
+    assert "Image-level split Images of one patient may be in several splits; the metrics are optimistic." in text
     assert re.search(r"\d+ of the \d+ patients in the test split also have training images", text)
 
 
@@ -154,7 +154,7 @@ def test_given_splits_that_share_patients_are_stamped(tmp_path):
 def test_without_a_test_split_valid_is_the_headline_and_says_so(tmp_path):
     manifest = make_manifest(n=200)
     text = words_of(build_run(tmp_path, manifest[manifest["split"] != "test"].reset_index(drop=True)))
-    assert "The valid split chose the model and is the headline here too" in text
+    assert "The validation split selected the model and also provides the metrics" in text
     assert "Results on the valid split" in text
 
 
@@ -290,8 +290,8 @@ def test_report_card_and_checklist_name_the_weights_that_were_loaded(tmp_path, b
     (folder / "model.json").write_text(json.dumps(model))
     text, name = page_of(folder).text, expected.removeprefix("the weights ")
     assert f", from {expected}." in text and "ImageNet" not in text
-    assert f"First weights (CLAIM 24): {name}\n" in (folder / "MODEL_CARD.md").read_text()
-    assert f"**First weights.** {name}." in (folder / "CLAIM.md").read_text()
+    assert f"Initial weights (CLAIM 24): {name}\n" in (folder / "MODEL_CARD.md").read_text()
+    assert f"**Initial weights.** {name}." in (folder / "CLAIM.md").read_text()
 
 
 def test_weights_are_not_named_where_no_file_has_their_name_and_a_pool_has_it_in_run_json(tmp_path):
@@ -342,7 +342,7 @@ def test_a_finder_without_an_answer_is_a_warning(drawn, tmp_path):
     model["choices"]["learning_rates"] = [lost]
     (folder / "model.json").write_text(json.dumps(model))
     text = words_of(folder)
-    assert "The learning-rate finder gave no answer. head took 0.002 (the loss never fell)." in text
+    assert "No learning rate found. head used 0.002 (the loss never fell)." in text
 
 
 def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
@@ -354,8 +354,8 @@ def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"strategy": "linear_probe", "hflip_tta": True, "weights": "none"}, "Mirrored images"),
-        ({"strategy": "lp_ft", "hflip_tta": True, "weights": "pretrained"}, "Mirrored images"),
+        ({"strategy": "linear_probe", "hflip_tta": True, "weights": "none"}, "Horizontal flip: both orientations"),
+        ({"strategy": "lp_ft", "hflip_tta": True, "weights": "pretrained"}, "Horizontal flip: both orientations"),
         ({"strategy": "lp_ft", "hflip_tta": True, "weights": "none"}, "Horizontal flip: off"),
         ({"strategy": "linear_probe", "hflip_tta": False, "weights": "pretrained"}, "Horizontal flip: off"),
     ],
@@ -363,7 +363,7 @@ def test_a_choice_of_nothing_reads_as_not_set(tmp_path):
 def test_a_head_that_learned_from_mirrored_images_is_said_to(tmp_path, choices, words):
     text = words_of(build_run(tmp_path, recipe=choices, thumbnails=False))
     assert words in text
-    assert ("Mirrored" in words) != ("Horizontal flip" in text)
+    assert text.count("Horizontal flip:") == 1
 
 
 @pytest.mark.parametrize("mirror", [True, False])
@@ -373,7 +373,7 @@ def test_a_model_that_looks_twice_says_so(tmp_path, mirror):
     )
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(facts | {"hflip_tta": mirror}))
-    assert ("Each answer is the mean of those to an image and to its mirror image" in words_of(folder)) is mirror
+    assert ("Each prediction is the mean over an image and its flipped image" in words_of(folder)) is mirror
 
 
 def test_a_model_tested_where_it_was_trained_has_unknown_external_validity(whole):

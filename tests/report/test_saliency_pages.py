@@ -61,9 +61,9 @@ def test_attention_in_the_border_is_warned_of_from_more_than_half_on(whole):
     folder, rows = whole
     outside = {"flu": {"median": 0.51, "images": 8}, "none": {"median": 0.5, "images": 7}}
     page = page_of(write_run_report(write_maps(folder, rows, border_share=outside)))
-    assert "Attention outside the central field" in page.text and "flu 51.0 % of 8 images. An even map" in page.text
+    assert "High saliency at the image border" in page.text and "flu 51.0 % (8 images). A uniform map" in page.text
     page = page_of(write_run_report(write_maps(folder, rows, border_share={"none": outside["none"]})))
-    assert "Attention outside" not in page.text and "50.0 %" in page.text
+    assert "High saliency" not in page.text and "50.0 %" in page.text
 
 
 def test_withheld_maps_are_not_in_the_report_and_it_says_why(whole):
@@ -71,7 +71,7 @@ def test_withheld_maps_are_not_in_the_report_and_it_says_why(whole):
     text = write_run_report(write_maps(folder, rows, failure_reason="the map hardly changes")).read_text(
         encoding="utf-8"
     )
-    assert "Heat maps withheld" in text and "The map hardly changes." in text
+    assert "Saliency maps withheld" in text and "The map hardly changes." in text
     assert "and its heat map, truth" not in text
 
 

@@ -14,7 +14,7 @@ from toy_images import write_toys
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
-from fastcxr.report.notices import _make_unreported_shortcut_notices
+from fastcxr.report.data_notices import find_shortcuts
 from fastcxr.workflows.audit import audit, check_before_training
 from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.train import run
@@ -54,8 +54,8 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
 def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky, tmp_path, reason):
     recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="full")
     text = run(recipe.replace(waive_audit=reason), tmp_path / "run").read_text()
-    assert ("Confounded: do not use these figures" in text) == (reason is None)
-    assert ("The reason given: the copy is known" in text) == (reason is not None)
+    assert ("Confounded: do not use these metrics" in text) == (reason is None)
+    assert ("Reason given: the copy is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
 
 
@@ -86,7 +86,7 @@ def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_sta
     }
     assert taken["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(taken)
     assert "findings of runs/audit-toys-1 taken over" in caplog.text
-    assert taken["edge"]["message"] in text and "Confounded: do not use these figures" in text
+    assert taken["edge"]["message"] in text and "Confounded: do not use these metrics" in text
 
 
 def move_one(toys):
@@ -153,5 +153,5 @@ def test_a_failed_check_of_something_else_hides_no_warning_of_sources():
             files=pd.DataFrame(columns=["label", "kind", "width", "height", "images"]),
             table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
         )
-        titles = [notice.title for notice in _make_unreported_shortcut_notices(record)]
-        assert ("Class and source are one" in titles) == is_there
+        attributes = [attribute for _, attribute in find_shortcuts(record, {})]
+        assert ("source" in attributes) == is_there

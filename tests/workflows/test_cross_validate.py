@@ -90,8 +90,8 @@ def test_the_pooled_report_shows_the_folds(pooled):
     page = (pooled[1] / "report.html").read_text()
     assert "images out of fold" in page
     assert "±" in page
-    assert "Neither test nor valid split" not in page
-    assert "Not in this run folder" not in page
+    assert "Neither test nor validation split" not in page
+    assert "Files missing from the run folder" not in page
 
 
 def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
@@ -145,7 +145,7 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
     page = (of_two_kinds / "report.html").read_text()
     assert "by a model that did not see it." in page and "nor its patient" not in page
     gap = 100 * (apart["accuracy"] - here["accuracy"])
-    assert f"With patients kept apart: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
+    assert f"With a patient-level split: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
 
 
 def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
@@ -159,7 +159,7 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     write_toys(first, per_class=12, labels=("clear",))
     write_toys(second, per_class=12, labels=("haze",), first=50)
     page = cross_validate(recipe.replace(data=(str(first), str(second)), folds=2), tmp_path / "run")
-    assert "Confounded: do not use these figures" in page.read_text()
+    assert "Confounded: do not use these metrics" in page.read_text()
     assert "Every class comes from sources of its own" in page.read_text()
 
 

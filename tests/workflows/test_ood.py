@@ -87,7 +87,7 @@ def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, mo
 
 def test_a_test_on_pictures_of_something_else_is_a_warning_on_its_page(finished, boards, tmp_path):
     page = evaluate(finished, Recipe(data=str(boards)), tmp_path / "there").read_text()
-    assert '<li class="warning"><b>Not like the training images.</b> On test: 4 of 4 images' in page
+    assert '<li class="warning"><b>Out-of-distribution images.</b> In the test split: 4 of 4 images' in page
     assert verify(tmp_path / "there")[0] == []
 
 

@@ -1,0 +1,153 @@
+"""Write MODEL_CARD.md and CLAIM.md of a run from templates, which hold the text and the unchecked items.
+
+Model card sections: Mitchell 2019 (doi:10.1145/3287560.3287596). Checklist items: CLAIM 2020
+(doi:10.1148/ryai.2020200029), in our own wording.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment
+
+from fastcxr.data.demographics import DEMOGRAPHIC_COLUMNS
+from fastcxr.io.formatting import MISSING, format_interval, format_number, format_percent, format_score, pluralize
+from fastcxr.io.html import replace_unprintable
+from fastcxr.metrics.predictions import SPLITS
+from fastcxr.metrics.subgroups import UNSTATED, assign_groups
+from fastcxr.report.headline import describe_intervals, get_primary_metrics, make_headline_rows
+from fastcxr.report.html import make_environment
+from fastcxr.report.notices import make_notices
+from fastcxr.report.run_reader import RunRecord
+from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
+
+
+def make_model_card(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+    """Return the content of MODEL_CARD.md."""
+    return _render("MODEL_CARD.md.jinja", record, metrics)
+
+
+def make_claim_checklist(record: RunRecord, metrics: Mapping[str, Any]) -> str:
+    """Return the content of CLAIM.md."""
+    return _render("CLAIM.md.jinja", record, metrics)
+
+
+def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str:
+    primary = get_primary_metrics(record, metrics)
+    backbone = record.model.get("backbone") or {}
+    limits = [str(notice) for notice in make_notices(record, metrics)]
+    limits += [
+        f"{row['title']} ({row['verdict']}): {row['message']}" for row in record.findings if row["verdict"] != "PASS"
+    ]
+
+    def format_class_interval(label: str, name: str) -> str:
+        return format_interval(dict(primary), f"per_class.{label}.{name}", format_percent) or "no interval"
+
+    context = {
+        "record": record,
+        "recipe": record.recipe,
+        "backbone": backbone,
+        "input_spec": record.model.get("input_spec") or {},
+        "name": record.recipe.get("backbone") or backbone.get("name"),
+        "labels": list(record.predictions.labels),
+        "versions": [f"{name} {number}" for name, number in (record.run.get("versions") or {}).items()],
+        "metrics": metrics,
+        "split": record.predictions.primary_split,
+        "primary": primary,
+        "headline": make_headline_rows(primary, None) if primary else [],
+        "intervals": describe_intervals(primary),
+        "class_interval": format_class_interval,
+        "format_number": format_number,
+        "limits": list(dict.fromkeys(limits)),
+        "sources": [f"{name} ({_count(rows)})" for name, rows in record.table.groupby("source")],
+        "splits": _list_splits(record.table),
+        "selections": _list_selections(record.recipe),
+        "n_without_patient": _count_equal(record.table, "patient_origin", "image"),
+        "n_unlabelled": _count_equal(record.table, "label", ""),
+        "n_unreadable": int((record.predictions.table["error"] != "").sum()),
+        "split_origins": sorted(set(record.table.get("split_origin", pd.Series(dtype=str))) - {""}),
+        "demographics": _list_demographics(record.table),
+        "sanity_check": describe_sanity_check(record.saliency_maps),
+        "border_shares": make_border_share_rows(record.saliency_maps),
+        "subgroups": _list_subgroup_ranges(metrics.get("subgroups") or {}),
+        "errors": _list_frequent_errors(primary),
+    }
+    return _make_environment().get_template(template).render(context) + "\n"
+
+
+@cache
+def _make_environment() -> Environment:
+    return make_environment().overlay(autoescape=False, finalize=_escape)
+
+
+def _escape(value: Any) -> str:
+    """Escape tags, but not & and quotes, which a reader of Markdown text sees; None becomes MISSING."""
+    return MISSING if value is None else replace_unprintable(value).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _count(rows: pd.DataFrame) -> str:
+    return f"{pluralize(len(rows), 'image')} of {pluralize(rows['patient'].nunique(), 'patient')}"
+
+
+def _count_equal(table: pd.DataFrame, column: str, value: str) -> int:
+    return int((table[column] == value).sum()) if column in table else 0
+
+
+def _list_splits(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return name, size and classes of each split, train, valid and test first."""
+    parts = {str(name): rows for name, rows in table.groupby("split")}
+    order = sorted(parts, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    return [
+        {
+            "name": name,
+            "size": _count(parts[name]),
+            "classes": [f"{label} {n:,}" for label, n in parts[name]["label"].value_counts().sort_index().items()],
+        }
+        for name in order
+    ]
+
+
+def _list_selections(recipe: Mapping[str, Any]) -> list[str]:
+    names = {"classes": "classes kept", "filter": "rows kept", "relabel": "labels renamed"}
+    selections = [f"{text}: {', '.join(map(str, recipe[key]))}" for key, text in names.items() if recipe.get(key)]
+    return [*selections, *["exact duplicates left out"] * bool(recipe.get("deduplicate"))]
+
+
+def _list_demographics(table: pd.DataFrame) -> list[str]:
+    """Return the images of each sex, age group and view in each split, of those that the data contains."""
+    lines = []
+    for column in DEMOGRAPHIC_COLUMNS:
+        groups = assign_groups(table, column)
+        if column != "source" and set(groups) != {UNSTATED}:
+            cells = pd.crosstab(table["split"], groups)
+            parts = [
+                f"{split} " + ", ".join(f"{name} {n:,}" for name, n in row.items()) for split, row in cells.iterrows()
+            ]
+            lines.append(f"{column}, images: {'; '.join(parts)}.")
+    return lines
+
+
+def _list_subgroup_ranges(subgroups: Mapping[str, Any]) -> list[str]:
+    """Return the lowest and highest macro AUROC among the groups of each trait."""
+    texts = []
+    for trait, groups in subgroups.items():
+        aurocs = {name: row["auroc"][0] for name, row in groups.items() if row.get("auroc")}
+        text = "no two groups are large enough to compare"
+        if len(aurocs) > 1:
+            low, high = (choose(aurocs, key=aurocs.__getitem__) for choose in (min, max))
+            text = f"macro AUROC {format_score(aurocs[low])} ({low}) to {format_score(aurocs[high])} ({high})"
+        texts.append(f"{trait}: {text}")
+    return texts
+
+
+def _list_frequent_errors(split_metrics: Mapping[str, Any]) -> list[str]:
+    """Return the three most frequent pairs of true and predicted class."""
+    labels, matrix = split_metrics.get("labels", []), split_metrics.get("confusion_matrix", [])
+    cells = [
+        (n, f"{label} predicted as {prediction}: {n:,}")
+        for label, row in zip(labels, matrix, strict=True)
+        for prediction, n in zip(labels, row, strict=True)
+        if n and prediction != label
+    ]
+    return [text for _, text in sorted(cells, reverse=True)[:3]]
