@@ -230,8 +230,8 @@ def _explain_error(error: Exception, file: BinaryIO, path: str, head: bytes) -> 
         problem, fix, code = "truncated: the file ends before its picture does", "Copy or download it again", "E103"
     elif kind == "TIFF" and (variant := describe_samples(file)):
         problem, fix, code = (
-            f"a kind of TIFF that cannot be read ({variant})",
-            "Save it as 8- or 16-bit TIFF or PNG",
+            f"unsupported TIFF with {variant}",
+            "Save it as 16-bit gray TIFF or PNG",
             "E105",
         )
     else:
@@ -312,14 +312,17 @@ def find_stated_depth(tags: Mapping) -> int | None:
 
 
 def read_uncompressed_gray(file: BinaryIO, path: str) -> tuple[np.ndarray, dict] | None:
-    """Uncompressed gray numbers of any type (64-bit floats, say) and the tags; None for every other TIFF."""
+    """Return the values and tags of an uncompressed gray TIFF with 8, 16 or 32 bits per sample, else None.
+
+    Pillow opens no 16-bit floats, and several integer types only with black as zero or in little-endian order.
+    """
     tags = read_tiff_tags(file)
     try:
         dtype = np.dtype(f"{tags['order']}{'uif'[tags.get(SAMPLE_FORMAT, (1,))[0] - 1]}{tags[BITS_PER_SAMPLE][0] // 8}")
         is_uncompressed_gray = (
             tags.get(COMPRESSION, 1) == 1 and tags.get(SAMPLES_PER_PIXEL, 1) == 1 and tags[PHOTOMETRIC] in (0, 1)
         )
-        if not is_uncompressed_gray or tags["next"] or tags[BITS_PER_SAMPLE][0] % 8:
+        if not is_uncompressed_gray or tags["next"] or dtype.itemsize > 4:
             return None
         width, height = int(tags[WIDTH]), int(tags[HEIGHT])
         strips = list(zip(tags[STRIP_OFFSETS], tags[STRIP_BYTES], strict=True))

@@ -22,7 +22,7 @@ PICTURE = make_reference()
 
 def write_all_kinds(folder: Path) -> list[Path]:
     deep = PICTURE.astype(np.uint16) * 257
-    (folder / "double.tif").write_bytes(make_tiff(PICTURE / 255))
+    (folder / "half.tif").write_bytes(make_tiff(PICTURE.astype(np.float16)))
     (folder / "float.tif").write_bytes(make_tiff((PICTURE / 255).astype(np.float32)))
     rle = make_dicom(PICTURE, WindowCenter=128, WindowWidth=256)
     rle.compress(RLELossless, generate_instance_uid=False)
@@ -36,7 +36,7 @@ def write_all_kinds(folder: Path) -> list[Path]:
         save_image(PICTURE, folder / "lzw.tif", compression="tiff_lzw"),
         save_image(deep, folder / "deep.tif"),
         folder / "float.tif",
-        folder / "double.tif",
+        folder / "half.tif",
         save_dicom(folder / "plain.dcm", make_dicom(PICTURE, WindowCenter=128, WindowWidth=256)),
         save_dicom(folder / "rle.dcm", rle),
     ]
