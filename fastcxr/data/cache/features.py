@@ -79,7 +79,7 @@ def _find_or_create(name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | Non
         return _find_in_cache(user_cache(), name, shape)
     except (OSError, CannotStoreError) as error:
         level = logging.WARNING if read_cache_limit() else logging.INFO
-        log.log(level, "features are not kept for the next run: %s", error)
+        log.log(level, "features are not cached for the next run: %s", error)
     try:
         return _find_in_cache(temporary_cache(), name, shape)
     except (OSError, CannotStoreError) as error:
@@ -156,7 +156,7 @@ def _finalize(array: np.memmap, temporary_path: Path) -> None:
             temporary_path.with_name(f"{temporary_path.stem}-{_compute_checksum(array)}.npy")
         )  # in one step: nobody reads half a bank
     except OSError as error:  # as when somebody cleared the cache meanwhile
-        log.warning("features are not kept for the next run: %s", error)
+        log.warning("features are not cached for the next run: %s", error)
 
 
 def _remove_abandoned(folder: Path) -> None:

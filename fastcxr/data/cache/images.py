@@ -128,7 +128,7 @@ def open_image_cache(
         return _open_in_cache(user_cache(), images, size, progress, errors)
     except CannotStoreError as error:
         level = logging.WARNING if read_cache_limit() else logging.INFO
-        log.log(level, "pictures are not kept for the next run: %s", error)
+        log.log(level, "images are not cached for the next run: %s", error)
     try:
         return _open_in_cache(temporary_cache(), images, size, progress, errors)
     except CannotStoreError as error:

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import features
+from platformdirs import user_cache_path
 
 from fastcxr.data.cache.index import INDEX_FILE
 from fastcxr.data.imaging.read import READER_VERSION
-from fastcxr.errors import RecipeError
+from fastcxr.errors import OutputError, RecipeError
 from fastcxr.io.formats import IMAGE_CACHE_FORMAT
 
 CACHE_GB_VARIABLE, DEFAULT_LIMIT_GB = "FASTCXR_CACHE_GB", "20"
@@ -90,12 +91,14 @@ def temporary_cache() -> CacheDir:
 
 
 def find_image_cache_dir() -> Path:
-    """The folder of all shelves that are kept."""
+    """Return the folder of the user's image caches, for example ~/.cache/fastcxr/images. Raises NoHomeFolderError."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise CannotStoreError("this user has no home folder") from error
-    return cache / "fastcxr" / IMAGE_DIR
+        folder = user_cache_path("fastcxr", appauthor=False)
+    except RuntimeError:
+        folder = Path()
+    if not folder.is_absolute():  # earlier versions of platformdirs return "~/.cache" instead of raising an error
+        raise NoHomeFolderError("this user has no home folder", "Set HOME or XDG_CACHE_HOME to an absolute path")
+    return folder / IMAGE_DIR
 
 
 def find_store_dir(size: int) -> Path:
@@ -229,6 +232,10 @@ except ImportError:  # Windows, where a file that is open cannot be removed anyw
 
 class CannotStoreError(Exception):
     """Pictures cannot be kept in this place; the text says why."""
+
+
+class NoHomeFolderError(OutputError, CannotStoreError):
+    """No folder for the cache, because the user has no home folder."""
 
 
 class DamagedStoreError(CannotStoreError):

@@ -87,7 +87,7 @@ def test_a_file_that_is_no_such_bank_is_made_anew(content):
 
 
 def assert_not_kept(caplog, words: str, level: str = "WARNING") -> None:
-    assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records][:1] == [(level, True)]
+    assert [(r.levelname, "features are not cached" in r.message) for r in caplog.records][:1] == [(level, True)]
     assert words in caplog.text
     assert not find_feature_cache_dir().is_dir() or list(find_feature_cache_dir().iterdir()) == []
 
@@ -237,7 +237,7 @@ def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
         clear_feature_cache()
         array[:] = 7
     assert (array == 7).all()
-    assert "features are not kept for the next run" in caplog.text
+    assert "features are not cached for the next run" in caplog.text
 
 
 def test_banks_are_for_their_owner_alone():

@@ -18,7 +18,7 @@ from fastcxr.data.cache import image_file as shelf
 from fastcxr.data.cache import images
 from fastcxr.data.cache import index as contents
 from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.cache.quota import find_image_cache_dir, find_store_dir, list_cache_entries
+from fastcxr.data.cache.quota import find_store_dir, list_cache_entries
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -233,10 +233,3 @@ def test_threads_may_read_at_once(files):
     with ThreadPoolExecutor(4) as pool:
         for row, square in enumerate(pool.map(lambda row: pictures.read([row % COUNT])[0], range(200))):
             assert np.array_equal(square, expected[row % COUNT])
-
-
-def test_the_folder_is_the_one_that_the_person_chose(cache, monkeypatch, tmp_path):
-    assert find_image_cache_dir() == cache
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "images"

@@ -15,13 +15,17 @@ import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images
 from sample_images import make_reference, save_image
 
-from fastcxr.data.cache import image_file as shelf
-from fastcxr.data.cache import quota as folders
-from fastcxr.data.cache import quota as passing
-from fastcxr.data.cache import quota as room
+from fastcxr.data.cache import image_file
+from fastcxr.data.cache import quota
 from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.cache.quota import IMAGE_QUOTA_FRACTION, find_store_dir, list_cache_entries
-from fastcxr.errors import ImageError, RecipeError
+from fastcxr.data.cache.quota import (
+    IMAGE_QUOTA_FRACTION,
+    CannotStoreError,
+    find_image_cache_dir,
+    find_store_dir,
+    list_cache_entries,
+)
+from fastcxr.errors import ImageError, OutputError, RecipeError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -82,17 +86,17 @@ def test_a_cohort_over_the_limit_is_not_kept_and_said(files, monkeypatch, caplog
     open_image_cache(files, SIZE)
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0.0001")
     assert_images_match_files(open_image_cache(files, 200), files, 200)
-    assert "not kept for the next run" in caplog.text and "may be used" in caplog.text
+    assert "not cached for the next run" in caplog.text and "may be used" in caplog.text
     assert 200 not in {kept.size for kept in list_cache_entries() if kept.n_images}
 
 
 def test_no_more_than_half_of_the_free_disk_is_taken(files, temporary, monkeypatch, caplog):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 225**2))
+    monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 225**2))
     assert_images_match_files(open_image_cache(files, 225), files, 225)
-    assert "not kept for the next run" in caplog.text
+    assert "not cached for the next run" in caplog.text
     assert "no temporary file" in caplog.text  # it would fill the same disk
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage._replace(free=3 * COUNT * 225**2))
+    monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: usage._replace(free=3 * COUNT * 225**2))
     caplog.clear()
     assert_images_match_files(open_image_cache(files, 225), files, 225)
     assert caplog.text == ""
@@ -119,25 +123,25 @@ def test_what_a_killed_remover_left_is_swept_away(cache, files):
     open_image_cache(files, SIZE)
     assert not left.exists()
     left.mkdir()
-    room.clear_image_cache()
+    quota.clear_image_cache()
     assert list(cache.iterdir()) == []
 
 
 def test_who_comes_while_a_folder_is_removed_gets_a_new_one(tmp_path, monkeypatch):
     folder, locked = tmp_path / "a" / "b" / "c", []
-    folders.acquire_shared_lock(folder).close()
-    lock = folders._flock
+    quota.acquire_shared_lock(folder).close()
+    lock = quota._flock
 
     def late(file, kind):
         if not locked:
             locked.append(shutil.move(folder, tmp_path / "gone"))
         lock(file, kind)
 
-    monkeypatch.setattr(folders, "_flock", late)
-    with folders.acquire_shared_lock(folder):
+    monkeypatch.setattr(quota, "_flock", late)
+    with quota.acquire_shared_lock(folder):
         assert (folder / "lock").exists()
-        assert not folders.remove_if_unused(folder)
-    assert folders.remove_if_unused(folder)
+        assert not quota.remove_if_unused(folder)
+    assert quota.remove_if_unused(folder)
 
 
 def test_who_comes_just_before_a_folder_is_removed_makes_it_again(tmp_path, monkeypatch):
@@ -149,21 +153,33 @@ def test_who_comes_just_before_a_folder_is_removed_makes_it_again(tmp_path, monk
             made.append(shutil.move(self, tmp_path / "gone"))
 
     monkeypatch.setattr(Path, "mkdir", make_late)
-    folders.acquire_shared_lock(tmp_path / "a" / "b" / "c").close()
+    quota.acquire_shared_lock(tmp_path / "a" / "b" / "c").close()
     assert (tmp_path / "a" / "b" / "c" / "lock").exists()
 
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
-    """A cache folder that cannot be made, for the user root as well."""
+    """A cache folder that cannot be created, not even by root."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """A user ID without HOME and without an entry in the user database, as in some containers."""
+
+    def fail(_):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", fail)
 
 
 def test_without_a_cache_folder_a_temporary_one_is_used_aloud(files, nowhere, temporary, caplog, decoded):
     pictures = open_image_cache(files, SIZE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "not kept for the next run: Not a directory" in caplog.text
+    assert "not cached for the next run: Not a directory" in caplog.text
     assert_images_match_files(pictures, files)
     assert_images_match_files(pickle.loads(pickle.dumps(pictures)), files)  # noqa: S301  our own
     assert len(decoded) == COUNT
@@ -189,8 +205,8 @@ def test_where_nothing_can_be_kept_each_picture_is_decoded_once_whoever_asks(
 def test_sizes_that_nobody_uses_make_room_in_the_temporary_folder(files, nowhere, temporary, monkeypatch, caplog):
     open_image_cache(files, 200)
     held = open_image_cache(files, 201)
-    each = max(shelf.n_bytes for shelf in list_cache_entries(room.temporary_cache().image_dir))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * each))
+    each = max(entry.n_bytes for entry in list_cache_entries(quota.temporary_cache().image_dir))
+    monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * each))
     caplog.clear()
     assert_images_match_files(open_image_cache(files, 202), files, 202)
     assert "no temporary file" not in caplog.text
@@ -214,14 +230,43 @@ def test_the_temporary_folder_goes_with_the_process(files, nowhere, temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_without_a_home_folder_a_temporary_one_is_used_aloud(files, monkeypatch, temporary, caplog):
-    def lack():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lack)
+def test_a_user_without_a_home_folder_gets_a_temporary_cache_and_a_warning(files, no_home, temporary, caplog):
     assert_images_match_files(open_image_cache(files, SIZE), files)
-    assert "this user has no home folder" in caplog.text
+    assert "images are not cached for the next run: this user has no home folder" in caplog.text
+
+
+def test_the_error_for_a_user_without_a_home_folder_is_one_line(no_home):
+    with pytest.raises(OutputError) as caught:
+        find_image_cache_dir()
+    text = "this user has no home folder. Set HOME or XDG_CACHE_HOME to an absolute path"
+    assert str(caught.value) == text and caught.value.exit_code == 73
+
+
+def test_an_older_platformdirs_without_a_home_folder_creates_no_folder_named_tilde(monkeypatch):
+    monkeypatch.setattr(quota, "user_cache_path", lambda *_, **__: Path("~/.cache/fastcxr"))
+    with pytest.raises(CannotStoreError, match="no home folder"):
+        find_image_cache_dir()
+
+
+def test_the_cache_folder_is_in_the_xdg_folder_or_the_home_folder(cache, monkeypatch, tmp_path):
+    assert find_image_cache_dir() == cache
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "images"
+
+
+@pytest.mark.parametrize(
+    ("platform", "folder"),
+    [("macos.MacOS", "Library/Caches/fastcxr"), ("windows.Windows", "AppData/Local/fastcxr/Cache")],
+)
+def test_macos_and_windows_have_the_cache_folder_of_the_platform(platform, folder, monkeypatch, tmp_path):
+    module, _, name = platform.partition(".")
+    directories = getattr(pytest.importorskip(f"platformdirs.{module}"), name)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda _: str(tmp_path / "AppData" / "Local"))
+    monkeypatch.setattr("platformdirs.PlatformDirs", directories)
+    assert find_image_cache_dir() == tmp_path / folder / "images"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a call of POSIX")
@@ -229,7 +274,7 @@ def test_a_forked_worker_does_not_take_the_temporary_folder_with_it(files, nowhe
     open_image_cache(files, SIZE)
     child = os.fork()
     if not child:
-        passing._remove_in_owner(passing.make_temporary_dir(), os.getppid())  # what its end would do
+        quota._remove_in_owner(quota.make_temporary_dir(), os.getppid())  # what its end would do
         os._exit(0)
     os.waitpid(child, 0)
     assert len(list(temporary.iterdir())) == 1
@@ -255,7 +300,7 @@ def test_without_any_place_every_read_decodes(tmp_path, files, nowhere, temporar
 
 
 def test_a_disk_that_fills_up_is_no_reason_to_stop(files, monkeypatch, caplog):
-    write, written = shelf._write_image, []
+    write, written = image_file._write_image, []
 
     def fill(file, slot, square):
         written.append(slot)
@@ -263,7 +308,7 @@ def test_a_disk_that_fills_up_is_no_reason_to_stop(files, monkeypatch, caplog):
             raise OSError(28, "No space left on device")
         write(file, slot, square)
 
-    monkeypatch.setattr(shelf, "_write_image", fill)
+    monkeypatch.setattr(image_file, "_write_image", fill)
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "No space left on device" in caplog.text
     assert count_stored_images() == 0
@@ -284,7 +329,7 @@ def test_a_write_that_takes_less_than_it_was_given_is_continued():
             return len(taken)
 
     file, square = Short(), np.arange(25, dtype=np.uint8).reshape(5, 5)
-    shelf._write_image(file, 2, square)
+    image_file._write_image(file, 2, square)
     assert bytes(file.content[50:75]) == square.tobytes()
 
 
@@ -296,6 +341,6 @@ def test_images_of_earlier_formats_are_not_read_but_listed_and_cleared(cache, fi
     open_image_cache(files, SIZE)
     assert len(decoded) == 2 * COUNT
     assert len(list_cache_entries()) == 3
-    freed, kept = folders.clear_image_cache()
+    freed, kept = quota.clear_image_cache()
     assert freed and kept == [] and list(cache.iterdir()) == []
     assert not cache.with_name("pictures").exists()
