@@ -153,7 +153,7 @@ def _read_significant_bits(file: BinaryIO) -> int | None:
 def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     """Return the luma of an 8-bit image. `layout`: the raw mode of Pillow, which contains ";16" for 16-bit samples."""
     if image.mode == "1":
-        warn_once("W202", path, "only black and white pixels: the gray levels are lost")
+        warn_once("W202", path, "only black and white pixels; the gray levels are lost")
     gray = np.asarray(image if image.mode == "L" else image.convert("L"))
     if image.mode == "RGB" and np.ptp(np.asarray(image)[::8, ::8], axis=-1).mean() > MAX_CHANNEL_DISTANCE:
         warn_once("W203", path, "an image in colour: check that it is not a screenshot or a photograph")
