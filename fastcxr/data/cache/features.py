@@ -18,7 +18,6 @@ import numpy as np
 
 from fastcxr.data.cache.quota import (
     IMAGE_QUOTA_FRACTION,
-    CacheDir,
     CannotStoreError,
     find_image_cache_dir,
     make_size_error,
@@ -72,23 +71,21 @@ def clear_feature_cache() -> int:
 
 def _find_or_create(name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
     """Return the array of this name, or the path of a new temporary file, or neither if no disk can store it."""
-    try:
-        return _find_in_cache(user_cache(), name, shape)
-    except (OSError, CannotStoreError) as error:
-        level = logging.WARNING if read_cache_limit() else logging.INFO
-        log.log(level, "features are not cached for the next run: %s", error)
-    try:
-        return _find_in_cache(temporary_cache(), name, shape)
-    except (OSError, CannotStoreError) as error:
-        log.warning("features are in memory: no temporary file (%s)", error)
+    first_level = logging.WARNING if read_cache_limit() else logging.INFO
+    for open_cache, level, text in (
+        (user_cache, first_level, "features are not cached for the next run: %s"),
+        (temporary_cache, logging.WARNING, "features are in memory: no temporary file (%s)"),
+    ):
+        try:
+            cache = open_cache()
+            array = _read_array(cache.feature_dir, name, shape)
+            if array is not None:
+                return array, None
+            max_bytes = (1 - IMAGE_QUOTA_FRACTION) * cache.max_bytes
+            return None, _create_temporary(cache.feature_dir / name, shape, max_bytes)
+        except (OSError, CannotStoreError) as error:
+            log.log(level, text, error)
     return None, None
-
-
-def _find_in_cache(cache: CacheDir, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
-    array = _read_array(cache.feature_dir, name, shape)
-    if array is not None:
-        return array, None
-    return None, _create_temporary(cache.feature_dir / name, shape, (1 - IMAGE_QUOTA_FRACTION) * cache.max_bytes)
 
 
 def _read_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class ImageStoreWriter:
             exit_stack.enter_context(acquire_shared_lock(folder))
             self.file = exit_stack.enter_context(open(folder / IMAGES_FILE, "r+b", buffering=0, opener=_open_or_create))
             self.index = exit_stack.enter_context(closing(ImageIndex(folder / INDEX_FILE)))
-            self.index.delete_truncated(self._count_slots)
+            self.index.delete_truncated(lambda: os.fstat(self.file.fileno()).st_size // size**2)
             self.exit_stack = exit_stack.pop_all()
 
     def __enter__(self) -> "ImageStoreWriter":
@@ -55,13 +56,7 @@ class ImageStoreWriter:
     def add(self, decoded_files: list[DecodedFile]) -> list[tuple[int, int]]:
         """Store decoded files, and return slot and checksum of each."""
         with convert_storage_errors():
-            return self.index.add(decoded_files, self._write_slot)
-
-    def _write_slot(self, slot: int, image: np.ndarray) -> None:
-        _write_image(self.file, slot, image)
-
-    def _count_slots(self) -> int:
-        return os.fstat(self.file.fileno()).st_size // self.size**2
+            return self.index.add(decoded_files, partial(_write_image, self.file))
 
 
 class MappedImages:

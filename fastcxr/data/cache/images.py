@@ -8,12 +8,14 @@ the process ends.
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -42,6 +44,8 @@ log = logging.getLogger("fastcxr")
 WRITE_BATCH_BYTES = 1 << 24  # images stored in one transaction: a killed process loses at most one batch
 CHUNK_IMAGES = 256  # images in memory at once
 FILES_AHEAD_PER_THREAD = 4  # decoded files per thread that wait to be stored
+
+FileAndDepth: TypeAlias = tuple[str, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,52 +131,49 @@ def open_image_cache(
         depths: Bits per pixel of each image with more than 8 bits whose file states no depth.
     """
     files = tuple(str(file) for file in files)
-    images = ImageList(files, tuple([None] * len(files) if depths is None else depths))
-    try:
-        return _open_in_cache(user_cache(), images, size, progress, errors)
-    except CannotStoreError as error:
-        level = logging.WARNING if read_cache_limit() else logging.INFO
-        log.log(level, "images are not cached for the next run: %s", error)
-    try:
-        return _open_in_cache(temporary_cache(), images, size, progress, errors)
-    except CannotStoreError as error:
-        log.warning("every image is decoded each time it is used, which is slow: no temporary file (%s)", error)
-    found = examine_images(files, images.depths, progress)
+    depths = tuple([None] * len(files) if depths is None else depths)
+    first_level = logging.WARNING if read_cache_limit() else logging.INFO
+    for open_cache, level, text in (
+        (user_cache, first_level, "images are not cached for the next run: %s"),
+        (
+            temporary_cache,
+            logging.WARNING,
+            "every image is decoded each time it is used, which is slow: no temporary file (%s)",
+        ),
+    ):
+        try:
+            return _open_in_cache(open_cache(), files, depths, size, progress, errors)
+        except CannotStoreError as error:
+            log.log(level, text, error)
+    found = examine_images(files, depths, progress)
     for error in (one for one in found if isinstance(one, ImageError)):
         if errors is None:
             raise error
         errors.append(error)
     remarks = {row: one for row, one in enumerate(found) if isinstance(one, Remarks) and one != Remarks()}
-    return ImageCache(files, size, None, np.zeros((len(files), 2), np.int64), images.depths, remarks)
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """Files, and the bit depth of each image whose file states none."""
-
-    files: tuple[str, ...]
-    depths: tuple[int | None, ...]
-
-    def take(self, rows: Iterable[int]) -> "ImageList":
-        """Return the files and depths of these rows."""
-        rows = list(rows)
-        return ImageList(tuple(self.files[row] for row in rows), tuple(self.depths[row] for row in rows))
+    return ImageCache(files, size, None, np.zeros((len(files), 2), np.int64), depths, remarks)
 
 
 def _open_in_cache(
-    cache: CacheDir, images: ImageList, size: int, progress: Progress | None, errors: list | None
+    cache: CacheDir,
+    files: tuple[str, ...],
+    depths: tuple[int | None, ...],
+    size: int,
+    progress: Progress | None,
+    errors: list[ImageError] | None,
 ) -> ImageCache:
     folder = cache.image_dir / make_store_name(size)
     make_space = partial(evict, limit=IMAGE_QUOTA_FRACTION * cache.max_bytes)
     for _ in range(2):
         try:
             with ImageStoreWriter(folder, size) as writer:
+                images = list(zip(files, depths, strict=True))
                 locations = _decode_missing(writer, images, make_space, progress, errors)
                 if locations is not None:
                     by_slot = writer.find_remarks()
                     slots = locations[:, 0].tolist()
                     remarks = {row: by_slot[slot] for row, slot in enumerate(slots) if slot in by_slot}
-                    return ImageCache(images.files, size, MappedImages(folder, size), locations, images.depths, remarks)
+                    return ImageCache(files, size, MappedImages(folder, size), locations, depths, remarks)
         except DamagedStoreError as error:
             log.warning("the image cache of %s px is damaged (%s): decoding again", size, error)
         if not remove_if_unused(folder):
@@ -181,22 +182,28 @@ def _open_in_cache(
 
 
 def _decode_missing(
-    writer: ImageStoreWriter, images: ImageList, make_space: Callable, progress: Progress | None, errors: list | None
+    writer: ImageStoreWriter,
+    images: list[FileAndDepth],
+    make_space: Callable[[Path, int, int], bool],
+    progress: Progress | None,
+    errors: list[ImageError] | None,
 ) -> np.ndarray | None:
     """Decode the files that are not cached; return all locations, or None if the cache must be emptied first."""
     if errors is not None:
         errors.clear()  # errors of a first attempt that failed
-    locations = writer.find_locations(map(file_signature, images.files, images.depths))
+    locations = writer.find_locations(file_signature(file, depth) for file, depth in images)
     missing = np.flatnonzero(locations[:, 0] == 0)
     if not make_space(writer.folder, len(missing) * writer.size**2, len(locations) * writer.size**2):
         return None
     if len(missing):
         with (progress or Progress()).bar(len(missing), "reading images") as bar:
-            locations[missing] = _decode_and_store(writer, images.take(missing), bar, errors)
+            locations[missing] = _decode_and_store(writer, [images[row] for row in missing], bar, errors)
     return locations
 
 
-def _decode_and_store(writer: ImageStoreWriter, images: ImageList, bar: Bar, errors: list | None) -> np.ndarray:
+def _decode_and_store(
+    writer: ImageStoreWriter, images: list[FileAndDepth], bar: Bar, errors: list[ImageError] | None
+) -> np.ndarray:
     """Return slots and checksums of these files, shape (n, 2); zeros for files whose error is added to `errors`."""
     locations, batch_size = [], max(1, WRITE_BATCH_BYTES // writer.size**2)
     with closing(_decode_ahead(writer, images, bar, strict=errors is None)) as decoded_files:
@@ -209,14 +216,14 @@ def _decode_and_store(writer: ImageStoreWriter, images: ImageList, bar: Bar, err
 
 
 def _decode_ahead(
-    writer: ImageStoreWriter, images: ImageList, bar: Bar, *, strict: bool
+    writer: ImageStoreWriter, images: list[FileAndDepth], bar: Bar, *, strict: bool
 ) -> Generator[DecodedFile | ImageError, None, None]:
     """Yield the decoded files in order; all cores decode a limited number of files ahead of the caller."""
     n_cores = count_cpus()
     with ThreadPoolExecutor(n_cores) as pool:
         pending: deque[Future] = deque()
         try:
-            for file, depth in zip(images.files, images.depths, strict=True):
+            for file, depth in images:
                 pending.append(pool.submit(decode, file, writer.size, writer.is_known, depth))
                 if len(pending) > FILES_AHEAD_PER_THREAD * n_cores:
                     yield _get_result(pending.popleft(), strict)

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, dcmread, uid
 from pydicom.datadict import keyword_dict, tag_for_keyword
 from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
@@ -24,17 +24,6 @@ from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    RLELossless,
-)
 
 from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_gray_levels
 from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
@@ -101,7 +90,7 @@ LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 
 MAX_INFLATED_BYTES = 4 * MAX_PIXELS  # twice the size of the largest accepted 16-bit image
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom and the decoders convert each to RGB
-PILLOW_SYNTAXES = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
+PILLOW_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEG2000, uid.JPEG2000Lossless)
 UNPACK_12_BITS = "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg` (GPL licence)"
 UNDECODABLE_FIX = "Export it again, or decompress it with `dcmdjpeg` or `gdcmconv --raw`"
 
@@ -118,8 +107,7 @@ PYDICOM_ERRORS = (
     IndexError,
     OverflowError,
     MemoryError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # also NotImplementedError
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -179,8 +167,8 @@ def _read_header(file: BinaryIO, path: str) -> Dataset:
         raise ImageError("no DICOM image header", fix, path=path, code="E120")
     if "TransferSyntaxUID" not in header.file_meta:  # a file without preamble: pydicom has detected the encoding
         is_implicit, is_little_endian = header.original_encoding
-        explicit_syntax = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit_syntax
+        explicit_syntax = uid.ExplicitVRLittleEndian if is_little_endian else uid.ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit_syntax
     return header
 
 
@@ -188,17 +176,18 @@ def _validate_deflated_size(file: BinaryIO, path: str) -> None:
     # one deflated megabyte may decompress to a gigabyte, and pydicom has no limit
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        damaged = ImageError("damaged or truncated deflated data", "Copy it again", path=path, code="E124")
         decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             decompressor.decompress(file.read(), MAX_INFLATED_BYTES)
         except zlib.error:
-            decompressor = None
-        if decompressor and decompressor.unconsumed_tail:
+            raise damaged from None
+        if decompressor.unconsumed_tail:
             problem = f"decompresses to more than {MAX_INFLATED_BYTES // 1_000_000} MB"
             raise ImageError(problem, "Save it smaller, or leave it out", path=path, code="E109")
-        if not decompressor or not decompressor.eof:
-            raise ImageError("damaged or truncated deflated data", "Copy it again", path=path, code="E124")
+        if not decompressor.eof:
+            raise damaged
     file.seek(0)
 
 
@@ -219,7 +208,7 @@ def _count_pixel_bytes(header: Dataset, file: BinaryIO, path: str) -> float:
     """Return the number of bytes after the header; infinity for a deflated file, which pydicom has read to its end."""
     start = file.tell()
     n_left = file.seek(0, 2) - start
-    if header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian and "Rows" in header:
+    if header.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian and "Rows" in header:
         return float("inf")
     if n_left <= 0:
         problem = f"no pixel data in this DICOM (SOP class {format_sop_class(header)})"
@@ -254,7 +243,7 @@ def _check_bits(header: Dataset, path: str) -> None:
     """Raise ImageError for stored bits outside the allocated ones, and for unused low bits in a codestream."""
     high, stored, allocated = header.get("HighBit"), header.BitsStored, header.BitsAllocated
     syntax, shift = header.file_meta.TransferSyntaxUID, _count_low_bits(header)
-    is_plain = syntax == RLELossless or not syntax.is_encapsulated
+    is_plain = syntax == uid.RLELossless or not syntax.is_encapsulated
     if shift and not (is_plain and 0 < shift <= allocated - stored):
         unit = "bits" if is_plain else "compressed bits"
         problem = f"HighBit is {high}, which contradicts {stored} of {allocated} {unit} stored"
@@ -283,8 +272,8 @@ def _make_decoder_error(header: Dataset, path: str, fix: str) -> ImageError:
 
 
 def _format_syntax(header: Dataset) -> str:
-    uid = header.file_meta.TransferSyntaxUID
-    return uid.name if uid.name != uid else "an unknown transfer syntax"
+    syntax = header.file_meta.TransferSyntaxUID
+    return syntax.name if syntax.name != syntax else "an unknown transfer syntax"
 
 
 def _decode_pixels(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
@@ -297,18 +286,15 @@ def _decode_pixels(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
     elif not syntax.is_encapsulated and len(dataset.PixelData) > get_expected_length(dataset) + 1:
         warn_once("W206", path, "more pixel data than the header states; the rest is ignored")
     low_bits = _count_low_bits(header)
-    dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only what lies above BitsStored
+    dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only bits above BitsStored
     try:
         return dataset.pixel_array >> low_bits if low_bits else dataset.pixel_array
     except RuntimeError:
-        if syntax == JPEGExtended12Bit and header.BitsStored > 8 and not _has_decoder_for_12_bits():
+        # Pillow and GDCM decode JPEG Extended with 8 bits only; pylibjpeg-libjpeg decodes 12 bits
+        is_12_bit = syntax == uid.JPEGExtended12Bit and header.BitsStored > 8
+        if is_12_bit and "pylibjpeg" not in get_decoder(syntax).available_plugins:
             raise _make_decoder_error(header, path, UNPACK_12_BITS) from None
         raise
-
-
-def _has_decoder_for_12_bits() -> bool:
-    # Pillow and GDCM decode JPEG Extended with 8 bits only; pylibjpeg-libjpeg decodes 12 bits
-    return "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins
 
 
 def _reject_size_mismatch(dataset: Dataset) -> None:

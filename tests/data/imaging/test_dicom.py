@@ -315,11 +315,13 @@ def test_a_deflated_decompression_bomb_is_refused(tmp_path, monkeypatch):
     assert "Save it smaller" in str(error)
 
 
-def test_a_truncated_deflated_dicom_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "corrupt"])
+def test_damaged_deflated_data_is_refused(damage, tmp_path):
     dataset = make_dicom(IMAGE)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     path = save_dicom(tmp_path / "a.dcm", dataset)
-    path.write_bytes(path.read_bytes()[:-3000])
+    content = path.read_bytes()
+    path.write_bytes(content[:-3000] if damage == "truncated" else content[:400] + b"\xff" * len(content[400:]))
     error = read_error(path)
     assert error.code == "E124"
     assert "damaged or truncated deflated data. Copy it again" in str(error)
