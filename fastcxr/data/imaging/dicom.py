@@ -307,11 +307,15 @@ def _reject_size_mismatch(dataset: Dataset) -> None:
 
 def read_tag(path: str | Path, tag: str = "PatientID") -> str | None:
     """Return the value of one header tag, or None if it is empty or the file is not a readable DICOM."""
-    return read_tags(path, [tag])[tag]
+    return _read_tags(path, [tag])[tag]
 
 
 def read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
     """Return the values of several header tags with one opening of the file; None as in `read_tag`."""
+    return _read_tags(path, tags)
+
+
+def _read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
     numbers = {tag: _parse_tag(tag) for tag in tags}
     try:
         with suppress_decoder_warnings(), open_file(path) as file:

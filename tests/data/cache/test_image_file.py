@@ -23,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def test_an_unused_cache_releases_its_lock_without_a_warning(files):
     image_cache = open_image_cache(files, SIZE)
-    held = image_cache.mapped.lock_file
+    lock_file = image_cache.mapped.lock_file
     del image_cache
-    assert held.closed
+    assert lock_file.closed
 
 
 BUILD = """

@@ -203,14 +203,14 @@ def test_without_a_usable_cache_folder_each_image_is_decoded_once_per_process(
 
 def test_unused_sizes_are_evicted_from_the_temporary_folder(files, nowhere, temporary, monkeypatch, caplog):
     open_image_cache(files, 200)
-    held = open_image_cache(files, 201)
+    open_cache = open_image_cache(files, 201)
     each = max(entry.n_bytes for entry in list_cache_entries(quota.temporary_cache().image_dir))
     monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * each))
     caplog.clear()
     assert_images_match_files(open_image_cache(files, 202), files, 202)
     assert "no temporary file" not in caplog.text
     assert {path.name.partition("-")[0] for path in temporary.glob("*/images/*")} == {"201px", "202px"}
-    assert_images_match_files(held, files, 201)
+    assert_images_match_files(open_cache, files, 201)
 
 
 USE = """
@@ -340,6 +340,6 @@ def test_images_of_earlier_formats_are_listed_and_cleared_but_not_read(cache, fi
     open_image_cache(files, SIZE)
     assert len(decoded) == 2 * COUNT
     assert len(list_cache_entries()) == 3
-    freed, kept = quota.clear_image_cache()
-    assert freed and kept == [] and list(cache.iterdir()) == []
+    freed_bytes, remaining = quota.clear_image_cache()
+    assert freed_bytes and remaining == [] and list(cache.iterdir()) == []
     assert not cache.with_name("pictures").exists()

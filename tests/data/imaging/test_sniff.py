@@ -129,8 +129,8 @@ def test_warnings_of_decoders_are_suppressed_in_all_threads_and_others_are_not()
         thread.start()
         decode()
         thread.join()
-        warnings.warn_explicit("ours", UserWarning, "a.py", 1, module="fastcxr.data")
-    assert [str(warning.message) for warning in caught] == ["ours"]
+        warnings.warn_explicit("own warning", UserWarning, "a.py", 1, module="fastcxr.data")
+    assert [str(warning.message) for warning in caught] == ["own warning"]
     assert warnings.filters == before
     assert not logging.getLogger("pydicom").disabled
 

@@ -76,8 +76,8 @@ def test_windows_agree_with_pydicom_up_to_the_scale(function):
     tags = {"WindowCenter": 1500, "WindowWidth": 900, "BitsStored": 12} | (
         {"VOILUTFunction": function} if function else {}
     )
-    theirs = apply_voi_lut(TWELVE, make_dicom(TWELVE, **tags)) / 4095 * 255
-    assert np.abs(show(TWELVE, **tags) - theirs).max() <= 0.51
+    expected = apply_voi_lut(TWELVE, make_dicom(TWELVE, **tags)) / 4095 * 255
+    assert np.abs(show(TWELVE, **tags) - expected).max() <= 0.51
 
 
 def test_the_first_of_several_windows_is_applied():
@@ -94,8 +94,8 @@ def test_a_window_applies_to_rescaled_values():
     tags = {"RescaleSlope": "2.5", "RescaleIntercept": "-1000"}
     dataset = make_dicom(TWELVE, WindowCenter=2000, WindowWidth=5000, **tags)
     rescaled = apply_modality_lut(TWELVE, dataset)
-    theirs = ((rescaled - 1999.5) / 4999 + 0.5).clip(0, 1) * 255
-    assert np.abs(stored_to_gray(TWELVE, dataset) - theirs).max() <= 0.51
+    expected = ((rescaled - 1999.5) / 4999 + 0.5).clip(0, 1) * 255
+    assert np.abs(stored_to_gray(TWELVE, dataset) - expected).max() <= 0.51
 
 
 def test_a_negative_slope_inverts_the_image():
@@ -148,8 +148,8 @@ def test_luts_agree_with_pydicom(first, bits):
     item.LUTDescriptor = [*item.LUTDescriptor[:2], 16]  # apply_modality_lut rejects tables of 9 to 15 bits
     dataset = make_dicom(TWELVE, BitsStored=12, ModalityLUTSequence=[item])
     low, high = min(item.LUTData), max(item.LUTData)
-    theirs = apply_modality_lut(TWELVE.astype(int), dataset)
-    assert np.array_equal(stored_to_gray(TWELVE, dataset), rescale_to_uint8(theirs, low, high))
+    expected = apply_modality_lut(TWELVE.astype(int), dataset)
+    assert np.array_equal(stored_to_gray(TWELVE, dataset), rescale_to_uint8(expected, low, high))
 
 
 def test_a_modality_lut_is_applied_before_the_window():
@@ -164,8 +164,8 @@ def test_padding_is_black_and_does_not_change_the_range():
     for photometric in ("MONOCHROME1", "MONOCHROME2"):
         shown = show(padded, PixelPaddingValue=65535, PhotometricInterpretation=photometric)
         assert not shown[:, :9].any()
-        bare = show(np.ascontiguousarray(TWELVE[:, 9:]), PhotometricInterpretation=photometric)
-        assert np.array_equal(shown[:, 9:], bare)
+        unpadded = show(np.ascontiguousarray(TWELVE[:, 9:]), PhotometricInterpretation=photometric)
+        assert np.array_equal(shown[:, 9:], unpadded)
 
 
 def test_a_range_of_padding_values_is_black():
