@@ -271,7 +271,10 @@ def test_other_modalities_are_refused(modality, name, tmp_path):
     assert f"{name}, not a chest radiograph (Modality {modality}). Leave it out" in str(error)
 
 
-@pytest.mark.parametrize("tags", [{"ViewPosition": "LL"}, {"BodyPartExamined": "KNEE"}, {"Modality": "OT"}])
+OTHER_DEVICE = {"Modality": "OT"}  # codespell:ignore ot
+
+
+@pytest.mark.parametrize("tags", [{"ViewPosition": "LL"}, {"BodyPartExamined": "KNEE"}, OTHER_DEVICE])
 def test_a_lateral_view_or_another_body_part_is_read_with_one_warning(tags, tmp_path, caplog):
     path = save_dicom(tmp_path / "a.dcm", make_dicom(IMAGE, **tags))
     for _ in range(3):
