@@ -1,11 +1,11 @@
-"""Bit depths of images deeper than 8 bits whose files state none: one decision for each source, kept with the model.
+"""Bit depth of images with more than 8 bits whose files state none: one depth for each source, saved with the model.
 
-A single image does not tell its depth: a marker or a defective pixel may have any value, and an underexposed image of
-a 12-bit detector fits into 10 bits. The images of one source come from one archive, and share one.
+A single image does not determine its depth: a marker or a defective pixel may have any value, and an underexposed image
+of a 12-bit detector fits into 10 bits. The images of one source come from one archive and have the same depth.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,14 +21,14 @@ from fastcxr.progress.base import Progress
 
 log = logging.getLogger("fastcxr")
 
-COLUMN = "bit_depth"  # of a manifest: bits of the row's image, where it is deeper than 8 and its file states no depth
-SHARE_OF_IMAGES = 0.95  # of a source, whose peaks its depth must hold: of each 20 images, one may be of another kind
+COLUMN = "bit_depth"  # manifest column: bits per pixel of an image with more than 8 bits whose file states no depth
+IMAGE_FRACTION = 0.95  # of the images of a source whose peaks must fit its depth; the rest may be outliers
 LEAST, MOST = min(DEPTHS), max(DEPTHS)
 
 
 @dataclass(frozen=True)
 class BitDepths:
-    """What training decided: bits for each source, and for sources that it has not seen; None: it decided nothing."""
+    """Bit depths that training has determined, for each source and, as `default`, for unknown sources."""
 
     sources: Mapping[str, int] = field(default_factory=dict)
     default: int | None = None
@@ -38,7 +38,7 @@ class BitDepths:
         return self.sources.get(source, self.default)
 
     def is_unknown(self, source: str) -> bool:
-        """Return whether the source is unknown, and those that are known differ from each other."""
+        """Return whether the source is unknown, and the known sources have different depths."""
         return source not in self.sources and len(set(self.sources.values())) > 1
 
     def describe(self) -> str:
@@ -53,10 +53,16 @@ def open_dataset_images(
     bad: list[ImageError] | None = None,
     known: BitDepths | None = None,
 ) -> tuple[pd.DataFrame, ImageCache]:
-    """The pictures of a manifest, and the manifest with the column `bit_depth` where some of its images need one.
+    """Return the manifest, with a column `bit_depth` if some images need it, and its images.
 
-    Images are decoded a second time only where their files state no depth and the manifest neither. `known`: the
-    decision of a model's training; without it the decision is made now, from these images. `bad`: see open_image_cache.
+    Images are decoded twice only if neither their file nor the manifest states a depth.
+
+    Args:
+        manifest: The dataset.
+        size: Pixels per side.
+        progress: Progress display.
+        bad: See `errors` of open_image_cache.
+        known: Depths that the training of a model has determined; without them these images determine the depths.
     """
     files = manifest["file"].tolist()
     images = open_image_cache(files, size, progress, bad, read_depths(manifest))
@@ -69,25 +75,27 @@ def open_dataset_images(
         return manifest, images
     depths = known or decide_depths(manifest["source"].iloc[open_rows], peaks[open_rows])
     if not known:
-        log.info("bit depth where files of more than 8 bits state none: %s", depths.describe())
+        log.info("bit depth of images whose files state none: %s", depths.describe())
     manifest = write_depths(manifest, open_rows, depths)
     return manifest, open_image_cache(files, size, progress, bad, read_depths(manifest))
 
 
-def decide_depths(sources: pd.Series, peaks: Sequence[int]) -> BitDepths:
+def decide_depths(sources: pd.Series, peaks: "Sequence[int] | pd.Series[int]") -> BitDepths:
     """Return for each source the smallest usual depth that holds the peaks of 95 % of its images.
 
-    `sources`, `peaks`: of each image whose file states no depth. Sources of few images: the largest peak counts.
+    `sources` and `peaks` belong to the images whose files state no depth. With few images the largest peak decides.
     """
     by_source = pd.Series(np.asarray(peaks), index=pd.Index(sources)).groupby(level=0)
-    held = {source: np.quantile(few, SHARE_OF_IMAGES, method="inverted_cdf") for source, few in by_source}
-    found = {str(source): find_depth(int(peak)) for source, peak in held.items()}
-    return BitDepths(found, _find_most_frequent(pd.Series(sources).map(found)))
+    found = {
+        str(source): find_depth(int(np.quantile(group, IMAGE_FRACTION, method="inverted_cdf")))
+        for source, group in by_source
+    }
+    return BitDepths(found, _find_most_frequent(sources.map(found)))
 
 
 def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths) -> pd.DataFrame:
-    """Return the manifest with the depth of its source in the column `bit_depth` of these rows, by position."""
-    column = read_depths(manifest) or [None] * len(manifest)
+    """Return the manifest with the depths of the sources in column `bit_depth` of these rows (positions)."""
+    column: list[int | None] = read_depths(manifest) or [None] * len(manifest)
     for row in rows:
         column[row] = depths.find(manifest["source"].iloc[row])
     cells = pd.Series([depth and str(depth) for depth in column], index=manifest.index, dtype="object")
@@ -96,9 +104,9 @@ def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths)
 
 
 def read_depths(table: pd.DataFrame) -> list[int | None] | None:
-    """Return the column `bit_depth`, None for a blank cell; None without the column.
+    """Return the column `bit_depth` with None for empty cells, or None without the column.
 
-    Raises DataError for a cell that is no depth.
+    Raises DataError for a value that is not a bit depth.
     """
     if COLUMN not in table:
         return None
@@ -106,60 +114,55 @@ def read_depths(table: pd.DataFrame) -> list[int | None] | None:
     depths = pd.to_numeric(cells, errors="coerce").astype("float64")
     wrong = cells.notna() & ~(depths.between(LEAST, MOST) & (depths % 1 == 0))
     if wrong.any():
-        what = f"the column {COLUMN} of {table['path'][wrong].iloc[0]!r} is {cells[wrong].iloc[0]!r}"
-        fix = f"Give a whole number from {LEAST} to {MOST}, or leave the cell empty"
-        raise DataError(f"{what}, which is no bit depth", fix, code="E012")
+        problem = f"the column {COLUMN} of {table['path'][wrong].iloc[0]!r} is {cells[wrong].iloc[0]!r}"
+        fix = f"Set a whole number from {LEAST} to {MOST}, or leave the cell empty"
+        raise DataError(f"{problem}, expected a bit depth", fix, code="E012")
     return [None if pd.isna(depth) else int(depth) for depth in depths]
 
 
 def find_depths(table: pd.DataFrame, known: BitDepths) -> list[int | None]:
-    """Return the depth that each row is read with: its own, else that of its source as training decided it."""
+    """Return the depth for reading each row: that of the column, else the depth that training found for its source."""
     own = read_depths(table) or [None] * len(table)
     sources = table["source"] if "source" in table else [""] * len(table)
     return [depth or known.find(source) for depth, source in zip(own, sources, strict=True)]
 
 
 def summarize_depths(manifest: pd.DataFrame) -> BitDepths:
-    """Return the depths in a manifest for a model to keep: the commonest of each source, and of all images."""
+    """Return the depths in a manifest for saving with a model: the most frequent of each source and of all images."""
     column = pd.Series(read_depths(manifest) or [], dtype="float64").dropna()
     if column.empty:
         return BitDepths()
-    sources = manifest["source"].reset_index(drop=True)[column.index]
-    by_source = column.groupby(sources)
-    return BitDepths(
-        {str(source): _find_most_frequent(depths) for source, depths in by_source}, _find_most_frequent(column)
-    )
+    by_source = column.groupby(manifest["source"].reset_index(drop=True)[column.index])
+    depths = {str(source): _find_most_frequent(group) for source, group in by_source}
+    return BitDepths(depths, _find_most_frequent(column))
 
 
 def warn_packed_depths(table: pd.DataFrame, known: BitDepths) -> None:
-    """Log how many images were packed with another depth than the model knows: their pixels are 8-bit for good."""
+    """Log the number of images packed with another depth than that of the model; their 8-bit pixels are final."""
     depths = zip(read_depths(table) or (), table["file"], table["source"], strict=False)
-    packed = sum(
+    n_packed = sum(
         depth is not None and known.find(source) not in (None, depth) and parse_reference(file) is not None
         for depth, file, source in depths
     )
-    if packed:
-        text = (
-            "%s images were packed with another bit depth than the model was trained with (%s): pack them again with "
-        )
-        log.warning(text + "that in a column %s", f"{packed:,}", known.describe(), COLUMN)
+    if n_packed:
+        text = "%s images were packed with a different bit depth than the model uses (%s): "
+        fix = f"pack them again with that depth in the column {COLUMN}"
+        log.warning(text + fix, f"{n_packed:,}", known.describe())
 
 
 def warn_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:
-    """Log which images have no depth of their own, and come from a source for which the model knows none."""
-    own, text = (
-        read_depths(table) or [None] * len(table),
-        f"the file states no bit depth; read with {known.default} bits",
+    """Log the number of images without a bit depth from sources that are unknown to the model."""
+    column = read_depths(table) or [None] * len(table)
+    text = (
+        f"the file states no bit depth; read with {known.default} bits, "
+        f"the most frequent depth of the model's sources, which differ ({known.describe()})"
     )
-    text += f", the commonest of the model's sources, which differ ({known.describe()})"
-    unsure = [
+    log_counted_warnings(
         (table["path"].iloc[row], Remarks({"W213": text}))
         for row, one in sorted(remarks.items())
-        if one.peak is not None and own[row] is None and known.is_unknown(table["source"].iloc[row])
-    ]
-    log_counted_warnings(unsure)
+        if one.peak is not None and column[row] is None and known.is_unknown(table["source"].iloc[row])
+    )
 
 
-def _find_most_frequent(depths: Iterable[float]) -> int:
-    """The smallest of the depths that are most frequent."""
-    return int(pd.Series(depths).mode().iloc[0])
+def _find_most_frequent(depths: pd.Series) -> int:
+    return int(depths.mode().iloc[0])  # the smallest of several

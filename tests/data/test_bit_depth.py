@@ -1,4 +1,4 @@
-"""Tests for bit_depth.py: bit depths that files do not state are decided once for each source, and kept."""
+"""Tests for bit_depth.py: the bit depth of files that state none is determined once for each source, and saved."""
 
 import logging
 from pathlib import Path
@@ -45,25 +45,25 @@ def manifest(tmp_path, cache) -> pd.DataFrame:
 
 
 def test_two_exposures_of_one_detector_keep_their_ratio(manifest):
-    _, pictures = open_dataset_images(manifest, SIZE)
-    bright, _, dark, _ = pictures.read(range(4)).astype(float)
+    _, images = open_dataset_images(manifest, SIZE)
+    bright, _, dark, _ = images.read(range(4)).astype(float)
     assert np.allclose(dark, bright / 4, atol=1)
 
 
-def test_the_decision_stands_in_the_manifest_for_images_that_need_it_alone(manifest, caplog):
+def test_the_manifest_contains_the_depth_of_images_that_state_none(manifest, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     table, _ = open_dataset_images(manifest, SIZE)
     assert read_depths(table) == [12, 12, 12, None]
-    assert "bit depth where files of more than 8 bits state none: a 12 bits" in caplog.text
+    assert "bit depth of images whose files state none: a 12 bits" in caplog.text
 
 
 def test_8_bit_images_need_no_column_and_are_decoded_once(manifest, decoded):
-    table, pictures = open_dataset_images(manifest[3:], SIZE)
+    table, images = open_dataset_images(manifest[3:], SIZE)
     assert COLUMN not in table and len(decoded) == 1
-    assert np.array_equal(pictures.read([0])[0], fit_square(make_reference(seed=4), SIZE))
+    assert np.array_equal(images.read([0])[0], fit_square(make_reference(seed=4), SIZE))
 
 
-def test_a_manifest_with_its_depths_is_decoded_once(manifest, decoded, old):
+def test_images_of_a_manifest_with_depths_are_decoded_once(manifest, decoded, old):
     table, _ = open_dataset_images(manifest, SIZE)
     count = len(decoded)
     again, _ = open_dataset_images(table, SIZE)
@@ -71,55 +71,55 @@ def test_a_manifest_with_its_depths_is_decoded_once(manifest, decoded, old):
     pd.testing.assert_frame_equal(again, table)
 
 
-def test_the_decision_is_the_same_from_the_cache(manifest, decoded, old):
-    first, pictures = open_dataset_images(manifest, SIZE)
+def test_cached_images_lead_to_the_same_depths(manifest, decoded, old):
+    first, images = open_dataset_images(manifest, SIZE)
     count = len(decoded)
     second, again = open_dataset_images(manifest, SIZE)
     assert len(decoded) == count
     pd.testing.assert_frame_equal(first, second)
-    assert np.array_equal(pictures.read(range(4)), again.read(range(4)))
+    assert np.array_equal(images.read(range(4)), again.read(range(4)))
 
 
-def test_the_decision_is_the_same_where_nothing_can_be_kept(manifest, monkeypatch):
+def test_the_depths_are_the_same_without_a_cache(manifest, monkeypatch):
     expected = open_dataset_images(manifest, SIZE)[1].read(range(4))
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     monkeypatch.setattr("fastcxr.data.cache.images.temporary_cache", _fail)
-    table, pictures = open_dataset_images(manifest, SIZE)
-    assert pictures.mapped is None and read_depths(table) == [12, 12, 12, None]
-    assert np.array_equal(pictures.read(range(4)), expected)
+    table, images = open_dataset_images(manifest, SIZE)
+    assert images.mapped is None and read_depths(table) == [12, 12, 12, None]
+    assert np.array_equal(images.read(range(4)), expected)
 
 
 def _fail():
     raise CannotStoreError("no disk")
 
 
-def test_the_depth_is_a_part_of_the_names_in_the_cache(manifest, old):
+def test_signature_and_content_hash_depend_on_the_depth(manifest, old):
     file = manifest["file"][0]
     assert len({file_signature(file), file_signature(file, 12), file_signature(file, 16)}) == 3
     found = [decode(file, SIZE, lambda _: False, depth) for depth in (None, 12, 16)]
     assert len({one.content_hash for one in found}) == len({one.signature for one in found}) == 3
 
 
-def test_a_depth_given_in_a_column_is_kept(manifest):
-    table, pictures = open_dataset_images(manifest.assign(**{COLUMN: ["14", "14", "14", ""]}), SIZE)
+def test_a_depth_in_the_column_is_used(manifest):
+    table, images = open_dataset_images(manifest.assign(**{COLUMN: ["14", "14", "14", ""]}), SIZE)
     assert read_depths(table) == [14, 14, 14, None]
-    assert np.array_equal(pictures.read([0])[0], fit_square(read_image(manifest["file"][0], 14), SIZE))
+    assert np.array_equal(images.read([0])[0], fit_square(read_image(manifest["file"][0], 14), SIZE))
 
 
 @pytest.mark.parametrize("cell", ["deep", "7", "17", "12.5"])
-def test_a_column_that_holds_no_depth_is_refused_with_the_remedy(manifest, cell):
-    with pytest.raises(DataError, match="'other.png' is '.*', which is no bit depth. Give a whole number from 8 to 16"):
+def test_an_invalid_depth_in_the_column_is_refused_with_a_fix(manifest, cell):
+    with pytest.raises(DataError, match="'other.png' is '.*', expected a bit depth. Set a whole number from 8 to 16"):
         read_depths(manifest.assign(**{COLUMN: ["12", cell, "", None]}))
 
 
-def test_a_source_is_decided_by_the_peaks_of_nearly_all_its_images():
+def test_the_depth_of_a_source_holds_the_peaks_of_95_percent_of_its_images():
     sources = pd.Series(["a"] * 40 + ["b"] * 2)
     peaks = [3000] * 38 + [65535] * 2 + [900, 9000]
     assert decide_depths(sources, peaks) == BitDepths({"a": 12, "b": 14}, 12)
     assert decide_depths(sources[-2:], [900, 65535]).sources == {"b": 16}
 
 
-def test_a_manifest_keeps_its_depths_on_the_disk(manifest, tmp_path):
+def test_a_written_manifest_contains_the_depths(manifest, tmp_path):
     table = write_depths(
         manifest.assign(patient_origin="image", split_origin="patient"), [0, 1], BitDepths({"a": 12}, 12)
     )
@@ -127,35 +127,35 @@ def test_a_manifest_keeps_its_depths_on_the_disk(manifest, tmp_path):
     assert read_depths(read_written_manifest(tmp_path / "manifest.csv")) == [12, 12, None, None]
 
 
-def test_a_model_keeps_the_commonest_depth_of_each_source_and_of_all(manifest):
+def test_a_model_saves_the_most_frequent_depth_of_each_source_and_of_all(manifest):
     table = manifest.assign(source=["a", "b", "b", "c"], **{COLUMN: ["14", "12", "12", ""]})
     assert summarize_depths(table) == BitDepths({"a": 14, "b": 12}, 12)
     assert summarize_depths(manifest) == BitDepths()
 
 
-def test_images_are_read_with_the_depth_of_the_model_whatever_stands_beside_them(manifest):
+def test_images_are_read_with_the_depth_of_the_model(manifest):
     known = BitDepths({"a": 14}, 14)
-    table, pictures = open_dataset_images(manifest, SIZE, known=known)
+    table, images = open_dataset_images(manifest, SIZE, known=known)
     assert read_depths(table) == [14, 14, 14, None]
     alone = open_dataset_images(manifest[2:3].reset_index(drop=True), SIZE, known=known)[1]
-    assert np.array_equal(pictures.read([2]), alone.read([0]))
+    assert np.array_equal(images.read([2]), alone.read([0]))
     assert find_depths(manifest, known) == [14] * 4
     assert find_depths(manifest[["file", "path"]], known) == [14] * 4
 
 
-def test_an_image_of_an_unknown_source_is_told_where_the_known_ones_differ(manifest, caplog):
+def test_an_image_of_an_unknown_source_causes_a_warning_if_the_known_sources_differ(manifest, caplog):
     open_dataset_images(manifest, SIZE, known=BitDepths({"b": 12, "c": 14}, 12))
-    text = "FCX-W213 3 images: the file states no bit depth; read with 12 bits, the commonest of the model's sources, "
-    assert text + "which differ (b 12 bits, c 14 bits) (first: 'bright.png')" in caplog.text
+    text = "FCX-W213 3 images: the file states no bit depth; read with 12 bits, the most frequent depth of "
+    assert text + "the model's sources, which differ (b 12 bits, c 14 bits) (first: 'bright.png')" in caplog.text
     caplog.clear()
     open_dataset_images(manifest, SIZE, known=BitDepths({"a": 12, "c": 14}, 12))
     open_dataset_images(manifest, SIZE, known=BitDepths({"b": 12, "c": 12}, 12))
     assert "W213" not in caplog.text
 
 
-def test_a_model_of_8_bit_images_has_no_depth_and_each_image_is_warned_of(manifest, caplog):
-    table, pictures = open_dataset_images(manifest, SIZE, known=BitDepths())
-    pictures.log_warnings()
+def test_a_model_of_8_bit_images_has_no_depth_and_deeper_images_cause_a_warning(manifest, caplog):
+    table, images = open_dataset_images(manifest, SIZE, known=BitDepths())
+    images.log_warnings()
     assert COLUMN not in table
     rule = "the smallest of 8, 10, 12, 14 and 16 that holds 98 % of its pixels"
     for images, bits, name in (("2 images", 12, "bright"), ("1 image", 10, "dark")):
@@ -163,14 +163,14 @@ def test_a_model_of_8_bit_images_has_no_depth_and_each_image_is_warned_of(manife
         assert line in caplog.text
 
 
-def test_values_above_the_depth_of_the_source_are_warned_of(manifest):
+def test_values_above_the_depth_of_the_source_cause_a_warning(manifest):
     Path(manifest["file"][0]).write_bytes(make_png(make_reference().astype(np.uint16) * 257, 0))
-    _, pictures = open_dataset_images(manifest.assign(**{COLUMN: "12"}), SIZE)
-    assert "W212" in pictures.remarks[0].warnings and "W212" not in pictures.remarks[1].warnings
+    _, images = open_dataset_images(manifest.assign(**{COLUMN: "12"}), SIZE)
+    assert "W212" in images.remarks[0].warnings and "W212" not in images.remarks[1].warnings
 
 
 def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog):
-    pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+    pytest.importorskip("h5py", reason="packed datasets need an extra: pip install 'fastcxr[hdf5]'")
     whole = manifest.assign(patient_origin="image", split_origin="patient")
     expected = open_dataset_images(whole, SIZE)[1].read(range(4))
     packed = read_manifest(pack_dataset(whole, tmp_path / "packed.h5"))
@@ -178,29 +178,29 @@ def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog
     assert np.array_equal(open_dataset_images(packed, SIZE)[1].read(range(4)), expected)
     assert summarize_depths(packed) == BitDepths({"a": 12}, 12)
     open_dataset_images(packed, SIZE, known=BitDepths({"a": 12}, 12))
-    assert "packed with another bit depth" not in caplog.text
+    assert "packed with a different bit depth" not in caplog.text
     open_dataset_images(packed, SIZE, known=BitDepths({"b": 14}, 14))
-    assert "3 images were packed with another bit depth than the model was trained with (b 14 bits)" in caplog.text
+    assert "3 images were packed with a different bit depth than the model uses (b 14 bits)" in caplog.text
 
 
-def test_an_sbit_chunk_needs_no_decision(manifest):
+def test_an_sbit_chunk_states_the_depth(manifest):
     Path(manifest["file"][2]).write_bytes(make_png(TWELVE // 4, 0, make_chunk(b"sBIT", bytes([12]))))
-    table, pictures = open_dataset_images(manifest, SIZE)
+    table, images = open_dataset_images(manifest, SIZE)
     assert read_depths(table) == [12, 12, None, None]
-    bright, _, dark, _ = pictures.read(range(4)).astype(float)
+    bright, _, dark, _ = images.read(range(4)).astype(float)
     assert np.allclose(dark, bright / 4, atol=1)
 
 
 @pytest.fixture
 def binary(tmp_path, cache, old, monkeypatch) -> list[str]:
-    """Images of black and white only, which are warned of, and one that is not."""
+    """Three images with only black and white pixels, which cause warnings, and one gray image."""
     monkeypatch.setattr(sniff, "_warned_codes", set())
     files = [save_image(make_reference(seed=n) > 120, tmp_path / f"{n}.png") for n in range(3)]
     return [*map(str, files), str(save_image(make_reference(), tmp_path / "gray.png"))]
 
 
-def test_a_warning_comes_from_the_cache_as_it_came_from_the_file(binary, decoded, caplog):
-    text = "FCX-W202 3 images: a picture of black and white only: its gray levels are lost (first: '0.png')"
+def test_the_cache_reproduces_the_warnings_of_the_decoder(binary, decoded, caplog):
+    text = "FCX-W202 3 images: only black and white pixels; the gray levels are lost (first: '0.png')"
     for _ in range(2):
         caplog.clear()
         open_image_cache(binary, SIZE).log_warnings()
@@ -208,20 +208,20 @@ def test_a_warning_comes_from_the_cache_as_it_came_from_the_file(binary, decoded
     assert len(decoded) == 4
 
 
-def test_a_warning_is_kept_for_a_copy_of_its_image_in_other_files(binary, tmp_path):
+def test_an_exact_duplicate_has_the_same_warning(binary, tmp_path):
     open_image_cache(binary, SIZE)
     copy = tmp_path / "copy.png"
     copy.write_bytes((tmp_path / "0.png").read_bytes())
     assert "W202" in open_image_cache([str(copy)], SIZE).remarks[0].warnings
 
 
-def test_what_was_told_of_a_run_is_not_told_again_by_its_parts(binary, caplog):
-    pictures = open_image_cache(binary, SIZE)
-    pictures.log_warnings()
-    pictures.log_warnings(again=False)
+def test_a_logged_warning_is_not_logged_again(binary, caplog):
+    images = open_image_cache(binary, SIZE)
+    images.log_warnings()
+    images.log_warnings(again=False)
     read_image(binary[0])
     assert len(caplog.records) == 1
-    assert pictures.remarks == {row: Remarks(pictures.remarks[0].warnings) for row in range(3)}
+    assert images.remarks == {row: Remarks(images.remarks[0].warnings) for row in range(3)}
 
 
 def test_a_cache_folder_of_another_format_is_not_read(binary, decoded, monkeypatch):

@@ -1,6 +1,6 @@
-"""A name and a shape become an array on the disk, filled once and kept for the next run, or else for this one.
+"""Feature cache: arrays on disk that one run fills and later runs read.
 
-The file's own name ends in the checksum of the array: one that was damaged is made anew.
+A file name ends in the checksum of its array. A damaged array is computed again.
 """
 
 import errno
@@ -18,9 +18,9 @@ import numpy as np
 
 from fastcxr.data.cache.quota import (
     IMAGE_QUOTA_FRACTION,
-    CacheDir,
     CannotStoreError,
     find_image_cache_dir,
+    make_size_error,
     read_cache_limit,
     temporary_cache,
     user_cache,
@@ -28,25 +28,21 @@ from fastcxr.data.cache.quota import (
 from fastcxr.io.formats import FEATURE_CACHE_FORMAT
 
 log = logging.getLogger("fastcxr")
-ABANDONED_SECONDS = 86400.0  # seconds without a change, after which nobody is filling a draft any more
-UNSUPPORTED_ERRNOS = (
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-)  # what file systems without it say to posix_fallocate
+ABANDONED_SECONDS = 86400.0  # since the last change of a temporary file, after which its process has ended
+UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without posix_fallocate
 
 
 def find_feature_cache_dir() -> Path:
-    """Where banks of features are kept, beside the pictures."""
+    """Return the folder of the user's feature cache."""
     return find_image_cache_dir().with_name("features")
 
 
 @contextmanager
 def open_feature_array(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, bool]]:
-    """The array of this name in single precision, and whether it is new; a new one is kept if the block fills it.
+    """Yield the float32 array of this name, and whether it is new; the block fills a new one, which is then cached.
 
-    What cannot be kept for the next run is kept until this process ends, and what no disk has room for is in memory;
-    both are said aloud.
+    An array that cannot be cached for the next run is a temporary file of this process, or else in memory, with a
+    log message.
     """
     array, temporary_path = _find_or_create(f"{name}-format{FEATURE_CACHE_FORMAT}", shape)
     if temporary_path is None:
@@ -62,36 +58,34 @@ def open_feature_array(name: str, shape: tuple[int, ...]) -> Iterator[tuple[np.n
 
 
 def list_feature_files(folder: Path | None = None) -> list[Path]:
-    """Every bank in `folder`, or in the user's cache, the one that was used last first."""
+    """Return the feature files in `folder`, or in the user's cache, the most recently used first."""
     return sorted((folder or find_feature_cache_dir()).glob("*.npy"), key=lambda file: -file.stat().st_mtime)
 
 
 def clear_feature_cache() -> int:
-    """Remove every bank, of any format: how many bytes that freed. Who has one open keeps it until it is closed."""
+    """Remove all feature files, of any format, and return the freed bytes. Arrays that are open remain valid."""
     freed_bytes = sum(file.stat().st_size for file in list_feature_files())
     shutil.rmtree(find_feature_cache_dir(), ignore_errors=True)
     return freed_bytes
 
 
 def _find_or_create(name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
-    """The bank of this name, or the draft of a new one; neither where no disk takes it."""
-    try:
-        return _find_in_cache(user_cache(), name, shape)
-    except (OSError, CannotStoreError) as error:
-        level = logging.WARNING if read_cache_limit() else logging.INFO
-        log.log(level, "features are not kept for the next run: %s", error)
-    try:
-        return _find_in_cache(temporary_cache(), name, shape)
-    except (OSError, CannotStoreError) as error:
-        log.warning("features are in memory: no temporary file (%s)", error)
+    """Return the array of this name, or the path of a new temporary file, or neither if no disk can store it."""
+    first_level = logging.WARNING if read_cache_limit() else logging.INFO
+    for open_cache, level, text in (
+        (user_cache, first_level, "features are not cached for the next run: %s"),
+        (temporary_cache, logging.WARNING, "features are in memory: no temporary file (%s)"),
+    ):
+        try:
+            cache = open_cache()
+            array = _read_array(cache.feature_dir, name, shape)
+            if array is not None:
+                return array, None
+            max_bytes = (1 - IMAGE_QUOTA_FRACTION) * cache.max_bytes
+            return None, _create_temporary(cache.feature_dir / name, shape, max_bytes)
+        except (OSError, CannotStoreError) as error:
+            log.log(level, text, error)
     return None, None
-
-
-def _find_in_cache(cache: CacheDir, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | None, Path | None]:
-    array = _read_array(cache.feature_dir, name, shape)
-    if array is not None:
-        return array, None
-    return None, _create_temporary(cache.feature_dir / name, shape, (1 - IMAGE_QUOTA_FRACTION) * cache.max_bytes)
 
 
 def _read_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -101,7 +95,7 @@ def _read_array(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray |
         except (FileNotFoundError, ValueError, EOFError):
             continue
         if array.shape == shape and array.dtype == np.float32 and file.stem == f"{name}-{_compute_checksum(array)}":
-            with suppress(OSError):  # somebody else's, who lets us read
+            with suppress(OSError):  # a file of another user may be read-only
                 file.touch()
             return array
     return None
@@ -112,20 +106,20 @@ def _compute_checksum(array: np.ndarray) -> str:
 
 
 def _create_temporary(path: Path, shape: tuple[int, ...], max_bytes: float) -> Path:
-    """A place for the new array, after the banks used longest ago made room for it."""
+    """Create the file of a new array, after removing the least recently used arrays if space is needed."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_abandoned(path.parent)
     for damaged in path.parent.glob(f"{path.name}-*.npy"):
         damaged.unlink(missing_ok=True)
-    needed_bytes, size_by_file = (
-        4 * int(np.prod(shape)),
-        {bank: bank.stat().st_size for bank in list_feature_files(path.parent)},
-    )
-    budget_bytes = min(max_bytes, (shutil.disk_usage(path.parent).free + sum(size_by_file.values())) / 2)
+    needed_bytes = 4 * int(np.prod(shape))
+    size_by_file = {file: file.stat().st_size for file in list_feature_files(path.parent)}
+    total_bytes = sum(size_by_file.values())
+    budget_bytes = min(max_bytes, (shutil.disk_usage(path.parent).free + total_bytes) / 2)
     if needed_bytes > budget_bytes:
-        raise CannotStoreError(f"{needed_bytes / 1e6:,.0f} MB are wanted, and {budget_bytes / 1e6:,.0f} MB may be used")
-    while needed_bytes + sum(size_by_file.values()) > budget_bytes:
-        oldest, _ = size_by_file.popitem()
+        raise make_size_error(needed_bytes, budget_bytes)
+    while needed_bytes + total_bytes > budget_bytes:
+        oldest, size = size_by_file.popitem()
+        total_bytes -= size
         oldest.unlink(missing_ok=True)
     temporary_path = path.with_suffix(f".{uuid.uuid4().hex}")
     try:
@@ -138,7 +132,7 @@ def _create_temporary(path: Path, shape: tuple[int, ...], max_bytes: float) -> P
 
 
 def _allocate_blocks(temporary_path: Path) -> None:
-    """See that the disk holds the whole file: it is sparse, and a mapped page without room kills the process."""
+    # the file is sparse, and writing to a mapped page on a full disk would kill the process
     if not hasattr(os, "posix_fallocate"):
         return
     with temporary_path.open("r+b") as file:
@@ -152,15 +146,14 @@ def _allocate_blocks(temporary_path: Path) -> None:
 def _finalize(array: np.memmap, temporary_path: Path) -> None:
     try:
         array.flush()
-        temporary_path.replace(
-            temporary_path.with_name(f"{temporary_path.stem}-{_compute_checksum(array)}.npy")
-        )  # in one step: nobody reads half a bank
-    except OSError as error:  # as when somebody cleared the cache meanwhile
-        log.warning("features are not kept for the next run: %s", error)
+        path = temporary_path.with_name(f"{temporary_path.stem}-{_compute_checksum(array)}.npy")
+        temporary_path.replace(path)  # atomic: no process reads an incomplete array
+    except OSError as error:  # for example because the cache was cleared meanwhile
+        log.warning("features are not cached for the next run: %s", error)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what a process that was killed left half filled."""
+    """Remove incomplete arrays of killed processes."""
     for temporary_path in set(folder.iterdir()) - set(folder.glob("*.npy")):
         if time.time() - temporary_path.stat().st_mtime > ABANDONED_SECONDS:
             temporary_path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""An open DICOM file comes in; the 8-bit gray picture that a viewer shows, or one tag of the header, goes out.
+"""Read the pixels of a DICOM file as an 8-bit gray image, and single header tags.
 
-Only the tags named here are read, and no value that a person typed reaches an error or a log.
-How stored values become gray levels stands in `fastcxr.data.imaging.voi_lut`.
+Only the tags listed here are read. No value of a text tag is written to an error or a log: it may identify a patient.
+See `fastcxr.data.imaging.voi_lut` for the conversion of stored values to gray levels.
 """
 
 import re
@@ -16,25 +16,14 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from pydicom import Dataset, dcmread
+from pydicom import Dataset, dcmread, uid
 from pydicom.datadict import keyword_dict, tag_for_keyword
 from pydicom.encaps import get_frame
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
-from pydicom.tag import Tag
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    RLELossless,
-)
+from pydicom.tag import BaseTag, Tag
 
 from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_gray_levels
 from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
@@ -99,13 +88,13 @@ OTHER_MODALITIES = {
 CHEST_BODY_PARTS = ("CHEST", "THORAX", "TORAX", "LUNG", "RIB", "PECHO")
 LATERAL_VIEWS = ("LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT")
 
-MAX_INFLATED_BYTES = 4 * MAX_PIXELS  # bytes of a deflated file: the largest picture of 16 bits, twice
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom and the decoders give RGB for each
-PILLOW_SYNTAXES = (JPEGBaseline8Bit, JPEG2000, JPEG2000Lossless)
+MAX_INFLATED_BYTES = 4 * MAX_PIXELS  # twice the size of the largest accepted 16-bit image
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom and the decoders convert each to RGB
+PILLOW_SYNTAXES = (uid.JPEGBaseline8Bit, uid.JPEG2000, uid.JPEG2000Lossless)
 UNPACK_12_BITS = "Convert it with `dcmdjpeg` of DCMTK, or `pip install pylibjpeg pylibjpeg-libjpeg` (GPL licence)"
-UNDECODABLE_FIX = "Export it again; where other programs show it, `dcmdjpeg` or `gdcmconv --raw` unpack it"
+UNDECODABLE_FIX = "Export it again, or decompress it with `dcmdjpeg` or `gdcmconv --raw`"
 
-# everything that pydicom raises for a damaged file; whatever else comes is a bug and must be seen
+# the exceptions that pydicom raises for a damaged file; any other exception is a bug and is not caught
 PYDICOM_ERRORS = (
     InvalidDicomError,
     BytesLengthException,
@@ -118,8 +107,7 @@ PYDICOM_ERRORS = (
     IndexError,
     OverflowError,
     MemoryError,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # also NotImplementedError
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -127,8 +115,8 @@ PYDICOM_ERRORS = (
 
 
 def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
-    """The picture that a viewer shows, uint8, shape (height, width)."""
-    with _convert_errors(path, "E122", "its header is damaged", "Export it again"):
+    """Return the image that a viewer shows, uint8, shape (height, width). Raises ImageError."""
+    with _convert_errors(path, "E122", "damaged DICOM header", "Export it again"):
         header = _read_header(file, path)
         _validate_modality(header, path)
         n_pixel_bytes = _count_pixel_bytes(header, file, path)
@@ -139,24 +127,24 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
         _check_bits(header, path)
         validate_size(path, header.Columns, header.Rows)
         warn_gray_levels(header, path)
-    with _convert_errors(path, "E124", f"its pixel data cannot be decoded ({_format_syntax(header)})", UNDECODABLE_FIX):
+    with _convert_errors(path, "E124", f"the pixel data cannot be decoded ({_format_syntax(header)})", UNDECODABLE_FIX):
         stored = _decode_pixels(file, header, path)
-    with _convert_errors(path, "E122", "its window, rescale or lookup table is damaged", "Export it again"):
+    with _convert_errors(path, "E122", "damaged window, rescale or lookup table", "Export it again"):
         return _show_colour(stored, header, path) if stored.ndim == 3 else _show_gray(stored, header, path)
 
 
 def _show_colour(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
-    """Luma, by the rule for colour of all other formats; the standard knows no window for colour."""
+    # DICOM defines no window for colour; as in all other formats, the luma is used
     channels = stored if header.BitsStored == 8 else rescale_to_uint8(stored, 0, 2**header.BitsStored - 1)
     return from_colour(Image.fromarray(channels.astype(np.uint8)), path, ";16" if header.BitsStored > 8 else "")
 
 
 def _show_gray(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
-    picture = stored_to_gray(stored, header)
-    if end := find_clipped_end(picture, stored, header):
-        text = f"its window or VOI LUT shows most of the image as {end}, so that detail is lost"
+    image = stored_to_gray(stored, header)
+    if end := find_clipped_end(image, stored, header):
+        text = f"the window or VOI LUT shows most of the image as {end}, and detail is lost"
         warn_once("W210", path, f"{text}. Check WindowCenter and WindowWidth, or export it again")
-    return picture
+    return image
 
 
 @contextmanager
@@ -166,40 +154,40 @@ def _convert_errors(path: str, code: str, problem: str, fix: str) -> Iterator[No
     except ImageError:
         raise
     except PYDICOM_ERRORS:
-        # from None: pydicom's messages quote values, and values may be a patient's
+        # from None: the messages of pydicom quote header values, which may identify a patient
         raise ImageError(problem, fix, path=path, code=code) from None
 
 
 def _read_header(file: BinaryIO, path: str) -> Dataset:
-    """The needed tags, without pixels; `file` is left where the pixels begin."""
+    """Read the required tags; `file` is then positioned at the start of the pixel data."""
     _validate_deflated_size(file, path)
     header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=HEADER_TAGS)
     if "SOPClassUID" not in header and "Rows" not in header:
-        raise ImageError(
-            "no DICOM image header in it", "Export it again as DICOM, or leave it out", path=path, code="E120"
-        )
-    if "TransferSyntaxUID" not in header.file_meta:  # without preamble nothing says it, and pydicom has guessed
+        fix = "Export it again as DICOM, or leave it out"
+        raise ImageError("no DICOM image header", fix, path=path, code="E120")
+    if "TransferSyntaxUID" not in header.file_meta:  # a file without preamble: pydicom has detected the encoding
         is_implicit, is_little_endian = header.original_encoding
-        explicit_syntax = ExplicitVRLittleEndian if is_little_endian else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit_syntax
+        explicit_syntax = uid.ExplicitVRLittleEndian if is_little_endian else uid.ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit_syntax
     return header
 
 
 def _validate_deflated_size(file: BinaryIO, path: str) -> None:
-    """A deflated megabyte can unpack to a gigabyte, and pydicom sets no limit."""
+    # one deflated megabyte may decompress to a gigabyte, and pydicom has no limit
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
-    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        damaged = ImageError("damaged or truncated deflated data", "Copy it again", path=path, code="E124")
         decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             decompressor.decompress(file.read(), MAX_INFLATED_BYTES)
         except zlib.error:
-            decompressor = None
-        if decompressor and decompressor.unconsumed_tail:
-            problem = f"unpacks to over {MAX_INFLATED_BYTES // 1_000_000} MB"
+            raise damaged from None
+        if decompressor.unconsumed_tail:
+            problem = f"decompresses to more than {MAX_INFLATED_BYTES // 1_000_000} MB"
             raise ImageError(problem, "Save it smaller, or leave it out", path=path, code="E109")
-        if not decompressor or not decompressor.eof:
-            raise ImageError("its deflated data is damaged or cut off", "Copy it again", path=path, code="E124")
+        if not decompressor.eof:
+            raise damaged
     file.seek(0)
 
 
@@ -212,61 +200,58 @@ def _validate_modality(header: Dataset, path: str) -> None:
     view = str(header.get("ViewPosition") or "").strip().upper()
     is_other_part = body_part and not any(word in body_part for word in CHEST_BODY_PARTS)
     if is_other_part or view in LATERAL_VIEWS or modality not in RADIOGRAPH_MODALITIES:
-        text = (
-            "its header speaks of a lateral view, another body part or another device than a frontal chest radiograph"
-        )
-        warn_once("W207", path, f"{text}; it is read all the same")
+        text = "the header names a lateral view, another body part or another device"
+        warn_once("W207", path, f"{text}; the file is read as a frontal chest radiograph")
 
 
 def _count_pixel_bytes(header: Dataset, file: BinaryIO, path: str) -> float:
-    """How many bytes follow the header; endless when deflated, as pydicom has read that to its end."""
+    """Return the number of bytes after the header; infinity for a deflated file, which pydicom has read to its end."""
     start = file.tell()
     n_left = file.seek(0, 2) - start
-    if header.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian and "Rows" in header:
+    if header.file_meta.TransferSyntaxUID == uid.DeflatedExplicitVRLittleEndian and "Rows" in header:
         return float("inf")
     if n_left <= 0:
-        problem = f"no image in this DICOM (SOP class {format_sop_class(header)})"
-        raise ImageError(problem, "Leave it out; if it should hold one, copy it again", path=path, code="E123")
+        problem = f"no pixel data in this DICOM (SOP class {format_sop_class(header)})"
+        raise ImageError(problem, "Leave it out, or copy it again", path=path, code="E123")
     return n_left
 
 
 def _validate_required_tags(header: Dataset, path: str) -> None:
     for name in REQUIRED_TAGS:
         if header.get(name) in (None, ""):
-            problem = f"the DICOM header lacks {name} {Tag(tag_for_keyword(name))}"
+            problem = f"the DICOM header lacks {name} {Tag(name)}"
             raise ImageError(problem, "Export it again", path=path, code="E122")
 
 
 def _validate_pixel_description(header: Dataset, n_pixel_bytes: float, path: str) -> None:
-    """Refuse fewer or other pixels than a radiograph has, before any is read."""
+    """Raise ImageError for missing pixel data, several frames or an unsupported colour space, before decoding."""
     frames = int(header.get("NumberOfFrames") or 1)
     n_expected_bytes = get_expected_length(header)
     if not header.file_meta.TransferSyntaxUID.is_encapsulated and n_pixel_bytes < n_expected_bytes:
         problem = f"truncated: {n_pixel_bytes:,} of {n_expected_bytes:,} bytes of pixel data"
         raise ImageError(problem, "Copy or export it again", path=path, code="E124")
     if frames > 1:
-        problem, fix = f"{frames} frames in one DICOM", "Split it, one radiograph a file"
-        raise ImageError(problem, fix, path=path, code="E108")
+        raise ImageError(f"{frames} frames in one DICOM", "Save one radiograph per file", path=path, code="E108")
     photometric = str(header.PhotometricInterpretation)
     samples = 1 if photometric.startswith("MONOCHROME") else 3 if photometric in COLOURS else None
     if header.SamplesPerPixel != samples:
-        problem, fix = "a kind of colour DICOM that cannot be read", "Export it in gray or RGB, or leave it out"
-        raise ImageError(problem, fix, path=path, code="E127")
+        fix = "Export it in gray or RGB, or leave it out"
+        raise ImageError("unsupported colour space", fix, path=path, code="E127")
 
 
 def _check_bits(header: Dataset, path: str) -> None:
-    """Refuse stored bits outside of the allocated ones, and unused low bits in a codestream, which has none."""
+    """Raise ImageError for stored bits outside the allocated ones, and for unused low bits in a codestream."""
     high, stored, allocated = header.get("HighBit"), header.BitsStored, header.BitsAllocated
     syntax, shift = header.file_meta.TransferSyntaxUID, _count_low_bits(header)
-    is_plain = syntax == RLELossless or not syntax.is_encapsulated
+    is_plain = syntax == uid.RLELossless or not syntax.is_encapsulated
     if shift and not (is_plain and 0 < shift <= allocated - stored):
-        kind = "bits" if is_plain else "compressed bits"
-        what = f"HighBit is {high}, which cannot be with {stored} of {allocated} {kind} stored"
-        raise ImageError(what, "Export it again", path=path, code="E122")
+        unit = "bits" if is_plain else "compressed bits"
+        problem = f"HighBit is {high}, which contradicts {stored} of {allocated} {unit} stored"
+        raise ImageError(problem, "Export it again", path=path, code="E122")
 
 
 def _count_low_bits(header: Dataset) -> int:
-    """The number of unused bits below the stored ones: HighBit is the place of the highest stored bit, from 0."""
+    """Return the number of unused bits below the stored ones; HighBit is the 0-based position of the highest one."""
     high = header.get("HighBit")
     return 0 if high is None else int(high) + 1 - header.BitsStored
 
@@ -277,7 +262,7 @@ def _validate_transfer_syntax(header: Dataset, path: str) -> None:
     except NotImplementedError:
         raise _make_decoder_error(header, path, "Export it again without compression") from None
     if not decodable:
-        fix = '`pip install "fastcxr[dicom]"` installs one; or export it again without compression'
+        fix = 'Run `pip install "fastcxr[dicom]"`, or export it again without compression'
         raise _make_decoder_error(header, path, fix)
 
 
@@ -287,93 +272,79 @@ def _make_decoder_error(header: Dataset, path: str, fix: str) -> ImageError:
 
 
 def _format_syntax(header: Dataset) -> str:
-    uid = header.file_meta.TransferSyntaxUID
-    return uid.name if uid.name != uid else "an unknown transfer syntax"
+    syntax = header.file_meta.TransferSyntaxUID
+    return syntax.name if syntax.name != syntax else "an unknown transfer syntax"
 
 
 def _decode_pixels(file: BinaryIO, header: Dataset, path: str) -> np.ndarray:
-    """Stored values, as the decoder gives them, shape (height, width)."""
+    """Return stored values, shape (height, width) for gray and (height, width, 3) for colour."""
     file.seek(0)
     dataset = dcmread(file, force=True, specific_tags=[*HEADER_TAGS, *PIXEL_TAGS])
     syntax = dataset.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
     if syntax in PILLOW_SYNTAXES:
         _reject_size_mismatch(dataset)
     elif not syntax.is_encapsulated and len(dataset.PixelData) > get_expected_length(dataset) + 1:
-        warn_once("W206", path, "more pixel data than its header claims; the rest is left unread")
+        warn_once("W206", path, "more pixel data than the header states; the rest is ignored")
     low_bits = _count_low_bits(header)
-    dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only what lies above BitsStored
+    dataset.BitsStored += low_bits  # pydicom ignores HighBit, and clears only bits above BitsStored
     try:
         return dataset.pixel_array >> low_bits if low_bits else dataset.pixel_array
     except RuntimeError:
-        if syntax == JPEGExtended12Bit and header.BitsStored > 8 and not _has_decoder_for_12_bits():
+        # Pillow and GDCM decode JPEG Extended with 8 bits only; pylibjpeg-libjpeg decodes 12 bits
+        is_12_bit = syntax == uid.JPEGExtended12Bit and header.BitsStored > 8
+        if is_12_bit and "pylibjpeg" not in get_decoder(syntax).available_plugins:
             raise _make_decoder_error(header, path, UNPACK_12_BITS) from None
         raise
 
 
-def _has_decoder_for_12_bits() -> bool:
-    """Whether pylibjpeg-libjpeg is installed: Pillow and GDCM take JPEG Extended with 8 bits only."""
-    return "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins
-
-
 def _reject_size_mismatch(dataset: Dataset) -> None:
-    """A frame may claim another size than the header, and would be unpacked before anybody compares."""
-    with Image.open(
-        BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1)), formats=("JPEG", "JPEG2000")
-    ) as frame:
+    # a frame may have another size than the header states, and would be decoded before the sizes are compared
+    frame_bytes = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    with Image.open(BytesIO(frame_bytes), formats=("JPEG", "JPEG2000")) as frame:
         if frame.size != (dataset.Columns, dataset.Rows):
             raise ValueError("frame and header differ in size")
 
 
 def read_tag(path: str | Path, tag: str = "PatientID") -> str | None:
-    """The value of one header tag; None when it is empty or the file no readable DICOM (`read_image` says why)."""
-    number = _parse_tag(tag)
-    try:
-        with suppress_decoder_warnings(), open_file(path) as file:
-            head = file.read(HEAD_BYTES)
-            return _read_tag_value(file, str(path), number) if may_be_dicom(path, head) else None
-    except (ImageError, *PYDICOM_ERRORS):
-        return None
+    """Return the value of one header tag, or None if it is empty or the file is not a readable DICOM."""
+    return _read_tags(path, [tag])[tag]
 
 
 def read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
-    """The values of several header tags, the file opened once; None as in `read_tag`."""
+    """Return the values of several header tags with one opening of the file; None as in `read_tag`."""
+    return _read_tags(path, tags)
+
+
+def _read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
     numbers = {tag: _parse_tag(tag) for tag in tags}
     try:
         with suppress_decoder_warnings(), open_file(path) as file:
-            head = file.read(HEAD_BYTES)
-            header = (
-                _read_selected_tags(file, str(path), list(numbers.values())) if may_be_dicom(path, head) else Dataset()
-            )
+            if not may_be_dicom(path, file.read(HEAD_BYTES)):
+                return dict.fromkeys(numbers)
+            file.seek(0)
+            _validate_deflated_size(file, str(path))
+            selected_tags = [*numbers.values(), Tag("SOPClassUID")]
+            header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=selected_tags)
             return {tag: _format_tag_value(header, number) for tag, number in numbers.items()}
     except (ImageError, *PYDICOM_ERRORS):
         return dict.fromkeys(numbers)
 
 
-def _read_tag_value(file: BinaryIO, path: str, number: int) -> str | None:
-    return _format_tag_value(_read_selected_tags(file, path, [number]), number)
-
-
-def _read_selected_tags(file: BinaryIO, path: str, numbers: list[int]) -> Dataset:
-    file.seek(0)
-    _validate_deflated_size(file, path)
-    return dcmread(file, force=True, stop_before_pixels=True, specific_tags=[*numbers, "SOPClassUID"])
-
-
-def _format_tag_value(header: Dataset, number: int) -> str | None:
+def _format_tag_value(header: Dataset, number: BaseTag) -> str | None:
     if "SOPClassUID" not in header or number not in header or header[number].VR == "SQ":
         return None
     value = header[number].value
     return None if value is None else str(value).strip() or None
 
 
-def _parse_tag(tag: str) -> int:
-    """The number of a tag named as `PatientID`, `0010,0020` or `(0010,0020)`."""
+def _parse_tag(tag: str) -> BaseTag:
+    """Return the tag named as `PatientID`, `0010,0020` or `(0010,0020)`."""
     number = re.fullmatch(r"\(?([0-9a-fA-F]{4}),? ?([0-9a-fA-F]{4})\)?", tag.strip())
     if number:
-        return int(number[1] + number[2], 16)
+        return Tag(int(number[1] + number[2], 16))
     found = tag_for_keyword(tag.strip())
     if found is None:
         similar = get_close_matches(tag, keyword_dict, n=1)
-        hint = f"Did you mean {similar[0]}?" if similar else "Write it like PatientID or 0010,0020"
-        raise RecipeError(f"no DICOM tag called {tag!r}", hint)
-    return found
+        fix = f"Did you mean {similar[0]}?" if similar else "Write it as PatientID or 0010,0020"
+        raise RecipeError(f"unknown DICOM tag {tag!r}", fix)
+    return Tag(found)

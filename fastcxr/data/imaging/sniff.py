@@ -1,4 +1,4 @@
-"""A path comes in; an open regular file, and what its first bytes say that it holds, go out."""
+"""Open image files safely, detect their format by the first bytes, and collect warnings about single images."""
 
 import errno
 import logging
@@ -7,14 +7,14 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from fastcxr.errors import ImageError
 
-HEAD_BYTES = 2048  # bytes that tell what a file is; a DICOM file says so at byte 128
+HEAD_BYTES = 2048  # enough to detect the format; the signature of DICOM is at byte 128
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 IMAGE_SIGNATURES = {
@@ -27,7 +27,7 @@ IMAGE_SIGNATURES = {
     b"BM": "BMP",
 }
 
-# what people and failed downloads leave under an image's name
+# formats that are no supported images, frequent after failed downloads or with a wrong suffix
 FOREIGN_SIGNATURES = {
     rb"GIF8": "GIF",
     rb"RIFF....WEBP": "WebP",
@@ -54,7 +54,7 @@ FOREIGN_SIGNATURES = {
 }
 
 FIXES = {
-    "HTML": "Download it again: a web page was saved in its place",
+    "HTML": "Download it again: the file contains a web page",
     "Git LFS pointer": "Run `git lfs pull` to fetch the image itself",
     "ZIP": "Unpack it",
     "gzip": "Unpack it",
@@ -65,87 +65,82 @@ DEFAULT_FIX = "Convert it to PNG, JPEG, TIFF, BMP or DICOM, or leave it out"
 
 
 @contextmanager
-def open_file(path: str | Path) -> Iterator[BinaryIO]:
-    """The regular file at `path`, open for reading; anything else is an ImageError, and nothing ever waits."""
+def open_file(path: str | Path) -> Iterator[BufferedReader]:
+    """Open a regular file for reading, without blocking. Raises ImageError for anything else."""
     with _open_regular_file(str(path)) as file:
         try:
             yield file
         except OSError as error:
-            if error.errno is None:  # a decoder's own
+            if error.errno is None:  # raised by a decoder, not by the system
                 raise
             problem = f"cannot be read ({error.strerror})"
-            fix = "Check the disk, or copy the file again from elsewhere"
-            raise ImageError(problem, fix, path=str(path), code="E113") from error
+            raise ImageError(problem, "Check the disk, or copy it again", path=str(path), code="E113") from error
 
 
-def _open_regular_file(path: str) -> BinaryIO:
+def _open_regular_file(path: str) -> BufferedReader:
     try:
         mode = Path(path).stat().st_mode
-        if stat.S_ISREG(mode):  # asked before opening: a FIFO without a writer would wait for ever
+        if stat.S_ISREG(mode):  # checked before opening: opening a FIFO without a writer blocks
             return Path(path).open("rb")
     except OSError as error:
-        problem, fix = {
-            errno.ENOENT: ("no such file, or a link that leads nowhere", "Check the name, or restore the file"),
-            errno.ENOTDIR: ("no such file: a part of the path is no folder", "Check the name"),
-            errno.EACCES: ("no permission to read it", "Give yourself the right to read it (chmod +r)"),
-        }.get(error.errno, (f"cannot be opened ({error.strerror})", "Check the disk and the name"))
+        problems = {
+            errno.ENOENT: ("no such file, or a broken link", "Check the name, or restore the file"),
+            errno.ENOTDIR: ("no such file: a part of the path is not a folder", "Check the name"),
+            errno.EACCES: ("no permission to read it", "Grant the read permission (chmod +r)"),
+        }
+        unknown = f"cannot be opened ({error.strerror})", "Check the disk and the name"
+        problem, fix = problems.get(error.errno or 0, unknown)
         raise ImageError(problem, fix, path=path, code="E113") from error
     except ValueError as error:  # a zero byte or a lone surrogate in the name
-        raise ImageError("no possible name of a file", "Check the name", path=path, code="E113") from error
-    raise _make_not_a_file_error(path, mode)
-
-
-def _make_not_a_file_error(path: str, mode: int) -> ImageError:
-    kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-    kind = kinds.get(stat.S_IFMT(mode), "device")
-    return ImageError(f"a {kind}, not a file", "Remove it from the list of images", path=path, code="E112")
+        raise ImageError("invalid file name", "Check the name", path=path, code="E113") from error
+    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+    problem = f"a {names.get(stat.S_IFMT(mode), 'device')}, not a file"
+    raise ImageError(problem, "Remove it from the list of images", path=path, code="E112")
 
 
 def detect_format(head: bytes) -> str | None:
-    """PNG, JPEG, TIFF, BMP or DICOM by the first bytes, whatever the name; None for anything else."""
-    if head[128:132] == b"DICM":  # first: the 128 bytes before it are free, and some files put a TIFF header there
+    """Return PNG, JPEG, TIFF, BMP or DICOM according to the first bytes, or None for other content."""
+    if head[128:132] == b"DICM":  # checked first: some files have a TIFF header in the 128 bytes of the preamble
         return "DICOM"
-    return next((kind for magic, kind in IMAGE_SIGNATURES.items() if head.startswith(magic)), None)
+    return next((name for signature, name in IMAGE_SIGNATURES.items() if head.startswith(signature)), None)
 
 
 def may_be_dicom(path: str | Path, head: bytes) -> bool:
-    """DICOM by its mark, or worth a try: old exports lack the mark, and often have the tail of a UID for a suffix."""
-    suffix, kind = Path(path).suffix.lower(), detect_format(head)
+    """Return whether a file has the DICOM signature, or may be an old export without it.
+
+    The suffix of an old export is often missing, or the last part of a UID.
+    """
+    suffix, file_format = Path(path).suffix.lower(), detect_format(head)
+    if file_format or not head:
+        return file_format == "DICOM"
     has_dicom_suffix = suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
-    return kind == "DICOM" or (
-        has_dicom_suffix and kind is None and bool(head) and detect_foreign_content(head) is None
-    )
+    return has_dicom_suffix and detect_foreign_content(head) is None
 
 
 def detect_foreign_content(head: bytes) -> str | None:
-    """What a file that is no image holds, in a word, or None when the bytes say nothing."""
+    """Return the name of a format that is no supported image, or None if it is unknown."""
     for pattern, name in FOREIGN_SIGNATURES.items():
         if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
             return name
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_text(head):
-        return "text"
-    return None
+    return "text" if head.startswith((b"\xff\xfe", b"\xfe\xff")) or _is_text(head) else None
 
 
 def _is_text(head: bytes) -> bool:
-    control = sum(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head)
-    return not control and bool(head.strip()) and _is_utf8(head)
-
-
-def _is_utf8(head: bytes) -> bool:
+    if not head.strip() or any(byte < 32 and byte not in b"\t\n\r\f\x1b" for byte in head):
+        return False
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(head) - 4  # the head may end inside a letter
+        return error.start > len(head) - 4  # the head may end inside a character
     return True
 
 
 def make_content_error(path: str, head: bytes) -> ImageError:
-    """The error for a file that is no image: what it holds, and what its name says."""
+    """Return the error for a file that is not a supported image, with its content and the suffix of its name."""
     name, suffix = detect_foreign_content(head), Path(path).suffix
-    name_text = f"the name says {suffix}" if suffix else "the name has no ending"
-    problem = f"content is {name}, not an image" if name else "content is of no known kind, not an image"
-    return ImageError(f"{problem} ({name_text})", FIXES.get(name, DEFAULT_FIX), path=path, code="E102")
+    name_text = f"the file name ends in {suffix}" if suffix else "the file name has no suffix"
+    problem = f"content is {name or 'of unknown format'}, not an image ({name_text})"
+    return ImageError(problem, FIXES.get(name or "", DEFAULT_FIX), path=path, code="E102")
 
 
 def _set_loggers_disabled(disabled: bool) -> None:
@@ -153,48 +148,38 @@ def _set_loggers_disabled(disabled: bool) -> None:
         logging.getLogger(name).disabled = disabled
 
 
-class _WarningSuppressor:
-    """Counts who decodes: catch_warnings knows no threads, so the first in sets it and the last out takes it away."""
-
-    def __init__(self):
-        self.lock, self.n_active, self.catcher = threading.Lock(), 0, None
-
-    def enter(self) -> None:
-        with self.lock:
-            if not self.n_active:
-                self.catcher = warnings.catch_warnings()
-                self.catcher.__enter__()
-                warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
-                _set_loggers_disabled(True)
-            self.n_active += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.n_active -= 1
-            if not self.n_active:
-                _set_loggers_disabled(False)
-                self.catcher.__exit__(None, None, None)
-
-
-_suppressor = _WarningSuppressor()
+_suppression_lock = threading.Lock()
+_suppression = ExitStack()
+_n_suppressing = 0
 
 
 @contextmanager
 def suppress_decoder_warnings() -> Iterator[None]:
-    """Pillow's and pydicom's own warnings stay unsaid: ours name the file, and pydicom's quote the patient's data."""
-    _suppressor.enter()
+    """Suppress warnings of Pillow and pydicom in all threads: they name no file, and those of pydicom quote values."""
+    global _n_suppressing
+    with _suppression_lock:  # catch_warnings is not thread-safe: the first thread enters it, the last one exits it
+        if not _n_suppressing:
+            _suppression.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"(PIL|pydicom)\b")
+            _set_loggers_disabled(True)
+            _suppression.callback(_set_loggers_disabled, False)
+        _n_suppressing += 1
     try:
         yield
     finally:
-        _suppressor.leave()
+        with _suppression_lock:
+            _n_suppressing -= 1
+            if not _n_suppressing:
+                _suppression.close()
 
 
 @dataclass
 class Remarks:
-    """What was found while one image was decoded.
+    """Warnings and the peak of one decoded image.
 
-    warnings: the text of each, by its code. peak: see `gray.find_peak`, of an image deeper than 8 bits whose file
-    states no bit depth; None for any other.
+    Attributes:
+        warnings: The text of each warning, by its code.
+        peak: See `intensity.find_peak`; None if the file states its bit depth or has at most 8 bits per pixel.
     """
 
     warnings: dict[str, str] = field(default_factory=dict)
@@ -207,7 +192,7 @@ _warned_codes: set[str] = set()
 
 @contextmanager
 def collect_remarks() -> Iterator[Remarks]:
-    """Collect what this thread remarks on an image in this block, instead of logging it."""
+    """Collect the remarks of this thread on an image in this block, instead of logging them."""
     before, remarks = getattr(_thread, "remarks", None), Remarks()
     _thread.remarks = remarks
     try:
@@ -217,7 +202,7 @@ def collect_remarks() -> Iterator[Remarks]:
 
 
 def record_peak(peak: int) -> None:
-    """Remark that the file states no bit depth, and what its depth is to be chosen by."""
+    """Record the peak of an image whose file states no bit depth."""
     if remarks := getattr(_thread, "remarks", None):
         remarks.peak = peak
 
@@ -225,28 +210,29 @@ def record_peak(peak: int) -> None:
 def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = True) -> None:
     """Log each warning once, with the number of its images and the name of the first.
 
-    `found`: paths and what was remarked on them. `again`: also those that this process has logged before.
+    Args:
+        found: Paths and the remarks on their images.
+        again: Whether to log warnings with a code that this process has already logged.
     """
-    named: dict[tuple[str, str], list[str]] = {}
+    names_by_warning: dict[tuple[str, str], list[str]] = {}
     for path, remarks in found:
         for code, text in remarks.warnings.items():
-            named.setdefault((code, text), []).append(Path(path).name)
-    said_before = set(_warned_codes)
-    for (code, text), names in named.items():
-        if again or code not in said_before:
+            names_by_warning.setdefault((code, text), []).append(Path(path).name)
+    logged_before = set(_warned_codes)
+    for (code, text), names in names_by_warning.items():
+        if again or code not in logged_before:
             images = f"{len(names):,} image{'s' * (len(names) > 1)}"
             logging.getLogger("fastcxr").warning("FCX-%s %s: %s (first: %r)", code, images, text, names[0])
         _warned_codes.add(code)
 
 
 def warn_once(code: str, path: str, text: str) -> None:
-    """A warning about one file that stands for all of its kind: a cohort would repeat it a thousand times.
-
-    Inside `collect_remarks` it is kept for whoever counts it.
-    """
+    """Log a warning with this code for the first file only; inside `collect_remarks` record it for every file."""
     if remarks := getattr(_thread, "remarks", None):
         remarks.warnings[code] = text
     elif code not in _warned_codes:
         _warned_codes.add(code)
-        name = Path(path).name  # the folders above it are nobody's business, and run.json keeps what is said
-        logging.getLogger("fastcxr").warning("FCX-%s %r: %s (said once, more files may be like it)", code, name, text)
+        name = Path(path).name  # without the folders, which may be private: run.json stores the log
+        logging.getLogger("fastcxr").warning(
+            "FCX-%s %r: %s (logged once; other images may be affected)", code, name, text
+        )

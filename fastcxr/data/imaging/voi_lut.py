@@ -1,10 +1,15 @@
-"""Stored values of a DICOM and its header come in; the 8-bit gray picture that a viewer shows goes out.
+"""Convert the stored values of a DICOM to 8-bit gray levels according to its header.
 
-Order of the steps: modality table or rescale -> table of interest (VOI LUT), else the first window -> 0..255 ->
-turned positive when MONOCHROME1 (pydicom never does) -> padding black. A window is scaled by its own range.
-Without table and window, 8-bit values stay as they are, and of deeper ones the full range of BitsStored becomes 0..255,
-as modality table or rescale map it: two exposures of one detector keep their ratio. Values of more than 16 bits are
-stretched from their minimum to their maximum, padding left out.
+Order of the steps: modality LUT or rescale; VOI LUT, else the first window; scaling to 0..255; inversion of
+MONOCHROME1; padding to black. A window is scaled from its own range. Without VOI LUT and window, 8-bit values are
+unchanged. For deeper values the full range of BitsStored after the modality transform is scaled to 0..255, which
+preserves the ratio of two exposures. Values of more than 16 bits are scaled from their minimum to their maximum,
+without padding.
+
+pydicom.pixels does not replace this module. `apply_modality_lut` rejects tables of 9 to 15 bits, and ignores a slope
+without an intercept. `apply_voi` truncates rescaled values, wraps around with 8-bit tables, and rejects such tables as
+bytes. `apply_windowing` rounds some values of LINEAR_EXACT windows and of fractional centres differently, and rejects
+unknown functions and LINEAR widths below 1. Its results are equal for other windows, SIGMOID and tables of 16 bits.
 """
 
 import numpy as np
@@ -12,18 +17,18 @@ from pydicom import Dataset
 
 from fastcxr.data.imaging.intensity import apply_lookup_table, find_full_range, rescale_to_uint8
 
-MOST_CLIPPED = 0.5  # share of an image
-MOST_BITS = 16  # no detector gives more: what has more was computed, and its range says nothing
+MAX_CLIPPED_FRACTION = 0.5  # of the pixels of an image
+MAX_DETECTOR_BITS = 16  # values with more bits are computed, and do not use their range
 
 
 def stored_to_gray(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Stored values to the gray levels of a screen, uint8, of the same shape."""
+    """Return stored values as gray levels, uint8, of the same shape."""
     padding = _find_padding(stored, header)
     visible = stored if padding is None else stored[~padding]
     if not visible.size:
         return np.zeros(stored.shape, np.uint8)
     low, high = int(visible.min()), int(visible.max())
-    if high - low < 2**16:  # each value once instead of each pixel: a tenth of the time and of the memory
+    if high - low < 2**16:  # one table entry per value instead of one result per pixel: a tenth of time and memory
         image = apply_lookup_table(stored, _values_to_gray(np.arange(low, high + 1), header), low)
     else:
         image = _values_to_gray(stored, header)
@@ -32,10 +37,10 @@ def stored_to_gray(stored: np.ndarray, header: Dataset) -> np.ndarray:
     return image if padding is None else np.where(padding, np.uint8(0), image)
 
 
-def find_clipped_end(picture: np.ndarray, stored: np.ndarray, header: Dataset) -> str | None:
-    """Return "white" or "black" where the window or VOI LUT shows most pixels so although they differ in the file.
+def find_clipped_end(image: np.ndarray, stored: np.ndarray, header: Dataset) -> str | None:
+    """Return "white" or "black" if the window or VOI LUT clips most pixels to it although their stored values differ.
 
-    Pixels of the lowest and highest stored value do not count: a border has one of them.
+    Pixels with the lowest or highest stored value do not count, because a border has one of them.
     """
     if not header.get("VOILUTSequence") and _read_window(header) is None:
         return None
@@ -44,12 +49,13 @@ def find_clipped_end(picture: np.ndarray, stored: np.ndarray, header: Dataset) -
     if not kept.any():
         return None
     inner = kept & (stored > stored[kept].min()) & (stored < stored[kept].max())
-    ends = {"white": 255, "black": 0}
-    return next((end for end, level in ends.items() if inner[picture == level].sum() > MOST_CLIPPED * kept.sum()), None)
+    for end, level in (("white", 255), ("black", 0)):
+        if inner[image == level].sum() > MAX_CLIPPED_FRACTION * kept.sum():
+            return end
+    return None
 
 
 def _find_padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
-    """Where the picture was only filled up to a rectangle."""
     value = header.get("PixelPaddingValue")
     if value is None:
         return None
@@ -58,22 +64,21 @@ def _find_padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:
 
 
 def _values_to_gray(levels: np.ndarray, header: Dataset) -> np.ndarray:
-    """Stored values to 0..255, each on its own; not yet turned positive."""
+    """Convert stored values to 0..255, before the inversion of MONOCHROME1."""
     values = _apply_modality_transform(levels, header)
     if header.get("VOILUTSequence"):
         first, entries = _read_lut(header.VOILUTSequence[0], header)
         return rescale_to_uint8(_apply_lut(values, first, entries), 0, find_full_range(int(entries.max())))
-    window = _read_window(header)
-    if window:
+    if window := _read_window(header):
         return _apply_window(values, *window)
-    if header.BitsStored > MOST_BITS:
+    if header.BitsStored > MAX_DETECTOR_BITS:
         return rescale_to_uint8(values, values.min(), values.max())
     low, high = _find_full_range(header)
     return rescale_to_uint8(values, *((0, 255) if header.BitsStored == 8 and low >= 0 and high <= 255 else (low, high)))
 
 
 def _find_full_range(header: Dataset) -> tuple[float, float]:
-    """The lowest and the highest value that a picture with this header can have after its modality transform."""
+    """Return the lowest and the highest possible value after the modality transform."""
     if header.get("ModalityLUTSequence"):
         entries = _read_lut(header.ModalityLUTSequence[0], header)[1]
         return float(entries.min()), float(entries.max())
@@ -91,11 +96,11 @@ def _apply_modality_transform(levels: np.ndarray, header: Dataset) -> np.ndarray
 
 
 def _read_lut(item: Dataset, header: Dataset) -> tuple[int, np.ndarray]:
-    """The input value of the first entry, and the entries."""
+    """Return the input value of the first entry, and the entries."""
     count, first, _ = (int(number) for number in item.LUTDescriptor)
     data = item.LUTData
     if isinstance(data, bytes):
-        is_16_bit = len(data) >= 2 * (count or 2**16)  # 0 stands for 65,536, which does not fit into its own field
+        is_16_bit = len(data) >= 2 * (count or 2**16)  # 0 means 65,536
         data = np.frombuffer(data, "u1" if not is_16_bit else "<u2" if header.original_encoding[1] else ">u2")
     return first, np.atleast_1d(np.asarray(data))[: count or 2**16]
 
@@ -105,20 +110,20 @@ def _apply_lut(values: np.ndarray, first: int, entries: np.ndarray) -> np.ndarra
 
 
 def _read_window(header: Dataset) -> tuple[float, float, str] | None:
-    """Centre, width and shape of the first window; None where there is none, or one without a width."""
-    center, width = (header.get(name) for name in ("WindowCenter", "WindowWidth"))
-    center, width = (np.ravel([] if value is None or value == "" else value) for value in (center, width))  # 0 is one
+    """Return centre, width and function of the first window, or None if it is missing or its width is not positive."""
+    values = (header.get(name) for name in ("WindowCenter", "WindowWidth"))
+    center, width = (np.ravel([] if value is None or value == "" else value) for value in values)  # 0 is a valid centre
     if not len(center) or not len(width) or float(width[0]) <= 0:
         return None
     return float(center[0]), float(width[0]), str(header.get("VOILUTFunction") or "LINEAR")
 
 
 def _apply_window(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """The three formulas of DICOM PS3.3 C.11.2, each scaled from its own range to 0..255."""
+    """Apply one of the three functions of DICOM PS3.3 C.11.2, scaled from its own range to 0..255."""
     if function == "SIGMOID":
         return rescale_to_uint8(1 / (1 + np.exp((-4 * (values - center) / width).clip(-700, 700))), 0, 1)
     if function == "LINEAR_EXACT":
         return rescale_to_uint8(values, center - width / 2, center + width / 2)
     low = center - 0.5 - (width - 1) / 2
-    # a width of one is a step: dark up to and with the lower end
+    # a width of 1 is a step: values up to and including the lower end are black
     return rescale_to_uint8(values, low, low + width - 1) if width > 1 else ((values > low) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Tests for features.py"""
+"""Tests for features.py."""
 
 import errno
 import logging
@@ -28,18 +28,18 @@ def fill(name: str = "a", shape: tuple[int, ...] = SHAPE, ago: float = 0.0) -> N
         assert is_new
         array[:] = np.arange(array.size).reshape(shape)
     if ago:
-        os.utime(file_of(name), (time.time() - ago,) * 2)
+        os.utime(find_file(name), (time.time() - ago,) * 2)
 
 
-def file_of(name: str) -> Path:
+def find_file(name: str) -> Path:
     return next(file for file in list_feature_files() if file.name.startswith(f"{name}-"))
 
 
 def names() -> list[str]:
-    return [bank.stem.partition("-")[0] for bank in list_feature_files()]
+    return [file.stem.partition("-")[0] for file in list_feature_files()]
 
 
-def test_a_bank_that_was_filled_is_there_the_next_time():
+def test_a_filled_array_is_read_from_the_cache():
     fill()
     with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new
@@ -49,13 +49,13 @@ def test_a_bank_that_was_filled_is_there_the_next_time():
         assert is_new
 
 
-def test_a_block_that_does_not_end_well_keeps_nothing():
+def test_an_interrupted_block_stores_nothing():
     with pytest.raises(KeyboardInterrupt), open_feature_array("a", SHAPE):
         raise KeyboardInterrupt
     assert list(find_feature_cache_dir().iterdir()) == []
 
 
-def test_nobody_sees_a_bank_before_it_is_full():
+def test_an_incomplete_array_is_not_listed():
     with open_feature_array("a", SHAPE):
         assert list_feature_files() == []
     assert names() == ["a"]
@@ -65,9 +65,9 @@ def test_nobody_sees_a_bank_before_it_is_full():
     "content",
     [b"", b"noise", b"\x93NUMPY\x01\x00", b"PK\x03\x04zip", b"\x80\x04pickle", "cut", "half", "double", "one bit"],
 )
-def test_a_file_that_is_no_such_bank_is_made_anew(content):
+def test_a_damaged_file_is_replaced(content):
     fill()
-    file = file_of("a")
+    file = find_file("a")
     if content == "cut":
         file.write_bytes(file.read_bytes()[:-4])
     elif content == "half":
@@ -83,107 +83,107 @@ def test_a_file_that_is_no_such_bank_is_made_anew(content):
     fill()
     with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[-1, -1, -1] == 59
-    assert names() == ["a"], "the damaged one is gone"
+    assert names() == ["a"], "the damaged file is removed"
 
 
-def assert_not_kept(caplog, words: str, level: str = "WARNING") -> None:
-    assert [(r.levelname, "features are not kept" in r.message) for r in caplog.records][:1] == [(level, True)]
-    assert words in caplog.text
+def assert_not_cached(caplog, text: str, level: str = "WARNING") -> None:
+    assert [(r.levelname, "features are not cached" in r.message) for r in caplog.records][:1] == [(level, True)]
+    assert text in caplog.text
     assert not find_feature_cache_dir().is_dir() or list(find_feature_cache_dir().iterdir()) == []
 
 
-def assert_passing(caplog, temporary: Path, words: str, level: str = "WARNING") -> None:
+def assert_temporary(caplog, temporary: Path, text: str, level: str = "WARNING") -> None:
     caplog.set_level(logging.INFO, "fastcxr")
     fill()
     assert len(caplog.records) == 1
-    assert_not_kept(caplog, words, level)
+    assert_not_cached(caplog, text, level)
     with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[-1, -1, -1] == 59
     assert len(list(temporary.glob("fastcxr-*/features/a-*.npy"))) == 1
 
 
-def assert_in_memory(caplog, temporary: Path, words: str) -> None:
+def assert_in_memory(caplog, temporary: Path, text: str) -> None:
     with open_feature_array("a", SHAPE) as (array, is_new):
         assert is_new and array.shape == SHAPE and array.dtype == np.float32
         assert not isinstance(array, np.memmap)
         array[:] = 1
-    assert_not_kept(caplog, words)
+    assert_not_cached(caplog, text)
     assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"] and "are in memory" in caplog.text
     assert list(temporary.glob("*/features/*")) == []
 
 
-def test_with_a_limit_of_nothing_the_bank_goes_with_the_process(caplog, monkeypatch, temporary):
+def test_with_a_limit_of_0_the_array_is_temporary(caplog, monkeypatch, temporary):
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
-    assert_passing(caplog, temporary, "FASTCXR_CACHE_GB is 0", "INFO")
+    assert_temporary(caplog, temporary, "FASTCXR_CACHE_GB is 0", "INFO")
 
 
-def test_a_bank_over_the_limit_goes_with_the_process_which_is_said(caplog, monkeypatch, temporary):
+def test_an_array_over_the_limit_is_temporary_with_a_warning(caplog, monkeypatch, temporary):
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0.00000001")
-    assert_passing(caplog, temporary, "may be used")
+    assert_temporary(caplog, temporary, "are available")
 
 
-def test_where_the_folder_cannot_be_made_the_bank_goes_with_the_process_which_is_said(caplog, cache, temporary):
+def test_without_a_cache_folder_the_array_is_temporary_with_a_warning(caplog, cache, temporary):
     cache.parent.parent.mkdir()
-    cache.parent.write_text("a file in its place")
-    assert_passing(caplog, temporary, "Not a directory" if os.name == "posix" else "")
+    cache.parent.write_text("a file instead of a folder")
+    assert_temporary(caplog, temporary, "Not a directory" if os.name == "posix" else "")
 
 
-def test_where_no_folder_can_be_written_the_bank_is_in_memory_which_is_said(caplog, monkeypatch, temporary):
-    def refuse(*_, **__):
+def test_without_any_writable_folder_the_array_is_in_memory_with_a_warning(caplog, monkeypatch, temporary):
+    def fail(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     find_feature_cache_dir().mkdir(parents=True)
-    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    monkeypatch.setattr(np.lib.format, "open_memmap", fail)
     assert_in_memory(caplog, temporary, "Permission denied")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_is_full_is_found_before_the_bank_is_filled(caplog, monkeypatch, temporary, number):
-    def refuse(*_):
+def test_a_full_disk_is_detected_before_the_array_is_filled(caplog, monkeypatch, temporary, number):
+    def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
     assert_in_memory(caplog, temporary, os.strerror(number))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="a call of POSIX")
-def test_a_bank_has_its_room_on_the_disk_before_it_is_mapped():
+def test_the_blocks_of_an_array_are_allocated_before_it_is_mapped():
     with open_feature_array("a", (1, 1000, 300)) as (array, _):
         assert os.stat(array.filename).st_blocks * 512 >= array.nbytes
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])
-def test_a_system_that_cannot_take_room_beforehand_keeps_banks_all_the_same(caplog, monkeypatch, number):
-    def lack(*_):
-        raise OSError(number, "not here")
+def test_arrays_are_cached_on_systems_without_block_allocation(caplog, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, "not supported")
 
     if number:
-        monkeypatch.setattr(os, "posix_fallocate", lack, raising=False)
+        monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
     else:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     fill()
     assert names() == ["a"] and caplog.text == ""
 
 
-def test_a_bank_that_may_only_be_read_is_read(monkeypatch, caplog):
-    def refuse(*_, **__):
+def test_a_read_only_array_is_read(monkeypatch, caplog):
+    def fail(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     fill()
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "touch", fail)
     with open_feature_array("a", SHAPE) as (array, is_new):
         assert not is_new and array[0, 0, 1] == 1
     assert caplog.text == ""
 
 
-def test_an_error_in_the_block_is_the_blocks_own():
+def test_an_error_in_the_block_is_raised():
     fill()
     for name in ("a", "b"):
         with pytest.raises(OSError, match="of the block"), open_feature_array(name, SHAPE):
             raise OSError("of the block")
 
 
-def test_the_banks_used_longest_ago_make_room(monkeypatch):
+def test_the_least_recently_used_arrays_are_evicted(monkeypatch):
     for name, ago in (("a", 300), ("b", 100), ("c", 200)):
         fill(name, ago=ago)
     each = list_feature_files()[0].stat().st_size
@@ -192,12 +192,12 @@ def test_the_banks_used_longest_ago_make_room(monkeypatch):
     assert names() == ["d", "b", "c"]
     with open_feature_array("c", SHAPE):
         pass
-    assert names()[0] == "c", "opening is using"
+    assert names()[0] == "c", "opening counts as use"
     fill("e")
     assert sorted(names()) == ["c", "d", "e"]
 
 
-def test_what_others_keep_does_not_count_against_the_free_disk(monkeypatch):
+def test_cached_arrays_count_as_free_disk_space(monkeypatch):
     fill("a")
     size = list_feature_files()[0].stat().st_size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10 * size, 0, 3 * size))
@@ -205,23 +205,23 @@ def test_what_others_keep_does_not_count_against_the_free_disk(monkeypatch):
     assert sorted(names()) == ["a", "b"]
 
 
-def test_half_of_the_free_disk_is_the_most(monkeypatch, caplog, temporary):
+def test_at_most_half_of_the_free_disk_is_used(monkeypatch, caplog, temporary):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 600, 400))
-    assert_in_memory(caplog, temporary, "may be used")
+    assert_in_memory(caplog, temporary, "are available")
 
 
-def test_what_a_killed_process_left_half_filled_is_removed_and_what_is_being_filled_stays():
+def test_abandoned_temporary_files_are_removed_and_recent_ones_kept():
     fill()
     for name, ago in (("a.killed", 2 * features.ABANDONED_SECONDS), ("a.busy", 60)):
         (find_feature_cache_dir() / name).write_bytes(b"draft")
         os.utime(find_feature_cache_dir() / name, (time.time() - ago,) * 2)
-    os.utime(file_of("a"), (1, 1))
+    os.utime(find_file("a"), (1, 1))
     fill("b")
     assert names() == ["b", "a"]
     assert [file.name for file in find_feature_cache_dir().iterdir() if file not in list_feature_files()] == ["a.busy"]
 
 
-def test_clearing_says_what_it_freed_and_who_has_one_open_keeps_it():
+def test_clearing_returns_the_freed_bytes_and_open_arrays_remain_valid():
     fill()
     size = list_feature_files()[0].stat().st_size
     with open_feature_array("a", SHAPE) as (array, _):
@@ -231,16 +231,16 @@ def test_clearing_says_what_it_freed_and_who_has_one_open_keeps_it():
     assert clear_feature_cache() == 0
 
 
-def test_a_bank_cleared_while_it_is_filled_serves_whoever_fills_it(caplog):
+def test_an_array_cleared_while_it_is_filled_remains_usable(caplog):
     caplog.set_level(logging.WARNING, "fastcxr")
     with open_feature_array("a", SHAPE) as (array, _):
         clear_feature_cache()
         array[:] = 7
     assert (array == 7).all()
-    assert "features are not kept for the next run" in caplog.text
+    assert "features are not cached for the next run" in caplog.text
 
 
-def test_banks_are_for_their_owner_alone():
+def test_arrays_are_readable_only_by_their_owner():
     fill()
     assert find_feature_cache_dir().stat().st_mode & 0o077 == 0
 
@@ -248,7 +248,7 @@ def test_banks_are_for_their_owner_alone():
 def test_features_of_another_format_are_not_read_but_listed_and_cleared(monkeypatch):
     fill()
     monkeypatch.setattr(features, "FEATURE_CACHE_FORMAT", 99)
-    fill()  # they are new to the other format
+    fill()  # the other format does not read the first array
     old = find_feature_cache_dir() / f"{'0' * 32}-{'0' * 8}.npy"  # a name of version 0.1
     np.save(old, np.zeros(SHAPE, np.float32))
     assert len(list_feature_files()) == 3

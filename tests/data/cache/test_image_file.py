@@ -1,4 +1,4 @@
-"""Tests for image_file.py and index.py: several processes, damage, memory"""
+"""Tests for image_file.py and index.py: several processes, damage, memory."""
 
 import hashlib
 import os
@@ -14,77 +14,75 @@ import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images, flip_byte, query_index
 from sample_images import make_reference, save_image
 
-from fastcxr.data.cache import image_file as shelf
-from fastcxr.data.cache import images
-from fastcxr.data.cache import index as contents
+from fastcxr.data.cache import image_file, images, index
 from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.cache.quota import find_image_cache_dir, find_store_dir, list_cache_entries
+from fastcxr.data.cache.quota import find_store_dir, list_cache_entries
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_a_shelf_that_nobody_reads_any_more_is_let_go_without_a_warning(files):
-    pictures = open_image_cache(files, SIZE)
-    held = pictures.mapped.lock_file
-    del pictures
-    assert held.closed
+def test_an_unused_cache_releases_its_lock_without_a_warning(files):
+    image_cache = open_image_cache(files, SIZE)
+    lock_file = image_cache.mapped.lock_file
+    del image_cache
+    assert lock_file.closed
 
 
 BUILD = """
 import sys, hashlib
 from fastcxr.data.cache import image_file, images
 images.WRITE_BATCH_BYTES = 2 * {size} ** 2
-{meddle}
-pictures = images.open_image_cache(sys.argv[1:], {size})
-print(hashlib.sha256(pictures.read(range(len(pictures.files))).tobytes()).hexdigest())
+{patch}
+image_cache = images.open_image_cache(sys.argv[1:], {size})
+print(hashlib.sha256(image_cache.read(range(len(image_cache.files))).tobytes()).hexdigest())
 """
 
 
-def start(files, meddle="") -> subprocess.Popen:
-    code = BUILD.format(size=SIZE, meddle=meddle)
+def start(files, patch="") -> subprocess.Popen:
+    code = BUILD.format(size=SIZE, patch=patch)
     return subprocess.Popen([sys.executable, "-c", code, *files], stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_that_build_at_once_end_with_the_same_squares(tmp_path, files):
-    # each waits until the other has begun, so that they write side by side
-    meet = f"""
+def test_two_processes_that_fill_a_cache_at_once_store_the_same_images(tmp_path, files):
+    # each process waits until the other has started, to write at the same time
+    wait_for_both = f"""
 import os, pathlib, time
 pathlib.Path({str(tmp_path)!r}, f"here-{{os.getpid()}}").touch()
 while len(list(pathlib.Path({str(tmp_path)!r}).glob("here-*"))) < 2: time.sleep(0.01)
 """
     files = files * 5
-    both = [start(files, meet), start(files, meet)]
-    said = {process.communicate(timeout=60)[0].strip() for process in both}
-    pictures = open_image_cache(files, SIZE)
-    assert_images_match_files(pictures, files)
-    assert said == {hashlib.sha256(pictures.read(range(len(files))).tobytes()).hexdigest()}
+    both = [start(files, wait_for_both), start(files, wait_for_both)]
+    outputs = {process.communicate(timeout=60)[0].strip() for process in both}
+    image_cache = open_image_cache(files, SIZE)
+    assert_images_match_files(image_cache, files)
+    assert outputs == {hashlib.sha256(image_cache.read(range(len(files))).tobytes()).hexdigest()}
     assert count_stored_images() == COUNT
 
 
-def test_of_two_who_decoded_the_same_one_stores_it(files):
+def test_an_image_decoded_by_two_processes_is_stored_once(files):
     folder = find_store_dir(SIZE)
-    with shelf.ImageStoreWriter(folder, SIZE) as one, shelf.ImageStoreWriter(folder, SIZE) as other:
-        looks = [[contents.decode(file, SIZE, each.is_known) for file in files] for each in (one, other)]
-        assert all(look.image is not None for look in looks[1])
-        assert one.add(looks[0]) == other.add(looks[1])
+    with image_file.ImageStoreWriter(folder, SIZE) as one, image_file.ImageStoreWriter(folder, SIZE) as other:
+        decoded = [[index.decode(file, SIZE, each.is_known) for file in files] for each in (one, other)]
+        assert all(file.image is not None for file in decoded[1])
+        assert one.add(decoded[0]) == other.add(decoded[1])
     assert count_stored_images() == COUNT
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a signal of POSIX")
-def test_a_builder_that_was_killed_leaves_a_store_that_can_be_used(files, decoded):
-    die = """
+def test_a_killed_process_leaves_a_usable_cache(files, decoded):
+    kill = """
 import os, signal
 write, written = image_file._write_image, []
-def half(file, slot, square):
+def write_half(file, slot, image):
     written.append(slot)
     if len(written) == 4:
-        file.seek(slot * square.size)
-        file.write(square.tobytes()[:100])
+        file.seek(slot * image.size)
+        file.write(image.tobytes()[:100])
         os.kill(os.getpid(), signal.SIGKILL)
-    write(file, slot, square)
-image_file._write_image = half
+    write(file, slot, image)
+image_file._write_image = write_half
 """
-    killed = start(files, die)
+    killed = start(files, kill)
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert_images_match_files(open_image_cache(files, SIZE), files)
@@ -92,151 +90,143 @@ image_file._write_image = half
     assert count_stored_images() == COUNT
 
 
-def test_a_square_is_in_the_index_only_after_its_bytes_are_written(files, monkeypatch):
-    seen, write = [], shelf._write_image
+def test_an_image_is_in_the_index_only_after_its_bytes_are_written(files, monkeypatch):
+    counts, write = [], image_file._write_image
 
-    def look_at(file, slot, square):
-        write(file, slot, square)
-        seen.append(count_stored_images())
+    def count_after_writing(file, slot, image):
+        write(file, slot, image)
+        counts.append(count_stored_images())
 
-    monkeypatch.setattr(shelf, "_write_image", look_at)
+    monkeypatch.setattr(image_file, "_write_image", count_after_writing)
     open_image_cache(files, SIZE)
-    assert seen == [0] * COUNT
+    assert counts == [0] * COUNT
     assert count_stored_images() == COUNT
 
 
-def test_a_flipped_byte_is_noticed_and_repaired(files, caplog):
-    pictures = open_image_cache(files, SIZE)
+def test_a_changed_byte_is_detected_and_repaired(files, caplog):
+    image_cache = open_image_cache(files, SIZE)
     flip_byte(3)
-    assert_images_match_files(pictures, files)
-    assert "1 kept pictures were damaged" in caplog.text
+    assert_images_match_files(image_cache, files)
+    assert "1 cached images are damaged" in caplog.text
     caplog.clear()
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert caplog.text == ""
 
 
-def test_a_damaged_square_whose_file_has_changed_is_forgotten(files, decoded):
-    pictures = open_image_cache(files, SIZE)
-    slot = int(pictures.locations[2, 0])
+def test_a_damaged_image_whose_file_has_changed_is_deleted(files, decoded):
+    image_cache = open_image_cache(files, SIZE)
+    slot = int(image_cache.locations[2, 0])
     flip_byte(slot)
     save_image(make_reference(seed=50), Path(files[2]))
-    assert_images_match_files(pictures, files)
+    assert_images_match_files(image_cache, files)
     assert query_index(find_store_dir(SIZE), f"SELECT * FROM images WHERE slot = {slot}") == []
     again = open_image_cache(files, SIZE)
     assert_images_match_files(again, files)
     assert slot not in again.locations[:, 0]
 
 
-def test_a_damaged_square_of_a_store_that_somebody_removed_is_decoded(files, cache):
-    pictures = open_image_cache(files, SIZE)
+def test_a_damaged_image_of_a_removed_cache_is_decoded(files, cache):
+    image_cache = open_image_cache(files, SIZE)
     flip_byte(3)
     shutil.rmtree(cache)
-    assert_images_match_files(pictures, files)
+    assert_images_match_files(image_cache, files)
     assert not cache.exists()
 
 
-def test_a_slot_that_is_not_there_is_not_as_it_was_stored(files):
-    slots = open_image_cache(files, SIZE).mapped
-    places = np.array([[0, 0], [slots.n_slots, 0], [1000, 0]])
-    assert not slots.copy_images(places, np.empty((3, SIZE, SIZE), np.uint8)).any()
+def test_a_missing_slot_counts_as_damaged(files):
+    mapped = open_image_cache(files, SIZE).mapped
+    locations = np.array([[0, 0], [mapped.n_slots, 0], [1000, 0]])
+    assert not mapped.copy_images(locations, np.empty((3, SIZE, SIZE), np.uint8)).any()
 
 
-def test_a_square_that_was_forgotten_while_its_file_was_looked_at_has_no_slot(files):
-    with shelf.ImageStoreWriter(find_store_dir(SIZE), SIZE) as kept:
-        assert kept.add([contents.decode(files[0], SIZE, lambda content: True)]) == [(0, 0)]
+def test_an_image_deleted_while_its_file_is_read_has_no_slot(files):
+    with image_file.ImageStoreWriter(find_store_dir(SIZE), SIZE) as writer:
+        assert writer.add([index.decode(files[0], SIZE, lambda content: True)]) == [(0, 0)]
 
 
-def test_a_number_is_never_given_to_a_second_square(files):
-    pictures = open_image_cache(files, SIZE)
-    last = int(pictures.locations[:, 0].max())
-    row = int(pictures.locations[:, 0].argmax())
-    pictures.mapped.repair(last, 0, np.zeros((SIZE, SIZE), np.uint8))  # forgets it
+def test_a_slot_number_is_never_used_twice(files):
+    image_cache = open_image_cache(files, SIZE)
+    last = int(image_cache.locations[:, 0].max())
+    row = int(image_cache.locations[:, 0].argmax())
+    image_cache.mapped.repair(last, 0, np.zeros((SIZE, SIZE), np.uint8))  # deletes it
     assert open_image_cache(files, SIZE).locations[row, 0] == last + 1
 
 
-def test_a_file_of_squares_that_was_cut_is_filled_again(files, decoded):
+def test_a_truncated_image_file_is_filled_again(files, decoded):
     open_image_cache(files, SIZE)
     os.truncate(find_store_dir(SIZE) / "images", 3 * SIZE**2 + 5)
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT - 2
 
 
-def test_a_damaged_index_is_built_anew_aloud(files, caplog):
+def test_a_damaged_index_is_rebuilt_with_a_warning(files, caplog):
     open_image_cache(files, SIZE)
     (find_store_dir(SIZE) / "index.sqlite").write_bytes(b"no database " * 1000)
-    assert [kept.n_images for kept in list_cache_entries()] == [None]
+    assert [entry.n_images for entry in list_cache_entries()] == [None]
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert "decoding again" in caplog.text
     assert count_stored_images() == COUNT
 
 
-def write_big_store(folder: Path, size: int, count: int) -> shelf.MappedImages:
-    """A store of any size that takes no room: a file of holes."""
+def write_sparse_cache(folder: Path, size: int, count: int) -> image_file.MappedImages:
+    """Create a cache of any size as a sparse file."""
     folder.mkdir(parents=True)
     with (folder / "images").open("wb") as file:
         file.truncate(count * size**2)
-    return shelf.MappedImages(folder, size)
+    return image_file.MappedImages(folder, size)
 
 
-def test_a_store_larger_than_memory_is_opened_and_read(tmp_path):
-    slots = write_big_store(tmp_path / "big", 1000, 1_000_000)
+def test_a_cache_larger_than_memory_is_read(tmp_path):
+    mapped = write_sparse_cache(tmp_path / "big", 1000, 1_000_000)
     out = np.ones((2, 1000, 1000), np.uint8)
-    slots.copy_images(np.array([[5, 0], [999_999, 0]]), out)
+    mapped.copy_images(np.array([[5, 0], [999_999, 0]]), out)
     assert not out.any()
 
 
-def resident() -> int:
-    """Bytes of this process that are in memory, of mapped files too."""
+def measure_resident_bytes() -> int:
+    """Return the resident memory of this process, with mapped files."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what is in memory")
-def test_what_was_read_does_not_stay_in_memory(tmp_path):
-    slots = write_big_store(tmp_path / "big", 1000, 101)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc of Linux")
+def test_images_that_were_read_do_not_remain_in_memory(tmp_path):
+    mapped = write_sparse_cache(tmp_path / "big", 1000, 101)
     with (tmp_path / "big" / "images").open("r+b") as file:
         for _ in range(101):
             file.write(bytes([7]) * 1_000_000)
     out = np.empty((1, 1000, 1000), np.uint8)
-    slots.copy_images(np.array([[1, 0]]), out)
-    before = resident()
+    mapped.copy_images(np.array([[1, 0]]), out)
+    before = measure_resident_bytes()
     for slot in range(1, 101):
-        slots.copy_images(np.array([[slot, 0]]), out)
-    assert resident() - before < 50_000_000
+        mapped.copy_images(np.array([[slot, 0]]), out)
+    assert measure_resident_bytes() - before < 50_000_000
 
 
-def test_squares_wait_for_the_disk_in_bounded_number(files, monkeypatch):
+def test_a_limited_number_of_images_waits_for_the_disk(files, monkeypatch):
     monkeypatch.setattr(images, "count_cpus", lambda: 2)
-    begun, most = [], []
-    look, add = images.decode, shelf.ImageStoreWriter.add
+    started, n_waiting, n_stored = [], [], []
+    decode, add = images.decode, image_file.ImageStoreWriter.add
 
-    def counted(*words):
-        begun.append(1)
-        return look(*words)
+    def count_and_decode(*args):
+        started.append(1)
+        return decode(*args)
 
-    def measured(self, looks):
-        most.append(len(begun) - sum(most_kept))
-        most_kept.append(len(looks))
-        return add(self, looks)
+    def measure_and_add(self, decoded_files):
+        n_waiting.append(len(started) - sum(n_stored))
+        n_stored.append(len(decoded_files))
+        return add(self, decoded_files)
 
-    most_kept = []
-    monkeypatch.setattr(images, "decode", counted)
-    monkeypatch.setattr(shelf.ImageStoreWriter, "add", measured)
+    monkeypatch.setattr(images, "decode", count_and_decode)
+    monkeypatch.setattr(image_file.ImageStoreWriter, "add", measure_and_add)
     monkeypatch.setattr(images, "WRITE_BATCH_BYTES", 4 * SIZE**2)
     open_image_cache(files * 10, SIZE)
-    assert sum(most_kept) == 10 * COUNT
-    assert max(most) <= 4 + images.FILES_AHEAD_PER_THREAD * 2 + 1
+    assert sum(n_stored) == 10 * COUNT
+    assert max(n_waiting) <= 4 + images.FILES_AHEAD_PER_THREAD * 2 + 1
 
 
-def test_threads_may_read_at_once(files):
-    pictures = open_image_cache(files, SIZE)
-    expected = pictures.read(range(COUNT))
+def test_several_threads_read_at_once(files):
+    image_cache = open_image_cache(files, SIZE)
+    expected = image_cache.read(range(COUNT))
     with ThreadPoolExecutor(4) as pool:
-        for row, square in enumerate(pool.map(lambda row: pictures.read([row % COUNT])[0], range(200))):
-            assert np.array_equal(square, expected[row % COUNT])
-
-
-def test_the_folder_is_the_one_that_the_person_chose(cache, monkeypatch, tmp_path):
-    assert find_image_cache_dir() == cache
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    assert find_image_cache_dir() == tmp_path / ".cache" / "fastcxr" / "images"
+        for row, image in enumerate(pool.map(lambda row: image_cache.read([row % COUNT])[0], range(200))):
+            assert np.array_equal(image, expected[row % COUNT])

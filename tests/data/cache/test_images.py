@@ -1,4 +1,4 @@
-"""Tests for images.py and index.py"""
+"""Tests for images.py and index.py."""
 
 import os
 import pickle
@@ -13,9 +13,7 @@ from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_im
 from recording_progress import Counted
 from sample_images import make_dicom, make_reference, save_dicom, save_image
 
-from fastcxr.data.cache import images
-from fastcxr.data.cache import index as contents
-from fastcxr.data.cache import quota as room
+from fastcxr.data.cache import images, index, quota
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.cache.quota import find_store_dir
 from fastcxr.data.imaging.read import fit_square, read_image
@@ -25,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize("size", [17, 64, 225])
-def test_squares_are_those_of_the_files_bit_for_bit(tmp_path, files, size):
+def test_cached_images_equal_those_of_the_files(tmp_path, files, size):
     files.append(str(save_dicom(tmp_path / "a.dcm", make_dicom(make_reference(), WindowCenter=90, WindowWidth=60))))
     assert_images_match_files(open_image_cache(files, size), files, size)
     assert_images_match_files(open_image_cache(files, size), files, size)
 
 
 @pytest.mark.needs("h5py")
-def test_images_of_a_packed_cohort_are_kept_like_others(tmp_path, files, old, monkeypatch):
+def test_images_of_a_packed_dataset_are_cached(tmp_path, files, old, monkeypatch):
     from fastcxr.data.manifest import read_manifest
     from fastcxr.data.pack import pack_dataset
 
@@ -43,12 +41,12 @@ def test_images_of_a_packed_cohort_are_kept_like_others(tmp_path, files, old, mo
     packed = [f"{tmp_path}/cohort.h5#{number}" for number in range(COUNT)]
     assert_images_match_files(open_image_cache(packed, SIZE), packed)
     expected = open_image_cache(packed, SIZE).read(range(COUNT))
-    monkeypatch.setattr(contents, "read_image", None)
+    monkeypatch.setattr(index, "read_image", None)
     assert np.array_equal(open_image_cache(packed, SIZE).read(range(COUNT)), expected)
 
 
 @pytest.mark.needs("h5py")
-def test_a_packed_cohort_that_was_replaced_is_read_again(tmp_path, files):
+def test_a_replaced_packed_dataset_is_read_again(tmp_path, files):
     from fastcxr.data.manifest import read_manifest
     from fastcxr.data.pack import pack_dataset
 
@@ -63,29 +61,29 @@ def test_a_packed_cohort_that_was_replaced_is_read_again(tmp_path, files):
     assert_images_match_files(open_image_cache(reference, SIZE), reference)
 
 
-def test_rows_come_in_the_order_asked_and_as_often(files):
-    pictures = open_image_cache(files, SIZE)
-    expected = pictures.read(range(COUNT))
+def test_rows_are_returned_in_the_requested_order_with_repeats(files):
+    image_cache = open_image_cache(files, SIZE)
+    expected = image_cache.read(range(COUNT))
     for rows in ([4, 0, 4], np.array([1], np.uint8), [], [-1]):
-        assert np.array_equal(pictures.read(rows), expected[np.asarray(rows, int)])
+        assert np.array_equal(image_cache.read(rows), expected[np.asarray(rows, int)])
     with pytest.raises(IndexError):
-        pictures.read([COUNT])
-    with pytest.raises(TypeError, match="whole numbers"):
-        pictures.read(np.array([True, False]))
+        image_cache.read([COUNT])
+    with pytest.raises(TypeError, match="must be integers"):
+        image_cache.read(np.array([True, False]))
 
 
-def test_no_files_are_no_pictures():
+def test_no_files_return_no_images():
     assert open_image_cache([], SIZE).read([]).shape == (0, SIZE, SIZE)
 
 
-def test_a_worker_that_gets_the_pictures_by_pickle_maps_them(files):
-    pictures = open_image_cache(files, 225)
-    words = pickle.dumps(pictures)
-    assert len(words) < 225**2
-    assert_images_match_files(pickle.loads(words), files, 225)  # noqa: S301  our own
+def test_an_unpickled_cache_maps_the_images(files):
+    image_cache = open_image_cache(files, 225)
+    pickled = pickle.dumps(image_cache)
+    assert len(pickled) < 225**2
+    assert_images_match_files(pickle.loads(pickled), files, 225)  # noqa: S301  written above
 
 
-def test_a_bad_image_is_an_error_that_names_it(tmp_path, files):
+def test_the_error_for_a_bad_image_names_it(tmp_path, files):
     bad = tmp_path / "page.png"
     bad.write_bytes(b"<html>")
     with pytest.raises(ImageError, match="page.png.*web page"):
@@ -95,44 +93,44 @@ def test_a_bad_image_is_an_error_that_names_it(tmp_path, files):
     assert_images_match_files(open_image_cache(files, SIZE), files)
 
 
-def test_a_name_may_decide_what_content_alone_does_not(tmp_path, files):
+def test_a_cached_image_under_a_wrong_suffix_is_refused(tmp_path, files):
     open_image_cache(files, SIZE)
     shutil.copy(files[0], tmp_path / "wrong.dcm")
     with pytest.raises(ImageError, match="wrong.dcm.*rename it"):
         open_image_cache([str(tmp_path / "wrong.dcm")], SIZE)
 
 
-def test_the_second_time_nothing_is_decoded(files, decoded):
+def test_cached_images_are_not_decoded_again(files, decoded):
     open_image_cache(files, SIZE)
     assert sorted(decoded) == files
     assert_images_match_files(open_image_cache(files[::-1], SIZE), files[::-1])
     assert len(decoded) == COUNT
 
 
-def test_an_unchanged_file_is_not_even_opened(files, old, monkeypatch):
+def test_an_unchanged_file_is_not_opened(files, old, monkeypatch):
     open_image_cache(files, SIZE)
-    monkeypatch.setattr(contents, "open_file", None)
+    monkeypatch.setattr(index, "open_file", None)
     assert_images_match_files(open_image_cache(files, SIZE), files)
 
 
-def test_a_file_that_was_just_written_is_not_known_by_its_times(files):
+def test_a_recent_file_is_not_identified_by_its_times(files):
     open_image_cache(files, SIZE)
     assert query_index(find_store_dir(SIZE), "SELECT count(*) FROM files") == [(0,)]
 
 
-def test_a_size_and_a_reader_have_squares_of_their_own(files, decoded, monkeypatch):
+def test_each_size_reader_and_decoder_version_has_its_own_images(files, decoded, monkeypatch):
     open_image_cache(files, SIZE)
     open_image_cache(files, SIZE + 1)
     assert len(decoded) == 2 * COUNT
-    monkeypatch.setattr(room, "READER_VERSION", 1000)
+    monkeypatch.setattr(quota, "READER_VERSION", 1000)
     open_image_cache(files, SIZE)
     assert len(decoded) == 3 * COUNT
-    monkeypatch.setattr(room.metadata, "version", lambda name: "of another year")
+    monkeypatch.setattr(quota.metadata, "version", lambda name: "another version")
     open_image_cache(files, SIZE)
     assert len(decoded) == 4 * COUNT
 
 
-def test_a_file_with_other_content_is_decoded_again(files, old):
+def test_a_changed_file_is_decoded_again(files, old):
     before = open_image_cache(files, SIZE).read([2])
     save_image(make_reference(seed=77), Path(files[2]))
     after = open_image_cache(files, SIZE)
@@ -140,7 +138,7 @@ def test_a_file_with_other_content_is_decoded_again(files, old):
     assert not np.array_equal(after.read([2]), before)
 
 
-def test_a_bmp_of_the_same_length_and_time_is_decoded_again(tmp_path, old):
+def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(tmp_path, old):
     file = save_image(make_reference(seed=1), tmp_path / "a.bmp")
     status = file.stat()
     before = open_image_cache([str(file)], SIZE).read([0])
@@ -152,66 +150,66 @@ def test_a_bmp_of_the_same_length_and_time_is_decoded_again(tmp_path, old):
     assert not np.array_equal(after.read([0]), before)
 
 
-def test_new_times_alone_decode_nothing(files, old, decoded):
+def test_a_file_with_a_new_time_and_the_same_content_is_not_decoded(files, old, decoded):
     open_image_cache(files, SIZE)
     os.utime(files[0], (1, 1))
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == COUNT
 
 
-@pytest.mark.parametrize("told_by", ["times", "content"])
-def test_a_file_that_changes_between_checksum_and_decoding_is_read_once_more(files, monkeypatch, told_by):
-    if told_by == "times":
-        monkeypatch.setattr(contents, "MIN_FILE_AGE_SECONDS", -1)
+@pytest.mark.parametrize("detected_by", ["times", "content"])
+def test_a_file_that_changes_between_hashing_and_decoding_is_read_again(files, monkeypatch, detected_by):
+    if detected_by == "times":
+        monkeypatch.setattr(index, "MIN_FILE_AGE_SECONDS", -1)
     else:
-        monkeypatch.setattr(contents, "_hash_status", lambda *_: b"the same")
-    read, times = contents.read_open_image, []
+        monkeypatch.setattr(index, "_hash_status", lambda *_: b"equal")
+    read, times = index.read_open_image, []
 
-    def meddle(file, path, depth):
+    def change_and_read(file, path, depth):
         if not times:
             Path(path).write_bytes(Path(files[1]).read_bytes())
         times.append(path)
         file.seek(0)
         return read(file, path, depth)
 
-    monkeypatch.setattr(contents, "read_open_image", meddle)
-    found = contents.decode(files[0], SIZE, lambda content: False)
+    monkeypatch.setattr(index, "read_open_image", change_and_read)
+    found = index.decode(files[0], SIZE, lambda content: False)
     assert len(times) == 2
     assert np.array_equal(found.image, fit_square(read_image(files[1]), SIZE))
-    assert found.content_hash == contents.decode(files[1], SIZE, lambda content: True).content_hash
+    assert found.content_hash == index.decode(files[1], SIZE, lambda content: True).content_hash
 
 
-@pytest.mark.parametrize("told_by", ["times", "age"])
-def test_a_packed_cohort_that_changes_while_it_is_read_is_not_known_by_its_times(tmp_path, monkeypatch, told_by):
+@pytest.mark.parametrize("detected_by", ["times", "age"])
+def test_a_packed_dataset_that_changes_while_it_is_read_has_no_signature(tmp_path, monkeypatch, detected_by):
     container = tmp_path / "a.h5"
     container.touch()
 
     def read(_):
-        if told_by == "times":
+        if detected_by == "times":
             container.write_bytes(b"other")
         return make_reference()
 
-    monkeypatch.setattr(contents, "read_image", read)
-    monkeypatch.setattr(contents, "MIN_FILE_AGE_SECONDS", -1 if told_by == "times" else 60)
-    assert contents.decode(f"{container}#0", SIZE, lambda content: False).signature is None
+    monkeypatch.setattr(index, "read_image", read)
+    monkeypatch.setattr(index, "MIN_FILE_AGE_SECONDS", -1 if detected_by == "times" else 60)
+    assert index.decode(f"{container}#0", SIZE, lambda content: False).signature is None
 
 
-def test_a_disk_that_fails_is_an_error_that_names_the_file(files, monkeypatch):
+def test_the_error_for_a_failing_disk_names_the_file(files, monkeypatch):
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(contents.hashlib, "file_digest", fail)
+    monkeypatch.setattr(index.hashlib, "file_digest", fail)
     with pytest.raises(ImageError, match="0.png: cannot be read .Input/output error.. Check the disk"):
         open_image_cache(files[:1], SIZE)
 
 
-def test_a_file_that_never_stops_changing_is_an_error(files, monkeypatch):
-    monkeypatch.setattr(contents, "_decode_file", lambda *_: None)
+def test_a_file_that_keeps_changing_is_refused(files, monkeypatch):
+    monkeypatch.setattr(index, "_decode_file", lambda *_: None)
     with pytest.raises(ImageError, match="0.png.*Wait until it is written"):
         open_image_cache(files[:1], SIZE)
 
 
-def test_the_same_content_under_two_names_takes_one_slot(tmp_path, files, decoded):
+def test_the_same_content_under_two_names_uses_one_slot(tmp_path, files, decoded):
     shutil.copy(files[0], tmp_path / "copy.png")
     both = [files[0], str(tmp_path / "copy.png"), files[0]]
     assert_images_match_files(open_image_cache(both, SIZE), both)
@@ -222,27 +220,27 @@ def test_the_same_content_under_two_names_takes_one_slot(tmp_path, files, decode
     assert decoded == []
 
 
-def test_progress_counts_what_is_decoded_and_no_more(files):
+def test_progress_counts_the_decoded_files(files):
     progress = Counted()
     open_image_cache(files, SIZE, progress)
     assert progress.seen == [(COUNT, "reading images")] + [1] * COUNT
 
 
-def test_files_are_read_by_several_threads(files, monkeypatch):
+def test_files_are_decoded_by_several_threads(files, monkeypatch):
     monkeypatch.setattr(images, "count_cpus", lambda: 3)
-    threads, look = set(), images.decode
+    threads, decode = set(), images.decode
 
-    def slow(*words):
+    def decode_slowly(*args):
         threads.add(threading.get_ident())
         time.sleep(0.01)
-        return look(*words)
+        return decode(*args)
 
-    monkeypatch.setattr(images, "decode", slow)
+    monkeypatch.setattr(images, "decode", decode_slowly)
     open_image_cache(files, SIZE)
     assert len(threads) > 1
 
 
-def test_nothing_in_the_store_tells_whose_pictures_these_are(cache, files, old):
+def test_the_cache_contains_no_file_names_and_is_private(cache, files, old):
     open_image_cache(files, SIZE)
     assert cache.stat().st_mode & 0o077 == 0
     assert b"radiographs" not in (find_store_dir(SIZE) / "index.sqlite").read_bytes()

@@ -1,4 +1,4 @@
-"""Tests for dicom_classes.py: what is no radiograph is refused, and doubtful gray levels are warned of."""
+"""Tests for dicom_classes.py: refusal of other SOP classes, and warnings about doubtful gray levels."""
 
 import numpy as np
 import pytest
@@ -21,15 +21,15 @@ from fastcxr.data.imaging import sniff
 from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
 
-PICTURE = make_reference()
+IMAGE = make_reference()
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said_yet(monkeypatch):
+def no_warnings_logged_yet(monkeypatch):
     monkeypatch.setattr(sniff, "_warned_codes", set())
 
 
-def read(tmp_path, stored=PICTURE, **tags) -> np.ndarray:
+def read(tmp_path, stored=IMAGE, **tags) -> np.ndarray:
     return read_image(save_dicom(tmp_path / "a.dcm", make_dicom(stored, **tags)))
 
 
@@ -46,7 +46,7 @@ def read(tmp_path, stored=PICTURE, **tags) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("modality", ["DX", None])
-def test_other_classes_than_radiographs_are_refused_whatever_their_modality(uid, modality, tmp_path):
+def test_sop_classes_of_other_images_are_refused_with_any_modality(uid, modality, tmp_path):
     with pytest.raises(ImageError) as caught:
         read(tmp_path, SOPClassUID=uid, Modality=modality)
     assert caught.value.code == "E126"
@@ -54,13 +54,13 @@ def test_other_classes_than_radiographs_are_refused_whatever_their_modality(uid,
 
 
 @pytest.mark.parametrize("modality", ["SEG", "RTDOSE", "RTIMAGE"])
-def test_a_segmentation_or_dose_is_refused_in_any_class(modality, tmp_path):
+def test_a_segmentation_or_dose_is_refused_with_any_sop_class(modality, tmp_path):
     with pytest.raises(ImageError, match=rf"not a chest radiograph \(Modality {modality}\)"):
         read(tmp_path, SOPClassUID=SecondaryCaptureImageStorage, Modality=modality)
 
 
-def test_a_missing_class_is_that_of_the_file(tmp_path):
-    dataset = make_dicom(PICTURE)
+def test_a_missing_sop_class_is_taken_from_the_file_meta_information(tmp_path):
+    dataset = make_dicom(IMAGE)
     dataset.file_meta.MediaStorageSOPClassUID = SegmentationStorage
     dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     del dataset.SOPClassUID
@@ -78,8 +78,8 @@ def test_a_missing_class_is_that_of_the_file(tmp_path):
         "1.3.46.670589.99",
     ],
 )
-def test_radiographs_captures_and_classes_of_vendors_are_read(uid, tmp_path, caplog):
-    assert np.array_equal(read(tmp_path, SOPClassUID=uid), PICTURE)
+def test_sop_classes_of_radiographs_captures_and_vendors_are_read(uid, tmp_path, caplog):
+    assert np.array_equal(read(tmp_path, SOPClassUID=uid), IMAGE)
     assert not caplog.records
 
 
@@ -88,28 +88,26 @@ def test_radiographs_captures_and_classes_of_vendors_are_read(uid, tmp_path, cap
     [{"PresentationIntentType": "FOR PROCESSING"}, {"SOPClassUID": DigitalXRayImageStorageForProcessing}],
 )
 def test_an_image_for_processing_is_read_with_a_warning(tags, tmp_path, caplog):
-    assert np.array_equal(read(tmp_path, **tags), PICTURE)
+    assert np.array_equal(read(tmp_path, **tags), IMAGE)
     assert "FCX-W208 'a.dcm': an image FOR PROCESSING" in caplog.text
 
 
 @pytest.mark.parametrize(("photometric", "wrong"), [("MONOCHROME2", "INVERSE"), ("MONOCHROME1", "IDENTITY")])
-def test_two_tags_that_contradict_each_other_are_warned_of_and_the_required_one_is_used(
-    photometric, wrong, tmp_path, caplog
-):
+def test_contradictory_tags_cause_a_warning_and_the_required_one_is_used(photometric, wrong, tmp_path, caplog):
     shown = read(tmp_path, PhotometricInterpretation=photometric, PresentationLUTShape=wrong)
     assert f"FCX-W209 'a.dcm': {photometric} contradicts PresentationLUTShape {wrong}" in caplog.text
-    assert np.array_equal(shown, PICTURE if photometric == "MONOCHROME2" else 255 - PICTURE)
+    assert np.array_equal(shown, IMAGE if photometric == "MONOCHROME2" else 255 - IMAGE)
 
 
-def test_the_pairs_that_the_standard_prescribes_are_inverted_once_and_without_a_warning(tmp_path, caplog):
+def test_the_pairs_of_tags_in_the_standard_cause_one_inversion_and_no_warning(tmp_path, caplog):
     ready = {"PresentationIntentType": "FOR PRESENTATION"}
     one = read(tmp_path, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE", **ready)
     two = read(tmp_path, PresentationLUTShape="IDENTITY", **ready)
-    assert np.array_equal(one, 255 - PICTURE)
-    assert np.array_equal(two, PICTURE)
+    assert np.array_equal(one, 255 - IMAGE)
+    assert np.array_equal(two, IMAGE)
     assert not caplog.records
 
 
-def test_a_window_that_loses_most_of_the_image_is_warned_of(tmp_path, caplog):
+def test_a_window_that_clips_most_of_the_image_causes_a_warning(tmp_path, caplog):
     read(tmp_path, WindowCenter=10, WindowWidth=30)
-    assert "FCX-W210 'a.dcm': its window or VOI LUT shows most of the image as white" in caplog.text
+    assert "FCX-W210 'a.dcm': the window or VOI LUT shows most of the image as white" in caplog.text

@@ -1,4 +1,4 @@
-"""Tests for sniff.py"""
+"""Tests for sniff.py."""
 
 import logging
 import os
@@ -21,52 +21,52 @@ from fastcxr.data.imaging.sniff import (
 from fastcxr.errors import ImageError
 
 
-def refuse(path) -> ImageError:
+def read_error(path) -> ImageError:
     with pytest.raises(ImageError) as caught, open_file(path):
         pass
     assert "\n" not in str(caught.value)
     return caught.value
 
 
-def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path):
+def test_a_fifo_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "x.png")
-    error = refuse(tmp_path / "x.png")
+    error = read_error(tmp_path / "x.png")
     assert error.code == "E112"
     assert "a FIFO, not a file. Remove it from the list" in str(error)
 
 
-def test_a_folder_a_device_and_a_socket_are_no_files(tmp_path, monkeypatch):
-    assert "a folder, not a file" in str(refuse(tmp_path))
-    assert "a device, not a file" in str(refuse("/dev/zero"))
-    monkeypatch.chdir(tmp_path)  # the path of a socket may only have a hundred letters
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind("x.png")
-        assert "a socket, not a file" in str(refuse("x.png"))
+def test_a_folder_a_device_and_a_socket_are_refused(tmp_path, monkeypatch):
+    assert "a folder, not a file" in str(read_error(tmp_path))
+    assert "a device, not a file" in str(read_error("/dev/zero"))
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most about 100 characters
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("x.png")
+        assert "a socket, not a file" in str(read_error("x.png"))
 
 
-def test_a_missing_file_and_a_dangling_link_are_named(tmp_path):
+def test_missing_files_and_broken_links_are_refused(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "file").write_bytes(b"x")
     for path in (tmp_path / "link.png", tmp_path / "gone.png", tmp_path / "file" / "a.png", "a\0b.png"):
-        error = refuse(path)
+        error = read_error(path)
         assert error.code == "E113"
         assert "Check the name" in str(error)
 
 
-def test_a_link_in_a_circle_and_a_name_too_long_are_refused(tmp_path):
+def test_circular_links_and_long_names_are_refused(tmp_path):
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    assert "Check the disk and the name" in str(refuse(tmp_path / "loop.png"))
-    assert refuse(tmp_path / ("x" * 300)).code == "E113"
+    assert "Check the disk and the name" in str(read_error(tmp_path / "loop.png"))
+    assert read_error(tmp_path / ("x" * 300)).code == "E113"
 
 
-def test_a_file_without_permission_says_how_to_get_it(tmp_path, monkeypatch):
+def test_the_error_for_a_file_without_permission_states_the_fix(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"x")
 
-    def deny(self, *_):  # a test that runs as root may read everything
+    def deny(self, *_):  # root has all permissions
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", deny)
-    assert "no permission to read it. Give yourself the right to read it (chmod +r)" in str(refuse(tmp_path / "a.png"))
+    assert "no permission to read it. Grant the read permission (chmod +r)" in str(read_error(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_a_file_without_permission_says_how_to_get_it(tmp_path, monkeypatch):
         (b"\x01\x02\x03\xff\xfe\x07", None),
     ],
 )
-def test_content_that_is_no_image_is_named(head, name):
+def test_the_format_of_foreign_content_is_detected(head, name):
     assert detect_foreign_content(head) == name
     assert detect_format(head) is None
 
 
-def test_dicom_is_known_by_its_mark_even_behind_a_tiff_header():
+def test_dicom_is_detected_behind_a_tiff_header():
     assert detect_format(b"II*\0" + bytes(124) + b"DICM") == "DICOM"
 
 
-def test_files_without_a_mark_are_tried_as_dicom_only_under_a_fitting_name():
+def test_a_file_without_signature_may_be_dicom_only_with_a_suitable_name():
     old = b"\x08\0\x05\0\x0a\0\0\0ISO_IR 100"
     assert may_be_dicom("a.dcm", old)
     assert may_be_dicom("1.2.840.113619.2.5", old)
@@ -114,7 +114,7 @@ def test_files_without_a_mark_are_tried_as_dicom_only_under_a_fitting_name():
     assert not may_be_dicom("IM0001", b"")
 
 
-def test_decoders_are_silent_in_many_threads_and_everybody_else_is_heard():
+def test_warnings_of_decoders_are_suppressed_in_all_threads_and_others_are_not():
     before = list(warnings.filters)
     both = threading.Barrier(2, timeout=10)
 
@@ -123,21 +123,21 @@ def test_decoders_are_silent_in_many_threads_and_everybody_else_is_heard():
             both.wait()
             warnings.warn_explicit("patient ZZTESTNAME", UserWarning, "reader.py", 1, module="pydicom.values")
 
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         thread = threading.Thread(target=decode)
         thread.start()
         decode()
         thread.join()
-        warnings.warn_explicit("ours", UserWarning, "a.py", 1, module="fastcxr.data")
-    assert [str(warning.message) for warning in heard] == ["ours"]
+        warnings.warn_explicit("own warning", UserWarning, "a.py", 1, module="fastcxr.data")
+    assert [str(warning.message) for warning in caught] == ["own warning"]
     assert warnings.filters == before
     assert not logging.getLogger("pydicom").disabled
 
 
-def test_a_warning_that_stands_for_many_files_is_said_once(monkeypatch, caplog):
+def test_warn_once_logs_only_the_first_file(monkeypatch, caplog):
     monkeypatch.setattr(sniff, "_warned_codes", set())
     for name in ("a.png", "b\n.png"):
-        warn_once("W202", name, "a picture of black and white only")
+        warn_once("W202", name, "only black and white pixels")
     assert len(caplog.records) == 1
     assert "FCX-W202 'a.png'" in caplog.text
