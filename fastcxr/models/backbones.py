@@ -26,8 +26,6 @@ from fastcxr.models.weights import XRV_MEAN, XRV_PREFIX, XRV_STD, find_xrv_weigh
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}
-RANDOM_WEIGHTS_NAME = "random weights"
-UNREACHABLE_WEIGHTS_FIX = "Download {url} on another computer and pass --weights FILE, or pass --weights none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +110,7 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
     """
     is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
-    names = {"pretrained": pretrained_name, "none": RANDOM_WEIGHTS_NAME}
+    names = {"pretrained": pretrained_name, "none": "random weights"}
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -170,9 +168,8 @@ def _find_fastcxr_backbone(name: str, weights: str) -> Backbone:
     if weights == "pretrained":
         raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Pass --weights none or FILE", code="E201")
     return Backbone(
-        library="fastcxr", name=name, tag=None,
-        native_size=baseline_cnn.NATIVE_SIZE, mean=baseline_cnn.MEAN, std=baseline_cnn.STD,
-        fixed_size=False, url=None,
+        library="fastcxr", name=name, tag=None, native_size=baseline_cnn.NATIVE_SIZE, mean=baseline_cnn.MEAN,
+        std=baseline_cnn.STD, fixed_size=False, url=None,
     )  # fmt: skip
 
 
@@ -186,11 +183,7 @@ def _adapt_to_xrv_weights(backbone: Backbone, weights: str) -> Backbone:
 
 
 def _make_unknown_name_error(name: str, library: str) -> RecipeError:
-    names = {
-        "timm": timm.list_models,
-        "torchvision": list_torchvision_names,
-        "fastcxr": lambda: list(FASTCXR_BACKBONES),
-    }
+    names = {"timm": timm.list_models, "torchvision": list_torchvision_names, "fastcxr": FASTCXR_BACKBONES.keys}
     known_names = [known for owner, list_names in names.items() if library in ("", owner) for known in list_names()]
     close = get_close_matches(name, known_names, n=1) or get_close_matches(f"{name}_100", known_names, n=1)
     problem = f"unknown backbone {name!r}" + (f" in {library}" if library else "")
@@ -200,27 +193,25 @@ def _make_unknown_name_error(name: str, library: str) -> RecipeError:
 
 
 def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:
-    options: dict[str, Any] = (
-        {"img_size": image_size} if backbone.fixed_size and image_size != backbone.native_size else {}
-    )
+    options: dict[str, Any] = {"num_classes": n_classes}
+    if backbone.fixed_size and image_size != backbone.native_size:
+        options["img_size"] = image_size
     if len(backbone.mean) != 3:
         options["in_chans"] = len(backbone.mean)
     if weights != "pretrained":
-        return _create_network(backbone, timm.create_model, backbone.name, num_classes=n_classes, **options)
+        return _create_network(backbone, timm.create_model, backbone.name, **options)
     if cached_file := _find_cached_file(backbone):
         options["pretrained_cfg_overlay"] = {"file": cached_file}
     else:
         _validate_host(backbone)
-    options |= {"pretrained": True, "num_classes": n_classes}
-    return _create_network(backbone, timm.create_model, backbone.full_name, **options)
+    return _create_network(backbone, timm.create_model, backbone.full_name, pretrained=True, **options)
 
 
 def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int) -> nn.Module:
     if backbone.fixed_size and image_size != backbone.native_size:
-        raise RecipeError(
-            f"torchvision:{backbone.name} needs an image size of {backbone.native_size} pixels, got {image_size}",
-            f"Pass --image-size {backbone.native_size}, or choose a timm backbone, which supports other sizes",
-        )
+        problem = f"torchvision:{backbone.name} needs an image size of {backbone.native_size} pixels, got {image_size}"
+        fix = f"Pass --image-size {backbone.native_size}, or choose a timm backbone, which supports other sizes"
+        raise RecipeError(problem, fix)
     is_pretrained, file_name = weights == "pretrained", Path(urlparse(backbone.url or "").path).name
     if is_pretrained and not Path(torch.hub.get_dir(), "checkpoints", file_name).exists():
         _validate_host(backbone)
@@ -245,11 +236,9 @@ def _create_network(backbone: Backbone, factory: Callable[..., nn.Module], name:
 
 def _make_unreachable_error(backbone: Backbone) -> WeightsError:
     host = urlparse(backbone.url or ENDPOINT).netloc
-    return WeightsError(
-        f"the pretrained weights of {backbone.full_name} cannot be downloaded: {host} is not reachable",
-        UNREACHABLE_WEIGHTS_FIX.format(url=backbone.url),
-        code="E202",
-    )
+    problem = f"the pretrained weights of {backbone.full_name} cannot be downloaded: {host} is not reachable"
+    fix = f"Download {backbone.url} on another computer and pass --weights FILE, or pass --weights none"
+    return WeightsError(problem, fix, code="E202")
 
 
 def _validate_host(backbone: Backbone) -> None:

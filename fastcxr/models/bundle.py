@@ -149,7 +149,10 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
     detector = read_ood_detector(folder, model_json.get("ood"))
     try:
         labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["input_spec"]))
-        network = _make_empty_network(model_json, len(labels), input_spec)
+        backbone = find_backbone("{library}:{name}".format(**model_json["backbone"]), "none")
+        backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
+        head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
+        network = make_network(backbone, len(labels), "none", input_spec.image_size, head)
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
         if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
             raise ValueError("the OOD detector uses stages that the network does not have")
@@ -173,14 +176,6 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
         hflip_tta=model_json.get("hflip_tta", False),
         bit_depths=BitDepths(**model_json.get("bit_depths", {})),
     )
-
-
-def _make_empty_network(model_json: dict[str, Any], n_classes: int, input_spec: InputSpec) -> nn.Module:
-    """Construct the network with the input channels and the head of training, with random weights."""
-    backbone = find_backbone(f"{model_json['backbone']['library']}:{model_json['backbone']['name']}", "none")
-    backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
-    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
-    return make_network(backbone, n_classes, "none", input_spec.image_size, head)
 
 
 def _lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -207,11 +202,8 @@ def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetec
     try:
         if compute_sha256(path) != saved["sha256"]:
             raise ValueError("sha256 differs from model.json")
-        detector = OODDetector(
-            stage_channels=dict(saved["stage_channels"]),
-            **load_arrays(path),
-            **{name: saved[name] for name in NUMBER_FIELDS},
-        )
+        numbers = {name: saved[name] for name in NUMBER_FIELDS}
+        detector = OODDetector(stage_channels=dict(saved["stage_channels"]), **load_arrays(path), **numbers)
         _validate_detector(detector)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fastcxr.models.heads import find_head
 from fastcxr.models.precision import Fp32Conv2d, autocast, is_plain_conv, keep_stem_fp32
-from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.preprocessing import InputSpec, make_blank_image
 
 log = logging.getLogger("fastcxr")
 RELATIVE_TOLERANCE = 1e-3  # of the norm of the output; float32 rounding errors are far smaller
@@ -137,16 +137,13 @@ def fuse_block(block: ConvBnAct, device: torch.device) -> FusedConv:
 
 def is_close(outputs: TracedOutputs, expected: TracedOutputs) -> bool:
     """Return whether all outputs are equal within RELATIVE_TOLERANCE."""
-    return all(
-        bool((outputs[module] - output).norm() <= RELATIVE_TOLERANCE * output.norm())
-        for module, output in expected.items()
-    )
+    errors = {module: (outputs[module] - output).norm() for module, output in expected.items()}
+    return all(bool(errors[module] <= RELATIVE_TOLERANCE * output.norm()) for module, output in expected.items())
 
 
 def make_noise_image(input_spec: InputSpec) -> torch.Tensor:
     """Return a fixed random input, shape (1, channels, size, size); the global random state does not change."""
-    shape = (1, len(input_spec.mean), input_spec.image_size, input_spec.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(make_blank_image(input_spec).shape, generator=torch.Generator().manual_seed(0))
 
 
 class GraphTracer:

@@ -49,10 +49,8 @@ class MultiScaleHead(nn.Module):
     def __init__(self, network: nn.Module, old_head: nn.Module, n_classes: int, image: torch.Tensor):
         super().__init__()
         if not isinstance(old_head, nn.Linear):
-            raise RecipeError(
-                f"features of several stages need a linear head; this backbone has a {type(old_head).__name__}",
-                "Pass --strategy gradual, or choose another backbone",
-            )
+            problem = f"features of several stages need a linear head; this backbone has a {type(old_head).__name__}"
+            raise RecipeError(problem, "Pass --strategy gradual, or choose another backbone")
         stage_channels = find_stages(network, image)
         self.stages, self.channels, self.stage_features = tuple(stage_channels), tuple(stage_channels.values()), []
         self.channels_last = is_channels_last(network)
@@ -101,12 +99,9 @@ def find_stages(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
                 hooks.enter_context(module.register_forward_hook(store))
         if stage_channels:
             run_in_eval_mode(network, image)
-    channels_last = is_channels_last(network)
-    return {
-        name: stage_channels[name]
-        for name, output in outputs.items()
-        if _is_feature_map(output, stage_channels[name], channels_last)
-    }
+    maps = {name: output for name, output in outputs.items() if isinstance(output, torch.Tensor) and output.ndim > 2}
+    pooled = {name: pool_features(maps[name], stage_channels[name], is_channels_last(network)) for name in maps}
+    return {name: stage_channels[name] for name in maps if pooled[name].shape == (1, stage_channels[name])}
 
 
 def run_in_eval_mode(network: nn.Module, image: torch.Tensor) -> None:
@@ -117,11 +112,6 @@ def run_in_eval_mode(network: nn.Module, image: torch.Tensor) -> None:
             network.eval()(image)
     finally:
         network.train(was_training)
-
-
-def _is_feature_map(output: Any, n_channels: int, channels_last: bool) -> bool:
-    is_spatial = isinstance(output, torch.Tensor) and output.ndim > 2
-    return is_spatial and pool_features(output, n_channels, channels_last).shape == (1, n_channels)
 
 
 def is_channels_last(network: nn.Module) -> bool:
@@ -150,10 +140,8 @@ def head_config(recipe: Recipe) -> HeadConfig:
     if not uses_feature_bank(recipe):
         return HeadConfig(hidden=recipe.head_hidden, dropout=recipe.dropout)
     if recipe.head_hidden or recipe.dropout:
-        raise RecipeError(
-            f"strategy {recipe.strategy} fits one linear layer and supports neither hidden layers nor dropout",
-            "Remove --head-hidden and --dropout, or pass --strategy gradual",
-        )
+        problem = f"strategy {recipe.strategy} fits one linear layer and supports neither hidden layers nor dropout"
+        raise RecipeError(problem, "Remove --head-hidden and --dropout, or pass --strategy gradual")
     return HeadConfig(multi_scale=True)
 
 
@@ -191,9 +179,8 @@ def replace_head(network: nn.Module, n_classes: int, config: HeadConfig, image: 
     name_by_id = {id(module): name for name, module in network.named_modules()}
     classifiers = _find_classifiers(network)
     if config.multi_scale and len(classifiers) > 1:
-        raise RecipeError(
-            f"the backbone has {len(classifiers)} heads, and only one can be fitted", "Pass --strategy gradual"
-        )
+        problem = f"the backbone has {len(classifiers)} heads, and only one can be fitted"
+        raise RecipeError(problem, "Pass --strategy gradual")
     for old_head in classifiers:
         parent, _, child = name_by_id[id(old_head)].rpartition(".")
         new_head = (
@@ -226,10 +213,8 @@ def _make_head(old_head: nn.Module, n_classes: int, config: HeadConfig) -> nn.Mo
     elif isinstance(old_head, nn.Conv2d):  # SqueezeNet: a 1x1 convolution, which is a linear layer at each position
         n_features, make_layer = old_head.in_channels, partial(nn.Conv2d, kernel_size=1)
     else:
-        raise RecipeError(
-            f"the head of this backbone is a {type(old_head).__name__}, which cannot be replaced",
-            "Remove --head-hidden and --dropout, or choose another backbone",
-        )
+        problem = f"the head of this backbone is a {type(old_head).__name__}, which cannot be replaced"
+        raise RecipeError(problem, "Remove --head-hidden and --dropout, or choose another backbone")
     sizes, layers = [n_features, *config.hidden], []
     for n_inputs, n_outputs in pairwise(sizes):
         layers += [make_layer(n_inputs, n_outputs), nn.ReLU()]

@@ -33,9 +33,8 @@ XRV_PREFIX = "xrv:"  # marks names of torchxrayvision weights
 XRV_MEAN, XRV_STD = (0.5,), (1 / 2048,)  # scale gray values from 0..1 to -1024..1024
 XRV_DENSENETS = ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")
 # name of the weights: backbone and image size (pixels) of their training
-XRV_WEIGHTS = {f"densenet121-res224-{data}": ("densenet121", 224) for data in XRV_DENSENETS} | {
-    "resnet50-res512-all": ("resnet50", 512)
-}
+XRV_WEIGHTS = {f"densenet121-res224-{data}": ("densenet121", 224) for data in XRV_DENSENETS}
+XRV_WEIGHTS["resnet50-res512-all"] = ("resnet50", 512)
 LEGACY_KEY_PATTERN = re.compile(r"\b(norm|conv)\.([12])\.")
 
 
@@ -60,12 +59,9 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         "different shapes": [k for k in state if k in network_state and state[k].shape != network_state[k].shape],
     }
     if problems := [f"{name}: {_format_keys(keys)}" for name, keys in mismatches.items() if keys]:
-        raise WeightsError(
-            f"the weights do not fit the backbone ({'; '.join(problems)})",
-            "Pass the backbone that these weights were saved from, or another file",
-            path=path,
-            code="E205",
-        )
+        problem = f"the weights do not fit the backbone ({'; '.join(problems)})"
+        fix = "Pass the backbone that these weights were saved from, or another file"
+        raise WeightsError(problem, fix, path=path, code="E205")
     non_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if non_finite:
         problem = f"NaN or infinite values in {_format_keys(non_finite)}"
@@ -92,9 +88,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     path = find_weights_file(path)
     if path.suffix == ".pkl":
         problem = "a fastai export is a pickle, which can run code when it is loaded"
-        fix = (
-            "If you trust it, run torch.save(load_learner(FILE).model.state_dict(), 'weights.pth') and pass weights.pth"
-        )
+        fix = "If you trust it, pass the result of torch.save(load_learner(FILE).model.state_dict(), 'weights.pth')"
         raise WeightsError(problem, fix, path=path, code="E206")
     try:
         return load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
@@ -171,12 +165,10 @@ def rename_chexnet_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     is_legacy = any(key.startswith("densenet121.") or LEGACY_KEY_PATTERN.search(key) for key in state)
     if not is_legacy or not any(".denselayer1." in key for key in state):
         return state
-    renamed = {
-        LEGACY_KEY_PATTERN.sub(
-            r"\1\2.", key.removeprefix("densenet121.").replace("classifier.0.", "classifier.")
-        ): value
-        for key, value in state.items()
-    }
+    renamed = {}
+    for key, value in state.items():
+        current_key = key.removeprefix("densenet121.").replace("classifier.0.", "classifier.")
+        renamed[LEGACY_KEY_PATTERN.sub(r"\1\2.", current_key)] = value
     log.info("the weights have CheXNet's key names: %d keys renamed", len(set(state) - set(renamed)))
     return renamed
 
@@ -209,11 +201,8 @@ def read_xrv_weights(weights: str) -> dict[str, torch.Tensor]:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             model = models.get_model(name)
     except Exception as error:  # the download and the unpickling can raise any exception
-        raise WeightsError(
-            f"torchxrayvision cannot load {name} ({type(error).__name__})",
-            f"Download {models.model_urls[name]['weights_url']} into ~/.torchxrayvision/models_data",
-            code="E202",
-        ) from error
+        fix = f"Download {models.model_urls[name]['weights_url']} into ~/.torchxrayvision/models_data"
+        raise WeightsError(f"torchxrayvision cannot load {name} ({type(error).__name__})", fix, code="E202") from error
     state = {key.removeprefix("model."): value for key, value in model.state_dict().items()}
     state.pop("op_threshs", None)  # thresholds for 18 findings, not part of the network
     return state

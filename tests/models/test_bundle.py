@@ -48,6 +48,13 @@ def folder(trained, tmp_path):
     return tmp_path
 
 
+def edit_model_json(folder, **changes) -> None:
+    """Change entries of model.json; None removes an entry."""
+    model_json = json.loads((folder / "model.json").read_text()) | changes
+    model_json = {key: value for key, value in model_json.items() if key not in changes or value is not None}
+    (folder / "model.json").write_text(json.dumps(model_json))
+
+
 def test_a_loaded_model_predicts_the_same_probabilities(trained, folder, toy_manifest):
     before, after = (predict(model, toy_manifest).probability for model in (trained, load_model(folder)))
     np.testing.assert_array_equal(before, after)
@@ -95,17 +102,16 @@ def test_temperature_and_thresholds_are_saved_with_the_model(trained, tmp_path, 
 
 @pytest.mark.parametrize("calibration", [{"temperature": 0}, {"temperature": "1"}, {"thresholds": {"a": 1}}, 7])
 def test_invalid_calibration_is_rejected(folder, calibration):
-    model_json = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(model_json | {"calibration": calibration}))
+    edit_model_json(folder, calibration=calibration)
     with pytest.raises(ModelError, match="its calibration makes no sense"):
         load_model(folder)
 
 
-def test_a_model_without_calibration_has_temperature_1(folder):
-    model_json = json.loads((folder / "model.json").read_text())
-    del model_json["calibration"]
-    (folder / "model.json").write_text(json.dumps(model_json))
-    assert load_model(folder).temperature == 1
+def test_entries_that_older_models_do_not_have_are_optional(folder):
+    edit_model_json(folder, calibration=None, hflip_tta=None, head=None)
+    classifier = load_model(folder)
+    assert classifier.temperature == 1 and not classifier.hflip_tta
+    assert isinstance(classifier.network.classifier, nn.Linear)
 
 
 @pytest.mark.parametrize("hflip_tta", [True, False])
@@ -117,13 +123,6 @@ def test_test_time_augmentation_is_saved_and_does_not_depend_on_the_number_of_vi
     monkeypatch.setattr(trained.fastcxr, "fitted_probe", probe)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).hflip_tta is hflip_tta
-
-
-def test_a_model_without_hflip_tta_uses_no_test_time_augmentation(folder):
-    model_json = json.loads((folder / "model.json").read_text())
-    del model_json["hflip_tta"]
-    (folder / "model.json").write_text(json.dumps(model_json))
-    assert not load_model(folder).hflip_tta
 
 
 @pytest.mark.parametrize(
@@ -193,13 +192,6 @@ def test_a_head_with_hidden_layers_is_constructed_from_model_json(tmp_path, toy_
     np.testing.assert_array_equal(before, after)
 
 
-def test_a_model_without_an_entry_for_the_head_has_a_linear_head(folder):
-    model_json = json.loads((folder / "model.json").read_text())
-    assert model_json.pop("head") == {"hidden": [], "dropout": 0.0, "multi_scale": False}
-    (folder / "model.json").write_text(json.dumps(model_json))
-    assert isinstance(load_model(folder).network.classifier, nn.Linear)
-
-
 def test_model_json_describes_the_model(folder):
     model_json = json.loads((folder / "model.json").read_text())
     assert model_json["kind"] == "single_label"
@@ -209,6 +201,7 @@ def test_model_json_describes_the_model(folder):
     assert model_json["backbone"]["tag"] is None
     assert model_json["input_spec"] == {"image_size": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert model_json["choices"] == {"precision": "fp32"}
+    assert model_json["head"] == {"hidden": [], "dropout": 0.0, "multi_scale": False}
 
 
 def test_model_json_contains_the_tag_of_the_initial_weights(tmp_path, toy_manifest, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_candidate_that_cannot_be_ranked_costs_its_own_figures_alone(hindered)
     assert hindered[0].loc[0, "backbone"] == GOOD
     assert table["auroc"].notna().to_dict() == {GOOD: True, NONE: False, NO_HEAD: False, OTHER: False}
     assert table.loc[NONE, "note"] == "no pretrained weights here"
-    assert "head of this backbone is a Conv2d" in table.loc[NO_HEAD, "note"]
+    assert "this backbone has a Conv2d" in table.loc[NO_HEAD, "note"]
     assert "weights do not fit" in table.loc[OTHER, "note"] and table.loc[GOOD, "note"] == ""
     assert table["images_per_second"].notna().to_dict() == {GOOD: True, NONE: True, NO_HEAD: False, OTHER: True}
 
