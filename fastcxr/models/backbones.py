@@ -1,14 +1,13 @@
-"""A name becomes a backbone: the network, its weights, and the pixels that those weights expect."""
+"""Backbones from timm, torchvision and fastcxr: lookup by name, construction, and initial weights."""
 
 import logging
-import os
 import socket
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from typing import Any, cast
 from urllib.parse import urlparse
 
 import timm
@@ -27,15 +26,11 @@ from fastcxr.models.weights import XRV_MEAN, XRV_PREFIX, XRV_STD, find_xrv_weigh
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}
-RANDOM_WEIGHTS_NAME = "random weights"
-UNREACHABLE_WEIGHTS_FIX = (
-    "Give --weights FILE, downloaded elsewhere from {url}, or --weights none to start from random weights"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A network by library, name and weights tag, with the size and the normalization its weights were made for."""
+    """A network by library, name and weights tag, with the image size and normalization of its pretrained weights."""
 
     library: str
     name: str
@@ -48,19 +43,23 @@ class Backbone:
 
     @property
     def full_name(self) -> str:
-        """The name with its weights tag, as its library spells it."""
+        """Name with the weights tag in the notation of the library."""
         return f"{self.name}.{self.tag}" if self.tag and self.library == "timm" else self.name
 
 
 def find_backbone(name: str, weights: str = "pretrained") -> Backbone:
-    """The backbone that a person means by `name`; timm wins a name that torchvision has too.
+    """Return the backbone called `name`, with an optional prefix "timm:", "torchvision:" or "fastcxr:".
 
-    Raises RecipeError for a name that nobody has. With weights "pretrained", a name without weights of its own
-    resolves to its closest kin that has them (efficientnet_b7 to tf_efficientnet_b7).
+    A name without a prefix is searched in this order. With weights "pretrained", a timm name without pretrained weights
+    resolves to the same architecture with weights (efficientnet_b7 to tf_efficientnet_b7).
+
+    Raises:
+        RecipeError: no library has this name, or `weights` are torchxrayvision weights of another backbone.
+        WeightsError: there are no pretrained weights.
     """
     library, _, base_name = name.rpartition(":")
     if library not in ("", "timm", "torchvision", "fastcxr"):
-        raise RecipeError(f"no library called {library!r}", "Write timm:NAME or torchvision:NAME")
+        raise RecipeError(f"unknown library {library!r}", "Pass timm:NAME or torchvision:NAME")
     if library in ("", "timm") and timm.is_model(base_name):
         backbone = _find_timm_backbone(base_name, weights)
     elif library in ("", "torchvision") and base_name in list_torchvision_names():
@@ -69,28 +68,26 @@ def find_backbone(name: str, weights: str = "pretrained") -> Backbone:
         backbone = _find_fastcxr_backbone(base_name, weights)
     else:
         raise _make_unknown_name_error(base_name, library)
-    return _adapt_to_chest_weights(backbone, weights) if weights.startswith(XRV_PREFIX) else backbone
+    return _adapt_to_xrv_weights(backbone, weights) if weights.startswith(XRV_PREFIX) else backbone
 
 
 def describe_weights_choice(requested_name: str, backbone: Backbone, weights: str) -> str | None:
-    """One line on what a plain name became, or None where there was nothing to choose."""
+    """Describe in one line which backbone and weights tag a plain name selected; None if there was one choice."""
     base_name = requested_name.rpartition(":")[2]
     if weights != "pretrained" or base_name == backbone.full_name or backbone.tag is None:
         return None
     if base_name != backbone.name:
-        return (
-            f"{base_name} has no pretrained weights of its own: {backbone.full_name} stands in (the same architecture)"
-        )
+        return f"{base_name} has no pretrained weights; using {backbone.full_name} (same architecture)"
     n_others = len(list_pretrained(f"{backbone.name}.*")) - 1 if backbone.library == "timm" else 0
-    return f"{base_name} has {n_others + 1} sets of pretrained weights: {backbone.tag} is used" if n_others else None
+    return f"{base_name} has {n_others + 1} sets of pretrained weights; using {backbone.tag}" if n_others else None
 
 
 def make_network(
     backbone: Backbone, n_classes: int, weights: str, image_size: int, head: HeadConfig = LINEAR_HEAD
 ) -> nn.Module:
-    """The network with a new head for `classes` labels. Its body holds `weights`, as a recipe names them.
+    """Return a network with initial weights `weights` (see Recipe) and a new head for `n_classes` classes.
 
-    Raises WeightsError when weights are out of reach or do not fit: never a silent random start.
+    Raise WeightsError if the weights are not available or do not fit.
     """
     if backbone.library == "fastcxr":
         network = FASTCXR_BACKBONES[backbone.name](n_classes)
@@ -107,13 +104,13 @@ def make_network(
 
 
 def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> dict[str, Any]:
-    """Describe the network for model.json: library, name, size, and the weights that `make_network` loaded into it.
+    """Return the entry `backbone` of model.json: library, name, number of parameters, and initial weights.
 
-    `weights` becomes their name: mobilenetv2_100.ra_in1k, IMAGENET1K_V2, that of a file, or "random weights".
+    The name of the weights is, for example, mobilenetv2_100.ra_in1k, IMAGENET1K_V2, a file name or "random weights".
     """
     is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
-    names = {"pretrained": pretrained_name, "none": RANDOM_WEIGHTS_NAME}
+    names = {"pretrained": pretrained_name, "none": "random weights"}
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -125,45 +122,40 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
 
 
 def list_torchvision_names() -> list[str]:
-    """Every classification network of torchvision."""
+    """List the classification networks of torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def _find_timm_backbone(base_name: str, weights: str) -> Backbone:
-    config = _find_timm_config(base_name)
+    config = find_timm_config(base_name)
     if weights == "pretrained" and not config.has_weights:
-        pretrained_variants = [
-            f"{prefix}{base_name}" for prefix in ("tf_", "tv_") if timm.is_model(f"{prefix}{base_name}")
-        ]
-        pretrained_variants = [name for name in pretrained_variants if get_pretrained_cfg(name).has_weights]
-        if not pretrained_variants:
-            raise WeightsError(
-                f"{base_name} has no pretrained weights anywhere in timm",
-                "Take one that `fastcxr models` marks as pretrained, or give --weights FILE or --weights none",
-                code="E201",
-            )
-        base_name, config = pretrained_variants[0], get_pretrained_cfg(pretrained_variants[0])
+        variants = [name for prefix in ("tf_", "tv_") if timm.is_model(name := f"{prefix}{base_name}")]
+        variants = [name for name in variants if find_timm_config(name).has_weights]
+        if not variants:
+            fix = "Choose a backbone marked as pretrained by `fastcxr models`, or pass --weights FILE or --weights none"
+            raise WeightsError(f"timm has no pretrained weights of {base_name}", fix, code="E201")
+        base_name, config = variants[0], find_timm_config(variants[0])
     return Backbone(
         library="timm", name=base_name.partition(".")[0], tag=config.tag if config.has_weights else None,
         native_size=config.input_size[-1], mean=tuple(config.mean), std=tuple(config.std),
         fixed_size=bool(config.fixed_input_size),
-        url=f"{ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else config.url or None,
+        url=f"{ENDPOINT}/{config.hf_hub_id}" if config.hf_hub_id else cast(str, config.url) or None,
     )  # fmt: skip
 
 
-def _find_timm_config(name: str) -> PretrainedCfg:
+def find_timm_config(name: str) -> PretrainedCfg:
+    """Return timm's configuration of an existing backbone. Raise RecipeError if there is no such weights tag."""
     try:
-        return get_pretrained_cfg(name)
+        return cast(PretrainedCfg, get_pretrained_cfg(name))  # None only for names that timm does not have
     except RuntimeError as error:
         base_name, _, tag = name.partition(".")
         tags = [full_name.partition(".")[2] for full_name in list_pretrained(f"{base_name}.*")]
-        raise RecipeError(
-            f"{base_name} has no weights tagged {tag!r}", f"Choose from {', '.join(tags) or 'none'}"
-        ) from error
+        problem = f"{base_name} has no pretrained weights with the tag {tag!r}"
+        raise RecipeError(problem, f"Choose from {', '.join(tags) or 'none'}") from error
 
 
 def _find_torchvision_backbone(name: str) -> Backbone:
-    default_weights = torchvision.models.get_model_weights(name).DEFAULT
+    default_weights = torchvision.models.get_model_weights(name)["DEFAULT"]
     transforms = default_weights.transforms()
     return Backbone(
         library="torchvision", name=name, tag=default_weights.name, native_size=transforms.crop_size[0],
@@ -174,102 +166,83 @@ def _find_torchvision_backbone(name: str) -> Backbone:
 
 def _find_fastcxr_backbone(name: str, weights: str) -> Backbone:
     if weights == "pretrained":
-        raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Give --weights none or a file", code="E201")
+        raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Pass --weights none or FILE", code="E201")
     return Backbone(
-        library="fastcxr", name=name, tag=None,
-        native_size=baseline_cnn.NATIVE_SIZE, mean=baseline_cnn.MEAN, std=baseline_cnn.STD,
-        fixed_size=False, url=None,
+        library="fastcxr", name=name, tag=None, native_size=baseline_cnn.NATIVE_SIZE, mean=baseline_cnn.MEAN,
+        std=baseline_cnn.STD, fixed_size=False, url=None,
     )  # fmt: skip
 
 
-def _adapt_to_chest_weights(backbone: Backbone, weights: str) -> Backbone:
-    """The backbone with the pixels of torchxrayvision's weights: one channel, black -1024, white 1024."""
+def _adapt_to_xrv_weights(backbone: Backbone, weights: str) -> Backbone:
+    """Set the input of torchxrayvision's weights: one channel, gray values from -1024 to 1024."""
     architecture, size = find_xrv_weights(weights)
     if (backbone.library, backbone.name) != ("timm", architecture):
-        raise RecipeError(
-            f"{weights} are weights of {architecture}, not of {backbone.library}:{backbone.name}",
-            f"Name {architecture} as the backbone",
-        )
+        problem = f"{weights} are weights of timm:{architecture}, not of {backbone.library}:{backbone.name}"
+        raise RecipeError(problem, f"Pass {architecture} as the backbone")
     return replace(backbone, tag=None, native_size=size, mean=XRV_MEAN, std=XRV_STD, url=None)
 
 
 def _make_unknown_name_error(name: str, library: str) -> RecipeError:
-    names = {
-        "timm": timm.list_models,
-        "torchvision": list_torchvision_names,
-        "fastcxr": lambda: list(FASTCXR_BACKBONES),
-    }
+    names = {"timm": timm.list_models, "torchvision": list_torchvision_names, "fastcxr": FASTCXR_BACKBONES.keys}
     known_names = [known for owner, list_names in names.items() if library in ("", owner) for known in list_names()]
     close = get_close_matches(name, known_names, n=1) or get_close_matches(f"{name}_100", known_names, n=1)
-    problem = f"no backbone called {name!r}" + (f" in {library}" if library else "")
-    fix = f"Did you mean {close[0]!r}?" if close else "`fastcxr models` lists them"
-    return RecipeError(problem, f"{fix} `fastcxr models '*{name[:8]}*'` searches them" if close else fix)
+    problem = f"unknown backbone {name!r}" + (f" in {library}" if library else "")
+    if not close:
+        return RecipeError(problem, "Run `fastcxr models` for a list")
+    return RecipeError(problem, f"Did you mean {close[0]!r}? Run `fastcxr models '*{name[:8]}*'` for similar names")
 
 
 def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:
-    options = {"img_size": image_size} if backbone.fixed_size and image_size != backbone.native_size else {}
+    options: dict[str, Any] = {"num_classes": n_classes}
+    if backbone.fixed_size and image_size != backbone.native_size:
+        options["img_size"] = image_size
     if len(backbone.mean) != 3:
         options["in_chans"] = len(backbone.mean)
     if weights != "pretrained":
-        return _create_network(backbone, timm.create_model, backbone.name, num_classes=n_classes, **options)
-    cached_file = _find_cached_file(backbone)
-    if cached_file:
+        return _create_network(backbone, timm.create_model, backbone.name, **options)
+    if cached_file := _find_cached_file(backbone):
         options["pretrained_cfg_overlay"] = {"file": cached_file}
     else:
         _validate_host(backbone)
-    return _create_pretrained_network(
-        backbone, timm.create_model, backbone.full_name, pretrained=True, num_classes=n_classes, **options
-    )
+    return _create_network(backbone, timm.create_model, backbone.full_name, pretrained=True, **options)
 
 
 def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int) -> nn.Module:
     if backbone.fixed_size and image_size != backbone.native_size:
-        raise RecipeError(
-            f"torchvision:{backbone.name} takes {backbone.native_size} px only, image_size is {image_size}",
-            f"Give --image-size {backbone.native_size}, or timm's network of that kind, which adapts",
-        )
-    # Inception and GoogLeNet answer with extra outputs unless told not to; pretrained ones need them built first
-    factory = torchvision.models.get_model
-    if weights == "pretrained":
-        weights_file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(backbone.url).path))
-        if not os.path.exists(weights_file):
-            _validate_host(backbone)
-        network = _create_pretrained_network(backbone, factory, backbone.name, weights=backbone.tag)
-    else:
-        network = _create_network(backbone, factory, backbone.name, weights=None)
+        problem = f"torchvision:{backbone.name} needs an image size of {backbone.native_size} pixels, got {image_size}"
+        fix = f"Pass --image-size {backbone.native_size}, or choose a timm backbone, which supports other sizes"
+        raise RecipeError(problem, fix)
+    is_pretrained, file_name = weights == "pretrained", Path(urlparse(backbone.url or "").path).name
+    if is_pretrained and not Path(torch.hub.get_dir(), "checkpoints", file_name).exists():
+        _validate_host(backbone)
+    tag = backbone.tag if is_pretrained else None
+    network = _create_network(backbone, torchvision.models.get_model, backbone.name, weights=tag)
+    # pretrained Inception and GoogLeNet can only be constructed with auxiliary outputs
     if hasattr(network, "aux_logits"):
-        network.aux_logits, network.AuxLogits, network.aux1, network.aux2 = False, None, None, None
+        network.aux_logits, network.AuxLogits = False, None  # pyright: ignore[reportArgumentType]
+        network.aux1, network.aux2 = None, None  # pyright: ignore[reportArgumentType]
     return network
 
 
-def _create_network(backbone: Backbone, factory, *args, **options) -> nn.Module:
+def _create_network(backbone: Backbone, factory: Callable[..., nn.Module], name: str, **options: Any) -> nn.Module:
     try:
-        return factory(*args, **options)
-    except (AssertionError, TypeError, ValueError) as error:
-        # each network has rules of its own on image sizes; its message is the best there is
-        raise RecipeError(
-            f"{backbone.name} cannot be built ({error})", "Try its native --image-size, or another backbone"
-        ) from error
-
-
-def _create_pretrained_network(backbone: Backbone, factory, *args, **options) -> nn.Module:
-    try:
-        return _create_network(backbone, factory, *args, **options)
-    except (OSError, URLError) as error:
+        return factory(name, **options)
+    except (AssertionError, TypeError, ValueError) as error:  # for example an image size that the network rejects
+        fix = f"Pass --image-size {backbone.native_size}, or choose another backbone"
+        raise RecipeError(f"{backbone.name} cannot be constructed ({error})", fix) from error
+    except OSError as error:
         raise _make_unreachable_error(backbone) from error
 
 
 def _make_unreachable_error(backbone: Backbone) -> WeightsError:
     host = urlparse(backbone.url or ENDPOINT).netloc
-    return WeightsError(
-        f"the pretrained weights of {backbone.full_name} cannot be fetched: {host} is out of reach",
-        UNREACHABLE_WEIGHTS_FIX.format(url=backbone.url),
-        code="E202",
-    )
+    problem = f"the pretrained weights of {backbone.full_name} cannot be downloaded: {host} is not reachable"
+    fix = f"Download {backbone.url} on another computer and pass --weights FILE, or pass --weights none"
+    return WeightsError(problem, fix, code="E202")
 
 
 def _validate_host(backbone: Backbone) -> None:
-    """Fail at once where the host has no address: the hub's own client would retry for most of a minute."""
+    """Raise WeightsError if the host name does not resolve: the hub's client would retry for most of a minute."""
     host = urlparse(backbone.url or ENDPOINT).hostname
     if urllib.request.getproxies():
         return
@@ -277,7 +250,7 @@ def _validate_host(backbone: Backbone) -> None:
         socket.getaddrinfo(host, 443)
     except OSError as error:
         raise _make_unreachable_error(backbone) from error
-    log.info("fetching the pretrained weights of %s from %s", backbone.full_name, host)
+    log.info("downloading the pretrained weights of %s from %s", backbone.full_name, host)
 
 
 def _find_cached_file(backbone: Backbone) -> str | None:

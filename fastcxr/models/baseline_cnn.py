@@ -1,19 +1,16 @@
-"""A small network of our own, to hold the large ones against: gray squares come in, one number a class goes out.
-
-Two convolutions with pooling, after the baseline of Le and Tiabrat (2021), to be trained from random weights.
-"""
+"""A small CNN without pretrained weights as a baseline, after Le and Tiabrat (2021)."""
 
 import torch
 from torch import nn
 
-NATIVE_SIZE, MEAN, STD = 128, (0.5,), (0.5,)  # one gray channel, from -1 to 1
+NATIVE_SIZE, MEAN, STD = 128, (0.5,), (0.5,)  # one gray channel, scaled to -1 to 1
 CHANNELS, POOLED_SIZE = (32, 64), 4
 
 
 class BaselineCNN(nn.Module):
-    """Convolution, ReLU and pooling, twice; then the mean of each cell of a 4 x 4 grid, so that any size fits.
+    """Two blocks of convolution, ReLU and max pooling, average pooling to a 4 x 4 grid, and a linear classifier.
 
-    Three layer groups: either convolution and the head. The head is linear, or as described by a recipe.
+    The layer groups are the first convolution, the second convolution and the head.
     """
 
     def __init__(self, n_classes: int):
@@ -25,15 +22,15 @@ class BaselineCNN(nn.Module):
         self.classifier = nn.Linear(CHANNELS[1] * POOLED_SIZE * POOLED_SIZE, n_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`images`: (n, 1, size, size), size 16 at least -> (n, classes)."""
+        """Return logits, shape (n, n_classes), of images of shape (n, 1, size, size) with size >= 16."""
         features = self.pool(self.first(images).relu())
         features = self.pool(self.second(features).relu())
         return self.classifier(self.grid(features).flatten(1))
 
     def get_classifier(self) -> nn.Module:
-        """The head, by the name that timm's networks give it."""
+        """Return the head. timm's networks have a method of this name."""
         return self.classifier
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Which parameters make a layer, by the name that timm's networks give it."""
+        """Return a pattern of parameter names for each layer. timm's networks have a method of this name."""
         return {"stem": r"^first", "blocks": r"^second"}

@@ -1,9 +1,9 @@
-"""A trained network and what it needs to be used, as model.safetensors, ood.safetensors and model.json: no pickle."""
+"""Saving and loading of classifiers as model.safetensors, ood.safetensors and model.json, without pickle."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from safetensors import SafetensorError
@@ -34,10 +34,10 @@ from fastcxr.models.precision import DTYPE_NAMES, keep_malloc_arenas, resolve_pr
 from fastcxr.models.preprocessing import InputSpec, make_blank_image
 from fastcxr.models.state import find_learner_state, get_learner_state, get_loaders_state
 
-if TYPE_CHECKING:  # training needs fastai, which takes seconds to import; prediction does not
+if TYPE_CHECKING:  # fastai takes seconds to import, and inference does not need it
     from fastai.learner import Learner
 
-# whatever building a network from numbers that fit together badly may raise
+# raised when a network is constructed from inconsistent values in model.json
 REBUILD_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, SafetensorError, TypeError,
     ValueError,
@@ -48,12 +48,18 @@ NUMBER_FIELDS = ("threshold", "images", "patients")
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network, its labels in the order of its outputs, the pixels that it wants to see, and its arithmetic.
+    """A trained network with all settings of inference.
 
-    temperature: divides the logits before the softmax. thresholds: of the classes, and the band of confidence without
-    a decision, for fastcxr.metrics.thresholds.apply_thresholds. ood_detector: finds images unlike the training images;
-    None where there is none. hflip_tta: a prediction is the mean over an image and its mirror image.
-    bit_depths: with which images are read that are deeper than 8 bits, and whose files state no depth.
+    Attributes:
+        network: the network; its outputs are logits, shape (n, n_classes).
+        labels: class names in the order of the logits.
+        input_spec: size and normalization of the input.
+        precision: "fp32" or "bf16".
+        temperature: divisor of the logits before the softmax.
+        thresholds: thresholds of the classes and of abstention, for fastcxr.metrics.thresholds.apply_thresholds.
+        ood_detector: out-of-distribution detector, or None.
+        hflip_tta: test-time augmentation: average the probabilities of an image and its flipped image.
+        bit_depths: bit depths of images with more than 8 bits whose files do not state one.
     """
 
     network: nn.Module
@@ -68,20 +74,20 @@ class Classifier:
 
     @property
     def dtype_and_device(self) -> str:
-        """In what it computes, and where: `bfloat16 on cpu`."""
+        """Precision and device of the network, for example `bfloat16 on cpu`."""
         return f"{DTYPE_NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
 
 
 def extract_classifier(learner: "Learner") -> Classifier:
-    """The classifier inside a Learner whose loaders came from make_loaders."""
+    """Return the classifier of a Learner whose loaders were made by make_loaders."""
     state, loaders_state = find_learner_state(learner), get_loaders_state(learner.dls)
     return Classifier(
-        network=learner.model,
+        network=cast(nn.Module, learner.model),  # fastai has no type annotations
         labels=tuple(learner.dls.vocab),
         input_spec=loaders_state.input_spec,
         precision=state.precision,
         ood_detector=state.ood_detector,
-        # a head that was fitted on mirror images too and kept: others were not made for them
+        # only a head fitted on cached features is fitted on flipped images too
         hflip_tta=state.fitted_probe is not None and state.fitted_probe.bank.hflip_tta,
         bit_depths=summarize_depths(loaders_state.manifest),
     )
@@ -94,7 +100,10 @@ def save_model(
     choices: dict[str, Any],
     calibration: dict[str, Any] | None = None,
 ) -> None:
-    """Write the model's files. `choices`: what the run decided by itself; `calibration`: temperature and thresholds."""
+    """Write model.safetensors, model.json and, if there is an OOD detector, ood.safetensors.
+
+    `choices`: automatic decisions of the run; `calibration`: temperature and thresholds.
+    """
     folder, classifier = Path(folder), extract_classifier(learner)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
     atomic_write(folder / WEIGHTS_FILE, save(state))
@@ -118,13 +127,21 @@ def save_model(
 
 
 def load_model(folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto") -> Classifier:
-    """The classifier of a run folder, ready to predict on a device; "auto" takes a GPU where there is one.
+    """Load the classifier of a run folder onto a device.
 
-    precision: as it was trained where the device can, what suits the device ("auto"), or by name.
-    Raises ModelError for anything but an intact model, RecipeError for a device or a precision that is not there.
+    Args:
+        folder: the run folder.
+        precision: "trained" uses bf16 if the model was trained in bf16 and the device supports it natively; "auto"
+            uses bf16 if the device supports it natively.
+        device: name of a torch device; "auto" selects a GPU if there is one.
+
+    Raises:
+        InputMissingError: a file of the model is missing.
+        ModelError: a file of the model is damaged or invalid.
+        RecipeError: the device is not available or the precision is unknown.
     """
     if precision not in get_args(InferencePrecision):
-        raise unknown_name_error(str(precision), get_args(InferencePrecision), "precision cannot be")
+        raise unknown_name_error(str(precision), get_args(InferencePrecision), "unknown precision")
     folder, torch_device = Path(folder), find_device(device)
     model_json = read_model_json(folder)
     validate_model_files(folder, model_json)
@@ -132,19 +149,18 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
     detector = read_ood_detector(folder, model_json.get("ood"))
     try:
         labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["input_spec"]))
-        network = _make_empty_network(model_json, len(labels), input_spec)
+        backbone = find_backbone("{library}:{name}".format(**model_json["backbone"]), "none")
+        backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
+        head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
+        network = make_network(backbone, len(labels), "none", input_spec.image_size, head)
         network.load_state_dict(load_file(folder / WEIGHTS_FILE))
         if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
-            raise KeyError("its OOD detector reads other stages")
+            raise ValueError("the OOD detector uses stages that the network does not have")
         trained_precision = model_json["choices"].get("precision")
     except (*REBUILD_ERRORS, FastcxrError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"the model cannot be rebuilt ({first_line})",
-            OTHER_VERSION_FIX,
-            path=folder,
-            code="E305",
-        ) from error
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"the network cannot be constructed from model.json ({first_line})"
+        raise ModelError(problem, OTHER_VERSION_FIX, path=folder, code="E305") from error
     if precision == "trained":
         precision = "auto" if trained_precision == "bf16" else "fp32"
     if torch_device.type == "cpu":
@@ -162,43 +178,32 @@ def load_model(folder: str | Path, *, precision: InferencePrecision = "trained",
     )
 
 
-def _make_empty_network(model_json: dict[str, Any], n_classes: int, input_spec: InputSpec) -> nn.Module:
-    """The network with the channels and the head that it was trained with, its weights not yet in it."""
-    backbone = find_backbone(f"{model_json['backbone']['library']}:{model_json['backbone']['name']}", "none")
-    backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
-    head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
-    return make_network(backbone, n_classes, "none", input_spec.image_size, head)
-
-
 def _lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def write_ood_detector(folder: Path, detector: OODDetector) -> dict[str, Any]:
-    """Write ood.safetensors; return its entry in model.json."""
+    """Write ood.safetensors and return the entry `ood` of model.json."""
     atomic_write(folder / OOD_FILE, save_arrays({name: getattr(detector, name) for name in ARRAY_FIELDS}))
     numbers = {name: getattr(detector, name) for name in NUMBER_FIELDS}
     return {"stage_channels": dict(detector.stage_channels), **numbers, "sha256": compute_sha256(folder / OOD_FILE)}
 
 
 def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetector | None:
-    """Return the OOD detector that model.json describes; None for a model without one.
+    """Return the OOD detector of a model from its entry in model.json, or None for a model without one.
 
-    Raises InputMissingError where its file is gone, ModelError where it is not the one that was written.
+    Raise InputMissingError if ood.safetensors is missing, and ModelError if it is damaged or invalid.
     """
     if saved is None:
         return None
     path = folder / OOD_FILE
     if not path.is_file():
-        raise InputMissingError("missing, but model.json lists an OOD detector", "Copy the whole run folder", path=path)
+        raise InputMissingError("the OOD detector of model.json is missing", "Copy the whole run folder", path=path)
     try:
         if compute_sha256(path) != saved["sha256"]:
             raise ValueError("sha256 differs from model.json")
-        detector = OODDetector(
-            stage_channels=dict(saved["stage_channels"]),
-            **load_arrays(path),
-            **{name: saved[name] for name in NUMBER_FIELDS},
-        )
+        numbers = {name: saved[name] for name in NUMBER_FIELDS}
+        detector = OODDetector(stage_channels=dict(saved["stage_channels"]), **load_arrays(path), **numbers)
         _validate_detector(detector)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -208,15 +213,10 @@ def read_ood_detector(folder: Path, saved: Mapping[str, Any] | None) -> OODDetec
 
 def _validate_detector(detector: OODDetector) -> None:
     n_features, n_components = sum(detector.stage_channels.values()), len(detector.variances)
-    expected_shapes = {
-        "mean": (n_features,),
-        "std": (n_features,),
-        "directions": (n_components, n_features),
-        "variances": (n_components,),
-    }
+    expected_shapes = ((n_features,), (n_features,), (n_components, n_features), (n_components,), (1,))
     shapes = {name: getattr(detector, name).shape for name in ARRAY_FIELDS}
-    if shapes != expected_shapes | {"noise": (1,)}:
-        raise ValueError(f"arrays of the shapes {shapes}")
+    if tuple(shapes.values()) != expected_shapes:
+        raise ValueError(f"unexpected array shapes {shapes}")
     divisors = np.concatenate([detector.std, detector.variances, detector.noise, [detector.threshold]])
     if not (np.isfinite([*detector.mean, *detector.directions.ravel()]).all() and (divisors > 0).all()):
-        raise ValueError("numbers that no fit gives")
+        raise ValueError("values that are not finite or not positive")

@@ -1,16 +1,20 @@
-"""Fusion of convolution, batch norm and activation for inference on a CPU; fuse_for_inference is the only entry point.
+"""Fusion of convolution, batch norm and activation for inference on CPUs.
 
-In inference the statistics of a batch norm are constants, so it can become part of the convolution before it. oneDNN
-applies the activation after it in the same call. The outputs are the same within rounding, and two passes over every
-map are saved. Other modules import fuse_for_inference and nothing else: private torch operators are used only here.
-`benchmarks/cpu_fusion.py` measures what each part gains.
+At inference the statistics of a batch norm are constants, and its scale and shift can be folded into the preceding
+convolution. oneDNN applies the following activation in the same call. The outputs are equal within rounding, with two
+memory passes fewer per feature map. `benchmarks/cpu_fusion.py` measures the gain of each part.
+
+fuse_for_inference is the only entry point, because private torch operators are used here.
 """
 
 import copy
 import logging
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -18,14 +22,14 @@ from torch.nn.functional import conv2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fastcxr.models.heads import find_head
-from fastcxr.models.precision import Fp32Conv2d, autocast, keep_stem_fp32
-from fastcxr.models.preprocessing import InputSpec
+from fastcxr.models.precision import Fp32Conv2d, autocast, is_plain_conv, keep_stem_fp32
+from fastcxr.models.preprocessing import InputSpec, make_blank_image
 
 log = logging.getLogger("fastcxr")
-RELATIVE_TOLERANCE = 1e-3  # of the norm of the output; rounding in float32 is far below
+RELATIVE_TOLERANCE = 1e-3  # of the norm of the output; float32 rounding errors are far smaller
 TracedOutputs = dict[nn.Module | None, torch.Tensor]
-SAMPLE_STRIDE = 13  # of the values of a map; divides no usual width
-ONEDNN_ACTIVATIONS = {  # names and arguments in oneDNN
+SAMPLE_STRIDE = 13  # not a divisor of common widths of feature maps, so the samples cover all columns
+ONEDNN_ACTIVATIONS: dict[type, tuple[str, list[float]]] = {  # names and arguments in oneDNN
     nn.ReLU: ("relu", []),
     nn.ReLU6: ("hardtanh", [0.0, 6.0]),
     nn.SiLU: ("swish", []),
@@ -35,9 +39,9 @@ ONEDNN_ACTIVATIONS = {  # names and arguments in oneDNN
 
 @dataclass(eq=False)
 class ConvBnAct:
-    """A convolution, the batch norm of its output, and the activation after the batch norm, if any.
+    """A convolution, its batch norm and its activation, if any.
 
-    The activation is part of the batch norm in some networks (timm's BatchNormAct2d), a separate module in others.
+    The activation is part of the batch norm (timm's BatchNormAct2d) or a separate module.
     """
 
     conv: nn.Conv2d
@@ -46,21 +50,23 @@ class ConvBnAct:
 
 
 class FusedConv:
-    """Replacement of a convolution's forward: convolution, batch norm and, unless excluded, activation in one call.
+    """Replacement of a convolution's forward: convolution, batch norm and, if requested, activation in one call.
 
-    The bias stays in float32. Rounded to bfloat16 it has the same error at every position of a map, which pooling does
-    not average out: the error of pooled maps of five single convolutions was 9 to 41 times larger.
+    The bias stays in float32. A bias rounded to bfloat16 has the same error at every position, which pooling does not
+    average out: the error of pooled feature maps of five single convolutions was 9 to 41 times larger.
     """
 
-    def __init__(self, block: ConvBnAct, without_activation: bool):
+    def __init__(self, block: ConvBnAct, fuse_activation: bool):
         conv, norm = block.conv, block.norm
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+        # is_fusable excludes norms without statistics
+        weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)  # pyright: ignore[reportArgumentType]
         self.weight, self.bias = weight.detach(), bias.detach()
         self.conv_options = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.activation = ("none", []) if without_activation else ONEDNN_ACTIVATIONS[type(block.activation)]
+        self.activation = ONEDNN_ACTIVATIONS[type(block.activation)] if fuse_activation else ("none", [])
 
     def __call__(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the output of the fused block."""
         maps, (padding, stride, dilation, groups) = maps.to(self.weight.dtype), self.conv_options
         if not has_onednn(maps.device):
             return conv2d(maps, self.weight, self.bias, stride, padding, dilation, groups)
@@ -69,7 +75,7 @@ class FusedConv:
 
 
 def has_onednn(device: torch.device) -> bool:
-    """Return whether oneDNN convolutions with an activation and a float32 bias are available on this device."""
+    """Return whether oneDNN convolutions with fused activation and float32 bias are available on this device."""
     is_available = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     return device.type == "cpu" and is_available
 
@@ -79,13 +85,13 @@ def has_onednn(device: torch.device) -> bool:
 def fuse_for_inference(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:
     """Return a copy of a network in evaluation mode, with convolutions, batch norms and activations fused.
 
-    The given network does not change. Nothing is fused if the outputs then differ by more than RELATIVE_TOLERANCE in
-    float32, if this device cannot compute the fused convolutions, or in bfloat16 without oneDNN.
+    The copy stays unfused if fused float32 outputs differ by more than RELATIVE_TOLERANCE, if the device does not
+    support the fused convolutions, or in bfloat16 without oneDNN.
 
     Args:
-        network: any network; the copy stays on its device.
-        input_spec: the input for which the outputs are compared.
-        precision: "fp32" or "bf16", in which the copy is to be used (see precision.autocast).
+        network: any network; it does not change, and the copy is on the same device.
+        input_spec: size and channels of the input for which outputs are compared.
+        precision: "fp32" or "bf16", the precision of later calls of the copy (see precision.autocast).
     """
     unfused = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     device = next(unfused.parameters()).device
@@ -93,7 +99,7 @@ def fuse_for_inference(network: nn.Module, input_spec: InputSpec, precision: str
 
 
 def fuse_blocks(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:
-    """Return a fused copy of the network, or the network itself where fusion fails (see fuse_for_inference)."""
+    """Return a fused copy of the network, or the network itself if fusion fails (see fuse_for_inference)."""
     fused = copy.deepcopy(network)
     device = next(fused.parameters()).device
     if precision == "bf16":
@@ -108,47 +114,40 @@ def fuse_blocks(network: nn.Module, input_spec: InputSpec, precision: str) -> nn
                 fused_conv.weight = fused_conv.weight.bfloat16()
         with autocast(precision, device):
             fused(image)
-    except RuntimeError as error:  # a processor or a version of torch without such a convolution
+    except RuntimeError as error:  # the CPU or this version of torch does not support the fused convolution
         log.debug("convolutions and batch norms are not fused: %s", error)
         is_valid = False
     return fused if is_valid else network
 
 
 def fuse_block(block: ConvBnAct, device: torch.device) -> FusedConv:
-    """Compute the whole block in its convolution, in place; the other modules stay, for their hooks and names."""
-    inner_activation, is_activation_fused = (
-        getattr(block.norm, "act", None),
-        has_onednn(device) and type(block.activation) in ONEDNN_ACTIVATIONS,
-    )
-    fused_conv = FusedConv(block, without_activation=not is_activation_fused)
-    block.conv.forward = fused_conv
-    block.norm.forward = inner_activation.__call__ if inner_activation and not is_activation_fused else identity
-    if is_activation_fused and not inner_activation:
-        block.activation.forward = identity
+    """Compute the whole block in its convolution, in place; the other modules stay for their hooks and names."""
+    inner_activation = getattr(block.norm, "act", None)
+    is_activation_fused = has_onednn(device) and type(block.activation) in ONEDNN_ACTIVATIONS
+    fused_conv, identity = FusedConv(block, fuse_activation=is_activation_fused), nn.Identity().forward
+    forwards: dict[nn.Module, Callable[..., torch.Tensor]] = {block.conv: fused_conv, block.norm: identity}
+    if inner_activation and not is_activation_fused:
+        forwards[block.norm] = inner_activation.__call__
+    elif block.activation and is_activation_fused and not inner_activation:
+        forwards[block.activation] = identity
+    for module, forward in forwards.items():
+        module.forward = forward
     return fused_conv
 
 
-def identity(maps: torch.Tensor) -> torch.Tensor:
-    """Return the input."""
-    return maps
-
-
 def is_close(outputs: TracedOutputs, expected: TracedOutputs) -> bool:
-    """Return whether all outputs are equal within rounding."""
-    return all(
-        bool((outputs[module] - output).norm() <= RELATIVE_TOLERANCE * output.norm())
-        for module, output in expected.items()
-    )
+    """Return whether all outputs are equal within RELATIVE_TOLERANCE."""
+    errors = {module: (outputs[module] - output).norm() for module, output in expected.items()}
+    return all(bool(errors[module] <= RELATIVE_TOLERANCE * output.norm()) for module, output in expected.items())
 
 
 def make_noise_image(input_spec: InputSpec) -> torch.Tensor:
-    """Return a fixed random input, shape (1, channels, size, size), without use of the global random state."""
-    shape = (1, len(input_spec.mean), input_spec.image_size, input_spec.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    """Return a fixed random input, shape (1, channels, size, size); the global random state does not change."""
+    return torch.randn(make_blank_image(input_spec).shape, generator=torch.Generator().manual_seed(0))
 
 
 class GraphTracer:
-    """Hooks of one pass through a network that find its blocks and keep samples of their outputs."""
+    """Hooks for one forward pass that find the blocks of a network and store samples of their outputs."""
 
     def __init__(self):
         self.producers: dict[int, tuple[weakref.ref[torch.Tensor], int, nn.Conv2d | ConvBnAct]] = {}
@@ -158,16 +157,16 @@ class GraphTracer:
         self.input_producers: dict[nn.Module, nn.Conv2d | ConvBnAct | None] = {}
 
     def before_module(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        """Keep which module produced the input, before this module changes it in place."""
+        """Store which module produced the input, before this module changes the input in place."""
         self.n_calls[module] += 1
         self.input_producers[module] = self.find_producer(inputs[0])
 
     def before_head(self, layer: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        """Keep the input of a layer of the head, because the output of a head of zeros is always zero."""
+        """Store the input of a layer of the head, because the output of a zero-initialized head is always zero."""
         self.outputs[layer] = inputs[0].clone()
 
     def after_module(self, module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        """Keep a sample of the output, and the block that the module belongs to."""
+        """Store a sample of the output, and the block of the module."""
         producer = self.input_producers[module]
         if isinstance(module, nn.Conv2d):
             self.record_producer(output, module)
@@ -181,16 +180,16 @@ class GraphTracer:
             self.outputs[producer.norm] = subsample(output)
 
     def record_producer(self, output: torch.Tensor, producer: nn.Conv2d | ConvBnAct) -> None:
-        """Keep the producer of an output while the tensor exists and is not changed in place (`x += y`)."""
+        """Store the producer of an output; it is valid until the tensor is freed or changed in place (`x += y`)."""
         self.producers[id(output)] = (weakref.ref(output), output._version, producer)
 
     def find_producer(self, maps: torch.Tensor) -> nn.Conv2d | ConvBnAct | None:
-        """Return the producer of a tensor, or None if it is unknown or the tensor was changed since."""
+        """Return the producer of a tensor, or None if it is unknown or the tensor was changed in place."""
         reference, version, producer = self.producers.get(id(maps), (lambda: None, 0, None))
         return producer if reference() is maps and version == maps._version else None
 
     def list_blocks(self) -> list[ConvBnAct]:
-        """Return the blocks whose modules are called once; an activation that is called more often is not fused."""
+        """Return the blocks whose convolution and batch norm run once, without activations that run more often."""
         for block in self.blocks:
             if block.activation and self.n_calls[block.activation] > 1:
                 block.activation = None
@@ -198,35 +197,31 @@ class GraphTracer:
 
 
 def subsample(output: torch.Tensor) -> torch.Tensor:
-    """Return a copy of every SAMPLE_STRIDE-th value, so that the samples of a large network fit into memory."""
+    """Return a copy of every SAMPLE_STRIDE-th value: all values of a large network do not fit into memory."""
     return output.flatten()[::SAMPLE_STRIDE].clone()
 
 
-def is_fusable(conv: nn.Module | ConvBnAct | None, norm: nn.BatchNorm2d) -> bool:
+def is_fusable(conv: object, norm: nn.BatchNorm2d) -> TypeGuard[nn.Conv2d]:
     """Return whether a batch norm with running statistics follows a plain convolution with zero padding."""
-    return (
-        type(conv) in (nn.Conv2d, Fp32Conv2d)
-        and conv.padding_mode == "zeros"
-        and isinstance(conv.padding, tuple)
-        and norm.running_mean is not None
-    )
+    has_zero_padding = is_plain_conv(conv) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    return has_zero_padding and norm.running_mean is not None
 
 
 @torch.no_grad()
 def trace(network: nn.Module, image: torch.Tensor) -> tuple[list[ConvBnAct], TracedOutputs]:
-    """Return the blocks of a network and, by module, samples of their outputs.
+    """Return the blocks of a network, and samples of outputs by module.
 
-    The outputs also hold samples of other batch norms, inputs of the head's layers, and the network's output (None).
+    The samples are those of all blocks and batch norms. The inputs of the head's layers and the output of the network
+    (key None) are complete.
     """
-    tracer, traced_types = GraphTracer(), (nn.Conv2d, nn.BatchNorm2d, *ONEDNN_ACTIVATIONS)
-    modules = [module for module in network.modules() if isinstance(module, traced_types)]
-    hooks = [module.register_forward_pre_hook(tracer.before_module) for module in modules]
-    hooks += [module.register_forward_hook(tracer.after_module) for module in modules]
-    head_layers = [module for module in find_head(network).modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    hooks += [layer.register_forward_pre_hook(tracer.before_head) for layer in head_layers]
-    try:
+    tracer = GraphTracer()
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, *ONEDNN_ACTIVATIONS)):
+                hooks.enter_context(module.register_forward_pre_hook(tracer.before_module))
+                hooks.enter_context(module.register_forward_hook(tracer.after_module))
+        for layer in find_head(network).modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                hooks.enter_context(layer.register_forward_pre_hook(tracer.before_head))
         tracer.outputs[None] = network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return tracer.list_blocks(), tracer.outputs

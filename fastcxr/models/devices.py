@@ -1,4 +1,4 @@
-"""The device that computes, and the time of work on it."""
+"""Selection of the compute device, and a clock that waits until the device has finished its work."""
 
 import time
 
@@ -8,14 +8,17 @@ from fastcxr.errors import RecipeError
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes a GPU where there is one. Raises RecipeError."""
+    """Return the device called `name`; "auto" selects a GPU if there is one.
+
+    Raise RecipeError if the device is not available.
+    """
     if name == "auto":
         return _find_default_device()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device {name!r} is not here", "Give --device auto, or cpu") from error
+        raise RecipeError(f"device {name!r} is not available", "Pass --device auto or --device cpu") from error
     return device
 
 
@@ -26,7 +29,7 @@ def _find_default_device() -> torch.device:
 
 
 def read_clock(device: torch.device) -> float:
-    """Return the seconds of a clock once the device has completed its work; a GPU returns before it has."""
+    """Return a time in seconds, read after the device has finished all work given to it; GPUs work asynchronously."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

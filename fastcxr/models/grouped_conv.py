@@ -1,9 +1,8 @@
-"""Faster bfloat16 gradients on CPUs for 2d convolutions with few channels a group.
+"""Faster bfloat16 gradients on CPUs for 2d convolutions with few channels per group.
 
-oneDNN is slow at two gradients in bfloat16: that of the images of a strided convolution (up to fifty times slower than
-in float32), and that of the weights for a kernel larger than 3 x 3 or a group of several channels (three to five
-times). `benchmarks/cpu_fusion.py --batches` measures what this module gains: 25 to 39 % of a training step of
-MobileNetV2 and EfficientNet.
+oneDNN is slow at two gradients in bfloat16: that of the input of a strided convolution (up to fifty times slower than
+in float32), and that of the weights for a kernel larger than 3 x 3 or several channels per group (three to five times).
+`benchmarks/cpu_fusion.py --batches` measures the gain: 25 to 39 % of a training step of MobileNetV2 and EfficientNet.
 """
 
 import torch
@@ -11,13 +10,13 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-MIN_FAST_GROUP_CHANNELS = 8  # channels a group; from this number on oneDNN is fast in bfloat16
+MIN_FAST_GROUP_CHANNELS = 8  # channels per group from which oneDNN is fast in bfloat16
 
 
 class GroupedConvBackward(TorchFunctionMode):
-    """Inside, 2d convolutions with few channels a group have the same outputs in bfloat16 and faster gradients.
+    """Context in which bfloat16 convolutions with few channels per group have the same outputs and faster gradients.
 
-    Convolutions in a block without autocast do not change.
+    Convolutions outside autocast do not change.
     """
 
     def __torch_function__(self, function, types, arguments=(), options=None):
@@ -27,21 +26,21 @@ class GroupedConvBackward(TorchFunctionMode):
 
 
 def grouped_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):  # the names of torch.conv2d
-    """Return torch.conv2d of the arguments, with faster gradients where groups have few channels."""
+    """Return torch.conv2d of the arguments, with faster gradients if groups have few channels."""
     if groups == 1 or weight.shape[1] >= MIN_FAST_GROUP_CHANNELS or isinstance(padding, str):
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _GroupedConv2d.apply(input, weight, bias, *map(_pair, (stride, padding, dilation)), groups)
 
 
 class _GroupedConv2d(torch.autograd.Function):
-    """Forward in bfloat16, as in autocast; backward from the same rounded tensors."""
+    """Forward pass in bfloat16, as in autocast; backward pass from the same rounded tensors."""
 
     @staticmethod
     def forward(context, images, weight, bias, *conv_options):
-        images, weight, bias = (tensor if tensor is None else tensor.bfloat16() for tensor in (images, weight, bias))
+        images, weight = images.bfloat16(), weight.bfloat16()
         context.save_for_backward(images, weight)
         context.conv_options = conv_options
-        return torch.conv2d(images, weight, bias, *conv_options)
+        return torch.conv2d(images, weight, None if bias is None else bias.bfloat16(), *conv_options)
 
     @staticmethod
     def backward(context, gradient):
@@ -64,7 +63,7 @@ class _GroupedConv2d(torch.autograd.Function):
 def dilate_gradient(
     gradient: torch.Tensor, images: torch.Tensor, weight: torch.Tensor, conv_options: tuple
 ) -> torch.Tensor:
-    """Return the gradient of the equivalent convolution of stride 1: stride - 1 zeros between the given entries."""
+    """Return the gradient of the equivalent stride-1 convolution: insert stride - 1 zeros between the entries."""
     stride, padding, dilation, _ = conv_options
     if stride == (1, 1):
         return gradient

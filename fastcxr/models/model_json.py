@@ -1,7 +1,7 @@
-"""model.json comes in, whoever wrote it; facts that this version understands, or one line of error, go out.
+"""Validation of model.json and of the files that it lists, before the model is loaded.
 
-Nothing in it is believed: an absurd number would cost memory before anything fails, a name with a slash would lead out
-of the folder. Only model.json and what it lists beside itself are ever opened, and no link that leads elsewhere.
+model.json can come from an untrusted source. Limits on numbers prevent excessive memory use; limits on file names and
+links prevent reading files outside the run folder.
 """
 
 import math
@@ -19,14 +19,12 @@ from fastcxr.models.registry import find_known_parameters
 
 WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
 MAX_LABELS, MAX_HEAD_WIDTH, MAX_HEAD_LAYERS, MAX_IMAGE_PIXELS = 10_000, 100_000, 10, 4096
-MAX_PRETRAINED_HEAD_PARAMETERS = (
-    50_000_000  # parameters that a head of the catalogue, of up to 22,000 classes, may have and ours lacks
-)
-COPY_AGAIN_FIX, OTHER_VERSION_FIX = "Copy the run folder again", "Use the versions that run.json names"
+MAX_PRETRAINED_HEAD_PARAMETERS = 50_000_000  # of a removed pretrained head with up to 22,000 classes
+COPY_AGAIN_FIX, OTHER_VERSION_FIX = "Copy the run folder again", "Use the versions listed in run.json"
 
 
 def read_model_json(folder: str | Path) -> dict[str, Any]:
-    """model.json, checked to be one that this version understands. Raises InputMissingError or ModelError."""
+    """Read and validate the model.json of a run folder. Raise InputMissingError or ModelError."""
     path = Path(folder) / MODEL_JSON_FILE
     reject_other_format(folder)
     if not path.is_file():
@@ -34,54 +32,53 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             file.parent for prefix in ("fold", "source") for file in Path(folder).glob(f"{prefix}-*/{MODEL_JSON_FILE}")
         )
         if part_folders:
-            problem = f"no model.json in this folder, which holds {len(part_folders)} runs with a model each"
-            raise InputMissingError(problem, f"Name one of them, as {part_folders[0]}", path=folder)
-        raise InputMissingError(
-            "no model.json in this folder", "Name the folder of a finished run, as runs/first", path=folder
-        )
+            problem = f"no model.json in this folder; {len(part_folders)} subfolders are runs with a model"
+            raise InputMissingError(problem, f"Pass one of them, for example {part_folders[0]}", path=folder)
+        fix = "Pass the folder of a finished run, for example runs/first"
+        raise InputMissingError("no model.json in this folder", fix, path=folder)
     _reject_outside_link(path)
     try:
         model_json = read_json(path)
         if not isinstance(model_json["files"][WEIGHTS_FILE], str):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError("this is no model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
-    invalid = [name for name, is_right in FIELD_CHECKS.items() if name in model_json and not is_right(model_json[name])]
+        raise ModelError("not a model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
+    invalid = [name for name, is_valid in FIELD_CHECKS.items() if name in model_json and not is_valid(model_json[name])]
     missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
     if invalid or missing:
-        problem = f"its {invalid[0]} makes no sense" if invalid else f"it has no {missing[0]}"
+        problem = f"invalid value of {invalid[0]!r}" if invalid else f"missing key {missing[0]!r}"
         raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E301")
     return model_json
 
 
 def validate_model_files(folder: Path, model_json: dict[str, Any]) -> None:
-    """Raise unless every file that the facts list is there, in this very folder, with the checksum that they give."""
+    """Raise unless all files listed in model.json are in the folder and have the listed checksums."""
     for name, checksum in model_json["files"].items():
         path = folder / name
         if not path.is_file():
-            raise InputMissingError(f"this run has no {name}", "Name the folder of a finished run", path=folder)
+            raise InputMissingError(f"no {name} in this folder", "Pass the folder of a finished run", path=folder)
         _reject_outside_link(path)
         if compute_sha256(path) != checksum:
-            problem = "sha256 differs from model.json: damaged or exchanged"
+            problem = "sha256 differs from model.json: the file is damaged or replaced"
             raise ModelError(problem, "Copy it again", path=path, code="E301")
     _validate_weights_size(folder / WEIGHTS_FILE, model_json)
 
 
 def _reject_outside_link(path: Path) -> None:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
-        raise ModelError("a link that leads out of the run folder", "Copy the file itself", path=path, code="E301")
+        raise ModelError("a link to a file outside the run folder", "Copy the file itself", path=path, code="E301")
 
 
 def _validate_weights_size(weights: Path, model_json: dict[str, Any]) -> None:
-    """A few bytes that claim to be a network of billions would take its memory before they are found out."""
+    """Raise if the file is too small for the network: constructing a huge network would exhaust the memory."""
     backbone = model_json["backbone"]
     n_known_parameters = find_known_parameters(backbone["name"].partition(".")[0], backbone["library"]) or 0
     layer_widths = [*model_json.get("head", {}).get("hidden", []), len(model_json["labels"])]
     min_parameters = max(0, n_known_parameters - MAX_PRETRAINED_HEAD_PARAMETERS) + sum(
         width * next_width for width, next_width in pairwise(layer_widths)
     )
-    if weights.stat().st_size < 2 * min_parameters:  # bytes of the smallest numbers that weights are kept in
-        problem = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} that model.json describes"
+    if weights.stat().st_size < 2 * min_parameters:  # the smallest dtype of saved weights has 2 bytes
+        problem = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} described in model.json"
         raise ModelError(problem, COPY_AGAIN_FIX, path=weights, code="E301")
 
 
@@ -90,8 +87,7 @@ def _is_int_between(value: Any, low: int, high: int) -> bool:
 
 
 def _is_checksum_table(files: Any) -> bool:
-    """Plain names in this folder, each with a checksum."""
-    name_pattern = r"(?!\.)[\w.-]{1,100}"
+    name_pattern = r"(?!\.)[\w.-]{1,100}"  # without path separators
     return all(
         re.fullmatch(name_pattern, name) and isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
         for name, checksum in files.items()
@@ -107,12 +103,12 @@ def _is_label_list(labels: Any) -> bool:
     )
 
 
-def _is_input_spec(pixels: Any) -> bool:
-    if not isinstance(pixels, dict) or set(pixels) != {"image_size", "mean", "std"}:
+def _is_input_spec(spec: Any) -> bool:
+    if not isinstance(spec, dict) or set(spec) != {"image_size", "mean", "std"}:
         return False
-    mean, std = pixels["mean"], pixels["std"]
+    mean, std = spec["mean"], spec["std"]
     return (
-        _is_int_between(pixels["image_size"], 16, MAX_IMAGE_PIXELS)
+        _is_int_between(spec["image_size"], 16, MAX_IMAGE_PIXELS)
         and all(isinstance(values, list) and len(values) in (1, 3) for values in (mean, std))
         and len(mean) == len(std)
         and all(type(value) in (int, float) and math.isfinite(value) for value in [*mean, *std])
@@ -156,6 +152,6 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "head": _is_head_config,
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
-    "hflip_tta": lambda given: isinstance(given, bool),
+    "hflip_tta": lambda value: isinstance(value, bool),
     "bit_depths": _are_depths,
 }

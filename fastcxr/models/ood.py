@@ -1,24 +1,30 @@
-"""The out-of-distribution detector as a value: its arrays and its score."""
+"""The fitted out-of-distribution (OOD) detector: its parameters and its score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 ARRAY_FIELDS = ("mean", "std", "directions", "variances", "noise")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OODDetector:
-    """What the training images look like to a network. `stage_channels`: its stages with their channels, d in all.
+    """Distribution of the pooled stage features of the training images, and the distance threshold for OOD images.
 
-    mean, std: of each feature, shape (d,). directions: shape (m, d), of the standardised features; variances:
-    along them, shape (m,); noise: along every other, shape (1,). threshold: the largest
-    distance that counts as in distribution. images, patients: of the validation split, which sets the threshold.
+    The distance is a squared Mahalanobis distance whose covariance is that of a probabilistic PCA
+    (Tipping 1999, doi:10.1111/1467-9868.00196); see fastcxr.training.fit_ood.
+
+    Attributes:
+        stage_channels: number of channels of each stage of the network, d in total.
+        mean: mean of each feature, shape (d,).
+        std: standard deviation of each feature, shape (d,).
+        directions: principal directions of the standardized features, shape (m, d).
+        variances: variances along these directions, shape (m,).
+        noise: variance along every other direction, shape (1,).
+        threshold: largest distance of an image that is in distribution.
+        images: number of validation images that the threshold was set on.
+        patients: number of validation patients that the threshold was set on.
     """
 
     stage_channels: Mapping[str, int]
@@ -32,10 +38,9 @@ class OODDetector:
     patients: int = 0
 
     def compute_scores(self, features: np.ndarray) -> np.ndarray:
-        """Return the distance of each row of features divided by the threshold: above 1 is out of distribution."""
+        """Return distance / threshold for features of shape (n, d): above 1 the image is out of distribution."""
         scaled = (features.astype(np.float64) - self.mean) / self.std
         projected = scaled @ self.directions.T
         residual = np.square(scaled).sum(axis=1) - np.square(projected).sum(axis=1)
-        return (np.square(projected) / self.variances).sum(
-            axis=1
-        ) / self.threshold + residual / self.noise / self.threshold
+        distance = (np.square(projected) / self.variances).sum(axis=1)
+        return distance / self.threshold + residual / self.noise / self.threshold

@@ -1,4 +1,4 @@
-"""What a network wants to see, and gray bytes made into just that."""
+"""Input size and normalization of a network, and the conversion of gray images to its input."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a network wants to see: a square of `image_size` pixels, each channel less `mean`, over `std`."""
+    """Image size (pixels) of a network's input, and mean and std of each channel for gray values from 0 to 1."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -15,11 +15,14 @@ class InputSpec:
 
 
 def make_blank_image(input_spec: InputSpec, device: torch.device | str = "cpu") -> torch.Tensor:
-    """One image of nothing as a network would see it, to find out what comes out; shape (1, channels, size, size)."""
+    """Return an input of zeros for a trial forward pass, shape (1, channels, size, size)."""
     return torch.zeros(1, len(input_spec.mean), input_spec.image_size, input_spec.image_size, device=device)
 
 
 def normalize(images: torch.Tensor, input_spec: InputSpec) -> torch.Tensor:
-    """Gray bytes, shape (n, 1, size, size), as the network's floats, shape (n, channels, size, size), channels last."""
+    """Return gray images, uint8, shape (n, 1, size, size), as network input in channels-last memory format.
+
+    The result is float32 with shape (n, channels, size, size).
+    """
     mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (input_spec.mean, input_spec.std))
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

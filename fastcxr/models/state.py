@@ -1,7 +1,4 @@
-"""What fastcxr knows of fastai's DataLoaders and Learner beyond fastai: one declared value on each, `.fastcxr`.
-
-make_loaders and make_learner set them; everything below and above training reads them from here.
-"""
+"""State that make_loaders and make_learner attach to fastai's DataLoaders and Learner as the attribute `fastcxr`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,11 +22,11 @@ class LoadersState:
     """`loaders.fastcxr`, set by make_loaders."""
 
     input_spec: InputSpec
-    """Size and normalization of the images that the network gets."""
+    """Image size and normalization of the network's input."""
     manifest: pd.DataFrame
     """The whole manifest with bit depths, rows of the test split included."""
     image_cache: ImageCache
-    """The decoded images of the manifest, row by row."""
+    """The decoded images in the order of the manifest."""
 
 
 @dataclass(kw_only=True)
@@ -37,19 +34,19 @@ class LearnerState:
     """`learner.fastcxr`, set by make_learner and completed by train."""
 
     precision: str = "fp32"
-    """Arithmetic of the network: fp32 or bf16."""
+    """Precision of the forward pass: fp32 or bf16."""
     backbone: Mapping[str, Any] | None = None
-    """What model.json says of the backbone and of the weights that training begins with."""
+    """Entry `backbone` of model.json: the network and its initial weights."""
     temporary_dir: TemporaryDirectory | None = None
-    """The folder in which fastai keeps weights for a while; it is removed with the learner."""
+    """Folder in which fastai saves weights during training; removed with the learner."""
     fitted_probe: Any = None
-    """A head fitted on a feature bank (training.linear_probe.FittedProbe); None where there is none."""
+    """Head fitted on cached features (training.linear_probe.FittedProbe), or None."""
     ood_detector: OODDetector | None = None
-    """Finds images unlike the training images; None before training, and where none could be fitted."""
+    """Out-of-distribution detector; None before training, and if it could not be fitted."""
 
 
 def get_loaders_state(loaders: "DataLoaders") -> LoadersState:
-    """Return the state of loaders that make_loaders made. Raises ModelError for others."""
+    """Return the state that make_loaders set. Raise ModelError for other loaders."""
     try:
         return loaders.fastcxr
     except AttributeError:
@@ -58,7 +55,7 @@ def get_loaders_state(loaders: "DataLoaders") -> LoadersState:
 
 
 def get_learner_state(learner: "Learner") -> LearnerState:
-    """Return the state of a Learner that make_learner made. Raises ModelError for others."""
+    """Return the state that make_learner set. Raise ModelError for other Learners."""
     try:
         return learner.fastcxr
     except AttributeError:
@@ -67,8 +64,5 @@ def get_learner_state(learner: "Learner") -> LearnerState:
 
 
 def find_learner_state(learner: "Learner") -> LearnerState:
-    """Return the state of a Learner; of one made without make_learner, that of full precision and nothing fitted."""
-    try:
-        return learner.fastcxr
-    except AttributeError:
-        return LearnerState()
+    """Return the state that make_learner set, or the default state (float32, nothing fitted) for other Learners."""
+    return getattr(learner, "fastcxr", LearnerState())

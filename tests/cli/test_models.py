@@ -87,7 +87,7 @@ def test_predict_says_its_arithmetic_and_takes_another(call, finished, words, li
 def test_a_device_that_is_not_here_is_told_in_a_line(call, finished, command):
     run, data, _ = finished
     done = call(command, run, *(["--data"] if command == "evaluate" else []), data, "--device", "cuda:77")
-    assert "device 'cuda:77' is not here" in done.stderr.splitlines()[-1]
+    assert "device 'cuda:77' is not available" in done.stderr.splitlines()[-1]
 
 
 def test_openvino_takes_no_gpu(call, finished):

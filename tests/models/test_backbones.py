@@ -1,4 +1,4 @@
-"""A name becomes a network with the right groups, head and pixels, or an error that says what to do."""
+"""A name selects a network with matching head and normalization, or raises an error with the fix."""
 
 import hashlib
 import socket
@@ -11,8 +11,8 @@ from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.models.backbones import describe_backbone, describe_weights_choice, find_backbone, make_network
 from fastcxr.models.heads import find_head
 
-# every kind of architecture; the large ones of the same families are in benchmarks/backbones.py
-SMALL = [
+# one small network of each architecture; benchmarks/backbones.py has the large ones
+SMALL_BACKBONES = [
     "efficientnet_b0", "resnet34", "resnet50", "densenet121", "mobilenetv2_100", "vit_tiny_patch16_224",
     "convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:resnet18",
 ]  # fmt: skip
@@ -22,8 +22,8 @@ def build(name: str, size: int = 64, classes: int = 3) -> nn.Module:
     return make_network(find_backbone(name, "none"), classes, "none", size)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_training_step_and_a_prediction_go_through(name):
+@pytest.mark.parametrize("name", SMALL_BACKBONES)
+def test_a_training_step_and_a_prediction_succeed(name):
     network, images = build(name), torch.rand(4, 3, 64, 64)
     loss = nn.functional.cross_entropy(network.train()(images), torch.tensor([0, 1, 2, 0]))
     loss.backward()
@@ -32,25 +32,24 @@ def test_a_training_step_and_a_prediction_go_through(name):
         assert network.eval()(images).shape == (4, 3)
 
 
-def test_timm_wins_a_name_that_both_have_and_a_prefix_asks_for_the_other():
+def test_timm_has_priority_and_a_prefix_selects_torchvision():
     assert find_backbone("resnet50").library == "timm"
     assert find_backbone("torchvision:resnet50").library == "torchvision"
     assert find_backbone("mobilenet_v3_small").library == "torchvision"
 
 
-def test_a_name_without_weights_of_its_own_resolves_to_its_kin_and_says_so():
+def test_a_name_without_pretrained_weights_resolves_to_the_same_architecture_with_weights():
     backbone = find_backbone("efficientnet_b7", "pretrained")
     assert (backbone.name, backbone.tag) == ("tf_efficientnet_b7", "ns_jft_in1k")
-    assert "efficientnet_b7 has no pretrained weights of its own" in describe_weights_choice(
-        "efficientnet_b7", backbone, "pretrained"
-    )
+    line = describe_weights_choice("efficientnet_b7", backbone, "pretrained")
+    assert line == "efficientnet_b7 has no pretrained weights; using tf_efficientnet_b7.ns_jft_in1k (same architecture)"
     assert find_backbone("efficientnet_b7", "none").name == "efficientnet_b7"
 
 
-def test_a_plain_name_with_several_tags_says_which_is_used():
+def test_the_selected_tag_of_a_plain_name_is_described():
     backbone = find_backbone("resnet50")
     assert backbone.tag == "a1_in1k"
-    assert "sets of pretrained weights: a1_in1k is used" in describe_weights_choice("resnet50", backbone, "pretrained")
+    assert "sets of pretrained weights; using a1_in1k" in describe_weights_choice("resnet50", backbone, "pretrained")
     assert describe_weights_choice("resnet50.a1_in1k", backbone, "pretrained") is None
     assert describe_weights_choice("resnet50", backbone, "none") is None
 
@@ -66,14 +65,14 @@ def test_a_plain_name_with_several_tags_says_which_is_used():
         ("densenet121", "xrv:densenet121-res224-all", "xrv:densenet121-res224-all"),
     ],
 )
-def test_first_weights_are_called_by_their_own_name(name, weights, expected):
+def test_initial_weights_are_described_by_their_name(name, weights, expected):
     backbone = find_backbone(name, weights)
     described = describe_backbone(backbone, weights, torch.nn.Linear(2, 2))
     assert described["weights"] == expected
     assert described["tag"] == (backbone.tag if weights == "pretrained" else None)
 
 
-def test_a_weights_file_is_called_by_its_name_and_has_its_checksum(tmp_path):
+def test_a_weights_file_is_described_by_its_name_and_checksum(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"abc")
     backbone = find_backbone("mobilenetv2_100", "none")
     described = describe_backbone(backbone, str(tmp_path / "w.safetensors"), torch.nn.Linear(2, 2))
@@ -87,28 +86,28 @@ def test_normalization_follows_the_weights_of_both_libraries():
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"),
+    ("name", "fix"),
     [
         ("efficientnet_b77", "Did you mean 'efficientnet_b7'?"),
         ("timm:mobilenet_v3_small", "Did you mean 'mobilenetv3_small_100'?"),
-        ("keras:resnet50", "Write timm:NAME or torchvision:NAME"),
+        ("keras:resnet50", "Pass timm:NAME or torchvision:NAME"),
         ("resnet50.nonsense", "Choose from a1_in1k"),
         ("fastcxr:baseline_cn", "Did you mean 'baseline_cnn'?"),
     ],
 )
-def test_an_unknown_name_is_refused_with_a_suggestion(name, remedy):
+def test_an_unknown_name_is_rejected_with_a_suggestion(name, fix):
     with pytest.raises(RecipeError) as caught:
         find_backbone(name)
-    assert remedy in str(caught.value)
+    assert fix in str(caught.value)
 
 
-def test_a_network_without_any_weights_is_refused_with_the_ways_out():
+def test_a_backbone_without_pretrained_weights_raises_an_error_with_the_fix():
     with pytest.raises(WeightsError, match=r"--weights FILE or --weights none"):
         find_backbone("cspresnet50d", "pretrained")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "torchvision:mobilenet_v3_small"])
-def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypatch, tmp_path):
+def test_an_unreachable_host_raises_an_error(name, monkeypatch, tmp_path):
     def no_address(*arguments):
         raise socket.gaierror("no address")
 
@@ -124,6 +123,6 @@ def test_an_unreachable_hub_is_an_error_and_never_a_random_start(name, monkeypat
     assert caught.value.exit_code == 69
 
 
-def test_a_size_that_a_network_cannot_take_is_refused_with_the_way_out():
+def test_an_unsupported_image_size_raises_an_error_with_the_fix():
     with pytest.raises(RecipeError, match="--image-size 224"):
         make_network(find_backbone("torchvision:vit_b_16", "none"), 3, "none", 64)

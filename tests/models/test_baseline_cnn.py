@@ -1,4 +1,4 @@
-"""The small network takes gray squares of any size, has no weights to fetch, and learns."""
+"""BaselineCNN accepts any image size, has no pretrained weights, and can be trained, saved and loaded."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,17 @@ RECIPE = Recipe(
 
 
 @pytest.mark.parametrize("size", [16, 64, 131])
-def test_any_size_fits(size):
+def test_any_image_size_is_accepted(size):
     assert BaselineCNN(3)(torch.rand(2, 1, size, size)).shape == (2, 3)
 
 
-def test_it_has_no_pretrained_weights_and_says_so():
-    with pytest.raises(WeightsError, match="has no pretrained weights. Give --weights none"):
+def test_requesting_pretrained_weights_raises_an_error():
+    with pytest.raises(WeightsError, match="has no pretrained weights. Pass --weights none"):
         find_backbone("fastcxr:baseline_cnn")
     assert find_backbone("baseline_cnn", "none").library == "fastcxr"
 
 
-def test_it_learns_and_predicts_the_same_after_a_journey_through_the_disk(toy_manifest, tmp_path):
+def test_training_reduces_the_loss_and_a_loaded_model_predicts_the_same(toy_manifest, tmp_path):
     learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
     history = train(learner, RECIPE).history
     assert history["train_loss"].iloc[-1] < 0.75 * history["train_loss"].iloc[0]

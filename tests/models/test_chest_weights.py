@@ -1,4 +1,4 @@
-"""Weights of other makers fill our networks so that both give the same numbers, whatever their layout calls them."""
+"""CheXNet and torchxrayvision weights have the same outputs in fastcxr's networks as in the original ones."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.inference.predict import predict
-from fastcxr.models import weights as chest_weights
+from fastcxr.models import weights as weights_module
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.models.heads import HeadConfig
@@ -27,8 +27,8 @@ from fastcxr.training.loaders import make_loaders
 NIH = "xrv:densenet121-res224-nih"
 
 
-def stir(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Random numbers in every tensor, batch norm's statistics included, so that no two could be exchanged unseen."""
+def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill all tensors with random values, batch norm statistics included, to detect tensors that are swapped."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if "running_var" in name or ("norm" in name and name.endswith("weight")):
@@ -41,7 +41,7 @@ def stir(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class CheXNet(nn.Module):
-    """The original: torchvision's DenseNet121 with fourteen sigmoids in place of its classifier."""
+    """The original network: torchvision's DenseNet121 with a classifier of 14 sigmoids."""
 
     def __init__(self):
         super().__init__()
@@ -54,12 +54,12 @@ class CheXNet(nn.Module):
 
 @pytest.fixture(scope="module")
 def original() -> CheXNet:
-    return stir(CheXNet())
+    return randomize(CheXNet())
 
 
 @pytest.fixture(scope="module")
 def checkpoint(original, tmp_path_factory):
-    """A file as the public one: old names, two wrappers, torch's old format, and no batch counters."""
+    """Write a file like the public one: old key names and torch format, DataParallel prefix, no num_batches_tracked."""
     state = {
         "module." + re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
         for key, value in original.state_dict().items()
@@ -75,51 +75,51 @@ def checkpoint(original, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["densenet121", "torchvision:densenet121"])
 @torch.inference_mode()
-def test_chexnet_gives_its_own_numbers_in_our_networks(original, checkpoint, name, caplog):
+def test_chexnet_weights_have_the_same_outputs_in_timm_and_torchvision_networks(original, checkpoint, name, caplog):
     caplog.set_level("INFO", "fastcxr")
     network = make_network(find_backbone(name, checkpoint), 14, checkpoint, 64).eval()
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(network(images).sigmoid(), original(images), atol=1e-5, rtol=1e-4)
-    assert "these weights are in CheXNet's layout" in caplog.text
+    assert "the weights have CheXNet's key names" in caplog.text
 
 
 @pytest.mark.parametrize("head", [HeadConfig(), HeadConfig(hidden=(14,)), HeadConfig(dropout=0.5)])
-def test_chexnets_body_takes_a_head_of_our_own(original, checkpoint, head):
+def test_chexnet_weights_fill_the_backbone_under_another_head(original, checkpoint, head):
     network = make_network(find_backbone("densenet121", checkpoint), 3, checkpoint, 64, head)
-    state, theirs = network.state_dict(), original.densenet121.state_dict()
-    body = [key for key in state if key.startswith("features.") and "num_batches" not in key]
-    assert all(torch.equal(state[key], theirs[key]) for key in body)
+    state, original_state = network.state_dict(), original.densenet121.state_dict()
+    backbone_keys = [key for key in state if key.startswith("features.") and "num_batches" not in key]
+    assert all(torch.equal(state[key], original_state[key]) for key in backbone_keys)
     torch.testing.assert_close(network.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 3))
 
 
-def test_chexnet_in_another_network_is_an_error_that_lists_the_keys(checkpoint):
+def test_chexnet_weights_in_another_network_raise_an_error_that_lists_the_keys(checkpoint):
     with pytest.raises(WeightsError) as caught:
         make_network(find_backbone("densenet169", checkpoint), 3, checkpoint, 64)
-    assert "lacks features.denseblock3.denselayer25.norm1.weight" in str(caught.value)
-    assert "Name the backbone that these weights were saved from" in str(caught.value)
+    assert "missing keys: features.denseblock3.denselayer25.norm1.weight" in str(caught.value)
+    assert "Pass the backbone that these weights were saved from" in str(caught.value)
 
 
-def test_a_chexnet_file_that_lacks_a_layer_is_an_error(checkpoint, tmp_path):
+def test_a_chexnet_file_without_a_layer_raises_an_error(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["state_dict"]["module.densenet121.features.norm0.weight"]
     torch.save(content, tmp_path / "short.pth")
-    with pytest.raises(WeightsError, match="lacks features.norm0.weight"):
+    with pytest.raises(WeightsError, match="missing keys: features.norm0.weight"):
         make_network(find_backbone("densenet121", "none"), 3, str(tmp_path / "short.pth"), 64)
 
 
-def test_names_with_such_dots_in_other_networks_stay_as_they_are():
+def test_similar_key_names_of_other_networks_are_not_renamed():
     state = {"features.1.conv.1.weight": torch.zeros(1)}  # torchvision's mobilenet_v2
-    assert chest_weights.rename_chexnet_keys(state) == state
+    assert weights_module.rename_chexnet_keys(state) == state
 
 
-def stand_in(name: str) -> nn.Module:
-    """torchxrayvision's networks, made again: torchvision's, with one channel and thresholds of 18 findings."""
+def make_xrv_network(name: str) -> nn.Module:
+    """Return a network like those of torchxrayvision: from torchvision, with one input channel and 18 findings."""
     network = torchvision.models.get_model(name.partition("-")[0], weights=None, num_classes=18)
     if name.startswith("densenet"):
         network.features.conv0 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     else:
         network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    return stir(network)
+    return randomize(network)
 
 
 class Wrapped(nn.Module):
@@ -129,14 +129,14 @@ class Wrapped(nn.Module):
 
 
 @pytest.fixture
-def stand_ins(monkeypatch):
-    """A torchxrayvision of stand-ins; the networks that it gave out, by name."""
-    given = {}
+def xrv_networks(monkeypatch):
+    """Replace torchxrayvision by a fake; return the networks that it loaded, by name."""
+    loaded = {}
 
     def get_model(name):
         print("Downloading weights...")
-        given[name] = stand_in(name)
-        model = Wrapped(given[name]) if name.startswith("resnet") else given[name]
+        loaded[name] = make_xrv_network(name)
+        model = Wrapped(loaded[name]) if name.startswith("resnet") else loaded[name]
         model.register_buffer("op_threshs", torch.zeros(18))
         return model
 
@@ -146,35 +146,35 @@ def stand_ins(monkeypatch):
     package = types.ModuleType("torchxrayvision")
     package.models = models
     monkeypatch.setitem(sys.modules, "torchxrayvision", package)
-    return given
+    return loaded
 
 
 @pytest.mark.parametrize("name", ["densenet121-res224-nih", "densenet121-res224-mimic_ch", "resnet50-res512-all"])
 @torch.inference_mode()
-def test_its_networks_made_again_give_the_same_numbers_in_ours(stand_ins, name, capsys):
+def test_xrv_weights_have_the_same_outputs_as_the_original_network(xrv_networks, name, capsys):
     weights = f"xrv:{name}"
     network = make_network(find_backbone(name.partition("-")[0], weights), 18, weights, 64).eval()
     images = torch.rand(2, 1, 64, 64) * 2048 - 1024
-    torch.testing.assert_close(network(images), stand_ins[name](images), atol=1e-2, rtol=1e-4)
+    torch.testing.assert_close(network(images), xrv_networks[name](images), atol=1e-2, rtol=1e-4)
     assert capsys.readouterr().out == ""
 
 
-def test_its_pixels_are_one_channel_from_minus_to_plus_1024_in_training_and_use(stand_ins, toy_manifest, tmp_path):
+def test_the_input_of_xrv_weights_is_one_channel_from_minus_to_plus_1024(xrv_networks, toy_manifest, tmp_path):
     recipe = Recipe("densenet121", weights=NIH, image_size=64, batch_size=6, strategy="gradual", precision="fp32")
     loaders = make_loaders(toy_manifest, recipe)
     images, _ = loaders.valid.one_batch()
     file = toy_manifest.loc[toy_manifest["split"] == "valid", "file"].iloc[0]
-    square = fit_square(read_image(file), 64)
+    image = fit_square(read_image(file), 64)
     assert images.shape[1:] == (1, 64, 64)
-    np.testing.assert_allclose(images[0, 0].numpy(), (2 * square.astype(np.float64) / 255 - 1) * 1024, atol=0.1)
+    np.testing.assert_allclose(images[0, 0].numpy(), (2 * image.astype(np.float64) / 255 - 1) * 1024, atol=0.1)
 
     learner = make_learner(loaders, recipe)
     nn.init.normal_(learner.model.classifier.weight, std=0.01)
     save_model(tmp_path, learner, recipe, {})
-    facts = json.loads((tmp_path / "model.json").read_text())
-    assert facts["input_spec"] == {"image_size": 64, "mean": [0.5], "std": [1 / 2048]}
-    assert facts["backbone"]["weights"] == NIH
-    assert facts["backbone"]["weights_sha256"] is None
+    model_json = json.loads((tmp_path / "model.json").read_text())
+    assert model_json["input_spec"] == {"image_size": 64, "mean": [0.5], "std": [1 / 2048]}
+    assert model_json["backbone"]["weights"] == NIH
+    assert model_json["backbone"]["weights_sha256"] is None
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
     np.testing.assert_array_equal(before, after)
     assert np.ptp(before) > 0.01
@@ -182,27 +182,29 @@ def test_its_pixels_are_one_channel_from_minus_to_plus_1024_in_training_and_use(
 
 @pytest.mark.needs("torchxrayvision")
 @torch.inference_mode()
-def test_the_real_torchxrayvision_gives_the_same_numbers(monkeypatch, tmp_path):
+def test_the_real_torchxrayvision_has_the_same_outputs(monkeypatch, tmp_path):
     xrv = importlib.import_module("torchxrayvision")
-    theirs = stir(xrv.models.DenseNet(num_classes=18))
-    torch.save(theirs, tmp_path / "nih.pt")  # its files are whole networks
+    original = randomize(xrv.models.DenseNet(num_classes=18))
+    torch.save(original, tmp_path / "nih.pt")  # its files are pickled networks
     monkeypatch.setattr(xrv.models, "get_weights", lambda *a, **k: str(tmp_path / "nih.pt"))
     backbone = find_backbone("densenet121", NIH)
     network = make_network(backbone, 18, NIH, 224).eval()
     gray = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224)).astype(np.uint8)
-    ours = network((torch.from_numpy(gray) / 255 - backbone.mean[0]) / backbone.std[0])
-    torch.testing.assert_close(ours, theirs(torch.from_numpy(xrv.utils.normalize(gray, 255))), atol=1e-2, rtol=1e-4)
+    outputs = network((torch.from_numpy(gray) / 255 - backbone.mean[0]) / backbone.std[0])
+    torch.testing.assert_close(
+        outputs, original(torch.from_numpy(xrv.utils.normalize(gray, 255))), atol=1e-2, rtol=1e-4
+    )
 
 
 @pytest.mark.needs("torchxrayvision")
-def test_the_names_are_those_of_torchxrayvision():
+def test_the_weights_names_agree_with_torchxrayvision():
     models = importlib.import_module("torchxrayvision").models
-    chest = {name for name in models.model_urls if "-res" in name}
-    assert set(XRV_WEIGHTS) == chest
+    xrv_names = {name for name in models.model_urls if "-res" in name}
+    assert set(XRV_WEIGHTS) == xrv_names
     assert all(models.model_urls[name]["input_resolution"] == size for name, (_, size) in XRV_WEIGHTS.items())
 
 
-def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch):
+def test_without_torchxrayvision_the_error_has_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchxrayvision", None)
     with pytest.raises(WeightsError) as caught:
         make_network(find_backbone("densenet121", NIH), 3, NIH, 64)
@@ -211,31 +213,31 @@ def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch):
     assert caught.value.exit_code == 69
 
 
-def test_a_download_that_fails_says_where_the_file_belongs(stand_ins, monkeypatch):
+def test_the_error_of_a_failed_download_has_the_url_and_the_folder(xrv_networks, monkeypatch):
     def fail(name):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(sys.modules["torchxrayvision"].models, "get_model", fail)
-    with pytest.raises(WeightsError, match="Fetch https://x into ~/.torchxrayvision") as caught:
+    with pytest.raises(WeightsError, match="Download https://x into ~/.torchxrayvision") as caught:
         make_network(find_backbone("densenet121", NIH), 3, NIH, 64)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights", "remedy"),
+    ("backbone", "weights", "fix"),
     [
         ("densenet121", "xrv:densenet121-res224-nhi", "Did you mean 'xrv:densenet121-res224-nih'?"),
         ("densenet121", "xrv:", "Choose from xrv:densenet121-res224-all"),
-        ("resnet18", NIH, "Name densenet121 as the backbone"),
-        ("torchvision:densenet121", NIH, "Name densenet121 as the backbone"),
+        ("resnet18", NIH, "Pass densenet121 as the backbone"),
+        ("torchvision:densenet121", NIH, "Pass densenet121 as the backbone"),
     ],
 )
-def test_weights_of_another_name_or_network_are_refused(backbone, weights, remedy):
+def test_unknown_weights_and_weights_of_another_backbone_are_rejected(backbone, weights, fix):
     with pytest.raises(RecipeError) as caught:
         find_backbone(backbone, weights)
-    assert remedy in str(caught.value)
+    assert fix in str(caught.value)
 
 
-def test_each_name_says_its_network_and_size():
+def test_a_weights_name_has_a_backbone_and_an_image_size():
     assert find_xrv_weights(NIH) == ("densenet121", 224)
     assert find_xrv_weights("xrv:resnet50-res512-all") == ("resnet50", 512)

@@ -1,4 +1,4 @@
-"""A head as it was described, in place of the network's own, even at its start and rebuilt from its description."""
+"""Heads from a HeadConfig replace the original head and give all classes the same initial probability."""
 
 import pytest
 import torch
@@ -19,38 +19,38 @@ from fastcxr.models.heads import (
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
-PLAN = HeadConfig(hidden=(32, 16), dropout=0.25)
-# a linear head in both libraries, one behind a pooling of its own, one that is a convolution, two at once
-KINDS = [
+HIDDEN_HEAD = HeadConfig(hidden=(32, 16), dropout=0.25)
+# linear heads in all libraries, one with pooling and norm, one convolution, two heads (distilled)
+BACKBONES = [
     "mobilenetv2_035", "convnext_atto", "deit_tiny_distilled_patch16_224", "fastcxr:baseline_cnn",
     "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:resnet18",
 ]  # fmt: skip
 
 
-def build(name: str, head: HeadConfig = LINEAR_HEAD, size: int = 64) -> nn.Module:
-    return make_network(find_backbone(name, "none"), 3, "none", size, head)
+def build(name: str, head: HeadConfig = LINEAR_HEAD) -> nn.Module:
+    return make_network(find_backbone(name, "none"), 3, "none", 64, head)
 
 
-def see(network: nn.Module, name: str, size: int = 64) -> torch.Tensor:
-    return network(torch.rand(4, len(find_backbone(name, "none").mean), size, size))
+def run(network: nn.Module, name: str) -> torch.Tensor:
+    return network(torch.rand(4, len(find_backbone(name, "none").mean), 64, 64))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_described_head_trains_and_predicts_and_starts_even(name):
-    network = build(name, PLAN)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_head_with_hidden_layers_has_equal_initial_probabilities_and_gradients(name):
+    network = build(name, HIDDEN_HEAD)
     with torch.no_grad():
-        torch.testing.assert_close(see(network.eval(), name).softmax(dim=1), torch.full((4, 3), 1 / 3))
+        torch.testing.assert_close(run(network.eval(), name).softmax(dim=1), torch.full((4, 3), 1 / 3))
     heads = [module for module in network.modules() if isinstance(module, Head)]
     assert all([type(m) for m in head][1::3] == [nn.ReLU, nn.ReLU] for head in heads)
     assert all(isinstance(head[i], nn.Dropout) and head[i].p == 0.25 for head in heads for i in (2, 5))
     nn.init.normal_(heads[0][-1].weight)
-    out = see(network.train(), name)
-    out = out[0] if isinstance(out, tuple) else out  # distilled networks train two heads
-    out.sum().backward()
+    logits = run(network.train(), name)
+    logits = logits[0] if isinstance(logits, tuple) else logits  # distilled networks train two heads
+    logits.sum().backward()
     assert all(parameter.grad is not None for parameter in heads[0].parameters())
 
 
-def test_hidden_layers_start_at_random_and_from_the_seed(toy_manifest):
+def test_hidden_layers_have_random_weights_from_the_seed(toy_manifest):
     recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, head_hidden=(32,), dropout=0.1)
     loaders = make_loaders(toy_manifest, recipe)
     first, same, other = (find_head(make_learner(loaders, recipe.replace(seed=s)).model)[0].weight for s in (1, 1, 2))
@@ -59,31 +59,31 @@ def test_hidden_layers_start_at_random_and_from_the_seed(toy_manifest):
     assert not torch.equal(first, other)
 
 
-def test_dropout_without_hidden_layers_stands_before_the_classes():
+def test_dropout_without_hidden_layers_precedes_the_linear_layer():
     head = find_head(build("mobilenetv2_035", HeadConfig(dropout=0.5)))
     assert [type(module) for module in head] == [nn.Dropout, nn.Linear]
 
 
-def test_without_a_description_the_head_is_the_one_linear_layer():
+def test_the_default_head_is_one_linear_layer():
     assert type(find_head(build("mobilenetv2_035"))) is nn.Linear
     assert type(find_head(build("torchvision:resnet18"))) is nn.Linear
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small"])
-def test_a_new_head_gives_every_class_the_same_probability(name):
+def test_a_linear_head_has_equal_initial_probabilities(name):
     probability = build(name).eval()(torch.rand(8, 3, 64, 64)).softmax(dim=1)
     torch.testing.assert_close(probability, torch.full((8, 3), 1 / 3))
 
 
-def test_head_keys_name_the_head_in_the_state_dict():
+def test_head_parameters_and_modules_are_found_by_name():
     assert find_head_parameters(build("mobilenetv2_035")) == {"classifier.weight", "classifier.bias"}
     keys = {f"classifier.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
     assert find_head_parameters(build("mobilenetv2_035", HeadConfig(hidden=(8,)))) == keys
     assert find_head_modules(build("deit_tiny_distilled_patch16_224")) == ["head", "head_dist"]
 
 
-def test_a_head_that_cannot_be_replaced_is_refused_with_the_way_out():
-    class Odd(nn.Module):
+def test_a_head_that_cannot_be_replaced_raises_an_error_with_the_fix():
+    class IdentityHead(nn.Module):
         def __init__(self):
             super().__init__()
             self.last = nn.Identity()
@@ -91,5 +91,5 @@ def test_a_head_that_cannot_be_replaced_is_refused_with_the_way_out():
         def get_classifier(self):
             return self.last
 
-    with pytest.raises(RecipeError, match="Leave --head-hidden and --dropout out"):
-        replace_head(Odd(), 3, PLAN)
+    with pytest.raises(RecipeError, match="Remove --head-hidden and --dropout"):
+        replace_head(IdentityHead(), 3, HIDDEN_HEAD, torch.zeros(1, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""A head on features of several depths: of maps, tokens and plain networks, whole after a failure and in a copy."""
+"""MultiScaleHead: features of convolutional and transformer stages, standardization, copies and saved weights."""
 
 from copy import deepcopy
 
@@ -22,9 +22,9 @@ from fastcxr.models.heads import (
 from fastcxr.models.weights import load_weights
 from fastcxr.training.feature_bank import output_head_features
 
-DEPTHS = HeadConfig(multi_scale=True)
-# stages and features: maps with channels second, last (two), tokens, none that timm tells of, and several maps at once
-KINDS = {
+MULTI_SCALE = HeadConfig(multi_scale=True)
+# image size, stages, features; channels second, channels last (two), tokens, no stages in timm, several maps per stage
+BACKBONES = {
     "mobilenetv2_035": (64, 5, 8 + 8 + 16 + 32 + 112 + 1280),
     "resnet18": (64, 5, 64 + 64 + 128 + 256 + 512 + 512),
     "mambaout_femto": (64, 4, 48 + 96 + 192 + 288 + 1152),
@@ -36,12 +36,12 @@ KINDS = {
 }
 
 
-def build(name: str, head: HeadConfig = DEPTHS, size: int = 64) -> nn.Module:
+def build(name: str, head: HeadConfig = MULTI_SCALE, size: int = 64) -> nn.Module:
     torch.manual_seed(0)
     return make_network(find_backbone(name, "none"), 3, "none", size, head)
 
 
-def see(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def compute_features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), output_head_features(find_head(network)):
         return network.eval()(images)
 
@@ -53,22 +53,22 @@ def mobilenet() -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_networks_of_every_kind_give_features_of_all_their_depths(name):
-    size, depths, features = KINDS[name]
+@pytest.mark.parametrize("name", BACKBONES)
+def test_all_stages_of_each_architecture_are_used(name):
+    size, n_stages, n_features = BACKBONES[name]
     network = build(name, size=size)
     head = find_head(network)
-    assert isinstance(head, MultiScaleHead) and len(head.channels) == depths
-    assert see(network, torch.rand(2, 3, size, size)).shape == (2, features)
+    assert isinstance(head, MultiScaleHead) and len(head.channels) == n_stages
+    assert compute_features(network, torch.rand(2, 3, size, size)).shape == (2, n_features)
     images = torch.rand(2, 3, size, size)
     torch.testing.assert_close(network(images).detach(), torch.zeros(2, 3))
     nn.init.normal_(head.linear.weight)
     network(images).sum().backward()
-    assert head.linear.weight.grad.shape == (3, features)
-    assert next(network.parameters()).grad is not None, "the body can be fine-tuned through it"
+    assert head.linear.weight.grad.shape == (3, n_features)
+    assert next(network.parameters()).grad is not None, "the backbone has no gradient"
 
 
-def test_features_are_the_means_of_the_stages_and_then_what_the_old_head_saw(mobilenet):
+def test_features_are_the_pooled_stages_and_the_input_of_the_original_head(mobilenet):
     images, maps = torch.rand(2, 3, 64, 64), {}
     hooks = [
         mobilenet.get_submodule(stage["module"]).register_forward_hook(
@@ -76,7 +76,7 @@ def test_features_are_the_means_of_the_stages_and_then_what_the_old_head_saw(mob
         )
         for stage in mobilenet.feature_info
     ]
-    found = see(mobilenet, images)
+    found = compute_features(mobilenet, images)
     for hook in hooks:
         hook.remove()
     with torch.no_grad():
@@ -85,9 +85,9 @@ def test_features_are_the_means_of_the_stages_and_then_what_the_old_head_saw(mob
     torch.testing.assert_close(found, torch.cat([*expected, last], dim=1))
 
 
-def test_every_feature_is_standardised_before_the_layer(mobilenet):
+def test_features_are_standardized_before_the_linear_layer(mobilenet):
     network, images = deepcopy(mobilenet), torch.rand(2, 3, 64, 64)
-    head, features = find_head(network), see(network, images)
+    head, features = find_head(network), compute_features(network, images)
     head.mean.copy_(torch.rand_like(head.mean))
     head.std.copy_(torch.rand_like(head.mean) + 0.5)
     expected = ((features - head.mean) / head.std) @ head.linear.weight.T + head.linear.bias
@@ -95,36 +95,40 @@ def test_every_feature_is_standardised_before_the_layer(mobilenet):
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels", "last", "places"),
+    ("shape", "n_channels", "channels_last", "positions"),
     [
         ((2, 5, 3, 4), 5, False, (2, 3)),
         ((2, 3, 4, 5), 5, True, (1, 2)),
         ((2, 3, 4, 5), 5, False, (1, 2)),
         ((2, 5, 5, 5), 5, False, (2, 3)),
-        ((2, 5, 5, 5), 5, True, (1, 2)),  # as high as it has channels: swin_tiny at 384 px
+        ((2, 5, 5, 5), 5, True, (1, 2)),  # height equals channels: swin_tiny at 384 px
         ((2, 7, 5), 5, False, (1,)),
     ],
 )
-def test_a_map_is_averaged_over_its_places_wherever_its_channels_stand(shape, channels, last, places):
+def test_feature_maps_are_averaged_over_positions_in_each_layout(shape, n_channels, channels_last, positions):
     maps = torch.rand(shape)
-    torch.testing.assert_close(pool_features(maps, channels, last), maps.mean(dim=places))
+    torch.testing.assert_close(pool_features(maps, n_channels, channels_last), maps.mean(dim=positions))
 
 
-def test_a_network_that_tells_its_channels_are_last_is_believed():
+def test_channels_last_is_read_from_the_network():
     assert find_head(build("mambaout_femto")).channels_last
     assert not find_head(build("mobilenetv2_035")).channels_last
 
 
-def test_building_it_leaves_the_network_as_it_was():
+def test_making_a_multi_scale_head_does_not_change_the_backbone():
     plain, network = build("mobilenetv2_035", HeadConfig()), build("mobilenetv2_035")
     state = network.state_dict()
-    body = [name for name in plain.state_dict() if "classifier" not in name]
-    assert all(torch.equal(plain.state_dict()[name], state[name]) for name in body), "batch norm statistics included"
+    backbone = [name for name in plain.state_dict() if "classifier" not in name]
+    assert all(torch.equal(plain.state_dict()[name], state[name]) for name in backbone), (
+        "batch norm statistics included"
+    )
     assert all(module.training for module in network.modules())
-    assert max(len(module._forward_hooks) for module in network.modules()) == 1, "those of the trial are gone"
+    assert max(len(module._forward_hooks) for module in network.modules()) == 1, (
+        "hooks of the trial forward pass remain"
+    )
 
 
-def test_a_copy_is_a_network_of_its_own(mobilenet):
+def test_a_deep_copy_shares_nothing_with_the_original(mobilenet):
     copy, images = deepcopy(mobilenet), torch.rand(2, 3, 64, 64)
     expected = mobilenet.eval()(images)
     nn.init.zeros_(find_head(mobilenet).linear.bias)
@@ -135,7 +139,7 @@ def test_a_copy_is_a_network_of_its_own(mobilenet):
     torch.testing.assert_close(mobilenet(images), expected)
 
 
-def test_a_batch_that_failed_in_the_middle_leaves_nothing_behind(mobilenet):
+def test_features_of_a_failed_batch_are_not_used(mobilenet):
     images = torch.rand(2, 3, 64, 64)
     expected = mobilenet.eval()(images)
 
@@ -150,7 +154,7 @@ def test_a_batch_that_failed_in_the_middle_leaves_nothing_behind(mobilenet):
     torch.testing.assert_close(mobilenet(images), expected)
 
 
-def test_the_body_alone_may_be_asked_again_and_again(mobilenet):
+def test_repeated_forward_features_do_not_accumulate(mobilenet):
     images = torch.rand(2, 3, 64, 64)
     expected = mobilenet.eval()(images)
     for _ in range(3):
@@ -159,22 +163,22 @@ def test_the_body_alone_may_be_asked_again_and_again(mobilenet):
     torch.testing.assert_close(mobilenet(images), expected)
 
 
-def test_its_entries_in_the_state_dict_are_all_the_heads_own(mobilenet):
+def test_the_state_keys_of_the_head_include_its_buffers(mobilenet):
     assert find_head_modules(mobilenet) == ["classifier"]
     names = {f"classifier.{name}" for name in ("mean", "std", "linear.weight", "linear.bias")}
     assert find_head_state_keys(mobilenet) == names
 
 
-@pytest.mark.parametrize("plan", [HeadConfig(), HeadConfig(hidden=(8,)), DEPTHS])
-def test_weights_that_were_saved_with_it_fill_the_body_under_any_head(mobilenet, tmp_path, plan):
+@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig(hidden=(8,)), MULTI_SCALE])
+def test_weights_saved_with_a_multi_scale_head_fill_the_backbone_under_any_head(mobilenet, tmp_path, head):
     torch.save(mobilenet.state_dict(), tmp_path / "saved.pth")
-    network = make_network(find_backbone("mobilenetv2_035", "none"), 4, "none", 64, plan)
+    network = make_network(find_backbone("mobilenetv2_035", "none"), 4, "none", 64, head)
     load_weights(network, tmp_path / "saved.pth")
     assert torch.equal(network.conv_stem.weight, mobilenet.conv_stem.weight)
     torch.testing.assert_close(network.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 4))
 
 
-def test_weights_that_were_saved_with_a_linear_head_fill_the_body_under_it(tmp_path):
+def test_weights_saved_with_a_linear_head_fill_the_backbone_under_a_multi_scale_head(tmp_path):
     saved = build("mobilenetv2_035", HeadConfig())
     torch.save(saved.state_dict(), tmp_path / "saved.pth")
     network = build("mobilenetv2_035")
@@ -184,20 +188,20 @@ def test_weights_that_were_saved_with_a_linear_head_fill_the_body_under_it(tmp_p
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
-@pytest.mark.parametrize("wish", [{"head_hidden": (32,)}, {"dropout": 0.1}])
-def test_hidden_layers_and_dropout_cannot_be_fitted(strategy, wish):
-    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Leave --head-hidden and --dropout out"):
-        head_config(Recipe(strategy=strategy, **wish))
+@pytest.mark.parametrize("options", [{"head_hidden": (32,)}, {"dropout": 0.1}])
+def test_hidden_layers_and_dropout_are_rejected_by_strategies_that_fit_the_head(strategy, options):
+    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Remove --head-hidden and --dropout"):
+        head_config(Recipe(strategy=strategy, **options))
 
 
-def test_a_head_is_fitted_where_the_strategy_says_so_and_the_body_has_learned_something():
-    assert head_config(Recipe(strategy="linear_probe", weights="none")) == DEPTHS
-    assert head_config(Recipe(strategy="lp_ft")) == DEPTHS
+def test_the_head_depends_on_the_strategy_and_the_weights():
+    assert head_config(Recipe(strategy="linear_probe", weights="none")) == MULTI_SCALE
+    assert head_config(Recipe(strategy="lp_ft")) == MULTI_SCALE
     assert head_config(Recipe(strategy="lp_ft", weights="none", head_hidden=(8,))) == HeadConfig(hidden=(8,))
     assert not uses_feature_bank(Recipe(strategy="gradual"))
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "torchvision:squeezenet1_1"])
-def test_heads_beside_which_features_do_not_fit_are_refused_with_the_way_out(name):
-    with pytest.raises(RecipeError, match="Give --strategy gradual"):
+def test_backbones_without_exactly_one_linear_head_raise_an_error_with_the_fix(name):
+    with pytest.raises(RecipeError, match="Pass --strategy gradual"):
         build(name)

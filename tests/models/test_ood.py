@@ -1,4 +1,4 @@
-"""A picture unlike the training images is given no class, on every road; a gate is read as it was written."""
+"""Out-of-distribution images get no class in all inference engines; the OOD detector is saved and validated."""
 
 import json
 
@@ -25,7 +25,7 @@ PROBE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, e
 COLUMNS = ["ood_score", "in_distribution"]
 
 
-def learn(manifest, recipe):
+def train_learner(manifest, recipe):
     learner = make_learner(make_loaders(manifest, recipe), recipe)
     train(learner, recipe, Progress())
     return learner
@@ -33,14 +33,14 @@ def learn(manifest, recipe):
 
 @pytest.fixture(scope="module")
 def learner(many_toys):
-    return learn(many_toys, PROBE)
+    return train_learner(many_toys, PROBE)
 
 
 @pytest.fixture(scope="module")
 def folder(learner, tmp_path_factory):
-    place = tmp_path_factory.mktemp("model")
-    save_model(place, learner, PROBE, {"precision": "fp32"})
-    return place
+    model_folder = tmp_path_factory.mktemp("model")
+    save_model(model_folder, learner, PROBE, {"precision": "fp32"})
+    return model_folder
 
 
 @pytest.fixture
@@ -51,113 +51,107 @@ def copy(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def strangers(tmp_path_factory):
+def ood_images(tmp_path_factory):
     """Noise, a gradient and a checkerboard."""
-    place = tmp_path_factory.mktemp("strangers")
-    squares = np.indices((64, 64)).sum(axis=0) // 8 % 2 * 255
-    draw = np.random.default_rng(0)
-    for name, picture in {
-        "noise": draw.integers(0, 256, (64, 64)),
+    image_folder = tmp_path_factory.mktemp("ood_images")
+    for name, pixels in {
+        "noise": np.random.default_rng(0).integers(0, 256, (64, 64)),
         "gradient": np.tile(np.arange(64) * 4, (64, 1)),
-        "board": squares,
+        "checkerboard": np.indices((64, 64)).sum(axis=0) // 8 % 2 * 255,
     }.items():
-        Image.fromarray(picture.astype(np.uint8)).save(place / f"{name}.png")
-    return read_unlabelled([place])
+        Image.fromarray(pixels.astype(np.uint8)).save(image_folder / f"{name}.png")
+    return read_unlabelled([image_folder])
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])
-def test_a_picture_of_something_else_is_given_no_class(many_toys, strangers, strategy):
-    model = learn(many_toys, PROBE.replace(strategy=strategy))
-    table = predict(model, strangers, splits=None).table
+def test_out_of_distribution_images_get_no_class(many_toys, ood_images, strategy):
+    model = train_learner(many_toys, PROBE.replace(strategy=strategy))
+    table = predict(model, ood_images, splits=None).table
     assert table["predicted"].tolist() == ["", "", ""]
     assert table["in_distribution"].tolist() == ["no", "no", "no"]
     assert (table["ood_score"] > 1).all()
 
 
-def test_held_out_pictures_of_the_same_kind_are_given_one(learner, many_toys):
+def test_test_images_of_the_same_distribution_get_a_class(learner, many_toys):
     table = predict(learner, many_toys, splits=("test",)).table
     assert (table["predicted"] != "").mean() > 0.9
     assert (table["in_distribution"] == "yes").tolist() == (table["predicted"] != "").tolist()
 
 
-def test_the_probabilities_of_a_stranger_stay_so_that_figures_can_be_measured(learner, strangers):
-    np.testing.assert_allclose(predict(learner, strangers, splits=None).probability.sum(axis=1), 1)
+def test_out_of_distribution_images_keep_their_probabilities(learner, ood_images):
+    np.testing.assert_allclose(predict(learner, ood_images, splits=None).probability.sum(axis=1), 1)
 
 
-def test_no_threshold_is_reached_by_a_stranger_and_its_answer_is_uncertain(learner, strangers):
+def test_out_of_distribution_images_exceed_no_threshold_and_are_uncertain(learner, ood_images):
     decisions = {"thresholds": {label: {"threshold": 0.0} for label in ("clear", "haze", "opacity")}}
-    table = apply_thresholds(predict(learner, strangers, splits=None), decisions).table
+    table = apply_thresholds(predict(learner, ood_images, splits=None), decisions).table
     assert table["above_threshold"].tolist() == ["", "", ""]
     assert table["uncertain"].tolist() == ["yes", "yes", "yes"]
 
 
-def test_a_file_that_cannot_be_read_is_neither_like_nor_unlike(learner, strangers, tmp_path):
+def test_an_unreadable_file_has_no_ood_score(learner, ood_images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    both = pd.concat([strangers, read_unlabelled([tmp_path / "bad.png"])], ignore_index=True)
+    both = pd.concat([ood_images, read_unlabelled([tmp_path / "bad.png"])], ignore_index=True)
     table = predict(learner, both, splits=None).table
     assert table["in_distribution"].tolist() == ["no", "no", "no", ""]
     assert np.isnan(table["ood_score"].iloc[3])
 
 
-def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys, monkeypatch):
-    files, ask, asked = many_toys["file"].tolist(), module.read_bank_features, []
-    whole = learner.fastcxr.ood_detector.compute_scores(
-        ask(learner, files, learner.fastcxr.ood_detector.stage_channels)
-    )
+def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
+    files, detector = many_toys["file"].tolist(), learner.fastcxr.ood_detector
+    read, chunks = module.read_bank_features, []
+    expected = detector.compute_scores(read(learner, files, detector.stage_channels))
     monkeypatch.setattr(module, "BANK_CHUNK_ROWS", 50)
     monkeypatch.setattr(
-        module, "read_bank_features", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
+        module,
+        "read_bank_features",
+        lambda learner, chunk, stages: chunks.append(chunk) or read(learner, chunk, stages),
     )
     found = predict(learner, many_toys, splits=None).table["ood_score"]
-    np.testing.assert_allclose(found, whole, rtol=1e-9)
-    assert [len(few) for few in asked] == [50, 50, 20] and sum(asked, []) == files
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert [len(chunk) for chunk in chunks] == [50, 50, 20] and sum(chunks, []) == files
 
 
-def test_features_of_a_bank_are_a_copy_of_what_was_asked_for_and_no_more(learner, many_toys):
-    few, bank, width = (
-        many_toys["file"].tolist()[3:6],
-        learner.fastcxr.fitted_probe.bank,
-        sum(learner.fastcxr.ood_detector.stage_channels.values()),
-    )
-    found = module.read_bank_features(learner, few, learner.fastcxr.ood_detector.stage_channels)
-    np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(few)][:, :width])
-    assert found.base is None or found.base.size == 3 * width
+def test_cached_features_of_some_files_are_a_copy_without_the_others(learner, many_toys):
+    files, bank = many_toys["file"].tolist()[3:6], learner.fastcxr.fitted_probe.bank
+    stage_channels = learner.fastcxr.ood_detector.stage_channels
+    found, n_features = module.read_bank_features(learner, files, stage_channels), sum(stage_channels.values())
+    np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(files)][:, :n_features])
+    assert found.base is None or found.base.size == 3 * n_features
     assert not np.shares_memory(found, bank.features)
 
 
-def test_a_reloaded_gate_measures_what_the_trained_one_did(learner, folder, many_toys):
+def test_a_loaded_ood_detector_has_the_same_scores(learner, folder, many_toys):
     before, after = (predict(model, many_toys, splits=None).table for model in (learner, load_model(folder)))
     np.testing.assert_allclose(after["ood_score"], before["ood_score"], rtol=1e-4)
     assert after["in_distribution"].tolist() == before["in_distribution"].tolist()
 
 
 @pytest.mark.needs("openvino")
-def test_the_compiled_graph_measures_what_the_network_does(learner, many_toys):
+def test_openvino_has_the_same_scores_as_pytorch(learner, many_toys):
     classifier = extract_classifier(learner)
     eager = predict(classifier, many_toys, splits=None)
-    graph = predict(to_openvino(classifier), many_toys, splits=None)
-    np.testing.assert_allclose(graph.table["ood_score"], eager.table["ood_score"], rtol=1e-2)
-    np.testing.assert_allclose(graph.probability, eager.probability, atol=1e-4)
+    compiled = predict(to_openvino(classifier), many_toys, splits=None)
+    np.testing.assert_allclose(compiled.table["ood_score"], eager.table["ood_score"], rtol=1e-2)
+    np.testing.assert_allclose(compiled.probability, eager.probability, atol=1e-4)
 
 
-def test_models_of_earlier_versions_have_no_gate_and_say_nothing_of_likeness(copy, strangers):
-    facts = json.loads((copy / "model.json").read_text())
-    del facts["ood"]
-    (copy / "model.json").write_text(json.dumps(facts))
-    table = predict(load_model(copy), strangers, splits=None).table
+def test_a_model_without_an_ood_detector_has_no_ood_columns(copy, ood_images):
+    model_json = json.loads((copy / "model.json").read_text())
+    del model_json["ood"]
+    (copy / "model.json").write_text(json.dumps(model_json))
+    table = predict(load_model(copy), ood_images, splits=None).table
     assert load_model(copy).ood_detector is None
     assert not set(COLUMNS) & set(table.columns) and (table["predicted"] != "").all()
 
 
-def test_a_gate_that_was_left_behind_is_missed(copy):
+def test_a_missing_ood_detector_file_raises_an_error(copy):
     (copy / "ood.safetensors").unlink()
-    with pytest.raises(
-        InputMissingError, match="missing, but model.json lists an OOD detector. Copy the whole run folder"
-    ):
+    with pytest.raises(InputMissingError, match="OOD detector of model.json is missing. Copy the whole run folder"):
         load_model(copy)
 
 
-def test_one_changed_bit_in_the_gate_is_refused(copy):
+def test_one_changed_bit_in_the_ood_detector_is_detected(copy):
     content = bytearray((copy / "ood.safetensors").read_bytes())
     content[-10] ^= 1
     (copy / "ood.safetensors").write_bytes(content)
@@ -176,20 +170,22 @@ def test_one_changed_bit_in_the_gate_is_refused(copy):
         {"sha256": None},
     ],
 )
-def test_facts_that_do_not_fit_the_gate_are_refused(copy, change):
-    facts = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps(facts | {"ood": facts["ood"] | change}))
-    with pytest.raises(ModelError, match=r"invalid OOD detector|this is no model\.json"):
+def test_invalid_values_of_the_ood_detector_are_rejected(copy, change):
+    model_json = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(model_json | {"ood": model_json["ood"] | change}))
+    with pytest.raises(ModelError, match=r"invalid OOD detector|not a model\.json"):
         load_model(copy)
 
 
-def test_a_gate_of_another_network_is_refused(copy):
-    facts = json.loads((copy / "model.json").read_text())
-    depths = {f"other.{name}": channels for name, channels in facts["ood"]["stage_channels"].items()}
-    (copy / "model.json").write_text(json.dumps(facts | {"ood": facts["ood"] | {"stage_channels": depths}}))
-    with pytest.raises(ModelError, match="its OOD detector reads other stages"):
+def test_an_ood_detector_of_another_network_is_rejected(copy):
+    model_json = json.loads((copy / "model.json").read_text())
+    stage_channels = {f"other.{name}": channels for name, channels in model_json["ood"]["stage_channels"].items()}
+    (copy / "model.json").write_text(
+        json.dumps(model_json | {"ood": model_json["ood"] | {"stage_channels": stage_channels}})
+    )
+    with pytest.raises(ModelError, match="the OOD detector uses stages that the network does not have"):
         load_model(copy)
 
 
-def test_a_gate_is_small(folder):
+def test_the_ood_detector_file_is_small(folder):
     assert (folder / "ood.safetensors").stat().st_size < 1_000_000

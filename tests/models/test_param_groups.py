@@ -1,4 +1,4 @@
-"""Three to five groups hold every parameter once, from stem to head, whatever the head."""
+"""Three to five layer groups contain each parameter once, in the order from stem to head."""
 
 from types import SimpleNamespace
 
@@ -25,66 +25,66 @@ def build(name: str, head: HeadConfig = LINEAR_HEAD) -> nn.Module:
     return make_network(find_backbone(name, "none"), 3, "none", 224, head)
 
 
-def check(network: nn.Module) -> None:
+def check_groups(network: nn.Module) -> None:
     groups = layer_groups(network)
     assert 3 <= len(groups) <= 5
-    numbers = [id(parameter) for group in groups for parameter in group]
-    assert sorted(numbers) == sorted(map(id, network.parameters()))
+    ids = [id(parameter) for group in groups for parameter in group]
+    assert sorted(ids) == sorted(map(id, network.parameters()))
     assert {id(parameter) for parameter in groups[-1]} == {
         id(parameter) for parameter in find_head(network).parameters()
     }
-    assert max(len(group) for group in groups[:-1]) < 0.6 * len(numbers), "rates must reach inside the body"
+    assert max(len(group) for group in groups[:-1]) < 0.6 * len(ids), "one group contains most of the backbone"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_three_to_five_groups_hold_every_parameter_once_and_end_in_the_head(name):
-    check(build(name))
+def test_three_to_five_groups_contain_each_parameter_once_and_the_last_is_the_head(name):
+    check_groups(build(name))
 
 
 @pytest.mark.parametrize("name", ["resnet34", "densenet121", "vit_tiny_patch16_224", "torchvision:mobilenet_v3_small"])
 def test_a_head_of_several_layers_is_one_group(name):
     network = build(name, HeadConfig(hidden=(32, 16), dropout=0.1))
-    check(network)
+    check_groups(network)
     assert len(layer_groups(network)[-1]) == 6
 
 
-def test_the_baseline_has_a_group_for_either_convolution_and_one_for_the_head():
+def test_the_baseline_cnn_has_one_group_for_each_convolution_and_one_for_the_head():
     network = build("fastcxr:baseline_cnn", HeadConfig(hidden=(16,)))
     assert [len(group) for group in layer_groups(network)] == [2, 2, 4]
     shapes = [{tuple(parameter.shape) for parameter in group} for group in layer_groups(network)]
     assert (32, 1, 5, 5) in shapes[0] and (64, 32, 5, 5) in shapes[1] and (16, 1024) in shapes[2]
 
 
-def training_after(network: nn.Module, learning: tuple[str, ...]) -> dict[str, bool]:
-    """Which modules are in training mode if the parameters below the names `learning` learn and no others."""
+def find_training_modes(network: nn.Module, trained: tuple[str, ...]) -> dict[str, bool]:
+    """Return whether each module is in training mode if only parameters with the prefixes `trained` are trained."""
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(learning))
+        parameter.requires_grad_(name.startswith(trained))
     callback = FrozenModulesEval()
     callback.learn = SimpleNamespace(model=network.train())
     callback.before_train()
     return {name: module.training for name, module in network.named_modules()}
 
 
-def test_dropout_and_stochastic_depth_are_off_in_frozen_layers_and_on_in_learning_ones():
+def test_dropout_and_stochastic_depth_are_off_only_in_frozen_layers():
     sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 12, "depth": 3, "num_heads": 2, "num_classes": 3}
     network = VisionTransformer(**sizes, drop_rate=0.1, pos_drop_rate=0.1, drop_path_rate=0.2, proj_drop_rate=0.1)
-    modes = training_after(network, ("blocks.2", "norm", "head"))
+    modes = find_training_modes(network, ("blocks.2", "norm", "head"))
     frozen = ["patch_embed", "pos_drop", "blocks.1.drop_path1", "blocks.1.mlp.drop1", "blocks.1.attn.proj_drop"]
     assert not any(modes[name] for name in frozen)
     assert all(modes[name] for name in ["blocks.2.drop_path1", "blocks.2.mlp.drop1", "norm", "head_drop", "head"])
-    modes = training_after(network, ("head",))
+    modes = find_training_modes(network, ("head",))
     assert [name for name, is_training in modes.items() if is_training and name] == ["fc_norm", "head_drop", "head"]
 
 
 @pytest.mark.parametrize("name", ["torchvision:swin_t", "densenet121"])
-def test_a_frozen_body_computes_as_in_evaluation_while_the_dropout_of_its_head_is_on(name):
+def test_a_frozen_backbone_is_in_evaluation_mode_and_its_head_in_training_mode(name):
     network = build(name, HeadConfig(dropout=0.5))
     head = find_head(network)
-    learning = {id(parameter) for parameter in head.parameters()}
-    names = tuple(name for name, parameter in network.named_parameters() if id(parameter) in learning)
-    training_after(network, names)
-    inside = set(head.modules())
+    head_ids = {id(parameter) for parameter in head.parameters()}
+    names = tuple(name for name, parameter in network.named_parameters() if id(parameter) in head_ids)
+    find_training_modes(network, names)
+    head_modules = set(head.modules())
     with_effect = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, StochasticDepth, DropPath)
     found = [module for module in network.modules() if isinstance(module, with_effect) and getattr(module, "p", 1)]
-    assert [module.training for module in found] == [module in inside for module in found]
-    assert any(module in inside for module in found)
+    assert [module.training for module in found] == [module in head_modules for module in found]
+    assert any(module in head_modules for module in found)

@@ -1,4 +1,4 @@
-"""The list of backbones says what the libraries say, and its stored counts are those of the networks."""
+"""The list of backbones agrees with the libraries, and stored parameter counts with the networks."""
 
 import pytest
 
@@ -9,11 +9,11 @@ from fastcxr.models.registry import count_parameters, list_backbones
 @pytest.mark.parametrize(
     ("name", "library"), [("resnet18", "timm"), ("vit_tiny_patch16_224", "timm"), ("mobilenet_v3_small", "torchvision")]
 )
-def test_stored_counts_are_those_of_the_networks(name, library):
+def test_stored_parameter_counts_agree_with_the_networks(name, library):
     assert registry._read_parameter_counts()[library, name] == count_parameters(name, library)
 
 
-def test_a_network_that_is_not_stored_is_counted(monkeypatch):
+def test_parameters_of_a_network_without_a_stored_count_are_counted(monkeypatch):
     monkeypatch.setattr(registry, "_read_parameter_counts", dict)
     (row,) = list_backbones("resnet1[8]")
     assert row == {
@@ -25,20 +25,19 @@ def test_a_network_that_is_not_stored_is_counted(monkeypatch):
     }
 
 
-def test_a_part_of_a_name_finds_both_libraries_and_prefixes_the_second():
+def test_a_part_of_a_name_matches_both_libraries_and_torchvision_names_get_a_prefix():
     names = [row["name"] for row in list_backbones("vgg16")]
     assert names[0] == "vgg16"
     assert {"torchvision:vgg16", "torchvision:vgg16_bn"} <= set(names)
 
 
-def test_networks_without_weights_are_marked():
-    rows = {row["name"]: row for row in list_backbones("efficientnet_b7")}
-    row = rows["efficientnet_b7"]
+def test_a_network_without_pretrained_weights_is_marked():
+    row = {row["name"]: row for row in list_backbones("efficientnet_b7")}["efficientnet_b7"]
     assert row["pretrained"] is False
     assert row["native_size"] == 600
 
 
-def test_our_own_network_is_listed_too():
+def test_the_baseline_cnn_is_listed():
     assert list(list_backbones("baseline")) == [
         {
             "name": "fastcxr:baseline_cnn",

@@ -1,4 +1,4 @@
-"""The state that make_loaders and make_learner set, and what is said of Learners and loaders without it."""
+"""State that make_loaders and make_learner set, and errors for Learners and loaders without it."""
 
 import pytest
 from fastai.data.core import DataLoaders
@@ -19,35 +19,33 @@ def learner(toy_manifest):
     return make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
 
 
-def test_a_learner_and_its_loaders_have_a_declared_state_and_no_other_attributes(learner):
+def test_a_learner_and_its_loaders_have_one_additional_attribute(learner):
     assert type(learner.fastcxr) is LearnerState and type(learner.dls.fastcxr) is LoadersState
     assert learner.fastcxr.precision == "fp32" and learner.fastcxr.backbone["name"] == NAME
     assert len(learner.dls.fastcxr.manifest) == len(learner.dls.fastcxr.image_cache.files)
     plain = Learner(
         DataLoaders(learner.dls.train, learner.dls.valid, device=learner.dls.device), learner.model, learner.loss_func
     )
-    ours = {"fastcxr"} | {callback.name for callback in learner.cbs}  # fastai itself sets those of callbacks
-    assert set(vars(learner)) - set(vars(plain)) <= ours
-    assert set(vars(learner.dls)) - set(vars(plain.dls)) <= ours
+    allowed = {"fastcxr"} | {callback.name for callback in learner.cbs}  # fastai sets an attribute for each callback
+    assert set(vars(learner)) - set(vars(plain)) <= allowed
+    assert set(vars(learner.dls)) - set(vars(plain.dls)) <= allowed
 
 
-def test_a_learner_of_ones_own_predicts_in_full_precision_and_is_not_trained_or_saved_as_ours(
-    learner, toy_manifest, tmp_path
-):
-    own = Learner(learner.dls, learner.model, learner.loss_func)
-    predictions = predict(own, toy_manifest, splits=None)
+def test_a_learner_without_state_predicts_in_float32_and_cannot_be_trained_or_saved(learner, toy_manifest, tmp_path):
+    stateless = Learner(learner.dls, learner.model, learner.loss_func)
+    predictions = predict(stateless, toy_manifest, splits=None)
     assert predictions.table.equals(predict(learner, toy_manifest, splits=None).table)
     with pytest.raises(ModelError, match="this Learner lacks the state that make_learner sets. Make it with make_lea"):
-        train(own, RECIPE)
+        train(stateless, RECIPE)
     with pytest.raises(ModelError, match="this Learner lacks the state"):
-        save_model(tmp_path, own, RECIPE, {})
+        save_model(tmp_path, stateless, RECIPE, {})
 
 
-def test_loaders_of_ones_own_are_told_what_they_lack(learner, toy_manifest):
+def test_loaders_without_state_raise_an_error_with_the_fix(learner, toy_manifest):
     table = toy_manifest[toy_manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
     loaders = make_datablock(table, RECIPE).dataloaders(table, bs=4)
-    own = Learner(loaders, learner.model, learner.loss_func)
+    stateless = Learner(loaders, learner.model, learner.loss_func)
     with pytest.raises(ModelError, match="these DataLoaders lack the state .* set loaders.fastcxr to a fastcxr.models"):
-        predict(own, toy_manifest)
+        predict(stateless, toy_manifest)
     loaders.fastcxr = learner.dls.fastcxr
-    assert len(predict(own, toy_manifest, splits=None).table) == len(toy_manifest)
+    assert len(predict(stateless, toy_manifest, splits=None).table) == len(toy_manifest)

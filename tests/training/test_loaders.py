@@ -116,7 +116,7 @@ def test_a_missing_split_says_what_to_do(toy_manifest, part):
 
 
 def test_a_device_that_is_not_here_is_refused():
-    with pytest.raises(RecipeError, match="Give --device auto, or cpu"):
+    with pytest.raises(RecipeError, match="Pass --device auto or --device cpu"):
         find_device("cuda:77")
 
 

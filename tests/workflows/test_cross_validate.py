@@ -280,7 +280,7 @@ def test_one_fold_is_told_to_be_no_folds():
 
 
 def test_the_folder_of_all_folds_has_no_model_and_says_where_one_is(pooled):
-    with pytest.raises(InputMissingError, match=r"holds 3 runs with a model each. Name one of them, as .*run/fold-1$"):
+    with pytest.raises(InputMissingError, match=r"3 subfolders are runs with a model. Pass one of them, .*run/fold-1$"):
         load_model(pooled[1])
 
 

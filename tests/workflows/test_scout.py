@@ -84,7 +84,7 @@ def test_a_candidate_that_cannot_be_ranked_costs_its_own_figures_alone(hindered)
     assert hindered[0].loc[0, "backbone"] == GOOD
     assert table["auroc"].notna().to_dict() == {GOOD: True, NONE: False, NO_HEAD: False, OTHER: False}
     assert table.loc[NONE, "note"] == "no pretrained weights here"
-    assert "head of this backbone is a Conv2d" in table.loc[NO_HEAD, "note"]
+    assert "this backbone has a Conv2d" in table.loc[NO_HEAD, "note"]
     assert "weights do not fit" in table.loc[OTHER, "note"] and table.loc[GOOD, "note"] == ""
     assert table["images_per_second"].notna().to_dict() == {GOOD: True, NONE: True, NO_HEAD: False, OTHER: True}
 
@@ -102,7 +102,7 @@ def test_a_table_with_gaps_is_written_and_shown(hindered, capsys):
     [
         (("mobilenetv2_035", "mobilenetv2_1000"), {}, RecipeError, "Did you mean 'mobilenetv2_100'"),
         (("mobilenetv2_035", "mobilenetv2_100.typo"), {}, RecipeError, "Choose from ra_in1k"),
-        (("mobilenetv2_035",), {"mobilenetv2_035": "gone.pth"}, InputMissingError, "no such weights file"),
+        (("mobilenetv2_035",), {"mobilenetv2_035": "gone.pth"}, InputMissingError, "weights file not found"),
     ],
 )
 def test_a_typo_is_an_error_before_anything_is_read(tmp_path, monkeypatch, names, weights, error, remedy):
@@ -113,7 +113,7 @@ def test_a_typo_is_an_error_before_anything_is_read(tmp_path, monkeypatch, names
 
 
 def test_a_device_that_is_not_here_is_an_error_and_no_note_in_every_row(tmp_path):
-    with pytest.raises(RecipeError, match="Give --device auto"):
+    with pytest.raises(RecipeError, match="Pass --device auto"):
         scout(Recipe(strategy="linear_probe", device="cuda:99"), ("mobilenetv2_035",), {}, tmp_path / "out")
 
 
