@@ -77,7 +77,8 @@ def _add_split_columns(manifest: pd.DataFrame) -> pd.DataFrame:
     """Return the manifest with both split columns; a table made by the user needs only labels and patients."""
     missing = [name for name in ("source", "path", "label", "patient") if name not in manifest]
     if missing or manifest["patient"].isna().any():
-        problem = f"a manifest without {format_names(map(repr, missing))}" if missing else "images without a patient"
+        names = format_names(map(repr, missing))
+        problem = f"the manifest has no column {names}" if missing else "some images have no patient"
         raise DataError(problem, "Create the manifest with read_manifest", code="E011")
     blank = pd.Series(index=manifest.index, dtype=TEXT_DTYPE)
     absent = {name: blank for name in ("split", "split_origin") if name not in manifest}
@@ -85,7 +86,7 @@ def _add_split_columns(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def _assign_unsplit_sources(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Assign images of sources without splits (merged with others that have some) to train, or their patient's split."""
+    """Assign images of sources without splits, merged with others that have some, to train or their patient's split."""
     is_blank = manifest["split"].isna()
     has_no_splits = is_blank.groupby(manifest["source"]).transform("all")
     has_no_splits |= is_blank & (manifest["split_origin"] == NO_SPLIT_ORIGIN)
@@ -109,7 +110,7 @@ def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFr
         problem = f"{is_blank.sum():,} of {len(manifest):,} images have no split, the others have one"
         raise DataError(problem, "Give every image a split, or none", code="E017")
     if unknown := sorted(set(manifest["split"]) - set(SPLITS)):
-        problem = f"unknown splits {format_names(map(repr, unknown))}"
+        problem = f"unknown split names {format_names(map(repr, unknown))}"
         raise DataError(problem, "Rename each to train, valid or test", code="E012")
     if not (manifest["split"] == "valid").any():
         manifest = split_off_valid(manifest, unit, seed)
