@@ -16,7 +16,8 @@ from fastcxr.io.tables import find_column, format_names, is_blank, suggest_name
 SCHEMA = ("source", "path", "label", "patient", "patient_origin", "split", "split_origin", "file", "bit_depth")
 DEMOGRAPHICS = ("sex", "age", "view")  # under any of the names in fastcxr.data.demographics
 PRIVATE_NAME_PATTERNS = {  # matched against the column name in lower case, letters and digits only
-    "free text": r"notes?$|^notes?|comment|remark|report|text(?!ure)|narrative|impression|history|description",
+    "free text": r"notes?$|^notes?|comment|remark|report|text(?!ure)|"  # codespell:ignore ure
+    r"narrative|impression|history|description",
     "a name": r"(?<!model)(?<!scanner)(?<!device)name|physician|doctor|radiologist|operator",
     "a birth date": r"birth|dob$|^dob",
     "an address": r"address|street|phone|mail$|^mail|email|postcode|zipcode",
