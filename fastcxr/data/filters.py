@@ -21,14 +21,8 @@ def filter_tables(
 ) -> list[pd.DataFrame]:
     """Return each table with renamed labels and only the selected rows.
 
-    Args:
-        tables: one table for each dataset.
-        relabel: "theirs=ours", all renamed at once.
-        classes: labels to keep; all if empty.
-        filter: "column=value,value"; a source without any value in the column keeps all of its rows.
-
-    Raises:
-        RecipeError: a label, column or value does not exist (E022).
+    `relabel`: "theirs=ours". `classes`: labels to keep, all if empty. `filter`: "column=value,value"; a source without
+    any value in the column keeps all rows. Raises RecipeError (E022) for an unknown label, column or value.
     """
     for step, options in ((rename_labels, relabel), (keep_classes, classes), (keep_matching_rows, filter)):
         tables = step(tables, options) if options else tables

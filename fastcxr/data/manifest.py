@@ -19,7 +19,6 @@ from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
     concat_tables,
-    describe_inputs,
     disambiguate_sources,
     make_unique_names,
     scope_patient_ids,
@@ -110,7 +109,9 @@ def read_manifest(
             log.warning(prefix + NO_PATIENTS_WARNING + _suggest_regex(part["path"], dataset.layout))
     if len(datasets) > 1:
         rows = scope_patient_ids(rows)
-        log.info("merged: %s; searching for duplicates", describe_inputs(rows))
+        counts = rows[INPUT_INDEX].value_counts(sort=False)
+        inputs_text = ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())
+        log.info("merged: %s; searching for duplicates", inputs_text)
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
         rows = disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
         if unused := sorted(set(names) - set(rows[INPUT_INDEX])):

@@ -13,7 +13,6 @@ import pandas as pd
 
 from fastcxr.data.duplicates import are_counters
 from fastcxr.data.patients import OWN_PATIENT_PREFIX, PATIENT_NAME_PATTERNS, match_known_names, match_names
-from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
 log = logging.getLogger("fastcxr")
@@ -103,9 +102,3 @@ def has_global_id(rows: pd.DataFrame) -> pd.Series:
     """Return whether each row has a patient identifier that denotes the same person in every source."""
     # a patient column may repeat the patient part of the file name of a known collection
     return rows["patient_origin"].isin(GLOBAL_ORIGINS) | (rows["patient"] == match_known_names(rows["path"]))
-
-
-def describe_inputs(rows: pd.DataFrame) -> str:
-    """Return `coronahack 4,522 images, cohen 130 images`."""
-    counts = rows[INPUT_INDEX].value_counts(sort=False)
-    return ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())

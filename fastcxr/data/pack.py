@@ -51,15 +51,8 @@ def pack_dataset(
 ) -> Path:
     """Write every image of the manifest, in its order, with all columns, and return the path of the file.
 
-    Args:
-        manifest: table as returned by read_manifest.
-        output: path that ends in .h5 or .hdf5.
-        size: side of padded squares [pixels]; without it, each image keeps its size.
-        skip_bad: leave out unreadable images.
-        progress: display of the progress.
-
-    Raises:
-        BadImagesError: images are unreadable and `skip_bad` is false, or no image is readable; no file is written.
+    `size`: side of padded squares [pixels]; without it, each image keeps its size. Raises BadImagesError, and writes no
+    file, if images are unreadable, unless `skip_bad` is true and other images are readable.
     """
     path, h5py = Path(output), import_h5py()
     if path.suffix.casefold() not in HDF5_SUFFIXES:
@@ -164,7 +157,9 @@ def _write_table_datasets(h5_file: "h5py.File", rows: pd.DataFrame) -> None:
     classes = sorted(rows["label"].unique())
     h5_file["labels"] = rows["label"].map(classes.index).to_numpy("int64")
     with ThreadPoolExecutor(count_cpus()) as pool:
-        checksums = list(pool.map(_compute_checksum, rows["file"]))
+        checksums = list(
+            pool.map(lambda f: read_packed_checksum(f) if parse_reference(f) else compute_sha256(f), rows["file"])
+        )
     columns = {"names": rows["path"], "patients": rows["patient"], "sources": rows["source"], "splits": rows["split"]}
     for name, cells in {**columns, "classes": classes, "sha256": checksums}.items():
         _write_text_dataset(h5_file, name, cells)
@@ -172,10 +167,6 @@ def _write_table_datasets(h5_file: "h5py.File", rows: pd.DataFrame) -> None:
     for name in rows.columns:
         if name not in STANDARD_COLUMNS and "/" not in name:  # a slash would create an HDF5 group
             _write_text_dataset(extra_columns, name, rows[name])
-
-
-def _compute_checksum(file: str) -> str:
-    return read_packed_checksum(file) if parse_reference(file) else compute_sha256(file)
 
 
 def _write_text_dataset(group: "h5py.Group", name: str, cells: Iterable[str | float | None]) -> None:

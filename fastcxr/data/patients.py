@@ -140,31 +140,22 @@ def _read_dicom_patients(rows: pd.DataFrame, tag: str | None) -> pd.Series:
 
 
 def _read_dicom_tag(file: str, tag: str) -> str | None:
-    if not _is_dicom(file):
+    try:
+        with open_file(file) as handle:
+            if not may_be_dicom(file, handle.read(HEAD_BYTES)):
+                return None
+    except (ImageError, OSError):  # reported when the image is read
         return None
     from fastcxr.data.imaging.dicom import read_tag  # importing pydicom is slow, and most datasets have no DICOM files
 
     return read_tag(file, tag)
 
 
-def _is_dicom(file: str) -> bool:
-    try:
-        with open_file(file) as handle:
-            return may_be_dicom(file, handle.read(HEAD_BYTES))
-    except (ImageError, OSError):  # reported when the image is read
-        return False
-
-
 def join_patients(paths: pd.Series, table: str | Path, files: pd.Series | None = None) -> pd.Series:
     """Return the patient of each image by full path or, if unique, by file name, then by name without suffix.
 
-    Args:
-        paths: paths below the data folder.
-        table: CSV with a file name and a patient in each row.
-        files: absolute paths of the images, for a table that lists absolute paths.
-
-    Raises:
-        DataError: the table gives one file two patients (E016), or matches none of the images (E032).
+    `files`: absolute paths, for a table that lists such paths. Raises DataError if the table gives a file two patients
+    (E016), or matches no image (E032).
     """
     table = Path(table)
     patient_table = _read_patient_table(table)
@@ -182,7 +173,11 @@ def join_patients(paths: pd.Series, table: str | Path, files: pd.Series | None =
         problem = f"no file name matches an image (the table has {example}, the images are {paths.iloc[0]!r})"
         fix = "Pass a table of the same files with the columns filename and patient"
         raise DataError(problem, fix, path=table, code="E032")
-    _warn_ambiguous(patients, paths, patient_table, table)
+    get_name = MATCH_KEYS[2]
+    unused_names = set(patient_table["name"].map(get_name)) - set(paths[patients.notna()].map(get_name))
+    if (is_ambiguous := patients.isna() & paths.map(get_name).isin(unused_names)).any():
+        text = "%s has file names that several images share; these get no patient: %s. Use full paths in the table"
+        log.warning(text, table.name, format_names(paths[is_ambiguous]))
     log.info("%s images have their patient from %s", f"{patients.notna().sum():,}", table.name)
     return patients
 
@@ -225,14 +220,6 @@ def _find_unambiguous_patients(patient_table: pd.DataFrame, make_key: Callable[[
     """Return the patient of each name, without the names of several patients."""
     groups = patient_table["patient"].groupby(patient_table["name"].map(make_key))
     return groups.first()[groups.nunique() == 1]
-
-
-def _warn_ambiguous(patients: pd.Series, paths: pd.Series, patient_table: pd.DataFrame, table: Path) -> None:
-    make_key = MATCH_KEYS[2]
-    unused_names = set(patient_table["name"].map(make_key)) - set(paths[patients.notna()].map(make_key))
-    if (is_ambiguous := patients.isna() & paths.map(make_key).isin(unused_names)).any():
-        text = "%s has file names that several images share; these get no patient: %s. Use full paths in the table"
-        log.warning(text, table.name, format_names(paths[is_ambiguous]))
 
 
 def pseudonymize(identifier: str, salt: bytes) -> str:

@@ -42,10 +42,6 @@ def split_by_patient(
         seed: seed of the random assignment.
         earlier: manifest of an earlier run, whose patients keep their split.
         ignore_given_splits: draw new splits even if the data gives splits.
-
-    Raises:
-        DataError: the manifest or its splits are unusable.
-        RecipeError: `unit` is unknown.
     """
     if unit not in ("patient", "image"):
         problem = f"unknown split unit {unit!r}{suggest_name(unit, ('patient', 'image'))}"

@@ -4,11 +4,9 @@ The histogram of an image is the fraction of its pixels in each of 64 bins of th
 including black margins. The histogram of a class is the mean over its images, which have equal weights.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +17,7 @@ from fastcxr.data.imaging.read import read_image
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.io.cpus import count_cpus
-
-if TYPE_CHECKING:
-    from fastcxr.progress.base import Progress
+from fastcxr.progress.base import Progress
 
 N_BINS = 64
 MAX_CLASS_IMAGES = 200  # measured per class: more images do not visibly change the mean, but take minutes
@@ -31,14 +27,9 @@ HISTOGRAM_COLUMNS = ("label", "bin", "mean", "low", "high", "images")
 
 
 def measure_images(
-    manifest: pd.DataFrame, *, max_images: int = MAX_CLASS_IMAGES, progress: "Progress | None" = None
+    manifest: pd.DataFrame, *, max_images: int = MAX_CLASS_IMAGES, progress: Progress | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return gray-value histograms and file properties of a sample of each class.
-
-    Args:
-        manifest: table as returned by read_manifest, with bit depths.
-        max_images: images per class, sampled evenly over the patients in train.
-        progress: display of the progress.
+    """Return gray-value histograms and file properties of at most `max_images` of each class, preferably from train.
 
     Returns:
         Histograms, a row per class and bin: label, bin, mean, low, high (fractions of the pixels), images (measured).
@@ -48,31 +39,25 @@ def measure_images(
         ImageError: a sampled image is unreadable.
     """
     sample = sample_per_class(manifest, max_images)
-    measurements = _measure_files(sample["file"].tolist(), read_depths(sample) or [None] * len(sample), progress)
+    files, depths = sample["file"].tolist(), read_depths(sample) or [None] * len(sample)
+    measurements = []
+    with ThreadPoolExecutor(count_cpus()) as pool, (progress or Progress()).bar(len(files), "measuring images") as bar:
+        for measurement in pool.map(_measure_file, files, map(file_signature, files), depths):
+            measurements.append(measurement)
+            bar.advance()
     labels = sample["label"].to_numpy()
     histogram_rows = np.array([one["shares"] for one in measurements]).reshape(len(measurements), N_BINS)
     histograms = [_summarize_class(label, histogram_rows[labels == label]) for label in sorted(set(labels))]
-    files = pd.DataFrame({"label": labels} | {name: [one[name] for one in measurements] for name in FILE_COLUMNS})
-    files = files.groupby(["label", *FILE_COLUMNS], sort=True).size().rename("images").reset_index()
+    file_rows = pd.DataFrame({"label": labels} | {name: [one[name] for one in measurements] for name in FILE_COLUMNS})
+    file_counts = file_rows.groupby(["label", *FILE_COLUMNS], sort=True).size().rename("images").reset_index()
     empty = pd.DataFrame(columns=[*HISTOGRAM_COLUMNS])
-    return pd.concat(histograms, ignore_index=True) if histograms else empty, files
+    return pd.concat(histograms, ignore_index=True) if histograms else empty, file_counts
 
 
 def compute_histogram(image: np.ndarray) -> np.ndarray:
     """Return the fraction of the pixels of a uint8 image in each bin, shape (64,)."""
     counts = np.bincount(image.ravel() // (256 // N_BINS), minlength=N_BINS)
     return counts / counts.sum()
-
-
-def _measure_files(files: list[str], depths: Sequence[int | None], progress: "Progress | None") -> list[dict[str, Any]]:
-    progress_bar = progress.bar(len(files), "measuring images") if progress else nullcontext()
-    measurements = []
-    with ThreadPoolExecutor(count_cpus()) as pool, progress_bar as bar:
-        for measurement in pool.map(_measure_file, files, map(file_signature, files), depths):
-            measurements.append(measurement)
-            if bar:
-                bar.advance()
-    return measurements
 
 
 @lru_cache(maxsize=8192)  # all folds measure the same files; the signature changes with the file
