@@ -31,13 +31,14 @@ log = logging.getLogger("fastcxr")
 
 END_BYTES = 4096  # compared at both ends of a file before the whole file is read
 MAX_SAMPLED_NAMES = 20  # compared to decide whether file names are counters
-SPLIT_PRIORITY = ("test", "valid", "train")  # the duplicate in test is kept, so that test sets stay comparable
+SPLIT_PRIORITY = ("test", "valid", "train")  # of duplicates, that in test is kept: test sets stay comparable
 
 
 def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
-    """Return one row for each image: the duplicate in test, else in valid, else the first; its duplicates' patients.
+    """Return the rows with one of each set of exact duplicates: that in test, else valid, else train, else the first.
 
-    `inputs`: the dataset of each row, for messages. Raises DataError (E008) for duplicates with different labels.
+    The patients of duplicates become one. `inputs`: the dataset of each row, for messages. Raises DataError (E008) for
+    duplicates with different labels.
     """
     groups = group_exact_duplicates(rows["file"])
     _reject_label_conflicts(rows, inputs, groups)

@@ -2,7 +2,7 @@
 
 Order: the table's own column, a joined table, the user's pattern, a DICOM tag (as a salted hash), the file names of
 known collections. An image without an identifier is treated as a separate patient. Equal identifiers are one patient,
-wherever they were read: grouping too much costs few images, grouping too little causes leakage.
+wherever they were read: splitting a patient into two would cause leakage.
 """
 
 import hashlib

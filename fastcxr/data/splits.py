@@ -310,7 +310,7 @@ def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame,
 
 
 def _join_splits(earlier: pd.DataFrame, keys: pd.Series) -> pd.Series:
-    """Return the split of each key; several are joined into one invalid name, so that they are detected."""
+    """Return the split of each key; several are joined into one invalid name."""
     return earlier["split"].groupby(keys).agg(lambda splits: " and ".join(sorted(set(splits))))
 
 

@@ -51,8 +51,8 @@ def test_sources_with_one_name_are_numbered(tmp_path):
 
 
 def test_a_source_named_by_two_tables_is_numbered_only_if_paths_are_equal(tmp_path):
-    for number, place in enumerate("ab"):
-        folder = make_folders(tmp_path / place, 20 * number)
+    for number, source in enumerate("ab"):
+        folder = make_folders(tmp_path / source, 20 * number)
         (folder / "t.csv").write_text("path,label,source\ncovid/1.png,c,ward\ncovid/2.png,c,ward\nnormal/1.png,n,ward\n"
                                       "normal/2.png,n,ward\n")  # fmt: skip
     manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"])
@@ -60,8 +60,8 @@ def test_a_source_named_by_two_tables_is_numbered_only_if_paths_are_equal(tmp_pa
 
 
 def test_equal_identifiers_in_two_sources_are_different_patients(tmp_path, caplog):
-    for place, first in (("a", 0), ("b", 20)):
-        folder = make_folders(tmp_path / place, first)
+    for source, first in (("a", 0), ("b", 20)):
+        folder = make_folders(tmp_path / source, first)
         (folder / "t.csv").write_text("path,label,patient\ncovid/1.png,c,13\ncovid/2.png,c,14\nnormal/1.png,n,15\n")
     manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], filter=("label=c,n",))
     assert manifest["patient"].tolist() == ["t:13", "t:14", "t:15", "t-2:13", "t-2:14", "t-2:15"]
@@ -149,9 +149,9 @@ def test_files_of_one_size_with_different_ends_are_not_hashed(tmp_path, monkeypa
 
 def test_files_that_are_not_images_are_not_duplicates(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
-    for place in (one / "covid", one / "normal", two / "covid", two / "normal"):
-        (place / "empty.png").touch()
-        (place / "page.png").write_text("<html>not found</html>")
+    for source in (one / "covid", one / "normal", two / "covid", two / "normal"):
+        (source / "empty.png").touch()
+        (source / "page.png").write_text("<html>not found</html>")
     manifest = read_manifest([one, two])
     assert len(manifest) == 16
     assert manifest["patient"].is_unique
@@ -240,17 +240,17 @@ def test_a_resized_image_is_linked_even_if_its_name_is_a_counter(tmp_path):
 
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
 def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
-    for number, (place, label, patient) in enumerate(
-        (place, label, patient) for place in ("one", "two") for label in ("covid", "normal") for patient in range(5)
+    for number, (source, label, patient) in enumerate(
+        (source, label, patient) for source in ("one", "two") for label in ("covid", "normal") for patient in range(5)
     ):
-        write_image(tmp_path / place / label / f"p{patient}" / name, number)
+        write_image(tmp_path / source / label / f"p{patient}" / name, number)
     manifest = read_manifest([tmp_path / "one", tmp_path / "two"], patient_regex="^([^/]+/[^/]+)/")
     assert manifest["patient"].nunique() == len(manifest) == 20
 
 
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
 def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
-    one, two = (make_folders(tmp_path / place, first) for place, first in (("one", 0), ("two", 10)))
+    one, two = (make_folders(tmp_path / source, first) for source, first in (("one", 0), ("two", 10)))
     write_image(one / "covid" / name, 20)
     write_image(two / "covid" / name, 21)
     assert read_manifest([one, two])["patient"].is_unique
@@ -258,7 +258,7 @@ def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
 
 def test_files_with_one_name_are_decoded_only_once(tmp_path, monkeypatch):
     names = [f"scan_a{number}b.png" for number in range(6)]
-    one, two = (make_folders(tmp_path / place, first, names=names) for place, first in (("one", 0), ("two", 20)))
+    one, two = (make_folders(tmp_path / source, first, names=names) for source, first in (("one", 0), ("two", 20)))
     decoded, read = [], duplicates.read_with_remarks
     monkeypatch.setattr(duplicates, "read_with_remarks", lambda file: decoded.append(file) or read(file))
     read_manifest([one, two])

@@ -103,10 +103,10 @@ def test_a_packed_dataset_can_be_packed_and_merged_again(dataset, packed, tmp_pa
 def make_dicoms(root, **patients):
     """Two classes of DICOM files; `patients`: the patient identifier of each file name."""
     for number, (name, patient) in enumerate(patients.items()):
-        place = root / ("sick", "well")[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
+        folder = root / ("sick", "well")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
         image = make_reference(seed=sum(name.encode()))
-        save_dicom(place / f"{name}.dcm", make_dicom(image, PatientID=patient))
+        save_dicom(folder / f"{name}.dcm", make_dicom(image, PatientID=patient))
     return root
 
 

@@ -248,9 +248,9 @@ def test_an_earlier_split_that_cannot_be_reused_is_rejected_with_a_fix():
     text = catch_error(manifest, earlier=other_patients)
     assert "FCX-E018" in text
     assert "no patient in common. Choose a run on the same patients" in text
-    divided = catch_error(manifest, earlier=split_by_patient(manifest, unit="image"))
-    assert "patients were in several splits (such as x" in divided
-    assert "Pass --split image to keep the split of every image, or leave out" in divided
+    text = catch_error(manifest, earlier=split_by_patient(manifest, unit="image"))
+    assert "patients were in several splits (such as x" in text
+    assert "Pass --split image to keep the split of every image, or leave out" in text
     assert "no columns 'split'. Choose the manifest.csv" in catch_error(
         manifest, earlier=manifest.drop(columns="split")
     )

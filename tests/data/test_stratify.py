@@ -23,7 +23,7 @@ def test_patients_of_several_classes_are_a_separate_stratum():
     splits = assign_stratified(groups, {}, seed=1)
     for labels in (("x",), ("x", "y"), ("y",)):
         counts = Counter(splits[group] for group in groups if groups[group] == labels)
-        assert all(abs(counts[split] - share) <= 1 for split, share in zip(SPLITS, (70, 15, 15), strict=True))
+        assert all(abs(counts[split] - percent) <= 1 for split, percent in zip(SPLITS, (70, 15, 15), strict=True))
 
 
 def test_many_strata_of_one_patient_fill_every_split():
