@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reading, describing, filtering, merging and splitting of image datasets."""

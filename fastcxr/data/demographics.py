@@ -1,4 +1,4 @@
-"""Rows with DICOM files come in; the same with sex, age and view from their headers, for figures of groups, go out."""
+"""Read sex, age and view from DICOM headers and table cells, for metrics of subgroups."""
 
 import re
 from collections.abc import Iterable
@@ -10,85 +10,77 @@ from fastcxr.data.imaging.sniff import DICOM_SUFFIXES
 from fastcxr.io.tables import TEXT_DTYPE, is_blank, to_text
 
 DICOM_TAGS = {"sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
-MAX_AGE_YEARS = 90  # years: whoever is older counts as that old, for a high age points to a person
-# the usual names of each column, bare of case, spaces and underscores
+MAX_AGE_YEARS = 90  # higher ages are capped, because a very high age may identify a person
+# common names of each column, in lower case without spaces and underscores
 DEMOGRAPHIC_COLUMNS = {
     "source": ("source",),
     "sex": ("sex", "gender", "patientsex", "patientgender"),
     "age": ("age", "patientage", "ageyears", "ageinyears"),
     "view": ("view", "viewposition", "projection", "patientposition"),
 }
-SEX_VALUES = {
-    "f": "female",
-    "female": "female",
-    "w": "female",
-    "woman": "female",
-    "m": "male",
-    "male": "male",
-    "man": "male",
-}
+SEX_VALUES = {"f": "female", "female": "female", "w": "female", "woman": "female",
+              "m": "male", "male": "male", "man": "male"}  # fmt: skip
 BLANK_VALUES = {"", "nan", "<na>", "na", "n/a", "none", "null", "unknown", "u", "o", "-"}
 
 
 def add_dicom_demographics(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with columns sex, age and view; what a table says of an image goes before its header.
+    """Return the rows with columns sex, age and view; values of the table take precedence over DICOM headers.
 
-    Rows without a DICOM file that says any of it come back as they are.
+    Without such values in DICOM headers, the rows are returned unchanged.
     """
     files = rows.loc[rows["file"].map(_has_dicom_name), "file"]
     if files.empty:
         return rows
-    from fastcxr.data.imaging.dicom import read_tags  # pydicom takes its time, and most cohorts have no DICOM
+    from fastcxr.data.imaging.dicom import read_tags  # importing pydicom is slow, and most datasets have no DICOM files
 
-    headers = files.map(lambda file: read_tags(file, DICOM_TAGS.values()))
-    demographics = {name: to_text(headers.map(lambda values, tag=tag: values[tag])) for name, tag in DICOM_TAGS.items()}
-    demographics["age"] = to_text(demographics["age"].map(cap_age))
-    columns = {name: _fill_missing(rows, name, cells) for name, cells in demographics.items() if cells.notna().any()}
+    headers = [read_tags(file, DICOM_TAGS.values()) for file in files]
+    columns = {}
+    for name, tag in DICOM_TAGS.items():
+        values = [cap_age(header[tag]) if name == "age" else header[tag] for header in headers]
+        cells = to_text(pd.Series(values, index=files.index, dtype="object"))
+        if cells.notna().any():
+            given = rows[name] if name in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
+            columns[name] = to_text(given.where(~is_blank(given), cells.reindex(rows.index)))
     return rows.assign(**columns)
 
 
-def is_choice_of_traits(filters: Iterable[str]) -> bool:
-    """Return whether one of the choices "column=value,value" names sex, age or view."""
+def filters_demographics(filters: Iterable[str]) -> bool:
+    """Return whether one of the filters "column=value,value" uses sex, age or view."""
     return any(choice.partition("=")[0].strip() in DICOM_TAGS for choice in filters)
 
 
-def cap_age(cell: str) -> str | None:
-    """A DICOM age such as 093Y, at most OLDEST; None for what is none."""
+def cap_age(cell: str | None) -> str | None:
+    """Return a DICOM age such as 093Y, at most MAX_AGE_YEARS, or None for another value."""
     match = re.fullmatch(r"(\d{3})([DWMY])", str(cell).strip())
     if not match:
         return None
     return f"{MAX_AGE_YEARS:03d}Y" if match[2] == "Y" and int(match[1]) > MAX_AGE_YEARS else match[0]
 
 
-def _fill_missing(rows: pd.DataFrame, name: str, cells: pd.Series) -> pd.Series:
-    given = rows[name] if name in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
-    return to_text(given.where(~is_blank(given), cells.reindex(rows.index)))
-
-
 def _has_dicom_name(file: str) -> bool:
-    """By its name, as the files that have none of its own do: every other file would have to be opened."""
+    """Return whether the file name is usual for DICOM: checking the content would open every file."""
     suffix = Path(file).suffix.casefold()
     return suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
 
 
 def find_demographic_column(columns: Iterable[str], demographic: str) -> str | None:
-    """The first column that is called as this trait usually is."""
+    """Return the first column with a common name of this demographic, or None."""
     column_by_name = {re.sub(r"[^a-z]", "", column.casefold()): column for column in reversed(list(columns))}
     return next((column_by_name[name] for name in DEMOGRAPHIC_COLUMNS[demographic] if name in column_by_name), None)
 
 
 def has_value(cell: str | float | None) -> bool:
-    """Whether a cell says anything; a missing one stays missing when pandas makes text of a column."""
+    """Return whether a cell has a value; pandas keeps missing cells of a text column as NaN."""
     return isinstance(cell, str) and cell.strip().casefold() not in BLANK_VALUES
 
 
 def parse_sex(cell: str) -> str | None:
-    """female, male, or None for any other word."""
+    """Return female or male, or None for another value."""
     return SEX_VALUES.get(cell.strip().casefold())
 
 
 def parse_age(cell: str) -> float | None:
-    """An age in years: 58, 65.0, and as DICOM writes it 058Y, 007M, 012D; None for what is no age."""
+    """Return an age in years from 58, 65.0 or the DICOM forms 058Y, 007M and 012D, or None for another value."""
     match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?(y|m|w|d|years?)?", cell.strip().casefold())
     if not match:
         return None

@@ -1,9 +1,9 @@
-"""Images with their patients come in; each picture once, and the patients that copies prove to be one, go out.
+"""Find duplicate images: drop exact duplicates, and link the patients of images that occur under several names.
 
-A copy is a file with the same bytes. Files of one name in two sources with other bytes stay both, and count as one
-patient, so that they share a split, if the name is unique in each source and both show the same image. Collections
-crop and convert the images that they borrow, and keep the names: under a name that is no mere counter a crop counts as
-the same image.
+An exact duplicate is a file with the same bytes. Files with one name and different bytes in two sources are both kept,
+but count as one patient (and so share a split) if the name is unique in each source and both show the same image.
+Public collections crop and convert the images that they take from others, but keep the file names. Therefore a crop
+counts as the same image if the name is more than a counter.
 """
 
 import logging
@@ -29,46 +29,44 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
 log = logging.getLogger("fastcxr")
 
-END = 4096  # bytes at each end of a file that are compared first
-SAMPLED = 20  # names of which the files are compared
-SPLIT_PRIORITY = {
-    "test": 0,
-    "valid": 1,
-    "train": 2,
-}  # of copies in several splits the one in test stays: tests stay comparable
+END_BYTES = 4096  # compared at both ends of a file before the whole file is read
+MAX_SAMPLED_NAMES = 20  # compared to decide whether file names are counters
+SPLIT_PRIORITY = ("test", "valid", "train")  # of duplicates, that in test is kept: test sets stay comparable
 
 
 def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
-    """Each picture once: the copy in test, else in valid, else the first; its patient is that of all its copies.
+    """Return the rows with one of each set of exact duplicates: that in test, else valid, else train, else the first.
 
-    `homes` says which of the sources given each row is from. Raises DataError (E008) for copies under two labels.
+    The patients of duplicates become one. `inputs`: the dataset of each row, for messages. Raises DataError (E008) for
+    duplicates with different labels.
     """
     groups = group_exact_duplicates(rows["file"])
     _reject_label_conflicts(rows, inputs, groups)
     rows = union_patients(rows, groups)
-    priority = rows["split"].map(SPLIT_PRIORITY).fillna(len(SPLIT_PRIORITY))
-    kept = [min(group, key=lambda i: (priority[i], i)) for group in groups]
-    dropped = [i for group, first in zip(groups, kept, strict=True) for i in group if i != first]
-    _log_dropped_duplicates(inputs, groups, kept)
-    rows = rows.drop(index=dropped)
+    priority = rows["split"].map({split: i for i, split in enumerate(SPLIT_PRIORITY)}).fillna(len(SPLIT_PRIORITY))
+    dropped = {}  # the kept row of each dropped one
+    for group in groups:
+        kept = min(group, key=lambda i: (priority[i], i))
+        dropped |= {i: kept for i in group if i != kept}
+    _log_dropped_duplicates(inputs, dropped)
+    rows = rows.drop(index=list(dropped))
     is_single = (rows["patient_origin"] == "copy") & ~rows["patient"].duplicated(keep=False)
     return rows.assign(patient_origin=rows["patient_origin"].mask(is_single, "image"))
 
 
 def union_exact_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with one patient for all patients whose images are exact copies, so that no split separates copies."""
+    """Return the rows with one patient for all patients of exact duplicates, because these must share a split."""
     return union_patients(rows, group_exact_duplicates(rows["file"])) if "file" in rows else rows
 
 
 def group_exact_duplicates(files: pd.Series) -> list[list[int]]:
-    """The rows of each set of images with the same bytes; a row without a copy is in none.
+    """Return the rows of each set of images with the same bytes; files that are not images are ignored."""
+    return [group for group in _group_equal(hash_files(files)) if _is_image(files[group[0]])]
 
-    What is no image (an empty file, an error page that was saved in its place) is no copy of an image.
-    """
-    content = hash_files(files)
-    copied = content.duplicated(keep=False) & content.notna()
-    groups = files.index[copied].groupby(content[copied]).values()
-    return [list(group) for group in groups if _is_image(files[group[0]])]
+
+def _group_equal(values: pd.Series) -> list[list[int]]:
+    """Return the rows of each value that several rows share."""
+    return [list(rows) for rows in values.groupby(values).groups.values() if len(rows) > 1]
 
 
 def _is_image(file: str) -> bool:
@@ -77,50 +75,55 @@ def _is_image(file: str) -> bool:
     try:
         with open_file(file) as content:
             head = content.read(HEAD_BYTES)
-    except (ImageError, OSError):  # the check of all images reports it
+    except (ImageError, OSError):  # reported when all images are checked
         return False
     return detect_format(head) is not None or may_be_dicom(file, head)
 
 
 def link_same_filenames(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
-    """The rows with one patient for files of one name in several sources that show the same image.
+    """Return the rows with one patient for files with one name in several sources that show the same image.
 
-    A name that repeats within a source (`img1.png` in a folder for each patient) identifies no image there.
+    A name that occurs twice in a source (`img1.png` in a folder for each patient) does not identify an image there.
     """
-    stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
+    stems = rows["path"].map(_get_stem)
     groups, repeated = _group_names(stems, inputs)
     groups += _group_names(rows["label"][repeated] + "/" + stems[repeated], inputs[repeated])[0]
+
+    def group_same_images(group: list[int]) -> list[list[int]]:
+        return _group_same_images(rows["file"][group], is_distinctive_name(stems[group[0]]))
+
     with ThreadPoolExecutor(count_cpus()) as pool:
-        same = pool.map(
-            lambda group: _group_same_images(rows["file"][group], is_distinctive_name(stems[group[0]])), groups
-        )
-        same_image_pairs = [group for found in same for group in found]
-    if same_image_pairs:
-        counts = Counter(f"{inputs[i]} and {inputs[first]}" for first, *others in same_image_pairs for i in others)
-        summary = format_names(f"{pair} ({n:,})" for pair, n in counts.items())
-        text = ("the same file name and image, cropped, resized or saved anew, in %s: both stay, and count as one "
-                "patient (such as %s)")  # fmt: skip
-        log.warning(text, summary, rows["path"][same_image_pairs[0][1]])
-    _warn_label_conflicts(rows, same_image_pairs)
-    return union_patients(rows, same_image_pairs)
+        linked = [same for found in pool.map(group_same_images, groups) for same in found]
+    pairs = [(first, i) for first, *others in linked for i in others]
+    if pairs:
+        counts = Counter(f"{inputs[i]} and {inputs[first]}" for first, i in pairs)
+        text = ("the same file name and image (cropped, resized or re-encoded) in %s: both images are kept, and count "
+                "as one patient (such as %s)")  # fmt: skip
+        log.warning(text, format_names(f"{names} ({n:,})" for names, n in counts.items()), rows["path"][pairs[0][1]])
+    label, path = rows["label"], rows["path"]
+    conflicts = [f"{path[a]} {label[a]} and {label[b]}" for a, b in pairs if label[a] != label[b]]
+    if conflicts:
+        log.warning("%s of these images have two labels: %s", f"{len(conflicts):,}", format_names(conflicts, 5))
+    return union_patients(rows, linked)
 
 
-def _group_names(names: pd.Series, homes: pd.Series) -> tuple[list[list[int]], pd.Index]:
-    """The rows that share a name that each source has once, a list for each name; and all rows of the other names."""
-    twice = pd.DataFrame({"name": names, "home": homes}).duplicated(keep=False)
-    repeated = names.isin(set(names[twice]))
-    single = names[~repeated]
-    groups = single.index.groupby(single).values()
-    return [list(group) for group in groups if len(group) > 1], names.index[repeated]
+def _get_stem(path: str) -> str:
+    return PurePosixPath(path).stem.casefold()
+
+
+def _group_names(names: pd.Series, inputs: pd.Series) -> tuple[list[list[int]], pd.Index]:
+    """Return the rows of each name that several datasets contain exactly once, and all rows of repeated names."""
+    is_repeated = names.isin(set(names[pd.DataFrame({"name": names, "input": inputs}).duplicated(keep=False)]))
+    return _group_equal(names[~is_repeated]), names.index[is_repeated]
 
 
 def _group_same_images(files: pd.Series, cropped: bool) -> list[list[int]]:
-    """The rows of one name in groups that show the same image; those of no group are left out."""
+    """Return the groups of at least two of these rows that show the same image."""
     groups: list[tuple[np.ndarray, list[int]]] = []
-    for row, file in files.items():
+    for row, file in zip(files.index.tolist(), files, strict=True):
         try:
-            image = read_with_remarks(file)[0]  # warnings come when the image is read for good
-        except ImageError:  # the check of all images reports it
+            image = read_with_remarks(file)[0]  # remarks are logged when the dataset is read
+        except ImageError:  # reported when all images are checked
             continue
         group = next((rows for other, rows in groups if is_same_image(other, image, cropped=cropped)), None)
         if group is None:
@@ -130,34 +133,33 @@ def _group_same_images(files: pd.Series, cropped: bool) -> list[list[int]]:
     return [rows for _, rows in groups if len(rows) > 1]
 
 
-def are_counters(rows: pd.DataFrame, homes: pd.Series) -> bool:
-    """Whether file names that several sources share are mere counters: most of the files of one name differ."""
-    stems = rows["path"].map(lambda path: PurePosixPath(path).stem.casefold())
-    single = stems[~pd.DataFrame({"stem": stems, "home": homes}).duplicated()]
-    groups = [list(group)[:2] for group in single.index.groupby(single).values() if len(group) > 1]
-    chosen = groups[:: 1 + len(groups) // SAMPLED]
-    same = sum(bool(_group_same_images(rows["file"][group], cropped=True)) for group in chosen)
-    return 2 * same < len(chosen)
+def are_counters(rows: pd.DataFrame, inputs: pd.Series) -> bool:
+    """Return whether file names shared by datasets are counters: most files with one name show different images."""
+    stems = rows["path"].map(_get_stem)
+    groups = _group_equal(stems[~pd.DataFrame({"stem": stems, "input": inputs}).duplicated()])
+    sample = groups[:: 1 + len(groups) // MAX_SAMPLED_NAMES]
+    n_same = sum(bool(_group_same_images(rows["file"][group[:2]], cropped=True)) for group in sample)
+    return 2 * n_same < len(sample)
 
 
 def is_distinctive_name(stem: str) -> bool:
-    """Whether a name is more than a word with numbers: nejmc2001573_f1a is, COVID-19 (12) and image_0001 are not."""
+    """Return whether a name is more than a word with numbers: nejmc2001573_f1a is, COVID-19 (12) is not."""
     parts = re.findall(r"[^\W_]+", stem)
     non_numeric = [part for part in parts if not part.isdigit()]
     return len(non_numeric) > 1 or any(len(part) > 6 if part.isdigit() else not part.isalpha() for part in parts)
 
 
 def union_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.DataFrame:
-    """The rows with one patient for all the patients that each group of rows names."""
+    """Return the rows with one patient for all patients of each group of rows."""
     parent_of: dict[str, str] = {}
-    rows = rows if "patient_origin" in rows else rows.assign(patient_origin="column")  # a table of a person's own
+    rows = rows if "patient_origin" in rows else rows.assign(patient_origin="column")  # a table made by the user
 
     def find(patient: str) -> str:
         while (parent := parent_of.get(patient, patient)) != patient:
             patient = parent
         return patient
 
-    # names that somebody gave go before those of images without a patient
+    # identifiers from the data take precedence over generated names of single images
     is_named = dict(zip(rows["patient"], rows["patient_origin"] != "image", strict=True))
     for group in groups:
         first, *others = sorted({find(rows["patient"][i]) for i in group}, key=lambda name: (not is_named[name], name))
@@ -172,79 +174,60 @@ def union_patients(rows: pd.DataFrame, groups: Iterable[Iterable[int]]) -> pd.Da
 
 
 def hash_files(files: pd.Series) -> pd.Series:
-    """The sha256 of every file that another could equal; missing where size or ends alone say that none does."""
-    is_packed = files.map(lambda file: parse_reference(file) is not None).astype(bool)
-    sizes = files.map(lambda file: Path(file).stat().st_size if Path(file).is_file() else -1)
-    # the checksum of a packed image is that of its file, whose size nobody wrote down
-    candidates = files[is_packed | (sizes.duplicated(keep=False) | is_packed.any()) & (sizes >= 0)]
+    """Return the SHA-256 of every file that may have a duplicate; missing if size or both ends of a file are unique."""
+    is_packed = pd.Series([parse_reference(file) is not None for file in files], index=files.index, dtype="bool")
+    sizes = pd.Series([_read_size(file) for file in files], index=files.index, dtype="int64")
+    has_packed = bool(is_packed.any())
+    # a packed image has the checksum of its original file, whose size is unknown
+    candidates = files[is_packed | (sizes.duplicated(keep=False) | has_packed) & (sizes >= 0)]
     with ThreadPoolExecutor(count_cpus()) as pool:
-        if not is_packed.any():  # uncompressed images all have one size: their ends are read before every byte is
+        if not has_packed:  # uncompressed images often have one size: compare their ends before reading whole files
             ends = pd.Series(list(pool.map(_read_ends, candidates)), index=candidates.index, dtype="object")
             candidates = candidates[ends.duplicated(keep=False)]
         checksums = list(pool.map(compute_file_checksum, candidates))
     return pd.Series(checksums, index=candidates.index, dtype="object").reindex(files.index).astype(TEXT_DTYPE)
 
 
+def _read_size(file: str) -> int:
+    return Path(file).stat().st_size if Path(file).is_file() else -1
+
+
 def _read_ends(file: str) -> tuple[int, bytes, bytes]:
-    """The size of a file, and its first and last bytes; nothing of a file that cannot be read."""
+    """Return the size of a file, its first and its last bytes; -1 and no bytes for an unreadable file."""
     try:
         with Path(file).open("rb") as content:
-            first = content.read(END)
+            first = content.read(END_BYTES)
             size = content.seek(0, os.SEEK_END)
-            content.seek(max(0, size - END))
+            content.seek(max(0, size - END_BYTES))
             return size, first, content.read()
     except OSError:
         return -1, b"", b""
 
 
 def compute_file_checksum(file: str) -> str | None:
-    """The sha256 of a file, or of the one that a packed image was; None for a file that cannot be read."""
+    """Return the SHA-256 of a file, or of the original file of a packed image; None for an unreadable file."""
     try:
         return read_packed_checksum(file) if parse_reference(file) else compute_sha256(file)
-    except (OSError, ImageError):  # whoever reads the image says what is wrong with it
+    except (OSError, ImageError):  # reported when the image is read
         return None
 
 
 def _reject_label_conflicts(rows: pd.DataFrame, inputs: pd.Series, groups: list[list[int]]) -> None:
-    names = inputs + "/" + rows["path"] + " " + rows["label"].map(repr)
-    conflicting = [group for group in groups if rows["label"][group].nunique() > 1]
-    pairs = [
-        (names[group[0]], names[i])
-        for group in conflicting
-        for i in group
-        if rows["label"][i] != rows["label"][group[0]]
-    ]
-    if pairs:
-        other = next(i for i in conflicting[0] if rows["label"][i] != rows["label"][conflicting[0][0]])
-        hint = f"{rows['label'][other]}={rows['label'][conflicting[0][0]]}"
-        try:
-            reject_image_pairs("", pairs, "E008")
-        except DataError as error:
-            fix = f"Keep one of each pair, or if the two labels mean the same, say --relabel '{hint}'"
-            raise DataError(error.problem, fix, code="E008") from None
+    names, labels = inputs + "/" + rows["path"] + " " + rows["label"].map(repr), rows["label"]
+    pairs = [(first, i) for first, *others in groups for i in others if labels[i] != labels[first]]
+    try:
+        reject_image_pairs("", [(names[first], names[i]) for first, i in pairs], "E008")
+    except DataError as error:
+        first, other = pairs[0]
+        fix = f"Keep one of each pair, or pass --relabel '{labels[other]}={labels[first]}' if both labels mean the same"
+        raise DataError(error.problem, fix, code="E008") from None
 
 
-def _log_dropped_duplicates(inputs: pd.Series, groups: list[list[int]], kept: list[int]) -> None:
-    counts = Counter()
-    for group, first in zip(groups, kept, strict=True):
-        for i in group:
-            if i != first:
-                description = (
-                    f"within {inputs[i]}"
-                    if inputs[i] == inputs[first]
-                    else f"of {inputs[i]} that stand in {inputs[first]}"
-                )
-                counts[description] += 1
+def _log_dropped_duplicates(inputs: pd.Series, dropped: dict[int, int]) -> None:
+    counts = Counter(
+        f"within {inputs[i]}" if inputs[i] == inputs[kept] else f"of {inputs[i]} that are also in {inputs[kept]}"
+        for i, kept in dropped.items()
+    )
     if counts:
-        summary = format_names(f"{n:,} {place}" for place, n in counts.items())
-        log.info("left out %s exact copies: %s", f"{counts.total():,}", summary)
-
-
-def _warn_label_conflicts(rows: pd.DataFrame, groups: list[list[int]]) -> None:
-    pairs = [(first, i) for first, *others in groups for i in others]
-    conflicting = [(a, b) for a, b in pairs if rows["label"][a] != rows["label"][b]]
-    if conflicting:
-        examples = format_names(
-            (f"{rows['path'][a]} {rows['label'][a]} and {rows['label'][b]}" for a, b in conflicting), 5
-        )
-        log.warning("%s of these have two labels: %s", f"{len(conflicting):,}", examples)
+        summary = format_names(f"{n:,} {description}" for description, n in counts.items())
+        log.info("left out %s exact duplicates: %s", f"{counts.total():,}", summary)

@@ -1,7 +1,7 @@
-"""A split manifest comes in; what the very same cohort is known by again goes out.
+"""Compute hashes that identify a dataset with its splits.
 
-Two hashes; the expensive one is computed only if the cheap one matches: `manifest_fingerprint` needs the sizes of
-files, `content_fingerprint` every byte of them.
+The expensive hash is needed only if the cheap one matches: `manifest_fingerprint` reads the sizes of files,
+`content_fingerprint` reads every byte.
 """
 
 import hashlib
@@ -20,25 +20,23 @@ IMAGE_KEY = ["source", "path"]
 
 
 def manifest_fingerprint(manifest: pd.DataFrame) -> str:
-    """Of which images, labels, splits and patients, in files of which sizes; and of which fastcxr, whose checks grow.
+    """Return a hash of images, labels, splits, patients and file sizes, and of the fastcxr version.
 
-    The order of the rows does not count, nor what patients are called: only whose images belong together.
+    The version is included because later versions have more checks. The order of rows and the names of patients do not
+    change the hash; the assignment of images to patients does.
     """
     rows = manifest.sort_values(IMAGE_KEY)
     patient_codes, _ = pd.factorize(rows["patient"])
     columns = [rows[name].tolist() for name in (*IMAGE_KEY, "label", "split")]
-    return _hash_json([VERSION, *columns, patient_codes.tolist(), rows["file"].map(_read_file_size).tolist()])
+    sizes = [0 if parse_reference(file) else Path(file).stat().st_size for file in rows["file"]]
+    return _hash_json([VERSION, *columns, patient_codes.tolist(), sizes])
 
 
 def content_fingerprint(manifest: pd.DataFrame) -> str:
-    """Of the bytes of every file, or of the file that a packed image was."""
+    """Return a hash of the bytes of every file, or of the original file of a packed image."""
     files = manifest.sort_values(IMAGE_KEY)["file"]
     with ThreadPoolExecutor(count_cpus()) as pool:
         return _hash_json(list(pool.map(compute_file_checksum, files)))
-
-
-def _read_file_size(file: str) -> int:
-    return 0 if parse_reference(file) else Path(file).stat().st_size
 
 
 def _hash_json(value: list) -> str:

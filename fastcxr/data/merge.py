@@ -1,8 +1,8 @@
-"""Rows of several sources come in; one table, in which every image and every patient is one, goes out.
+"""Merge the tables of several datasets into one with unique images and unambiguous patient identifiers.
 
-Patients of different sources are different people, whatever their numbers: "13" becomes "clinic:13". Four kinds of
-name hold everywhere: file names of public collections, hashed DICOM tags, a joined table, and what pictures prove: if
-one picture stands in two sources, the patients that they name for it are one.
+Equal identifiers in different sources are different people: "13" becomes "clinic:13". Four types of identifiers are
+valid in all sources: file names of public collections, hashed DICOM tags, a joined table, and identical images: if one
+image is in two sources, the patients of both are one.
 """
 
 import logging
@@ -17,15 +17,13 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
 log = logging.getLogger("fastcxr")
 
-INPUT_INDEX = (
-    "fastcxr input"  # a column for as long as tables are merged: which --data a row came from; no header has it
-)
-NO_SPLIT_ORIGIN = "none"  # what `split_origin` says of images of a home without splits, merged with one that gives them
-GLOBAL_ORIGINS = ("table", "dicom", "nih", "kermany", "im")  # origins whose names hold in every source
+INPUT_INDEX = "fastcxr input"  # column with the dataset of a row while tables are merged; no header has this name
+NO_SPLIT_ORIGIN = "none"  # `split_origin` of images of a dataset without splits, merged with one that has splits
+GLOBAL_ORIGINS = ("table", "dicom", "nih", "kermany", "im")  # origins of identifiers that are valid in all sources
 
 
 def make_unique_names(names: Iterable[str]) -> list[str]:
-    """Every name once: clinic, clinic-2, clinic-3."""
+    """Return the names, repeated ones with a number: clinic, clinic-2, clinic-3."""
     unique_names: list[str] = []
     for name in names:
         unique_names.append(_make_next_name(name, unique_names) if name in unique_names else name)
@@ -37,86 +35,70 @@ def _make_next_name(name: str, taken: Iterable[str]) -> str:
 
 
 def concat_tables(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
-    """One table of text with a further column INPUT_INDEX."""
-    indexed_tables = [table.assign(**{INPUT_INDEX: pd.Series(name, index=table.index, dtype=TEXT_DTYPE)})
-             for table, name in zip(tables, names, strict=True)]  # fmt: skip
-    return pd.concat([_to_text_columns(table) for table in indexed_tables], ignore_index=True)
-
-
-def _to_text_columns(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(**{name: to_text(table[name]) for name in table.columns})
+    """Return one table of text with the additional column INPUT_INDEX."""
+    tables = [table.assign(**{INPUT_INDEX: name}) for table, name in zip(tables, names, strict=True)]
+    text_tables = [table.assign(**{name: to_text(table[name]) for name in table.columns}) for table in tables]
+    return pd.concat(text_tables, ignore_index=True)
 
 
 def disambiguate_sources(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with a number behind the source of a later home, where source and path stand for two images.
+    """Return the rows with a numbered source for later datasets whose source and path occur in an earlier one.
 
-    Two tables may both speak of `ward`, and mean one; only where paths are equal too must they be told apart.
+    Two tables may name the same source `ward`; only equal paths show that these are different sources.
     """
     is_clash = rows.duplicated(["source", "path"], keep=False)
-    conflicting = rows.loc[is_clash].groupby("source")[INPUT_INDEX].unique()
+    conflicts = rows.loc[is_clash, ["source", INPUT_INDEX]].drop_duplicates().sort_values("source", kind="stable")
     sources = rows["source"]
-    for source, inputs in conflicting.items():
-        for input_name in inputs[1:]:
-            name = _make_next_name(source, set(sources))
-            sources = sources.mask((rows["source"] == source) & (rows[INPUT_INDEX] == input_name), name)
-            log.info(
-                "%s: images of the source %s are called %s, for both hold the same paths", input_name, source, name
-            )
+    is_later = conflicts["source"].duplicated()
+    for source, input_name in conflicts[is_later].itertuples(index=False, name=None):
+        name = _make_next_name(source, set(sources))
+        sources = sources.mask((rows["source"] == source) & (rows[INPUT_INDEX] == input_name), name)
+        log.info("%s: the source %s is renamed to %s: another dataset has the same paths", input_name, source, name)
     return rows.assign(source=to_text(sources))
 
 
 def assign_split_origins(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with `split_origin`: given, NO_SPLIT_ORIGIN, or missing where nothing gives a split.
+    """Return the rows with `split_origin`: given, NO_SPLIT_ORIGIN, or missing if no dataset gives splits.
 
-    This is known by home only: two homes may name one source, of which one gives splits and the other does not.
+    The decision is made for each dataset: two datasets may name the same source, and only one of them may give splits.
     """
     has_no_splits = rows["split"].isna().groupby(rows[INPUT_INDEX]).transform("all")
-    if "split_origin" in rows:  # a packed cohort that was merged before
+    if "split_origin" in rows:  # a packed dataset that was merged before
         has_no_splits |= rows["split_origin"] == NO_SPLIT_ORIGIN
     given = pd.Series("given", index=rows.index, dtype=TEXT_DTYPE).where(rows["split"].notna())
     return rows.assign(split_origin=given if has_no_splits.all() else given.mask(has_no_splits, NO_SPLIT_ORIGIN))
 
 
 def scope_patient_ids(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with patients of different sources told apart, after they were named."""
+    """Return the rows with patient identifiers that differ between datasets, unless they are valid in all sources."""
     patient, inputs = rows["patient"], rows[INPUT_INDEX]
-    is_global, is_unknown = has_global_id(rows), rows["patient_origin"] == "image"
-    is_global &= ~_find_doubtful(rows, inputs)
-    _warn_shared_ids(patient[~is_global & ~is_unknown], inputs)
+    is_unknown = rows["patient_origin"] == "image"
+    is_global = has_global_id(rows) & ~_find_doubtful(rows, inputs)
+    is_local = ~is_global & ~is_unknown
+    n_inputs = inputs[is_local].groupby(patient[is_local]).nunique()
+    if len(shared := n_inputs.index[n_inputs > 1]):
+        text = ("%s patient identifiers are in more than one dataset (such as %s) and count as different people; if "
+                "they are the same people, pass one CSV of all images")  # fmt: skip
+        log.warning(text, f"{len(shared):,}", format_names(shared, 3))
     scoped = (inputs + ":" + patient).mask(is_unknown, OWN_PATIENT_PREFIX + inputs + "/" + rows["path"])
     return rows.assign(patient=to_text(patient.where(is_global, scoped)))
 
 
-def _find_doubtful(rows: pd.DataFrame, home: pd.Series) -> pd.Series:
-    """The rows whose patient is read from a name such as IM-0001-0001, where the images of two sources contradict it.
+def _find_doubtful(rows: pd.DataFrame, inputs: pd.Series) -> pd.Series:
+    """Return which patients come from names such as IM-0001-0001 that denote different images in two datasets.
 
-    Kermany's children have such names, and so has every export of some viewers.
+    The pediatric images of Kermany have such names, but so do the exports of some DICOM viewers.
     """
-    named = (rows["patient"] == match_names(rows["path"], PATIENT_NAME_PATTERNS["im"])) & (
-        rows["patient_origin"] != "table"
-    )
-    if not named.any() or not are_counters(rows[named], home[named]):
+    has_im_name = rows["patient"] == match_names(rows["path"], PATIENT_NAME_PATTERNS["im"])
+    has_im_name &= rows["patient_origin"] != "table"
+    if not has_im_name.any() or not are_counters(rows[has_im_name], inputs[has_im_name]):
         return pd.Series(False, index=rows.index)
-    log.warning("file names such as IM-0001-0001 identify no patient across these sources: most of the images of one "
-                "name differ")  # fmt: skip
-    return named
+    log.warning("file names such as IM-0001-0001 do not identify patients across these datasets: most images with "
+                "equal names differ")  # fmt: skip
+    return has_im_name
 
 
 def has_global_id(rows: pd.DataFrame) -> pd.Series:
-    """Whether each row's patient has a name that means the same person in every source."""
-    # a column that repeats the file name of a known collection says no less than that name
+    """Return whether each row has a patient identifier that denotes the same person in every source."""
+    # a patient column may repeat the patient part of the file name of a known collection
     return rows["patient_origin"].isin(GLOBAL_ORIGINS) | (rows["patient"] == match_known_names(rows["path"]))
-
-
-def _warn_shared_ids(patients: pd.Series, inputs: pd.Series) -> None:
-    counts = inputs[patients.index].groupby(patients).nunique()
-    if len(shared := counts.index[counts > 1]):
-        text = ("%s patient names stand in more than one source (such as %s) and are taken for different people; "
-                "if they are the same, give one CSV of all images")  # fmt: skip
-        log.warning(text, f"{len(shared):,}", format_names(shared, 3))
-
-
-def describe_inputs(rows: pd.DataFrame) -> str:
-    """`coronahack 4,522 images, cohen 130 images`."""
-    counts = rows[INPUT_INDEX].value_counts(sort=False)
-    return ", ".join(f"{home} {n:,} image{'s' * (n != 1)}" for home, n in counts.items())

@@ -1,15 +1,15 @@
-"""A manifest comes in; one HDF5 file of its images, labels and patients, written whole or not at all, goes out.
+"""Write the images, labels and patients of a manifest to one HDF5 file, atomically.
 
-Images keep their own sizes: nothing is resampled twice, and training from the file sees the very pixels that it would
-read from the folder. With a size they become padded squares in one array, which any other program can read. The file
-is not compressed: an image is then one copy, several times as fast as decoding it, at a byte a pixel on the disk.
+Images keep their sizes by default: nothing is resampled twice, and training uses the same pixels as from the folder.
+With a size, images become padded squares in one array, which other programs can read easily. The file is uncompressed:
+reading an image is several times as fast as decoding it, at one byte per pixel on disk.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastcxr")
 
-BATCH_IMAGES = 64  # images in memory at once
-STANDARD_COLUMNS = ("source", "path", "label", "patient", "split", "file")  # all others are further columns
+BATCH_IMAGES = 64  # in memory at the same time
+STANDARD_COLUMNS = ("source", "path", "label", "patient", "split", "file")  # all others are additional columns
 
 
 def pack_dataset(
@@ -49,16 +49,17 @@ def pack_dataset(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write every image of the manifest, in its order, with what is known of it; returns the path of the file.
+    """Write every image of the manifest, in its order, with all columns, and return the path of the file.
 
-    `size`: side of the padded square that images become; without it each keeps its own size.
-    Raises BadImagesError with the whole list and writes nothing, unless bad images may be skipped.
+    `size`: side of padded squares [pixels]; without it, each image keeps its size. Raises BadImagesError, and writes no
+    file, if images are unreadable, unless `skip_bad` is true and other images are readable.
     """
     path, h5py = Path(output), import_h5py()
     if path.suffix.casefold() not in HDF5_SUFFIXES:
-        raise OutputError("a packed cohort ends in .h5 or .hdf5", f"Call it {path.stem or 'cohort'}.h5", path=path)
+        fix = f"Name the file {path.stem or 'dataset'}.h5"
+        raise OutputError("the name of a packed dataset must end in .h5 or .hdf5", fix, path=path)
     if size is not None and size < 16:
-        raise RecipeError(f"size is {size}, it must be at least 16", "Give another size, or none to keep every pixel")
+        raise RecipeError(f"size is {size}, it must be at least 16", "Choose a larger size, or none to keep all pixels")
     with atomic_file(path) as temporary_path, h5py.File(temporary_path, "w") as h5_file:
         manifest, packed_rows, errors = _write_images(h5_file, manifest, size, progress or Progress())
         if errors and not (skip_bad and packed_rows):
@@ -73,20 +74,28 @@ def pack_dataset(
 
 
 def shuffle_rows(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The same rows in an order that the seed draws."""
+    """Return the rows in a random order."""
     return manifest.iloc[np.random.default_rng(seed).permutation(len(manifest))].reset_index(drop=True)
 
 
 def _write_images(
     h5_file: "h5py.File", manifest: pd.DataFrame, size: int | None, progress: Progress
 ) -> tuple[pd.DataFrame, list[int], list[ImageError]]:
-    """The manifest with bit depths, the places in it of the images that were written, and the errors of all others.
+    """Write the images; return the manifest with bit depths, the positions of the written rows, and the errors.
 
-    Images without a bit depth are written after the others, when that of their source is decided.
+    Images without a known bit depth are written last, after the depth of their source is determined.
     """
-    write_image = _make_image_writer(h5_file, len(manifest), size)
+    images, shapes = _create_image_datasets(h5_file, len(manifest), size)
+
+    def write_image(slot: int, image: np.ndarray) -> None:
+        images[slot] = image if size else image.ravel()
+        shapes[slot] = image.shape
+
     files, depths = manifest["file"].tolist(), read_depths(manifest) or [None] * len(manifest)
-    packed_rows, errors, remarks = [], [], {}
+    slots: dict[int, int] = {}  # place in the file of each readable row
+    errors: list[ImageError] = []
+    remarks: dict[int, Remarks] = {}
+    peaks: dict[int, int] = {}  # of the rows without a known bit depth
     with progress.bar(len(manifest), "packing images") as bar:
         for row, read in enumerate(_read_images(files, depths, size)):
             bar.advance()
@@ -94,49 +103,42 @@ def _write_images(
                 errors.append(read)
                 continue
             image, remarks[row] = read
-            if remarks[row].peak is None or depths[row]:
-                write_image(len(packed_rows), image)
-            packed_rows.append(row)
-    for name in ("images", "shapes"):
-        h5_file[name].resize(len(packed_rows), axis=0)
-    waiting = [place for place in packed_rows if remarks[place].peak is not None and not depths[place]]
-    if waiting:
-        decided = decide_depths(manifest["source"].iloc[waiting], [remarks[place].peak for place in waiting])
-        manifest = write_depths(manifest, waiting, decided)
-        depths = read_depths(manifest)
-        slots = {place: slot for slot, place in enumerate(packed_rows)}
-        again = _read_images([files[place] for place in waiting], [depths[place] for place in waiting], size)
-        for row, read in zip(waiting, again, strict=True):
-            if isinstance(read, ImageError):  # it was read a moment ago
+            slots[row] = len(slots)
+            if (peak := remarks[row].peak) is None or depths[row]:
+                write_image(slots[row], image)
+            else:
+                peaks[row] = peak
+    for dataset in (images, shapes):
+        dataset.resize(len(slots), axis=0)
+    if peaks:
+        decided = decide_depths(manifest["source"].iloc[list(peaks)], list(peaks.values()))
+        manifest = write_depths(manifest, list(peaks), decided)
+        depths = read_depths(manifest) or depths
+        again = _read_images([files[row] for row in peaks], [depths[row] for row in peaks], size)
+        for row, read in zip(peaks, again, strict=True):
+            if isinstance(read, ImageError):  # the file has changed since it was first read
                 raise read
             image, remarks[row] = read
             write_image(slots[row], image)
-    log_counted_warnings((files[place], one) for place, one in remarks.items())
-    return manifest, packed_rows, errors
+    log_counted_warnings((files[row], one) for row, one in remarks.items())
+    return manifest, list(slots), errors
 
 
-def _make_image_writer(h5_file: "h5py.File", n_images: int, size: int | None) -> Any:
-    """Empty places for `number` images; returns what puts a picture into one."""
+def _create_image_datasets(
+    h5_file: "h5py.File", n_images: int, size: int | None
+) -> tuple["h5py.Dataset", "h5py.Dataset"]:
     import h5py
 
-    shapes = h5_file.create_dataset("shapes", (n_images, 2), "int32", maxshape=(None, 2), chunks=(1024, 2))
+    create = h5_file.create_dataset
+    shapes = create("shapes", (n_images, 2), "int32", maxshape=(None, 2), chunks=(1024, 2))
     if size:
-        images = h5_file.create_dataset("images", (n_images, size, size), "uint8", maxshape=(None, size, size),
-                                        chunks=(1, size, size))  # fmt: skip
-    else:
-        images = h5_file.create_dataset(
-            "images", (n_images,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(1024,)
-        )
-
-    def add(index: int, image: np.ndarray) -> None:
-        images[index] = image if size else image.ravel()
-        shapes[index] = image.shape
-
-    return add
+        side = (size, size)
+        return create("images", (n_images, *side), "uint8", maxshape=(None, *side), chunks=(1, *side)), shapes
+    return create("images", (n_images,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(1024,)), shapes
 
 
 def _read_images(
-    files: list[str], depths: list[int | None], size: int | None
+    files: list[str], depths: Sequence[int | None], size: int | None
 ) -> Iterator[tuple[np.ndarray, Remarks] | ImageError]:
     def read(file: str, depth: int | None) -> tuple[np.ndarray, Remarks] | ImageError:
         try:
@@ -155,21 +157,19 @@ def _write_table_datasets(h5_file: "h5py.File", rows: pd.DataFrame) -> None:
     classes = sorted(rows["label"].unique())
     h5_file["labels"] = rows["label"].map(classes.index).to_numpy("int64")
     with ThreadPoolExecutor(count_cpus()) as pool:
-        checksums = list(pool.map(_find_file_checksum, rows["file"]))
+        checksums = list(
+            pool.map(lambda f: read_packed_checksum(f) if parse_reference(f) else compute_sha256(f), rows["file"])
+        )
     columns = {"names": rows["path"], "patients": rows["patient"], "sources": rows["source"], "splits": rows["split"]}
     for name, cells in {**columns, "classes": classes, "sha256": checksums}.items():
         _write_text_dataset(h5_file, name, cells)
     extra_columns = h5_file.create_group("columns")
     for name in rows.columns:
-        if name not in STANDARD_COLUMNS and "/" not in name:  # a slash would be a group of that file
+        if name not in STANDARD_COLUMNS and "/" not in name:  # a slash would create an HDF5 group
             _write_text_dataset(extra_columns, name, rows[name])
 
 
-def _find_file_checksum(file: str) -> str:
-    return read_packed_checksum(file) if parse_reference(file) else compute_sha256(file)
-
-
-def _write_text_dataset(group: "h5py.Group", name: str, cells: Any) -> None:
+def _write_text_dataset(group: "h5py.Group", name: str, cells: Iterable[str | float | None]) -> None:
     import h5py
 
     values = ["" if pd.isna(cell) else str(cell) for cell in cells]

@@ -1,7 +1,7 @@
-"""Replace absolute paths of images by paths below a common folder: outputs name no place of this machine.
+"""Replace absolute image paths by paths below a common folder, because outputs must not contain machine paths.
 
-A CSV may list absolute paths, and so may a cohort that an earlier version packed. The real place stays in `file`,
-which is never written.
+A CSV may list absolute paths, and so may a dataset packed by an earlier version. The column `file`, which is never
+written, keeps the absolute path.
 """
 
 import os
@@ -17,9 +17,9 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def make_paths_relative(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
-    """The rows with every absolute `path` relative to the first of the roots that holds it, else to what they share.
+    """Return the rows with each absolute `path` relative to the first root that contains it, else to a shared folder.
 
-    A patient who is called by such a path (`image:/data/1.png`) is renamed too.
+    A patient named by such a path (`image:/data/1.png`) is renamed too.
     """
     absolute = rows["path"].map(is_absolute).astype(bool)
     if not absolute.any():
@@ -29,37 +29,41 @@ def make_paths_relative(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
     rows = rows.assign(path=to_text(rows["path"].mask(absolute, names)))
     if "patient" not in rows:
         return rows
-    before = [
-        OWN_PATIENT_PREFIX + given,
-        OWN_PATIENT_PREFIX + rows.get("source", given)[absolute].fillna("") + "/" + given,
-    ]
-    renamed = {old: OWN_PATIENT_PREFIX + new for olds in before for old, new in zip(olds, names, strict=True)}
+    scoped = rows.get("source", given)[absolute].fillna("") + "/" + given
+    renamed = {OWN_PATIENT_PREFIX + old: OWN_PATIENT_PREFIX + new
+               for old_names in (given, scoped) for old, new in zip(old_names, names, strict=True)}  # fmt: skip
     return rows.assign(patient=rows["patient"].replace(renamed))
 
 
 def is_absolute(path: str) -> bool:
-    """Whether a path is absolute on this machine or on any other."""
+    """Return whether a path is absolute on any operating system."""
     return path.startswith("/") or Path(path).is_absolute() or DRIVE.match(path) is not None
 
 
 def _make_unique_names(given: pd.Series, taken: set[str], roots: list[str]) -> pd.Series:
-    """A relative path for each of these absolute ones, none of them twice and none in `taken`."""
+    """Return a relative path for each absolute path; the paths are unique and differ from those in `taken`."""
     real = given.map(_normalize)
-    named = real.map(lambda path: _remove_root(path, roots))
-    taken = taken | set(named.dropna())
-    outside = real[named.isna()]
-    for _, paths in outside.groupby(outside.map(lambda path: "/".join(path.split("/")[:2]))):  # no disk is like another
-        shared = os.path.commonpath([os.path.dirname(path) for path in paths])
-        names = _make_free_names(
-            paths.map(lambda path, shared=shared: _remove_root(path, [shared])), Path(shared).name, taken
-        )
-        named.loc[paths.index] = names
-        taken |= set(names)
-    return named
+    names = pd.Series([_remove_root(path, roots) for path in real], index=given.index, dtype="object")
+    taken = taken | set(names.dropna())
+    outside = real[names.isna()]
+    for _, paths in outside.groupby(outside.map(_get_disk)):
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        below = pd.Series([_remove_root(path, [folder]) for path in paths], index=paths.index)
+        number = 1
+        free = below
+        while not taken.isdisjoint(free):
+            free, number = f"{Path(folder).name}{f'-{number}' * (number > 1)}/" + below, number + 1
+        names.loc[paths.index] = free
+        taken |= set(free)
+    return names
+
+
+def _get_disk(path: str) -> str:
+    return "/".join(path.split("/")[:2])
 
 
 def _normalize(path: str) -> str:
-    """The path in slashes, without `..`: behind a link it leads elsewhere than the text says."""
+    """Return the path with slashes and without `..`, which is resolved on disk because of symbolic links."""
     if ".." in Path(path).parts:
         path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     path = path.replace("\\", "/") if os.sep == "\\" or DRIVE.match(path) else path
@@ -67,14 +71,6 @@ def _normalize(path: str) -> str:
 
 
 def _remove_root(path: str, roots: list[str]) -> str | None:
-    """The path below the first of the roots that holds it."""
+    """Return the path below the first root that contains it, or None."""
     below = (path.removeprefix(f"{root.replace(os.sep, '/').rstrip('/')}/") for root in roots)
     return next((name for name in below if name != path), None)
-
-
-def _make_free_names(names: pd.Series, folder: str, taken: set[str]) -> pd.Series:
-    """The names, where one is taken below a folder with the first number that makes all of them free."""
-    free, number = names, 1
-    while not taken.isdisjoint(free):
-        free, number = f"{folder}{f'-{number}' * (number > 1)}/" + names, number + 1
-    return free

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.intervals import flatten
-from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD, Predictions
+from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions
 
 MACRO_AUROC = "auroc.macro"
 MEAN_METRICS = (MACRO_AUROC, "balanced_accuracy", "accuracy")

@@ -20,7 +20,6 @@ from fastcxr.io.tables import escape_formulas, unescape_formulas
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # the split of pooled folds: every image, scored by the model that never saw it
-INTERNAL_TEST = "internal_test"  # test images of where the model was trained, beside those of elsewhere
 PROBABILITY_PREFIX = "prob_"
 OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "ood_score", "in_distribution"  # columns of a model with an OOD detector
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score
-from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD
+from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.run_reader import RunRecord
 
 METRICS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (

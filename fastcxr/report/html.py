@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import (
     MISSING,
@@ -20,7 +21,7 @@ from fastcxr.io.formatting import (
     pluralize,
 )
 from fastcxr.io.html import replace_unprintable
-from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD
+from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import format_mean_sd
 from fastcxr.report.style import SvgFigure, class_color
 

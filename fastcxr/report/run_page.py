@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.files import atomic_write, write_checksums
 from fastcxr.metrics.classification import summarize_folds
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import external_drops
-from fastcxr.metrics.predictions import INTERNAL_TEST
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
 from fastcxr.report.data_notices import is_image_level
 from fastcxr.report.data_tables import make_dataset_context

@@ -12,11 +12,11 @@ import pandas as pd
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.data.splits import find_complete_sources
+from fastcxr.data.splits import INTERNAL_TEST, find_complete_sources
 from fastcxr.errors import DataError
 from fastcxr.io.files import CHECKSUMS_FILE, read_json, write_json
 from fastcxr.io.lock import directory_lock
-from fastcxr.metrics.predictions import INTERNAL_TEST, OUT_OF_FOLD, Predictions, read_predictions, write_predictions
+from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, DatasetRecord, find_initial_weights, read_dataset_record

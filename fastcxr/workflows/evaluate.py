@@ -13,11 +13,11 @@ from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.merge import has_global_id
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, ImageError
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import write_json
 from fastcxr.metrics.predictions import (
-    INTERNAL_TEST,
     PROBABILITY_PREFIX,
     Predictions,
     read_predictions,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.inference.predict import predict
-from fastcxr.metrics.predictions import INTERNAL_TEST
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner

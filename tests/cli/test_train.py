@@ -103,7 +103,7 @@ def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, t
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "c.h5"
     assert "relabelled: opacity to ill (14), haze to ill (10)" in done.stderr
-    assert "left out 8 exact copies: 8 of more that stand in toys" in done.stderr
+    assert "left out 8 exact duplicates: 8 of more that are also in toys" in done.stderr
     done = call(*TRAIN, "--data", "c.h5", "--filter", "source=toys", "--batch-size", "8")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "c-mobilenetv2_035-1"

@@ -1,4 +1,4 @@
-"""Tests for manifest.py"""
+"""Tests of reading, describing and writing manifests."""
 
 import logging
 import os
@@ -24,27 +24,27 @@ from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingErro
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 
 
-def refuse(data, kind: type = DataError, **choices) -> str:
+def catch_error(data, kind: type = DataError, **choices) -> str:
     with pytest.raises(FastcxrError) as caught:
         read_manifest(data, **choices)
     assert isinstance(caught.value, kind)
     return check_message(caught.value)
 
 
-def test_class_folders_become_a_manifest(tmp_path):
-    manifest = read_manifest(write_two_classes(tmp_path / "cohort"))
+def test_class_folders_are_read_into_a_manifest(tmp_path):
+    manifest = read_manifest(write_two_classes(tmp_path / "dataset"))
     assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "file"]
     assert isinstance(manifest.index, pd.RangeIndex)
     assert manifest["path"].tolist() == ["covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png"]
     assert manifest["label"].tolist() == ["covid", "covid", "normal", "normal"]
-    assert set(manifest["source"]) == {"cohort"}
-    assert manifest["file"].tolist() == [str(tmp_path / "cohort" / path) for path in manifest["path"]]
+    assert set(manifest["source"]) == {"dataset"}
+    assert manifest["file"].tolist() == [str(tmp_path / "dataset" / path) for path in manifest["path"]]
     assert manifest["patient"].tolist() == [f"image:{path}" for path in manifest["path"]]
     assert set(manifest["patient_origin"]) == {"image"}
     assert manifest[["split", "split_origin"]].isna().all(axis=None)
 
 
-def test_split_folders_give_their_splits(tmp_path):
+def test_split_folders_are_read_as_given_splits(tmp_path):
     paths = [f"{split}/{label}/{split}.png" for split in ("train", "val", "test") for label in ("covid", "normal")]
     manifest = read_manifest(write_files(tmp_path, *paths))
     assert manifest["split"].tolist() == ["test", "test", "train", "train", "valid", "valid"]
@@ -52,7 +52,7 @@ def test_split_folders_give_their_splits(tmp_path):
     assert manifest["path"].tolist() == sorted(paths)
 
 
-def test_a_table_becomes_a_manifest_with_its_further_columns_at_the_end(tmp_path):
+def test_a_table_is_read_into_a_manifest_with_its_additional_columns_at_the_end(tmp_path):
     write_two_classes(tmp_path)
     body = (
         "covid/a.png,covid,7,063,\ncovid/b.png,covid,,,hospital\nnormal/c.png,normal,8.0,,\nnormal/d.png,normal,8,,\n"
@@ -64,11 +64,11 @@ def test_a_table_becomes_a_manifest_with_its_further_columns_at_the_end(tmp_path
     assert manifest["patient_origin"].tolist() == ["column", "image", "column", "column"]
 
 
-def test_a_relative_folder_is_found_and_its_files_are_absolute(tmp_path, monkeypatch):
-    write_two_classes(tmp_path / "cohort")
-    monkeypatch.chdir(tmp_path / "cohort")
+def test_a_relative_folder_is_read_with_absolute_file_paths(tmp_path, monkeypatch):
+    write_two_classes(tmp_path / "dataset")
+    monkeypatch.chdir(tmp_path / "dataset")
     manifest = read_manifest(".")
-    assert set(manifest["source"]) == {"cohort"}
+    assert set(manifest["source"]) == {"dataset"}
     assert all(Path(file).is_absolute() and Path(file).exists() for file in manifest["file"])
 
 
@@ -80,47 +80,47 @@ def test_the_data_folder_is_never_written_to(tmp_path):
     assert {str(file): file.stat().st_mtime_ns for file in [tmp_path, *tmp_path.rglob("*")]} == before
 
 
-def test_no_images_one_class_and_a_lonely_image_are_refused(tmp_path):
-    text = refuse(write_files(tmp_path / "a", "covid/", "normal/"), InputMissingError)
+def test_no_images_one_class_and_a_class_of_one_image_are_rejected(tmp_path):
+    text = catch_error(write_files(tmp_path / "a", "covid/", "normal/"), InputMissingError)
     assert "FCX-E002" in text
-    assert "0 images. Give PNG, JPEG, TIFF, BMP or DICOM files in one folder a class" in text
-    text = refuse(write_files(tmp_path / "b", "covid/a.png", "covid/b.png"))
+    assert "0 images. Pass PNG, JPEG, TIFF, BMP or DICOM files in one folder per class" in text
+    text = catch_error(write_files(tmp_path / "b", "covid/a.png", "covid/b.png"))
     assert "FCX-E003" in text
-    assert "one class only, 'covid'. Give images of two classes" in text
-    text = refuse(write_files(write_two_classes(tmp_path / "c"), "rare/x.png"))
+    assert "one class only, 'covid'. Pass images of at least two classes" in text
+    text = catch_error(write_files(write_two_classes(tmp_path / "c"), "rare/x.png"))
     assert "FCX-E004" in text
-    assert "'rare' (1 image of 1 patient). One image cannot be both trained and tested: give 2 at least" in text
+    assert "'rare' (1 image of 1 patient). Add images (at least 2, better 20)" in text
 
 
-def test_a_lonely_image_is_enough_where_splits_are_given(tmp_path):
+def test_a_class_of_one_image_is_accepted_with_given_splits(tmp_path):
     write_files(tmp_path, "train/covid/a.png", "train/normal/b.png", "test/covid/c.png")
     assert len(read_manifest(tmp_path)) == 3
-    assert "'rare'" in refuse(write_files(tmp_path, "test/rare/d.png"))
+    assert "'rare'" in catch_error(write_files(tmp_path, "test/rare/d.png"))
 
 
-@pytest.mark.parametrize("twin", ["COVID", "covid ", "co vid", "ｃovid"])
-def test_class_names_that_look_alike_are_refused(tmp_path, twin):
+@pytest.mark.parametrize("similar", ["COVID", "covid ", "co vid", "ｃovid"])
+def test_class_names_that_differ_only_in_case_or_spaces_are_rejected(tmp_path, similar):
     write_two_classes(tmp_path)
-    write_files(tmp_path, f"{twin}/x.png", f"{twin}/y.png")
-    text = refuse(tmp_path)
+    write_files(tmp_path, f"{similar}/x.png", f"{similar}/y.png")
+    text = catch_error(tmp_path)
     assert "FCX-E006" in text
-    assert "only in case, space or normalisation" in text
+    assert "only in case, spaces or Unicode normalization" in text
     assert "Give each class one name" in text
 
 
-def test_an_accent_written_in_two_ways_is_one_class_too_many(tmp_path):
+def test_class_names_that_differ_only_in_unicode_normalization_are_rejected(tmp_path):
     write_two_classes(tmp_path)
     for form in ("NFC", "NFD"):
         write_files(tmp_path, *(unicodedata.normalize(form, f"pneumonía/{form}{i}.png") for i in range(2)))
-    assert "'pneumoni\\u0301a' and 'pneumon\\xeda'" in refuse(tmp_path)
+    assert "'pneumoni\\u0301a' and 'pneumon\\xeda'" in catch_error(tmp_path)
 
 
-def test_images_without_any_patient_are_said_loudly(tmp_path, caplog):
+def test_images_without_any_patient_cause_a_warning(tmp_path, caplog):
     write_files(tmp_path, "covid/p1/a.png", "covid/p2/b.png", "normal/p3/c.png", "normal/p3/d.png")
     manifest = read_manifest(tmp_path)
     assert describe_manifest(manifest) == "2 classes, 4 images"
-    assert "no image says whose it is" in caplog.text
-    assert "If folders such as 'p1' are patients, say --patient-regex '^[^/]+/([^/]+)/'" in caplog.text
+    assert "no patient identifiers found" in caplog.text
+    assert "If folders such as 'p1' are patients, pass --patient-regex '^[^/]+/([^/]+)/'" in caplog.text
     caplog.clear()
     manifest = read_manifest(tmp_path, patient_regex="^[^/]+/([^/]+)/")
     assert describe_manifest(manifest) == "2 classes, 4 images, 3 patients from the pattern in the path"
@@ -131,10 +131,10 @@ def test_the_description_names_every_origin():
     manifest = make_manifest([("a", "x"), ("a", "y"), ("b", "x"), ("image:y/00003.png", "y")])
     manifest = manifest.assign(patient_origin=["nih", "nih", "table", "image"])
     text = "2 classes, 4 images, 1 patient from the joined table, 1 patient from NIH file names, "
-    assert describe_manifest(manifest) == text + "1 image without a patient, taken as its own"
+    assert describe_manifest(manifest) == text + "1 image without a patient, treated as a separate patient"
 
 
-def test_what_is_left_out_must_leave_enough(tmp_path, caplog):
+def test_dropping_unreadable_images_fails_if_a_class_becomes_too_small(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     manifest = read_manifest(write_files(write_two_classes(tmp_path), "covid/e.png"))
 
@@ -146,13 +146,13 @@ def test_what_is_left_out_must_leave_enough(tmp_path, caplog):
     assert kept.index.tolist() == [0, 1, 2, 3]
     assert "left out 1 of 5 images" in caplog.text
     assert len(manifest) == 5
-    with pytest.raises(DataError, match="FCX-E004.*too few images in class 'normal'.*give 2 at least"):
+    with pytest.raises(DataError, match="FCX-E004.*too few images for train and test in class 'normal'.*at least 2"):
         drop_unreadable(manifest, bad("normal/c.png"))
-    with pytest.raises(DataError, match="no image that can be read is left of 'normal'. Repair some"):
+    with pytest.raises(DataError, match="no readable image is left of 'normal'. Repair images"):
         drop_unreadable(manifest, bad("normal/c.png", "normal/d.png"))
 
 
-def test_a_written_manifest_reads_back_as_it_was(tmp_path):
+def test_a_written_manifest_is_read_unchanged(tmp_path):
     write_files(
         tmp_path, "covid/a b.png", "covid/new\nline.png", "covid/back\rward.png", "normal/☢️.png", "normal/'q\",.png"
     )
@@ -171,7 +171,7 @@ def test_a_written_manifest_reads_back_as_it_was(tmp_path):
 
 @given(st.lists(st.tuples(TEXT.filter(str.strip), TEXT), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_whatever_text_a_manifest_holds_is_read_back(tmp_path_factory, cells):
+def test_arbitrary_text_in_a_manifest_is_read_unchanged(tmp_path_factory, cells):
     manifest = make_manifest([(patient, "x") for patient, _ in cells]).assign(note=[note for _, note in cells])
     path = tmp_path_factory.mktemp("run") / "manifest.csv"
     write_manifest(manifest, path)
@@ -180,7 +180,7 @@ def test_whatever_text_a_manifest_holds_is_read_back(tmp_path_factory, cells):
     assert written["note"].fillna("").tolist() == manifest["note"].tolist()
 
 
-def test_a_manifest_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_manifest_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "manifest.csv"
     write_manifest(make_manifest([("a", "x")]), path)
     before = path.read_bytes()
@@ -195,9 +195,9 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.csv"]
 
 
-def test_a_table_that_is_no_manifest_is_refused(tmp_path):
+def test_a_table_that_is_not_a_manifest_is_rejected(tmp_path):
     with pytest.raises(
-        DataError, match="no manifest of fastcxr: .*'source'.* are missing. Give the manifest.csv of a run"
+        DataError, match="not a manifest of fastcxr: .*'source'.* are missing. Pass the manifest.csv of a run"
     ):
         read_written_manifest(write_file(tmp_path / "manifest.csv", "path,label\n"))
 
@@ -205,29 +205,30 @@ def test_a_table_that_is_no_manifest_is_refused(tmp_path):
 @pytest.mark.parametrize("data", ["", ["", "x"], []])
 def test_an_empty_name_is_not_the_current_folder(data, tmp_path, monkeypatch):
     monkeypatch.chdir(write_two_classes(tmp_path))
-    assert "Give a folder, a CSV or a packed cohort" in refuse(data, RecipeError)
+    assert "Pass a folder, a CSV or a packed dataset" in catch_error(data, RecipeError)
 
 
-def test_the_ozturk_cohort_is_described_with_and_without_its_patients(real_data):
+def test_the_ozturk_dataset_is_described_with_and_without_a_patient_table(real_data):
     manifest = read_manifest(real_data / "ozturk")
     assert describe_manifest(manifest) == (
-        "3 classes, 1,124 images, 682 patients from NIH file names, 124 images without a patient, each taken as its own"
+        "3 classes, 1,124 images, 682 patients from NIH file names, 124 images without a patient, each treated as a "
+        "separate patient"
     )
     manifest = read_manifest(real_data / "ozturk", patient_table=real_data / "cohen/metadata.csv")
     assert describe_manifest(manifest) == (
         "3 classes, 1,124 images, 65 patients from the joined table, 682 patients from NIH file names, "
-        "30 images without a patient, each taken as its own"
+        "30 images without a patient, each treated as a separate patient"
     )
     assert (manifest["patient_origin"] == "table").sum() == 94
 
 
-def test_the_coronahack_names_hold_the_patients_that_its_table_gives(real_data, tmp_path):
+def test_coronahack_file_names_and_table_give_the_same_patients(real_data, tmp_path):
     table = pd.read_csv(real_data / "coronahack/Chest_xray_Corona_Metadata.csv", dtype=str)
     folder = (real_data / "coronahack").absolute()
     table = table.assign(path=f"{folder}/" + table["Dataset_type"].str.lower() + "/" + table["X_ray_image_name"])
-    cohort = tmp_path / "coronahack.csv"
-    table.assign(label=table["Label"], split=table["Dataset_type"])[["path", "label", "split"]].to_csv(cohort)
-    manifest = read_manifest(cohort)
+    table_path = tmp_path / "coronahack.csv"
+    table.assign(label=table["Label"], split=table["Dataset_type"])[["path", "label", "split"]].to_csv(table_path)
+    manifest = read_manifest(table_path)
     named = manifest["patient_origin"].isin(["kermany", "im"])
     assert named.sum() > 4000
     assert (manifest["patient"] == table["patient_id"])[named].all()

@@ -1,4 +1,4 @@
-"""Tests for merge.py and duplicates.py, through read_manifest"""
+"""Tests of merging sources and of duplicates, through read_manifest."""
 
 import logging
 import shutil
@@ -24,59 +24,59 @@ def make_folders(root, first: int, labels=("covid", "normal"), names=("1.png", "
     return root
 
 
-def refuse(data, kind=DataError, **choices) -> str:
+def catch_error(data, kind=DataError, **choices) -> str:
     with pytest.raises(kind) as caught:
         read_manifest(data, **choices)
     return check_message(caught.value)
 
 
-def test_two_folders_become_one_manifest_with_a_source_each(tmp_path):
+def test_two_folders_become_one_manifest_with_two_sources(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
     manifest = read_manifest([one, two])
     assert manifest["source"].tolist() == ["one"] * 4 + ["two"] * 4
     assert isinstance(manifest.index, pd.RangeIndex)
-    assert manifest["patient"].is_unique, "a file 1.png in each is no patient in both"
+    assert manifest["patient"].is_unique, "equal file names do not identify a patient"
     assert set(manifest["patient_origin"]) == {"image"}
 
 
-def test_a_list_of_one_is_that_one(tmp_path):
+def test_a_list_of_one_dataset_equals_this_dataset(tmp_path):
     folder = make_folders(tmp_path / "one", 0)
     pd.testing.assert_frame_equal(read_manifest([folder]), read_manifest(folder))
 
 
-def test_sources_of_one_name_are_numbered(tmp_path):
+def test_sources_with_one_name_are_numbered(tmp_path):
     one, two = make_folders(tmp_path / "a" / "scans", 0), make_folders(tmp_path / "b" / "scans", 10)
     assert list(dict.fromkeys(read_manifest([one, two])["source"])) == ["scans", "scans-2"]
     assert make_unique_names(["x", "x", "x-2", "x"]) == ["x", "x-2", "x-2-2", "x-3"]
 
 
-def test_a_source_that_tables_name_themselves_is_numbered_only_where_paths_clash(tmp_path):
-    for number, place in enumerate("ab"):
-        folder = make_folders(tmp_path / place, 20 * number)
+def test_a_source_named_by_two_tables_is_numbered_only_if_paths_are_equal(tmp_path):
+    for number, source in enumerate("ab"):
+        folder = make_folders(tmp_path / source, 20 * number)
         (folder / "t.csv").write_text("path,label,source\ncovid/1.png,c,ward\ncovid/2.png,c,ward\nnormal/1.png,n,ward\n"
                                       "normal/2.png,n,ward\n")  # fmt: skip
     manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"])
     assert manifest["source"].value_counts().to_dict() == {"ward": 4, "ward-2": 4}
 
 
-def test_patients_of_two_sources_are_different_people_whatever_their_numbers(tmp_path, caplog):
-    for place, first in (("a", 0), ("b", 20)):
-        folder = make_folders(tmp_path / place, first)
+def test_equal_identifiers_in_two_sources_are_different_patients(tmp_path, caplog):
+    for source, first in (("a", 0), ("b", 20)):
+        folder = make_folders(tmp_path / source, first)
         (folder / "t.csv").write_text("path,label,patient\ncovid/1.png,c,13\ncovid/2.png,c,14\nnormal/1.png,n,15\n")
     manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], filter=("label=c,n",))
     assert manifest["patient"].tolist() == ["t:13", "t:14", "t:15", "t-2:13", "t-2:14", "t-2:15"]
-    assert "3 patient names stand in more than one source (such as 13, 14, 15)" in caplog.text
-    assert "if they are the same, give one CSV of all images" in caplog.text
+    assert "3 patient identifiers are in more than one dataset (such as 13, 14, 15)" in caplog.text
+    assert "if they are the same people, pass one CSV of all images" in caplog.text
 
 
-def test_file_names_of_public_collections_name_one_patient_everywhere(tmp_path):
+def test_file_names_of_public_collections_identify_a_patient_in_all_sources(tmp_path):
     names = ("00000013_000.png", "person7_virus_1.png")
     one, two = make_folders(tmp_path / "one", 0, names=names), make_folders(tmp_path / "two", 10, names=names)
     assert set(read_manifest([one, two])["patient"]) == {"00000013", "person7"}
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_names_of_viewers_name_one_patient_in_two_sources_only_where_images_agree(tmp_path, caplog, is_same):
+def test_viewer_file_names_identify_a_patient_in_two_sources_only_if_the_images_are_equal(tmp_path, caplog, is_same):
     names = [f"IM-000{number}-0001.png" for number in range(1, 5)]
     for number, name in enumerate(names):
         label = ("covid", "normal")[number % 2]
@@ -84,10 +84,10 @@ def test_names_of_viewers_name_one_patient_in_two_sources_only_where_images_agre
         write_image(tmp_path / "two" / label / name.replace("png", "jpg"), number if is_same else 10 + number)
     manifest = read_manifest([tmp_path / "one", tmp_path / "two"])
     assert manifest["patient"].nunique() == (4 if is_same else 8)
-    assert ("identify no patient across these sources" in caplog.text) == (not is_same)
+    assert ("do not identify patients across these datasets" in caplog.text) == (not is_same)
 
 
-def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_path):
+def test_a_patient_column_that_repeats_the_file_name_is_valid_in_all_sources(tmp_path):
     patients = ("IM-0001", "NORMAL2-IM-0002", "person1", "person1", "person2", "person3", "cohen1", "cohen2")
     hack = make_coronahack(tmp_path / "hack", patients=patients)
     other = make_folders(tmp_path / "kids", 40, ("Normal", "Virus"), ("person2_virus_9.png", "person9_virus_8.png"))
@@ -96,29 +96,29 @@ def test_a_patient_column_that_repeats_the_file_name_holds_everywhere_too(tmp_pa
     assert manifest["patient"]["test/kjr-21-e24-g001-l-a.jpg"] == "hack:cohen2"
 
 
-def test_one_table_of_patients_holds_for_all_sources(tmp_path):
+def test_a_patient_table_is_valid_for_all_sources(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, names=("3.png", "4.png"))
     (tmp_path / "p.csv").write_text("filename,patient\ncovid/1.png,9\ncovid/3.png,9\n")
     manifest = read_manifest([one, two], patient_table=tmp_path / "p.csv").set_index("path")
     assert manifest["patient"]["covid/1.png"] == manifest["patient"]["covid/3.png"] == "9"
 
 
-def test_copies_are_dropped_and_counted_and_the_patients_whom_they_name_are_one(tmp_path, caplog):
+def test_exact_duplicates_are_dropped_and_counted_and_their_patients_become_one(tmp_path, caplog):
     cohen = make_cohen(tmp_path / "cohen")
     other = make_folders(tmp_path / "other", 0, ("COVID-19", "SARS"))
     shutil.copy(cohen / "images" / "b.jpg", other / "COVID-19" / "copied.jpg")
     (other / "COVID-19" / "again.jpg").write_bytes((other / "COVID-19" / "1.png").read_bytes())
     with caplog.at_level(logging.INFO, "fastcxr"):
         manifest = read_manifest([other, cohen])
-    assert "merged: other 6 images, cohen 5 images; looking for copies" in caplog.text
-    assert "left out 2 exact copies: 1 within other, 1 of cohen that stand in other" in caplog.text
+    assert "merged: other 6 images, cohen 5 images; searching for duplicates" in caplog.text
+    assert "left out 2 exact duplicates: 1 within other, 1 of cohen that are also in other" in caplog.text
     assert len(manifest) == 9
     assert (
         manifest.set_index("path")["patient"][["COVID-19/copied.jpg", "images/a one.png"]].tolist() == ["cohen:2"] * 2
     )
 
 
-def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
+def test_exact_duplicates_in_one_source_are_kept_without_deduplicate(tmp_path):
     folder = make_folders(tmp_path / "one", 0)
     shutil.copy(folder / "covid" / "1.png", folder / "covid" / "3.png")
     assert len(read_manifest(folder)) == 5
@@ -127,7 +127,7 @@ def test_copies_in_a_single_source_stay_unless_asked_otherwise(tmp_path):
     assert set(manifest["patient_origin"]) == {"image"}
 
 
-def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatch):
+def test_files_of_unique_size_are_not_opened_to_find_duplicates(tmp_path, monkeypatch):
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(bytes(2**20 + number))
     sizes = tmp_path.glob("*.png")
@@ -136,7 +136,7 @@ def test_no_file_is_opened_for_a_copy_whose_size_is_its_own(tmp_path, monkeypatc
     assert duplicates.group_exact_duplicates(pd.Series(map(str, sizes))) == []
 
 
-def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkeypatch):
+def test_files_of_one_size_with_different_ends_are_not_hashed(tmp_path, monkeypatch):
     content = [PNG + bytes(2**16) + bytes([n]) for n in (1, 2, 2, 3)] + [PNG + b"x" + bytes(2**16)]
     files = [tmp_path / f"{number}.png" for number in range(len(content))]
     for file, text in zip(files, content, strict=True):
@@ -147,17 +147,17 @@ def test_files_of_one_size_whose_ends_differ_are_not_read_whole(tmp_path, monkey
     assert sorted(hashed) == [str(files[1]), str(files[2])]
 
 
-def test_files_that_are_no_images_are_copies_of_nothing(tmp_path):
+def test_files_that_are_not_images_are_not_duplicates(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
-    for place in (one / "covid", one / "normal", two / "covid", two / "normal"):
-        (place / "empty.png").touch()
-        (place / "page.png").write_text("<html>not found</html>")
+    for source in (one / "covid", one / "normal", two / "covid", two / "normal"):
+        (source / "empty.png").touch()
+        (source / "page.png").write_text("<html>not found</html>")
     manifest = read_manifest([one, two])
     assert len(manifest) == 16
     assert manifest["patient"].is_unique
 
 
-def test_of_copies_in_several_splits_the_one_in_test_stays(tmp_path):
+def test_the_duplicate_in_test_is_kept(tmp_path):
     hack = make_coronahack(tmp_path / "hack")
     extra = make_folders(tmp_path / "extra", 0, ("COVID-19", "Normal"))
     shutil.copy(hack / "test" / "kjr-21-e24-g001-l-a.jpg", extra / "COVID-19" / "x.jpg")
@@ -166,20 +166,20 @@ def test_of_copies_in_several_splits_the_one_in_test_stays(tmp_path):
     assert "COVID-19/x.jpg" not in manifest.index
 
 
-def test_one_image_under_two_labels_is_refused_with_its_names_and_a_remedy(tmp_path):
+def test_duplicates_with_two_labels_are_rejected_with_names_and_a_fix(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("sick", "normal"))
     shutil.copy(one / "covid" / "1.png", two / "sick" / "3.png")
-    text = refuse([one, two])
+    text = catch_error([one, two])
     assert text.startswith("FCX-E008")
     assert "one/covid/1.png 'covid' = two/sick/3.png 'sick'" in text
-    assert "Keep one of each pair, or if the two labels mean the same, say --relabel 'sick=covid'" in text
+    assert "Keep one of each pair, or pass --relabel 'sick=covid' if both labels mean the same" in text
     assert len(read_manifest([one, two], relabel=("sick=covid",))) == 8
 
 
 @pytest.mark.parametrize(
     "choices", [{"classes": ("covid", "normal")}, {"filter": ("view=PA",)}, {}], ids=["label", "column", "copy"]
 )
-def test_a_source_of_which_no_image_is_left_is_named(tmp_path, caplog, choices):
+def test_a_source_without_remaining_images_causes_a_warning(tmp_path, caplog, choices):
     one = make_folders(tmp_path / "one", 0)
     other = tmp_path / "other"
     if choices:
@@ -192,31 +192,31 @@ def test_a_source_of_which_no_image_is_left_is_named(tmp_path, caplog, choices):
         (one / "t.csv").write_text("\n".join(["path,label,view", *rows]))
         one = one / "t.csv"
     assert len(read_manifest([one, other], **choices))
-    assert "no image comes from other: all of its rows are left out" in caplog.text
+    assert "no image of other is left: all of its rows are excluded" in caplog.text
 
 
-def test_sources_that_all_give_images_are_not_named(tmp_path, caplog):
+def test_sources_with_remaining_images_cause_no_warning(tmp_path, caplog):
     read_manifest([make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)])
-    assert "no image comes from" not in caplog.text
+    assert "no image of" not in caplog.text
 
 
-def test_classes_that_two_sources_spell_differently_are_refused_with_the_relabel_to_say(tmp_path):
+def test_classes_with_different_spelling_are_rejected_with_the_relabel_option(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "normal"))
-    text = refuse([one, two])
+    text = catch_error([one, two])
     assert "FCX-E006" in text
     assert "--relabel 'Covid=covid'" in text
 
 
-def test_the_same_data_twice_is_refused(tmp_path, monkeypatch):
+def test_the_same_data_twice_is_rejected(tmp_path, monkeypatch):
     make_folders(tmp_path / "one", 0)
     monkeypatch.chdir(tmp_path)
-    text = refuse(["one", "../" + tmp_path.name + "/one"], RecipeError)
-    assert "the same data twice among one, ../" in text
-    assert "Name each once" in text
-    assert "Give a folder, a CSV or a packed cohort" in refuse([], RecipeError)
+    text = catch_error(["one", "../" + tmp_path.name + "/one"], RecipeError)
+    assert "the same data is named twice in one, ../" in text
+    assert "Name each dataset once" in text
+    assert "Pass a folder, a CSV or a packed dataset" in catch_error([], RecipeError)
 
 
-def test_a_cropped_picture_under_a_telling_name_is_one_patient_with_the_other(tmp_path, caplog):
+def test_a_crop_with_a_distinctive_name_is_linked_to_the_patient_of_the_original(tmp_path, caplog):
     cohen = make_cohen(tmp_path / "cohen", "9,SARS,PA,X-ray,nejmc2001573_f1a.png,images")
     other = make_folders(tmp_path / "other", 0, ("COVID-19", "SARS"))
     Image.open(cohen / "images" / "nejmc2001573_f1a.png").crop((4, 4, 90, 70)).save(
@@ -224,41 +224,41 @@ def test_a_cropped_picture_under_a_telling_name_is_one_patient_with_the_other(tm
     )
     manifest = read_manifest([other, cohen]).set_index("path")
     assert manifest["patient"]["SARS/nejmc2001573_F1a.jpg"] == "cohen:9"
-    assert "the same file name and image, cropped, resized or saved anew, in cohen and other (1)" in caplog.text
-    assert "both stay, and count as one patient" in caplog.text
+    assert "the same file name and image (cropped, resized or re-encoded) in cohen and other (1)" in caplog.text
+    assert "both images are kept, and count as one patient" in caplog.text
 
 
-def test_a_counter_is_no_telling_name_but_the_same_picture_saved_anew_is_found(tmp_path):
+def test_a_resized_image_is_linked_even_if_its_name_is_a_counter(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
     Image.open(one / "covid" / "1.png").resize((120, 100)).save(two / "covid" / "1.png")
     manifest = read_manifest([one, two])
     shared = manifest[manifest["patient"].duplicated(keep=False)]
     assert shared["path"].tolist() == ["covid/1.png", "covid/1.png"]
     assert set(shared["patient_origin"]) == {"copy"}
-    assert "1 patient from copies of images" in describe_manifest(manifest)
+    assert "1 patient from duplicate images" in describe_manifest(manifest)
 
 
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
 def test_a_name_that_repeats_within_a_source_links_no_patients(tmp_path, name):
-    for number, (place, label, patient) in enumerate(
-        (place, label, patient) for place in ("one", "two") for label in ("covid", "normal") for patient in range(5)
+    for number, (source, label, patient) in enumerate(
+        (source, label, patient) for source in ("one", "two") for label in ("covid", "normal") for patient in range(5)
     ):
-        write_image(tmp_path / place / label / f"p{patient}" / name, number)
+        write_image(tmp_path / source / label / f"p{patient}" / name, number)
     manifest = read_manifest([tmp_path / "one", tmp_path / "two"], patient_regex="^([^/]+/[^/]+)/")
     assert manifest["patient"].nunique() == len(manifest) == 20
 
 
 @pytest.mark.parametrize("name", ["img1.png", "view1_frontal.jpg"])
 def test_a_unique_name_links_no_patients_whose_images_differ(tmp_path, name):
-    one, two = (make_folders(tmp_path / place, first) for place, first in (("one", 0), ("two", 10)))
+    one, two = (make_folders(tmp_path / source, first) for source, first in (("one", 0), ("two", 10)))
     write_image(one / "covid" / name, 20)
     write_image(two / "covid" / name, 21)
     assert read_manifest([one, two])["patient"].is_unique
 
 
-def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
+def test_files_with_one_name_are_decoded_only_once(tmp_path, monkeypatch):
     names = [f"scan_a{number}b.png" for number in range(6)]
-    one, two = (make_folders(tmp_path / place, first, names=names) for place, first in (("one", 0), ("two", 20)))
+    one, two = (make_folders(tmp_path / source, first, names=names) for source, first in (("one", 0), ("two", 20)))
     decoded, read = [], duplicates.read_with_remarks
     monkeypatch.setattr(duplicates, "read_with_remarks", lambda file: decoded.append(file) or read(file))
     read_manifest([one, two])
@@ -266,16 +266,16 @@ def test_files_of_one_name_are_decoded_once_each(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["1", "0001", "image_12", "COVID-19 (12)", "IM-0001-0001", "scan"])
-def test_a_word_with_numbers_tells_nothing(name):
+def test_a_word_with_numbers_is_not_distinctive(name):
     assert not is_distinctive_name(name)
 
 
 @pytest.mark.parametrize("name", ["nejmc2001573_f1a", "covid-19-pneumonia-19", "7D2CF6CE-F529", "20200312093000"])
-def test_other_names_do(name):
+def test_other_names_are_distinctive(name):
     assert is_distinctive_name(name)
 
 
-def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tmp_path, caplog):
+def test_a_source_without_splits_is_assigned_to_train_or_to_the_split_of_its_patients(tmp_path, caplog):
     hack = make_coronahack(tmp_path / "hack", patients=tuple("abcdefgh"))
     cohen = make_cohen(tmp_path / "cohen", "9,COVID-19,PA,X-ray,f.png,images", "9,COVID-19,PA,X-ray,g.png,images")
     shutil.copy(cohen / "images" / "g.png", hack / "test" / "kjr-21-e24-g001-l-a.jpg")
@@ -283,38 +283,36 @@ def test_a_source_without_splits_joins_train_and_patients_stay_where_they_are(tm
     with caplog.at_level(logging.INFO, "fastcxr"):
         split = split_by_patient(manifest).set_index("path")
     assert split["split"]["images/f.png"] == "test"
-    assert (
-        "no splits are given by cohen: of these images 3 join train, 1 join test, where their patient is" in caplog.text
-    )
+    assert "cohen without splits: images assigned 3 to train, 1 to test (split of their patient)" in caplog.text
     assert set(split["split"][["images/a one.png", "images/c.png"]]) <= {"train", "valid"}
-    anew = split_by_patient(manifest, ignore_given_splits=True)
-    assert set(anew["split_origin"]) == {"patient"}
+    redrawn = split_by_patient(manifest, ignore_given_splits=True)
+    assert set(redrawn["split_origin"]) == {"patient"}
 
 
 def merge_covidx_and_cohen(root):
-    """Both name the source `cohen`: the lists of COVIDx, which give splits, and the folder, which gives none."""
+    """Two datasets with the source `cohen`: the lists of COVIDx give splits, the folder gives none."""
     return read_manifest([make_covidx(root / "covidx"), make_cohen(root / "cohen")], classes=("normal", "COVID-19"))
 
 
-def test_a_place_without_splits_joins_train_though_another_place_names_its_source(tmp_path, caplog):
+def test_a_dataset_without_splits_is_assigned_to_train_if_another_gives_splits_of_its_source(tmp_path, caplog):
     manifest = merge_covidx_and_cohen(tmp_path)
     assert set(manifest.loc[manifest["path"].isin(["images/a one.png", "train/b b.jpg"]), "source"]) == {"cohen"}
     with caplog.at_level(logging.INFO, "fastcxr"):
         split = split_by_patient(manifest)
-    assert "no splits are given by cohen: of these images 3 join train" in caplog.text
+    assert "cohen without splits: images assigned 3 to train" in caplog.text
     assert set(split.loc[split["path"].str.startswith("images/"), "split"]) <= {"train", "valid"}
     assert split.set_index("path")["split"]["test/e.png"] == "test"
     assert set(split["split_origin"]) <= {"given", "patient"}
 
 
 @pytest.mark.needs("h5py")
-def test_so_it_does_after_both_were_packed(tmp_path):
+def test_packed_sources_get_the_same_splits(tmp_path):
     manifest = merge_covidx_and_cohen(tmp_path)
     again = read_manifest(pack_dataset(manifest, tmp_path / "both.h5"))
     assert split_by_patient(again)["split"].tolist() == split_by_patient(manifest)["split"].tolist()
 
 
-def test_splits_that_one_place_gives_in_part_are_refused_beside_another_too(tmp_path):
+def test_partly_given_splits_of_one_source_are_rejected_in_a_merge(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
     (one / "t.csv").write_text("path,label,split\ncovid/1.png,covid,train\ncovid/2.png,covid,test\n"
                                "normal/1.png,normal,train\nnormal/2.png,normal,\n")  # fmt: skip
@@ -322,7 +320,7 @@ def test_splits_that_one_place_gives_in_part_are_refused_beside_another_too(tmp_
         split_by_patient(read_manifest([one / "t.csv", two]))
 
 
-def test_a_merged_manifest_can_be_written_and_read_again_with_the_same_patients(tmp_path):
+def test_a_written_merged_manifest_contains_no_machine_paths(tmp_path):
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10)
     Image.open(one / "covid" / "1.png").resize((120, 100)).save(two / "covid" / "1.png")
     manifest = read_manifest([one, two])
@@ -338,7 +336,7 @@ def test_ozturk_and_cohen_share_their_covid_patients(real_data, caplog):
     assert (covid["patient_origin"] == "column").sum() == 94
 
 
-def test_coronahack_holds_all_but_eleven_of_cohens_covid_images(real_data):
+def test_coronahack_contains_all_but_eleven_covid_images_of_cohen(real_data):
     manifest = read_manifest([real_data / "coronahack", real_data / "cohen"], classes=("COVID-19", "Normal"))
     assert manifest.groupby(["source", "label"]).size().to_dict() == {
         ("cohen", "COVID-19"): 11, ("kermany", "Normal"): 1164, ("other", "COVID-19"): 96,

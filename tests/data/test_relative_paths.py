@@ -1,4 +1,4 @@
-"""Tests for relative_paths.py"""
+"""Tests of the replacement of absolute image paths."""
 
 import pandas as pd
 import pytest
@@ -8,42 +8,51 @@ from fastcxr.data.manifest import read_manifest, read_unlabelled
 from fastcxr.data.relative_paths import make_paths_relative
 
 
-def name(paths: list[str], *roots) -> list[str]:
+def relativize(paths: list[str], *roots) -> list[str]:
     return make_paths_relative(pd.DataFrame({"path": paths}), *roots)["path"].tolist()
 
 
-def test_an_absolute_path_is_named_from_the_folder_of_the_table():
-    assert name(["/data/mine/a/1.png", "b/2.png", "/data/mine//a/./3.png"], "/data/mine") == [
+def test_an_absolute_path_becomes_relative_to_the_folder_of_the_table():
+    assert relativize(["/data/mine/a/1.png", "b/2.png", "/data/mine//a/./3.png"], "/data/mine") == [
         "a/1.png", "b/2.png", "a/3.png",
     ]  # fmt: skip
 
 
-def test_paths_outside_of_it_are_named_from_the_folder_that_they_share():
-    assert name(["/vol/images/a/1.png", "/vol/images/b/1.png", "c/1.png"], "/data") == ["a/1.png", "b/1.png", "c/1.png"]
-    assert name(["/vol/images/a/1.png"]) == ["1.png"]
+def test_other_paths_become_relative_to_their_common_folder():
+    assert relativize(["/vol/images/a/1.png", "/vol/images/b/1.png", "c/1.png"], "/data") == [
+        "a/1.png",
+        "b/1.png",
+        "c/1.png",
+    ]
+    assert relativize(["/vol/images/a/1.png"]) == ["1.png"]
 
 
-def test_the_folders_that_two_disks_have_above_their_images_are_not_named():
-    assert name(["/disk/ZZTESTNAME/x/1.png", "/mount/ZZTESTNAME/y/2.png"]) == ["1.png", "2.png"]
+def test_folders_above_the_images_of_two_disks_are_removed():
+    assert relativize(["/disk/ZZTESTNAME/x/1.png", "/mount/ZZTESTNAME/y/2.png"]) == ["1.png", "2.png"]
 
 
-def test_no_two_files_have_one_name():
+def test_relative_paths_are_unique():
     paths = ["1.png", "/vol/x/1.png", "/other/y/1.png", "/other/y/z/2.png"]
-    assert name(paths) == ["1.png", "x/1.png", "y/1.png", "y/z/2.png"]
-    assert name(["1.png", "x/1.png", "x-2/1.png", "/vol/x/1.png"]) == ["1.png", "x/1.png", "x-2/1.png", "x-3/1.png"]
+    assert relativize(paths) == ["1.png", "x/1.png", "y/1.png", "y/z/2.png"]
+    assert relativize(["1.png", "x/1.png", "x-2/1.png", "/vol/x/1.png"]) == [
+        "1.png",
+        "x/1.png",
+        "x-2/1.png",
+        "x-3/1.png",
+    ]
 
 
-def test_paths_of_windows_are_absolute_everywhere():
-    assert name(["C:\\Users\\ZZTESTNAME\\a\\1.png", "C:/Users/ZZTESTNAME/b/2.png"]) == ["a/1.png", "b/2.png"]
+def test_windows_paths_are_absolute_on_all_systems():
+    assert relativize(["C:\\Users\\ZZTESTNAME\\a\\1.png", "C:/Users/ZZTESTNAME/b/2.png"]) == ["a/1.png", "b/2.png"]
 
 
-def test_two_dots_behind_a_link_lead_where_the_machine_says(tmp_path):
+def test_parent_folders_after_a_symbolic_link_are_resolved_on_disk(tmp_path):
     write_files(tmp_path, "real/inner/x.png", "real/a.png", "data/a.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "real" / "inner")
-    assert name(["a.png", f"{tmp_path}/data/link/../a.png"], tmp_path / "data") == ["a.png", "real/a.png"]
+    assert relativize(["a.png", f"{tmp_path}/data/link/../a.png"], tmp_path / "data") == ["a.png", "real/a.png"]
 
 
-def test_a_patient_called_by_an_absolute_path_is_renamed():
+def test_a_patient_named_by_an_absolute_path_is_renamed():
     rows = pd.DataFrame({"path": ["/vol/1.png", "/vol/2.png", "/vol/3.png"], "source": ["s"] * 3,
                          "patient": ["image:/vol/1.png", "image:s//vol/1.png", "p"]})  # fmt: skip
     assert make_paths_relative(rows)["patient"].tolist() == ["image:1.png", "image:1.png", "p"]
@@ -51,29 +60,29 @@ def test_a_patient_called_by_an_absolute_path_is_renamed():
 
 @pytest.fixture
 def listed(tmp_path):
-    """A table in one folder of images in another, by their absolute paths."""
+    """A table in one folder with absolute paths of images in another folder."""
     images = write_two_classes(tmp_path / "ZZTESTNAME" / "images")
     (tmp_path / "tables").mkdir()
     rows = [f"{images}/{path},{path[0]}" for path in ("covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png")]
     return write_file(tmp_path / "tables" / "mine.csv", "\n".join(["path,label", *rows]) + "\n")
 
 
-def test_a_manifest_of_absolute_paths_names_them_from_their_common_folder(listed, tmp_path):
+def test_a_manifest_has_paths_relative_to_the_common_folder(listed, tmp_path):
     manifest = read_manifest(listed)
     assert manifest["path"].tolist() == ["covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png"]
     assert manifest["file"].tolist() == [str(tmp_path / "ZZTESTNAME" / "images" / path) for path in manifest["path"]]
     assert not manifest.drop(columns="file").map(lambda cell: "ZZTESTNAME" in str(cell)).any(axis=None)
 
 
-def test_a_table_of_patients_may_name_absolute_paths_too(listed, tmp_path):
+def test_a_patient_table_may_list_absolute_paths(listed, tmp_path):
     names = read_manifest(listed)["file"]
     write_files(tmp_path, "ZZTESTNAME/images/normal/a.png")
     patients = write_file(tmp_path / "p.csv", "filename,patient\n" + "".join(f"{n},{k}\n" for k, n in enumerate(names)))
     assert read_manifest(listed, patient_table=patients)["patient"].tolist() == ["0", "1", "2", "3"]
 
 
-def test_the_names_that_an_earlier_version_packed_are_relative_when_they_are_read(tmp_path):
-    h5py = pytest.importorskip("h5py", reason="packed cohorts are an extra: pip install 'fastcxr[hdf5]'")
+def test_absolute_paths_in_a_packed_dataset_are_read_as_relative_paths(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="packed datasets are an extra: pip install 'fastcxr[hdf5]'")
     from public_datasets import make_cohen
 
     from fastcxr.data.pack import pack_dataset

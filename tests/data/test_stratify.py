@@ -1,4 +1,4 @@
-"""Tests for stratify.py"""
+"""Tests of the stratified assignment of groups to splits."""
 
 from collections import Counter
 
@@ -13,20 +13,20 @@ SPLITS = ("train", "test", "valid")
     ("patients", "train", "valid", "test"),
     [(2, 1, 0, 1), (3, 1, 1, 1), (4, 2, 1, 1), (10, 7, 1, 2), (20, 14, 3, 3), (100, 70, 15, 15), (1000, 700, 150, 150)],
 )
-def test_a_class_is_dealt_in_fair_shares(patients, train, valid, test):
-    places = assign_stratified({f"p{i}": ("x",) for i in range(patients)}, {}, seed=0)
-    assert Counter(places.values()) == Counter({"train": train, "valid": valid, "test": test})
+def test_a_class_is_split_in_the_target_fractions(patients, train, valid, test):
+    splits = assign_stratified({f"p{i}": ("x",) for i in range(patients)}, {}, seed=0)
+    assert Counter(splits.values()) == Counter({"train": train, "valid": valid, "test": test})
 
 
-def test_patients_of_several_classes_are_a_stratum_of_their_own():
-    units = {f"{'+'.join(labels)}{i}": labels for labels in (("x",), ("x", "y"), ("y",)) for i in range(100)}
-    places = assign_stratified(units, {}, seed=1)
+def test_patients_of_several_classes_are_a_separate_stratum():
+    groups = {f"{'+'.join(labels)}{i}": labels for labels in (("x",), ("x", "y"), ("y",)) for i in range(100)}
+    splits = assign_stratified(groups, {}, seed=1)
     for labels in (("x",), ("x", "y"), ("y",)):
-        counts = Counter(places[unit] for unit in units if units[unit] == labels)
-        assert all(abs(counts[split] - share) <= 1 for split, share in zip(SPLITS, (70, 15, 15), strict=True))
+        counts = Counter(splits[group] for group in groups if groups[group] == labels)
+        assert all(abs(counts[split] - percent) <= 1 for split, percent in zip(SPLITS, (70, 15, 15), strict=True))
 
 
-def test_many_strata_of_one_patient_still_fill_every_split():
+def test_many_strata_of_one_patient_fill_every_split():
     labels = [tuple(f"c{b}" for b in range(6) if i >> b & 1) for i in range(1, 64)]
     counts = Counter(assign_stratified({f"p{i}": names for i, names in enumerate(labels)}, {}, seed=0).values())
     assert 0.55 < counts["train"] / 63 < 0.8
@@ -34,23 +34,23 @@ def test_many_strata_of_one_patient_still_fill_every_split():
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_every_class_is_served_even_where_patients_share_classes(seed):
+def test_every_split_has_every_class_if_patients_have_several_classes(seed):
     chain = [("a",), ("a",), ("a", "b"), ("b", "c"), ("b",), ("c",), ("c", "a")]
-    units = {f"p{i}": labels for i, labels in enumerate(chain)}
-    assert sum(count_missing_classes(units, assign_stratified(units, {}, seed=seed), SPLITS)) == 0
+    groups = {f"p{i}": labels for i, labels in enumerate(chain)}
+    assert sum(count_missing_classes(groups, assign_stratified(groups, {}, seed=seed), SPLITS)) == 0
 
 
-def test_seeds_differ_and_the_order_of_units_does_not_matter():
-    units = {f"p{i}": ("x",) if i % 3 else ("y",) for i in range(60)}
+def test_the_seed_changes_the_splits_and_the_order_of_groups_does_not():
+    groups = {f"p{i}": ("x",) if i % 3 else ("y",) for i in range(60)}
     assert (
-        assign_stratified(units, {}, seed=3)
-        == assign_stratified(dict(reversed(units.items())), {}, seed=3)
-        != assign_stratified(units, {}, seed=4)
+        assign_stratified(groups, {}, seed=3)
+        == assign_stratified(dict(reversed(groups.items())), {}, seed=3)
+        != assign_stratified(groups, {}, seed=4)
     )
 
 
-def test_new_units_fill_what_the_kept_ones_lack():
-    kept = {f"p{i}": "train" for i in range(30)}
-    places = assign_stratified({f"p{i}": ("x",) for i in range(40)}, kept, seed=0)
-    assert {unit: places[unit] for unit in kept} == kept
-    assert Counter(places[f"p{i}"] for i in range(30, 40)) == {"valid": 5, "test": 5}
+def test_new_groups_are_assigned_to_splits_below_their_target():
+    fixed = {f"p{i}": "train" for i in range(30)}
+    splits = assign_stratified({f"p{i}": ("x",) for i in range(40)}, fixed, seed=0)
+    assert {group: splits[group] for group in fixed} == fixed
+    assert Counter(splits[f"p{i}"] for i in range(30, 40)) == {"valid": 5, "test": 5}

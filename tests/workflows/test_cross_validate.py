@@ -163,7 +163,7 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     assert "Every class comes from sources of its own" in page.read_text()
 
 
-NOBODYS = "no image says whose it is"
+NOBODYS = "no patient identifiers found"
 
 
 @pytest.fixture(scope="module")

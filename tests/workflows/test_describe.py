@@ -62,7 +62,7 @@ def test_a_class_too_small_to_split_is_shown_and_told(call, toys, tmp_path):
     (tmp_path / "more" / "haze").rename(toys / "rare")
     done = call("--data", "toys", "--out", "page")
     assert done.returncode == 0, done.stderr
-    assert "warning: a run would refuse this data: FCX-E004: too few patients in class 'rare'" in done.stderr
+    assert "warning: a run would refuse this data: FCX-E004: too few patients for train and test in class 'rare'" in done.stderr
     said = [line.split() for line in done.stderr.splitlines()]
     assert ["all"] in said and ["rare", "1"] in said
     assert "a run would refuse this data" in (tmp_path / "page" / "describe.html").read_text(encoding="utf-8")
@@ -116,10 +116,10 @@ def test_warnings_stand_on_the_page(call, toys, tmp_path):
     for number, file in enumerate(sorted(toys.glob("*/*.png"))):
         file.rename(file.parent / f"x{number:02d}y.png")
     done = call("--data", "toys", "--out", "described")
-    assert "warning: no image says whose it is" in done.stderr
+    assert "warning: no patient identifiers found" in done.stderr
     said = json.loads((tmp_path / "described" / "run.json").read_text())["messages"]
     assert [line for line in said if line["level"] == "warning"]
-    assert "no image says whose it is" in (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
+    assert "no patient identifiers found" in (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
 
 
 def test_report_redraws_it_byte_for_byte(call, toys, tmp_path, monkeypatch):

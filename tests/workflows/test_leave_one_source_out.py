@@ -55,7 +55,7 @@ def test_the_pooled_report_gives_the_drop_of_each_source(pooled):
 
 def test_data_of_one_place_is_refused_before_anything_is_written(pooled, tmp_path):
     data = str(pooled.parent / "ward")
-    with pytest.raises(DataError, match="the data names one source"):
+    with pytest.raises(DataError, match="the data has one source"):
         cross_validate(RECIPE.replace(data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
