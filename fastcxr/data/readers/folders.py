@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.errors import DataError
+from fastcxr.io.files import read_json
 from fastcxr.io.lock import LOCK_FILE_NAME
 from fastcxr.io.tables import TEXT_DTYPE, format_names
 
@@ -31,11 +32,11 @@ SPLIT_ALIASES = {
 OWN_FOLDERS_MESSAGE = "left out, for fastcxr made them: %s"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # where folders are made that nobody named
-FILE_MARKERS = {  # what stands in a file of ours, and by chance in no other of this name
-    "recipe.json": '"leave_one_source_out"',
-    "run.json": '"fastcxr"',
-    "compare.json": '"n_shared_images"',
-    "explain.json": '"failure_reason"',
+MARKER_KEYS = {  # keys of the JSON files in output folders, the same since version 0.1
+    "recipe.json": {"backbone", "leave_one_source_out"},
+    "run.json": {"command", "versions", "machine"},
+    "compare.json": {"rows", "patients"},
+    "explain.json": {"method", "check"},
 }
 
 
@@ -73,7 +74,8 @@ class DirectoryWalk:
         while pending:
             current = pending.pop()
             entries = _scan_folder(self.root, current)
-            if current != folder and has_marker(f"{self.root}/{current}", [entry.name for _, entry in entries]):
+            names = [entry.name for _, entry in entries]
+            if current != folder and is_output_folder(f"{self.root}/{current}", names):
                 self.own_folders.append(current)
                 continue
             for path, entry in entries:
@@ -311,32 +313,32 @@ def _read_mode(path: str) -> int:
 
 
 def is_made_by_fastcxr(folder: str) -> bool:
-    """Whether fastcxr made this folder, or all that is in it. A link is nobody's."""
+    """Return whether a folder is an output folder of fastcxr, or holds nothing else. A link never is."""
     try:
-        return not os.path.islink(folder) and (has_marker(folder) or _holds_only_own_folders(folder))
-    except OSError:  # whoever reads the images says so
+        return not os.path.islink(folder) and (is_output_folder(folder) or _holds_only_output_folders(folder))
+    except OSError:  # reading the images raises it again
         return False
 
 
-def has_marker(folder: str, names: Iterable[str] = tuple(FILE_MARKERS)) -> bool:
-    """Whether one of these files of a folder is ours."""
-    return any(_file_contains(f"{folder}/{name}", text) for name, text in FILE_MARKERS.items() if name in names)
+def is_output_folder(folder: str, names: Iterable[str] = MARKER_KEYS) -> bool:
+    """Return whether one of the named files of a folder is a JSON file with the keys that fastcxr writes."""
+    for name in MARKER_KEYS.keys() & set(names):
+        try:
+            content = read_json(f"{folder}/{name}")
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.keys() >= MARKER_KEYS[name]:
+            return True
+    return False
 
 
-def _holds_only_own_folders(folder: str) -> bool:
-    """Whether only folders of ours are in it; of empty ones runs/ is ours, and one that is about to be written to."""
+def _holds_only_output_folders(folder: str) -> bool:
+    """Return whether all visible entries are output folders; an empty folder counts if locked or named runs."""
     is_empty = True
     with os.scandir(folder) as entries:
-        for entry in entries:  # the first image ends it: a class may hold a hundred thousand
+        for entry in entries:  # stops at the first image: a class may have 100,000
             if not entry.name.startswith("."):
                 is_empty = False
                 if not (entry.is_dir(follow_symlinks=False) and is_made_by_fastcxr(entry.path)):
                     return False
     return not is_empty or Path(folder).name == RUNS_DIR or Path(folder, LOCK_FILE_NAME).is_file()
-
-
-def _file_contains(file: str, text: str) -> bool:
-    try:
-        return os.path.isfile(file) and text in Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
