@@ -57,7 +57,7 @@ class DirectoryWalk:
         self.mark_visited(self.root)
 
     def mark_visited(self, folder: str) -> None:
-        """Mark a folder and its parents as visited, and later links to them are not followed."""
+        """Mark a folder and its parents as visited: links to them are not followed."""
         resolved = Path(folder).resolve()
         self.visited |= {identify_file(path) for path in (resolved, *resolved.parents)}
 
