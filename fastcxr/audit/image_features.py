@@ -78,9 +78,9 @@ def _make_thumbnail(image: np.ndarray) -> np.ndarray:
 def trim_borders(image: np.ndarray) -> np.ndarray:
     """Return the image without uniform rows and columns at its edges, such as padding."""
     occupied = [np.flatnonzero(np.ptp(image, axis=axis) > MAX_BORDER_RANGE) for axis in (1, 0)]
-    if not all(len(places) for places in occupied):
+    if not all(len(indices) for indices in occupied):
         return image
-    rows, columns = (slice(places[0], places[-1] + 1) for places in occupied)
+    rows, columns = (slice(indices[0], indices[-1] + 1) for indices in occupied)
     return np.ascontiguousarray(image[rows, columns])
 
 

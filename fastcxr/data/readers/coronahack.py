@@ -15,11 +15,11 @@ from fastcxr.data.readers.csv_table import (
     clear_blank_cells,
     find_patient_column,
     reject_duplicate_rows,
+    reject_rows,
     rename_reserved_columns,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_split_files
-from fastcxr.errors import DataError
-from fastcxr.io.tables import TEXT_DTYPE, format_line_numbers, format_names, is_blank, read_table, to_text
+from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, read_table, to_text
 
 log = logging.getLogger("fastcxr")
 
@@ -64,16 +64,11 @@ def _parse_labels(table: pd.DataFrame, path: Path) -> pd.Series:
         table[name].where(~is_blank(table[name])).str.strip() for name in (LABEL_COLUMN, KIND_COLUMN, VIRUS_COLUMN)
     )
     label, pathogen = coarse.str.casefold().map(LABEL_VALUES), kind.str.casefold().map(PATHOGEN_KINDS)
-    if (is_unknown := coarse.notna() & label.isna()).any():
-        unknown_labels = format_names(map(repr, sorted(set(coarse[is_unknown]))), 5)
-        problem = f"{is_unknown.sum():,} rows have an unknown Label: {unknown_labels}"
-        fix = "Write Normal or Pnemonia, or leave the cell empty"
-        raise DataError(f"{problem} ({format_line_numbers(table.index[is_unknown])})", fix, path=path, code="E012")
+    is_unknown, fix = coarse.notna() & label.isna(), "Write Normal or Pnemonia, or leave the cell empty"
+    reject_rows(is_unknown, "have an unknown Label", fix, path, coarse)
     is_normal, is_covid = label == "Normal", virus.str.casefold() == "covid-19"
-    if (is_conflicting := is_normal & (kind.notna() | virus.notna())).any():
-        line_numbers = format_line_numbers(table.index[is_conflicting])
-        problem = f"{is_conflicting.sum():,} rows are Normal and name a pathogen ({line_numbers})"
-        raise DataError(problem, "Correct the Label, or clear the virus categories", path=path, code="E012")
+    is_conflicting, fix = is_normal & (kind.notna() | virus.notna()), "Correct the Label, or clear the virus categories"
+    reject_rows(is_conflicting, "are Normal and name a pathogen", fix, path)
     labels = to_text(pathogen.mask(is_covid, "COVID-19").mask(is_normal, "Normal"))
     _log_label_choices(labels, pd.DataFrame({"label": coarse, "kind": kind, "virus": virus}))
     return labels
@@ -97,10 +92,7 @@ def _format_value_counts(counts: pd.Series) -> str:
 
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
     splits = table[SPLIT_COLUMN].str.strip().str.casefold().map(SPLIT_ALIASES)
-    if (is_unknown := splits.isna()).any():
-        line_numbers = format_line_numbers(table.index[is_unknown])
-        problem = f"{is_unknown.sum():,} rows have a {SPLIT_COLUMN} that is neither TRAIN nor TEST ({line_numbers})"
-        raise DataError(problem, "Write TRAIN or TEST", path=path, code="E012")
+    reject_rows(splits.isna(), f"have a {SPLIT_COLUMN} that is neither TRAIN nor TEST", "Write TRAIN or TEST", path)
     return to_text(splits)
 
 

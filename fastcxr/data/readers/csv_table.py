@@ -40,7 +40,8 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
     table = rename_reserved_columns(table.rename(columns={column: name for name, column in columns.items()}))
-    _reject_blank_cells(table, path)
+    for name in ("path", "label"):
+        reject_rows(is_blank(table[name]), f"have no {name}", f"Fill in every {name}, or remove the rows", path)
     table = table.assign(label=table["label"].str.strip(), split=_parse_splits(table, path))
     _reject_multiple_labels(table, path)
     folder = path.absolute().parent
@@ -95,11 +96,14 @@ def clear_blank_cells(table: pd.DataFrame, names: Iterable[str], blanks: set[str
     return table.assign(**{name: to_text(table[name].where(~is_blank(table[name], blanks))) for name in names})
 
 
-def _reject_blank_cells(table: pd.DataFrame, path: Path) -> None:
-    for name in ("path", "label"):
-        if (is_missing := is_blank(table[name])).any():
-            problem = f"{is_missing.sum():,} rows have no {name} ({format_line_numbers(table.index[is_missing])})"
-            raise DataError(problem, f"Fill in every {name}, or remove the rows", path=path, code="E012")
+def reject_rows(
+    is_bad: pd.Series, problem: str, fix: str, path: Path, values: pd.Series | None = None, code: str = "E012"
+) -> None:
+    """Raise DataError with the lines of the bad rows, if any, and with their values."""
+    if is_bad.any():
+        names = "" if values is None else f": {format_names(map(repr, sorted(set(values[is_bad]))), 5)}"
+        problem = f"{is_bad.sum():,} rows {problem}{names} ({format_line_numbers(is_bad.index[is_bad])})"
+        raise DataError(problem, fix, path=path, code=code)
 
 
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
@@ -108,25 +112,18 @@ def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
     names = table["split"].str.strip().str.casefold()
     is_missing = is_blank(names, MISSING_VALUES)
     splits = to_text(names.map(SPLIT_ALIASES).where(~is_missing))
-    if (is_unknown := splits.isna() & ~is_missing).any():
-        unknown_names = format_names(map(repr, sorted(set(table.loc[is_unknown, "split"]))), 5)
-        line_numbers = format_line_numbers(table.index[is_unknown])
-        problem = f"{is_unknown.sum():,} rows have an unknown split: {unknown_names} ({line_numbers})"
-        raise DataError(problem, "Use train, valid or test", path=path, code="E012")
+    is_unknown = splits.isna() & ~is_missing
+    reject_rows(is_unknown, "have an unknown split", "Use train, valid or test", path, table["split"])
     return splits
 
 
 def _reject_indicator_columns(table: pd.DataFrame, path: Path) -> None:
     """Reject a table with a column of 0 and 1 for each finding."""
-    names = [name for name in table.columns if _has_only_values(table[name], INDICATOR_VALUES)]
+    values = {name: set(table.loc[~is_blank(table[name]), name].str.strip()) for name in table.columns}
+    names = [name for name, given in values.items() if given and given <= INDICATOR_VALUES]
     if len(names) > 1:
         details = f"no column is called label, and {format_names(map(repr, names), 5)} contain 0 and 1"
         raise _make_multi_label_error(details, path)
-
-
-def _has_only_values(cells: pd.Series, values: set[str]) -> bool:
-    given = set(cells[~is_blank(cells)].str.strip())
-    return bool(given) and given <= values
 
 
 def _reject_multiple_labels(table: pd.DataFrame, path: Path) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
 from fastcxr.data.readers import cohen, coronahack, covidx
 from fastcxr.data.readers.folders import (
-    OUTPUT_FOLDERS_MESSAGE,
+    OUTPUT_FOLDERS,
     SPLIT_ALIASES,
     ClassFolder,
     list_folders,
@@ -125,10 +125,11 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
         problem = f"no data format called {layout!r}{suggest_name(layout, LAYOUTS)}"
         raise RecipeError(problem, f"Choose one of {', '.join(LAYOUTS)}", code="E022")
     path = Path(data).expanduser()
-    if not _is_directory(path):
-        dataset = _detect_file(path, layout)
-    elif layout in COLLECTIONS:
+    is_directory = _is_directory(path)
+    if layout in COLLECTIONS:
         dataset = _require_collection(path, layout)
+    elif not is_directory:
+        dataset = _detect_file(path, layout)
     else:
         detectors = {
             "auto": _detect_directory,
@@ -138,7 +139,7 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
         }
         dataset = detectors[layout](_read_directory(path))
         if output_folders := list_output_folders(str(path)):
-            log.info(OUTPUT_FOLDERS_MESSAGE, format_names(output_folders))
+            log.info("skipped %d %s: %s", len(output_folders), OUTPUT_FOLDERS, format_names(output_folders))
     log.info("data format: %s", _describe_dataset(dataset))
     return dataset
 
@@ -163,8 +164,6 @@ def _is_directory(path: Path) -> bool:
 
 
 def _detect_file(path: Path, layout: str) -> DetectedDataset:
-    if layout in COLLECTIONS:
-        return _require_collection(path, layout)
     if layout == "auto" and (collections := detect_collections(path)):
         return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):

@@ -5,6 +5,7 @@ Links are followed, except into visited folders and their parents. Special files
 
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -20,9 +21,9 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names
 
 log = logging.getLogger("fastcxr")
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
-SPLIT_ALIASES = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
+SPLIT_ALIASES: dict[str, str] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_ALIASES |= dict.fromkeys(("val", "valid", "validation"), "valid")
-OUTPUT_FOLDERS_MESSAGE = "skipped output folders of fastcxr: %s"
+OUTPUT_FOLDERS = "output folders of fastcxr"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # default parent of output folders
 MARKER_KEYS = {  # keys of the JSON files in output folders, the same since version 0.1
@@ -95,35 +96,26 @@ class DirectoryWalk:
                 files.append(link)
             elif not stat.S_ISDIR(mode):
                 self.special.append(link)
-            elif self.visit_link(link):
+            elif identify_file(f"{self.root}/{link}") in self.visited:
+                self.revisited.append(link)
+            else:
+                self.mark_visited(f"{self.root}/{link}")
                 new_files, new_links = self.list_entries(link)
                 files += new_files
                 pending += sorted(new_links, reverse=True)
         return files
 
-    def visit_link(self, folder: str) -> bool:
-        """Mark a linked folder as visited; return False if it was visited before."""
-        path = f"{self.root}/{folder}"
-        if identify_file(path) in self.visited:
-            self.revisited.append(folder)
-            return False
-        self.mark_visited(path)
-        return True
-
     def log_skipped(self) -> None:
         """Log what the walk skipped, with a warning for special files."""
-        if self.hidden:
-            names = [f"{name} ({n:,})" if n > 1 else name for name, n in sorted(Counter(self.hidden).items())]
-            log.info("skipped %s hidden or system files and folders: %s", f"{len(self.hidden):,}", format_names(names))
-        if self.revisited:
-            log.info(
-                "skipped %d links to folders already listed: %s", len(self.revisited), format_names(self.revisited)
-            )
-        if self.output_folders:
-            log.info(OUTPUT_FOLDERS_MESSAGE, format_names(sorted(self.output_folders)))
-        if self.special:
-            text = "skipped %d special files (FIFO, device, socket, broken link): %s"
-            log.warning(text, len(self.special), format_names(sorted(self.special)))
+        hidden = [f"{name} ({n:,})" if n > 1 else name for name, n in Counter(self.hidden).items()]
+        for level, paths, text, names in (
+            (logging.INFO, self.hidden, "hidden or system files and folders", hidden),
+            (logging.INFO, self.revisited, "links to folders already listed", self.revisited),
+            (logging.INFO, self.output_folders, OUTPUT_FOLDERS, self.output_folders),
+            (logging.WARNING, self.special, "special files (FIFO, device, socket, broken link)", self.special),
+        ):
+            if paths:
+                log.log(level, "skipped %s %s: %s", f"{len(paths):,}", text, format_names(sorted(names)))
 
 
 def is_hidden(name: str) -> bool:
@@ -186,7 +178,10 @@ def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFr
     rows += [(folder, path, True) for folder, _, links in listed for path in walk.follow_links(links)]
     walk.log_skipped()
     _reject_empty_folders(root, folders, {folder for folder, _, _ in rows})
-    return _make_table(root, _drop_repeated_files(root, rows))
+    files = sorted(_drop_repeated_files(root, rows), key=lambda row: row[1])
+    reject_non_utf8_names(root, [path for _, path in files])
+    records = [(path, folder.label, folder.split, f"{root}/{path}") for folder, path in files]
+    return pd.DataFrame(records, columns=["path", "label", "split", "file"], dtype=TEXT_DTYPE)
 
 
 def list_files_below(root: str | Path) -> list[str]:
@@ -258,32 +253,12 @@ def _reject_empty_folders(root: str, folders: Iterable[ClassFolder], filled: set
         raise DataError(problem, "Add images, or remove the folders", path=root, code="E005")
 
 
-def _make_table(root: str, rows: list[tuple[ClassFolder, str]]) -> pd.DataFrame:
-    rows = sorted(rows, key=lambda row: row[1])
-    table = {
-        "path": [path for _, path in rows],
-        "label": [folder.label for folder, _ in rows],
-        "split": [folder.split for folder, _ in rows],
-        "file": [f"{root}/{path}" for _, path in rows],
-    }
-    reject_non_utf8_names(root, table["path"])
-    return pd.DataFrame(table, dtype=TEXT_DTYPE)
-
-
 def reject_non_utf8_names(root: str | Path, paths: Iterable[str]) -> None:
     """Raise DataError for names that are not UTF-8, which tables and reports cannot contain."""
-    if undecodable := [path for path in paths if not _is_utf8(path)]:
+    if undecodable := [path for path in paths if re.search(r"[\ud800-\udfff]", path)]:  # see os.fsdecode
         examples = format_names(map(repr, map(os.fsencode, undecodable)))
         fix = "Rename the files, e.g. with `convmv -f latin1 -t utf8 -r --notest FOLDER`"
         raise DataError(f"file names that are not UTF-8: {examples}", fix, path=root, code="E020")
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _scan_folder(root: str, folder: str) -> list[tuple[str, os.DirEntry]]:

@@ -27,7 +27,7 @@ def test_run_folders_in_the_data_folder_are_skipped_and_logged(tmp_path, caplog,
     write_two_classes(tmp_path)
     make_run(tmp_path / place)
     assert read_manifest(tmp_path)["path"].tolist() == IMAGES
-    assert "skipped output folders of fastcxr: " in caplog.text
+    assert " output folders of fastcxr: " in caplog.text
     assert list_files_below(tmp_path) == IMAGES
 
 
