@@ -96,14 +96,12 @@ def clear_blank_cells(table: pd.DataFrame, names: Iterable[str], blanks: set[str
     return table.assign(**{name: to_text(table[name].where(~is_blank(table[name], blanks))) for name in names})
 
 
-def reject_rows(
-    is_bad: pd.Series, problem: str, fix: str, path: Path, values: pd.Series | None = None, code: str = "E012"
-) -> None:
+def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: Path, values: pd.Series | None = None) -> None:
     """Raise DataError with the lines of the bad rows, if any, and with their values."""
     if is_bad.any():
         names = "" if values is None else f": {format_names(map(repr, sorted(set(values[is_bad]))), 5)}"
         problem = f"{is_bad.sum():,} rows {problem}{names} ({format_line_numbers(is_bad.index[is_bad])})"
-        raise DataError(problem, fix, path=path, code=code)
+        raise DataError(problem, fix, path=path, code="E012")
 
 
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
