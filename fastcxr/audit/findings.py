@@ -1,6 +1,6 @@
-"""What a check found: a verdict, its figure beside what chance gives, the images it speaks of, and what to do."""
+"""Result of one audit check: verdict, value with its chance level, affected images, and what to do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
@@ -9,10 +9,12 @@ VERDICT_ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One check of a cohort.
+    """Result of one check.
 
-    figure: the number that the verdict rests on, null: what chance gives, both None where there is none. groups: images
-    that belong side by side, by their row in the manifest.
+    Attributes:
+        value: The number that determines the verdict, or None.
+        chance_level: The value expected by chance, or None.
+        groups: Related images to show together, as row numbers of the manifest.
     """
 
     check: str
@@ -22,14 +24,14 @@ class Finding:
     fix: str = ""
     value: float | None = None
     chance_level: float | None = None
-    groups: tuple[tuple[int, ...], ...] = field(default=())
+    groups: tuple[tuple[int, ...], ...] = ()
 
 
 def sort_by_verdict(findings: list[Finding]) -> list[Finding]:
-    """Failures, then warnings, then the rest, each in the order of the checks."""
+    """Return failures first, then warnings, then passed checks, each in their original order."""
     return sorted(findings, key=lambda finding: VERDICT_ORDER[finding.verdict])
 
 
 def format_count(n: int, noun: str = "image") -> str:
-    """1 image, 1,234 images."""
+    """Return `1 image` or `1,234 images`."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

@@ -1,6 +1,6 @@
-"""Every image is read once, and what the checks of pixels and files need of it is kept: little, for many images."""
+"""Features and metadata that the audit checks need, extracted in one pass over the images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,20 @@ from fastcxr.progress.base import Progress
 
 THUMBNAIL_PIXELS, HASH_FREQUENCIES = 64, 16
 N_HISTOGRAM_BINS = 32
-ROWS = 1024  # images whose intermediate results are in memory at once
-MAX_BORDER_RANGE = 8  # gray values that a border may vary by, as a JPEG's does
+ROWS = 1024  # images with intermediate results in memory at once
+MAX_BORDER_RANGE = 8  # gray-value range of a uniform border, which JPEG compression makes noisy
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """What was seen of n images, row by row.
+    """Features of n images.
 
-    small: (n, 64, 64) gray bytes, the whole image squeezed; trimmed: the same without an even border.
-    histogram: (n, 32) shares. facts: a table of kind, mode, width, height and bytes of the file, how coarse its JPEG is
-    (the worse, the higher) and the maker in its DICOM header; blank where it has none.
+    Attributes:
+        thumbnails: Gray bytes of the whole image, resized without its aspect ratio, shape (n, 64, 64).
+        trimmed_thumbnails: The same without uniform borders.
+        histogram: Fractions of pixels, shape (n, 32).
+        metadata: File format (kind), mode, width, height, bytes, JPEG quantisation (coarseness, higher for stronger
+            compression) and DICOM manufacturer (maker) of each file, missing if the file has none.
     """
 
     thumbnails: np.ndarray
@@ -37,31 +40,27 @@ class ImageFeatures:
     metadata: pd.DataFrame
 
     def select_rows(self, rows: np.ndarray) -> "ImageFeatures":
-        """What was seen of some of the images."""
+        """Return the features of these rows."""
         metadata = self.metadata.iloc[rows].reset_index(drop=True)
         thumbnails = self.thumbnails[rows], self.trimmed_thumbnails[rows]
         return ImageFeatures(*thumbnails, self.histogram[rows], metadata)
 
 
-def extract_features(files: list[str], progress: Progress, depths: list[int | None] | None = None) -> ImageFeatures:
-    """Read the files with all processors, at these bit depths. Raises ImageError for one that cannot be read."""
-    thumbnails, trimmed_thumbnails = (
-        np.empty((len(files), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), np.uint8) for _ in range(2)
-    )
-    histogram, metadata, depths = np.empty((len(files), N_HISTOGRAM_BINS)), [], depths or [None] * len(files)
-    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "looking at images") as bar:
+def extract_features(files: list[str], progress: Progress, depths: Sequence[int | None] | None = None) -> ImageFeatures:
+    """Read the files on all processors, with these bit depths. Raise ImageError for an unreadable file."""
+    thumbnails = np.empty((len(files), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), np.uint8)
+    trimmed_thumbnails, histogram = np.empty_like(thumbnails), np.empty((len(files), N_HISTOGRAM_BINS))
+    metadata, depths = [], depths or [None] * len(files)
+    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "reading images") as bar:
         for start in range(0, len(files), ROWS):
             batch = slice(start, start + ROWS)
             for row, image_features in enumerate(pool.map(_extract_image_features, files[batch], depths[batch]), start):
                 thumbnails[row], trimmed_thumbnails[row], histogram[row] = image_features[:3]
                 metadata.append(image_features[3])
                 bar.advance()
-    return ImageFeatures(thumbnails, trimmed_thumbnails, histogram, _make_metadata_table(metadata))
-
-
-def _make_metadata_table(metadata: list[dict]) -> pd.DataFrame:
     table = pd.DataFrame(metadata)
-    return table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
+    table = table.assign(**{name: pd.to_numeric(table[name]) for name in ("bytes", "coarseness")})
+    return ImageFeatures(thumbnails, trimmed_thumbnails, histogram, table)
 
 
 def _extract_image_features(path: str, depth: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -77,11 +76,11 @@ def _make_thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def trim_borders(image: np.ndarray) -> np.ndarray:
-    """The image without rows and columns at its edges that hold nothing, as padding leaves them."""
+    """Return the image without uniform rows and columns at its edges, such as padding."""
     occupied = [np.flatnonzero(np.ptp(image, axis=axis) > MAX_BORDER_RANGE) for axis in (1, 0)]
-    if not all(len(places) for places in occupied):
+    if not all(len(indices) for indices in occupied):
         return image
-    rows, columns = (slice(places[0], places[-1] + 1) for places in occupied)
+    rows, columns = (slice(indices[0], indices[-1] + 1) for indices in occupied)
     return np.ascontiguousarray(image[rows, columns])
 
 
@@ -96,31 +95,29 @@ def _read_file_metadata(path: str) -> dict:
 
 
 def _read_manufacturer(path: str) -> dict:
-    from fastcxr.data.imaging.dicom import read_tags  # pydicom takes its time, and most cohorts have no DICOM
+    from fastcxr.data.imaging.dicom import read_tags  # pydicom is slow to import
 
     manufacturer = read_tags(path, ["Manufacturer"])["Manufacturer"]
     return {"maker": manufacturer and manufacturer.casefold()}
 
 
 def _read_image_header(path: str) -> dict:
-    """The colour mode that read_image makes gray, and of a JPEG the sum of its luminance quantisation table."""
+    """Return the original colour mode, and the sum of the luminance quantisation table of a JPEG."""
     with Image.open(path) as image:
         table = getattr(image, "quantization", {}).get(0)
         return {"mode": image.mode, "coarseness": table and sum(table)}
 
 
 def compute_perceptual_hashes(
-    thumbnails: np.ndarray, turn: Callable[[np.ndarray], np.ndarray] = np.asarray
+    thumbnails: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> np.ndarray:
-    """A perceptual hash of each picture, (n, 256), of plus and minus one: low frequencies against their median.
+    """Return perceptual hashes of +1 and -1, shape (n, 256): low DCT frequencies above or below their median.
 
-    `turn`: applied to some pictures at a time before they are hashed.
+    `transform` is applied to batches of thumbnails before hashing.
     """
     hashes = np.empty((len(thumbnails), HASH_FREQUENCIES**2), np.int8)
     for start in range(0, len(thumbnails), ROWS):
-        coefficients = dctn(turn(thumbnails[start : start + ROWS]).astype(float), axes=(1, 2))[
-            :, :HASH_FREQUENCIES, :HASH_FREQUENCIES
-        ]
-        coefficients = coefficients.reshape(len(coefficients), -1)
+        coefficients = np.asarray(dctn(transform(thumbnails[start : start + ROWS]).astype(float), axes=(1, 2)))
+        coefficients = coefficients[:, :HASH_FREQUENCIES, :HASH_FREQUENCIES].reshape(len(coefficients), -1)
         hashes[start : start + ROWS] = np.where(coefficients > np.median(coefficients, axis=1, keepdims=True), 1, -1)
     return hashes

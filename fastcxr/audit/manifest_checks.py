@@ -1,130 +1,111 @@
-"""Checks of a manifest and of its files' bytes, quick enough to come before every training."""
+"""Checks of the manifest and of exact duplicates, fast enough to run before every training."""
+
+from functools import partial
 
 import pandas as pd
 
 from fastcxr.audit.findings import Finding, format_count
 from fastcxr.data.duplicates import hash_files
 
-MIN_SPLIT_IMAGES = 20  # images of a class in a split: one more or less moves its sensitivity by five points
-EXCLUSIVE_SOURCE_FRACTION = 0.99  # share of a class's images from sources that hold nothing else
-MAX_SHOWN_GROUPS = 12  # groups of images that a finding shows
+MIN_SPLIT_IMAGES = 20  # images of a class in a split: one image changes the sensitivity by 5 percentage points
+EXCLUSIVE_SOURCE_FRACTION = 0.99  # fraction of a class's images from sources with no other class
+MAX_SHOWN_GROUPS = 12  # groups of images in one finding
 
 
 def check_manifest(manifest: pd.DataFrame) -> list[Finding]:
-    """Patients across splits, copies, source against class, and how many images each class has in each split."""
+    """Check patients across splits, exact duplicates, sources against classes, and the number of images per class."""
     manifest = manifest.reset_index(drop=True)
     return [check_patients(manifest), check_duplicates(manifest), check_sources(manifest), check_class_sizes(manifest)]
 
 
 def check_patients(manifest: pd.DataFrame) -> Finding:
-    """Does a patient stand in two splits?"""
-    common = {"check": "patients", "title": "Patients across splits"}
+    """Check whether a patient is in several splits."""
+    make_finding = partial(Finding, check="patients", title="Patients across splits")
     is_shared = manifest.groupby("patient")["split"].transform("nunique") > 1
     if is_shared.any():
         groups = [tuple(rows.index[:4]) for _, rows in manifest[is_shared].groupby("patient")]
-        message = (
-            f"{format_count(len(groups), 'patient')} with {format_count(int(is_shared.sum()))} stand in several splits."
-        )
-        fix = "Split by patient: leave --split image out, or give --ignore-given-splits."
-        return Finding(
-            **common, verdict="FAIL", message=message, fix=fix, value=float(is_shared.mean()), chance_level=0.0,
-            groups=tuple(groups[:MAX_SHOWN_GROUPS]),
+        counts = f"{format_count(len(groups), 'patient')} with {format_count(int(is_shared.sum()))}"
+        return make_finding(
+            verdict="FAIL", message=f"Patients with images in several splits: {counts}.",
+            fix="Split by patient: omit --split image, or pass --ignore-given-splits.",
+            value=float(is_shared.mean()), chance_level=0.0, groups=tuple(groups[:MAX_SHOWN_GROUPS]),
         )  # fmt: skip
     origin = manifest["patient_origin"] if "patient_origin" in manifest else pd.Series("image", manifest.index)
-    has_no_patient = origin == "image"
-    if origin.isin(["image", "copy"]).all():  # that two files are copies says nothing of who is on them
-        message = "Nobody says whose the images are, so each counts as a patient of its own."
-        return Finding(
-            **common, verdict="WARN", message=message, fix="Give --patient-table, --patient-regex or --patient-tag."
+    if origin.isin(["image", "copy"]).all():  # duplicate files alone do not identify the patient
+        message = "No patient identifiers found: every image is treated as a separate patient."
+        return make_finding(
+            verdict="WARN", message=message, fix="Pass --patient-table, --patient-regex or --patient-tag."
         )
-    note = (
-        f" {format_count(int(has_no_patient.sum()))} without a patient count as their own."
-        if has_no_patient.any()
-        else ""
-    )
-    return Finding(
-        **common, verdict="PASS", message=f"No patient stands in two splits.{note}", value=0.0, chance_level=0.0
-    )
+    n_unknown = int((origin == "image").sum())
+    note = f" Images without a patient identifier, treated as separate patients: {n_unknown:,}." if n_unknown else ""
+    return make_finding(verdict="PASS", message=f"No patient is in several splits.{note}", value=0.0, chance_level=0.0)
 
 
 def check_duplicates(manifest: pd.DataFrame) -> Finding:
-    """Do files with the same bytes stand in two splits, or under two labels?"""
-    common = {"check": "copies", "title": "Exact copies"}
+    """Check whether files with the same bytes are in several splits or classes."""
+    make_finding = partial(Finding, check="copies", title="Exact duplicates", chance_level=0.0)
     checksums = hash_files(manifest["file"])
     is_duplicate = checksums.notna() & checksums.duplicated(keep=False)
     groups = [rows for _, rows in manifest[is_duplicate].groupby(checksums[is_duplicate])]
+    if not groups:
+        return make_finding(verdict="PASS", message="No two files have the same bytes.", value=0.0)
     conflicting = [rows for rows in groups if rows["split"].nunique() > 1 or rows["label"].nunique() > 1]
-    if conflicting:
-        labels = sum(rows["label"].nunique() > 1 for rows in conflicting)
-        message = f"{format_count(len(conflicting), 'picture')} several times across splits" + (
-            f", {labels:,} of them under two labels." if labels else "."
-        )
-        reported, verdict, fix = conflicting, "FAIL", "Give --deduplicate; where labels differ, keep one of each."
-    elif groups:
-        message, reported = f"{format_count(len(groups), 'picture')} several times, within one split and class.", groups
-        verdict, fix = "WARN", "Give --deduplicate."
-    else:
-        return Finding(
-            **common, verdict="PASS", message="No two files have the same bytes.", value=0.0, chance_level=0.0
-        )
-    return Finding(
-        **common, verdict=verdict, message=message, fix=fix, value=float(len(reported)), chance_level=0.0,
+    reported = conflicting or groups
+    make_finding = partial(
+        make_finding, value=float(len(reported)),
         groups=tuple(tuple(rows.index[:4]) for rows in reported[:MAX_SHOWN_GROUPS]),
     )  # fmt: skip
+    if not conflicting:
+        message = f"Exact duplicates within one split and class: {format_count(len(groups))}."
+        return make_finding(verdict="WARN", message=message, fix="Pass --deduplicate.")
+    n_relabelled = sum(rows["label"].nunique() > 1 for rows in conflicting)
+    message = f"Exact duplicates across splits or classes: {format_count(len(conflicting))}" + (
+        f", {n_relabelled:,} of them with several labels." if n_relabelled else "."
+    )
+    fix = "Pass --deduplicate; if the labels differ, keep one image of each group."
+    return make_finding(verdict="FAIL", message=message, fix=fix)
 
 
 def check_sources(manifest: pd.DataFrame) -> Finding:
-    """Can a class be told by where its images come from?"""
-    common = {"check": "sources", "title": "Source against class"}
+    """Check whether the source of an image determines its class."""
+    make_finding = partial(Finding, check="sources", title="Source and class")
     table = pd.crosstab(manifest["source"], manifest["label"])
     if len(table) < 2:
-        message = "The data names one source for all images: nothing to compare, and no other to test on."
-        return Finding(**common, verdict="PASS", message=message)
+        message = "All images have the same source: sources cannot be compared or used as external test sets."
+        return make_finding(verdict="PASS", message=message)
     exclusive_fraction = table.loc[(table > 0).sum(axis=1) == 1].sum() / table.sum()
-    exclusive_labels = [label for label, share in exclusive_fraction.items() if share >= EXCLUSIVE_SOURCE_FRACTION]
-    source_accuracy, majority_accuracy = (
-        table.max(axis=1).sum() / table.to_numpy().sum(),
-        table.sum().max() / table.to_numpy().sum(),
-    )
+    exclusive_labels = [str(name) for name, share in exclusive_fraction.items() if share >= EXCLUSIVE_SOURCE_FRACTION]
+    n_images = table.to_numpy().sum()
+    source_accuracy, majority_accuracy = table.max(axis=1).sum() / n_images, table.sum().max() / n_images
     message = (
-        f"Naming the commonest class of each source is right for {100 * source_accuracy:.1f} % of the images, "
-        f"naming the commonest of all for {100 * majority_accuracy:.1f} %."
+        f"The most frequent class of each source is correct for {100 * source_accuracy:.1f} % of the images. "
+        f"The most frequent class overall is correct for {100 * majority_accuracy:.1f} %."
     )
-    if exclusive_labels:
-        explanation, fix = _explain_source_leak(exclusive_labels, is_all=len(exclusive_labels) == table.shape[1])
-        message = f"{explanation} {message}"
-        return Finding(
-            **common,
-            verdict="FAIL",
-            message=message,
-            fix=fix,
-            value=float(source_accuracy),
-            chance_level=float(majority_accuracy),
-        )
-    return Finding(
-        **common, verdict="PASS", message=message, value=float(source_accuracy), chance_level=float(majority_accuracy)
-    )
+    make_finding = partial(make_finding, value=float(source_accuracy), chance_level=float(majority_accuracy))
+    if not exclusive_labels:
+        return make_finding(verdict="PASS", message=message)
+    explanation, fix = _explain_source_leak(exclusive_labels, is_all=len(exclusive_labels) == table.shape[1])
+    return make_finding(verdict="FAIL", message=f"{explanation} {message}", fix=fix)
 
 
 def _explain_source_leak(exclusive_labels: list[str], is_all: bool) -> tuple[str, str]:
-    """What a model may learn in place of these classes, and what would prevent it."""
+    """Return what a model may learn instead of these classes, and how to prevent it."""
+    leak = "the model may learn the source instead of the disease."
     if is_all:
         message = (
-            "Every class comes from sources of its own: a model may know the source and not the disease, and what it "
-            "says of people from any other hospital means nothing."
+            f"Every class has its own sources: {leak} Its predictions for any other hospital are then meaningless."
         )
-        return message, "Add images of every class from one of the sources at least."
+        return message, "Add images of every class from at least one of the sources."
     names, either = ", ".join(exclusive_labels), " or ".join(exclusive_labels)
     message = (
-        f"No other class has the sources of {names}: a model may know the source and not the disease, and call healthy "
-        f"people from any other hospital {either} too."
+        f"No other class has the sources of {names}: {leak} "
+        f"It may then predict {either} for healthy people from any other hospital."
     )
-    return message, f"Add images of other classes from the sources of {names}, or of {names} from the others."
+    return message, f"Add images of other classes from the sources of {names}, or of {names} from other sources."
 
 
 def check_class_sizes(manifest: pd.DataFrame) -> Finding:
-    """Has every class enough images where figures are printed?"""
-    common = {"check": "sizes", "title": "Images behind the figures"}
+    """Check whether every class has enough images in each split with reported metrics."""
     table = pd.crosstab(manifest["split"], manifest["label"])
     scored = table.loc[[split for split in table.index if split != "train"]]
     too_small = [
@@ -133,17 +114,15 @@ def check_class_sizes(manifest: pd.DataFrame) -> Finding:
         for label, n in row.items()
         if n < MIN_SPLIT_IMAGES
     ]
-    if too_small:
-        message = (
-            f"Fewer than {MIN_SPLIT_IMAGES} images: {', '.join(too_small)}. One image moves such a sensitivity by five "
-            "points or more."
-        )
-        fix = "Read the intervals, not the figures; --folds 5 scores every image."
-        return Finding(**common, verdict="WARN", message=message, fix=fix, value=float(scored.min(axis=None)))
-    smallest = float(scored.min(axis=None)) if scored.size else None
-    return Finding(
-        **common,
-        verdict="PASS",
-        message=f"At least {MIN_SPLIT_IMAGES} images of each class in each split.",
-        value=smallest,
+    smallest = float(scored.to_numpy().min()) if scored.size else None
+    make_finding = partial(Finding, check="sizes", title="Images per class", value=smallest)
+    if not too_small:
+        message = f"At least {MIN_SPLIT_IMAGES} images of each class in each split."
+        return make_finding(verdict="PASS", message=message)
+    message = (
+        f"Fewer than {MIN_SPLIT_IMAGES} images: {', '.join(too_small)}. "
+        "One image then changes the sensitivity by five percentage points or more."
+    )
+    return make_finding(
+        verdict="WARN", message=message, fix="Report confidence intervals, or pass --folds 5 to test on every image."
     )

@@ -1,68 +1,71 @@
-"""What tells the classes apart before any pixel is looked at: facts of the file, the device and the person."""
+"""Check whether properties of the file, device or patient predict the class without any pixel."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fastcxr.audit.findings import Finding
+from fastcxr.audit.findings import Finding, Verdict
 from fastcxr.audit.probe_models import SEED, score_indicators
 from fastcxr.data.demographics import find_demographic_column, has_value, parse_age, parse_sex
 
 N_PERMUTATIONS = 40
-MIN_CLASS_IMAGES = 10  # images of a class, below which it is not compared
-N_VALUE_BINS, MIN_COMMON_FRACTION = (
-    8,
-    0.02,
-)  # of numbers; those that so large a share of the images have stand by themselves
+MIN_CLASS_IMAGES = 10  # images of a class, below which the class is not compared
+N_VALUE_BINS = 8
+MIN_COMMON_FRACTION = 0.02  # of the images; more frequent numbers are a category, not part of a bin
 FILE_ATTRIBUTES = {
     "size": ("Width and height", ["width", "height"]),
-    "aspect": ("Width by height", ["aspect"]),
-    "bytes": ("Bytes of the file", ["bytes", "density"]),
-    "kind": ("Kind of file", ["kind"]),
+    "aspect": ("Aspect ratio", ["aspect"]),
+    "bytes": ("File size", ["bytes", "density"]),
+    "kind": ("File format", ["kind"]),
     "mode": ("Colour mode", ["mode"]),
-    "coarseness": ("How coarse its JPEG is", ["coarseness"]),
+    "coarseness": ("JPEG compression", ["coarseness"]),
 }
 PATIENT_ATTRIBUTES = {
-    "maker": ("Maker of the device", ["maker"]),
+    "maker": ("Device manufacturer", ["maker"]),
     "view": ("View", ["view"]),
-    "age": ("Age in years", ["age"]),
+    "age": ("Age (years)", ["age"]),
     "sex": ("Sex", ["sex"]),
 }
 FIXES = {
-    "file": "Bring all classes into one form from their originals, or collect them in one way.",
-    "person": "Collect the classes from people and devices that are alike, or leave out those that are not.",
+    "file": "Convert the original files of all classes in the same way, or collect them in the same way.",
+    "person": "Select patients and devices with the same distribution in all classes.",
 }
 
 
 def check_metadata(manifest: pd.DataFrame, metadata: pd.DataFrame, folds: np.ndarray) -> list[Finding]:
-    """All facts of the file together, then each fact by itself that differs between images of two classes.
+    """Check all file properties together, then each property that varies between images of two classes.
 
-    `metadata`: a row an image, see ImageFeatures; `folds`: the fold of each image. A fact is judged among the images of
-    which it is known.
+    Each property is checked on the images that have it.
+
+    Args:
+        manifest: One row per image.
+        metadata: One row per image, see ImageFeatures.
+        folds: Fold of each image.
     """
     table = make_metadata_table(manifest, metadata)
     labels = manifest["label"].to_numpy()
     single_findings = [
         finding
-        for about, kinds in (("file", FILE_ATTRIBUTES), ("person", PATIENT_ATTRIBUTES))
-        for name, (title, columns) in kinds.items()
-        if (finding := _check_attribute(name, title, table[columns], labels, folds, FIXES[about]))
+        for group, attributes in (("file", FILE_ATTRIBUTES), ("person", PATIENT_ATTRIBUTES))
+        for name, (title, columns) in attributes.items()
+        if (finding := _check_attribute(name, title, table[columns], labels, folds, FIXES[group]))
     ]
     return [_check_file_attributes(table, labels, folds), *single_findings]
 
 
 def make_metadata_table(manifest: pd.DataFrame, metadata: pd.DataFrame) -> pd.DataFrame:
-    """Every fact as a column, blank where it is not known: numbers, and words where no number would do."""
+    """Return one column per property, missing if unknown: numbers or categories as text."""
     pixels = metadata["width"] * metadata["height"]
     parsers = {"age": parse_age, "sex": parse_sex, "view": lambda cell: cell.strip().upper()}
-    demographics = {name: _read_demographic(manifest, name, read) for name, read in parsers.items()}
+    demographics = {name: _read_demographic(manifest, name, parse) for name, parse in parsers.items()}
     return metadata.assign(
         aspect=metadata["width"] / metadata["height"], density=metadata["bytes"] / pixels, **demographics
     )
 
 
-def _read_demographic(manifest: pd.DataFrame, name: str, parse: Callable[[str], object]) -> list[object]:
+def _read_demographic(manifest: pd.DataFrame, name: str, parse: Callable[[str], Any]) -> list[Any]:
     column = find_demographic_column(manifest.columns, name)
     if column is None:
         return [None] * len(manifest)
@@ -72,14 +75,12 @@ def _read_demographic(manifest: pd.DataFrame, name: str, parse: Callable[[str], 
 def _check_file_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray) -> Finding:
     columns = [column for _, columns in FILE_ATTRIBUTES.values() for column in columns]
     auroc, chance_level, best_class = _score_attributes(table[columns], labels, folds)
-    message = (
-        f"Size, kind, colour mode and bytes of a file tell {best_class} from the rest with an AUROC of {auroc:.3f}."
-    )
     verdict = _grade_auroc(auroc, chance_level)
     if verdict == "PASS" and auroc > chance_level:
         verdict = "WARN"
+    message = f"File format, size and colour mode predict {best_class} (against the rest) with an AUROC of {auroc:.3f}."
     return Finding(
-        check="files", title="Files against class", verdict=verdict, message=message,
+        check="files", title="File properties and class", verdict=verdict, message=message,
         fix="" if verdict == "PASS" else FIXES["file"], value=auroc, chance_level=chance_level,
     )  # fmt: skip
 
@@ -87,7 +88,7 @@ def _check_file_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.nd
 def _check_attribute(
     name: str, title: str, table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray, fix: str
 ) -> Finding | None:
-    """What a fact alone says of the class; None where it is known of too few images, or one for all of them."""
+    """Check one property, or return None if too few images have it or all have the same value."""
     is_known = table.notna().all(axis=1).to_numpy()
     counts = pd.Series(labels[is_known]).value_counts()
     is_known = is_known & np.isin(labels, counts.index[counts >= MIN_CLASS_IMAGES])
@@ -96,24 +97,22 @@ def _check_attribute(
         return None
     auroc, chance_level, best_class = _score_attributes(table, labels, folds)
     verdict = _grade_auroc(auroc, chance_level)
-    message = (
-        f"Alone it tells {best_class} from the rest with an AUROC of {auroc:.3f}. "
-        f"{_describe_typical_values(table, labels)}"
-    )
+    message = f"This property alone predicts {best_class} (against the rest) with an AUROC of {auroc:.3f}. "
+    message += _describe_typical_values(table.iloc[:, 0], labels)
     fix = "" if verdict == "PASS" else fix
     return Finding(
         check=name, title=title, verdict=verdict, message=message, fix=fix, value=auroc, chance_level=chance_level
     )
 
 
-def _grade_auroc(auroc: float, chance_level: float) -> str:
+def _grade_auroc(auroc: float, chance_level: float) -> Verdict:
     if auroc <= chance_level:
         return "PASS"
     return "FAIL" if auroc >= 0.9 else "WARN" if auroc >= 0.8 else "PASS"
 
 
 def _score_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float, str]:
-    """The AUROC of the class that is told best, what shuffled labels reach once in twenty times, and that class."""
+    """Return the highest AUROC of a class, the 95th percentile with shuffled labels, and that class."""
     indicators = pd.get_dummies(table.apply(_discretize)).to_numpy(float)
 
     def best(classes: np.ndarray) -> tuple[float, str]:
@@ -125,7 +124,7 @@ def _score_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray
 
 
 def _discretize(column: pd.Series) -> pd.Series:
-    """A word for each value: numbers that many images have and words stand for themselves, other numbers for a bin."""
+    """Return a category for each value: text and frequent numbers unchanged, other numbers as quantile bins."""
     names = column.astype(str)
     if not pd.api.types.is_numeric_dtype(column) or column.isna().all():
         return names
@@ -135,14 +134,12 @@ def _discretize(column: pd.Series) -> pd.Series:
     return names.where((frequencies >= MIN_COMMON_FRACTION) | column.isna(), bins)
 
 
-def _describe_typical_values(table: pd.DataFrame, labels: np.ndarray) -> str:
-    """The median or commonest value of each class."""
-    column = table.iloc[:, 0]
+def _describe_typical_values(column: pd.Series, labels: np.ndarray) -> str:
     is_number = pd.api.types.is_numeric_dtype(column)
     groups = column.groupby(labels)
     typical = groups.median().map(_format_number) if is_number else groups.agg(lambda values: values.mode().iloc[0])
     parts = ", ".join(f"{label} {value}" for label, value in typical.items())
-    return f"{'Median' if is_number else 'Commonest'} {column.name}: {parts}."
+    return f"{'Median' if is_number else 'Most frequent'} {column.name}: {parts}."
 
 
 def _format_number(value: float) -> str:

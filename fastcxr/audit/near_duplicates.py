@@ -1,6 +1,7 @@
-"""Which pictures are nearly the same: saved anew, resized, brightened, padded, mirrored or inverted."""
+"""Search for near-duplicates: the same image saved again, resized, brightened, padded, flipped or inverted."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,41 +10,40 @@ from fastcxr.audit.findings import Finding, format_count
 from fastcxr.audit.image_features import ImageFeatures, compute_perceptual_hashes
 from fastcxr.audit.manifest_checks import MAX_SHOWN_GROUPS
 
-MAX_HASH_DISTANCE_BITS = 32  # of 256 bits that may differ; unrelated radiographs differ in 70 and more
-MIN_CORRELATION = 0.93  # correlation of two pictures at 64 px; unrelated ones reach .924
-BLOCK_ROWS = 2048  # of pictures that are compared with as many others at once
-PAIRS = 512  # of candidate pairs whose pixels are compared at once
-TURNS = (np.asarray, lambda small: small[:, :, ::-1], lambda small: 255 - small)
+MAX_HASH_DISTANCE_BITS = 32  # of 256; unrelated radiographs differ in 70 or more
+MIN_CORRELATION = 0.93  # of two thumbnails; unrelated ones reach 0.924
+BLOCK_ROWS = 2048  # images compared with as many others at once
+PAIRS = 512  # candidate pairs with pixels compared at once
+TRANSFORMS = (np.asarray, lambda small: small[:, :, ::-1], lambda small: 255 - small)  # unchanged, flipped, inverted
 
 
 def find_near_duplicates(features: ImageFeatures) -> list[tuple[int, int]]:
-    """Pairs of rows that show one picture, mirrored and inverted ones among them; the first row is the smaller.
+    """Return pairs of rows that show the same image, also flipped or inverted; the first row is the smaller.
 
-    Without even borders, which padding adds; and with them, as noise or brightness can make a border uneven.
+    Images are compared without uniform borders, which padding adds, and with them, because noise or brightness can
+    make a border uneven.
     """
     return sorted(_find_similar_pairs(features.trimmed_thumbnails) | _find_similar_pairs(features.thumbnails))
 
 
 def _find_similar_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
     hashes, near_duplicates = compute_perceptual_hashes(thumbnails), set()
-    for turn in TURNS:
-        for pairs in _find_near(hashes, compute_perceptual_hashes(thumbnails, turn)):
-            one, other = (
-                _standardize(pictures) for pictures in (thumbnails[pairs[:, 0]], turn(thumbnails[pairs[:, 1]]))
-            )
-            alike = pairs[np.einsum("ij,ij->i", one, other) >= MIN_CORRELATION]
-            near_duplicates.update(zip(*alike.T.tolist(), strict=True))
+    for transform in TRANSFORMS:
+        for pairs in _find_candidates(hashes, compute_perceptual_hashes(thumbnails, transform)):
+            first, second = _standardize(thumbnails[pairs[:, 0]]), _standardize(transform(thumbnails[pairs[:, 1]]))
+            similar = pairs[np.einsum("ij,ij->i", first, second) >= MIN_CORRELATION]
+            near_duplicates.update(zip(*similar.T.tolist(), strict=True))
     return near_duplicates
 
 
-def _find_near(hashes: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of rows, the first one the smaller, whose hashes differ in few bits; (some, 2)."""
-    fewest = hashes.shape[1] - 2 * MAX_HASH_DISTANCE_BITS  # of equal less different bits
+def _find_candidates(hashes: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield pairs of rows with similar hashes, the smaller row first; shape (n, 2)."""
+    min_product = hashes.shape[1] - 2 * MAX_HASH_DISTANCE_BITS  # equal bits minus different bits
     for start in range(0, len(hashes), BLOCK_ROWS):
         block = hashes[start : start + BLOCK_ROWS].astype(np.float32)
         for second in range(start, len(hashes), BLOCK_ROWS):
             product = block @ others[second : second + BLOCK_ROWS].T.astype(np.float32)
-            pairs = np.argwhere(product >= fewest) + (start, second)
+            pairs = np.argwhere(product >= min_product) + (start, second)
             pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             yield from (pairs[first : first + PAIRS] for first in range(0, len(pairs), PAIRS))
 
@@ -55,41 +55,20 @@ def _standardize(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def check_near_duplicates(manifest: pd.DataFrame, features: ImageFeatures) -> Finding:
-    """Does one picture stand in two splits, or under two labels, in whatever form?
-
-    Pictures of one patient may look alike; only splits and labels that part them are a fault.
-    """
-    common = {"check": "likeness", "title": "One picture twice, in another form"}
+    """Check whether near-duplicates are in several splits or classes; those of one patient may be similar."""
+    make_finding = partial(Finding, check="likeness", title="Near-duplicates", chance_level=0.0)
     pairs = find_near_duplicates(features)
     split, label, patient = (manifest[name].to_numpy() for name in ("split", "label", "patient"))
     conflicting = [(a, b) for a, b in pairs if split[a] != split[b] or label[a] != label[b]]
-    if conflicting:
-        message = (
-            f"{format_count(len(conflicting), 'pair')} of pictures that are nearly the same stand in two splits or "
-            "classes."
-        )
-        fix = "Look at them below; leave one of each pair out, or name both after one patient."
-        groups = tuple(conflicting[:MAX_SHOWN_GROUPS])
-        return Finding(
-            **common,
-            verdict="FAIL",
-            message=message,
-            fix=fix,
-            value=float(len(conflicting)),
-            chance_level=0.0,
-            groups=groups,
-        )
     cross_patient = [(a, b) for a, b in pairs if patient[a] != patient[b]]
+    reported = conflicting or cross_patient
+    make_finding = partial(make_finding, value=float(len(reported)), groups=tuple(reported[:MAX_SHOWN_GROUPS]))
+    if conflicting:
+        message = f"Near-duplicates in several splits or classes: {format_count(len(conflicting), 'pair')}."
+        fix = "Check the images below; remove one image of each pair, or assign both to the same patient."
+        return make_finding(verdict="FAIL", message=message, fix=fix)
     if cross_patient:
-        message = (
-            f"{format_count(len(cross_patient), 'pair')} of two patients' pictures are nearly the same, within one "
-            "split."
-        )
-        fix = "Perhaps one patient under two names: give both one."
-        return Finding(
-            **common, verdict="WARN", message=message, fix=fix, value=float(len(cross_patient)), chance_level=0.0,
-            groups=tuple(cross_patient[:MAX_SHOWN_GROUPS]),
-        )  # fmt: skip
-    return Finding(
-        **common, verdict="PASS", message="No picture of one stands beside another's.", value=0.0, chance_level=0.0
-    )
+        message = f"Near-duplicates of different patients in one split: {format_count(len(cross_patient), 'pair')}."
+        fix = "If both images show the same patient, give them the same identifier."
+        return make_finding(verdict="WARN", message=message, fix=fix)
+    return make_finding(verdict="PASS", message="No near-duplicates across patients.")

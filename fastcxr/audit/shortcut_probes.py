@@ -1,29 +1,30 @@
-"""What tells the classes apart without looking at the lungs: small models on files, edges and gray values alone."""
+"""Tests for shortcuts: class information in file properties, image borders or gray values instead of the lungs."""
+
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from fastcxr.audit.findings import Finding
+from fastcxr.audit.findings import Finding, Verdict
 from fastcxr.audit.image_features import THUMBNAIL_PIXELS, ImageFeatures
 from fastcxr.audit.metadata import MIN_CLASS_IMAGES, check_metadata
 from fastcxr.audit.probe_models import N_FOLDS, SEED, assign_folds, score_pixels
 from fastcxr.progress.base import Progress
 
-EDGE_FRACTION, CORNER_FRACTION, CENTRE_FRACTION = (
-    0.05,
-    0.12,
-    0.75,
-)  # widths of edge and corners, side of the blacked-out centre, as shares
-MIN_SOURCE_IMAGES = 20  # images of a source in a class, below which it is not compared
+EDGE_FRACTION, CORNER_FRACTION, CENTRE_FRACTION = 0.05, 0.12, 0.75  # of the image side
+MIN_SOURCE_IMAGES = 20  # images of a class from a source, below which the source is not compared
 SOURCE_WARN_AUROC = 0.9
 
 
 def check_shortcuts(manifest: pd.DataFrame, image_features: ImageFeatures, progress: Progress) -> list[Finding]:
-    """Facts, edge, corners, blacked-out centre and gray values beside the whole picture; sources; shuffled labels."""
+    """Test metadata, edge, corners, masked centre and gray values for class information, with a negative control."""
     labels = manifest["label"].to_numpy()
     class_counts = manifest["label"].value_counts()
     if class_counts.min() < MIN_CLASS_IMAGES or manifest["patient"].nunique() < 2 * N_FOLDS or len(class_counts) < 2:
-        message = f"A class has fewer than {MIN_CLASS_IMAGES} images: nothing can be probed."
+        message = (
+            f"Too few images to test for shortcuts: expected at least 2 classes, {MIN_CLASS_IMAGES} images per class "
+            f"and {2 * N_FOLDS} patients."
+        )
         return [Finding(check="probes", title="Shortcuts", verdict="WARN", message=message)]
     folds = assign_folds(labels, manifest["patient"].to_numpy())
     images = image_features.thumbnails.astype(np.float32) / 255
@@ -36,18 +37,18 @@ def check_shortcuts(manifest: pd.DataFrame, image_features: ImageFeatures, progr
         full_auroc = probe(images)
         findings = check_metadata(manifest, image_features.metadata, folds)
         bar.advance()
-        findings.append(_make_probe_finding("edge", "The edge of the image", probe(extract_edge(images)), full_auroc))
-        findings.append(_make_probe_finding("corners", "The four corners", probe(extract_corners(images)), full_auroc))
-        findings.append(_make_masked_centre_finding(probe(mask_centre(images)), full_auroc))
-        findings.append(
-            _make_probe_finding("gray", "How bright the image is", probe(image_features.histogram), full_auroc)
-        )
+        findings += [
+            _make_probe_finding("edge", "Image edge", probe(extract_edge(images)), full_auroc),
+            _make_probe_finding("corners", "Image corners", probe(extract_corners(images)), full_auroc),
+            _make_masked_centre_finding(probe(mask_centre(images)), full_auroc),
+            _make_probe_finding("gray", "Gray-value histogram", probe(image_features.histogram), full_auroc),
+        ]
     shuffled_auroc = score_pixels(images, np.random.default_rng(SEED).permutation(labels), folds)
     return [*findings, *check_source_leak(manifest, images), _check_negative_control(shuffled_auroc)]
 
 
 def extract_edge(images: np.ndarray) -> np.ndarray:
-    """The edge alone, (n, values)."""
+    """Return the pixels along the image edge, shape (n, pixels)."""
     width = round(EDGE_FRACTION * THUMBNAIL_PIXELS)
     is_interior = np.zeros((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), bool)
     is_interior[width:-width, width:-width] = True
@@ -55,72 +56,79 @@ def extract_edge(images: np.ndarray) -> np.ndarray:
 
 
 def extract_corners(images: np.ndarray) -> np.ndarray:
-    """The four corners alone, (n, values)."""
+    """Return the pixels of the four corners, shape (n, pixels)."""
     width = round(CORNER_FRACTION * THUMBNAIL_PIXELS)
     border = np.r_[:width, THUMBNAIL_PIXELS - width : THUMBNAIL_PIXELS]
     return images[:, border][:, :, border].reshape(len(images), -1)
 
 
 def mask_centre(images: np.ndarray) -> np.ndarray:
-    """Everything but the centre, where lungs and heart are (Maguolo and Nanni 2021), (n, values)."""
+    """Return the images with a black centre, where lungs and heart are (Maguolo and Nanni 2021)."""
     edge = round((1 - CENTRE_FRACTION) / 2 * THUMBNAIL_PIXELS)
     masked = images.copy()
     masked[:, edge:-edge, edge:-edge] = 0
     return masked
 
 
+def _grade(auroc: float) -> Verdict:
+    return "FAIL" if auroc >= 0.85 else "WARN" if auroc >= 0.70 else "PASS"
+
+
 def _make_probe_finding(check: str, title: str, auroc: float, full_auroc: float) -> Finding:
-    verdict = "FAIL" if auroc >= 0.85 else "WARN" if auroc >= 0.70 else "PASS"
-    message = f"Alone it tells the classes with an AUROC of {auroc:.3f}, the whole picture with {full_auroc:.3f}."
-    fix = "Crop to the lungs, or bring all classes into one form; then audit again." if verdict != "PASS" else ""
+    verdict = _grade(auroc)
+    message = f"AUROC of the class from this input alone: {auroc:.3f}; from the whole image: {full_auroc:.3f}."
+    fix = "Crop to the lungs, or process all classes in the same way; then repeat the audit."
+    fix = "" if verdict == "PASS" else fix
     return Finding(check=check, title=title, verdict=verdict, message=message, fix=fix, value=auroc, chance_level=0.5)
 
 
 def _make_masked_centre_finding(auroc: float, full_auroc: float) -> Finding:
     retained = (auroc - 0.5) / (full_auroc - 0.5) if full_auroc > 0.6 else 0.0
-    verdict = "FAIL" if retained > 0.5 and auroc >= 0.85 else "WARN" if retained > 0.5 and auroc >= 0.70 else "PASS"
-    message = (
-        f"With its centre black the picture tells the classes with an AUROC of {auroc:.3f} ({full_auroc:.3f} whole)."
-    )
-    fix = "" if verdict == "PASS" else "Look at explanations before believing figures: it is not the lungs."
-    title = "The centre blacked out"
+    verdict = _grade(auroc) if retained > 0.5 else "PASS"
+    message = f"AUROC of the class with the centre masked: {auroc:.3f}; from the whole image: {full_auroc:.3f}."
+    fix = "Check saliency maps before you report metrics: class information is outside the lungs."
     return Finding(
-        check="centre", title=title, verdict=verdict, message=message, fix=fix, value=auroc, chance_level=0.5
-    )
+        check="centre", title="Masked centre", verdict=verdict, message=message, fix="" if verdict == "PASS" else fix,
+        value=auroc, chance_level=0.5,
+    )  # fmt: skip
 
 
 def _check_negative_control(auroc: float) -> Finding:
-    is_near_chance = 0.4 <= auroc <= 0.6
-    message = f"On shuffled labels the probe reaches {auroc:.3f}" + (
-        ", as it should." if is_near_chance else ": too few images, and the probes above say little."
+    make_finding = partial(
+        Finding, check="shuffled", title="Negative control (shuffled labels)", value=auroc, chance_level=0.5
     )
-    verdict = "PASS" if is_near_chance else "WARN"
-    return Finding(
-        check="shuffled", title="The audit itself", verdict=verdict, message=message, value=auroc, chance_level=0.5
-    )
+    message = f"AUROC with shuffled labels: {auroc:.3f}"
+    if 0.4 <= auroc <= 0.6:
+        return make_finding(verdict="PASS", message=f"{message}, near chance as expected.")
+    return make_finding(verdict="WARN", message=f"{message}. There are too few images for reliable shortcut tests.")
 
 
 def check_source_leak(manifest: pd.DataFrame, images: np.ndarray) -> list[Finding]:
-    """Can a model see where an image of one class was taken? None where no class has two sources of enough images.
+    """Check whether the source can be predicted from pixels within one class; [] if no class has two large sources.
 
-    No failure by itself: it becomes one where classes come from sources of their own. `images`: (n, height, width).
+    The verdict is at most WARN: the source is a shortcut only if it is associated with the class.
+
+    Args:
+        manifest: One row per image.
+        images: Gray values from 0 to 1, shape (n, height, width).
     """
-    aurocs = {label: figure for label in sorted(manifest["label"].unique())
-               if (figure := score_source_leak(manifest, images, label)) is not None}  # fmt: skip
-    if not aurocs:
+    scores = [(score_source_leak(manifest, images, label), label) for label in sorted(manifest["label"].unique())]
+    scores = [(auroc, label) for auroc, label in scores if auroc is not None]
+    if not scores:
         return []
-    worst_label = max(aurocs, key=aurocs.get)
-    figure = aurocs[worst_label]
-    message = f"Among the images of {worst_label} alone the picture tells its source with an AUROC of {figure:.3f}."
-    common = {"check": "origins", "title": "The source, seen in the picture", "value": figure, "chance_level": 0.5}
-    if figure < SOURCE_WARN_AUROC:
-        return [Finding(**common, verdict="PASS", message=message)]
-    fix = "Keep the share of each class alike in all sources, or test with --leave-one-source-out."
-    return [Finding(**common, verdict="WARN", message=message, fix=fix)]
+    auroc, label = max(scores, key=lambda score: score[0])
+    message = f"Within {label}, the source can be predicted from the pixels with an AUROC of {auroc:.3f}."
+    make_finding = partial(
+        Finding, check="origins", title="Source predicted from pixels", message=message, value=auroc, chance_level=0.5
+    )
+    if auroc < SOURCE_WARN_AUROC:
+        return [make_finding(verdict="PASS")]
+    fix = "Use the same class proportions in all sources, or test with --leave-one-source-out."
+    return [make_finding(verdict="WARN", fix=fix)]
 
 
 def score_source_leak(manifest: pd.DataFrame, images: np.ndarray, label: str) -> float | None:
-    """Macro AUROC of the source from pixels, within one class; None for fewer than two sources of enough images."""
+    """Return the macro AUROC of the source from pixels within one class, or None with fewer than two large sources."""
     rows = manifest.reset_index(drop=True)
     rows = rows[rows["label"] == label]
     counts = rows["source"].value_counts()

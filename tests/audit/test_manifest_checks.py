@@ -1,4 +1,4 @@
-"""Each planted leak and shortcut is found, and a cohort without any is told so."""
+"""Tests for the audit: every planted leak and shortcut is detected, and data without any passes."""
 
 import io
 
@@ -23,22 +23,22 @@ from fastcxr.progress.base import Progress
 
 
 def draw_chest(rng, size=256):
-    """A picture with the frequencies of a radiograph: unlike any other, smooth, dark at the sides."""
+    """Return a random smooth image with the spatial frequencies of a radiograph."""
     waves = np.fft.rfft2(rng.normal(size=(size, size)))
     distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    picture = np.fft.irfft2(waves / distance**1.6, s=(size, size))
-    picture = (picture - picture.min()) / np.ptp(picture)
-    return (30 + 200 * picture).astype(np.uint8)
+    image = np.fft.irfft2(waves / distance**1.6, s=(size, size))
+    image = (image - image.min()) / np.ptp(image)
+    return (30 + 200 * image).astype(np.uint8)
 
 
-def save(picture, path, **options):
-    Image.fromarray(picture).save(path, **options)
+def save(image, path, **options):
+    Image.fromarray(image).save(path, **options)
     return str(path)
 
 
 @pytest.fixture
 def cohort(tmp_path):
-    """Forty images of two classes and thirty patients, from two sources that hold both."""
+    """Forty images of two classes and thirty patients; both sources contain both classes."""
     rng, rows = np.random.default_rng(0), []
     for number in range(40):
         file = save(draw_chest(rng), tmp_path / f"{number}.png")
@@ -51,24 +51,24 @@ def cohort(tmp_path):
     return table.assign(split=np.where(part == 0, "test", np.where(part == 1, "valid", "train")))
 
 
-def features_of(table):
+def compute_features(table):
     return extract_features(table["file"].tolist(), Progress())
 
 
-def test_a_cohort_without_faults_passes_what_it_can_pass(cohort):
+def test_data_without_faults_passes(cohort):
     verdicts = {finding.check: finding.verdict for finding in check_manifest(cohort)}
     assert verdicts == {"patients": "PASS", "copies": "PASS", "sources": "PASS", "sizes": "WARN"}
-    assert check_near_duplicates(cohort, features_of(cohort)).verdict == "PASS"
+    assert check_near_duplicates(cohort, compute_features(cohort)).verdict == "PASS"
 
 
-def test_a_patient_in_two_splits_fails_and_its_images_are_shown(cohort):
+def test_a_patient_in_two_splits_fails_with_its_images_as_a_group(cohort):
     cohort.loc[cohort["patient"] == "p3", "split"] = ["train", "test"]
-    found = check_patients(cohort)
-    assert found.verdict == "FAIL" and "1 patient with 2 images" in found.message
-    assert found.groups == (tuple(cohort.index[cohort["patient"] == "p3"]),)
+    finding = check_patients(cohort)
+    assert finding.verdict == "FAIL" and "1 patient with 2 images" in finding.message
+    assert finding.groups == (tuple(cohort.index[cohort["patient"] == "p3"]),)
 
 
-def test_nobody_known_is_a_warning(cohort):
+def test_missing_patient_identifiers_are_a_warning(cohort):
     unknown = cohort.assign(patient=cohort["path"], patient_origin="image")
     assert check_patients(unknown).verdict == "WARN"
     assert (
@@ -84,150 +84,150 @@ def test_nobody_known_is_a_warning(cohort):
         ({"label": "b", "split": "train"}, "FAIL"),
     ],
 )
-def test_copies_fail_where_splits_or_labels_part_them(cohort, tmp_path, change, verdict):
+def test_exact_duplicates_in_two_splits_or_classes_fail(cohort, tmp_path, change, verdict):
     first = cohort[(cohort["label"] == "a") & (cohort["split"] == "train")].iloc[0]
     (tmp_path / "copy.png").write_bytes((tmp_path / first["path"]).read_bytes())
-    copy = first.to_dict() | {"path": "copy.png", "file": str(tmp_path / "copy.png"), "patient": "q"} | change
-    found = check_duplicates(pd.concat([cohort, pd.DataFrame([copy])], ignore_index=True))
-    assert found.verdict == verdict
-    assert found.groups == ((first.name, 40),)
+    duplicate = first.to_dict() | {"path": "copy.png", "file": str(tmp_path / "copy.png"), "patient": "q"} | change
+    finding = check_duplicates(pd.concat([cohort, pd.DataFrame([duplicate])], ignore_index=True))
+    assert finding.verdict == verdict
+    assert finding.groups == ((first.name, 40),)
 
 
-def test_a_class_with_a_source_of_its_own_fails(cohort):
-    found = check_sources(cohort.assign(source=np.where(cohort["label"] == "a", "s", "t")))
-    assert found.verdict == "FAIL" and (found.value, found.chance_level) == (1.0, 0.5)
+def test_classes_from_different_sources_fail(cohort):
+    finding = check_sources(cohort.assign(source=np.where(cohort["label"] == "a", "s", "t")))
+    assert finding.verdict == "FAIL" and (finding.value, finding.chance_level) == (1.0, 0.5)
     assert check_sources(cohort.assign(source="s")).value is None
 
 
-def test_few_images_behind_a_figure_are_a_warning(cohort):
+def test_few_images_of_a_class_are_a_warning(cohort):
     many = pd.concat([cohort] * 10, ignore_index=True)
     assert (check_class_sizes(cohort).verdict, check_class_sizes(many).verdict) == ("WARN", "PASS")
 
 
-def jpeg(picture):
+def jpeg(image):
     content = io.BytesIO()
-    Image.fromarray(picture).save(content, "JPEG", quality=30)
+    Image.fromarray(image).save(content, "JPEG", quality=30)
     return np.asarray(Image.open(content))
 
 
 CHANGES = {
-    "saved anew": jpeg,
-    "resized": lambda picture: np.asarray(Image.fromarray(picture).resize((180, 180))),
-    "brightened": lambda picture: (255 * (picture / 255) ** 0.7).astype(np.uint8),
-    "padded": lambda picture: np.pad(picture, 6),
-    "mirrored": lambda picture: picture[:, ::-1].copy(),
-    "inverted": lambda picture: 255 - picture,
+    "saved again": jpeg,
+    "resized": lambda image: np.asarray(Image.fromarray(image).resize((180, 180))),
+    "brightened": lambda image: (255 * (image / 255) ** 0.7).astype(np.uint8),
+    "padded": lambda image: np.pad(image, 6),
+    "flipped": lambda image: image[:, ::-1].copy(),
+    "inverted": lambda image: 255 - image,
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_one_picture_in_another_form_is_found_and_no_other_is(name, tmp_path):
+def test_near_duplicates_are_found_and_unrelated_images_are_not(name, tmp_path):
     rng = np.random.default_rng(1)
-    pictures = [draw_chest(rng) for _ in range(60)]
-    files = [save(picture, tmp_path / f"{number}.png") for number, picture in enumerate(pictures)]
-    files += [
-        save(CHANGES[name](picture), tmp_path / f"changed-{number}.png") for number, picture in enumerate(pictures)
-    ]
+    images = [draw_chest(rng) for _ in range(60)]
+    files = [save(image, tmp_path / f"{number}.png") for number, image in enumerate(images)]
+    files += [save(CHANGES[name](image), tmp_path / f"changed-{number}.png") for number, image in enumerate(images)]
     pairs = set(find_near_duplicates(extract_features(files, Progress())))
     wanted = {(number, number + 60) for number in range(60)}
     assert len(pairs & wanted) >= 57, "a recall of .95"
     assert not pairs - wanted
 
 
-def test_one_picture_is_found_although_noise_makes_its_border_uneven(tmp_path):
+def test_a_near_duplicate_with_noise_in_its_border_is_found(tmp_path):
     rng = np.random.default_rng(1)
     framed = [np.pad(draw_chest(rng), 30) for _ in range(20)]
-    noisy = [np.clip(picture + rng.integers(0, 24, picture.shape), 0, 255).astype(np.uint8) for picture in framed]
-    files = [save(picture, tmp_path / f"{number}.png") for number, picture in enumerate(framed + noisy)]
+    noisy = [np.clip(image + rng.integers(0, 24, image.shape), 0, 255).astype(np.uint8) for image in framed]
+    files = [save(image, tmp_path / f"{number}.png") for number, image in enumerate(framed + noisy)]
     assert find_near_duplicates(extract_features(files, Progress())) == [(number, number + 20) for number in range(20)]
 
 
-def test_images_of_two_blocks_are_compared_as_those_of_one(monkeypatch):
+def test_the_block_size_does_not_change_the_near_duplicates(monkeypatch):
     rng = np.random.default_rng(1)
     small = np.stack([draw_chest(rng, 64) for _ in range(60)])
     small[30:40], small[45:50], small[55:] = small[:10, :, ::-1], 255 - small[10:15], small[20:25]
-    looks = ImageFeatures(small, small, None, None)
-    whole = find_near_duplicates(looks)
+    features = ImageFeatures(small, small, None, None)
+    whole = find_near_duplicates(features)
     monkeypatch.setattr(image_features, "ROWS", 7)
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
     monkeypatch.setattr(near_duplicates, "PAIRS", 2)
-    assert find_near_duplicates(looks) == whole
+    assert find_near_duplicates(features) == whole
     assert set(whole) >= {(0, 30), (9, 39), (10, 45), (14, 49), (20, 55), (24, 59)}
 
 
-def test_near_duplicates_are_found_in_less_memory_than_the_images_take_as_numbers(monkeypatch):
+def test_near_duplicates_need_less_memory_than_all_images_in_single_precision(monkeypatch):
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 256)
     monkeypatch.setattr(image_features, "ROWS", 256)
     small = np.random.default_rng(0).integers(0, 256, (2000, 64, 64), dtype=np.uint8)
-    looks = ImageFeatures(small, small, None, None)
-    assert peak_memory(lambda: find_near_duplicates(looks)) < 32e6, "all images in single precision take 33 MB"
+    features = ImageFeatures(small, small, None, None)
+    assert peak_memory(lambda: find_near_duplicates(features)) < 32e6, "all images in single precision take 33 MB"
 
 
-def test_images_are_kept_as_bytes(tmp_path, monkeypatch):
+def test_thumbnails_are_stored_as_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(image_features, "ROWS", 32)
     rng = np.random.default_rng(0)
     files = [save(rng.integers(0, 256, (64, 64), dtype=np.uint8), tmp_path / f"{n}.png") for n in range(10)] * 60
-    features_of(pd.DataFrame({"file": files[:10]}))  # imports
-    assert peak_memory(lambda: features_of(pd.DataFrame({"file": files}))) < 12_000 * len(files), "two squares of 4 KiB"
+    compute_features(pd.DataFrame({"file": files[:10]}))  # imports
+    assert peak_memory(lambda: compute_features(pd.DataFrame({"file": files}))) < 12_000 * len(files), (
+        "two thumbnails of 4 KiB"
+    )
 
 
-def test_one_picture_in_two_splits_fails_and_two_patients_in_one_split_are_a_warning(cohort, tmp_path):
+def test_a_near_duplicate_in_two_splits_fails_and_of_two_patients_is_a_warning(cohort, tmp_path):
     first = cohort[cohort["split"] == "train"].iloc[0]
-    file = save(jpeg(np.asarray(Image.open(first["file"]))), tmp_path / "anew.png")
+    file = save(jpeg(np.asarray(Image.open(first["file"]))), tmp_path / "again.png")
     for split, verdict in (("test", "FAIL"), ("train", "WARN")):
-        copy = first.to_dict() | {"path": "anew.png", "file": file, "patient": "q", "split": split}
-        table = pd.concat([cohort, pd.DataFrame([copy])], ignore_index=True)
-        found = check_near_duplicates(table, features_of(table))
-        assert found.verdict == verdict and found.groups == ((first.name, 40),)
+        duplicate = first.to_dict() | {"path": "again.png", "file": file, "patient": "q", "split": split}
+        table = pd.concat([cohort, pd.DataFrame([duplicate])], ignore_index=True)
+        finding = check_near_duplicates(table, compute_features(table))
+        assert finding.verdict == verdict and finding.groups == ((first.name, 40),)
 
 
-def images_of(n, seed=0, mark=None):
-    """Looks of n pictures of two classes; `mark` changes those of the second."""
+def make_images(n, seed=0, mark=None):
+    """Return a manifest and features of n images of two classes; `mark` changes the images of the second class."""
     rng = np.random.default_rng(seed)
     small = np.stack([draw_chest(rng, 64) for _ in range(n)])
     labels = np.array(["a", "b"])[np.arange(n) % 2]
     bytes_ = rng.integers(9000, 9999, n)
-    facts = pd.DataFrame(
+    metadata = pd.DataFrame(
         {"width": 256, "height": 256, "bytes": bytes_, "kind": "PNG", "mode": "L", "coarseness": np.nan, "maker": None}
     )
     if mark:
-        mark(small, labels == "b", facts)
-    histogram = np.stack([np.bincount(picture.ravel() // 8, minlength=32) / picture.size for picture in small])
+        mark(small, labels == "b", metadata)
+    histogram = np.stack([np.bincount(image.ravel() // 8, minlength=32) / image.size for image in small])
     table = pd.DataFrame({"label": labels, "patient": [f"p{i // 2}-{i % 2}" for i in range(n)], "source": "s"})
-    return table, ImageFeatures(small, small, histogram, facts)
+    return table, ImageFeatures(small, small, histogram, metadata)
 
 
-def mark_corner(small, chosen, facts):
-    small[chosen, 2:6, 2:6] = 255
+def mark_corner(small, is_marked, metadata):
+    small[is_marked, 2:6, 2:6] = 255
 
 
-def mark_files(small, chosen, facts):
-    facts.loc[chosen, "mode"] = "RGB"
+def mark_color_mode(small, is_marked, metadata):
+    metadata.loc[is_marked, "mode"] = "RGB"
 
 
-def mark_gray(small, chosen, facts):
-    small[chosen] = (small[chosen] * 0.6).astype(np.uint8)
+def mark_gray(small, is_marked, metadata):
+    small[is_marked] = (small[is_marked] * 0.6).astype(np.uint8)
 
 
-def verdicts(table, looks):
-    return {finding.check: finding.verdict for finding in check_shortcuts(table, looks, Progress())}
+def get_verdicts(table, features):
+    return {finding.check: finding.verdict for finding in check_shortcuts(table, features, Progress())}
 
 
-def test_where_nothing_tells_the_classes_nothing_fails():
-    assert "FAIL" not in verdicts(*images_of(160)).values()
+def test_images_without_shortcuts_do_not_fail():
+    assert "FAIL" not in get_verdicts(*make_images(160)).values()
 
 
-@pytest.mark.parametrize(("mark", "check"), [(mark_corner, "corners"), (mark_files, "files"), (mark_gray, "gray")])
+@pytest.mark.parametrize(("mark", "check"), [(mark_corner, "corners"), (mark_color_mode, "files"), (mark_gray, "gray")])
 def test_a_planted_shortcut_fails(mark, check):
-    assert verdicts(*images_of(160, mark=mark))[check] == "FAIL"
+    assert get_verdicts(*make_images(160, mark=mark))[check] == "FAIL"
 
 
-def test_a_mark_outside_the_lungs_is_found_with_the_centre_black():
-    found = verdicts(*images_of(160, mark=mark_corner))
-    assert found["centre"] == "FAIL" and found["shuffled"] == "PASS"
+def test_a_mark_in_the_corner_is_detected_with_the_centre_masked():
+    verdicts = get_verdicts(*make_images(160, mark=mark_corner))
+    assert verdicts["centre"] == "FAIL" and verdicts["shuffled"] == "PASS"
 
 
-def test_too_few_images_are_not_probed():
-    table, looks = images_of(12)
-    (found,) = check_shortcuts(table, looks, Progress())
-    assert found.verdict == "WARN" and "nothing can be probed" in found.message
+def test_too_few_images_are_a_warning():
+    table, features = make_images(12)
+    (finding,) = check_shortcuts(table, features, Progress())
+    assert finding.verdict == "WARN" and "Too few images to test for shortcuts" in finding.message

@@ -194,39 +194,39 @@ def test_a_foreign_hdf5_file_is_rejected(tmp_path):
     with h5py.File(tmp_path / "theirs.h5", "w") as content:
         content["images"] = np.zeros((3, 4, 4), np.uint8)
     text = refuse(lambda: read_manifest(tmp_path / "theirs.h5"))
-    assert "HDF5, but no cohort that fastcxr packed. Pack the images themselves: `fastcxr pack DIR --to FILE`" in text
+    assert "the HDF5 file was not created by fastcxr. Pack the images themselves: `fastcxr pack DIR --to FILE`" in text
 
 
 def test_a_later_format_version_is_rejected(packed):
     with h5py.File(packed, "a") as content:
         content.attrs["version"] = 2
-    assert "Update fastcxr, or pack it again" in refuse(lambda: read_manifest(packed))
+    assert "Update fastcxr, or pack the images again" in refuse(lambda: read_manifest(packed))
 
 
 @pytest.mark.parametrize("size", [0, 20, 4000])
 def test_a_truncated_file_is_rejected(packed, size):
     packed.write_bytes(packed.read_bytes()[:size])
-    assert "a damaged HDF5 file" in refuse(lambda: read_manifest(packed))
+    assert "the HDF5 file is damaged" in refuse(lambda: read_manifest(packed))
     text = refuse(lambda: read_image(f"{packed}#0"), ImageError)
-    assert "Copy it again, or pack it again with `fastcxr pack`" in text
+    assert "Copy the file again, or create it again with `fastcxr pack`" in text
 
 
 @pytest.mark.parametrize("name", ["labels", "classes", "names", "images", "sha256"])
 def test_a_file_without_one_of_its_datasets_is_rejected(packed, name):
     with h5py.File(packed, "a") as content:
         del content[name]
-    assert "a damaged HDF5 file" in refuse(lambda: read_manifest(packed))
+    assert "the HDF5 file is damaged" in refuse(lambda: read_manifest(packed))
 
 
 def test_an_inconsistent_shape_is_an_image_error(packed):
     with h5py.File(packed, "a") as content:
         content["shapes"][0] = (81, 96)
-    assert "a damaged HDF5 file" in refuse(lambda: read_image(f"{packed}#0"), ImageError)
+    assert "the HDF5 file is damaged" in refuse(lambda: read_image(f"{packed}#0"), ImageError)
     assert [error.path for error in check_images([f"{packed}#0", f"{packed}#1"])] == [f"{packed}#0"]
 
 
 def test_references_to_nothing_are_image_errors(packed, tmp_path):
-    assert "holds 5 images, none of that number. Give a number below 5" in refuse(
+    assert "got image 5, expected 0 to 4. Use a number below 5" in refuse(
         lambda: read_image(f"{packed}#5"), ImageError
     )
     assert "no such file. Check the name" in refuse(lambda: read_image(tmp_path / "gone.h5#1"), ImageError)
@@ -246,7 +246,7 @@ def test_a_packed_dataset_with_another_suffix_is_rejected(packed):
 def test_without_h5py_the_error_names_the_extra(dataset, packed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     for call in (lambda: read_manifest(packed), lambda: pack_dataset(read_manifest(dataset), tmp_path / "c.h5")):
-        assert 'not installed. pip install "fastcxr[hdf5]"' in refuse(call)
+        assert 'not installed. Run `pip install "fastcxr[hdf5]"`' in refuse(call)
 
 
 def test_packing_keeps_the_pixels_of_coronahack(real_data, tmp_path):

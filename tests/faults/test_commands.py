@@ -122,5 +122,5 @@ def test_commands_and_recipes_keep_the_last_part_of_a_path(place):
 
 def test_links_in_circles_pipes_and_hidden_files_are_passed_over_and_said(place):
     said = place["done"]["describe"].stderr
-    for words in ("skipped 3 hidden or system files", "links to folders visited already: clear/loop", "clear/pipe.png"):
+    for words in ("skipped 3 hidden or system files", "links to folders already listed: clear/loop", "clear/pipe.png"):
         assert words in said

@@ -47,7 +47,7 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
     assert "test/clear/again.png" in {path for group in copies["groups"] for _, path in group}
     text = page.read_text()
     assert "again.png" in text.replace("<wbr>", "") and text.count("data:image/jpeg;base64") >= 2
-    assert "1 picture several times across splits." in text
+    assert "Exact duplicates across splits or classes: 1 image." in text
 
 
 @pytest.mark.parametrize("reason", [None, "the copy is known"])

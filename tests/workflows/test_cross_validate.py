@@ -160,7 +160,7 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     write_toys(second, per_class=12, labels=("haze",), first=50)
     page = cross_validate(recipe.replace(data=(str(first), str(second)), folds=2), tmp_path / "run")
     assert "Confounded: do not use these metrics" in page.read_text()
-    assert "Every class comes from sources of its own" in page.read_text()
+    assert "Every class has its own sources" in page.read_text()
 
 
 NOBODYS = "no patient identifiers found"

@@ -62,7 +62,8 @@ def test_a_class_too_small_to_split_is_shown_and_told(call, toys, tmp_path):
     (tmp_path / "more" / "haze").rename(toys / "rare")
     done = call("--data", "toys", "--out", "page")
     assert done.returncode == 0, done.stderr
-    assert "warning: a run would refuse this data: FCX-E004: too few patients for train and test in class 'rare'" in done.stderr
+    text = "warning: a run would refuse this data: FCX-E004: too few patients for train and test in class 'rare'"
+    assert text in done.stderr
     said = [line.split() for line in done.stderr.splitlines()]
     assert ["all"] in said and ["rare", "1"] in said
     assert "a run would refuse this data" in (tmp_path / "page" / "describe.html").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""A folder or a file comes in; how it is laid out goes out: class folders, splits of them, a CSV, a known collection.
+"""Detect the layout of data: class folders, split folders with class folders, a CSV, or a known dataset.
 
-What could be read in two ways is an error that names both; a person may force either.
+Data that fits several layouts is an error; --data-format selects one.
 """
 
 import logging
@@ -14,12 +14,12 @@ import pandas as pd
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
 from fastcxr.data.readers import cohen, coronahack, covidx
 from fastcxr.data.readers.folders import (
-    OWN_FOLDERS_MESSAGE,
+    OUTPUT_FOLDERS,
     SPLIT_ALIASES,
     ClassFolder,
     list_folders,
     list_loose_files,
-    list_own_folders,
+    list_output_folders,
 )
 from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
@@ -27,26 +27,25 @@ from fastcxr.io.tables import find_column, format_names, read_header, suggest_na
 
 log = logging.getLogger("fastcxr")
 TABLE_SUFFIXES = (".csv", ".tsv")
-LAYOUT_FIX = "Sort the images into one folder a class, or give a CSV with the columns path and label"
-COLLECTION_TABLE_SUFFIXES = (".csv", ".tsv")
+LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A layout of its own: its words, how to recognise it, and what reads it."""
+    """A known dataset: its title, its detector and its reader."""
 
     title: str
-    required: str  # what must be there, for the error of who forces it
-    detect: Callable[[Path], Path | None]  # from what --data names to what `read` takes
+    required: str  # what the data must contain, for the error if --data-format selects it
+    detect: Callable[[Path], Path | None]  # takes the path in --data, returns the argument of `read`
     read: Callable[[Path], pd.DataFrame]
 
 
 def _make_table_detector(columns: Iterable[str]) -> Callable[[Path], Path | None]:
-    """Recognises a table with these columns, or the folder that it lies in."""
+    """Return a detector of a table with these columns, or of the folder that contains it."""
 
     def find(path: Path) -> Path | None:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
-        tables = [file for file in files if file.suffix.casefold() in COLLECTION_TABLE_SUFFIXES and file.is_file()]
+        tables = [file for file in files if file.suffix.casefold() in TABLE_SUFFIXES and file.is_file()]
         return next((table for table in tables if set(columns) <= set(read_header(table))), None)
 
     return find
@@ -70,10 +69,10 @@ COLLECTIONS = {
         _make_table_detector(cohen.REQUIRED_COLUMNS), cohen.read_cohen,
     ),
     "covidx": Collection(
-        "COVIDx", "train*.txt or test*.txt with lines of patient, filename, label and source, there or in labels/",
+        "COVIDx", "train*.txt or test*.txt with lines of patient, filename, label and source, in the folder or labels/",
         _detect_covidx, covidx.read_covidx,
     ),
-    "hdf5": Collection("a packed cohort", "a file made by `fastcxr pack`", _detect_hdf5, read_packed_manifest),
+    "hdf5": Collection("a packed dataset", "a file made by `fastcxr pack`", _detect_hdf5, read_packed_manifest),
 }  # fmt: skip
 
 
@@ -82,7 +81,7 @@ LAYOUTS = ("auto", "folders", "split_folders", "csv", *COLLECTIONS)
 
 @dataclass(frozen=True)
 class DetectedDataset:
-    """Data that was recognised: its layout, the folder or table it is in, and its class folders."""
+    """Detected data: its layout, the path of the folder or table, and its class folders."""
 
     layout: str
     path: Path
@@ -90,7 +89,7 @@ class DetectedDataset:
 
     @property
     def source(self) -> str:
-        """What its images come from, unless they say so themselves: the folder's name, or the table's."""
+        """Name of the folder or table, the source of images that have no other."""
         if self.layout in ("csv", "hdf5"):
             return self.path.stem
         return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
@@ -98,17 +97,17 @@ class DetectedDataset:
 
 @dataclass(frozen=True)
 class DirectoryContent:
-    """What lies at the top of a data folder."""
+    """Folders and files at the top level of a data folder."""
 
     root: Path
-    split_folders: tuple[str, ...]  # folders called train, valid, test or the like
+    split_folders: tuple[str, ...]  # names in SPLIT_ALIASES
     other_folders: tuple[str, ...]
     loose_files: tuple[str, ...]
     label_tables: tuple[str, ...]  # loose files with the columns path and label
 
     @property
     def class_folders(self) -> list[ClassFolder]:
-        """The class folders below the split folders."""
+        """Class folders in the split folders."""
         return [
             ClassFolder(f"{split}/{label}", label, SPLIT_ALIASES[split.casefold()])
             for split in self.split_folders
@@ -117,17 +116,20 @@ class DirectoryContent:
 
 
 def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
-    """How `data` is laid out, said aloud. Raises DataError if it could be two things, or cannot be what is forced."""
+    """Return the layout of `data` and log it.
+
+    Raises:
+        DataError: The data fits several layouts, or not the given one.
+    """
     if layout not in LAYOUTS:
-        suggestion = suggest_name(layout, LAYOUTS)
-        raise RecipeError(
-            f"no data format called {layout!r}{suggestion}", f"Choose one of {', '.join(LAYOUTS)}", code="E022"
-        )
+        problem = f"no data format called {layout!r}{suggest_name(layout, LAYOUTS)}"
+        raise RecipeError(problem, f"Choose one of {', '.join(LAYOUTS)}", code="E022")
     path = Path(data).expanduser()
-    if not _is_directory(path):
-        dataset = _detect_file(path, layout)
-    elif layout in COLLECTIONS:
+    is_directory = _is_directory(path)
+    if layout in COLLECTIONS:
         dataset = _require_collection(path, layout)
+    elif not is_directory:
+        dataset = _detect_file(path, layout)
     else:
         detectors = {
             "auto": _detect_directory,
@@ -136,14 +138,14 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
             "csv": _make_table_dataset,
         }
         dataset = detectors[layout](_read_directory(path))
-        if own_folders := list_own_folders(str(path)):
-            log.info(OWN_FOLDERS_MESSAGE, format_names(own_folders))
+        if output_folders := list_output_folders(str(path)):
+            log.info("skipped %d %s: %s", len(output_folders), OUTPUT_FOLDERS, format_names(output_folders))
     log.info("data format: %s", _describe_dataset(dataset))
     return dataset
 
 
 def has_class_folders(path: str | Path) -> bool:
-    """Whether a folder is there with two classes or more in it, or in its splits."""
+    """Return whether a folder exists and has at least two class folders, also inside split folders."""
     if not Path(path).is_dir():
         return False
     content = _read_directory(Path(path))
@@ -158,17 +160,15 @@ def _is_directory(path: Path) -> bool:
         raise InputMissingError(problem, "Check the name given as --data", path=path, code="E001") from error
     except OSError as error:
         problem = f"the folder cannot be read ({error.strerror})"
-        raise InputMissingError(problem, "Check its name and its rights", path=path, code="E026") from error
+        raise InputMissingError(problem, "Check its name and its permissions", path=path, code="E026") from error
 
 
 def _detect_file(path: Path, layout: str) -> DetectedDataset:
-    if layout in COLLECTIONS:
-        return _require_collection(path, layout)
     if layout == "auto" and (collections := detect_collections(path)):
         return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):
-        problem = f"a file, and the data format {layout} needs a folder"
-        raise DataError(problem, "Give a folder, or leave --data-format out", path=path, code="E036")
+        problem = f"the path is a file, and the data format {layout} needs a folder"
+        raise DataError(problem, "Pass a folder, or omit --data-format", path=path, code="E036")
     _reject_image_file(path)
     return DetectedDataset("csv", path)
 
@@ -177,20 +177,20 @@ def _reject_image_file(path: Path) -> None:
     try:
         with open_file(path) as file:
             kind = detect_format(file.read(HEAD_BYTES))
-    except ImageError:  # whoever reads the table says so
+    except ImageError:  # the reader of the table raises an error
         return
     if kind:
-        problem = f"a {kind} image, and data is a folder of images or a table of them"
-        raise DataError(problem, "Name the folder above its class folders, or a CSV with path and label", path=path,
-                        code="E028")  # fmt: skip
+        problem = f"the path is a {kind} image, expected a folder of images or a table"
+        fix = "Pass the folder above the class folders, or a CSV with path and label"
+        raise DataError(problem, fix, path=path, code="E028")
 
 
 def _require_collection(path: Path, layout: str) -> DetectedDataset:
     collection = COLLECTIONS[layout]
     location = collection.detect(path)
     if location is None:
-        problem = f"not laid out as {collection.title}: {collection.required} is not there"
-        raise DataError(problem, "Name its folder, or leave --data-format out", path=path, code="E036")
+        problem = f"the data is not {collection.title}, expected {collection.required}"
+        raise DataError(problem, "Pass its folder, or omit --data-format", path=path, code="E036")
     return DetectedDataset(layout, location)
 
 
@@ -216,11 +216,9 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
     if collections := detect_collections(content.root):
         return _choose_collection(content, collections)
     if content.split_folders and content.other_folders:
-        problem = (
-            f"{_quote_names(content.split_folders)} look like splits, {_quote_names(content.other_folders)} like "
-            "classes"
-        )
-        fix = "Say --data-format split_folders to leave the others out, or --data-format folders for one class a folder"
+        splits, classes = _quote_names(content.split_folders), _quote_names(content.other_folders)
+        problem = f"the folder contains both splits ({splits}) and classes ({classes})"
+        fix = "Pass --data-format split_folders to skip the classes, or --data-format folders for one class per folder"
         raise DataError(problem, fix, path=content.root, code="E019")
     if content.split_folders and content.class_folders:
         return _make_split_dataset(content)
@@ -230,37 +228,27 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
 
 
 def _choose_collection(content: DirectoryContent, collections: dict[str, Path]) -> DetectedDataset:
-    """The one collection that this is, unless it could be read in another way too."""
-    layouts = [
-        *collections,
-        *(["csv"] if content.label_tables else []),
-        *(["split_folders"] if content.class_folders else []),
-    ]
+    """Return the detected collection; raise DataError if the folder fits another layout too."""
+    layouts = [*collections, *["csv"] * bool(content.label_tables), *["split_folders"] * bool(content.class_folders)]
     if len(layouts) > 1:
-        problem = f"can be read in several ways: {format_names(layouts)}"
-        raise DataError(
-            problem, f"Say --data-format {' or --data-format '.join(layouts)}", path=content.root, code="E019"
-        )
+        fix = f"Pass --data-format {' or --data-format '.join(layouts)}"
+        problem = f"the folder fits several data formats: {format_names(layouts)}"
+        raise DataError(problem, fix, path=content.root, code="E019")
     return DetectedDataset(*next(iter(collections.items())))
 
 
 def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
     class_folders = content.class_folders
     if not class_folders:
-        problem = (
-            f"no class folders inside {_quote_names(content.split_folders)}"
-            if content.split_folders
-            else "no folder called train"
-        )
-        fix = "Sort the images as train/<class>/, or give a CSV with the columns path and label"
+        splits = _quote_names(content.split_folders)
+        problem = f"no class folders inside {splits}" if splits else "no folder called train"
+        fix = "Sort the images as train/<class>/, or pass a CSV with the columns path and label"
         raise DataError(problem + _describe_other_tables(content), fix, path=content.root, code="E036")
     stray_files = [
         f"{split}/{name}" for split in content.split_folders for name in list_loose_files(str(content.root), split)
     ]
     if stray_files:
-        log.warning(
-            "%s files lie in no class folder and are left out: %s", f"{len(stray_files):,}", format_names(stray_files)
-        )
+        log.warning("skipped %s files outside class folders: %s", f"{len(stray_files):,}", format_names(stray_files))
     _log_ignored(content, [*content.other_folders, *content.loose_files])
     return DetectedDataset("split_folders", content.root, tuple(class_folders))
 
@@ -268,20 +256,15 @@ def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
 def _make_folder_dataset(content: DirectoryContent) -> DetectedDataset:
     names = sorted([*content.split_folders, *content.other_folders])
     if not names:
-        problem = (
-            f"0 images in class folders; {len(content.loose_files):,} files lie loose"
-            if content.loose_files
-            else "0 images"
-        )
+        n_files = len(content.loose_files)
+        problem = f"0 images in class folders; {n_files:,} files are outside" if n_files else "0 images"
         raise InputMissingError(problem + _describe_other_tables(content), LAYOUT_FIX, path=content.root, code="E002")
     if len(names) == 1 and len(subfolders := list_folders(str(content.root), names[0])) > 1:
-        problem = (
-            f"one class only, the folder {names[0]!r}, with folders inside ({format_names(map(repr, subfolders), 5)})"
-        )
-        inner_path = content.root / names[0]
-        raise DataError(problem, f"If those are the classes, give --data {inner_path}", path=content.root, code="E003")
+        problem = f"only one class, the folder {names[0]!r}, with subfolders ({format_names(map(repr, subfolders), 5)})"
+        fix = f"If the subfolders are the classes, pass --data {content.root / names[0]}"
+        raise DataError(problem, fix, path=content.root, code="E003")
     if len(names) == 1 and (table_text := _describe_other_tables(content)):
-        problem = f"one class only, the folder {names[0]!r}{table_text}"
+        problem = f"only one class, the folder {names[0]!r}{table_text}"
         raise DataError(problem, LAYOUT_FIX, path=content.root, code="E003")
     _log_ignored(content, content.loose_files)
     return DetectedDataset("folders", content.root, tuple(ClassFolder(name, name) for name in names))
@@ -293,26 +276,24 @@ def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
         return DetectedDataset("csv", content.root / content.label_tables[0])
     if content.label_tables:
         problem = f"several tables with path and label: {_quote_names(content.label_tables)}"
-        raise DataError(problem, "Give the right one itself as --data", path=content.root, code="E035")
+        raise DataError(problem, "Pass one of them as --data", path=content.root, code="E035")
     problem = "no table with the columns path and label" + _describe_other_tables(content)
-    raise DataError(problem, "Give a CSV with the columns path and label", path=content.root, code="E036")
+    raise DataError(problem, "Pass a CSV with the columns path and label", path=content.root, code="E036")
 
 
 def _describe_other_tables(content: DirectoryContent) -> str:
-    """`; x.csv has neither ...` for tables that are there and are none of images and labels."""
-    other_tables = [name for name in content.loose_files if Path(name).suffix.casefold() in TABLE_SUFFIXES]
-    other_tables = [name for name in other_tables if name not in content.label_tables]
-    if not other_tables:
-        return ""
-    columns = format_names(map(repr, read_header(content.root / other_tables[0])), 8)
-    return f"; {other_tables[0]} has the columns {columns}"
+    """Return `; x.csv has the columns ...` for the first table without path and label, or an empty text."""
+    for name in content.loose_files:
+        if Path(name).suffix.casefold() in TABLE_SUFFIXES and name not in content.label_tables:
+            return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), 8)}"
+    return ""
 
 
 def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) -> None:
     for table in set(names) & set(content.label_tables):
-        log.warning("%s is left out, though it has the columns path and label: give it as --data to use it", table)
+        log.warning("%s is ignored although it has the columns path and label: pass it as --data to use it", table)
     if names:
-        log.info("left out beside the images (%d): %s", len(names), format_names(names))
+        log.info("skipped %d other files and folders: %s", len(names), format_names(names))
 
 
 def _quote_names(names: tuple[str, ...]) -> str:
@@ -333,6 +314,5 @@ def _describe_dataset(dataset: DetectedDataset) -> str:
 
 
 def detect_collections(path: Path) -> dict[str, Path]:
-    """The collections that a folder or file can be read as, each with what its reader takes."""
-    path_by_name = {name: collection.detect(path) for name, collection in COLLECTIONS.items()}
-    return {name: place for name, place in path_by_name.items() if place}
+    """Return the known datasets that a path fits, each with the argument of its reader."""
+    return {name: found for name, collection in COLLECTIONS.items() if (found := collection.detect(path))}

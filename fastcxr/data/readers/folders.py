@@ -1,10 +1,11 @@
-"""A folder of class folders comes in; its files, each real one once and in one order everywhere, go out.
+"""List the images of class folders, each file once and in a fixed order, and recognise output folders of fastcxr.
 
-Links are followed, but never into a folder that was visited or that holds the data; what is no file is never opened.
+Links are followed, except into visited folders and their parents. Special files (FIFO, device) are never opened.
 """
 
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -14,34 +15,28 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.errors import DataError
+from fastcxr.io.files import read_json
 from fastcxr.io.lock import LOCK_FILE_NAME
 from fastcxr.io.tables import TEXT_DTYPE, format_names
 
 log = logging.getLogger("fastcxr")
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
-SPLIT_ALIASES = {
-    "train": "train",
-    "training": "train",
-    "val": "valid",
-    "valid": "valid",
-    "validation": "valid",
-    "test": "test",
-    "testing": "test",
-}
-OWN_FOLDERS_MESSAGE = "left out, for fastcxr made them: %s"
+SPLIT_ALIASES: dict[str, str] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_ALIASES |= dict.fromkeys(("val", "valid", "validation"), "valid")
+OUTPUT_FOLDERS = "output folders of fastcxr"
 FileIdentity = tuple[int, int] | str
-RUNS_DIR = "runs"  # where folders are made that nobody named
-FILE_MARKERS = {  # what stands in a file of ours, and by chance in no other of this name
-    "recipe.json": '"leave_one_source_out"',
-    "run.json": '"fastcxr"',
-    "compare.json": '"n_shared_images"',
-    "explain.json": '"failure_reason"',
+RUNS_DIR = "runs"  # default parent of output folders
+MARKER_KEYS = {  # keys of the JSON files in output folders, the same since version 0.1
+    "recipe.json": {"backbone", "leave_one_source_out"},
+    "run.json": {"command", "versions", "machine"},
+    "compare.json": {"rows", "patients"},
+    "explain.json": {"method", "check"},
 }
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """One folder whose images share a label: its path below the data folder, and the split it stands for."""
+    """A folder whose images share a label; `path` is relative to the data folder."""
 
     path: str
     label: str
@@ -50,31 +45,32 @@ class ClassFolder:
 
 @dataclass
 class DirectoryWalk:
-    """What a walk through one data folder has seen, so that no folder is entered twice."""
+    """A walk through one data folder that enters every folder once and records what it skips."""
 
     root: str
     visited: set[FileIdentity] = field(default_factory=set)
     hidden: list[str] = field(default_factory=list)  # names of dot files and system files
-    special: list[str] = field(default_factory=list)  # what is no file: FIFOs, devices, links that lead nowhere
-    revisited: list[str] = field(default_factory=list)  # links into folders that are in the list already
-    own_folders: list[str] = field(default_factory=list)  # run folders and the like, which fastcxr made
+    special: list[str] = field(default_factory=list)  # FIFOs, devices, sockets and broken links
+    revisited: list[str] = field(default_factory=list)  # links to visited folders
+    output_folders: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.mark_visited(self.root)
 
     def mark_visited(self, folder: str) -> None:
-        """From now on no link leads into this folder, nor into one that holds it."""
+        """Mark a folder and its parents as visited: links to them are not followed."""
         resolved = Path(folder).resolve()
-        self.visited |= {identify_file(place) for place in (resolved, *resolved.parents)}
+        self.visited |= {identify_file(path) for path in (resolved, *resolved.parents)}
 
     def list_entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Files and links of a folder and all below it, as paths below the data folder; links are not followed."""
+        """Return the files and the links of a folder and its subfolders, as paths below the data folder."""
         files, links, pending = [], [], [folder]
         while pending:
             current = pending.pop()
             entries = _scan_folder(self.root, current)
-            if current != folder and has_marker(f"{self.root}/{current}", [entry.name for _, entry in entries]):
-                self.own_folders.append(current)
+            names = [entry.name for _, entry in entries]
+            if current != folder and is_output_folder(f"{self.root}/{current}", names):
+                self.output_folders.append(current)
                 continue
             for path, entry in entries:
                 if is_hidden(entry.name):
@@ -91,7 +87,7 @@ class DirectoryWalk:
         return files, links
 
     def follow_links(self, links: list[str]) -> list[str]:
-        """The files that links lead to, in folders not visited yet; more links found on the way are followed too."""
+        """Return the files that links lead to, except in visited folders; further links are followed too."""
         files, pending = [], sorted(links, reverse=True)
         while pending:
             link = pending.pop()
@@ -100,60 +96,47 @@ class DirectoryWalk:
                 files.append(link)
             elif not stat.S_ISDIR(mode):
                 self.special.append(link)
-            elif self.visit_link(link):
+            elif identify_file(f"{self.root}/{link}") in self.visited:
+                self.revisited.append(link)
+            else:
+                self.mark_visited(f"{self.root}/{link}")
                 new_files, new_links = self.list_entries(link)
                 files += new_files
                 pending += sorted(new_links, reverse=True)
         return files
 
-    def visit_link(self, folder: str) -> bool:
-        """Whether a linked folder is new; it counts as visited from now on."""
-        path = f"{self.root}/{folder}"
-        if identify_file(path) in self.visited:
-            self.revisited.append(folder)
-            return False
-        self.mark_visited(path)
-        return True
-
     def log_skipped(self) -> None:
-        """Tell what was passed over: aloud what nobody misses, loudly what could have been an image."""
-        if self.hidden:
-            names = [f"{name} ({n:,})" if n > 1 else name for name, n in sorted(Counter(self.hidden).items())]
-            log.info("skipped %s hidden or system files and folders: %s", f"{len(self.hidden):,}", format_names(names))
-        if self.revisited:
-            log.info(
-                "skipped %d links to folders visited already: %s", len(self.revisited), format_names(self.revisited)
-            )
-        if self.own_folders:
-            log.info(OWN_FOLDERS_MESSAGE, format_names(sorted(self.own_folders)))
-        if self.special:
-            names = format_names(sorted(self.special))
-            log.warning("skipped %d names that are no files (FIFO, device, socket, dangling link): %s",
-                        len(self.special), names)  # fmt: skip
+        """Log what the walk skipped, with a warning for special files."""
+        hidden = [f"{name} ({n:,})" if n > 1 else name for name, n in Counter(self.hidden).items()]
+        for level, paths, text, names in (
+            (logging.INFO, self.hidden, "hidden or system files and folders", hidden),
+            (logging.INFO, self.revisited, "links to folders already listed", self.revisited),
+            (logging.INFO, self.output_folders, OUTPUT_FOLDERS, self.output_folders),
+            (logging.WARNING, self.special, "special files (FIFO, device, socket, broken link)", self.special),
+        ):
+            if paths:
+                log.log(level, "skipped %s %s: %s", f"{len(paths):,}", text, format_names(sorted(names)))
 
 
 def is_hidden(name: str) -> bool:
-    """Files and folders that systems leave behind."""
+    """Return whether a name is that of a dot file or of a system file."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
 def identify_file(path: str | Path) -> FileIdentity:
-    """What stays the same whatever link leads to a file or folder."""
+    """Return an identity of a file or folder that is the same for all links to it."""
     status = Path(path).stat()
     return (status.st_dev, status.st_ino) if status.st_ino else str(Path(path).resolve())
 
 
 def list_folders(root: str, subfolder: str = "") -> list[str]:
-    """The names of the folders, and links to folders, that are not hidden, nor such as fastcxr makes."""
-    return [
-        name
-        for name in _list_visible_folders(root, subfolder)
-        if not is_made_by_fastcxr(_join_path(root, subfolder, name))
-    ]
+    """Return the names of the visible folders and links to folders, without output folders of fastcxr."""
+    names = _list_visible_folders(root, subfolder)
+    return [name for name in names if not is_made_by_fastcxr(_join_path(root, subfolder, name))]
 
 
-def list_own_folders(root: str) -> list[str]:
-    """The names of the folders that fastcxr made."""
+def list_output_folders(root: str) -> list[str]:
+    """Return the names of the output folders of fastcxr."""
     return [name for name in _list_visible_folders(root) if is_made_by_fastcxr(_join_path(root, name))]
 
 
@@ -166,28 +149,43 @@ def _join_path(*parts: str) -> str:
 
 
 def list_loose_files(root: str, subfolder: str = "") -> list[str]:
-    """The names of the files beside those folders."""
+    """Return the names of the visible files in a folder, without those in its subfolders."""
     return sorted(e.name for _, e in _scan_folder(root, subfolder) if not is_hidden(e.name) and not _is_folder(e))
 
 
-def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFrame:
-    """Every file of the class folders, sorted by path: columns path, label, split, file.
+def list_split_files(root: Path, parents: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return split -> file name -> path below the root, from the first parent that has a folder of the split."""
+    files: dict[str, dict[str, str]] = {}
+    for parent in parents:
+        for name in list_folders(str(root), parent) if (root / parent).is_dir() else ():
+            split, folder = SPLIT_ALIASES.get(name.casefold()), _join_path(parent, name)
+            if split and split not in files:
+                files[split] = {file: f"{folder}/{file}" for file in list_loose_files(str(root), folder)}
+    return files
 
-    Raises DataError for an empty class folder, and for one file under two labels (E008) or in two splits (E009).
+
+def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFrame:
+    """Return path, label, split and file of every file in the class folders, sorted by path.
+
+    Raises:
+        DataError: A class folder is empty, or a file has two labels (E008) or two splits (E009).
     """
     root = str(root)
     walk = DirectoryWalk(root)
     folders = _visit_class_folders(walk, root, folders)
-    listed = [(folder, *walk.list_entries(folder.path)) for folder in folders]  # every real folder before any link
+    listed = [(folder, *walk.list_entries(folder.path)) for folder in folders]  # real folders before links
     rows = [(folder, path, False) for folder, files, _ in listed for path in files]
     rows += [(folder, path, True) for folder, _, links in listed for path in walk.follow_links(links)]
     walk.log_skipped()
     _reject_empty_folders(root, folders, {folder for folder, _, _ in rows})
-    return _make_table(root, _drop_linked_copies(root, rows))
+    files = sorted(_drop_repeated_files(root, rows), key=lambda row: row[1])
+    reject_non_utf8_names(root, [path for _, path in files])
+    records = [(path, folder.label, folder.split, f"{root}/{path}") for folder, path in files]
+    return pd.DataFrame(records, columns=["path", "label", "split", "file"], dtype=TEXT_DTYPE)
 
 
 def list_files_below(root: str | Path) -> list[str]:
-    """Every real file of a folder and all below it once, sorted, as paths below it; what was passed over is said."""
+    """Return every file of a folder and its subfolders once, sorted, as paths below it; log what is skipped."""
     walk = DirectoryWalk(str(Path(root).absolute()))
     files, links = walk.list_entries("")
     linked = walk.follow_links(links)
@@ -206,7 +204,7 @@ def _visit_class_folders(walk: DirectoryWalk, root: str, folders: list[ClassFold
         identity = identify_file(f"{root}/{folder.path}")
         if identity in entered:
             _reject_clashes(root, [(entered[identity], entered[identity].path, folder, folder.path)])
-        if identity in walk.visited:  # a link to the data folder itself, or above it
+        if identity in walk.visited:  # a link to the data folder or its parents
             walk.revisited.append(folder.path)
         else:
             entered[identity] = folder
@@ -215,128 +213,105 @@ def _visit_class_folders(walk: DirectoryWalk, root: str, folders: list[ClassFold
     return list(entered.values())
 
 
-def _drop_linked_copies(root: str, rows: list[tuple[ClassFolder, str, bool]]) -> list[tuple[ClassFolder, str]]:
-    """Each real file once, under its real name where it has one here; the copies are counted."""
+def _drop_repeated_files(root: str, rows: list[tuple[ClassFolder, str, bool]]) -> list[tuple[ClassFolder, str]]:
+    """Keep each file once, under its real path if that is listed, and log the other links to it."""
     first_by_identity: dict[FileIdentity, tuple[ClassFolder, str]] = {}
-    clashes, copies = [], []
+    clashes, repeated = [], []
     for folder, path, _ in sorted(rows, key=lambda row: (row[2], row[1])):
         kept = first_by_identity.setdefault(identify_file(f"{root}/{path}"), (folder, path))
         if (folder.label, folder.split) != (kept[0].label, kept[0].split):
             clashes.append((*kept, folder, path))
         elif path != kept[1]:
-            copies.append(path)
+            repeated.append(path)
     _reject_clashes(root, clashes)
-    if copies:
-        log.info("skipped %d links to files that are in the list already: %s", len(copies), format_names(copies))
+    if repeated:
+        log.info("skipped %d links to files already listed: %s", len(repeated), format_names(repeated))
     return list(first_by_identity.values())
 
 
 def _reject_clashes(root: str, clashes: list[tuple[ClassFolder, str, ClassFolder, str]]) -> None:
-    labels = [(a, b) for one, a, two, b in clashes if one.label != two.label]
-    splits = [(a, b) for one, a, two, b in clashes if one.label == two.label]
-    reject_image_pairs(root, labels, "E008")
-    reject_image_pairs(root, splits, "E009")
+    reject_image_pairs(root, [(a, b) for one, a, two, b in clashes if one.label != two.label], "E008")
+    reject_image_pairs(root, [(a, b) for one, a, two, b in clashes if one.label == two.label], "E009")
 
 
 def reject_image_pairs(root: str | Path, pairs: list[tuple[str, str]], code: str) -> None:
-    """Raise if one image stands in two classes (E008) or in two splits (E009)."""
-    if not pairs:
-        return
-    problem, fix = {
-        "E008": ("the same image has two labels", "Keep one of each pair: fastcxr trains one label an image"),
-        "E009": ("the same image stands in two splits", "Keep one of each pair: what is tested may not be trained on"),
-    }[code]
-    examples = format_names([f"{one} = {two}" for one, two in pairs])
-    raise DataError(f"{problem} in {len(pairs):,} cases ({examples})", fix, path=root, code=code)
+    """Raise DataError for pairs of paths of the same image with two labels (E008) or in two splits (E009)."""
+    if pairs:
+        conflict, fix = {
+            "E008": ("has two labels", "Keep one image of each pair: fastcxr trains one label per image"),
+            "E009": ("is in two splits", "Keep one image of each pair: a test image must not be used for training"),
+        }[code]
+        examples = format_names([f"{one} = {two}" for one, two in pairs])
+        raise DataError(f"the same image {conflict} in {len(pairs):,} pairs ({examples})", fix, path=root, code=code)
 
 
 def _reject_empty_folders(root: str, folders: Iterable[ClassFolder], filled: set[ClassFolder]) -> None:
     if not filled:
-        return  # no image at all is said elsewhere
+        return  # the caller reports data without any image
     if empty := [folder.path for folder in folders if folder not in filled]:
-        problem = f"class folders without a single file: {format_names(map(repr, empty))}"
-        raise DataError(problem, "Put images into them, or remove them", path=root, code="E005")
-
-
-def _make_table(root: str, rows: list[tuple[ClassFolder, str]]) -> pd.DataFrame:
-    rows = sorted(rows, key=lambda row: row[1])
-    table = {
-        "path": [path for _, path in rows],
-        "label": [folder.label for folder, _ in rows],
-        "split": [folder.split for folder, _ in rows],
-        "file": [f"{root}/{path}" for _, path in rows],
-    }
-    reject_non_utf8_names(root, table["path"])
-    return pd.DataFrame(table, dtype=TEXT_DTYPE)
+        problem = f"class folders without files: {format_names(map(repr, empty))}"
+        raise DataError(problem, "Add images, or remove the folders", path=root, code="E005")
 
 
 def reject_non_utf8_names(root: str | Path, paths: Iterable[str]) -> None:
-    """Raise for names that are not UTF-8: no table and no report could hold them."""
-    if undecodable := [path for path in paths if not _is_utf8(path)]:
+    """Raise DataError for names that are not UTF-8, which tables and reports cannot contain."""
+    if undecodable := [path for path in paths if re.search(r"[\ud800-\udfff]", path)]:  # see os.fsdecode
         examples = format_names(map(repr, map(os.fsencode, undecodable)))
-        fix = "Rename them, e.g. with `convmv -f latin1 -t utf8 -r --notest FOLDER`"
+        fix = "Rename the files, e.g. with `convmv -f latin1 -t utf8 -r --notest FOLDER`"
         raise DataError(f"file names that are not UTF-8: {examples}", fix, path=root, code="E020")
 
 
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _scan_folder(root: str, folder: str) -> list[tuple[str, os.DirEntry]]:
-    path = f"{root}/{folder}" if folder else root
+    path = _join_path(root, folder)
     try:
         with os.scandir(path) as entries:
-            return [(f"{folder}/{entry.name}" if folder else entry.name, entry) for entry in entries]
+            return [(_join_path(folder, entry.name), entry) for entry in entries]
     except OSError as error:
         problem = f"the folder cannot be listed ({error.strerror})"
-        raise DataError(problem, "Give yourself the right to read it (chmod +rx)", path=path, code="E026") from error
+        raise DataError(problem, "Change its permissions (chmod +rx)", path=path, code="E026") from error
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _read_mode(path: str) -> int:
     try:
         return Path(path).stat().st_mode
-    except OSError:  # leads nowhere, or in a circle
+    except OSError:  # a broken link, or a link to itself
         return 0
 
 
 def is_made_by_fastcxr(folder: str) -> bool:
-    """Whether fastcxr made this folder, or all that is in it. A link is nobody's."""
+    """Return whether a folder is an output folder of fastcxr, or holds nothing else. A link never is."""
     try:
-        return not os.path.islink(folder) and (has_marker(folder) or _holds_only_own_folders(folder))
-    except OSError:  # whoever reads the images says so
+        return not os.path.islink(folder) and (is_output_folder(folder) or _holds_only_output_folders(folder))
+    except OSError:  # reading the images raises it again
         return False
 
 
-def has_marker(folder: str, names: Iterable[str] = tuple(FILE_MARKERS)) -> bool:
-    """Whether one of these files of a folder is ours."""
-    return any(_file_contains(f"{folder}/{name}", text) for name, text in FILE_MARKERS.items() if name in names)
+def is_output_folder(folder: str, names: Iterable[str] = MARKER_KEYS) -> bool:
+    """Return whether one of the named files of a folder is a JSON file with the keys that fastcxr writes."""
+    for name in MARKER_KEYS.keys() & set(names):
+        try:
+            content = read_json(f"{folder}/{name}")
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict) and content.keys() >= MARKER_KEYS[name]:
+            return True
+    return False
 
 
-def _holds_only_own_folders(folder: str) -> bool:
-    """Whether only folders of ours are in it; of empty ones runs/ is ours, and one that is about to be written to."""
+def _holds_only_output_folders(folder: str) -> bool:
+    """Return whether all visible entries are output folders; an empty folder counts if locked or named runs."""
     is_empty = True
     with os.scandir(folder) as entries:
-        for entry in entries:  # the first image ends it: a class may hold a hundred thousand
+        for entry in entries:  # stops at the first image: a class may have 100,000
             if not entry.name.startswith("."):
                 is_empty = False
                 if not (entry.is_dir(follow_symlinks=False) and is_made_by_fastcxr(entry.path)):
                     return False
     return not is_empty or Path(folder).name == RUNS_DIR or Path(folder, LOCK_FILE_NAME).is_file()
-
-
-def _file_contains(file: str, text: str) -> bool:
-    try:
-        return os.path.isfile(file) and text in Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False

@@ -1,4 +1,4 @@
-"""From a patient's numbers to what a chest absorbs: skin, lungs, heart, bones and vessels, one array each."""
+"""Synthetic chest anatomy: random body parameters, and absorption maps of tissue, lungs, heart, bones and vessels."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,33 +7,34 @@ import numpy as np
 
 from fastcxr.data.synthetic.canvas import Rng, View, bump, ellipse, smoothstep, stroke
 
-Coordinates = tuple[np.ndarray, np.ndarray]  # x and y of every pixel on the body
+Coordinates = tuple[np.ndarray, np.ndarray]  # x and y of each pixel in body units
 
 
 @dataclass(frozen=True)
 class Body:
-    """One patient's anatomy; lengths in units of half the film, heights with y downwards from the middle."""
+    """Anatomy of one patient. Lengths in half film sizes; heights are y values, downwards from the film centre."""
 
     apex: float
-    wall: float  # largest distance of the chest wall from the midline
+    wall: float  # maximum distance of the chest wall from the midline
     dome: float  # height of the right diaphragm
-    roundness: float  # of the lungs' outer border
+    roundness: float  # of the outer lung border
     mediastinum: float
     heart: float
     rib_spacing: float
     rib_slope: float
-    bone: float  # how dense the bones are
-    fat: float  # between ribs and skin
+    bone: float  # density
+    fat: float  # thickness between ribs and skin
     shoulder: float
     breast: float
-    gastric_bubble: float  # of air in the stomach
-    arm_gap: float  # how far up the gap between arm and trunk reaches
-    markings: float  # how strong the vessels are
+    gastric_bubble: float  # density of the air in the stomach, 0 for none
+    arm_gap: float  # height of the gap between upper limb and trunk
+    markings: float  # contrast of the vessels
     hilum: float
-    key: int  # of the vessels and everything else that has no single number
+    key: int  # random key of the vessels and of findings
 
 
 def make_body(key: int) -> Body:
+    """Draw the anatomy of a patient from a random key."""
     rng = Rng(key, "body")
     is_female = rng.bernoulli(0.5)
     return Body(
@@ -59,17 +60,18 @@ def make_body(key: int) -> Body:
 
 @dataclass(frozen=True)
 class Lung:
-    """One lung on the film, every array of the film's shape."""
+    """One lung on the film; all arrays have the shape of the film."""
 
-    side: float  # -1 the patient's right lung, on the left of the picture; 1 the left lung
-    outward: np.ndarray  # distance from the midline to this side
+    side: float  # -1: right lung (left side of the image), 1: left lung
+    outward: np.ndarray  # distance from the midline towards this side
     down: np.ndarray
-    depth: np.ndarray  # distance to the nearest border, negative outside
+    depth: np.ndarray  # distance to the nearest lung border, negative outside
     rim: np.ndarray  # distance to the chest wall
-    air: np.ndarray  # 0 outside to about 1
+    air: np.ndarray  # amount of air, 0 (outside) to about 1
 
 
 def make_lung(coordinates: Coordinates, body: Body, side: float) -> Lung:
+    """Compute the shape and air of the lung on one side."""
     outward, down = side * coordinates[0], coordinates[1]
     bottom = body.dome + (0.22 if side < 0 else 0.25)
     t = np.clip((bottom - down) / (bottom - body.apex), 0, 1)
@@ -85,17 +87,18 @@ def make_lung(coordinates: Coordinates, body: Body, side: float) -> Lung:
 
 
 def compute_skin_depth(coordinates: Coordinates, body: Body) -> np.ndarray:
-    """How deep inside the skin each pixel lies, seen from the front; negative is air."""
+    """Return the distance of each pixel from the skin in the frontal view, negative outside the body."""
     x, y = np.abs(coordinates[0]), coordinates[1]
     trunk = body.wall + body.fat + 0.06 * (y - 0.2)
     slope = np.clip((y - body.shoulder + 0.02) / 0.42, 0, 1)
     neck = 0.24 + 0.22 * np.clip((y - body.shoulder + 0.34) / 0.34, 0, 1) ** 2
     silhouette = neck + (trunk + 0.34 - neck) * (1 - (1 - slope) ** 2) ** 0.5
-    gap = np.minimum(0.4 * (y + body.arm_gap), 0.10)  # negative where arm and trunk are still one
+    gap = np.minimum(0.4 * (y + body.arm_gap), 0.10)  # negative where upper limb and trunk are not separate
     return np.maximum(np.minimum(silhouette, trunk) - x, np.minimum(silhouette - x, x - trunk - gap))
 
 
 def draw_soft_tissue(coordinates: Coordinates, body: Body, skin: np.ndarray) -> np.ndarray:
+    """Return the absorption of muscle, abdomen and breasts, less the gastric bubble."""
     y = coordinates[1]
     muscle = smoothstep(skin, 0.05) * (0.30 + 0.42 * (np.clip(skin, 0, 0.6) / 0.6) ** 0.7)
     abdomen = 0.22 * smoothstep(y - body.dome - 0.12, 0.6) * smoothstep(skin, 0.05)
@@ -108,7 +111,7 @@ def draw_soft_tissue(coordinates: Coordinates, body: Body, skin: np.ndarray) -> 
 
 
 def draw_mediastinum(coordinates: Coordinates, body: Body) -> tuple[np.ndarray, np.ndarray]:
-    """What the heart and the great vessels absorb, and how solid they are (0 to 1)."""
+    """Return the absorption of heart and great vessels, and the fraction of solid tissue (0 to 1)."""
     x, y = coordinates
     size, base = body.heart, body.dome
     heart = ellipse(coordinates, (0.13 * size, base - 0.12), (0.39 * size, 0.27 * size), 0.50, 0.10)
@@ -124,34 +127,30 @@ def draw_mediastinum(coordinates: Coordinates, body: Body) -> tuple[np.ndarray, 
         ellipse(coordinates, (side * 0.18, -0.02 - 0.04 * side), (0.10, 0.17), -0.3 * side, 1.0) for side in (-1, 1)
     )
     solid = np.maximum(np.maximum(heart, atrium), np.maximum(vessels, aortic_knob))
-    above_diaphragm = 1 - smoothstep(y - base - 0.02, 0.3)  # below the diaphragm all is solid
-    return above_diaphragm * (
-        0.15 * solid + 0.10 * vessels
-    ) - 0.15 * trachea - 0.06 * bronchi + 0.10 * body.hilum * hilum, solid
+    above_diaphragm = 1 - smoothstep(y - base - 0.02, 0.3)  # all tissue below the diaphragm is solid
+    tissue = above_diaphragm * (0.15 * solid + 0.10 * vessels)
+    return tissue - 0.15 * trachea - 0.06 * bronchi + 0.10 * body.hilum * hilum, solid
 
 
 def draw_bones(coordinates: Coordinates, body: Body, lungs: list[Lung]) -> np.ndarray:
+    """Return the absorption of ribs, spine and shoulders."""
     x, y = coordinates
     ribs = sum(_draw_ribs(lung, body) for lung in lungs)
     phase = y / (body.rib_spacing * 0.95)
     disc = np.abs(phase - np.round(phase))
-    spine = smoothstep(0.08 - np.abs(x), 0.05) * (0.5 + 0.5 * smoothstep(disc - 0.12, 0.1)) + 0.25 * bump(
-        np.abs(x) - 0.07, 0.04
-    )
-    clavicles = 0.0
+    spine = smoothstep(0.08 - np.abs(x), 0.05) * (0.5 + 0.5 * smoothstep(disc - 0.12, 0.1))
+    spine = spine + 0.25 * bump(np.abs(x) - 0.07, 0.04)
+    shoulders = np.zeros_like(x)  # clavicles, scapulae and humeral heads
     for side in (-1, 1):
         u = side * x
-        bar = y - (body.shoulder + 0.24 - 0.22 * (u - 0.08) + 0.05 * np.sin(5.5 * (u - 0.1)))
+        bar = np.abs(y - (body.shoulder + 0.24 - 0.22 * (u - 0.08) + 0.05 * np.sin(5.5 * (u - 0.1))))
         extent = smoothstep(u - 0.08, 0.05) * smoothstep(0.88 - u, 0.1)
-        clavicles = clavicles + extent * (
-            0.5 * smoothstep(0.036 - np.abs(bar), 0.02) + 0.5 * bump(np.abs(bar) - 0.03, 0.018)
-        )
-        scapula_distance = np.abs(u - (body.wall + 0.02 + 0.22 * (-0.05 - y)))
-        clavicles = clavicles + 0.35 * smoothstep(0.1 - scapula_distance, 0.05) * smoothstep(y + 0.6, 0.1) * smoothstep(
-            0.05 - y, 0.2
-        )
-        clavicles = clavicles + 0.6 * ellipse((u, y), (body.wall + 0.34, body.shoulder + 0.16), (0.13, 0.14), 0.0, 0.1)
-    return body.bone * (0.12 * ribs + 0.05 * spine + 0.14 * clavicles)
+        shoulders = shoulders + extent * (0.5 * smoothstep(0.036 - bar, 0.02) + 0.5 * bump(bar - 0.03, 0.018))
+        scapula = 0.1 - np.abs(u - (body.wall + 0.02 + 0.22 * (-0.05 - y)))
+        height = smoothstep(y + 0.6, 0.1), smoothstep(0.05 - y, 0.2)
+        shoulders = shoulders + 0.35 * smoothstep(scapula, 0.05) * height[0] * height[1]
+        shoulders = shoulders + 0.6 * ellipse((u, y), (body.wall + 0.34, body.shoulder + 0.16), (0.13, 0.14), 0.0, 0.1)
+    return body.bone * (0.12 * ribs + 0.05 * spine + 0.14 * shoulders)
 
 
 def _draw_ribs(lung: Lung, body: Body) -> np.ndarray:
@@ -170,7 +169,7 @@ def _draw_stripes(phase: np.ndarray, half: float) -> np.ndarray:
 
 
 def draw_vessels(body: Body, view: View) -> np.ndarray:
-    """The vessels of both lungs, 0 to 1, fanning out from the hilum; the air cuts off what runs beyond."""
+    """Return the vessels of both lungs (0 to 1), which branch from the hilum; they may extend outside the lungs."""
     canvas = np.zeros((view.height, view.width))
     for side in (-1.0, 1.0):
         rng = Rng(body.key, "vessels", int(side > 0))
@@ -181,7 +180,7 @@ def draw_vessels(body: Body, view: View) -> np.ndarray:
 
 
 class VesselSegment(NamedTuple):
-    """Where a branch of a vessel or bronchus begins, how it goes on, and how often it still forks."""
+    """Start, direction and size of one branch of a vessel or bronchus, and its number of further forks."""
 
     outward: float
     down: float
@@ -192,6 +191,7 @@ class VesselSegment(NamedTuple):
 
 
 def draw_branches(canvas: np.ndarray, view: View, rng: Rng, segment: VesselSegment, side: float) -> None:
+    """Draw a segment and, recursively, its forks onto the canvas."""
     angle, bend = segment.angle + rng.uniform(-0.2, 0.2), rng.uniform(-0.45, 0.45)
     steps = np.array([0.0, 0.5, 1.0]) if segment.forks else np.array([0.0, 1.0])
     outward = segment.outward + segment.length * steps * np.cos(angle + bend * steps)

@@ -1,8 +1,8 @@
-"""From a patient and a class to one synthetic frontal chest radiograph, an 8-bit gray array.
+"""Synthetic frontal chest radiographs of a patient and class, as 8-bit gray arrays.
 
-Everything is drawn from formulas: what absorbs X-rays adds up, the air in the lungs takes away, an opacity gives back.
-Exposure, position, build and foreign objects never depend on the class, and each picture is developed to gray
-values that were drawn without knowing it, so that only what is seen in the lungs tells the classes apart.
+All images are computed from formulas: tissue adds absorption, the air in the lungs removes it, an opacity adds it back.
+Exposure, position, anatomy and foreign objects do not depend on the class. The gray-value histogram is drawn at random,
+independent of the class. Only the lungs contain class information.
 """
 
 import numpy as np
@@ -21,12 +21,13 @@ from fastcxr.data.synthetic.anatomy import (
 )
 from fastcxr.data.synthetic.canvas import Rng, View, blur, smoothstep, stroke, value_noise
 
-# the letters of the side markers, as a pen would write them without lifting
+# the letters L and R of the side markers, each as one line
 LEFT_MARKER = ((0, -1), (0, 0), (0.7, 0))
 RIGHT_MARKER = ((0, 0), (0, -1), (0.6, -1), (0.6, -0.5), (0, -0.5), (0.7, 0))
 
 
 def make_view(key: int) -> View:
+    """Draw film size and patient position from a random key."""
     rng = Rng(key, "view")
     height, width = 176 + rng.integer(33), 176 + rng.integer(33)
     zoom = rng.uniform(0.86, 1.2)
@@ -35,51 +36,43 @@ def make_view(key: int) -> View:
 
 
 def draw_radiograph(body: Body, finding: str, view: View, key: int) -> np.ndarray:
-    """One exposure: uint8, shape (view.height, view.width); `key` is the exposure's own number."""
+    """Return one exposure: uint8, shape (view.height, view.width); `key` is the random key of the exposure."""
     rng, coordinates = Rng(key, "film"), view.make_body_coordinates()
     lungs = [make_lung(coordinates, body, side) for side in (-1.0, 1.0)]
     skin, air = compute_skin_depth(coordinates, body), lungs[0].air + lungs[1].air
     opacity = FINDINGS[finding](body, lungs, view, key)
     mediastinum, solid = draw_mediastinum(coordinates, body)
     vessels = draw_vessels(body, view) * np.minimum(1, 1.5 * air) * (1 - 0.8 * opacity) * (1 - 0.75 * solid)
-    absorption = draw_soft_tissue(coordinates, body, skin) + smoothstep(skin, 0.05) * (
-        mediastinum + draw_bones(coordinates, body, lungs)
-    )
-    absorption = (
-        absorption
-        - 0.56 * air * (1 - 0.4 * solid) * (1 - opacity)
-        + 0.17 * body.markings * vessels
-        + draw_foreign_objects(view, rng)
-    )
+    shape = (view.height, view.width)
+    dense = mediastinum + draw_bones(coordinates, body, lungs)
+    absorption = draw_soft_tissue(coordinates, body, skin) + smoothstep(skin, 0.05) * dense
+    absorption = absorption - 0.56 * air * (1 - 0.4 * solid) * (1 - opacity)
+    absorption = absorption + 0.17 * body.markings * vessels + draw_foreign_objects(view, rng)
     absorption = absorption + rng.uniform(-0.16, 0.16) * coordinates[0] + rng.uniform(-0.12, 0.12) * coordinates[1]
-    absorption = (
-        absorption + 0.03 * value_noise(rng, absorption.shape, 4) + 0.012 * value_noise(rng, absorption.shape, 14)
-    )
+    absorption = absorption + 0.03 * value_noise(rng, shape, 4) + 0.012 * value_noise(rng, shape, 14)
     return render_gray_levels(absorption, skin > -0.01, rng)
 
 
 def clear_lungs(body: Body, lungs: list[Lung], view: View, key: int) -> np.ndarray:
+    """Return zero opacity."""
     return np.zeros((view.height, view.width))
 
 
 def lobar_opacity(body: Body, lungs: list[Lung], view: View, key: int) -> np.ndarray:
-    """One lobe or a part of it without air: dense, soft towards the hilum, sharp where a fissure ends it."""
+    """Return the dense opacity of one lobe or a part of it, with a sharp border at the fissure in some patients."""
     patient_rng, rng = Rng(body.key, "lobe"), Rng(key, "lobe today")
     lung, zone = lungs[patient_rng.integer(2)], patient_rng.integer(3)
     heights = (body.apex + 0.28, -0.04, body.dome - 0.22)
-    center = (
-        patient_rng.uniform(0.32, 0.50) + rng.uniform(-0.03, 0.03),
-        heights[zone] + patient_rng.uniform(-0.07, 0.07),
-    )
+    outward = patient_rng.uniform(0.32, 0.50) + rng.uniform(-0.03, 0.03)
+    center = (outward, heights[zone] + patient_rng.uniform(-0.07, 0.07))
     size = patient_rng.uniform(0.25, 0.36) * rng.uniform(0.88, 1.15)
-    wobble = 0.24 * value_noise(rng, lung.depth.shape, 6)
+    noise = 0.24 * value_noise(rng, lung.depth.shape, 6)
     u, y = (lung.outward - center[0]) / size, (lung.down - center[1]) / (size * patient_rng.uniform(0.7, 1.1))
-    opacity = smoothstep(1 - np.sqrt(u * u + y * y) + wobble, patient_rng.uniform(0.35, 0.75))
+    opacity = smoothstep(1 - np.sqrt(u * u + y * y) + noise, patient_rng.uniform(0.35, 0.75))
     fissure = center[1] + (0.5 if zone == 0 else -0.5) * size + 0.12 * (lung.outward - 0.3)
     if patient_rng.bernoulli(0.6):
-        opacity = opacity * (
-            smoothstep(fissure - lung.down, 0.04) if zone == 0 else smoothstep(lung.down - fissure, 0.04)
-        )
+        distance = fissure - lung.down if zone == 0 else lung.down - fissure
+        opacity = opacity * smoothstep(distance, 0.04)
     bronchi = _air_bronchogram(lung, center, view, patient_rng)
     density = patient_rng.uniform(0.78, 1.0) * rng.uniform(0.85, 1.05)
     return np.clip(opacity * (density + 0.09 * value_noise(rng, opacity.shape, 22)) * (1 - 0.45 * bronchi), 0, 1)
@@ -94,26 +87,27 @@ def _air_bronchogram(lung: Lung, center: tuple, view: View, rng: Rng) -> np.ndar
 
 
 def bilateral_haze(body: Body, lungs: list[Lung], view: View, key: int) -> np.ndarray:
-    """Patches of ground glass along both chest walls, fine-grained, with air left in them."""
+    """Return patchy ground-glass opacities with fine texture along both chest walls."""
     rng = Rng(key, "haze today")
-    total = np.zeros((view.height, view.width))
+    shape = (view.height, view.width)
+    total = np.zeros(shape)
     for lung in lungs:
         patient_rng = Rng(body.key, "haze", int(lung.side > 0))
-        low = patient_rng.uniform(-0.3, 0.5)  # where on the wall most of it lies
+        low = patient_rng.uniform(-0.3, 0.5)  # height of the maximum along the chest wall
         density = patient_rng.uniform(0.38, 0.60) * rng.uniform(0.85, 1.15)
-        rim = smoothstep(patient_rng.uniform(0.16, 0.30) - lung.rim + 0.05 * value_noise(rng, total.shape, 7), 0.16)
-        patches = smoothstep(value_noise(patient_rng, total.shape, 7) + 0.75 - 0.6 * np.abs(lung.down - low), 1.4)
-        grain = 0.8 + 0.35 * value_noise(rng, total.shape, 34) + 0.15 * value_noise(rng, total.shape, 60)
+        rim = smoothstep(patient_rng.uniform(0.16, 0.30) - lung.rim + 0.05 * value_noise(rng, shape, 7), 0.16)
+        patches = smoothstep(value_noise(patient_rng, shape, 7) + 0.75 - 0.6 * np.abs(lung.down - low), 1.4)
+        grain = 0.8 + 0.35 * value_noise(rng, shape, 34) + 0.15 * value_noise(rng, shape, 60)
         total = total + (lung.depth > -0.05) * rim * patches * density * grain
     return np.clip(total, 0, 0.9)
 
 
-# a finding says how much of the air each pixel of the lungs has lost, 0 to 1
+# each function returns the fraction of air lost in each pixel, 0 to 1
 FINDINGS = {"clear_lungs": clear_lungs, "lobar_opacity": lobar_opacity, "bilateral_haze": bilateral_haze}
 
 
 def draw_foreign_objects(view: View, rng: Rng) -> np.ndarray:
-    """Leads, a tube and a side marker, whatever the finding."""
+    """Return the absorption of leads, a tube and a side marker, independent of the finding."""
     canvas = np.zeros((view.height, view.width))
     for _ in range(rng.integer(4) if rng.bernoulli(0.5) else 0):
         _draw_lead(canvas, view, rng)
@@ -141,10 +135,10 @@ def _draw_lead(canvas: np.ndarray, view: View, rng: Rng) -> None:
 
 
 def render_gray_levels(absorption: np.ndarray, inside: np.ndarray, rng: Rng) -> np.ndarray:
-    """Blur, grain and gray values: ranks decide, so that the histogram is the one that was drawn, not the finding's."""
+    """Apply blur, noise and a random tone curve to the ranks, which makes the histogram independent of the class."""
     absorption = blur(absorption, rng.uniform(0.45, 0.85)) + 0.10 * inside
     absorption = absorption + rng.uniform(0.007, 0.018) * sum(rng.uniform_grid(*absorption.shape) for _ in range(3))
-    is_drawn = inside | (absorption > 0.2)  # beside the body only leads and markers are
+    is_drawn = inside | (absorption > 0.2)  # outside the body: leads and markers
     rank = np.zeros(absorption.shape)
     rank[is_drawn] = (np.argsort(np.argsort(absorption[is_drawn], kind="stable"), kind="stable") + 0.5) / is_drawn.sum()
     contrast, gamma = rng.uniform(-0.2, 0.7), 2 ** rng.uniform(-0.75, 0.45)

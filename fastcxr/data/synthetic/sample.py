@@ -1,4 +1,4 @@
-"""From a seed to a small cohort of SYNTHETIC chest radiographs: folder/<class>/<patient>_<image>.jpg."""
+"""Small sample dataset of SYNTHETIC chest radiographs: folder/<class>/<patient>_<image>.jpg."""
 
 import io
 import os
@@ -17,32 +17,33 @@ from fastcxr.errors import OutputError
 
 IMAGES_PER_CLASS = 135
 JPEG_COMMENT = "SYNTHETIC chest radiograph drawn by fastcxr from formulas; no person was X-rayed; not for clinical use"
-README_TEMPLATE = """SYNTHETIC chest radiographs: drawn by fastcxr from formulas, seed {seed}. No person was X-rayed.
-They are for trying the software out. Nothing learned from them holds for a patient.
+README_TEMPLATE = """SYNTHETIC chest radiographs: computed by fastcxr from formulas, seed {seed}. No person was X-rayed.
+The images are for software tests. Results on them do not apply to patients.
 
-{images} images of {patients} invented patients: clear lungs, one lobar opacity, or a haze along both chest walls.
-File names are like those of NIH ChestX-ray14: 00000013_005.jpg is image 5 of patient 00000013.
+{images} images of {patients} synthetic patients: clear lungs, one lobar opacity, or haze along both chest walls.
+File names have the format of NIH ChestX-ray14: 00000013_005.jpg is image 5 of patient 00000013.
 """
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """One image of the cohort before it is drawn."""
+    """One planned image of the sample."""
 
     finding: str
     patient: int
     image: int
-    body: int  # key of the anatomy
-    key: int  # of everything else
+    body: int  # random key of the anatomy
+    key: int  # random key of view, exposure and finding
 
     @property
     def name(self) -> str:
+        """File name."""
         return f"{self.patient:08d}_{self.image:03d}.jpg"
 
 
 def plan_images(seed: int = 0) -> list[Exposure]:
-    """Every image of the cohort, patient by patient; some of the ill are clear on their last image."""
-    rng, key_offset = Rng(seed, "cohort"), 100_000 * seed  # no patient's number reaches so far
+    """Return all images, patient by patient; some patients with a finding recover on their last image."""
+    rng, key_offset = Rng(seed, "cohort"), 100_000 * seed  # above every patient number
     exposures, patient = [], 0
     for findings in rng.shuffled(_plan_findings(rng)):
         patient, image = patient + 1 + rng.integer(190), rng.integer(4)
@@ -53,10 +54,10 @@ def plan_images(seed: int = 0) -> list[Exposure]:
 
 
 def _plan_findings(rng: Rng) -> list[list[str]]:
-    """The findings of each patient in the order of the images, so many that every class gets its number."""
+    """Return the findings of each patient in the order of the images; every class has IMAGES_PER_CLASS images."""
     normal_finding, *abnormal_findings = FINDINGS
     timelines, n_recovered = [], 0
-    for finding in (*abnormal_findings, normal_finding):  # the clear come last: the recovered count among them
+    for finding in (*abnormal_findings, normal_finding):  # last: recovered patients count as clear lungs
         n_missing = IMAGES_PER_CLASS - (n_recovered if finding == normal_finding else 0)
         while n_missing > 0:
             n_images = min((1, 1, 2, 2, 3, 4)[rng.integer(6)], n_missing)
@@ -67,15 +68,18 @@ def _plan_findings(rng: Rng) -> list[list[str]]:
 
 
 def draw_image(exposure: Exposure) -> Image.Image:
+    """Return the 8-bit gray image of an exposure."""
     view = make_view(exposure.key)
     return Image.fromarray(draw_radiograph(make_body(exposure.body), exposure.finding, view, exposure.key))
 
 
 def write_sample_dataset(folder: str | Path, *, seed: int = 0) -> Path:
-    """Draw the cohort into a new folder; of two processes at once the first to end wins and both get its folder."""
+    """Write the sample to a new folder and return it. Of two processes, the second uses the folder of the first."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise _make_occupied_error(folder)
+        raise OutputError(
+            "the folder is not empty", "Choose a new folder, or remove this one", path=folder, code="E402"
+        )
     exposures = plan_images(seed)
     patients = len({exposure.patient for exposure in exposures})
     readme = README_TEMPLATE.format(seed=seed, images=len(exposures), patients=patients)
@@ -88,11 +92,9 @@ def write_sample_dataset(folder: str | Path, *, seed: int = 0) -> Path:
             (temporary_dir / exposure.finding / exposure.name).write_bytes(_encode_jpeg(draw_image(exposure)))
         _move_into_place(temporary_dir, folder, readme)
     except OSError as error:
+        problem = f"the sample cannot be written ({error.strerror or error})"
         raise OutputError(
-            f"cannot be written ({error.strerror or error})",
-            "Choose a folder you may write to with a few MB of room",
-            path=folder,
-            code="E401",
+            problem, "Choose a writable folder with a few MB of space", path=folder, code="E401"
         ) from error
     finally:
         shutil.rmtree(temporary_dir, ignore_errors=True)
@@ -100,7 +102,7 @@ def write_sample_dataset(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 def find_or_write_sample() -> Path:
-    """The cohort in this machine's cache, drawn on first use (some twenty seconds)."""
+    """Return the sample in the cache folder; write it first if it is missing (about 20 seconds)."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "fastcxr" / "sample-v1"
     return folder if (folder / "README.txt").is_file() else write_sample_dataset(folder)
@@ -115,18 +117,12 @@ def _encode_jpeg(image: Image.Image) -> bytes:
 def _move_into_place(temporary_dir: Path, folder: Path, readme: str) -> None:
     try:
         if folder.is_dir():
-            folder.rmdir()  # an empty folder may be replaced, which not every system does by itself
+            folder.rmdir()  # some systems cannot rename to an existing empty folder
         temporary_dir.rename(folder)
     except OSError:
         existing_readme = folder / "README.txt"
         if not existing_readme.is_file() or existing_readme.read_text() != readme:
             raise
-
-
-def _make_occupied_error(folder: Path) -> OutputError:
-    return OutputError(
-        "already holds something", "Choose a new folder, or remove this one first", path=folder, code="E402"
-    )
 
 
 if __name__ == "__main__":
@@ -135,4 +131,4 @@ if __name__ == "__main__":
     try:
         write_sample_dataset(sys.argv[1])
     except OutputError as error:
-        sys.exit(f"{error}")
+        sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Tests for csv_table.py"""
+"""Tests for csv_table.py."""
 
 import logging
 import os
@@ -18,13 +18,13 @@ def table(tmp_path):
     return lambda text: write_file(tmp_path / "labels.csv", text)
 
 
-def refuse(path) -> str:
+def get_error(path) -> str:
     with pytest.raises(FastcxrError) as caught:
         read_label_table(path)
     return check_message(caught.value)
 
 
-def test_columns_come_in_any_order_and_further_ones_are_kept_as_text(table, tmp_path):
+def test_columns_may_have_any_order_and_other_columns_are_kept_as_text(table, tmp_path):
     path = table("age,split,label,view,path,patient,source\n063,TRAIN,covid,PA,a.png,7,x\n,val,normal,,sub/c d.png,,\n")
     rows = read_label_table(path)
     assert rows["path"].tolist() == ["a.png", "sub/c d.png"]
@@ -35,33 +35,33 @@ def test_columns_come_in_any_order_and_further_ones_are_kept_as_text(table, tmp_
     assert rows.index.tolist() == [0, 1]
 
 
-def test_absolute_paths_spaces_and_backslashes_are_found(table, tmp_path):
+def test_absolute_paths_and_paths_with_spaces_or_backslashes_are_found(table, tmp_path):
     rows = read_label_table(table(f"path,label\n{tmp_path}/a.png,x\n b.png ,y\nsub\\c d.png,y\n"))
     assert rows["path"].tolist() == [f"{tmp_path}/a.png", "b.png", "sub/c d.png"]
 
 
-def test_a_column_under_another_name_is_suggested(table):
-    assert "no column called path (did you mean 'filename'?). Rename the column" in refuse(table("filename,label\n"))
-    assert "no column called label (did you mean 'finding'?). Rename the column" in refuse(table("path,finding\n"))
-    assert "FCX-E011" in refuse(table("x,y\n"))
+def test_a_column_with_a_similar_name_is_suggested(table):
+    assert "no column called path (did you mean 'filename'?). Rename the column" in get_error(table("filename,label\n"))
+    assert "no column called label (did you mean 'finding'?). Rename the column" in get_error(table("path,finding\n"))
+    assert "FCX-E011" in get_error(table("x,y\n"))
 
 
-def test_a_column_nearly_called_patient_or_split_is_said_loudly(table, caplog):
+def test_a_column_with_a_name_similar_to_patient_or_split_is_a_warning(table, caplog):
     rows = read_label_table(table("path,label,patiens,slit\na.png,x,1,train\nb.png,y,2,test\n"))
-    assert "no column called patient (did you mean 'patiens'?) It is not used" in caplog.text
+    assert "no column called patient (did you mean 'patiens'?); the similar column is ignored" in caplog.text
     assert "'slit'" in caplog.text
     assert "patiens" in rows
 
 
-def test_a_patient_id_is_taken_as_the_patient_aloud(table, caplog):
+def test_a_patient_id_column_is_used_as_the_patient_and_logged(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     assert read_label_table(table("path,label,Patient ID\na.png,x,1\n"))["patient"].tolist() == ["1"]
-    assert "the column 'Patient ID' is taken as the patient" in caplog.text
-    text = refuse(table("path,label,patient_id,subject\na.png,x,1,2\n"))
-    assert "several columns could be the patient: 'patient_id', 'subject'. Rename the right one" in text
+    assert "the column 'Patient ID' is used as the patient" in caplog.text
+    text = get_error(table("path,label,patient_id,subject\na.png,x,1,2\n"))
+    assert "several columns may contain the patient: 'patient_id', 'subject'. Rename the correct one" in text
 
 
-def test_names_that_fastcxr_writes_itself_are_given_another(table, caplog):
+def test_reserved_column_names_are_renamed(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     header = "path,label,file,error,prob_x,patient_origin,given_file\n"
     rows = read_label_table(table(header + "a.png,x,1,2,3,4,5\n"))
@@ -73,67 +73,67 @@ def test_names_that_fastcxr_writes_itself_are_given_another(table, caplog):
     assert "error to given_error" in caplog.text
 
 
-def test_blank_paths_and_labels_are_named_by_line(table):
-    assert "2 rows have no label (lines 2, 4). Fill in every label" in refuse(
+def test_blank_paths_and_labels_are_an_error_with_line_numbers(table):
+    assert "2 rows have no label (lines 2, 4). Fill in every label" in get_error(
         table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n")
     )
-    assert "1 rows have no path (line 3). Fill in every path" in refuse(table("path,label\na.png,x\n,y\n"))
+    assert "1 rows have no path (line 3). Fill in every path" in get_error(table("path,label\na.png,x\n,y\n"))
 
 
-def test_unknown_splits_are_named_by_line(table):
-    text = refuse(table("path,label,split\na.png,x,train\nb.png,y,holdout\n"))
+def test_unknown_splits_are_an_error_with_line_numbers(table):
+    text = get_error(table("path,label,split\na.png,x,train\nb.png,y,holdout\n"))
     assert "FCX-E012" in text
-    assert "'holdout' (line 3). Call each train, valid or test" in text
+    assert "'holdout' (line 3). Use train, valid or test" in text
 
 
-def test_missing_files_are_all_named_by_line(table, tmp_path):
-    text = refuse(table("path,label\n" + "".join(f"{i}.png,x\n" for i in range(30))))
+def test_missing_files_are_an_error_with_line_numbers(table, tmp_path):
+    text = get_error(table("path,label\n" + "".join(f"{i}.png,x\n" for i in range(30))))
     assert "FCX-E013" in text
-    assert "30 files are not there: '0.png'" in text
+    assert "30 files are missing: '0.png'" in text
     assert "lines 2, 3, 4" in text
-    assert "21 and 10 more). Paths are looked up from " + str(tmp_path) in text
+    assert "21 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
 
 
 @pytest.mark.parametrize(
     "body",
     ["a.png,x|y\nb.png,z\n", "a.png,x;y\nb.png,z\n", 'a.png,"x, y"\nb.png,x\nsub/e.png,y\n', "a.png,x\na.png,y\n"],
 )
-def test_several_labels_an_image_are_refused_with_a_remedy(table, body):
-    text = refuse(table("path,label\n" + body))
+def test_several_labels_per_image_are_an_error(table, body):
+    text = get_error(table("path,label\n" + body))
     assert "FCX-E015" in text
-    assert "this table gives several labels an image; fastcxr trains one label an image (kind: single_label)" in text
+    assert "the table has several labels per image, and fastcxr trains one label per image" in text
     assert "(line" in text
-    assert "Give one label column with one label in each cell" in text
+    assert "Keep one label column with one label per cell" in text
 
 
-def test_a_column_for_each_finding_is_refused_as_several_labels(table):
-    text = refuse(table("path,covid,pneumonia,age\na.png,0,1,50\nb.png,1.0,,0\n"))
-    assert "kind: single_label). No column is called label, and 'covid', 'pneumonia' hold 0 and 1" in text
+def test_one_column_per_finding_is_an_error(table):
+    text = get_error(table("path,covid,pneumonia,age\na.png,0,1,50\nb.png,1.0,,0\n"))
+    assert "one label per image: no column is called label, and 'covid', 'pneumonia' contain 0 and 1" in text
 
 
-def test_a_comma_in_a_label_is_no_sign_of_several(table):
+def test_a_comma_alone_does_not_separate_labels(table):
     assert (
         read_label_table(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0]
         == "opacity, left"
     )
 
 
-def test_repeated_rows_are_named_by_line(table):
-    text = refuse(table("path,label\na.png,x\nb.png,y\n./a.png,x\n"))
+def test_repeated_rows_are_an_error_with_line_numbers(table):
+    text = get_error(table("path,label\na.png,x\nb.png,y\n./a.png,x\n"))
     assert "FCX-E014" in text
-    assert "2 rows repeat an image (lines 2, 4). Keep one row an image" in text
+    assert "2 rows repeat an image (lines 2, 4). Keep one row per image" in text
 
 
-def test_one_image_under_two_names_has_one_label_and_one_split(table, tmp_path):
+def test_an_image_with_two_names_must_have_one_label_and_one_split(table, tmp_path):
     os.link(tmp_path / "a.png", tmp_path / "twin.png")
-    text = refuse(table("path,label\na.png,x\ntwin.png,y\n"))
+    text = get_error(table("path,label\na.png,x\ntwin.png,y\n"))
     assert "FCX-E008" in text
     assert "line 2 x a.png = line 3 y twin.png" in text
-    text = refuse(table("path,label,split\na.png,x,train\ntwin.png,x,test\n"))
+    text = get_error(table("path,label,split\na.png,x,train\ntwin.png,x,test\n"))
     assert "FCX-E009" in text
     assert "line 2 train a.png = line 3 test twin.png" in text
 
 
-def test_a_header_without_rows_is_no_data(table):
-    with pytest.raises(InputMissingError, match="FCX-E002 .*0 images.*Give a row for each image"):
+def test_a_header_without_rows_is_an_error(table):
+    with pytest.raises(InputMissingError, match="FCX-E002 .*0 images.*Add one row per image"):
         read_label_table(table("path,label\n"))
