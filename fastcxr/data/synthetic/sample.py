@@ -1,7 +1,6 @@
 """Small sample dataset of SYNTHETIC chest radiographs: folder/<class>/<patient>_<image>.jpg."""
 
 import io
-import os
 import shutil
 import sys
 import uuid
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastcxr.data.cache.quota import find_image_cache_dir
 from fastcxr.data.synthetic.anatomy import make_body
 from fastcxr.data.synthetic.canvas import Rng
 from fastcxr.data.synthetic.film import FINDINGS, draw_radiograph, make_view
@@ -103,8 +103,7 @@ def write_sample_dataset(folder: str | Path, *, seed: int = 0) -> Path:
 
 def find_or_write_sample() -> Path:
     """Return the sample in the cache folder; write it first if it is missing (about 20 seconds)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "fastcxr" / "sample-v1"
+    folder = find_image_cache_dir().with_name("sample-v1")
     return folder if (folder / "README.txt").is_file() else write_sample_dataset(folder)
 
 
