@@ -1,4 +1,4 @@
-"""Commands that look at images before anything is trained: describe, audit, pack."""
+"""Commands on datasets: describe, audit, pack."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +14,7 @@ from fastcxr.cli.app import (
     app,
     console,
     inspect_data,
+    print_line,
 )
 from fastcxr.cli.tables import show_dataset, show_findings
 from fastcxr.config.recipe import Recipe
@@ -89,12 +90,11 @@ def pack(
     from fastcxr.workflows.load import read_recipe_manifest
 
     if not data:
-        raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
+        raise InputMissingError("no dataset given", "Pass a folder, a CSV or a public dataset after pack")
     recipe = Recipe(data=data, **asdict(options))
-    manifest = read_recipe_manifest(
-        recipe, only_test=True
-    )  # what is too small to learn from may be merged with more later
-    console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
+    # only_test: classes too small for training are allowed, since the file may be merged with other datasets
+    manifest = read_recipe_manifest(recipe, only_test=True)
+    print_line(describe_manifest(manifest))
     manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
     print(pack_dataset(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
     return 0

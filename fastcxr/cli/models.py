@@ -1,4 +1,4 @@
-"""Commands on models and what they leave behind: predict, explain, models, cache."""
+"""Commands on models and the cache: predict, explain, models, cache."""
 
 import sys
 from itertools import chain
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import PARTIAL_EXIT_CODE, app, console, find_next_run_dir
+from fastcxr.cli.app import PARTIAL_EXIT_CODE, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_cache
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
@@ -23,8 +23,10 @@ def predict(
     precision: InferencePrecision = "trained",
     device: str = "auto",
 ) -> int:
-    """Classify images: one row per file, with the probability of each class, the classes above their thresholds, and
-    whether the image is out-of-distribution or the prediction uncertain.
+    """Classify images and write a CSV with one row per file.
+
+    Columns are the probability of each class, the classes above their thresholds, and whether the image is
+    out-of-distribution or the prediction uncertain.
 
     Parameters
     ----------
@@ -48,13 +50,15 @@ def predict(
     from fastcxr.models.bundle import load_model
 
     if not paths:
-        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+        raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
-        raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
+        raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
     if engine == "openvino":
-        device = validate_openvino_device(device)
+        if device not in ("auto", "cpu"):
+            raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
+        device = "cpu"
     table, classifier = read_unlabelled(paths), load_model(folder, precision=precision, device=device)
-    console.print(f"arithmetic: {classifier.dtype_and_device}", highlight=False)
+    print_line(f"arithmetic: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
 
@@ -64,28 +68,12 @@ def predict(
     write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
-        console.print(
-            f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
-        )
-    n_ood = int(find_ood_rows(predictions).sum())
-    ood_text = (
-        f", {n_ood:,} not like the training images, left open"
-        if classifier.ood_detector
-        else "; this model has no OOD detector"
-    )
-    summary = (
-        f"{len(table) - is_unreadable.sum() - n_ood:,} images classified, {is_unreadable.sum():,} not "
-        f"readable{ood_text}"
-    )
-    console.print(summary, highlight=False)
-    return PARTIAL_EXIT_CODE if is_unreadable.any() else 0
-
-
-def validate_openvino_device(device: str) -> str:
-    """Where OpenVINO computes. Raises RecipeError for a device that it would not take."""
-    if device not in ("auto", "cpu"):
-        raise RecipeError(f"--engine openvino computes on the CPU, and --device is {device}", "Leave one of them out")
-    return "cpu"
+        print_line(f"{row['path']}: {row['error']}", "bold yellow")
+    n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
+    summary = f"{len(table) - n_unreadable - n_ood:,} images classified, {n_unreadable:,} unreadable"
+    ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
+    print_line(summary + (ood_text if classifier.ood_detector else "; this model has no OOD detector"))
+    return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
 @app.command
@@ -97,8 +85,9 @@ def explain(
     device: str = "auto",
     out: Path | None = None,
 ) -> int:
-    """Explain predictions with saliency maps, on one page and in a table. Maps are withheld if they fail the sanity
-    check with random weights.
+    """Explain predictions with saliency maps, in an HTML page and a CSV.
+
+    Maps that fail the sanity check with random weights are not shown.
 
     Parameters
     ----------
@@ -120,20 +109,20 @@ def explain(
     from fastcxr.workflows.explain import write_explanation
 
     if not paths:
-        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+        raise InputMissingError("no images given", "Pass files or folders after the run folder")
     table, classifier = read_unlabelled(paths), load_model(folder, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
-    console.print(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} not readable", highlight=False)
+    print_line(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} unreadable")
     print(page)
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
 @app.command
 def models(pattern: str = "*") -> int:
-    """List backbones with their parameters, native size and whether pretrained weights exist.
+    """List backbones with number of parameters, native image size and available pretrained weights.
 
     Parameters
     ----------
@@ -145,7 +134,7 @@ def models(pattern: str = "*") -> int:
     rows = list_backbones(pattern)
     first = next(rows, None)
     if first is None:
-        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
+        raise InputMissingError(f"no backbone matches {pattern!r}", "Pass a shorter part of the name")
     print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
     for row in chain([first], rows):
         parameters = f"{row['parameters'] / 1e6:.1f} M"
@@ -161,7 +150,7 @@ def cache(*, clear: bool = False) -> int:
     Parameters
     ----------
     clear
-        removal of all files that no running process uses
+        removal of all files that no running process is using
     """
     from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
@@ -172,8 +161,8 @@ def cache(*, clear: bool = False) -> int:
         return 0
     freed_bytes, entries_in_use = clear_image_cache()
     freed_bytes += clear_feature_cache()
-    console.print(f"freed {freed_bytes / 1e6:,.1f} MB", highlight=False)
+    print_line(f"freed {freed_bytes / 1e6:,.1f} MB")
     if entries_in_use:
-        console.print("in use by a running process, and kept:", highlight=False)
+        print_line("in use by a running process, not removed:")
         show_cache(console, entries_in_use, [])
     return 0

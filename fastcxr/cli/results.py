@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, EvaluateOptions, app, console, find_next_run_dir
+from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, EvaluateOptions, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_comparison, show_headline
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.config.recipe import Recipe, make_data_name
@@ -26,24 +26,16 @@ def report(folder: Path) -> int:
         run folder, or folder of describe, audit or explain
     """
     if (folder / "explain.html").exists():
-        from fastcxr.report.saliency_page import write_saliency_page
-
-        print(write_saliency_page(folder))
-        return 0
-    if (folder / "audit.html").exists():
-        from fastcxr.report.pages import write_audit_page
-
-        print(write_audit_page(folder))
-        return 0
-    if (folder / "describe.html").exists():
-        from fastcxr.report.pages import write_dataset_page
-
-        print(write_dataset_page(folder))
-        return 0
-    from fastcxr.report.run_page import write_run_report
-
-    page = write_run_report(folder)
-    show_headline(console, folder)
+        from fastcxr.report.saliency_page import write_saliency_page as write_page
+    elif (folder / "audit.html").exists():
+        from fastcxr.report.pages import write_audit_page as write_page
+    elif (folder / "describe.html").exists():
+        from fastcxr.report.pages import write_dataset_page as write_page
+    else:
+        from fastcxr.report.run_page import write_run_report as write_page
+    page = write_page(folder)
+    if page.name == "report.html":
+        show_headline(console, folder)
     print(page)
     return 0
 
@@ -73,7 +65,7 @@ def evaluate(
     from fastcxr.workflows.evaluate import evaluate as evaluate_run
 
     if options.data is None:
-        raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
+        raise InputMissingError("no dataset given", "Pass --data with the images to test on")
     data = Recipe(**asdict(options))
     folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
@@ -117,7 +109,6 @@ def verify(run: Path) -> int:
 
     faults, n_files = verify_run(run)
     for fault in faults:
-        line = f"{fault.path}: {fault.problem}"
-        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{n_files:,} files looked at, {len(faults):,} faults", highlight=False)
+        print_line(f"{fault.path}: {fault.problem}", "bold red")
+    print_line(f"{n_files:,} files checked, {len(faults):,} faults")
     return DATA_ERROR_EXIT_CODE if faults else 0

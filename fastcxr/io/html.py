@@ -1,4 +1,4 @@
-"""Plain values become small HTML tables for a notebook; whatever a file name or a label holds stays text."""
+"""HTML tables for a notebook, and escaping of text that comes from file names and labels."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 
 def replace_unprintable(text: Any) -> str:
-    """Text without what disorders a page: control characters, lone surrogates, bidi overrides."""
-    # zero-width joiners shape Persian and Indic words, tabs and line ends shape a message
+    """Replace characters that can disorder a page: control characters, lone surrogates, bidi overrides."""
+    # Persian and Indic words need zero-width joiners, and messages need tabs and line ends
     return "".join(c if c.isprintable() or c in "\u200c\u200d\t\n" else "\ufffd" for c in str(text))
 
 
 def escape_html(text: Any) -> str:
-    """Text that a browser shows as it is."""
+    """Escape text for HTML."""
     return html.escape(replace_unprintable(text))
 
 
 def make_html_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], n_text_columns: int = 1) -> str:
-    """A table without colours, for light pages and dark ones. `n_text_columns`: columns of text; numbers follow."""
+    """Return a table without colours, for light and dark pages. `n_text_columns`: left-aligned columns of text."""
     head = "".join(
         f"<th {_make_alignment_style(k, n_text_columns)}>{escape_html(heading)}</th>"
         for k, heading in enumerate(headings)
