@@ -38,9 +38,15 @@ app = App(
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
 )
+# panels of `fastcxr --help`
+DATASETS, TRAINING, RUNS, MODELS = (
+    Group(name, sort_key=number)
+    for number, name in enumerate(("Datasets", "Training", "Finished runs", "Models and cache"))
+)
+app["--help"].group = app["--version"].group = Group("Options", sort_key=4)
 console = Console(stderr=True)
 print_line = partial(print_plain, console)
-# panels of --help: common options first, then each group of the recipe's options
+# panels of `fastcxr COMMAND --help`: common options, then the groups of the recipe's options
 COMMON_PANEL = Group("Common options", sort_key=0)
 PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from fastcxr.cli.app import (
     DATA_ERROR_EXIT_CODE,
+    DATASETS,
     PARTIAL_EXIT_CODE,
     DescribeOptions,
     PackOptions,
@@ -22,7 +23,7 @@ from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=DATASETS)
 def describe(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -43,7 +44,7 @@ def describe(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command
+@app.command(group=DATASETS)
 def audit(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -64,7 +65,7 @@ def audit(
     return DATA_ERROR_EXIT_CODE if has_failures else 0
 
 
-@app.command
+@app.command(group=DATASETS, usage="Usage: fastcxr pack DATA... --to FILE [OPTIONS]")
 def pack(
     *data: str,
     to: Path,
@@ -77,7 +78,7 @@ def pack(
     Parameters
     ----------
     data
-        class folders, CSV, public dataset or packed file; several are merged
+        class folders, CSV, public dataset or packed file; all are merged
     to
         file to create, ending in .h5
     size

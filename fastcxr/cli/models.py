@@ -7,17 +7,17 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import PARTIAL_EXIT_CODE, app, console, find_next_run_dir, print_line
+from fastcxr.cli.app import MODELS, PARTIAL_EXIT_CODE, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_cache
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr predict FOLDER IMAGES... [OPTIONS]")
 def predict(
     folder: Path,
-    *paths: Path,
+    *images: Path,
     csv: Path | None = None,
     engine: Literal["torch", "openvino"] = "torch",
     precision: InferencePrecision = "trained",
@@ -32,8 +32,8 @@ def predict(
     ----------
     folder
         run folder of the trained model
-    paths
-        images, DICOM files, folders of them, or packed files
+    images
+        image files, DICOM files, folders of them, or packed files
     csv
         CSV file to write; default: standard output
     engine
@@ -49,7 +49,7 @@ def predict(
     from fastcxr.metrics.thresholds import apply_thresholds, find_ood_rows
     from fastcxr.models.bundle import load_model
 
-    if not paths:
+    if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
@@ -57,7 +57,7 @@ def predict(
         if device not in ("auto", "cpu"):
             raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
         device = "cpu"
-    table, classifier = read_unlabelled(paths), load_model(folder, precision=precision, device=device)
+    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
     print_line(f"arithmetic: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
@@ -76,10 +76,10 @@ def predict(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr explain FOLDER IMAGES... [OPTIONS]")
 def explain(
     folder: Path,
-    *paths: Path,
+    *images: Path,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
     device: str = "auto",
@@ -93,8 +93,8 @@ def explain(
     ----------
     folder
         run folder of the trained model
-    paths
-        images, DICOM files, folders of them, or packed files
+    images
+        image files, DICOM files, folders of them, or packed files
     classes
         class to explain besides the predicted one; repeatable
     method
@@ -108,9 +108,9 @@ def explain(
     from fastcxr.models.bundle import load_model
     from fastcxr.workflows.explain import write_explanation
 
-    if not paths:
+    if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
-    table, classifier = read_unlabelled(paths), load_model(folder, device=device)
+    table, classifier = read_unlabelled(images), load_model(folder, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
@@ -120,7 +120,7 @@ def explain(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr models [PATTERN]")
 def models(pattern: str = "*") -> int:
     """List backbones with number of parameters, native image size and available pretrained weights.
 
@@ -143,7 +143,7 @@ def models(pattern: str = "*") -> int:
     return 0
 
 
-@app.command
+@app.command(group=MODELS)
 def cache(*, clear: bool = False) -> int:
     """Show or clear the cache of decoded images and features.
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, EvaluateOptions, app, console, find_next_run_dir, print_line
+from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, RUNS, EvaluateOptions, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_comparison, show_headline
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.config.recipe import Recipe, make_data_name
@@ -16,7 +16,7 @@ from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr report FOLDER")
 def report(folder: Path) -> int:
     """Rewrite the report of a finished run, or the page of describe, audit or explain.
 
@@ -40,7 +40,7 @@ def report(folder: Path) -> int:
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr evaluate RUN --data DATA [OPTIONS]")
 def evaluate(
     run: Path,
     *,
@@ -76,7 +76,7 @@ def evaluate(
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr compare RUNS... [OPTIONS]")
 def compare(*runs: Path, out: Path | None = None) -> int:
     """Compare finished runs on their shared images: a leaderboard with paired significance tests.
 
@@ -96,7 +96,7 @@ def compare(*runs: Path, out: Path | None = None) -> int:
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr verify RUN")
 def verify(run: Path) -> int:
     """Verify a run folder: checksums of all files, and metrics recomputed from predictions.csv.
 

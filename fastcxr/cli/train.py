@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from fastcxr.cli.app import (
     COMMON_PANEL,
     PANELS,
+    TRAINING,
     ScoutOptions,
     TrainOptions,
     app,
@@ -26,7 +27,7 @@ from fastcxr.io.formats import reject_other_format
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr train [BACKBONE] [OPTIONS]")
 def train(
     options: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),  # noqa: B008  it is frozen
     *,
@@ -35,6 +36,8 @@ def train(
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
 ) -> int:
     """Train a classifier and write its report. An interrupted run with the same options is resumed.
+
+    Without --data it uses the class folders in data/, or the bundled synthetic sample.
 
     Parameters
     ----------
@@ -55,7 +58,7 @@ def train(
     return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr resume [FOLDER] [OPTIONS]")
 def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None) -> int:
     """Resume an interrupted run; the result is identical to an uninterrupted one.
 
@@ -78,23 +81,23 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
     return start_training(read_run_config(folder), folder, checkpoint_mirror)
 
 
-@app.command
-def run(script: Path, *words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [OPTIONS OF TRAIN]")
+def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     """Run one variant, or all variants, of a recipe script: fastcxr run recipes/rachha2020.py resnet101.
 
     Parameters
     ----------
     script
         Python file with a dict RECIPES of the variants
-    words
+    variant
         name of a variant, or --all, and then the options of train to change
     """
     from fastcxr.cli.study import run_script
 
-    return run_script(script, list(words))
+    return run_script(script, list(variant))
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr scout [BACKBONES...] [OPTIONS]")
 def scout(
     *backbones: str,
     options: Annotated[ScoutOptions, Parameter(name="*")] = ScoutOptions(),  # noqa: B008  it is frozen
@@ -106,9 +109,9 @@ def scout(
     Parameters
     ----------
     backbones
-        names of candidates; default: twelve of different architectures
+        candidates; default: twelve of different architectures
     weights
-        NAME=FILE: weights file of one candidate; the others use pretrained weights
+        NAME=FILE: weights file of a candidate; default: pretrained weights; repeatable
     out
         folder to create; default: runs/scout-DATA-NUMBER
     """

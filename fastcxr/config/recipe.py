@@ -33,19 +33,21 @@ class Recipe:
     )  # fmt: skip
 
     data: str | tuple[str, ...] | None = option(
-        None, help="class folders, CSV with path and label, public dataset or packed file; several are merged",
+        None, help="class folders, CSV with path and label, public dataset or packed file; repeatable, all are merged",
         group="Data", common=True, is_path=True,
     )  # fmt: skip
     data_format: Literal["auto", "folders", "split_folders", "csv", "coronahack", "cohen", "covidx", "hdf5"] = option(
         "auto", help="format of the dataset", group="Data"
     )
-    relabel: tuple[str, ...] = option((), help="OLD=NEW: new name of a label, applied before filters", group="Data")
-    classes: tuple[str, ...] = option((), help="labels to keep; default: all", group="Data")
+    relabel: tuple[str, ...] = option(
+        (), help="OLD=NEW: new name of a label, applied before filters; repeatable", group="Data"
+    )
+    classes: tuple[str, ...] = option((), help="label to keep; repeatable; default: all", group="Data")
     filter: tuple[str, ...] = option(
-        (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column", group="Data"
+        (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column; repeatable", group="Data"
     )
     keep_columns: tuple[str, ...] = option(
-        (), help="further columns to copy to manifest.csv and predictions.csv; no free text", group="Data"
+        (), help="further column to copy to manifest.csv and predictions.csv, no free text; repeatable", group="Data"
     )
     deduplicate: bool = option(
         False, help="removal of exact duplicates within a source; those across merged sources are always removed",
@@ -91,7 +93,10 @@ class Recipe:
         224, help="side of the square input image [pixels]", group="Model", common=True, minimum=16
     )
     head_hidden: tuple[int, ...] = option(
-        (), help="sizes of hidden layers with ReLU between the features and the classes", group="Model", minimum=1
+        (),
+        help="size of a hidden layer with ReLU between the features and the classes; repeatable",
+        group="Model",
+        minimum=1,
     )
     dropout: float = option(
         0.0, help="dropout probability after each hidden layer, or before the classes without hidden layers",
@@ -166,7 +171,7 @@ class Recipe:
     )  # fmt: skip
     oversample: tuple[str, ...] = option(
         (),
-        help="LABEL=N: training images of a class used N times per epoch, each time with new augmentation",
+        help="LABEL=N: images of a class used N times per epoch, each time with new augmentation; repeatable",
         group="Training",
     )
     monitor: Literal["auroc", "accuracy", "valid_loss"] = option(
@@ -193,7 +198,7 @@ class Recipe:
         group="Evaluation", minimum=0.01, below=1.0001,
     )  # fmt: skip
     prevalence: tuple[str, ...] = option(
-        (), help="LABEL=0.05: PPV and NPV at this disease prevalence", group="Evaluation"
+        (), help="LABEL=0.05: PPV and NPV at this disease prevalence; repeatable", group="Evaluation"
     )
     abstain_rate: float = option(
         0.0, help="fraction of least confident validation images used to set the abstention threshold",

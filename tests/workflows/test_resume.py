@@ -250,7 +250,7 @@ def test_new_begins_anew_and_resume_takes_the_newest(command):
     assert command("resume", f"runs/toys-{NAME}-1")[1] == f"runs/toys-{NAME}-1/report.html\n"
     code, _, err = command("resume")
     assert code == 66
-    assert "no unfinished run is in runs/" in err
+    assert "runs/ holds no unfinished run" in err
     code, out, err = command("resume", f"runs/toys-{NAME}-1")
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "this run is finished" in err
@@ -264,7 +264,7 @@ def test_new_never_empties_a_folder(command):
     command(*WORDS, "--out", "mine", stop_after=4)
     code, _, err = command(*WORDS, "--out", "mine", "--no-resume")
     assert code == 73
-    assert "an interrupted run is in this folder" in err
+    assert "the folder holds an interrupted run" in err
     assert Path("mine/state").exists()
 
 
