@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from cyclopts import App, CycloptsError, Group, Parameter, Token, UnusedCliTokensError, convert
 from rich.console import Console
 
-from fastcxr.config.fields import GROUPS, list_options
+from fastcxr.config.fields import GROUPS, InferencePrecision, list_options
 from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy, make_data_name
 from fastcxr.errors import FastcxrError
 from fastcxr.progress.base import log_to
@@ -25,7 +25,7 @@ USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE = 64, 130  # sysexits, and 128 + SIGINT
 PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
 
 
-def _format_default(value: Any) -> str | None:
+def format_default(value: Any) -> str | None:
     """Return the default that `--help` shows, None for no default."""
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or None
@@ -34,7 +34,7 @@ def _format_default(value: Any) -> str | None:
 
 app = App(
     name="fastcxr",
-    default_parameter=Parameter(negative_iterable=(), show_default=_format_default),
+    default_parameter=Parameter(negative_iterable=(), show_default=format_default),
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
 )
@@ -49,6 +49,13 @@ print_line = partial(print_plain, console)
 # panels of `fastcxr COMMAND --help`: common options, then the groups of the recipe's options
 COMMON_PANEL = Group("Common options", sort_key=0)
 PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
+
+
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one")]
+Precision = Annotated[
+    InferencePrecision,
+    Parameter(help="floating point format; trained: as in training; auto: bf16 if the hardware supports it natively"),
+]
 
 
 def run_to_exit_code(command: Callable[[], int | None]) -> int:
@@ -152,21 +159,18 @@ def inspect_data(inspect: Callable[..., Path], command: str, options: DescribeOp
 
 
 def set_default_data(recipe: Recipe) -> Recipe:
-    """Return the recipe; if it has no data, with the class folders in data/ or the bundled sample."""
-    return recipe.replace(data=find_default_data()) if recipe.data is None else recipe
-
-
-def find_default_data() -> str:
-    """Return the folder data/ if it holds class folders, else the bundled sample; print which."""
+    """Return the recipe; without data, with the class folders in data/ or the bundled sample, and print which."""
+    if recipe.data is not None:
+        return recipe
     from fastcxr.data.readers.detect import has_class_folders
     from fastcxr.data.synthetic.sample import find_or_write_sample
 
     if has_class_folders("data"):
         print_line("no --data given: using the class folders in data/")
-        return "data"
+        return recipe.replace(data="data")
     print_line("no --data given and no class folders in data/: using the bundled synthetic sample")
     print_line("creating the sample on first use takes about 20 s")
-    return str(find_or_write_sample())
+    return recipe.replace(data=str(find_or_write_sample()))
 
 
 def find_next_run_dir(name: str) -> Path:

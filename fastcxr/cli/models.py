@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import MODELS, PARTIAL_EXIT_CODE, app, console, find_next_run_dir, print_line
+from fastcxr.cli.app import MODELS, PARTIAL_EXIT_CODE, Device, Precision, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_cache
-from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.progress.terminal import TerminalProgress
 
@@ -20,8 +19,8 @@ def predict(
     *images: Path,
     csv: Path | None = None,
     engine: Literal["torch", "openvino"] = "torch",
-    precision: InferencePrecision = "trained",
-    device: str = "auto",
+    precision: Precision = "trained",
+    device: Device = "auto",
 ) -> int:
     """Classify images and write a CSV with one row per file.
 
@@ -38,10 +37,6 @@ def predict(
         CSV file to write; default: standard output
     engine
         inference engine; openvino (an optional dependency) is faster on a CPU
-    precision
-        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     """
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.inference.predict import predict as predict_table
@@ -82,7 +77,7 @@ def explain(
     *images: Path,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> int:
     """Explain predictions with saliency maps, in an HTML page and a CSV.
@@ -99,8 +94,6 @@ def explain(
         class to explain besides the predicted one; repeatable
     method
         attribution method; all but grad_cam need captum (an optional dependency) and take longer
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
         folder to create; default: runs/explain-RUN-NUMBER
     """

@@ -8,9 +8,18 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, RUNS, EvaluateOptions, app, console, find_next_run_dir, print_line
+from fastcxr.cli.app import (
+    DATA_ERROR_EXIT_CODE,
+    RUNS,
+    Device,
+    EvaluateOptions,
+    Precision,
+    app,
+    console,
+    find_next_run_dir,
+    print_line,
+)
 from fastcxr.cli.tables import show_comparison, show_headline
-from fastcxr.config.fields import InferencePrecision
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
@@ -45,8 +54,8 @@ def evaluate(
     run: Path,
     *,
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),  # noqa: B008  it is frozen
-    precision: InferencePrecision = "trained",
-    device: str = "auto",
+    precision: Precision = "trained",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> int:
     """Evaluate the model of a finished run on other data, and write its report.
@@ -55,10 +64,6 @@ def evaluate(
     ----------
     run
         run folder of the trained model
-    precision
-        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """

@@ -15,6 +15,7 @@ from fastcxr.cli.app import (
     PANELS,
     TRAIN_FIELDS,
     console,
+    format_default,
     make_options_class,
     print_error,
     print_line,
@@ -99,7 +100,9 @@ def parse_and_run(
     if variant != "--all" and variant not in recipes:
         raise unknown_name_error(variant, recipes, f"{study} has no variant called")
     if {"-h", "--help"} & set(options):
-        return show_options(study, recipes, variant)
+        recipe = recipes.get(variant) or next(iter(recipes.values()))  # --all: the values of the first variant
+        make_override_app(recipe, f"{study} {variant}").help_print([])
+        return 0
     if variant == "--all":
         return run_all_variants(study, recipes, paper, options, source_counts)
     recipe, out, mirror = parse_overrides(recipes[variant], options)
@@ -115,13 +118,6 @@ def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceC
     for n_sources in sorted(set(source_counts.values()) - {1}):
         variants = [variant for variant in recipes if source_counts.get(variant) == n_sources]
         print_line(f"with {n_sources} --data: {', '.join(variants)}")
-
-
-def show_options(study: str, recipes: Mapping[str, Recipe], variant: str) -> int:
-    """Print the options that change a variant, with its values as defaults; for --all those of the first variant."""
-    recipe = recipes.get(variant) or next(iter(recipes.values()))
-    make_override_app(recipe, f"{study} {variant}").help_print([])
-    return 0
 
 
 class WrongSourceCountError(RecipeError):
@@ -161,12 +157,17 @@ def run_all_variants(
 
 
 def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_recipe: dict[Recipe, Path]) -> int:
-    """Train a variant unless its recipe is in `run_dir_by_recipe`, and add it there; return the exit code."""
+    """Train a variant unless it is finished or in `run_dir_by_recipe`, and add it there; return the exit code.
+
+    Raises OutputError if the folder holds a run with another recipe or other images.
+    """
     if recipe in run_dir_by_recipe:
         print_line(f"{run_dir.name}: same recipe as {run_dir_by_recipe[recipe].name}")
         return 0
     recipe_with_data = set_default_data(recipe)
-    if is_variant_finished(recipe_with_data, run_dir):
+    with silence_logging():
+        finished_report = find_finished_report(run_dir, recipe_with_data)
+    if finished_report:
         print_line(f"{run_dir.name}: already finished, with the same images of {make_data_name(recipe_with_data.data)}")
     else:
         console.rule(run_dir.name)
@@ -174,12 +175,6 @@ def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_r
             return code
     run_dir_by_recipe[recipe] = run_dir
     return 0
-
-
-def is_variant_finished(recipe: Recipe, run_dir: Path) -> bool:
-    """Return whether the folder holds a finished run. Raises OutputError if its recipe or images differ."""
-    with silence_logging():
-        return find_finished_report(run_dir, recipe) is not None
 
 
 def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[str], paper: PublishedMetrics) -> None:
@@ -217,7 +212,7 @@ def make_override_app(recipe: Recipe, name: str = "variant") -> App:
     augmentation_options = make_options_class(
         "AugmentationOptions", *(item.name for item in fields(Augmentation)), defaults=recipe.augment
     )
-    app = App(name=name, help_flags=[], version_flags=[])
+    app = App(name=name, help_flags=[], version_flags=[], default_parameter=Parameter(show_default=format_default))
 
     @app.default
     def change(

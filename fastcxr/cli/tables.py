@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -64,17 +64,16 @@ def show_comparison(console: Console, folder: Path) -> None:
     for heading in ("AUROC, macro", "p", "accuracy", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in format_leaderboard(comparison["rows"]):
-        cells = [(f"{part['value']} ({part['interval']})", _format_p_value(part)) for part in row["metrics"]]
-        table.add_row(escape(row["name"]), *cells[0], *cells[1])
+        cells = []
+        for metric in row["metrics"]:
+            p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
+            cells += [f"{metric['value']} ({metric['interval']})", p_value]
+        table.add_row(escape(row["name"]), *cells)
     console.print(table)
     if comparison["n_shared_images"]:
         print_plain(console, f"tested on the {comparison['shared']:,} images shared by all models")
     else:
         print_plain(console, "no shared images: not tested")
-
-
-def _format_p_value(cell: dict[str, Any]) -> str:
-    return f"{cell['p']} tie" if cell["tie"] else cell["p"]
 
 
 def show_cache(console: Console, entries: list, feature_files: list[Path]) -> None:

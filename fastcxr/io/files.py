@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,40 @@ NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file 
 MAX_JSON_BYTES = 64_000_000  # bytes; ten times the metrics of a thousand classes
 
 
-def atomic_write(path: str | Path, content: bytes | str) -> None:
-    """Write a temporary file in the same folder and rename it to `path`. Raises OutputError if that fails."""
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield the path of an empty temporary file, which is renamed to `path` if the block succeeds, else removed.
+
+    Raises OutputError if `path` exists (without `overwrite`) or cannot be written.
+    """
     path = Path(path)
-    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    temporary_path = None
+    if not overwrite and path.exists():
+        raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
+    temporary_path = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
     try:
-        descriptor, temporary_path = _open_temporary(path)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
+        yield temporary_path
+        with temporary_path.open("rb+") as file:
             os.fsync(file.fileno())
         temporary_path.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if temporary_path:
-            temporary_path.unlink(missing_ok=True)
-        raise _make_write_error(error, path) from error
+        if isinstance(error, FastcxrError):
+            raise
+        error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
+        problem = f"cannot be written ({error.strerror or error})"
+        raise error_class(problem, "Free disk space, or choose another folder", path=path) from error
+    finally:
+        with suppress(OSError):
+            temporary_path.unlink()
 
 
-def _make_write_error(error: OSError, path: Path) -> OutputError:
-    error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
-    fix = "Free disk space, or choose another --out"
-    return error_class(f"cannot be written ({error.strerror or error})", fix, path=path)
-
-
-def _open_temporary(path: Path) -> tuple[int, Path]:
-    """Create an empty hidden file in the folder of `path`; return its descriptor and path."""
-    temporary_path = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    # the system applies the umask: Python can read it only by changing it, for all threads of the process
-    return os.open(temporary_path, flags, 0o666), temporary_path
+def atomic_write(path: str | Path, content: bytes | str) -> None:
+    """Write a file through a temporary file in the same folder. Raises OutputError if that fails."""
+    with atomic_file(path, overwrite=True) as temporary_path:
+        temporary_path.write_bytes(
+            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
+        )
 
 
 def sync_folder(folder: Path) -> None:
@@ -68,35 +71,6 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield the path of an empty temporary file, which is renamed to `path` if the block succeeds, else removed.
-
-    For content that does not fit in memory. Raises OutputError if `path` exists or cannot be written.
-    """
-    path = Path(path)
-    if path.exists():
-        raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
-    try:
-        descriptor, temporary_path = _open_temporary(path)
-        os.close(descriptor)
-    except OSError as error:
-        fix = "Choose an existing, writable folder"
-        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
-    try:
-        yield temporary_path
-        with temporary_path.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary_path.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, FastcxrError):
-            raise
-        raise _make_write_error(error, path) from error
-    finally:
-        temporary_path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

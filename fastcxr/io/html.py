@@ -18,24 +18,15 @@ def escape_html(text: Any) -> str:
 
 def make_html_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], n_text_columns: int = 1) -> str:
     """Return a table without colours, for light and dark pages. `n_text_columns`: left-aligned columns of text."""
-    head = "".join(
-        f"<th {_make_alignment_style(k, n_text_columns)}>{escape_html(heading)}</th>"
-        for k, heading in enumerate(headings)
-    )
+    head = "".join(_make_cell("th", k, heading, n_text_columns) for k, heading in enumerate(headings))
     body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td {_make_alignment_style(k, n_text_columns)}>{_format_cell(value)}</td>" for k, value in enumerate(row)
-        )
-        + "</tr>"
+        "<tr>" + "".join(_make_cell("td", k, value, n_text_columns) for k, value in enumerate(row)) + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _make_alignment_style(column: int, n_text_columns: int) -> str:
-    return f'style="text-align:{"left" if column < n_text_columns else "right"}"'
-
-
-def _format_cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else escape_html(value)
+def _make_cell(tag: str, column: int, value: Any, n_text_columns: int) -> str:
+    text = f"{value:,}" if isinstance(value, int) else escape_html(value)
+    alignment = "left" if column < n_text_columns else "right"
+    return f'<{tag} style="text-align:{alignment}">{text}</{tag}>'
