@@ -182,10 +182,10 @@ def test_bad_images_leave_no_file_unless_they_may_be_skipped(cohort, tmp_path, c
 
 def test_a_place_that_cannot_be_is_refused(cohort, packed, tmp_path):
     manifest = read_manifest(cohort)
-    assert "there already. Choose another name" in refuse(lambda: pack_dataset(manifest, packed), OutputError)
+    assert "exists already. Choose another name" in refuse(lambda: pack_dataset(manifest, packed), OutputError)
     assert "Call it c.h5" in refuse(lambda: pack_dataset(manifest, tmp_path / "c.zip"), OutputError)
     text = refuse(lambda: pack_dataset(manifest, tmp_path / "no" / "c.h5"), OutputError)
-    assert "Choose a folder that is there" in text
+    assert "choose another folder" in text
     text = refuse(lambda: pack_dataset(manifest, tmp_path / "c.h5", size=3), RecipeError)
     assert "at least 16. Give another size" in text
 

@@ -29,12 +29,12 @@ def write_cohort(folder: Path) -> Path:
     return folder
 
 
-def write_good(stem: Path, image: np.ndarray, number: int, patient: str) -> None:
-    image, suffix = Image.fromarray(image), (".dcm", ".jpg", ".tif", ".png")[number % 4]
+def write_good(stem: Path, pixels: np.ndarray, number: int, patient: str) -> None:
+    image, suffix = Image.fromarray(pixels), (".dcm", ".jpg", ".tif", ".png")[number % 4]
     path = stem.with_suffix(suffix)
     if suffix == ".dcm":
         names = {"PatientName": f"{NAME}^A", "PatientID": f"{NAME}{patient}", "OtherPatientIDs": NAME}
-        save_dicom(path, make_dicom(image, StudyDescription=NAME, ViewPosition="LL", **names))
+        save_dicom(path, make_dicom(pixels, StudyDescription=NAME, ViewPosition="LL", **names))
     elif suffix == ".jpg":
         exif = Image.Exif()
         exif[0x013B] = exif[0x010E] = NAME
@@ -60,8 +60,8 @@ def write_litter(folder: Path) -> None:
 
 def write_bad(folder: Path) -> dict[str, str]:
     """Write unreadable files in the class clear; return the expected error code of each relative path."""
-    here, image = folder / "clear", draw_toy("clear", 50)
-    gray = Image.fromarray(image)
+    here, pixels = folder / "clear", draw_toy("clear", 50)
+    gray = Image.fromarray(pixels)
     png = save_image(gray, folder / "spare.png").read_bytes()
     (folder / "spare.png").unlink()
     header = np.array([20_000, 20_000], ">u4").tobytes() + bytes([8, 0, 0, 0, 0])
@@ -71,18 +71,18 @@ def write_bad(folder: Path) -> dict[str, str]:
     (here / "cut.png").write_bytes(png[: len(png) // 2])
     (here / "corrupt.png").write_bytes(png[:60] + bytes(40) + png[100:])
     (here / "nan.tif").write_bytes(make_tiff(np.full((80, 80), np.nan, np.float32)))
-    Image.fromarray(np.dstack([image] * 3 + [np.zeros_like(image)])).save(here / "clear.png")
+    Image.fromarray(np.dstack([pixels] * 3 + [np.zeros_like(pixels)])).save(here / "clear.png")
     gray.save(here / "pages.tif", save_all=True, append_images=[gray])
     (here / "bomb.png").write_bytes(bomb)
     gray.resize((20, 20)).save(here / "small.png")
     Image.new("L", (90, 90), 255).save(here / "white.png")
     (here / "jpeg.dcm").write_bytes(save_image(gray, folder / "spare.jpg").read_bytes())
     (folder / "spare.jpg").unlink()
-    save_dicom(here / "ct.dcm", make_dicom(image, Modality="CT", PatientName=NAME))
-    short = make_dicom(image, PatientName=NAME)
+    save_dicom(here / "ct.dcm", make_dicom(pixels, Modality="CT", PatientName=NAME))
+    short = make_dicom(pixels, PatientName=NAME)
     short.PixelData = short.PixelData[:-900]
     save_dicom(here / "short.dcm", short)
-    save_dicom(here / "report.dcm", _without_pixels(image))
+    save_dicom(here / "report.dcm", _without_pixels(pixels))
     return {
         f"clear/{name}": code
         for name, code in {
@@ -93,8 +93,8 @@ def write_bad(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _without_pixels(image: np.ndarray):
-    dataset = make_dicom(image, PatientName=NAME)
+def _without_pixels(pixels: np.ndarray):
+    dataset = make_dicom(pixels, PatientName=NAME)
     del dataset.PixelData
     return dataset
 
