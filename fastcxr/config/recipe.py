@@ -304,7 +304,7 @@ def _validate_source_options(recipe: Recipe) -> None:
 def make_data_name(data: str | tuple[str, ...] | None) -> str:
     """Return the name of the folder or file of a dataset; several are joined by a plus."""
     paths = (data,) if isinstance(data, str) else data or ()
-    return "+".join(_make_path_name(PurePath(place)) for place in paths)
+    return "+".join(_make_path_name(PurePath(path)) for path in paths)
 
 
 def _make_path_name(path: PurePath) -> str:

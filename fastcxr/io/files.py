@@ -50,10 +50,9 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:
     """Write a file through a temporary file in the same folder. Raises OutputError if that fails."""
+    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     with atomic_file(path, overwrite=True) as temporary_path:
-        temporary_path.write_bytes(
-            content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
-        )
+        temporary_path.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
@@ -128,9 +127,8 @@ def read_checksums(folder: Path) -> dict[str, str]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
         if match is None:
-            raise OutputError(
-                f"line {number} is not a checksum and a name", "Restore the folder from a copy", path=path
-            )
+            problem = f"line {number} is not a checksum and a name"
+            raise OutputError(problem, "Restore the folder from a copy", path=path)
         checksums[match[2]] = match[1]
     return checksums
 

@@ -24,13 +24,7 @@ TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; both a
 MAX_LISTED = 20  # names and line numbers that one message lists
 SEPARATORS = (",", ";", "\t")
 BLANK_VALUES = {"", "nan", "<na>"}  # written by programs for a missing value
-MISSING_VALUES = BLANK_VALUES | {
-    "na",
-    "n/a",
-    "none",
-    "null",
-    "-",
-}  # and by people, in columns where these are no labels
+MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and by people, if these are no labels
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
