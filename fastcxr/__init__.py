@@ -1,6 +1,7 @@
-"""fastcxr: from a folder of chest X-rays to a classifier you can defend, in minutes.
+"""Transfer learning on chest X-rays: datasets, training, evaluation and reports, based on fastai.
 
-The road in seven calls: read_manifest, split_by_patient, make_loaders, make_learner, train, predict, write_report.
+Steps of an experiment in Python: read_manifest, split_by_patient, make_loaders, make_learner, train, predict,
+write_report.
 """
 
 import os
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fastcxr.config.recipe import Augmentation, Recipe, Stage
 from fastcxr.version import VERSION as __version__
 
-if "torch" not in sys.modules:  # which reads it once
-    # OpenMP's threads spin while they wait: on a busy machine everything takes ten times as long
+if "torch" not in sys.modules:  # torch reads the variable once, on import
+    # by default OpenMP threads spin while they wait: on a busy machine everything takes ten times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from fastcxr.training.trainer import train
     from fastcxr.workflows.train_dir import write_report
 
-# where each name lives: torch and fastai take seconds to import, so they come when a name is first used
-_ROOMS = {
+# module of each name; imported on first use, because torch and fastai take seconds to import
+_MODULES = {
     "read_manifest": "fastcxr.data.manifest",
     "describe_manifest": "fastcxr.data.manifest",
     "split_by_patient": "fastcxr.data.splits",
@@ -51,9 +52,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fastcxr' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m fastcxr` is the command `fastcxr`."""
+"""Entry point of `python -m fastcxr`."""
 
 from fastcxr.cli.main import main
 

@@ -1,14 +1,14 @@
-"""Everything that can go wrong by somebody's doing: what it got, what it wanted, what to do, in one line.
+"""Exceptions for errors that a user can correct. Each is one line: the problem, with the value found, and the fix.
 
-Each class carries the exit code of the command line (sysexits: 65 data, 66 no input, ...); each error may carry
-a code `E101` that documentation and scripts can rely on.
+Each class carries the exit code of the command line (sysexits: 65 data, 66 no input, ...). An error may carry
+a code such as `E101`, which documentation and scripts can rely on.
 """
 
 from pathlib import Path
 
 
 class FastcxrError(Exception):
-    """A mistake that a person can repair: `what` is wrong, `fix` says how to mend it."""
+    """An error that a user can correct: `problem` states what is wrong, `fix` what to do."""
 
     exit_code = 1
 
@@ -17,12 +17,12 @@ class FastcxrError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        # repr would double every backslash; only control characters may not reach a terminal
+        # repr would double every backslash; only control characters must not reach a terminal
         path = None if self.path is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in self.path)
         prefix = " ".join(part for part in (self.code and f"FCX-{self.code}", path) if part)
         return f"{prefix}: {self.problem}. {self.fix}" if prefix else f"{self.problem}. {self.fix}"
 
-    def __reduce__(self):  # errors cross process borders when images are read in parallel
+    def __reduce__(self):  # worker processes that read images send their errors as pickles
         return _rebuild_error, (type(self), self.problem, self.fix, self.path, self.code)
 
 
@@ -33,63 +33,62 @@ def _rebuild_error(
 
 
 class RecipeError(FastcxrError, ValueError):
-    """A choice that cannot be: an unknown name, a number out of range, two wishes that exclude each other."""
+    """An invalid option: an unknown name, a number out of range, or two options that exclude each other."""
 
     exit_code = 64
 
 
 class DataError(FastcxrError, ValueError):
-    """A table, a folder or a label that cannot be used as it is."""
+    """An invalid table, folder or label."""
 
     exit_code = 65
 
 
 class ImageError(DataError):
-    """One image file that cannot be read as a chest radiograph."""
+    """An image file that cannot be read as a chest radiograph."""
 
 
 class ModelError(DataError):
-    """A file that is no model of fastcxr, or not the model that it says it is."""
+    """A file that is not a fastcxr model, or does not match its checksum or description."""
 
 
 class InputMissingError(FastcxrError, FileNotFoundError):
-    """A file or folder that was named and is not there, or holds no images."""
+    """A file or folder that does not exist, or holds no images."""
 
     exit_code = 66
 
 
 class WeightsError(FastcxrError):
-    """Pretrained weights that are out of reach or do not fit the backbone."""
+    """Pretrained weights that are not available or do not fit the backbone."""
 
     exit_code = 69
 
 
 class OutputError(FastcxrError, OSError):
-    """A place that cannot be written to, or that already holds something."""
+    """An output path that is not writable, or exists already."""
 
     exit_code = 73
 
 
 class StorageError(OutputError):
-    """A disk that is full or fails while something is written to it."""
+    """A disk that is full or fails during writing."""
 
     exit_code = 74
 
 
 class BusyError(OutputError):
-    """A folder that another process is writing into."""
+    """An output folder that another process writes into."""
 
     exit_code = 75
 
 
 class BadImagesError(DataError):
-    """Every unreadable image of a cohort, each with its reason."""
+    """All unreadable images of a dataset, each with its error."""
 
     def __init__(self, errors: list[ImageError]):
         self.errors = errors
-        super().__init__(
-            f"{len(errors)} of the images cannot be read", "Repair or remove them, or leave them out with --skip-bad"
-        )
+        fix = "Repair or remove them, or leave them out with --skip-bad"
+        super().__init__(f"{len(errors)} of the images cannot be read", fix)
 
     def __str__(self) -> str:
         return "\n".join([*map(str, getattr(self, "errors", [])), super().__str__()])
@@ -99,6 +98,6 @@ class BadImagesError(DataError):
 
 
 class TrainingError(FastcxrError):
-    """Training that went nowhere: a loss that is no number."""
+    """A training that cannot continue, such as a NaN or infinite loss."""
 
     exit_code = 65

@@ -1,3 +1,3 @@
-"""The version, in a file that packaging can read without importing torch."""
+"""Version number, in a file that the build reads without importing torch."""
 
 VERSION = "0.2.0.dev0"

@@ -1,4 +1,4 @@
-"""Small cohorts that every room can test on, and the real ones where somebody has them."""
+"""Fixtures for all tests: toy datasets, isolated caches, and faster reports."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ pytest_plugins = ["conditions"]
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory):
-    """No test reads or fills the cache of the person who runs it; of fonts alone, for they take long to list."""
+    """Use a temporary cache instead of the user's, except for the fonts of matplotlib, which take long to list."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -26,7 +26,7 @@ def cache_home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def without_figures():
-    """Reports of this module have no figures, which take longer to draw than a small network takes to train."""
+    """Write the reports of this module without figures, which take longer than training a small network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.report.run_page.make_run_figures", lambda record, metrics: {})
         yield
@@ -34,7 +34,7 @@ def without_figures():
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch) -> Path:
-    """Where this one test finds room for temporary files, empty."""
+    """An empty folder for the temporary files of this test."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     make_temporary_dir.cache_clear()
@@ -44,13 +44,13 @@ def temporary(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
-    """Class folders of toy radiographs that no test changes."""
+    """Class folders of toy radiographs, shared by all tests."""
     return write_toys(tmp_path_factory.mktemp("toys") / "toys")
 
 
 @pytest.fixture(scope="session")
 def toy_manifest(toy_folder) -> pd.DataFrame:
-    """The toys as a split manifest: of each ten images six teach, two choose, two test."""
+    """Manifest of the toy images: of ten images of a class, six train, two valid, two test."""
     rows = []
     for file in sorted(toy_folder.glob("*/*.png")):
         number = len([row for row in rows if row["label"] == file.parent.name])
@@ -69,16 +69,16 @@ def toy_manifest(toy_folder) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def many_toys(tmp_path_factory) -> pd.DataFrame:
-    """Sixty patients of two toys each, 20 of them valid: enough for a gate."""
+    """Manifest of 60 patients with two toy images each, 20 of them valid: enough to fit an OOD detector."""
     folder = write_toys(tmp_path_factory.mktemp("many") / "toys", per_class=40)
     table = read_manifest(folder)
-    places = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
-    return table.assign(split=places, split_origin="patient")
+    splits = (table["patient"].astype(int) % 3).map({0: "valid", 1: "train", 2: "test"})
+    return table.assign(split=splits, split_origin="patient")
 
 
 @pytest.fixture(scope="module")
 def few_draws():
-    """Intervals of this module come from 200 draws and not from 2,000: their width is not what it tests."""
+    """Compute the intervals of this module from 200 bootstrap draws instead of 2,000."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.metrics.bootstrap.N_DRAWS", 200)
         patch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 100)

@@ -1,4 +1,4 @@
-"""The import rule: which package may import which, read from the source; and what is never imported at all."""
+"""Import rules, read from the source: which package may import which, and when heavy libraries are loaded."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fastcxr"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# from the bottom up: a package imports only from rows below its own
+# from bottom to top: a package imports only from earlier rows
 LAYERS = (
     {"errors", "version"},
     {"io"},
@@ -24,30 +24,30 @@ LAYERS = (
     {"tracking"},
     {"workflows"},
     {"cli"},
-    {"__main__", ""},  # the entry point, and the lazy names of the package itself
+    {"__main__", ""},  # the entry point, and the lazy imports of the package
 )
 TORCH = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
 WITHOUT_TORCH = ("errors", "io", "config", "progress", "data", "audit", "metrics", "report")
 MAX_LINES, MIN_LINES = 400, 40
-# modules under forty lines, each with its reason
+# modules below MIN_LINES, each with its reason
 SHORT = {
     "version": "read by the build",
     "__main__": "entry point of python -m fastcxr",
     "cli.main": "entry point of the command, which registers the commands",
-    "progress.auto": "the only module of progress that knows both the terminal and the notebook",
+    "progress.auto": "the choice between the displays, which are separate modules",
     "models.preprocessing": "shared by inference and training",
-    "models.ood": "the detector as a value, apart from its fitting, which needs the feature bank",
+    "models.ood": "the fitted detector, without the code that fits it, which needs the feature cache",
     "models.baseline_cnn": "one network",
-    "audit.findings": "the value that every check returns",
-    "models.devices": "the device and its clock, below everything that computes",
-    "metrics.display": "what a notebook shows of predictions, apart from their numbers",
-    "report.saliency_page": "one page, apart from pages of data, which load no scikit-learn",
-    "io.html": "escaping and tables for notebook displays, below every package that shows some",
+    "audit.findings": "the result type of all checks",
+    "models.devices": "devices and timing, used by all modules that compute",
+    "metrics.display": "notebook display of predictions, without the metrics",
+    "report.saliency_page": "one page, separate from the dataset pages, which load no scikit-learn",
+    "io.html": "escaping and tables for notebook displays of several packages",
 }
 
 
 def name_of(file: Path) -> str:
-    """The dotted name of a module below the package; that of the package itself is empty."""
+    """Return the dotted name of a module in the package; empty for the package itself."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -56,7 +56,7 @@ MODULES = {name_of(file): file for file in FILES}
 
 
 def imports_of(file: Path) -> set[str]:
-    """Every module that a file imports, also inside functions and under TYPE_CHECKING."""
+    """Return all modules that a file imports, also inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,7 +70,7 @@ def imports_of(file: Path) -> set[str]:
 
 
 def own_imports(name: str) -> set[str]:
-    """The modules of this package that one of its modules imports."""
+    """Return the modules of this package that one of its modules imports."""
     own = {found.removeprefix("fastcxr").lstrip(".") for found in imports_of(MODULES[name]) if is_own(found)}
     return own - {name}
 
@@ -88,12 +88,12 @@ def test_a_module_imports_only_from_its_own_package_and_from_layers_below(name):
     own = name.split(".")[0]
     if name in ("", "__main__"):
         return
-    above = {other for other in own_imports(name) if other.split(".")[0] != own and layer_of(other) >= layer_of(name)}
-    assert not above
+    higher = {other for other in own_imports(name) if other.split(".")[0] != own and layer_of(other) >= layer_of(name)}
+    assert not higher
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """One import cycle of the graph, its first module again at its end; empty where there is none."""
+    """Return one import cycle of the graph, with its first module repeated at the end; empty if there is none."""
     done, path = set(), []
 
     def visit(node: str) -> list[str]:
@@ -111,36 +111,36 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
     return next((cycle for node in sorted(graph) if (cycle := visit(node))), [])
 
 
-def test_there_is_no_import_cycle_anywhere():
+def test_there_is_no_import_cycle():
     assert find_cycle({name: own_imports(name) for name in MODULES if name}) == []
 
 
-def test_the_search_finds_a_cycle_and_only_a_cycle():
+def test_find_cycle_finds_a_cycle_and_nothing_else():
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_the_search_sees_imports_inside_functions_and_under_type_checking(tmp_path):
+def test_imports_inside_functions_and_under_type_checking_are_found(tmp_path):
     text = "if TYPE_CHECKING:\n    from fastcxr.data import splits\ndef late():\n    import fastcxr.io.files\n"
     (tmp_path / "a.py").write_text(text)
     assert imports_of(tmp_path / "a.py") == {"fastcxr.data.splits", "fastcxr.io.files"}
 
 
-def test_at_most_five_modules_lie_at_the_top_level():
+def test_the_top_level_has_only_these_files():
     assert {file.name for file in PACKAGE.iterdir() if file.is_file()} == {
         "__init__.py", "__main__.py", "errors.py", "version.py", "py.typed",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name, file in MODULES.items() if file.name != "__init__.py"])
-def test_a_module_is_neither_too_long_nor_too_short(name):
+def test_a_module_has_40_to_400_lines(name):
     lines = MODULES[name].read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_LINES
     assert lines >= MIN_LINES or name in SHORT
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_only_the_torch_half_imports_torch(name):
+def test_packages_without_torch_do_not_import_it(name):
     if name.split(".")[0] in WITHOUT_TORCH:
         assert not {module.split(".")[0] for module in imports_of(MODULES[name])} & TORCH
 
@@ -161,23 +161,33 @@ def test_only_the_command_line_prints_and_exits(name):
 
 
 @pytest.mark.parametrize("words", ["import fastcxr", "import fastcxr.cli.main", "from fastcxr import Recipe; Recipe()"])
-def test_torch_is_not_loaded_before_it_is_used(words):
+def test_torch_is_loaded_on_first_use(words):
     code = f"{words}; import sys; sys.exit(bool({TORCH!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-NUMBERS = TORCH | {"numpy", "pandas", "scipy", "sklearn", "matplotlib", "PIL", "jinja2", "pydicom", "huggingface_hub"}
+HEAVY_LIBRARIES = TORCH | {
+    "numpy",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "jinja2",
+    "pydicom",
+    "huggingface_hub",
+}
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["--version"]])
-def test_help_is_shown_without_any_library_of_numbers_or_images(words):
+def test_help_is_shown_without_loading_numerical_or_image_libraries(words):
     code = f"""import sys
 from fastcxr.cli.main import main
 sys.argv[1:] = {words}
 try:
     main()
 finally:
-    print(*({NUMBERS!r} & set(sys.modules)), file=sys.stderr)"""
+    print(*({HEAVY_LIBRARIES!r} & set(sys.modules)), file=sys.stderr)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout
     assert not done.stderr.strip()
@@ -192,7 +202,7 @@ finally:
         ("import sys; sys.modules['torch'] = sys; import fastcxr", None, None),
     ],
 )
-def test_threads_sleep_while_they_wait_unless_somebody_chose_or_torch_is_there(words, given, expected):
+def test_waiting_threads_sleep_unless_the_variable_is_set_or_torch_is_loaded(words, given, expected):
     own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     code = f"{words}; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
     variables = own | ({"OMP_WAIT_POLICY": given} if given else {})
@@ -201,6 +211,6 @@ def test_threads_sleep_while_they_wait_unless_somebody_chose_or_torch_is_there(w
 
 
 @pytest.mark.parametrize("module", ["report.run_page", "workflows.describe"])
-def test_a_page_is_drawn_without_torch(module):
+def test_a_page_is_written_without_torch(module):
     code = f"import fastcxr.{module}, sys; sys.exit(bool({TORCH!r} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

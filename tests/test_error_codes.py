@@ -1,4 +1,4 @@
-"""Each error and warning code has one meaning: docs/error-codes.md lists it once, with every module that uses it."""
+"""Each error and warning code has one meaning and one row in docs/error-codes.md, with the modules that use it."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ RANGES = {"E0": "data, tables", "E1": "images", "E2": "weights", "E3": "models",
 
 
 def read_rows() -> list[tuple[str, str, str, str]]:
-    """Code, meaning, fix and modules of each row of the list."""
+    """Return code, meaning, fix and modules of each row of the list."""
     lines = LIST.read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if CODE.match(line[2:6])]
     assert all(len(row) == 4 for row in rows)
@@ -25,7 +25,7 @@ def read_rows() -> list[tuple[str, str, str, str]]:
 
 
 def find_codes(source: str) -> set[str]:
-    """The codes among the string constants of a module; text that mentions one, as a docstring, does not count."""
+    """Return the string constants of a module that are codes; a docstring that mentions a code is not one."""
     constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
     return {value for value in constants if isinstance(value, str) and CODE.fullmatch(value)}
 
@@ -48,17 +48,17 @@ def test_no_code_is_listed_twice_and_no_meaning_has_two_codes():
         assert sorted(values) == sorted(set(values))
 
 
-def test_every_code_of_the_source_is_listed_and_no_other():
+def test_the_listed_codes_are_those_of_the_source():
     assert {row[0] for row in ROWS} == set(USED)
 
 
 @pytest.mark.parametrize(("code", "modules"), [(row[0], row[3]) for row in ROWS])
-def test_a_code_is_used_in_the_listed_modules_and_in_no_other(code, modules):
-    assert set(modules.split(", ")) == USED.get(code, set()), f"{code}: one meaning may have come to two"
+def test_a_code_is_used_in_the_listed_modules_only(code, modules):
+    assert set(modules.split(", ")) == USED.get(code, set()), f"{code}: does it still have one meaning?"
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_a_code_has_a_meaning_and_a_fix_and_stands_in_the_section_of_its_range(row):
+def test_a_code_has_a_meaning_and_a_fix_and_is_in_the_section_of_its_range(row):
     code, meaning, fix, _ = row
     assert meaning.endswith(".") and fix.endswith(".")
     before = LIST.read_text(encoding="utf-8").split(f"| {code} |")[0]
@@ -80,9 +80,9 @@ def test_the_codes_in_docstrings_and_messages_are_listed():
 def test_every_exit_code_is_listed_with_its_classes():
     section = LIST.read_text(encoding="utf-8").split("## Exit codes")[1].split("\n## ")[0]
     texts = dict(re.findall(r"^\| (\d+) \| (.*) \|$", section, re.MULTILINE))
-    classes = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.FastcxrError)]
-    for kind in classes:
-        assert str(kind.exit_code) in texts
-        assert kind is errors.FastcxrError or f"`{kind.__name__}`" in texts[str(kind.exit_code)]
+    classes = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.FastcxrError)]
+    for cls in classes:
+        assert str(cls.exit_code) in texts
+        assert cls is errors.FastcxrError or f"`{cls.__name__}`" in texts[str(cls.exit_code)]
     assert {str(app.PARTIAL_EXIT_CODE), str(app.DATA_ERROR_EXIT_CODE), str(app.USAGE_EXIT_CODE)} <= set(texts)
     assert str(app.INTERRUPTED_EXIT_CODE) in section

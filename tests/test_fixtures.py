@@ -97,7 +97,7 @@ def test_an_unfinished_run_is_skipped_by_resume_which_says_so(call, tmp_path):
     code, written = call("resume")
     assert code
     assert f"not resumed: {Path('runs/old')}" in written.replace("FCX-E306 ", "").replace("\n", " ")
-    assert "no unfinished run is in runs/" in written
+    assert "runs/ holds no unfinished run" in written
     assert find_resumable_run(list_runs()) is None
 
 

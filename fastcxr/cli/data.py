@@ -1,4 +1,4 @@
-"""Commands that look at images before anything is trained: describe, audit, pack."""
+"""Commands on datasets: describe, audit, pack."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +8,14 @@ from cyclopts import Parameter
 
 from fastcxr.cli.app import (
     DATA_ERROR_EXIT_CODE,
+    DATASETS,
     PARTIAL_EXIT_CODE,
     DescribeOptions,
     PackOptions,
     app,
     console,
     inspect_data,
+    print_line,
 )
 from fastcxr.cli.tables import show_dataset, show_findings
 from fastcxr.config.recipe import Recipe
@@ -21,7 +23,7 @@ from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=DATASETS)
 def describe(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -42,7 +44,7 @@ def describe(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command
+@app.command(group=DATASETS)
 def audit(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -63,7 +65,7 @@ def audit(
     return DATA_ERROR_EXIT_CODE if has_failures else 0
 
 
-@app.command
+@app.command(group=DATASETS, usage="Usage: fastcxr pack DATA... --to FILE [OPTIONS]")
 def pack(
     *data: str,
     to: Path,
@@ -76,7 +78,7 @@ def pack(
     Parameters
     ----------
     data
-        class folders, CSV, public dataset or packed file; several are merged
+        class folders, CSV, public dataset or packed file; all are merged
     to
         file to create, ending in .h5
     size
@@ -89,12 +91,11 @@ def pack(
     from fastcxr.workflows.load import read_recipe_manifest
 
     if not data:
-        raise InputMissingError("no data was named", "Give a folder, a CSV or a known collection after pack")
+        raise InputMissingError("no dataset given", "Pass a folder, a CSV or a public dataset after pack")
     recipe = Recipe(data=data, **asdict(options))
-    manifest = read_recipe_manifest(
-        recipe, only_test=True
-    )  # what is too small to learn from may be merged with more later
-    console.print(describe_manifest(manifest), highlight=False, markup=False, soft_wrap=True)
+    # only_test: classes too small for training are allowed, since the file may be merged with other datasets
+    manifest = read_recipe_manifest(recipe, only_test=True)
+    print_line(describe_manifest(manifest))
     manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
     print(pack_dataset(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
     return 0

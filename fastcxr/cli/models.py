@@ -1,4 +1,4 @@
-"""Commands on models and what they leave behind: predict, explain, models, cache."""
+"""Commands on models and the cache: predict, explain, models, cache."""
 
 import sys
 from itertools import chain
@@ -7,39 +7,36 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import PARTIAL_EXIT_CODE, app, console, find_next_run_dir
+from fastcxr.cli.app import MODELS, PARTIAL_EXIT_CODE, Device, Precision, app, console, find_next_run_dir, print_line
 from fastcxr.cli.tables import show_cache
-from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr predict FOLDER IMAGES... [OPTIONS]")
 def predict(
     folder: Path,
-    *paths: Path,
+    *images: Path,
     csv: Path | None = None,
     engine: Literal["torch", "openvino"] = "torch",
-    precision: InferencePrecision = "trained",
-    device: str = "auto",
+    precision: Precision = "trained",
+    device: Device = "auto",
 ) -> int:
-    """Classify images: one row per file, with the probability of each class, the classes above their thresholds, and
-    whether the image is out-of-distribution or the prediction uncertain.
+    """Classify images and write a CSV with one row per file.
+
+    Columns are the probability of each class, the classes above their thresholds, and whether the image is
+    out-of-distribution or the prediction uncertain.
 
     Parameters
     ----------
     folder
         run folder of the trained model
-    paths
-        images, DICOM files, folders of them, or packed files
+    images
+        image files, DICOM files, folders of them, or packed files
     csv
         CSV file to write; default: standard output
     engine
         inference engine; openvino (an optional dependency) is faster on a CPU
-    precision
-        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     """
     from fastcxr.data.manifest import read_unlabelled
     from fastcxr.inference.predict import predict as predict_table
@@ -47,14 +44,16 @@ def predict(
     from fastcxr.metrics.thresholds import apply_thresholds, find_ood_rows
     from fastcxr.models.bundle import load_model
 
-    if not paths:
-        raise InputMissingError("no image was named", "Give files or folders after the run folder")
+    if not images:
+        raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
-        raise OutputError("no such folder", "Make it first, or choose another --csv", path=csv.parent)
+        raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
     if engine == "openvino":
-        device = validate_openvino_device(device)
-    table, classifier = read_unlabelled(paths), load_model(folder, precision=precision, device=device)
-    console.print(f"arithmetic: {classifier.dtype_and_device}", highlight=False)
+        if device not in ("auto", "cpu"):
+            raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
+        device = "cpu"
+    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
+    print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
 
@@ -64,54 +63,37 @@ def predict(
     write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
-        console.print(
-            f"{row['path']}: {row['error']}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
-        )
-    n_ood = int(find_ood_rows(predictions).sum())
-    ood_text = (
-        f", {n_ood:,} not like the training images, left open"
-        if classifier.ood_detector
-        else "; this model has no OOD detector"
-    )
-    summary = (
-        f"{len(table) - is_unreadable.sum() - n_ood:,} images classified, {is_unreadable.sum():,} not "
-        f"readable{ood_text}"
-    )
-    console.print(summary, highlight=False)
-    return PARTIAL_EXIT_CODE if is_unreadable.any() else 0
+        print_line(f"{row['path']}: {row['error']}", "bold yellow")
+    n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
+    summary = f"{len(table) - n_unreadable - n_ood:,} images classified, {n_unreadable:,} unreadable"
+    ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
+    print_line(summary + (ood_text if classifier.ood_detector else "; this model has no OOD detector"))
+    return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-def validate_openvino_device(device: str) -> str:
-    """Where OpenVINO computes. Raises RecipeError for a device that it would not take."""
-    if device not in ("auto", "cpu"):
-        raise RecipeError(f"--engine openvino computes on the CPU, and --device is {device}", "Leave one of them out")
-    return "cpu"
-
-
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr explain FOLDER IMAGES... [OPTIONS]")
 def explain(
     folder: Path,
-    *paths: Path,
+    *images: Path,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> int:
-    """Explain predictions with saliency maps, on one page and in a table. Maps are withheld if they fail the sanity
-    check with random weights.
+    """Explain predictions with saliency maps, in an HTML page and a CSV.
+
+    Maps that fail the sanity check with random weights are not shown.
 
     Parameters
     ----------
     folder
         run folder of the trained model
-    paths
-        images, DICOM files, folders of them, or packed files
+    images
+        image files, DICOM files, folders of them, or packed files
     classes
         class to explain besides the predicted one; repeatable
     method
         attribution method; all but grad_cam need captum (an optional dependency) and take longer
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
         folder to create; default: runs/explain-RUN-NUMBER
     """
@@ -119,21 +101,21 @@ def explain(
     from fastcxr.models.bundle import load_model
     from fastcxr.workflows.explain import write_explanation
 
-    if not paths:
-        raise InputMissingError("no image was named", "Give files or folders after the run folder")
-    table, classifier = read_unlabelled(paths), load_model(folder, device=device)
+    if not images:
+        raise InputMissingError("no images given", "Pass files or folders after the run folder")
+    table, classifier = read_unlabelled(images), load_model(folder, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
-    console.print(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} not readable", highlight=False)
+    print_line(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} unreadable")
     print(page)
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command
+@app.command(group=MODELS, usage="Usage: fastcxr models [PATTERN]")
 def models(pattern: str = "*") -> int:
-    """List backbones with their parameters, native size and whether pretrained weights exist.
+    """List backbones with number of parameters, native image size and available pretrained weights.
 
     Parameters
     ----------
@@ -145,7 +127,7 @@ def models(pattern: str = "*") -> int:
     rows = list_backbones(pattern)
     first = next(rows, None)
     if first is None:
-        raise InputMissingError(f"no backbone matches {pattern!r}", "Try a shorter part of the name")
+        raise InputMissingError(f"no backbone matches {pattern!r}", "Pass a shorter part of the name")
     print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
     for row in chain([first], rows):
         parameters = f"{row['parameters'] / 1e6:.1f} M"
@@ -154,14 +136,14 @@ def models(pattern: str = "*") -> int:
     return 0
 
 
-@app.command
+@app.command(group=MODELS)
 def cache(*, clear: bool = False) -> int:
     """Show or clear the cache of decoded images and features.
 
     Parameters
     ----------
     clear
-        removal of all files that no running process uses
+        removal of all files that no running process is using
     """
     from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
@@ -172,8 +154,8 @@ def cache(*, clear: bool = False) -> int:
         return 0
     freed_bytes, entries_in_use = clear_image_cache()
     freed_bytes += clear_feature_cache()
-    console.print(f"freed {freed_bytes / 1e6:,.1f} MB", highlight=False)
+    print_line(f"freed {freed_bytes / 1e6:,.1f} MB")
     if entries_in_use:
-        console.print("in use by a running process, and kept:", highlight=False)
+        print_line("in use by a running process, not removed:")
         show_cache(console, entries_in_use, [])
     return 0

@@ -8,15 +8,24 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DATA_ERROR_EXIT_CODE, EvaluateOptions, app, console, find_next_run_dir
+from fastcxr.cli.app import (
+    DATA_ERROR_EXIT_CODE,
+    RUNS,
+    Device,
+    EvaluateOptions,
+    Precision,
+    app,
+    console,
+    find_next_run_dir,
+    print_line,
+)
 from fastcxr.cli.tables import show_comparison, show_headline
-from fastcxr.config.fields import InferencePrecision
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr report FOLDER")
 def report(folder: Path) -> int:
     """Rewrite the report of a finished run, or the page of describe, audit or explain.
 
@@ -26,35 +35,27 @@ def report(folder: Path) -> int:
         run folder, or folder of describe, audit or explain
     """
     if (folder / "explain.html").exists():
-        from fastcxr.report.saliency_page import write_saliency_page
-
-        print(write_saliency_page(folder))
-        return 0
-    if (folder / "audit.html").exists():
-        from fastcxr.report.pages import write_audit_page
-
-        print(write_audit_page(folder))
-        return 0
-    if (folder / "describe.html").exists():
-        from fastcxr.report.pages import write_dataset_page
-
-        print(write_dataset_page(folder))
-        return 0
-    from fastcxr.report.run_page import write_run_report
-
-    page = write_run_report(folder)
-    show_headline(console, folder)
+        from fastcxr.report.saliency_page import write_saliency_page as write_page
+    elif (folder / "audit.html").exists():
+        from fastcxr.report.pages import write_audit_page as write_page
+    elif (folder / "describe.html").exists():
+        from fastcxr.report.pages import write_dataset_page as write_page
+    else:
+        from fastcxr.report.run_page import write_run_report as write_page
+    page = write_page(folder)
+    if page.name == "report.html":
+        show_headline(console, folder)
     print(page)
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr evaluate RUN --data DATA [OPTIONS]")
 def evaluate(
     run: Path,
     *,
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),  # noqa: B008  it is frozen
-    precision: InferencePrecision = "trained",
-    device: str = "auto",
+    precision: Precision = "trained",
+    device: Device = "auto",
     out: Path | None = None,
 ) -> int:
     """Evaluate the model of a finished run on other data, and write its report.
@@ -63,17 +64,13 @@ def evaluate(
     ----------
     run
         run folder of the trained model
-    precision
-        floating point format; trained: as in training; auto: bf16 if the hardware supports it natively
-    device
-        auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """
     from fastcxr.workflows.evaluate import evaluate as evaluate_run
 
     if options.data is None:
-        raise InputMissingError("no data was named", "Give --data DIR, the images to test on")
+        raise InputMissingError("no dataset given", "Pass --data with the images to test on")
     data = Recipe(**asdict(options))
     folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
@@ -84,7 +81,7 @@ def evaluate(
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr compare RUNS... [OPTIONS]")
 def compare(*runs: Path, out: Path | None = None) -> int:
     """Compare finished runs on their shared images: a leaderboard with paired significance tests.
 
@@ -104,7 +101,7 @@ def compare(*runs: Path, out: Path | None = None) -> int:
     return 0
 
 
-@app.command
+@app.command(group=RUNS, usage="Usage: fastcxr verify RUN")
 def verify(run: Path) -> int:
     """Verify a run folder: checksums of all files, and metrics recomputed from predictions.csv.
 
@@ -117,7 +114,6 @@ def verify(run: Path) -> int:
 
     faults, n_files = verify_run(run)
     for fault in faults:
-        line = f"{fault.path}: {fault.problem}"
-        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{n_files:,} files looked at, {len(faults):,} faults", highlight=False)
+        print_line(f"{fault.path}: {fault.problem}", "bold red")
+    print_line(f"{n_files:,} files checked, {len(faults):,} faults")
     return DATA_ERROR_EXIT_CODE if faults else 0

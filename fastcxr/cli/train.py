@@ -9,12 +9,14 @@ from cyclopts import Parameter
 from fastcxr.cli.app import (
     COMMON_PANEL,
     PANELS,
+    TRAINING,
     ScoutOptions,
     TrainOptions,
     app,
     console,
     find_next_run_dir,
     list_numbered_run_dirs,
+    print_line,
     set_default_data,
 )
 from fastcxr.cli.launch import print_run_result, start_training
@@ -25,7 +27,7 @@ from fastcxr.io.formats import reject_other_format
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr train [BACKBONE] [OPTIONS]")
 def train(
     options: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),  # noqa: B008  it is frozen
     *,
@@ -35,14 +37,16 @@ def train(
 ) -> int:
     """Train a classifier and write its report. An interrupted run with the same options is resumed.
 
+    Without --data it uses the class folders in data/, or the bundled synthetic sample.
+
     Parameters
     ----------
     out
         run folder to create; default: runs/DATA-BACKBONE-NUMBER
     resume
-        resumption of an interrupted run with the same options; otherwise a new run
+        resumption of an interrupted run with the same options; --no-resume: always a new run
     checkpoint_mirror
-        folder on another disk, such as Google Drive in Colab, for a copy of each checkpoint
+        folder for a copy of each checkpoint, on another disk, such as Google Drive in Colab
     """
     from fastcxr.workflows.run_state import find_resumable_run, is_unfinished
 
@@ -50,11 +54,11 @@ def train(
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
     resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
     if out and not resume and is_unfinished(out):
-        raise OutputError("an interrupted run is in this folder", "Choose another --out, or remove it", path=out)
+        raise OutputError("the folder holds an interrupted run", "Choose another --out, or remove the folder", path=out)
     return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr resume [FOLDER] [OPTIONS]")
 def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None) -> int:
     """Resume an interrupted run; the result is identical to an uninterrupted one.
 
@@ -63,37 +67,37 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
     folder
         run folder; default: the newest interrupted run in runs/
     checkpoint_mirror
-        folder on another disk with a copy of each checkpoint
+        folder for a copy of each checkpoint, on another disk
     """
     from fastcxr.workflows.run_state import find_resumable_run, is_finished, list_runs, read_run_config
 
     folder = folder or find_resumable_run(list_runs())
     if folder is None:
-        raise InputMissingError("no unfinished run is in runs/", "Name a run folder after resume")
+        raise InputMissingError("runs/ holds no unfinished run", "Pass a run folder after resume")
     reject_other_format(folder)
-    if is_finished(folder):  # its recipe.json names no folder of the data, and none is needed
-        console.print(f"this run is finished: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    if is_finished(folder):  # before its recipe is read, whose paths are redacted
+        print_line(f"this run is finished: {folder / 'report.html'}")
         return print_run_result(folder)
     return start_training(read_run_config(folder), folder, checkpoint_mirror)
 
 
-@app.command
-def run(script: Path, *words: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
-    """Run a variant of a recipe script, as `python SCRIPT VARIANT` does: fastcxr run recipes/rachha2020.py resnet101.
+@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [OPTIONS OF TRAIN]")
+def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Run one variant, or all variants, of a recipe script: fastcxr run recipes/rachha2020.py resnet101.
 
     Parameters
     ----------
     script
-        Python file with a dict RECIPES
-    words
-        name of a variant, or --all; then options of train that change it
+        Python file with a dict RECIPES of the variants
+    variant
+        name of a variant, or --all, and then the options of train to change
     """
     from fastcxr.cli.study import run_script
 
-    return run_script(script, list(words))
+    return run_script(script, list(variant))
 
 
-@app.command
+@app.command(group=TRAINING, usage="Usage: fastcxr scout [BACKBONES...] [OPTIONS]")
 def scout(
     *backbones: str,
     options: Annotated[ScoutOptions, Parameter(name="*")] = ScoutOptions(),  # noqa: B008  it is frozen
@@ -105,9 +109,9 @@ def scout(
     Parameters
     ----------
     backbones
-        names of candidates; default: twelve of different architectures
+        candidates; default: twelve of different architectures
     weights
-        NAME=FILE: weights file of one candidate; the others use pretrained weights
+        NAME=FILE: weights file of a candidate; default: pretrained weights; repeatable
     out
         folder to create; default: runs/scout-DATA-NUMBER
     """

@@ -1,7 +1,6 @@
-"""Fields of a recipe: default, help text, group and valid range; and the checks of a value against them.
+"""Declaration of the fields of a recipe (default, help text, group, valid range) and validation of their values.
 
-Every list of options (the panels of `--help`, the options of data, the options that hold paths) is derived from
-these declarations.
+Every list of options (panels of `--help`, options of datasets, options that hold paths) is derived from these fields.
 """
 
 import types
@@ -12,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import RecipeError
 
-# of a finished model; "trained" is what its model.json says
+# of a finished model; "trained": the precision in its model.json
 InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
 
 GroupName = Literal["Data", "Split", "Model", "Augmentation", "Training", "Evaluation", "Compute"]
@@ -28,18 +27,18 @@ def option(
     is_path: bool = False,
     minimum: float | None = None,
     below: float | None = None,
-    **field_options,
+    **field_options: Any,
 ) -> Any:
-    """Declare a dataclass field with what the command line and the checks need to know of it.
+    """Declare a dataclass field with its properties for the command line and for validation.
 
     Args:
-        default: the default value; leave it out to pass `default_factory`.
-        help: noun phrase in lower case, with the unit in brackets.
+        default: default value; leave it out to pass `default_factory`.
+        help: phrase in lower case without a verb, with the unit in brackets.
         group: panel of `--help` that shows the option.
         common: whether `fastcxr train --help` shows the option in its first panel.
-        is_path: whether the value may be a path, which recipe.json holds without its folders.
+        is_path: whether the value may be a path, whose folders are removed in recipe.json.
         minimum: smallest valid number.
-        below: the number must be smaller than this.
+        below: exclusive upper bound.
         **field_options: further arguments of `dataclasses.field`.
     """
     metadata = {
@@ -48,7 +47,7 @@ def option(
     return field(default=default, metadata=metadata, **field_options)
 
 
-def list_options(options_class: Any, *groups: GroupName, without: Iterable[str] = ()) -> tuple[str, ...]:
+def list_options(options_class: type, *groups: GroupName, without: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the fields that belong to these groups, in the order of their declaration."""
     excluded = set(without)
     return tuple(
@@ -58,13 +57,13 @@ def list_options(options_class: Any, *groups: GroupName, without: Iterable[str] 
     )
 
 
-def list_path_options(options_class: Any) -> tuple[str, ...]:
+def list_path_options(options_class: type) -> tuple[str, ...]:
     """Return the names of the fields that may hold paths."""
     return tuple(item.name for item in fields(options_class) if item.metadata.get("is_path"))
 
 
 def validate_fields(value: Any) -> None:
-    """Check every field of a dataclass against its type, its names and its range. Raises RecipeError."""
+    """Check every field of a dataclass against its type, valid names and range. Raises RecipeError."""
     hints = get_type_hints(type(value))
     for item in fields(value):
         field_value = getattr(value, item.name)
@@ -79,27 +78,26 @@ def validate_fields(value: Any) -> None:
 def _reject_empty(name: str, text: str) -> None:
     # as a path, an empty text would be the current folder
     if not text.strip():
-        fix = "Name a folder, a CSV or a packed cohort" if name == "data" else "Give it a value, or leave it out"
-        flag = f"--{name.replace('_', '-')}"
-        raise RecipeError(f"{flag} is empty, as a shell variable that is not set would make it", fix)
+        fix = "Pass a folder, a CSV or a packed file" if name == "data" else "Pass a value, or leave it out"
+        raise RecipeError(f"--{name.replace('_', '-')} is empty, perhaps because a shell variable is not set", fix)
 
 
 def _validate_range(name: str, number: float, low: float | None, high: float | None) -> None:
-    # NaN fails every comparison, so test for the valid range and not for the invalid one
+    # NaN fails every comparison, therefore test for the valid range
     if not ((low is None or number >= low) and (high is None or number < high)):
         expected_range = f"at least {low:g}" if high is None else f"from {low:g} to below {high:g}"
-        raise RecipeError(f"{name} is {number!r}, it must be {expected_range}", f"Give another {name}")
+        raise RecipeError(f"{name} is {number!r}, it must be {expected_range}", f"Change {name}")
 
 
 def _validate_type(name: str, value: Any, type_hint: Any) -> None:
     alternatives = get_args(type_hint) if get_origin(type_hint) in (Union, types.UnionType) else (type_hint,)
-    literals = [n for kind in alternatives if get_origin(kind) is Literal for n in get_args(kind)]
-    classes = tuple(get_origin(kind) or kind for kind in alternatives if get_origin(kind) is not Literal)
+    literals = [n for hint in alternatives if get_origin(hint) is Literal for n in get_args(hint)]
+    classes = tuple(get_origin(hint) or hint for hint in alternatives if get_origin(hint) is not Literal)
     if value in literals and type(value) is str:
         return
     if isinstance(value, classes) and not (isinstance(value, bool) and bool not in classes):
         if isinstance(value, tuple):
-            element_hint = next(get_args(kind)[0] for kind in alternatives if get_origin(kind) is tuple)
+            element_hint = next(get_args(hint)[0] for hint in alternatives if get_origin(hint) is tuple)
             for element in value:
                 _validate_type(name, element, element_hint)
         return
@@ -107,13 +105,13 @@ def _validate_type(name: str, value: Any, type_hint: Any) -> None:
         return
     if literals and isinstance(value, str):
         raise unknown_name_error(value, literals, f"{name} cannot be")
-    expected = " or ".join([*literals, *(getattr(kind, "__name__", str(kind)) for kind in classes)])
-    raise RecipeError(f"{name} is {value!r}, it must be {expected}", f"Give another {name}")
+    expected = " or ".join([*literals, *(getattr(cls, "__name__", str(cls)) for cls in classes)])
+    raise RecipeError(f"{name} is {value!r}, it must be {expected}", f"Change {name}")
 
 
 def unknown_name_error(name: str, known: Iterable[str], prefix: str) -> RecipeError:
-    """Return the error for an unknown name, with the most similar known name."""
-    known = list(known)
-    close = get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known)}"
-    return RecipeError(f"{prefix} {name!r}", hint[0].upper() + hint[1:])
+    """Return the error for an unknown name, with the most similar known name in the fix."""
+    known_names = {text.lower(): text for text in known}
+    close = get_close_matches(name.lower(), known_names, n=1)
+    fix = f"Did you mean {known_names[close[0]]!r}?" if close else f"Choose from {', '.join(known_names.values())}"
+    return RecipeError(f"{prefix} {name!r}", fix)

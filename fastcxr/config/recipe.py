@@ -1,94 +1,31 @@
-"""Every option of one experiment as one frozen value: the command line, recipe.json and the report read it.
+"""Options of one experiment, as a frozen dataclass that the command line, recipe.json and the report read.
 
-A recipe holds what the user chose and nothing that a run computes. Each field declares its help text, its group and
-its valid range, from which the command line derives its options.
+A recipe holds the options of the user, never results of a run. The command line derives its options from the help text,
+group and valid range of each field.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from fastcxr.config.components import Augmentation, Stage
 from fastcxr.config.fields import list_path_options, option, unknown_name_error, validate_fields
-from fastcxr.config.validation import parse_oversample, parse_rate_slice, validate_combinations
+from fastcxr.config.validation import OPTIMIZERS, parse_oversample, parse_prevalence, parse_rate_slice, paths_to_text
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
 from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format_error
 
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
-# a short name, and the names of the published studies
+# a short name, and the names in the published studies
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Arguments of fastai's aug_transforms, and quarter_turns, which fastai does not offer.
-
-    The defaults suit chest radiographs, which are upright and lateralised.
-    """
-
-    mult: float = option(1.0, help="factor on rotation, lighting and warp together", minimum=0)
-    do_flip: bool = option(False, help="random horizontal flips; they move the heart to the other side")
-    flip_vert: bool = option(False, help="with do_flip: random vertical flips too")
-    quarter_turns: bool = option(
-        True, help="with flip_vert: rotations by 90 degrees too; without them each flip is drawn separately"
-    )
-    max_rotate: float = option(7.0, help="largest rotation [degrees]", minimum=0)
-    min_zoom: float = option(0.95, help="smallest zoom factor", minimum=0.01)
-    max_zoom: float = option(1.1, help="largest zoom factor", minimum=0.01)
-    max_lighting: float = option(0.2, help="largest change of brightness and contrast", minimum=0, below=1)
-    max_warp: float = option(0.1, help="largest perspective warp", minimum=0)
-    p_affine: float = option(0.75, help="probability of each rotation, zoom and warp", minimum=0, below=1.0001)
-    p_lighting: float = option(0.75, help="probability of each lighting change", minimum=0, below=1.0001)
-    min_scale: float = option(
-        1.0, help="smallest fraction of the image area kept by a random crop", minimum=0.01, below=1.0001
-    )
-    mode: Literal["bilinear", "nearest", "bicubic"] = option("bilinear", help="interpolation")
-    pad_mode: Literal["zeros", "border", "reflection"] = option("zeros", help="padding at the edges")
-    align_corners: bool = option(True, help="grid corners at pixel centres")
-    batch: bool = option(False, help="one transformation for the whole batch")
-
-    def __post_init__(self):
-        validate_fields(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of training: which layer groups are trained, at which rate, for how many epochs."""
-
-    name: str = option("all", help="name in history.csv and in the report")
-    groups: int | Literal["all"] = option(
-        "all", help="number of the last layer groups that are trained; 1 is the head", minimum=1
-    )
-    epochs: int | None = option(None, help="number of epochs; default: the recipe's", minimum=0)
-    scale: float = option(1.0, help="factor on the recipe's learning rate", minimum=0)
-    layer_lr_ratio: float | None = option(
-        None,
-        help="head rate over first-group rate, with geometric interpolation between them; default: the recipe's",
-        minimum=1,
-    )
-    multiples: tuple[float, ...] | None = option(
-        None,
-        help="factor for each of the last groups, head last, instead of layer_lr_ratio; earlier groups use the first",
-        minimum=0,
-    )
-    batch_norm: Literal["learn", "frozen"] = option(
-        "learn", help="frozen keeps the batch-norm statistics of the weights, as frozen layers always do"
-    )
-    patience: int | None = option(
-        None, help="epochs without improvement before the stage stops; default: the recipe's", minimum=0
-    )
-
-    def __post_init__(self):
-        validate_fields(self)
-        if self.multiples == ():
-            raise RecipeError("multiples is empty", "Give a factor for each of the last groups, or leave it out")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Every option of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
+    """Options of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
 
     backbone: str = option(
         "mobilenetv2_100", help="timm or torchvision name; torchvision:NAME selects torchvision",
@@ -96,52 +33,56 @@ class Recipe:
     )  # fmt: skip
 
     data: str | tuple[str, ...] | None = option(
-        None, help="class folders, CSV with path and label, public dataset or packed file; several are merged",
+        None, help="class folders, CSV with path and label, public dataset or packed file; repeatable, all are merged",
         group="Data", common=True, is_path=True,
     )  # fmt: skip
     data_format: Literal["auto", "folders", "split_folders", "csv", "coronahack", "cohen", "covidx", "hdf5"] = option(
         "auto", help="format of the dataset", group="Data"
     )
-    relabel: tuple[str, ...] = option((), help="theirs=ours: new name of a label, applied before filters", group="Data")
-    classes: tuple[str, ...] = option((), help="labels to keep", group="Data")
+    relabel: tuple[str, ...] = option(
+        (), help="OLD=NEW: new name of a label, applied before filters; repeatable", group="Data"
+    )
+    classes: tuple[str, ...] = option((), help="label to keep; repeatable; default: all", group="Data")
     filter: tuple[str, ...] = option(
-        (), help="column=value,value: rows to keep, by the value of a column", group="Data"
+        (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column; repeatable", group="Data"
     )
     keep_columns: tuple[str, ...] = option(
-        (), help="further columns to keep in manifest.csv and predictions.csv; no free text", group="Data"
+        (), help="further column to copy to manifest.csv and predictions.csv, no free text; repeatable", group="Data"
     )
     deduplicate: bool = option(
-        False, help="exact duplicates within one source removed; duplicates across merged sources always are",
+        False, help="removal of exact duplicates within a source; those across merged sources are always removed",
         group="Data",
     )  # fmt: skip
     patient_table: str | None = option(
         None, help="CSV that maps image files to patients (columns filename, patient)", group="Data", is_path=True
     )
     patient_regex: str | None = option(
-        None, help="regular expression on the path; its first group is the patient", group="Data"
+        None, help="regular expression for the path; its first group is the patient", group="Data"
     )
     patient_tag: str | None = option(
         None, help="DICOM tag with the patient identifier; stored as a salted hash only", group="Data"
     )
-    skip_bad: bool = option(False, help="unreadable images skipped, and counted in the report", group="Data")
+    skip_bad: bool = option(False, help="exclusion of unreadable images, counted in the report", group="Data")
 
     split: Literal["patient", "image"] = option(
         "patient", help="unit kept within one split; image ignores patients and overestimates performance",
         group="Split",
     )  # fmt: skip
-    ignore_given_splits: bool = option(False, help="new splits instead of those given by the data", group="Split")
+    ignore_given_splits: bool = option(False, help="new splits instead of those in the dataset", group="Split")
     reuse_split: str | None = option(
         None, help="run folder whose patients keep their splits", group="Split", is_path=True
     )
     folds: int = option(
         0, help="number of patient-grouped cross-validation folds; 0: one split", group="Split", common=True, minimum=0
     )
-    fold: int | None = option(None, help="number of the only fold to run", group="Split", minimum=1)
+    fold: int | None = option(None, help="number of the single fold to run, from 1", group="Split", minimum=1)
     leave_one_source_out: bool = option(
-        False, help="one run for each source that has every class: trained on the others, tested on it", group="Split"
+        False,
+        help="one run per source that has all classes: training on the others, test on this source",
+        group="Split",
     )
     test_source: str | None = option(
-        None, help="source used as the test set; the others are used for training", group="Split"
+        None, help="source used as the test set; all other sources are used for training", group="Split"
     )
 
     weights: str = option(
@@ -152,7 +93,10 @@ class Recipe:
         224, help="side of the square input image [pixels]", group="Model", common=True, minimum=16
     )
     head_hidden: tuple[int, ...] = option(
-        (), help="sizes of hidden layers with ReLU between the features and the classes", group="Model", minimum=1
+        (),
+        help="size of a hidden layer with ReLU between the features and the classes; repeatable",
+        group="Model",
+        minimum=1,
     )
     dropout: float = option(
         0.0, help="dropout probability after each hidden layer, or before the classes without hidden layers",
@@ -168,27 +112,35 @@ class Recipe:
         "gradual (unfreezing)", group="Training", common=True,
     )  # fmt: skip
     hflip_tta: bool = option(
-        True, help="strategies lp_ft and linear_probe: head fitted on flipped images too, prediction averaged over "
-        "image and flipped image", group="Training",
+        True, help="test-time augmentation of strategies lp_ft and linear_probe: head also fitted on flipped images, "
+        "predictions averaged over image and flipped image", group="Training",
     )  # fmt: skip
     epochs: int = option(
-        5, help="epochs with all layers trained (strategy head: the head)", group="Training", common=True, minimum=1
+        5,
+        help="number of epochs with all layers trained (strategy head: the head only)",
+        group="Training",
+        common=True,
+        minimum=1,
     )
     batch_size: int = option(32, help="images per step", group="Training", common=True, minimum=1)
     optimizer: str = option(
         "radam", help="radam, adam, adamw, sgd, or timm:NAME for an optimizer of timm", group="Training"
     )
     learning_rate: float | Literal["find"] = option(
-        2e-3, help="learning rate of the last layers, scaled by each stage; find: lr_find before each stage",
+        2e-3, help="learning rate of the head, scaled by each stage; find: learning rate finder before each stage",
         group="Training", common=True, minimum=1e-12,
     )  # fmt: skip
     layer_lr_ratio: float = option(
-        1.0, help="strategy full and stages without a ratio: head rate over first-group rate, with geometric "
-        "interpolation between them; in Python learning_rate=slice(1e-5, 1e-3) sets both",
+        1.0, help="head rate over first-group rate, with geometric interpolation between them, for strategy full and "
+        "stages without a ratio; in Python, learning_rate=slice(1e-5, 1e-3) sets both",
         group="Training", minimum=1,
     )  # fmt: skip
-    lr_find_min: float = option(1e-7, help="lowest learning rate of lr_find", group="Training", minimum=1e-12)
-    lr_find_max: float = option(10.0, help="highest learning rate of lr_find", group="Training", minimum=1e-12)
+    lr_find_min: float = option(
+        1e-7, help="lowest learning rate tried by the learning rate finder", group="Training", minimum=1e-12
+    )
+    lr_find_max: float = option(
+        10.0, help="highest learning rate tried by the learning rate finder", group="Training", minimum=1e-12
+    )
     schedule: Literal["one_cycle", "flat_cosine", "step", "constant"] = option(
         "one_cycle", help="learning rate schedule of each stage", group="Training"
     )
@@ -214,21 +166,23 @@ class Recipe:
         "none", help="class weights in the loss; balanced: inverse class frequency", group="Training"
     )
     sampler: Literal["shuffle", "weighted"] = option(
-        "shuffle", help="order of training images; weighted: drawn with replacement, all classes equally often",
+        "shuffle", help="sampling of training images; weighted: with replacement, all classes equally often",
         group="Training",
     )  # fmt: skip
     oversample: tuple[str, ...] = option(
-        (), help="LABEL=N: each training image of a class N times an epoch, augmented each time", group="Training"
+        (),
+        help="LABEL=N: images of a class used N times per epoch, each time with new augmentation; repeatable",
+        group="Training",
     )
     monitor: Literal["auroc", "accuracy", "valid_loss"] = option(
         "valid_loss", help="validation metric that selects the best epoch", group="Training"
     )
     patience: int | None = option(
-        None, help="epochs without improvement before a stage stops; 0: never; default: 3 for lp_ft, else 0",
+        None, help="early stopping: epochs without improvement before a stage ends; 0: none; default: lp_ft 3, else 0",
         group="Training", minimum=0,
     )  # fmt: skip
     time_limit: str | None = option(
-        None, help="time budget of the whole run, all folds together, as 90s, 10m or 1.5h; sets the number of epochs",
+        None, help="time budget of the whole run with all folds, as 90s, 10m or 1.5h; sets the number of epochs",
         group="Training",
     )  # fmt: skip
     seed: int = option(
@@ -236,15 +190,15 @@ class Recipe:
     )
 
     sensitivity: float = option(
-        0.95, help="target sensitivity of each class's threshold on validation images",
+        0.95, help="target sensitivity for the threshold of each class, on validation images",
         group="Evaluation", minimum=0.01, below=1.0001,
     )  # fmt: skip
     specificity: float | None = option(
-        None, help="target specificity of each class's threshold, instead of a sensitivity",
+        None, help="target specificity for the threshold of each class, instead of a sensitivity",
         group="Evaluation", minimum=0.01, below=1.0001,
     )  # fmt: skip
     prevalence: tuple[str, ...] = option(
-        (), help="LABEL=0.05: PPV and NPV at this disease prevalence", group="Evaluation"
+        (), help="LABEL=0.05: PPV and NPV at this disease prevalence; repeatable", group="Evaluation"
     )
     abstain_rate: float = option(
         0.0, help="fraction of least confident validation images used to set the abstention threshold",
@@ -253,9 +207,9 @@ class Recipe:
     waive_audit: str | None = option(
         None, help="reason for overriding a failed data audit; printed in the report", group="Evaluation"
     )
-    predict_train: bool = option(False, help="predictions of the training images too", group="Evaluation")
+    predict_train: bool = option(False, help="predictions also of the training images", group="Evaluation")
 
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps", group="Compute")
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one", group="Compute")
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", help="floating point format; auto: bf16 if the hardware supports it natively", group="Compute"
     )
@@ -275,18 +229,16 @@ class Recipe:
             object.__setattr__(self, "learning_rate", head_rate)
             object.__setattr__(self, "layer_lr_ratio", layer_lr_ratio)
         for name in list_path_options(Recipe):
-            object.__setattr__(self, name, _paths_to_text(getattr(self, name)))
+            object.__setattr__(self, name, paths_to_text(getattr(self, name)))
         for item in fields(self):
             if isinstance(getattr(self, item.name), list):
                 object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
         if self.strategy == ():
-            raise RecipeError(
-                "strategy is an empty list of stages", "Give at least one Stage, or a name such as 'gradual'"
-            )
+            raise RecipeError("strategy is an empty list of stages", "Pass a Stage, or a name such as 'gradual'")
         validate_fields(self)
         columns = (part.strip() for entry in self.keep_columns for part in entry.split(","))
         object.__setattr__(self, "keep_columns", tuple(part for part in columns if part))
-        validate_combinations(self)
+        _validate_combinations(self)
 
     def replace(self, **changes) -> "Recipe":
         """Return the recipe with these options changed."""
@@ -296,32 +248,63 @@ class Recipe:
         return replace(self, **changes)
 
     def to_json(self) -> str:
-        """The recipe as the text of recipe.json."""
+        """Return the recipe as the text of recipe.json."""
         return json.dumps({FORMAT_KEY: RECIPE_FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @property
     def is_multi_run(self) -> bool:
-        """Whether several runs make up the experiment: all folds, or every source held out once."""
+        """Whether the experiment has several runs: all folds, or each source held out once."""
         return self.leave_one_source_out or bool(self.folds and not self.fold)
 
     @property
     def oversample_factors(self) -> dict[str, int]:
-        """How often an epoch shows each training image of the oversampled classes."""
+        """How often each training image of the oversampled classes is used per epoch."""
         return dict(parse_oversample(entry) for entry in self.oversample)
 
 
-def _paths_to_text(paths: Any) -> Any:
-    """Paths as text; of several sources a tuple, and one alone is no several."""
-    if isinstance(paths, list | tuple):
-        paths = tuple(map(_paths_to_text, paths))
-        return paths[0] if len(paths) == 1 else paths or None
-    return str(paths) if isinstance(paths, Path) else paths
+def _validate_combinations(recipe: Recipe) -> None:
+    """Check names with a prefix, and combinations of options. Raises RecipeError."""
+    if recipe.folds == 1:
+        raise RecipeError("folds is 1, it must be 0 or at least 2", "Pass --folds 2 or more, or leave it out")
+    if recipe.fold is not None and recipe.fold > recipe.folds:
+        problem = f"fold is {recipe.fold}, it must be at most the number of folds, {recipe.folds}"
+        raise RecipeError(problem, "Pass --folds 2 or more, and --fold up to that number")
+    if recipe.folds and recipe.reuse_split:
+        raise RecipeError("--folds and --reuse-split cannot be combined", "Leave out --folds or --reuse-split")
+    if recipe.leave_one_source_out or recipe.test_source:
+        _validate_source_options(recipe)
+    if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
+        raise unknown_name_error(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
+    if recipe.layer_lr_ratio != 1 and isinstance(recipe.strategy, str) and recipe.strategy != "full":
+        problem = f"layer_lr_ratio is {recipe.layer_lr_ratio:g}, but strategy {recipe.strategy} does not use it"
+        raise RecipeError(problem, "Choose --strategy full, or leave --layer-lr-ratio out")
+    if recipe.lr_find_min >= recipe.lr_find_max:
+        problem = f"lr_find_min is {recipe.lr_find_min:g}, it must be below lr_find_max, {recipe.lr_find_max:g}"
+        raise RecipeError(problem, "Change one of them")
+    if recipe.time_limit is not None and not re.fullmatch(r"\d+(\.\d+)?[smh]", recipe.time_limit):
+        raise RecipeError(f"time_limit is {recipe.time_limit!r}", "Write a number and s, m or h, as 90s, 10m or 1.5h")
+    for entry in recipe.prevalence:
+        parse_prevalence(entry)
+    if len(recipe.oversample_factors) < len(recipe.oversample):
+        raise RecipeError("oversample names a class twice", "Pass one LABEL=N per class")
+    if recipe.oversample and recipe.sampler == "weighted":
+        raise RecipeError("--sampler weighted and --oversample cannot be combined", "Leave one of them out")
+
+
+def _validate_source_options(recipe: Recipe) -> None:
+    """Check that a held-out source is the only source of test images, with patients kept within one split."""
+    if recipe.leave_one_source_out and recipe.test_source:
+        raise RecipeError("--leave-one-source-out and --test-source cannot be combined", "Leave out --test-source")
+    if recipe.folds or recipe.reuse_split:
+        raise RecipeError("a held-out source is the test set", "Leave out --folds and --reuse-split")
+    if recipe.split == "image":
+        raise RecipeError("a held-out source needs --split patient", "Leave out --split image")
 
 
 def make_data_name(data: str | tuple[str, ...] | None) -> str:
-    """The data of a recipe in a word: the name of its folder or file, several joined by a plus."""
+    """Return the name of the folder or file of a dataset; several are joined by a plus."""
     paths = (data,) if isinstance(data, str) else data or ()
-    return "+".join(_make_path_name(PurePath(place)) for place in paths)
+    return "+".join(_make_path_name(PurePath(path)) for path in paths)
 
 
 def _make_path_name(path: PurePath) -> str:
@@ -329,7 +312,7 @@ def _make_path_name(path: PurePath) -> str:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """The recipe that a run folder's recipe.json holds. Raises ModelError for one of another format."""
+    """Read recipe.json of a run folder. Raises ModelError if it is invalid or has another format."""
     try:
         values = dict(read_json(path))
         if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
@@ -339,29 +322,29 @@ def read_recipe(path: str | Path) -> Recipe:
     except (RecipeError, ModelError):
         raise
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"no recipe can be read here ({type(error).__name__})", "Name a run folder that fastcxr made", path=path
-        ) from error
+        problem = f"the recipe cannot be read ({type(error).__name__})"
+        raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
 
 
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
-        raise TypeError(f"a {dataclass_type.__name__} is a mapping of names to values")
+        raise TypeError(f"a {dataclass_type.__name__} must be a mapping of names to values")
     field_names = [f.name for f in fields(dataclass_type)]
     for name in values:
         if name not in field_names:
             raise unknown_name_error(name, field_names, f"{dataclass_type.__name__} has no option called")
-    return dataclass_type(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    return dataclass_type(**{name: tuple(item) if isinstance(item, list) else item for name, item in values.items()})
 
 
 def redact_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe for recipe.json: absolute paths lose their folders, relative paths are kept."""
-    return recipe.replace(**{name: _redact_value(getattr(recipe, name)) for name in list_path_options(Recipe)})
+    """Return the recipe for recipe.json: the folders of absolute paths are removed, relative paths are kept."""
+    values = {name: getattr(recipe, name) for name in list_path_options(Recipe)}
+    redacted = {
+        name: tuple(map(_redact_path, value)) if isinstance(value, tuple) else _redact_path(value)
+        for name, value in values.items()
+    }
+    return recipe.replace(**redacted)
 
 
-def _redact_value(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    if isinstance(value, tuple):
-        return tuple(map(_redact_value, value))
-    return PurePath(value).name if value and PurePath(value).is_absolute() else value
+def _redact_path(path: str | None) -> str | None:
+    return PurePath(path).name if path and PurePath(path).is_absolute() else path

@@ -1,4 +1,4 @@
-"""Number of CPUs that this process may use: its affinity and the quota of its control groups."""
+"""Number of CPUs available to this process: its affinity and the quotas of its control groups."""
 
 import math
 import os
@@ -9,13 +9,13 @@ GROUPS, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def count_cpus() -> int:
-    """Return how many CPUs this process may use, at least 1; a machine can have more."""
+    """Return the number of CPUs available to this process, at least 1; the machine can have more."""
     return max(1, min([_count_assigned(), *_read_quotas()]))
 
 
 def _count_assigned() -> int:
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        return os.process_cpu_count() or 1
+    if process_cpu_count := getattr(os, "process_cpu_count", None):  # Python 3.13
+        return process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -27,7 +27,7 @@ def _read_quotas() -> Iterator[int]:
     for controllers, path in _read_groups():
         mount = MOUNT / controllers
         group = mount / path.lstrip("/")
-        # a container may show the path of its host, which is not mounted in it
+        # a container may list the path on its host, which is not mounted in it
         for folder in (group, *group.parents) if group.is_dir() else (mount,):
             quota, period = _read_numbers(folder, is_v1=bool(controllers))
             if quota > 0 and period > 0:

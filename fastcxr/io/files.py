@@ -1,4 +1,4 @@
-"""Bytes go into a file whole or not at all: a crash leaves the old file or the new one, never half of either."""
+"""Atomic file writes (after a crash a file has its old or its new content), strict JSON, and checksums."""
 
 import errno
 import hashlib
@@ -7,56 +7,56 @@ import os
 import re
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fastcxr.errors import FastcxrError, OutputError, StorageError
 
 CHECKSUMS_FILE = "SHA256SUMS"
-STATE_DIR = "state"  # folder of an unfinished run, which no checksum covers
+STATE_DIR = "state"  # folder of an unfinished run, without checksums
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems that cannot sync a folder
-MAX_JSON_BYTES = 64_000_000  # bytes; the metrics of a thousand classes take a tenth of it
+NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of file systems without folder sync
+MAX_JSON_BYTES = 64_000_000  # bytes; ten times the metrics of a thousand classes
 
 
-def atomic_write(path: str | Path, content: bytes | str) -> None:
-    """Write a file beside its place and move it there in one step. Raises OutputError where that is impossible."""
+@contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield the path of an empty temporary file, which is renamed to `path` if the block succeeds, else removed.
+
+    Raises OutputError if `path` exists (without `overwrite`) or cannot be written.
+    """
     path = Path(path)
-    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    temporary_path = None
+    if not overwrite and path.exists():
+        raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
+    temporary_path = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
     try:
-        descriptor, temporary_path = _open_draft(path)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
+        yield temporary_path
+        with temporary_path.open("rb+") as file:
             os.fsync(file.fileno())
         temporary_path.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if temporary_path:
-            temporary_path.unlink(missing_ok=True)
-        raise _make_write_error(error, path) from error
+        if isinstance(error, FastcxrError):
+            raise
+        error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
+        problem = f"cannot be written ({error.strerror or error})"
+        raise error_class(problem, "Free disk space, or choose another folder", path=path) from error
+    finally:
+        with suppress(OSError):
+            temporary_path.unlink()
 
 
-def _make_write_error(error: OSError, path: Path) -> OutputError:
-    error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
-    return error_class(
-        f"cannot be written ({error.strerror or error})", "Free some room or choose another --out", path=path
-    )
-
-
-def _open_draft(path: Path) -> tuple[int, Path]:
-    """Create an empty hidden file beside `path`; return its handle and name.
-
-    The system applies the umask: Python can read it only by changing it, for all threads of the process.
-    """
-    draft = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
-    return os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), draft
+def atomic_write(path: str | Path, content: bytes | str) -> None:
+    """Write a file through a temporary file in the same folder. Raises OutputError if that fails."""
+    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    with atomic_file(path, overwrite=True) as temporary_path:
+        temporary_path.write_bytes(content)
 
 
 def sync_folder(folder: Path) -> None:
-    """Write the names in a folder to disk, so that a rename survives a power failure; Windows has no such call."""
+    """Flush the entries of a folder to disk: then a rename survives a power failure. Windows has no such call."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     try:
@@ -72,68 +72,43 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """For what is too large to hold at once: an empty file to fill, which takes its place when the block ends well.
-
-    Raises OutputError for a place that is taken, or cannot be written to; then and after an error no draft is left.
-    """
-    path = Path(path)
-    if path.exists():
-        raise OutputError("this file is there already", "Choose another name, or remove it", path=path)
-    try:
-        descriptor, temporary_path = _open_draft(path)
-        os.close(descriptor)
-    except OSError as error:
-        fix = "Choose a folder that is there and may be written to"
-        raise OutputError(f"cannot be written ({error.strerror or error})", fix, path=path) from error
-    try:
-        yield temporary_path
-        with temporary_path.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary_path.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, FastcxrError):
-            raise
-        raise _make_write_error(error, path) from error
-    finally:
-        temporary_path.unlink(missing_ok=True)
-
-
 def write_json(path: str | Path, value: Any) -> None:
-    """Strict JSON, indented for people."""
+    """Write a value as indented JSON without NaN or infinity."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file that anyone may have written. Raises OSError where there is no file,
-    ValueError for anything else than JSON: NaN, a number without end, brackets too deep.
+    """Read a JSON file from an untrusted source.
+
+    Raises OSError if there is no such file, ValueError for invalid JSON, NaN, infinity, too many bytes or brackets.
     """
     path = Path(path)
-    if not path.is_file():  # opening a FIFO would wait for ever
+    if not path.is_file():  # opening a FIFO would block
         raise FileNotFoundError(f"no such file: {path.name}")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{path.stat().st_size:,} bytes, over the limit of {MAX_JSON_BYTES:,}")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except RecursionError as error:
-        raise ValueError("brackets too deep") from error
+        raise ValueError("brackets nested too deeply") from error
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def compute_sha256(path: str | Path) -> str:
-    """The checksum of a file's bytes."""
+    """Return the SHA-256 checksum of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_checksums(folder: Path, changed_files: Collection[str] | None = None) -> None:
-    """SHA256SUMS of a folder, as `sha256sum --check` reads it: of all its files, or where it is there already only of
-    those in `anew`. A folder inside that has one of its own answers for itself.
+    """Write SHA256SUMS of a folder, in the format of `sha256sum --check`.
+
+    Args:
+        folder: its subfolders with their own SHA256SUMS are skipped.
+        changed_files: names of files to update in an existing SHA256SUMS; by default all files are listed.
     """
     checksums = read_checksums(folder) if changed_files is not None else {}
     for name in list_files(folder) if changed_files is None or not checksums else changed_files:
@@ -144,20 +119,22 @@ def write_checksums(folder: Path, changed_files: Collection[str] | None = None) 
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """File -> checksum, as SHA256SUMS has them; nothing where there is none. Raises OutputError for a damaged one."""
+    """Return the checksum of each file in SHA256SUMS; empty if there is none. Raises OutputError if it is damaged."""
     path = folder / CHECKSUMS_FILE
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    matches = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
-    if None in matches:
-        fix = "Restore the folder from a copy"
-        raise OutputError(f"line {matches.index(None) + 1} is no checksum and name", fix, path=path)
-    return {match[2]: match[1] for match in matches}
+    checksums = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        if match is None:
+            problem = f"line {number} is not a checksum and a name"
+            raise OutputError(problem, "Restore the folder from a copy", path=path)
+        checksums[match[2]] = match[1]
+    return checksums
 
 
 def list_files(folder: Path) -> list[str]:
-    """Every file below, by its path with slashes, without hidden ones and folders that have checksums of their own."""
+    """Return the relative paths of all files, except hidden files and subfolders with their own checksums."""
     names = []
     for directory, subdirectories, files in os.walk(folder):
         parent = Path(directory)

@@ -1,6 +1,6 @@
-"""Format numbers of the files that fastcxr writes, and the refusal of run folders that have another one.
+"""Format numbers of the files that fastcxr writes, and rejection of run folders with another format.
 
-Raise a number when the files change so that earlier versions could not read them, or this one not theirs.
+Increase a number if earlier versions cannot read the new files, or this version cannot read theirs.
 """
 
 import re
@@ -14,15 +14,15 @@ FORMAT_KEY = "format"  # key of the number in recipe.json, model.json and checkp
 RECIPE_FORMAT = 2  # recipe.json
 MODEL_FORMAT = 2  # model.json
 CHECKPOINT_FORMAT = 2  # checkpoints of an unfinished run
-IMAGE_CACHE_FORMAT = 3  # decoded images: the number is part of the name of a folder
-FEATURE_CACHE_FORMAT = 2  # features of a frozen network: the number is part of a file's name
+IMAGE_CACHE_FORMAT = 3  # decoded images: part of the name of a folder
+FEATURE_CACHE_FORMAT = 2  # features of a frozen network: part of the name of a file
 FORMAT_BY_FILE = {"recipe.json": RECIPE_FORMAT, "model.json": MODEL_FORMAT}
 
 
 def reject_other_format(folder: str | Path) -> None:
     """Raise ModelError for a run folder whose recipe.json or model.json has another format number, or none.
 
-    A file that is missing or damaged passes: what reads it has more to say.
+    A missing or damaged file passes: the function that reads it raises a more specific error.
     """
     for name, number in FORMAT_BY_FILE.items():
         content = _read_json_inside(Path(folder), name)
@@ -31,16 +31,16 @@ def reject_other_format(folder: str | Path) -> None:
 
 
 def is_format(value: Any, number: int) -> bool:
-    """Whether a value that anyone may have written is this format number."""
+    """Return whether a value from an untrusted file is this format number; True is no number."""
     return type(value) is int and value == number
 
 
 def make_format_error(folder: str | Path) -> ModelError:
-    """The error for a run folder of another format; it names the version that run.json says made the run."""
+    """Return the error for a run folder of another format, with the version of fastcxr from its run.json."""
     version = _find_version(Path(folder))
-    maker, remedy = (f"fastcxr {version}",) * 2 if version else ("another version of fastcxr", "that version")
-    problem = f"made by {maker}, whose format this version cannot read"
-    return ModelError(problem, f"Use {remedy}, or train again", path=folder, code="E306")
+    writer, reader = (f"fastcxr {version}",) * 2 if version else ("another version of fastcxr", "that version")
+    problem = f"made by {writer}, whose format this version cannot read"
+    return ModelError(problem, f"Use {reader}, or train again", path=folder, code="E306")
 
 
 def _find_version(folder: Path) -> str | None:
@@ -52,7 +52,7 @@ def _find_version(folder: Path) -> str | None:
 
 
 def _read_json_inside(folder: Path, name: str) -> Any:
-    """The value in a JSON file of this folder; None where it is missing or damaged, or a link leads elsewhere."""
+    """Read a JSON file of this folder; None if it is missing, damaged or a link to another folder."""
     path = folder / name
     try:
         return read_json(path) if path.resolve().is_relative_to(folder.resolve()) else None

@@ -8,40 +8,36 @@ MISSING = "–"
 
 
 def format_percent(value: float | None) -> str:
-    """0.8934 as "89.3 %"; what is not perfect never reads as perfect."""
+    """Return 0.8934 as "89.3 %"; a value below 1 is never shown as 100 %."""
     if value is None or not math.isfinite(value):
         return MISSING
-    if 0.9995 <= value < 1:
-        return "> 99.9 %"
-    return f"{100 * value:.1f} %"
+    return "> 99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.1f} %"
 
 
 def format_score(value: float | None) -> str:
-    """0.95431 as "0.954"; what is not perfect never reads as perfect."""
+    """Return 0.95431 as "0.954"; a value below 1 is never shown as 1."""
     if value is None or not math.isfinite(value):
         return MISSING
-    if 0.9995 <= value < 1:
-        return "> 0.999"
-    return f"{value:.3f}"
+    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def format_number(value: float | None) -> str:
-    """A figure that has no upper end, such as a loss or a slope: 0.4321 as "0.432"."""
+    """Return an unbounded value, such as a loss or a slope: 0.4321 as "0.432"."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def pluralize(n: int, singular: str, plural: str | None = None) -> str:
-    """1234 images, 1 image, 0 images."""
+    """Return a count with its unit: 1,234 images, 1 image, 0 images."""
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
 def format_learning_rate(value: float) -> str:
-    """A learning rate: 0.0021 as "0.0021", 0.0000031 as "3.1e-06"."""
+    """Return 0.0021 as "0.0021", 0.0000031 as "3.1e-06"."""
     return f"{value:.2g}"
 
 
 def format_duration(seconds: float) -> str:
-    """3725 as "1 h 2 min", 95 as "1 min 35 s", 4.2 as "4.2 s"."""
+    """Return 3725 as "1 h 2 min", 95 as "1 min 35 s", 4.2 as "4.2 s"."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -50,12 +46,12 @@ def format_duration(seconds: float) -> str:
 
 
 def join_names(names: list[str], conjunction: str = "and") -> str:
-    """a, b and c."""
+    """Return the names as "a, b and c"."""
     return f" {conjunction} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
 def format_interval(split_metrics: dict[str, Any] | None, name: str, formatter: Callable) -> str:
-    """The interval of a figure by its dotted name: 79.1–88.6 %, or 0.931–0.969; nothing where there is none."""
+    """Return the interval of a metric by its dotted name, as 79.1–88.6 % or 0.931–0.969; empty if there is none."""
     bounds = ((split_metrics or {}).get("intervals") or {}).get("of", {}).get(name)
     if bounds is None:
         return ""
@@ -67,6 +63,5 @@ def format_interval(split_metrics: dict[str, Any] | None, name: str, formatter: 
 
 
 def _format_bound(value: float, is_percent: bool) -> str:
-    """One end of an interval; what is not perfect never reads as perfect."""
     value = min(value, 0.999) if value < 1 else value
     return f"{100 * value:.1f}" if is_percent else f"{value:.3f}"

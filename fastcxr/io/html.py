@@ -1,4 +1,4 @@
-"""Plain values become small HTML tables for a notebook; whatever a file name or a label holds stays text."""
+"""HTML tables for a notebook, and escaping of text that comes from file names and labels."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -6,36 +6,27 @@ from typing import Any
 
 
 def replace_unprintable(text: Any) -> str:
-    """Text without what disorders a page: control characters, lone surrogates, bidi overrides."""
-    # zero-width joiners shape Persian and Indic words, tabs and line ends shape a message
+    """Replace characters that can disorder a page: control characters, lone surrogates, bidi overrides."""
+    # Persian and Indic words need zero-width joiners, and messages need tabs and line ends
     return "".join(c if c.isprintable() or c in "\u200c\u200d\t\n" else "\ufffd" for c in str(text))
 
 
 def escape_html(text: Any) -> str:
-    """Text that a browser shows as it is."""
+    """Escape text for HTML."""
     return html.escape(replace_unprintable(text))
 
 
 def make_html_table(headings: Sequence[str], rows: Iterable[Sequence[Any]], n_text_columns: int = 1) -> str:
-    """A table without colours, for light pages and dark ones. `n_text_columns`: columns of text; numbers follow."""
-    head = "".join(
-        f"<th {_make_alignment_style(k, n_text_columns)}>{escape_html(heading)}</th>"
-        for k, heading in enumerate(headings)
-    )
+    """Return a table without colours, for light and dark pages. `n_text_columns`: left-aligned columns of text."""
+    head = "".join(_make_cell("th", k, heading, n_text_columns) for k, heading in enumerate(headings))
     body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td {_make_alignment_style(k, n_text_columns)}>{_format_cell(value)}</td>" for k, value in enumerate(row)
-        )
-        + "</tr>"
+        "<tr>" + "".join(_make_cell("td", k, value, n_text_columns) for k, value in enumerate(row)) + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _make_alignment_style(column: int, n_text_columns: int) -> str:
-    return f'style="text-align:{"left" if column < n_text_columns else "right"}"'
-
-
-def _format_cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else escape_html(value)
+def _make_cell(tag: str, column: int, value: Any, n_text_columns: int) -> str:
+    text = f"{value:,}" if isinstance(value, int) else escape_html(value)
+    alignment = "left" if column < n_text_columns else "right"
+    return f'<{tag} style="text-align:{alignment}">{text}</{tag}>'

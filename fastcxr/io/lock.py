@@ -1,8 +1,8 @@
-"""Exclusive ownership of an output folder: one process writes into it, the others get a BusyError.
+"""Exclusive lock of an output folder: one process writes into it, other processes get a BusyError.
 
 The owner holds a lock of the operating system on the file `.lock` of the folder (flock, on Windows LockFileEx), which
-ends with its process, however that ends. The file is removed on release, so no finished folder contains one.
-POSIX: the file is removed while it is locked. A process that locks a file which is no longer in the folder tries again.
+ends with its process, even if the process is killed. The file is removed on release.
+POSIX: the file is removed while it is locked. A process that has locked a removed file tries again.
 Windows: an open file cannot be removed, so it is closed first. The removal fails if another process has opened the file
 since; that one then owns the folder and removes the file.
 """
@@ -24,7 +24,7 @@ _open_lock_files: set[int] = set()  # descriptors of the locks that this process
 
 
 def _close_in_child() -> None:
-    """Close the locks in a forked data loader worker: it may outlive the training process by seconds."""
+    """Close the locks in a forked data loader worker, which may end seconds after the training process."""
     for descriptor in _open_lock_files:
         os.close(descriptor)
     _open_lock_files.clear()
@@ -36,7 +36,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def directory_lock(folder: Path) -> Iterator[None]:
-    """Own the folder for the length of the block.
+    """Lock the folder for the length of the block.
 
     Raises BusyError, with the process id of the owner, if another process owns it, OutputError if it cannot be written.
     """
@@ -56,18 +56,18 @@ def is_locked(folder: Path) -> bool:
         descriptor = os.open(folder / LOCK_FILE_NAME, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except PermissionError:  # of another user, or being removed: not free for this process
+    except PermissionError:  # the file of another user, or one being removed
         return True
     try:
         return not _lock(descriptor)
-    except OSError:  # a disk without locks
+    except OSError:  # a file system without locks
         return False
     finally:
         os.close(descriptor)
 
 
 def _acquire_lock(folder: Path) -> int:
-    """Return the descriptor of the lock file, locked, with the process id of this process in it."""
+    """Lock the lock file, write the id of this process into it and return its descriptor."""
     while True:
         descriptor = _open_file(folder)
         try:
@@ -77,26 +77,26 @@ def _acquire_lock(folder: Path) -> int:
         except BusyError:
             os.close(descriptor)
             raise
-        except OSError as error:  # some network disks have no locks
-            text = "%s has no locks (%s): see that no other process writes into it"
+        except OSError as error:  # some network file systems have no locks
+            text = "%s has no locks (%s): make sure that no other process writes into it"
             log.warning(text, folder.name, error.strerror)
-        if _is_still(descriptor, folder / LOCK_FILE_NAME):
+        if _is_current(descriptor, folder / LOCK_FILE_NAME):
             _write_owner(descriptor)
             return descriptor
-        os.close(descriptor)  # the former owner removed it between the opening and the locking
+        os.close(descriptor)  # the previous owner removed it after it was opened
 
 
 def _open_file(folder: Path) -> int:
     try:
         return os.open(folder / LOCK_FILE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        fix = "Choose another --out"
-        raise OutputError(f"this folder cannot be written to ({error.strerror})", fix, path=folder) from error
+        problem = f"this folder cannot be written to ({error.strerror})"
+        raise OutputError(problem, "Choose another --out", path=folder) from error
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock an open file; return False if another process keeps it locked. Raises OSError for a disk without locks."""
-    from filelock import lock_descriptor  # loads asyncio: not before it is needed
+    """Try to lock an open file; return whether that worked. Raises OSError for a file system without locks."""
+    from filelock import lock_descriptor  # loads asyncio: imported only if needed
 
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE_SECONDS if attempt else 0)
@@ -105,8 +105,8 @@ def _lock(descriptor: int) -> bool:
     return False
 
 
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Return whether the open file is the one that the folder holds now."""
+def _is_current(descriptor: int, path: Path) -> bool:
+    """Return whether the open file is the one in the folder now."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 def _release(descriptor: int, path: Path) -> None:
     try:
-        if _is_still(descriptor, path):
+        if _is_current(descriptor, path):
             path.unlink(missing_ok=True)
     except PermissionError:  # Windows: the file is open
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Figures are optional: one that cannot be made is left out with its reason, and the rest of the report is written."""
+"""Optional outputs of a run: a figure that cannot be drawn is skipped with a warning."""
 
 import logging
 from collections.abc import Iterator
@@ -14,19 +14,17 @@ MAX_REASON_CHARS = 200  # characters of a reason
 
 @dataclass
 class Attempt:
-    """What became of a figure. reason: why it is left out; empty where it is there."""
+    """Result of an optional output. `reason`: why it is skipped; empty if it was written."""
 
     reason: str = ""
 
 
 @contextmanager
 def skip_on_error(output: str) -> Iterator[Attempt]:
-    """Leave a figure out if the block raises an Exception: log a warning with its name and the reason, and continue.
+    """Skip an output if the block raises an Exception: log a warning with the output and the reason.
 
-    Every Exception counts, errors of our own code among them: torch raises RuntimeError, NotImplementedError or
-    OutOfMemoryError for what a device cannot do, matplotlib, Pillow and captum raise kinds of their own, and a finished
-    training is worth more than a figure. The warning names the kind, and the traceback is logged at level DEBUG.
-    KeyboardInterrupt, SystemExit and the wish to stop are no Exception and pass.
+    Every Exception is caught: torch, matplotlib, Pillow and captum raise many types, and a finished training must not
+    be lost for a figure. The traceback is logged at level DEBUG. KeyboardInterrupt, SystemExit and Interrupted pass.
     """
     attempt = Attempt()
     try:
@@ -38,7 +36,7 @@ def skip_on_error(output: str) -> Iterator[Attempt]:
 
 
 def describe_error(error: Exception) -> str:
-    """The kind of an error and the first line of its message, without folders of this machine."""
+    """Return the type of an error and the first line of its message, without folders of this machine."""
     if isinstance(error, FastcxrError):
         return hide_folders(error.problem)[:MAX_REASON_CHARS]
     message = getattr(error, "strerror", None) or str(error)

@@ -1,6 +1,6 @@
-"""What is written down tells no place of this machine: of an absolute path only its last part stays.
+"""Removal of the folders of absolute paths from recorded commands and messages.
 
-The folders above may name a patient, a ward or a person; what lies below the data folder is the user's own naming.
+These folders may name a patient, a ward or a user.
 """
 
 import os
@@ -9,17 +9,17 @@ import shlex
 from pathlib import Path, PurePath
 
 FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\s'\"\\/:]+[\\/])+")  # of an absolute path in a sentence
-START = re.compile(r"(?<![\w.~/*+\])-])/(?=\w)")  # of an absolute path in a sentence, and of no pattern
+START = re.compile(r"(?<![\w.~/*+\])-])/(?=\w)")  # of an absolute path in a sentence, not of a pattern
 END = re.compile(r"[\s,;:()'\"]|$")
 
 
 def redact_command(command: str | None) -> str | None:
-    """A command line as run.json holds it: each absolute path, also behind a `=`, becomes its last part."""
+    """Replace each absolute path in a command line, also after a `=`, by its last part."""
     return command and shlex.join(map(_redact_argument, shlex.split(command)))
 
 
 def hide_folders(text: str) -> str:
-    """A sentence in which each absolute path is its last part."""
+    """Remove the folders of all absolute paths in a sentence; fast, but it stops at a space."""
     return FOLDERS.sub("", text)
 
 
@@ -31,13 +31,13 @@ def _redact_argument(argument: str) -> str:
 
 
 def _is_absolute_path(argument: str) -> bool:
-    """Whether this is an absolute path, and no pattern that merely begins with a slash."""
+    """Return whether this is an absolute path, not a pattern that starts with a slash."""
     path = Path(argument)
     return path.is_absolute() and (os.path.exists(path) or (path.parent != Path(path.anchor) and path.parent.exists()))
 
 
 def hide_in_text(text: str) -> str:
-    """A message as run.json holds it: of each absolute path that it names only the last part stays."""
+    """Replace each absolute path in a message, also one with spaces, by its last part."""
     shown, done = [], 0
     for start in (match.start() for match in START.finditer(text)):
         if start >= done and (end := _find_end(text, start)):
@@ -47,7 +47,7 @@ def hide_in_text(text: str) -> str:
 
 
 def _find_end(text: str, start: int) -> int | None:
-    """Where the path that begins here ends: the longest one that exists, else one without spaces in a real folder."""
+    """Return the end of the path at `start`: the longest existing path, else one without spaces in a real folder."""
     ends = [match.start() for match in END.finditer(text, start + 1)]
     if end := next((end for end in reversed(ends) if os.path.lexists(text[start:end].rstrip("."))), None):
         return end - (text[end - 1] == ".")

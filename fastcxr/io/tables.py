@@ -1,8 +1,7 @@
-"""A CSV that a person made comes in; a table of text, or an error with line numbers, goes out.
+"""Read CSV files as tables of text, with line numbers in errors, and escape cells against formula injection.
 
-Commas, semicolons and tabs, a byte-order mark, CRLF, UTF-8 and marked UTF-16 are taken as they come.
-The index of the table is the line on which each row begins.
-Every cell stays the text that was typed: 00000013 is no number.
+Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, and UTF-16 with one.
+The index of a table is the line on which each row starts. Every cell is text: 00000013 is no number.
 """
 
 import csv
@@ -11,31 +10,32 @@ import logging
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
 
 log = logging.getLogger("fastcxr")
-TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; missing stays missing in both
+TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; both allow missing values
 MAX_LISTED = 20  # names and line numbers that one message lists
 SEPARATORS = (",", ";", "\t")
-BLANK_VALUES = {"", "nan", "<na>"}  # what programs write for a cell without a value
-MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and people too, where a word could be no label
+BLANK_VALUES = {"", "nan", "<na>"}  # written by programs for a missing value
+MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and by people, if these are no labels
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """Every row as text, with the line on which it begins as its index. Raises DataError with all the bad lines."""
+    """Read a CSV file as text, indexed by line number. Raises DataError with the numbers of all invalid lines."""
     path = Path(path)
     text = _decode(_read_bytes(path), path)
     rows = _parse(text, detect_separator(text), path)
     if not rows:
-        raise DataError("an empty table", "Give it a header line and a row for each image", path=path, code="E010")
+        raise DataError("an empty table", "Write a header line and a row for each image", path=path, code="E010")
     (_, header), *records = rows
     header = [name.strip() for name in header]
     _reject_duplicate_columns(header, path)
@@ -49,13 +49,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
         header[i]: pd.Series([cells[i] for _, cells in records], index=lines, dtype=TEXT_DTYPE) for i in named_columns
     }
     table = pd.DataFrame(columns, index=lines)
-    return (
-        unescape_formulas(table) if "patient_origin" in table else table
-    )  # a manifest of ours, which guards what it writes
+    return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
 
 
 def read_header(path: str | Path) -> list[str]:
-    """The column names of a table, or none when it cannot be read as one."""
+    """Return the column names of a CSV file; empty if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             text = _decode(file.readline(1_000_000), Path(path))
@@ -66,60 +64,48 @@ def read_header(path: str | Path) -> list[str]:
 
 
 def detect_separator(text: str) -> str:
-    """Comma, semicolon or tab: the one that cuts the first line into the most cells."""
+    """Return comma, semicolon or tab: the one that splits the first line into the most cells."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The column called as the first of `names` that there is, whatever its case, spaces and underscores."""
-    column_by_name = {}
+    """Return the column with the first of these names that exists, ignoring case, spaces and punctuation."""
+    column_by_name: dict[str, str] = {}
     for column in columns:
         column_by_name.setdefault(_normalize_name(column), column)
-    return next(
-        (column_by_name[_normalize_name(name)] for name in names if _normalize_name(name) in column_by_name), None
-    )
+    return next(filter(None, (column_by_name.get(_normalize_name(name)) for name in names)), None)
 
 
 def suggest_name(name: str, names: Iterable[str], aliases: Sequence[str] = ()) -> str:
-    """` (did you mean 'x'?)` or nothing."""
-    names = list(names)
+    """Return ` (did you mean 'x'?)` for an alias or a similar name among `names`, else an empty text."""
     name_by_normalized = {_normalize_name(column): column for column in names}
-    suggestions = [
-        name_by_normalized[_normalize_name(alias)] for alias in aliases if _normalize_name(alias) in name_by_normalized
-    ]
-    suggestions += [
-        name_by_normalized[close]
-        for close in get_close_matches(_normalize_name(name), list(name_by_normalized), 1, 0.7)
-    ]
-    return f" (did you mean {suggestions[0]!r}?)" if suggestions else ""
+    candidates = [alias for alias in map(_normalize_name, aliases) if alias in name_by_normalized]
+    candidates += get_close_matches(_normalize_name(name), list(name_by_normalized), 1, 0.7)
+    return f" (did you mean {name_by_normalized[candidates[0]]!r}?)" if candidates else ""
 
 
 def to_text(values: pd.Series) -> pd.Series:
-    """The same as text; None is missing."""
+    """Convert a column to text; missing values are kept."""
     return values.astype("object").where(values.notna(), None).astype(TEXT_DTYPE)
 
 
 def is_blank(cells: pd.Series, blanks: set[str] = BLANK_VALUES) -> pd.Series:
-    """Which cells say nothing."""
+    """Return which cells are missing or one of `blanks`."""
     return cells.isna() | cells.fillna("").str.strip().str.casefold().isin(blanks)
 
 
 def format_line_numbers(lines: Iterable[int]) -> str:
-    """`line 3` or `lines 3, 7, 9 and 4 more`."""
+    """Return `line 3` or `lines 3, 7, 9 and 4 more`."""
     lines = sorted(lines)
     return f"line{'s' * (len(lines) > 1)} {format_names(map(str, lines))}"
 
 
 def format_names(names: Iterable[str], max_listed: int = MAX_LISTED) -> str:
-    """`a, b, c and 4 more`, on one line whatever the names hold."""
-    names = [_escape_unprintable(name) for name in names]
+    """Return `a, b, c and 4 more`, with control characters escaped."""
+    names = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in name) for name in names]
     remainder = f" and {len(names) - max_listed:,} more" if len(names) > max_listed else ""
     return ", ".join(names[:max_listed]) + remainder
-
-
-def _escape_unprintable(name: str) -> str:
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def _normalize_name(name: str) -> str:
@@ -128,19 +114,19 @@ def _normalize_name(name: str) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            raise DataError("no file", "Give a CSV file, or a folder of images", path=path, code="E010")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
+            raise DataError("not a regular file", "Give a CSV file, or a folder of images", path=path, code="E010")
         return path.read_bytes()
     except FileNotFoundError as error:
         suggestion = suggest_path(path)
         raise InputMissingError(f"no such file{suggestion}", "Check the name", path=path, code="E001") from error
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-        raise DataError(problem, "Give a CSV file that you may read", path=path, code="E026") from error
+        raise DataError(problem, "Check the permissions and the disk", path=path, code="E026") from error
 
 
 def suggest_path(path: Path) -> str:
-    """` (did you mean 'x'?)` for a name beside the one that is not there."""
+    """Return ` (did you mean 'x'?)` for a similar name in the same folder, else an empty text."""
     try:
         siblings = [entry.name for entry in path.absolute().parent.iterdir()]
     except OSError:
@@ -159,7 +145,7 @@ def _decode(content: bytes, path: Path) -> str:
         lines = [number for number, line in enumerate(content.split(b"\n"), 1) if not _is_utf8(line)]
         line_text = f" ({format_line_numbers(lines)})" if lines else ""
         fix = "Save it as UTF-8 (in Excel: 'CSV UTF-8')"
-        raise DataError(f"letters that are not UTF-8{line_text}", fix, path=path, code="E010") from error
+        raise DataError(f"characters that are not UTF-8{line_text}", fix, path=path, code="E010") from error
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -171,7 +157,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
-    """Rows that hold anything, each with the line it begins on; a quoted cell may span several."""
+    """Return the rows that are not blank, each with the line on which it starts; quoted cells may span lines."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows, line = [], 1
     try:
@@ -180,23 +166,21 @@ def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]
                 rows.append((line, cells))
             line = reader.line_num + 1
     except csv.Error as error:
-        problem = f"the quotes or cells beginning on line {line} cannot be read ({error})"
+        problem = f"the quotes or cells that start on line {line} cannot be read ({error})"
         fix = 'Quote a cell as "..." and a quote within it as ""'
         raise DataError(problem, fix, path=path, code="E010") from error
     return rows
 
 
 def _drop_trailing_blanks(cells: list[str], width: int) -> list[str]:
-    """Without the blank cells that spreadsheets leave behind the last column."""
+    """Remove the blank cells that spreadsheets write after the last column."""
     return cells[:width] if not any(cell.strip() for cell in cells[width:]) else cells
 
 
 def _reject_ragged_rows(records: list[tuple[int, list[str]]], width: int, path: Path) -> None:
     if ragged_lines := [line for line, cells in records if len(cells) != width]:
-        problem = (
-            f"{len(ragged_lines):,} rows have another number of cells than the header's {width} "
-            f"({format_line_numbers(ragged_lines)})"
-        )
+        lines = format_line_numbers(ragged_lines)
+        problem = f"{len(ragged_lines):,} rows do not have {width} cells, as the header has ({lines})"
         fix = "Give every row as many cells as the header, and quote a cell that holds the separator"
         raise DataError(problem, fix, path=path, code="E010")
 
@@ -205,35 +189,34 @@ def _reject_duplicate_columns(header: list[str], path: Path) -> None:
     duplicates = [name for name, count in Counter(filter(None, map(str.casefold, header))).items() if count > 1]
     if duplicates:
         problem = f"several columns are called {format_names(map(repr, duplicates))}"
-        raise DataError(problem, "Give every column a name of its own", path=path, code="E029")
+        raise DataError(problem, "Give each column a different name", path=path, code="E029")
 
 
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is written: names of columns and cells of text, those that begin as a formula made harmless."""
+    """Escape column names and text cells that a spreadsheet would run as formulas."""
     return _map_text_cells(table, escape_cell)
 
 
 def unescape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """The table that was written."""
+    """Undo escape_formulas."""
     return _map_text_cells(table, unescape_cell)
 
 
 def escape_cell(cell: object) -> object:
-    """A cell as it is written."""
+    """Prefix a cell with an apostrophe if a spreadsheet would run it as a formula."""
     return f"'{cell}" if _is_formula(cell) else cell
 
 
 def unescape_cell(cell: object) -> object:
-    """The cell that was written."""
+    """Undo escape_cell."""
     return cell[1:] if _is_formula(cell) and cell.startswith("'") else cell
 
 
-def _is_formula(cell: object) -> bool:
+def _is_formula(cell: object) -> TypeGuard[str]:
     return isinstance(cell, str) and bool(FORMULA_PATTERN.match(cell)) and not NUMBER_PATTERN.fullmatch(cell)
 
 
-def _map_text_cells(table: pd.DataFrame, convert) -> pd.DataFrame:
+def _map_text_cells(table: pd.DataFrame, convert: Callable[[object], Any]) -> pd.DataFrame:
     text_columns = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    return table.assign(**{name: table[name].map(convert).astype(table[name].dtype) for name in text_columns}).rename(
-        columns=convert
-    )
+    converted = {name: table[name].map(convert).astype(table[name].dtype) for name in text_columns}
+    return table.assign(**converted).rename(columns=convert)

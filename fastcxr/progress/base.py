@@ -1,4 +1,4 @@
-"""How the library tells how far it is: one object, silent by itself, that a terminal or a notebook makes visible."""
+"""Progress interface, silent by default, and context managers that redirect the log of the package."""
 
 import logging
 from collections.abc import Iterator
@@ -7,27 +7,27 @@ from typing import Any
 
 
 class Bar:
-    """One task with a known number of steps."""
+    """Progress bar of one task with a known number of steps."""
 
     def advance(self, steps: int = 1) -> None:
-        """`steps` more are done."""
+        """Add `steps` completed steps."""
 
 
 class Progress:
-    """Says nothing. A subclass overrides what it wants to show."""
+    """Silent progress display. Subclasses override the methods whose events they show."""
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
-        """A task of `total` steps, described by `text`, for as long as the block lasts."""
+        """Show a bar of `total` steps, labelled `text`, for the length of the block."""
         yield Bar()
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """One epoch is over; `row` is its line of history.csv."""
+        """Show a finished epoch; `row` is its row of history.csv."""
 
 
 @contextmanager
 def log_to(handler: logging.Handler) -> Iterator[None]:
-    """In this block the listener hears all that the library says, whatever the caller's logging shows."""
+    """Add a handler for the messages of the package, from level INFO, for the length of the block."""
     log = logging.getLogger("fastcxr")
     level = log.level
     log.setLevel(logging.INFO)
@@ -40,14 +40,12 @@ def log_to(handler: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def log_once(*beginnings: str) -> Iterator[None]:
-    """In this block handlers that are there already get each line that begins so once; later ones get their own.
+def log_once(*prefixes: str) -> Iterator[None]:
+    """Deduplicate messages with these prefixes for handlers already attached; handlers added in the block get all.
 
-    So each fold's folder notes what a terminal is told once of all folds.
+    The terminal shows such a message once for all folds, and run.json of each fold holds it.
     """
-    handler_filters = [
-        (listener, _OncePerPrefixFilter(beginnings)) for listener in logging.getLogger("fastcxr").handlers
-    ]
+    handler_filters = [(handler, _OncePerPrefixFilter(prefixes)) for handler in logging.getLogger("fastcxr").handlers]
     for handler, prefix_filter in handler_filters:
         handler.addFilter(prefix_filter)
     try:
@@ -58,25 +56,23 @@ def log_once(*beginnings: str) -> Iterator[None]:
 
 
 class _OncePerPrefixFilter:
-    """Lets each line that begins so through a single time."""
-
-    def __init__(self, beginnings: tuple[str, ...]):
-        self.beginnings, self.said = beginnings, set()
+    def __init__(self, prefixes: tuple[str, ...]):
+        self.prefixes, self.seen = prefixes, set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         line = record.getMessage()
-        if not line.startswith(self.beginnings):
+        if not line.startswith(self.prefixes):
             return True
-        is_new = line not in self.said
-        self.said.add(line)
+        is_new = line not in self.seen
+        self.seen.add(line)
         return is_new
 
 
 @contextmanager
 def record_logging(records: list[logging.LogRecord]) -> Iterator[None]:
-    """In this block what the library logs goes into `records` and nowhere else: see replay_logging."""
+    """Append the log records of the block to `records` instead of handling them; replay_logging handles them later."""
     log, recorder = logging.getLogger("fastcxr"), logging.Handler(logging.INFO)
-    recorder.emit = records.append
+    recorder.emit = lambda record: records.append(record)
     saved = log.handlers, log.level, log.propagate, log.disabled
     log.handlers, log.propagate, log.disabled = [recorder], False, False
     log.setLevel(logging.INFO)
@@ -88,7 +84,7 @@ def record_logging(records: list[logging.LogRecord]) -> Iterator[None]:
 
 
 def replay_logging(records: list[logging.LogRecord]) -> None:
-    """Log these records to whoever listens now."""
+    """Pass these records to the handlers attached now."""
     log = logging.getLogger("fastcxr")
     for record in records:
         if log.isEnabledFor(record.levelno):
@@ -97,7 +93,7 @@ def replay_logging(records: list[logging.LogRecord]) -> None:
 
 @contextmanager
 def silence_logging() -> Iterator[None]:
-    """In this block the library says nothing: for a look that somebody else will repeat aloud."""
+    """Discard the log messages of the block, which a later call logs again."""
     log = logging.getLogger("fastcxr")
     was_disabled, log.disabled = log.disabled, True
     try:

@@ -1,21 +1,18 @@
-"""Progress and log messages in a terminal: a live bar, a line for each epoch; plain lines in a pipe."""
+"""Progress and log messages in a terminal: a live bar, and a line for each epoch; plain lines in a pipe."""
 
 import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 from fastcxr.progress.base import Bar, Progress
 
-if TYPE_CHECKING:
-    pass
-
-HISTORY_COLUMNS = {  # of history.csv: heading and width, so that a line fits into 80 characters
+HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line has at most 80 characters
     "epoch": ("epoch", 5),
     "stage": ("stage", 8),
     "train_loss": ("train loss", 10),
@@ -27,6 +24,11 @@ HISTORY_COLUMNS = {  # of history.csv: heading and width, so that a line fits in
 }
 
 
+def print_plain(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line without wrapping, highlighting or markup, which a file name may contain."""
+    console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 class TerminalProgress(Progress):
     """Progress on a rich console, which should write to standard error: standard output is for results."""
 
@@ -35,10 +37,10 @@ class TerminalProgress(Progress):
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
-        """A live bar that goes when it is done; where nobody watches, one line at its start, for all but epochs."""
+        """Show a live bar, removed at the end of the block; in a pipe print one line, except for epochs."""
         if not self.console.is_terminal:
             if not text.startswith("epoch"):
-                self.write(f"{text} ...")
+                print_plain(self.console, f"{text} ...")
             yield Bar()
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -46,21 +48,18 @@ class TerminalProgress(Progress):
             yield _LiveBar(rich_progress, rich_progress.add_task(text, total=total))
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """One line of the table of epochs; the best so far carries a star."""
+        """Print a line of the table of epochs; a star marks each new best epoch."""
         columns = {name: column for name, column in HISTORY_COLUMNS.items() if name in row}
         if not self.header_shown:
-            self.write("  ".join(f"{heading:>{width}}" for heading, width in columns.values()), "bold")
+            headings = "  ".join(f"{heading:>{width}}" for heading, width in columns.values())
+            print_plain(self.console, headings, "bold")
             self.header_shown = True
-        cells = "  ".join(f"{_format_cell(name, row[name]):>{width}}" for name, (_, width) in columns.items())
-        self.write(cells + (" *" if row.get("best") else ""))
-
-    def write(self, line: str, style: str | None = None) -> None:
-        """One line as it is."""
-        self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        cells = "  ".join(f"{format_history_cell(name, row[name]):>{width}}" for name, (_, width) in columns.items())
+        print_plain(self.console, cells + (" *" if row.get("best") else ""))
 
 
 class _LiveBar(Bar):
-    def __init__(self, rich_progress: RichProgress, task):
+    def __init__(self, rich_progress: RichProgress, task: TaskID):
         self.rich_progress, self.task = rich_progress, task
 
     def advance(self, steps: int = 1) -> None:
@@ -68,25 +67,22 @@ class _LiveBar(Bar):
 
 
 class ConsoleMessages(logging.Handler):
-    """What the library says, on the console: plain for news, loud for warnings."""
+    """Handler that prints log messages on a console, warnings in bold yellow with a prefix."""
 
     def __init__(self, console: Console):
         super().__init__(logging.INFO)
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One message, one line."""
-        is_warning = record.levelno >= logging.WARNING
-        self.console.print(
-            ("warning: " if is_warning else "") + record.getMessage(),
-            style="bold yellow" if is_warning else None,
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        """Print a message as one line."""
+        if record.levelno >= logging.WARNING:
+            print_plain(self.console, f"warning: {record.getMessage()}", "bold yellow")
+        else:
+            print_plain(self.console, record.getMessage())
 
 
-def _format_cell(name: str, value: Any) -> str:
+def format_history_cell(name: str, value: Any) -> str:
+    """Format a value of history.csv: seconds with one digit, other fractions with four, NaN as an empty text."""
     if not isinstance(value, float):
         return str(value)
     return "" if math.isnan(value) else f"{value:.1f}" if name == "seconds" else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""A finished run that many tests read and none changes, and the command within this process."""
+"""A finished run that many tests read, and the command line in the process of the tests."""
 
 import subprocess
 import sys
@@ -13,25 +13,25 @@ from fastcxr.cli.main import main
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """The command within this process, which has paid for importing torch already."""
+    """Run the command in this process, which has imported torch already."""
 
-    def calling(*words, where: Path | None = None) -> subprocess.CompletedProcess:
+    def run_command(*words, where: Path | None = None) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["fastcxr", *map(str, words)])
         if where:
             monkeypatch.chdir(where)
         capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
-        return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
+        return subprocess.CompletedProcess(words, exit_info.value.code, *capfd.readouterr())
 
-    return calling
+    return run_command
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run, its data folder, and what the terminal said."""
-    place = tmp_path_factory.mktemp("finished")
-    data = write_toys(place / "toys", per_class=20)
-    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--predict-train", "--batch-size", "8", where=place)
+    """A finished run, its data folder, and the completed command."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = write_toys(folder / "toys", per_class=20)
+    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--predict-train", "--batch-size", "8", where=folder)
     assert done.returncode == 0, done.stderr
-    return place / "run", data, done
+    return folder / "run", data, done

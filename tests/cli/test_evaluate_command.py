@@ -1,4 +1,4 @@
-"""A finished model meets other data."""
+"""Evaluation of a finished run on other data."""
 
 import json
 import shutil
@@ -12,23 +12,23 @@ from toy_images import write_toys
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 
-def test_pictures_that_the_model_was_trained_on_are_left_out_of_a_test_and_counted(call, finished, tmp_path):
+def test_training_images_are_excluded_from_an_evaluation_and_counted(call, finished, tmp_path):
     run, data, _ = finished
     other = write_toys(tmp_path / "other", per_class=6, first=100)
     split = pd.read_csv(run / "manifest.csv", dtype=str)
     for part in ("train", "valid", "test"):
         path = split.loc[split["split"] == part, "path"].iloc[0]
         shutil.copy(data / path, other / path.split("/")[0] / f"{part}.png")
-    done = call("evaluate", run, "--data", other, "--out", tmp_path / "there")
+    done = call("evaluate", run, "--data", other, "--out", tmp_path / "external")
     assert done.returncode == 0, done.stderr
     assert "2 images left out: the model was trained or chosen on them" in done.stderr
-    skipped = pd.read_csv(tmp_path / "there" / "skipped.csv", dtype=str)
+    skipped = pd.read_csv(tmp_path / "external" / "skipped.csv", dtype=str)
     assert sorted(Path(path).name for path in skipped["path"]) == ["train.png", "valid.png"]
-    scored = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype=str)["path"].map(lambda path: Path(path).name)
+    scored = pd.read_csv(tmp_path / "external" / "predictions.csv", dtype=str)["path"].map(lambda path: Path(path).name)
     assert "test.png" in set(scored) and not {"train.png", "valid.png"} & set(scored)
 
 
-def test_a_test_on_the_training_images_alone_is_refused(call, finished, tmp_path):
+def test_an_evaluation_on_training_images_only_is_rejected(call, finished, tmp_path):
     run, data, _ = finished
     split = pd.read_csv(run / "manifest.csv", dtype=str)
     for path in split.loc[split["split"] == "train", "path"]:
@@ -39,7 +39,7 @@ def test_a_test_on_the_training_images_alone_is_refused(call, finished, tmp_path
     assert "trained on all" in done.stderr.splitlines()[-1]
 
 
-def test_a_test_elsewhere_never_writes_into_a_finished_run(call, finished):
+def test_an_evaluation_never_writes_into_a_finished_run(call, finished):
     run, data, _ = finished
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     done = call("evaluate", run, "--data", data, "--out", run)
@@ -48,37 +48,37 @@ def test_a_test_elsewhere_never_writes_into_a_finished_run(call, finished):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp_path):
+def test_a_model_is_evaluated_on_other_data_after_relabelling(call, finished, tmp_path):
     other = write_toys(tmp_path / "other", per_class=6, first=100)
     (other / "haze").rename(other / "Haze")
-    words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "there"]
+    words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "external"]
     done = call(*words)
     assert done.returncode == 65
     assert "--relabel 'Haze=haze'" in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "there").exists()
+    assert not (tmp_path / "external").exists()
     done = call(*words, "--relabel", "Haze=haze", "--precision", "bf16", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "<li>arithmetic: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
-    metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
+    assert "<li>precision: bfloat16 on cpu</li>" in (tmp_path / "external" / "report.html").read_text()
+    metrics = json.loads((tmp_path / "external" / "metrics.json").read_text())
     assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal_test", "external_drop"}, 18)
-    table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})
+    table = pd.read_csv(tmp_path / "external" / "predictions.csv", dtype={"error": str})
     check_against_scikit_learn(table[table["split"] == "test"], metrics["test"])
-    home = json.loads((finished[0] / "metrics.json").read_text())["test"]
-    assert metrics["internal_test"] == home, "the run's own figures, from rows that stand in this folder"
-    assert call("verify", tmp_path / "there").returncode == 0
+    internal = json.loads((finished[0] / "metrics.json").read_text())["test"]
+    assert metrics["internal_test"] == internal, "recomputed from the rows in this folder"
+    assert call("verify", tmp_path / "external").returncode == 0
     assert "internal test" in done.stderr
     assert "on the internal test set: " in done.stderr
 
 
-def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left_out(call, finished, tmp_path):
+def test_a_model_is_evaluated_on_one_class_and_training_patients_are_excluded(call, finished, tmp_path):
     other = write_toys(tmp_path / "other", per_class=6, labels=("clear",), first=100)
     split = pd.read_csv(finished[0] / "manifest.csv", dtype=str)
     known = split.loc[(split["split"] == "train") & (split["label"] == "clear"), "patient"].iloc[0]
     first = min((other / "clear").glob("*.png"))
     first.rename(first.with_name(f"{known}_099.png"))
-    done = call("evaluate", finished[0], "--data", other, "--data-format", "folders", "--out", tmp_path / "there")
+    done = call("evaluate", finished[0], "--data", other, "--data-format", "folders", "--out", tmp_path / "external")
     assert done.returncode == 0, done.stderr
     assert "1 images left out: the model was trained or chosen on others of their patients" in done.stderr
-    (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["external_drop"].values()
+    (drop,) = json.loads((tmp_path / "external" / "metrics.json").read_text())["external_drop"].values()
     assert list(drop["figures"]) == ["per_class.clear.sensitivity"]
-    assert "are therefore not comparable" in (tmp_path / "there" / "report.html").read_text()
+    assert "are therefore not comparable" in (tmp_path / "external" / "report.html").read_text()

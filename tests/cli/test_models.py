@@ -1,4 +1,4 @@
-"""What a finished model answers: predict, explain; and the lists of models and kept pictures."""
+"""The commands predict, explain, models and cache."""
 
 import csv
 import os
@@ -11,7 +11,7 @@ from fastcxr.data.cache.images import open_image_cache
 from fastcxr.models.bundle import load_model
 
 
-def test_predict_writes_a_row_a_file_and_an_error_row_for_each_bad_one(call, finished, tmp_path):
+def test_predict_writes_one_row_per_file_and_an_error_for_each_unreadable_file(call, finished, tmp_path):
     run, data, _ = finished
     (tmp_path / "new").mkdir()
     good = sorted((data / "haze").glob("*.png"))[:3]
@@ -27,7 +27,7 @@ def test_predict_writes_a_row_a_file_and_an_error_row_for_each_bad_one(call, fin
     assert [row["path"] for row in bad] == ["broken.png"]
     assert "FCX-E103" in bad[0]["error"]
     assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("prob_")) == pytest.approx(1)
-    assert "4 images classified, 1 not readable" in done.stderr
+    assert "4 images classified, 1 unreadable" in done.stderr
 
 
 def test_predict_without_a_file_writes_to_standard_output(call, finished):
@@ -37,14 +37,14 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
 
 
-def test_explain_makes_a_page_a_table_and_pictures_and_a_row_for_each_bad_file(call, finished, tmp_path):
+def test_explain_writes_a_page_a_table_and_maps_and_a_row_for_each_unreadable_file(call, finished, tmp_path):
     run, data, _ = finished
     (tmp_path / "broken.png").write_bytes(b"no image")
     good = sorted((data / "haze").glob("*.png"))[:2]
     done = call("explain", run, *good, tmp_path / "broken.png", "--class", "opacity", "--out", tmp_path / "maps")
     assert done.returncode == 2, "one file could not be read"
     assert done.stdout.strip() == str(tmp_path / "maps" / "explain.html")
-    assert "2 images explained, 1 not readable" in done.stderr
+    assert "2 images explained, 1 unreadable" in done.stderr
     with (tmp_path / "maps" / "saliency.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows if row["error"]] == ["broken.png"]
@@ -53,11 +53,11 @@ def test_explain_makes_a_page_a_table_and_pictures_and_a_row_for_each_bad_file(c
     assert call("report", tmp_path / "maps").returncode == 0
     assert (tmp_path / "maps" / "explain.html").read_bytes() == before
     for row in rows:
-        assert bool(row["file"]) == (not row["note"]), "a picture for each map, or the reason why there is none"
+        assert bool(row["file"]) == (not row["note"]), "a file for each map, or the reason why there is none"
         assert not row["file"] or (tmp_path / "maps" / row["file"]).is_file()
 
 
-def test_explain_names_the_classes_to_one_who_asks_for_another(call, finished, tmp_path):
+def test_explain_lists_the_classes_if_an_unknown_class_is_given(call, finished, tmp_path):
     run, data, _ = finished
     done = call("explain", run, data / "haze", "--class", "opacitty", "--out", tmp_path / "maps")
     assert done.returncode == 64
@@ -66,7 +66,7 @@ def test_explain_names_the_classes_to_one_who_asks_for_another(call, finished, t
 
 
 @pytest.mark.needs("openvino")
-def test_openvino_gives_the_classes_that_torch_gives(call, finished):
+def test_openvino_predicts_the_same_probabilities_as_torch(call, finished):
     run, data, _ = finished
     tables = [call("predict", run, data / "clear", "--engine", name).stdout for name in ("torch", "openvino")]
     eager, graph = (list(csv.DictReader(table.splitlines())) for table in tables)
@@ -75,22 +75,22 @@ def test_openvino_gives_the_classes_that_torch_gives(call, finished):
         assert float(one["prob_clear"]) == pytest.approx(float(other["prob_clear"]), abs=0.02)
 
 
-@pytest.mark.parametrize(("words", "line"), [((), None), (("--precision", "fp32"), "arithmetic: float32 on cpu")])
-def test_predict_says_its_arithmetic_and_takes_another(call, finished, words, line):
+@pytest.mark.parametrize(("words", "line"), [((), None), (("--precision", "fp32"), "precision: float32 on cpu")])
+def test_predict_prints_its_precision_and_accepts_another(call, finished, words, line):
     run, data, _ = finished
     done = call("predict", run, data / "clear", *words, "--device", "cpu")
     trained = {"bf16": "bfloat16", "fp32": "float32"}[load_model(run, device="cpu").precision]
-    assert (line or f"arithmetic: {trained} on cpu") in done.stderr.splitlines()
+    assert (line or f"precision: {trained} on cpu") in done.stderr.splitlines()
 
 
 @pytest.mark.parametrize("command", ["predict", "explain", "evaluate"])
-def test_a_device_that_is_not_here_is_told_in_a_line(call, finished, command):
+def test_a_missing_device_is_an_error_of_one_line(call, finished, command):
     run, data, _ = finished
     done = call(command, run, *(["--data"] if command == "evaluate" else []), data, "--device", "cuda:77")
     assert "device 'cuda:77' is not available" in done.stderr.splitlines()[-1]
 
 
-def test_openvino_takes_no_gpu(call, finished):
+def test_openvino_rejects_a_gpu(call, finished):
     done = call("predict", finished[0], finished[1] / "clear", "--engine", "openvino", "--device", "cuda")
     assert "Leave one of them out" in done.stderr.splitlines()[-1]
 
@@ -103,7 +103,7 @@ def test_models_lists_parameters_size_and_weights(call):
 
 def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert "no pictures are kept" in call("cache").stderr
+    assert "the cache is empty" in call("cache").stderr
     files = sorted(map(str, toy_folder.glob("*/*.png")))
     open_image_cache(files, 48)
     used = open_image_cache(files, 200)
@@ -112,14 +112,14 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
     assert [line.split()[:3] for line in shown.stderr.splitlines()[1:]] == [["200", "px", "30"], ["48", "px", "30"]]
     cleared = call("cache", "--clear").stderr
     assert re.search(r"freed 0\.\d MB\n", cleared)
-    assert "in use by a running process, and kept" in cleared and "200 px" in cleared and "48 px" not in cleared
+    assert "in use by a running process, not removed" in cleared and "200 px" in cleared and "48 px" not in cleared
     assert used.read([0]).any()
     del used
     assert re.search(r"freed 1\.\d MB\n", call("cache", "--clear").stderr)
-    assert "no pictures are kept" in call("cache").stderr
+    assert "the cache is empty" in call("cache").stderr
 
 
-def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_folder, tmp_path, monkeypatch):
+def test_cached_features_are_one_row_and_are_cleared(call, toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
         with open_feature_array(name, (2, 500, 700)) as (array, _):
@@ -127,10 +127,10 @@ def test_kept_features_are_one_row_of_the_cache_and_cleared_with_it(call, toy_fo
         file = next((tmp_path / "fastcxr" / "features").glob(f"{name}-*.npy"))
         os.utime(file, (then, then))
     row = call("cache").stderr.splitlines()[-1].split()
-    assert row[:4] == ["features", "2", "banks", "5.6"]
+    assert row[:4] == ["features", "2", "files", "5.6"]
     assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"
     open_image_cache(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
     assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "features"]
     assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
-    assert "no pictures are kept" in call("cache").stderr
+    assert "the cache is empty" in call("cache").stderr
     assert not (tmp_path / "fastcxr" / "features").exists()

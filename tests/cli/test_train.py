@@ -1,4 +1,4 @@
-"""The main job, its files, and what the terminal says."""
+"""The command train: its files, its terminal output, and pack."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from cli_calls import TRAIN, check_against_scikit_learn, fastcxr
 from toy_images import LABELS, write_toys
 
 
-def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
+def test_a_run_writes_its_files_and_prints_the_path_of_the_report(finished):
     run, _, done = finished
     assert done.stdout.strip() == str(Path("run") / "report.html")
     assert done.stderr.count("data format: ") == 1
@@ -22,31 +22,31 @@ def test_a_run_leaves_its_files_and_ends_with_the_report(finished):
     }  # fmt: skip
 
 
-def test_the_report_shows_the_cohort_with_its_gray_values(finished):
+def test_the_report_shows_the_gray_values_of_each_class(finished):
     run = finished[0]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Gray values of each class" in page and 'id="histogram_3-figure_1"' in page
     assert pd.read_csv(run / "histograms.csv")["label"].value_counts().to_dict() == dict.fromkeys(LABELS, 64)
 
 
-def test_the_terminal_says_what_was_found_and_shows_the_headline(finished):
-    said = finished[2].stderr
-    assert "3 classes, 60 images, 30 patients from NIH file names" in said
-    assert "train 42 images of 21 patients" in said or "train" in said
-    assert "AUROC" in said
-    assert re.search(r"^precision: (bfloat16|float32), channels last \(.* on this device\)", said, re.MULTILINE)
-    assert "Traceback" not in said
-    assert "\r" not in said, "no live bar in a pipe"
+def test_the_terminal_shows_the_dataset_and_the_headline(finished):
+    shown = finished[2].stderr
+    assert "3 classes, 60 images, 30 patients from NIH file names" in shown
+    assert "train 42 images of 21 patients" in shown or "train" in shown
+    assert "AUROC" in shown
+    assert re.search(r"^precision: (bfloat16|float32), channels last \(.* on this device\)", shown, re.MULTILINE)
+    assert "Traceback" not in shown
+    assert "\r" not in shown, "no live bar in a pipe"
 
 
-def test_the_report_names_the_arithmetic(finished):
+def test_the_report_shows_the_precision(finished):
     page = (finished[0] / "report.html").read_text(encoding="utf-8")
     precision = json.loads((finished[0] / "model.json").read_text())["choices"]["precision"]
     assert f"<dt>precision</dt><dd>{precision}</dd>" in page
     assert "<li>precision: " in page
 
 
-def test_metrics_agree_with_scikit_learn_computed_afresh_from_predictions(finished):
+def test_metrics_agree_with_scikit_learn_on_the_predictions(finished):
     metrics = json.loads((finished[0] / "metrics.json").read_text())
     table = pd.read_csv(finished[0] / "predictions.csv", dtype={"error": str})
     assert set(metrics) == {"train", "valid", "test"}
@@ -54,28 +54,28 @@ def test_metrics_agree_with_scikit_learn_computed_afresh_from_predictions(finish
         check_against_scikit_learn(table[table["split"] == split], found)
 
 
-def test_a_report_is_redrawn_byte_for_byte(call, finished):
+def test_a_rewritten_report_is_byte_identical(call, finished):
     before = hashlib.sha256((finished[0] / "report.html").read_bytes()).hexdigest()
     done = call("report", finished[0])
     assert done.returncode == 0
     assert hashlib.sha256((finished[0] / "report.html").read_bytes()).hexdigest() == before
 
 
-def test_the_same_command_gives_identical_predictions(call, finished, tmp_path):
+def test_the_same_command_yields_identical_predictions(call, finished, tmp_path):
     run, data, _ = finished
     done = call(*TRAIN, "--data", data, "--out", tmp_path / "again", "--predict-train", "--batch-size", "8")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
 
 
-def test_no_absolute_path_of_the_machine_reaches_an_output(finished):
+def test_no_output_contains_an_absolute_path_of_the_machine(finished):
     run, data, _ = finished
     for path in run.rglob("*"):
         if path.is_file():
             assert str(data).encode() not in path.read_bytes(), path
 
 
-def test_an_earlier_run_keeps_every_patient_in_place(call, finished, tmp_path):
+def test_reuse_split_keeps_every_patient_in_its_split(call, finished, tmp_path):
     run, data, _ = finished
     done = call(*TRAIN, "--data", data, "--reuse-split", run, "--seed", "7", "--out", tmp_path / "later")
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_an_earlier_run_keeps_every_patient_in_place(call, finished, tmp_path):
     assert set(after["split_origin"]) == {"kept"}
 
 
-def test_without_data_the_class_folders_in_data_are_used_and_said(call, tmp_path):
+def test_without_data_the_class_folders_in_data_are_used_with_a_message(call, tmp_path):
     write_toys(tmp_path / "data", per_class=20)
     done = call(*TRAIN, where=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -92,11 +92,11 @@ def test_without_data_the_class_folders_in_data_are_used_and_said(call, tmp_path
     assert (tmp_path / "runs" / "data-mobilenetv2_035-1" / "report.html").exists()
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert fastcxr("--version").stdout.startswith("fastcxr 0.")
 
 
-def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, toy_folder, tmp_path):
+def test_two_relabelled_sources_are_packed_and_used_for_training(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
     chosen = ("--classes", "clear", "--classes", "ill", "--relabel", "opacity=ill", "--relabel", "haze=ill")
     done = call("pack", toy_folder, "more", "--to", "c.h5", *chosen, "--shuffle", where=tmp_path)
@@ -114,33 +114,33 @@ def test_two_sources_are_packed_and_trained_from_under_names_of_ones_own(call, t
     assert json.loads((run / "recipe.json").read_text())["filter"] == ["source=toys"]
 
 
-def test_a_class_that_is_too_small_to_learn_is_packed_all_the_same(call, tmp_path):
+def test_a_class_too_small_for_training_is_packed(call, tmp_path):
     write_toys(tmp_path / "few", per_class=1, labels=("haze",))
     done = call("pack", "few", "--to", "c.h5", where=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, "c.h5"), done.stderr
 
 
-def test_two_sources_name_the_run_folder_and_the_report(call, toy_folder, tmp_path):
+def test_the_run_folder_and_the_report_contain_the_names_of_two_sources(call, toy_folder, tmp_path):
     write_toys(tmp_path / "more", per_class=4, labels=("clear", "opacity"))
     done = call(*TRAIN, "--data", toy_folder, "--data", "more", "--batch-size", "8", where=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "toys + more" in (tmp_path / "runs" / "toys_more-mobilenetv2_035-1" / "report.html").read_text()
 
 
-def test_help_offers_strategies_by_name_and_no_stage(call):
+def test_help_lists_strategies_by_name_and_no_stage(call):
     shown = call("train", "--help").stdout
     assert "STAGE" not in shown
     assert "probe" in shown
 
 
-def test_one_who_stands_in_the_folder_of_the_data_can_train_there_and_go_on(call, tmp_path):
+def test_commands_run_in_the_folder_of_the_dataset_ignore_their_own_outputs(call, tmp_path):
     data = write_toys(tmp_path / "xrays", per_class=20)
-    for word in ("describe", "audit"):
-        assert call(word, "--data", ".", where=data).returncode in (0, 65), word
+    for command in ("describe", "audit"):
+        assert call(command, "--data", ".", where=data).returncode in (0, 65), command
     done = call(*TRAIN, "--data", ".", where=data)
     assert done.returncode == 0, done.stderr
     assert "skipped 1 output folders of fastcxr: runs" in done.stderr
     assert call("describe", "--data", ".", where=data).returncode == 0
     names = {"describe-xrays-1", "audit-xrays-1", "xrays-mobilenetv2_035-1", "describe-xrays-2"}
-    assert {place.name for place in (data / "runs").iterdir()} == names
+    assert {folder.name for folder in (data / "runs").iterdir()} == names
     assert all(len(pd.read_csv(data / "runs" / name / "manifest.csv")) == 60 for name in names - {"audit-xrays-1"})

@@ -1,4 +1,4 @@
-"""One line for every mistake, with its remedy, and nothing that a person owns is lost."""
+"""Errors of users are one line with a fix, and no file of the user is changed."""
 
 import csv
 import subprocess
@@ -23,16 +23,16 @@ def damaged(tmp_path):
     return data
 
 
-def test_bad_files_stop_training_before_the_first_step_with_the_whole_list(call, damaged, tmp_path):
+def test_unreadable_files_stop_training_before_the_first_step_and_all_are_listed(call, damaged, tmp_path):
     done = call(*TRAIN, "--data", damaged, "--out", tmp_path / "run")
     assert done.returncode == 65
     assert [code in done.stderr for code in ("FCX-E101", "FCX-E102", "FCX-E103")] == [True] * 3
     assert "--skip-bad" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists(), "the same command works again once the files are mended"
+    assert not (tmp_path / "run").exists(), "the same command works after the files are repaired"
 
 
-def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, tmp_path):
+def test_unreadable_files_can_be_skipped_and_are_counted_in_the_report(call, damaged, tmp_path):
     done = call(*TRAIN, "--data", damaged, "--skip-bad", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert len(list(csv.DictReader((tmp_path / "run" / "skipped.csv").open(newline="")))) == 3
@@ -40,14 +40,14 @@ def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "remedy"),
+    ("words", "code", "fix"),
     [
         (["train", "mobilenetv2_035", "--los", "focal"], 64, "Did you mean --loss"),
         (["train", "mobilenetv2_035", "--loss", "focl"], 64, 'Did you mean "focal"'),
         (["train", "mobilenetv2_035", "--strategy", "Head", "--data", "TOYS"], 64, 'Did you mean "head"'),
         (["train", "mobilenetv2_035", "--strategy", "mine", "--data", "TOYS"], 64, 'Choose from: "lp_ft"'),
         (["train", "mobilenetv2_035", "--epochs", "0"], 64, "at least 1"),
-        (["trian"], 64, 'Did you mean "train"'),
+        (["trainn"], 64, 'Did you mean "train"'),
         (["train", "resnet5O", "--data", "TOYS", "--weights", "none"], 64, "Did you mean 'resnet50'"),
         (["train", "mobilenetv2_035", "--data", "nowhere"], 66, "no such file or folder. Check the name"),
         (["train", "mobilenetv2_035", "--data", "TOYS", "--weights", "nowhere.pth"], 66, "Pass --weights"),
@@ -59,31 +59,31 @@ def test_bad_files_can_be_left_out_and_are_counted_in_the_report(call, damaged, 
         (["train", "mobilenetv2_035", "--data", "TOYS", "--out", "TOYS"], 73, "Choose another --out"),
         (["report", "nowhere"], 66, "Name the folder of a finished run"),
         (["predict", "nowhere", "a.png"], 66, "Pass the folder of a finished run"),
-        (["predict", "nowhere"], 66, "Give files or folders"),
-        (["models", "no_such_backbone"], 66, "Try a shorter part"),
+        (["predict", "nowhere"], 66, "Pass files or folders"),
+        (["models", "no_such_backbone"], 66, "Pass a shorter part"),
     ],
 )
-def test_every_mistake_is_one_line_with_its_remedy(call, words, code, remedy, toy_folder, tmp_path):
+def test_every_error_is_one_line_with_a_fix(call, words, code, fix, toy_folder, tmp_path):
     done = call(*[str(toy_folder) if word == "TOYS" else word for word in words], where=tmp_path)
     assert done.returncode == code, done.stderr
-    assert remedy in done.stderr.splitlines()[-1]
+    assert fix in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_trouble_leaves_nothing_in_the_folder_of_the_data(call, damaged):
+def test_an_error_leaves_no_file_in_the_folder_of_the_dataset(call, damaged):
     before = sorted(damaged.rglob("*"))
-    for place in ([], ["--out", "inside"], ["--out", "clear/inside"]):
-        assert call(*TRAIN, "--data", ".", *place, where=damaged).returncode == 65
+    for options in ([], ["--out", "inside"], ["--out", "clear/inside"]):
+        assert call(*TRAIN, "--data", ".", *options, where=damaged).returncode == 65
         assert sorted(damaged.rglob("*")) == before
 
 
-def test_a_mistake_shows_no_traceback(tmp_path):
+def test_an_error_shows_no_traceback(tmp_path):
     done = fastcxr("train", "mobilenetv2_035", "--data", "nowhere", where=tmp_path)
     assert done.returncode == 66
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
+def test_a_missing_folder_is_reported_before_torch_is_loaded(tmp_path):
     code = (
         "import sys; from fastcxr.cli.main import main; sys.argv = ['fastcxr', 'train', '--data', 'nowhere']\n"
         "try: main()\n"
@@ -94,13 +94,13 @@ def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "remedy"),
+    ("words", "fix"),
     [
-        (["pack", "--to", "c.h5"], "Give a folder, a CSV or a known collection after pack"),
+        (["pack", "--to", "c.h5"], "Pass a folder, a CSV or a public dataset after pack"),
         (["pack", "nowhere", "--to", "c.h5"], "no such file or folder"),
-        (["train", "--data", "toys", "--classes", "cler"], "did you mean 'clear'?"),
-        (["train", "resnet18", "--classes", "clear", "haze"], "as --classes Normal --classes Virus"),
-        (["train", "--data", ""], "--data is empty, as a shell variable that is not set would make it. Name a folder"),
+        (["train", "--data", "toys", "--classes", "clearr"], "did you mean 'clear'?"),
+        (["train", "resnet18", "--classes", "clear", "haze"], "before each value: --classes Normal --classes Virus"),
+        (["train", "--data", ""], "--data is empty, perhaps because a shell variable is not set. Pass a folder"),
         (["train", "--data", "toys", "--data", " "], "--data is empty"),
         (["train", "--test-source", ""], "--test-source is empty"),
         (["describe", "--data", ""], "--data is empty"),
@@ -109,16 +109,16 @@ def test_a_wrong_folder_is_told_before_torch_loads(tmp_path):
         (["pack", "", "--to", "c.h5"], "--data is empty"),
     ],
 )
-def test_choices_of_data_that_cannot_be_are_one_line(call, toy_folder, words, remedy):
-    there = set(toy_folder.parent.iterdir())
+def test_an_invalid_option_of_the_dataset_is_an_error_of_one_line(call, toy_folder, words, fix):
+    before = set(toy_folder.parent.iterdir())
     done = call(*words, where=toy_folder.parent)
     assert done.returncode in (64, 66)
-    assert set(toy_folder.parent.iterdir()) == there
-    assert remedy in done.stderr
+    assert set(toy_folder.parent.iterdir()) == before
+    assert fix in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
-def test_no_two_choices_of_a_command_share_a_flag(command):
-    names = [name for choice in app[command].assemble_argument_collection() for name in choice.names]
+def test_no_two_parameters_of_a_command_have_the_same_option(command):
+    names = [name for argument in app[command].assemble_argument_collection() for name in argument.names]
     assert len(names) == len(set(names))

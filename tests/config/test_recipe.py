@@ -1,4 +1,4 @@
-"""A recipe refuses what cannot be, survives JSON, and carries words for every choice."""
+"""Recipes: validation, JSON, aliases, and help texts of all options."""
 
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage,
 from fastcxr.errors import ModelError, RecipeError
 
 
-def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
+def test_a_recipe_is_immutable_and_replace_returns_a_changed_one():
     recipe = Recipe(epochs=3)
     with pytest.raises(FrozenInstanceError):
         recipe.epochs = 4
@@ -36,13 +36,13 @@ def test_a_recipe_cannot_be_changed_but_gives_a_changed_one():
         Recipe(strategy=(Stage(name="head", groups=1, epochs=2), Stage(multiples=(0.1, 0.5, 1.0)))),
     ],
 )
-def test_a_recipe_survives_json(recipe, tmp_path):
+def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     assert read_recipe(tmp_path / "recipe.json") == recipe
 
 
 @pytest.mark.parametrize(
-    ("choices", "remedy"),
+    ("options", "fix"),
     [
         ({"loss": "focl"}, "Did you mean 'focal'?"),
         ({"strategy": "gradul"}, "Did you mean 'gradual'?"),
@@ -55,7 +55,7 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"learning_rate": -1.0}, "at least"),
         ({"learning_rate": float("nan")}, "at least"),
         ({"label_smoothing": 1.0}, "below 1"),
-        ({"strategy": ()}, "Give at least one Stage"),
+        ({"strategy": ()}, "Pass a Stage"),
         ({"epoch": 3}, "Did you mean 'epochs'?"),
         ({"split": "patients"}, "Did you mean 'patient'?"),
         ({"data_format": "coronahak"}, "Did you mean 'coronahack'?"),
@@ -65,7 +65,7 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"data": ("a", 1)}, "it must be str"),
         ({"loss": "mean_squared"}, "Choose from label_smoothing"),
         ({"loss": "binary_cros_entropy"}, "Did you mean 'binary_cross_entropy'?"),
-        ({"sampler": "wieghted"}, "Did you mean 'weighted'?"),
+        ({"sampler": "weighte"}, "Did you mean 'weighted'?"),
         ({"schedule": "onecycle"}, "Did you mean 'one_cycle'?"),
         ({"step_epochs": 0}, "at least 1"),
         ({"step_factor": 0.0}, "from 1e-06"),
@@ -73,7 +73,7 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"optimizer": "adamW"}, "Did you mean 'adamw'?"),
         ({"optimizer": "lamb"}, "timm:NAME"),
         ({"weight_decay": -0.1}, "at least 0"),
-        ({"lr_find_min": 1e-2, "lr_find_max": 1e-3}, "Give an lr_find_max above lr_find_min"),
+        ({"lr_find_min": 1e-2, "lr_find_max": 1e-3}, "it must be below lr_find_max, 0.001"),
         ({"head_hidden": (512, 0)}, "head_hidden is 0, it must be at least 1"),
         ({"head_hidden": (0.5,)}, "it must be int"),
         ({"head_hidden": 512}, "it must be tuple"),
@@ -82,41 +82,41 @@ def test_a_recipe_survives_json(recipe, tmp_path):
         ({"oversample": ("COVID-19=0",)}, "Write LABEL=N"),
         ({"oversample": ("COVID-19=2.5",)}, "Write LABEL=N"),
         ({"oversample": ("=5",)}, "Write LABEL=N"),
-        ({"oversample": ("a=2", "a=3")}, "Give each class one LABEL=N"),
-        ({"oversample": ("a=2",), "sampler": "weighted"}, "Choose one of the two"),
+        ({"oversample": ("a=2", "a=3")}, "Pass one LABEL=N per class"),
+        ({"oversample": ("a=2",), "sampler": "weighted"}, "Leave one of them out"),
     ],
 )
-def test_a_choice_that_cannot_be_is_refused_with_a_remedy(choices, remedy):
+def test_an_invalid_option_is_rejected_with_a_fix(options, fix):
     with pytest.raises(RecipeError) as caught:
-        Recipe().replace(**choices)
-    assert remedy in str(caught.value)
+        Recipe().replace(**options)
+    assert fix in str(caught.value)
     assert caught.value.exit_code == 64
 
 
-@pytest.mark.parametrize(("multiples", "remedy"), [((), "multiples is empty"), ((0.1, -1.0), "must be at least 0")])
-def test_a_stage_without_a_factor_or_with_one_below_nought_is_refused(multiples, remedy):
-    with pytest.raises(RecipeError, match=remedy):
+@pytest.mark.parametrize(("multiples", "message"), [((), "multiples is empty"), ((0.1, -1.0), "must be at least 0")])
+def test_a_stage_without_a_factor_or_with_a_negative_one_is_rejected(multiples, message):
+    with pytest.raises(RecipeError, match=message):
         Stage(multiples=multiples)
 
 
-def test_lists_and_paths_become_tuples_and_texts_and_one_source_is_no_several():
+def test_lists_become_tuples_paths_become_text_and_one_source_is_unpacked():
     recipe = Recipe(data=[Path("a"), "b"], classes=["x", "y"])
     assert (recipe.data, recipe.classes) == (("a", "b"), ("x", "y"))
     assert Recipe(data=(Path("a"),)).data == "a"
     assert Recipe(data=()).data is None
 
 
-def test_data_is_named_in_a_word():
+def test_the_name_of_a_dataset_is_that_of_its_folder_or_file():
     assert [make_data_name(data) for data in (None, "x/a.csv", ("x/a", "y/b.h5/"))] == ["", "a", "a+b"]
 
 
-def test_the_current_folder_and_the_one_above_have_names_too(tmp_path, monkeypatch):
+def test_the_current_folder_and_its_parent_have_names(tmp_path, monkeypatch):
     (tmp_path / "xrays" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "xrays" / "inner")
     assert [make_data_name(data) for data in (".", "..", "./")] == ["inner", "xrays", "inner"]
 
 
-def test_a_command_may_take_some_of_the_choices_words_and_all():
+def test_a_command_can_have_some_of_the_options_with_their_help():
     made = make_options_class("Some", "classes", "seed")
     assert [(item.name, item.metadata["help"]) for item in fields(made)] == [
         (item.name, item.metadata["help"]) for item in fields(Recipe) if item.name in ("classes", "seed")
@@ -124,16 +124,16 @@ def test_a_command_may_take_some_of_the_choices_words_and_all():
     assert made() == made(classes=(), seed=42)
 
 
-def test_a_list_is_as_good_as_a_tuple():
+def test_lists_are_accepted_in_place_of_tuples():
     assert Recipe(head_hidden=[512], oversample=["a=2"]) == Recipe(head_hidden=(512,), oversample=("a=2",))
 
 
-def test_copies_are_counts_by_label_whatever_signs_the_label_holds():
+def test_oversampling_factors_are_parsed_for_any_label():
     assert Recipe(oversample=("COVID-19=5", "a=b=2")).oversample_factors == {"COVID-19": 5, "a=b": 2}
 
 
 def test_every_option_has_a_help_text_in_lower_case_without_a_full_stop():
-    for item in (item for kind in (Recipe, Augmentation, Stage) for item in fields(kind)):
+    for item in (item for options in (Recipe, Augmentation, Stage) for item in fields(options)):
         text = item.metadata["help"]
         assert text and not text.endswith("."), item.name
         assert text[0].islower() or text.split()[0].rstrip(":,").isupper() or "=" in text.split()[0], item.name
@@ -169,11 +169,11 @@ def test_the_command_line_accepts_an_alias_of_a_strategy(alias, name):
     assert app(["--strategy", alias], exit_on_error=False, result_action="return_value") == name
 
 
-def test_whole_numbers_are_rates_too():
+def test_a_learning_rate_can_be_an_integer():
     assert Recipe(learning_rate=1).learning_rate == 1
 
 
-def test_a_slice_of_rates_is_the_heads_rate_and_how_far_the_first_layers_lie_below(tmp_path):
+def test_a_slice_of_rates_sets_the_head_rate_and_the_layer_lr_ratio(tmp_path):
     recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="full")
     assert (recipe.learning_rate, recipe.layer_lr_ratio) == (1e-3, pytest.approx(100))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
@@ -181,39 +181,39 @@ def test_a_slice_of_rates_is_the_heads_rate_and_how_far_the_first_layers_lie_bel
 
 
 @pytest.mark.parametrize("rates", [slice(1e-3), slice(1e-3, 1e-5), slice(0, 1e-3), slice(1e-5, 1e-3, 2)])
-def test_a_slice_that_gives_no_two_rates_is_refused(rates):
-    with pytest.raises(RecipeError, match="Give the first group's rate and then the head's"):
+def test_a_slice_without_two_ascending_rates_is_rejected(rates):
+    with pytest.raises(RecipeError, match="Pass the first group's rate and then the head's"):
         Recipe(learning_rate=rates, strategy="full")
 
 
 @pytest.mark.parametrize("strategy", ["lp_ft", "linear_probe", "head", "gradual"])
-def test_a_spread_that_no_stage_would_take_is_refused(strategy):
+def test_a_layer_lr_ratio_that_the_strategy_does_not_use_is_rejected(strategy):
     with pytest.raises(RecipeError, match="Choose --strategy full"):
         Recipe(layer_lr_ratio=10, strategy=strategy)
 
 
-def test_the_knobs_are_those_of_fastai_and_one_of_ours():
+def test_the_augmentation_options_are_those_of_fastai_and_quarter_turns():
     import inspect
 
     from fastai.vision.augment import aug_transforms
 
-    knobs = set(inspect.signature(aug_transforms).parameters) - {"xtra_tfms", "size"}
-    assert {item.name for item in fields(Augmentation)} == knobs | {"quarter_turns"}
+    names = set(inspect.signature(aug_transforms).parameters) - {"xtra_tfms", "size"}
+    assert {item.name for item in fields(Augmentation)} == names | {"quarter_turns"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"epochs": 5}', '{"format": 1}', '{"format": 2, "nonsense": 1}'])
-def test_a_foreign_recipe_file_is_refused(tmp_path, content):
+def test_an_invalid_recipe_file_is_rejected(tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises((ModelError, RecipeError)):
         read_recipe(tmp_path / "recipe.json")
 
 
-def test_a_missing_recipe_file_says_what_to_name(tmp_path):
+def test_a_missing_recipe_file_is_an_error_with_a_fix(tmp_path):
     with pytest.raises(ModelError, match="Name a run folder that fastcxr made"):
         read_recipe(tmp_path / "recipe.json")
 
 
-def test_the_layouts_of_a_recipe_are_those_that_can_be_read():
+def test_the_data_formats_of_a_recipe_are_those_of_the_readers():
     from fastcxr.data.readers.detect import LAYOUTS
 
     assert get_args(get_type_hints(Recipe)["data_format"]) == LAYOUTS

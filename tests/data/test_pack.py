@@ -182,10 +182,10 @@ def test_unreadable_images_prevent_packing_unless_skipped(dataset, tmp_path, cap
 
 def test_an_invalid_output_path_or_size_is_rejected(dataset, packed, tmp_path):
     manifest = read_manifest(dataset)
-    assert "there already. Choose another name" in refuse(lambda: pack_dataset(manifest, packed), OutputError)
+    assert "exists already. Choose another name" in refuse(lambda: pack_dataset(manifest, packed), OutputError)
     assert "Name the file c.h5" in refuse(lambda: pack_dataset(manifest, tmp_path / "c.zip"), OutputError)
     text = refuse(lambda: pack_dataset(manifest, tmp_path / "no" / "c.h5"), OutputError)
-    assert "Choose a folder that is there" in text
+    assert "choose another folder" in text
     text = refuse(lambda: pack_dataset(manifest, tmp_path / "c.h5", size=3), RecipeError)
     assert "at least 16. Choose a larger size" in text
 

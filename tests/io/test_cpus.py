@@ -1,4 +1,4 @@
-"""The number of CPUs that a process may use: affinity, and the quotas of control groups."""
+"""Number of CPUs available to a process: affinity, and the quotas of control groups."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def limit(tmp_path, monkeypatch):
-    """Write files below a mount of control groups; `groups` is what /proc/self/cgroup says."""
+    """Write files below a mount of control groups; `groups` is the content of /proc/self/cgroup."""
     monkeypatch.setattr(cpus, "GROUPS", tmp_path / "self")
     monkeypatch.setattr(cpus, "MOUNT", tmp_path / "mount")
     monkeypatch.setattr(cpus, "_count_assigned", lambda: 64)
@@ -28,7 +28,7 @@ def limit(tmp_path, monkeypatch):
     return write
 
 
-def test_no_more_cpus_are_counted_than_are_assigned_to_the_process(limit, monkeypatch):
+def test_only_the_cpus_assigned_to_the_process_are_counted(limit, monkeypatch):
     assert count_cpus() == 64
     monkeypatch.undo()
     monkeypatch.setattr(cpus, "_read_quotas", list)
@@ -39,7 +39,7 @@ def test_no_more_cpus_are_counted_than_are_assigned_to_the_process(limit, monkey
     assert count_cpus() == 5
 
 
-def test_where_affinity_is_not_known_all_cpus_are_counted(limit, monkeypatch):
+def test_without_affinity_all_cpus_are_counted(limit, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(cpus, "_read_quotas", list)
     monkeypatch.delattr(os, "process_cpu_count", raising=False)
@@ -54,28 +54,28 @@ def test_where_affinity_is_not_known_all_cpus_are_counted(limit, monkeypatch):
     ("text", "count"),
     [("200000 100000\n", 2), ("150000 100000\n", 2), ("10000 100000\n", 1), ("max 100000\n", 64), ("", 64), ("x", 64)],
 )
-def test_a_container_counts_its_quota_rounded_up(limit, text, count):
+def test_the_quota_of_a_container_is_rounded_up(limit, text, count):
     assert limit("0::/\n", {"cpu.max": text}) == count
 
 
-def test_the_smallest_quota_of_a_group_and_its_parents_counts(limit):
+def test_the_smallest_quota_of_a_group_and_its_parents_is_used(limit):
     files = {"slice/cpu.max": "400000 100000", "slice/job/cpu.max": "max 100000", "cpu.max": "900000 100000"}
     assert limit("0::/slice/job\n", files) == 4
 
 
-def test_the_path_of_the_host_is_replaced_by_what_the_container_sees(limit):
+def test_a_path_of_the_host_is_replaced_by_the_mount_of_the_container(limit):
     assert limit("0::/docker/0123\n", {"cpu.max": "300000 100000"}) == 3
 
 
-def test_a_quota_of_the_first_version_counts(limit):
-    place, groups = "cpu,cpuacct/docker/0123", "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n0::/\n"
-    assert limit(groups, {f"{place}/cpu.cfs_quota_us": "-1\n", f"{place}/cpu.cfs_period_us": "100000\n"}) == 64
-    assert limit(groups, {f"{place}/cpu.cfs_quota_us": "600000\n"}) == 6
+def test_a_quota_of_cgroup_version_1_is_used(limit):
+    group, groups = "cpu,cpuacct/docker/0123", "5:memory:/docker/0123\n4:cpu,cpuacct:/docker/0123\n0::/\n"
+    assert limit(groups, {f"{group}/cpu.cfs_quota_us": "-1\n", f"{group}/cpu.cfs_period_us": "100000\n"}) == 64
+    assert limit(groups, {f"{group}/cpu.cfs_quota_us": "600000\n"}) == 6
 
 
 @pytest.mark.parametrize("folder", ["fastcxr", "benchmarks", "recipes"])
-def test_the_cpus_of_the_machine_are_asked_for_in_one_place(folder):
-    asked = ("cpu_count", "sched_getaffinity", "defaults.cpus", "num_cpus")
+def test_only_one_module_reads_the_number_of_cpus_of_the_machine(folder):
+    names = ("cpu_count", "sched_getaffinity", "defaults.cpus", "num_cpus")
     files = [file for file in (ROOT / folder).rglob("*.py") if file.name != "cpus.py"]
     assert files
-    assert not [file for file in files if any(word in file.read_text(encoding="utf-8") for word in asked)]
+    assert not [file for file in files if any(name in file.read_text(encoding="utf-8") for name in names)]

@@ -1,4 +1,4 @@
-"""Tests for tables.py: escaping of formulas"""
+"""Escaping of CSV cells against formula injection."""
 
 import pandas as pd
 import pytest
@@ -15,29 +15,29 @@ CELLS = st.one_of(st.text("'=+-@\t\r1.e5a", max_size=6), st.text(max_size=6), st
 
 
 @pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(1)", "\t=1", "\r=1", "'=1"])
-def test_what_a_spreadsheet_would_run_begins_with_an_apostrophe(cell):
+def test_a_formula_is_prefixed_with_an_apostrophe(cell):
     assert escape_cell(cell) == f"'{cell}"
 
 
 @pytest.mark.parametrize("cell", ["a=b", "-1.5", "+3", "-2e-7", "'quoted", "", None, -3.0])
-def test_everything_else_stays_as_it_is(cell):
+def test_other_cells_are_unchanged(cell):
     assert escape_cell(cell) == cell
 
 
 @given(CELLS)
-def test_reading_gives_back_what_was_written(cell):
+def test_unescape_reverses_escape(cell):
     assert unescape_cell(escape_cell(cell)) == cell
 
 
 @given(st.lists(st.text("'=+-@x", max_size=3), min_size=2, max_size=4, unique=True), CELLS)
 @settings(deadline=None)
-def test_columns_are_cells_too_and_their_kinds_stay(names, cell):
+def test_column_names_are_escaped_and_types_are_kept(names, cell):
     table = pd.DataFrame({name: pd.Series([cell, cell], dtype=object) for name in names})
     table[names[0]] = [-1.0, 2.0]
     pd.testing.assert_frame_equal(unescape_formulas(escape_formulas(table)), table)
 
 
-def test_every_table_of_ours_is_written_so_and_reads_back(tmp_path):
+def test_every_written_table_is_escaped_and_read_unescaped(tmp_path):
     folder = build_description(tmp_path / "described", thumbnails=False)
     skipped = pd.DataFrame({"path": ["=cmd.png"], "code": ["E101"], "reason": ["-"]})
     write_table(folder / "skipped.csv", skipped)

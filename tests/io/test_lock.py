@@ -1,4 +1,4 @@
-"""Ownership of an output folder: one owner at a time, no file left behind, on Windows too."""
+"""Lock of an output folder: one owner at a time, and the lock file is removed, also on Windows."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock, is_locked
 
 @pytest.fixture
 def windows(monkeypatch):
-    """Refuse what Windows refuses: to remove an open file, and to read the first byte of a locked one."""
+    """Raise the errors of Windows for removing an open file, and for reading the first byte of a locked one."""
     unlink, read = Path.unlink, os.read
 
     def unlink_closed(path, missing_ok=False):
@@ -41,14 +41,14 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the 
 
 
 @needs_proc
-def test_the_lock_file_is_removed_where_an_open_file_cannot_be(tmp_path, windows):
+def test_the_lock_file_is_removed_if_open_files_cannot_be_removed(tmp_path, windows):
     with directory_lock(tmp_path):
         assert is_locked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @needs_proc
-def test_the_owner_is_named_where_a_locked_byte_cannot_be_read(tmp_path, windows):
+def test_the_owner_is_named_if_the_locked_byte_cannot_be_read(tmp_path, windows):
     with (
         directory_lock(tmp_path),
         pytest.raises(BusyError, match=f"process {os.getpid()} is writing into this folder. Wait until it ends"),
@@ -58,23 +58,23 @@ def test_the_owner_is_named_where_a_locked_byte_cannot_be_read(tmp_path, windows
 
 
 @needs_proc
-def test_the_lock_file_of_the_next_owner_stays_where_an_open_file_cannot_be_removed(tmp_path, windows, monkeypatch):
-    close, later = os.close, []
+def test_the_lock_file_of_the_next_owner_is_kept_if_open_files_cannot_be_removed(tmp_path, windows, monkeypatch):
+    close, next_locks = os.close, []
 
-    def close_and_pass_on(descriptor):
+    def close_and_lock_again(descriptor):
         close(descriptor)
         monkeypatch.setattr(os, "close", close)
-        later.append(directory_lock(tmp_path))
-        later[0].__enter__()
+        next_locks.append(directory_lock(tmp_path))
+        next_locks[0].__enter__()
 
     with directory_lock(tmp_path):
-        monkeypatch.setattr(os, "close", close_and_pass_on)
+        monkeypatch.setattr(os, "close", close_and_lock_again)
     assert is_locked(tmp_path)
-    later[0].__exit__(None, None, None)
+    next_locks[0].__exit__(None, None, None)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_its_owner_removed_before_it_was_locked_does_not_count(tmp_path, monkeypatch):
+def test_a_lock_file_removed_by_its_owner_before_it_is_locked_is_ignored(tmp_path, monkeypatch):
     owner, try_lock = directory_lock(tmp_path), lock._lock
     owner.__enter__()
 
@@ -89,9 +89,9 @@ def test_a_file_that_its_owner_removed_before_it_was_locked_does_not_count(tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_many_that_compete_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
+def test_competing_threads_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PAUSE_SECONDS", 0)
-    owners, together = [], []
+    owners, n_owners = [], []
 
     def compete(number):
         done = 0
@@ -99,7 +99,7 @@ def test_many_that_compete_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
             try:
                 with directory_lock(tmp_path):
                     owners.append(number)
-                    together.append(len(owners))
+                    n_owners.append(len(owners))
                     owners.remove(number)
                     done += 1
             except BusyError:
@@ -110,11 +110,11 @@ def test_many_that_compete_own_the_folder_one_at_a_time(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert together == [1] * 120
+    assert n_owners == [1] * 120
     assert not list(tmp_path.iterdir())
 
 
-def test_a_look_at_a_free_folder_leaves_no_file(tmp_path):
+def test_is_locked_leaves_no_file_in_a_free_folder(tmp_path):
     assert not is_locked(tmp_path)
     assert not is_locked(tmp_path / "missing")
     (tmp_path / LOCK_FILE_NAME).touch()  # of a killed process
@@ -124,7 +124,7 @@ def test_a_look_at_a_free_folder_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_look_on_a_disk_without_locks_warns_of_nothing(tmp_path, monkeypatch, caplog):
+def test_is_locked_does_not_warn_on_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     def refuse(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -135,13 +135,13 @@ def test_a_look_on_a_disk_without_locks_warns_of_nothing(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_short_look_of_another_process_does_not_refuse_the_owner(tmp_path, monkeypatch):
+def test_a_short_lock_by_is_locked_of_another_process_is_not_an_error(tmp_path, monkeypatch):
     answers = [False, True]
     monkeypatch.setattr("filelock.lock_descriptor", lambda *_, **__: answers.pop(0))
     with directory_lock(tmp_path):
         assert not answers
 
 
-def test_a_folder_that_is_gone_or_write_protected_is_refused_in_one_line(tmp_path):
+def test_a_missing_or_write_protected_folder_is_an_error_of_one_line(tmp_path):
     with pytest.raises(OutputError, match="missing: this folder cannot be written to .+ Choose another --out"):
         directory_lock(tmp_path / "missing").__enter__()

@@ -1,4 +1,4 @@
-"""Tests for tables.py"""
+"""Reading of CSV files: separators, encodings, line numbers in errors."""
 
 import pytest
 from toy_datasets import check_message, write_file
@@ -7,7 +7,7 @@ from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import find_column, format_line_numbers, format_names, read_header, read_table
 
 
-def refuse(path) -> DataError:
+def catch_error(path) -> DataError:
     with pytest.raises(DataError) as caught:
         read_table(path)
     return caught.value
@@ -24,66 +24,66 @@ def refuse(path) -> DataError:
         " path , label ,,\na.png,00000013,,\nb c.png,1.0,,\n",
     ],
 )
-def test_separators_line_ends_and_marks_are_taken_as_they_come(tmp_path, content):
+def test_separators_line_ends_and_byte_order_marks_are_detected(tmp_path, content):
     table = read_table(write_file(tmp_path / "a.csv", content))
     assert table.columns.tolist() == ["path", "label"]
     assert table["label"].tolist() == ["00000013", "1.0"]
     assert table["path"].tolist() == ["a.png", "b c.png"]
 
 
-def test_the_index_is_the_line_on_which_a_row_begins(tmp_path):
+def test_the_index_is_the_line_on_which_a_row_starts(tmp_path):
     table = read_table(write_file(tmp_path / "a.csv", 'path,label\n"a\n\nb.png",x\n\nc.png,y\n'))
     assert table.index.tolist() == [2, 6]
     assert table["path"].tolist() == ["a\n\nb.png", "c.png"]
 
 
-def test_rows_of_another_width_are_all_named(tmp_path):
+def test_all_rows_with_a_wrong_number_of_cells_are_listed(tmp_path):
     body = "a,b\n" * 3 + "a\n" * 25 + "a,b,c\n"
-    text = check_message(refuse(write_file(tmp_path / "a.csv", "path,label\n" + body)))
+    text = check_message(catch_error(write_file(tmp_path / "a.csv", "path,label\n" + body)))
     assert "FCX-E010" in text
-    assert "26 rows have another number of cells than the header's 2 (lines 5, 6, 7" in text
+    assert "26 rows do not have 2 cells, as the header has (lines 5, 6, 7" in text
     assert "24 and 6 more). Give every row as many cells" in text
 
 
-def test_letters_in_another_encoding_are_named_by_line(tmp_path):
-    text = check_message(refuse(write_file(tmp_path / "a.csv", "path,label\na,ok\nb,für\n".encode("latin-1"))))
+def test_characters_in_another_encoding_are_listed_by_line(tmp_path):
+    text = check_message(catch_error(write_file(tmp_path / "a.csv", "path,label\na,ok\nb,für\n".encode("latin-1"))))
     assert "not UTF-8 (line 3). Save it as UTF-8 (in Excel: 'CSV UTF-8')" in text
 
 
-def test_an_excel_workbook_an_empty_file_and_open_quotes_say_what_to_do(tmp_path):
+def test_an_excel_workbook_an_empty_file_and_open_quotes_are_errors_with_a_fix(tmp_path):
     assert "an Excel workbook, not a CSV. Save it as" in check_message(
-        refuse(write_file(tmp_path / "a.csv", b"PK\x03\x04.."))
+        catch_error(write_file(tmp_path / "a.csv", b"PK\x03\x04.."))
     )
-    assert "an empty table. Give it a header line" in check_message(refuse(write_file(tmp_path / "b.csv", "\n\n")))
-    text = check_message(refuse(write_file(tmp_path / "c.csv", 'path,label\na,b\n"c,d\n')))
+    assert "an empty table. Write a header line" in check_message(catch_error(write_file(tmp_path / "b.csv", "\n\n")))
+    text = check_message(catch_error(write_file(tmp_path / "c.csv", 'path,label\na,b\n"c,d\n')))
     assert "line 3 cannot be read" in text
     assert "Quote a cell as" in text
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
-    text = check_message(refuse(write_file(tmp_path / "a.csv", "Path,path,label\n")))
-    assert "several columns are called 'path'. Give every column a name of its own" in text
+def test_two_columns_of_the_same_name_are_rejected(tmp_path):
+    text = check_message(catch_error(write_file(tmp_path / "a.csv", "Path,path,label\n")))
+    assert "several columns are called 'path'. Give each column a different name" in text
 
 
-def test_a_missing_table_suggests_its_neighbour(tmp_path):
+def test_the_error_of_a_missing_table_suggests_a_similar_name(tmp_path):
     write_file(tmp_path / "labels.csv", "a,b\n")
     with pytest.raises(InputMissingError, match="no such file .did you mean '.*labels.csv'.*Check the name"):
         read_table(tmp_path / "label.csv")
-    assert "Give a CSV file" in check_message(refuse(tmp_path))
+    assert "Give a CSV file" in check_message(catch_error(tmp_path))
 
 
-def test_a_header_is_read_without_the_rest(tmp_path):
+def test_a_header_is_read_without_the_rows(tmp_path):
     assert read_header(write_file(tmp_path / "a.csv", "path;label\n\xff")) == ["path", "label"]
     assert read_header(write_file(tmp_path / "b.csv", b"\xff\xfe\xff")) == []
     assert read_header(tmp_path / "none.csv") == []
 
 
-def test_columns_are_found_whatever_their_case_and_underscores():
+def test_columns_are_found_ignoring_case_and_underscores():
     assert find_column(["Image Index", "Patient ID"], ["patient", "patientid"]) == "Patient ID"
     assert find_column(["x"], ["path"]) is None
 
 
-def test_lists_are_cut_and_stay_on_one_line():
+def test_lists_of_names_are_truncated_and_on_one_line():
     assert format_line_numbers([3]) == "line 3"
     assert format_line_numbers([5, 3]) == "lines 3, 5"
     assert format_names(["a\nb", "c\x1b"], 1) == "a\\nb and 1 more"

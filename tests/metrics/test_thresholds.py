@@ -151,5 +151,5 @@ def test_files_of_earlier_versions_have_none(tmp_path):
 
 @pytest.mark.parametrize("entry", ["COVID-19", "COVID-19=2", "=0.5", "COVID-19=0", "COVID-19=5%"])
 def test_a_prevalence_is_a_label_and_a_share(entry):
-    with pytest.raises(RecipeError, match="LABEL=SHARE"):
+    with pytest.raises(RecipeError, match="LABEL=FRACTION"):
         Recipe(prevalence=(entry,))

@@ -234,7 +234,7 @@ def test_a_broken_file_is_named_with_the_way_out(drawn, tmp_path, name, content)
 def test_a_page_that_cannot_be_written_says_so_and_leaves_nothing_half(drawn, tmp_path):
     shutil.copy(drawn / "predictions.csv", tmp_path)
     (tmp_path / "report.html").mkdir()
-    with pytest.raises(OutputError, match="cannot be written.*Free some room"):
+    with pytest.raises(OutputError, match="cannot be written.*Free disk space"):
         write_run_report(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 

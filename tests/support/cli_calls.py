@@ -1,4 +1,4 @@
-"""The command line as tests call it, and what its figures must be."""
+"""Call of the command line in a process, and comparison of its metrics with scikit-learn."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a test needs of the machine (real data, a GPU, optional packages), and the count of what was missing."""
+"""Requirements of tests (real data, a GPU, optional packages), and the number of tests skipped without them."""
 
 import importlib.util
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 REAL = {"real_data": "FASTCXR_REAL_DATA", "real_weights": "FASTCXR_REAL_WEIGHTS"}  # fixture to variable
-NOT_SET = "{} is not set: it names real radiographs or weights, which are not part of the project"
+NOT_SET = "{} is not set: it is the path of real radiographs or weights, which are not part of the project"
 MISSING = re.compile(r"optional (?:package|program) (\S+) is not installed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes the real data or weights is marked as one."""
+    """Mark each test that uses real data or weights."""
     for item in items:
         if set(REAL) & set(getattr(item, "fixturenames", ())):
             item.add_marker("real_data")
@@ -23,18 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test whose packages, programs or GPU are not here, with the reason."""
+    """Skip a test if its packages, programs or GPU are missing, with the reason."""
     for mark in item.iter_markers("needs"):
         require(*mark.args, **mark.kwargs)
     if item.get_closest_marker("gpu"):
-        import torch  # not before: most tests need none
+        import torch  # only here: most tests do not need it
 
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device is here")
+            pytest.skip("no CUDA device")
 
 
 def require(*packages: str, program: str | None = None) -> None:
-    """Skip the test where one of these packages, or the program, is not installed."""
+    """Skip the test if one of these packages, or the program, is not installed."""
     for name in packages:
         if not importlib.util.find_spec(name):
             pytest.skip(f"optional package {name} is not installed: pip install {name}")
@@ -44,30 +44,30 @@ def require(*packages: str, program: str | None = None) -> None:
 
 @pytest.fixture
 def real_data() -> Path:
-    """The folder with the real collections."""
+    """Folder of the real datasets."""
     return require_real("real_data")
 
 
 @pytest.fixture
 def real_weights() -> Path:
-    """An ImageNet weights file for mobilenetv2_100."""
+    """ImageNet weights file of mobilenetv2_100."""
     return require_real("real_weights")
 
 
 def require_real(fixture: str) -> Path:
-    """The path that the environment variable of a fixture holds, or a skip with the reason."""
+    """Return the path in the environment variable of a fixture, or skip the test with the reason."""
     variable = REAL[fixture]
     return Path(os.environ.get(variable) or pytest.skip(NOT_SET.format(variable)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable(report: pytest.TestReport):
-    """Escape lone surrogates, as in file names that are not UTF-8: a failure that shows one would end xdist."""
+    """Escape lone surrogates, as in file names that are not UTF-8: in a failure message they crash xdist."""
     return escape_surrogates((yield))
 
 
 def escape_surrogates(value):
-    """The same value with text that can be written as UTF-8; lists, tuples and dicts included."""
+    """Return the value with all text escaped to valid UTF-8, also in lists, tuples and dicts."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
@@ -77,7 +77,7 @@ def escape_surrogates(value):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session):
-    """After pytest's own closing line: how many tests were skipped for what is not installed."""
+    """Print the number of tests skipped for missing packages after the summary of pytest."""
     result = yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter and not session.config.option.collectonly:  # workers of xdist have none
@@ -87,7 +87,7 @@ def pytest_sessionfinish(session: pytest.Session):
 
 
 def count_missing(reasons: list[str]) -> str:
-    """The last line of a run of the suite. `reasons`: of all skipped tests."""
+    """Return the last line of a test run. `reasons`: of all skipped tests."""
     names = Counter(found[1] for reason in reasons if (found := MISSING.search(reason)))
     listed = ", ".join(f"{name} ({number})" for name, number in sorted(names.items()))
     return f"{names.total()} skipped for missing optional programs" + (f": {listed}" if listed else "")

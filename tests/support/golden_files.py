@@ -1,6 +1,6 @@
-"""Stored outputs that tests compare with: the words of a page, the shapes of a drawing, and how both are rewritten.
+"""Comparison with stored outputs in tests/golden: text of a page, shapes of a figure.
 
-With FASTCXR_UPDATE_GOLDEN=1 (`FASTCXR_UPDATE_GOLDEN=1 make test-fast`) each such test writes what it found, and passes;
+With FASTCXR_UPDATE_GOLDEN=1 (`FASTCXR_UPDATE_GOLDEN=1 make test-fast`) each such test stores its output and passes;
 `git diff tests/golden` then shows what changed.
 """
 
@@ -21,20 +21,20 @@ SHAPE_KEYS = ("d", "x", "y", "width", "height", "cx", "cy", "r", "points", "tran
 
 
 def check_text(found: str, name: str) -> None:
-    """Fail with the differing lines unless `found` is what tests/golden/NAME holds."""
+    """Fail with the differing lines if `found` is not the content of tests/golden/NAME."""
     stored = store_or_read(found, name)
     lines = difflib.unified_diff(stored.splitlines(), found.splitlines(), f"tests/golden/{name}", "now", lineterm="")
     difference = "\n".join(lines)
-    assert not difference, f"{difference}\n\nIf this is meant: {UPDATE}=1 make test-fast, and commit tests/golden"
+    assert not difference, f"{difference}\n\nIf this is intended: {UPDATE}=1 make test-fast, and commit tests/golden"
 
 
 def is_updating() -> bool:
-    """Whether stored outputs are to be rewritten."""
+    """Return whether stored outputs are to be rewritten."""
     return bool(os.environ.get(UPDATE))
 
 
 def update_shapes(shapes: dict[str, str]) -> None:
-    """Write the shapes of all figures, and remove those of figures that are gone."""
+    """Write the shapes of all figures, and remove those of deleted figures."""
     folder = GOLDEN / "drawn" / "shapes"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -43,17 +43,17 @@ def update_shapes(shapes: dict[str, str]) -> None:
 
 
 def store_or_read(found: str, name: str) -> str:
-    """What tests/golden/NAME holds, after it was rewritten where that is asked for."""
+    """Return the content of tests/golden/NAME, which is rewritten first if that is requested."""
     path = GOLDEN / name
     if is_updating():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(found, encoding="utf-8")
-    assert path.is_file(), f"tests/golden/{name} is not there. Write it: {UPDATE}=1 make test-fast"
+    assert path.is_file(), f"tests/golden/{name} does not exist. Write it: {UPDATE}=1 make test-fast"
     return path.read_text(encoding="utf-8")
 
 
 def text_of(page: str) -> str:
-    """The words and numbers of an HTML page, a block a line; without styles, drawings and pictures."""
+    """Return the text of an HTML page, one block a line, without styles, figures and images."""
     page = re.sub(r"<(style|svg|script)\b.*?</\1>", "", page, flags=re.DOTALL)
     page = re.sub(rf"<(?=/?(?:{BLOCKS})\b)", "\n<", page)
     page = re.sub(r"</(?:th|td|span)>", " ", page)
@@ -62,7 +62,7 @@ def text_of(page: str) -> str:
 
 
 def shapes_of(drawing: str) -> str:
-    """The shapes of an SVG drawing without its text: a line an element, numbers to a tenth of a point."""
+    """Return the shapes of an SVG figure without its text: one element a line, numbers to a tenth of a point."""
     lines = []
     for element in ElementTree.fromstring(drawing).iter():
         tag = element.tag.rpartition("}")[2]
@@ -77,7 +77,7 @@ def _rounded(text: str) -> str:
 
 
 def differing_shapes(stored: str, found: str, tolerance: float) -> list[str]:
-    """The lines of `shapes_of` whose commands differ, or whose numbers do by more than `tolerance` points."""
+    """Return the lines of `shapes_of` with other commands, or with numbers that differ by more than `tolerance`."""
     ours, theirs = stored.splitlines(), found.splitlines()
     if len(ours) != len(theirs):
         return [f"{len(ours)} shapes are stored, {len(theirs)} are drawn"]

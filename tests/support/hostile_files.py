@@ -1,4 +1,4 @@
-"""Model files that somebody damaged, or made in order to harm: a seed gives the same ones everywhere."""
+"""Damaged and malicious model files, generated from a seed."""
 
 import json
 import os
@@ -29,13 +29,13 @@ HTML = b"<!doctype html><html><title>404 Not Found</title></html>"
 
 @dataclass(frozen=True)
 class Case:
-    """One file to refuse: a run folder with a model, or a file for --weights."""
+    """A file that must be rejected: a run folder with a model, or a file for --weights."""
 
     name: str
     path: Path
 
     def open(self) -> None:
-        """What a person's command would do with it."""
+        """Load the file as the commands do."""
         if self.path.is_dir():
             load_model(self.path)
         else:
@@ -47,7 +47,7 @@ def make_body(classes: int = 3) -> torch.nn.Module:
 
 
 def write_good_model(folder: Path) -> Path:
-    """A run folder with a model that nobody has touched, its weights random."""
+    """Write a run folder with a valid model with random weights."""
     folder.mkdir(parents=True)
     pixels = InputSpec(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     model = make_body()
@@ -64,7 +64,7 @@ def write_good_model(folder: Path) -> Path:
 
 
 def draw_cases(good: Path, place: Path, count: int, seed: int = 0) -> Iterator[Case]:
-    """`count` hostile cases below `place`, each made when it is asked for; `marker` is where their code would write."""
+    """Yield `count` hostile cases below `place`; if their code is run, it creates the file `marker` there."""
     dice, makers = random.Random(seed), [*WEIGHTS, *FACTS, *LINKS, *CHECKPOINTS]
     for number in range(count):
         make = makers[number % len(makers)]
@@ -94,10 +94,10 @@ class Code:
         return self.call
 
 
-def change_weights(folder: Path, content: bytes, *, told: bool = False) -> None:
-    """Exchange the weights; `told`: model.json is given the new checksum, as one who means harm would."""
+def change_weights(folder: Path, content: bytes, *, update_checksum: bool = False) -> None:
+    """Replace the weights; `update_checksum`: also the checksum in model.json, as an attacker would."""
     (folder / "model.safetensors").write_bytes(content)
-    if told:
+    if update_checksum:
         checksum = compute_sha256(folder / "model.safetensors")
         change_facts(folder, lambda facts: facts.update(files={"model.safetensors": checksum}))
 
@@ -119,35 +119,35 @@ def flipped_bit(folder, dice, marker):
 
 def truncated(folder, dice, marker):
     content = (folder / "model.safetensors").read_bytes()
-    change_weights(folder, content[: dice.randrange(len(content))], told=dice.random() < 0.5)
+    change_weights(folder, content[: dice.randrange(len(content))], update_checksum=dice.random() < 0.5)
 
 
 def web_page(folder, dice, marker):
-    change_weights(folder, HTML * dice.randrange(1, 50), told=dice.random() < 0.5)
+    change_weights(folder, HTML * dice.randrange(1, 50), update_checksum=dice.random() < 0.5)
 
 
 def pickled_weights(folder, dice, marker):
-    change_weights(folder, pickle.dumps(Code(marker, dice)), told=True)
+    change_weights(folder, pickle.dumps(Code(marker, dice)), update_checksum=True)
 
 
 def endless_header(folder, dice, marker):
     length = dice.choice([2**62, 2**63, 2**64 - 1, 2**31, 10**8, 0])
-    change_weights(folder, struct.pack("<Q", length) + b"{}" * dice.randrange(100), told=True)
+    change_weights(folder, struct.pack("<Q", length) + b"{}" * dice.randrange(100), update_checksum=True)
 
 
-def lying_header(folder, dice, marker):
+def contradictory_header(folder, dice, marker):
     shape = dice.choice([[2**62], [2**31, 2**31], [-1], [10**9], []])
     header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * 2 ** dice.randrange(60)]}})
-    change_weights(folder, struct.pack("<Q", len(header)) + header.encode() + b"\0" * 64, told=True)
+    change_weights(folder, struct.pack("<Q", len(header)) + header.encode() + b"\0" * 64, update_checksum=True)
 
 
 def deep_header(folder, dice, marker):
     header = b'{"a":' * 100_000
-    change_weights(folder, struct.pack("<Q", len(header)) + header, told=True)
+    change_weights(folder, struct.pack("<Q", len(header)) + header, update_checksum=True)
 
 
 def other_network(folder, dice, marker):
-    change_weights(folder, save({f"layer.{dice.randrange(9)}": torch.zeros(3, 3)}), told=True)
+    change_weights(folder, save({f"layer.{dice.randrange(9)}": torch.zeros(3, 3)}), update_checksum=True)
 
 
 def wrong_classes(folder, dice, marker):
@@ -156,7 +156,7 @@ def wrong_classes(folder, dice, marker):
 
 
 WEIGHTS = [
-    flipped_bit, truncated, web_page, pickled_weights, endless_header, lying_header, deep_header, other_network,
+    flipped_bit, truncated, web_page, pickled_weights, endless_header, contradictory_header, deep_header, other_network,
     wrong_classes,
 ]  # fmt: skip
 
@@ -168,12 +168,12 @@ def nonsense(folder, dice, marker):
     change_facts(folder, lambda facts: facts.update({name: value}))
 
 
-def lost_fact(folder, dice, marker):
+def missing_key(folder, dice, marker):
     name = dice.choice(["labels", "input_spec", "backbone", "files", "format", "choices"])
     change_facts(folder, lambda facts: facts.pop(name))
 
 
-def no_json(folder, dice, marker):
+def invalid_json(folder, dice, marker):
     content = dice.choice([
         b"", b"null", b"[]", b"{" * 200_000, b"[" * 200_000, HTML, b"\xff\xfe\x00", pickle.dumps(Code(marker, dice)),
         b'{"format": ' + b"9" * 5000 + b"}", b'{"format": NaN}', b'{"a": 1}' + b" " * 65_000_000,
@@ -184,7 +184,7 @@ def no_json(folder, dice, marker):
 
 def path_as_a_name(folder, dice, marker):
     outside = folder.parent / "outside"
-    outside.write_bytes(b"there, and with the right checksum")
+    outside.write_bytes(b"exists, and has the right checksum")
     names = ["../outside", str(outside), "../run/../outside", "..", ".", "", "C:\\x", "a\0b", "~/x"]
     change_facts(folder, lambda facts: facts["files"].update({dice.choice(names): compute_sha256(outside)}))
 
@@ -216,16 +216,16 @@ NONSENSE = [
     ("bit_depths", {"sources": {"a": "12"}, "default": 12}), ("bit_depths", {"sources": {}, "default": 10**9}),
     ("calibration", {"temperature": 0}), ("calibration", {"temperature": "1"}), ("calibration", [1]),
 ]  # fmt: skip
-FACTS = [nonsense, lost_fact, nonsense, no_json, nonsense, path_as_a_name, nonsense, path_as_a_backbone]
+FACTS = [nonsense, missing_key, nonsense, invalid_json, nonsense, path_as_a_name, nonsense, path_as_a_backbone]
 
-# --- what is no file of this folder
+# --- links, folders and devices in place of files
 
 
-def linked_away(folder, dice, marker):
-    """The right content, by a link: what it leads to may change after it was looked at."""
+def link_to_outside(folder, dice, marker):
+    """The right content, but through a link, whose target may change after the check."""
     name = dice.choice(["model.safetensors", "model.json"])
-    (folder / name).rename(folder.parent / "elsewhere")
-    (folder / name).symlink_to(folder.parent / "elsewhere")
+    (folder / name).rename(folder.parent / "outside")
+    (folder / name).symlink_to(folder.parent / "outside")
 
 
 def no_file(folder, dice, marker):
@@ -236,7 +236,7 @@ def no_file(folder, dice, marker):
     )
 
 
-LINKS = [linked_away, no_file]
+LINKS = [link_to_outside, no_file]
 
 # --- files for --weights
 
@@ -261,7 +261,7 @@ def damaged_checkpoint(place, dice, marker):
 
 
 def packed_checkpoint(place, dice, marker):
-    """Some kilobytes that unpack to a hundred megabytes."""
+    """A file of some kilobytes that decompresses to a hundred megabytes."""
     from zipfile import ZIP_DEFLATED, ZipFile
 
     torch.save({"w": torch.zeros(25_000_000)}, place / "big.pth")

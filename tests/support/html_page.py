@@ -1,4 +1,4 @@
-"""A page as a browser sees it."""
+"""Parser of HTML pages for tests."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ NEVER_CLOSED = {"meta", "img", "br", "wbr", "link"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: ids, references, words, and whether every element is closed."""
+    """Ids, references and text of a page; parsing fails if an element is not closed."""
 
     def __init__(self, text):
         super().__init__()

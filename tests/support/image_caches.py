@@ -1,4 +1,4 @@
-"""What tests of the store of pictures ask of it."""
+"""Helpers for tests of the image cache."""
 
 import os
 import sqlite3

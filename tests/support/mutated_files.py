@@ -1,4 +1,4 @@
-"""Images of every kind that the reader takes, damaged in the ways that disks, copies and ill will damage files."""
+"""Images of every supported format, damaged at random as by disks, transfers and attackers."""
 
 import os
 import random
@@ -20,10 +20,10 @@ IDENTITY = "ZZTESTNAME"
 
 
 def write_kinds(folder: Path) -> list[Path]:
-    """One intact file of each kind, DICOM with the name of a patient in it."""
-    picture = make_reference()
-    gray, deep = Image.fromarray(picture), picture.astype(np.uint16) * 257
-    (folder / "float.tif").write_bytes(make_tiff((picture / 255).astype(np.float32)))
+    """Write one intact file of each format; the DICOM files contain the name of a patient."""
+    image = make_reference()
+    gray, deep = Image.fromarray(image), image.astype(np.uint16) * 257
+    (folder / "float.tif").write_bytes(make_tiff((image / 255).astype(np.float32)))
     (folder / "int16_be.tif").write_bytes(make_tiff(deep, order=">"))
     (folder / "deep_rgb.png").write_bytes(make_png(np.dstack([deep] * 3), 2))
     made = [
@@ -49,16 +49,16 @@ def write_kinds(folder: Path) -> list[Path]:
         ("big", ExplicitVRBigEndian),
         ("deflated", DeflatedExplicitVRLittleEndian),
     ):
-        dataset = make_dicom(picture, **tags)
+        dataset = make_dicom(image, **tags)
         dataset.file_meta.TransferSyntaxUID = syntax
         made.append(save_dicom(folder / f"{name}.dcm", dataset))
-    rle = make_dicom(picture, **tags)
+    rle = make_dicom(image, **tags)
     rle.compress(RLELossless, generate_instance_uid=False)
-    return [*made, save_dicom(folder / "plain.dcm", make_dicom(picture, **tags)), save_dicom(folder / "rle.dcm", rle)]
+    return [*made, save_dicom(folder / "plain.dcm", make_dicom(image, **tags)), save_dicom(folder / "rle.dcm", rle)]
 
 
 def mutate(data: bytes, other: bytes, dice: random.Random) -> bytes:
-    """One file with a few of: changed bits, runs of one byte, lost, doubled and foreign parts, an early end."""
+    """Return the file with some changed bits, runs of one byte, lost, repeated or foreign parts, or truncated."""
     changed = bytearray(data)
     for _ in range(dice.choice([1, 1, 2, 5])):
         start = dice.randrange(min(len(changed), 400) if dice.random() < 0.6 else len(changed))  # headers come first
@@ -82,7 +82,7 @@ def mutate(data: bytes, other: bytes, dice: random.Random) -> bytes:
 
 
 def draw_mutants(folder: Path, count: int, seed: int = 0) -> Iterator[Path]:
-    """`count` damaged files, kind after kind, each written when it is asked for."""
+    """Yield `count` damaged files, of each format in turn."""
     dice = random.Random(seed)
     kinds = [(path.suffix, path.read_bytes()) for path in write_kinds(folder)]
     for number in range(count):
@@ -93,9 +93,9 @@ def draw_mutants(folder: Path, count: int, seed: int = 0) -> Iterator[Path]:
 
 
 def read_mutants(count: int, seed: int) -> dict:
-    """What came of them: outcomes by code, exceptions that were no ImageError, memory in MB.
+    """Return outcomes by error code, exceptions other than ImageError, and peak memory [MB].
 
-    For a process of its own: its peak of memory is theirs alone, and libtiff's own complaints go nowhere.
+    To be run in a separate process: the peak of memory is that of these reads, and messages of libtiff are discarded.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     outcomes, escaped = Counter(), Counter()
@@ -109,11 +109,11 @@ def read_mutants(count: int, seed: int) -> dict:
                 outcomes[error.code] += 1
                 if "\n" in str(error) or IDENTITY in str(error) or not error.code:
                     escaped["an error of more than a line, or with a name in it"] += 1
-            except Exception as error:  # the list of what may come is closed: all else is counted as an escape
+            except Exception as error:  # only ImageError is allowed; other exceptions are counted
                 escaped[type(error).__name__] += 1
     return {"outcomes": dict(outcomes), "escaped": dict(escaped), "megabytes": peak_megabytes() - before}
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process ever held, in MB."""
+    """Return the peak memory of this process [MB]."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Small copies of how public collections are laid out; every picture in them is another one."""
+"""Small datasets with the layout of public datasets; all images differ."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ ROWS = (
 
 
 def write_image(file: Path, number: int) -> Path:
-    """A picture of its own for each number, as soft as radiographs are, 80 pixels high and 96 wide."""
+    """Write a smooth image of 80 by 96 pixels that is different for each number."""
     file.parent.mkdir(parents=True, exist_ok=True)
     clouds = np.random.default_rng(number).integers(0, 256, (10, 12), np.uint8)
     Image.fromarray(clouds).resize((96, 80), Image.Resampling.BILINEAR).save(file)
@@ -27,7 +27,7 @@ def write_image(file: Path, number: int) -> Path:
 
 
 def make_coronahack(root: Path, *more: str, nest: str = "", patients: tuple[str, ...] = (), first: int = 100) -> Path:
-    """The table, and its images in train/ and test/ below `nest`; `more` are further rows."""
+    """Write the table, and its images in train/ and test/ below `nest`; `more` are further rows."""
     rows = [*ROWS, *more]
     header = CORONAHACK + (",patient_id" if patients else "")
     lines = [f"{i},{row}" + (f",{patients[i]}" if patients else "") for i, row in enumerate(rows)]
@@ -44,7 +44,7 @@ COHEN += "clinical notes,folder"
 
 
 def make_cohen(root: Path, *more: str, first: int = 200) -> Path:
-    """metadata.csv and images/: rows of patient, finding, view, modality, filename, folder."""
+    """Write metadata.csv and images/; rows: patient, finding, view, modality, filename, folder."""
     rows = [
         "2,COVID-19,PA,X-ray,a one.png,images",
         "2,COVID-19,L,X-ray,b.jpg,images",
@@ -67,7 +67,7 @@ COVIDX = "3 a.png normal rsna\n4 b b.jpg COVID-19 cohen\n5 c.png COVID-19 fig1\n
 
 
 def make_covidx(root: Path, lists: str = "labels", images: str = "", train: str = COVIDX) -> Path:
-    """The label lists in `lists`, and images in train/ and test/ below `images`."""
+    """Write the label lists in `lists`, and images in train/ and test/ below `images`."""
     for number, name in enumerate(["train/a.png", "train/b b.jpg", "train/c.png", "train/d.png", "test/e.png"]):
         write_image(root / images / name, 300 + number)
     (root / lists).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Count what a call does: the steps of its progress bars, and the memory that it takes."""
+"""Recording of the progress bars of a call, and of its peak memory."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from fastcxr.progress.base import Progress
 
 
 class Counted(Progress):
-    """Keeps the total and words of each bar, and every step of it, in `seen`."""
+    """Progress that records the total, the text and every step of each bar in `seen`."""
 
     def __init__(self):
         self.seen = []
@@ -27,7 +27,7 @@ class Counted(Progress):
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Return the most bytes that Python and NumPy had allocated at once during a call."""
+    """Return the peak of memory allocated by Python and NumPy during a call [bytes]."""
     tracemalloc.start()
     try:
         call()

@@ -1,4 +1,4 @@
-"""Pictures and files that the tests of this room make for themselves: one 8-bit reference, written in every kind."""
+"""Image files for tests: an 8-bit reference image in many formats."""
 
 import struct
 import zlib
@@ -13,22 +13,22 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittle
 
 
 def make_reference(height: int = 96, width: int = 80, seed: int = 0) -> np.ndarray:
-    """Smooth and noisy at once, without symmetry, from 0 to 255."""
+    """Return a smooth image with noise, without symmetry, with values from 0 to 255."""
     rows, columns = np.mgrid[0:height, 0:width]
     smooth = 120 + 70 * np.sin(rows / 23) + 50 * np.cos(columns / 17) - 0.3 * columns
-    picture = (smooth + np.random.default_rng(seed).normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
-    picture[0, :2] = 0, 255
-    return picture
+    image = (smooth + np.random.default_rng(seed).normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+    image[0, :2] = 0, 255
+    return image
 
 
-def save_image(picture: np.ndarray | Image.Image, path: Path, **options) -> Path:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def save_image(image: np.ndarray | Image.Image, path: Path, **options) -> Path:
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(path, **options)
     return path
 
 
 def make_png(values: np.ndarray, colour: int, chunks: bytes = b"") -> bytes:
-    """A PNG of any depth and colour type, among them those that Pillow cannot write."""
+    """Return a PNG of any bit depth and colour type, also those that Pillow cannot write."""
     height, width = values.shape[:2]
     big = values.astype(values.dtype.newbyteorder(">"))
     lines = b"".join(b"\0" + line.tobytes() for line in big)
@@ -43,7 +43,7 @@ def make_chunk(name: bytes, data: bytes) -> bytes:
 
 
 def make_12_bit_tiff(values: np.ndarray) -> bytes:
-    """A gray TIFF of 12 bits a pixel: two pixels in three bytes."""
+    """Return a gray TIFF of 12 bits a pixel: two pixels in three bytes."""
     bits = np.unpackbits(values.astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 4:]
     return make_tiff(values, pixels=np.packbits(bits).tobytes(), bits=12)
 
@@ -51,7 +51,7 @@ def make_12_bit_tiff(values: np.ndarray) -> bytes:
 def make_tiff(
     values: np.ndarray, photometric: int = 1, order: str = "<", pixels: bytes = b"", bits: int = 0, largest: int = 0
 ) -> bytes:
-    """An uncompressed gray TIFF of any number type, in either byte order; `largest`: its MaxSampleValue."""
+    """Return an uncompressed gray TIFF of any number type and byte order; `largest`: its MaxSampleValue."""
     kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     pixels = pixels or values.astype(values.dtype.newbyteorder(order)).tobytes()
     height, width = values.shape
@@ -65,7 +65,7 @@ def make_tiff(
 
 
 def make_dicom(stored: np.ndarray, **tags) -> Dataset:
-    """A chest radiograph with the given stored values; further tags are set, None takes one away."""
+    """Return a chest radiograph with these stored values; tags are set, or removed if None."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -87,7 +87,7 @@ def make_dicom(stored: np.ndarray, **tags) -> Dataset:
 
 
 def compress_as(dataset: Dataset, syntax: str, frame: bytes) -> Dataset:
-    """The dataset with this codestream in the place of its pixels."""
+    """Replace the pixel data of the dataset by this codestream."""
     dataset.PixelData = encapsulate([frame])
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True

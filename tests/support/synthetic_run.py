@@ -1,4 +1,4 @@
-"""A made-up run folder: seven epochs in three stages, thumbnails; no model was ever trained."""
+"""A synthetic run folder with seven epochs in three stages and thumbnails, without training."""
 
 import json
 
@@ -12,7 +12,7 @@ LABELS = ("Covid-19", "No_findings", "Pneumonia")
 
 
 def make_manifest(labels=LABELS, n=1000, seed=0):
-    """Images of patients with one to four images each, split 70/15/15 of patients."""
+    """Return a manifest of patients with one to four images each; patients are split 70/15/15."""
     draw = np.random.default_rng(seed)
     patient = np.repeat(np.arange(n), draw.integers(1, 5, n))[:n]
     kind = draw.choice(len(labels), n, p=np.r_[0.12, np.full(len(labels) - 1, 0.88 / (len(labels) - 1))])[patient]
@@ -32,7 +32,7 @@ def make_manifest(labels=LABELS, n=1000, seed=0):
 
 
 def make_probability(manifest, labels=LABELS, seed=0, strength=2.2):
-    """Probabilities that lean towards the truth, rows sum to one."""
+    """Return probabilities that favour the true class; rows sum to one."""
     draw = np.random.default_rng(seed)
     truth = pd.Index(labels).get_indexer(manifest["label"])
     logits = draw.normal(size=(len(manifest), len(labels))) + strength * np.eye(len(labels))[truth]
@@ -128,15 +128,15 @@ RUN = {
 
 
 def write_thumbnail(path, seed):
-    """A gray smudge with two darker fields: enough to see where a thumbnail stands."""
+    """Write a gray ellipse with two darker fields."""
     draw = np.random.default_rng(seed)
-    picture = Image.new("L", (160, 160), 40)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("L", (160, 160), 40)
+    pen = ImageDraw.Draw(image)
     pen.ellipse((10, 20, 150, 190), fill=150 + int(draw.integers(0, 50)))
     for left in (28, 86):
         top = 34 + int(draw.integers(-6, 6))
         pen.ellipse((left, top, left + 46, top + 96), fill=45 + int(draw.integers(0, 40)))
-    picture.filter(ImageFilter.GaussianBlur(4)).save(path, quality=80)
+    image.filter(ImageFilter.GaussianBlur(4)).save(path, quality=80)
 
 
 def write_thumbnails(folder, samples, wrong):
@@ -151,7 +151,7 @@ def write_thumbnails(folder, samples, wrong):
 
 
 def write_histograms(folder, manifest):
-    """histograms.csv and file_stats.csv of a cohort whose classes differ a little."""
+    """Write histograms.csv and file_stats.csv of classes that differ slightly."""
     center, rows = np.linspace(-1, 1, 64), []
     for k, (label, of_class) in enumerate(manifest.groupby("label")):
         mean = np.exp(-((center - 0.1 * k) ** 2) * 3)
@@ -165,7 +165,7 @@ def write_histograms(folder, manifest):
 
 
 def build_description(folder, manifest=None, run=(), thumbnails=True):
-    """All files of a described cohort but those that its page is drawn with."""
+    """Write all files of a description except its page and figures."""
     from fastcxr.data.statistics import sample_per_class
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def build_description(folder, manifest=None, run=(), thumbnails=True):
 
 
 def build_run(folder, manifest=None, labels=LABELS, recipe=(), run=(), history=None, thumbnails=True):
-    """All files of a run folder but those that a report writes."""
+    """Write all files of a run folder except those of the report."""
     from fastcxr.data.statistics import sample_per_class
     from fastcxr.metrics.predictions import select_most_wrong
 

@@ -1,4 +1,4 @@
-"""What was skipped because it is not installed is counted in the last line, and nothing else is."""
+"""Tests skipped for missing optional packages are counted in the last line, others are not."""
 
 import pytest
 from conditions import NOT_SET, count_missing, escape_surrogates, require, require_real
@@ -18,20 +18,20 @@ def test_missing_packages_and_programs_are_counted_by_name():
     assert line == "3 skipped for missing optional programs: no-such-program (1), no_such_package (2)"
 
 
-def test_without_anything_missing_the_line_is_there_all_the_same():
-    assert count_missing(["no CUDA device is here"]) == "0 skipped for missing optional programs"
+def test_the_line_is_printed_if_nothing_is_missing():
+    assert count_missing(["no CUDA device"]) == "0 skipped for missing optional programs"
 
 
-def test_what_is_installed_is_no_reason_to_skip():
+def test_installed_packages_are_no_reason_to_skip():
     require("pytest", program="python3")
 
 
-def test_real_data_that_is_not_set_is_named(monkeypatch):
+def test_the_skip_reason_names_the_variable_of_real_data(monkeypatch):
     monkeypatch.delenv("FASTCXR_REAL_DATA", raising=False)
     assert "FASTCXR_REAL_DATA is not set" in reason_of(require_real, "real_data")
 
 
-def test_a_failure_that_shows_a_name_that_is_not_utf_8_can_be_sent_by_a_worker():
+def test_a_failure_with_a_file_name_that_is_not_utf_8_is_escaped():
     assert escape_surrogates({"longrepr": ["a\udc80.png", ("\udc80", 1)]}) == {
         "longrepr": ["a\\udc80.png", ("\\udc80", 1)]
     }

@@ -1,4 +1,4 @@
-"""A network of four thousand weights that timm knows once this module is imported, for runs kept as files."""
+"""A network of four thousand weights, registered in timm on import, for the runs in tests/fixtures."""
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet

@@ -1,4 +1,4 @@
-"""Folders, tables and manifests that the tests of this room make for themselves; no image in them is ever decoded."""
+"""Folders, tables and manifests for tests that never decode an image."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_files(root: Path, *paths: str) -> Path:
-    """Files with one byte each, and the folders above them; a path that ends in a slash is a folder."""
+    """Write files of one byte and their parent folders; a path that ends in a slash is a folder."""
     for path in paths:
         file = root / path
         (file if path.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
@@ -20,7 +20,7 @@ def write_files(root: Path, *paths: str) -> Path:
 
 
 def write_two_classes(root: Path, **more: str) -> Path:
-    """Two classes of two images each."""
+    """Write two classes of two images each."""
     return write_files(root, "covid/a.png", "covid/b.png", "normal/c.png", "normal/d.png", *more)
 
 
@@ -30,7 +30,7 @@ def write_file(path: Path, text: str | bytes) -> Path:
 
 
 def make_manifest(rows: list[tuple[str, str]], source: str = "here") -> pd.DataFrame:
-    """A manifest of (patient, label) rows, as read_manifest makes it."""
+    """Return a manifest of (patient, label) rows, as read_manifest does."""
     table = pd.DataFrame(rows, columns=["patient", "label"], dtype="object").astype("str")
     paths = [f"{label}/{i:05d}.png" for i, label in enumerate(table["label"])]
     blank = pd.Series(index=table.index, dtype="object").astype(table["label"].dtype)
@@ -49,7 +49,7 @@ def make_manifest(rows: list[tuple[str, str]], source: str = "here") -> pd.DataF
 
 
 def check_message(error: FastcxrError) -> str:
-    """The message, which must fit on one line and end its fix without a dot."""
+    """Return the message; check that it is one line and that its fix has no full stop."""
     assert "\n" not in str(error)
     assert not error.problem.endswith((".", "?"))
     assert not error.fix.endswith(".")
@@ -57,7 +57,7 @@ def check_message(error: FastcxrError) -> str:
 
 
 def make_copied(root: Path, images: int = 30, labels: tuple[str, ...] = ("x", "y")) -> pd.DataFrame:
-    """A manifest of files that say nothing of patients, each of which stands twice under two names."""
+    """Return a manifest of files without patients, in which each file has an exact duplicate of another name."""
     rows = []
     for label in labels:
         for number in range(images):

@@ -1,4 +1,4 @@
-"""Toy radiographs that a network can tell apart after a step or two."""
+"""Toy radiographs, whose classes a network separates after one or two steps."""
 
 from pathlib import Path
 
@@ -9,18 +9,18 @@ LABELS = ("clear", "haze", "opacity")
 
 
 def draw_toy(label: str, number: int, size: int = 72) -> np.ndarray:
-    """A gray picture that a network can tell from those of other labels after a step or two."""
+    """Return a gray image of a class, different for each number."""
     noise = np.random.default_rng([LABELS.index(label), number])
-    picture = noise.normal(110, 20, (size, size + number % 3 * 4))
+    image = noise.normal(110, 20, (size, size + number % 3 * 4))
     if label == "haze":
-        picture[:, ::4] += 60
+        image[:, ::4] += 60
     if label == "opacity":
-        picture[size // 4 : size // 2, size // 4 : size // 2] += 90
-    return picture.clip(0, 255).astype(np.uint8)
+        image[size // 4 : size // 2, size // 4 : size // 2] += 90
+    return image.clip(0, 255).astype(np.uint8)
 
 
 def write_toys(folder: Path, per_class: int = 10, labels: tuple[str, ...] = LABELS, first: int = 0) -> Path:
-    """Class folders of toy radiographs, two images a patient, named as NIH names them; `first` gives other pictures."""
+    """Write class folders of toy radiographs, two images a patient, with NIH file names; `first` changes the images."""
     for k, label in enumerate(labels):
         (folder / label).mkdir(parents=True)
         for number in range(first, first + per_class):

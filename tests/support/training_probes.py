@@ -1,4 +1,4 @@
-"""Learners whose heads are fitted, for the tests of bank, fit and strategies."""
+"""Learners with a fitted head, for tests of the feature cache, linear probes and strategies."""
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.progress.base import Progress

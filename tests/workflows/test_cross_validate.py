@@ -275,7 +275,7 @@ def test_folds_of_data_without_splits_say_nothing_of_them(pooled):
 
 
 def test_one_fold_is_told_to_be_no_folds():
-    with pytest.raises(RecipeError, match="folds is 1. Give --folds 2 or more, or leave it out"):
+    with pytest.raises(RecipeError, match="folds is 1, it must be 0 or at least 2. Pass --folds 2"):
         Recipe(folds=1)
 
 

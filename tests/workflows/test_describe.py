@@ -85,7 +85,7 @@ def test_bad_files_do_not_stop_it_and_are_listed(call, toys, tmp_path):
     victims[1].write_bytes(b"<html>404</html>")
     done = call("--data", "toys", "--out", "described")
     assert done.returncode == 2, "some files could not be read"
-    assert "FCX-E101 clear/00000000_000.png" in done.stderr and "2 images not readable, and left out" in done.stderr
+    assert "FCX-E101 clear/00000000_000.png" in done.stderr and "2 unreadable images skipped" in done.stderr
     skipped = pd.read_csv(tmp_path / "described" / "skipped.csv")
     assert skipped["code"].tolist() == ["E101", "E102"]
     page = (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")

@@ -82,7 +82,7 @@ def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, mo
     assert table["predicted"].eq("").all() and table["above_threshold"].eq("").all()
     assert table["uncertain"].eq("yes").all() and table["in_distribution"].eq("no").all()
     assert (table["ood_score"] > 1).all()
-    assert "0 images classified, 0 not readable, 4 not like the training images, left open" in capfd.readouterr().err
+    assert "0 images classified, 0 unreadable, 4 out-of-distribution (no class assigned)" in capfd.readouterr().err
 
 
 def test_a_test_on_pictures_of_something_else_is_a_warning_on_its_page(finished, boards, tmp_path):

@@ -143,13 +143,13 @@ def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path,
     assert not is_locked(tmp_path / "run")
 
 
-def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
+def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("filelock.lock_descriptor", refuse)
     with directory_lock(tmp_path):
-        assert "has no locks (No locks available): see that no other process writes into it" in caplog.text
+        assert "has no locks (No locks available): make sure that no other process writes into it" in caplog.text
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
@@ -232,10 +232,10 @@ def command(toys, tmp_path, monkeypatch, capfd):
 def test_a_signal_ends_with_the_way_on_and_the_same_command_takes_it(command, whole):
     code, out, err = command(*WORDS, stop_after=4)
     assert (code, out) == (143, "")
-    assert err.splitlines()[-1] == (f"fastcxr: stopped by SIGTERM; go on with: fastcxr resume runs/toys-{NAME}-1")
+    assert err.splitlines()[-1] == (f"fastcxr: stopped by SIGTERM; resume with: fastcxr resume runs/toys-{NAME}-1")
     code, out, err = command(*WORDS)
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
-    assert "(begun earlier)" in err
+    assert "(started earlier)" in err
     models = [place / "model.safetensors" for place in (whole, Path(f"runs/toys-{NAME}-1"))]
     assert models[0].read_bytes() == models[1].read_bytes()
     assert command(*WORDS)[1] == f"runs/toys-{NAME}-2/report.html\n"  # the first is finished
@@ -250,7 +250,7 @@ def test_new_begins_anew_and_resume_takes_the_newest(command):
     assert command("resume", f"runs/toys-{NAME}-1")[1] == f"runs/toys-{NAME}-1/report.html\n"
     code, _, err = command("resume")
     assert code == 66
-    assert "no unfinished run is in runs/" in err
+    assert "runs/ holds no unfinished run" in err
     code, out, err = command("resume", f"runs/toys-{NAME}-1")
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "this run is finished" in err
@@ -264,7 +264,7 @@ def test_new_never_empties_a_folder(command):
     command(*WORDS, "--out", "mine", stop_after=4)
     code, _, err = command(*WORDS, "--out", "mine", "--no-resume")
     assert code == 73
-    assert "an interrupted run is in this folder" in err
+    assert "the folder holds an interrupted run" in err
     assert Path("mine/state").exists()
 
 
@@ -276,7 +276,7 @@ def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
         patch.setattr("fastcxr.workflows.train.load_dataset", read)
         code, _, err = command(*WORDS, "--out", "mine")
     assert code == 130
-    assert err.splitlines()[-1].endswith("go on with: the same command; nothing had been trained yet")
+    assert err.splitlines()[-1].endswith("no training step is saved yet: repeat the command")
     assert not Path("mine").exists()
 
 

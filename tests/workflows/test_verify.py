@@ -57,7 +57,7 @@ def test_a_changed_checksum_is_found(folder):
     change_a_digit(folder / CHECKSUMS_FILE)
     assert verify(folder)[0]
     (folder / CHECKSUMS_FILE).write_text("no checksum\n")
-    with pytest.raises(OutputError, match="line 1 is no checksum and name"):
+    with pytest.raises(OutputError, match="line 1 is not a checksum and a name"):
         verify(folder)
 
 
