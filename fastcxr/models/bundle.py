@@ -82,7 +82,7 @@ def extract_classifier(learner: "Learner") -> Classifier:
         precision=state.precision,
         ood_detector=state.ood_detector,
         # a head that was fitted on mirror images too and kept: others were not made for them
-        hflip_tta=state.fitted_probe is not None and state.fitted_probe.bank.hflip_tta,
+        hflip_tta=state.fitted_probe is not None and state.fitted_probe.cache.hflip_tta,
         bit_depths=summarize_depths(loaders_state.manifest),
     )
 

@@ -21,7 +21,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.models import backbones, bundle, devices
 from fastcxr.models.bundle import load_model, save_model
-from fastcxr.training.feature_bank import FeatureBank
+from fastcxr.training.feature_cache import FeatureCache
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
@@ -114,7 +114,7 @@ def test_a_test_time_flip_is_what_the_run_decided_however_many_views_its_bank_ha
     trained, tmp_path, monkeypatch, mirror
 ):
     views = 1 if mirror else 3  # neither number says anything of mirror images
-    probe = SimpleNamespace(bank=FeatureBank(np.zeros((views, 1, 4)), {}, mirror))
+    probe = SimpleNamespace(cache=FeatureCache(np.zeros((views, 1, 4)), {}, mirror))
     monkeypatch.setattr(trained.fastcxr, "fitted_probe", probe)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).hflip_tta is mirror

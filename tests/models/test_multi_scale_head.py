@@ -20,7 +20,7 @@ from fastcxr.models.heads import (
     uses_feature_bank,
 )
 from fastcxr.models.weights import load_weights
-from fastcxr.training.feature_bank import output_head_features
+from fastcxr.training.feature_cache import output_head_features
 
 DEPTHS = HeadConfig(multi_scale=True)
 # stages and features: maps with channels second, last (two), tokens, none that timm tells of, and several maps at once

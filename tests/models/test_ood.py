@@ -100,13 +100,13 @@ def test_a_file_that_cannot_be_read_is_neither_like_nor_unlike(learner, stranger
 
 
 def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys, monkeypatch):
-    files, ask, asked = many_toys["file"].tolist(), module.read_bank_features, []
+    files, ask, asked = many_toys["file"].tolist(), module.read_cached_features, []
     whole = learner.fastcxr.ood_detector.compute_scores(
         ask(learner, files, learner.fastcxr.ood_detector.stage_channels)
     )
     monkeypatch.setattr(module, "BANK_CHUNK_ROWS", 50)
     monkeypatch.setattr(
-        module, "read_bank_features", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
+        module, "read_cached_features", lambda learner, few, depths: (asked.append(few), ask(learner, few, depths))[1]
     )
     found = predict(learner, many_toys, splits=None).table["ood_score"]
     np.testing.assert_allclose(found, whole, rtol=1e-9)
@@ -116,10 +116,10 @@ def test_a_bank_is_measured_a_bounded_number_of_rows_at_once(learner, many_toys,
 def test_features_of_a_bank_are_a_copy_of_what_was_asked_for_and_no_more(learner, many_toys):
     few, bank, width = (
         many_toys["file"].tolist()[3:6],
-        learner.fastcxr.fitted_probe.bank,
+        learner.fastcxr.fitted_probe.cache,
         sum(learner.fastcxr.ood_detector.stage_channels.values()),
     )
-    found = module.read_bank_features(learner, few, learner.fastcxr.ood_detector.stage_channels)
+    found = module.read_cached_features(learner, few, learner.fastcxr.ood_detector.stage_channels)
     np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(few)][:, :width])
     assert found.base is None or found.base.size == 3 * width
     assert not np.shares_memory(found, bank.features)
