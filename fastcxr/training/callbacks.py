@@ -83,9 +83,7 @@ class BestEpoch:
         """Return monitor, epoch and value of the best epoch; the value is None if the metric was NaN in all epochs."""
         is_undefined = math.isnan(self.value)
         if is_undefined:
-            log.warning(
-                "validation %s is undefined (NaN) in all epochs: the weights of the last epoch are kept", self.monitor
-            )
+            log.warning("validation %s is NaN in all epochs: the weights of the last epoch are kept", self.monitor)
         best_value = None if is_undefined else self.value
         return {"monitor": self.monitor, "best_epoch": self.epoch, "best_value": best_value}
 
@@ -140,8 +138,10 @@ class HistoryCallback(Callback):
     def after_epoch(self) -> None:
         """Record the epoch, and end the stage by early stopping or if no further epoch fits into the time limit."""
         self.bar_stack.close()
-        row = self.make_epoch_row()
-        self.add_row(row, cast(nn.Module, self.model))
+        names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
+        metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
+        seconds = read_clock(self.dls.device) - self.started
+        row = self.add_row(self.stage.name, metric_values, seconds, cast(nn.Module, self.model))
         value = row[self.best.monitor]
         if self.best.is_better(value, self.stage_best):
             self.stage_best, self.epochs_since_best = value, 0
@@ -149,34 +149,25 @@ class HistoryCallback(Callback):
             self.epochs_since_best += 1
         name, monitor = self.stage.name, self.best.monitor
         if self.stage.patience and self.epochs_since_best >= self.stage.patience:
-            log.info(
-                "early stopping: stage %s ends after %d epochs without a better %s",
-                name,
-                self.epochs_since_best,
-                monitor,
-            )
+            log.info("stage %s stops early: no better %s in %d epochs", name, monitor, self.epochs_since_best)
             raise CancelFitException
         if self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]:
-            log.warning("stage %s ends early: another epoch does not fit into the time limit", name)
+            log.warning("stage %s stops early: another epoch does not fit into the time limit", name)
             raise CancelFitException
 
-    def add_row(self, row: dict[str, Any], network: nn.Module) -> None:
-        """Add a row to the history and keep the weights if they are the best."""
+    def add_row(
+        self, stage: str, metric_values: dict[str, float], seconds: float, network: nn.Module
+    ) -> dict[str, Any]:
+        """Add a row of history.csv, keep the weights if they are the best, and return the row."""
+        row = {"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": round(seconds, 2)}
         row["best"] = self.best.update(row, network)
         self.rows.append(row)
         self.progress.epoch(row)
+        return row
 
     def add_fitted_row(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
         """Run `fit`, which does not train by epochs, and add its metrics as a history row."""
         started = read_clock(learner.dls.device)
         metric_values = fit(learner, recipe, self.progress)
-        seconds = round(read_clock(learner.dls.device) - started, 2)
-        row = {"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": seconds}
-        self.add_row(row, cast(nn.Module, learner.model))
-
-    def make_epoch_row(self) -> dict[str, Any]:
-        """Return this epoch as a row of history.csv."""
-        names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
-        metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
-        seconds = read_clock(self.dls.device) - self.started
-        return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **metric_values, "seconds": round(seconds, 2)}
+        seconds = read_clock(learner.dls.device) - started
+        self.add_row(stage, metric_values, seconds, cast(nn.Module, learner.model))

@@ -160,7 +160,7 @@ def set_shuffle_state(loaders: DataLoaders, state: list) -> None:
 
 
 def fit_from_epoch(learner: Learner, first_epoch: int, epochs: int, rates: np.ndarray, callbacks: list) -> None:
-    """Run fastai's fit from `first_epoch`; its own start_epoch changes the weights and disturbs callbacks."""
+    """Run fastai's fit from `first_epoch`; fit's start_epoch gives other weights and disturbs callbacks."""
 
     def run_epochs() -> None:
         for epoch in range(first_epoch, epochs):
@@ -203,16 +203,11 @@ def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        is_memory_error = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
+        if not is_memory_error and not any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS):
             raise
         raise TrainingError(
             f"out of memory: {recipe.batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
             f"precision {recipe.precision}",
             f"Pass --batch-size {max(1, recipe.batch_size // 2)}, a smaller --image-size, or --precision bf16",
         ) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether a memory allocation failed, on the CPU or a GPU."""
-    error_classes = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, error_classes) or any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS)
