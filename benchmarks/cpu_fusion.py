@@ -33,7 +33,7 @@ from fastcxr.cli.main import app
 from fastcxr.models import cpu_fusion, precision
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.preprocessing import InputSpec
-from fastcxr.training import feature_bank, learner
+from fastcxr.training import feature_cache, learner
 
 VARIANTS = {
     "all parts": (),
@@ -71,15 +71,15 @@ def switch_off(variant: str) -> Iterator[None]:
 def cross_validate(given: argparse.Namespace) -> dict[str, float]:
     """Run five folds from an empty cache; return seconds, images a second of the feature pass, and metrics."""
     feature_seconds, n_images = [], []
-    fill_feature_bank = feature_bank.fill_feature_bank
+    fill_feature_cache = feature_cache.fill_feature_cache
 
     def fill_and_time(features, *arguments):
         started = time.perf_counter()
-        fill_feature_bank(features, *arguments)
+        fill_feature_cache(features, *arguments)
         feature_seconds.append(time.perf_counter() - started)
         n_images.append(features.shape[0] * features.shape[1])
 
-    feature_bank.fill_feature_bank = fill_and_time
+    feature_cache.fill_feature_cache = fill_and_time
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         out = Path(folder) / "run"

@@ -25,7 +25,7 @@ from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import find_head
 from fastcxr.models.precision import autocast, keep_malloc_arenas
 from fastcxr.models.preprocessing import InputSpec, normalize
-from fastcxr.training.feature_bank import output_head_features
+from fastcxr.training.feature_cache import output_head_features
 
 BACKBONES = ("mobilenetv2_100", "efficientnet_b0", "resnet18", "resnet50", "densenet121", "convnext_atto")
 CPU = torch.device("cpu")

@@ -64,7 +64,7 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     """Seconds of store and pass."""
     from fastcxr import Recipe, make_learner, make_loaders
     from fastcxr.progress.base import Progress
-    from fastcxr.training.feature_bank import make_feature_bank
+    from fastcxr.training.feature_cache import make_feature_cache
 
     recipe = Recipe("mobilenetv2_050", weights="none", image_size=size, strategy="linear_probe", hflip_tta=False)
     table = list_images(folder, count, classes)
@@ -73,7 +73,7 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     read = time.perf_counter()
     learner = make_learner(loaders, recipe)
     built = time.perf_counter()
-    make_feature_bank(learner, recipe, Progress())
+    make_feature_cache(learner, recipe, Progress())
     return {"store": read - started, "pass": time.perf_counter() - built}
 
 

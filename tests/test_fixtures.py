@@ -122,7 +122,7 @@ def test_a_mirror_of_such_a_run_is_not_overwritten(tmp_path, toy_folder):
 def test_a_checkpoint_of_that_version_is_refused(tmp_path):
     folder = shutil.copytree(UNFINISHED, tmp_path / "run")
     assert Checkpoints(folder / "state").has_states()
-    with pytest.raises(FastcxrError, match="no state in this folder is intact"):
+    with pytest.raises(FastcxrError, match="no intact checkpoint in this folder"):
         Checkpoints(folder / "state").read()
 
 

@@ -26,7 +26,7 @@ from fastcxr.models.preprocessing import normalize
 from fastcxr.models.state import find_learner_state, get_loaders_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
-from fastcxr.training.fit_ood import read_bank_features
+from fastcxr.training.fit_ood import read_cached_features
 
 if TYPE_CHECKING:
     from fastai.learner import Learner
@@ -58,11 +58,11 @@ def predict(
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
     if learner is not None and find_learner_state(learner).fitted_probe:
-        from fastcxr.training.linear_probe import predict_from_bank
+        from fastcxr.training.linear_probe import predict_from_features
 
         # these features have been looked at by this very network
         held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
-        logits = predict_from_bank(learner, table["file"].tolist(), held_out)
+        logits = predict_from_features(learner, table["file"].tolist(), held_out)
         if logits is not None:
             probability = torch.tensor(logits).softmax(dim=1).numpy()
             return _make_predictions(
@@ -146,7 +146,7 @@ def compute_bank_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray 
     for start in range(0, len(files), BANK_CHUNK_ROWS):
         chunk_files = files[start : start + BANK_CHUNK_ROWS]
         ood_scores[start : start + BANK_CHUNK_ROWS] = detector.compute_scores(
-            read_bank_features(learner, chunk_files, detector.stage_channels)
+            read_cached_features(learner, chunk_files, detector.stage_channels)
         )
     return ood_scores
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: loaders, losses, schedules, strategies, checkpoints, linear probe and OOD detector."""

@@ -1,20 +1,20 @@
-"""What is done at the end of each epoch: a row of history, the best weights kept, an early stop."""
+"""fastai callbacks for history, best weights, early stopping, progress bars, batch norm and non-finite losses."""
 
 import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException  # pyright: ignore[reportAttributeAccessIssue]
 from fastai.learner import Learner
 from torch import nn
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import TrainingError
 from fastcxr.models.devices import read_clock
-from fastcxr.progress.base import Bar, Progress
+from fastcxr.progress.base import Progress
 from fastcxr.training.loaders import ImageLoader
 from fastcxr.training.time_budget import Deadline
 
@@ -22,174 +22,152 @@ log = logging.getLogger("fastcxr")
 LOWER_IS_BETTER = {"valid_loss"}
 
 
-class ProgressBarCallback(Callback):
-    """Moves a bar on by one for each batch."""
-
-    def __init__(self, bar: Bar):
-        self.bar = bar
-
-    def after_batch(self) -> None:
-        """One batch further."""
-        self.bar.advance()
-
-
 class FreezeBatchNormStats(Callback):
-    """Batch norm keeps its statistics while its scale and shift learn: small batches would spoil good statistics."""
+    """Keep all batch-norm statistics while scale and shift are trained: small batches estimate them badly."""
 
-    order = 61  # after fastai has put the whole network into training mode
+    order = 61  # after fastai sets the whole network to training mode
 
     def before_train(self) -> None:
-        """Put every batch norm into the mode of use."""
+        """Set every batch-norm layer to evaluation mode."""
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops at the first loss that is no number, before a step puts it into the weights."""
+    """Stop the training at the first NaN or infinite loss, before the weight update."""
 
     def after_loss(self) -> None:
+        """Log the images of the batch and raise TrainingError if its loss is NaN or infinite."""
         if self.training and not torch.isfinite(self.loss):
-            log.warning(
-                "images of the batch whose loss is no number: %s", ", ".join(list_batch_paths(self.dl, self.iter))
-            )
+            log.warning("images of the batch with a NaN or infinite loss: %s", ", ".join(self.list_batch_paths()))
             raise TrainingError(
-                f"the loss is {self.loss.item()} in epoch {self.epoch + 1}, before it reached the weights",
-                "Lower --learning-rate, or look at the images of that batch, which run.json names",
+                f"the training loss is {self.loss.item()} in epoch {self.epoch + 1}, before the weight update",
+                "Lower --learning-rate, or check the images of that batch (listed in run.json)",
             )
 
-
-def list_batch_paths(loader: Any, batch_number: int) -> list[str]:
-    """What people call the images of a batch of the epoch that is under way; nothing for loaders that are not ours."""
-    indices = loader.batch_indices(batch_number) if isinstance(loader, ImageLoader) else []
-    return loader.items["path"].iloc[indices].tolist() if indices else []
+    def list_batch_paths(self) -> list[str]:
+        """Return the paths of the current batch as in the manifest; empty unless the loader is an ImageLoader."""
+        indices = self.dl.batch_indices(self.iter) if isinstance(self.dl, ImageLoader) else []
+        return self.dl.items["path"].iloc[indices].tolist() if indices else []
 
 
 class BestEpoch:
-    """The best epoch so far by one validation figure, with a copy of its weights."""
+    """The best epoch so far by one validation metric, with a copy of its weights."""
 
     def __init__(self, monitor: str):
         self.monitor, self.value, self.epoch, self.weights = monitor, math.nan, None, None
 
     def is_better(self, value: float, reference: float) -> bool:
-        """Whether `value` improves on `than`; anything improves on nan, nan on nothing."""
+        """Return whether `value` improves on `reference`. Any number improves on NaN; NaN never improves."""
         if math.isnan(value) or math.isnan(reference):
             return not math.isnan(value)
         return value < reference if self.monitor in LOWER_IS_BETTER else value > reference
 
     def update(self, row: dict[str, Any], network: nn.Module) -> bool:
-        """Keep the weights if this row is the best so far, or the first that can be kept at all."""
+        """Keep the weights if this row is the best so far; while all values are NaN, keep the newest weights."""
         value = row[self.monitor]
         is_improved = self.is_better(value, self.value)
-        if is_improved or math.isnan(self.value):  # without any figure yet, the newest weights are the ones to keep
+        if is_improved or math.isnan(self.value):
             self.value, self.epoch = value, row["epoch"]
-            # a copy: state_dict alone would follow the training on
+            # clone: state_dict returns views of the weights that training changes
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
         return is_improved
 
     def restore(self, network: nn.Module) -> None:
-        """Put the best weights back."""
+        """Load the best weights into the network."""
         if self.weights is not None:
             network.load_state_dict(self.weights)
 
     def summary(self) -> dict[str, Any]:
-        """monitor, epoch and value of the best epoch; value None where no epoch gave a figure."""
-        if math.isnan(self.value):
-            log.warning("no epoch gave a validation %s: the last epoch is kept", self.monitor)
-        return {
-            "monitor": self.monitor,
-            "best_epoch": self.epoch,
-            "best_value": None if math.isnan(self.value) else self.value,
-        }
+        """Return monitor, epoch and value of the best epoch; the value is None if the metric was NaN in all epochs."""
+        is_undefined = math.isnan(self.value)
+        if is_undefined:
+            log.warning("validation %s is NaN in all epochs: the weights of the last epoch are kept", self.monitor)
+        best_value = None if is_undefined else self.value
+        return {"monitor": self.monitor, "best_epoch": self.epoch, "best_value": best_value}
 
 
 class HistoryCallback(Callback):
-    """Shows each batch and each epoch on a Progress, keeps the rows of history, and ends a stage out of patience."""
+    """Show progress, record one history row per epoch, and end a stage by early stopping or the time limit."""
 
-    order = 80  # after fastai's Recorder has this epoch's figures
+    order = 80  # after fastai's Recorder has the metrics of the epoch
 
     def __init__(self, best: BestEpoch, progress: Progress, n_epochs_total: int, deadline: Deadline):
         self.best, self.progress, self.n_epochs_total, self.deadline = best, progress, n_epochs_total, deadline
         self.rows: list[dict[str, Any]] = []
         self.bar_stack = ExitStack()
-        self.stage: Stage | None = None
 
     def start_stage(self, stage: Stage) -> None:
-        """The next epochs belong to `stage`, and have only each other to beat: one cycle needs time to pay."""
+        """Set the stage of the next epochs. Early stopping compares only epochs of the same stage."""
         self.stage, self.stage_best, self.epochs_since_best = stage, math.nan, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a training that goes on must know of its past: history, best epoch, patience and time that are left."""
-        best = {name: getattr(self.best, name) for name in ("value", "epoch", "weights")}
+        """Return the state needed to resume: history, best epoch, early stopping counters and seconds used."""
         return {
             "rows": self.rows,
-            "best": best,
+            "best": {name: getattr(self.best, name) for name in ("value", "epoch", "weights")},
             "patience": (self.stage_best, self.epochs_since_best),
             "spent": self.deadline.seconds_spent,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the past of such a state, in the stage that has begun."""
+        """Restore the state that `state_dict` returned, in the current stage."""
         self.rows = state["rows"]
         self.stage_best, self.epochs_since_best = state["patience"]
         vars(self.best).update(state["best"])
         self.deadline = Deadline(self.deadline.seconds, seconds_before=state["spent"])
 
     def show_history(self) -> None:
-        """Whoever watches sees the epochs that lie behind."""
-        log.info("going on after %d of %d epochs", len(self.rows), self.n_epochs_total)
+        """Show the epochs before the interruption."""
+        log.info("resuming after %d of %d epochs", len(self.rows), self.n_epochs_total)
         for row in self.rows:
             self.progress.epoch(row)
 
     def before_epoch(self) -> None:
-        """Open the bar of this epoch."""
+        """Open the progress bar of this epoch."""
         self.started = read_clock(self.dls.device)
         n_batches = len(self.dls.train) + len(self.dls.valid)
         text = f"epoch {len(self.rows) + 1}/{self.n_epochs_total} ({self.stage.name})"
         self.bar = self.bar_stack.enter_context(self.progress.bar(n_batches, text))
 
     def after_batch(self) -> None:
-        """One batch further."""
+        """Advance the progress bar."""
         self.bar.advance()
 
     def after_epoch(self) -> None:
-        """Write the row, keep the best, and stop the stage when its patience is over."""
+        """Record the epoch, and end the stage by early stopping or if no further epoch fits into the time limit."""
         self.bar_stack.close()
-        row = self.make_epoch_row()
-        self.add_row(row, self.model)
-        value = row[self.best.monitor]
-        is_improved = self.best.is_better(value, self.stage_best)
-        self.stage_best, self.epochs_since_best = (
-            (value, 0) if is_improved else (self.stage_best, self.epochs_since_best + 1)
-        )
-        if self.stage.patience and self.epochs_since_best >= self.stage.patience:
-            log.info(
-                "stage %s ends: %d epochs without a better %s",
-                self.stage.name,
-                self.epochs_since_best,
-                self.best.monitor,
-            )
-            raise CancelFitException
-        if self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]:
-            log.warning("stage %s ends: another epoch does not fit into the time limit", self.stage.name)
-            raise CancelFitException
-
-    def add_row(self, row: dict[str, Any], network: nn.Module) -> None:
-        """Take a row into history, and the weights with it if they are the best."""
-        row["best"] = self.best.update(row, network)
-        self.rows.append(row)
-        self.progress.epoch(row)
-
-    def add_fitted_row(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
-        """A row for what is fitted otherwise than by epochs."""
-        started = read_clock(learner.dls.device)
-        metric_values = fit(learner, recipe, self.progress)
-        seconds = round(read_clock(learner.dls.device) - started, 2)
-        self.add_row({"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": seconds}, learner.model)
-
-    def make_epoch_row(self) -> dict[str, Any]:
-        """This epoch as a line of history.csv."""
         names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
         metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
         seconds = read_clock(self.dls.device) - self.started
-        return {"epoch": len(self.rows) + 1, "stage": self.stage.name, **metric_values, "seconds": round(seconds, 2)}
+        row = self.add_row(self.stage.name, metric_values, seconds, cast(nn.Module, self.model))
+        value = row[self.best.monitor]
+        if self.best.is_better(value, self.stage_best):
+            self.stage_best, self.epochs_since_best = value, 0
+        else:
+            self.epochs_since_best += 1
+        name, monitor = self.stage.name, self.best.monitor
+        if self.stage.patience and self.epochs_since_best >= self.stage.patience:
+            log.info("stage %s stops early: no better %s in %d epochs", name, monitor, self.epochs_since_best)
+            raise CancelFitException
+        if self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]:
+            log.warning("stage %s stops early: another epoch does not fit into the time limit", name)
+            raise CancelFitException
+
+    def add_row(
+        self, stage: str, metric_values: dict[str, float], seconds: float, network: nn.Module
+    ) -> dict[str, Any]:
+        """Add a row of history.csv, keep the weights if they are the best, and return the row."""
+        row = {"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": round(seconds, 2)}
+        row["best"] = self.best.update(row, network)
+        self.rows.append(row)
+        self.progress.epoch(row)
+        return row
+
+    def add_fitted_row(self, stage: str, fit: Callable, learner: Learner, recipe: Recipe) -> None:
+        """Run `fit`, which does not train by epochs, and add its metrics as a history row."""
+        started = read_clock(learner.dls.device)
+        metric_values = fit(learner, recipe, self.progress)
+        seconds = read_clock(learner.dls.device) - started
+        self.add_row(stage, metric_values, seconds, cast(nn.Module, learner.model))

@@ -1,8 +1,4 @@
-"""A wish to stop, from a signal: a batch that is under way ends first, so that the state can be kept.
-
-Python runs signal handlers in the main thread between two of its own steps. While `finishing` nothing is interrupted;
-whoever trains asks `wanted` after each batch. Otherwise the wish is an exception at once.
-"""
+"""Stop on SIGTERM and SIGINT: at once, or after the current batch and its checkpoint if the interrupt is deferred."""
 
 import multiprocessing
 import os
@@ -10,25 +6,24 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE_SECONDS = 9.0  # seconds that a batch and its state may take
+GRACE_SECONDS = 9.0  # seconds for the current batch and its checkpoint
 
 
-class Interrupted(KeyboardInterrupt):  # what catches every Exception must not catch this
-    """Somebody wanted this to end: exit code 128 and the signal."""
+class Interrupted(KeyboardInterrupt):  # KeyboardInterrupt: `except Exception` must not catch it
+    """Termination by a signal; the exit code is 128 plus the signal number."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
 
 
+@dataclass
 class _InterruptState:
-    """What signals have said so far."""
-
-    def __init__(self):
-        self.signal_number: int | None = None
-        self.is_deferred = False
+    signal_number: int = 0  # 0: no signal yet
+    is_deferred: bool = False
 
 
 _state = _InterruptState()
@@ -36,41 +31,42 @@ _state = _InterruptState()
 
 @contextmanager
 def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Iterator[None]:
-    """In this block SIGTERM and SIGINT are wishes; a second one, or a batch beyond GRACE, ends the process.
+    """Raise Interrupted on a first SIGTERM or SIGINT in this block, unless it is deferred.
 
-    say: shows one line. way_on: the command that goes on afterwards. Outside the main thread nothing changes.
+    A second signal, or no end of the batch within GRACE_SECONDS, ends the process and shows `resume_command`.
+    Outside the main thread signals are not handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     owner_pid = os.getpid()
 
-    def leave() -> None:
-        show_line(f"left in the middle of a batch; the last state is intact. Go on with: {resume_command}")
+    def terminate() -> None:
+        show_line(f"terminated mid-batch; the last checkpoint is intact. Resume with: {resume_command}")
         for child in multiprocessing.active_children():
             child.kill()
         os._exit(128 + _state.signal_number)
 
-    def hear(signal_number: int, frame) -> None:
-        if os.getpid() != owner_pid:  # a loader's worker inherits this; the one that trains decides
+    def handle(signal_number: int, frame) -> None:
+        if os.getpid() != owner_pid:  # data loading workers inherit the handler; only the main process decides
             return
-        if _state.signal_number is not None:
-            leave()
+        if _state.signal_number:
+            terminate()
         _state.signal_number = signal_number
         timer.start()
         if not _state.is_deferred:
             raise Interrupted(signal_number)
 
-    timer = threading.Timer(GRACE_SECONDS, leave)
+    timer = threading.Timer(GRACE_SECONDS, terminate)
     timer.daemon = True
-    previous_handlers = {number: signal.signal(number, hear) for number in SIGNALS}
+    previous_handlers = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
         for signal_number, handler in previous_handlers.items():
             signal.signal(signal_number, handler)
         timer.cancel()
-        _state.signal_number = None
+        _state.signal_number = 0
 
 
 @contextmanager
@@ -84,10 +80,10 @@ def defer_interrupts() -> Iterator[None]:
 
 
 def interrupt_requested() -> bool:
-    """Whether somebody wants this to stop."""
-    return _state.signal_number is not None
+    """Return whether a signal arrived."""
+    return _state.signal_number != 0
 
 
 def raise_interrupted() -> None:
-    """Stop now. Raises Stopped."""
+    """Raise Interrupted for the signal that arrived."""
     raise Interrupted(_state.signal_number)

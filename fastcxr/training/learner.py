@@ -1,11 +1,12 @@
-"""From loaders and a recipe to a plain fastai Learner: lr_find, fit_one_cycle, show_results and the rest work on it."""
+"""Create a fastai Learner from DataLoaders and a recipe."""
 
 import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
-import fastai.callback.schedule  # noqa: F401  puts lr_find and fit_one_cycle on Learner
+import fastai.callback.schedule  # noqa: F401  adds lr_find and fit_one_cycle to Learner
 import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
@@ -28,48 +29,43 @@ log = logging.getLogger("fastcxr")
 
 
 class FrozenModulesEval(Callback):
-    """Frozen layers compute as they do in evaluation: batch norm keeps its statistics, and nothing is dropped."""
+    """Keep frozen layers in evaluation mode: fixed batch-norm statistics and no dropout."""
 
-    order = 60  # after fastai has put the whole network into training mode
+    order = 60  # after fastai sets the whole network to training mode
 
     def before_train(self) -> None:
-        """Put every frozen module into evaluation mode."""
+        """Set every frozen module to evaluation mode."""
         for module in find_frozen(self.model):
             module.training = False
 
 
 class Bf16Autocast(Callback):
-    """The network computes in bfloat16, weights and loss stay in float32; fastai's own is made for CUDA alone."""
+    """Run the forward pass in bfloat16, weights and loss in float32; fastai's MixedPrecision supports only CUDA."""
 
     order = ChannelsLast.order + 1
     autocast_context = None
 
-    def before_fit(self) -> None:
-        self.exit_autocast()  # a batch of the last fit may have broken off before its end
-
     def before_batch(self) -> None:
+        """Enter autocast."""
         self.autocast_context = autocast("bf16", self.dls.device)
         self.autocast_context.__enter__()
 
     def after_pred(self) -> None:
-        self.learn.pred = self.pred.float()
-
-    def after_loss(self) -> None:
-        self.exit_autocast()
-
-    def after_cancel_batch(self) -> None:
-        self.exit_autocast()
+        """Convert the logits to float32 for the loss."""
+        cast(Learner, self.learn).pred = self.pred.float()
 
     def exit_autocast(self) -> None:
-        """Back to full precision, once."""
+        """Return to full precision; without effect outside autocast."""
         if self.autocast_context is not None:
             self.autocast_context.__exit__(None, None, None)
         self.autocast_context = None
 
+    before_fit = after_loss = after_cancel_batch = exit_autocast  # before_fit: the last fit may have ended mid-batch
+
 
 @contextmanager
 def restore_full_precision(learner: Learner) -> Iterator[None]:
-    """However the block ends, also in the middle of a batch, everything after it computes in full precision again."""
+    """Return to full precision after this block, also if it ends mid-batch."""
     try:
         yield
     finally:
@@ -79,29 +75,29 @@ def restore_full_precision(learner: Learner) -> Iterator[None]:
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
-    """A fastai Learner: the backbone with a new head, its layer groups, the recipe's loss and optimizer.
+    """Return a fastai Learner with backbone, new head, layer groups, loss and optimizer of the recipe.
 
-    Batch norm of frozen layers stays frozen, so a frozen body costs no backward pass.
-    Raises RecipeError for an unknown backbone, WeightsError for weights out of reach.
+    Batch norm of frozen layers is frozen too: a frozen backbone needs no backward pass.
+    Raises RecipeError for an unknown backbone or optimizer, WeightsError for weights that cannot be loaded.
     """
     backbone = find_backbone(recipe.backbone, recipe.weights)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
     if weights_choice:
         log.info(weights_choice)
-    torch.manual_seed(recipe.seed)  # the head starts the same whatever ran before
+    torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
     precision = resolve_precision(recipe.precision, loaders.device)
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
         if precision == "bf16":
             keep_stem_fp32(network, loaders.fastcxr.input_spec)
-    # lr_find saves the weights for a while; a private folder keeps that off everything a person owns
+    # lr_find saves the weights temporarily; a private folder keeps the file out of the user's folders
     temporary_dir = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
         loaders,
         network.to(loaders.device),
         loss_func=make_loss(recipe, count_labels(loaders)),
-        opt_func=find_optimizer(recipe.optimizer),
+        opt_func=find_optimizer(recipe.optimizer),  # pyright: ignore[reportArgumentType]  annotated as an Optimizer
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
         cbs=[FrozenModulesEval(), ChannelsLast(), *([Bf16Autocast()] if precision == "bf16" else [])],
@@ -111,48 +107,42 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         path=temporary_dir.name,
     )
     learner.recorder.loss = WeightedAvgLoss()
-    learner.loss_func.to(loaders.device)  # with its class weights; a loss may be asked before fastai's first fit
+    learner.loss_func.to(loaders.device)  # class weights; the loss may be used before fastai's first fit
     backbone_record = describe_backbone(backbone, recipe.weights, network)
-    learner.fastcxr = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir)
+    state = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir)
+    learner.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
     return learner
 
 
 def count_labels(loaders: DataLoaders) -> np.ndarray:
-    """Training images of each class, in the order of `loaders.vocab`; shape (k,)."""
+    """Return the number of training images of each class, in the order of `loaders.vocab`; shape (k,)."""
     table = loaders.train.items
     return table["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
 
 
 def make_metrics(n_classes: int) -> list:
-    """What every epoch reports: accuracy, macro AUROC and, beyond two classes, top-2 accuracy."""
+    """Return the metrics of each epoch: accuracy, macro AUROC and, for three or more classes, top-2 accuracy."""
     auroc = AccumMetric(compute_auroc_from_logits, name="auroc", flatten=False)
-    top2 = [make_partial_metric("top2_accuracy", top_k_accuracy, k=2)] if n_classes > 2 else []
-    return [accuracy, auroc, *top2]
+    return [accuracy, auroc, *([top2_accuracy] if n_classes > 2 else [])]
 
 
-def make_partial_metric(name: str, metric, **options):
-    """A metric with options set, under a name that history.csv can carry."""
-
-    def compute_metric(predictions, truth):
-        return metric(predictions, truth, **options)
-
-    compute_metric.__name__ = name
-    return compute_metric
+def top2_accuracy(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return the share of images whose class is among the two with the highest logits."""
+    return top_k_accuracy(logits, truth, k=2)
 
 
 def compute_auroc_from_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """Macro AUROC of what the network gives out before the softmax."""
+    """Return the macro AUROC of the softmax probabilities."""
     return compute_macro_auroc(logits.float().softmax(dim=1), truth)
 
 
 def compute_macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float:
-    """Mean one-vs-rest AUROC of the classes that stand in `truth` beside others; nan where none does.
+    """Return the mean one-vs-rest AUROC over the classes with both positive and negative images in `truth`.
 
-    `probability`: shape (n, k); `truth`: shape (n,).
+    NaN if there is no such class or a probability is not finite. `probability`: shape (n, k); `truth`: shape (n,).
     """
-    probability, truth = probability.cpu().numpy(), truth.cpu().numpy()
-    if not np.isfinite(probability).all():
+    scores, labels = probability.cpu().numpy(), truth.cpu().numpy()
+    scored_classes = [k for k in range(scores.shape[1]) if 0 < (labels == k).sum() < len(labels)]
+    if not np.isfinite(scores).all() or not scored_classes:
         return float("nan")
-    scored_classes = [k for k in range(probability.shape[1]) if 0 < (truth == k).sum() < len(truth)]
-    scores = [roc_auc_score(truth == k, probability[:, k]) for k in scored_classes]
-    return float(np.mean(scores)) if scores else float("nan")
+    return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in scored_classes]))

@@ -1,7 +1,6 @@
-"""From a manifest to fastai DataLoaders that already speak the backbone's pixels.
+"""Create fastai DataLoaders from a manifest.
 
-Images stay one gray channel through augmentation and become three only where normalization follows: the network sees
-the same numbers, and the transforms do a third of the work.
+Images are augmented as one gray channel and expanded to three before normalization, which is three times faster.
 """
 
 import logging
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize
 from fastai.torch_core import TensorCategory, TensorImageBW
-from fastai.vision.augment import AffineCoordTfm, PadMode, aug_transforms, flip_mat
+from fastai.vision.augment import AffineCoordTfm, aug_transforms, flip_mat
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform
@@ -36,34 +35,35 @@ from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
 
-MAX_GPU_MEMORY_SHARE = 0.3  # of a GPU's free memory, that a cohort may take
+MAX_GPU_MEMORY_SHARE = 0.3  # share of free GPU memory for the images of a dataset
 log = logging.getLogger("fastcxr")
 
 
 class Radiograph(PILImageBW):
-    """One gray radiograph as fastai knows images; `create` reads every kind of file that fastcxr reads."""
+    """A gray image for fastai; `create` reads every file format that fastcxr supports."""
 
-    _show_args = {"cmap": "gray"}  # fastai shows its own gray images as negatives
+    _show_args = {"cmap": "gray"}  # fastai's default shows gray images inverted
 
     @classmethod
     def create(cls, source: Any, **options) -> "Radiograph":
-        """The radiograph in a file, or in an array of gray values."""
+        """Read a file, or convert an array of gray values."""
         array = read_image(source) if isinstance(source, str | Path) else np.asarray(source)
-        return cls(Image.fromarray(array))
+        return cls(Image.fromarray(array))  # pyright: ignore[reportCallIssue]  fastai's metaclass adds the argument
 
 
 class FitSquare(DisplayedTransform):
-    """The whole radiograph inside a square, padded: fastai's Resize would cut off what does not fit."""
+    """Pad the image to a square and resize it, where fastai's Resize would crop it."""
 
     def __init__(self, size: int):
         self.size = size
 
     def encodes(self, image: Radiograph) -> Radiograph:
-        return Radiograph(Image.fromarray(fit_square(np.asarray(image), self.size)))
+        """Pad and resize one image."""
+        return Radiograph.create(fit_square(np.asarray(image), self.size))
 
 
 class ExpandChannels(DisplayedTransform):
-    """One gray channel becomes the number of channels that the weights expect."""
+    """Repeat the gray channel to the number of channels that the backbone expects."""
 
     order = Normalize.order - 1  # after every augmentation, before normalization
 
@@ -71,36 +71,30 @@ class ExpandChannels(DisplayedTransform):
         self.channels = channels
 
     def encodes(self, image: TensorImageBW) -> TensorImageBW:
-        return image.expand(-1, self.channels, -1, -1)
+        """Expand a batch, shape (n, 1, size, size)."""
+        return cast(TensorImageBW, image.expand(-1, self.channels, -1, -1))
 
 
 def make_loaders(
-    manifest: pd.DataFrame,
-    recipe: Recipe,
-    progress: Progress | None = None,
-    image_cache: ImageCache | None = None,
+    manifest: pd.DataFrame, recipe: Recipe, progress: Progress | None = None, image_cache: ImageCache | None = None
 ) -> DataLoaders:
-    """fastai DataLoaders over the train and valid rows; seeds every random number generator first.
+    """Return fastai DataLoaders over the train and valid rows, after seeding all random number generators.
 
-    `loaders.vocab` has the labels in their order, `loaders.fastcxr` (a LoadersState) the size and normalization of what
-    the network gets, the whole manifest, test rows included, and the cache of its decoded images.
-    `image_cache`: where the images of this manifest, and maybe others, were opened already.
-    Raises DataError where training would have no image or no full batch, ImageError for one that cannot be read.
+    `loaders.vocab` has the labels in order, `loaders.fastcxr` (a LoadersState) input size, normalization, manifest and
+    image cache. `image_cache`: an open cache with the images of this manifest; default: opened here.
+    Raises DataError for an empty train or valid split, ImageError for an unreadable file.
     """
-    seed_everything(recipe.seed)  # before the loaders: each draws its own shuffling seed at birth
+    seed_everything(recipe.seed)  # before the loaders are made: each draws its shuffling seed on creation
     counts = manifest["split"].value_counts()
     for split in ("train", "valid"):
         if not counts.get(split):
-            raise DataError(
-                f"no image is in the {split} split",
-                "Call split_by_patient first, or mend the split column",
-                code="E027",
-            )
+            fix = "Call split_by_patient first, or correct the split column"
+            raise DataError(f"no image is in the {split} split", fix, code="E027")
     image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
     if image_cache is None:
         manifest, image_cache = open_dataset_images(manifest, recipe.image_size, progress)
-    table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)  # with its bit depths
-    image_cache.log_warnings(again=False)  # `load_dataset` has told those of a whole run
+    table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
+    image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
     sampler_options = make_sampler_options(table.loc[table["split"] == "train", "label"], recipe)
     loaders = make_datablock(table, recipe).dataloaders(
         table,
@@ -110,80 +104,80 @@ def make_loaders(
         dl_type=ImageLoader,
         dl_kwargs=({"image_cache": image_cache, **sampler_options}, {"image_cache": image_cache}),
     )
-    loaders.fastcxr = LoadersState(input_spec=make_input_spec(recipe), manifest=manifest, image_cache=image_cache)
+    state = LoadersState(input_spec=make_input_spec(recipe), manifest=manifest, image_cache=image_cache)
+    loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
     return loaders
 
 
 def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
-    """The DataBlock of a table with `file`, `label` and `split`: change it, and build loaders of your own."""
+    """Return the DataBlock of a table with `file`, `label` and `split`, as a start for custom loaders."""
     input_spec = make_input_spec(recipe)
     labels = sorted(table["label"].unique())
+    device = find_device(recipe.device)
+    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (input_spec.mean, input_spec.std))
+    image_block = ImageBlock(Radiograph)  # pyright: ignore[reportArgumentType]  annotated as an instance
     return DataBlock(
-        blocks=(ImageBlock(Radiograph), CategoryBlock(vocab=labels)),
+        blocks=[image_block, CategoryBlock(vocab=labels)],
         get_x=read_row if COLUMN in table else ColReader("file"),
         get_y=ColReader("label"),
         splitter=lambda rows: IndexSplitter(rows.index[rows["split"] == "valid"])(rows),
-        item_tfms=FitSquare(input_spec.image_size),
+        item_tfms=[FitSquare(input_spec.image_size)],
         batch_tfms=[
             *make_augmentation(recipe.augment, input_spec.image_size),
             ExpandChannels(len(input_spec.mean)),
-            make_normalization(input_spec, find_device(recipe.device)),
+            Normalize(mean, std),
         ],
     )
 
 
 def read_row(row: pd.Series) -> np.ndarray:
-    """The radiograph of a row of a manifest, as it is at the row's bit depth."""
+    """Read the image of a manifest row at the row's bit depth."""
     depth = getattr(row, COLUMN, "")
     return read_image(row.file, None if pd.isna(depth) or depth == "" else int(depth))
 
 
 def make_augmentation(augmentation: Augmentation, size: int) -> list:
-    """fastai's aug_transforms with these knobs, for images of `size` pixels."""
-    options = vars(augmentation) | {"pad_mode": getattr(PadMode, augmentation.pad_mode.title())}
-    extra_transforms = []
+    """Return fastai's aug_transforms with these options, for images of `size` pixels."""
+    options, extra_transforms = dict(vars(augmentation)), []
     if not options.pop("quarter_turns") and augmentation.do_flip and augmentation.flip_vert:
-        # both flips of fastai are one of the eight symmetries of a square, which transpose half of what they move
+        # fastai draws both flips together from the eight symmetries of a square, half of which transpose the image
         options["flip_vert"] = False
         transform_options = {name: options[name] for name in ("mode", "pad_mode", "align_corners")}
         extra_transforms = [AffineCoordTfm(partial(flip_vertically, batch=augmentation.batch), **transform_options)]
-    # a size makes fastai resample validation images too, so it is given only to the crop that cannot do without
-    size = size if augmentation.min_scale < 1 else None
-    return aug_transforms(**options, size=size, xtra_tfms=extra_transforms)
+    if augmentation.min_scale < 1:  # random crops need the size; with it fastai also resamples validation images
+        options["size"] = size
+    return aug_transforms(**options, xtra_tfms=extra_transforms)
 
 
 def flip_vertically(images: torch.Tensor, batch: bool = False) -> torch.Tensor:
-    """Matrices that turn each second image, at random, upside down; shape (n, 3, 3)."""
-    axes = [1, 0, 2]  # what fastai's flip does to x, done to y
+    """Return affine matrices, shape (n, 3, 3), that flip each image vertically with probability 0.5."""
+    axes = [1, 0, 2]  # fastai's horizontal flip with x and y exchanged
     return flip_mat(images, p=0.5, batch=batch)[:, axes][:, :, axes]
 
 
 def make_input_spec(recipe: Recipe) -> InputSpec:
-    """The size that the recipe asks for, with the normalization that the backbone's weights expect."""
+    """Return the recipe's image size with the normalization of the backbone's weights."""
     backbone = find_backbone(recipe.backbone, recipe.weights)
     return InputSpec(image_size=recipe.image_size, mean=backbone.mean, std=backbone.std)
 
 
-def make_normalization(input_spec: InputSpec, device: torch.device) -> Normalize:
-    """fastai's Normalize with these means and deviations, on the device where the batches are."""
-    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (input_spec.mean, input_spec.std))
-    return Normalize(mean, std)
-
-
 def seed_everything(seed: int) -> None:
-    """Every generator that training draws from, and algorithms that give the same sum twice."""
+    """Seed all random number generators used in training, and select deterministic cuDNN algorithms."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # fastai's transforms draw from the global generators
+    np.random.seed(seed % 2**32)  # fastai's transforms use the global generators
     torch.manual_seed(seed)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 class ImageLoader(TfmdDL):
-    """A loader that reads the squares of whole batches, and that may draw rows more than once.
+    """A fastai loader that reads whole batches from the image cache and supports weighted sampling and oversampling.
 
-    `pictures`: where the files of the dataset are found; a dataset of other files is read one by one.
-    `weights`: one a row, how likely each draw, with replacement, takes it. `rows`: the positions that one epoch shows,
-    before shuffling. The draws come from the loader's own generator in the main process, whatever the workers do.
+    Sampling uses the loader's generator in the main process and does not depend on the number of workers.
+
+    Args:
+        image_cache: Cache with the dataset's files; a dataset with other files is read file by file.
+        weights: Sampling weight of each row, for sampling with replacement.
+        rows: Row numbers of one epoch before shuffling, for oversampling.
     """
 
     def __init__(
@@ -196,98 +190,95 @@ class ImageLoader(TfmdDL):
         **options,
     ):
         self.image_cache, self.weights, self.rows = image_cache, weights, rows
-        self.n_skipped_batches, self.epoch_indices = 0, []
+        self.n_skipped_batches, self.epoch_indices, self.gpu_images = 0, [], None
         self.cache_rows = find_cache_rows(dataset, image_cache)
-        super().__init__(dataset, bs=bs, **(options | ({} if rows is None else {"n": len(rows)})))
-        self.gpu_images = None if self.cache_rows is None or options.get("num_workers") else load_to_gpu(self)
+        if rows is not None:
+            options["n"] = len(rows)
+        super().__init__(dataset, bs=bs, **options)
+        if image_cache is not None and self.cache_rows is not None and not options.get("num_workers"):
+            self.gpu_images = load_to_gpu(image_cache, self.cache_rows, torch.device(self.device or "cpu"))
 
     def new(self, dataset: Any = None, cls: type | None = None, **options) -> TfmdDL:
-        """The same loader for another dataset; each row comes once."""
+        """Return a loader for another dataset that shows each row once."""
         return super().new(dataset, cls, **({"image_cache": self.image_cache} | options))
 
     def skip_batches(self, n_batches: int) -> None:
-        """Leave out the first batches of the epoch that comes; whatever draws, draws as after them."""
+        """Skip the first batches of the next epoch; random numbers continue as after these batches."""
         self.n_skipped_batches = n_batches
-        # torch draws a seed for the workers at the beginning of an epoch: that draw lies behind us
-        self.fake_l.generator = torch.Generator() if n_batches else None
+        # torch draws a worker seed at the start of each epoch; the interrupted epoch already drew it
+        self.fake_l.generator = torch.Generator() if n_batches else None  # pyright: ignore[reportAttributeAccessIssue]
 
     def batch_indices(self, batch_number: int) -> list[int]:
-        """Where the images of a batch stand in the dataset; `number` counts what the epoch under way shows, from 0."""
+        """Return the dataset rows of a batch of the current epoch; batches are counted from 0 after skipped ones."""
         return self.epoch_indices[batch_number * self.bs : (batch_number + 1) * self.bs]
 
     def get_idxs(self) -> list[int]:
-        """Positions in the dataset, in the order of this epoch."""
-        self.epoch_indices = self.draw_epoch_indices()[self.n_skipped_batches * self.bs :]
+        """Return the dataset rows of this epoch in order, without skipped batches."""
+        if self.weights is not None:
+            indices = self.rng.choices(range(self.n), weights=self.weights, k=self.n)
+        else:
+            indices: list[Any] = list(super().get_idxs())
+            indices = indices if self.rows is None else [self.rows[i] for i in indices]
+        self.epoch_indices = indices[self.n_skipped_batches * self.bs :]
         return self.epoch_indices
 
-    def draw_epoch_indices(self) -> list[int]:
-        """Positions of a whole epoch."""
-        if self.weights is not None:
-            return self.rng.choices(range(self.n), weights=self.weights, k=self.n)
-        indices = list(super().get_idxs())
-        return indices if self.rows is None else [self.rows[i] for i in indices]
-
-    def create_batches(self, samps: Sequence[int]) -> Iterator[tuple]:
-        """Batches of gray bytes, shape (n, 1, size, size), and class numbers."""
+    def create_batches(self, samps: Sequence[int]) -> Iterator:
+        """Yield batches of gray uint8 images, shape (n, 1, size, size), and class numbers."""
         if self.cache_rows is None:
             yield from super().create_batches(samps)
             return
-        for indices in self.chunkify(samps):
-            yield self.read_batch(list(indices))
-
-    def read_batch(self, indices: list[int]) -> tuple:
-        """The batch of these positions in the dataset."""
-        if self.gpu_images is not None:
-            images = self.gpu_images[torch.tensor(indices, device=self.gpu_images.device)]
-        else:
-            images = torch.from_numpy(self.image_cache.read(self.cache_rows[indices]))
-        labels = [torch.stack([torch.as_tensor(targets[i]) for i in indices]) for targets in self.dataset.tls[1:]]
-        return TensorImageBW(images[:, None]), *(TensorCategory(label) for label in labels)
+        for indices in cast(Iterator[list[int]], self.chunkify(samps)):
+            if self.gpu_images is not None:
+                images = self.gpu_images[torch.tensor(indices, device=self.gpu_images.device)]
+            else:
+                images = torch.from_numpy(cast(ImageCache, self.image_cache).read(self.cache_rows[indices]))
+            labels = [torch.stack([torch.as_tensor(targets[i]) for i in indices]) for targets in self.dataset.tls[1:]]
+            yield TensorImageBW(images[:, None]), *(TensorCategory(label) for label in labels)
 
 
 def find_cache_rows(dataset: Any, image_cache: ImageCache | None) -> np.ndarray | None:
-    """Rows of `pictures` that hold the images of the dataset; None where it has other ones."""
+    """Return the image cache rows of the dataset's files, or None if a file is not in the cache."""
     items = getattr(dataset, "items", None)
-    if image_cache is None or not hasattr(items, "columns") or "file" not in items:
+    if image_cache is None or not isinstance(items, pd.DataFrame) or "file" not in items:
         return None
     row_by_file = {file: row for row, file in enumerate(image_cache.files)}
     cache_rows = [row_by_file.get(file) for file in items["file"]]
     return None if None in cache_rows else np.array(cache_rows, np.int64)
 
 
-def load_to_gpu(loader: ImageLoader) -> torch.Tensor | None:
-    """All squares of a loader on its GPU, as bytes, where they fit; batches then never touch the host."""
-    device = torch.device(loader.device or "cpu")
-    if (
-        device.type != "cuda"
-        or len(loader.cache_rows) * loader.image_cache.size**2
-        > MAX_GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
-    ):
+def load_to_gpu(image_cache: ImageCache, cache_rows: np.ndarray, device: torch.device) -> torch.Tensor | None:
+    """Copy images to the GPU as uint8, shape (n, size, size), or return None without a GPU or enough memory."""
+    if device.type != "cuda":
         return None
-    return torch.from_numpy(loader.image_cache.read(loader.cache_rows)).to(device)
+    if len(cache_rows) * image_cache.size**2 > MAX_GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return torch.from_numpy(image_cache.read(cache_rows)).to(device)
 
 
 def make_sampler_options(labels: pd.Series, recipe: Recipe) -> dict[str, Any]:
-    """How a ImageLoader draws training rows with these labels in this order."""
+    """Return the ImageLoader options that sample training rows with these labels."""
     if recipe.class_weights == "balanced" and (recipe.sampler == "weighted" or recipe.oversample):
-        log.warning("class weights and the drawing of images both favour rare classes: together they do so twice")
+        log.warning("rare classes are favored twice: by class weights in the loss and by the sampler")
     if recipe.sampler == "weighted":
-        # the reciprocal of the class counts: each class as a whole is equally likely
+        # reciprocal class counts: all classes are equally likely
         return {"weights": (1 / labels.map(labels.value_counts())).tolist()}
     if recipe.oversample:
         return {"rows": oversample_rows(labels.tolist(), recipe.oversample_factors)}
-    return {}  # fastai's own shuffling
+    return {}  # fastai's shuffling
 
 
 def oversample_rows(labels: Sequence[str], factors: dict[str, int]) -> list[int]:
-    """Positions of all rows, those of the classes in `copies` so many times. Says aloud what that comes to."""
+    """Return all row numbers, each repeated by the factor of its class (default 1), and log the totals.
+
+    Raises RecipeError if a class has no training image.
+    """
     for label in factors:
         if label not in labels:
             known_labels = sorted(set(labels))
             close = get_close_matches(label, known_labels, n=1)
             fix = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known_labels)}"
-            raise RecipeError(f"oversample names a class {label!r} that no training image has", fix)
+            raise RecipeError(f"no training image has the class {label!r} of --oversample", fix)
     rows = [row for row, label in enumerate(labels) for _ in range(factors.get(label, 1))]
-    summary = ", ".join(f"{label} {factor} times" for label, factor in factors.items())
-    log.info("oversampling: %s; an epoch shows %d of %d training images", summary, len(rows), len(labels))
+    summary = ", ".join(f"{label} x {factor}" for label, factor in factors.items())
+    log.info("oversampling (%s): %d rows per epoch from %d training images", summary, len(rows), len(labels))
     return rows

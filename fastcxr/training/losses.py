@@ -1,7 +1,6 @@
-"""A name and a table of class counts become a loss whose predictions are probabilities that sum to one.
+"""Classification losses of softmax probabilities, with class weights."""
 
-Every loss here is one of the softmax probabilities, so that the predictions of all models are made alike.
-"""
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,12 +13,13 @@ from fastcxr.config.recipe import Recipe
 
 
 class WeightedLoss(nn.Module):
-    """Mean over a batch of a loss for each image, the classes weighed; sums to the weights, as torch's own does.
+    """Base class: mean of a loss per image with class weights, divided by the sum of the weights as in torch.
 
-    `weight`: one factor a class, shape (k,), or None for equal ones.
+    `weight`: one factor per class, shape (k,), or None for equal weights. `reduction`: "mean", "sum" or "none".
     """
 
-    y_int = True  # fastai's mixing callbacks ask
+    y_int = True  # read by fastai's mixing callbacks
+    weight: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor | None = None, reduction: str = "mean"):
         super().__init__()
@@ -27,7 +27,7 @@ class WeightedLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """`logits`: (n, k); `truth`: (n,) class numbers. One number, or (n,) for reduction "none"."""
+        """Return a scalar, or shape (n,) for reduction "none"; `logits`: (n, k), `truth`: (n,) class numbers."""
         losses = self.compute_losses(logits.float(), truth)
         weights = torch.ones_like(losses) if self.weight is None else self.weight[truth]
         if self.reduction == "none":
@@ -36,14 +36,14 @@ class WeightedLoss(nn.Module):
         return total if self.reduction == "sum" else total / weights.sum()
 
     def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """The loss of each image, before the classes are weighed; shape (n,)."""
+        """Return the unweighted loss of each image, shape (n,)."""
         raise NotImplementedError
 
 
 class LabelSmoothingCrossEntropy(WeightedLoss):
-    """Cross-entropy against a target that keeps 1 - epsilon and spreads epsilon over all classes (Szegedy 2016).
+    """Cross-entropy with targets (1 - epsilon) * one-hot + epsilon / k (Szegedy 2016).
 
-    epsilon 0 is plain cross-entropy. fastai's loss of this name weighs one of its two terms only; this one weighs both.
+    epsilon 0 is cross-entropy. fastai's loss of this name weights only one of its two terms; this one weights both.
     """
 
     def __init__(self, epsilon: float, weight: torch.Tensor | None = None, reduction: str = "mean"):
@@ -51,13 +51,14 @@ class LabelSmoothingCrossEntropy(WeightedLoss):
         self.epsilon = epsilon
 
     def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image, shape (n,)."""
         return F.cross_entropy(logits, truth, label_smoothing=self.epsilon, reduction="none")
 
 
 class FocalLoss(WeightedLoss):
-    """Cross-entropy times (1 - p)^gamma, p being the probability given to the truth (Lin 2017).
+    """Cross-entropy times (1 - p)^gamma, p being the probability of the true class (Lin 2017).
 
-    fastai's loss of this name takes p from the weighted cross-entropy, so class weights bend the focus; not here.
+    fastai's loss of this name computes p from the weighted cross-entropy; here class weights do not change p.
     """
 
     def __init__(self, gamma: float, weight: torch.Tensor | None = None, reduction: str = "mean"):
@@ -65,28 +66,31 @@ class FocalLoss(WeightedLoss):
         self.gamma = gamma
 
     def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image, shape (n,)."""
         cross_entropy = F.cross_entropy(logits, truth, reduction="none")
         return (1 - torch.exp(-cross_entropy)) ** self.gamma * cross_entropy
 
 
 class MeanSquaredError(WeightedLoss):
-    """Mean over the classes of (p - y)^2, p being the softmax probabilities and y the one-hot truth.
+    """Mean over the classes of (p - y)^2, p being the softmax probabilities and y the one-hot target.
 
-    For two classes this is the squared error of one sigmoid: both classes miss by the same amount.
+    For two classes this is the squared error of a single sigmoid output.
     """
 
     def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image, shape (n,)."""
         return (F.softmax(logits, dim=1) - F.one_hot(truth, logits.shape[1])).square().mean(dim=1)
 
 
 class BinaryCrossEntropy(WeightedLoss):
-    """Mean over the classes of -y log p - (1 - y) log(1 - p), each class against the rest; p are softmax probabilities.
+    """Mean over the classes of -y log p - (1 - y) log(1 - p), p being softmax probabilities (one-vs-rest).
 
-    Softmax gives class c the probability sigmoid(z_c - log of the sum of exp z over the other classes). So each class
-    is a sigmoid against the rest, and for two classes the loss is that of a network which ends in a single sigmoid.
+    The softmax probability of class c is sigmoid(z_c - log of the sum of exp(z) over the other classes). For two
+    classes the loss is therefore that of a single sigmoid output.
     """
 
     def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each image, shape (n,)."""
         k = logits.shape[1]
         is_own_class = torch.eye(k, dtype=torch.bool, device=logits.device)
         other_logits = logits[:, None, :].expand(-1, k, -1).masked_fill(is_own_class, -torch.inf).logsumexp(dim=2)
@@ -95,38 +99,38 @@ class BinaryCrossEntropy(WeightedLoss):
 
 
 class SoftmaxLoss(BaseLoss):
-    """One of the losses above in the form that fastai's Learner asks: with its activation and its decision."""
+    """A WeightedLoss for fastai's Learner, with softmax as activation and argmax as decision."""
+
+    axis: int  # set by fastai's store_attr
 
     def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return softmax probabilities."""
         return F.softmax(logits, dim=self.axis)
 
     def decodes(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return predicted class numbers."""
         return logits.argmax(dim=self.axis)
 
 
 class WeightedAvgLoss(AvgLoss):
-    """The mean loss of all images of an epoch as if they were one batch, the classes weighed; fastai's column "loss".
+    """The weighted mean loss over all images of an epoch, as if they were one batch.
 
-    fastai averages the batches by their sizes. Each batch is divided by its own weights already, and images stand in
-    the order of their classes: in batches of one class the weights would cancel.
+    fastai averages batch losses by batch size. In a batch of one class the class weights would then cancel.
     """
 
     def accumulate(self, learn: Learner) -> None:
-        """Take a batch in, as heavy as the weights of its images."""
-        weight, truth = learn.loss_func.func.weight, learn.yb[0]
+        """Add a batch, weighted by the sum of the class weights of its images."""
+        weight, [truth], loss = learn.loss_func.func.weight, cast(tuple, learn.yb), cast(torch.Tensor, learn.loss)
         batch_weight = len(truth) if weight is None else weight[truth].sum().item()
-        self.total += learn.to_detach(learn.loss.mean()) * batch_weight
+        self.total += cast(torch.Tensor, learn.to_detach(loss.mean())) * batch_weight
         self.count += batch_weight
 
 
-LOSSES_WITHOUT_PARAMETERS = {
-    "mse": MeanSquaredError,
-    "binary_cross_entropy": BinaryCrossEntropy,
-}  # without a number of their own
+LOSSES_WITHOUT_PARAMETERS = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}
 
 
 def make_loss(recipe: Recipe, class_counts: np.ndarray) -> SoftmaxLoss:
-    """The loss that the recipe names. `class_counts`: training images of each class, in the order of the labels."""
+    """Return the recipe's loss. `class_counts`: training images of each class, in the order of the labels."""
     weight = compute_class_weights(class_counts) if recipe.class_weights == "balanced" else None
     if recipe.loss == "focal":
         return SoftmaxLoss(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
@@ -137,5 +141,5 @@ def make_loss(recipe: Recipe, class_counts: np.ndarray) -> SoftmaxLoss:
 
 
 def compute_class_weights(class_counts: np.ndarray) -> torch.Tensor:
-    """Factors that let every class weigh the same: n / (k * count), as in scikit-learn's "balanced"; shape (k,)."""
+    """Return balanced class weights n / (k * count), as scikit-learn's "balanced"; shape (k,)."""
     return torch.tensor(class_counts.sum() / (len(class_counts) * np.maximum(class_counts, 1)), dtype=torch.float32)

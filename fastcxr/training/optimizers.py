@@ -1,4 +1,4 @@
-"""A name becomes an optimizer: fastai's own, with the numbers that papers mean by the name, or one of timm's."""
+"""Find fastai and timm optimizers by name, with the hyperparameters that papers mean by the name."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -6,53 +6,54 @@ from functools import partial
 
 import torch
 from fastai.optimizer import SGD, Adam, OptimWrapper, RAdam
-from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
 
-# fastai calls its AdamW Adam. Here adam is Kingma and Ba's, with their numbers and L2 where weight decay is asked for;
-# adamw and radam decay the weights apart from the gradient, with fastai's numbers (second moment .99, epsilon 1e-5)
+# fastai's Adam is AdamW. Here adam has the hyperparameters of Kingma and Ba and L2 regularization; adamw and radam have
+# decoupled weight decay and fastai's hyperparameters (second moment 0.99, epsilon 1e-5)
 FASTAI_OPTIMIZERS = {
     "radam": partial(RAdam, decouple_wd=True),
     "adam": partial(Adam, decouple_wd=False, sqr_mom=0.999, eps=1e-8),
     "adamw": partial(Adam, decouple_wd=True),
     "sgd": partial(SGD, decouple_wd=False, mom=0.9),
 }
-DEFAULT_WEIGHT_DECAY = {"radam": 0.01, "adamw": 0.01}  # when the recipe gives none; 0 for every other optimizer
-TIMM_MOMENTUM = 0.9  # timm's own default, which its classes leave to the caller
+DEFAULT_WEIGHT_DECAY = {"radam": 0.01, "adamw": 0.01}  # if the recipe has none; 0 for other optimizers
+TIMM_MOMENTUM = 0.9  # timm's default, which its optimizer classes do not set
 
 
 def find_optimizer(name: str) -> Callable:
-    """What fastai's Learner takes as opt_func: one of our names, or timm:NAME. Raises RecipeError for another name.
+    """Return the opt_func of a fastai Learner for a name in FASTAI_OPTIMIZERS or timm:NAME.
 
-    fastai's optimizers spare biases and batch norm from weight decay, timm's decay every weight.
+    fastai's optimizers do not decay biases and batch norm; timm's decay every weight.
+    Raises RecipeError for an unknown or unusable optimizer.
     """
     if name in FASTAI_OPTIMIZERS:
         return FASTAI_OPTIMIZERS[name]
     timm_name = name.removeprefix("timm:")
     if timm_name not in list_optimizers():
         close = get_close_matches(timm_name, [*list_optimizers()], n=1)
-        fix = f"Did you mean 'timm:{close[0]}'?" if close else "timm.optim.list_optimizers() names them"
-        raise RecipeError(f"timm has no optimizer called {timm_name!r}", fix)
+        fix = f"Did you mean 'timm:{close[0]}'?" if close else "Pass a name from timm.optim.list_optimizers()"
+        raise RecipeError(f"unknown timm optimizer {timm_name!r}", fix)
     return partial(OptimWrapper, opt=_make_timm_factory(timm_name))
 
 
 def find_weight_decay(recipe: Recipe) -> float:
-    """The recipe's weight decay, or what goes without saying for its optimizer."""
+    """Return the recipe's weight decay, or the default of its optimizer."""
     return DEFAULT_WEIGHT_DECAY.get(recipe.optimizer, 0.0) if recipe.weight_decay is None else recipe.weight_decay
 
 
 def _make_timm_factory(name: str) -> Callable:
-    """The class with the numbers that timm itself would give it, tried once on a single weight."""
-    information = get_optimizer_info(name)
+    """Return the optimizer class with timm's default arguments, after a test on a single weight."""
+    information, fix = get_optimizer_info(name), "Choose another optimizer, such as timm:adamw"
     if information.second_order:
-        raise RecipeError(f"timm:{name} needs second derivatives", "Take another, such as timm:adamw")
+        raise RecipeError(f"timm:{name} needs second derivatives, which are not supported", fix)
     momentum = {"momentum": TIMM_MOMENTUM} if information.has_momentum else {}
     try:
         factory = partial(get_optimizer_class(name, bind_defaults=True), **momentum)
         factory([nn.Parameter(torch.zeros(1, 1))], lr=1e-3)
-    except (ImportError, AssertionError, ValueError, TypeError, RuntimeError) as error:  # for want of a library, a GPU
-        raise RecipeError(f"timm:{name} cannot be used here ({error})", "Take another, such as timm:adamw") from error
+    except (ImportError, AssertionError, ValueError, TypeError, RuntimeError) as error:  # missing library or GPU
+        raise RecipeError(f"timm:{name} cannot be used on this machine ({error})", fix) from error
     return factory

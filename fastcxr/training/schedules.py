@@ -1,129 +1,123 @@
-"""A schedule's name and a stage's rates become the rate of every step, as a fastai ParamScheduler.
+"""Learning rate schedules as fastai ParamSchedulers, and the learning rate finder.
 
-Each stage runs its schedule from the start, over the epochs that it was given: an early stop cuts it short.
+Each stage runs its schedule from the start over its planned epochs; early stopping cuts the schedule short.
 
-one_cycle    up from rate/25 in the first quarter, down to rate/100,000; momentum .95, .85, .95 (fastai's fit_one_cycle)
-flat_cosine  the rate for three quarters, then down to rate/100,000 along a cosine (fastai's fit_flat_cos)
-step         the rate times step_factor after every step_epochs epochs of the stage
-constant     the rate
+one_cycle    from rate/25 up in the first quarter, down to rate/100,000; momentum .95, .85, .95 (fastai's fit_one_cycle)
+flat_cosine  constant for three quarters, then cosine decay to rate/100,000 (fastai's fit_flat_cos)
+step         multiplied by step_factor after every step_epochs epochs of the stage
+constant     constant
 """
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler, combined_cos, valley
 from fastai.learner import Learner
+from fastai.optimizer import Optimizer
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.progress.base import Progress
-from fastcxr.training.callbacks import ProgressBarCallback
 
 WARM_UP_SHARE, FLAT_SHARE = 0.25, 0.75  # shares of the stage
-START_DIVISOR, END_DIVISOR = 25.0, 1e5  # what the rate is divided by at either end
-Schedule = Callable[[float], np.ndarray | float]  # of the share of the stage that is done, 0 to 1
+START_DIVISOR, END_DIVISOR = 25.0, 1e5  # the first and last rate is the peak rate divided by these
+Schedule = Callable[[float], np.ndarray | float]  # of the completed share of the stage, 0 to 1
 log = logging.getLogger("fastcxr")
-FALLBACK_LEARNING_RATE = 1e-3  # when the curve gives no answer
+FALLBACK_LEARNING_RATE = 1e-3  # if the learning rate finder fails
 LR_FIND_STEPS = 100
-MIN_CURVE_POINTS = 30  # an early divergence leaves too few for a valley
+MIN_CURVE_POINTS = 30  # an early divergence leaves too few points to find a valley
 EMPTY_CURVE = pd.DataFrame(columns=["stage", "rate", "loss"])
-MIN_RELATIVE_DECREASE = 0.02  # share by which the loss must fall somewhere on the curve
+MIN_RELATIVE_DECREASE = 0.02  # of the loss, at the minimum of the curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStage(Stage):
+    """A stage with the recipe's defaults filled in for one network."""
+
+    groups: int = 1
+    epochs: int = 1
+    patience: int = 0
 
 
 def make_scheduler(learner: Learner, recipe: Recipe, epochs: int, rates: np.ndarray) -> ParamScheduler:
-    """The callback that sets the rates of a stage of `epochs` epochs. `rates`: one a layer group, the largest each."""
-    schedules = make_schedules(recipe, epochs, rates, learner.moms)
-    # not every optimizer of timm's has a momentum
-    hyperparameters = learner.opt.hypers[0]
-    return ParamScheduler({name: schedule for name, schedule in schedules.items() if name in hyperparameters})
+    """Return the callback that schedules a stage of `epochs` epochs. `rates`: peak rate of each layer group."""
 
+    def decay_stepwise(share: float) -> np.ndarray:
+        # 1e-6: fastai sums the share batch by batch, and rounding may leave it just below a full epoch
+        n_completed_epochs = int(share * epochs + 1e-6)
+        return rates * recipe.step_factor ** (n_completed_epochs // recipe.step_epochs)
 
-def make_schedules(
-    recipe: Recipe, epochs: int, rates: np.ndarray, momenta: tuple[float, float, float]
-) -> dict[str, Schedule]:
-    """For "lr", and "mom" where it moves, a function of the share of the stage that is done."""
+    schedules: dict[str, Schedule] = {"lr": lambda share: rates}
     if recipe.schedule == "one_cycle":
-        return {
-            "lr": combined_cos(WARM_UP_SHARE, rates / START_DIVISOR, rates, rates / END_DIVISOR),
-            "mom": combined_cos(WARM_UP_SHARE, *momenta),
-        }
-    if recipe.schedule == "flat_cosine":
-        return {"lr": combined_cos(FLAT_SHARE, rates, rates, rates / END_DIVISOR)}
-    if recipe.schedule == "step":
-        return {
-            "lr": lambda done: (
-                rates * recipe.step_factor ** (_count_completed_epochs(done, epochs) // recipe.step_epochs)
-            )
-        }
-    return {"lr": lambda done: rates}
-
-
-def _count_completed_epochs(fraction_done: float, epochs: int) -> int:
-    """Full epochs behind us; fastai adds the share up batch by batch, so a start of an epoch may lie a hair below."""
-    return int(fraction_done * epochs + 1e-6)
+        schedules["lr"] = combined_cos(WARM_UP_SHARE, rates / START_DIVISOR, rates, rates / END_DIVISOR)
+        if "mom" in cast(Optimizer, learner.opt).hypers[0]:  # some of timm's optimizers have no momentum
+            schedules["mom"] = combined_cos(WARM_UP_SHARE, *learner.moms)
+    elif recipe.schedule == "flat_cosine":
+        schedules["lr"] = combined_cos(FLAT_SHARE, rates, rates, rates / END_DIVISOR)
+    elif recipe.schedule == "step":
+        schedules["lr"] = decay_stepwise
+    return ParamScheduler(schedules)
 
 
 def find_learning_rate(
-    learner: Learner, recipe: Recipe, stage: Stage, progress: Progress
+    learner: Learner, recipe: Recipe, stage: ResolvedStage, progress: Progress
 ) -> tuple[float, dict[str, Any], pd.DataFrame]:
-    """The head's rate in this stage, a record of how it came about, and the finder's curve (empty for a fixed rate)."""
+    """Return the head's rate in this stage, a record of its choice, and the finder's curve (empty for a fixed rate)."""
+    is_found, curve = False, EMPTY_CURVE
     if recipe.learning_rate != "find":
-        rate = recipe.learning_rate * stage.scale
-        return rate, _make_record(stage, rate, False, "given by the recipe"), EMPTY_CURVE
-    curve = run_lr_find(learner, recipe, stage, progress)
-    rate, reason = suggest_learning_rate(curve["rate"].to_numpy(), curve["loss"].to_numpy())
-    is_found = rate is not None
-    if not is_found:
-        rate = FALLBACK_LEARNING_RATE * stage.scale
-        log.warning("stage %s: %s; the default rate %g is used", stage.name, reason, rate)
+        rate, reason = recipe.learning_rate * stage.scale, "given by the recipe"
     else:
-        log.info("stage %s: learning rate %.2g found (%s)", stage.name, rate, reason)
-    return rate, _make_record(stage, rate, is_found, reason), curve
+        curve = run_lr_find(learner, recipe, stage, progress)
+        rate, reason = suggest_learning_rate(curve["rate"].to_numpy(), curve["loss"].to_numpy())
+        is_found = rate is not None
+        if rate is None:
+            rate = FALLBACK_LEARNING_RATE * stage.scale
+            log.warning("stage %s: %s; the default learning rate %g is used", stage.name, reason, rate)
+        else:
+            log.info("stage %s: learning rate finder suggests %.2g (%s)", stage.name, rate, reason)
+    return rate, {"stage": stage.name, "rate": rate, "found": is_found, "reason": reason}, curve
 
 
-def run_lr_find(learner: Learner, recipe: Recipe, stage: Stage, progress: Progress) -> pd.DataFrame:
-    """fastai's lr_find over the recipe's range, the groups spread as in the stage; the weights are put back afterwards.
+def run_lr_find(learner: Learner, recipe: Recipe, stage: ResolvedStage, progress: Progress) -> pd.DataFrame:
+    """Run fastai's lr_find over the recipe's range and restore the weights.
 
-    Columns stage, rate (of the head), loss (smoothed).
+    Returns:
+        Columns stage, rate (of the head; other groups as in the stage) and loss (smoothed).
     """
-    # arrays: fastai takes lists of rates here and then trips over them
     start, end = (compute_group_rates(learner, stage, rate) for rate in (recipe.lr_find_min, recipe.lr_find_max))
     with (
         progress.bar(LR_FIND_STEPS, f"{stage.name}: finding a learning rate") as bar,
-        learner.added_cbs(ProgressBarCallback(bar)),
+        learner.added_cbs(Callback(after_batch=lambda callback: bar.advance())),
     ):
         learner.lr_find(start, end, LR_FIND_STEPS, show_plot=False, suggest_funcs=None)
-    recorder = learner.recorder
-    return pd.DataFrame(
-        {"stage": stage.name, "rate": np.array(recorder.lrs), "loss": torch.stack(recorder.losses).numpy()}
-    )
+    rates, losses = np.array(learner.recorder.lrs), torch.stack(learner.recorder.losses).numpy()
+    return pd.DataFrame({"stage": stage.name, "rate": rates, "loss": losses})
 
 
 def suggest_learning_rate(rates: np.ndarray, losses: np.ndarray) -> tuple[float | None, str]:
-    """The rate in the middle of the longest valley, as fastai suggests it, or None; and the reason in words."""
-    # fastai leaves out the first tenth, where nothing moves yet, and the last steps, where it diverges
+    """Return fastai's "valley" rate (in the longest valley of the curve) or None, and the reason."""
+    # as in fastai, without the first tenth, where the loss is flat, and the last steps, where it diverges
     rates, losses = rates[LR_FIND_STEPS // 10 : -5], losses[LR_FIND_STEPS // 10 : -5]
     n_finite = int(np.argmin(np.append(np.isfinite(losses), False)))
     rates, losses = rates[:n_finite], losses[:n_finite]
     if len(losses) < MIN_CURVE_POINTS:
         return None, f"the loss diverged after {len(losses)} steps"
     if losses.min() > (1 - MIN_RELATIVE_DECREASE) * losses[0]:
-        return None, "the loss falls nowhere on the curve"
-    return float(valley(torch.tensor(rates), torch.tensor(losses), LR_FIND_STEPS)[0]), "valley of the loss curve"
+        return None, "the loss does not decrease at any learning rate"
+    curve = torch.tensor(rates), torch.tensor(losses)
+    return float(valley(*curve, num_it=LR_FIND_STEPS)[0]), "valley of the loss curve"  # pyright: ignore[reportArgumentType]
 
 
-def compute_group_rates(learner: Learner, stage: Stage, rate: float) -> np.ndarray:
-    """One rate a layer group, stem to head: shape (groups,). Frozen groups carry the first learning group's."""
-    n_groups = len(learner.opt.param_lists)
+def compute_group_rates(learner: Learner, stage: ResolvedStage, rate: float) -> np.ndarray:
+    """Return one rate per layer group, stem to head; shape (groups,). Earlier groups have the first factor's rate."""
     if stage.multiples is not None:
         factors = np.array(stage.multiples, dtype=float)
     else:
         factors = np.geomspace(1 / (stage.layer_lr_ratio or 1), 1, stage.groups) if stage.groups > 1 else np.ones(1)
-    return rate * np.concatenate([np.full(n_groups - len(factors), factors[0]), factors])
-
-
-def _make_record(stage: Stage, rate: float, is_found: bool, reason: str) -> dict[str, Any]:
-    return {"stage": stage.name, "rate": rate, "found": is_found, "reason": reason}
+    n_earlier_groups = len(learner.splitter(learner.model)) - len(factors)
+    return rate * np.concatenate([np.full(n_earlier_groups, factors[0]), factors])

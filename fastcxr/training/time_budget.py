@@ -1,4 +1,4 @@
-"""A wish such as "10m" becomes the number of epochs that fits: measured by a few steps, before a schedule is made."""
+"""Choose the number of epochs that fit into a time limit, from a few timed training steps."""
 
 import math
 import time
@@ -12,14 +12,14 @@ from fastcxr.models.precision import autocast
 from fastcxr.training.fit_ood import MAX_SPLIT_IMAGES
 
 SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
-N_TIMED_STEPS = 3  # the first warms up, and is not counted
-FORWARD_STEP_SHARE = 1 / 3  # of a step: a look without learning
-REPORT_SECONDS = 10  # seconds that a report may take
+N_TIMED_STEPS = 3  # the first is warm-up and not counted
+FORWARD_STEP_SHARE = 1 / 3  # duration of a forward pass relative to a training step
+REPORT_SECONDS = 10  # seconds reserved for the report
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """Seconds that may pass, `before` of them before its making; infinitely many where nobody waits."""
+    """A time budget in seconds (inf: no limit); `seconds_before` were used by earlier sessions of the run."""
 
     seconds: float = math.inf
     seconds_before: float = 0.0
@@ -27,56 +27,52 @@ class Deadline:
 
     @classmethod
     def parse(cls, text: str | None) -> "Deadline":
-        """From "90s", "10m" or "1.5h", or no limit at all."""
+        """Parse "90s", "10m" or "1.5h"; None is no limit."""
         return cls(float(text[:-1]) * SECONDS_PER_UNIT[text[-1]] if text else math.inf)
 
     @property
     def seconds_spent(self) -> float:
-        """Seconds since its making, and those before."""
+        """Seconds used by this and earlier sessions."""
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until then, less those that a report takes; below zero when they are over."""
+        """Seconds left for training, without those for the report; negative after the deadline."""
         return self.seconds - self.seconds_spent - REPORT_SECONDS
 
 
 def compute_epochs_in_time(
     learner: Learner, n_requested: int, seconds: float, n_steps_before: int = 0
 ) -> tuple[int, float]:
-    """How many of the wanted epochs fit into `seconds`, and what one takes (0 where there is no limit).
+    """Return how many of the requested epochs fit into `seconds`, and the seconds per epoch (0 without a limit).
 
-    `n_steps_before`: training steps that come first, those of lr_find.
+    `n_steps_before`: number of training steps before the first epoch (learning rate finder).
     """
     if seconds == math.inf:
         return n_requested, 0.0
     step_seconds, loaders = measure_step_seconds(learner), learner.dls
-    validation_seconds = step_seconds * FORWARD_STEP_SHARE * len(loaders.valid)
+    forward_seconds = step_seconds * FORWARD_STEP_SHARE
+    validation_seconds = forward_seconds * len(loaders.valid)
     epoch_seconds = step_seconds * len(loaders.train) + validation_seconds
-    # afterwards: prediction of the held-out images, and the OOD detector on some of all
-    ood_seconds = (
-        step_seconds * FORWARD_STEP_SHARE * sum(min(len(loader), MAX_SPLIT_IMAGES // loader.bs) for loader in loaders)
-    )
+    # after training: prediction of the held-out images, and the OOD detector on a subsample of each split
+    ood_seconds = forward_seconds * sum(min(len(loader), MAX_SPLIT_IMAGES // loader.bs) for loader in loaders)
     n_affordable = int((seconds - n_steps_before * step_seconds - 2 * validation_seconds - ood_seconds) / epoch_seconds)
     return max(0, min(n_requested, n_affordable)), epoch_seconds
 
 
 def measure_step_seconds(learner: Learner) -> float:
-    """Seconds of a training step with the groups that now learn; the network stays as it is."""
+    """Return the seconds of a training step with the unfrozen layer groups; the network is not changed."""
     was_training = learner.model.training
-    learner.model.eval().to(memory_format=torch.channels_last)  # batch norm keeps its statistics
-    seconds = min([_time_step(learner) for _ in range(N_TIMED_STEPS)][1:])
+    learner.model.eval().to(memory_format=torch.channels_last)  # eval: keeps the batch-norm statistics
+    step_seconds = []
+    for _ in range(N_TIMED_STEPS):
+        started = read_clock(learner.dls.device)
+        # plain tensors, as in a fit: fastai's tensor subclasses slow the step down
+        images, labels = (tensor.as_subclass(torch.Tensor) for tensor in learner.dls.train.one_batch())
+        with autocast(learner.fastcxr.precision, learner.dls.device):
+            logits = learner.model(images.contiguous(memory_format=torch.channels_last))
+        learner.loss_func(logits.float(), labels).backward()
+        learner.model.zero_grad(set_to_none=True)
+        step_seconds.append(read_clock(learner.dls.device) - started)
     learner.model.train(was_training)
-    return seconds
-
-
-def _time_step(learner: Learner) -> float:
-    started = read_clock(learner.dls.device)
-    # fastai's own tensors would slow the step down; in a fit it takes them off too
-    images, labels = (tensor.as_subclass(torch.Tensor) for tensor in learner.dls.train.one_batch())
-    images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(learner.fastcxr.precision, learner.dls.device):
-        logits = learner.model(images)
-    learner.loss_func(logits.float(), labels).backward()
-    learner.model.zero_grad(set_to_none=True)
-    return read_clock(learner.dls.device) - started
+    return min(step_seconds[1:])

@@ -1,12 +1,13 @@
-"""A strategy is a list of stages; training runs one after the other and keeps the best epoch of them all."""
+"""Train a network stage by stage and keep the weights of the best epoch of all stages."""
 
 import logging
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from fastai.learner import Learner
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
@@ -32,6 +33,7 @@ from fastcxr.training.resume import (
 from fastcxr.training.schedules import (
     EMPTY_CURVE,
     LR_FIND_STEPS,
+    ResolvedStage,
     compute_group_rates,
     find_learning_rate,
     make_scheduler,
@@ -43,28 +45,30 @@ log = logging.getLogger("fastcxr")
 STRATEGIES = {
     "head": (Stage(name="head", groups=1),),
     "full": (Stage(name="all"),),
-    # a new head can run ahead of a body that only wants to be nudged, and batches of a small cohort are too few to
-    # learn better batch-norm statistics than millions of photographs gave
+    # the new head gets a higher rate than the pretrained backbone; batch-norm statistics stay frozen because the
+    # batches of a small dataset estimate them worse than pretraining did
     "gradual": (
         Stage(name="head", groups=1, epochs=2, scale=5.0),
         Stage(name="upper", groups=3, epochs=1, scale=0.5, layer_lr_ratio=10.0, batch_norm="frozen"),
         Stage(name="all", scale=0.15, layer_lr_ratio=10.0, batch_norm="frozen"),
     ),
-    "linear_probe": (),  # the head alone, fitted on a bank of features
-    # from that head on the body learns to see; a rate that suits it would shake a head of small weights
+    "linear_probe": (),  # only the head, fitted on cached features
+    # the fitted head has small weights: the head's rate is low, and the highest one is in the upper backbone
     "lp_ft": (Stage(name="all", scale=0.15, multiples=(0.1, 0.2, 0.3, 0.5, 0.1), batch_norm="frozen"),),
 }
-# two epochs at the top of one cycle were worse than those before and after them, and a fitted head was beaten by the
-# last epoch alone: see "The default road" in benchmarks/README.md
+# at the peak of the one-cycle rate two epochs in a row can be worse than later ones: see benchmarks/README.md
 LP_FT_PATIENCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What happened while the learner learned.
+    """History and decisions of one training.
 
-    history: a row an epoch (epoch, stage, losses, metrics, seconds, best). rates: for each stage its learning rate,
-    whether it was found, and why. curves: what the learning-rate finder saw (stage, rate, loss). best: epoch, value.
+    Attributes:
+        history: One row per epoch (epoch, stage, losses, metrics, seconds, best).
+        rates: The learning rate of each stage, whether the learning rate finder chose it, and the reason.
+        curves: Loss curves of the learning rate finder (stage, rate, loss).
+        best: Monitored metric, epoch and value of the best epoch.
     """
 
     history: pd.DataFrame
@@ -75,7 +79,7 @@ class TrainingResult:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """What was decided when a stage began: its epochs, the head's rate, how that came about, and the finder's curve."""
+    """Decisions at the start of a stage: epochs, head learning rate with its record, learning rate finder curve."""
 
     epochs: int
     rate: float
@@ -90,14 +94,17 @@ def train(
     deadline: Deadline | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainingResult:
-    """Teach the learner stage by stage; it ends with the weights of the best epoch by the recipe's `monitor`.
+    """Train the learner stage by stage and restore the weights of the epoch that is best by `recipe.monitor`.
 
-    Each stage starts from the best weights so far, and epochs are counted across stages. `deadline`: without one, the
-    recipe's time limit counts from here. `checkpoints`: where states are kept, and where one is gone on from.
-    Raises TrainingError where the loss is no longer a number, or no epoch fits into the time; Stopped where somebody
-    wants that.
+    Each stage starts from the best weights so far. Epochs are numbered across stages.
+    `deadline`: default: the recipe's time limit, counted from this call. Training resumes from the newest checkpoint.
+
+    Raises:
+        ModelError: `make_learner` did not make the learner.
+        TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
+        Interrupted: SIGTERM or SIGINT arrived.
     """
-    get_learner_state(learner), get_loaders_state(learner.dls)  # raise for a Learner that was made otherwise
+    learner_state, _ = get_learner_state(learner), get_loaders_state(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_bank(recipe)
@@ -115,37 +122,37 @@ def train(
     ):
         plans = run_stages(learner, recipe, stages, checkpoint_callback)
         if uses_feature_bank(recipe):
-            finalize_head(learner, history_callback.best)
+            if history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
+                refit_head(learner)
+            else:
+                learner_state.fitted_probe = None  # its features are of other backbone weights
     if not history_callback.rows:
         raise TrainingError(
-            f"not one epoch fits into {recipe.time_limit}", "Give a longer --time-limit, or --strategy linear_probe"
+            f"no epoch fits into the time limit of {recipe.time_limit}",
+            "Pass a longer --time-limit, or --strategy linear_probe",
         )
-    learner.fastcxr.ood_detector = fit_ood_detector(learner, history_callback.progress)
+    learner_state.ood_detector = fit_ood_detector(learner, history_callback.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
-    curves = pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)])
-    rates = [plan.record for plan in plans]
     return TrainingResult(
-        history=pd.DataFrame(history_callback.rows), rates=rates, curves=curves, best=history_callback.best.summary()
+        history=pd.DataFrame(history_callback.rows),
+        rates=[plan.record for plan in plans],
+        curves=pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)]),
+        best=history_callback.best.summary(),
     )
 
 
 def run_stages(
-    learner: Learner, recipe: Recipe, stages: list[Stage], checkpoint_callback: CheckpointCallback
+    learner: Learner, recipe: Recipe, stages: list[ResolvedStage], checkpoint_callback: CheckpointCallback
 ) -> list[StagePlan]:
-    """All stages one after the other, from where the kept state is on; returns what was decided for each."""
+    """Run all stages in order, from the newest checkpoint if there is one, and return their plans."""
     history_callback, saved_state = checkpoint_callback.history_callback, checkpoint_callback.load_state()
-    if (
-        uses_feature_bank(recipe) and saved_state
-    ):  # what it fitted then is in the state; here it prepares for the head's last fit
+    if uses_feature_bank(recipe) and saved_state:  # the checkpoint has the row of this fit; refit_head needs the rest
         fit_head(learner, recipe, history_callback.progress)
     elif uses_feature_bank(recipe):
         history_callback.add_fitted_row("probe", fit_head, learner, recipe)
     warn_batchnorm_shift(learner, stages)
-    plans = (
-        [StagePlan(**{**plan, "curve": pd.DataFrame(plan["curve"])}) for plan in saved_state["plans"]]
-        if saved_state
-        else []
-    )
+    saved_plans = saved_state["plans"] if saved_state else []
+    plans = [StagePlan(**{**plan, "curve": pd.DataFrame(plan["curve"])}) for plan in saved_plans]
     for index, stage in enumerate(stages):
         if saved_state and index < saved_state["stage"]:
             continue
@@ -161,43 +168,41 @@ def run_stages(
                 continue
             rate, record, curve = find_learning_rate(learner, recipe, stage, history_callback.progress)
             plans.append(StagePlan(epochs=epochs, rate=rate, record=record, curve=curve))
-        checkpoint_callback.stage_state = make_stage_state(index, plans)
+        checkpoint_callback.stage_state = {
+            "stage": index,
+            "plans": [{**vars(plan), "curve": plan.curve.to_dict("list")} for plan in plans],
+        }
         fit_stage(learner, recipe, stage, plans[-1], checkpoint_callback)
-        history_callback.best.restore(learner.model)
+        history_callback.best.restore(cast(nn.Module, learner.model))
     return plans
 
 
-def warn_batchnorm_shift(learner: Learner, stages: list[Stage]) -> None:
-    """Say which stages begin elsewhere than the one before them ended: frozen layers keep their batch norm statistics,
-    and layers that take them from each batch instead give other features than the head was made for.
-    """
+def warn_batchnorm_shift(learner: Learner, stages: list[ResolvedStage]) -> None:
+    """Warn about stages that unfreeze layers and update batch-norm statistics, which changes the head's features."""
     has_statistics = any(isinstance(module, _BatchNorm) for module in learner.model.modules())
     for previous, stage in pairwise(stages if has_statistics else ()):
         if stage.groups > previous.groups and stage.batch_norm == "learn":
             log.warning(
-                "stage %s learns other batch norm statistics than stage %s had, and so does not begin where that ends; "
-                "Stage(batch_norm='frozen') does", stage.name, previous.name,
+                "stage %s changes the batch-norm statistics, and the head of stage %s no longer fits the features. "
+                "Fix: Set Stage(batch_norm='frozen')", stage.name, previous.name,
             )  # fmt: skip
 
 
-def make_stage_state(stage: int, plans: list[StagePlan]) -> dict[str, Any]:
-    """What every state of a stage holds of the decisions so far."""
-    return {"stage": stage, "plans": [{**vars(plan), "curve": plan.curve.to_dict("list")} for plan in plans]}
-
-
 def fit_stage(
-    learner: Learner, recipe: Recipe, stage: Stage, plan: StagePlan, checkpoint_callback: CheckpointCallback
+    learner: Learner, recipe: Recipe, stage: ResolvedStage, plan: StagePlan, checkpoint_callback: CheckpointCallback
 ) -> None:
-    """The epochs of one stage; where a loader's process dies, on from the last state with fewer of them."""
+    """Train the epochs of one stage; after the loss of a worker, resume from the last checkpoint with fewer workers."""
     rates, needs_recovery = compute_group_rates(learner, stage, plan.rate), False
+    history_callback = checkpoint_callback.history_callback
+    frozen_callbacks = [FreezeBatchNormStats()] if stage.batch_norm == "frozen" else []
     while True:
-        try:  # a second word of the same death may reach us while we mend what the first one broke
+        try:  # recovery is inside: a second exception for the same dead worker may arrive during it
             if needs_recovery:
-                recover_from_worker_loss(learner, checkpoint_callback)
-            callbacks = [StopOnNonFiniteLoss(), checkpoint_callback.history_callback, checkpoint_callback] + [
-                FreezeBatchNormStats()
-            ] * (stage.batch_norm == "frozen")
-            callbacks.append(make_scheduler(learner, recipe, plan.epochs, rates))
+                history_callback.bar_stack.close()
+                history_callback.load_state_dict(cast(dict, checkpoint_callback.load_state()))
+                halve_workers(learner)
+            scheduler = make_scheduler(learner, recipe, plan.epochs, rates)
+            callbacks = [StopOnNonFiniteLoss(), history_callback, checkpoint_callback, *frozen_callbacks, scheduler]
             with interrupt.defer_interrupts():
                 fit_from_epoch(learner, checkpoint_callback.first_epoch, plan.epochs, rates, callbacks)
             return
@@ -207,68 +212,53 @@ def fit_stage(
             needs_recovery = True
 
 
-def recover_from_worker_loss(learner: Learner, checkpoint_callback: CheckpointCallback) -> None:
-    """Back to the last state, with fewer processes that prepare batches."""
-    checkpoint_callback.history_callback.bar_stack.close()
-    checkpoint_callback.history_callback.load_state_dict(checkpoint_callback.load_state())
-    halve_workers(learner)
-
-
-def choose_stage_epochs(learner: Learner, stages: list[Stage], deadline: Deadline, n_lr_find_steps: int) -> int:
-    """How many epochs of the first of these stages, after `finding` steps, fit into its share of what time is left."""
+def choose_stage_epochs(learner: Learner, stages: list[ResolvedStage], deadline: Deadline, n_lr_find_steps: int) -> int:
+    """Return how many epochs of the first of these stages fit into its share of the remaining time."""
     n_requested = stages[0].epochs
     time_share = n_requested / max(1, sum(stage.epochs for stage in stages))
     epochs, seconds = compute_epochs_in_time(learner, n_requested, deadline.seconds_left * time_share, n_lr_find_steps)
     if epochs < n_requested:
         log.warning(
-            "stage %s: %d of %d epochs fit into the time limit (one takes about %.3g s)",
+            "stage %s: %d of %d epochs fit into the time limit (%.3g s per epoch)",
             stages[0].name, epochs, n_requested, seconds,
         )  # fmt: skip
     return epochs
 
 
-def finalize_head(learner: Learner, best: BestEpoch) -> None:
-    """A head that no epoch has beaten learns from the validation images too; otherwise the bank is of no more use."""
-    if best.epoch == 1:
-        refit_head(learner)
-    else:
-        learner.fastcxr.fitted_probe = None
+def resolve_stages(recipe: Recipe, n_groups: int) -> list[ResolvedStage]:
+    """Return the recipe's stages for a network of `n_groups` layer groups, with all defaults filled in.
 
-
-def resolve_stages(recipe: Recipe, n_groups: int) -> list[Stage]:
-    """The recipe's stages, every number filled in for a network of so many layer groups."""
+    Raises RecipeError if a stage has more multiples than trained layer groups.
+    """
     stages = STRATEGIES[recipe.strategy] if isinstance(recipe.strategy, str) else recipe.strategy
-    patience = LP_FT_PATIENCE if recipe.strategy == "lp_ft" and uses_feature_bank(recipe) else 0
-    recipe = recipe if recipe.patience is not None else recipe.replace(patience=patience)
     if recipe.strategy in ("gradual", "lp_ft") and recipe.weights == "none":
         log.warning(
             "strategy %s needs pretrained weights: falling back to full (all layers trained at once)", recipe.strategy
         )
         stages = STRATEGIES["full"]
-    if isinstance(recipe.strategy, str):  # ours are made for five groups; a network with fewer lacks the first
+    if isinstance(recipe.strategy, str):  # these are written for five groups; a smaller network lacks the first ones
         stages = [replace(stage, multiples=stage.multiples and stage.multiples[-n_groups:]) for stage in stages]
     return [_fill_defaults(stage, recipe, n_groups) for stage in stages]
 
 
-def unfreeze(learner: Learner, stage: Stage) -> None:
-    """Let the stage's last layer groups learn and freeze the others, with a fresh optimizer."""
-    learner.create_opt()
-    learner.freeze_to(-stage.groups if stage.groups < len(learner.opt.param_lists) else 0)
-    for parameter in learner.model.parameters():
-        parameter.grad = None  # torch's optimizers would let a frozen layer with an old gradient decay
-
-
-def _fill_defaults(stage: Stage, recipe: Recipe, n_groups: int) -> Stage:
-    n_learning_groups = n_groups if stage.groups == "all" else min(stage.groups, n_groups)
-    if stage.multiples is not None and len(stage.multiples) > n_learning_groups:
+def _fill_defaults(stage: Stage, recipe: Recipe, n_groups: int) -> ResolvedStage:
+    groups = n_groups if stage.groups == "all" else min(stage.groups, n_groups)
+    if stage.multiples is not None and len(stage.multiples) > groups:
         raise RecipeError(
-            f"stage {stage.name!r} gives {len(stage.multiples)} multiples for {n_learning_groups} learning groups",
-            f"Give at most one a group, the head's last; this network has {n_groups} groups",
+            f"stage {stage.name!r} has {len(stage.multiples)} multiples for {groups} trained layer groups",
+            f"Pass at most one per trained group, the head last; the network has {n_groups} groups",
         )
-    return replace(
-        stage,
-        groups=n_learning_groups,
-        epochs=recipe.epochs if stage.epochs is None else stage.epochs,
-        patience=recipe.patience if stage.patience is None else stage.patience,
-        layer_lr_ratio=recipe.layer_lr_ratio if stage.layer_lr_ratio is None else stage.layer_lr_ratio,
-    )
+    default_patience = LP_FT_PATIENCE if recipe.strategy == "lp_ft" and uses_feature_bank(recipe) else 0
+    patience = next(n for n in (stage.patience, recipe.patience, default_patience) if n is not None)
+    epochs = recipe.epochs if stage.epochs is None else stage.epochs
+    ratio = recipe.layer_lr_ratio if stage.layer_lr_ratio is None else stage.layer_lr_ratio
+    resolved = {"groups": groups, "epochs": epochs, "patience": patience, "layer_lr_ratio": ratio}
+    return ResolvedStage(**vars(stage) | resolved)
+
+
+def unfreeze(learner: Learner, stage: ResolvedStage) -> None:
+    """Unfreeze the stage's last layer groups, freeze the others, and create a new optimizer."""
+    learner.create_opt()
+    learner.freeze_to(len(learner.splitter(learner.model)) - stage.groups)
+    for parameter in learner.model.parameters():
+        parameter.grad = None  # torch's optimizers would apply weight decay to a frozen layer with an old gradient

@@ -30,7 +30,7 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
 from fastcxr.report.style import to_svg
-from fastcxr.training.feature_bank import FeatureBank, make_feature_bank
+from fastcxr.training.feature_cache import FeatureCache, make_feature_cache
 from fastcxr.training.learner import compute_macro_auroc, make_learner
 from fastcxr.training.linear_probe import FeatureSplit, compute_all_logits, fit_probe
 from fastcxr.training.loaders import make_loaders
@@ -182,13 +182,13 @@ def cross_validate_head(
     learner: Learner, recipe: Recipe, manifest: pd.DataFrame, progress: Progress
 ) -> dict[str, float]:
     """AUROC with its spread over the folds, and accuracy: each fold held out once, the next one choosing the ridge."""
-    feature_bank, labels = make_feature_bank(learner, recipe, progress), list(learner.dls.vocab)
+    feature_cache, labels = make_feature_cache(learner, recipe, progress), list(learner.dls.vocab)
     head, loss, results = find_head(learner.model), learner.loss_func.func, []
     folds = sorted(manifest["fold"].unique())
     for number, fold in enumerate(folds):
         valid_fold = folds[(number + 1) % len(folds)]
         train, valid, test = (
-            select_features(manifest[rows], feature_bank, labels)
+            select_features(manifest[rows], feature_cache, labels)
             for rows in (
                 ~manifest["fold"].isin([fold, valid_fold]),
                 manifest["fold"] == valid_fold,
@@ -203,10 +203,10 @@ def cross_validate_head(
     return {"auroc": float(auroc.mean()), "auroc_sd": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
 
 
-def select_features(table: pd.DataFrame, feature_bank: FeatureBank, labels: list[str]) -> FeatureSplit:
+def select_features(table: pd.DataFrame, feature_cache: FeatureCache, labels: list[str]) -> FeatureSplit:
     """These images in the bank, each once."""
     targets = torch.tensor([labels.index(label) for label in table["label"]])
-    return FeatureSplit(feature_bank.features, feature_bank.find_rows(table["file"]), targets, torch.ones(len(table)))
+    return FeatureSplit(feature_cache.features, feature_cache.find_rows(table["file"]), targets, torch.ones(len(table)))
 
 
 def parse_weights(entries: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.models import backbones, bundle, devices
 from fastcxr.models.bundle import load_model, save_model
-from fastcxr.training.feature_bank import FeatureBank
+from fastcxr.training.feature_cache import FeatureCache
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train

@@ -20,7 +20,7 @@ from fastcxr.models.heads import (
     uses_feature_bank,
 )
 from fastcxr.models.weights import load_weights
-from fastcxr.training.feature_bank import output_head_features
+from fastcxr.training.feature_cache import output_head_features
 
 MULTI_SCALE = HeadConfig(multi_scale=True)
 # image size, stages, features; channels second, channels last (two), tokens, no stages in timm, several maps per stage

@@ -1,19 +1,19 @@
-"""What tests of several files here count."""
+"""Fixtures of several test files."""
 
 import pytest
 
-from fastcxr.training import feature_bank
+from fastcxr.training import feature_cache
 
 
 @pytest.fixture
 def passes(monkeypatch, tmp_path) -> list[int]:
-    """The images of each pass over a cohort, in a cache of its own."""
+    """Number of images of each pass that fills the feature cache, in a private cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    counts, fill = [], feature_bank.fill_feature_bank
+    counts, fill = [], feature_cache.fill_feature_cache
 
-    def counted(found, *others):
-        counts.append(found.shape[1])
-        fill(found, *others)
+    def fill_and_count(features, *arguments):
+        counts.append(features.shape[1])
+        fill(features, *arguments)
 
-    monkeypatch.setattr(feature_bank, "fill_feature_bank", counted)
+    monkeypatch.setattr(feature_cache, "fill_feature_cache", fill_and_count)
     return counts

@@ -1,4 +1,4 @@
-"""A gate measures how far a picture is from the training images, and takes its limit from others."""
+"""The OOD detector is fitted on training images, its threshold on validation images."""
 
 import logging
 
@@ -14,106 +14,115 @@ from fastcxr.training.fit_ood import compute_conformal_limit, fit_mahalanobis, f
 from fastcxr.training.trainer import train
 
 
-def trained(manifest, **choices):
-    learner = make(manifest, RECIPE.replace(**choices))
-    train(learner, RECIPE.replace(**choices), SILENT)
+def train_learner(manifest, **options):
+    learner = make(manifest, RECIPE.replace(**options))
+    train(learner, RECIPE.replace(**options), SILENT)
     return learner
 
 
-def features_of(learner, split):
+def compute_features(learner, split):
     items = {"train": learner.dls.train, "valid": learner.dls.valid}[split].items
     return module._compute_features(
         learner, items["file"].tolist(), learner.fastcxr.ood_detector.stage_channels, SILENT
     )
 
 
-def test_the_distance_is_mahalanobis_under_the_covariance_of_probabilistic_pca():
-    draw = np.random.default_rng(0)
-    known, others = (draw.normal(size=(n, 6)) @ draw.normal(size=(6, 24)) + draw.normal(size=(n, 24)) for n in (80, 9))
-    scaled = (known - known.mean(axis=0)) / known.std(axis=0)
+def test_scores_are_mahalanobis_distances_under_a_probabilistic_pca_covariance():
+    rng = np.random.default_rng(0)
+    train_features, other_features = (
+        rng.normal(size=(n, 6)) @ rng.normal(size=(6, 24)) + rng.normal(size=(n, 24)) for n in (80, 9)
+    )
+    mean, deviation = train_features.mean(axis=0), train_features.std(axis=0)
+    scaled = (train_features - mean) / deviation
     inverse = np.linalg.inv(PCA(6).fit(scaled).get_covariance())
-    apart = (others - known.mean(axis=0)) / known.std(axis=0)
-    expected = np.einsum("nd,de,ne->n", apart, inverse, apart)
-    np.testing.assert_allclose(fit_mahalanobis(known, {"stage": 24}).compute_scores(others), expected, rtol=1e-4)
+    difference = (other_features - mean) / deviation
+    expected = np.einsum("id,de,ie->i", difference, inverse, difference)
+    np.testing.assert_allclose(
+        fit_mahalanobis(train_features, {"stage": 24}).compute_scores(other_features), expected, rtol=1e-4
+    )
 
 
-def test_a_channel_that_never_spoke_in_training_does_not_shut_out_whoever_wakes_it_a_little():
-    known = np.random.default_rng(0).normal(size=(40, 8))
-    known[:, 3] = 0.5
-    gate, woken = fit_mahalanobis(known, {"stage": 8}), known + 0.005 * (np.arange(8) == 3)
-    assert gate.compute_scores(woken).max() < 2 * gate.compute_scores(known).max()
+def test_a_small_change_of_a_constant_channel_does_not_raise_the_score_much():
+    features = np.random.default_rng(0).normal(size=(40, 8))
+    features[:, 3] = 0.5
+    detector, changed = fit_mahalanobis(features, {"stage": 8}), features + 0.005 * (np.arange(8) == 3)
+    assert detector.compute_scores(changed).max() < 2 * detector.compute_scores(features).max()
 
 
-def test_features_that_are_no_numbers_give_no_gate(many_toys, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_compute_features", lambda learner, files, *rest: np.full((len(files), 8), np.nan))
+def test_no_detector_is_fitted_on_nan_features(many_toys, monkeypatch, caplog):
+    monkeypatch.setattr(
+        module, "_compute_features", lambda learner, files, *arguments: np.full((len(files), 8), np.nan)
+    )
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(make(many_toys), SILENT) is None
-    assert "no OOD detector: what its stages see is no number" in caplog.text
+    assert "no OOD detector: features of its stages are NaN or infinite" in caplog.text
 
 
 @pytest.mark.parametrize(("count", "rank"), [(1, 1), (19, 19), (33, 33), (66, 65), (99, 97), (999, 970)])
-def test_the_limit_is_a_conformal_quantile(count, rank):
+def test_the_threshold_is_a_conformal_quantile(count, rank):
     scores = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert compute_conformal_limit(scores) == rank
 
 
-def test_a_further_image_passes_the_limit_as_seldom_as_was_asked():
-    draw = np.random.default_rng(0)
-    beyond = [(draw.normal(size=500) > compute_conformal_limit(draw.normal(size=99))).mean() for _ in range(300)]
-    assert np.mean(beyond) == pytest.approx(module.FALSE_POSITIVE_RATE, abs=0.004)
+def test_new_images_exceed_the_threshold_at_the_false_positive_rate():
+    rng = np.random.default_rng(0)
+    rates = [(rng.normal(size=500) > compute_conformal_limit(rng.normal(size=99))).mean() for _ in range(300)]
+    assert np.mean(rates) == pytest.approx(module.FALSE_POSITIVE_RATE, abs=0.004)
 
 
-@pytest.mark.parametrize(
-    "strategy", ["linear_probe", "full"]
-)  # features of a bank, and of a pass through the trained network
-def test_validation_images_set_the_limit_and_training_images_the_distance(many_toys, strategy):
-    learner = trained(many_toys, strategy=strategy)
-    gate, known, others = learner.fastcxr.ood_detector, features_of(learner, "train"), features_of(learner, "valid")
-    assert (gate.images, gate.patients) == (len(others), 20)
-    assert compute_conformal_limit(gate.compute_scores(others)) == pytest.approx(1)
-    np.testing.assert_allclose(gate.mean, known.mean(axis=0), rtol=1e-5)
+@pytest.mark.parametrize("strategy", ["linear_probe", "full"])  # with and without a feature cache
+def test_the_threshold_is_fitted_on_validation_images_and_the_distance_on_training_images(many_toys, strategy):
+    learner = train_learner(many_toys, strategy=strategy)
+    detector = learner.fastcxr.ood_detector
+    train_features, valid_features = compute_features(learner, "train"), compute_features(learner, "valid")
+    assert (detector.images, detector.patients) == (len(valid_features), 20)
+    assert compute_conformal_limit(detector.compute_scores(valid_features)) == pytest.approx(1)
+    np.testing.assert_allclose(detector.mean, train_features.mean(axis=0), rtol=1e-5)
 
 
-def test_the_bank_and_a_pass_of_its_own_give_the_same_features(many_toys):
-    learner = trained(many_toys)
-    from_bank = features_of(learner, "valid")
+def test_cached_and_recomputed_features_are_equal(many_toys):
+    learner = train_learner(many_toys)
+    cached = compute_features(learner, "valid")
     learner.fastcxr.fitted_probe = None
-    np.testing.assert_allclose(features_of(learner, "valid"), from_bank, atol=1e-5)
+    np.testing.assert_allclose(compute_features(learner, "valid"), cached, atol=1e-5)
 
 
-def test_looking_leaves_no_hook_behind(many_toys):
-    learner = trained(many_toys, strategy="full")
+def test_fitting_removes_all_forward_hooks(many_toys):
+    learner = train_learner(many_toys, strategy="full")
     stages = [learner.model.get_submodule(name) for name in learner.fastcxr.ood_detector.stage_channels]
     assert stages and not any(stage._forward_hooks for stage in stages)
 
 
-def test_without_enough_validation_patients_there_is_no_gate_and_it_says_so(toy_manifest, caplog):
+def test_no_detector_is_fitted_on_too_few_validation_patients(toy_manifest, caplog):
     with caplog.at_level(logging.INFO, logger="fastcxr"):
-        assert trained(toy_manifest).fastcxr.ood_detector is None
-    assert "no OOD detector: 3 validation patients, at least 19 are needed" in caplog.text
+        assert train_learner(toy_manifest).fastcxr.ood_detector is None
+    assert "no OOD detector: got 3 validation patients, expected at least 19" in caplog.text
 
 
-def test_a_network_whose_stages_are_not_known_has_no_gate(many_toys, caplog):
+def test_no_detector_is_fitted_without_known_stages(many_toys, caplog):
     learner = make(many_toys, RECIPE.replace(backbone="torchvision:squeezenet1_1", strategy="full"))
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(learner, SILENT) is None
-    assert "no OOD detector: its stages are not known" in caplog.text
+    assert "no OOD detector: the network's stages are unknown" in caplog.text
 
 
-def test_of_a_large_cohort_only_a_part_is_looked_at(many_toys, monkeypatch):
+def test_large_splits_are_subsampled(many_toys, monkeypatch):
     monkeypatch.setattr(module, "MAX_SPLIT_IMAGES", 25)
-    learner, seen = make(many_toys, RECIPE.replace(strategy="full")), []
-    see = module._compute_features
-    monkeypatch.setattr(
-        module, "_compute_features", lambda learner, files, *rest: (seen.append(files), see(learner, files, *rest))[1]
-    )
+    learner, file_lists = make(many_toys, RECIPE.replace(strategy="full")), []
+    compute = module._compute_features
+
+    def record_and_compute(learner, files, *arguments):
+        file_lists.append(files)
+        return compute(learner, files, *arguments)
+
+    monkeypatch.setattr(module, "_compute_features", record_and_compute)
     assert fit_ood_detector(learner, SILENT).images == 25
-    assert [len(set(files)) for files in seen] == [25, 25]
-    assert {file.split("/")[-2] for file in seen[0]} == {"clear", "haze", "opacity"}
+    assert [len(set(files)) for files in file_lists] == [25, 25]
+    assert {file.split("/")[-2] for file in file_lists[0]} == {"clear", "haze", "opacity"}
 
 
-def test_the_gate_looks_at_stages_and_not_at_the_last_layer(many_toys):
-    learner = trained(many_toys)
+def test_the_detector_uses_stage_features_without_those_of_the_last_layer(many_toys):
+    learner = train_learner(many_toys)
     assert dict(learner.fastcxr.ood_detector.stage_channels) == find_stages(
         learner.model, make_blank_image(learner.dls.fastcxr.input_spec)
     )

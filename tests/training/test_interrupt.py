@@ -1,4 +1,4 @@
-"""A signal is a wish: at once where nothing is under way, after the batch where one is."""
+"""Signals stop the process at once, or after the batch if the interrupt is deferred."""
 
 import os
 import signal
@@ -10,27 +10,27 @@ from fastcxr.training.interrupt import Interrupted, defer_interrupts, handle_sig
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_where_nothing_is_under_way_it_stops_at_once(number, code):
+def test_a_signal_raises_at_once_if_it_is_not_deferred(number, code):
     with pytest.raises(Interrupted) as caught, handle_signals(print, "resume"):
         os.kill(os.getpid(), number)
     assert caught.value.exit_code == code
     assert not interrupt.interrupt_requested()
 
 
-def test_a_batch_that_is_under_way_ends_first():
+def test_a_deferred_signal_does_not_interrupt_the_batch():
     def work():
         with defer_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
-            seen.append(interrupt.interrupt_requested())
+            requests.append(interrupt.interrupt_requested())
         interrupt.raise_interrupted()
 
-    seen = []
+    requests = []
     with pytest.raises(Interrupted), handle_signals(print, "resume"):
         work()
-    assert seen == [True]
+    assert requests == [True]
 
 
-def test_nothing_that_catches_every_exception_catches_it():
+def test_except_exception_does_not_catch_an_interrupt():
     def work():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -41,33 +41,33 @@ def test_nothing_that_catches_every_exception_catches_it():
         work()
 
 
-def test_afterwards_the_signals_are_what_they_were():
+def test_the_previous_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with handle_signals(print, "resume"):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("way", ["a second one", "no end of the batch"])
-def test_a_second_wish_or_a_batch_without_end_leaves_the_process(monkeypatch, way):
-    left = []
+@pytest.mark.parametrize("cause", ["second signal", "long batch"])
+def test_a_second_signal_or_a_long_batch_ends_the_process(monkeypatch, cause):
+    exit_codes = []
 
-    class Left(BaseException):
+    class Exited(BaseException):
         pass
 
-    def leave(code):
-        left.append(code)
-        raise Left
+    def exit_process(code):
+        exit_codes.append(code)
+        raise Exited
 
-    said = []
-    monkeypatch.setattr(os, "_exit", leave if way == "a second one" else left.append)
-    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 9 if way == "a second one" else 0.05)
-    with handle_signals(said.append, "fastcxr resume runs/x"), defer_interrupts():
+    lines = []
+    monkeypatch.setattr(os, "_exit", exit_process if cause == "second signal" else exit_codes.append)
+    monkeypatch.setattr(interrupt, "GRACE_SECONDS", 9 if cause == "second signal" else 0.05)
+    with handle_signals(lines.append, "fastcxr resume runs/x"), defer_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
-        if way == "a second one":
-            with pytest.raises(Left):
+        if cause == "second signal":
+            with pytest.raises(Exited):
                 os.kill(os.getpid(), signal.SIGINT)
-        while not left:
+        while not exit_codes:
             pass
-    assert left == [130]
-    assert said == ["left in the middle of a batch; the last state is intact. Go on with: fastcxr resume runs/x"]
+    assert exit_codes == [130]
+    assert lines == ["terminated mid-batch; the last checkpoint is intact. Resume with: fastcxr resume runs/x"]

@@ -1,4 +1,4 @@
-"""Fitted heads are what scikit-learn finds on the same features, from training rows alone."""
+"""Heads fitted on training rows agree with scikit-learn on the same features."""
 
 import shutil
 from dataclasses import replace
@@ -17,7 +17,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.models.bundle import extract_classifier
 from fastcxr.models.heads import find_head
 from fastcxr.training import linear_probe
-from fastcxr.training.feature_bank import make_feature_bank
+from fastcxr.training.feature_cache import make_feature_cache
 from fastcxr.training.linear_probe import make_feature_split
 from fastcxr.training.losses import LabelSmoothingCrossEntropy
 from fastcxr.training.trainer import train
@@ -36,25 +36,25 @@ def uneven(toy_manifest):
     return toy_manifest.drop(spare).reset_index(drop=True)
 
 
-def standardised(learner, bank, part):
-    """Training features of all views, as scikit-learn takes them, by its own arithmetic; and the class numbers."""
-    rows = np.concatenate([bank.features[view, part.rows] for view in range(len(bank.features))]).astype(np.float64)
+def standardize(cache, split):
+    """Return standardized features of all views and class numbers, computed without the head."""
+    rows = np.concatenate([cache.features[view, split.rows] for view in range(len(cache.features))]).astype(np.float64)
     scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), linear_probe.MIN_DEVIATION)
-    return scaled, np.tile(part.labels.numpy(), len(bank.features))
+    return scaled, np.tile(split.labels.numpy(), len(cache.features))
 
 
 def assert_sklearn_agrees(learner, recipe, weights, smoothing=0.0):
-    """`weights`: one factor a training row, as the recipe ought to weigh it."""
-    bank = make_feature_bank(learner, recipe, SILENT)
-    x, y = standardised(learner, bank, make_feature_split(learner.dls.train, bank))
-    weights, k = np.tile(weights, len(bank.features)), 3
-    # smoothing is a vote of every class for each row, and scikit-learn knows weighted rows
-    votes = [weights * ((1 - smoothing) * (y == label) + smoothing / k) for label in range(k)]
+    """Compare with scikit-learn; `weights`: expected sample weight of each training row."""
+    cache = make_feature_cache(learner, recipe, SILENT)
+    x, y = standardize(cache, make_feature_split(learner.dls.train, cache))
+    weights, k = np.tile(weights, len(cache.features)), 3
+    # scikit-learn has no label smoothing: each row is repeated for every class, with the target as sample weight
+    targets = [weights * ((1 - smoothing) * (y == label) + smoothing / k) for label in range(k)]
     model = LogisticRegression(C=1 / (0.3 * weights.sum()), max_iter=10_000, tol=1e-9)
-    model.fit(np.tile(x, (k, 1)), np.repeat(range(k), len(x)), sample_weight=np.concatenate(votes))
+    model.fit(np.tile(x, (k, 1)), np.repeat(range(k), len(x)), sample_weight=np.concatenate(targets))
     head = find_head(learner.model)
-    ours = torch.softmax(torch.from_numpy(x).float() @ head.linear.weight.T + head.linear.bias, dim=1)
-    np.testing.assert_allclose(ours.detach().numpy(), model.predict_proba(x), atol=2e-3)
+    probability = torch.softmax(torch.from_numpy(x).float() @ head.linear.weight.T + head.linear.bias, dim=1)
+    np.testing.assert_allclose(probability.detach().numpy(), model.predict_proba(x), atol=2e-3)
 
 
 def factors(manifest, clear, haze, opacity):
@@ -62,7 +62,7 @@ def factors(manifest, clear, haze, opacity):
     return labels.map({"clear": clear, "haze": haze, "opacity": opacity}).to_numpy(float)
 
 
-def test_the_head_is_scikit_learns_on_the_same_features(toy_manifest, one_strength):
+def test_the_head_agrees_with_scikit_learn(toy_manifest, one_strength):
     learner, _ = fit(toy_manifest)
     assert_sklearn_agrees(learner, RECIPE, np.ones(18))
 
@@ -77,48 +77,53 @@ def test_the_head_is_scikit_learns_on_the_same_features(toy_manifest, one_streng
         ({"hflip_tta": False}, 1, 1, 1),
     ],
 )
-def test_classes_and_drawn_rows_weigh_what_the_recipe_says(uneven, one_strength, change, clear, haze, opacity):
+def test_class_weights_and_sampling_change_the_sample_weights(uneven, one_strength, change, clear, haze, opacity):
     recipe = RECIPE.replace(**change)
     learner, _ = fit(uneven, recipe)
     assert_sklearn_agrees(learner, recipe, factors(uneven, clear, haze, opacity))
 
 
-def test_label_smoothing_is_honoured(toy_manifest, one_strength):
+def test_label_smoothing_agrees_with_scikit_learn(toy_manifest, one_strength):
     recipe = RECIPE.replace(loss="label_smoothing", label_smoothing=0.2)
     learner, _ = fit(toy_manifest, recipe)
     assert_sklearn_agrees(learner, recipe, np.ones(18), smoothing=0.2)
 
 
-def steepness(learner, recipe, gamma):
-    """Length of the gradient of the mean focal loss and the penalty at the head's weights, written out once more."""
-    bank = make_feature_bank(learner, recipe, SILENT)
-    x, y = map(torch.from_numpy, standardised(learner, bank, make_feature_split(learner.dls.train, bank)))
+def compute_gradient_norm(learner, recipe, gamma):
+    """Return the gradient norm of mean focal loss plus penalty at the head's weights."""
+    cache = make_feature_cache(learner, recipe, SILENT)
+    x, y = map(torch.from_numpy, standardize(cache, make_feature_split(learner.dls.train, cache)))
     linear = find_head(learner.model).linear
     weight = linear.weight.detach().double().requires_grad_()
-    own = torch.softmax(x @ weight.T + linear.bias.detach().double(), dim=1)[torch.arange(len(y)), y]
-    (-((1 - own) ** gamma) * own.log()).mean().add(0.3 / 2 * weight.square().sum()).backward()
+    p = torch.softmax(x @ weight.T + linear.bias.detach().double(), dim=1)[torch.arange(len(y)), y]
+    (-((1 - p) ** gamma) * p.log()).mean().add(0.3 / 2 * weight.square().sum()).backward()
     return weight.grad.norm().item()
 
 
-def test_the_focal_loss_is_honoured(toy_manifest, one_strength):
+def test_the_head_minimizes_the_focal_loss(toy_manifest, one_strength):
     recipe = RECIPE.replace(loss="focal", focal_gamma=3.0)
     learner, _ = fit(toy_manifest, recipe)
-    assert steepness(learner, recipe, gamma=3.0) < 1e-3 < 0.1 < steepness(learner, recipe, gamma=0.0)
+    assert (
+        compute_gradient_norm(learner, recipe, gamma=3.0)
+        < 1e-3
+        < 0.1
+        < compute_gradient_norm(learner, recipe, gamma=0.0)
+    )
 
 
-def test_the_strength_is_the_one_that_validation_patients_prefer(toy_manifest, monkeypatch, caplog):
+def test_the_penalty_with_the_lowest_validation_loss_is_selected(toy_manifest, monkeypatch, caplog):
     caplog.set_level("INFO", "fastcxr")
     monkeypatch.setattr(linear_probe, "L2_STRENGTHS", (3.0, 0.03))
     fit(toy_manifest)
-    assert "(ridge 0.03)" in caplog.text
+    assert "(L2 penalty 0.03)" in caplog.text
     caplog.clear()
-    turned = toy_manifest["label"].map({"clear": "haze", "haze": "opacity", "opacity": "clear"})
-    _, row = fit(toy_manifest.assign(label=toy_manifest["label"].where(toy_manifest["split"] != "valid", turned)))
-    assert "(ridge 3)" in caplog.text
+    shifted = toy_manifest["label"].map({"clear": "haze", "haze": "opacity", "opacity": "clear"})
+    _, row = fit(toy_manifest.assign(label=toy_manifest["label"].where(toy_manifest["split"] != "valid", shifted)))
+    assert "(L2 penalty 3)" in caplog.text
     assert row["valid_loss"] > row["train_loss"]
 
 
-def test_labels_and_pixels_of_test_images_change_nothing_in_the_head(toy_manifest, tmp_path, monkeypatch):
+def test_labels_and_pixels_of_test_images_do_not_change_the_head(toy_manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(linear_probe, "L2_STRENGTHS", (1.0, 0.1))
     is_test = toy_manifest["split"] == "test"
     files = []
@@ -133,97 +138,98 @@ def test_labels_and_pixels_of_test_images_change_nothing_in_the_head(toy_manifes
     assert not torch.allclose(find_head(fit(shifted)[0].model).linear.weight, one["linear.weight"], atol=1e-2)
 
 
-def test_a_few_rows_at_once_give_the_same_head_as_all(uneven, one_strength, monkeypatch):
+def test_the_chunk_size_does_not_change_the_head(uneven, one_strength, monkeypatch):
     recipe = RECIPE.replace(class_weights="balanced", oversample=("haze=3",))
-    whole, row = fit(uneven, recipe)
+    expected, row = fit(uneven, recipe)
     monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 4)
-    pieces, same_row = fit(uneven, recipe)
-    bank = make_feature_bank(pieces, recipe, SILENT)
-    sizes = [len(chunk) for chunk, _, _ in make_feature_split(pieces.dls.train, bank).chunks()]
+    chunked, same_row = fit(uneven, recipe)
+    cache = make_feature_cache(chunked, recipe, SILENT)
+    sizes = [len(chunk) for chunk, _, _ in make_feature_split(chunked.dls.train, cache).chunks()]
     assert sizes == [4, 4, 4, 2] * 2
-    for name, tensor in find_head(whole.model).state_dict().items():
-        torch.testing.assert_close(find_head(pieces.model).state_dict()[name], tensor, atol=1e-3, rtol=1e-2)
+    for name, tensor in find_head(expected.model).state_dict().items():
+        torch.testing.assert_close(find_head(chunked.model).state_dict()[name], tensor, atol=1e-3, rtol=1e-2)
     assert same_row == pytest.approx(row, abs=1e-3)
 
 
-def test_a_feature_that_never_moves_says_nothing(toy_manifest, one_strength):
+def test_constant_features_get_small_weights(toy_manifest, one_strength):
     learner, row = fit(toy_manifest)
     head = find_head(learner.model)
-    still = head.std <= linear_probe.MIN_DEVIATION
-    assert still.any(), "some channels of a random network are dead"
-    assert head.linear.weight[:, still].abs().max() < head.linear.weight[:, ~still].abs().max()
+    is_constant = head.std <= linear_probe.MIN_DEVIATION
+    assert is_constant.any(), "some channels of a random network are dead"
+    assert head.linear.weight[:, is_constant].abs().max() < head.linear.weight[:, ~is_constant].abs().max()
     assert np.isfinite(row["train_loss"])
 
 
-def test_the_figures_of_a_fit_are_those_of_fastai(toy_manifest):
+def test_metrics_of_a_fit_agree_with_fastai(toy_manifest):
     learner, row = fit(toy_manifest, RECIPE.replace(hflip_tta=False))
     with learner.no_bar():
-        figures = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
-    assert {name: row[name] for name in figures} == pytest.approx(figures, abs=1e-3)
+        metrics = dict(zip(["valid_loss", "accuracy", "auroc", "top2_accuracy"], learner.validate(), strict=True))
+    assert {name: row[name] for name in metrics} == pytest.approx(metrics, abs=1e-3)
 
 
-def test_the_figures_of_a_fit_are_of_answers_to_both_views(toy_manifest):
+def test_metrics_of_a_fit_use_logits_averaged_over_both_views(toy_manifest):
     learner, row = fit(toy_manifest)
-    found = predict(extract_classifier(learner), toy_manifest, splits=("valid",))
-    own = found.probability[np.arange(len(found.table)), [found.labels.index(label) for label in found.table["label"]]]
-    assert row["valid_loss"] == pytest.approx(-np.log(own).mean(), abs=1e-3)
+    predictions = predict(extract_classifier(learner), toy_manifest, splits=("valid",))
+    truth = [predictions.labels.index(label) for label in predictions.table["label"]]
+    p = predictions.probability[np.arange(len(truth)), truth]
+    assert row["valid_loss"] == pytest.approx(-np.log(p).mean(), abs=1e-3)
 
 
-def test_in_the_end_the_head_is_fitted_on_validation_images_too(toy_manifest, one_strength, caplog):
+def test_the_final_head_is_refitted_on_training_and_validation_images(toy_manifest, one_strength, caplog):
     caplog.set_level("INFO", "fastcxr")
     learner, _ = fit(toy_manifest)
     before = find_head(learner.model).linear.weight.clone()
     train(learner, RECIPE)
-    bank = make_feature_bank(learner, RECIPE, SILENT)
-    parts = [make_feature_split(loader, bank) for loader in learner.dls]
-    x, _ = standardised(learner, bank, parts[0])
-    both = parts[0].concat(parts[1])
-    rows = np.concatenate([bank.features[view, both.rows] for view in range(2)]).astype(np.float64)
+    cache = make_feature_cache(learner, RECIPE, SILENT)
+    splits = [make_feature_split(loader, cache) for loader in learner.dls]
+    x, _ = standardize(cache, splits[0])
+    both = splits[0].concat(splits[1])
+    rows = np.concatenate([cache.features[view, both.rows] for view in range(2)]).astype(np.float64)
     rows = (rows - learner.model.classifier.mean.numpy()) / learner.model.classifier.std.numpy()
     model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels, 2))
     linear = find_head(learner.model).linear
-    ours = torch.softmax(torch.from_numpy(x).float() @ linear.weight.T + linear.bias, dim=1).detach().numpy()
-    np.testing.assert_allclose(ours, model.predict_proba(x), atol=2e-3)
+    probability = torch.softmax(torch.from_numpy(x).float() @ linear.weight.T + linear.bias, dim=1).detach().numpy()
+    np.testing.assert_allclose(probability, model.predict_proba(x), atol=2e-3)
     assert not torch.allclose(before, linear.weight, atol=1e-3)
-    assert "fitted again on 24 images, those of validation among them" in caplog.text
+    assert "refitted the head on 24 images, validation images included" in caplog.text
 
 
-def test_a_fitted_learner_answers_from_its_bank_as_its_network_would(toy_manifest, monkeypatch):
+def test_predictions_from_cached_features_equal_those_of_the_network(toy_manifest, monkeypatch):
     learner = make(toy_manifest)
     train(learner, RECIPE)
     expected = predict(extract_classifier(learner), toy_manifest, splits=("train", "test")).probability
     monkeypatch.setattr("fastcxr.inference.predict.score_images_or_errors", None)
-    found = predict(learner, toy_manifest, splits=("train", "test"))
-    np.testing.assert_allclose(found.probability, expected, atol=1e-3)
-    assert found.table["error"].eq("").all()
-    np.testing.assert_allclose(found.probability.sum(axis=1), 1.0, atol=1e-12)
+    predictions = predict(learner, toy_manifest, splits=("train", "test"))
+    np.testing.assert_allclose(predictions.probability, expected, atol=1e-3)
+    assert predictions.table["error"].eq("").all()
+    np.testing.assert_allclose(predictions.probability.sum(axis=1), 1.0, atol=1e-12)
 
 
-def test_an_answer_is_the_mean_over_an_image_and_its_mirror_image(toy_manifest, tmp_path):
+def test_logits_are_averaged_over_the_image_and_the_flipped_image(toy_manifest, tmp_path):
     learner = make(toy_manifest)
     train(learner, RECIPE)
     both = extract_classifier(learner)
     assert both.hflip_tta
-    turned = []
+    flipped = []
     for number, file in enumerate(toy_manifest["file"]):
         ImageOps.mirror(Image.open(file)).save(tmp_path / f"{number}.png")
-        turned.append(str(tmp_path / f"{number}.png"))
-    tables = (toy_manifest, toy_manifest.assign(file=turned))
-    found, same = (predict(both, table).probability for table in tables)
-    np.testing.assert_allclose(found, same, atol=1e-4)
+        flipped.append(str(tmp_path / f"{number}.png"))
+    tables = (toy_manifest, toy_manifest.assign(file=flipped))
+    probability, same = (predict(both, table).probability for table in tables)
+    np.testing.assert_allclose(probability, same, atol=1e-4)
     one, other = (np.log(predict(replace(both, hflip_tta=False), table).probability) for table in tables)
     assert not np.allclose(one, other, atol=1e-2)
     mean = np.exp((one + other) / 2)
-    np.testing.assert_allclose(found, mean / mean.sum(axis=1, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(probability, mean / mean.sum(axis=1, keepdims=True), atol=1e-4)
 
 
-def test_a_head_without_mirrored_images_answers_for_one_view(toy_manifest):
+def test_a_head_fitted_without_flipped_images_predicts_from_one_view(toy_manifest):
     learner = make(toy_manifest, RECIPE.replace(hflip_tta=False))
     train(learner, RECIPE.replace(hflip_tta=False))
     assert not extract_classifier(learner).hflip_tta
 
 
-def test_validation_images_are_answered_by_the_head_that_had_not_seen_them(toy_manifest):
+def test_validation_images_are_predicted_by_the_head_fitted_without_them(toy_manifest):
     fitted, _ = fit(toy_manifest)
     expected = predict(extract_classifier(fitted), toy_manifest, splits=("valid",)).probability
     learner = make(toy_manifest)
@@ -232,7 +238,7 @@ def test_validation_images_are_answered_by_the_head_that_had_not_seen_them(toy_m
     assert not np.allclose(predict(extract_classifier(learner), toy_manifest, splits=("valid",)).probability, expected)
 
 
-def test_a_learner_that_was_trained_further_answers_from_its_network_again(toy_manifest):
+def test_predictions_use_the_network_after_further_training(toy_manifest):
     learner = make(toy_manifest)
     train(learner, RECIPE)
     with learner.no_bar(), learner.no_logging():
@@ -241,7 +247,7 @@ def test_a_learner_that_was_trained_further_answers_from_its_network_again(toy_m
     np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
 
 
-def test_a_head_that_was_changed_by_hand_answers_for_validation_images_too(toy_manifest):
+def test_predictions_use_the_network_after_a_change_of_the_head(toy_manifest):
     learner = make(toy_manifest)
     train(learner, RECIPE)
     with torch.no_grad():
@@ -250,13 +256,13 @@ def test_a_head_that_was_changed_by_hand_answers_for_validation_images_too(toy_m
     np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
 
 
-def test_a_loss_that_is_no_number_is_refused(toy_manifest, monkeypatch):
+def test_a_nan_validation_loss_raises(toy_manifest, monkeypatch):
     monkeypatch.setattr(linear_probe, "compute_mean_loss", lambda *parts: float("nan"))
-    with pytest.raises(TrainingError, match="Give --precision fp32"):
+    with pytest.raises(TrainingError, match="Pass --precision fp32"):
         train(make(toy_manifest), RECIPE)
 
 
-def test_files_that_are_not_in_the_bank_are_looked_at(toy_manifest, tmp_path):
+def test_files_without_cached_features_are_predicted_by_the_network(toy_manifest, tmp_path):
     learner = make(toy_manifest)
     train(learner, RECIPE)
     shutil.copy(toy_manifest["file"][3], tmp_path / "other.png")
@@ -265,61 +271,59 @@ def test_files_that_are_not_in_the_bank_are_looked_at(toy_manifest, tmp_path):
     np.testing.assert_allclose(predict(learner, table, splits=None).probability, expected, atol=1e-3)
 
 
-class CountedBank:
-    """Features of one view that count how often rows are read."""
+class CountingFeatures:
+    """Features of one view that count read operations."""
 
     def __init__(self, features):
-        self.all, self.shape, self.reads = features[None], features[None].shape, 0
+        self.array, self.shape, self.reads = features[None], features[None].shape, 0
 
     def __len__(self):
-        return len(self.all)
+        return len(self.array)
 
-    def __getitem__(self, place):
+    def __getitem__(self, key):
         self.reads += 1
-        return self.all[place]
+        return self.array[key]
 
 
-def made_up_part(rows=60, features=5, offset=0.0):
+def make_random_split(rows=60, features=5, offset=0.0):
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, rows))
-    found = (rng.normal(size=(rows, features)) + np.eye(3, features)[labels] + offset).astype(np.float32)
-    return linear_probe.FeatureSplit(CountedBank(found), np.arange(rows), labels, torch.ones(rows))
+    values = (rng.normal(size=(rows, features)) + np.eye(3, features)[labels] + offset).astype(np.float32)
+    return linear_probe.FeatureSplit(CountingFeatures(values), np.arange(rows), labels, torch.ones(rows))
 
 
-def fit_made_up(part):
-    width = part.features.shape[2]
+def fit_random_split(split):
+    width = split.features.shape[2]
     head = SimpleNamespace(linear=torch.nn.Linear(width, 3), mean=torch.zeros(width), std=torch.ones(width))
-    return linear_probe.fit_probe(head, LabelSmoothingCrossEntropy(0.0), part, replace(part), SILENT)
+    return linear_probe.fit_probe(head, LabelSmoothingCrossEntropy(0.0), split, replace(split), SILENT)
 
 
 @pytest.mark.parametrize("memory", [60 * 5 * 4, 60 * 5 * 2])
-def test_a_fit_reads_each_row_of_the_bank_once_if_a_copy_fits_into_memory(monkeypatch, memory):
+def test_a_fit_reads_features_once_if_they_fit_into_memory(monkeypatch, memory):
     monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 8)
     monkeypatch.setattr(linear_probe, "MAX_CACHED_BYTES", memory)
-    part = made_up_part()
-    fit_made_up(part)
-    assert part.features.reads == 2 * 8, "eight chunks, for training and for validation"
+    split = make_random_split()
+    fit_random_split(split)
+    assert split.features.reads == 2 * 8, "8 chunks each for training and validation"
 
 
-def test_a_fit_on_a_copy_in_half_precision_is_that_on_the_bank(monkeypatch):
+def test_half_precision_in_memory_gives_nearly_the_same_fit(monkeypatch):
     monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 8)
     fits = []
     for memory in (60 * 5 * 4, 60 * 5 * 2, 0):
         monkeypatch.setattr(linear_probe, "MAX_CACHED_BYTES", memory)
-        part = made_up_part(offset=300.0)  # which half precision alone would round to a quarter
-        fits.append(fit_made_up(part))
-    whole, half, none = fits
-    assert whole.weight.equal(none.weight) and part.features.reads > 100
-    torch.testing.assert_close(half.weight, whole.weight, atol=5e-3, rtol=0)
-    assert not half.weight.equal(whole.weight)
+        split = make_random_split(offset=300.0)  # half precision without centring rounds these to multiples of 0.25
+        fits.append(fit_random_split(split))
+    single, half, uncached = fits
+    assert single.weight.equal(uncached.weight) and split.features.reads > 100
+    torch.testing.assert_close(half.weight, single.weight, atol=5e-3, rtol=0)
+    assert not half.weight.equal(single.weight)
 
 
-def test_features_beyond_the_range_of_half_precision_are_not_copied():
+def test_features_beyond_the_range_of_half_precision_are_not_cached():
     assert linear_probe.make_half_precision_cache(iter([torch.zeros(2, 3), torch.full((2, 3), 1e6)])) is None
 
 
-def test_a_fitted_learner_holds_no_copy_of_its_features(toy_manifest):
-    learner, _ = fit(toy_manifest)
-    assert "copy" not in vars(learner.fastcxr.fitted_probe.train) and "copy" not in vars(
-        learner.fastcxr.fitted_probe.valid
-    )
+def test_a_fitted_learner_does_not_keep_features_in_memory(toy_manifest):
+    probe = fit(toy_manifest)[0].fastcxr.fitted_probe
+    assert "cached_chunks" not in vars(probe.train) | vars(probe.valid)

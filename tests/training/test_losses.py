@@ -1,4 +1,4 @@
-"""Each loss against a second implementation, and its predictions as probabilities that sum to one."""
+"""Losses agree with their definitions, and activations are probabilities."""
 
 import numpy as np
 import pandas as pd
@@ -19,64 +19,64 @@ WEIGHTS = torch.tensor(COUNTS.sum() / (3 * COUNTS), dtype=torch.float32)
 
 @pytest.mark.parametrize("weighted", ["none", "balanced"])
 @pytest.mark.parametrize(("name", "epsilon"), [("cross_entropy", 0.0), ("label_smoothing", 0.1)])
-def test_cross_entropy_agrees_with_the_definition(name, epsilon, weighted):
-    ours = make_loss(Recipe(loss=name, class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+def test_cross_entropy_agrees_with_its_definition(name, epsilon, weighted):
+    loss = make_loss(Recipe(loss=name, class_weights=weighted), COUNTS)(LOGITS, TRUTH)
     target = torch.full((8, 3), epsilon / 3)
     target[torch.arange(8), TRUTH] += 1 - epsilon
-    each = -(target * LOGITS.log_softmax(dim=1)).sum(dim=1)
+    losses = -(target * LOGITS.log_softmax(dim=1)).sum(dim=1)
     weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
-    torch.testing.assert_close(torch.as_tensor(ours), (each * weight).sum() / weight.sum())
+    torch.testing.assert_close(torch.as_tensor(loss), (losses * weight).sum() / weight.sum())
 
 
 @pytest.mark.parametrize("weighted", ["none", "balanced"])
-def test_focal_loss_focuses_on_the_probability_of_the_truth_whatever_the_weights(weighted):
-    ours = make_loss(Recipe(loss="focal", focal_gamma=2.0, class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+def test_class_weights_do_not_change_the_focus_of_the_focal_loss(weighted):
+    loss = make_loss(Recipe(loss="focal", focal_gamma=2.0, class_weights=weighted), COUNTS)(LOGITS, TRUTH)
     p = LOGITS.softmax(dim=1)[torch.arange(8), TRUTH]
     weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
-    torch.testing.assert_close(torch.as_tensor(ours), (-((1 - p) ** 2) * p.log() * weight).sum() / weight.sum())
+    torch.testing.assert_close(torch.as_tensor(loss), (-((1 - p) ** 2) * p.log() * weight).sum() / weight.sum())
 
 
-def test_focal_loss_without_focus_is_cross_entropy():
-    ours = make_loss(Recipe(loss="focal", focal_gamma=0.0), COUNTS)(LOGITS, TRUTH)
-    torch.testing.assert_close(torch.as_tensor(ours), F.cross_entropy(LOGITS, TRUTH))
+def test_focal_loss_with_gamma_zero_is_cross_entropy():
+    loss = make_loss(Recipe(loss="focal", focal_gamma=0.0), COUNTS)(LOGITS, TRUTH)
+    torch.testing.assert_close(torch.as_tensor(loss), F.cross_entropy(LOGITS, TRUTH))
 
 
 @pytest.mark.parametrize("weighted", ["none", "balanced"])
-def test_mean_squared_error_is_that_of_the_probabilities_against_the_one_hot_truth(weighted):
-    ours = make_loss(Recipe(loss="mse", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
-    each = ((LOGITS.softmax(dim=1) - torch.eye(3)[TRUTH]) ** 2).mean(dim=1)
+def test_mean_squared_error_compares_probabilities_with_one_hot_targets(weighted):
+    loss = make_loss(Recipe(loss="mse", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+    losses = ((LOGITS.softmax(dim=1) - torch.eye(3)[TRUTH]) ** 2).mean(dim=1)
     weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
-    torch.testing.assert_close(torch.as_tensor(ours), (each * weight).sum() / weight.sum())
+    torch.testing.assert_close(torch.as_tensor(loss), (losses * weight).sum() / weight.sum())
 
 
 @pytest.mark.parametrize("weighted", ["none", "balanced"])
-def test_binary_cross_entropy_takes_each_class_against_the_rest(weighted):
-    ours = make_loss(Recipe(loss="binary_cross_entropy", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+def test_binary_cross_entropy_is_the_mean_over_one_vs_rest(weighted):
+    loss = make_loss(Recipe(loss="binary_cross_entropy", class_weights=weighted), COUNTS)(LOGITS, TRUTH)
     p, y = LOGITS.softmax(dim=1), torch.eye(3)[TRUTH]
-    each = F.binary_cross_entropy(p, y, reduction="none").mean(dim=1)
+    losses = F.binary_cross_entropy(p, y, reduction="none").mean(dim=1)
     weight = WEIGHTS[TRUTH] if weighted == "balanced" else torch.ones(8)
-    torch.testing.assert_close(torch.as_tensor(ours), (each * weight).sum() / weight.sum())
+    torch.testing.assert_close(torch.as_tensor(loss), (losses * weight).sum() / weight.sum())
 
 
 @pytest.mark.parametrize(
     ("name", "definition"), [("binary_cross_entropy", F.binary_cross_entropy), ("mse", F.mse_loss)]
 )
-def test_for_two_classes_the_loss_is_that_of_a_single_sigmoid(name, definition):
+def test_with_two_classes_the_loss_is_that_of_a_single_sigmoid(name, definition):
     logits, truth = LOGITS[:, :2], TRUTH % 2
     single = torch.sigmoid(logits[:, 1] - logits[:, 0])
-    ours = make_loss(Recipe(loss=name), COUNTS[:2])
-    torch.testing.assert_close(torch.as_tensor(ours(logits, truth)), definition(single, truth.float()))
-    torch.testing.assert_close(ours.activation(logits)[:, 1], single)
+    loss = make_loss(Recipe(loss=name), COUNTS[:2])
+    torch.testing.assert_close(torch.as_tensor(loss(logits, truth)), definition(single, truth.float()))
+    torch.testing.assert_close(loss.activation(logits)[:, 1], single)
 
 
 @pytest.mark.parametrize("name", ["mse", "binary_cross_entropy", "focal", "cross_entropy"])
-def test_losses_and_their_gradients_stay_finite_where_the_network_is_sure_and_wrong(name):
+def test_gradients_are_finite_for_confident_wrong_predictions(name):
     logits = torch.tensor([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]], requires_grad=True)
     make_loss(Recipe(loss=name), COUNTS)(logits, torch.tensor([1, 1])).backward()
     assert torch.isfinite(logits.grad).all()
 
 
-def test_balanced_weights_are_those_of_scikit_learn():
+def test_balanced_class_weights_agree_with_scikit_learn():
     from sklearn.utils.class_weight import compute_class_weight
 
     truth = np.repeat([0, 1, 2], COUNTS)
@@ -85,19 +85,19 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"])
-def test_every_loss_ends_in_probabilities_that_sum_to_one(name):
+def test_activations_sum_to_one_and_decisions_are_the_argmax(name):
     loss = make_loss(Recipe(loss=name), COUNTS)
     torch.testing.assert_close(loss.activation(LOGITS).sum(dim=1), torch.ones(8))
     assert torch.equal(loss.decodes(LOGITS), LOGITS.argmax(dim=1))
 
 
-def test_reductions_are_those_that_fastai_asks_for():
+def test_fastai_can_set_the_reduction():
     loss = make_loss(Recipe(), COUNTS)
     loss.reduction = "none"
     assert loss(LOGITS, TRUTH).shape == (8,)
 
 
-def test_the_validation_loss_does_not_depend_on_how_images_fall_into_batches(toy_manifest):
+def test_the_validation_loss_does_not_depend_on_the_batches(toy_manifest):
     recipe = Recipe("fastcxr:baseline_cnn", weights="none", image_size=64, class_weights="balanced", loss="focal")
     rows = toy_manifest["split"] == "valid"
     table = pd.concat([toy_manifest, toy_manifest[rows & (toy_manifest["label"] == "clear")]], ignore_index=True)

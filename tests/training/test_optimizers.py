@@ -1,4 +1,4 @@
-"""A name gives the optimizer that papers mean by it; an unknown one is refused with a suggestion."""
+"""Optimizer names select the optimizers that papers mean by them; unknown names are rejected."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ from fastcxr.training.trainer import train
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
 
 
-def walk(make, decay: float, steps: int = 20) -> torch.Tensor:
-    """A weight after some steps down a fixed bowl."""
+def minimize(make, decay: float, steps: int = 20) -> torch.Tensor:
+    """Return a weight after some steps on a quadratic function."""
     weight = nn.Parameter(torch.tensor([[2.0, -1.0, 0.5]]))
     optimizer = make([weight])
     for group in getattr(optimizer, "hypers", []):
@@ -30,7 +30,7 @@ def walk(make, decay: float, steps: int = 20) -> torch.Tensor:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("name", "torchs", "options"),
+    ("name", "torch_optimizer", "options"),
     [
         ("adam", torch.optim.Adam, {}),
         ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.99), "eps": 1e-5}),
@@ -38,30 +38,30 @@ def walk(make, decay: float, steps: int = 20) -> torch.Tensor:
         ("radam", torch.optim.RAdam, {"betas": (0.9, 0.99), "eps": 1e-5, "decoupled_weight_decay": True}),
     ],
 )
-def test_each_name_walks_as_torchs_optimizer_of_that_name(name, torchs, options, decay):
-    ours = walk(lambda weights: find_optimizer(name)(weights, lr=0.01), decay)
-    theirs = walk(lambda weights: torchs(weights, lr=0.01, weight_decay=decay, **options), decay)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+def test_each_optimizer_agrees_with_that_of_torch(name, torch_optimizer, options, decay):
+    weight = minimize(lambda weights: find_optimizer(name)(weights, lr=0.01), decay)
+    expected = minimize(lambda weights: torch_optimizer(weights, lr=0.01, weight_decay=decay, **options), decay)
+    torch.testing.assert_close(weight, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_names_of_the_recipe_are_all_here():
+def test_all_optimizer_names_of_the_recipe_are_supported():
     assert set(FASTAI_OPTIMIZERS) == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize(
-    ("choices", "decay"),
+    ("options", "decay"),
     [({}, 0.01), ({"optimizer": "adamw"}, 0.01), ({"optimizer": "adam"}, 0.0), ({"optimizer": "timm:lamb"}, 0.0),
      ({"optimizer": "adam", "weight_decay": 1e-4}, 1e-4)],
 )  # fmt: skip
-def test_weight_decay_that_is_not_given_is_what_the_name_means(choices, decay):
-    assert find_weight_decay(Recipe(**choices)) == decay
+def test_the_default_weight_decay_depends_on_the_optimizer(options, decay):
+    assert find_weight_decay(Recipe(**options)) == decay
 
 
 @pytest.mark.parametrize(
     ("name", "rate"),
     [("adam", 1e-3), ("sgd", "find"), ("timm:adamw", 1e-3), ("timm:sgd", "find"), ("timm:adafactor", "find")],
 )
-def test_a_stage_trains_with_frozen_groups_and_the_finder(toy_manifest, name, rate):
+def test_optimizers_support_frozen_groups_and_the_learning_rate_finder(toy_manifest, name, rate):
     recipe = RECIPE.replace(optimizer=name, learning_rate=rate, strategy="head", weight_decay=0.1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     before = {key: value.clone() for key, value in learner.model.state_dict().items()}
@@ -71,7 +71,7 @@ def test_a_stage_trains_with_frozen_groups_and_the_finder(toy_manifest, name, ra
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
-def test_a_frozen_layer_does_not_decay_from_an_old_gradient(toy_manifest):
+def test_weight_decay_does_not_change_a_frozen_layer_with_an_old_gradient(toy_manifest):
     recipe = RECIPE.replace(optimizer="timm:adamw", strategy="head", weight_decay=0.1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     stem = learner.model.conv_stem.weight
@@ -81,22 +81,22 @@ def test_a_frozen_layer_does_not_decay_from_an_old_gradient(toy_manifest):
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"),
+    ("name", "fix"),
     [
         ("timm:lambb", "Did you mean 'timm:lamb'?"),
-        ("timm:qqqqqqqq", "timm.optim.list_optimizers() names them"),
-        ("timm:adahessian", "Take another, such as timm:adamw"),
-        ("timm:", "timm.optim.list_optimizers() names them"),
+        ("timm:qqqqqqqq", "Pass a name from timm.optim.list_optimizers()"),
+        ("timm:adahessian", "Choose another optimizer, such as timm:adamw"),
+        ("timm:", "Pass a name from timm.optim.list_optimizers()"),
     ],
 )
-def test_what_timm_cannot_give_is_refused_with_a_remedy(name, remedy):
+def test_unknown_and_unsupported_timm_optimizers_raise_with_a_fix(name, fix):
     with pytest.raises(RecipeError) as caught:
         find_optimizer(name)
-    assert remedy in str(caught.value)
+    assert fix in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_an_optimizer_that_wants_what_is_not_here_says_so():
-    with pytest.raises(RecipeError, match="cannot be used here.*Take another"):
+def test_an_optimizer_that_needs_a_gpu_raises_without_one():
+    with pytest.raises(RecipeError, match="cannot be used on this machine.*Choose another"):
         find_optimizer("timm:fusedadam")

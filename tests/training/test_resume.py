@@ -1,4 +1,4 @@
-"""A training that is broken off anywhere and gone on with ends as one that was left in peace, bit for bit."""
+"""An interrupted and resumed training gives bit-identical results."""
 
 import hashlib
 import multiprocessing
@@ -22,40 +22,40 @@ from fastcxr.training.trainer import train
 RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full")
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
-    "deep": RECIPE,
+    "full": RECIPE,
     "stages": RECIPE.replace(strategy=TWO_STAGES, learning_rate=1e-3),
-    "found rate": RECIPE.replace(strategy=TWO_STAGES, lr_find_min=1e-4, lr_find_max=1e-1),
+    "learning rate finder": RECIPE.replace(strategy=TWO_STAGES, lr_find_min=1e-4, lr_find_max=1e-1),
     "patience": RECIPE.replace(epochs=4, patience=1, learning_rate=1e-2),
     "adam, steps": RECIPE.replace(optimizer="adam", schedule="step", learning_rate=1e-3),
-    "timm's": RECIPE.replace(optimizer="timm:adamw", learning_rate=1e-3),
+    "timm": RECIPE.replace(optimizer="timm:adamw", learning_rate=1e-3),
     "bfloat16": RECIPE.replace(precision="bf16", learning_rate=1e-3),
-    "weighted draws": RECIPE.replace(sampler="weighted", learning_rate=1e-3),
+    "weighted sampling": RECIPE.replace(sampler="weighted", learning_rate=1e-3),
     "workers": RECIPE.replace(workers=2, learning_rate=1e-3),
-    "bank": RECIPE.replace(strategy="lp_ft", weights="FILE", learning_rate=1e-3),
+    "lp_ft": RECIPE.replace(strategy="lp_ft", weights="FILE", learning_rate=1e-3),
 }
 
 
 class Crash(BaseException):
-    """Somebody pulled the plug."""
+    """A simulated power failure."""
 
 
 class CrashAfter(Callback):
-    """Breaks off after so many batches, those of validation and of the search for a rate too."""
+    """Crash after a number of batches, including those of validation and the learning rate finder."""
 
     order = 100
 
     def __init__(self, batches: int):
-        self.left = batches
+        self.n_batches_left = batches
 
     def after_batch(self) -> None:
-        self.left -= 1
-        if self.left < 0:
+        self.n_batches_left -= 1
+        if self.n_batches_left < 0:
             raise Crash
 
 
 @pytest.fixture
-def often(monkeypatch):
-    """A state after every batch."""
+def checkpoint_every_batch(monkeypatch):
+    """Write a checkpoint after every batch."""
     monkeypatch.setattr(resume, "CHECKPOINT_INTERVAL_MINUTES", 0)
 
 
@@ -70,8 +70,8 @@ def weights(tmp_path_factory):
     return str(path)
 
 
-def learn(manifest, recipe, folder, crash_after=None):
-    """Train until a crash; returns the learner and what training told, or None."""
+def run_training(manifest, recipe, folder, crash_after=None):
+    """Train until a crash; return the learner and the TrainingResult, or None after a crash."""
     learner = make_learner(make_loaders(manifest, recipe), recipe)
     if crash_after is not None:
         learner.add_cb(CrashAfter(crash_after))
@@ -81,7 +81,7 @@ def learn(manifest, recipe, folder, crash_after=None):
         return learner, None
 
 
-def fingerprint(learner) -> str:
+def hash_weights(learner) -> str:
     digest = hashlib.sha256()
     for name, tensor in learner.model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -89,45 +89,47 @@ def fingerprint(learner) -> str:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_ends_with_the_same_weights_and_the_same_history(toy_manifest, tmp_path, often, name, weights):
+def test_a_resumed_training_gives_the_same_weights_and_history(
+    toy_manifest, tmp_path, checkpoint_every_batch, name, weights
+):
     recipe = RECIPES[name]
     recipe = recipe.replace(weights=weights) if recipe.weights == "FILE" else recipe
-    whole, told = learn(toy_manifest, recipe, tmp_path / "whole")
+    uninterrupted, expected = run_training(toy_manifest, recipe, tmp_path / "uninterrupted")
     crashes = 0
     for batches in (3, 1, 4, 7, 2, 100, 9, None):
-        broken, result = learn(toy_manifest, recipe, tmp_path / "broken", batches)
+        resumed, result = run_training(toy_manifest, recipe, tmp_path / "resumed", batches)
         crashes += result is None
         if result:
             break
     assert crashes > 1
-    assert fingerprint(broken) == fingerprint(whole)
-    both = [t.history.drop(columns="seconds") for t in (told, result)]
-    assert both[0].equals(both[1])
-    assert (told.best, told.rates) == (result.best, result.rates)
-    assert told.curves.reset_index(drop=True).equals(result.curves.reset_index(drop=True))
+    assert hash_weights(resumed) == hash_weights(uninterrupted)
+    histories = [r.history.drop(columns="seconds") for r in (expected, result)]
+    assert histories[0].equals(histories[1])
+    assert (expected.best, expected.rates) == (result.best, result.rates)
+    assert expected.curves.reset_index(drop=True).equals(result.curves.reset_index(drop=True))
 
 
-def test_a_wish_to_stop_ends_after_the_batch_with_its_state_kept(toy_manifest, tmp_path, monkeypatch):
+def test_a_signal_ends_the_training_after_the_batch_with_a_checkpoint(toy_manifest, tmp_path, monkeypatch):
     recipe = RECIPE.replace(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
-    seen = []
+    batches = []
 
-    class Wish(Callback):
+    class RaiseSignal(Callback):
         def after_loss(self) -> None:
-            seen.append(self.training)
-            if len(seen) == 2:
+            batches.append(self.training)
+            if len(batches) == 2:
                 signal.raise_signal(signal.SIGTERM)
 
-    learner.add_cb(Wish())
+    learner.add_cb(RaiseSignal())
     with pytest.raises(interrupt.Interrupted), interrupt.handle_signals(print, "resume"):
         train(learner, recipe, checkpoints=Checkpoints(tmp_path))
-    found = Checkpoints(tmp_path).read()
-    assert (found["epoch"], found["batch"], len(seen)) == (0, 2, 2)
+    state = Checkpoints(tmp_path).read()
+    assert (state["epoch"], state["batch"], len(batches)) == (0, 2, 2)
 
 
-def test_a_killed_worker_costs_a_worker_and_nothing_else(toy_manifest, tmp_path, caplog):
+def test_after_the_loss_of_a_worker_training_resumes_with_fewer_workers(toy_manifest, tmp_path, caplog):
     recipe = RECIPE.replace(learning_rate=1e-3, workers=2, batch_size=2)
-    whole, _ = learn(toy_manifest, recipe, tmp_path / "whole")
+    uninterrupted, _ = run_training(toy_manifest, recipe, tmp_path / "uninterrupted")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
 
     class KillWorker(Callback):
@@ -140,60 +142,60 @@ def test_a_killed_worker_costs_a_worker_and_nothing_else(toy_manifest, tmp_path,
                 workers[0].kill()
 
     learner.add_cb(KillWorker())
-    train(learner, recipe, checkpoints=Checkpoints(tmp_path / "broken"))
+    train(learner, recipe, checkpoints=Checkpoints(tmp_path / "resumed"))
     assert KillWorker.done
-    assert "on from the last state with 1" in caplog.text
-    assert fingerprint(learner) == fingerprint(whole)
+    assert "resuming from the last checkpoint (workers reduced to 1)" in caplog.text
+    assert hash_weights(learner) == hash_weights(uninterrupted)
 
 
 @pytest.mark.parametrize(
     "error", [ConnectionResetError("by peer"), EOFError("the end"), RuntimeError("DataLoader worker 1")]
 )
-def test_every_word_of_a_lost_worker_is_understood_twice_too(toy_manifest, tmp_path, monkeypatch, error):
+def test_two_errors_of_the_same_lost_worker_are_handled(toy_manifest, tmp_path, monkeypatch, error):
     recipe = RECIPE.replace(learning_rate=1e-3)
-    whole, _ = learn(toy_manifest, recipe, tmp_path / "whole")
-    learner, told = make_learner(make_loaders(toy_manifest, recipe), recipe), []
+    uninterrupted, _ = run_training(toy_manifest, recipe, tmp_path / "uninterrupted")
+    learner, raised = make_learner(make_loaders(toy_manifest, recipe), recipe), []
 
-    class Lost(Callback):
+    class LoseWorker(Callback):
         def after_step(self) -> None:
-            if not told:
-                told.append("in training")
+            if not raised:
+                raised.append("in training")
                 raise error
 
-    def find(self):
-        if told and len(told) == 1:
-            told.append("while it was mended")
+    def raise_once(self):
+        if len(raised) == 1:
+            raised.append("during recovery")
             raise RuntimeError("DataLoader worker 2")
-        return look(self)
+        return load_state(self)
 
-    look = resume.CheckpointCallback.load_state
-    monkeypatch.setattr(resume.CheckpointCallback, "load_state", find)
-    learner.add_cb(Lost())
-    train(learner, recipe, checkpoints=Checkpoints(tmp_path / "broken"))
-    assert len(told) == 2
-    assert fingerprint(learner) == fingerprint(whole)
+    load_state = resume.CheckpointCallback.load_state
+    monkeypatch.setattr(resume.CheckpointCallback, "load_state", raise_once)
+    learner.add_cb(LoseWorker())
+    train(learner, recipe, checkpoints=Checkpoints(tmp_path / "resumed"))
+    assert len(raised) == 2
+    assert hash_weights(learner) == hash_weights(uninterrupted)
 
 
-def test_no_room_is_told_before_the_first_step(toy_manifest, tmp_path, monkeypatch):
+def test_missing_disk_space_raises_before_the_first_step(toy_manifest, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 10_000))
     recipe = RECIPE.replace(learning_rate=1e-3)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
     learner.add_cb(CrashAfter(0))
-    with pytest.raises(StorageError, match=r"this run needs \d+\.\d MB, 0\.0 MB are free"):
+    with pytest.raises(StorageError, match=r"the run needs \d+\.\d MB, 0\.0 MB are free"):
         train(learner, recipe, checkpoints=Checkpoints(tmp_path))
 
 
-@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
-def test_too_little_memory_is_told_with_what_would_fit(toy_manifest, tmp_path, words):
+@pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_out_of_memory_raises_with_a_smaller_batch_size(toy_manifest, message):
     recipe = RECIPE.replace(learning_rate=1e-3, precision="bf16")
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
 
-    class Full(Callback):
+    class RunOutOfMemory(Callback):
         def after_pred(self) -> None:
-            raise torch.cuda.OutOfMemoryError(words) if "CUDA" in words else RuntimeError(words)
+            raise torch.cuda.OutOfMemoryError(message) if "CUDA" in message else RuntimeError(message)
 
-    learner.add_cb(Full())
-    with pytest.raises(TrainingError, match="out of memory: 6 images of 64 px at a time.*Give --batch-size 3"):
+    learner.add_cb(RunOutOfMemory())
+    with pytest.raises(TrainingError, match="out of memory: 6 images of 64 px per batch.*Pass --batch-size 3"):
         train(learner, recipe)
-    assert not torch.is_autocast_enabled("cpu")  # whatever the rest of the session computes
+    assert not torch.is_autocast_enabled("cpu")  # later computations of the session are not affected

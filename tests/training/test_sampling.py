@@ -1,4 +1,4 @@
-"""What an epoch shows: weighted and repeated rows in training alone, the same for one seed whatever the workers."""
+"""Weighted sampling and oversampling affect only training and do not depend on the number of workers."""
 
 from collections import Counter
 
@@ -23,44 +23,44 @@ def uneven(toy_manifest) -> pd.DataFrame:
     return table.drop(spare).reset_index(drop=True)
 
 
-def shown(loaders) -> list[str]:
-    """Labels of the training rows that the next epoch shows."""
+def draw_labels(loaders) -> list[str]:
+    """Return the labels of the training rows of the next epoch."""
     labels = loaders.train.items["label"].tolist()
     loaders.train.randomize()
     return [labels[i] for i in loaders.train.get_idxs()]
 
 
-def test_a_repeated_class_is_shown_so_often_and_the_others_once(uneven):
+def test_oversampling_repeats_only_the_given_class(uneven):
     loaders = make_loaders(uneven, OVERSAMPLE)
-    assert Counter(shown(loaders)) == {"clear": 6, "haze": 6, "opacity": 6}
+    assert Counter(draw_labels(loaders)) == {"clear": 6, "haze": 6, "opacity": 6}
     assert len(loaders.train) == 3
     assert sum(len(truth) for _, truth in loaders.train) == 18
 
 
-def test_each_copy_is_augmented_anew(uneven):
+def test_repeated_images_are_augmented_differently(uneven):
     train = uneven.index[uneven["split"] == "train"]
-    lone = uneven.drop(train[:-1]).reset_index(drop=True)  # a single training image, an opacity
-    loaders = make_loaders(lone, RECIPE.replace(oversample=("opacity=6",), augment=Augmentation(p_affine=1.0)))
+    single = uneven.drop(train[:-1]).reset_index(drop=True)  # a single training image, an opacity
+    loaders = make_loaders(single, RECIPE.replace(oversample=("opacity=6",), augment=Augmentation(p_affine=1.0)))
     sums = [images.sum().item() for images, _ in loaders.train]
     assert len(sums) == len(set(sums)) == 6
 
 
-def test_weighted_draws_show_every_class_equally_often(uneven):
+def test_weighted_sampling_draws_all_classes_equally_often(uneven):
     loaders = make_loaders(uneven, WEIGHTED)
-    draws = Counter(label for _ in range(300) for label in shown(loaders))
+    draws = Counter(label for _ in range(300) for label in draw_labels(loaders))
     total = sum(draws.values())
     assert total == 300 * 14
     # 4,200 draws: a share of a third has a standard deviation of .0073
     assert all(abs(draws[label] / total - 1 / 3) < 0.03 for label in ("clear", "haze", "opacity"))
 
 
-def test_the_weights_are_the_reciprocals_of_the_class_counts():
+def test_sampling_weights_are_reciprocal_class_counts():
     options = make_sampler_options(pd.Series(list("aaab")), RECIPE.replace(sampler="weighted"))
     assert options == {"weights": [1 / 3, 1 / 3, 1 / 3, 1.0]}
 
 
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
-def test_one_seed_draws_the_same_whatever_the_workers(uneven, recipe):
+def test_batches_depend_on_the_seed_and_not_on_the_workers(uneven, recipe):
     batches = [list(make_loaders(uneven, recipe.replace(workers=n)).train) for n in (0, 2)]
     for (images, truth), (others, other_truth) in zip(*batches, strict=True):
         assert torch.equal(truth, other_truth)
@@ -70,7 +70,7 @@ def test_one_seed_draws_the_same_whatever_the_workers(uneven, recipe):
 
 
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
-def test_nothing_but_training_sees_a_copy(uneven, recipe):
+def test_only_training_epochs_repeat_images(uneven, recipe):
     loaders = make_loaders(uneven, recipe)
     assert count_labels(loaders).tolist() == [6, 2, 6]
     assert loaders.valid.get_idxs() == list(range(6))
@@ -81,20 +81,20 @@ def test_nothing_but_training_sees_a_copy(uneven, recipe):
     assert len(loaders.test_dl(uneven[uneven["split"] == "test"])) == 1
 
 
-@pytest.mark.parametrize(("label", "remedy"), [("haz", "Did you mean 'haze'?"), ("X", "Choose from clear, haze")])
-def test_an_unknown_class_is_refused_with_a_suggestion(uneven, label, remedy):
+@pytest.mark.parametrize(("label", "fix"), [("haz", "Did you mean 'haze'?"), ("X", "Choose from clear, haze")])
+def test_oversampling_an_unknown_class_raises_with_a_suggestion(uneven, label, fix):
     with pytest.raises(RecipeError) as caught:
         make_loaders(uneven, RECIPE.replace(oversample=(f"{label}=2",)))
-    assert remedy in str(caught.value)
+    assert fix in str(caught.value)
 
 
-def test_oversampling_is_said_aloud(uneven, caplog):
+def test_oversampling_is_logged(uneven, caplog):
     caplog.set_level("INFO", "fastcxr")
     make_loaders(uneven, OVERSAMPLE)
-    assert "haze 3 times; an epoch shows 18 of 14 training images" in caplog.text
+    assert "oversampling (haze x 3): 18 rows per epoch from 14 training images" in caplog.text
 
 
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
-def test_favouring_rare_classes_twice_is_said_loudly(uneven, caplog, recipe):
+def test_sampling_together_with_class_weights_is_warned_of(uneven, caplog, recipe):
     make_loaders(uneven, recipe.replace(class_weights="balanced"))
-    assert "together they do so twice" in caplog.text
+    assert "rare classes are favored twice" in caplog.text

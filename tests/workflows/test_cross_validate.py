@@ -16,7 +16,7 @@ from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
 from fastcxr.models.bundle import load_model
 from fastcxr.progress.base import log_to
-from fastcxr.training import feature_bank, loaders
+from fastcxr.training import feature_cache, loaders
 from fastcxr.workflows import load
 from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_skipped
 from fastcxr.workflows.train import run
@@ -220,10 +220,10 @@ def test_a_warning_that_not_every_fold_gave_names_those_that_did():
 def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_one_pass(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
-    decoded, looked, read, fill = [], [], index.read_open_image, feature_bank.fill_feature_bank
+    decoded, looked, read, fill = [], [], index.read_open_image, feature_cache.fill_feature_cache
     monkeypatch.setattr(index, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(
-        feature_bank, "fill_feature_bank", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
+        feature_cache, "fill_feature_cache", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
     )
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)

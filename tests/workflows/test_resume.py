@@ -181,7 +181,8 @@ def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, m
         whole / "model.safetensors"
     ).read_bytes()
     said = json.loads((tmp_path / "second" / "run" / "run.json").read_text())["messages"]
-    assert [line["text"] for line in said if line["text"].startswith("going on")] == ["going on after 1 of 2 epochs"]
+    texts = [line["text"] for line in said]
+    assert [text for text in texts if text.startswith("resuming after")] == ["resuming after 1 of 2 epochs"]
     assert not (tmp_path / "drive" / "run").exists()
 
 
