@@ -88,7 +88,7 @@ def extract_classifier(learner: "Learner") -> Classifier:
         precision=state.precision,
         ood_detector=state.ood_detector,
         # only a head fitted on cached features is fitted on flipped images too
-        hflip_tta=state.fitted_probe is not None and state.fitted_probe.bank.hflip_tta,
+        hflip_tta=state.fitted_probe is not None and state.fitted_probe.cache.hflip_tta,
         bit_depths=summarize_depths(loaders_state.manifest),
     )
 

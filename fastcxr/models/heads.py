@@ -130,14 +130,14 @@ def pool_features(maps: torch.Tensor, n_channels: int, channels_last: bool = Fal
     return maps.mean(dim=(2, 3) if is_channels_second else tuple(range(1, maps.ndim - 1)))
 
 
-def uses_feature_bank(recipe: Recipe) -> bool:
+def uses_feature_cache(recipe: Recipe) -> bool:
     """Return whether the head is fitted on cached features; LP-FT needs pretrained weights for this."""
     return recipe.strategy == "linear_probe" or (recipe.strategy == "lp_ft" and recipe.weights != "none")
 
 
 def head_config(recipe: Recipe) -> HeadConfig:
     """Return the head of a recipe. Raise RecipeError if the strategy does not support it."""
-    if not uses_feature_bank(recipe):
+    if not uses_feature_cache(recipe):
         return HeadConfig(hidden=recipe.head_hidden, dropout=recipe.dropout)
     if recipe.head_hidden or recipe.dropout:
         problem = f"strategy {recipe.strategy} fits one linear layer and supports neither hidden layers nor dropout"

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError
-from fastcxr.models.heads import uses_feature_bank
+from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.precision import describe_precision
 from fastcxr.models.state import get_learner_state, get_loaders_state
 from fastcxr.progress.auto import make_default_progress
@@ -107,7 +107,7 @@ def train(
     learner_state, _ = get_learner_state(learner), get_loaders_state(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
-    n_epochs = sum(stage.epochs for stage in stages) + uses_feature_bank(recipe)
+    n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
     history_callback = HistoryCallback(
         BestEpoch(recipe.monitor), progress or make_default_progress(), n_epochs, deadline
     )
@@ -121,7 +121,7 @@ def train(
         history_callback.bar_stack,
     ):
         plans = run_stages(learner, recipe, stages, checkpoint_callback)
-        if uses_feature_bank(recipe):
+        if uses_feature_cache(recipe):
             if history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
                 refit_head(learner)
             else:
@@ -146,9 +146,9 @@ def run_stages(
 ) -> list[StagePlan]:
     """Run all stages in order, from the newest checkpoint if there is one, and return their plans."""
     history_callback, saved_state = checkpoint_callback.history_callback, checkpoint_callback.load_state()
-    if uses_feature_bank(recipe) and saved_state:  # the checkpoint has the row of this fit; refit_head needs the rest
+    if uses_feature_cache(recipe) and saved_state:  # the checkpoint has the row of this fit; refit_head needs the rest
         fit_head(learner, recipe, history_callback.progress)
-    elif uses_feature_bank(recipe):
+    elif uses_feature_cache(recipe):
         history_callback.add_fitted_row("probe", fit_head, learner, recipe)
     warn_batchnorm_shift(learner, stages)
     saved_plans = saved_state["plans"] if saved_state else []
@@ -248,7 +248,7 @@ def _fill_defaults(stage: Stage, recipe: Recipe, n_groups: int) -> ResolvedStage
             f"stage {stage.name!r} has {len(stage.multiples)} multiples for {groups} trained layer groups",
             f"Pass at most one per trained group, the head last; the network has {n_groups} groups",
         )
-    default_patience = LP_FT_PATIENCE if recipe.strategy == "lp_ft" and uses_feature_bank(recipe) else 0
+    default_patience = LP_FT_PATIENCE if recipe.strategy == "lp_ft" and uses_feature_cache(recipe) else 0
     patience = next(n for n in (stage.patience, recipe.patience, default_patience) if n is not None)
     epochs = recipe.epochs if stage.epochs is None else stage.epochs
     ratio = recipe.layer_lr_ratio if stage.layer_lr_ratio is None else stage.layer_lr_ratio

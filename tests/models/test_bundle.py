@@ -119,7 +119,7 @@ def test_test_time_augmentation_is_saved_and_does_not_depend_on_the_number_of_vi
     trained, tmp_path, monkeypatch, hflip_tta
 ):
     n_views = 1 if hflip_tta else 3
-    probe = SimpleNamespace(bank=FeatureBank(np.zeros((n_views, 1, 4)), {}, hflip_tta))
+    probe = SimpleNamespace(cache=FeatureCache(np.zeros((n_views, 1, 4)), {}, hflip_tta))
     monkeypatch.setattr(trained.fastcxr, "fitted_probe", probe)
     save_model(tmp_path, trained, RECIPE, {"precision": "fp32"})
     assert load_model(tmp_path).hflip_tta is hflip_tta

@@ -17,7 +17,7 @@ from fastcxr.models.heads import (
     find_head_state_keys,
     head_config,
     pool_features,
-    uses_feature_bank,
+    uses_feature_cache,
 )
 from fastcxr.models.weights import load_weights
 from fastcxr.training.feature_cache import output_head_features
@@ -198,7 +198,7 @@ def test_the_head_depends_on_the_strategy_and_the_weights():
     assert head_config(Recipe(strategy="linear_probe", weights="none")) == MULTI_SCALE
     assert head_config(Recipe(strategy="lp_ft")) == MULTI_SCALE
     assert head_config(Recipe(strategy="lp_ft", weights="none", head_hidden=(8,))) == HeadConfig(hidden=(8,))
-    assert not uses_feature_bank(Recipe(strategy="gradual"))
+    assert not uses_feature_cache(Recipe(strategy="gradual"))
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "torchvision:squeezenet1_1"])

@@ -99,12 +99,12 @@ def test_an_unreadable_file_has_no_ood_score(learner, ood_images, tmp_path):
 
 def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
     files, detector = many_toys["file"].tolist(), learner.fastcxr.ood_detector
-    read, chunks = module.read_bank_features, []
+    read, chunks = module.read_cached_features, []
     expected = detector.compute_scores(read(learner, files, detector.stage_channels))
     monkeypatch.setattr(module, "BANK_CHUNK_ROWS", 50)
     monkeypatch.setattr(
         module,
-        "read_bank_features",
+        "read_cached_features",
         lambda learner, chunk, stages: chunks.append(chunk) or read(learner, chunk, stages),
     )
     found = predict(learner, many_toys, splits=None).table["ood_score"]
@@ -113,9 +113,9 @@ def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
 
 
 def test_cached_features_of_some_files_are_a_copy_without_the_others(learner, many_toys):
-    files, bank = many_toys["file"].tolist()[3:6], learner.fastcxr.fitted_probe.bank
+    files, bank = many_toys["file"].tolist()[3:6], learner.fastcxr.fitted_probe.cache
     stage_channels = learner.fastcxr.ood_detector.stage_channels
-    found, n_features = module.read_bank_features(learner, files, stage_channels), sum(stage_channels.values())
+    found, n_features = module.read_cached_features(learner, files, stage_channels), sum(stage_channels.values())
     np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(files)][:, :n_features])
     assert found.base is None or found.base.size == 3 * n_features
     assert not np.shares_memory(found, bank.features)
