@@ -76,7 +76,7 @@ def test_a_report_of_elsewhere_holds_both_figures_and_their_difference(away):
     assert value - low == pytest.approx(below)
     page = (away / "report.html").read_text()
     assert "Where it was trained, and elsewhere" in page and f"{value:+.3f}" in page
-    assert "internal test images" in page
+    assert "internal test set" in page
 
 
 def test_a_fall_beyond_a_tenth_of_auroc_is_a_warning_that_says_so(away):

@@ -88,7 +88,7 @@ def test_pooled_figures_are_those_of_scikit_learn_and_folds_have_mean_and_spread
 
 def test_the_pooled_report_shows_the_folds(pooled):
     page = (pooled[1] / "report.html").read_text()
-    assert "images out of fold" in page
+    assert "out-of-fold images" in page
     assert "±" in page
     assert "Neither test nor valid split" not in page
     assert "Not in this run folder" not in page
