@@ -78,7 +78,7 @@ def _format_bar_axes(axes: Axes, counts: pd.DataFrame, max_total: int) -> None:
         axes.plot(x, -0.72, marker="s", color=bar_color, markersize=7, clip_on=False)
         text_options = _offset_text(7, 0, va="center_baseline", fontsize=9)
         axes.annotate(replace_unprintable(split), (x, -0.72), color=MUTED_COLOR, **text_options)
-        x += (0.3 + 0.015 * max(len(split) - 5, 0)) * max_total
+        x += (0.2 + 0.02 * len(split)) * max_total
 
 
 @figure_style

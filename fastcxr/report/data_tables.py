@@ -20,10 +20,10 @@ PATIENT_ORIGIN_TEXTS = {
 }
 SPLIT_ORIGIN_TEXTS = {
     "given": "given by the data",
-    "patient": "drawn by patient: all images of a patient are in one split",
+    "patient": "drawn by patient (all images of a patient are in one split)",
     "image": "drawn by image",
     "kept": "reused from an earlier run",
-    "source": "by source: one source is held out, the others are split by patient",
+    "source": "by source (one source is held out, the others are split by patient)",
 }
 
 

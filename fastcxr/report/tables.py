@@ -180,11 +180,14 @@ def make_confusion_rows(split_metrics: dict[str, Any], max_rows: int = 5) -> lis
 
 def make_reason_rows(split_metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """Return each reason for missing metrics with their names; top-2 accuracy is not expected for two classes."""
-    names_by_reason: dict[str, list[str]] = {}
+    names_by_reason: dict[str, dict[str, None]] = {}
     for name, reason in split_metrics["reasons"].items():
         if name != "top2_accuracy" or len(split_metrics["labels"]) > 2:
-            names_by_reason.setdefault(reason, []).append(name)
-    return list(names_by_reason.items())
+            # the reason names the class
+            metric = name.rpartition(".")[2] if name.startswith("per_class.") else name.partition(".per_class.")[0]
+            metric = metric.replace("auroc", "AUROC").replace("f1", "F1").replace("_", " ").replace(".", " ")
+            names_by_reason.setdefault(reason, {})[metric] = None
+    return [(reason, list(names)) for reason, names in names_by_reason.items()]
 
 
 def make_misclassified_cards(record: RunRecord, n_without_thumbnails: int = 8) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "expected"),
     [
         ([("a", 300, 200), ("a", 310, 200), ("b", 256, 256)], "a (2 of 2 images) and b (1 of 1 image)"),
         ([("a", 300, 200), ("a", 256, 256), ("b", 256, 256)], None),
@@ -81,14 +81,14 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
         ([("a", 300, 200), ("a", 310, 200), ("b", 256, 250), ("b", 250, 250)], None),
     ],
 )
-def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
+def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, expected):
     files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
     found = {
         notice.title: notice.text
         for notice in make_dataset_notices(describe(tmp_path, make_small_manifest("aabb"), files))
     }
-    assert told is None or f"the size of {told}." in found["Class and size are one"]
-    assert ("Class and size are one" in found) == (told is not None)
+    assert expected is None or f"the size of {expected}." in found["Class and size are one"]
+    assert ("Class and size are one" in found) == (expected is not None)
 
 
 def test_one_source_for_all_is_no_news(tmp_path):
