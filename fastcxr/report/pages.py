@@ -58,7 +58,7 @@ def write_audit_page(folder: str | Path) -> Page:
 def _make_audit_notices(record: DatasetRecord) -> list[Notice]:
     if not len(record.skipped):
         return []
-    title = pluralize(len(record.skipped), "unreadable image")
+    title = f"{pluralize(len(record.skipped), 'image')} left out"
     return [Notice("warning", title, "The audit does not include them. skipped.csv contains the reasons.")]
 
 

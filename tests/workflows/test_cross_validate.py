@@ -143,7 +143,7 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
     table = pd.read_csv(of_two_kinds / "patient_split" / "predictions.csv", dtype=str)
     assert table.groupby("patient")["fold"].nunique().max() == 1
     page = (of_two_kinds / "report.html").read_text()
-    assert "by a model that did not see it." in page and "nor its patient" not in page
+    assert "by the model that was trained without it." in page and "without its patient" not in page
     gap = 100 * (apart["accuracy"] - here["accuracy"])
     assert f"With patients kept apart: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
 
