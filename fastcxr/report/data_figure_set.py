@@ -1,4 +1,4 @@
-"""From a cohort's record to its plates: classes and splits, gray values; figures as SVG text, each told in words."""
+"""All figures of a dataset as SVG: images per class and split, gray value histograms."""
 
 from functools import partial
 
@@ -7,12 +7,13 @@ import pandas as pd
 from fastcxr.io.formatting import join_names, pluralize
 from fastcxr.report import data_figures
 from fastcxr.report.data_tables import make_histogram_name, make_split_table
+from fastcxr.report.html import SPLIT_NAMES
 from fastcxr.report.run_reader import DatasetRecord
 from fastcxr.report.style import SvgFigure, to_svg_figure
 
 
 def make_dataset_figures(record: DatasetRecord) -> dict[str, SvgFigure]:
-    """Every figure that this cohort has the values for, by name."""
+    """Return every figure whose values are in the folder, by name."""
     svg_figures = [*_make_class_count_figures(record), *_make_histogram_figures(record)]
     return {figure.name: figure for figure in svg_figures}
 
@@ -21,43 +22,31 @@ def _make_class_count_figures(record: DatasetRecord) -> list[SvgFigure]:
     table = make_split_table(record)
     if not table["splits"]:
         return []
+    labels, splits = [row["label"] for row in table["rows"]], [SPLIT_NAMES.get(s, s) for s in table["splits"]]
     image_counts = [[cell["images"] for cell in row["cells"][:-1]] for row in table["rows"]]
-    counts = pd.DataFrame(image_counts, index=[row["label"] for row in table["rows"]], columns=table["splits"])
-    class_sizes = join_names(
-        [f"{row['label']} {pluralize(row['cells'][-1]['images'], 'image')}" for row in table["rows"]]
-    )
-    return [
-        to_svg_figure(
-            partial(data_figures.plot_class_counts, counts),
-            "classes",
-            f"Images of each class, by split: {class_sizes}.",
-        )
-    ]
+    counts = pd.DataFrame(image_counts, index=labels, columns=splits)
+    class_sizes = [f"{row['label']} {pluralize(row['cells'][-1]['images'], 'image')}" for row in table["rows"]]
+    description = f"Images per class and split: {join_names(class_sizes)}."
+    return [to_svg_figure(partial(data_figures.plot_class_counts, counts), "classes", description)]
 
 
 def _make_histogram_figures(record: DatasetRecord) -> list[SvgFigure]:
     table, labels = record.histograms, record.labels
-    present_classes = [(k, label) for k, label in enumerate(labels) if (table["label"] == label).any()]
-    means = [f"{label} {_compute_mean_gray(table[table['label'] == label]):.0f}" for _, label in present_classes]
-    svg_figures = [
-        to_svg_figure(
-            partial(data_figures.plot_class_histogram, table, label, k),
-            make_histogram_name(k),
-            f"Histogram of the gray values of {label}, mean of {pluralize(_count_measured(table, label), 'image')}.",
-        )
-        for k, label in present_classes
-    ]
-    if 1 < len(present_classes) <= data_figures.MAX_COMBINED_CLASSES:
-        description = f"Mean histograms of the gray values of each class; mean gray value: {join_names(means)}."
-        svg_figures += [
-            to_svg_figure(partial(data_figures.plot_mean_histograms, table, labels), "histograms", description)
-        ]
+    svg_figures, means = [], []
+    for k, label in enumerate(labels):
+        rows = table[table["label"] == label]
+        if len(rows):
+            means.append(f"{label} {_compute_mean_gray(rows):.0f}")
+            n_images = pluralize(int(rows["images"].iloc[0]), "image")
+            plot = partial(data_figures.plot_class_histogram, table, label, k)
+            description = f"Gray value histogram of {label}, mean of {n_images}."
+            svg_figures.append(to_svg_figure(plot, make_histogram_name(k), description))
+    if 1 < len(means) <= data_figures.MAX_COMBINED_CLASSES:
+        description = f"Mean gray value histogram of each class; mean gray value: {join_names(means)}."
+        plot = partial(data_figures.plot_mean_histograms, table, labels)
+        svg_figures.append(to_svg_figure(plot, "histograms", description))
     return svg_figures
 
 
-def _count_measured(table: pd.DataFrame, label: str) -> int:
-    return int(table.loc[table["label"] == label, "images"].iloc[0])
-
-
 def _compute_mean_gray(rows: pd.DataFrame) -> float:
-    return float((rows["mean"] * (rows["bin"] + 0.5)).sum() * data_figures.N_GRAY_LEVELS / (rows["bin"].max() + 1))
+    return float((rows["mean"] * data_figures.compute_bin_centres(rows)).sum())

@@ -1,4 +1,4 @@
-"""From a cohort's record to the rows of its part of a page: classes and splits, looks, files, what was left out."""
+"""Rows of the dataset tables: classes and splits, example images, files, unreadable images."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ PATIENT_ORIGIN_TEXTS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM-… file names",
-    "copy": "copies of images",
+    "copy": "duplicate images",
 }
 SPLIT_ORIGIN_TEXTS = {
     "given": "given by the data",
-    "patient": "drawn patient by patient, so that no patient stands in two",
-    "image": "drawn image by image",
-    "kept": "kept from an earlier run",
-    "source": "by source: one is held out, and patients of the others are drawn",
+    "patient": "drawn by patient (all images of a patient are in one split)",
+    "image": "drawn by image",
+    "kept": "reused from an earlier run",
+    "source": "by source (one source is held out, the others are split by patient)",
 }
 
 
 def make_dataset_context(record: DatasetRecord) -> dict[str, Any]:
-    """All that the templates lay out of a cohort, by name."""
+    """Return the template values of a dataset."""
     return {
         "splits": make_split_table(record),
         "skipped": make_skipped_rows(record.skipped),
@@ -39,7 +39,7 @@ def make_dataset_context(record: DatasetRecord) -> dict[str, Any]:
 
 
 def make_split_table(record: DatasetRecord) -> dict[str, Any]:
-    """Images and patients of each class in each split."""
+    """Return the number of images and patients of each class in each split."""
     table = record.table
     present = set(table["split"])
     splits = [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
@@ -54,64 +54,64 @@ def _make_cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
 
 
 def _make_remarks(table: pd.DataFrame) -> list[str]:
+    """Return sentences on the origin of patient identifiers and splits."""
     remarks = []
     if "patient_origin" in table:
         sizes = table["patient_origin"].value_counts()
-        origin_texts = [
-            f"{PATIENT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})"
-            for k, n in sizes.items()
-            if k not in ("image", "")
-        ]
-        remarks += [f"Patients come from {join_names(origin_texts)}."] if origin_texts else []
+        texts = _format_origins(sizes.drop(["image", ""], errors="ignore"), PATIENT_ORIGIN_TEXTS)
+        remarks += [f"Patient identifiers: {join_names(texts)}."] if texts else []
         if n_without_patient := int(sizes.get("image", 0)):
-            remarks.append(f"{pluralize(n_without_patient, 'image')} without a patient, each taken as its own.")
+            remarks.append(
+                f"{pluralize(n_without_patient, 'image')} without a patient identifier: "
+                f"{'each' if n_without_patient > 1 else 'it'} is treated as a separate patient."
+            )
     if "split_origin" in table:
-        sizes = table["split_origin"].value_counts()
-        split_texts = [f"{SPLIT_ORIGIN_TEXTS.get(k, k)} ({pluralize(n, 'image')})" for k, n in sizes.items() if k]
-        split_texts = [SPLIT_ORIGIN_TEXTS.get(sizes.index[0], sizes.index[0])] if len(split_texts) == 1 else split_texts
-        remarks += [f"Splits are {join_names(split_texts)}."] if split_texts else []
+        texts = _format_origins(table["split_origin"].value_counts().drop("", errors="ignore"), SPLIT_ORIGIN_TEXTS)
+        if len(texts) == 1:  # the count of all images is no information
+            texts = [texts[0].rpartition(" (")[0]]
+        remarks += [f"Splits: {join_names(texts)}."] if texts else []
     return remarks
 
 
+def _format_origins(sizes: pd.Series, origin_texts: dict[str, str]) -> list[str]:
+    return [f"{origin_texts.get(str(name), name)} ({pluralize(int(n), 'image')})" for name, n in sizes.items()]
+
+
 def make_skipped_rows(skipped: pd.DataFrame) -> list[dict[str, Any]]:
-    """Left-out images by code, the most frequent first, with every path and reason."""
-    groups = [(code, rows) for code, rows in skipped.groupby("code", sort=True)]
-    groups.sort(key=lambda item: -len(item[1]))
-    return [
-        {"code": code, "count": len(rows), "files": rows[["path", "reason"]].to_dict("records")}
-        for code, rows in groups
+    """Return the unreadable images by error code, the most frequent first, with every path and reason."""
+    rows = [
+        {"code": code, "count": len(group), "files": group[["path", "reason"]].to_dict("records")}
+        for code, group in skipped.groupby("code", sort=True)
     ]
+    return sorted(rows, key=lambda row: -row["count"])
 
 
 def make_class_images(record: DatasetRecord) -> list[dict[str, Any]]:
-    """For each class that has either: a strip of thumbnails, and the name of its histogram's plate."""
+    """Return thumbnails and name of the histogram for each class that has either of them."""
     images = record.thumbnails[(record.thumbnails["role"] == "sample") & (record.thumbnails["uri"] != "")]
     labels = record.table.drop_duplicates(["source", "path"])[["source", "path", "label"]]
     images = images.merge(labels, on=["source", "path"], how="left").fillna({"label": ""})
-    class_indices = {label: k for k, label in enumerate(record.labels)}
-    images_by_label = {
-        label: rows[["path", "uri"]].to_dict("records") for label, rows in images.groupby("label", sort=True)
-    }
-    measured_labels = set(record.histograms["label"])
+    images_by_label = {str(label): rows[["path", "uri"]].to_dict("records") for label, rows in images.groupby("label")}
+    n_classes, measured_labels = len(record.labels), set(record.histograms["label"])
     return [
         {
             "label": label,
-            "number": class_indices.get(label),
+            "number": k if k < n_classes else None,
             "images": images_by_label.get(label, []),
             "figure": make_histogram_name(k),
         }
-        for k, label in enumerate([*class_indices, *sorted(set(images_by_label) - set(class_indices))])
+        for k, label in enumerate([*record.labels, *sorted(images_by_label.keys() - set(record.labels))])
         if label in images_by_label or label in measured_labels
     ]
 
 
 def make_histogram_name(class_index: int) -> str:
-    """The plate and file name of the histogram of class number `number`."""
+    """Return the figure name of the histogram of a class, numbered from 1."""
     return f"histogram_{class_index + 1}"
 
 
 def describe_measured_images(record: DatasetRecord) -> str:
-    """How many images of each class the histograms are of, in words: `200 of each class`, `a 82, b 200`."""
+    """Return the number of images behind the histograms: `200 of each class` or `a 82 and b 200`."""
     sizes = record.histograms.groupby("label")["images"].first().astype(int).to_dict()
     if len(set(sizes.values())) == 1:
         return f"{next(iter(sizes.values())):,} of each class"
@@ -119,70 +119,55 @@ def describe_measured_images(record: DatasetRecord) -> str:
 
 
 def make_file_rows(record: DatasetRecord) -> list[dict[str, Any]]:
-    """What the files of each class are: kinds and sizes of those that were measured; sources, of all, if several."""
+    """Return formats and sizes of the measured files of each class, and its sources if there are several."""
     has_several_sources = record.table["source"].nunique() > 1
     rows = []
     for class_index, label in enumerate(record.labels):
         files = record.files[record.files["label"] == label]
-        sources = record.table.loc[record.table["label"] == label, "source"].value_counts()
         if len(files):
             kinds = files.groupby("kind")["images"].sum().sort_values(ascending=False, kind="stable")
+            sources = record.table.loc[record.table["label"] == label, "source"].value_counts()
             row = {
                 "label": label,
                 "number": class_index,
                 "kinds": _format_counts(kinds),
                 "measured": int(files["images"].sum()),
+                "sources": _format_counts(sources) if has_several_sources else "",
             }
-            rows.append(
-                row | _summarize_sizes(files) | {"sources": _format_counts(sources) if has_several_sources else ""}
-            )
+            rows.append(row | _summarize_sizes(files))
     return rows
 
 
 def _format_counts(sizes: pd.Series) -> str:
-    """One name as it is, several with their numbers: `PNG`, `JPEG 103, PNG 21`."""
+    """Return a single name without count, several with their counts: `PNG` or `JPEG 103, PNG 21`."""
     return str(sizes.index[0]) if len(sizes) == 1 else ", ".join(f"{name} {n:,}" for name, n in sizes.items())
 
 
 def _summarize_sizes(files: pd.DataFrame) -> dict[str, str]:
-    """The middle size, by area, and the smallest and the largest where they differ."""
+    """Return the median image size by area, and the range if sizes differ."""
     files = files.assign(area=files["width"] * files["height"]).sort_values(["area", "width"], kind="stable")
     median_position = files["images"].cumsum().searchsorted(files["images"].sum() / 2)
-    size_texts = [f"{row.width:,.0f} × {row.height:,.0f}" for row in files.iloc[[0, median_position, -1]].itertuples()]
-    return {
-        "size": size_texts[1],
-        "range": f"{size_texts[0]} to {size_texts[2]}" if size_texts[0] != size_texts[2] else "",
-    }
+    low, median, high = (
+        f"{row.width:,.0f} × {row.height:,.0f}" for row in files.iloc[[0, median_position, -1]].itertuples()
+    )
+    return {"size": median, "range": f"{low} to {high}" if low != high else ""}
 
 
 def make_tiles(record: DatasetRecord) -> list[tuple[str, str, str]]:
-    """The figures at the top of the page: name, figure, what stands below it."""
+    """Return the numbers at the top of the page as (name, value, explanation)."""
     sizes, images_per_patient = record.table["label"].value_counts(), record.table["patient"].value_counts()
-    n_images, max_per_patient = len(record.table), int(images_per_patient.max())
-    unreadable_text = (
-        f"{pluralize(len(record.skipped), 'more', 'more')} not readable"
-        if len(record.skipped)
-        else "every file is readable"
-    )
-    per_patient_text = (
-        f"{n_images / len(images_per_patient):.1f} images each, {max_per_patient:,} at most"
-        if max_per_patient > 1
-        else "one image each"
-    )
-    smallest_class_tile = (
-        "Smallest class",
-        format_percent(sizes.iloc[-1] / n_images),
-        f"{sizes.index[-1]}, {pluralize(int(sizes.iloc[-1]), 'image')}",
-    )
-    largest_class_text = f"largest: {sizes.index[0]}, {format_percent(sizes.iloc[0] / n_images)}"
-    if sizes.nunique() == 1:
-        smallest_class_tile, largest_class_text = (
-            ("Each class", format_percent(sizes.iloc[0] / n_images), pluralize(int(sizes.iloc[0]), "image")),
-            "all of one size",
-        )
+    n_images, n_patients, max_per_patient = len(record.table), len(images_per_patient), int(images_per_patient.max())
+    n_skipped = len(record.skipped)
+    (largest, n_largest), (smallest, n_smallest) = ((sizes.index[k], int(sizes.iloc[k])) for k in (0, -1))
+    largest_share, smallest_share = format_percent(n_largest / n_images), format_percent(n_smallest / n_images)
+    class_text = f"largest: {largest}, {largest_share}"
+    smallest_class_tile = ("Smallest class", smallest_share, f"{smallest}, {pluralize(n_smallest, 'image')}")
+    if n_smallest == n_largest:
+        class_text, smallest_class_tile = "equal size", ("Each class", largest_share, pluralize(n_largest, "image"))
+    mean_per_patient = f"mean {n_images / n_patients:.1f} images per patient, maximum {max_per_patient:,}"
     return [
-        ("Images", f"{n_images:,}", unreadable_text),
-        ("Patients", f"{len(images_per_patient):,}", per_patient_text),
-        ("Classes", f"{len(sizes):,}", largest_class_text),
+        ("Images", f"{n_images:,}", f"{n_skipped:,} more unreadable" if n_skipped else "all files readable"),
+        ("Patients", f"{n_patients:,}", mean_per_patient if max_per_patient > 1 else "one image per patient"),
+        ("Classes", f"{len(sizes):,}", class_text),
         smallest_class_tile,
     ]

@@ -1,4 +1,4 @@
-"""From a template, its values and its plates to a page: one HTML file without network or script, figures beside it."""
+"""Render a template to one self-contained HTML page without scripts, and write its figures as SVG files."""
 
 import html
 import re
@@ -25,18 +25,20 @@ from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import format_mean_sd
 from fastcxr.report.style import SvgFigure, class_color
 
-SPLIT_PHRASES = {OUT_OF_FOLD: "images out of fold", INTERNAL_TEST: "internal test images"}
+SPLIT_NAMES = {"valid": "validation", OUT_OF_FOLD: "out of fold", INTERNAL_TEST: "internal test"}
+SPLIT_PHRASES = {OUT_OF_FOLD: "out-of-fold images", INTERNAL_TEST: "internal test set"}
+MONITOR_NAMES = {"auroc": "macro AUROC", "valid_loss": "validation loss"}
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
 def render(template: str, context: dict[str, Any], svg_figures: dict[str, SvgFigure]) -> str:
-    """The page as HTML text; every value is escaped on its way in."""
+    """Return the page as HTML text; all values are escaped."""
     return make_environment().get_template(template).render(**context, svg_figure=svg_figures.get)
 
 
 @cache
 def make_environment() -> Environment:
-    """Where templates are found and how they show values; kept, for folds draw the same page again and again."""
+    """Return the template environment; cached, because cross-validation renders the same template for every fold."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR),
         autoescape=True,
@@ -51,13 +53,12 @@ def make_environment() -> Environment:
         "learning_rate": format_learning_rate,
         "duration": format_duration,
         "number": "{:,}".format,
-    }
-    environment.filters |= {
         "value_kind": _classify_value,
-        "humanize": lambda name: str(name).replace("_", " "),
+        "humanize": _humanize,
         "join_names": join_names,
-        "monitor": _format_monitor,
-        "split_phrase": lambda split: SPLIT_PHRASES.get(split, f"{split} split"),
+        "monitor": lambda name: MONITOR_NAMES.get(name, _humanize(name)),
+        "split_name": lambda split: SPLIT_NAMES.get(split, split),
+        "split_phrase": format_split,
         "mean_sd": format_mean_sd,
         "breakable": _insert_word_breaks,
     }
@@ -65,21 +66,26 @@ def make_environment() -> Environment:
     return environment
 
 
+def format_split(split: str) -> str:
+    """Return the name of a split for a sentence, such as "validation split"."""
+    return SPLIT_PHRASES.get(split, f"{SPLIT_NAMES.get(split, split)} split")
+
+
 class Page(type(Path())):
-    """The path of a page, like any other path; a notebook shows the page itself."""
+    """Path of a page; a notebook displays the page itself."""
 
     def _repr_html_(self) -> str | None:
-        if self.suffix != ".html" or not self.is_file():  # its folder is of this class too
+        if self.suffix != ".html" or not self.is_file():  # .parent has the same class
             return None
-        # inside srcdoc a bare #section would load the notebook itself into the frame
+        # inside srcdoc, a plain #section link would load the notebook into the frame
         page = self.read_text(encoding="utf-8").replace('<a href="#', '<a href="about:srcdoc#')
-        # the sandbox keeps the styles of the page to itself, and scripts out of it
+        # the sandbox isolates the styles of the page and blocks scripts
         style = "width:100%;height:720px;border:1px solid #8888"
         return f'<iframe srcdoc="{html.escape(page)}" sandbox style="{style}"></iframe>'
 
 
 def write_page(path: Path, page: str, svg_figures: dict[str, SvgFigure]) -> Page:
-    """The page, and each figure as a file of its own in figures/ beside it; the page's path comes back."""
+    """Write the page, and each figure as an SVG file in the subfolder figures/; return the path of the page."""
     (path.parent / "figures").mkdir(exist_ok=True)
     for figure in (figure for figure in svg_figures.values() if not figure.is_left_out):
         svg_document = f'<?xml version="1.0" encoding="utf-8"?>\n{figure.svg}\n'
@@ -89,27 +95,24 @@ def write_page(path: Path, page: str, svg_figures: dict[str, SvgFigure]) -> Page
 
 
 def _finalize_value(value: Any) -> Any:
-    """Every value on its way into the page: nothing that cannot be shown, a dash for nothing."""
+    """Replace unprintable characters, and None by a dash, in every value of a template."""
     if isinstance(value, Markup):
         return value
     return MISSING if value is None else replace_unprintable(value)
 
 
-def _format_monitor(name: str) -> str:
-    return {"auroc": "macro AUROC", "valid_loss": "loss on valid", "accuracy": "accuracy"}.get(
-        name, str(name).replace("_", " ")
-    )
+def _humanize(name: Any) -> str:
+    return str(name).replace("_", " ")
 
 
 def _insert_word_breaks(text: Any) -> Markup:
-    """A long name may be broken after a mark inside it rather than anywhere."""
-    if len(str(text)) <= 20:
-        return escape(replace_unprintable(text))
-    return Markup(re.sub(r"([_./-]+)", r"\1<wbr>", str(escape(replace_unprintable(text)))))
+    """Allow line breaks in a long name after separators only."""
+    escaped = escape(replace_unprintable(text))
+    return Markup(re.sub(r"([_./-]+)", r"\1<wbr>", str(escaped))) if len(str(text)) > 20 else escaped
 
 
 def _classify_value(value: Any) -> str:
-    """How the template lays a value out: mapping, table (a list of mappings), list or plain."""
+    """Return the layout of a value in a template: mapping, table (a list of mappings), list or plain."""
     if isinstance(value, dict):
         return "mapping"
     if isinstance(value, list | tuple):

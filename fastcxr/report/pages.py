@@ -1,4 +1,4 @@
-"""From a folder that describes a cohort to figures/*.svg and describe.html: one page, drawn from the folder alone."""
+"""Write describe.html and audit.html, with their figures, from the files of one folder."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,16 +8,16 @@ from fastcxr.report.data_figure_set import make_dataset_figures
 from fastcxr.report.data_tables import make_dataset_context, make_tiles
 from fastcxr.report.html import Page, render, write_page
 from fastcxr.report.notices import make_notices
-from fastcxr.report.run_reader import DatasetRecord, read_dataset_record, read_findings
+from fastcxr.report.run_reader import DatasetRecord, map_uris, read_dataset_record, read_findings
 from fastcxr.report.style import SvgFigure
 
-VERDICT_HEADINGS = {"FAIL": "Failed", "WARN": "Look again", "PASS": "Passed"}
+VERDICT_HEADINGS = {"FAIL": "Failed", "WARN": "Warnings", "PASS": "Passed"}
 
 
 def write_dataset_page(folder: str | Path) -> Path:
-    """Redraws figures/*.svg and describe.html of a described cohort; the page's path comes back.
+    """Write figures/*.svg and describe.html of a described dataset; return the path of the page.
 
-    Reads nothing but the folder. The same files give the same page, byte for byte.
+    Only files of the folder are read. The output is identical for identical files.
     """
     record = read_dataset_record(folder)
     svg_figures = make_dataset_figures(record)
@@ -25,7 +25,7 @@ def write_dataset_page(folder: str | Path) -> Path:
 
 
 def render_dataset_page(record: DatasetRecord, svg_figures: dict[str, SvgFigure]) -> str:
-    """The page as HTML text."""
+    """Return the page as HTML text."""
     all_notices = make_notices(record, page="describe")
     context = {
         "record": record,
@@ -39,7 +39,7 @@ def render_dataset_page(record: DatasetRecord, svg_figures: dict[str, SvgFigure]
 
 
 def write_audit_page(folder: str | Path) -> Page:
-    """Redraws audit.html; the page's path comes back. Reads nothing but the folder."""
+    """Write audit.html from the files of the folder; return the path of the page."""
     record = read_dataset_record(folder)
     findings = read_findings(record.folder)
     counts = Counter(finding["verdict"] for finding in findings)
@@ -54,20 +54,15 @@ def write_audit_page(folder: str | Path) -> Page:
     return write_page(record.folder / "audit.html", render("audit.html.jinja", context, {}), {})
 
 
-def _find_group_images(record: DatasetRecord, finding: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """The images of each group, with their label, split and thumbnail."""
+def _find_group_images(record: DatasetRecord, finding: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the images of each group of a finding, with label, split and thumbnail."""
     row_by_key = {(row.source, row.path): row for row in record.table.itertuples()}
-    thumbnail_uris = {(row.source, row.path): row.uri for row in record.thumbnails.itertuples()}
-    groups = [[row_by_key[tuple(key)] for key in group if tuple(key) in row_by_key] for group in finding["groups"]]
+    thumbnail_uris = map_uris(record.thumbnails)
     return [
         [
-            {
-                "path": row.path,
-                "label": row.label,
-                "split": row.split,
-                "uri": thumbnail_uris.get((row.source, row.path), ""),
-            }
-            for row in rows
+            {"path": row.path, "label": row.label, "split": row.split, "uri": thumbnail_uris.get(tuple(key), "")}
+            for key in group
+            if (row := row_by_key.get(tuple(key)))
         ]
-        for rows in groups
+        for group in finding["groups"]
     ]

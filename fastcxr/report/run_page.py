@@ -1,4 +1,4 @@
-"""From a run folder to metrics.json, its cards, figures/*.svg and report.html, without network, script or torch."""
+"""Write metrics.json, MODEL_CARD.md, CLAIM.md, the figures and report.html of a run folder, without torch."""
 
 import json
 from pathlib import Path
@@ -36,9 +36,9 @@ from fastcxr.report.tables import (
 
 
 def write_run_report(folder: str | Path) -> Path:
-    """Redraws metrics.json, MODEL_CARD.md, CLAIM.md, figures/*.svg and report.html of a finished run.
+    """Write metrics.json, MODEL_CARD.md, CLAIM.md, figures/*.svg and report.html; return the path of the report.
 
-    The page's path comes back. Reads nothing but the run folder. The same files give the same page, byte for byte.
+    Only files of the run folder are read. The output is identical for identical files.
     """
     record = read_run_record(folder)
     metrics = compute_run_metrics(record)
@@ -47,33 +47,27 @@ def write_run_report(folder: str | Path) -> Path:
     atomic_write(record.folder / "metrics.json", metrics_json)
     atomic_write(record.folder / "MODEL_CARD.md", make_model_card(record, saved_metrics))
     atomic_write(record.folder / "CLAIM.md", make_claim_checklist(record, saved_metrics))
-    svg_figures = make_run_figures(record, metrics)  # after the numbers, which no figure may cost
+    svg_figures = make_run_figures(record, metrics)  # last: an error in a figure must not cost the metrics
     path = write_page(record.folder / "report.html", render_report(record, metrics, svg_figures), svg_figures)
-    written_files = (
-        "metrics.json",
-        "MODEL_CARD.md",
-        "CLAIM.md",
-        "report.html",
-        *(f"figures/{name}.svg" for name in svg_figures),
-    )
-    write_checksums(record.folder, written_files)
+    text_files = ("metrics.json", "MODEL_CARD.md", "CLAIM.md", "report.html")
+    write_checksums(record.folder, (*text_files, *(f"figures/{name}.svg" for name in svg_figures)))
     return path
 
 
 def compute_run_metrics(record: RunRecord) -> dict[str, dict[str, Any]]:
-    """The numbers of a run, from its other files alone."""
+    """Return the content of metrics.json, computed from the other files of the run."""
     metrics = evaluate_predictions(record.predictions, record.calibration, record.prevalence)
     return metrics | compute_extra_metrics(record, metrics)
 
 
 def serialize_metrics(metrics: dict[str, dict[str, Any]]) -> bytes:
-    """The content of metrics.json."""
+    """Return metrics.json as bytes."""
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode("utf-8", "backslashreplace")  # surrogates of odd file names become JSON escapes
+    return text.encode("utf-8", "backslashreplace")  # file names that are not UTF-8 have lone surrogates
 
 
 def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What metrics.json holds beside the splits: folds, drops and subgroups, where there are any."""
+    """Return the metrics of folds, external test sets and subgroups, as far as the run has them."""
     extra_metrics = {
         "folds": summarize_folds(record.folds) if len(record.folds) else {},
         "external_drop": external_drops(record.predictions, metrics),
@@ -83,7 +77,7 @@ def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]])
 
 
 def render_report(record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure]) -> str:
-    """The page as HTML text."""
+    """Return the page as HTML text."""
     return render("report.html.jinja", _make_context(record, metrics, svg_figures), svg_figures)
 
 
@@ -91,14 +85,13 @@ def _make_context(
     record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure]
 ) -> dict[str, Any]:
     primary_split = record.predictions.primary_split
+    primary = metrics[primary_split] if primary_split else None
     secondary_split = find_secondary_split(metrics)
-    secondary_split = (
-        secondary_split
-        if secondary_split in metrics and (primary_split == "test" or secondary_split == INTERNAL_TEST)
-        else None
-    )
+    if secondary_split not in metrics or (primary_split != "test" and secondary_split != INTERNAL_TEST):
+        secondary_split = None
     splits = record.predictions.splits
     all_notices = make_notices(record, metrics)
+    cards, labels = make_misclassified_cards(record), record.predictions.labels
     return {
         "record": record,
         "metrics": {split: metrics[split] for split in splits},
@@ -106,48 +99,41 @@ def _make_context(
         "secondary_split": secondary_split,
         "title": _make_title(record),
         "image_level": is_image_level(record),
-        "headline": make_headline_rows(metrics.get(primary_split), metrics.get(secondary_split)),
-        "intervals": describe_intervals(metrics.get(primary_split)),
+        "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
+        "intervals": describe_intervals(primary),
         "critical_notices": [n for n in all_notices if n.level == "critical"],
         "notices": [n for n in all_notices if n.level != "critical"],
         "cohort": make_dataset_context(record),
         "classes": {split: make_class_rows(metrics[split]) for split in splits},
-        "calibration": make_calibration_rows(metrics[primary_split]) if primary_split else [],
-        "thresholds": make_threshold_rows(metrics[primary_split]) if primary_split else [],
-        "calibration_lines": make_calibration_line_rows(metrics[primary_split]) if primary_split else [],
+        "calibration": make_calibration_rows(primary) if primary else [],
+        "thresholds": make_threshold_rows(primary) if primary else [],
+        "calibration_lines": make_calibration_line_rows(primary) if primary else [],
         "reasons": {split: make_reason_rows(metrics[split]) for split in splits},
-        "misclassified": make_misclassified_cards(record),
+        "misclassified": cards,
+        "has_maps": any(card["map"] for card in cards),
         "typical": make_saliency_cards(record.saliency_maps, "typical"),
         "border_shares": make_border_share_rows(record.saliency_maps),
         "sanity_check": describe_sanity_check(record.saliency_maps),
-        "n_misclassified": _count_misclassified(metrics.get(primary_split)),
-        "confusions": make_confusion_rows(metrics[primary_split]) if primary_split else [],
-        "drops": make_drop_rows(metrics.get("external_drop", {}), record.predictions.labels),
-        "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), record.predictions.labels),
+        "n_misclassified": _count_misclassified(primary),
+        "confusions": make_confusion_rows(primary) if primary else [],
+        "drops": make_drop_rows(metrics.get("external_drop", {}), labels),
+        "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), labels),
         "folds": record.folds.to_dict("records"),
         "by_source": bool(record.recipe.get("leave_one_source_out")),
         "fold_summary": summarize_folds(record.folds),
-        "lr_find_figures": [p for p in svg_figures.values() if p.name.startswith("learning_rate_")],
+        "lr_find_figures": [figure for name, figure in svg_figures.items() if name.startswith("learning_rate_")],
     }
 
 
 def _make_title(record: RunRecord) -> dict[str, str]:
-    """What was trained, on what; each from the recipe, else from the model, else left out."""
+    """Return backbone, data and initial weights; empty if neither recipe nor model has them."""
     backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
-    data = _join_data_names(record.recipe.get("data"))
+    data = record.recipe.get("data") or ""
+    paths = [str(path).replace("\\", "/").rstrip("/") for path in (data if isinstance(data, list | tuple) else [data])]
+    names = [path.rpartition("/")[2].removesuffix(".csv").removesuffix(".h5") for path in paths]
     weights = record.initial_weights
-    initial_weights = weights if weights in ("", "random weights") else f"the weights {weights}"
-    return {"backbone": str(backbone), "data": data, "start": initial_weights}
-
-
-def _join_data_names(data: Any) -> str:
-    """The names of one source or of several."""
-    data_paths = data if isinstance(data, list | tuple) else [data or ""]
-    return " + ".join(_get_file_name(str(place)).removesuffix(".csv").removesuffix(".h5") for place in data_paths)
-
-
-def _get_file_name(path: str) -> str:
-    return path.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    start = weights if weights in ("", "random weights") else f"the weights {weights}"
+    return {"backbone": str(backbone), "data": " + ".join(names), "start": start}
 
 
 def _count_misclassified(split_metrics: dict[str, Any] | None) -> int:

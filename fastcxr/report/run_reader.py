@@ -1,4 +1,4 @@
-"""From a run folder on disk to one value that holds all a report speaks of; only predictions.csv must be there."""
+"""Read all files of a run or dataset folder that a report needs. Only predictions.csv or manifest.csv is required."""
 
 import base64
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions
 
-# what a finished run always has; the others are there when there was something to write
+# files of every finished run; other files are optional
 EXPECTED_FILES = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
-PATIENT_SPLIT_DIR = "patient_split"  # folder inside a run of image-level folds: the same with patients kept apart
+PATIENT_SPLIT_DIR = "patient_split"  # subfolder of image-level folds: patient-level folds of the same strategy
 MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 
 
@@ -26,7 +26,7 @@ MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 class SaliencyMaps:
     """Saliency maps of a run.
 
-    table, as text: role, source, path, predicted, class, probability, border_share, note, error, file, uri.
+    table: all columns as text: role, source, path, predicted, class, probability, border_share, note, error, file, uri.
     """
 
     table: pd.DataFrame
@@ -35,7 +35,7 @@ class SaliencyMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """What a folder holds about a cohort. A file that is not there is an empty mapping or table."""
+    """Files of a folder that describe a dataset. A missing file is an empty mapping or table."""
 
     folder: Path
     recipe: dict[str, Any]
@@ -44,86 +44,78 @@ class DatasetRecord:
     skipped: pd.DataFrame
     histograms: pd.DataFrame  # label, bin, mean, low, high, images
     files: pd.DataFrame  # label, kind, width, height, images
-    thumbnails: (
-        pd.DataFrame
-    )  # role, source, path, uri: a thumbnail as a data: URI, or "" when its file is not to be had
+    thumbnails: pd.DataFrame  # role, source, path, uri (data: URI, empty if the file is missing)
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each image that is known."""
+        """One row per image."""
         return self.manifest
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every class, in the order that gives it its colour."""
+        """Every class, in the order of their colours."""
         return tuple(sorted(set(self.manifest["label"]) - {""}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(DatasetRecord):
-    """What a run left behind; a file that every run has and this one has not is named in `missing`."""
+    """Files of a run folder; `missing_files` are the required ones that are not there."""
 
     predictions: Predictions
     model: dict[str, Any]
     history: pd.DataFrame
     lr_curves: pd.DataFrame
-    folds: pd.DataFrame  # the held-out figures of each fold, or no row
-    findings: list[dict[str, Any]]  # of the checks of its data
-    patient_split_metrics: dict[str, Any]  # figures of the same folds with patients kept apart, or nothing
-    saliency_maps: SaliencyMaps  # no rows where the run made none
+    folds: pd.DataFrame  # held-out metrics of each fold; empty without cross-validation
+    findings: list[dict[str, Any]]  # of the data audit
+    patient_split_metrics: dict[str, Any]  # metrics of patient-level folds, or empty
+    saliency_maps: SaliencyMaps  # no rows if the run has none
     missing_files: tuple[str, ...]
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each image that is known: without a manifest, those that were scored."""
+        """One row per image: the manifest, or the predictions if there is none."""
         return self.manifest if len(self.manifest) else self.predictions.table
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """What model.json holds of temperature, thresholds and the band left open; checked to be numbers."""
+        """Temperature, thresholds and abstention threshold of model.json, validated."""
         return validate_calibration(self.model.get("calibration"), self.folder / "model.json")
 
     @property
     def initial_weights(self) -> str:
-        """The name of the weights that training began with; empty where no file of the run has it."""
+        """Name of the initial weights, or empty if it is in no file of the run."""
         weights = find_initial_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
         return {"none": "random weights", "pretrained": ""}.get(weights, PurePath(weights).name)
 
     @property
     def prevalence(self) -> dict[str, float]:
-        """The share of people that has each class, where the recipe states one."""
+        """Prevalence of each class for which the recipe states one."""
         return dict(parse_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes of the model, then those that only the images have."""
+        """Classes of the model, followed by those that occur in the images only."""
         model_labels = self.predictions.labels
         return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 
 
 def read_dataset_record(folder: str | Path) -> DatasetRecord:
-    """All files of a folder that the page of a cohort needs, each read once."""
+    """Read all files that the page of a dataset needs; raise InputMissingError without manifest.csv."""
     folder = Path(folder)
-    reject_other_format(folder)
-    if not (folder / "manifest.csv").is_file():
-        problem = "no manifest.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(problem, "Name a folder that fastcxr describe made", path=folder, code="E304")
+    _require_file(folder, "manifest.csv", "Pass an output folder of fastcxr describe")
     return DatasetRecord(**_read_dataset_fields(folder))
 
 
 def read_run_record(folder: str | Path) -> RunRecord:
-    """All files of a run folder that a report needs, each read once."""
+    """Read all files that the report of a run needs; raise InputMissingError without predictions.csv."""
     folder = Path(folder)
-    reject_other_format(folder)
-    if not (folder / "predictions.csv").is_file():
-        problem = "no predictions.csv in this folder" if folder.is_dir() else "no such folder"
-        raise InputMissingError(problem, "Name the folder of a finished run, as runs/first", path=folder, code="E304")
+    _require_file(folder, "predictions.csv", "Pass the folder of a finished run, such as runs/first")
     return RunRecord(
         **_read_dataset_fields(folder),
         predictions=read_predictions(folder / "predictions.csv"),
         model=_read_json(folder / "model.json"),
         history=_read_history(folder / "history.csv"),
-        lr_curves=_read_lr_curves(folder / "learning_rate.csv"),
+        lr_curves=_read_numbers(folder / "learning_rate.csv", ("stage", "rate", "loss"), ("stage",)),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
         patient_split_metrics=_read_json(folder / PATIENT_SPLIT_DIR / "metrics.json").get(OUT_OF_FOLD, {}),
@@ -132,10 +124,17 @@ def read_run_record(folder: str | Path) -> RunRecord:
     )
 
 
-def find_initial_weights(model: Mapping[str, Any]) -> str:
-    """The name that a model.json has for the weights that training began with; empty where there is none.
+def _require_file(folder: Path, name: str, fix: str) -> None:
+    reject_other_format(folder)
+    if not (folder / name).is_file():
+        problem = f"no {name} in this folder" if folder.is_dir() else "the folder does not exist"
+        raise InputMissingError(problem, fix, path=folder, code="E304")
 
-    Earlier versions wrote what the recipe says, and the tag beside it.
+
+def find_initial_weights(model: Mapping[str, Any]) -> str:
+    """Return the name of the initial weights in a model.json, or an empty string.
+
+    Early versions wrote the value of the recipe, with the tag of the weights as a separate key.
     """
     backbone = model.get("backbone") or {}
     weights, name, tag = (str(backbone.get(key) or "") for key in ("weights", "name", "tag"))
@@ -145,15 +144,14 @@ def find_initial_weights(model: Mapping[str, Any]) -> str:
 
 
 def read_saliency_maps(folder: Path) -> SaliencyMaps:
-    """saliency.csv with its pictures, and explain.json; empty where there are none."""
+    """Read saliency.csv with its images, and explain.json; empty if they do not exist."""
     columns = ("role", "source", "path", "predicted", "class", "probability", "border_share", "note", "error", "file")
-    table = _read_text_table(folder / "saliency.csv", columns)
-    image_uris = [_make_data_uri(folder, file) for file in table["file"]]
-    return SaliencyMaps(table=table.assign(uri=image_uris), metadata=_read_json(folder / "explain.json"))
+    table = _add_data_uris(folder, _read_text_table(folder / "saliency.csv", columns))
+    return SaliencyMaps(table=table, metadata=_read_json(folder / "explain.json"))
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:
-    """The findings of audit.json; none where there is no such file."""
+    """Return the findings of audit.json; empty if the file does not exist."""
     findings = _read_json(folder / "audit.json").get("findings", [])
     required_keys = {"check", "title", "verdict", "message", "fix", "value", "chance_level", "groups"}
     if not isinstance(findings, list) or not all(
@@ -163,13 +161,19 @@ def read_findings(folder: Path) -> list[dict[str, Any]]:
     return findings
 
 
+def map_uris(table: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return the data: URI of each image in a table, by source and path."""
+    keys = zip(table["source"], table["path"], strict=True)
+    return dict(zip(keys, table["uri"], strict=True))
+
+
 def _list_expected_files(folder: Path) -> tuple[str, ...]:
-    # the history and the model of pooled folds lie in the folders of the folds
-    is_pooled = (folder / "folds.csv").is_file()
-    elsewhere = ("history.csv", "model.json") if is_pooled else ()
-    # and the history of a model that was tested on other data in the folder of its run
-    elsewhere = elsewhere or ("history.csv",) * ("tested" in _read_json(folder / "run.json"))
-    return tuple(name for name in EXPECTED_FILES if name not in elsewhere)
+    absent: tuple[str, ...] = ()
+    if (folder / "folds.csv").is_file():  # the run of each fold has its own history and model
+        absent = ("history.csv", "model.json")
+    elif "tested" in _read_json(folder / "run.json"):  # evaluation on other data does not train
+        absent = ("history.csv",)
+    return tuple(name for name in EXPECTED_FILES if name not in absent)
 
 
 def _read_dataset_fields(folder: Path) -> dict[str, Any]:
@@ -185,7 +189,9 @@ def _read_dataset_fields(folder: Path) -> dict[str, Any]:
         "files": _read_numbers(
             folder / "file_stats.csv", ("label", "kind", "width", "height", "images"), ("label", "kind")
         ),
-        "thumbnails": _read_thumbnails(folder),
+        "thumbnails": _add_data_uris(
+            folder, _read_text_table(folder / "figures" / "images.csv", ("role", "source", "path", "file"))
+        ),
     }
 
 
@@ -202,14 +208,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """Every cell as the text it is: a class may be called NA."""
+    """Read every cell as text: a class may be named NA."""
     if not path.is_file():
         return pd.DataFrame(columns=list(columns), dtype=str)
     try:
         table = unescape_formulas(
             pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
         )
-    except ValueError as error:  # empty, or no table
+    except ValueError as error:  # an empty file, or not a table
         raise _make_read_error(path, str(error)) from error
     missing_columns = [name for name in columns if name not in table.columns]
     if missing_columns:
@@ -221,7 +227,7 @@ def _read_numbers(path: Path, columns: tuple[str, ...], text_columns: tuple[str,
     table = _read_text_table(path, columns)
     try:
         return table.assign(**{name: pd.to_numeric(table[name]) for name in table.columns if name not in text_columns})
-    except (ValueError, TypeError) as error:  # TypeError: letters that are not UTF-8, says pandas
+    except (ValueError, TypeError) as error:  # pandas raises TypeError for text that is not UTF-8
         raise _make_read_error(path, str(error)) from error
 
 
@@ -230,27 +236,20 @@ def _read_history(path: Path) -> pd.DataFrame:
     return table.assign(best=table["best"].str.lower() == "true") if "best" in table else table
 
 
-def _read_lr_curves(path: Path) -> pd.DataFrame:
-    return _read_numbers(path, ("stage", "rate", "loss"), ("stage",))
-
-
-def _read_thumbnails(folder: Path) -> pd.DataFrame:
-    table = _read_text_table(folder / "figures" / "images.csv", ("role", "source", "path", "file"))
+def _add_data_uris(folder: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(uri=[_make_data_uri(folder, file) for file in table["file"]])
 
 
 def _make_data_uri(folder: Path, file: str) -> str:
-    """The picture inside the page. A file outside the run folder, or no image at all, does not get in."""
+    """Return an image as a data: URI; empty for a file outside the folder or one that is no JPEG or PNG."""
     path = (folder / file).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
         return ""
     content = path.read_bytes()
-    mime_type = next((kind for magic, kind in MIME_TYPES.items() if content.startswith(magic)), None)
+    mime_type = next((mime_type for magic, mime_type in MIME_TYPES.items() if content.startswith(magic)), None)
     return f"data:{mime_type};base64,{base64.b64encode(content).decode()}" if mime_type else ""
 
 
 def _make_read_error(path: Path, reason: str) -> DataError:
     reason = " ".join(reason.split()).rstrip(".")
-    return DataError(
-        f"cannot be read ({reason})", "Restore the file as the run wrote it, or remove it and redraw", path=path
-    )
+    return DataError(f"the file cannot be read ({reason})", "Restore or delete it, then run fastcxr report", path=path)

@@ -1,7 +1,7 @@
-"""From a matplotlib Figure to SVG text that can stand beside others in one page, and the look that all figures share.
+"""Common style of all figures, and their conversion to SVG elements for one HTML page.
 
-Text stays text (searchable, small, in the reader's own sans-serif), ids are prefixed by the figure's name, and nothing
-in the file depends on when or where it was drawn: the same numbers give the same bytes.
+Text remains text (searchable, in the reader's sans-serif font). Identifiers are prefixed with the name of the figure.
+The output depends on the numbers alone, not on time or machine.
 """
 
 import io
@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
@@ -21,14 +22,14 @@ from fastcxr.io.optional_outputs import skip_on_error
 
 TEXT_COLOR, MUTED_COLOR, FAINT_COLOR, GRID_COLOR = "#1c2733", "#5b6876", "#9aa7b4", "#e3e8ed"
 ACCENT_COLOR = "#0b5c78"
-# Okabe and Ito's colours, safe for colour-blind readers; yellow left out, it vanishes on white
+# colour-blind safe palette of Okabe and Ito, without yellow, which is hardly visible on white
 CLASS_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b5609b", "#c98a00", "#3f9fd8", "#6b6b6b")
 LINE_STYLES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)))
 FONT_FAMILIES = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-RC_PARAMS = {
+RC_PARAMS: dict[Any, Any] = {
     "font.size": 9.5,
-    "text.parse_math": False,  # a class may be called a$b$
+    "text.parse_math": False,  # a class may be named a$b$
     "text.color": TEXT_COLOR,
     "axes.edgecolor": FAINT_COLOR,
     "axes.linewidth": 0.8,
@@ -52,41 +53,46 @@ RC_PARAMS = {
     "savefig.transparent": True,
     "svg.fonttype": "none",
 }
-figure_style = matplotlib.rc_context(RC_PARAMS)  # a decorator for functions that return a Figure
+figure_style = matplotlib.rc_context(RC_PARAMS)  # decorator of functions that return a Figure
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _ROOT_STYLE = "stroke-linejoin: round; stroke-linecap: butt"
 
 
 def class_color(k: int) -> str:
-    """The colour of class number k, the same in every figure and table."""
+    """Return the colour of class number k, the same in every figure and table."""
     return CLASS_COLORS[k % len(CLASS_COLORS)]
 
 
-def class_line_style(k: int) -> str | tuple:
-    """The line style of class number k: colours come round again after seven classes, with other dashes."""
-    return LINE_STYLES[k // len(CLASS_COLORS) % len(LINE_STYLES)]
+def class_line(k: int) -> dict[str, Any]:
+    """Return the colour and line style of class number k; after seven classes colours repeat with other dashes."""
+    return {"color": class_color(k), "linestyle": LINE_STYLES[k // len(CLASS_COLORS) % len(LINE_STYLES)]}
 
 
 def shorten(text: str, length: int) -> str:
-    """At most `length` characters, the middle left out: both ends of a name tell."""
+    """Return at most `length` characters; the middle is replaced by an ellipsis, start and end are kept."""
     head = (length - 1) * 2 // 3
     return text if len(text) <= length else f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
+def set_title(axes: Axes, title: str, pad: float = 8) -> None:
+    """Set the title, which also names the vertical axis, at the top left."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=TEXT_COLOR, pad=pad)
+
+
 def make_axes(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """One pair of axes with its title, which is also the name of the vertical axis, at the top left."""
+    """Return a figure (size in inches) with one pair of axes and its title."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=TEXT_COLOR, pad=8)
+    set_title(axes, title)
     return figure, axes
 
 
 @dataclass(frozen=True)
 class SvgFigure:
-    """One figure, ready for the page. `name` is also its file's; `caption` stands below it.
+    """One SVG figure of a page; `name` is also its file name.
 
-    is_left_out: the figure could not be drawn, and `svg` is a sentence that says why.
+    is_left_out: drawing failed, and `svg` is a sentence with the reason.
     """
 
     name: str
@@ -96,7 +102,7 @@ class SvgFigure:
 
 
 def to_svg_figure(make_figure: Callable[[], Figure], name: str, description: str, caption: str = "") -> SvgFigure:
-    """The figure as a plate; `description` is read aloud in its place. One that cannot be drawn is left out."""
+    """Draw a figure; `description` is its text for screen readers. A figure that cannot be drawn is left out."""
     with skip_on_error(f"figure {name}") as attempt:
         return SvgFigure(name, Markup(to_svg(make_figure(), name, replace_unprintable(description))), caption)
     message = f"Figure {name} left out: {attempt.reason}."
@@ -104,10 +110,11 @@ def to_svg_figure(make_figure: Callable[[], Figure], name: str, description: str
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as one <svg> element; `name` is unique in the page, `description` is read aloud in its place."""
+    """Return the figure as one <svg> element; `name` must be unique in the page."""
     buffer = io.StringIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context(RC_PARAMS | {"svg.hashsalt": name}), warnings.catch_warnings():
+    with matplotlib.rc_context(RC_PARAMS), warnings.catch_warnings():
+        matplotlib.rcParams["svg.hashsalt"] = name
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyphs, matplotlib needs none
         figure.savefig(buffer, format="svg", metadata=metadata)
     root = ElementTree.fromstring(buffer.getvalue())
@@ -115,12 +122,14 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         _prefix_ids(element, name)
         _remove_font_families(element)
     for child in [child for child in root if child.tag != f"{{{_SVG}}}g"]:
-        # its one style rule would apply to the whole page
+        # the style rule of matplotlib would apply to the whole page
         if child.find(f"{{{_SVG}}}style") is not None or child.tag == f"{{{_SVG}}}metadata":
             root.remove(child)
-    # an attribute and no <title>: that would hang over the figure as a tooltip wherever the mouse goes
+    # an attribute instead of <title>, which browsers show as a tooltip over the whole figure
     root.attrib |= {"role": "img", "aria-label": description, "font-family": FONT_FAMILIES, "style": _ROOT_STYLE}
-    return _serialize_svg(root)
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _XLINK)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _prefix_ids(element: ElementTree.Element, name: str) -> None:
@@ -140,9 +149,3 @@ def _remove_font_families(element: ElementTree.Element) -> None:
         style = re.sub(r"font-family: [^;]*;? ?", "", style)
         style = re.sub(r"font: ((?:bold|[1-9]00) )?([\d.]+px)[^;]*", r"font-size: \2; font-weight: \1", style)
         element.set("style", style.replace("; font-weight: ;", ";").strip("; "))
-
-
-def _serialize_svg(root: ElementTree.Element) -> str:
-    ElementTree.register_namespace("", _SVG)
-    ElementTree.register_namespace("xlink", _XLINK)
-    return ElementTree.tostring(root, encoding="unicode")

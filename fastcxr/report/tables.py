@@ -1,6 +1,6 @@
-"""From a run's record and its numbers to the rows that the page lays out."""
+"""Rows of the tables and cards of a run report: numbers formatted as text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,19 @@ from fastcxr.metrics.comparison import TESTED_METRICS
 from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, select_most_wrong
 from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
-from fastcxr.report.run_reader import RunRecord, SaliencyMaps
+from fastcxr.report.run_reader import RunRecord, SaliencyMaps, map_uris
 
-METRIC_FORMATTERS = {"auroc": format_score, "accuracy": format_percent}
-UNIFORM_BORDER_SHARE = 1 - 0.7**2  # the area outside the central field: heat that says nothing of any place
-MAX_BORDER_SHARE = 0.5  # median share of the heat in the border from which on a class is warned of
+Cell = tuple[str, str]  # a metric, and its interval or another second line
+Formatter = Callable[[float | None], str]
+METRIC_FORMATTERS: dict[str, Formatter] = {"auroc": format_score, "accuracy": format_percent}
+UNIFORM_BORDER_SHARE = 1 - 0.7**2  # area outside the central field, the border share of a uniform map
+MAX_BORDER_SHARE = 0.5  # a higher median border share of a class is a warning
 CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1")
-Cell = tuple[str, str]  # a figure, and its interval or what else stands below it
-MAX_CLASS_COLUMNS = 5  # classes whose sensitivity has a column of its own
+MAX_CLASS_COLUMNS = 5  # with more classes, subgroup tables have no sensitivity per class
 
 
 def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The leaderboard as it is read: for each model its figures, how far it is behind, and p."""
+    """Return for each model its metrics, the differences from the best model, and p values."""
     return [
         {
             "name": row["name"],
@@ -34,28 +35,22 @@ def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
-    formatter, estimate, difference, p = (
-        METRIC_FORMATTERS[key],
-        row[key],
-        row.get(f"{key}_difference"),
-        row.get(f"{key}_p"),
-    )
-    interval_metrics = {"intervals": {"of": {"it": estimate[1:]}}} if estimate and estimate[1] is not None else None
-    difference_texts = [
-        f"{100 * step:.1f}" if formatter is format_percent else format_number(step) for step in difference or ()
-    ]
+    formatter, p = METRIC_FORMATTERS[key], row.get(f"{key}_p")
+    is_percent = formatter is format_percent
+    value, interval = format_estimate(row[key], formatter)
+    differences = [f"{100 * x:.1f}" if is_percent else format_number(x) for x in row.get(f"{key}_difference") or ()]
     return {
-        "value": formatter(estimate[0]) if estimate else formatter(None),
-        "interval": format_interval(interval_metrics, "it", formatter),
-        "behind": difference_texts[0] + (" points" if formatter is format_percent else "") if difference_texts else "",
-        "behind_interval": " to ".join(difference_texts[1:]),
+        "value": value,
+        "interval": interval,
+        "behind": differences[0] + " points" * is_percent if differences else "",
+        "behind_interval": " to ".join(differences[1:]),
         "p": "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "tie": row.get(f"{key}_tie", False),
     }
 
 
 def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
-    """For each predicted class the median share of heat in the border, of how many images, and if it is too much."""
+    """Return for each predicted class the median border share, the number of images, and whether it is too high."""
     return [
         {
             "label": label,
@@ -68,30 +63,27 @@ def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
 
 
 def describe_sanity_check(maps: SaliencyMaps) -> str:
-    """What the check found, in a sentence or two; empty where none was made."""
+    """Return the result of the sanity check in two sentences, or an empty string if there was none."""
     check = maps.metadata.get("check")
     if not check:
         return ""
     correlations = join_names([f"{value:.2f}" for value in check["correlation"]])
     return (
-        f"The weights were drawn anew from the head down, one layer group more at each step, and the maps of "
-        f"{pluralize(check['images'], 'image')} drawn again: their rank correlation with the original maps was "
-        f"{correlations}."
+        f"Sanity check on {pluralize(check['images'], 'image')}: the weights were randomized from the head down, one "
+        "layer group at a time, and the maps recomputed. "
+        f"Their rank correlation with the original maps was {correlations}."
     )
 
 
-def make_saliency_cards(maps: SaliencyMaps, role: str = "") -> list[dict[str, Any]]:
-    """The maps of one role, each with its picture or the reason why there is none."""
+def make_saliency_cards(maps: SaliencyMaps, role: str = "") -> list[dict[Hashable, Any]]:
+    """Return the rows of saliency.csv with this role, with probability as a number and border share as text."""
     rows = maps.table[maps.table["role"] == role]
-    probability, border_share = pd.to_numeric(rows["probability"]), pd.to_numeric(rows["border_share"])
-    return [
-        row | {"probability": given, "border_share": format_percent(far)}
-        for row, given, far in zip(rows.to_dict("records"), probability, border_share, strict=True)
-    ]
+    border_shares = [format_percent(share) for share in pd.to_numeric(rows["border_share"])]
+    return rows.assign(probability=pd.to_numeric(rows["probability"]), border_share=border_shares).to_dict("records")
 
 
 def make_class_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The classification report: a row a class, then their mean and their mean weighted by support."""
+    """Return the classification report: one row per class, macro average, average weighted by support."""
     rows = []
     for k, label in enumerate(split_metrics["labels"]):
         ranking_metrics = {
@@ -103,42 +95,43 @@ def make_class_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
             | split_metrics["per_class"][label]
             | ranking_metrics
         )
-    support = sum(row["support"] for row in rows)
+    support = [row["support"] for row in rows]
     names = (*CLASS_METRICS, "auroc", "ap")
-    mean = {name: _compute_weighted_mean(rows, name, lambda row: 1) for name in names}
-    weighted = {name: _compute_weighted_mean(rows, name, lambda row: row["support"]) for name in names}
+    mean = {name: _compute_weighted_mean(rows, name, [1] * len(rows)) for name in names}
+    weighted = {name: _compute_weighted_mean(rows, name, support) for name in names}
     mean_keys = {"sensitivity": "balanced_accuracy", "auroc": "auroc.macro", "ap": "average_precision.macro"}
     intervals = {name: format_interval(split_metrics, dotted, format_score) for name, dotted in mean_keys.items()}
+    totals = {"number": None, "support": sum(support)}
     return [
         *rows,
-        {"name": "Mean of the classes", "number": None, "support": support, "interval": intervals} | mean,
-        {"name": "Mean weighted by images", "number": None, "support": support, "interval": {}} | weighted,
+        {"name": "Macro average", "interval": intervals} | totals | mean,
+        {"name": "Weighted average", "interval": {}} | totals | weighted,
     ]
 
 
 def _format_class_intervals(split_metrics: dict[str, Any], label: str) -> dict[str, str]:
-    """The interval of each figure of a class, in words."""
     names = {name: f"per_class.{label}.{name}" for name in CLASS_METRICS}
     names |= {"auroc": f"auroc.per_class.{label}", "ap": f"average_precision.per_class.{label}"}
     return {name: format_interval(split_metrics, dotted, format_score) for name, dotted in names.items()}
 
 
+def _compute_weighted_mean(rows: list[dict[str, Any]], name: str, weights: list[int]) -> float | None:
+    """Return the mean over the rows that have the metric and a weight, or None without such a row."""
+    pairs = [(row[name], n) for row, n in zip(rows, weights, strict=True) if row[name] is not None and n]
+    return float(np.average([value for value, _ in pairs], weights=[n for _, n in pairs])) if pairs else None
+
+
 def make_calibration_rows(split_metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Name, figure, what to compare it with, and the figure before the temperature, in words; no row for nothing."""
+    """Return the known calibration metrics with interval or chance level, and their value before scaling."""
     calibration, uncalibrated = split_metrics["calibration"], split_metrics.get("uncalibrated")
     names = {"log_loss": "Log-loss", "brier": "Brier score (0 to 2)", "ece": "Calibration error (ECE)"}
-    references = {
-        name: format_interval(split_metrics, f"calibration.{name}", format_number) for name in ("log_loss", "brier")
-    }
-    references["ece"] = (
-        f"up to {format_number(calibration['ece_chance'])} by chance alone"
-        if calibration["ece_chance"] is not None
-        else ""
-    )
+    references = {key: format_interval(split_metrics, f"calibration.{key}", format_number) for key in names}
+    if calibration["ece_chance"] is not None:
+        references["ece"] = f"up to {format_number(calibration['ece_chance'])} by chance"
     return [
         {
             "name": name,
-            "figure": format_number(calibration[key]),
+            "value": format_number(calibration[key]),
             "reference": references[key],
             "before": format_number(uncalibrated[key]) if uncalibrated else "",
         }
@@ -148,7 +141,7 @@ def make_calibration_rows(split_metrics: dict[str, Any]) -> list[dict[str, str]]
 
 
 def make_calibration_line_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Slope and intercept of each class, [value, low, high] each, in words."""
+    """Return calibration slope and intercept of each class as [value, low, high], or None if not estimated."""
     return [
         {"name": label, "number": k}
         | {name: [format_number(value) for value in line[name]] if line else None for name in ("slope", "intercept")}
@@ -158,7 +151,7 @@ def make_calibration_line_rows(split_metrics: dict[str, Any]) -> list[dict[str, 
 
 
 def make_threshold_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each class's threshold, what it was chosen for, and what it does on this split, in words."""
+    """Return the threshold of each class, its target, and its metrics on this split."""
     rows = (split_metrics.get("thresholds") or {}).get("per_class", {})
     return [
         {
@@ -170,21 +163,13 @@ def make_threshold_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
             "unstable": row["unstable"],
             "prevalence": format_percent(row["prevalence"]) if "prevalence" in row else "",
         }
-        | {name: _format_proportion(row.get(name)) for name in ("sensitivity", "specificity", "ppv", "npv")}
+        | {key: format_estimate(row.get(key), format_percent) for key in ("sensitivity", "specificity", "ppv", "npv")}
         for label, row in rows.items()
     ]
 
 
-def _format_proportion(estimate: list[float] | None) -> tuple[str, str]:
-    """A share and its interval, in words."""
-    if estimate is None or None in estimate:
-        return format_percent(estimate and estimate[0]), ""
-    split_metrics = {"intervals": {"of": {"it": estimate[1:]}}}
-    return format_percent(estimate[0]), format_interval(split_metrics, "it", format_percent)
-
-
 def make_confusion_rows(split_metrics: dict[str, Any], max_rows: int = 5) -> list[dict[str, Any]]:
-    """The cells of the confusion matrix beside its diagonal, the largest share of their row first."""
+    """Return the most frequent confusions, sorted by their share of the true class."""
     labels, matrix = split_metrics["labels"], split_metrics["confusion_matrix"]
     cells = [(i, k, n, sum(row)) for i, row in enumerate(matrix) for k, n in enumerate(row) if n and i != k]
     cells.sort(key=lambda cell: (-cell[2] / cell[3], -cell[2]))
@@ -193,66 +178,49 @@ def make_confusion_rows(split_metrics: dict[str, Any], max_rows: int = 5) -> lis
     ]
 
 
-def _compute_weighted_mean(rows: list[dict[str, Any]], name: str, find_weight) -> float | None:
-    known_pairs = [(row[name], find_weight(row)) for row in rows if row[name] is not None and find_weight(row)]
-    values, weights = zip(*known_pairs, strict=True) if known_pairs else ((), ())
-    return float(np.average(values, weights=weights)) if known_pairs else None
-
-
 def make_reason_rows(split_metrics: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Each reason once, with the figures that it explains; two classes need no excuse for top-2."""
-    names_by_reason: dict[str, list[str]] = {}
+    """Return each reason for missing metrics with their names; top-2 accuracy is not expected for two classes."""
+    names_by_reason: dict[str, dict[str, None]] = {}
     for name, reason in split_metrics["reasons"].items():
         if name != "top2_accuracy" or len(split_metrics["labels"]) > 2:
-            names_by_reason.setdefault(reason, []).append(name)
-    return list(names_by_reason.items())
+            # the reason names the class
+            metric = name.rpartition(".")[2] if name.startswith("per_class.") else name.partition(".per_class.")[0]
+            metric = metric.replace("auroc", "AUROC").replace("f1", "F1").replace("_", " ").replace(".", " ")
+            names_by_reason.setdefault(reason, {})[metric] = None
+    return [(reason, list(names)) for reason, names in names_by_reason.items()]
 
 
 def make_misclassified_cards(record: RunRecord, n_without_thumbnails: int = 8) -> list[dict[str, Any]]:
-    """The most wrong images, each with its thumbnail (or none) and what the model gave to truth and guess."""
-    images = record.thumbnails[record.thumbnails["role"] == "wrong"]
-    map_table = record.saliency_maps.table[record.saliency_maps.table["role"] == "wrong"]
-    thumbnail_uris, map_uris = (
-        {(row.source, row.path): row.uri for row in table.itertuples()} for table in (images, map_table)
-    )
+    """Return the misclassified images with the lowest probability of the true class, with thumbnail and map."""
+    images, maps = (table[table["role"] == "wrong"] for table in (record.thumbnails, record.saliency_maps.table))
+    thumbnail_uris, saliency_uris = map_uris(images), map_uris(maps)
     rows = select_most_wrong(record.predictions, len(images) or n_without_thumbnails)
     return [
-        _make_card(row, record.predictions.labels, thumbnail_uris)
-        | {"map": map_uris.get((row["source"], row["path"]), "")}
+        {
+            "path": row["path"],
+            "patient": row["patient"],
+            "truth": row["label"],
+            "uri": thumbnail_uris.get((row["source"], row["path"]), ""),
+            "map": saliency_uris.get((row["source"], row["path"]), ""),
+        }
+        | _make_probability_bars(row, record.predictions.labels)
         for row in rows.to_dict("records")
     ]
 
 
-def _make_card(
-    row: dict[str, Any], labels: tuple[str, ...], thumbnail_uris: dict[tuple[str, str], str]
-) -> dict[str, Any]:
-    ranked_probabilities = sorted(
-        ((row[PROBABILITY_PREFIX + label], k) for k, label in enumerate(labels)), key=lambda item: (-item[0], item[1])
+def _make_probability_bars(row: dict[Hashable, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return the predicted class and one bar per class, highest probability first."""
+    ranked = sorted(
+        ((row[PROBABILITY_PREFIX + label], k) for k, label in enumerate(labels)), key=lambda x: (-x[0], x[1])
     )
-    guess = labels[ranked_probabilities[0][1]]
-    # a long list of classes is cut to the four that matter, the truth always among them
-    shown_probabilities = (
-        [item for i, item in enumerate(ranked_probabilities) if i < 3 or labels[item[1]] == row["label"]][:4]
-        if len(ranked_probabilities) > 4
-        else ranked_probabilities
-    )
-    bars = [
-        {"label": labels[k], "number": k, "probability": p, "truth": labels[k] == row["label"]}
-        for p, k in shown_probabilities
-    ]
-    uri = thumbnail_uris.get((row["source"], row["path"]), "")
-    return {
-        "path": row["path"],
-        "patient": row["patient"],
-        "truth": row["label"],
-        "guess": guess,
-        "bars": bars,
-        "uri": uri,
-    }
+    bars = [{"label": labels[k], "number": k, "probability": p, "truth": labels[k] == row["label"]} for p, k in ranked]
+    if len(bars) > 4:  # the three highest and the true class, four bars at most
+        bars = [bar for i, bar in enumerate(bars) if i < 3 or bar["truth"]][:4]
+    return {"guess": labels[ranked[0][1]], "bars": bars}
 
 
 def make_drop_rows(drops: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each that was held out: its name, and a row a figure with what it is inside, outside, and less outside."""
+    """Return for each external test set the internal and external value of each metric, and the difference."""
     return [{"name": name, "rows": _make_drop_metric_rows(drop["figures"], labels)} for name, drop in drops.items()]
 
 
@@ -274,16 +242,16 @@ def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], labels: tuple[s
 
 
 def make_subgroup_rows(subgroups: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """For each trait: its name, the headings of its figures, and a row a group."""
+    """Return for each attribute, such as sex, the column headings and one row per subgroup."""
     classes = labels if len(labels) <= MAX_CLASS_COLUMNS else ()
-    headings = [("AUROC,", "macro"), ("Sensitivity,", "mean"), *(("Sensitivity,", label) for label in classes)]
+    headings = [("AUROC,", "macro"), ("Balanced", "accuracy"), *(("Sensitivity,", label) for label in classes)]
     return [
         {
-            "name": trait,
+            "name": attribute,
             "heads": headings,
             "rows": [_make_group_row(name, row, classes) for name, row in groups.items()],
         }
-        for trait, groups in subgroups.items()
+        for attribute, groups in subgroups.items()
     ]
 
 
@@ -292,25 +260,22 @@ def _make_group_row(name: str, row: dict[str, Any], classes: tuple[str, ...]) ->
     if "support" not in row:
         return counts | {"cells": [], "why": f"fewer than {MIN_GROUP_PATIENTS} patients: not measured"}
     n_present_classes = sum(n > 0 for n in row["support"].values())
-    cells = [format_estimate(row["auroc"], format_score), format_estimate(row["balanced_accuracy"], format_score)]
-    if n_present_classes < len(row["support"]):  # a mean of fewer classes is another figure
+    cells: list[tuple[str, ...]] = [format_estimate(row[key]) for key in ("auroc", "balanced_accuracy")]
+    if n_present_classes < len(row["support"]):  # a mean over fewer classes is not comparable
         cells = [(*cell, f"{n_present_classes} of {len(row['support'])} classes") for cell in cells]
-    return counts | {
-        "cells": [*cells, *(format_estimate(row["sensitivity"][label], format_score) for label in classes)],
-        "why": "",
-    }
+    return counts | {"cells": cells + [format_estimate(row["sensitivity"][label]) for label in classes], "why": ""}
 
 
-def format_estimate(estimate: list[float | None] | None, formatter=format_score) -> Cell:
-    """A figure, and its interval or nothing."""
-    if estimate is None:
+def format_estimate(estimate: Sequence[float | None] | None, formatter: Formatter = format_score) -> Cell:
+    """Return the value and the interval of [value, low, high]; the interval is empty if it is unknown."""
+    if not estimate:
         return formatter(None), ""
-    if estimate[1] is None:
-        return formatter(estimate[0]), ""
-    return formatter(estimate[0]), format_interval({"intervals": {"of": {"it": estimate[1:]}}}, "it", formatter)
+    value, *bounds = estimate
+    split_metrics = None if None in bounds else {"intervals": {"of": {"it": bounds}}}
+    return formatter(value), format_interval(split_metrics, "it", formatter)
 
 
-def format_difference(estimate: list[float | None]) -> Cell:
-    """A difference with its sign, and its interval."""
+def format_difference(estimate: Sequence[float | None]) -> Cell:
+    """Return a difference with its sign, and its interval."""
     value, low, high = estimate
     return f"{value:+.3f}", "" if low is None else f"{low:+.3f} to {high:+.3f}"

@@ -25,7 +25,7 @@ def test_a_run_writes_its_files_and_prints_the_path_of_the_report(finished):
 def test_the_report_shows_the_gray_values_of_each_class(finished):
     run = finished[0]
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "Gray values of each class" in page and 'id="histogram_3-figure_1"' in page
+    assert "Mean gray value histograms" in page and 'id="histogram_3-figure_1"' in page
     assert pd.read_csv(run / "histograms.csv")["label"].value_counts().to_dict() == dict.fromkeys(LABELS, 64)
 
 

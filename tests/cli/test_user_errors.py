@@ -57,7 +57,7 @@ def test_unreadable_files_can_be_skipped_and_are_counted_in_the_report(call, dam
             "--device auto",
         ),
         (["train", "mobilenetv2_035", "--data", "TOYS", "--out", "TOYS"], 73, "Choose another --out"),
-        (["report", "nowhere"], 66, "Name the folder of a finished run"),
+        (["report", "nowhere"], 66, "Pass the folder of a finished run"),
         (["predict", "nowhere", "a.png"], 66, "Pass the folder of a finished run"),
         (["predict", "nowhere"], 66, "Pass files or folders"),
         (["models", "no_such_backbone"], 66, "Pass a shorter part"),

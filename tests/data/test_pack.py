@@ -226,9 +226,7 @@ def test_an_inconsistent_shape_is_an_image_error(packed):
 
 
 def test_references_to_nothing_are_image_errors(packed, tmp_path):
-    assert "got image 5, expected 0 to 4. Use a number below 5" in refuse(
-        lambda: read_image(f"{packed}#5"), ImageError
-    )
+    assert "got image 5, expected 0 to 4. Use a number below 5" in refuse(lambda: read_image(f"{packed}#5"), ImageError)
     assert "no such file. Check the name" in refuse(lambda: read_image(tmp_path / "gone.h5#1"), ImageError)
 
 

@@ -74,8 +74,8 @@ def test_a_report_of_elsewhere_holds_both_figures_and_their_difference(away):
     below = math.hypot(row["internal"][0] - row["internal"][1], row["external"][2] - row["external"][0])
     assert value - low == pytest.approx(below)
     page = (away / "report.html").read_text()
-    assert "Where it was trained, and elsewhere" in page and f"{value:+.3f}" in page
-    assert "internal test images" in page
+    assert "Internal and external test" in page and f"{value:+.3f}" in page
+    assert "internal test set" in page
 
 
 def test_a_fall_beyond_a_tenth_of_auroc_is_a_warning_that_says_so(away):

@@ -1,4 +1,4 @@
-"""Tests for data_figures.py: what the bars and the histograms say."""
+"""Tests for data_figures.py: texts of the bars and histograms."""
 
 from xml.etree import ElementTree
 
@@ -9,35 +9,39 @@ from fastcxr.report.data_figures import plot_class_counts, plot_class_histogram,
 from fastcxr.report.style import to_svg
 
 
-def words(figure):
+def read_texts(figure):
     root = ElementTree.fromstring(to_svg(figure, "f", "described"))
     return [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
-def shares(labels, black=0.0):
+def make_histograms(labels, black=0.0):
     mean = np.full(64, (1 - black) / 63)
     mean[0] = black or mean[1]
     rows = {"bin": np.arange(64), "mean": mean, "low": 0.5 * mean, "high": 1.5 * mean, "images": 3}
     return pd.concat([pd.DataFrame({"label": label} | rows) for label in labels])
 
 
-def test_bars_carry_counts_and_shares():
+def test_bars_show_counts_and_shares():
     counts = pd.DataFrame({"train": [70, 20], "test": [10, 0]}, index=["a$b$", "_hidden"])
     assert {"a$b$", "_hidden", "train", "test", "70", "80  (80.0 %)", "20  (20.0 %)"} <= set(
-        words(plot_class_counts(counts))
+        read_texts(plot_class_counts(counts))
     )
 
 
-def test_a_class_without_images_has_a_bar_of_nothing():
-    assert "0  (0.0 %)" in words(plot_class_counts(pd.DataFrame({"train": [5, 0]}, index=["a", "b"])))
+def test_a_class_without_images_has_an_empty_bar():
+    assert "0  (0.0 %)" in read_texts(plot_class_counts(pd.DataFrame({"train": [5, 0]}, index=["a", "b"])))
 
 
-def test_every_class_is_named_in_the_common_histogram():
-    assert {"a$b$", "_hidden"} <= set(words(plot_mean_histograms(shares(["a$b$", "_hidden"]), ["_hidden", "a$b$"])))
+def test_the_combined_histogram_names_every_class():
+    assert {"a$b$", "_hidden"} <= set(
+        read_texts(plot_mean_histograms(make_histograms(["a$b$", "_hidden"]), ["_hidden", "a$b$"]))
+    )
 
 
-def test_black_margins_are_told_in_words_and_do_not_flatten_the_rest():
-    figure = plot_class_histogram(shares(["a", "b"], black=0.4), "a", 0)
+def test_the_share_of_black_margins_is_a_text_and_does_not_set_the_axis_limit():
+    figure = plot_class_histogram(make_histograms(["a", "b"], black=0.4), "a", 0)
     assert figure.axes[0].get_ylim()[1] < 0.05
-    assert "↑ black: 40.0 %" in words(figure)
-    assert not [word for word in words(plot_class_histogram(shares(["a", "b"]), "a", 0)) if "black:" in word]
+    assert "↑ black: 40.0 %" in read_texts(figure)
+    assert not [
+        word for word in read_texts(plot_class_histogram(make_histograms(["a", "b"]), "a", 0)) if "black:" in word
+    ]

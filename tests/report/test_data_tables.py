@@ -1,4 +1,4 @@
-"""Tests for data_tables.py and data_notices.py"""
+"""Tests for data_tables.py and data_notices.py."""
 
 import pandas as pd
 import pytest
@@ -9,7 +9,7 @@ from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import read_dataset_record
 
 
-def described(folder, manifest, files=None):
+def describe(folder, manifest, files=None):
     build_description(folder, manifest, thumbnails=False, run={"messages": []})
     if files is not None:
         columns = ["label", "kind", "width", "height", "images"]
@@ -17,7 +17,7 @@ def described(folder, manifest, files=None):
     return read_dataset_record(folder)
 
 
-def tiny(labels="aab", split="train", **columns):
+def make_small_manifest(labels="aab", split="train", **columns):
     rows = {"source": "s", "path": [f"{i}.png" for i in range(len(labels))], "label": list(labels)}
     rows |= {"patient": [f"p{i}" for i in range(len(labels))], "patient_origin": "image"}
     return pd.DataFrame(rows).assign(**({"split": split, "split_origin": "given"} | columns))
@@ -27,9 +27,9 @@ def titles(record):
     return [notice.title for notice in make_notices(record, page="describe")]
 
 
-def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
+def test_split_table_agrees_with_pandas_crosstab(tmp_path):
     manifest = make_manifest(n=300)
-    table = make_split_table(described(tmp_path, manifest))
+    table = make_split_table(describe(tmp_path, manifest))
     counts = pd.crosstab(manifest["label"], manifest["split"])
     for row in table["rows"]:
         images = dict(zip(table["splits"], (cell["images"] for cell in row["cells"]), strict=False))
@@ -38,26 +38,28 @@ def test_images_and_patients_of_each_class_and_split_are_pandas_own(tmp_path):
     assert table["total"][-1]["images"] == 300
 
 
-def test_files_of_a_class_are_told_by_kind_middle_size_and_reach(tmp_path):
+def test_file_rows_have_formats_median_size_and_range(tmp_path):
     files = [("a", "JPEG", 300, 200, 2), ("a", "PNG", 100, 90, 1), ("a", "PNG", 900, 800, 1), ("b", "PNG", 10, 10, 9)]
-    first, second = make_file_rows(described(tmp_path, tiny(), files))
+    first, second = make_file_rows(describe(tmp_path, make_small_manifest(), files))
     assert (first["kinds"], first["size"], first["range"]) == ("JPEG 2, PNG 2", "300 × 200", "100 × 90 to 900 × 800")
     assert (second["kinds"], second["size"], second["range"]) == ("PNG", "10 × 10", "")
-    assert first["sources"] == "", "one source tells nothing"
+    assert first["sources"] == "", "a single source is not listed"
 
 
-def test_the_number_of_measured_images_is_said(tmp_path):
-    assert describe_measured_images(described(tmp_path / "1", tiny("aabb"))) == "2 of each class"
-    assert describe_measured_images(described(tmp_path / "2", tiny("aab"))) == "a 2 and b 1"
+def test_the_number_of_measured_images_is_describe(tmp_path):
+    assert describe_measured_images(describe(tmp_path / "1", make_small_manifest("aabb"))) == "2 of each class"
+    assert describe_measured_images(describe(tmp_path / "2", make_small_manifest("aab"))) == "a 2 and b 1"
 
 
-def test_classes_of_one_size_have_no_smallest(tmp_path):
-    assert ("Each class", "50.0 %", "2 images") in make_tiles(described(tmp_path / "1", tiny("aabb")))
-    assert ("Smallest class", "33.3 %", "b, 1 image") in make_tiles(described(tmp_path / "2", tiny("aab")))
+def test_classes_of_equal_size_have_no_smallest_class(tmp_path):
+    assert ("Each class", "50.0 %", "2 images") in make_tiles(describe(tmp_path / "1", make_small_manifest("aabb")))
+    assert ("Smallest class", "33.3 %", "b, 1 image") in make_tiles(
+        describe(tmp_path / "2", make_small_manifest("aab"))
+    )
 
 
 def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
-    record = described(tmp_path, tiny("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
+    record = describe(tmp_path, make_small_manifest("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
     found = {notice.title: notice.text for notice in make_notices(record, page="describe") if notice.level == "warning"}
     assert list(found) == ["Shortcut: the file type predicts the class"]
     assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Shortcut: the file type predicts the class"]
@@ -65,7 +67,7 @@ def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
 
 @pytest.mark.parametrize(("sources", "apart"), [("xxyyyy", "a"), ("xyxyzz", "c"), ("xxyzzz", "a")])
 def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
-    record = described(tmp_path, tiny("aabbcc", source=list(sources)))
+    record = describe(tmp_path, make_small_manifest("aabbcc", source=list(sources)))
     text = next(
         notice.text
         for notice in make_notices(record, page="describe")
@@ -75,7 +77,7 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "told"),
+    ("sizes", "expected"),
     [
         ([("a", 300, 200), ("a", 310, 200), ("b", 256, 256)], "a (2 of 2 images) and b (1 of 1 image)"),
         ([("a", 300, 200), ("a", 256, 256), ("b", 256, 256)], None),
@@ -83,25 +85,31 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
         ([("a", 300, 200), ("a", 310, 200), ("b", 256, 250), ("b", 250, 250)], None),
     ],
 )
-def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, told):
+def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, expected):
     files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
     found = {
-        notice.title: notice.text for notice in make_notices(described(tmp_path, tiny("aabb"), files), page="describe")
+        notice.title: notice.text
+        for notice in make_notices(describe(tmp_path, make_small_manifest("aabb"), files), page="describe")
     }
-    assert told is None or f"the image size of {told}." in found["Shortcut: the image size predicts the class"]
-    assert ("Shortcut: the image size predicts the class" in found) == (told is not None)
+    assert expected is None or f"the image size of {expected}." in found["Shortcut: the image size predicts the class"]
+    assert ("Shortcut: the image size predicts the class" in found) == (expected is not None)
 
 
 def test_one_source_for_all_is_no_news(tmp_path):
-    assert titles(described(tmp_path, tiny("aabb"))) == []
+    assert titles(describe(tmp_path, make_small_manifest("aabb"))) == []
 
 
 def test_few_test_images_are_a_warning(tmp_path):
-    manifest = tiny("a" * 30 + "b" * 30, split=["test"] * 25 + ["train"] * 5 + ["test"] * 3 + ["train"] * 27)
-    found = {notice.title: notice.text for notice in make_notices(described(tmp_path, manifest), page="describe")}
+    manifest = make_small_manifest(
+        "a" * 30 + "b" * 30, split=["test"] * 25 + ["train"] * 5 + ["test"] * 3 + ["train"] * 27
+    )
+    found = {notice.title: notice.text for notice in make_notices(describe(tmp_path, manifest), page="describe")}
     assert found["Few images of a class"].startswith("In the test split: b 3.")
 
 
 def test_given_splits_are_not_called_drawn(tmp_path):
-    given, drawn = described(tmp_path / "1", tiny()), described(tmp_path / "2", tiny(split_origin="patient"))
+    given, drawn = (
+        describe(tmp_path / "1", make_small_manifest()),
+        describe(tmp_path / "2", make_small_manifest(split_origin="patient")),
+    )
     assert "No split in the data" not in titles(given) and "No split in the data" in titles(drawn)

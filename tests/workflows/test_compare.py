@@ -40,7 +40,7 @@ def test_the_page_and_the_numbers_say_the_same(runs, tmp_path):
     assert [row["name"] for row in facts["rows"]] == ["study-1/run", "study-2/run"]
     assert facts["n_shared_images"] == 120 and facts["patients"] == 40
     text = page.read_text()
-    assert "the 120 images of 40 patients that every one of them was scored on" in text
+    assert "Evaluated on 120 shared images of 40 patients." in text
     value, low, high = facts["rows"][0]["auroc"]
     assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
     assert "&lt; 0.001" in text and (tmp_path / "out" / "figures" / "roc_1.svg").exists()

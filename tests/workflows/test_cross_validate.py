@@ -88,7 +88,7 @@ def test_pooled_figures_are_those_of_scikit_learn_and_folds_have_mean_and_spread
 
 def test_the_pooled_report_shows_the_folds(pooled):
     page = (pooled[1] / "report.html").read_text()
-    assert "images out of fold" in page
+    assert "out-of-fold images" in page
     assert "±" in page
     assert "Neither test nor validation split" not in page
     assert "Files missing from the run folder" not in page
@@ -143,7 +143,7 @@ def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_
     table = pd.read_csv(of_two_kinds / "patient_split" / "predictions.csv", dtype=str)
     assert table.groupby("patient")["fold"].nunique().max() == 1
     page = (of_two_kinds / "report.html").read_text()
-    assert "by a model that did not see it." in page and "nor its patient" not in page
+    assert "by the model that was trained without it." in page and "without its patient" not in page
     gap = 100 * (apart["accuracy"] - here["accuracy"])
     assert f"With a patient-level split: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
 

@@ -48,7 +48,7 @@ def test_the_pooled_report_gives_the_drop_of_each_source(pooled):
         alone = json.loads((pooled / place / "metrics.json").read_text())
         assert metrics["external_drop"][name]["figures"] == alone["external_drop"][name]["figures"]
     page = (pooled / "report.html").read_text()
-    assert "2 sources held out in turn" in page and "Where it was trained, and elsewhere" in page
+    assert "Leave-one-source-out validation with 2 sources" in page and "Internal and external test" in page
     assert "External validity: unknown" not in page
     assert verify(pooled)[0] == []
 
