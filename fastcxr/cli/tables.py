@@ -71,7 +71,7 @@ def show_comparison(console: Console, folder: Path) -> None:
         table.add_row(escape(row["name"]), *cells)
     console.print(table)
     if comparison["n_shared_images"]:
-        print_plain(console, f"tested on the {comparison['shared']:,} images shared by all models")
+        print_plain(console, f"tested on the {comparison['n_shared_images']:,} images shared by all models")
     else:
         print_plain(console, "no shared images: not tested")
 
