@@ -98,7 +98,7 @@ def test_the_temperature_and_the_thresholds_travel_with_the_model(trained, tmp_p
 def test_calibration_that_makes_no_sense_is_refused(folder, given):
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(facts | {"calibration": given}))
-    with pytest.raises(ModelError, match="its calibration makes no sense"):
+    with pytest.raises(ModelError, match="the calibration is invalid"):
         load_model(folder)
 
 
