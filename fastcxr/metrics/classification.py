@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
 
 from fastcxr.errors import DataError
-from fastcxr.metrics.bootstrap import is_in_top2
 
 _RANKING_METRICS = ("auroc", "average_precision")
 _MACRO_NAMES = tuple(f"{name}.macro" for name in _RANKING_METRICS)
@@ -48,7 +47,7 @@ def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence
         "balanced_accuracy": _average_known(row["recall"] for row in per_class.values()),
         "auroc": _compute_ranking_metric(truth, probability, labels, roc_auc_score),
         "average_precision": _compute_ranking_metric(truth, probability, labels, average_precision_score),
-        "top2_accuracy": float(is_in_top2(truth, probability).mean()) if len(labels) > 2 and len(truth) else None,
+        "top2_accuracy": _compute_top2_accuracy(truth, probability),
         "per_class": per_class,
     }
     return {"labels": labels, **metrics, "confusion_matrix": confusion.tolist(), "reasons": reasons}
@@ -108,6 +107,13 @@ def _compute_ranking_metric(
     }
     micro = float(metric_function(one_hot.ravel(), probability.ravel())) if is_defined.any() else None
     return {"macro": _average_known(per_class.values()), "micro": micro, "per_class": per_class}
+
+
+def _compute_top2_accuracy(truth: np.ndarray, probability: np.ndarray) -> float | None:
+    n_classes = probability.shape[1]
+    if n_classes < 3 or not len(truth):
+        return None
+    return float(top_k_accuracy_score(truth, probability, k=2, labels=range(n_classes)))
 
 
 def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict[str, str]:

@@ -114,12 +114,11 @@ def make_predictions(
     base_columns = {name: _to_text(manifest[name]) if name in manifest else "" for name in BASE_COLUMNS[:5]}
     base_columns |= {"predicted": np.array([*labels, ""], dtype=object)[predicted_index], "error": error_cells}
     probability_columns = {PROBABILITY_PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
-    extra_names = [name for name in manifest.columns if name not in (*BASE_COLUMNS[:5], "file")]
-    is_reserved = {name: name in _OWN_COLUMNS or name.startswith(PROBABILITY_PREFIX) for name in extra_names}
-    extra_columns = {
-        f"manifest_{name}" if is_reserved[name] else name: manifest[name].to_numpy() for name in extra_names
-    }
-    columns = base_columns | probability_columns | extra_columns
+    columns = base_columns | probability_columns
+    for name in manifest.columns:
+        if name not in (*BASE_COLUMNS[:5], "file"):
+            is_reserved = name in _OWN_COLUMNS or name.startswith(PROBABILITY_PREFIX)
+            columns[f"manifest_{name}" if is_reserved else name] = manifest[name].to_numpy()
     return Predictions(pd.DataFrame(columns, index=range(len(manifest))), tuple(labels))
 
 
@@ -181,12 +180,10 @@ def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
     if predictions.primary_split is None:
         return predictions.table.iloc[:0]
     scorable = predictions.for_split(predictions.primary_split).scorable()
-    row_numbers, truth, probability = np.arange(len(scorable.table)), scorable.truth, scorable.probability
-    wrong = row_numbers[probability.argmax(axis=1) != truth]
+    truth, probability, paths = scorable.truth, scorable.probability, scorable.table["path"]
+    wrong = np.flatnonzero(probability.argmax(axis=1) != truth)
     # ties: higher confidence first, then by path, for a reproducible order
-    order = np.lexsort(
-        (scorable.table["path"].iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]])
-    )
+    order = np.lexsort((paths.iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]]))
     return scorable.table.iloc[wrong[order][:n_images]].reset_index(drop=True)
 
 
