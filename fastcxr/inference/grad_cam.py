@@ -42,10 +42,8 @@ def _count_used_positions(
     """Return the number of positions of each map that influence the features; maps without influence are omitted."""
     generator = torch.Generator().manual_seed(0)
     # features instead of logits: the weights of an untrained head may be zero
-    random_projection = reduce(
-        torch.add, ((tensor * torch.randn(tensor.shape, generator=generator).to(tensor)).sum() for tensor in features)
-    )
-    gradients = torch.autograd.grad(random_projection, list(maps.values()), allow_unused=True)
+    projections = ((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in features)
+    gradients = torch.autograd.grad(reduce(torch.add, projections), list(maps.values()), allow_unused=True)
     return {
         name: int(to_feature_maps(gradient, network).abs().sum(dim=(0, 1)).count_nonzero())
         for name, gradient in zip(maps, gradients, strict=True)
@@ -62,10 +60,8 @@ def grad_cam(network: nn.Module, layers: tuple[str, ...], images: torch.Tensor, 
         logits = network(images).float().gather(1, classes[:, None])[:, 0]
     layer_outputs = [outputs[name] for name in layers]
     gradients = torch.autograd.grad(logits.sum(), layer_outputs, materialize_grads=True)
-    layer_maps = (
-        _compute_layer_map(*pair, network, images.shape[-1]) for pair in zip(layer_outputs, gradients, strict=True)
-    )
-    saliency = reduce(torch.add, layer_maps)
+    pairs = zip(layer_outputs, gradients, strict=True)
+    saliency = reduce(torch.add, (_compute_layer_map(*pair, network, images.shape[-1]) for pair in pairs))
     head = find_head(network)
     if isinstance(head, MultiScaleHead):
         # the head subtracts the mean of each feature: an average image is no evidence

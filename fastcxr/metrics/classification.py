@@ -55,14 +55,11 @@ def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence
 
 def _validate_inputs(truth: np.ndarray, probability: np.ndarray, n_classes: int) -> None:
     if probability.shape != (len(truth), n_classes):
-        raise DataError(
-            f"the probabilities have the shape {probability.shape}, expected {(len(truth), n_classes)}",
-            "Pass one row per image and one column per class",
-        )
+        problem = f"the probabilities have the shape {probability.shape}, expected {(len(truth), n_classes)}"
+        raise DataError(problem, "Pass one row per image and one column per class")
     if not np.isfinite(probability).all() or (len(truth) and (truth.min() < 0 or truth.max() >= n_classes)):
-        raise DataError(
-            "an image has no label or no probability", "Exclude it with Predictions.scorable()", code="E309"
-        )
+        fix = "Exclude it with Predictions.scorable()"
+        raise DataError("an image has no label or no probability", fix, code="E309")
 
 
 def _compute_confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -118,7 +115,7 @@ def _compute_top2_accuracy(truth: np.ndarray, probability: np.ndarray) -> float 
 
 def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict[str, str]:
     """Return, by dotted name, why a metric is None or does not include all classes."""
-    support, n_predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    support = confusion.sum(axis=1)
     absent = [label for label, n in zip(labels, support, strict=True) if n == 0]
     reasons = {} if len(labels) > 2 else {"top2_accuracy": "two classes: the two most probable are always both of them"}
     if not support.any():
@@ -138,7 +135,7 @@ def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict
         reasons |= dict.fromkeys(names, f"no image of class {label} in this split")
         if not support.any():
             reasons[f"per_class.{label}.specificity"] = "no image to measure in this split"
-    for label, n, n_label_predictions in zip(labels, support, n_predicted, strict=True):
+    for label, n, n_label_predictions in zip(labels, support, confusion.sum(axis=0), strict=True):
         if n and not n_label_predictions:
             reason = f"no image was predicted to be {label}: counted as 0"
             reasons |= {f"per_class.{label}.{name}": reason for name in ("precision", "f1")}

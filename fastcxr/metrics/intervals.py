@@ -43,13 +43,10 @@ def confidence_intervals(
         for name, draws in bootstrap_metrics(truth, probability, labels, patients, SEED).items()
         if (interval := _compute_bootstrap_interval(values.get(name), draws, name not in UNBOUNDED_METRICS)) is not None
     }
-    analytic_intervals = _compute_analytic_intervals(
-        truth, probability, labels, patient_index if is_clustered else None
-    )
-    analytic_intervals |= _compute_perfect_intervals(analytic_intervals, values, labels)
-    for name, interval in analytic_intervals.items():
-        is_extreme = values.get(name) in (0.0, 1.0)
-        if values.get(name) is not None and (not is_clustered or is_extreme):
+    analytic = _compute_analytic_intervals(truth, probability, labels, patient_index if is_clustered else None)
+    analytic |= _compute_perfect_intervals(analytic, values, labels)
+    for name, interval in analytic.items():
+        if values.get(name) is not None and (not is_clustered or values[name] in (0.0, 1.0)):
             intervals[name] = interval
     ordered = {name: [float(edge) for edge in intervals[name]] for name in values if name in intervals}
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, "of": ordered}
@@ -66,10 +63,8 @@ def proportion_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patients: n
     if not is_clustered or proportion in (0, 1):
         return _compute_wilson_interval(is_hit, is_eligible, patient_index if is_clustered else None)
     with np.errstate(invalid="ignore"):
-        draws = [
-            (weights @ (is_hit & is_eligible)) / (weights @ is_eligible)
-            for weights in draw_bootstrap_weights(patients, SEED)
-        ]
+        batches = draw_bootstrap_weights(patients, SEED)
+        draws = [(weights @ (is_hit & is_eligible)) / (weights @ is_eligible) for weights in batches]
     interval = _compute_bootstrap_interval(float(proportion), np.concatenate(draws), True)
     return interval or _compute_wilson_interval(is_hit, is_eligible, patient_index)
 
@@ -131,17 +126,14 @@ def _compute_perfect_intervals(
     intervals: Mapping[str, Interval], values: Mapping[str, Any], labels: Sequence[str]
 ) -> dict[str, Interval]:
     """Return conservative intervals of means that equal 1: from the mean lower bound of their components to 1."""
-    component_names = {
+    components = {
         "balanced_accuracy": [f"per_class.{label}.sensitivity" for label in labels],
         "auroc.macro": [f"auroc.per_class.{label}" for label in labels],
     }
-    component_names |= {
-        f"per_class.{label}.f1": [f"per_class.{label}.sensitivity", f"per_class.{label}.precision"] for label in labels
-    }
-    lower_bounds = {
-        name: [intervals[part][0] for part in of if part in intervals] for name, of in component_names.items()
-    }
-    return {name: (float(np.mean(low)), 1.0) for name, low in lower_bounds.items() if low and values.get(name) == 1}
+    for label in labels:
+        components[f"per_class.{label}.f1"] = [f"per_class.{label}.{name}" for name in ("sensitivity", "precision")]
+    lows = {name: [intervals[part][0] for part in of if part in intervals] for name, of in components.items()}
+    return {name: (float(np.mean(low)), 1.0) for name, low in lows.items() if low and values.get(name) == 1}
 
 
 def _compute_wilson_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patient_index: np.ndarray | None) -> Interval:

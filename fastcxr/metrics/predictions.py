@@ -161,9 +161,8 @@ def read_predictions(path: str | Path) -> Predictions:
         raise InputMissingError("no such file", _WRONG_FILE_FIX, path=path)
     try:
         # keep_default_na: a class may be called NA, and a patient None
-        table = unescape_formulas(
-            pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
-        )
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+        table = unescape_formulas(table)
         labels = _find_labels(table)
         names = [PROBABILITY_PREFIX + label for label in labels]
         columns = {name: table[name].replace("", "nan").astype(float) for name in names}
@@ -217,17 +216,13 @@ def _validate_rows(predictions: Predictions) -> None:
     table, labels = predictions.table, predictions.labels
     unknown = sorted(set(table["label"]) - {"", *labels})
     if unknown:
-        raise DataError(
-            f"the labels {unknown} are not classes of the model, expected {list(labels)}",
-            "Rename the labels to classes of the model, or exclude these images",
-            code="E302",
-        )
+        problem = f"the labels {unknown} are not classes of the model, expected {list(labels)}"
+        fix = "Rename the labels to classes of the model, or exclude these images"
+        raise DataError(problem, fix, code="E302")
     is_read = (table["error"] == "").to_numpy()
     sums = predictions.probability[is_read].sum(axis=1)
     is_invalid = ~np.isclose(1.0, sums, rtol=1e-5)  # the tolerance of scikit-learn's multi-class AUROC; True for NaN
     if is_invalid.any():
         first_path = table["path"][is_read].iloc[int(is_invalid.argmax())]
-        raise DataError(
-            f"the probabilities of {is_invalid.sum()} rows do not sum to one, first {first_path}",
-            "Predict again, or write a reason into the column error of these rows",
-        )
+        problem = f"the probabilities of {is_invalid.sum()} rows do not sum to one, first {first_path}"
+        raise DataError(problem, "Predict again, or write a reason into the column error of these rows")
