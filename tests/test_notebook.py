@@ -152,7 +152,7 @@ def make_some(split: str = "test", label: str = "haze", count: int = 6):
 
 def test_predictions_show_the_figures_of_each_split_and_a_few_rows():
     page = make_some()._repr_html_()
-    assert "6 images, 1 of them not readable; the first 5:" in page
+    assert "6 images, 1 unreadable; the first 5:" in page
     assert "100.0 %" in page
     assert page.count(DEFUSED) == 5
     assert "&lt;i&gt;cut off&lt;/i&gt;" in page

@@ -1,4 +1,4 @@
-"""Heat maps by captum's methods, an optional extra: slower than Grad-CAM, and for any network."""
+"""Saliency maps by captum's methods, an optional extra: slower than Grad-CAM, and for any network."""
 
 import importlib
 from typing import Any
@@ -8,15 +8,12 @@ from torch import nn
 
 from fastcxr.errors import ModelError
 
-N_PATH_STEPS, INTERNAL_BATCH_SIZE = (
-    32,
-    16,
-)  # points on the path of integrated gradients; images that the network sees at once
-N_WINDOWS_PER_SIDE = 14  # of occlusion, along each side
+N_PATH_STEPS, INTERNAL_BATCH_SIZE = 32, 16  # of integrated gradients: points on the path, images per forward pass
+N_WINDOWS_PER_SIDE = 14  # of occlusion
 
 
 def integrated_gradients(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """What each pixel adds to the logit of a class on the way from black, shape (n, size, size).
+    """Return the contribution of each pixel to the class logit relative to a black image, shape (n, size, size).
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks". `images`: (n, channels, size, size).
     """
@@ -29,7 +26,7 @@ def integrated_gradients(network: nn.Module, images: torch.Tensor, classes: torc
 
 
 def occlusion(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """How much of the logit of a class is lost where a window turns gray, shape (n, size, size).
+    """Return the decrease of the class logit when a gray window covers each pixel, shape (n, size, size).
 
     Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks". `images`: (n, channels, size, size).
     """
@@ -45,10 +42,9 @@ def occlusion(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -
 
 
 def import_captum(method: str) -> Any:
-    """captum.attr. Raises ModelError, which says how to get it, where it is not installed."""
+    """Return the module captum.attr. Raises ModelError if captum is not installed."""
     try:
         return importlib.import_module("captum.attr")
     except ImportError as error:
-        raise ModelError(
-            f"--method {method} needs captum ({error})", "Run `pip install 'fastcxr[explain]'`", code="E203"
-        ) from error
+        problem = f"--method {method} requires captum ({error})"
+        raise ModelError(problem, "Run `pip install 'fastcxr[explain]'`", code="E203") from error

@@ -1,13 +1,14 @@
-"""Where in a picture a network's evidence for a class lies: Grad-CAM, for convolutional networks and transformers.
+"""Grad-CAM: which positions of an image contribute to a class, for convolutional networks and transformers.
 
-Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization": every channel
-of the last map of places counts by what it adds to the class's logit, and only what speaks for the class is kept. A
-head that listens to several depths is explained at each of them, and the shares of the logit are added.
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization": each channel
+of the last spatial map is weighted by its contribution to the class logit, and only positive evidence is kept. A
+MultiScaleHead is explained at each of its stages, and the contributions are added.
 """
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
 
 import torch
 from torch import nn
@@ -18,19 +19,19 @@ from fastcxr.models.heads import MultiScaleHead, find_head, is_channels_last
 
 
 def find_target_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ...]:
-    """Names of the modules whose maps are explained, from stem to head; `image`: one to try them on, with its batch.
+    """Return the names of the modules to explain, from stem to head; `image`: a batch of one for a trial run.
 
-    The last is the last map before pooling that the head hears at more than one place: of a transformer that reads
-    its class token alone, what enters the last attention. Before it stand the depths that a MultiScaleHead listens to.
-    Raises ModelError for a network without any such map.
+    The last one is the last map before pooling of which the head uses several positions: the input of the last
+    attention for a transformer that reads only its class token. The stages of a MultiScaleHead precede it.
+
+    Raises:
+        ModelError: the network has no such map.
     """
     maps, features = _record_maps(network, image)
     n_positions = _count_used_positions(maps, features, network) if maps else {}
     last_layer = next((name for name in reversed(n_positions) if n_positions[name] > 1), None)
     if last_layer is None:
-        raise ModelError(
-            "this network has no map of places that Grad-CAM could show", "Give --method occlusion", code="E308"
-        )
+        raise ModelError("the network has no spatial map for Grad-CAM", "Pass --method occlusion", code="E308")
     head, earlier = find_head(network), list(maps)[: list(maps).index(last_layer)]
     return (*(name for name in getattr(head, "stages", ()) if name in earlier), last_layer)
 
@@ -38,13 +39,11 @@ def find_target_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ..
 def _count_used_positions(
     maps: dict[str, torch.Tensor], features: list[torch.Tensor], network: nn.Module
 ) -> dict[str, int]:
-    """At how many places of each map the features depend on it; maps that they do not depend on are left out."""
+    """Return the number of positions of each map that influence the features; maps without influence are omitted."""
     generator = torch.Generator().manual_seed(0)
-    # not the logits: the weights of a head may be zero, as those of an untrained one are
-    random_projection = sum(
-        (tensor * torch.randn(tensor.shape, generator=generator).to(tensor)).sum() for tensor in features
-    )
-    gradients = torch.autograd.grad(random_projection, list(maps.values()), allow_unused=True)
+    # features instead of logits: the weights of an untrained head may be zero
+    projections = ((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in features)
+    gradients = torch.autograd.grad(reduce(torch.add, projections), list(maps.values()), allow_unused=True)
     return {
         name: int(to_feature_maps(gradient, network).abs().sum(dim=(0, 1)).count_nonzero())
         for name, gradient in zip(maps, gradients, strict=True)
@@ -53,27 +52,26 @@ def _count_used_positions(
 
 
 def grad_cam(network: nn.Module, layers: tuple[str, ...], images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """How much each place adds to the logit of a class, nowhere less than zero; shape (n, size, size).
+    """Return the positive contribution of each position to the logit of a class, shape (n, size, size).
 
-    `images`: as the network sees them, shape (n, channels, size, size); `classes`: a number each, shape (n,).
+    `images`: normalized, shape (n, channels, size, size). `classes`: one index per image, shape (n,).
     """
     with torch.enable_grad(), detach_outputs(network, layers) as outputs:
         logits = network(images).float().gather(1, classes[:, None])[:, 0]
     layer_outputs = [outputs[name] for name in layers]
     gradients = torch.autograd.grad(logits.sum(), layer_outputs, materialize_grads=True)
-    saliency = sum(
-        _compute_layer_map(*pair, network, images.shape[-1]) for pair in zip(layer_outputs, gradients, strict=True)
-    )
+    pairs = zip(layer_outputs, gradients, strict=True)
+    saliency = reduce(torch.add, (_compute_layer_map(*pair, network, images.shape[-1]) for pair in pairs))
     head = find_head(network)
     if isinstance(head, MultiScaleHead):
-        # it takes every feature less its mean: the average image is no evidence
+        # the head subtracts the mean of each feature: an average image is no evidence
         offset = (logits - head.linear.bias[classes]).detach() - saliency.mean(dim=(1, 2))
         saliency = saliency + offset[:, None, None]
     return saliency.relu()
 
 
 def _compute_layer_map(output: torch.Tensor, gradient: torch.Tensor, network: nn.Module, size: int) -> torch.Tensor:
-    """What each place of a map adds; the mean over places is its share of the logit, whatever the grid."""
+    """Return the contribution of each position; the mean over positions is the contribution of the layer."""
     weight = to_feature_maps(gradient, network).sum(dim=(2, 3), keepdim=True)
     layer_map = (weight * to_feature_maps(output.detach(), network)).sum(dim=1, keepdim=True)
     return interpolate(layer_map, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
@@ -81,67 +79,57 @@ def _compute_layer_map(output: torch.Tensor, gradient: torch.Tensor, network: nn
 
 @contextmanager
 def detach_outputs(network: nn.Module, layers: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
-    """Inside, gradients end at these modules' outputs, so that none is counted twice; the outputs are collected."""
+    """Collect the outputs of these modules and end gradients there, which prevents counting a contribution twice."""
     outputs: dict[str, torch.Tensor] = {}
 
-    def detach_output(name: str, output: torch.Tensor) -> torch.Tensor:
+    def detach_output(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         outputs[name] = output.detach().float().requires_grad_()
-        return outputs[name].to(output.dtype, copy=True)  # a copy: some networks write into it
+        return outputs[name].to(output.dtype, copy=True)  # a copy: some networks modify it in place
 
-    # before the hooks of a MultiScaleHead, which is to hear the cut output
-    hooks = [
-        network.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: detach_output(name, output), prepend=True
-        )
-        for name in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in layers:
+            # prepend: before the hooks of a MultiScaleHead, which must receive the detached output
+            hook = network.get_submodule(name).register_forward_hook(partial(detach_output, name), prepend=True)
+            hooks.enter_context(hook)
         yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def to_feature_maps(output: torch.Tensor, network: nn.Module) -> torch.Tensor:
-    """Maps or tokens as maps with the channels second, shape (n, channels, side, side); tokens of no place left out."""
+    """Return maps or tokens as maps, shape (n, channels, side, side); tokens without a position are dropped."""
     if output.ndim == 4:
         return output.movedim(3, 1) if _has_channels_last(output, network) else output
-    side, n_prefix_tokens = _find_token_grid(output.shape[1], network)
+    grid = _find_token_grid(output.shape[1], network)
+    assert grid is not None, "only outputs that _is_feature_map accepts are passed"
+    side, n_prefix_tokens = grid
     return output[:, n_prefix_tokens:].unflatten(1, (side, side)).movedim(3, 1)
 
 
 def _record_maps(network: nn.Module, image: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-    """All maps before the head in the order in which they come, and what the head sees."""
+    """Return all maps before the head in forward order, and the inputs of the head."""
     maps: dict[str, torch.Tensor] = {}
     features: list[torch.Tensor] = []
 
-    def record_map(name: str, output: object) -> None:
-        maps.pop(name, None)  # a module may be used twice: its last place counts
+    def record_map(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        maps.pop(name, None)  # if a module is used twice, its last use counts
         if not features and isinstance(output, torch.Tensor) and _is_feature_map(output, network):
             maps[name] = output
 
     head = find_head(network)
-    head_modules = list(head) if isinstance(head, nn.ModuleList) else [head]
-    hooks = [part.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0])) for part in head_modules]
-    hooks += [
-        module.register_forward_hook(lambda module, inputs, output, name=name: record_map(name, output))
-        for name, module in _list_candidate_modules(network)
-    ]
-    try:
-        with torch.enable_grad():
-            network(image.requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for part in head if isinstance(head, nn.ModuleList) else [head]:
+            hooks.enter_context(part.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0])))
+        for name, module in _list_candidate_modules(network):
+            hooks.enter_context(module.register_forward_hook(partial(record_map, name)))
+        network(image.requires_grad_())
     return maps, features
 
 
 def _list_candidate_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module that may give out a map; not what is inside an attention, whose squares are pairs of tokens."""
+    """Yield the modules that may output a map, without those inside an attention, whose maps are pairs of tokens."""
     attention_prefixes: tuple[str, ...] = ()
     for name, module in network.named_modules():
         type_name = type(module).__name__.lower()
-        if not name or name.startswith(attention_prefixes) and attention_prefixes or "adaptive" in type_name:
+        if not name or name.startswith(attention_prefixes) or "adaptive" in type_name:
             continue
         if "attention" in type_name or "attn" in type_name:
             attention_prefixes = (*attention_prefixes, f"{name}.")
@@ -162,7 +150,7 @@ def _has_channels_last(output: torch.Tensor, network: nn.Module) -> bool:
 
 
 def _find_token_grid(n_tokens: int, network: nn.Module) -> tuple[int, int] | None:
-    """Side of the square that the tokens fill, and how many stand before it: a class token, registers."""
+    """Return the side of the square grid of tokens, and the number of class and register tokens before it."""
     for n_prefix_tokens in (getattr(network, "num_prefix_tokens", 0), 0, 1):
         side = math.isqrt(max(0, n_tokens - n_prefix_tokens))
         if side > 1 and side * side == n_tokens - n_prefix_tokens:

@@ -1,4 +1,4 @@
-"""A classifier's network as a graph that OpenVINO runs: an optional extra, for many images on a CPU."""
+"""Convert the network of a classifier to OpenVINO: an optional extra for fast inference on a CPU."""
 
 import importlib
 import warnings
@@ -14,7 +14,7 @@ from fastcxr.models.heads import StageFeatureExtractor
 
 
 class OpenVINONetwork(nn.Module):
-    """Stands where the network stood: the same logits from a compiled graph."""
+    """Network with the same logits from a compiled graph."""
 
     def __init__(self, network: nn.Module, compiled: Any):
         super().__init__()
@@ -26,7 +26,7 @@ class OpenVINONetwork(nn.Module):
 
 
 class OpenVINOFeatureExtractor(StageFeatureExtractor):
-    """Replace the network for the OOD detector: the features of its stages come from the compiled graph too."""
+    """Network with the same logits, and the same stage features for the OOD detector, from a compiled graph."""
 
     def __init__(self, network: StageFeatureExtractor, compiled: Any):
         super().__init__(network.network, network.stage_channels)
@@ -39,37 +39,35 @@ class OpenVINOFeatureExtractor(StageFeatureExtractor):
 
 
 def to_openvino(classifier: Classifier) -> Classifier:
-    """The same classifier, its network compiled for this CPU in the classifier's own precision.
+    """Return the classifier with its network compiled for this CPU in the precision of the classifier.
 
-    Raises ModelError where OpenVINO is not installed, or cannot convert the network.
+    Raises:
+        ModelError: OpenVINO is not installed, or cannot convert the network.
     """
     openvino = _import_openvino()
-    input_spec, detector = classifier.input_spec, classifier.ood_detector
-    network = (
-        (StageFeatureExtractor(classifier.network, detector.stage_channels) if detector else classifier.network)
-        .cpu()
-        .eval()
-    )
+    input_spec, detector, network = classifier.input_spec, classifier.ood_detector, classifier.network
+    if detector:
+        network = StageFeatureExtractor(network, detector.stage_channels)
+    network = network.cpu().eval()
     shape = (len(input_spec.mean), input_spec.image_size, input_spec.image_size)
     try:
-        with warnings.catch_warnings():  # a traced size is a constant, and is meant to be one
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        with warnings.catch_warnings():  # tracing makes the image size a constant, as intended
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
             graph = openvino.convert_model(network, example_input=torch.zeros(1, *shape), input=[-1, *shape])
         config = {"INFERENCE_PRECISION_HINT": "bf16" if classifier.precision == "bf16" else "f32"}
         compiled = openvino.Core().compile_model(graph, "CPU", config)
-    except Exception as error:  # its own errors have no common kind
+    except Exception as error:  # OpenVINO's errors have no common base class
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"OpenVINO cannot convert this network ({first_line})", "Leave --engine out", code="E307"
-        ) from error
-    graph = (OpenVINOFeatureExtractor if detector else OpenVINONetwork)(network, compiled)
-    return replace(classifier, network=graph, precision="fp32")  # torch has nothing left to cast
+        problem = f"OpenVINO cannot convert this network ({first_line})"
+        raise ModelError(problem, "Omit --engine", code="E307") from error
+    has_features = isinstance(network, StageFeatureExtractor)
+    network = OpenVINOFeatureExtractor(network, compiled) if has_features else OpenVINONetwork(network, compiled)
+    return replace(classifier, network=network, precision="fp32")  # no autocast by torch
 
 
 def _import_openvino() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise ModelError(
-            f"--engine openvino needs OpenVINO ({error})", "Run `pip install 'fastcxr[openvino]'`", code="E203"
-        ) from error
+        problem = f"--engine openvino requires OpenVINO ({error})"
+        raise ModelError(problem, "Run `pip install 'fastcxr[openvino]'`", code="E203") from error

@@ -1,9 +1,10 @@
-"""A classifier looks at each image once: a manifest becomes Predictions, a bad file a row that says what is wrong."""
+"""Predict the images of a manifest; an unreadable file yields a row with an error message."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from fastai.learner import Learner
 
 BATCH_SIZE = 32
-MAX_READER_THREADS = BATCH_SIZE  # each holds a whole image, however many cores there are
-BANK_CHUNK_ROWS = 1024  # of a bank's features that are in memory at once
-N_IMAGES_AHEAD = 3 * BATCH_SIZE  # images decoded while the network is at work
+MAX_READER_THREADS = BATCH_SIZE  # each holds a full-size image in memory
+FEATURE_CHUNK_ROWS = 1024  # rows of the feature cache in memory at once
+N_IMAGES_AHEAD = 3 * BATCH_SIZE  # decoded while the network computes
 
 ImageOrError = np.ndarray | ImageError
 
@@ -47,31 +48,28 @@ def predict(
     progress: Progress | None = None,
     log_warnings: bool = True,
 ) -> Predictions:
-    """What the model says about every row of these splits, or of all rows when `splits` is None.
+    """Predict every row of these splits, or all rows if `splits` is None.
 
-    A file that cannot be read gives a row without probabilities, its reason in the column error. A picture that the
-    model's OOD detector rejects is given no class: see metrics.predictions.mark_ood.
-    `log_warnings`: log what decoding warns of; False where it was logged when the manifest was read.
+    An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
+    image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
     """
     learner = None if isinstance(model, Classifier) else model
-    classifier = model if learner is None else extract_classifier(learner)
+    classifier = model if isinstance(model, Classifier) else extract_classifier(model)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
+    files = table["file"].tolist()
     if learner is not None and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_features
 
-        # these features have been looked at by this very network
-        held_out = table["split"] == "valid" if "split" in table else np.zeros(len(table), bool)
-        logits = predict_from_features(learner, table["file"].tolist(), held_out)
-        if logits is not None:
+        is_valid = (table["split"] == "valid").tolist() if "split" in table else [False] * len(table)
+        logits = predict_from_features(learner, files, is_valid)
+        if logits is not None:  # None if the feature cache belongs to other images or weights
             probability = torch.tensor(logits).softmax(dim=1).numpy()
-            return _make_predictions(
-                table, Scores(probability, compute_bank_ood_scores(learner, table["file"].tolist())), classifier
-            )
+            return _make_predictions(table, Scores(probability, _compute_cached_ood_scores(learner, files)), classifier)
     image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
-    images = read_fitted_images(table["file"].tolist(), classifier.input_spec.image_size, image_cache, depths, remarks)
+    images = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
         scores, errors = score_images_or_errors(classifier, images, len(table), bar.advance)
     if log_warnings:
@@ -81,9 +79,9 @@ def predict(
 
 @dataclass(frozen=True)
 class Scores:
-    """`probability`: shape (n, k). `ood_score`: shape (n,), above 1 is out of distribution; None: no OOD detector.
+    """Probabilities, shape (n, k), and OOD scores, shape (n,), above 1 for out-of-distribution images.
 
-    Both are nan where a file could not be read.
+    Both are NaN for unreadable files. `ood_score` is None without an OOD detector.
     """
 
     probability: np.ndarray
@@ -93,61 +91,64 @@ class Scores:
 def score_images_or_errors(
     classifier: Classifier, images_or_errors: Iterator[ImageOrError], n_images: int, advance: Callable
 ) -> tuple[Scores, list[str]]:
-    """What there is to say of each square, and why a file could not be read, empty where all is well."""
+    """Return the scores of all images, and why a file could not be read, empty for readable files."""
+    errors, probability = [""] * n_images, np.full((n_images, len(classifier.labels)), np.nan)
     ood_score = np.full(n_images, np.nan) if classifier.ood_detector else None
-    scores, errors = Scores(np.full((n_images, len(classifier.labels)), np.nan), ood_score), [""] * n_images
-    classifier = fuse_classifier(classifier)
-    for rows, images in _make_batches(images_or_errors, errors):
-        if rows:
-            batch_scores = score_batch(classifier, np.stack(images))
-            scores.probability[rows] = batch_scores.probability
-            if classifier.ood_detector:
-                scores.ood_score[rows] = batch_scores.ood_score
-        advance(BATCH_SIZE)
-    return scores, errors
+    classifier, numbered_images = fuse_classifier(classifier), enumerate(images_or_errors)
+    while batch := list(islice(numbered_images, BATCH_SIZE)):
+        readable = {row: image for row, image in batch if not isinstance(image, ImageError)}
+        for row, error in batch:
+            if isinstance(error, ImageError):
+                errors[row] = f"FCX-{error.code} {error.problem}. {error.fix}"
+        if readable:
+            batch_scores = score_batch(classifier, np.stack(list(readable.values())))
+            probability[list(readable)] = batch_scores.probability
+            if ood_score is not None:
+                ood_score[list(readable)] = batch_scores.ood_score
+        advance(len(batch))
+    return Scores(probability, ood_score), errors
 
 
 def fuse_classifier(classifier: Classifier) -> Classifier:
-    """The same classifier with a network for looking alone; a compiled graph is one already."""
+    """Return the classifier with its network optimised for inference; a compiled graph already is."""
     if isinstance(classifier.network, OpenVINONetwork | OpenVINOFeatureExtractor):
         return classifier
-    return replace(
-        classifier, network=fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
-    )
+    network = fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
+    return replace(classifier, network=network)
 
 
 @torch.inference_mode()
 def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
-    """What there is to say of gray 8-bit squares, shape (n, size, size); each row of probabilities sums to one."""
+    """Return the scores of gray bytes, shape (n, size, size); each row of probabilities sums to one."""
     device, detector = next(classifier.network.parameters()).device, classifier.ood_detector
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
     with autocast(classifier.precision, device):
         logits, features = compute_logits(classifier, batch)
         if classifier.hflip_tta:
             logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
-    # double precision: single rows would miss a sum of one by more than scikit-learn forgives. An Apple GPU has none.
+    # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
     probability = (logits.cpu().double() / classifier.temperature).softmax(dim=1).numpy()
-    return Scores(probability, detector.compute_scores(features.cpu().numpy()) if detector else None)
+    if detector is None or features is None:
+        return Scores(probability, None)
+    return Scores(probability, detector.compute_scores(features.cpu().numpy()))
 
 
 def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the logits of a batch, and the features that the OOD detector needs."""
+    """Return the logits of a batch, and the features for the OOD detector or None."""
     if classifier.ood_detector is None:
         return classifier.network(batch), None
     return forward_with_features(classifier.network, batch, classifier.ood_detector.stage_channels)
 
 
-def compute_bank_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
-    """Return the OOD scores of files in the learner's feature bank; None without a detector."""
-    detector = learner.fastcxr.ood_detector
+def _compute_cached_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
+    """Return the OOD scores of files in the feature cache of the learner; None without a detector."""
+    detector = find_learner_state(learner).ood_detector
     if detector is None:
         return None
     ood_scores = np.full(len(files), np.nan)
-    for start in range(0, len(files), BANK_CHUNK_ROWS):
-        chunk_files = files[start : start + BANK_CHUNK_ROWS]
-        ood_scores[start : start + BANK_CHUNK_ROWS] = detector.compute_scores(
-            read_cached_features(learner, chunk_files, detector.stage_channels)
-        )
+    for start in range(0, len(files), FEATURE_CHUNK_ROWS):
+        rows = slice(start, start + FEATURE_CHUNK_ROWS)
+        ood_scores[rows] = detector.compute_scores(read_cached_features(learner, files[rows], detector.stage_channels))
     return ood_scores
 
 
@@ -159,8 +160,8 @@ def _make_predictions(
 
 
 def log_image_warnings(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
-    """Log what was remarked on rows of the table while they were decoded, one line a kind."""
-    log_counted_warnings((table["file"].iloc[row], one) for row, one in sorted(remarks.items()))
+    """Log the warnings of decoding, by row of the table, one line per type."""
+    log_counted_warnings((table["file"].iloc[row], remark) for row, remark in sorted(remarks.items()))
     warn_unknown_sources(table, remarks, depths)
 
 
@@ -171,23 +172,22 @@ def read_fitted_images(
     depths: Sequence[int | None] | None = None,
     remarks: dict[int, Remarks] | None = None,
 ) -> Iterator[ImageOrError]:
-    """Every file's square, in order: from the store where it holds them all, else decoded ahead of the network.
+    """Yield each image, shape (size, size), or its error: from the image cache if it has all files, else decoded.
 
-    `depths`: bits of each image, where its file states none. `remarks` takes what is remarked on files decoded now.
+    `depths`: bit depth of each image whose file does not state it. `remarks`: receives the warnings of decoding by row.
     """
     depths = [None] * len(files) if depths is None else depths
     remarks = {} if remarks is None else remarks
-    row_by_file = (
-        {file: row for row, file in enumerate(image_cache.files)} if image_cache and image_cache.size == size else {}
-    )
-    if not all(file in row_by_file for file in files):
+    cached_files = image_cache.files if image_cache is not None and image_cache.size == size else ()
+    row_by_file = {file: row for row, file in enumerate(cached_files)}
+    if image_cache is None or not all(file in row_by_file for file in files):
         yield from _decode_ahead(range(len(files)), files, size, depths, remarks)
         return
     for start in range(0, len(files), BATCH_SIZE):
         batch = files[start : start + BATCH_SIZE]
         try:
             images = image_cache.read([row_by_file[file] for file in batch])
-        except ImageError:  # the store lost one, and its file is no longer what it was: a row with a reason
+        except ImageError:  # an image is damaged in the cache, and its file cannot be read: a row with an error
             images = _decode_ahead(range(start, start + len(batch)), files, size, depths, remarks)
         yield from images
 
@@ -195,22 +195,22 @@ def read_fitted_images(
 def _decode_ahead(
     rows: Iterable[int], files: Sequence[str], size: int, depths: Sequence[int | None], remarks: dict[int, Remarks]
 ) -> Iterator[ImageOrError]:
-    """The square of each of these rows, in order, read by all cores while the caller computes; memory stays bounded."""
+    """Yield the images of these rows in order, decoded by all cores while the caller computes, in bounded memory."""
 
-    def settle(row: int, future: Future) -> ImageOrError:
-        square, one = future.result()
-        if one != Remarks():
-            remarks[row] = one
-        return square
+    def collect(row: int, future: Future) -> ImageOrError:
+        image, remark = future.result()
+        if remark != Remarks():
+            remarks[row] = remark
+        return image
 
     with ThreadPoolExecutor(min(count_cpus(), MAX_READER_THREADS)) as executor:
         pending: deque[tuple[int, Future]] = deque()
         for row in rows:
             pending.append((row, executor.submit(_read_fitted_image, files[row], size, depths[row])))
             if len(pending) > N_IMAGES_AHEAD:
-                yield settle(*pending.popleft())
+                yield collect(*pending.popleft())
         while pending:
-            yield settle(*pending.popleft())
+            yield collect(*pending.popleft())
 
 
 def _read_fitted_image(file: str, size: int, depth: int | None) -> tuple[ImageOrError, Remarks]:
@@ -219,20 +219,3 @@ def _read_fitted_image(file: str, size: int, depth: int | None) -> tuple[ImageOr
             return fit_square(read_image(file, depth), size), remarks
         except ImageError as error:
             return error, Remarks()
-
-
-def _make_batches(
-    images_or_errors: Iterator[ImageOrError], errors: list[str]
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Rows and images of one batch after the other; a reason goes into `errors` in place of an image."""
-    rows, images = [], []
-    for row, image in enumerate(images_or_errors):
-        if isinstance(image, ImageError):
-            errors[row] = f"FCX-{image.code} {image.problem}. {image.fix}"
-        else:
-            rows.append(row)
-            images.append(image)
-        if (row + 1) % BATCH_SIZE == 0:
-            yield rows, images
-            rows, images = [], []
-    yield rows, images

@@ -1,4 +1,4 @@
-"""Confidence intervals that have a formula, for images that are independent of each other."""
+"""Confidence intervals by formula, for images that are independent of each other."""
 
 import math
 from collections.abc import Callable
@@ -6,24 +6,24 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import ndtri  # scipy.stats and scipy.optimize take a second to import: only where they are used
 
-Z_95 = float(ndtri(0.975))  # for 95 %
+Z_95 = float(ndtri(0.975))
 Interval = tuple[float, float]
 
 
 def wilson(n_hits: float, n: float) -> Interval:
-    """Score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953). `n` is at least 1."""
+    """Return the 95 % score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953); n >= 1."""
     proportion, z_squared = n_hits / n, Z_95**2
     midpoint = (proportion + z_squared / (2 * n)) / (1 + z_squared / n)
     half_width = Z_95 / (1 + z_squared / n) * math.sqrt(proportion * (1 - proportion) / n + z_squared / (4 * n**2))
-    # at an end the formula means the end itself, and misses it by a rounding error
+    # at 0 and n hits the formula gives exactly 0 and 1, but with a rounding error
     return (0.0 if n_hits == 0 else midpoint - half_width, 1.0 if n_hits == n else midpoint + half_width)
 
 
 def newcombe(auroc: float, n_positives: int, n_negatives: int) -> Interval:
-    """Interval of an AUROC from its value and the two counts, also at 0 and 1.
+    """Return the 95 % interval of an AUROC from its value and the two counts; defined at 0 and 1 too.
 
     Method 5 of Newcombe 2006 (doi:10.1002/sim.2324): the variance of Hanley and McNeil at each bound, with both counts
-    taken as their mean.
+    replaced by their mean.
     """
     n_mean_minus_one = (n_positives + n_negatives) / 2 - 1
 
@@ -38,16 +38,20 @@ def newcombe(auroc: float, n_positives: int, n_negatives: int) -> Interval:
 def _solve_bound(distance: Callable[[float], float], end: float, auroc: float) -> float:
     if auroc == end:
         return end
-    from scipy.optimize import brentq
+    from scipy.optimize import root_scalar
 
-    start = auroc + (end - auroc) * 1e-12  # at the value itself a bound at 0 or 1 is a second root
-    return float(brentq(distance, end, start)) if distance(start) < 0 else end
+    start = auroc + (end - auroc) * 1e-12  # an AUROC of 0 or 1 is itself a second root
+    return root_scalar(distance, bracket=(end, start), method="brentq").root if distance(start) < 0 else end
 
 
 def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
-    """AUROC and its variance (DeLong 1988, doi:10.2307/2531595), by midranks (Sun 2014, doi:10.1109/LSP.2014.2337313).
+    """Return the AUROC and its variance, NaN for a class with one image.
 
-    `truth`: booleans, shape (n,), with both values. `score`: higher means more likely true.
+    DeLong 1988 (doi:10.2307/2531595), computed from midranks (Sun 2014, doi:10.1109/LSP.2014.2337313).
+
+    Args:
+        truth: booleans, shape (n,), with both values.
+        score: shape (n,), higher for positive images.
     """
     auroc, of_positives, of_negatives = compute_placements(truth, score)
     variances = [part.var(ddof=1) / len(part) if len(part) > 1 else math.nan for part in (of_positives, of_negatives)]
@@ -55,7 +59,7 @@ def delong(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
 
 
 def compute_placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """AUROC; for each positive the share of negatives below it; for each negative the share of positives above it."""
+    """Return the AUROC, the share of negatives below each positive, and the share of positives above each negative."""
     from scipy.stats import rankdata
 
     positive, negative = score[truth], score[~truth]
@@ -66,13 +70,13 @@ def compute_placements(truth: np.ndarray, score: np.ndarray) -> tuple[float, np.
 
 
 def logit_interval(value: float, standard_error: float) -> Interval:
-    """Value and standard error become an interval that stays inside 0 and 1: symmetric on the scale of log odds."""
+    """Return the 95 % interval that is symmetric on the logit scale and therefore lies within 0 and 1."""
     midpoint, half_width = math.log(value / (1 - value)), Z_95 * standard_error / (value * (1 - value))
-    return tuple(1 / (1 + math.exp(-edge)) for edge in (midpoint - half_width, midpoint + half_width))
+    return 1 / (1 + math.exp(half_width - midpoint)), 1 / (1 + math.exp(-midpoint - half_width))
 
 
 def auroc_interval(truth: np.ndarray, score: np.ndarray) -> Interval:
-    """Logit-DeLong; Newcombe where the classes are told apart perfectly, or DeLong has no variance to offer."""
+    """Return the logit-DeLong interval of an AUROC; Newcombe's at 0 and 1 and where DeLong's variance is undefined."""
     auroc, variance = delong(truth, score)
     if 0 < auroc < 1 and variance > 0:
         return logit_interval(auroc, math.sqrt(variance))

@@ -1,10 +1,9 @@
-"""Figures of many redrawn cohorts at once: patients are drawn with replacement, all their images with them.
+"""Cluster bootstrap of all metrics: patients are drawn with replacement, together with all their images.
 
-Each draw is a row of weights, how often every image comes, and every figure is computed from weights; that makes two
-thousand draws of a thousand images a matter of a second.
+A draw is a row of image weights, and every metric is computed from weights. 2,000 draws of 1,000 images take a second.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,24 +12,24 @@ from scipy.sparse import csr_array
 from fastcxr.metrics.calibration import compute_brier_scores, compute_log_losses
 
 N_DRAWS = 2000
-MAX_WEIGHTS_IN_MEMORY = 1 << 21  # weights in memory at once (16 MiB as float64)
+MAX_WEIGHTS_IN_MEMORY = 1 << 21  # 16 MiB as float64
 MetricDraws = dict[str, np.ndarray]
 
 
 def bootstrap_metrics(
     truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: np.ndarray, seed: int
 ) -> MetricDraws:
-    """Every figure of `measure` by its dotted name, in each draw: shape (DRAWS,), nan where a draw leaves it undefined.
+    """Return each metric of every draw, shape (N_DRAWS,), by dotted name; NaN if the metric is undefined in the draw.
 
-    `truth`: positions in `labels`, shape (n,). `probability`: (n, k). `patients`: a name an image.
+    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `patients`: of each image, shape (n,).
     """
-    images = MetricInputs.of(truth, probability, labels)
-    batches = [images.compute(weights) for weights in draw_bootstrap_weights(patients, seed)]
+    inputs = MetricInputs.of(truth, probability, labels)
+    batches = [inputs.compute(weights) for weights in draw_bootstrap_weights(patients, seed)]
     return {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
 
 
 def draw_bootstrap_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """How often each image comes in each draw; shape (some draws, n)."""
+    """Yield the weights of some draws at a time, shape (draws, n): how often each image is drawn."""
     _, patient_index = np.unique(patients, return_inverse=True)
     n_patients, rng, n_left = patient_index.max() + 1, np.random.default_rng(seed), N_DRAWS
     while n_left:
@@ -41,18 +40,18 @@ def draw_bootstrap_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarr
 
 
 def is_in_top2(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Whether the truth is one of the two most probable classes; the last of them in a tie, as in scikit-learn."""
+    """Return whether the true class is among the two most probable, shape (n,); ties: the last, as in scikit-learn."""
     top2 = np.argsort(probability, axis=1, kind="stable")[:, -2:]
     return (top2 == truth[:, None]).any(axis=1)
 
 
 @dataclass(frozen=True)
 class MetricInputs:
-    """What the metrics need of n images, computed once for all draws.
+    """Inputs of the metrics of n images, computed once for all draws.
 
-    support, predicted, hits: the images of each true class, of each predicted class, and those where it is the same;
-    sparse (k, n), because indicators of all pairs of classes would take n times k squared numbers. rankings: one a
-    class. means: metrics that are means over images, each (n,).
+    support, predicted, hits: indicators of the images of each true class, of each predicted class, and of the correct
+    images of each class; sparse (k, n), because indicators of all pairs of classes would take n * k**2 numbers.
+    rankings: one per class. means: per-image values of the metrics that are means, each (n,).
     """
 
     labels: Sequence[str]
@@ -64,45 +63,50 @@ class MetricInputs:
 
     @classmethod
     def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "MetricInputs":
-        """Prepare the images; arguments as in `redraw`."""
-        guess, everyone = probability.argmax(axis=1), np.arange(len(truth))
-        groups = ((truth, everyone), (guess, everyone), (truth, np.flatnonzero(guess == truth)))
+        """Prepare the inputs; arguments as in `bootstrap_metrics`."""
+        predicted, rows, k = probability.argmax(axis=1), np.arange(len(truth)), len(labels)
         means = {
             "calibration.log_loss": compute_log_losses(truth, probability),
             "calibration.brier": compute_brier_scores(truth, probability),
         }
-        if len(labels) > 2:
+        if k > 2:
             means["top2_accuracy"] = is_in_top2(truth, probability).astype(float)
-        rankings = [Ranking.of(truth == k, probability[:, k]) for k in range(len(labels))]
-        return cls(labels, *(_make_class_indicators(*group, len(labels)) for group in groups), rankings, means)
+        return cls(
+            labels=labels,
+            support=_make_class_indicators(truth, rows, k),
+            predicted=_make_class_indicators(predicted, rows, k),
+            hits=_make_class_indicators(truth, np.flatnonzero(predicted == truth), k),
+            rankings=[Ranking.of(truth == number, probability[:, number]) for number in range(k)],
+            means=means,
+        )
 
     def compute(self, weights: np.ndarray) -> MetricDraws:
-        """Every metric in each draw. `weights`: (draws, n)."""
+        """Return every metric of each draw; `weights`: (draws, n)."""
         total, columns = weights.sum(axis=1), np.ascontiguousarray(weights.T)
-        counts = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
+        hits, support, predicted = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
         with np.errstate(invalid="ignore", divide="ignore"):
-            figures = _compute_count_metrics(*counts, total, self.labels)
-            ranks = [ranking.compute(columns) for ranking in self.rankings]
-        for name, column in (("auroc", 0), ("average_precision", 1)):
-            figures |= {f"{name}.per_class.{label}": ranks[k][column] for k, label in enumerate(self.labels)}
-            figures[f"{name}.macro"] = _average_defined([rank[column] for rank in ranks])
-        return figures | {name: weights @ values / total for name, values in self.means.items()}
+            metrics = _compute_count_metrics(hits, support, predicted, total, self.labels)
+            ranking_metrics = zip(*(ranking.compute(columns) for ranking in self.rankings), strict=True)
+        for name, per_class in zip(("auroc", "average_precision"), ranking_metrics, strict=True):
+            metrics |= dict(zip((f"{name}.per_class.{label}" for label in self.labels), per_class, strict=True))
+            metrics[f"{name}.macro"] = _average_defined(per_class)
+        return metrics | {name: weights @ values / total for name, values in self.means.items()}
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images in the order of one class's score, highest first, in groups that are summed at once.
+    """Images ranked by the score of one class, highest first, and grouped by the scores of its positive images.
 
-    above: the positive images of each distinct score of a positive image, sparse (g, n). named: all images in 2g + 1
-    groups: those before each of these scores, those with it, and last those after all of them.
+    positives: the positive images at each of these g distinct scores, sparse (g, n). groups: all images, sparse
+    (2g + 1, n), alternately those between two of the scores and those at one of them.
     """
 
-    above: csr_array
-    named: csr_array
+    positives: csr_array
+    groups: csr_array
 
     @classmethod
     def of(cls, positive: np.ndarray, score: np.ndarray) -> "Ranking":
-        """Rank images by `score`; both of shape (n,)."""
+        """Rank the images by `score`; both arguments have shape (n,)."""
         order = np.argsort(-score, kind="stable").astype(np.int32)
         positives = order[positive[order]]
         scores, first = np.unique(-score[positives], return_index=True)
@@ -113,28 +117,28 @@ class Ranking:
         )
 
     def compute(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """AUROC and average precision in each draw; nan without a positive or, for the AUROC, a negative image.
+        """Return AUROC and average precision of each draw; `columns`: weights, (n, draws).
 
-        `columns`: weights, (n, draws).
+        Both are NaN without a positive image; the AUROC is also NaN without a negative image.
         """
-        above, named = self.above @ columns, (self.named @ columns).cumsum(axis=0)
-        hits, before, upto = above.cumsum(axis=0), named[:-1:2], named[1::2]
-        if not len(upto):
+        positives, n_ranked = self.positives @ columns, (self.groups @ columns).cumsum(axis=0)
+        hits, n_above, n_up_to = positives.cumsum(axis=0), n_ranked[:-1:2], n_ranked[1::2]
+        if not len(n_up_to):
             return np.full(columns.shape[1], np.nan), np.full(columns.shape[1], np.nan)
-        negatives, below = named[-1] - hits[-1], upto - before - above
-        # a positive is ranked above the negatives after it, and above half of those of its own score
-        auroc = (above * (negatives - (upto - hits) + below / 2)).sum(axis=0) / (hits[-1] * negatives)
-        precision = np.where(above > 0, hits / upto, 0.0)
-        return auroc, (above * precision).sum(axis=0) / hits[-1]
+        n_negatives, tied_negatives = n_ranked[-1] - hits[-1], n_up_to - n_above - positives
+        # a positive counts the negatives with a lower score, and half of those with the same score
+        auroc = (positives * (n_negatives - (n_up_to - hits) + tied_negatives / 2)).sum(axis=0)
+        precision = np.where(positives > 0, hits / n_up_to, 0.0)
+        return auroc / (hits[-1] * n_negatives), (positives * precision).sum(axis=0) / hits[-1]
 
 
-def _make_class_indicators(place: np.ndarray, rows: np.ndarray, k: int) -> csr_array:
-    """Which of the images `rows` are of each class, sparse (k, n); `place`: the class of every image, (n,)."""
-    return csr_array((np.ones(len(rows)), (place[rows], rows)), shape=(k, len(place)))
+def _make_class_indicators(class_index: np.ndarray, rows: np.ndarray, k: int) -> csr_array:
+    """Return which of the images `rows` belong to each class, sparse (k, n); `class_index`: of every image, (n,)."""
+    return csr_array((np.ones(len(rows)), (class_index[rows], rows)), shape=(k, len(class_index)))
 
 
 def _make_group_indicators(images: np.ndarray, edges: np.ndarray, n: int) -> csr_array:
-    """A row for each run of `images` between two `edges`: its sums are the matrix product; sparse (edges + 1, n)."""
+    """Return one row of indicators for each slice of `images` between two `edges`, sparse (edges + 1, n)."""
     pointers = np.concatenate([[0], edges, [len(images)]]).astype(np.int32)
     return csr_array((np.ones(len(images), np.int8), images, pointers), shape=(len(pointers) - 1, n))
 
@@ -142,7 +146,7 @@ def _make_group_indicators(images: np.ndarray, edges: np.ndarray, n: int) -> csr
 def _compute_count_metrics(
     n_correct: np.ndarray, support: np.ndarray, predicted: np.ndarray, total: np.ndarray, labels: Sequence[str]
 ) -> MetricDraws:
-    """Metrics of the predicted class. `hits`, `support`, `predicted`: (draws, k); `total`: (draws,)."""
+    """Return the metrics of the predicted class from counts of shape (draws, k); `total`: images, (draws,)."""
     recall, n_others = n_correct / support, total[:, None] - support
     columns = {
         "sensitivity": recall,
@@ -150,15 +154,15 @@ def _compute_count_metrics(
         "precision": np.where(support > 0, np.where(predicted > 0, n_correct / predicted, 0.0), np.nan),
         "f1": np.where(support > 0, 2 * n_correct / (support + predicted), np.nan),
     }
-    metrics = {"accuracy": n_correct.sum(axis=1) / total, "balanced_accuracy": _average_defined(list(recall.T))}
+    metrics = {"accuracy": n_correct.sum(axis=1) / total, "balanced_accuracy": _average_defined(recall.T)}
     for k, label in enumerate(labels):
         metrics |= {f"per_class.{label}.{name}": column[:, k] for name, column in columns.items()}
     return metrics
 
 
-def _average_defined(columns: list[np.ndarray]) -> np.ndarray:
-    """Mean over the classes that a draw holds; nan where it holds none."""
-    table = np.stack(columns)
+def _average_defined(columns: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the mean over the classes with a finite value in a draw; NaN if no class has one."""
+    table = np.stack(list(columns))
     is_defined = np.isfinite(table)
     n_defined = is_defined.sum(axis=0)
     return np.where(n_defined, np.where(is_defined, table, 0.0).sum(axis=0) / np.maximum(n_defined, 1), np.nan)

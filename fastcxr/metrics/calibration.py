@@ -1,6 +1,6 @@
-"""Do probabilities mean what they say? One temperature makes them so, from validation images; the rest measures it.
+"""Temperature scaling, fitted on validation images, and calibration metrics.
 
-Every figure is of probabilities alone, which a temperature changes and the order of the classes does not notice.
+A temperature changes the probabilities, but not their order within an image.
 """
 
 import math
@@ -15,23 +15,20 @@ from fastcxr.errors import ModelError
 from fastcxr.metrics.analytic_intervals import Z_95
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
 
-MIN_PROBABILITY = 1e-12  # a probability of nothing would make one mistake cost infinitely much
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # temperatures
-MIN_VALID_IMAGES = 30  # validation images, below which a temperature would be guessed
+MIN_PROBABILITY = 1e-12  # keeps the log-loss of a single error finite
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+MIN_VALID_IMAGES = 30  # validation images needed to fit a temperature
 N_BINS = 15
 N_SIMULATIONS, SEED = 1000, 0
 CELLS = 1 << 20  # random numbers in memory at once (8 MiB as float64)
-MAX_NEWTON_STEPS, MAX_SLOPE, MAX_CONDITION_NUMBER = (
-    100,
-    50.0,
-    1e12,
-)  # of Newton's method; a slope or condition beyond: nothing overlaps
+MAX_NEWTON_STEPS = 100
+MAX_SLOPE, MAX_CONDITION_NUMBER = 50.0, 1e12  # beyond either, the classes do not overlap and no line can be fitted
 
 
 def fit_calibration(predictions: Predictions) -> dict[str, Any]:
-    """`temperature`, and the `images` and `patients` of the validation split that it was fitted on.
+    """Return `temperature` and the `images` and `patients` of the validation split that it was fitted on.
 
-    Without enough of them the temperature is 1, and `reason` says why.
+    With fewer than MIN_VALID_IMAGES images the temperature is 1, and `reason` states it.
     """
     valid_predictions = predictions.for_split("valid").scorable()
     counts = {"images": len(valid_predictions.table), "patients": int(valid_predictions.table["patient"].nunique())}
@@ -41,9 +38,10 @@ def fit_calibration(predictions: Predictions) -> dict[str, Any]:
 
 
 def validate_calibration(calibration: Any, path: Path) -> dict[str, Any]:
-    """What a model.json says of calibration, or nothing for files of earlier versions.
+    """Return the calibration of a model.json, empty for files of earlier versions.
 
-    Raises ModelError where a temperature or a threshold is not a number that makes sense.
+    Raises:
+        ModelError: a temperature is not a positive number, or a threshold is not a finite number.
     """
     if calibration is None:
         return {}
@@ -56,7 +54,7 @@ def validate_calibration(calibration: Any, path: Path) -> dict[str, Any]:
         and (calibration.get("uncertain_below") is None or _is_finite_number(calibration["uncertain_below"]))
     ):
         return dict(calibration)
-    raise ModelError("its calibration makes no sense", "Copy the run folder again", path=path, code="E301")
+    raise ModelError("the calibration is invalid", "Copy the run folder again", path=path, code="E301")
 
 
 def _is_finite_number(value: Any) -> bool:
@@ -64,32 +62,28 @@ def _is_finite_number(value: Any) -> bool:
 
 
 def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The temperature of least log-loss (Guo 2017, arXiv:1706.04599); a weak prior keeps it near 1 for few images."""
+    """Return the temperature with the lowest log-loss (Guo 2017, arXiv:1706.04599); a weak prior favours 1."""
     from scipy.optimize import minimize_scalar
 
     log_probability = np.log(np.clip(probability, MIN_PROBABILITY, 1))
 
     def cost(log_temperature: float) -> float:
-        likelihood = log_softmax(log_probability / math.exp(log_temperature), axis=1)[
-            np.arange(len(truth)), truth
-        ].sum()
-        return log_temperature**2 / 2 - likelihood
+        log_scaled = log_softmax(log_probability / math.exp(log_temperature), axis=1)
+        return log_temperature**2 / 2 - log_scaled[np.arange(len(truth)), truth].sum()
 
     optimum = minimize_scalar(cost, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), method="bounded")
     return float(math.exp(optimum.x))
 
 
 def scale_probabilities(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities at another temperature, shape (n, k); a row of nan stays one."""
-    return (
-        probability
-        if temperature == 1
-        else softmax(np.log(np.clip(probability, MIN_PROBABILITY, 1)) / temperature, axis=1)
-    )
+    """Return probabilities of shape (n, k), divided by the temperature on the logit scale; rows of NaN remain NaN."""
+    if temperature == 1:
+        return probability
+    return softmax(np.log(np.clip(probability, MIN_PROBABILITY, 1)) / temperature, axis=1)
 
 
 def scale_predictions(predictions: Predictions, temperature: float) -> Predictions:
-    """The same predictions with their probabilities at another temperature."""
+    """Return the predictions with temperature-scaled probabilities."""
     scaled = scale_probabilities(predictions.probability, temperature)
     columns = {PROBABILITY_PREFIX + label: scaled[:, k] for k, label in enumerate(predictions.labels)}
     return Predictions(predictions.table.assign(**columns), predictions.labels)
@@ -98,10 +92,12 @@ def scale_predictions(predictions: Predictions, temperature: float) -> Predictio
 def compute_calibration(
     truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: Sequence[str]
 ) -> dict[str, Any]:
-    """log_loss, brier (summed over classes, 0 to 2), ece with the `ece_chance` of perfect probabilities, and per class
-    the slope and intercept of truth on log odds, each with its 95 % interval (1 and 0 are perfect).
+    """Return the calibration metrics of one split; None for each of them without images.
 
-    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). None where there is no image.
+    log_loss; brier, summed over classes (0 to 2); ece; ece_chance, the ECE that calibrated probabilities rarely exceed;
+    per_class: see `fit_calibration_line`.
+
+    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `patients`: of each image, n in all.
     """
     if not len(truth):
         return {"log_loss": None, "brier": None, "ece": None, "ece_chance": None, "per_class": {}}
@@ -109,7 +105,7 @@ def compute_calibration(
     return {
         "log_loss": float(compute_log_losses(truth, probability).mean()),
         "brier": float(compute_brier_scores(truth, probability).mean()),
-        "ece": compute_ece(probability.max(axis=1), probability.argmax(axis=1) == truth),
+        "ece": float(_compute_eces(probability.max(axis=1), (probability.argmax(axis=1) == truth)[None])[0]),
         "ece_chance": simulate_chance_ece(probability.max(axis=1)),
         "per_class": {
             label: fit_calibration_line(truth == k, probability[:, k], patient_index) for k, label in enumerate(labels)
@@ -118,32 +114,27 @@ def compute_calibration(
 
 
 def compute_log_losses(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Each image's log-loss, in nats; shape (n,)."""
+    """Return the log-loss of each image in nats, shape (n,)."""
     return -np.log(np.clip(probability[np.arange(len(truth)), truth], MIN_PROBABILITY, 1))
 
 
 def compute_brier_scores(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Each image's squared distance from the truth, summed over classes (Brier 1950); shape (n,)."""
+    """Return the squared error of each image, summed over classes (Brier 1950), shape (n,)."""
     distance = np.array(probability, float)
     distance[np.arange(len(truth)), truth] -= 1
     return np.square(distance, out=distance).sum(axis=1)
 
 
-def compute_ece(confidence: np.ndarray, is_correct: np.ndarray) -> float:
-    """Expected calibration error: mean distance between how sure and how right, over bins of equal width."""
-    return float(_compute_each_ece(confidence, is_correct[None])[0])
-
-
 def simulate_chance_ece(confidence: np.ndarray) -> float:
-    """The calibration error that perfect probabilities of these images stay below in 95 of 100 draws."""
+    """Return the 95th percentile of the ECE that perfectly calibrated probabilities have by chance."""
     rng, at_once = np.random.default_rng(SEED), max(1, CELLS // len(confidence))
     sizes = (min(at_once, N_SIMULATIONS - done) for done in range(0, N_SIMULATIONS, at_once))
-    errors = [_compute_each_ece(confidence, rng.random((size, len(confidence))) < confidence) for size in sizes]
+    errors = [_compute_eces(confidence, rng.random((size, len(confidence))) < confidence) for size in sizes]
     return float(np.quantile(np.concatenate(errors), 0.95))
 
 
-def _compute_each_ece(confidence: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
-    """`confidence`: (n,), `is_correct`: (draws, n)."""
+def _compute_eces(confidence: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
+    """Return expected calibration errors over bins of equal width; `confidence`: (n,), `is_correct`: (draws, n)."""
     bin_index = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
     bin_membership = np.eye(N_BINS)[bin_index]
     return np.abs((is_correct - confidence) @ bin_membership).sum(axis=1) / len(confidence)
@@ -152,10 +143,10 @@ def _compute_each_ece(confidence: np.ndarray, is_correct: np.ndarray) -> np.ndar
 def fit_calibration_line(
     positive: np.ndarray, probability: np.ndarray, patient_index: np.ndarray
 ) -> dict[str, list[float]] | None:
-    """intercept and slope of a logistic line through truth and log odds (Cox 1958), each [value, low, high].
+    """Return intercept and slope of a logistic regression of truth on log odds (Cox 1958), each [value, low, high].
 
-    `patient_index`: a number an image; images of one patient lean on each other, and the intervals know (Liang 1986).
-    None where the class is absent, or told apart so well that no line can be fitted.
+    Perfect values are 0 and 1. The intervals are robust to clusters of images of one patient (Liang 1986). None if the
+    class is absent, or separated so well that no line can be fitted. All arguments have shape (n,).
     """
     if positive.all() or not positive.any():
         return None
@@ -166,16 +157,13 @@ def fit_calibration_line(
         information = design_matrix.T @ (design_matrix * (predicted * (1 - predicted))[:, None])
         if abs(coefficients[1]) > MAX_SLOPE or np.linalg.cond(information) > MAX_CONDITION_NUMBER:
             return None
-        step = np.linalg.solve(information, design_matrix.T @ (positive - predicted))
-        coefficients = coefficients + step / max(1.0, np.abs(step).max())  # never more than one at once
+        residual = positive - predicted
+        step = np.linalg.solve(information, design_matrix.T @ residual)
+        coefficients = coefficients + step / max(1.0, np.abs(step).max())  # damped: at most 1 per step
         if np.abs(step).max() < 1e-8:
-            standard_errors = _compute_clustered_errors(
-                design_matrix * (positive - predicted)[:, None], information, patient_index
-            )
-            bounds = zip(
-                coefficients, coefficients - Z_95 * standard_errors, coefficients + Z_95 * standard_errors, strict=True
-            )
-            return dict(zip(("intercept", "slope"), [[float(edge) for edge in row] for row in bounds], strict=True))
+            margin = Z_95 * _compute_clustered_errors(design_matrix * residual[:, None], information, patient_index)
+            intercept, slope = np.stack([coefficients, coefficients - margin, coefficients + margin], axis=1).tolist()
+            return {"intercept": intercept, "slope": slope}
     return None
 
 

@@ -1,10 +1,10 @@
-"""From truth and probabilities to the numbers of metrics.json: plain floats, or None with a reason, never a nan.
+"""Classification metrics of metrics.json, equal to those of scikit-learn.
 
-Every number equals scikit-learn's where scikit-learn has one. Where a split leaves a number undefined, because a class
-has no image in it, the number is None and `reasons` says why under its dotted name (`auroc.per_class.Covid-19`).
+A metric that is undefined, because a class has no image in the split, is None (never NaN), with a reason under its
+dotted name in `reasons` (`auroc.per_class.Covid-19`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ _MICRO_NAMES = tuple(f"{name}.micro" for name in _RANKING_METRICS)
 
 
 def summarize_folds(folds: pd.DataFrame) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1) and values of each figure over the folds. `folds`: a row a fold."""
+    """Return mean, standard deviation (n - 1) and values of each metric over the folds, one row per fold."""
     names = [name for name in folds.columns if name not in ("fold", "n_images", "n_patients")]
     fold_values = {name: [float(value) for value in folds[name].dropna()] for name in names}
     return {"count": len(folds)} | {
@@ -30,10 +30,12 @@ def summarize_folds(folds: pd.DataFrame) -> dict[str, Any]:
 
 
 def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Every figure of one split.
+    """Return every metric of one split. The predicted class is the most probable one, the first in a tie.
 
-    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k), rows sum to one. The predicted class is
-    the most probable one, the first of them in a tie.
+    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k), rows sum to one.
+
+    Raises:
+        DataError: the shapes differ, or an image has no label or no probability.
     """
     truth, probability, labels = np.asarray(truth), np.asarray(probability, dtype=float), list(labels)
     _validate_inputs(truth, probability, len(labels))
@@ -42,7 +44,7 @@ def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence
     per_class = {label: _compute_class_metrics(confusion, k) for k, label in enumerate(labels)}
     metrics = {
         "accuracy": _divide(int(np.trace(confusion)), len(truth)),
-        "balanced_accuracy": _average_known(figure["recall"] for figure in per_class.values()),
+        "balanced_accuracy": _average_known(row["recall"] for row in per_class.values()),
         "auroc": _compute_ranking_metric(truth, probability, labels, roc_auc_score),
         "average_precision": _compute_ranking_metric(truth, probability, labels, average_precision_score),
         "top2_accuracy": _compute_top2_accuracy(truth, probability),
@@ -53,34 +55,30 @@ def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence
 
 def _validate_inputs(truth: np.ndarray, probability: np.ndarray, n_classes: int) -> None:
     if probability.shape != (len(truth), n_classes):
-        raise DataError(
-            f"probabilities have the shape {probability.shape}, not {(len(truth), n_classes)}",
-            "Give one row per image and one column per class",
-        )
+        problem = f"the probabilities have the shape {probability.shape}, expected {(len(truth), n_classes)}"
+        raise DataError(problem, "Pass one row per image and one column per class")
     if not np.isfinite(probability).all() or (len(truth) and (truth.min() < 0 or truth.max() >= n_classes)):
-        raise DataError(
-            "an image has no label or no probability", "Leave it out first, as measure_predictions does", code="E309"
-        )
+        fix = "Exclude it with Predictions.scorable()"
+        raise DataError("an image has no label or no probability", fix, code="E309")
 
 
 def _compute_confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
-    """Counts; a row for each true class, a column for each predicted one."""
-    return np.bincount(truth.astype(int) * n_classes + predicted, minlength=n_classes * n_classes).reshape(
-        n_classes, n_classes
-    )
+    """Return image counts, one row per true class and one column per predicted class."""
+    counts = np.bincount(truth.astype(int) * n_classes + predicted, minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes)
 
 
 def _divide(numerator: int, denominator: int) -> float | None:
     return numerator / denominator if denominator else None
 
 
-def _average_known(values) -> float | None:
+def _average_known(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def _compute_class_metrics(confusion: np.ndarray, k: int) -> dict[str, float | int | None]:
-    """One class against the rest. A class that is never predicted has precision and F1 of 0, as in scikit-learn."""
+    """Return one-vs-rest metrics. A class without predictions has precision and F1 of 0, as in scikit-learn."""
     n_correct, support, n_predicted = (int(n) for n in (confusion[k, k], confusion[k].sum(), confusion[:, k].sum()))
     n_others = int(confusion.sum()) - support
     recall = _divide(n_correct, support)
@@ -95,9 +93,9 @@ def _compute_class_metrics(confusion: np.ndarray, k: int) -> dict[str, float | i
 
 
 def _compute_ranking_metric(
-    truth: np.ndarray, probability: np.ndarray, labels: list[str], metric_function
+    truth: np.ndarray, probability: np.ndarray, labels: list[str], metric_function: Callable
 ) -> dict[str, Any]:
-    """A figure of ranking, each class against the rest; macro is the mean over the classes that are present."""
+    """Return a one-vs-rest ranking metric; `macro` is the mean over the classes for which it is defined."""
     one_hot = truth[:, None] == np.arange(len(labels))
     is_defined = one_hot.any(axis=0) & ~one_hot.all(axis=0)
     per_class = {
@@ -110,16 +108,14 @@ def _compute_ranking_metric(
 
 def _compute_top2_accuracy(truth: np.ndarray, probability: np.ndarray) -> float | None:
     n_classes = probability.shape[1]
-    return (
-        float(top_k_accuracy_score(truth, probability, k=2, labels=range(n_classes)))
-        if n_classes > 2 and len(truth)
-        else None
-    )
+    if n_classes < 3 or not len(truth):
+        return None
+    return float(top_k_accuracy_score(truth, probability, k=2, labels=range(n_classes)))
 
 
 def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict[str, str]:
-    """Why a figure is None, or is less than its name says, under the dotted name of the figure."""
-    support, n_predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    """Return, by dotted name, why a metric is None or does not include all classes."""
+    support = confusion.sum(axis=1)
     absent = [label for label, n in zip(labels, support, strict=True) if n == 0]
     reasons = {} if len(labels) > 2 else {"top2_accuracy": "two classes: the two most probable are always both of them"}
     if not support.any():
@@ -127,7 +123,7 @@ def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict
         reasons |= {name: reasons.get(name, "no image to measure in this split") for name in all_names}
     elif len(labels) - len(absent) == 1:
         only_label = next(label for label in labels if label not in absent)
-        reason = f"every image of this split is {only_label}: there is nothing to tell it from"
+        reason = f"every image of this split is {only_label}: there is no other class to compare with"
         reasons |= dict.fromkeys((*_MACRO_NAMES, *_MICRO_NAMES, f"per_class.{only_label}.specificity"), reason)
         reasons |= {f"{name}.per_class.{only_label}": reason for name in _RANKING_METRICS}
     elif absent:
@@ -139,7 +135,7 @@ def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict
         reasons |= dict.fromkeys(names, f"no image of class {label} in this split")
         if not support.any():
             reasons[f"per_class.{label}.specificity"] = "no image to measure in this split"
-    for label, n, n_label_predictions in zip(labels, support, n_predicted, strict=True):
+    for label, n, n_label_predictions in zip(labels, support, confusion.sum(axis=0), strict=True):
         if n and not n_label_predictions:
             reason = f"no image was predicted to be {label}: counted as 0"
             reasons |= {f"per_class.{label}.{name}": reason for name in ("precision", "f1")}

@@ -1,7 +1,8 @@
-"""Several models on the same images: who is better, by how much, and whether that is more than luck."""
+"""Paired comparison of several models on the images that all of them scored."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from typing import Any
 
@@ -12,54 +13,58 @@ from scipy.stats import t as student
 from fastcxr.errors import DataError
 from fastcxr.metrics.bootstrap import bootstrap_metrics
 from fastcxr.metrics.classification import compute_metrics
-from fastcxr.metrics.intervals import SEED, confidence_intervals
+from fastcxr.metrics.intervals import SEED, confidence_intervals, flatten, make_estimate
 from fastcxr.metrics.predictions import Predictions
 
-TESTED_METRICS = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # a leaderboard's figures, the first of which ranks
+TESTED_METRICS = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # of the leaderboard, ranked by the first
 SIGNIFICANCE_LEVEL = 0.05
 IMAGE_KEY = ["source", "path"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`rows`: one a model, the best first. `shared`: images that all were scored on, 0 where there are none.
+    """Leaderboard of models and the images that they share.
 
-    A row has name, images, patients, and for each figure of TESTED [value, low, high]; on shared images also how far
-    it is behind the best, as `auroc_difference` [difference, low, high], `auroc_p` (Holm) and `auroc_tie`.
+    rows: one per model, the best first, with name, images, patients, and [value, low, high] of each metric of
+    TESTED_METRICS. If the models share images, every row but the first compares the best model with its own:
+    `auroc_difference` [difference, low, high], `auroc_p` (adjusted by Holm) and `auroc_tie`; likewise for accuracy.
     """
 
     rows: list[dict[str, Any]]
     n_shared_images: int
     n_patients: int
-    predictions: dict[str, Predictions]  # what was compared, by name
+    predictions: dict[str, Predictions]  # the compared rows, by name of the model
 
 
 def compare_models(models: Mapping[str, Predictions]) -> Comparison:
-    """Compare models by what each said about the images of its headline split.
+    """Compare models on the primary split of each, by name.
 
-    Images are known by source and path. On those that all models scored differences are tested, patients drawn with
-    replacement; where no image is shared there is nothing to test. Raises DataError for models of different classes,
-    or an image with two labels.
+    Images are identified by source and path. On shared images, differences are tested with a paired bootstrap over
+    patients; without shared images there is no test.
+
+    Raises:
+        DataError: the models have different classes, or an image has two labels.
     """
     predictions = {name: model.for_split(model.primary_split).scorable() for name, model in models.items()}
     _validate_classes(predictions)
-    shared_images = _find_shared_images(predictions)
+    keys = [pd.MultiIndex.from_frame(part.table[IMAGE_KEY]) for part in predictions.values()]
+    shared_images = reduce(pd.MultiIndex.intersection, keys).sort_values()
     if len(shared_images):
         predictions = {name: _select_images(part, shared_images) for name, part in predictions.items()}
         _validate_labels(predictions)
-    patients = {name: part.table["patient"].to_numpy() for name, part in predictions.items()}
-    first_patients = next(iter(patients.values()))  # on shared images one word on who is who, for all
-    rows = [
-        _make_row(name, part, first_patients if len(shared_images) else patients[name])
-        for name, part in predictions.items()
-    ]
+    first = next(iter(predictions.values()))  # its patient identifiers apply to the shared images of all models
+    patients = {
+        name: (first if len(shared_images) else part).table["patient"].to_numpy() for name, part in predictions.items()
+    }
+    aligned = {name: Predictions(part.table, tuple(sorted(part.labels))) for name, part in predictions.items()}
+    rows = [_make_row(name, part, patients[name]) for name, part in aligned.items()]
     rows.sort(key=lambda row: -(row["auroc"][0] if row["auroc"] else -1))
     if len(shared_images):
-        _add_test_results(rows, predictions, first_patients)
+        _add_test_results(rows, aligned, patients[rows[0]["name"]])
     return Comparison(
         rows=rows,
         n_shared_images=len(shared_images),
-        n_patients=len(set(first_patients)) if len(shared_images) else 0,
+        n_patients=rows[0]["patients"] if len(shared_images) else 0,
         predictions=predictions,
     )
 
@@ -68,16 +73,9 @@ def _validate_classes(predictions: Mapping[str, Predictions]) -> None:
     (first, first_labels), *other_models = [(name, set(part.labels)) for name, part in predictions.items()]
     for name, labels in other_models:
         if labels != first_labels:
-            what = f"{first} has the classes {', '.join(sorted(first_labels))}, {name} {', '.join(sorted(labels))}"
-            raise DataError(what, "Compare models of the same classes", code="E311")
-
-
-def _find_shared_images(predictions: Mapping[str, Predictions]) -> pd.MultiIndex:
-    keys = [pd.MultiIndex.from_frame(part.table[IMAGE_KEY]) for part in predictions.values()]
-    shared_images = keys[0]
-    for key in keys[1:]:
-        shared_images = shared_images.intersection(key)
-    return shared_images.sort_values()
+            first_names, names = (", ".join(sorted(part)) for part in (first_labels, labels))
+            problem = f"{first} has the classes {first_names}, but {name} has {names}"
+            raise DataError(problem, "Compare models with the same classes", code="E311")
 
 
 def _select_images(model_predictions: Predictions, shared_images: pd.MultiIndex) -> Predictions:
@@ -91,71 +89,57 @@ def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
         is_different = first_table["label"] != table["label"]
         if is_different.any():
             path = first_table.loc[is_different, "path"].iloc[0]
-            what = f"{first} and {name} give {int(is_different.sum()):,} images different labels, as {path}"
-            raise DataError(what, "Train and test both on the same labels", code="E312")
+            problem = f"{first} and {name} have different labels for {int(is_different.sum()):,} images, first {path}"
+            raise DataError(problem, "Train and test both models on the same labels", code="E312")
 
 
-def _align_classes(model_predictions: Predictions, labels: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and probabilities in one order of the classes."""
-    ordered = Predictions(model_predictions.table, labels)
-    return ordered.truth, ordered.probability
-
-
-def _make_row(name: str, model_predictions: Predictions, patients: np.ndarray) -> dict[str, Any]:
-    labels = tuple(sorted(model_predictions.labels))
-    truth, probability = _align_classes(model_predictions, labels)
-    metrics = compute_metrics(truth, probability, labels)
-    intervals = confidence_intervals(truth, probability, labels, patients, metrics)["of"]
-    values = {"auroc": metrics["auroc"]["macro"], "accuracy": metrics["accuracy"]}
-    cells = {
-        key: None if value is None else [value, *intervals.get(TESTED_METRICS[key], (None, None))]
-        for key, value in values.items()
-    }
-    return {"name": name, "images": len(truth), "patients": len(set(patients)), **cells}
+def _make_row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, Any]:
+    metrics = compute_metrics(part.truth, part.probability, part.labels)
+    intervals = confidence_intervals(part.truth, part.probability, part.labels, patients, metrics)["of"]
+    values = flatten(metrics)
+    estimates = {key: make_estimate(metric, values, intervals) for key, metric in TESTED_METRICS.items()}
+    return {"name": name, "images": len(part.table), "patients": len(set(patients)), **estimates}
 
 
 def _add_test_results(rows: list[dict[str, Any]], predictions: Mapping[str, Predictions], patients: np.ndarray) -> None:
-    """Every model against the best one, in the same draws of patients; Holm's p is that of all pairs of models."""
-    draws = {}
-    for row in rows:
-        labels = tuple(sorted(predictions[row["name"]].labels))
-        draws[row["name"]] = bootstrap_metrics(
-            *_align_classes(predictions[row["name"]], labels), labels, patients, SEED
-        )
-    pairs = list(combinations(rows, 2))  # first those of the best one
+    """Compare every model with the best one in the same draws of patients; Holm's p covers all pairs of models."""
+    draws = {
+        name: bootstrap_metrics(part.truth, part.probability, part.labels, patients, SEED)
+        for name, part in predictions.items()
+    }
+    pairs = list(combinations(rows, 2))  # those with the best model first
     for key, name in TESTED_METRICS.items():
-        tests = [_compare_with_best(one, other, key, draws, name) for one, other in pairs]
-        # which one is the best was looked up before it was compared: every pair counts as tried
+        tests = [_compare_pair(*pair, key, [draws[row["name"]][name] for row in pair]) for pair in pairs]
+        # the best model is selected on the same data, hence the adjustment for every pair
         adjusted_p = holm([p for _, p in tests])
         for row, (difference, _), p in zip(rows[1:], tests, adjusted_p, strict=False):
             row |= {f"{key}_difference": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
 
 
-def _compare_with_best(
-    best: dict[str, Any], row: dict[str, Any], key: str, draws: dict, name: str
+def _compare_pair(
+    first: dict[str, Any], second: dict[str, Any], key: str, draws: Sequence[np.ndarray]
 ) -> tuple[list[float], float]:
-    """How far a figure is behind, with its 95 % interval, and how likely so large a difference is by luck.
+    """Return the difference of a metric as [value, low, high], and its two-sided p.
 
-    Draws of n patients spread a little less than patients do, and how much they spread is itself an estimate: hence
-    n / (n - 1) and Student's distribution (Cameron and Miller 2015, for clusters). Without them equal models of few
-    patients are told apart too often.
+    A bootstrap of n patients underestimates the variance, and the variance is itself an estimate: hence n / (n - 1) and
+    Student's distribution (Cameron and Miller 2015, for clusters). Without them, equal models with few patients differ
+    significantly too often.
     """
-    difference = best[key][0] - row[key][0] if best[key] and row[key] else 0.0
-    draw_differences = draws[best["name"]][name] - draws[row["name"]][name]
+    difference = first[key][0] - second[key][0] if first[key] and second[key] else 0.0
+    draw_differences = draws[0] - draws[1]
     draw_differences = draw_differences[np.isfinite(draw_differences)]
     standard_error = float(draw_differences.std(ddof=1)) if len(draw_differences) > 1 else 0.0
-    if not standard_error:  # as of one patient alone
+    if not standard_error:  # for example with one patient
         return [difference, difference, difference], float(difference == 0)
-    n = row["patients"]
+    n = second["patients"]
     standard_error *= (n / (n - 1)) ** 0.5
     margin = float(student.ppf(0.975, n - 1)) * standard_error
-    return [difference, difference - margin, difference + margin], float(
-        2 * student.sf(abs(difference) / standard_error, n - 1)
-    )
+    p = float(2 * student.sf(abs(difference) / standard_error, n - 1))
+    return [difference, difference - margin, difference + margin], p
 
 
 def holm(values: list[float]) -> list[float]:
-    """Values of p for several questions at once (Holm 1979)."""
+    """Return p values adjusted for multiple tests (Holm 1979)."""
     order = np.argsort(values)
     adjusted = np.array(values)[order] * np.arange(len(values), 0, -1)
     capped = np.minimum(np.maximum.accumulate(adjusted), 1.0)

@@ -15,12 +15,16 @@ def evaluate_predictions(
     calibration: Mapping[str, Any] | None = None,
     prevalence: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """The numbers of every split that has rows, their 95 % intervals, and the images and patients behind them.
+    """Return the metrics, 95 % confidence intervals and counts of every split that has rows.
 
-    `calibration`: what model.json holds of it. The probabilities were scaled by its temperature, and what they were
-    before is `uncalibrated`. `thresholds`: metrics at its thresholds, with predictive values at a `prevalence` a class.
-    The share of out-of-distribution images is `ood`; these images count in all other metrics.
-    Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and left out.
+    Unreadable images (`n_errors`) and images without a label (`n_unlabelled`) are counted and excluded.
+    Out-of-distribution images are included; `ood` is their proportion.
+
+    Args:
+        predictions: with temperature-scaled probabilities.
+        calibration: that of model.json. Its temperature adds `uncalibrated`, the calibration before scaling; its
+            thresholds add `thresholds`, the metrics at them.
+        prevalence: of a class, for its predictive values at the threshold.
     """
     return {
         split: _evaluate_split(predictions.for_split(split), calibration or {}, prevalence or {})

@@ -1,8 +1,8 @@
-"""From figures on test images of home and figures of elsewhere to how far they fall, each with a 95 % interval.
+"""Differences of the metrics between the internal and the external test set, with 95 % confidence intervals.
 
-The two are independent samples, so the interval of a difference comes from the intervals of its two sides (MOVER: Zou
-and Donner 2008, doi:10.1002/sim.3095); of two proportions that is Newcombe's method 10 (1998, Statistics in Medicine
-17:873). A figure that means something else on either side, because a class has no image there, is not compared.
+The sets are independent samples, so the interval of a difference follows from the two intervals (MOVER: Zou and Donner
+2008, doi:10.1002/sim.3095); for two proportions this is Newcombe's method 10 (1998, Statistics in Medicine 17:873).
+A metric that depends on a class without images in one of the sets is not compared.
 """
 
 import math
@@ -11,22 +11,21 @@ from typing import Any
 
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.metrics.evaluate import evaluate_predictions
-from fastcxr.metrics.intervals import flatten
+from fastcxr.metrics.intervals import Estimate, flatten, make_estimate
 from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions
 
 MACRO_AUROC = "auroc.macro"
 MEAN_METRICS = (MACRO_AUROC, "balanced_accuracy", "accuracy")
-Estimate = list[float | None]
 
 
 def external_drops(predictions: Predictions, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By the name of what was held out: `compute_drop` of it; nothing where there are no figures of home.
+    """Return `compute_drop` by name of the external test set; empty without an internal test set.
 
-    `metrics`: of each split. Pooled runs name in a column `fold` what each of them held out.
+    `metrics`: of each split. In pooled runs, the column `fold` names the external test set of each run.
     """
-    if INTERNAL_TEST not in predictions.splits:
-        return {}
     primary_split = predictions.primary_split
+    if primary_split is None or INTERNAL_TEST not in predictions.splits:
+        return {}
     if primary_split != OUT_OF_FOLD:
         names = sorted(set(predictions.for_split(primary_split).table["source"]))
         return {" + ".join(names): compute_drop(metrics[INTERNAL_TEST], metrics[primary_split])}
@@ -35,8 +34,11 @@ def external_drops(predictions: Predictions, metrics: Mapping[str, Mapping[str, 
 
 
 def compute_drop(internal: Mapping[str, Any], external: Mapping[str, Any]) -> dict[str, Any]:
-    """`classes`: those with images on both sides; `only`: those with images on one side, by split; `figures`: by dotted
-    name, `internal` and `external` as [value, low, high] and `drop`, internal less external, alike.
+    """Compare the metrics of the internal and the external test set.
+
+    Returns:
+        classes: those with images in both sets. only: those with images in one set, by set. figures: by dotted name of
+        the metric, `internal`, `external` and `drop` (internal minus external), each [value, low, high].
     """
     present_classes = [
         [label for label, row in part["per_class"].items() if row["support"]] for part in (internal, external)
@@ -47,36 +49,27 @@ def compute_drop(internal: Mapping[str, Any], external: Mapping[str, Any]) -> di
         for name, labels in zip(("internal", "external"), present_classes, strict=True)
     }
     names = [f"per_class.{label}.sensitivity" for label in shared_classes]
-    if not any(unshared_classes.values()):  # else the others, from which a class is told, are others
+    if not any(unshared_classes.values()):  # otherwise the negative images are of different classes
         names = [*MEAN_METRICS, *names, *(f"per_class.{label}.specificity" for label in shared_classes)]
         names += [f"auroc.per_class.{label}" for label in shared_classes]
-    estimates = {
-        name: _compare_estimates(_get_estimate(internal, name), _get_estimate(external, name)) for name in names
-    }
+    figures = {}
+    flat_metrics = [(flatten(part), part["intervals"]["of"]) for part in (internal, external)]
+    for name in names:
+        first, second = (make_estimate(name, values, intervals) for values, intervals in flat_metrics)
+        if first is not None and second is not None:
+            figures[name] = {"internal": first, "external": second, "drop": difference_interval(first, second)}
     return {
         "classes": shared_classes,
         "only": {name: labels for name, labels in unshared_classes.items() if labels},
-        "figures": {name: row for name, row in estimates.items() if row},
+        "figures": figures,
     }
 
 
 def difference_interval(first: Estimate, second: Estimate) -> Estimate:
-    """One less the other, [value, low, high] each, of independent samples; without an interval on either side, none."""
+    """Return the first minus the second of two independent estimates; no bounds if one of them has no interval."""
     value = first[0] - second[0]
     if None in (*first, *second):
         return [value, None, None]
     below = math.hypot(first[0] - first[1], second[2] - second[0])
     above = math.hypot(first[2] - first[0], second[0] - second[1])
     return [value, value - below, value + above]
-
-
-def _get_estimate(split_metrics: Mapping[str, Any], name: str) -> Estimate | None:
-    value = flatten(split_metrics).get(name)
-    low, high = split_metrics["intervals"]["of"].get(name, (None, None))
-    return None if value is None else [value, low, high]
-
-
-def _compare_estimates(internal: Estimate | None, external: Estimate | None) -> dict[str, Estimate] | None:
-    if internal is None or external is None:
-        return None
-    return {"internal": internal, "external": external, "drop": difference_interval(internal, external)}

@@ -1,8 +1,8 @@
-"""From truth, probabilities and patients to a 95 % confidence interval of every figure, and the unit that it rests on.
+"""95 % confidence intervals of all metrics, clustered by patient.
 
-Where each patient has one image: Wilson for a proportion, logit-DeLong for an AUROC (Newcombe at 0 or 1). Whatever has
-no formula, and everything where a patient has several images, comes from draws of patients with replacement; at 0 or 1,
-where all draws agree, patients stand for images in the formula.
+If every patient has one image: Wilson for a proportion, logit-DeLong for an AUROC (Newcombe at 0 or 1). Metrics without
+a formula, and all metrics if patients have several images, use a bootstrap over patients. At 0 or 1, where all draws
+are equal, the formula is used with the number of patients as the number of images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ from fastcxr.metrics.bootstrap import N_DRAWS, bootstrap_metrics, draw_bootstrap
 SEED = 0
 UNBOUNDED_METRICS = ("calibration.log_loss", "calibration.brier")
 MIN_PATIENTS = 2
-MIN_DEFINED_DRAWS = N_DRAWS // 2  # that must define a figure
+MIN_DEFINED_DRAWS = N_DRAWS // 2  # in which a metric must be defined
+Estimate = list[Any]  # [value, low, high] of metrics.json; low and high are None without an interval
 
 
 def confidence_intervals(
     truth: np.ndarray,
     probability: np.ndarray,
     labels: Sequence[str],
-    patients: Sequence[str],
+    patients: Sequence[str] | np.ndarray,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """`unit` (image or patient), `level`, and `of`: [low, high] under the dotted name of each figure.
+    """Return `unit` (image or patient), `level`, and `of`: [low, high] by dotted name of the metric.
 
-    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `metrics`: what `measure` says of them.
-    A figure that is None, or undefined in half of the draws, has no interval.
+    A metric that is None, or undefined in half of the draws, has no interval. `truth`: positions in `labels`, shape
+    (n,). `probability`: shape (n, k). `patients`: of each image, n in all. `metrics`: those of `compute_metrics`.
     """
     patients = np.asarray(patients)
     names, patient_index = np.unique(patients, return_inverse=True)
@@ -42,36 +43,39 @@ def confidence_intervals(
         for name, draws in bootstrap_metrics(truth, probability, labels, patients, SEED).items()
         if (interval := _compute_bootstrap_interval(values.get(name), draws, name not in UNBOUNDED_METRICS)) is not None
     }
-    analytic_intervals = _compute_analytic_intervals(
-        truth, probability, labels, patient_index if is_clustered else None
-    )
-    analytic_intervals |= _compute_perfect_intervals(analytic_intervals, values, labels)
-    for name, interval in analytic_intervals.items():
-        is_extreme = values.get(name) in (0.0, 1.0)  # where all draws say the same
-        if values.get(name) is not None and (not is_clustered or is_extreme):
+    analytic = _compute_analytic_intervals(truth, probability, labels, patient_index if is_clustered else None)
+    analytic |= _compute_perfect_intervals(analytic, values, labels)
+    for name, interval in analytic.items():
+        if values.get(name) is not None and (not is_clustered or values[name] in (0.0, 1.0)):
             intervals[name] = interval
     ordered = {name: [float(edge) for edge in intervals[name]] for name in values if name in intervals}
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, "of": ordered}
 
 
 def proportion_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patients: np.ndarray) -> Interval:
-    """95 % interval of the share of `hits` among the images of `among`, at least one; both booleans, shape (n,)."""
+    """Return the interval of the share of hits among the eligible images, of which there is at least one.
+
+    `is_hit`, `is_eligible`: booleans, shape (n,). `patients`: the patient of each image, shape (n,).
+    """
     _, patient_index = np.unique(patients, return_inverse=True)
     is_clustered = patient_index.max() + 1 < len(patient_index)
     proportion = (is_hit & is_eligible).sum() / is_eligible.sum()
     if not is_clustered or proportion in (0, 1):
         return _compute_wilson_interval(is_hit, is_eligible, patient_index if is_clustered else None)
     with np.errstate(invalid="ignore"):
-        draws = [
-            (weights @ (is_hit & is_eligible)) / (weights @ is_eligible)
-            for weights in draw_bootstrap_weights(patients, SEED)
-        ]
+        batches = draw_bootstrap_weights(patients, SEED)
+        draws = [(weights @ (is_hit & is_eligible)) / (weights @ is_eligible) for weights in batches]
     interval = _compute_bootstrap_interval(float(proportion), np.concatenate(draws), True)
     return interval or _compute_wilson_interval(is_hit, is_eligible, patient_index)
 
 
+def make_estimate(name: str, values: Mapping[str, Any], intervals: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """Return [value, low, high] of a metric by its dotted name; None if it has no value."""
+    return None if values.get(name) is None else [values[name], *intervals.get(name, (None, None))]
+
+
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers inside mappings, under their dotted names."""
+    """Return the numbers and None values inside nested mappings by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
@@ -82,12 +86,16 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _compute_bootstrap_interval(value: float | None, draws: np.ndarray, is_proportion: bool) -> Interval | None:
-    """The draws' spread around a share, on the scale of log odds, which covers better; a loss has the draws' own."""
+    """Return the interval of a proportion from the standard error of its draws, or of a loss from their percentiles.
+
+    For proportions, the standard error on the logit scale has better coverage than percentiles.
+    """
     draws = draws[np.isfinite(draws)]
     if value is None or len(draws) < MIN_DEFINED_DRAWS:
         return None
     if not is_proportion:
-        return tuple(np.quantile(draws, [0.025, 0.975]))
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return low, high
     return logit_interval(value, float(draws.std(ddof=1))) if 0 < value < 1 else None
 
 
@@ -95,44 +103,37 @@ def _compute_analytic_intervals(
     truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patient_index: np.ndarray | None
 ) -> dict[str, Interval]:
     """Return intervals by formula. `patient_index`: patient of each image; None: images are independent."""
-    predicted = probability.argmax(axis=1)
-    intervals = {"accuracy": _compute_wilson_interval(truth == predicted, np.ones(len(truth), bool), patient_index)}
+    predicted, is_any = probability.argmax(axis=1), np.ones(len(truth), bool)
+    proportions = {"accuracy": (truth == predicted, is_any)}
     if len(labels) > 2:
-        intervals["top2_accuracy"] = _compute_wilson_interval(
-            is_in_top2(truth, probability), np.ones(len(truth), bool), patient_index
-        )
+        proportions["top2_accuracy"] = (is_in_top2(truth, probability), is_any)
+    intervals = {}
     for k, label in enumerate(labels):
         positive, is_predicted = truth == k, predicted == k
-        parts = {
-            "sensitivity": (is_predicted, positive),
-            "specificity": (~is_predicted, ~positive),
-            "precision": (positive, is_predicted),
-        }
-        intervals |= {
-            f"per_class.{label}.{name}": _compute_wilson_interval(*part, patient_index)
-            for name, part in parts.items()
-            if part[1].any()
-        }
+        proportions[f"per_class.{label}.sensitivity"] = (is_predicted, positive)
+        proportions[f"per_class.{label}.specificity"] = (~is_predicted, ~positive)
+        proportions[f"per_class.{label}.precision"] = (positive, is_predicted)
         if positive.any() and not positive.all():
             intervals[f"auroc.per_class.{label}"] = _compute_auroc_interval(positive, probability[:, k], patient_index)
-    return intervals
+    return intervals | {
+        name: _compute_wilson_interval(is_hit, is_eligible, patient_index)
+        for name, (is_hit, is_eligible) in proportions.items()
+        if is_eligible.any()
+    }
 
 
 def _compute_perfect_intervals(
     intervals: Mapping[str, Interval], values: Mapping[str, Any], labels: Sequence[str]
 ) -> dict[str, Interval]:
-    """Means of perfect figures, of which draws know nothing: their parts' lower bounds all at once, a wide guess."""
-    component_names = {
+    """Return conservative intervals of means that equal 1: from the mean lower bound of their components to 1."""
+    components = {
         "balanced_accuracy": [f"per_class.{label}.sensitivity" for label in labels],
         "auroc.macro": [f"auroc.per_class.{label}" for label in labels],
     }
-    component_names |= {
-        f"per_class.{label}.f1": [f"per_class.{label}.sensitivity", f"per_class.{label}.precision"] for label in labels
-    }
-    lower_bounds = {
-        name: [intervals[part][0] for part in of if part in intervals] for name, of in component_names.items()
-    }
-    return {name: (float(np.mean(low)), 1.0) for name, low in lower_bounds.items() if low and values.get(name) == 1}
+    for label in labels:
+        components[f"per_class.{label}.f1"] = [f"per_class.{label}.{name}" for name in ("sensitivity", "precision")]
+    lows = {name: [intervals[part][0] for part in of if part in intervals] for name, of in components.items()}
+    return {name: (float(np.mean(low)), 1.0) for name, low in lows.items() if low and values.get(name) == 1}
 
 
 def _compute_wilson_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patient_index: np.ndarray | None) -> Interval:
@@ -143,8 +144,7 @@ def _compute_wilson_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patien
 def _compute_auroc_interval(positive: np.ndarray, score: np.ndarray, patient_index: np.ndarray | None) -> Interval:
     if patient_index is None:
         return auroc_interval(positive, score)
-    # only asked for at 0 or 1, where no draw has anything to add
+    # used only at 0 or 1; see `confidence_intervals`
     is_perfect = score[positive].min() > score[~positive].max()
-    return newcombe(
-        float(is_perfect), len(np.unique(patient_index[positive])), len(np.unique(patient_index[~positive]))
-    )
+    n_positives, n_negatives = (len(np.unique(patient_index[part])) for part in (positive, ~positive))
+    return newcombe(float(is_perfect), n_positives, n_negatives)

@@ -1,4 +1,4 @@
-"""From predictions to figures of groups of people: by source, sex, age band and view, whatever columns say them."""
+"""Metrics of subgroups of patients and images: by source, sex, age band and view."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,20 +8,20 @@ import pandas as pd
 from fastcxr.data.demographics import DEMOGRAPHIC_COLUMNS, find_demographic_column, has_value, parse_age, parse_sex
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.external import MACRO_AUROC
-from fastcxr.metrics.intervals import confidence_intervals, flatten
+from fastcxr.metrics.intervals import confidence_intervals, flatten, make_estimate
 from fastcxr.metrics.predictions import Predictions
 
-AGE_BANDS = ((18, "0-17"), (40, "18-39"), (65, "40-64"), (float("inf"), "65 and over"))  # years, the upper end excluded
+AGE_BANDS = ((18, "0-17"), (40, "18-39"), (65, "40-64"), (float("inf"), "65 and over"))  # years, upper bound excluded
 UNSTATED = "not stated"
-MIN_GROUP_PATIENTS = 20  # patients: with fewer, one of them moves any share by five points or more
-MAX_GROUPS = 12  # groups of one column, the largest; a column of more values is no trait but a name
+MIN_GROUP_PATIENTS = 20  # with fewer, one patient changes a proportion by at least 5 points
+MAX_GROUPS = 12  # the largest groups of a column; a column with more values is an identifier
 
 
 def compute_subgroup_metrics(predictions: Predictions) -> dict[str, dict[str, dict[str, Any]]]:
-    """By column, then by group: `n_images`, `n_patients`, and [value, low, high] of macro AUROC and each sensitivity.
+    """Return counts and metrics of the primary split, by column and group.
 
-    Of the headline split. A group of fewer than LEAST patients has counts alone. A column that puts all images into one
-    group, or says nothing of any, is not there.
+    Each group has `n_images`, `n_patients`, and `auroc` (macro), `balanced_accuracy` and `sensitivity` of each class as
+    [value, low, high]; with fewer than MIN_GROUP_PATIENTS patients only the counts. A column with one group is omitted.
     """
     if predictions.primary_split is None:
         return {}
@@ -39,12 +39,13 @@ def compute_subgroup_metrics(predictions: Predictions) -> dict[str, dict[str, di
 
 
 def assign_groups(table: pd.DataFrame, column: str) -> pd.Series:
-    """The group that each row is in by this trait; UNSTATED where nothing says it."""
+    """Return the group of each row for a column of DEMOGRAPHIC_COLUMNS; UNSTATED if the cell is blank or invalid."""
     table_column = find_demographic_column(table.columns, column)
     if table_column is None:
         return pd.Series(UNSTATED, index=table.index)
     parse = {"sex": parse_sex, "age": _parse_age_band}.get(column, str.strip)
-    return table[table_column].astype(str).map(lambda cell: parse(cell) or UNSTATED if has_value(cell) else UNSTATED)
+    groups = [has_value(cell) and parse(cell) or UNSTATED for cell in table[table_column].astype(str)]
+    return pd.Series(groups, index=table.index, dtype=str)
 
 
 def _parse_age_band(cell: str) -> str:
@@ -53,7 +54,7 @@ def _parse_age_band(cell: str) -> str:
 
 
 def _sort_groups(names: Iterable[str]) -> list[str]:
-    """By name, which is by age for bands; last what nothing is known of."""
+    """Sort by name, age bands by age, UNSTATED last."""
     return sorted(names, key=lambda name: (name == UNSTATED, name.zfill(20) if name[:1].isdigit() else name))
 
 
@@ -63,19 +64,13 @@ def _compute_group_metrics(predictions: Predictions, is_selected: pd.Series) -> 
     counts = {"n_images": len(patients), "n_patients": len(set(patients))}
     if counts["n_patients"] < MIN_GROUP_PATIENTS:
         return counts
-    metrics = compute_metrics(group_predictions.truth, group_predictions.probability, group_predictions.labels)
-    intervals = confidence_intervals(
-        group_predictions.truth, group_predictions.probability, group_predictions.labels, patients, metrics
-    )["of"]
+    truth, probability, labels = group_predictions.truth, group_predictions.probability, group_predictions.labels
+    metrics = compute_metrics(truth, probability, labels)
+    intervals = confidence_intervals(truth, probability, labels, patients, metrics)["of"]
     values = flatten(metrics)
-    names = {"auroc": MACRO_AUROC, "balanced_accuracy": "balanced_accuracy"}
-    estimates = {key: _get_estimate(values, intervals, name) for key, name in names.items()}
-    sensitivities = {
-        label: _get_estimate(values, intervals, f"per_class.{label}.sensitivity") for label in group_predictions.labels
+    return counts | {
+        "auroc": make_estimate(MACRO_AUROC, values, intervals),
+        "balanced_accuracy": make_estimate("balanced_accuracy", values, intervals),
+        "sensitivity": {label: make_estimate(f"per_class.{label}.sensitivity", values, intervals) for label in labels},
+        "support": {label: row["support"] for label, row in metrics["per_class"].items()},
     }
-    support = {label: row["support"] for label, row in metrics["per_class"].items()}
-    return counts | estimates | {"sensitivity": sensitivities, "support": support}
-
-
-def _get_estimate(values: dict[str, Any], intervals: dict[str, Any], name: str) -> list[float | None] | None:
-    return None if values.get(name) is None else [values[name], *intervals.get(name, (None, None))]

@@ -1,4 +1,4 @@
-"""From probabilities to decisions: a threshold a class and a band left open, chosen on validation images alone."""
+"""Decision thresholds of each class and an abstention threshold, both chosen on the validation split."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,20 @@ import pandas as pd
 from fastcxr.metrics.intervals import proportion_interval
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 
-MIN_STABLE_POSITIVES = 50  # positives in validation, below which a threshold hits its aim by luck
-NET_BENEFIT_THRESHOLDS = np.linspace(0.01, 0.5, 50)  # probabilities at which somebody might act
+MIN_STABLE_POSITIVES = 50  # positive validation images below which a threshold is unstable
+NET_BENEFIT_THRESHOLDS = np.linspace(0.01, 0.5, 50)  # threshold probabilities of decision curves
 
 
 def fit_thresholds(
     predictions: Predictions, sensitivity: float, specificity: float | None, abstain: float
 ) -> dict[str, Any]:
-    """`thresholds` of each class, one against the rest, and `uncertain_below`: the band that is left open, or None.
+    """Choose the one-vs-rest `thresholds` and `uncertain_below`, the confidence for abstention or None.
 
-    A threshold is the highest one that reaches the wanted sensitivity on the validation split, or, where a specificity
-    is wanted, the lowest one that reaches it. `abstain`: the share of validation images to be left open.
+    Args:
+        predictions: only their validation split is used.
+        sensitivity: target; the highest threshold that reaches it is chosen.
+        specificity: target used instead if it is not None; the lowest threshold that reaches it is chosen.
+        abstain: share of validation images on which the model abstains.
     """
     valid_predictions = predictions.for_split("valid").scorable()
     truth, probability = valid_predictions.truth, valid_predictions.probability
@@ -38,11 +41,12 @@ def _choose_threshold(
 ) -> dict[str, Any] | None:
     if positive.all() or not positive.any():
         return None
-    target = {"sensitivity": sensitivity} if specificity is None else {"specificity": specificity}
+    if specificity is None:
+        target, threshold = {"sensitivity": sensitivity}, find_threshold_at_sensitivity(score[positive], sensitivity)
+    else:
+        target, threshold = {"specificity": specificity}, find_threshold_at_specificity(score[~positive], specificity)
     return {
-        "threshold": find_threshold_at_sensitivity(score[positive], sensitivity)
-        if specificity is None
-        else find_threshold_at_specificity(score[~positive], specificity),
+        "threshold": threshold,
         "wanted": target,
         "positives": int(positive.sum()),
         "unstable": bool(positive.sum() < MIN_STABLE_POSITIVES),
@@ -50,23 +54,24 @@ def _choose_threshold(
 
 
 def find_threshold_at_sensitivity(positives: np.ndarray, target_share: float) -> float:
-    """The highest threshold that so large a share of these scores reaches."""
+    """Return the highest threshold that the target share of these scores reaches."""
     sorted_scores = np.sort(positives)[::-1]
     return float(sorted_scores[max(1, int(np.ceil(target_share * len(sorted_scores) - 1e-9))) - 1])
 
 
 def find_threshold_at_specificity(negatives: np.ndarray, target_share: float) -> float:
-    """The lowest threshold that so large a share of these scores stays below."""
-    sorted_scores = np.sort(negatives)
-    highest = sorted_scores[max(1, int(np.ceil(target_share * len(sorted_scores) - 1e-9))) - 1]
-    return float(np.nextafter(highest, 2.0))
+    """Return the lowest threshold that is above the target share of these scores."""
+    return float(np.nextafter(-find_threshold_at_sensitivity(-negatives, target_share), 2.0))
 
 
 def evaluate_thresholds(
     split_predictions: Predictions, thresholds: Mapping[str, Any], prevalence: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What the thresholds do on a split: `per_class` sensitivity and specificity, each [value, low, high], and where a
-    prevalence is stated ppv and npv; `uncertain`, the share left open, and `answered_accuracy` of the rest.
+    """Evaluate the thresholds on a split.
+
+    Returns:
+        per_class: sensitivity, specificity, and ppv and npv if the prevalence of the class is given. uncertain: share
+        of abstentions. answered_accuracy: accuracy on the other images. All are [value, low, high].
     """
     scorable = split_predictions.scorable()
     truth, probability, patients = scorable.truth, scorable.probability, scorable.table["patient"].to_numpy()
@@ -77,11 +82,8 @@ def evaluate_thresholds(
             continue
         positive, is_predicted = truth == k, probability[:, k] >= threshold_row["threshold"]
         row = {
-            name: _estimate_proportion(hits, among, patients)
-            for name, hits, among in (
-                ("sensitivity", is_predicted, positive),
-                ("specificity", ~is_predicted, ~positive),
-            )
+            "sensitivity": _estimate_proportion(is_predicted, positive, patients),
+            "specificity": _estimate_proportion(~is_predicted, ~positive, patients),
         }
         rows[label] = dict(threshold_row) | row | compute_predictive_values(row, prevalence.get(label))
     uncertain_below = thresholds.get("uncertain_below")
@@ -98,24 +100,22 @@ def evaluate_thresholds(
 def _estimate_proportion(is_hit: np.ndarray, is_eligible: np.ndarray, patients: np.ndarray) -> list[float] | None:
     if not is_eligible.any():
         return None
-    return [
-        float((is_hit & is_eligible).sum() / is_eligible.sum()),
-        *proportion_interval(is_hit, is_eligible, patients),
-    ]
+    value = float((is_hit & is_eligible).sum() / is_eligible.sum())
+    return [value, *proportion_interval(is_hit, is_eligible, patients)]
 
 
 def compute_predictive_values(row: Mapping[str, Any], prevalence: float | None) -> dict[str, Any]:
-    """ppv and npv where so large a share of the people has the disease (Bayes), not where the folder's share has it.
+    """Return PPV and NPV at this prevalence by Bayes' theorem, each [value, low, high]; empty without a prevalence.
 
-    Each is [value, low, high]; the bounds are those of sensitivity and specificity at once, so they are wide.
+    The bounds combine the bounds of sensitivity and specificity, so the intervals are conservative.
     """
     if prevalence is None or None in (row["sensitivity"], row["specificity"]):
         return {}
     pairs = list(zip(row["sensitivity"], row["specificity"], strict=True))
     return {
         "prevalence": prevalence,
-        "ppv": [_divide(found * prevalence, (1 - passed) * (1 - prevalence)) for found, passed in pairs],
-        "npv": [_divide(passed * (1 - prevalence), (1 - found) * prevalence) for found, passed in pairs],
+        "ppv": [_divide(sens * prevalence, (1 - spec) * (1 - prevalence)) for sens, spec in pairs],
+        "npv": [_divide(spec * (1 - prevalence), (1 - sens) * prevalence) for sens, spec in pairs],
     }
 
 
@@ -124,57 +124,46 @@ def _divide(n_correct: float, n_wrong: float) -> float | None:
 
 
 def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Net benefit of acting on the score, and of acting on everybody, at each of NET_BENEFIT_THRESHOLDS (Vickers 2006).
+    """Return the net benefit of the score and of treating all at each of NET_BENEFIT_THRESHOLDS (Vickers 2006).
 
-    True positives less false ones, weighed by the odds at which somebody would act; per image.
+    Net benefit is the share of true positives minus the share of false positives times the odds of the threshold.
     """
     odds = NET_BENEFIT_THRESHOLDS / (1 - NET_BENEFIT_THRESHOLDS)
     is_predicted = score[:, None] >= NET_BENEFIT_THRESHOLDS
-    true_positive_rate, false_positive_rate = (
-        (is_predicted & positive[:, None]).mean(axis=0),
-        (is_predicted & ~positive[:, None]).mean(axis=0),
-    )
-    return true_positive_rate - false_positive_rate * odds, positive.mean() - (1 - positive.mean()) * odds
+    true_positives, false_positives = ((is_predicted & part[:, None]).mean(axis=0) for part in (positive, ~positive))
+    return true_positives - false_positives * odds, positive.mean() - (1 - positive.mean()) * odds
 
 
 def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
-    """The predictions with `above_threshold`, the classes whose threshold is reached, and `uncertain`, yes or no.
+    """Return the predictions with `above_threshold`, the classes with a reached threshold, and `uncertain`, yes or no.
 
-    A picture unlike the training images is uncertain whatever its probabilities are, and reaches no threshold.
+    An out-of-distribution image is uncertain at any probability and reaches no threshold.
     """
     probability, is_ood = predictions.probability, find_ood_rows(predictions)
-    threshold_values = [
-        thresholds.get("thresholds", {}).get(label, {}).get("threshold", np.inf) for label in predictions.labels
-    ]
-    is_reached = (probability >= np.array(threshold_values)) & ~is_ood[:, None]  # nan reaches nothing
+    rows, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
+    minimums = [rows.get(label, {}).get("threshold", np.inf) for label in predictions.labels]
+    is_reached = (probability >= np.array(minimums)) & ~is_ood[:, None]  # False for NaN
     names = ["; ".join(np.array(predictions.labels)[row]) for row in is_reached]
-    uncertain_below = thresholds.get("uncertain_below")
-    is_uncertain = (
-        np.zeros(len(names), bool)
-        if uncertain_below is None
-        else np.nan_to_num(probability, nan=1.0).max(axis=1) < uncertain_below
-    )
-    extra_columns = {"above_threshold": names, "uncertain": np.where(is_uncertain | is_ood, "yes", "no")}
+    confidence = np.nan_to_num(probability, nan=1.0).max(axis=1)
+    is_uncertain = is_ood if uncertain_below is None else is_ood | (confidence < uncertain_below)
+    extra_columns = {"above_threshold": names, "uncertain": np.where(is_uncertain, "yes", "no")}
     return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
 
 
 def find_ood_rows(predictions: Predictions) -> np.ndarray:
-    """Return which images are out of distribution, shape (n,); none for a model without an OOD detector."""
+    """Return which images are out-of-distribution, booleans of shape (n,); all False without an OOD detector."""
     return (predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", predictions.table.index)) == "no").to_numpy()
 
 
 def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
-    """Return `n_images` with an OOD score, `n_ood` of them out of distribution, and `proportion`, [value, low, high].
+    """Return `n_images` with an OOD score, `n_ood` out-of-distribution images, and `proportion`, [value, low, high].
 
-    Empty for a model without an OOD detector. Images without a label count too.
+    Images without a label are included. Empty for a model without an OOD detector.
     """
-    has_ood_score = (
-        split_predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", split_predictions.table.index))
-        .isin(["yes", "no"])
-        .to_numpy()
-    )
+    table = split_predictions.table
+    has_ood_score = table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", table.index)).isin(["yes", "no"]).to_numpy()
     if not has_ood_score.any():
         return {}
     is_ood = find_ood_rows(split_predictions)
-    proportion = _estimate_proportion(is_ood, has_ood_score, split_predictions.table["patient"].to_numpy())
+    proportion = _estimate_proportion(is_ood, has_ood_score, table["patient"].to_numpy())
     return {"n_images": int(has_ood_score.sum()), "n_ood": int(is_ood.sum()), "proportion": proportion}

@@ -61,7 +61,7 @@ def test_explain_lists_the_classes_if_an_unknown_class_is_given(call, finished, 
     run, data, _ = finished
     done = call("explain", run, data / "haze", "--class", "opacitty", "--out", tmp_path / "maps")
     assert done.returncode == 64
-    assert "no class called 'opacitty'. Did you mean 'opacity'? It knows clear, haze, opacity" in done.stderr
+    assert "no class called 'opacitty'. Did you mean 'opacity'? Choose from clear, haze, opacity" in done.stderr
     assert not (tmp_path / "maps").exists()
 
 

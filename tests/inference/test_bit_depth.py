@@ -1,4 +1,4 @@
-"""A model reads images of more than 8 bits as its training did: with the depth that it decided, and no other."""
+"""Prediction reads images of more than 8 bits with the bit depth that training chose."""
 
 import json
 import shutil
@@ -23,11 +23,11 @@ from fastcxr.workflows.run_dir import OutputDir
 RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
 
 
-def write_deep(folder: Path, darker: int = 1) -> Path:
-    """The toys as images of a 12-bit detector in files of 16 bits, the first one underexposed."""
+def write_deep(folder: Path, divisor: int = 1) -> Path:
+    """Write the toy images as 12-bit images in 16-bit files, the first one underexposed."""
     for number, file in enumerate(sorted(write_toys(folder, per_class=4).glob("*/*.png"))):
         values = np.asarray(Image.open(file)).astype(np.uint16) * 16
-        Image.fromarray(values // (4 if number == 0 else darker)).save(file)
+        Image.fromarray(values // (4 if number == 0 else divisor)).save(file)
     return folder
 
 
@@ -44,29 +44,29 @@ def learner(deep):
 
 @pytest.fixture(scope="module")
 def folder(learner, tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("run")
-    save_model(place, learner, RECIPE, {"precision": "fp32"})
-    return place
+    folder = tmp_path_factory.mktemp("run")
+    save_model(folder, learner, RECIPE, {"precision": "fp32"})
+    return folder
 
 
-def test_training_writes_its_decision_into_the_manifest_and_the_model(learner, folder):
+def test_training_writes_the_bit_depth_into_the_manifest_and_the_model(learner, folder):
     assert learner.dls.fastcxr.manifest[COLUMN].tolist() == ["12"] * 12
     assert json.loads((folder / "model.json").read_text())["bit_depths"] == {"sources": {"toys": 12}, "default": 12}
     assert load_model(folder).bit_depths == BitDepths({"toys": 12}, 12)
 
 
-def test_prediction_sees_the_pixels_that_training_saw(learner, folder, deep, tmp_path, monkeypatch):
-    shutil.copy(deep["file"][0], tmp_path / "dark.png")  # alone in its folder, and of 10 bits by itself
+def test_prediction_and_training_use_the_same_pixels(learner, folder, deep, tmp_path, monkeypatch):
+    shutil.copy(deep["file"][0], tmp_path / "dark.png")  # a single image, for which 10 bits would be chosen
     table, classifier = read_unlabelled([tmp_path / "dark.png"]), load_model(folder)
-    (square,) = read_fitted_images(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
-    assert np.array_equal(square, learner.dls.fastcxr.image_cache.read([0])[0])
+    (image,) = read_fitted_images(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
+    assert np.array_equal(image, learner.dls.fastcxr.image_cache.read([0])[0])
     before = predict(learner, deep, splits=None).probability
     after = predict(classifier, deep[["source", "path", "file"]], splits=None).probability
     np.testing.assert_array_equal(before, after)
     np.testing.assert_array_equal(predict(classifier, table, splits=None).probability, before[:1])
 
 
-def test_a_training_batch_read_from_its_files_has_the_depth_too(learner, deep):
+def test_a_training_batch_read_from_files_has_the_same_bit_depth(learner, deep):
     dataset = learner.dls.train.dataset
     first = learner.dls.fastcxr.manifest[learner.dls.fastcxr.manifest["split"].isin(["train", "valid"])].iloc[0]
     image = next(
@@ -75,16 +75,16 @@ def test_a_training_batch_read_from_its_files_has_the_depth_too(learner, deep):
     assert image.max() < 64, "the underexposed image is dark"
 
 
-def test_an_evaluation_takes_the_depth_of_the_model_and_not_of_its_own_images(folder, tmp_path):
-    recipe = RECIPE.replace(data=(str(write_deep(tmp_path / "other", darker=4)),))
+def test_an_evaluation_uses_the_bit_depth_of_the_model(folder, tmp_path):
+    recipe = RECIPE.replace(data=(str(write_deep(tmp_path / "other", divisor=4)),))
     record = OutputDir(tmp_path / "record")
     record.acquire()
-    own = load_dataset(recipe, record, Dataset(recipe, only_test=True))
-    models = load_dataset(recipe, record, Dataset(recipe, only_test=True, depths=load_model(folder).bit_depths))
-    assert own[COLUMN].tolist() == ["10"] * 12 and models[COLUMN].tolist() == ["12"] * 12
+    from_images = load_dataset(recipe, record, Dataset(recipe, only_test=True))
+    from_model = load_dataset(recipe, record, Dataset(recipe, only_test=True, depths=load_model(folder).bit_depths))
+    assert from_images[COLUMN].tolist() == ["10"] * 12 and from_model[COLUMN].tolist() == ["12"] * 12
 
 
-def test_predictions_of_an_unknown_source_warn_where_the_known_ones_differ(folder, deep, tmp_path, caplog):
+def test_an_unknown_source_is_a_warning_if_the_known_sources_differ_in_bit_depth(folder, deep, tmp_path, caplog):
     folder = shutil.copytree(folder, tmp_path / "run")
     facts = json.loads((folder / "model.json").read_text())
     facts["bit_depths"] = {"sources": {"a": 12, "b": 14}, "default": 14}

@@ -1,4 +1,4 @@
-"""Heat lies where the evidence is, for maps and tokens, and at every depth that a head listens to."""
+"""Grad-CAM marks the positions of the evidence, for maps and tokens, and at each stage of a MultiScaleHead."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.heads import HeadConfig, find_head
 
 
-class Corner(nn.Module):
-    """Of two classes one hears the brightness of the upper left corner, the other that of the rest."""
+class CornerNetwork(nn.Module):
+    """Network with two classes: brightness of the upper left corner, and brightness of the rest."""
 
     def __init__(self):
         super().__init__()
@@ -29,7 +29,7 @@ class Corner(nn.Module):
 
 
 class Split(nn.Module):
-    """One channel with the corner alone, one with the rest."""
+    """Two channels: the corner, and the rest."""
 
     def __init__(self):
         super().__init__()
@@ -41,27 +41,27 @@ class Split(nn.Module):
         return torch.cat([maps[:, :1] * corner, maps[:, :1] * (1 - corner)], dim=1) * self.gain[:, None, None]
 
 
-def test_a_class_that_hears_one_corner_has_its_heat_there():
-    network, images = Corner().requires_grad_(False), torch.rand(2, 1, 64, 64) + 1
+def test_a_class_that_depends_on_one_corner_has_saliency_only_there():
+    network, images = CornerNetwork().requires_grad_(False), torch.rand(2, 1, 64, 64) + 1
     layers = find_target_layers(network, images[:1].clone())
     assert layers == ("split",), "the last map before pooling"
     corner, rest = grad_cam(network, layers, images, torch.tensor([0, 1]))
-    assert corner[:16, :16].sum() > 0.8 * corner.sum(), "bilinear enlarging spills a little over the edge"
+    assert corner[:16, :16].sum() > 0.8 * corner.sum(), "bilinear interpolation extends slightly over the edge"
     assert corner[24:, 24:].sum() == 0
     assert rest[:8, :8].sum() == 0 and rest[32:, 32:].min() > 0
 
 
-def test_the_mean_of_a_pooled_map_is_its_share_of_the_logit():
-    network, images = Corner().requires_grad_(False), torch.rand(3, 1, 64, 64)
+def test_the_mean_of_a_pooled_map_equals_its_contribution_to_the_logit():
+    network, images = CornerNetwork().requires_grad_(False), torch.rand(3, 1, 64, 64)
     found = grad_cam(network, ("split",), images, torch.tensor([0, 1, 0])).mean(dim=(1, 2))
     logits = network(images)[torch.arange(3), torch.tensor([0, 1, 0])]
     torch.testing.assert_close(found, logits, rtol=0.02, atol=0)
 
 
-def build(name, plan=None, size=64):
+def build(name, config=None, size=64):
     torch.manual_seed(0)
     backbone = find_backbone(name, "none")
-    network = make_network(backbone, 3, "none", size, plan or HeadConfig()).eval().requires_grad_(False)
+    network = make_network(backbone, 3, "none", size, config or HeadConfig()).eval().requires_grad_(False)
     return network, torch.rand(2, len(backbone.mean), size, size)
 
 
@@ -73,11 +73,11 @@ def build(name, plan=None, size=64):
         ("torchvision:squeezenet1_1", "classifier.0"), ("torchvision:resnet18", "layer4"),
     ],
 )  # fmt: skip
-def test_the_last_map_is_found_though_the_head_is_still_silent(name, last):
+def test_the_last_map_is_found_with_an_untrained_head(name, last):
     network, images = build(name)
     layers = find_target_layers(network, images[:1].clone())
     assert layers == (last,)
-    assert grad_cam(network, layers, images, torch.tensor([0, 2])).abs().sum() == 0, "a new head knows no evidence"
+    assert grad_cam(network, layers, images, torch.tensor([0, 2])).abs().sum() == 0, "an untrained head has no evidence"
     for part in find_head(network).modules():
         if hasattr(part, "weight"):
             nn.init.normal_(part.weight)
@@ -85,54 +85,56 @@ def test_the_last_map_is_found_though_the_head_is_still_silent(name, last):
     assert maps.shape == (6, *images.shape[2:]) and maps.min() >= 0 and maps.max() > 0
 
 
-def test_tokens_become_rows_and_columns_and_the_class_token_is_left_out():
+def test_tokens_become_a_map_without_the_class_token():
     network, _ = build("vit_tiny_patch16_224")
     tokens = torch.arange(-1, 16).float().view(1, 17, 1)
     assert torch.equal(to_feature_maps(tokens, network)[0, 0], torch.arange(16).float().view(4, 4))
 
 
-def test_channels_that_stand_last_are_put_second():
+def test_maps_with_channels_last_are_converted():
     network = nn.Identity()
     network.output_fmt = "NHWC"
     maps = torch.rand(2, 7, 7, 5)
     assert torch.equal(to_feature_maps(maps, network), maps.movedim(3, 1))
 
 
-def test_an_early_depth_that_a_head_listens_to_has_its_own_share():
+def test_an_early_stage_of_a_multi_scale_head_contributes_its_map():
     network, images = build("mobilenetv2_035", HeadConfig(multi_scale=True))
     head, layers = find_head(network), find_target_layers(network, images[:1].clone())
     assert layers == (*head.stages, "bn2")
     nn.init.zeros_(head.linear.weight)
     head.linear.weight[1, 0] = 1.0  # one channel of the first stage
-    seen = {}
-    hook = network.get_submodule(head.stages[0]).register_forward_hook(lambda *given: seen.update(map=given[2]))
-    heat = grad_cam(network, layers, images, torch.tensor([1, 1]))
+    stage_outputs = {}
+    hook = network.get_submodule(head.stages[0]).register_forward_hook(
+        lambda *given: stage_outputs.update(map=given[2])
+    )
+    saliency = grad_cam(network, layers, images, torch.tensor([1, 1]))
     hook.remove()
-    expected = nn.functional.interpolate(seen["map"][:, :1], size=(64, 64), mode="bilinear")[:, 0]
-    torch.testing.assert_close(heat, expected.relu(), rtol=1e-3, atol=1e-4)
-    head.mean[0] = 100.0  # the average image has far more of it: nothing speaks for the class
+    expected = nn.functional.interpolate(stage_outputs["map"][:, :1], size=(64, 64), mode="bilinear")[:, 0]
+    torch.testing.assert_close(saliency, expected.relu(), rtol=1e-3, atol=1e-4)
+    head.mean[0] = 100.0  # the feature is far below its mean: no evidence for the class
     assert grad_cam(network, layers, images, torch.tensor([1, 1])).sum() == 0
 
 
-def test_the_depths_add_up_to_the_logit():
+def test_the_contributions_of_all_stages_add_up_to_the_logit():
     network, images = build("resnet10t", HeadConfig(multi_scale=True))
     head = find_head(network)
     nn.init.normal_(head.linear.weight, std=0.1)
     head.linear.bias += 1e4  # the bias is no evidence
-    head.mean -= 50.0  # everything speaks for the class, so that nothing is cut off
+    head.mean -= 50.0  # only positive evidence, nothing is clipped
     head.linear.weight.abs_()
-    heat = grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
+    saliency = grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
     logits = network(images)[torch.arange(2), torch.tensor([0, 1])] - head.linear.bias[:2]
-    torch.testing.assert_close(heat.mean(dim=(1, 2)), logits, rtol=1e-3, atol=0.1)
+    torch.testing.assert_close(saliency.mean(dim=(1, 2)), logits, rtol=1e-3, atol=0.1)
 
 
-def test_a_network_without_places_is_refused_with_a_way_out():
+def test_a_network_without_a_spatial_map_raises_an_error_with_a_fix():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(ModelError, match="no map of places.*--method occlusion"):
+    with pytest.raises(ModelError, match="no spatial map.*--method occlusion"):
         find_target_layers(network, torch.rand(1, 1, 8, 8))
 
 
-def test_nothing_is_left_in_the_network():
+def test_no_hook_remains_in_the_network():
     network, images = build("resnet10t")
     before = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
     grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))

@@ -1,4 +1,4 @@
-"""The compiled graph answers as the network does; without the extra there is a way out."""
+"""The compiled graph gives the predictions of the network; a missing extra is an error with a fix."""
 
 import sys
 
@@ -19,7 +19,7 @@ RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, 
 
 
 def make_classifier(manifest, recipe):
-    """A classifier whose head says something."""
+    """Return a classifier with a random instead of a zero head."""
     torch.manual_seed(0)
     learner = make_learner(make_loaders(manifest, recipe), recipe)
     head = learner.model.get_classifier()
@@ -27,8 +27,8 @@ def make_classifier(manifest, recipe):
     return extract_classifier(learner)
 
 
-@pytest.mark.parametrize("strategy", ["full", "linear_probe"])  # linear_probe: a head that listens to several depths
-def test_the_graph_answers_as_the_network_does(toy_manifest, strategy):
+@pytest.mark.parametrize("strategy", ["full", "linear_probe"])  # linear_probe: a MultiScaleHead
+def test_the_graph_gives_the_predictions_of_the_network(toy_manifest, strategy):
     classifier = make_classifier(toy_manifest, RECIPE.replace(strategy=strategy))
     eager = predict(classifier, toy_manifest, splits=None).probability
     graph = predict(to_openvino(classifier), toy_manifest, splits=None).probability
@@ -36,32 +36,32 @@ def test_the_graph_answers_as_the_network_does(toy_manifest, strategy):
     np.testing.assert_allclose(graph, eager, atol=1e-4)
 
 
-def test_bf16_is_asked_for_where_the_classifier_computes_in_it(toy_manifest, monkeypatch):
+def test_the_graph_uses_bf16_if_the_classifier_does(toy_manifest, monkeypatch):
     import openvino
 
-    wishes = []
+    configs = []
     compile_model = openvino.Core.compile_model
     monkeypatch.setattr(
-        openvino.Core, "compile_model", lambda *words: (wishes.append(words[3]), compile_model(*words))[1]
+        openvino.Core, "compile_model", lambda *args: (configs.append(args[3]), compile_model(*args))[1]
     )
     for precision in ("fp32", "bf16"):
         classifier = make_classifier(toy_manifest, RECIPE.replace(precision=precision))
-        assert to_openvino(classifier).precision == "fp32", "torch is to cast nothing any more"
-    assert [wish["INFERENCE_PRECISION_HINT"] for wish in wishes] == ["f32", "bf16"]
+        assert to_openvino(classifier).precision == "fp32", "no autocast by torch"
+    assert [config["INFERENCE_PRECISION_HINT"] for config in configs] == ["f32", "bf16"]
 
 
-def test_without_the_extra_it_says_how_to_get_it(toy_manifest, monkeypatch):
+def test_without_openvino_the_error_names_the_command_that_installs_it(toy_manifest, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match=r"pip install 'fastcxr\[openvino\]'"):
         to_openvino(make_classifier(toy_manifest, RECIPE))
 
 
-def test_a_network_that_cannot_be_converted_is_refused_in_one_line(toy_manifest, monkeypatch):
+def test_a_failed_conversion_is_an_error_of_one_line(toy_manifest, monkeypatch):
     import openvino
 
-    def fail(*words, **options):
+    def fail(*args, **options):
         raise RuntimeError("no such operation\nand more")
 
     monkeypatch.setattr(openvino, "convert_model", fail)
-    with pytest.raises(ModelError, match="cannot convert this network .no such operation.. Leave --engine out"):
+    with pytest.raises(ModelError, match="cannot convert this network .no such operation.. Omit --engine"):
         to_openvino(make_classifier(toy_manifest, RECIPE))

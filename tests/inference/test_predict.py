@@ -1,4 +1,4 @@
-"""One row an image in the manifest's order, the same whatever stands beside it, a row with a reason for a bad file."""
+"""Predictions have one row per image in the order of the manifest, and an error for each unreadable file."""
 
 import shutil
 from dataclasses import replace
@@ -22,7 +22,7 @@ from fastcxr.training.loaders import make_loaders
 
 
 class Mean(nn.Module):
-    """Answers with the mean of each channel, so that a test can tell what it saw."""
+    """Network whose logits are the channel means, which reveal its input."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ CLASSIFIER = Classifier(
 )
 
 
-def test_the_network_sees_the_picture_normalized(toy_manifest):
+def test_the_network_receives_the_normalized_image(toy_manifest):
     table = toy_manifest.assign(label="a")
     predictions = predict(CLASSIFIER, table, splits=None)
     gray = np.array([fit_square(read_image(file), 64).mean() / 255 for file in toy_manifest["file"]])
@@ -50,7 +50,7 @@ def test_the_network_sees_the_picture_normalized(toy_manifest):
 
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
-def test_a_bad_file_costs_one_row_wherever_it_stands(toy_manifest, tmp_path, monkeypatch, batch):
+def test_an_unreadable_file_yields_one_row_with_an_error_at_any_position(toy_manifest, tmp_path, monkeypatch, batch):
     monkeypatch.setattr(module, "BATCH_SIZE", batch)
     monkeypatch.setattr(module, "N_IMAGES_AHEAD", batch)
     table = toy_manifest.assign(label="a")
@@ -62,33 +62,33 @@ def test_a_bad_file_costs_one_row_wherever_it_stands(toy_manifest, tmp_path, mon
     np.testing.assert_array_equal(np.delete(broken.probability, 5, axis=0), whole.probability)
 
 
-@pytest.mark.parametrize(("cores", "most"), [(1, 1), (5, 5), (1000, 32)])
-def test_files_are_read_by_as_many_threads_as_there_are_cores_and_not_far_ahead(monkeypatch, cores, most):
-    begun, taken, ahead, readers, pool = [], [], [], [], module.ThreadPoolExecutor
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (5, 5), (1000, 32)])
+def test_files_are_read_by_one_thread_per_core_and_a_bounded_number_ahead(monkeypatch, cores, expected):
+    started, yielded, n_ahead, n_threads, executor = [], [], [], [], module.ThreadPoolExecutor
 
     def read(file, size, depth):
-        begun.append(file)
-        ahead.append(len(begun) - len(taken))
+        started.append(file)
+        n_ahead.append(len(started) - len(yielded))
         return file, Remarks()
 
     monkeypatch.setattr(module, "_read_fitted_image", read)
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (readers.append(count), pool(count))[1])
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (n_threads.append(count), executor(count))[1])
     monkeypatch.setattr(module, "count_cpus", lambda: cores)
     files = [str(number) for number in range(400)]
-    for square in module.read_fitted_images(files, 64, None):
-        taken.append(square)
-    assert taken == files
-    assert readers == [most]
-    assert max(ahead) <= module.N_IMAGES_AHEAD + 1
+    for image in module.read_fitted_images(files, 64, None):
+        yielded.append(image)
+    assert yielded == files
+    assert n_threads == [expected]
+    assert max(n_ahead) <= module.N_IMAGES_AHEAD + 1
 
 
-def test_train_rows_are_scored_only_when_asked(toy_manifest):
+def test_train_rows_are_predicted_only_on_request(toy_manifest):
     table = toy_manifest.assign(label="a")
     assert set(predict(CLASSIFIER, table).table["split"]) == {"valid", "test"}
     assert set(predict(CLASSIFIER, table, splits=("train",)).table["split"]) == {"train"}
 
 
-def test_predictions_are_those_of_fastai_itself(learner, toy_manifest):
+def test_predictions_equal_those_of_fastai(learner, toy_manifest):
     with learner.no_bar(), learner.no_logging():
         theirs, _ = learner.get_preds()
     ours = predict(learner, toy_manifest, splits=("valid",))
@@ -106,7 +106,7 @@ def learner(toy_manifest):
 
 
 @pytest.mark.parametrize("splits", [("valid", "test"), ("train",), None])
-def test_pictures_from_the_store_and_from_their_files_are_predicted_alike(learner, toy_manifest, monkeypatch, splits):
+def test_cached_images_and_files_give_the_same_predictions(learner, toy_manifest, monkeypatch, splits):
     expected = predict(extract_classifier(learner), toy_manifest, splits=splits)
     monkeypatch.setattr(module, "read_image", None)
     found = predict(learner, toy_manifest, splits=splits)
@@ -114,7 +114,7 @@ def test_pictures_from_the_store_and_from_their_files_are_predicted_alike(learne
     assert found.table["path"].tolist() == expected.table["path"].tolist()
 
 
-def test_files_of_another_cohort_are_read_though_the_learner_has_pictures(learner, toy_manifest, tmp_path):
+def test_files_that_are_not_cached_are_read_from_disk(learner, toy_manifest, tmp_path):
     shutil.copy(toy_manifest["file"][3], tmp_path / "other.png")
     table = toy_manifest[:5].assign(file=[*toy_manifest["file"][:4], str(tmp_path / "other.png")])
     expected = predict(extract_classifier(learner), table, splits=None)
@@ -123,21 +123,21 @@ def test_files_of_another_cohort_are_read_though_the_learner_has_pictures(learne
     np.testing.assert_allclose(found.probability[3], found.probability[4])
 
 
-def test_a_stored_picture_of_another_size_is_not_taken(learner, toy_manifest):
+def test_a_cached_image_of_a_different_size_is_not_used(learner, toy_manifest):
     expected = predict(extract_classifier(learner), toy_manifest).probability
     learner.dls.fastcxr.image_cache = open_image_cache(toy_manifest["file"], 32)
     np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
 
 
-def test_a_picture_that_the_store_has_lost_and_whose_file_is_gone_costs_one_row(learner, toy_manifest, tmp_path):
+def test_a_damaged_cached_image_without_its_file_yields_one_row_with_an_error(learner, toy_manifest, tmp_path):
     table = toy_manifest.assign(
         file=[shutil.copy(file, tmp_path / f"{n}.png") for n, file in enumerate(toy_manifest["file"])]
     )
     table = table.assign(file=table["file"].map(str))
-    pictures = open_image_cache(table["file"], 64)
+    image_cache = open_image_cache(table["file"], 64)
     expected = predict(extract_classifier(learner), table, splits=None)
     (tmp_path / "4.png").unlink()
-    learner.dls.fastcxr.image_cache = replace(pictures, mapped=None, locations=np.zeros_like(pictures.locations))
+    learner.dls.fastcxr.image_cache = replace(image_cache, mapped=None, locations=np.zeros_like(image_cache.locations))
     found = predict(learner, table, splits=None)
     assert found.table["error"].ne("").tolist() == [row == 4 for row in range(30)]
     assert "FCX-E113" in found.table.loc[4, "error"]
@@ -150,7 +150,7 @@ def test_probabilities_sum_to_one_in_double_precision(toy_manifest):
 
 
 class OnAppleGpu(torch.Tensor):
-    """What an Apple GPU answers with: there are no float64 numbers until they are brought to the CPU."""
+    """Tensor of an Apple GPU: float64 is available only on the CPU."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -162,12 +162,12 @@ class OnAppleGpu(torch.Tensor):
         return found
 
 
-def test_a_device_without_double_precision_is_not_asked_for_it(toy_manifest):
-    class Far(Mean):
+def test_float64_is_not_used_on_a_device_without_it(toy_manifest):
+    class AppleGpuMean(Mean):
         def forward(self, images):
             return super().forward(images).as_subclass(OnAppleGpu)
 
     table = toy_manifest.assign(label="a")
-    found = predict(replace(CLASSIFIER, network=Far(), hflip_tta=True), table, splits=None)
+    found = predict(replace(CLASSIFIER, network=AppleGpuMean(), hflip_tta=True), table, splits=None)
     expected = predict(replace(CLASSIFIER, hflip_tta=True), table, splits=None)
     np.testing.assert_array_equal(found.probability, expected.probability)

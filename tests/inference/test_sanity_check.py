@@ -1,4 +1,4 @@
-"""Maps that stay as they were when the weights are random are found out; those that follow the weights are not."""
+"""The sanity check rejects maps that do not depend on the weights and accepts Grad-CAM."""
 
 import copy
 
@@ -27,24 +27,24 @@ def network():
     return network
 
 
-def pictures(count: int) -> torch.Tensor:
+def make_images(count: int) -> torch.Tensor:
     return nn.functional.interpolate(torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)), 64)
 
 
-def edges(network, images, classes):
-    """A map that knows nothing of the network."""
+def make_edge_map(network, images, classes):
+    """Return a map that does not depend on the network."""
     return images.mean(dim=1).diff(dim=1, append=torch.zeros(len(images), 1, 64)).abs()
 
 
-def test_a_map_that_no_weight_changes_is_found_out(network):
-    check = run_sanity_check(network, edges, pictures(4), torch.tensor([0, 1, 2, 0]))
+def test_a_map_that_does_not_depend_on_the_weights_fails(network):
+    check = run_sanity_check(network, make_edge_map, make_images(4), torch.tensor([0, 1, 2, 0]))
     assert check.correlation == pytest.approx([1.0] * 5)
     assert not check.is_passed
     assert "hardly changes when the weights are random (rank correlation 1.00)" in check.failure_reason
 
 
 def test_grad_cam_changes_with_the_weights(network):
-    images = pictures(8)
+    images = make_images(8)
     layers = find_target_layers(network, images[:1].clone())
     check = run_sanity_check(
         network, lambda *given: grad_cam(given[0], layers, *given[1:]), images, torch.arange(8) % 3
@@ -53,25 +53,27 @@ def test_grad_cam_changes_with_the_weights(network):
     assert len(check.correlation) == len(layer_groups(network))
 
 
-def test_the_verdict_is_of_all_weights_drawn_anew():
+def test_the_verdict_uses_the_step_with_all_weights_randomised():
     assert SanityCheck(correlation=(0.9, MAX_RANK_CORRELATION), images=4).is_passed
     assert not SanityCheck(correlation=(0.1, MAX_RANK_CORRELATION + 0.01), images=4).is_passed
 
 
-def test_groups_are_drawn_anew_from_the_head_down_and_the_network_stays(network):
+def test_groups_are_randomised_from_the_head_down_in_a_copy_of_the_network(network):
     before = [parameter.clone() for parameter in network.parameters()]
-    places = [[any(p is q for q in group) for p in network.parameters()] for group in layer_groups(network)]
+    is_in_group = [[any(p is q for q in group) for p in network.parameters()] for group in layer_groups(network)]
     other = copy.deepcopy(network)
     for step, _ in enumerate(randomise_cascade(network, other, seed=0), start=1):
         changed = [not torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True)]
-        drawn = [any(column) for column in zip(*places[-step:], strict=True)]
-        assert not any(c and not d for c, d in zip(changed, drawn, strict=True)), "only what was drawn"
-        assert sum(changed) > 0.3 * sum(drawn), "a batch norm that starts at ones has nothing to draw"
+        is_randomised = [any(column) for column in zip(*is_in_group[-step:], strict=True)]
+        assert not any(c and not r for c, r in zip(changed, is_randomised, strict=True)), (
+            "only randomised parameters change"
+        )
+        assert sum(changed) > 0.3 * sum(is_randomised), "constant batch norm weights do not change"
     assert all(torch.equal(p, q) for p, q in zip(before, network.parameters(), strict=True))
 
 
-def test_an_even_map_is_like_no_other():
-    relief = torch.rand(1, 64, 64)
-    assert compute_rank_correlation(torch.ones(1, 64, 64), relief) == 0
-    assert compute_rank_correlation(relief, 3 * relief + 1) == pytest.approx(1)
-    assert compute_rank_correlation(relief, -relief) == pytest.approx(-1)
+def test_a_constant_map_has_no_rank_correlation():
+    pattern = torch.rand(1, 64, 64)
+    assert compute_rank_correlation(torch.ones(1, 64, 64), pattern) == 0
+    assert compute_rank_correlation(pattern, 3 * pattern + 1) == pytest.approx(1)
+    assert compute_rank_correlation(pattern, -pattern) == pytest.approx(-1)

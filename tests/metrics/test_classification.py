@@ -1,4 +1,4 @@
-"""Tests for classification.py: every figure against scikit-learn computed afresh, and against a plain loop."""
+"""Every classification metric against scikit-learn and against a plain loop."""
 
 import json
 
@@ -19,7 +19,7 @@ close = {"rel": 0, "abs": 1e-9}
 
 
 def draw(seed, n=60, k=3, ties=False):
-    """Truth and probabilities; with ties there are only a few different probabilities."""
+    """Return truth and probabilities; with ties there are few distinct probabilities."""
     random = np.random.default_rng(seed)
     probability = random.dirichlet(np.ones(k), size=n)
     if ties:
@@ -29,13 +29,13 @@ def draw(seed, n=60, k=3, ties=False):
 
 
 def area_by_pairs(is_class, score):
-    """AUROC as the share of (image of the class, other image) pairs in the right order, a tie counting half."""
+    """Return the AUROC as the share of correctly ordered pairs; a tie counts half."""
     pairs = [(a > b) + 0.5 * (a == b) for a in score[is_class] for b in score[~is_class]]
     return np.mean(pairs)
 
 
 def precision_by_steps(is_class, score):
-    """Average precision: precision at each threshold, weighted by the recall that it adds."""
+    """Return the precision at each threshold, weighted by the added recall."""
     total, before = 0.0, 0.0
     for threshold in sorted(set(score), reverse=True):
         taken = score >= threshold
@@ -46,7 +46,7 @@ def precision_by_steps(is_class, score):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_every_figure_is_scikit_learns(seed, ties):
+def test_every_metric_equals_scikit_learn(seed, ties):
     truth, probability = draw(seed, ties=ties, k=3 + seed % 3)
     k = probability.shape[1]
     labels, hot = [f"c{i}" for i in range(k)], np.eye(k)[truth]
@@ -72,35 +72,35 @@ def test_every_figure_is_scikit_learns(seed, ties):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_figure_is_what_counting_gives(seed, ties):
+def test_every_metric_equals_plain_counting(seed, ties):
     truth, probability = draw(seed, n=40, ties=ties)
     guess, found = probability.argmax(axis=1), compute_metrics(truth, probability, LABELS)
     for k, label in enumerate(LABELS):
-        is_class, said = truth == k, guess == k
+        is_class, is_predicted = truth == k, guess == k
         ours = found["per_class"][label]
         assert found["auroc"]["per_class"][label] == pytest.approx(area_by_pairs(is_class, probability[:, k]), **close)
         steps = precision_by_steps(is_class, probability[:, k])
         assert found["average_precision"]["per_class"][label] == pytest.approx(steps, **close)
-        assert ours["sensitivity"] == pytest.approx(said[is_class].mean(), **close)
-        assert ours["specificity"] == pytest.approx((~said[~is_class]).mean(), **close)
-        assert ours["precision"] == pytest.approx(is_class[said].mean() if said.any() else 0.0, **close)
+        assert ours["sensitivity"] == pytest.approx(is_predicted[is_class].mean(), **close)
+        assert ours["specificity"] == pytest.approx((~is_predicted[~is_class]).mean(), **close)
+        assert ours["precision"] == pytest.approx(is_class[is_predicted].mean() if is_predicted.any() else 0.0, **close)
         assert found["confusion_matrix"][k] == [int((is_class & (guess == j)).sum()) for j in range(3)]
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(0, 12), k=st.integers(2, 5), ties=st.booleans())
-def test_any_split_however_small_gives_strict_json_and_a_reason_for_every_null(seed, n, k, ties):
+def test_any_small_split_gives_strict_json_with_a_reason_for_every_null(seed, n, k, ties):
     found = compute_metrics(*draw(seed, n, k, ties), [f"c{i}" for i in range(k)])
     json.dumps(found, allow_nan=False)
-    assert {name for name, value in leaves(found) if value is None} <= set(found["reasons"])
-    for value in (value for name, value in leaves(found) if value is not None and "support" not in name):
+    assert {name for name, value in find_leaves(found) if value is None} <= set(found["reasons"])
+    for value in (value for name, value in find_leaves(found) if value is not None and "support" not in name):
         assert 0 <= value <= 1
 
 
-def leaves(tree, path=()):
+def find_leaves(tree, path=()):
     for key, value in tree.items():
         if isinstance(value, dict) and key != "reasons":
-            yield from leaves(value, (*path, key))
+            yield from find_leaves(value, (*path, key))
         elif key not in ("labels", "confusion_matrix", "reasons"):
             yield ".".join((*path, key)), value
 
@@ -116,7 +116,7 @@ def test_two_classes_agree_with_the_binary_functions_and_have_no_top2():
     assert found["top2_accuracy"] is None and "two classes" in found["reasons"]["top2_accuracy"]
 
 
-def test_a_class_without_images_is_null_with_a_reason_and_macro_is_over_the_others():
+def test_a_class_without_images_is_null_with_a_reason_and_macro_excludes_it():
     truth, probability = draw(2)
     keep = truth != 2
     found = compute_metrics(truth[keep], probability[keep], LABELS)
@@ -131,7 +131,7 @@ def test_a_class_without_images_is_null_with_a_reason_and_macro_is_over_the_othe
     assert found["balanced_accuracy"] == pytest.approx(balanced, **close)
 
 
-def test_a_split_of_one_class_has_accuracy_but_no_ranking():
+def test_a_split_with_one_class_has_accuracy_but_no_auroc():
     _, probability = draw(3)
     found = compute_metrics(np.zeros(60, int), probability, LABELS)
     assert found["accuracy"] == found["per_class"]["Covid-19"]["recall"]
@@ -140,13 +140,13 @@ def test_a_split_of_one_class_has_accuracy_but_no_ranking():
     assert "every image of this split is Covid-19" in found["reasons"]["auroc.macro"]
 
 
-def test_a_class_that_is_never_predicted_has_zero_precision_and_says_so():
+def test_a_class_that_is_never_predicted_has_zero_precision_with_a_reason():
     found = compute_metrics(np.array([0, 1, 1]), np.array([[0.2, 0.8]] * 3), ["a", "b"])
     assert found["per_class"]["a"]["precision"] == 0.0 and found["per_class"]["a"]["f1"] == 0.0
     assert "no image was predicted to be a" in found["reasons"]["per_class.a.precision"]
 
 
-def test_splits_are_measured_apart_with_their_images_patients_and_errors():
+def test_each_split_has_counts_of_images_patients_and_errors():
     manifest = make_manifest(n=300)
     errors = [""] * 300
     first = manifest.index[manifest["split"] == "test"][0]
@@ -163,7 +163,7 @@ def test_splits_are_measured_apart_with_their_images_patients_and_errors():
     assert (found["valid"]["n_errors"], found["valid"]["n_unlabelled"]) == (0, 0)
 
 
-def test_the_file_alone_gives_scikit_learns_figures(tmp_path):
+def test_metrics_of_a_written_file_equal_scikit_learn(tmp_path):
     manifest = make_manifest(n=300)
     write_predictions(make_predictions(manifest, make_probability(manifest), LABELS), tmp_path / "p.csv")
     found = evaluate_predictions(read_predictions(tmp_path / "p.csv"))["test"]
@@ -174,9 +174,9 @@ def test_the_file_alone_gives_scikit_learns_figures(tmp_path):
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(table["label"], table["predicted"]), **close)
 
 
-def test_probabilities_of_the_wrong_shape_or_without_a_number_say_what_to_give():
-    with pytest.raises(DataError, match="Give one row per image and one column per class"):
+def test_a_wrong_shape_or_a_missing_probability_raises_an_error_with_a_fix():
+    with pytest.raises(DataError, match="Pass one row per image and one column per class"):
         compute_metrics(np.array([0, 1]), np.full((2, 3), 1 / 3), ["a", "b"])
     for truth, probability in (([0, -1], [[0.5, 0.5]] * 2), ([0, 1], [[0.5, 0.5], [np.nan, 1]])):
-        with pytest.raises(DataError, match="Leave it out first"):
+        with pytest.raises(DataError, match="Exclude it with Predictions.scorable"):
             compute_metrics(np.array(truth), np.array(probability), ["a", "b"])

@@ -1,4 +1,4 @@
-"""Better is only what luck does not explain: the same images, the same draws of patients, and a tie is called a tie."""
+"""Models are compared on shared images with the same draws of patients; a difference within chance is a tie."""
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def fewer_draws(monkeypatch):
     monkeypatch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 200)
 
 
-def test_a_clearly_better_model_comes_first_and_is_no_tie():
+def test_a_clearly_better_model_is_ranked_first_without_a_tie():
     found = compare_models({"poor": draw(6, 1), "good": draw(0.5, 2)})
     assert [row["name"] for row in found.rows] == ["good", "poor"]
     poor = found.rows[1]
@@ -46,26 +46,26 @@ def is_tie(seed):
     return compare_models(pair).rows[1]["auroc_tie"]
 
 
-def test_two_equal_models_are_a_tie_nearly_always():
+def test_two_equal_models_are_mostly_a_tie():
     assert np.mean([is_tie(seed) for seed in range(60)]) >= 0.9
 
 
-def test_few_patients_widen_the_interval_of_a_difference_as_student_says():
+def test_few_patients_widen_the_interval_of_a_difference_as_students_distribution_requires():
     models = {"x": draw(1, 1, n=20), "y": draw(3, 2, n=20)}
-    right = [model.probability.argmax(axis=1) == model.truth for model in models.values()]
-    behind = np.subtract(*right, dtype=float)
-    of_patients = (behind - behind.mean()).reshape(10, 2).sum(axis=1)
-    error = np.sqrt((of_patients**2).sum() * 10 / 9) / 20  # robust to clusters, in closed form
+    is_correct = [model.probability.argmax(axis=1) == model.truth for model in models.values()]
+    differences = np.subtract(*is_correct, dtype=float)
+    patient_sums = (differences - differences.mean()).reshape(10, 2).sum(axis=1)
+    error = np.sqrt((patient_sums**2).sum() * 10 / 9) / 20  # cluster-robust, closed form
     _, low, high = compare_models(models).rows[1]["accuracy_difference"]
     assert (high - low) / 2 == pytest.approx(t.ppf(0.975, 9) * error, rel=0.1)
 
 
-def test_the_same_predictions_are_a_tie_with_a_difference_of_nothing():
+def test_equal_predictions_are_a_tie_with_a_difference_of_0():
     row = compare_models({"x": draw(1, 1), "y": draw(1, 1)}).rows[1]
     assert row["auroc_difference"] == [0, 0, 0] and row["auroc_p"] == 1 and row["accuracy_tie"]
 
 
-def test_only_shared_images_count_in_whatever_order_they_stand():
+def test_only_shared_images_count_in_any_order():
     x, y = draw(1, 1), draw(2, 2)
     some = Predictions(y.table.sample(frac=0.5, random_state=0).reset_index(drop=True), y.labels)
     found = compare_models({"x": x, "y": some})
@@ -76,22 +76,21 @@ def test_only_shared_images_count_in_whatever_order_they_stand():
     assert next(row for row in found.rows if row["name"] == "x")["auroc"][0] == pytest.approx(auroc)
 
 
-def test_classes_in_another_order_are_the_same_classes():
+def test_the_order_of_the_classes_does_not_matter():
     one, other = (
         compare_models({"x": draw(1, 1), "y": draw(2, 2, labels=labels)}).rows for labels in (LABELS, ("b", "a"))
     )
     assert one == other
 
 
-def test_models_of_different_images_are_shown_and_not_tested():
-    elsewhere = draw(1, 1)
-    elsewhere = Predictions(elsewhere.table.assign(source="t"), LABELS)
-    found = compare_models({"x": draw(1, 1), "y": elsewhere})
+def test_models_without_shared_images_are_listed_but_not_tested():
+    other_images = Predictions(draw(1, 1).table.assign(source="t"), LABELS)
+    found = compare_models({"x": draw(1, 1), "y": other_images})
     assert found.n_shared_images == 0 and not {key for row in found.rows for key in row if key.endswith("_p")}
     assert all(row["auroc"][1] < row["auroc"][0] < row["auroc"][2] for row in found.rows)
 
 
-def test_models_of_other_classes_are_refused():
+def test_models_with_different_classes_are_refused():
     plain = draw(1, 1)
     wide = Predictions(plain.table.assign(prob_c=0.0), ("a", "b", "c"))
     with pytest.raises(DataError, match="same classes"):
@@ -102,21 +101,21 @@ def test_an_image_with_two_labels_is_refused():
     plain = draw(1, 1)
     other = plain.table["label"].map({"a": "b", "b": "a"})
     flipped = Predictions(plain.table.assign(label=other), LABELS)
-    with pytest.raises(DataError, match=r"200 images different labels, as 000\.png"):
+    with pytest.raises(DataError, match=r"different labels for 200 images, first 000\.png"):
         compare_models({"x": plain, "y": flipped})
 
 
-def test_each_pair_of_models_counts_as_tried_for_the_best_was_picked_by_its_figure():
+def test_p_is_adjusted_for_every_pair_of_models():
     good, poor = draw(2, 1), draw(3, 2)
     alone = compare_models({"good": good, "poor": poor}).rows[1]
     others = {f"poor {number}": draw(3.5, 3 + number) for number in range(3)}
     rows = {row["name"]: row for row in compare_models({"good": good, "poor": poor, **others}).rows}
     assert rows["good"]["auroc"][0] == max(row["auroc"][0] for row in rows.values())
     assert rows["poor"]["auroc_difference"] == alone["auroc_difference"]
-    assert rows["poor"]["auroc_p"] >= min(1, 4.5 * alone["auroc_p"]), "of ten pairs at least five are no clearer"
+    assert rows["poor"]["auroc_p"] >= min(1, 4.5 * alone["auroc_p"]), "at least five of ten pairs have no smaller p"
 
 
-def test_p_counts_how_many_models_were_tried():
+def test_holm_adjusts_p_for_the_number_of_tests():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []

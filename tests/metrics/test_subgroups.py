@@ -1,4 +1,4 @@
-"""Groups of people: found under their usual names, banded, measured as scikit-learn does, left blank when small."""
+"""Subgroups are found by column name; their metrics equal scikit-learn and are omitted for small groups."""
 
 import json
 
@@ -33,11 +33,11 @@ def predictions(manifest):
     return make_predictions(manifest, make_probability(manifest), LABELS)
 
 
-def test_columns_are_found_under_their_usual_names(predictions):
+def test_columns_are_found_by_their_usual_names(predictions):
     assert list(compute_subgroup_metrics(predictions)) == ["sex", "age", "view"]
 
 
-def test_figures_of_a_group_are_those_of_scikit_learn(predictions):
+def test_metrics_of_a_group_equal_those_of_scikit_learn(predictions):
     row = compute_subgroup_metrics(predictions)["sex"]["male"]
     rows = predictions.table[predictions.table["Patient_Gender"].isin(["M", "male"])]
     probability = rows[[f"prob_{label}" for label in LABELS]]
@@ -49,11 +49,11 @@ def test_figures_of_a_group_are_those_of_scikit_learn(predictions):
     assert low < recalls[0] < high
 
 
-def test_what_nobody_says_is_a_group_of_its_own_and_the_last(predictions):
+def test_blank_cells_are_the_last_group(predictions):
     assert list(compute_subgroup_metrics(predictions)["sex"]) == ["female", "male", UNSTATED]
 
 
-def test_ages_are_banded_as_it_is_said(predictions):
+def test_ages_are_grouped_into_bands(predictions):
     assert list(compute_subgroup_metrics(predictions)["age"]) == ["0-17", "18-39", "40-64", "65 and over"]
     cells = pd.DataFrame({"age": ["17", "18", "39.9", "40", "64", "65", "017Y", "011M", "x", "058Y", "400"]})
     bands = ["0-17", "18-39", "18-39", "40-64", "40-64", "65 and over", "0-17", "0-17", UNSTATED, "40-64", UNSTATED]
@@ -61,7 +61,7 @@ def test_ages_are_banded_as_it_is_said(predictions):
     assert parse_age("006M") == 0.5
 
 
-def test_a_group_of_few_patients_has_no_figures_and_the_page_says_why(predictions, tmp_path):
+def test_a_group_with_few_patients_has_only_counts_and_the_report_states_it(predictions, tmp_path):
     groups = compute_subgroup_metrics(predictions)["view"]
     assert groups["AP"]["n_patients"] < 20 and set(groups["AP"]) == {"n_images", "n_patients"}
     build_run(tmp_path / "run")
@@ -72,12 +72,12 @@ def test_a_group_of_few_patients_has_no_figures_and_the_page_says_why(prediction
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["subgroups"]["view"]["AP"] == groups["AP"]
 
 
-def test_a_column_that_says_one_thing_of_all_or_nothing_makes_no_table(manifest):
+def test_a_column_that_is_constant_or_blank_is_omitted(manifest):
     plain = manifest.drop(columns=["Patient Age", "Patient_Gender", "ViewPosition"]).assign(sex="", view="PA")
     assert compute_subgroup_metrics(make_predictions(plain, make_probability(plain), LABELS)) == {}
 
 
-def test_sources_are_groups_where_there_are_several(manifest):
+def test_several_sources_are_groups(manifest):
     two = manifest.assign(source=np.where(np.arange(len(manifest)) % 2, "clinic", "ward"))
     assert list(compute_subgroup_metrics(make_predictions(two, make_probability(two), LABELS))["source"]) == [
         "clinic",

@@ -1,4 +1,4 @@
-"""Thresholds reach what they were chosen for on validation, say when they are luck, and are applied unchanged."""
+"""Thresholds are chosen on validation images and applied unchanged to other images."""
 
 import numpy as np
 import pandas as pd
@@ -35,38 +35,38 @@ def draw(n=400, split="valid", seed=0, patients=None):
     return make_predictions(rows, np.stack([1 - score, score], axis=1), LABELS)
 
 
-@pytest.mark.parametrize("wanted", [0.5, 0.8, 0.95, 1.0])
-def test_a_threshold_reaches_its_aim_and_the_next_one_would_not(wanted):
+@pytest.mark.parametrize("target", [0.5, 0.8, 0.95, 1.0])
+def test_a_threshold_reaches_its_target_and_the_next_one_does_not(target):
     rng = np.random.default_rng(1)
     scores = np.round(rng.random(57), 2)  # with ties
-    at = find_threshold_at_sensitivity(scores, wanted)
-    assert (scores >= at).mean() >= wanted > (scores > at).mean() - 1e-12
-    above = find_threshold_at_specificity(scores, wanted)
-    assert (scores < above).mean() >= wanted
-    assert (scores < np.nextafter(above, 0)).mean() < wanted or wanted == 1.0
+    threshold = find_threshold_at_sensitivity(scores, target)
+    assert (scores >= threshold).mean() >= target > (scores > threshold).mean() - 1e-12
+    upper = find_threshold_at_specificity(scores, target)
+    assert (scores < upper).mean() >= target
+    assert (scores < np.nextafter(upper, 0)).mean() < target or target == 1.0
 
 
-def test_thresholds_come_from_validation_and_are_applied_unchanged_to_test():
+def test_thresholds_of_the_validation_split_are_applied_unchanged_to_test():
     valid, test = draw(), draw(200, "test", seed=5)
     chosen = fit_thresholds(valid, 0.9, None, 0.0)
     both = type(valid)(pd.concat([valid.table, test.table], ignore_index=True), LABELS)
     assert fit_thresholds(both, 0.9, None, 0.0) == chosen
-    at = chosen["thresholds"]["yes"]["threshold"]
+    threshold = chosen["thresholds"]["yes"]["threshold"]
     found = evaluate_thresholds(test, chosen, {})["per_class"]["yes"]
-    positive, named = test.truth == 1, test.probability[:, 1] >= at
-    assert found["sensitivity"][0] == pytest.approx(named[positive].mean())
-    assert found["specificity"][0] == pytest.approx((~named)[~positive].mean())
-    assert found["sensitivity"][1:] == pytest.approx(list(wilson(named[positive].sum(), positive.sum())))
+    positive, is_predicted = test.truth == 1, test.probability[:, 1] >= threshold
+    assert found["sensitivity"][0] == pytest.approx(is_predicted[positive].mean())
+    assert found["specificity"][0] == pytest.approx((~is_predicted)[~positive].mean())
+    assert found["sensitivity"][1:] == pytest.approx(list(wilson(is_predicted[positive].sum(), positive.sum())))
 
 
-def test_a_specificity_may_be_wanted_instead():
+def test_a_specificity_may_be_the_target():
     valid = draw()
     chosen = fit_thresholds(valid, 0.95, 0.8, 0.0)["thresholds"]["yes"]
     assert chosen["wanted"] == {"specificity": 0.8}
     assert (valid.probability[valid.truth == 0, 1] < chosen["threshold"]).mean() >= 0.8
 
 
-def test_few_positives_make_a_threshold_unstable():
+def test_a_threshold_with_few_positives_is_unstable():
     positives = int((draw(2 * MIN_STABLE_POSITIVES, seed=3).truth == 1).sum())
     assert fit_thresholds(draw(2 * MIN_STABLE_POSITIVES, seed=3), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"] == (
         positives < MIN_STABLE_POSITIVES
@@ -75,19 +75,19 @@ def test_few_positives_make_a_threshold_unstable():
     assert not fit_thresholds(draw(), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"]
 
 
-def test_intervals_rest_on_patients():
-    alone = draw(60, "test")
-    five = pd.concat([alone.table] * 5, ignore_index=True)
+def test_intervals_are_clustered_by_patient():
+    single = draw(60, "test")
+    repeated = pd.concat([single.table] * 5, ignore_index=True)
     chosen = fit_thresholds(draw(), 0.9, None, 0.0)
     one, many = (
         evaluate_thresholds(part, chosen, {})["per_class"]["yes"]["specificity"]
-        for part in (alone, type(alone)(five, LABELS))
+        for part in (single, type(single)(repeated, LABELS))
     )
     assert many[0] == one[0]
     assert many[2] - many[1] == pytest.approx(one[2] - one[1], rel=0.2)
 
 
-def test_predictive_values_are_bayes_at_the_stated_prevalence():
+def test_predictive_values_follow_bayes_at_the_given_prevalence():
     row = {"sensitivity": [0.9, 0.8, 1.0], "specificity": [0.8, 0.7, 1.0]}
     found = compute_predictive_values(row, 0.01)
     assert found["ppv"][0] == pytest.approx(0.9 * 0.01 / (0.9 * 0.01 + 0.2 * 0.99))
@@ -96,19 +96,19 @@ def test_predictive_values_are_bayes_at_the_stated_prevalence():
     assert compute_predictive_values(row, None) == {}
 
 
-def test_the_least_sure_share_is_left_open():
+def test_the_model_abstains_on_the_least_confident_images():
     valid = draw()
     chosen = fit_thresholds(valid, 0.9, None, 0.2)
     found = evaluate_thresholds(valid, chosen, {})
     assert found["uncertain"][0] == pytest.approx(0.2, abs=0.01)
-    right = (valid.probability.argmax(axis=1) == valid.truth).mean()
-    assert found["answered_accuracy"][0] > right
+    accuracy = (valid.probability.argmax(axis=1) == valid.truth).mean()
+    assert found["answered_accuracy"][0] > accuracy
     decided = apply_thresholds(valid, chosen).table
     assert (decided["uncertain"] == "yes").mean() == pytest.approx(0.2, abs=0.01)
     assert fit_thresholds(valid, 0.9, None, 0.0)["uncertain_below"] is None
 
 
-def test_every_class_whose_threshold_is_reached_is_named_and_a_bad_file_reaches_none():
+def test_every_class_with_a_reached_threshold_is_listed_and_an_unreadable_file_has_none():
     rows = pd.DataFrame({"source": "s", "path": ["a", "b", "c"]})
     predictions = make_predictions(rows, np.array([[0.6, 0.4], [0.2, 0.8], [0, 0]]), LABELS, ["", "", "broken"])
     chosen = {"thresholds": {"no": {"threshold": 0.5}, "yes": {"threshold": 0.4}}, "uncertain_below": 0.7}
@@ -117,22 +117,22 @@ def test_every_class_whose_threshold_is_reached_is_named_and_a_bad_file_reaches_
     assert decided["uncertain"].tolist() == ["yes", "no", "no"]
 
 
-def test_a_class_that_validation_lacks_has_no_threshold():
+def test_a_class_missing_in_validation_has_no_threshold():
     valid = draw()
-    alone = type(valid)(valid.table[valid.table["label"] == "no"].reset_index(drop=True), LABELS)
-    assert fit_thresholds(alone, 0.9, None, 0.0)["thresholds"] == {}
+    single = type(valid)(valid.table[valid.table["label"] == "no"].reset_index(drop=True), LABELS)
+    assert fit_thresholds(single, 0.9, None, 0.0)["thresholds"] == {}
 
 
-def test_net_benefit_is_its_formula_and_everybody_at_a_threshold_of_nothing():
+def test_net_benefit_equals_its_formula():
     part = draw()
     positive, score = part.truth == 1, part.probability[:, 1]
-    benefit, everybody = net_benefit(positive, score)
+    benefit, treat_all = net_benefit(positive, score)
     k = 19
-    at, n = NET_BENEFIT_THRESHOLDS[k], len(score)
-    named = score >= at
-    expected = (named & positive).sum() / n - (named & ~positive).sum() / n * at / (1 - at)
+    threshold, n = NET_BENEFIT_THRESHOLDS[k], len(score)
+    is_predicted = score >= threshold
+    expected = (is_predicted & positive).sum() / n - (is_predicted & ~positive).sum() / n * threshold / (1 - threshold)
     assert benefit[k] == pytest.approx(expected)
-    assert everybody[0] == pytest.approx(positive.mean(), abs=0.01)
+    assert treat_all[0] == pytest.approx(positive.mean(), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_net_benefit_is_its_formula_and_everybody_at_a_threshold_of_nothing():
     [[], {"temperature": 0}, {"temperature": "2"}, {"temperature": float("nan")}, {"thresholds": []},
      {"thresholds": {"a": {}}}, {"thresholds": {"a": {"threshold": True}}}, {"uncertain_below": "x"}],
 )  # fmt: skip
-def test_calibration_that_makes_no_sense_is_refused(given, tmp_path):
-    with pytest.raises(ModelError, match="makes no sense"):
+def test_an_invalid_calibration_is_refused(given, tmp_path):
+    with pytest.raises(ModelError, match="the calibration is invalid"):
         validate_calibration(given, tmp_path)
 
 
-def test_files_of_earlier_versions_have_none(tmp_path):
+def test_a_model_of_an_earlier_version_has_no_calibration(tmp_path):
     assert validate_calibration(None, tmp_path) == {}
 
 
 @pytest.mark.parametrize("entry", ["COVID-19", "COVID-19=2", "=0.5", "COVID-19=0", "COVID-19=5%"])
-def test_a_prevalence_is_a_label_and_a_share(entry):
+def test_a_prevalence_must_be_a_label_and_a_share(entry):
     with pytest.raises(RecipeError, match="LABEL=FRACTION"):
         Recipe(prevalence=(entry,))

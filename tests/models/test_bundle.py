@@ -103,7 +103,7 @@ def test_temperature_and_thresholds_are_saved_with_the_model(trained, tmp_path, 
 @pytest.mark.parametrize("calibration", [{"temperature": 0}, {"temperature": "1"}, {"thresholds": {"a": 1}}, 7])
 def test_invalid_calibration_is_rejected(folder, calibration):
     edit_model_json(folder, calibration=calibration)
-    with pytest.raises(ModelError, match="its calibration makes no sense"):
+    with pytest.raises(ModelError, match="the calibration is invalid"):
         load_model(folder)
 
 

@@ -101,7 +101,7 @@ def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
     files, detector = many_toys["file"].tolist(), learner.fastcxr.ood_detector
     read, chunks = module.read_cached_features, []
     expected = detector.compute_scores(read(learner, files, detector.stage_channels))
-    monkeypatch.setattr(module, "BANK_CHUNK_ROWS", 50)
+    monkeypatch.setattr(module, "FEATURE_CHUNK_ROWS", 50)
     monkeypatch.setattr(
         module,
         "read_cached_features",
