@@ -38,19 +38,12 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
     )
     folder = Path(folder)
     acquire_directory(folder)
-    summary = {
-        "rows": comparison.rows,
-        "n_shared_images": comparison.n_shared_images,
-        "patients": comparison.n_patients,
-    }
+    n_images, n_patients = comparison.n_shared_images, comparison.n_patients
+    summary = {"rows": comparison.rows, "n_shared_images": n_images, "patients": n_patients}
     atomic_write(folder / "compare.json", json.dumps(summary, indent=2) + "\n")
-    svg_figures = _make_roc_figures(comparison) if comparison.n_shared_images else {}
-    context = summary | {
-        "models": format_leaderboard(comparison.rows),
-        "curves": list(svg_figures),
-        "critical_notices": [],
-        "notices": [],
-    }
+    svg_figures = _make_roc_figures(comparison) if n_images else {}
+    context = summary | {"models": format_leaderboard(comparison.rows), "curves": list(svg_figures)}
+    context |= {"critical_notices": [], "notices": []}
     return write_page(folder / "compare.html", render("compare.html.jinja", context, svg_figures), svg_figures)
 
 

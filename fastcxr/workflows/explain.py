@@ -1,6 +1,7 @@
 """Saliency maps of a run or of new images: saliency.csv, explain.json and images."""
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from fastcxr.inference.explain import (
 )
 from fastcxr.inference.predict import log_image_warnings
 from fastcxr.io.files import atomic_write, write_json
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
+from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, select_most_wrong
 from fastcxr.models.bundle import Classifier
 from fastcxr.progress.base import Progress
 from fastcxr.report.saliency_page import write_saliency_page
 from fastcxr.workflows.run_dir import THUMBNAIL_PIXELS, acquire_directory, write_table
 
 MAPS_DIR = "figures/maps"
+N_MISCLASSIFIED = 12  # misclassified images shown
 N_TYPICAL_PER_CLASS = 2  # correctly classified images shown
 N_MEASURED_PER_CLASS = 6  # images whose border share is measured
 N_CHECKED_IMAGES = 4  # images of a run used for the sanity check
@@ -49,8 +51,7 @@ def write_explanation(
     acquire_directory(folder)
     remarks: dict[int, Remarks] = {}
     maps = explain_rows(explainer, table, classes, progress=progress, remarks=remarks)
-    saliency_maps = (("", saliency_map) for saliency_map in maps)
-    written = write_saliency_maps(folder, saliency_maps, classifier.input_spec.image_size)
+    written = write_saliency_maps(folder, zip(repeat(""), maps), classifier.input_spec.image_size)
     log_image_warnings(table, remarks, classifier.bit_depths)
     write_saliency_metadata(folder, explainer, method, written)
     return write_saliency_page(folder), int((written["error"] != "").sum())
@@ -61,7 +62,6 @@ def write_run_saliency(
     classifier: Classifier,
     manifest: pd.DataFrame,
     predictions: Predictions,
-    misclassified: pd.DataFrame,
     image_cache: ImageCache | None,
 ) -> None:
     """Write saliency maps of the worst errors and of typical images of a run, and measure the border share per class.
@@ -70,7 +70,7 @@ def write_run_saliency(
     """
     columns = [PROBABILITY_PREFIX + label for label in predictions.labels]
     probability_table = predictions.for_split(predictions.primary_split or "").table[["source", "path", *columns]]
-    chosen = choose_images(predictions, misclassified)
+    chosen = choose_images(predictions)
     table = chosen.merge(manifest.drop(columns="role", errors="ignore"), on=["source", "path"])
     table = table.merge(probability_table, on=["source", "path"])
     if not len(table):
@@ -82,7 +82,7 @@ def write_run_saliency(
     write_saliency_metadata(folder, explainer, "grad_cam", written)
 
 
-def choose_images(predictions: Predictions, misclassified: pd.DataFrame) -> pd.DataFrame:
+def choose_images(predictions: Predictions) -> pd.DataFrame:
     """Return the images to explain: columns source, path and role.
 
     Roles: wrong; typical (the most confident correct predictions of each class); measured (evenly spaced rows of each
@@ -92,6 +92,7 @@ def choose_images(predictions: Predictions, misclassified: pd.DataFrame) -> pd.D
     table = scorable.table.assign(confidence=scorable.probability.max(axis=1))
     correct = table[table["label"] == table["predicted"]].sort_values(["confidence", "path"], ascending=[False, True])
     typical = correct.groupby("label").head(N_TYPICAL_PER_CLASS).sort_values("label", kind="stable")
+    misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
     chosen = [misclassified.assign(role="wrong"), typical.assign(role="typical")]
     for _, rows in table.groupby("predicted"):
         positions = np.unique(np.linspace(0, len(rows) - 1, min(N_MEASURED_PER_CLASS, len(rows))).round().astype(int))

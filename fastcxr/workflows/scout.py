@@ -18,7 +18,7 @@ from torch import nn
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.splits import select_fold, split_into_folds
-from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsError
+from fastcxr.errors import RecipeError, TrainingError, WeightsError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone
@@ -49,6 +49,7 @@ MIN_CLASS_IMAGES = 30  # in the sample
 N_FOLDS = 5
 N_TIMED_BATCHES = 4  # the first is a warm-up
 TABLE_FILE = "scout.csv"
+UNRANKED_MESSAGE = "%s is not ranked: %s"
 RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "auroc_sd", "accuracy")
 
 
@@ -118,41 +119,31 @@ def sample_manifest(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 
 def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:
     """Return a row of the table; after an error it has only a note."""
-    empty_row = dict.fromkeys(RESULT_COLUMNS, np.nan)
+    row = {"backbone": recipe.backbone} | dict.fromkeys(RESULT_COLUMNS, np.nan)
     try:
-        return {"backbone": recipe.backbone} | empty_row | measure_candidate(recipe, manifest, progress)
+        return row | measure_candidate(recipe, manifest, progress)
     except (RecipeError, TrainingError) as error:
-        log_unranked(recipe, error)
-        return {"backbone": recipe.backbone} | empty_row | {"note": error.problem}
+        log.warning(UNRANKED_MESSAGE, recipe.backbone, error.problem)
+        return row | {"note": error.problem}
 
 
 def measure_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:
     """Return size, speed and metrics of a candidate; without its weights only size and speed."""
     try:
-        learner = make_candidate_learner(recipe, manifest, progress)
+        learner, note = make_candidate_learner(recipe, manifest, progress), ""
     except WeightsError as error:
-        log_unranked(recipe, error)
+        log.warning(UNRANKED_MESSAGE, recipe.backbone, error.problem)
         note = "pretrained weights not available" if recipe.weights == "pretrained" else error.problem
-        untrained_learner = make_candidate_learner(recipe.replace(weights="none"), manifest, progress)
-        return measure_size_and_speed(untrained_learner) | {"note": note}
-    return measure_size_and_speed(learner) | {"note": ""} | cross_validate_head(learner, recipe, manifest, progress)
+        learner = make_candidate_learner(recipe.replace(weights="none"), manifest, progress)
+    n_parameters = sum(parameter.numel() for parameter in cast(nn.Module, learner.model).parameters())
+    row = {"parameters": n_parameters, "images_per_second": measure_throughput(learner), "note": note}
+    return row if note else row | cross_validate_head(learner, recipe, manifest, progress)
 
 
 def make_candidate_learner(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> Learner:
     """Return a learner of the candidate with the sample. Raise WeightsError, or RecipeError for its head."""
     fold_manifest = select_fold(manifest, 1, unit=recipe.split, seed=recipe.seed)
     return make_learner(make_loaders(fold_manifest, recipe, progress), recipe)
-
-
-def measure_size_and_speed(learner: Learner) -> dict[str, Any]:
-    """Return the number of parameters and the throughput of a candidate."""
-    n_parameters = sum(parameter.numel() for parameter in cast(nn.Module, learner.model).parameters())
-    return {"parameters": n_parameters, "images_per_second": measure_throughput(learner)}
-
-
-def log_unranked(recipe: Recipe, error: FastcxrError) -> None:
-    """Log why a candidate is not ranked."""
-    log.warning("%s is not ranked: %s", recipe.backbone, error.problem)
 
 
 @torch.no_grad()

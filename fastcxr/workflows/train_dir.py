@@ -24,7 +24,7 @@ from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.explain import MAPS_DIR, write_run_saliency
+from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
 from fastcxr.workflows.run_state import (
     IMAGE_HASH_COLUMN,
@@ -35,7 +35,6 @@ from fastcxr.workflows.run_state import (
 )
 
 log = logging.getLogger("fastcxr")
-N_MISCLASSIFIED = 12
 INITIAL_MANIFEST = "initial_manifest.csv"  # in the checkpoint folder: the images at the start of the run
 
 
@@ -144,8 +143,7 @@ class RunDir(OutputDir):
     ) -> None:
         """Write saliency maps of the worst errors and of typical images; if one fails, remove all."""
         with skip_on_error("saliency maps") as attempt:
-            misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
-            write_run_saliency(self.folder, classifier, manifest, predictions, misclassified, image_cache)
+            write_run_saliency(self.folder, classifier, manifest, predictions, image_cache)
         if attempt.reason:
             (self.folder / "saliency.csv").unlink(missing_ok=True)
             shutil.rmtree(self.folder / MAPS_DIR, ignore_errors=True)
