@@ -57,7 +57,7 @@ def evaluate(
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
         validate_labels(manifest, classifier.labels)
-        log.info("arithmetic: %s", classifier.dtype_and_device)
+        log.info("precision: %s", classifier.dtype_and_device)
         manifest = drop_training_images(manifest, run, classifier.input_spec.image_size, run_dir)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)

@@ -21,7 +21,7 @@ def test_pictures_that_the_model_was_trained_on_are_left_out_of_a_test_and_count
         shutil.copy(data / path, other / path.split("/")[0] / f"{part}.png")
     done = call("evaluate", run, "--data", other, "--out", tmp_path / "there")
     assert done.returncode == 0, done.stderr
-    assert "2 images left out: the model was trained or chosen on them" in done.stderr
+    assert "2 images left out: the model was trained or selected on them" in done.stderr
     skipped = pd.read_csv(tmp_path / "there" / "skipped.csv", dtype=str)
     assert sorted(Path(path).name for path in skipped["path"]) == ["train.png", "valid.png"]
     scored = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype=str)["path"].map(lambda path: Path(path).name)
@@ -58,7 +58,7 @@ def test_a_model_is_tested_on_other_data_with_labels_matched(call, finished, tmp
     assert not (tmp_path / "there").exists()
     done = call(*words, "--relabel", "Haze=haze", "--precision", "bf16", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "<li>arithmetic: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
+    assert "<li>precision: bfloat16 on cpu</li>" in (tmp_path / "there" / "report.html").read_text()
     metrics = json.loads((tmp_path / "there" / "metrics.json").read_text())
     assert (set(metrics), metrics["test"]["n_images"]) == ({"test", "internal_test", "external_drop"}, 18)
     table = pd.read_csv(tmp_path / "there" / "predictions.csv", dtype={"error": str})
@@ -78,7 +78,7 @@ def test_a_model_is_tested_on_people_of_one_class_and_patients_it_knows_are_left
     first.rename(first.with_name(f"{known}_099.png"))
     done = call("evaluate", finished[0], "--data", other, "--data-format", "folders", "--out", tmp_path / "there")
     assert done.returncode == 0, done.stderr
-    assert "1 images left out: the model was trained or chosen on others of their patients" in done.stderr
+    assert "1 image left out: the model was trained or selected on other images of the same patients" in done.stderr
     (drop,) = json.loads((tmp_path / "there" / "metrics.json").read_text())["external_drop"].values()
     assert list(drop["figures"]) == ["per_class.clear.sensitivity"]
     assert "are therefore not comparable" in (tmp_path / "there" / "report.html").read_text()
