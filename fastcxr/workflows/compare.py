@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fastcxr.errors import InputMissingError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
 from fastcxr.metrics.comparison import Comparison, compare_models
-from fastcxr.metrics.predictions import Predictions, read_predictions
+from fastcxr.metrics.predictions import read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
 from fastcxr.report.style import SvgFigure, to_svg_figure
@@ -61,15 +59,13 @@ def _make_roc_figures(comparison: Comparison) -> dict[str, SvgFigure]:
     predictions = {row["name"]: comparison.predictions[row["name"]] for row in comparison.rows}
     svg_figures = {}
     for class_number, label in enumerate(sorted(next(iter(predictions.values())).labels), 1):
-        scores_by_model = {name: _binarize(part, label) for name, part in predictions.items()}
+        scores_by_model = {}
+        for name, part in predictions.items():
+            class_index = part.labels.index(label)
+            scores_by_model[name] = part.truth == class_index, part.probability[:, class_index]
         truth = next(iter(scores_by_model.values()))[0]
         if truth.any() and not truth.all():
             name, description = f"roc_{class_number}", f"ROC curves of {join_names(list(scores_by_model))} for {label}."
             plot = partial(figures.plot_roc_by_model, scores_by_model, label)
             svg_figures[name] = to_svg_figure(plot, name, description)
     return svg_figures
-
-
-def _binarize(predictions: Predictions, label: str) -> tuple[np.ndarray, np.ndarray]:
-    class_index = predictions.labels.index(label)
-    return predictions.truth == class_index, predictions.probability[:, class_index]

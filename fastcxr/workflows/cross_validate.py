@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
 from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, Dataset
 from fastcxr.workflows.run_dir import write_table
-from fastcxr.workflows.run_state import IMAGE_KEY, find_finished_report, validate_finished_folds
+from fastcxr.workflows.run_state import IMAGE_KEY, Folds, find_finished_report, validate_finished_folds
 from fastcxr.workflows.train import run
 from fastcxr.workflows.train_dir import RunDir
 
@@ -50,48 +49,39 @@ def cross_validate(
     `mirror`: a folder for copies of the checkpoints. `dataset`: the data of the recipe, if it is already read.
     """
     dataset = dataset or Dataset(recipe)
-    fold_recipes = make_fold_recipes(recipe, dataset)
+    folds = plan_folds(recipe, Path(folder), dataset)
     run_dir = RunDir(folder, recipe, command, resume=True)
     run_dir.started, run_dir.progress = time.time(), progress or make_default_progress()
     run_dir.acquire()
-    fold_dirs = make_fold_dirs(recipe, fold_recipes, run_dir.folder)
-    if all((fold_dir / "report.html").exists() for fold_dir in fold_dirs.values()) and (
-        report := find_finished_report(folder, recipe, dataset)
-    ):
+    is_finished = all((fold_dir / "report.html").exists() for _, fold_dir in folds.values())
+    if is_finished and (report := find_finished_report(folder, recipe, dataset)):
         return report
-    unit = find_held_out_unit(recipe)
-    validate_finished_folds(fold_recipes, fold_dirs, unit, dataset)
+    validate_finished_folds(folds, find_held_out_unit(recipe), dataset)
     if needs_patient_level_folds(recipe):  # before the image-level folds run, not after
-        patient_level_recipes = make_fold_recipes(recipe.replace(split="patient"), dataset)
-        patient_level_dirs = make_fold_dirs(recipe, patient_level_recipes, run_dir.folder / PATIENT_SPLIT_DIR)
-        validate_finished_folds(patient_level_recipes, patient_level_dirs, unit, dataset)
+        patient_level_folds = plan_folds(recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR, dataset)
+        validate_finished_folds(patient_level_folds, "fold", dataset)
     with directory_lock(run_dir.folder), log_once(SPLITS_IGNORED_MESSAGE, IMAGE_WARNING):
         (run_dir.folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # all pooled files are written again
         run_dir.setup()
-        run_folds(run_dir, fold_recipes, fold_dirs, dataset, progress, mirror)
+        run_folds(run_dir, folds, dataset, progress, mirror)
         return run_dir.finish()
 
 
 def run_folds(
-    run_dir: RunDir,
-    fold_recipes: dict[str, Recipe],
-    fold_dirs: dict[str, Path],
-    dataset: Dataset,
-    progress: Progress | None,
-    mirror: str | Path | None,
+    run_dir: RunDir, folds: Folds, dataset: Dataset, progress: Progress | None, mirror: str | Path | None
 ) -> None:
     """Run all unfinished folds, then write the files of the pooled report."""
-    recipe, n_folds = run_dir.recipe, len(fold_dirs)
+    recipe, n_folds = run_dir.recipe, len(folds)
     unit, deadline = find_held_out_unit(recipe), Deadline.parse(recipe.time_limit)
-    for number, (name, fold_dir) in enumerate(fold_dirs.items()):
+    for number, (name, (fold_recipe, fold_dir)) in enumerate(folds.items()):
         if (fold_dir / "report.html").exists():
             log.info("%s %s of %d is already finished", unit, name, n_folds)
             continue
         log.info("%s %s of %d", unit, name, n_folds)
         fold_deadline = Deadline(deadline.seconds_left / (n_folds - number))
         fold_mirror = mirror and Path(mirror) / fold_dir.name
-        run(fold_recipes[name], fold_dir, progress, run_dir.command, fold_deadline, fold_mirror, dataset)
-    manifest = write_pooled_files(run_dir, fold_dirs, dataset)
+        run(fold_recipe, fold_dir, progress, run_dir.command, fold_deadline, fold_mirror, dataset)
+    manifest = write_pooled_files(run_dir, {name: fold_dir for name, (_, fold_dir) in folds.items()}, dataset)
     if needs_patient_level_folds(recipe) and manifest["patient"].duplicated().any():
         log.info("running the same folds with a patient-level split")
         patient_level_recipe, patient_level_dir = recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR
@@ -99,21 +89,19 @@ def run_folds(
     write_json(run_dir.folder / "run.json", run_dir.metadata())
 
 
-def make_fold_recipes(recipe: Recipe, dataset: Dataset) -> dict[str, Recipe]:
-    """Return the recipe of each run, by fold number or held-out source.
+def plan_folds(recipe: Recipe, folder: Path, dataset: Dataset) -> Folds:
+    """Return recipe and run folder of each run, by fold number or held-out source.
 
     Raises DataError if fewer than two sources contain every class, for leave-one-source-out.
     """
     if recipe.leave_one_source_out:
         single_recipe = recipe.replace(leave_one_source_out=False)
         sources = find_complete_sources(dataset.read_manifest())
-        return {source: single_recipe.replace(test_source=source) for source in sources}
-    return {str(fold): recipe.replace(fold=fold) for fold in range(1, recipe.folds + 1)}
-
-
-def make_fold_dirs(recipe: Recipe, fold_names: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Return the run folder of each run, by fold number or held-out source."""
-    return {name: folder / f"{find_held_out_unit(recipe)}-{number}" for number, name in enumerate(fold_names, 1)}
+        recipes = {source: single_recipe.replace(test_source=source) for source in sources}
+    else:
+        recipes = {str(fold): recipe.replace(fold=fold) for fold in range(1, recipe.folds + 1)}
+    unit = find_held_out_unit(recipe)
+    return {name: (part, folder / f"{unit}-{k}") for k, (name, part) in enumerate(recipes.items(), 1)}
 
 
 def needs_patient_level_folds(recipe: Recipe) -> bool:
@@ -187,7 +175,7 @@ def pool_manifest(manifests: dict[str, pd.DataFrame], current_manifest: pd.DataF
     pooled = current_manifest[[*IMAGE_KEY, "file"]].merge(table, on=IMAGE_KEY)[[*table.columns, "file"]]
     if len(pooled) < len(table):
         problem = f"{pluralize(len(table) - len(pooled), 'image')} of the finished {unit}s not found in the data"
-        raise DataError(problem, f"Pass the data of these {unit}s, or another --out", code="E313")
+        raise DataError(problem, f"Pass the data of these {unit}s, or choose another --out", code="E313")
     return pooled
 
 

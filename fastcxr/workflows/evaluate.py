@@ -109,32 +109,24 @@ def drop_training_images(
     is_seen_image = image_hashes.isin(fitted_images[IMAGE_HASH_COLUMN])
     is_seen_patient = has_global_id(manifest) & manifest["patient"].isin(fitted_images["patient"]) & ~is_seen_image
     if (is_seen_image | is_seen_patient).all():
-        problem = f"all {len(manifest):,} images, or their patients, were used for training or model selection"
+        problem = f"the model was trained or selected on all {len(manifest):,} images or on their patients"
         raise DataError(problem, "Pass images of other patients", code="E314")
-    errors = [
-        *_make_seen_errors(manifest[is_seen_image], "the model was trained or selected on {}", "them", "this image"),
-        *_make_seen_errors(
-            manifest[is_seen_patient],
-            "the model was trained or selected on other images of {}",
-            "the same patients",
-            "this patient",
-        ),
-    ]
-    if errors:
-        output_dir.write_skipped(errors, manifest)
+    for is_seen, seen_images, seen_image in (
+        (is_seen_image, "them", "this image"),
+        (is_seen_patient, "other images of the same patients", "other images of this patient"),
+    ):
+        files = manifest.loc[is_seen, "file"]
+        if len(files):
+            count = pluralize(len(files), "image")
+            log.warning("%s left out: the model was trained or selected on %s", count, seen_images)
+            problem, fix = f"the model was trained or selected on {seen_image}", "It is excluded from all metrics"
+            errors = [ImageError(problem, fix, path=file, code="E314") for file in files]
+            output_dir.write_skipped(errors, manifest)
     test_hashes = training_manifest.loc[training_manifest["split"] == "test", IMAGE_HASH_COLUMN]
     n_test_images = int(image_hashes.isin(test_hashes).sum())
     if n_test_images:
-        log.warning("%s in the test split of the run: not external data", pluralize(n_test_images, "image"))
+        log.warning("images in the test split of the run, which are not external data: %s", f"{n_test_images:,}")
     return manifest[~(is_seen_image | is_seen_patient)].reset_index(drop=True)
-
-
-def _make_seen_errors(rows: pd.DataFrame, problem: str, plural: str, singular: str) -> list[ImageError]:
-    """Return an error for each row, and log one warning for all rows."""
-    if len(rows):
-        log.warning("%s left out: %s", pluralize(len(rows), "image"), problem.format(plural))
-    fix = "It is excluded from all metrics"
-    return [ImageError(problem.format(singular), fix, path=file, code="E314") for file in rows["file"]]
 
 
 def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> None:

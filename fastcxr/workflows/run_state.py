@@ -1,7 +1,7 @@
 """Find interrupted and finished runs, and check that they match the current recipe and data."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from fastcxr.workflows.run_dir import acquire_directory
 IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that identifies an image in other data
 COMMAND_FILE = "command.txt"  # in the checkpoint folder
 log = logging.getLogger("fastcxr")
+Folds = dict[str, tuple[Recipe, Path]]  # recipe and run folder of each run, by fold number or held-out source
 IMAGE_KEY = ["source", "path"]
 TRAINING_SOURCE_SPLITS = ("train", "valid", INTERNAL_TEST)  # splits of the sources that are not held out
 
@@ -165,22 +166,19 @@ def _validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> No
         raise OutputError(problem, "Pass the data of this run, or choose another --out", path=folder)
 
 
-def validate_finished_folds(
-    recipes: Mapping[str, Recipe], folders: Mapping[str, Path], unit: str, dataset: Dataset
-) -> None:
+def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
     """Raise DataError if a finished fold differs from the same fold of the current data, without reading images.
 
     Folds of different data would score some images twice and others never. `unit`: what each fold holds out, "fold" or
     "source".
     """
-    for name, folder in folders.items():
+    for name, (recipe, folder) in folds.items():
         if not (folder / "report.html").is_file():
             continue
         reject_other_format(folder)
         saved = read_written_manifest(folder / "manifest.csv")
         with silence_logging():
-            current = drop_skipped(dataset.read_manifest(), saved, folder)
-            current = assign_recipe_splits(current, recipes[name])
+            current = assign_recipe_splits(drop_skipped(dataset.read_manifest(), saved, folder), recipe)
         # whether an image is in train or valid follows from label, patient and held-out images
         saved, current = (table.assign(held_out=table["split"].eq("test")) for table in (saved, current))
         differences = compare_manifests(saved, current, IMAGE_KEY, ["label", "patient", "held_out"])

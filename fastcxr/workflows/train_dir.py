@@ -1,6 +1,5 @@
 """Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from fastcxr.workflows.run_state import (
     write_run_config,
 )
 
-log = logging.getLogger("fastcxr")
 INITIAL_MANIFEST = "initial_manifest.csv"  # in the checkpoint folder: the images at the start of the run
 
 

@@ -33,7 +33,7 @@ def results(tmp_path_factory):
         for name, words in {
             "describe": ["describe", "--data", data, "--out", out / "describe"],
             "audit": ["audit", "--data", data, "--out", out / "audit"],
-            "refused": ["train", *TRAIN, "--data", data, "--out", out / "refused"],
+            "rejected": ["train", *TRAIN, "--data", data, "--out", out / "rejected"],
             "train": ["train", *TRAIN, "--data", data, "--skip-bad", "--out", out / "train"],
             "predict": ["predict", out / "train", data, "--csv", out / "predict.csv"],
             "names": ["predict", out / "train", data / "haze", "--csv", out / "names.csv"],
@@ -80,13 +80,13 @@ def test_all_commands_report_the_same_unreadable_files_and_codes(results):
         assert {row["path"]: row["code"] for row in rows(results["out"] / name / "skipped.csv")} == results["bad"], name
     errors = {row["path"]: row["error"] for row in rows(results["out"] / "predict.csv") if row["error"]}
     assert {path: text[4:8] for path, text in errors.items()} == results["bad"]
-    refused = results["done"]["refused"]
-    assert all(f"FCX-{code} {path}: " in refused.stderr for path, code in results["bad"].items())
+    rejected = results["done"]["rejected"]
+    assert all(f"FCX-{code} {path}: " in rejected.stderr for path, code in results["bad"].items())
 
 
 def test_each_command_has_its_exit_code(results):
     codes = {name: done.returncode for name, done in results["done"].items()}
-    assert codes == {"describe": 2, "audit": 65, "refused": 65, "train": 0, "predict": 2, "names": 0, "evaluate": 0}
+    assert codes == {"describe": 2, "audit": 65, "rejected": 65, "train": 0, "predict": 2, "names": 0, "evaluate": 0}
     assert not any("Traceback" in done.stderr for done in results["done"].values())
 
 

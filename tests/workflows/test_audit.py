@@ -145,7 +145,7 @@ def test_an_audit_of_another_version_is_not_reused(audited_recipe, tmp_path, mon
 
 
 def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
-    (leaky_data / "train" / "clear" / "broken.png").write_bytes(b"no image")
+    (leaky_data / "train" / "clear" / "unreadable.png").write_bytes(b"no image")
     page = audit(Recipe(data=str(leaky_data)), tmp_path / "audit")
     assert "1 image left out" in page.read_text()
 

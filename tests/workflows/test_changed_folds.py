@@ -29,7 +29,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def copied(original, tmp_path):
-    """Return recipe, data and run of a duplicate that a test can change."""
+    """Copy data and run; return recipe, data folder and run folder, which a test can change."""
     for name in ("toys", "run"):
         shutil.copytree(original / name, tmp_path / name)
     return RECIPE.replace(data=str(tmp_path / "toys")), tmp_path / "toys", tmp_path / "run"

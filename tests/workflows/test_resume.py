@@ -150,10 +150,10 @@ def test_a_folder_that_another_process_writes_is_rejected(recipe, tmp_path, monk
 
 
 def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, caplog):
-    def refuse(*_, **__):
+    def raise_error(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("filelock.lock_descriptor", refuse)
+    monkeypatch.setattr("filelock.lock_descriptor", raise_error)
     with directory_lock(tmp_path):
         assert "has no locks (No locks available): see that no other process writes into it" in caplog.text
 

@@ -33,11 +33,11 @@ def scouted(tmp_path_factory):
     names, weights = ("resnet10t", "mobilenetv2_035"), {"mobilenetv2_035": str(folder / "w.safetensors")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.models.backbones._find_cached_file", lambda backbone: None)
-        patch.setattr("fastcxr.models.backbones._validate_host", refuse)
+        patch.setattr("fastcxr.models.backbones._validate_host", raise_unreachable)
         return scout(recipe, names, weights, folder / "out"), folder / "out"
 
 
-def refuse(backbone):
+def raise_unreachable(backbone):
     from fastcxr.models.backbones import _make_unreachable_error
 
     raise _make_unreachable_error(backbone)
@@ -174,9 +174,9 @@ def test_the_command_prints_the_path_of_the_figure(tmp_path, capfd, monkeypatch)
     save_file(timm.create_model("mobilenetv2_035").state_dict(), tmp_path / "w.safetensors")
     words = ["scout", "mobilenetv2_035", "--weights", f"mobilenetv2_035={tmp_path / 'w.safetensors'}"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fastcxr", *words, "--data", str(data), "--image-size", "64", "--out", "found"])
+    monkeypatch.setattr("sys.argv", ["fastcxr", *words, "--data", str(data), "--image-size", "64", "--out", "scouted"])
     with pytest.raises(SystemExit) as end:
         main()
     shown = capfd.readouterr()
-    assert end.value.code == 0 and shown.out.strip() == "found/scout.svg"
+    assert end.value.code == 0 and shown.out.strip() == "scouted/scout.svg"
     assert "mobilenetv2_035" in shown.err
