@@ -1,4 +1,4 @@
-"""Run folders of version 0.1, as they stand in tests/fixtures: every command refuses them in one line."""
+"""Tests that every command rejects the run folders of version 0.1 in tests/fixtures with a one-line error."""
 
 import shutil
 import sys
@@ -31,8 +31,8 @@ COMMANDS = {
     "resume": "resume {run}",
     "train": "train tiny_test_resnet --data {images} --weights none --reuse-split {run} --out {run}/../new",
     "describe": "describe --data {images} --reuse-split {run} --out {run}/../new",
-    "train into it": "train tiny_test_resnet --data {images} --weights none --out {run}",
-    "folds into it": "train tiny_test_resnet --data {images} --weights none --folds 2 --out {run}",
+    "train into the folder": "train tiny_test_resnet --data {images} --weights none --out {run}",
+    "folds into the folder": "train tiny_test_resnet --data {images} --weights none --folds 2 --out {run}",
 }
 
 
@@ -42,7 +42,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def call(capfd, monkeypatch, tmp_path):
-    """Runs a command line in an empty working directory; returns its exit code and what it wrote to stderr."""
+    """Return a function that runs a command in an empty working directory and returns exit code and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def invoke(line: str) -> tuple[int, str]:
@@ -57,7 +57,7 @@ def call(capfd, monkeypatch, tmp_path):
 
 @BOTH
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_refuses_a_run_of_that_version_in_one_line(command, fixture, call, tmp_path, toy_folder):
+def test_every_command_rejects_the_run_in_one_line(command, fixture, call, tmp_path, toy_folder):
     folder = shutil.copytree(fixture, tmp_path / "kept" / fixture.name)
     shutil.copytree(fixture, tmp_path / "kept" / "other")
     before = hash_files(tmp_path / "kept")
@@ -65,24 +65,24 @@ def test_every_command_refuses_a_run_of_that_version_in_one_line(command, fixtur
     assert code
     assert "Traceback" not in written
     assert written.replace("\n", " ").split(f"{folder}: ")[-1].strip() == REFUSAL
-    assert hash_files(tmp_path / "kept") == before, "nothing in it was changed, and nothing was made beside it"
+    assert hash_files(tmp_path / "kept") == before, "no file is changed or created"
 
 
 @pytest.mark.parametrize("read", [read_run_record, read_dataset_record])
-def test_readers_of_reports_refuse_it(read):
+def test_report_readers_reject_the_run(read):
     with pytest.raises(FastcxrError, match=REFUSAL):
         read(FINISHED)
 
 
 @pytest.mark.parametrize("recipe", [FINISHED / "recipe.json", UNFINISHED / "state" / "recipe.json"])
-def test_its_recipe_is_refused_with_the_name_of_the_run(recipe):
-    with pytest.raises(FastcxrError, match=REFUSAL) as refused:
+def test_its_recipe_is_rejected_with_the_name_of_the_run(recipe):
+    with pytest.raises(FastcxrError, match=REFUSAL) as caught:
         read_recipe(recipe)
-    assert Path(refused.value.path).name in ("run_0_1", "run_0_1_unfinished")
+    assert Path(caught.value.path).name in ("run_0_1", "run_0_1_unfinished")
 
 
 @BOTH
-def test_without_its_run_json_the_version_is_unknown(fixture, tmp_path):
+def test_without_run_json_the_version_is_unknown(fixture, tmp_path):
     folder = shutil.copytree(fixture, tmp_path / "run")
     for content in ("{}", '{"versions": {"fastcxr": "1\\n2"}}', "torn"):
         (folder / "run.json").write_text(content)
@@ -92,7 +92,7 @@ def test_without_its_run_json_the_version_is_unknown(fixture, tmp_path):
             read_recipe(folder / "recipe.json")
 
 
-def test_an_unfinished_run_is_skipped_by_resume_which_says_so(call, tmp_path):
+def test_resume_skips_an_unfinished_run_with_a_message(call, tmp_path):
     shutil.copytree(UNFINISHED, tmp_path / "runs" / "old")
     code, written = call("resume")
     assert code
@@ -102,7 +102,7 @@ def test_an_unfinished_run_is_skipped_by_resume_which_says_so(call, tmp_path):
 
 
 @pytest.mark.parametrize("start", [run, cross_validate])
-def test_the_library_neither_resumes_nor_overwrites_it(start, tmp_path, toy_folder):
+def test_the_library_neither_resumes_nor_overwrites_the_run(start, tmp_path, toy_folder):
     folder = shutil.copytree(UNFINISHED, tmp_path / "run")
     before = hash_files(folder)
     recipe = Recipe("tiny_test_resnet", data=str(toy_folder), folds=2 if start is cross_validate else 0)
@@ -111,7 +111,7 @@ def test_the_library_neither_resumes_nor_overwrites_it(start, tmp_path, toy_fold
     assert hash_files(folder) == before
 
 
-def test_a_mirror_of_such_a_run_is_not_overwritten(tmp_path, toy_folder):
+def test_a_mirror_with_such_a_run_is_not_overwritten(tmp_path, toy_folder):
     mirror = shutil.copytree(UNFINISHED, tmp_path / "mirror")
     before = hash_files(mirror)
     with pytest.raises(FastcxrError, match=REFUSAL):
@@ -119,14 +119,14 @@ def test_a_mirror_of_such_a_run_is_not_overwritten(tmp_path, toy_folder):
     assert hash_files(mirror) == before and not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_of_that_version_is_refused(tmp_path):
+def test_a_checkpoint_of_that_version_is_rejected(tmp_path):
     folder = shutil.copytree(UNFINISHED, tmp_path / "run")
     assert Checkpoints(folder / "state").has_states()
     with pytest.raises(FastcxrError, match="no intact checkpoint in this folder"):
         Checkpoints(folder / "state").read()
 
 
-def test_the_files_of_both_runs_are_whole():
+def test_the_files_of_the_finished_run_match_their_checksums():
     assert is_finished(FINISHED) and is_unfinished(UNFINISHED) and not is_finished(UNFINISHED)
     sums = read_checksums(FINISHED)
     assert len(sums) > 50
@@ -135,7 +135,7 @@ def test_the_files_of_both_runs_are_whole():
 
 
 @BOTH
-def test_no_path_of_a_machine_and_no_picture_of_size_is_in_a_run(fixture):
+def test_the_runs_contain_no_machine_path_and_no_large_image(fixture):
     for path in fixture.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What users see stays as it is until somebody changes it knowingly: help texts, a report and its numbers."""
+"""Regression tests of user-facing output against stored files: help texts, a report and its numbers."""
 
 import io
 import json
@@ -24,58 +24,58 @@ from fastcxr.workflows.verify import find_differences
 
 COMMANDS = sorted(name for name in app if not name.startswith("-"))
 WIDTH = 100  # columns
-TOLERANCE = 1.0  # points: another release of matplotlib measures text otherwise, and places axes by it
+TOLERANCE = 1.0  # points: axes positions depend on the text size, which differs between matplotlib releases
 
 
 def show_help(*words: str) -> str:
-    """What --help prints in a terminal of fixed width without colours."""
+    """Return the output of --help in a terminal of fixed width without colors."""
     shown = io.StringIO()
     app.help_print(words, console=Console(file=shown, width=WIDTH, color_system=None, legacy_windows=False))
     return "\n".join(line.rstrip() for line in shown.getvalue().splitlines()).strip() + "\n"
 
 
 @pytest.mark.parametrize("command", ["fastcxr", *COMMANDS])
-def test_the_help_of_a_command_is_the_stored_one(command):
+def test_the_help_of_a_command_matches_the_stored_text(command):
     check_text(show_help(*[command] * (command != "fastcxr")), f"help/{command}.txt")
 
 
-def test_no_help_is_stored_of_a_command_that_is_gone():
-    gone = [path for path in (GOLDEN / "help").iterdir() if path.stem not in ("fastcxr", *COMMANDS)]
+def test_every_stored_help_text_belongs_to_a_command():
+    obsolete = [path for path in (GOLDEN / "help").iterdir() if path.stem not in ("fastcxr", *COMMANDS)]
     if is_updating():
-        for path in gone:
+        for path in obsolete:
             path.unlink()
     else:
-        assert gone == []
+        assert obsolete == []
 
 
 @pytest.fixture(scope="module")
 def redrawn(tmp_path_factory):
-    """The stored run with its report, metrics and cards drawn by the code as it is."""
+    """Write report, metrics and cards of the stored run with the current code; return the folder."""
     folder = tmp_path_factory.mktemp("golden") / "run"
     shutil.copytree(GOLDEN / "run", folder)
     write_run_report(folder)
     return folder
 
 
-def test_the_words_of_the_report_are_the_stored_ones(redrawn):
+def test_the_text_of_the_report_matches_the_stored_text(redrawn):
     check_text(text_of((redrawn / "report.html").read_text(encoding="utf-8")), "drawn/report.txt")
 
 
 @pytest.mark.parametrize("name", ["MODEL_CARD.md", "CLAIM.md"])
-def test_a_card_is_the_stored_one(redrawn, name):
+def test_model_card_and_claim_match_the_stored_text(redrawn, name):
     check_text((redrawn / name).read_text(encoding="utf-8"), f"drawn/{name}")
 
 
-def test_the_numbers_of_the_report_are_the_stored_ones(redrawn):
+def test_the_metrics_match_the_stored_ones(redrawn):
     found = (redrawn / "metrics.json").read_text(encoding="utf-8")
     stored = json.loads(store_or_read(found, "drawn/metrics.json"))
-    assert list(find_differences(stored, json.loads(found))) == [], "to 1e-9; predictions.csv did not change"
+    assert list(find_differences(stored, json.loads(found))) == [], "tolerance 1e-9; predictions.csv is unchanged"
 
 
 FIGURES = sorted(path.stem for path in (GOLDEN / "drawn" / "shapes").glob("*.txt"))
 
 
-def test_the_figures_are_the_stored_ones(redrawn):
+def test_the_figures_have_the_stored_names(redrawn):
     drawn = sorted(path.stem for path in (redrawn / "figures").glob("*.svg"))
     if is_updating():
         update_shapes({name: read_shapes(redrawn, name) for name in drawn})
@@ -84,8 +84,8 @@ def test_the_figures_are_the_stored_ones(redrawn):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_shapes_of_a_figure_are_the_stored_ones(redrawn, name):
-    if not is_updating():  # then the test above has written them all
+def test_the_shapes_of_a_figure_match_the_stored_ones(redrawn, name):
+    if not is_updating():  # the test above updates the shapes
         stored = (GOLDEN / "drawn" / "shapes" / f"{name}.txt").read_text(encoding="utf-8")
         assert differing_shapes(stored, read_shapes(redrawn, name), TOLERANCE) == []
 
@@ -94,20 +94,20 @@ def read_shapes(folder, name: str) -> str:
     return shapes_of((folder / "figures" / f"{name}.svg").read_text(encoding="utf-8"))
 
 
-def test_a_changed_word_fails_with_its_line_and_the_way_to_store_it(monkeypatch):
+def test_a_changed_word_fails_with_its_line_and_the_update_command(monkeypatch):
     monkeypatch.delenv("FASTCXR_UPDATE_GOLDEN", raising=False)
     changed = (GOLDEN / "help" / "verify.txt").read_text(encoding="utf-8").replace("checksums", "parts")
     with pytest.raises(AssertionError, match="(?s)parts of all files.*FASTCXR_UPDATE_GOLDEN=1 make test-fast"):
         check_text(changed, "help/verify.txt")
 
 
-def test_the_words_of_a_page_hold_numbers_and_neither_styles_nor_drawings():
+def test_text_of_keeps_numbers_and_omits_styles_and_drawings():
     page = "<style>b{}</style><p>AUROC <b>0.912</b></p><svg><text>axis</text></svg><td>1</td><td>2 &lt; 3</td>"
     assert text_of(page) == "AUROC 0.912\n1 2 < 3\n"
 
 
 @pytest.mark.parametrize(("d", "differs"), [("M 0.4 0 L 10 5", False), ("M 0 0 L 10 7", True), ("M 0 0 C 10 5", True)])
-def test_a_shape_that_moved_or_changed_is_found_and_a_rounding_is_not(d, differs):
+def test_differing_shapes_ignores_rounding_only(d, differs):
     stored, found = (shapes_of(f'<svg><text x="1">a</text><path d="{part}"/></svg>') for part in ("M 0 0 L 10 5", d))
     assert "text" not in stored
     assert bool(differing_shapes(stored, found, TOLERANCE)) is differs

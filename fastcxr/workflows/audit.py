@@ -1,4 +1,4 @@
-"""A recipe's data flags and an empty folder come in; what could make any model's figures wrong goes out, as a page."""
+"""Data audit: check a dataset for leakage and shortcuts before training, and write the findings."""
 
 import logging
 from dataclasses import asdict
@@ -29,10 +29,10 @@ MAX_PROBE_IMAGES = 2000  # images that probes are fitted on
 
 
 def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
-    """Check the recipe's data for leaks and shortcuts, into `folder`; returns the path of audit.html.
+    """Check the data of a recipe for leakage and shortcuts; return the path of audit.html.
 
-    Images that cannot be read are left out and listed in skipped.csv. The split is the one that a run would train on.
-    Raises a FastcxrError for data or a folder that cannot be used.
+    Unreadable images are left out and listed in skipped.csv. The splits are those of a training run. Raises
+    FastcxrError for data or a folder that cannot be used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         manifest = assign_recipe_splits(load_dataset(recipe.replace(skip_bad=True), output_dir), recipe)
@@ -46,7 +46,7 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
 
 
 def run_checks(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Finding]:
-    """All findings, the worst first."""
+    """Run all checks of a manifest with splits; return the findings, failed checks first."""
     features = extract_features(manifest["file"].tolist(), progress, read_depths(manifest))
     sampled_rows = manifest.sample(min(MAX_PROBE_IMAGES, len(manifest)), random_state=seed).index.sort_values()
     probe_findings = check_shortcuts(
@@ -56,30 +56,30 @@ def run_checks(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Fi
 
 
 def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame, **metadata: Any) -> None:
-    """audit.json: every finding, its images by source and path, and further facts."""
+    """Write audit.json: the findings, their images by source and path, and further metadata."""
     write_json(folder / "audit.json", {"findings": _add_image_paths(findings, manifest)} | metadata)
 
 
 def check_before_training(folder: Path, manifest: pd.DataFrame) -> None:
-    """audit.json of a run: what the quick checks find, and what a finished audit in runs/ found of this very cohort."""
+    """Write audit.json of a run: the findings of the manifest checks and of a finished audit of the same data."""
     rows = _add_image_paths(check_manifest(manifest), manifest)
-    earlier = find_audit(manifest)
-    if earlier is not None:
-        quick_checks = {row["check"] for row in rows}
-        rows += [row for row in read_findings(earlier) if row["check"] not in quick_checks]
-        log.info("findings of %s taken over", earlier)
+    earlier_audit = find_audit(manifest)
+    if earlier_audit is not None:
+        manifest_checks = {row["check"] for row in rows}
+        rows += [row for row in read_findings(earlier_audit) if row["check"] not in manifest_checks]
+        log.info("findings of the audit in %s are reused", earlier_audit)
     write_json(folder / "audit.json", {"findings": rows})
 
 
 def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> Path | None:
-    """The newest finished audit of this very cohort: the same files, labels, splits and patients; None for none."""
+    """Return the newest finished audit with the same files, labels, splits and patients, or None."""
     reports = sorted(runs.glob("*/audit.html"), key=lambda page: page.stat().st_mtime, reverse=True)
     fingerprint = manifest_fingerprint(manifest) if reports else ""
     for folder in (page.parent for page in reports):
         try:
             saved = read_json(folder / "audit.json")
         except (OSError, ValueError):
-            log.warning("audit.json in %s cannot be read: it is not asked what it found", folder)
+            log.warning("audit.json in %s cannot be read: the run does not use its findings", folder)
             continue
         if saved.get("cohort") == fingerprint and saved.get("content") == content_fingerprint(manifest):
             return folder
@@ -88,12 +88,14 @@ def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> Path | None
 
 def _add_image_paths(findings: list[Finding], manifest: pd.DataFrame) -> list[dict[str, Any]]:
     image_ids = manifest[["source", "path"]].to_numpy().tolist()
-    group_paths = [{"groups": [[image_ids[row] for row in group] for group in finding.groups]} for finding in findings]
-    return [asdict(finding) | groups for finding, groups in zip(findings, group_paths, strict=True)]
+    return [
+        asdict(finding) | {"groups": [[image_ids[row] for row in group] for group in finding.groups]}
+        for finding in findings
+    ]
 
 
 def _select_finding_images(manifest: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
-    """The images that findings speak of; `role` says of which finding and group."""
+    """Return the images of all findings; `role` is the check and the number of the group."""
     selected = [
         manifest.loc[list(group)].assign(role=f"{finding.check}:{number}")
         for finding in findings

@@ -1,18 +1,16 @@
-"""Finished runs become a leaderboard with paired tests: compare.json, and one page with the curves over each other."""
+"""Comparison of finished runs: a leaderboard with paired tests, and ROC curves of all runs in one figure per class."""
 
 import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fastcxr.errors import InputMissingError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
 from fastcxr.metrics.comparison import Comparison, compare_models
-from fastcxr.metrics.predictions import Predictions, read_predictions
+from fastcxr.metrics.predictions import read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
 from fastcxr.report.style import SvgFigure, to_svg_figure
@@ -21,43 +19,37 @@ from fastcxr.workflows.run_dir import acquire_directory
 
 
 def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
-    """Compare finished runs, their pooled folds where they have some, into a new `folder`; returns its page.
+    """Compare finished runs, by out-of-fold predictions if they are pooled; return the path of compare.html.
 
-    Raises InputMissingError for fewer than two runs, DataError for runs that cannot be compared.
+    Raises InputMissingError for fewer than two different run folders, DataError for runs that cannot be compared.
     """
     run_dirs = [Path(run) for run in runs]
     if len(run_dirs) < 2:
-        raise InputMissingError(f"{len(run_dirs)} run to compare", "Name at least two run folders")
-    if len({place.resolve() for place in run_dirs}) < len(run_dirs):
-        raise InputMissingError("the same run twice", "Name each run folder once")
+        raise InputMissingError(f"expected at least 2 run folders, got {len(run_dirs)}", "Pass two or more run folders")
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+        raise InputMissingError("the same run folder is given twice", "Pass each run folder once")
     for run_dir in run_dirs:
         reject_other_format(run_dir)
     run_dir_by_name = dict(zip(_make_unique_names(run_dirs), run_dirs, strict=True))
     comparison = compare_models(
-        {name: read_predictions(place / "predictions.csv") for name, place in run_dir_by_name.items()}
+        {name: read_predictions(run_dir / "predictions.csv") for name, run_dir in run_dir_by_name.items()}
     )
     folder = Path(folder)
     acquire_directory(folder)
-    summary = {
-        "rows": comparison.rows,
-        "n_shared_images": comparison.n_shared_images,
-        "patients": comparison.n_patients,
-    }
+    n_images, n_patients = comparison.n_shared_images, comparison.n_patients
+    summary = {"rows": comparison.rows, "n_shared_images": n_images, "patients": n_patients}
     atomic_write(folder / "compare.json", json.dumps(summary, indent=2) + "\n")
-    svg_figures = _make_roc_figures(comparison) if comparison.n_shared_images else {}
-    context = summary | {
-        "models": format_leaderboard(comparison.rows),
-        "curves": list(svg_figures),
-        "critical_notices": [],
-        "notices": [],
-    }
+    svg_figures = _make_roc_figures(comparison) if n_images else {}
+    context = summary | {"models": format_leaderboard(comparison.rows), "curves": list(svg_figures)}
+    context |= {"critical_notices": [], "notices": []}
     return write_page(folder / "compare.html", render("compare.html.jinja", context, svg_figures), svg_figures)
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
-    """As much of each path as tells the runs apart."""
-    for depth in range(1, max(len(place.resolve().parts) for place in run_dirs) + 1):
-        names = ["/".join(place.resolve().parts[-depth:]) for place in run_dirs]
+    """Return the last parts of each path, as few as make all names different."""
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(run_parts[-depth:]) for run_parts in parts]
         if len(set(names)) == len(names):
             break
     return names
@@ -67,16 +59,13 @@ def _make_roc_figures(comparison: Comparison) -> dict[str, SvgFigure]:
     predictions = {row["name"]: comparison.predictions[row["name"]] for row in comparison.rows}
     svg_figures = {}
     for class_number, label in enumerate(sorted(next(iter(predictions.values())).labels), 1):
-        scores_by_model = {name: _binarize(part, label) for name, part in predictions.items()}
+        scores_by_model = {}
+        for name, part in predictions.items():
+            class_index = part.labels.index(label)
+            scores_by_model[name] = part.truth == class_index, part.probability[:, class_index]
         truth = next(iter(scores_by_model.values()))[0]
         if truth.any() and not truth.all():
             name, description = f"roc_{class_number}", f"ROC curves of {join_names(list(scores_by_model))} for {label}."
-            svg_figures[name] = to_svg_figure(
-                partial(figures.plot_roc_by_model, scores_by_model, label), name, description
-            )
+            plot = partial(figures.plot_roc_by_model, scores_by_model, label)
+            svg_figures[name] = to_svg_figure(plot, name, description)
     return svg_figures
-
-
-def _binarize(predictions: Predictions, label: str) -> tuple[np.ndarray, np.ndarray]:
-    class_index = predictions.labels.index(label)
-    return predictions.truth == class_index, predictions.probability[:, class_index]

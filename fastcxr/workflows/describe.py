@@ -1,4 +1,4 @@
-"""A recipe's data flags and an empty folder come in; a page of the cohort, before anything is trained, goes out."""
+"""Dataset description: tables and figures of a dataset on one page, before any training."""
 
 import logging
 from pathlib import Path
@@ -19,11 +19,11 @@ log = logging.getLogger("fastcxr")
 
 
 def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = None, command: str | None = None) -> Path:
-    """Read the recipe's data, and nothing else of it, into `folder`; returns the path of describe.html.
+    """Describe the data of a recipe; return the path of describe.html.
 
-    Images that cannot be read are left out and listed in skipped.csv. The split is the one that a run would train on;
-    where classes are too small for any, a warning says so and the cohort is shown without. a
-    FastcxrError for data or a folder that cannot be used.
+    Unreadable images are left out and listed in skipped.csv. The splits are those of a training run; if a class is too
+    small to split, a warning is logged and no splits are shown. Raises FastcxrError for data or a folder that cannot be
+    used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         manifest = load_dataset(recipe.replace(skip_bad=True), output_dir, Dataset(recipe, only_test=True))
@@ -35,11 +35,11 @@ def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = Non
 
 
 def split_if_possible(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The manifest as a run would split it, or as it is: to look at a class no number of patients is too small."""
+    """Return the manifest with the splits of a training run, or with empty splits if a class is too small."""
     try:
         return assign_recipe_splits(manifest, recipe)
     except DataError as error:
         if error.code != TOO_FEW_CODE:
             raise
-        log.warning("a run would refuse this data: %s", error)
+        log.warning("training is not possible with this data: %s", error)
         return manifest.assign(split="", split_origin="")

@@ -1,4 +1,4 @@
-"""A finished run and the data of somewhere else become a report of how the model does there."""
+"""Evaluation of a finished run on external data, without training."""
 
 import logging
 from dataclasses import asdict
@@ -17,18 +17,15 @@ from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, ImageError
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import write_json
-from fastcxr.metrics.predictions import (
-    PROBABILITY_PREFIX,
-    Predictions,
-    read_predictions,
-    write_predictions,
-)
+from fastcxr.io.formatting import pluralize
+from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, read_predictions, write_predictions
 from fastcxr.models.bundle import load_model
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.run_reader import read_findings
 from fastcxr.workflows.load import Dataset, load_dataset
+from fastcxr.workflows.run_dir import OutputDir
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 from fastcxr.workflows.train_dir import RunDir
 
@@ -47,10 +44,12 @@ def evaluate(
     precision: InferencePrecision = "trained",
     device: str = "auto",
 ) -> Path:
-    """Score every image of `data` with the model of `run`, into a new `folder`; returns the path of report.html.
+    """Evaluate the model of `run` on all images of `data`, in a new `folder`; return the path of report.html.
 
-    `data`: a recipe of which only the choices of data are looked at. Nothing is trained and nothing is chosen, so all
-    images are test. `precision`, `device`: see load_model. Raises DataError for a label that the model does not know.
+    No parameter or threshold is fitted, so all images are in the test split. `data`: a recipe of which only the data
+    options are used. `precision`, `device`: see load_model.
+
+    Raises DataError for a label that is not a class of the model, or if all images were used in training.
     """
     classifier = load_model(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), read_recipe(Path(run) / "recipe.json")
@@ -73,100 +72,82 @@ def evaluate(
 
 
 def append_internal_test(predictions: Predictions, run: Path) -> Predictions:
-    """The predictions, and after them what the run said of its own test images, as the split `internal_test`.
+    """Append the predictions of the run for its own test split, as split `internal_test`.
 
-    A run that was tested elsewhere itself gives those of home that it was compared with.
+    If the run has an internal test set itself (it is an evaluation), that set is appended.
     """
-    if not (run / "predictions.csv").is_file():
-        log.warning("the run has no predictions.csv: there are no figures of home to compare with")
+    path = run / "predictions.csv"
+    run_predictions = read_predictions(path) if path.is_file() else None
+    splits = run_predictions.splits if run_predictions else ()
+    split = INTERNAL_TEST if INTERNAL_TEST in splits else "test"
+    if run_predictions is None or split not in splits:
+        missing = "test split" if run_predictions else "predictions.csv"
+        log.warning("the run has no %s: its internal test metrics are not available for comparison", missing)
         return predictions
-    run_predictions = read_predictions(run / "predictions.csv")
-    split = INTERNAL_TEST if INTERNAL_TEST in run_predictions.splits else "test"
-    if split not in run_predictions.splits:
-        log.warning("the run has no test split: there are no figures of home to compare with")
-        return predictions
-    combined = pd.concat(
-        [predictions.table, run_predictions.for_split(split).table.assign(split=INTERNAL_TEST)], ignore_index=True
-    )
-    text_columns = [
-        name for name in combined.columns if name not in [PROBABILITY_PREFIX + label for label in predictions.labels]
-    ]
-    return Predictions(combined.assign(**combined[text_columns].fillna("")), predictions.labels)
+    internal_table = run_predictions.for_split(split).table.assign(split=INTERNAL_TEST)
+    combined = pd.concat([predictions.table, internal_table], ignore_index=True)
+    probability_columns = [PROBABILITY_PREFIX + label for label in predictions.labels]
+    text_columns = {name: combined[name].fillna("") for name in combined.columns if name not in probability_columns}
+    return Predictions(combined.assign(**text_columns), predictions.labels)
 
 
-def drop_training_images(manifest: pd.DataFrame, run: str | Path, image_size: int, run_dir: RunDir) -> pd.DataFrame:
-    """The manifest without pictures, and without patients known by a name that holds everywhere, that the model was
-    trained or chosen on; they are counted in skipped.csv. Raises DataError where none is left.
+def drop_training_images(
+    manifest: pd.DataFrame, run: str | Path, image_size: int, output_dir: OutputDir
+) -> pd.DataFrame:
+    """Leave out images used for training or model selection, and other images of the same patients.
+
+    Patients are matched if their identifiers are globally unique. The images left out are listed in skipped.csv. Raises
+    DataError if no image is left.
     """
     training_manifest = read_written_manifest(Path(run) / "manifest.csv")
     if IMAGE_HASH_COLUMN not in training_manifest:
-        log.warning("the run is of an earlier version: whether it was trained on some of these images is not known")
+        log.warning("an earlier version made the run: overlap of this data with its training images is unknown")
         return manifest
-    image_hashes = open_image_cache(manifest["file"].tolist(), image_size, depths=read_depths(manifest)).hash_images()
+    hashes = open_image_cache(manifest["file"].tolist(), image_size, depths=read_depths(manifest)).hash_images()
+    image_hashes = pd.Series(hashes, index=manifest.index)
     fitted_images = training_manifest[training_manifest["split"].isin(["train", "valid"])]
-    is_seen_image = pd.Series(image_hashes, index=manifest.index).isin(fitted_images[IMAGE_HASH_COLUMN])
+    is_seen_image = image_hashes.isin(fitted_images[IMAGE_HASH_COLUMN])
     is_seen_patient = has_global_id(manifest) & manifest["patient"].isin(fitted_images["patient"]) & ~is_seen_image
     if (is_seen_image | is_seen_patient).all():
-        problem = f"the model was trained on all {len(manifest):,} images of this data"
-        raise DataError(problem, "Name data that it has not seen", code="E314")
-    errors = [
-        *_make_seen_errors(
-            manifest[is_seen_image], "images left out: the model was trained or chosen on them", "this picture"
-        ),
-        *_make_seen_errors(
-            manifest[is_seen_patient],
-            "images left out: the model was trained or chosen on others of their patients",
-            "other pictures of this patient",
-        ),
-    ]
-    if errors:
-        run_dir.write_skipped(errors, manifest)
-    is_test_image = pd.Series(image_hashes, index=manifest.index).isin(
-        training_manifest.loc[training_manifest["split"] == "test", IMAGE_HASH_COLUMN]
-    )
-    if is_test_image.any():
-        text = "%s images are of the run's own test split: they say nothing of elsewhere"
-        log.warning(text, f"{is_test_image.sum():,}")
+        problem = f"the model was trained or selected on all {len(manifest):,} images or on their patients"
+        raise DataError(problem, "Pass images of other patients", code="E314")
+    for is_seen, seen_images, seen_image in (
+        (is_seen_image, "them", "this image"),
+        (is_seen_patient, "other images of the same patients", "other images of this patient"),
+    ):
+        files = manifest.loc[is_seen, "file"]
+        if len(files):
+            count = pluralize(len(files), "image")
+            log.warning("%s left out: the model was trained or selected on %s", count, seen_images)
+            problem, fix = f"the model was trained or selected on {seen_image}", "It is excluded from all metrics"
+            errors = [ImageError(problem, fix, path=file, code="E314") for file in files]
+            output_dir.write_skipped(errors, manifest)
+    test_hashes = training_manifest.loc[training_manifest["split"] == "test", IMAGE_HASH_COLUMN]
+    n_test_images = int(image_hashes.isin(test_hashes).sum())
+    if n_test_images:
+        log.warning("images in the test split of the run, which are not external data: %s", f"{n_test_images:,}")
     return manifest[~(is_seen_image | is_seen_patient)].reset_index(drop=True)
 
 
-def _make_seen_errors(rows: pd.DataFrame, warning: str, seen_text: str) -> list[ImageError]:
-    """An error for each row, and one warning of them all."""
-    if len(rows):
-        log.warning("%s %s", f"{len(rows):,}", warning)
-    problem, fix = f"the model was trained or chosen on {seen_text}", "It is in none of the figures"
-    return [ImageError(problem, fix, path=file, code="E314") for file in rows["file"]]
-
-
 def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> None:
-    """Raise for labels that the model has no output for."""
+    """Raise DataError for labels that are not classes of the model; the fix suggests a similar class."""
     unknown_labels = sorted(set(manifest["label"]) - set(model_labels))
     if not unknown_labels:
         return
-    similar_pairs = [
-        (data_label, model_label)
-        for data_label in unknown_labels
-        for model_label in model_labels
-        if is_similar_label(data_label, model_label)
-    ]
+    similar_pairs = [(a, b) for a in unknown_labels for b in model_labels if is_similar_label(a, b)]
     data_label, model_label = similar_pairs[0] if similar_pairs else (unknown_labels[0], "CLASS")
-    choice_text = "" if similar_pairs else f" with one of {', '.join(model_labels)} as CLASS"
+    choices = "" if similar_pairs else f" (CLASS: one of {', '.join(model_labels)})"
     raise DataError(
-        f"the model knows {', '.join(model_labels)}, the data has {', '.join(unknown_labels)} too",
-        f"Match them, as --relabel '{data_label}={model_label}'{choice_text}, or leave them out with --classes",
+        f"the data has the labels {', '.join(unknown_labels)}, the classes of the model are {', '.join(model_labels)}",
+        f"Pass --relabel '{data_label}={model_label}'{choices}, or exclude these images with --classes",
         code="E302",
     )
 
 
 def is_similar_label(data_label: str, model_label: str) -> bool:
-    """Whether two labels are spellings of one, as "Covid" and "COVID-19" are; "abnormal" and "normal" are not.
+    """Return whether two labels are spellings of the same word, such as "Covid" and "COVID-19".
 
-    Whoever copies a suggested pair gets the figures of it: better none than one that means something else.
+    "abnormal" and "normal" are not similar: a wrong suggestion leads to wrong metrics, so the first letter must match.
     """
-    normalized_data, normalized_model = (
-        "".join(filter(str.isalnum, label.casefold())) for label in (data_label, model_label)
-    )
-    return (
-        normalized_data[:1] == normalized_model[:1]
-        and SequenceMatcher(None, normalized_data, normalized_model).ratio() >= MIN_LABEL_SIMILARITY
-    )
+    first, second = ("".join(filter(str.isalnum, label.casefold())) for label in (data_label, model_label))
+    return first[:1] == second[:1] and SequenceMatcher(None, first, second).ratio() >= MIN_LABEL_SIMILARITY

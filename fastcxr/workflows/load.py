@@ -1,4 +1,4 @@
-"""A recipe's data flags come in; the manifest that they name, every image read once and split, goes out."""
+"""Loading of the data of a recipe: manifest, image cache and splits."""
 
 import logging
 from pathlib import Path
@@ -30,19 +30,20 @@ from fastcxr.progress.base import Progress, record_logging, replay_logging
 from fastcxr.workflows.run_dir import OutputDir
 
 log = logging.getLogger("fastcxr")
-SPLITS_IGNORED_MESSAGE = "the splits that the data gives are not used"
+SPLITS_IGNORED_MESSAGE = "given splits are not used"
 
 
 class Dataset:
-    """The data of a recipe, for all of its runs: the manifest is read and the image cache opened once.
+    """The data of a recipe, shared by all of its runs: the manifest is read and the image cache opened once.
 
-    What was logged meanwhile is logged again to each run that asks later, so that every run folder has it.
+    Messages logged in the meantime are logged again for each later run, and stored in every run folder. `image_cache`
+    contains all images; it is None before open_images.
     """
 
     def __init__(self, recipe: Recipe, *, only_test: bool = False, depths: BitDepths | None = None):
-        """`only_test`: one class will do. `depths`: those that the training of a model decided."""
+        """`only_test`: whether a single class is enough. `depths`: the bit depths determined during training."""
         self.recipe, self.only_test, self.depths = recipe, only_test, depths
-        self.image_cache: ImageCache | None = None  # of all images, once `open_images` was called
+        self.image_cache: ImageCache | None = None
         self._manifest: pd.DataFrame | None = None
         self._manifest_with_depths: pd.DataFrame | None = None
         self._image_errors: list[ImageError] = []
@@ -50,7 +51,7 @@ class Dataset:
         self._image_records: list[logging.LogRecord] = []
 
     def read_manifest(self) -> pd.DataFrame:
-        """The manifest, before any image is read."""
+        """Return the manifest without reading any image."""
         try:
             if self._manifest is None:
                 with record_logging(self._manifest_records):
@@ -60,11 +61,11 @@ class Dataset:
         return self._manifest
 
     def open_images(self, progress: Progress) -> tuple[pd.DataFrame, list[ImageError]]:
-        """Read every image into the image cache; returns the manifest with bit depths, and an error a bad image."""
+        """Read every image into the image cache; return the manifest with bit depths, and the unreadable images."""
         manifest = self.read_manifest()
         log.info(describe_manifest(manifest))
         try:
-            if self.image_cache is None:
+            if self.image_cache is None or self._manifest_with_depths is None:
                 with record_logging(self._image_records):
                     self._manifest_with_depths, self.image_cache = open_dataset_images(
                         manifest, self.recipe.image_size, progress, self._image_errors, self.depths
@@ -76,10 +77,10 @@ class Dataset:
 
 
 def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None = None) -> pd.DataFrame:
-    """The manifest of the recipe's data, after every image of it was read once, into the store of pictures.
+    """Read every image of the recipe's data into the image cache; return the manifest of the readable images.
 
-    `dataset`: where another run of the same data has read it. Raises BadImagesError with the whole list, unless the
-    recipe leaves bad images out.
+    With `skip_bad` unreadable images are left out and listed in skipped.csv of `output_dir`; otherwise BadImagesError
+    is raised with all of them. `dataset`: the data, if another run has already read it.
     """
     dataset = dataset or Dataset(recipe)
     manifest, image_errors = dataset.open_images(output_dir)
@@ -88,13 +89,14 @@ def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None 
     if image_errors:
         output_dir.write_skipped(image_errors, manifest)
         manifest = drop_unreadable(manifest, image_errors, only_test=dataset.only_test)
-    return union_exact_duplicates(manifest)  # only now: a placeholder that could not be read belongs to many patients
+    # after unreadable files are dropped: the same placeholder file can belong to many patients
+    return union_exact_duplicates(manifest)
 
 
 def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
-    """The manifest of the recipe's data, before any image is read."""
+    """Return the manifest of the recipe's data without reading any image."""
     return read_manifest(
-        recipe.data,
+        recipe.data or (),
         data_format=recipe.data_format,
         patient_table=recipe.patient_table,
         patient_regex=recipe.patient_regex,
@@ -108,36 +110,24 @@ def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataF
     )
 
 
-def log_ignored_splits(manifest: pd.DataFrame, recipe: Recipe) -> None:
-    """Say that folds and held-out sources override the splits that the data gives, which would be obeyed elsewhere."""
-    is_given = has_given_splits(manifest) and not recipe.ignore_given_splits
-    if is_given and (recipe.fold or recipe.test_source):
-        log.info(
-            "%s: %s",
-            SPLITS_IGNORED_MESSAGE,
-            "whole sources are held out" if recipe.test_source else "folds are drawn anew",
-        )
-
-
-def read_earlier_split(recipe: Recipe) -> pd.DataFrame | None:
-    """The manifest of the run whose split is reused; None where the recipe names none."""
-    if not recipe.reuse_split:
-        return None
-    reject_other_format(recipe.reuse_split)
-    return read_written_manifest(Path(recipe.reuse_split) / "manifest.csv")
-
-
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """The manifest with the splits that the recipe asks for, said aloud."""
-    log_ignored_splits(manifest, recipe)
+    """Assign the splits of the recipe and log their sizes."""
+    unit, seed, ignore_given_splits = recipe.split, recipe.seed, recipe.ignore_given_splits
+    if (recipe.test_source or recipe.fold) and has_given_splits(manifest) and not ignore_given_splits:
+        reason = "whole sources are held out" if recipe.test_source else "new folds are drawn"
+        log.info("%s: %s", SPLITS_IGNORED_MESSAGE, reason)
     if recipe.test_source:
-        manifest = hold_out_source(manifest, recipe.test_source, seed=recipe.seed)
+        manifest = hold_out_source(manifest, recipe.test_source, seed=seed)
     elif recipe.fold:
-        manifest = split_into_folds(manifest, recipe.folds, unit=recipe.split, seed=recipe.seed)
-        manifest = select_fold(manifest, recipe.fold, unit=recipe.split, seed=recipe.seed)
+        manifest = split_into_folds(manifest, recipe.folds, unit=unit, seed=seed)
+        manifest = select_fold(manifest, recipe.fold, unit=unit, seed=seed)
     else:
-        earlier = read_earlier_split(recipe)
-        options = {"unit": recipe.split, "seed": recipe.seed, "ignore_given_splits": recipe.ignore_given_splits}
-        manifest = split_by_patient(manifest, earlier=earlier, **options)
+        earlier = None
+        if recipe.reuse_split:
+            reject_other_format(recipe.reuse_split)
+            earlier = read_written_manifest(Path(recipe.reuse_split) / "manifest.csv")
+        manifest = split_by_patient(
+            manifest, unit=unit, seed=seed, earlier=earlier, ignore_given_splits=ignore_given_splits
+        )
     log.info(describe_split(manifest))
     return manifest

@@ -1,6 +1,6 @@
-"""What every folder of ours has in common: claimed empty, the cohort and its looks in it, and all that was said.
+"""Base class of output folders: exclusive ownership, dataset tables and captured log messages.
 
-Nothing here needs torch, so that a cohort is described in the time that it takes to read it.
+This module does not import torch: fastcxr describe takes only as long as reading the data.
 """
 
 import logging
@@ -28,88 +28,76 @@ from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.io.tables import escape_formulas
 from fastcxr.progress.base import Bar, Progress, log_to
 
-Guard = Callable[[str], AbstractContextManager]
-strict: Guard = nullcontext  # errors pass
+Guard = Callable[[str], AbstractContextManager]  # takes the name of an output; decides about errors in its block
 SAMPLES_PER_CLASS, THUMBNAIL_PIXELS = 6, 192
 REPORTED_PACKAGES = (
-    "fastcxr",
-    "torch",
-    "torchvision",
-    "timm",
-    "fastai",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydicom",
-)
+    "fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom",
+)  # fmt: skip
 
 
 class OutputDir(Progress):
-    """An open folder: what is said goes into it, and how far things are to the one who watches."""
+    """An output folder. While it is open, it records log messages and forwards progress to another display."""
+
+    guard: Guard = nullcontext  # for optional outputs; errors pass
 
     def __init__(self, folder: str | Path, command: str | None = None):
         self.folder, self.command = Path(folder), command
         self.messages: list[dict[str, str]] = []
         self.skipped: list[dict[str, str]] = []
-        self.extra_metadata: dict[str, Any] = {}  # what else run.json is to hold
+        self.extra_metadata: dict[str, Any] = {}  # further content of run.json
         self.progress = Progress()
 
     @contextmanager
     def open(self, progress: Progress) -> Iterator[Self]:
-        """Claim the folder; after the block, well or not, run.json says what happened.
+        """Acquire the folder for the length of the block, then write run.json.
 
-        Trouble leaves no folder, unless there is something in it worth keeping.
+        After an error the folder is removed, unless keep_on_error.
         """
         self.progress, self.started = progress, time.time()
-        created = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         self.acquire()
         try:
             with directory_lock(self.folder):
-                yield from self.run_block()
+                try:
+                    self.setup()
+                    with self.record_messages():
+                        yield self
+                except BaseException:
+                    if self.keep_on_error():
+                        write_json(self.folder / "run.json", self.metadata())
+                    else:  # the same command can use the folder again
+                        self.cleanup()
+                    raise
+                write_json(self.folder / "run.json", self.metadata())
         finally:
-            with suppress(OSError):  # what is not empty stays
-                for directory in created:  # runs/ too: it may stand in a person's data
+            with suppress(OSError):  # a folder that is not empty stays
+                for directory in created:  # including runs/, which can be in the data folder
                     directory.rmdir()
 
-    def run_block(self) -> Iterator[Self]:
-        """The block itself, in a folder that is ours alone."""
-        try:
-            self.setup()
-            with self.listening():
-                yield self
-        except BaseException:
-            if self.keep_on_error():
-                write_json(self.folder / "run.json", self.metadata())
-            else:  # the same command may be given again once the trouble is mended
-                self.cleanup()
-            raise
-        write_json(self.folder / "run.json", self.metadata())
-
-    def listening(self) -> AbstractContextManager[None]:
-        """In this block all that the library says is kept in `said`."""
+    def record_messages(self) -> AbstractContextManager[None]:
+        """Record all messages of the package for the length of the block."""
         return log_to(_MessageHandler(self.messages))
 
     def acquire(self) -> None:
-        """See that the folder can be used. Raises OutputError."""
+        """Create the folder. Raise OutputError if it cannot be used."""
         acquire_directory(self.folder)
 
     def setup(self) -> None:
-        """What is written before anything else."""
+        """Write the first files."""
 
     def keep_on_error(self) -> bool:
-        """Whether what is in the folder after trouble is of use to anyone."""
+        """Return whether the files are useful after an error."""
         return False
 
     def cleanup(self) -> None:
-        """Take back what was written."""
+        """Remove the files written so far."""
         for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "file_stats.csv", "audit.json"):
             (self.folder / name).unlink(missing_ok=True)
         for name in ("figures", STATE_DIR):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def metadata(self) -> dict[str, Any]:
-        """The content of run.json: command, time, versions, machine, and all that was said."""
+        """Return the content of run.json: command, time, versions, machine and messages."""
         return {
             "command": redact_command(self.command),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
@@ -120,22 +108,19 @@ class OutputDir(Progress):
         } | self.extra_metadata
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
-        """Shown by the watcher."""
+        """Show a bar on the other display."""
         return self.progress.bar(total, text)
 
     def write_dataset_tables(self, manifest: pd.DataFrame) -> None:
-        """manifest.csv, and what was measured of its images."""
+        """Write manifest.csv, histograms.csv and file_stats.csv (file types and sizes of the images)."""
         write_manifest(manifest, self.folder / "manifest.csv")
-        self.write_measured(manifest)
-
-    def write_measured(self, manifest: pd.DataFrame) -> None:
-        """histograms.csv and file_stats.csv: gray values, kinds and sizes of the images."""
-        histograms, files = measure_images(manifest, progress=self)
-        write_table(self.folder / "histograms.csv", histograms)
-        write_table(self.folder / "file_stats.csv", files)
+        with self.guard("gray values, file types and sizes of the images"):
+            histograms, files = measure_images(manifest, progress=self)
+            write_table(self.folder / "histograms.csv", histograms)
+            write_table(self.folder / "file_stats.csv", files)
 
     def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
-        """skipped.csv: the images that were left out so far, by the path that people know, and why."""
+        """Add images that are left out to skipped.csv, by their path in the manifest, with the reason."""
         path_by_file = dict(zip(manifest["file"], manifest["path"], strict=True))
         self.skipped += [
             {"path": path_by_file.get(e.path, ""), "code": e.code, "reason": f"{e.problem}. {e.fix}"} for e in errors
@@ -144,8 +129,6 @@ class OutputDir(Progress):
 
 
 class _MessageHandler(logging.Handler):
-    """Keeps what the library says, for the page."""
-
     def __init__(self, messages: list[dict[str, str]]):
         super().__init__(logging.INFO)
         self.messages = messages
@@ -156,27 +139,26 @@ class _MessageHandler(logging.Handler):
 
 
 def acquire_directory(folder: Path) -> None:
-    """Make an empty folder, and see that it can be written to. Raises OutputError for one that holds anything."""
+    """Create an empty folder. Raise OutputError if it cannot be created or is not empty."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_occupied = any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
     except OSError as error:
-        raise OutputError(
-            f"no folder can be made here ({error.strerror})", "Choose another --out", path=folder
-        ) from error
+        problem = f"the folder cannot be created ({error.strerror})"
+        raise OutputError(problem, "Choose another --out", path=folder) from error
     if is_occupied:
         raise OutputError("this folder is not empty", "Choose another --out, or remove it", path=folder)
 
 
 def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The images of each class that a page shows; `role` says what they are there for."""
+    """Return example images of each class, with `role` "sample"."""
     return sample_per_class(manifest, SAMPLES_PER_CLASS).assign(role="sample")
 
 
-def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = strict) -> None:
-    """figures/images.csv and a small JPEG a row. `images`: rows of a manifest, `role` says what each is there for.
+def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = nullcontext) -> None:
+    """Write a JPEG thumbnail of each image and figures/images.csv.
 
-    `guard`: what becomes of one that cannot be made; `optional` leaves it out, and its row names no file that exists.
+    `images`: rows of a manifest, with a column `role`. `guard`: with skip_on_error a thumbnail that fails is left out.
     """
     (folder / "figures" / "images").mkdir(parents=True, exist_ok=True)
     names = [f"figures/images/{number:04d}.jpg" for number in range(len(images))]
@@ -188,5 +170,5 @@ def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = strict) 
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """A table as CSV, in one step."""
+    """Write a table as CSV, with cells escaped against formula injection."""
     atomic_write(path, escape_formulas(table).to_csv(index=False))

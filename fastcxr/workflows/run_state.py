@@ -1,13 +1,14 @@
-"""Runs that were begun and not ended: which one a person means, and whether it is still the same run."""
+"""Find interrupted and finished runs, and check that they match the current recipe and data."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from fastcxr.config.recipe import Recipe, read_recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import reject_other_format
@@ -17,50 +18,50 @@ from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
 from fastcxr.workflows.run_dir import acquire_directory
 
-IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that tells a picture of this run in other data
-COMMAND_FILE = "command.txt"  # in the folder of states
+IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that identifies an image in other data
+COMMAND_FILE = "command.txt"  # in the checkpoint folder
 log = logging.getLogger("fastcxr")
+Folds = dict[str, tuple[Recipe, Path]]  # recipe and run folder of each run, by fold number or held-out source
 IMAGE_KEY = ["source", "path"]
-LABELLED_IMAGE_KEY = [*IMAGE_KEY, "label"]  # of an image, in a finished run and in the data
-TRAINING_SOURCE_SPLITS = ("train", "valid", "internal_test")  # splits of the sources that are not held out
+TRAINING_SOURCE_SPLITS = ("train", "valid", INTERNAL_TEST)  # splits of the sources that are not held out
 
 
 def find_resumable_run(folders: Iterator[Path], recipe: Recipe | None = None) -> Path | None:
-    """The newest of these folders in which a run (of this recipe) was broken off; None where there is none.
+    """Return the newest folder with an interrupted run (of this recipe), or None.
 
-    One that a living process writes into is not broken off.
+    A run that another process is writing is not interrupted.
     """
     candidates = [
-        place for place in folders if is_unfinished(place) and not is_locked(place) and _has_recipe(place, recipe)
+        folder for folder in folders if is_unfinished(folder) and not is_locked(folder) and _has_recipe(folder, recipe)
     ]
     return max(candidates, key=_find_last_change, default=None)
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a run was begun here and has no report yet."""
+    """Return whether the folder contains a run without a report."""
     return (folder / "recipe.json").is_file() and not (folder / "report.html").is_file()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has its report here, and each of its folds its own: nothing is left to go on with."""
+    """Return whether the run and all of its folds have a report, and no checkpoints are left."""
     if not (folder / "report.html").is_file() or (folder / STATE_DIR).exists():
         return False
     table = folder / "folds.csv"
-    part_reports = [page for word in ("fold", "source") for page in folder.glob(f"{word}-*/report.html")]
-    return len(part_reports) >= (len(pd.read_csv(table)) if table.is_file() else 0)
+    fold_reports = [page for unit in ("fold", "source") for page in folder.glob(f"{unit}-*/report.html")]
+    return len(fold_reports) >= (len(pd.read_csv(table)) if table.is_file() else 0)
 
 
 def list_runs(parent: Path = Path("runs")) -> Iterator[Path]:
-    """Every run folder in `parent`, those of a study one folder deeper; not the folds of one."""
+    """Yield every run folder in `parent` and, for studies, one level below; folds are omitted."""
     for recipe in [*parent.glob("*/recipe.json"), *parent.glob("*/*/recipe.json")]:
         if not (recipe.parent.parent / "recipe.json").exists():
             yield recipe.parent
 
 
 def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str | None:
-    """The recipe of a run that begins: as it is while the run lasts, and without its places for good.
+    """Write the recipe, into `folder` without absolute paths; return the command that started the run.
 
-    Returns the command that the run was begun with, which is another one where it is gone on with.
+    That command differs from `command` if the run is resumed.
     """
     (folder / STATE_DIR).mkdir(exist_ok=True)
     atomic_write(folder / "recipe.json", redact_paths(recipe).to_json())
@@ -72,18 +73,15 @@ def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str |
 
 
 def read_run_config(folder: Path) -> Recipe:
-    """The recipe that was begun in a folder. Raises InputMissingError where none was."""
+    """Return the recipe of the run in a folder. Raise InputMissingError if it contains no run."""
     if not (folder / "recipe.json").is_file():
-        raise InputMissingError("no run was begun here", "Name a run folder, as runs/first", path=folder)
+        raise InputMissingError("the folder contains no run", "Pass a run folder, such as runs/first", path=folder)
     state_recipe = folder / STATE_DIR / "recipe.json"
     return read_recipe(state_recipe if state_recipe.is_file() else folder / "recipe.json")
 
 
 def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
-    """Claim an empty folder for this recipe, or take up one that the same recipe has begun.
-
-    Raises OutputError for a folder that holds anything else, with the difference where it is another recipe.
-    """
+    """Create an empty folder, or accept one with a run of the same recipe; raise OutputError for any other folder."""
     recipe_file = folder / "recipe.json"
     if not recipe_file.is_file():
         acquire_directory(folder)
@@ -92,27 +90,34 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
     changed_fields = [name for name in current if saved[name] != current[name]]
     if changed_fields:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)
-        fix = "Give the flags that it was begun with, or choose another --out"
-        raise OutputError(f"a run of another recipe is here ({differences})", fix, path=folder)
+        problem = f"the folder contains a run with a different recipe ({differences})"
+        raise OutputError(problem, "Pass the original options, or choose another --out", path=folder)
 
 
-def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, state_file: Path) -> None:
-    """Raises DataError where the images, their labels, splits or pictures are not those that they were."""
-    merged = saved.merge(
-        current.astype({"source": str, "path": str}), on=["source", "path"], how="outer", indicator=True
-    )
-    in_both = merged["_merge"].eq("both")
-    changed = merged[in_both & (merged[["label_x", "split_x", f"{IMAGE_HASH_COLUMN}_x"]].ne(
-        merged[["label_y", "split_y", f"{IMAGE_HASH_COLUMN}_y"]].to_numpy()).any(axis=1))]  # fmt: skip
-    counts = {
-        "new": merged[merged["_merge"].eq("right_only")],
-        "gone": merged[merged["_merge"].eq("left_only")],
-        "changed": changed,
-    }
-    differences = [f"{len(rows):,} {word} (as {rows['path'].iloc[0]})" for word, rows in counts.items() if len(rows)]
+def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder: Path) -> None:
+    """Raise DataError if images, labels, splits or pixel hashes differ from those of the interrupted run."""
+    current = current.astype({"source": str, "path": str})
+    differing_rows = compare_manifests(saved, current, IMAGE_KEY, ["label", "split", IMAGE_HASH_COLUMN])
+    differences = [
+        f"{len(rows):,} {word} (such as {rows['path'].iloc[0]})"
+        for word, rows in zip(("new", "missing", "changed"), differing_rows, strict=True)
+        if len(rows)
+    ]
     if differences:
-        problem = f"images are not those that this run began with: {', '.join(differences)}"
-        raise DataError(problem, "Restore them, or start a new run with --no-resume", path=state_file.parent.parent)
+        problem = f"the images differ from those of the interrupted run: {', '.join(differences)}"
+        raise DataError(problem, "Restore the images, or start a new run with --no-resume", path=folder)
+
+
+def compare_manifests(
+    saved: pd.DataFrame, current: pd.DataFrame, key: Sequence[str], columns: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Match rows by `key`; return those only in `current`, only in `saved`, and in both with different `columns`."""
+    merged = saved[[*key, *columns]].merge(current[[*key, *columns]], on=list(key), how="outer", indicator=True)
+    is_new, is_missing = merged["_merge"].eq("right_only"), merged["_merge"].eq("left_only")
+    is_changed = pd.Series(False, index=merged.index)
+    for name in columns:
+        is_changed |= merged[f"{name}_x"].ne(merged[f"{name}_y"])
+    return merged[is_new], merged[is_missing], merged[is_changed & ~is_new & ~is_missing]
 
 
 def _has_recipe(folder: Path, recipe: Recipe | None) -> bool:
@@ -130,85 +135,68 @@ def _find_last_change(folder: Path) -> float:
 
 
 def find_finished_report(folder: str | Path, recipe: Recipe, dataset: Dataset | None = None) -> Path | None:
-    """The report of a run of this recipe that is finished in this folder. `dataset`: its data, where they were read.
+    """Return the report of a finished run of this recipe in `folder`, or None if the folder has no report.
 
-    Raises OutputError for a run of another recipe, or of other images than the data holds.
+    Raises OutputError for a run of another recipe, or on images or labels other than those of the data. `dataset`: the
+    data of the recipe, if it is already read.
     """
     report = Path(folder) / "report.html"
     if not report.is_file():
         return None
     acquire_or_resume(report.parent, recipe)
-    # recipe.json keeps of a path only its last part, which two folders may share
-    validate_finished_run(report.parent, recipe, dataset or Dataset(recipe))
+    # recipe.json contains only the last part of a path, which two folders can share
+    _validate_finished_run(report.parent, recipe, dataset or Dataset(recipe))
     log.info("this run is finished: %s", report)
     return report
 
 
-def validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
-    """Raises OutputError for a finished run of other images or labels than the data holds; no image is read."""
+def _validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> None:
     saved = read_written_manifest(folder / "manifest.csv")
     with silence_logging():
         current = drop_skipped(dataset.read_manifest(), saved, folder)
-    merged = saved[LABELLED_IMAGE_KEY].merge(current[LABELLED_IMAGE_KEY], how="outer", indicator=True)
-    missing, new = merged["_merge"].eq("left_only"), merged["_merge"].eq("right_only")
-    if recipe.test_source or recipe.leave_one_source_out:  # of the other sources such a run leaves images out
-        new &= merged["source"].isin(saved.loc[~saved["split"].isin(TRAINING_SOURCE_SPLITS), "source"])
-    if missing.any() or new.any():
+    new, missing, _ = compare_manifests(saved, current, [*IMAGE_KEY, "label"])
+    if recipe.test_source or recipe.leave_one_source_out:  # such a run leaves out images of the training sources
+        held_out_sources = saved.loc[~saved["split"].isin(TRAINING_SOURCE_SPLITS), "source"]
+        new = new[new["source"].isin(held_out_sources)]
+    if len(new) or len(missing):
         problem = (
-            f"a run of other images is here ({new.sum():,} of the data are not among them, {missing.sum():,} are not in"
+            f"the folder contains a run on other images ({len(new):,} only in the data, {len(missing):,} only in the "
+            "run)"
         )
-        fix = "Give the data that it was made of, or choose another --out"
-        raise OutputError(f"{problem} the data)", fix, path=folder)
+        raise OutputError(problem, "Pass the data of this run, or choose another --out", path=folder)
 
 
-def validate_finished_parts(
-    part_recipes: Mapping[str, Recipe], part_folders: Mapping[str, Path], part_kind: str, dataset: Dataset
-) -> None:
-    """Raises DataError for a finished fold that is not what it would be of today's data; no image is read.
+def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
+    """Raise DataError if a finished fold differs from the same fold of the current data, without reading images.
 
-    Folds of two cohorts would score some images twice and others never. `part_kind`: what each part holds out.
+    Folds of different data would score some images twice and others never. `unit`: what each fold holds out, "fold" or
+    "source".
     """
-    finished_folders = {name: place for name, place in part_folders.items() if (place / "report.html").is_file()}
-    if not finished_folders:
-        return
-    with silence_logging():
-        manifest = dataset.read_manifest()
-    for name, folder in finished_folders.items():
+    for name, (recipe, folder) in folds.items():
+        if not (folder / "report.html").is_file():
+            continue
         reject_other_format(folder)
         saved = read_written_manifest(folder / "manifest.csv")
         with silence_logging():
-            current = assign_recipe_splits(drop_skipped(manifest, saved, folder), part_recipes[name])
-        new, missing, changed = count_differences(saved, current)
+            current = assign_recipe_splits(drop_skipped(dataset.read_manifest(), saved, folder), recipe)
+        # whether an image is in train or valid follows from label, patient and held-out images
+        saved, current = (table.assign(held_out=table["split"].eq("test")) for table in (saved, current))
+        differences = compare_manifests(saved, current, IMAGE_KEY, ["label", "patient", "held_out"])
+        new, missing, changed = map(len, differences)
         if new or missing or changed:
             problem = (
-                f"{part_kind} {name} was run on other images: {new:,} of the data are not among them, {missing:,} are "
-                "not in"
+                f"{unit} {name} was run on other images: {new:,} only in the data, {missing:,} only in the {unit}, "
+                f"{changed:,} with another label, patient or {unit}"
             )
-            problem += f" the data, {changed:,} have another label, patient or {part_kind}"
-            fix = "Give the data that it was run on, or choose another --out"
+            fix = f"Pass the data of this {unit}, or choose another --out"
             raise DataError(problem, fix, path=folder, code="E313")
 
 
-def count_differences(saved: pd.DataFrame, current: pd.DataFrame) -> tuple[int, int, int]:
-    """How many images are new, are gone, or have another label, another patient, or are held out where they were not.
-
-    Which of the others chose the model, and which taught it, follows from these.
-    """
-    columns = ["label", "patient", "held"]
-    saved_rows, current_rows = (
-        table.assign(held=table["split"].eq("test"))[[*IMAGE_KEY, *columns]] for table in (saved, current)
-    )
-    merged = saved_rows.merge(current_rows, on=IMAGE_KEY, how="outer", indicator=True)
-    common = merged[merged["_merge"].eq("both")]
-    differs = pd.concat([common[f"{name}_x"].ne(common[f"{name}_y"]) for name in columns], axis=1).any(axis=1)
-    return int(merged["_merge"].eq("right_only").sum()), int(merged["_merge"].eq("left_only").sum()), int(differs.sum())
-
-
 def drop_skipped(current: pd.DataFrame, saved: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The manifest without the images that the run here left out, which it could not read."""
+    """Return the manifest without the unreadable images that the run in `folder` left out."""
     if not (folder / "skipped.csv").is_file():
         return current
     skipped = unescape_formulas(read_table(folder / "skipped.csv"))["path"]
-    # two sources may hold one path, of which one could be read
+    # two sources can have the same path: an image in the manifest of the run was readable
     was_read = pd.MultiIndex.from_frame(current[IMAGE_KEY]).isin(pd.MultiIndex.from_frame(saved[IMAGE_KEY]))
     return current[was_read | ~current["path"].isin(skipped)].reset_index(drop=True)

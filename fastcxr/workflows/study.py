@@ -13,7 +13,7 @@ from fastcxr.io.tables import find_column
 from fastcxr.report.notices import read_critical_notices
 
 PublishedMetrics = Mapping[str, Mapping[str, float]]
-# heading and words of a figure; others are shares, under their own name
+# heading and format of a metric; other metrics are formatted as percent under their own name
 METRIC_FORMATS = {
     "auroc": ("AUROC", format_score),
     "top2_accuracy": ("top-2 accuracy", format_percent),
@@ -28,41 +28,30 @@ def compare_with_paper(run_dirs: Mapping[str, Path | None], paper: PublishedMetr
     """
     metrics_by_variant = {variant: read_primary_metrics(run_dir) for variant, run_dir in run_dirs.items()}
     paper = {variant: paper.get(variant, {}) for variant in run_dirs}
-    published_names = dict.fromkeys(name for figures in paper.values() for name in figures)
-    # two classes: the second guess is always right
-    top2_names = (
-        ["top2_accuracy"] if any(len(part.get("labels", ())) > 2 for part in metrics_by_variant.values()) else []
-    )
-    overall_names = dict.fromkeys(
-        ["accuracy", "auroc", *top2_names, *(name for name in published_names if not split_metric_name(name)[0])]
-    )
-    image_counts = [f"{part['n_images']:,}" if part else MISSING for part in metrics_by_variant.values()]
-    overall_table = make_table(
-        "", {**make_columns(list(overall_names), metrics_by_variant, paper), "images": image_counts}, run_dirs
-    )
-    labels = filter(None, dict.fromkeys(split_metric_name(name)[0] for name in published_names))
-    names_by_class = {
-        label: [name for name in published_names if split_metric_name(name)[0] == label] for label in labels
-    }
-    return [
-        overall_table,
-        *(
-            make_table(label, make_columns(some, metrics_by_variant, paper), run_dirs)
-            for label, some in names_by_class.items()
-        ),
-    ]
+    names_by_class: dict[str, list[str]] = {"": ["accuracy", "auroc"]}
+    if any(len(part.get("labels", ())) > 2 for part in metrics_by_variant.values()):  # it is always 1 for two classes
+        names_by_class[""].append("top2_accuracy")
+    for name in dict.fromkeys(name for metrics in paper.values() for name in metrics):
+        names_by_class.setdefault(split_metric_name(name)[0], []).append(name)
+    tables = []
+    for label, names in names_by_class.items():
+        columns = make_columns(list(dict.fromkeys(names)), metrics_by_variant, paper)
+        if not label:
+            columns["images"] = [f"{part['n_images']:,}" if part else MISSING for part in metrics_by_variant.values()]
+        tables.append(make_table(label, columns, run_dirs))
+    return tables
 
 
 def make_columns(
     names: Sequence[str], metrics_by_variant: Mapping[str, dict[str, Any]], paper: PublishedMetrics
 ) -> dict[str, list[str]]:
-    """Cells of each figure by their heading, the paper's before ours where it has published any."""
+    """Return the cells of each metric by heading; published values precede own values."""
     columns = {}
     for name in names:
         metric = split_metric_name(name)[1]
         heading, formatter = METRIC_FORMATS.get(metric, (metric, format_percent))
-        if any(name in figures for figures in paper.values()):
-            columns[f"paper {heading}"] = [formatter(figures.get(name)) for figures in paper.values()]
+        if any(name in metrics for metrics in paper.values()):
+            columns[f"paper {heading}"] = [formatter(metrics.get(name)) for metrics in paper.values()]
         columns[heading] = [formatter(find_metric(part, name)) for part in metrics_by_variant.values()]
     return columns
 
@@ -80,13 +69,13 @@ def make_table(title: str, columns: Mapping[str, Sequence[str]], variants: Mappi
 
 
 def split_metric_name(name: str) -> tuple[str, str]:
-    """The class and the figure that a name such as "COVID-19 recall" speaks of; "accuracy" speaks of no class."""
+    """Return class and metric of a name such as "COVID-19 recall"; the class of "accuracy" is empty."""
     label, _, metric = name.rpartition(" ")
     return label, metric
 
 
 def find_metric(split_metrics: Mapping[str, Any], name: str) -> float | None:
-    """A figure of a split by its name, whatever the case and the signs of the class; None where there is none."""
+    """Return a metric of a split by name, or None; the class may differ in case and punctuation."""
     label, metric = split_metric_name(name)
     if not label:
         return split_metrics.get(metric)
@@ -99,13 +88,16 @@ def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, lis
     """Return the finished variants of each critical notice, by the title of the notice."""
     variants_by_title: dict[str, list[str]] = {}
     for variant, run_dir in run_dirs.items():
-        for notice in read_critical_notices(run_dir) if read_primary_metrics(run_dir) else ():
+        for notice in read_critical_notices(run_dir) if run_dir and read_primary_metrics(run_dir) else ():
             variants_by_title.setdefault(notice.title, []).append(variant)
     return variants_by_title
 
 
 def read_primary_metrics(run_dir: Path | None) -> dict[str, Any]:
-    """Figures of a finished run, auroc the macro one: of its test split, or of its pooled folds; or nothing."""
+    """Return the metrics of the test split, else of the pooled folds, else of validation; {} for an unfinished run.
+
+    `auroc` is the macro average.
+    """
     if run_dir is None or not (run_dir / "metrics.json").is_file():
         return {}
     metrics = read_json(run_dir / "metrics.json")

@@ -1,4 +1,4 @@
-"""A recipe and an empty folder become a finished run: the whole story on one page."""
+"""Training run: load the data, train, predict and write the report."""
 
 from pathlib import Path
 
@@ -26,21 +26,29 @@ def run(
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
 ) -> Path:
-    """Train, predict and report into `folder`; returns the path of report.html.
+    """Train, predict and write the report into `folder`; return the path of report.html.
 
-    A recipe with folds runs the one that it names; cross_validate runs them all. A run of this recipe that was broken
-    off in this folder is gone on with, one that is finished stays. `deadline`: without one, the recipe's time limit
-    counts from here. `mirror`: a folder that gets a copy of each state. `dataset`: the recipe's data, where
-    they were read already.
-    Raises a FastcxrError, before the first step of training, for data, images, weights or a folder that cannot be used.
+    An interrupted run of the same recipe in this folder is resumed, and a finished run is not repeated. A recipe with
+    folds runs the fold that it names; cross_validate runs all folds.
+
+    Args:
+        recipe: the experiment.
+        folder: the run folder.
+        progress: the progress display; by default that of the terminal or notebook.
+        command: the command line, for run.json.
+        deadline: the time limit; by default that of the recipe, counted from the call.
+        mirror: a folder for copies of the checkpoints.
+        dataset: the data of the recipe, if it is already read.
+
+    Raises:
+        FastcxrError: before training, for data, images, weights or a folder that cannot be used.
     """
     deadline = deadline or Deadline.parse(recipe.time_limit)
     dataset = dataset or Dataset(recipe)
     if report_path := find_finished_report(folder, recipe, dataset):
         return report_path
-    with RunDir(folder, recipe, command, resume=True, mirror=mirror).open(
-        progress or make_default_progress()
-    ) as run_dir:
+    new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
+    with new_dir.open(progress or make_default_progress()) as run_dir:
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         check_before_training(run_dir.folder, manifest)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)

@@ -1,6 +1,5 @@
-"""What a run leaves behind: it writes recipe.json first and history.csv as it goes, so that a crash loses little."""
+"""Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,23 @@ from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.explain import MAPS_DIR, write_run_saliency
+from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
 from fastcxr.workflows.run_state import (
     IMAGE_HASH_COLUMN,
+    IMAGE_KEY,
     acquire_or_resume,
     validate_unchanged_images,
     write_run_config,
 )
 
-log = logging.getLogger("fastcxr")
-N_MISCLASSIFIED = 12
-INITIAL_MANIFEST = "initial_manifest.csv"  # in the folder of states: the images that the run began with
+INITIAL_MANIFEST = "initial_manifest.csv"  # in the checkpoint folder: the images at the start of the run
 
 
 class RunDir(OutputDir):
-    """An open run folder: everything that is said and every epoch goes into it, and on to the one who watches."""
+    """A run folder. While it is open, it records log messages, every epoch and checkpoints."""
+
+    guard = staticmethod(skip_on_error)  # a failed figure or table must not lose a trained model
 
     def __init__(
         self,
@@ -53,66 +53,64 @@ class RunDir(OutputDir):
         super().__init__(folder, command)
         self.recipe, self.resume = recipe, resume
         self.history_rows: list[dict[str, Any]] = []
-        self.image_hashes: list[str] | None = None  # a checksum of each picture
+        self.image_hashes: list[str] | None = None
         self.checkpoints = Checkpoints(self.folder / STATE_DIR, mirror)
 
     def acquire(self) -> None:
-        """An empty folder, or, for what can go on, one in which the same recipe was begun."""
+        """Create the folder, or with `resume` accept one with a run of the same recipe. Raise OutputError otherwise."""
         if self.resume:
             acquire_or_resume(self.folder, self.recipe)
         else:
             super().acquire()
 
     def setup(self) -> None:
-        """The choices come first, and what the mirror has of this run where there is nothing here."""
+        """Write the recipe; restore the checkpoints from the mirror if the folder has none."""
         self.command = write_run_config(self.folder, self.recipe, self.command)
-        if mirror := self.checkpoints.mirror:
+        if self.checkpoints.mirror:
+            mirror = Path(self.checkpoints.mirror)
             acquire_or_resume(mirror, self.recipe)
             atomic_write(mirror / "recipe.json", redact_paths(self.recipe).to_json())
             self.checkpoints.copy_from_mirror()
 
     def keep_on_error(self) -> bool:
-        """A run that was trained for an epoch, or has a state, has learned something."""
+        """Return whether an epoch is finished or a checkpoint exists."""
         return bool(self.history_rows) or self.checkpoints.has_states()
 
     def metadata(self) -> dict[str, Any]:
-        """The content of run.json, with the GPU if there is one."""
+        """Return the content of run.json, with the name of the GPU."""
         metadata = super().metadata()
         gpu_name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
         return metadata | {"machine": f"{metadata['machine']}, {gpu_name}"}
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """One row more in history.csv, and shown by the watcher."""
+        """Add a row to history.csv and show it on the other display."""
         self.history_rows.append(row)
         write_table(self.folder / "history.csv", pd.DataFrame(self.history_rows))
         self.progress.epoch(row)
 
     def validate_dataset(self, loaders: DataLoaders) -> None:
-        """A run that goes on must see the images that it began with. Raises DataError, with the difference."""
+        """Raise DataError if the images differ from those of the interrupted run; a new run stores its images."""
         self.image_hashes = loaders.fastcxr.image_cache.hash_images()
-        current_manifest, manifest_path = (
-            loaders.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes}),
-            self.folder / STATE_DIR / INITIAL_MANIFEST,
-        )
+        current_manifest = loaders.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes})
+        manifest_path = self.folder / STATE_DIR / INITIAL_MANIFEST
         if manifest_path.exists():
-            validate_unchanged_images(read_written_manifest(manifest_path), current_manifest, manifest_path)
+            validate_unchanged_images(read_written_manifest(manifest_path), current_manifest, self.folder)
         else:
             manifest_path.parent.mkdir(exist_ok=True)
             write_manifest(current_manifest, manifest_path)
             self.checkpoints.copy_to_mirror(INITIAL_MANIFEST)
 
     def finish(self) -> Path:
-        """Draw the report; nothing is left to go on with. Returns the path of report.html."""
+        """Write the report and remove the checkpoints; return the path of report.html."""
         report_path = write_run_report(self.folder)
         self.checkpoints.remove()
         return report_path
 
     def write_results(self, learner: Learner, training: TrainingResult, predictions: Predictions) -> None:
-        """All files that a report is drawn from; probabilities at the temperature that validation images ask for."""
-        folder, manifest = self.folder, learner.dls.fastcxr.manifest
-        manifest = manifest.assign(
-            **{IMAGE_HASH_COLUMN: self.image_hashes or learner.dls.fastcxr.image_cache.hash_images()}
-        )
+        """Write all files of the report. The temperature of the probabilities is fitted on validation images."""
+        folder, image_cache = self.folder, learner.dls.fastcxr.image_cache
+        image_hashes = self.image_hashes or image_cache.hash_images()
+        manifest = learner.dls.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: image_hashes})
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
@@ -122,27 +120,17 @@ class RunDir(OutputDir):
         calibration |= fit_thresholds(predictions, *targets)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
-        # what comes now is read from images once more, and may fail without harm to what was trained
+        # the rest reads images again and may fail: the model is already saved
         self.write_dataset_tables(manifest)
         self.write_thumbnails(manifest, predictions)
-        if not self.recipe.folds:  # a fold is one of many: what it looks at is asked for with fastcxr explain
-            self.write_saliency_maps(
-                extract_classifier(learner), manifest, predictions, learner.dls.fastcxr.image_cache
-            )
-
-    def write_measured(self, manifest: pd.DataFrame) -> None:
-        """Gray values, kinds and sizes of the images."""
-        with skip_on_error("gray values, kinds and sizes of the images"):
-            super().write_measured(manifest)
+        if not self.recipe.folds:  # saliency maps of a fold are made with fastcxr explain
+            self.write_saliency_maps(extract_classifier(learner), manifest, predictions, image_cache)
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
-        """Samples of each class, and the images that the model got most wrong."""
-        misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)[["source", "path"]].merge(
-            manifest, on=["source", "path"]
-        )
-        write_thumbnails(
-            self.folder, pd.concat([select_sample_images(manifest), misclassified.assign(role="wrong")]), skip_on_error
-        )
+        """Write thumbnails of example images of each class and of the worst errors."""
+        misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)[IMAGE_KEY].merge(manifest, on=IMAGE_KEY)
+        images = pd.concat([select_sample_images(manifest), misclassified.assign(role="wrong")])
+        write_thumbnails(self.folder, images, self.guard)
 
     def write_saliency_maps(
         self,
@@ -151,10 +139,9 @@ class RunDir(OutputDir):
         predictions: Predictions,
         image_cache: ImageCache | None = None,
     ) -> None:
-        """Saliency maps of the most wrong and of typical images, all of them or none."""
+        """Write saliency maps of the worst errors and of typical images; if one fails, remove all."""
         with skip_on_error("saliency maps") as attempt:
-            misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
-            write_run_saliency(self.folder, classifier, manifest, predictions, misclassified, image_cache)
+            write_run_saliency(self.folder, classifier, manifest, predictions, image_cache)
         if attempt.reason:
             (self.folder / "saliency.csv").unlink(missing_ok=True)
             shutil.rmtree(self.folder / MAPS_DIR, ignore_errors=True)
@@ -163,7 +150,7 @@ class RunDir(OutputDir):
 def write_report(
     folder: str | Path, recipe: Recipe, learner: Learner, training: TrainingResult, predictions: Predictions
 ) -> Path:
-    """Check the data, write the files of a run into a new folder, draw its report; returns the path of report.html."""
+    """Write the files and the report of a trained learner into a new folder; return the path of report.html."""
     with RunDir(folder, recipe).open(Progress()) as run_dir:
         check_before_training(run_dir.folder, learner.dls.fastcxr.manifest)
         run_dir.write_results(learner, training, predictions)
@@ -171,7 +158,7 @@ def write_report(
 
 
 def collect_choices(learner: Learner, recipe: Recipe, training: TrainingResult) -> dict[str, Any]:
-    """What the run decided for itself, for model.json."""
+    """Return the settings chosen during the run, for model.json."""
     return {
         "device": str(learner.dls.device),
         "precision": learner.fastcxr.precision,

@@ -1,4 +1,4 @@
-"""Does a run folder still hold what the run wrote, and do its numbers follow from its predictions?"""
+"""Verification of a run folder: checksums of all files, and metrics recomputed from predictions.csv."""
 
 import json
 from collections.abc import Iterator
@@ -17,27 +17,27 @@ MODEL_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with which file."""
+    """A file that fails verification."""
 
     path: Path
     problem: str
 
 
 def verify(folder: str | Path) -> tuple[list[Fault], int]:
-    """Every fault of a run folder and of the runs inside it, and how many files were looked at.
+    """Verify a run folder and the runs inside it; return all faults and the number of files checked.
 
-    Checksums are compared with SHA256SUMS, the model's with model.json, and metrics.json with what predictions.csv
-    gives when it is computed again. Raises InputMissingError for a folder that has no checksums.
+    Files are compared with SHA256SUMS, the model also with model.json, and metrics.json with metrics recomputed from
+    predictions.csv. Raises InputMissingError for a folder without SHA256SUMS.
     """
     folder = Path(folder)
     reject_other_format(folder)
     run_dirs = sorted(path.parent for path in folder.rglob(CHECKSUMS_FILE)) if folder.is_dir() else []
     if folder not in run_dirs:
-        raise InputMissingError(f"no {CHECKSUMS_FILE} in this folder", "Name the folder of a finished run", path=folder)
+        raise InputMissingError(f"no {CHECKSUMS_FILE} in this folder", "Pass the folder of a finished run", path=folder)
     for run_dir in run_dirs:
         reject_other_format(run_dir)
-    faults = [fault for place in run_dirs for fault in _find_faults(place)]
-    return faults, sum(len(read_checksums(place)) for place in run_dirs)
+    faults = [fault for run_dir in run_dirs for fault in _find_faults(run_dir)]
+    return faults, sum(len(read_checksums(run_dir)) for run_dir in run_dirs)
 
 
 def _find_faults(run_dir: Path) -> Iterator[Fault]:
@@ -47,7 +47,7 @@ def _find_faults(run_dir: Path) -> Iterator[Fault]:
         if not path.is_file():
             yield Fault(path, "is missing")
         elif compute_sha256(path) != checksum:
-            yield Fault(path, "is not as the run wrote it")
+            yield Fault(path, f"differs from its checksum in {CHECKSUMS_FILE}")
     for name in list_files(run_dir):
         if name not in checksums:
             yield Fault(run_dir / name, f"is not in {CHECKSUMS_FILE}")
@@ -55,14 +55,14 @@ def _find_faults(run_dir: Path) -> Iterator[Fault]:
         yield from _find_model_faults(run_dir)
         yield from _find_metric_faults(run_dir)
     except (FastcxrError, ValueError, AttributeError, TypeError) as error:
-        yield Fault(run_dir, f"cannot be read again ({error})")
+        yield Fault(run_dir, f"cannot be read ({error})")
 
 
 def _find_model_faults(run_dir: Path) -> Iterator[Fault]:
     if (run_dir / MODEL_FILE).is_file() and (run_dir / MODEL_JSON_FILE).is_file():
         recorded_checksum = read_json(run_dir / MODEL_JSON_FILE).get("files", {}).get(MODEL_FILE)
         if recorded_checksum != compute_sha256(run_dir / MODEL_FILE):
-            yield Fault(run_dir / MODEL_FILE, f"is not the model that {MODEL_JSON_FILE} describes")
+            yield Fault(run_dir / MODEL_FILE, f"differs from its checksum in {MODEL_JSON_FILE}")
 
 
 def _find_metric_faults(run_dir: Path) -> Iterator[Fault]:
@@ -72,11 +72,11 @@ def _find_metric_faults(run_dir: Path) -> Iterator[Fault]:
     metrics_json = serialize_metrics(compute_run_metrics(read_run_record(run_dir)))
     saved_metrics, computed_metrics = read_json(path), json.loads(metrics_json)
     for name, saved, computed in find_differences(saved_metrics, computed_metrics):
-        yield Fault(path, f"{name} is {saved}, predictions.csv gives {computed}")
+        yield Fault(path, f"{name} is {saved}, expected {computed} from predictions.csv")
 
 
 def find_differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ, by dotted names."""
+    """Yield the dotted name and both values of each difference between two JSON values."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in dict.fromkeys([*first, *second]):
             yield from find_differences(first.get(key), second.get(key), f"{name}.{key}" if name else key)
@@ -88,6 +88,6 @@ def find_differences(first: Any, second: Any, name: str = "") -> Iterator[tuple[
 
 
 def _is_rounding_difference(first: Any, second: Any) -> bool:
-    """Another release of numpy may add up in another order."""
+    """Return whether two numbers differ by 1e-9 at most: versions of NumPy sum in different orders."""
     both_floats = isinstance(first, float) and isinstance(second, float)
     return both_floats and abs(first - second) <= 1e-9 * max(1.0, abs(first))

@@ -186,7 +186,7 @@ def test_a_variant_finished_with_another_recipe_is_rejected_and_has_no_metrics_i
     words = ["--all", "--data", str(toy_folder), "--out", str(tmp_path), "--epochs", "7"]
     assert parse_and_run("study", RECIPES, {}, words) == 73
     shown = capfd.readouterr().err
-    assert "a run of another recipe is here (epochs was 1, is 7)" in shown
+    assert "a run with a different recipe (epochs was 1, is 7)" in shown
     assert "choose another --out" in shown
     assert set(cells(shown, "first")) == {"–"}
     assert trained == ["second"]
@@ -198,16 +198,16 @@ def test_a_variant_finished_with_other_images_in_a_folder_of_the_same_name_is_re
     assert parse_and_run("study", RECIPES, {}, ["--all", "--data", str(small), *out]) == 0
     assert parse_and_run("study", RECIPES, {}, ["--all", "--data", str(small), *out]) == 0
     assert "second: already finished, with the same images of toys" in capfd.readouterr().err
-    for data, counts in ((large, "6 of the data are not among them, 0 are"), (tmp_path / "c" / "toys", "3 of the")):
+    for data, counts in ((large, "6 only in the data, 0"), (tmp_path / "c" / "toys", "3 only in the data")):
         if not data.exists():
             write_toys(data, 4, first=1)
         assert parse_and_run("study", RECIPES, {}, ["--all", "--data", str(data), *out]) == 73
         shown = capfd.readouterr().err
-        assert f"a run of other images is here ({counts}" in shown
-        assert "Give the data that it was made of, or choose another --out" in shown
+        assert f"a run on other images ({counts}" in shown
+        assert "Pass the data of this run, or choose another --out" in shown
     (small / "haze" / "00001000_000.png").unlink()
     assert parse_and_run("study", RECIPES, {}, ["--all", "--data", str(small), *out]) == 73
-    assert "(0 of the data are not among them, 1 are not in the data)" in capfd.readouterr().err
+    assert "(0 only in the data, 1 only in the run)" in capfd.readouterr().err
     assert trained == ["first", "second"]
 
 

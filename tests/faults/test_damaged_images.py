@@ -1,4 +1,4 @@
-"""Damaged images: a picture or an ImageError of one line, nothing else, and no memory to speak of."""
+"""Tests of damaged images: each yields an image or a one-line ImageError, within a memory limit."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -15,54 +15,54 @@ from sample_images import make_dicom, save_dicom, save_image
 from fastcxr.data.imaging.read import read_image
 from fastcxr.errors import ImageError
 
-MOST_MEGABYTES = 300  # beyond what the process holds before the first mutant
-PICTURES = arrays(np.uint8, (64, 64), elements=st.integers(0, 255)).filter(lambda picture: picture.std() > 2)
+MAX_MEGABYTES = 300  # in addition to the memory before the first file
+IMAGES = arrays(np.uint8, (64, 64), elements=st.integers(0, 255)).filter(lambda image: image.std() > 2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pictures")
+    return tmp_path_factory.mktemp("images")
 
 
-def test_five_hundred_mutants_end_in_a_picture_or_an_image_error():
-    # in a process of its own, whose peak of memory is theirs alone
+def test_500_mutated_files_yield_an_image_or_an_image_error():
+    # a new process: its peak memory includes no other test
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         found = process.submit(read_mutants, 500, 11).result()
     assert found["escaped"] == {}
-    assert found["megabytes"] < MOST_MEGABYTES
+    assert found["megabytes"] < MAX_MEGABYTES
     assert found["outcomes"]["read"] > 50
     assert {"E103", "E104", "E102"} <= set(found["outcomes"])
 
 
-@given(PICTURES)
+@given(IMAGES)
 @settings(max_examples=25, deadline=None)
-def test_monochrome1_is_the_inverse_of_monochrome2(folder, picture):
-    two = save_dicom(folder / "two.dcm", make_dicom(picture))
-    one = save_dicom(folder / "one.dcm", make_dicom(picture, PhotometricInterpretation="MONOCHROME1"))
+def test_monochrome1_is_the_inverse_of_monochrome2(folder, image):
+    two = save_dicom(folder / "two.dcm", make_dicom(image))
+    one = save_dicom(folder / "one.dcm", make_dicom(image, PhotometricInterpretation="MONOCHROME1"))
     np.testing.assert_array_equal(read_image(one), 255 - read_image(two))
 
 
-@given(PICTURES, st.sampled_from(["png", "tif"]))
+@given(IMAGES, st.sampled_from(["png", "tif"]))
 @settings(max_examples=40, deadline=None)
-def test_a_16_bit_picture_is_its_8_bit_twin(folder, picture, suffix):
-    picture[0, 0] = 255  # no blank image
-    deep = Image.fromarray(picture.astype(np.uint16) * 257)
-    twin = read_image(save_image(picture, folder / f"eight.{suffix}"))
-    np.testing.assert_array_equal(read_image(save_image(deep, folder / f"sixteen.{suffix}"), depth=16), twin)
+def test_a_16_bit_image_equals_the_same_8_bit_image(folder, image, suffix):
+    image[0, 0] = 255  # a blank image is an error
+    deep = Image.fromarray(image.astype(np.uint16) * 257)
+    expected = read_image(save_image(image, folder / f"eight.{suffix}"))
+    np.testing.assert_array_equal(read_image(save_image(deep, folder / f"sixteen.{suffix}"), depth=16), expected)
 
 
-@given(PICTURES, st.integers(1, 8))
+@given(IMAGES, st.integers(1, 8))
 @settings(max_examples=25, deadline=None)
-def test_turning_by_exif_changes_places_and_no_gray_level(folder, picture, orientation):
+def test_exif_rotation_keeps_the_histogram(folder, image, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = read_image(save_image(picture, folder / "turned.png", exif=exif))
+    rotated = read_image(save_image(image, folder / "rotated.png", exif=exif))
     np.testing.assert_array_equal(
-        np.bincount(turned.ravel(), minlength=256), np.bincount(picture.ravel(), minlength=256)
+        np.bincount(rotated.ravel(), minlength=256), np.bincount(image.ravel(), minlength=256)
     )
 
 
-def test_a_disk_that_fails_under_a_file_costs_that_file(tmp_path):
+def test_a_read_error_of_the_disk_is_an_image_error(tmp_path):
     path = tmp_path / "a.png"
     path.symlink_to("/proc/self/mem")  # a regular file whose first byte cannot be read
     with pytest.raises(ImageError, match=r"cannot be read \(Input/output error\).*Check the disk"):

@@ -1,4 +1,4 @@
-"""Damaged tables and run folders: a result or one line of error, never a traceback."""
+"""Tests of damaged tables and run folders: each yields a result or a one-line error, never a traceback."""
 
 import os
 import random
@@ -18,14 +18,14 @@ from fastcxr.report.run_reader import read_run_record
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-ODD_CELLS = (
+UNUSUAL_CELLS = (
     b"\x00", b'"', b"\r", b"\xff\xfe", b";", b"\t", b"=1+1", b"../../x", b"\xe2\x80\xae", b"nan", b",,,,", b"9" * 5000,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """A CSV with images beside it, and all its bytes."""
+    """Write images and a CSV in one folder; return the path and the content of the CSV."""
     folder = tmp_path_factory.mktemp("table")
     lines = ["path,label,patient,split,note"]
     for number in range(12):
@@ -35,49 +35,49 @@ def table(tmp_path_factory):
     return folder / "cohort.csv", ("\ufeff" + "\r\n".join(lines)).encode()
 
 
-def spoil(data: bytes, dice: random.Random) -> bytes:
-    """A few of the bytes changed, or something odd put among them."""
-    if dice.random() < 0.5:
-        return mutate(data, data[::-1], dice)
-    place = dice.randrange(len(data))
-    return data[:place] + dice.choice(ODD_CELLS) + data[place:]
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """Return the bytes with some changed, or with an unusual cell inserted."""
+    if rng.random() < 0.5:
+        return mutate(data, data[::-1], rng)
+    position = rng.randrange(len(data))
+    return data[:position] + rng.choice(UNUSUAL_CELLS) + data[position:]
 
 
-def test_two_hundred_damaged_tables_are_read_or_refused_in_one_line(table):
+def test_200_damaged_tables_are_read_or_rejected_in_one_line(table):
     path, content = table
-    dice, refused = random.Random(3), []
+    rng, errors = random.Random(3), []
     for _ in range(200):
-        path.write_bytes(spoil(content, dice))
+        path.write_bytes(damage(content, rng))
         try:
             read_manifest(path)
         except FastcxrError as error:
-            refused.append(error)
-    assert 20 < len(refused) < 180
-    assert not [error for error in refused if "\n" in str(error) or not error.fix]
+            errors.append(error)
+    assert 20 < len(errors) < 180
+    assert not [error for error in errors if "\n" in str(error) or not error.fix]
 
 
-def test_damaged_files_of_a_run_are_named_and_end_no_command_in_a_traceback(tmp_path):
+def test_damaged_run_files_yield_a_one_line_error(tmp_path):
     good = build_run(tmp_path / "good", thumbnails=False)
     (good / "recipe.json").write_text(Recipe().to_json())
-    dice, refused = random.Random(4), []
+    rng, errors = random.Random(4), []
     names = sorted(path.name for path in good.iterdir() if path.suffix in (".csv", ".json"))
     for number in range(60):
         folder = shutil.copytree(good, tmp_path / f"run{number}")
-        victim = folder / names[number % len(names)]
-        victim.write_bytes(spoil(victim.read_bytes(), dice))
+        file = folder / names[number % len(names)]
+        file.write_bytes(damage(file.read_bytes(), rng))
         try:
             read_run_record(folder)
             read_recipe(folder / "recipe.json")
         except FastcxrError as error:
-            refused.append(error)
+            errors.append(error)
         shutil.rmtree(folder)
-    assert len(refused) > 5
-    assert not [error for error in refused if "\n" in str(error) or not error.fix]
+    assert len(errors) > 5
+    assert not [error for error in errors if "\n" in str(error) or not error.fix]
 
 
 @pytest.mark.parametrize("name", ["run.json", "recipe.json", "audit.json", "model.json"])
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b'{"a": NaN}', b"\xff"])
-def test_json_that_is_none_is_refused_in_one_line(tmp_path, name, content):
+def test_invalid_json_is_rejected_in_one_line(tmp_path, name, content):
     folder = build_run(tmp_path / "run", thumbnails=False)
     (folder / name).write_bytes(content)
     with pytest.raises(FastcxrError, match=name) as caught:
@@ -86,7 +86,7 @@ def test_json_that_is_none_is_refused_in_one_line(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(("name", "column"), [("predictions.csv", 8), ("learning_rate.csv", 1)])
-def test_letters_that_are_no_utf8_among_numbers_are_refused(tmp_path, name, column):
+def test_invalid_utf8_in_a_numeric_column_is_rejected(tmp_path, name, column):
     folder = build_run(tmp_path / "run", thumbnails=False)
     header, first, *rest = (folder / name).read_bytes().split(b"\n")
     cells = first.split(b",")
@@ -97,7 +97,7 @@ def test_letters_that_are_no_utf8_among_numbers_are_refused(tmp_path, name, colu
     assert "\n" not in str(caught.value)
 
 
-def test_a_pipe_under_the_name_of_a_file_is_not_waited_for(tmp_path):
+def test_a_pipe_with_the_name_of_a_file_is_rejected_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "recipe.json")
     with pytest.raises(FastcxrError, match="Name a run folder"):
         read_recipe(tmp_path / "recipe.json")

@@ -1,4 +1,4 @@
-"""A hostile or damaged model file is refused in one line, and no code of it runs."""
+"""Tests that hostile or damaged model files are rejected in one line and run no code."""
 
 import shutil
 
@@ -31,34 +31,34 @@ def good(tmp_path_factory):
     return folder
 
 
-def refuse(case: Case) -> str:
+def read_error(case: Case) -> str:
     with pytest.raises(FastcxrError) as caught:
         case.open()
-    words = str(caught.value)
-    assert "\n" not in words, case
+    message = str(caught.value)
+    assert "\n" not in message, case
     assert caught.value.fix, case
-    return words
+    return message
 
 
-def test_every_kind_of_hostile_file_is_refused_and_runs_nothing(good, tmp_path):
-    kinds = len([*WEIGHTS, *FACTS, *LINKS, *CHECKPOINTS])
-    for case in draw_cases(good, tmp_path, 2 * kinds, seed=5):
-        refuse(case)
+def test_every_type_of_hostile_file_is_rejected_and_runs_no_code(good, tmp_path):
+    n_types = len([*WEIGHTS, *FACTS, *LINKS, *CHECKPOINTS])
+    for case in draw_cases(good, tmp_path, 2 * n_types, seed=5):
+        read_error(case)
     assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize(("name", "value"), NONSENSE)
-def test_nonsense_in_model_json_is_refused_before_a_network_is_built(good, tmp_path, name, value, monkeypatch):
+def test_invalid_values_in_model_json_are_rejected_before_a_network_is_built(good, tmp_path, name, value, monkeypatch):
     if name in ("input_spec", "labels", "head") or value == {"library": "timm", "name": "vit_giant_patch14_dinov2"}:
         monkeypatch.setattr("fastcxr.models.bundle.make_network", lambda *_: pytest.fail("a network was built"))
     (tmp_path / "run").mkdir()
     for file in good.iterdir():
         (tmp_path / "run" / file.name).write_bytes(file.read_bytes())
     change_facts(tmp_path / "run", lambda facts: facts.update({name: value}))
-    refuse(Case(name, tmp_path / "run"))
+    read_error(Case(name, tmp_path / "run"))
 
 
-def test_a_link_within_the_folder_is_taken(good, tmp_path):
+def test_a_link_to_a_file_in_the_folder_is_accepted(good, tmp_path):
     (tmp_path / "kept").mkdir()
     for file in good.iterdir():
         (tmp_path / "kept" / file.name).write_bytes(file.read_bytes())
@@ -67,35 +67,35 @@ def test_a_link_within_the_folder_is_taken(good, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../outside", "{}/outside", "run/../../outside"])
-def test_a_name_that_leads_out_of_the_folder_is_never_followed(good, tmp_path, name):
+def test_a_path_outside_the_folder_is_rejected(good, tmp_path, name):
     folder = shutil.copytree(good, tmp_path / "run")
     (tmp_path / "outside").write_bytes(b"x")
     listed = {name.format(tmp_path): compute_sha256(tmp_path / "outside")}
     change_facts(folder, lambda facts: facts["files"].update(listed))
-    assert "invalid value of 'files'" in refuse(Case("path", folder))
+    assert "invalid value of 'files'" in read_error(Case("path", folder))
 
 
-def test_a_checkpoint_that_was_packed_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+def test_a_compressed_checkpoint_is_rejected_before_decompression(tmp_path, monkeypatch):
     path = packed_checkpoint(tmp_path, None, None)
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was decompressed"))
     with pytest.raises(WeightsError, match="decompressed size is unknown.*Copy or download"):
         read_state_dict(path)
 
 
-def test_an_export_of_fastai_is_refused_with_the_way_out(tmp_path):
+def test_a_fastai_export_is_rejected_with_a_fix(tmp_path):
     (tmp_path / "export.pkl").write_bytes(b"\x80\x04.")
     with pytest.raises(WeightsError, match="which can run code when it is loaded.*load_learner.*state_dict"):
         read_state_dict(tmp_path / "export.pkl")
 
 
-def test_a_torch_that_can_be_made_to_run_code_reads_no_checkpoint(tmp_path, monkeypatch):
+def test_a_vulnerable_torch_version_reads_no_checkpoint(tmp_path, monkeypatch):
     torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1"))
     with pytest.raises(WeightsError, match="torch 2.9.1 can run code.*pip install 'torch>=2.10'"):
         read_state_dict(tmp_path / "w.pth")
 
 
-def test_one_changed_bit_in_a_checkpoint_is_found_and_the_older_kind_is_read(tmp_path):
+def test_a_changed_bit_in_a_checkpoint_is_found_and_the_old_format_is_read(tmp_path):
     torch.save({"w": torch.zeros(1000)}, tmp_path / "w.pth")
     content = bytearray((tmp_path / "w.pth").read_bytes())
     content[content.index(b"\0" * 3000) + 2000] ^= 1

@@ -1,4 +1,4 @@
-"""An audit is one page and one JSON file, and a failed check stands on every report of that cohort."""
+"""Tests of the data audit: its page, audit.json, and the reuse of its findings in runs."""
 
 import json
 import shutil
@@ -21,25 +21,25 @@ from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-QUICK = {"patients", "copies", "sources", "sizes"}  # checks that come before every training
+MANIFEST_CHECKS = {"patients", "copies", "sources", "sizes"}  # run before every training
 
 
 @pytest.fixture
-def leaky(tmp_path):
-    """Toys in given splits, one picture of train in test again."""
+def leaky_data(tmp_path):
+    """Toy images in given splits; one training image is also in the test split."""
     toys = write_toys(tmp_path / "toys", per_class=16)
     for label in sorted(toys.iterdir()):
         for number, file in enumerate(sorted(label.glob("*.png"))):
-            place = tmp_path / "data" / ("train", "train", "valid", "test")[number // 2 % 4] / label.name
-            place.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, place / file.name)
+            folder = tmp_path / "data" / ("train", "train", "valid", "test")[number // 2 % 4] / label.name
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, folder / file.name)
     clear = tmp_path / "data" / "train" / "clear"
     shutil.copy(min(clear.iterdir()), tmp_path / "data" / "test" / "clear" / "again.png")
     return tmp_path / "data"
 
 
-def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
-    page = audit(Recipe(data=str(leaky)), tmp_path / "audit")
+def test_the_page_lists_failed_checks_with_their_images(leaky_data, tmp_path):
+    page = audit(Recipe(data=str(leaky_data)), tmp_path / "audit")
     findings = json.loads((tmp_path / "audit" / "audit.json").read_text())["findings"]
     assert findings[0]["verdict"] == "FAIL"
     copies = next(finding for finding in findings if finding["check"] == "copies")
@@ -50,18 +50,18 @@ def test_the_page_names_what_failed_and_shows_it_side_by_side(leaky, tmp_path):
     assert "Exact duplicates across splits or classes: 1 image." in text
 
 
-@pytest.mark.parametrize("reason", [None, "the copy is known"])
-def test_a_report_of_such_a_cohort_is_stamped_unless_somebody_says_why_not(leaky, tmp_path, reason):
-    recipe = Recipe(NAME, data=str(leaky), weights="none", image_size=64, epochs=1, strategy="full")
+@pytest.mark.parametrize("reason", [None, "the duplicate is known"])
+def test_a_report_has_a_critical_notice_unless_the_failed_audit_is_accepted(leaky_data, tmp_path, reason):
+    recipe = Recipe(NAME, data=str(leaky_data), weights="none", image_size=64, epochs=1, strategy="full")
     text = run(recipe.replace(waive_audit=reason), tmp_path / "run").read_text()
     assert ("Confounded: do not use these metrics" in text) == (reason is None)
-    assert ("Reason given: the copy is known" in text) == (reason is not None)
+    assert ("Reason given: the duplicate is known" in text) == (reason is not None)
     assert (tmp_path / "run" / "audit.json").exists()
 
 
 @pytest.fixture
-def audited(tmp_path, monkeypatch):
-    """Toys whose second class alone is framed, their finished audit in runs/, and the manifest that a run trains on."""
+def audited_recipe(tmp_path, monkeypatch):
+    """Return the recipe of toy images with a border in one class; their finished audit is in runs/."""
     toys = write_toys(tmp_path / "toys", per_class=16, labels=("clear", "haze"))
     for file in (toys / "haze").iterdir():
         Image.fromarray(np.pad(np.asarray(Image.open(file))[4:-4, 4:-4], 4)).save(file)
@@ -71,62 +71,66 @@ def audited(tmp_path, monkeypatch):
     return recipe
 
 
-def found_before_training(recipe, folder):
+def read_findings_before_training(recipe, folder):
     folder.mkdir(parents=True)
     check_before_training(folder, assign_recipe_splits(read_recipe_manifest(recipe), recipe))
     return json.loads((folder / "audit.json").read_text())["findings"]
 
 
-def test_what_an_audit_of_the_same_cohort_found_is_taken_over_into_a_run_and_stamps_it(audited, tmp_path, caplog):
-    recipe = audited.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="full")
+def test_a_run_reuses_the_findings_of_an_audit_of_the_same_data(audited_recipe, tmp_path, caplog):
+    recipe = audited_recipe.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="full")
     with caplog.at_level("INFO", "fastcxr"):
         text = run(recipe, tmp_path / "runs" / "run").read_text()
-    taken = {
+    reused = {
         row["check"]: row for row in json.loads((tmp_path / "runs" / "run" / "audit.json").read_text())["findings"]
     }
-    assert taken["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(taken)
-    assert "findings of runs/audit-toys-1 taken over" in caplog.text
-    assert taken["edge"]["message"] in text and "Confounded: do not use these metrics" in text
+    assert reused["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(reused)
+    assert "findings of the audit in runs/audit-toys-1 are reused" in caplog.text
+    assert reused["edge"]["message"] in text and "Confounded: do not use these metrics" in text
 
 
-def move_one(toys):
-    """One image is of the other class."""
+def move_one_image(toys):
+    """Move an image to the other class."""
     file = min((toys / "clear").iterdir())
     file.rename(toys / "haze" / ("moved" + file.name))
 
 
 def change_bytes(toys):
-    """One byte of one file is another, its size the same."""
+    """Change a byte of a file but not its size."""
     file = min((toys / "clear").iterdir())
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
-def split_otherwise(toys):
-    """Nothing about the files; the seed below."""
+def change_seed(toys):
+    """Change no file; the test changes the seed."""
 
 
-@pytest.mark.parametrize("change", [move_one, change_bytes, split_otherwise])
-def test_what_an_audit_of_another_cohort_found_is_not_taken_over(audited, tmp_path, change):
+@pytest.mark.parametrize("change", [move_one_image, change_bytes, change_seed])
+def test_findings_of_an_audit_of_other_data_are_not_reused(audited_recipe, tmp_path, change):
     change(tmp_path / "toys")
-    recipe = audited.replace(seed=43) if change is split_otherwise else audited
-    assert {row["check"] for row in found_before_training(recipe, tmp_path / "run")} == QUICK
+    recipe = audited_recipe.replace(seed=43) if change is change_seed else audited_recipe
+    assert {row["check"] for row in read_findings_before_training(recipe, tmp_path / "run")} == MANIFEST_CHECKS
 
 
-def test_an_audit_that_is_torn_or_unfinished_is_not_taken_over(audited, tmp_path, caplog):
-    place = tmp_path / "runs" / "audit-toys-1"
-    content = (place / "audit.json").read_text()
-    (place / "audit.json").write_text(content[:-40])
-    assert {row["check"] for row in found_before_training(audited, tmp_path / "torn")} == QUICK
+def test_a_damaged_or_unfinished_audit_is_not_reused(audited_recipe, tmp_path, caplog):
+    folder = tmp_path / "runs" / "audit-toys-1"
+    content = (folder / "audit.json").read_text()
+    (folder / "audit.json").write_text(content[:-40])
+    assert {
+        row["check"] for row in read_findings_before_training(audited_recipe, tmp_path / "damaged")
+    } == MANIFEST_CHECKS
     assert "audit-toys-1 cannot be read" in caplog.text
-    (place / "audit.json").write_text(content)
-    (place / "audit.html").unlink()
-    assert {row["check"] for row in found_before_training(audited, tmp_path / "unfinished")} == QUICK
+    (folder / "audit.json").write_text(content)
+    (folder / "audit.html").unlink()
+    assert {
+        row["check"] for row in read_findings_before_training(audited_recipe, tmp_path / "unfinished")
+    } == MANIFEST_CHECKS
 
 
-def test_a_cohort_is_known_again_in_another_order_and_with_patients_called_otherwise(audited):
-    manifest = assign_recipe_splits(read_recipe_manifest(audited), audited)
+def test_fingerprints_do_not_depend_on_row_order_and_patient_names(audited_recipe):
+    manifest = assign_recipe_splits(read_recipe_manifest(audited_recipe), audited_recipe)
     other = manifest.assign(patient="p" + manifest["patient"]).sample(frac=1, random_state=0)
     assert (manifest_fingerprint(other), content_fingerprint(other)) == (
         manifest_fingerprint(manifest),
@@ -135,18 +139,18 @@ def test_a_cohort_is_known_again_in_another_order_and_with_patients_called_other
     assert manifest_fingerprint(manifest.assign(patient="one")) != manifest_fingerprint(manifest)
 
 
-def test_an_audit_of_another_version_is_not_taken_over(audited, tmp_path, monkeypatch):
+def test_an_audit_of_another_version_is_not_reused(audited_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("fastcxr.data.fingerprint.VERSION", "9.9")
-    assert {row["check"] for row in found_before_training(audited, tmp_path / "run")} == QUICK
+    assert {row["check"] for row in read_findings_before_training(audited_recipe, tmp_path / "run")} == MANIFEST_CHECKS
 
 
-def test_images_that_cannot_be_read_are_counted_on_the_page(leaky, tmp_path):
-    (leaky / "train" / "clear" / "broken.png").write_bytes(b"no image")
-    page = audit(Recipe(data=str(leaky)), tmp_path / "audit")
+def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
+    (leaky_data / "train" / "clear" / "unreadable.png").write_bytes(b"no image")
+    page = audit(Recipe(data=str(leaky_data)), tmp_path / "audit")
     assert "1 image left out" in page.read_text()
 
 
-def test_a_failed_check_of_something_else_hides_no_warning_of_sources():
+def test_only_a_failed_check_of_sources_replaces_the_warning_about_sources():
     for check, is_there in (("copies", True), ("sources", False)):
         record = SimpleNamespace(
             findings=[{"check": check, "verdict": "FAIL"}],

@@ -1,4 +1,4 @@
-"""Folds of two cohorts are never pooled: what changed is told before anything is trained."""
+"""Tests of cross-validation on changed data: folds of different images are never pooled."""
 
 import shutil
 
@@ -19,85 +19,86 @@ RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=8, folds=2, stra
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """A cohort and two folds of it, which no test changes."""
-    place = tmp_path_factory.mktemp("kept")
-    data = write_toys(place / "toys", per_class=8)
-    cross_validate(RECIPE.replace(data=str(data)), place / "run")
-    return place
+def original(tmp_path_factory):
+    """Return a folder with data and a finished run of two folds, which no test changes."""
+    folder = tmp_path_factory.mktemp("original")
+    data = write_toys(folder / "toys", per_class=8)
+    cross_validate(RECIPE.replace(data=str(data)), folder / "run")
+    return folder
 
 
 @pytest.fixture
-def changing(kept, tmp_path):
-    """A copy of both that a test may change."""
+def copied(original, tmp_path):
+    """Copy data and run; return recipe, data folder and run folder, which a test can change."""
     for name in ("toys", "run"):
-        shutil.copytree(kept / name, tmp_path / name)
+        shutil.copytree(original / name, tmp_path / name)
     return RECIPE.replace(data=str(tmp_path / "toys")), tmp_path / "toys", tmp_path / "run"
 
 
-def add(data):
+def add_image(data):
     shutil.copy(data / "haze" / "00001000_000.png", data / "haze" / "00001900_000.png")
 
 
-def take_away(data):
+def remove_image(data):
     (data / "clear" / "00000001_000.png").unlink()
 
 
-def relabel(data):
+def relabel_image(data):
     (data / "clear" / "00000001_000.png").rename(data / "haze" / "00000001_000.png")
 
 
 @pytest.mark.parametrize(
-    ("change", "counts"), [(add, "1 of the data .* 0 are"), (take_away, "0 .* 1 are"), (relabel, "1 .* 1 are")]
+    ("change", "counts"),
+    [(add_image, "1 only in the data, 0"), (remove_image, "0 only in the data, 1"), (relabel_image, "1 .*, 1")],
 )
-def test_a_fold_is_not_redone_among_folds_of_other_images(changing, monkeypatch, change, counts):
-    recipe, data, folder = changing
+def test_a_removed_fold_is_not_run_again_on_other_images(copied, monkeypatch, change, counts):
+    recipe, data, folder = copied
     change(data)
-    with pytest.raises(OutputError, match=rf"a run of other images is here \({counts} not in the data\)"):
+    with pytest.raises(OutputError, match=rf"contains a run on other images \({counts} only in the run\)"):
         cross_validate(recipe, folder)
     shutil.rmtree(folder / "fold-1")
     before = (folder / "predictions.csv").read_bytes()
-    with pytest.raises(DataError, match=rf"fold 2 was run on other images: {counts} not .*choose another --out"):
+    with pytest.raises(DataError, match=rf"fold 2 was run on other images: {counts} only .*choose another --out"):
         cross_validate(recipe, folder)
-    assert not (folder / "fold-1").exists(), "refused before anything is trained"
+    assert not (folder / "fold-1").exists(), "the error precedes training"
     assert (folder / "predictions.csv").read_bytes() == before
 
 
-def test_folds_of_other_patients_are_not_pooled(changing, tmp_path):
-    recipe, data, folder = changing
+def test_folds_with_other_patients_are_not_pooled(copied, tmp_path):
+    recipe, data, folder = copied
     table = pd.DataFrame({"filename": [file.name for file in sorted(data.glob("*/*.png"))]})
-    owners = tmp_path / "owners.csv"
+    patients = tmp_path / "patients.csv"
     for count in (2, 4):
-        table.assign(patient=[f"p{i // count}" for i in table.index]).to_csv(owners, index=False)
-        named = recipe.replace(patient_table=str(owners))
+        table.assign(patient=[f"p{i // count}" for i in table.index]).to_csv(patients, index=False)
+        named = recipe.replace(patient_table=str(patients))
         if count == 2:
             cross_validate(named, tmp_path / "named")
     shutil.rmtree(tmp_path / "named" / "fold-2")
-    with pytest.raises(DataError, match="fold 1 was run on other images: 0 .* 0 are .* have another label, patient"):
+    with pytest.raises(DataError, match="fold 1 was run on other images: 0 .* 0 only .* with another label, patient"):
         cross_validate(named, tmp_path / "named")
 
 
-def test_folds_that_hold_out_an_image_twice_or_never_are_not_pooled(tmp_path):
+def test_folds_with_an_image_held_out_twice_or_never_are_not_pooled(tmp_path):
     images = pd.DataFrame({"source": "s", "path": ["a.png", "b.png", "c.png"]})
-    written = dict.fromkeys("12", images)
+    manifests = dict.fromkeys("12", images)
 
-    def hold(*paths):
+    def hold_out(*paths):
         rows = pd.DataFrame({"source": "s", "path": paths, "patient": "", "label": "x", "split": "oof"})
         return Predictions(rows.assign(predicted="x", error="", prob_x=1.0, prob_y=0.0), ("x", "y"))
 
-    reject_inconsistent_folds(hold("a.png", "b.png", "c.png"), written, "fold", tmp_path)
-    reject_inconsistent_folds(hold("a.png"), written, "source", tmp_path)
-    with pytest.raises(DataError, match="1 are held out twice, and 1 never. Remove the folders"):
-        reject_inconsistent_folds(hold("a.png", "a.png", "b.png"), written, "fold", tmp_path)
+    reject_inconsistent_folds(hold_out("a.png", "b.png", "c.png"), manifests, "fold", tmp_path)
+    reject_inconsistent_folds(hold_out("a.png"), manifests, "source", tmp_path)
+    with pytest.raises(DataError, match=r"\(1 held out twice, 1 never held out\). Remove all fold folders"):
+        reject_inconsistent_folds(hold_out("a.png", "a.png", "b.png"), manifests, "fold", tmp_path)
 
 
-def test_folds_with_patients_apart_of_other_images_are_refused_before_the_others_run(changing, tmp_path):
-    recipe, data, _ = changing
+def test_patient_level_folds_on_other_images_are_rejected_before_training(copied, tmp_path):
+    recipe, data, _ = copied
     folder, recipe = tmp_path / "image", recipe.replace(split="image")
     cross_validate(recipe, folder)
-    add(data)
+    add_image(data)
     for number in (1, 2):
         shutil.rmtree(folder / f"fold-{number}")
-    with pytest.raises(DataError, match="patient_split/fold-1: fold 1 was run on other images: 1 of the data"):
+    with pytest.raises(DataError, match="patient_split/fold-1: fold 1 was run on other images: 1 only in the data"):
         cross_validate(recipe, folder)
     assert not (folder / "fold-1").exists()

@@ -1,4 +1,4 @@
-"""Folds are finished runs of their own; the pool scores every image once, and one fold can be redone alone."""
+"""Tests of cross-validation: pooled predictions, repeated folds, messages, and data read once."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from fastcxr.models.bundle import load_model
 from fastcxr.progress.base import log_to
 from fastcxr.training import feature_cache, loaders
 from fastcxr.workflows import load
-from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_skipped, pool_warnings, write_skipped
+from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_messages, pool_skipped, write_skipped
 from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import verify
 
@@ -27,23 +27,15 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 @pytest.fixture(scope="module")
 def pooled(tmp_path_factory):
-    place = tmp_path_factory.mktemp("folds")
-    data = write_toys(place / "toys", per_class=18)
-    recipe = Recipe(
-        NAME,
-        data=str(data),
-        weights="none",
-        image_size=64,
-        epochs=1,
-        strategy="full",
-        batch_size=8,
-        folds=3,
-    )
-    cross_validate(recipe, place / "run")
-    return recipe, place / "run"
+    folder = tmp_path_factory.mktemp("folds")
+    data = write_toys(folder / "toys", per_class=18)
+    options = {"weights": "none", "image_size": 64, "epochs": 1, "strategy": "full", "batch_size": 8, "folds": 3}
+    recipe = Recipe(NAME, data=str(data), **options)
+    cross_validate(recipe, folder / "run")
+    return recipe, folder / "run"
 
 
-def test_every_image_is_scored_once_by_a_model_that_never_saw_it(pooled):
+def test_every_image_is_scored_once_by_a_model_trained_without_it(pooled):
     table = pd.read_csv(pooled[1] / "predictions.csv", dtype={"error": str})
     assert len(table) == 54
     assert not table.duplicated(["source", "path"]).any()
@@ -57,22 +49,22 @@ def test_every_image_is_scored_once_by_a_model_that_never_saw_it(pooled):
         )
 
 
-def test_a_pooled_report_names_the_weights_that_every_fold_began_with(pooled):
+def test_run_json_of_the_pool_names_the_initial_weights(pooled):
     assert json.loads((pooled[1] / "run.json").read_text())["first_weights"] == "random weights"
 
 
-def test_a_figure_of_the_pool_that_cannot_be_made_is_named_in_its_report(pooled, tmp_path, monkeypatch):
+def test_the_pooled_report_names_an_output_that_failed(pooled, tmp_path, monkeypatch):
     def fail(*given, **options):
-        raise MemoryError("no room")
+        raise MemoryError("out of memory")
 
     recipe, folder = pooled[0], shutil.copytree(pooled[1], tmp_path / "run")
     (folder / "report.html").unlink()
     monkeypatch.setattr("fastcxr.workflows.run_dir.measure_images", fail)
     page = cross_validate(recipe, folder).read_text(encoding="utf-8")
-    assert "gray values, kinds and sizes of the images left out: MemoryError: no room" in page
+    assert "gray values, file types and sizes of the images left out: MemoryError: out of memory" in page
 
 
-def test_pooled_figures_are_those_of_scikit_learn_and_folds_have_mean_and_spread(pooled):
+def test_pooled_auroc_agrees_with_scikit_learn_and_folds_have_mean_and_sd(pooled):
     metrics = json.loads((pooled[1] / "metrics.json").read_text())
     table = pd.read_csv(pooled[1] / "predictions.csv", dtype={"error": str})
     labels = metrics["oof"]["labels"]
@@ -94,66 +86,66 @@ def test_the_pooled_report_shows_the_folds(pooled):
     assert "Files missing from the run folder" not in page
 
 
-def test_one_fold_is_redone_alone_and_gives_the_same(pooled):
+def test_a_removed_fold_is_run_again_with_the_same_result(pooled):
     recipe, folder = pooled
     before = (folder / "fold-2" / "predictions.csv").read_bytes()
-    stamp = (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns
+    modified = (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns
     shutil.rmtree(folder / "fold-2")
     cross_validate(recipe, folder)
     assert (folder / "fold-2" / "predictions.csv").read_bytes() == before
-    assert (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns == stamp
+    assert (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns == modified
     assert verify(folder)[0] == []
 
 
-def test_folds_of_another_recipe_are_left_alone(pooled):
+def test_folds_of_another_recipe_are_not_overwritten(pooled):
     recipe, folder = pooled
-    with pytest.raises(OutputError, match=r"a run of another recipe is here \(seed was 42, is 1\)"):
+    with pytest.raises(OutputError, match=r"a run with a different recipe \(seed was 42, is 1\)"):
         cross_validate(recipe.replace(seed=1), folder)
 
 
 def test_folds_of_other_images_are_not_pooled():
-    written = {"1": pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "split": ["test", "train"]})}
-    read = pd.DataFrame({"source": "s", "path": ["a.png"], "file": ["/x/a.png"]})
-    with pytest.raises(DataError, match="1 images of the finished folds are not in the data.*choose another --out"):
-        pool_manifest(written, read, "fold")
+    manifests = {"1": pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "split": ["test", "train"]})}
+    current = pd.DataFrame({"source": "s", "path": ["a.png"], "file": ["/x/a.png"]})
+    with pytest.raises(DataError, match="1 image of the finished folds not found in the data.*choose another --out"):
+        pool_manifest(manifests, current, "fold")
 
 
 @pytest.mark.parametrize(
-    "choices", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "reuse_split": "runs/x"}]
+    "options", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "reuse_split": "runs/x"}]
 )
-def test_folds_that_cannot_be_are_refused(choices):
+def test_invalid_fold_options_are_rejected(options):
     with pytest.raises(RecipeError, match="--folds"):
-        Recipe(**choices)
+        Recipe(**options)
 
 
 @pytest.fixture(scope="module")
-def of_two_kinds(pooled, tmp_path_factory):
-    """Image-level folds of a head that costs seconds."""
+def image_level(pooled, tmp_path_factory):
+    """Return the run folder of image-level folds of a linear probe."""
     recipe, _ = pooled
-    folder = tmp_path_factory.mktemp("apart") / "run"
+    folder = tmp_path_factory.mktemp("image_level") / "run"
     cross_validate(recipe.replace(strategy="linear_probe", split="image"), folder)
     return folder
 
 
-def test_image_level_folds_are_run_with_patients_apart_too_and_the_report_gives_the_gap(of_two_kinds):
-    here, apart = (
+def test_image_level_folds_are_also_run_with_a_patient_level_split(image_level):
+    by_image, by_patient = (
         json.loads((folder / "metrics.json").read_text())["oof"]
-        for folder in (of_two_kinds, of_two_kinds / "patient_split")
+        for folder in (image_level, image_level / "patient_split")
     )
-    table = pd.read_csv(of_two_kinds / "patient_split" / "predictions.csv", dtype=str)
+    table = pd.read_csv(image_level / "patient_split" / "predictions.csv", dtype=str)
     assert table.groupby("patient")["fold"].nunique().max() == 1
-    page = (of_two_kinds / "report.html").read_text()
+    page = (image_level / "report.html").read_text()
     assert "by the model that was trained without it." in page and "without its patient" not in page
-    gap = 100 * (apart["accuracy"] - here["accuracy"])
-    assert f"With a patient-level split: accuracy {100 * apart['accuracy']:.1f} % ({gap:+.1f} points)" in page
+    gap = 100 * (by_patient["accuracy"] - by_image["accuracy"])
+    assert f"With a patient-level split: accuracy {100 * by_patient['accuracy']:.1f} % ({gap:+.1f} points)" in page
 
 
-def test_folds_that_cost_hours_and_folds_by_patient_are_run_once(pooled, of_two_kinds):
+def test_trained_networks_and_patient_level_folds_are_run_once(pooled, image_level):
     assert not (pooled[1] / "patient_split").exists()
-    assert not (of_two_kinds / "patient_split" / "patient_split").exists()
+    assert not (image_level / "patient_split" / "patient_split").exists()
 
 
-def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path):
+def test_a_failed_audit_is_a_critical_notice_of_the_pooled_report(pooled, tmp_path):
     recipe, _ = pooled
     first, second = (tmp_path / name for name in ("one", "other"))
     write_toys(first, per_class=12, labels=("clear",))
@@ -163,24 +155,24 @@ def test_a_failed_check_of_the_data_stands_on_the_pooled_report(pooled, tmp_path
     assert "Every class has its own sources" in page.read_text()
 
 
-NOBODYS = "no patient identifiers found"
+NO_PATIENTS = "no patient identifiers found"
 
 
 @pytest.fixture(scope="module")
 def damaged(pooled, tmp_path_factory):
-    """Folds of images that nobody is named for, two of them damaged; the folder of all and its data."""
-    place = tmp_path_factory.mktemp("damaged")
-    data = write_toys(place / "toys", per_class=14)
+    """Return the run folder of folds of images without patient identifiers, two of them damaged."""
+    folder = tmp_path_factory.mktemp("damaged")
+    data = write_toys(folder / "toys", per_class=14)
     for number, file in enumerate(sorted(data.glob("*/*.png"))):
         file.rename(file.with_name(f"{number}.png"))
     for name in ("clear/2.png", "haze/20.png"):
         (data / name).write_bytes((data / name).read_bytes()[:90])
     recipe = pooled[0].replace(data=str(data), folds=2, strategy="linear_probe", skip_bad=True)
-    cross_validate(recipe, place / "run")
-    return place / "run"
+    cross_validate(recipe, folder / "run")
+    return folder / "run"
 
 
-def test_images_that_were_left_out_are_counted_once_in_everything_that_is_said_of_all_folds(damaged):
+def test_images_left_out_are_counted_once_in_all_pooled_files(damaged):
     assert pd.read_csv(damaged / "skipped.csv")["path"].tolist() == ["clear/2.png", "haze/20.png"]
     assert len(pd.read_csv(damaged / "predictions.csv")) == 40
     assert "2 images left out" in (damaged / "report.html").read_text()
@@ -190,34 +182,34 @@ def test_images_that_were_left_out_are_counted_once_in_everything_that_is_said_o
     assert verify(damaged)[0] == []
 
 
-def test_a_warning_about_the_cohort_stands_once_on_the_pooled_report(damaged):
-    said = json.loads((damaged / "run.json").read_text())["messages"]
-    assert [line["text"].startswith(NOBODYS) for line in said if NOBODYS in line["text"]] == [True]
-    assert (damaged / "report.html").read_text().count(NOBODYS) == 2, "as a notice, and in the list of what was said"
-    assert NOBODYS in (damaged / "MODEL_CARD.md").read_text()
+def test_the_pooled_report_shows_a_warning_of_all_folds_once(damaged):
+    messages = json.loads((damaged / "run.json").read_text())["messages"]
+    assert [line["text"].startswith(NO_PATIENTS) for line in messages if NO_PATIENTS in line["text"]] == [True]
+    assert (damaged / "report.html").read_text().count(NO_PATIENTS) == 2, "as a notice and in the log"
+    assert NO_PATIENTS in (damaged / "MODEL_CARD.md").read_text()
 
 
-def test_two_images_of_one_path_that_were_left_out_stay_two():
-    table = pd.DataFrame({"path": ["a.png", "a.png", "b.png"], "code": "E102", "reason": "not a picture"})
+def test_two_skipped_images_with_the_same_path_are_both_kept():
+    table = pd.DataFrame({"path": ["a.png", "a.png", "b.png"], "code": "E102", "reason": "not an image"})
     assert pool_skipped([table, table, table[:0]])["path"].tolist() == ["a.png", "a.png", "b.png"]
 
 
-def test_nothing_is_left_out_any_more_once_the_images_were_mended_and_the_folds_run_again(tmp_path):
-    table = pd.DataFrame({"path": ["a.png"], "code": "E102", "reason": "not a picture"})
+def test_an_old_skipped_csv_is_removed_when_all_images_are_readable(tmp_path):
+    table = pd.DataFrame({"path": ["a.png"], "code": "E102", "reason": "not an image"})
     write_skipped(tmp_path, table)
     assert (tmp_path / "skipped.csv").exists()
     write_skipped(tmp_path, table[:0])
     assert not (tmp_path / "skipped.csv").exists()
 
 
-def test_a_warning_that_not_every_fold_gave_names_those_that_did():
-    all_of_them, some, info = ({"level": level, "text": text} for level, text in
-                               (("warning", "whose?"), ("warning", "no haze"), ("info", "3 classes")))  # fmt: skip
-    found = pool_warnings({"1": [all_of_them, some, some], "2": [info, all_of_them], "3": [some, all_of_them]}, "fold")
-    assert [line["text"] for line in found] == ["whose?", "fold 1, 3: no haze"]
+def test_a_warning_of_some_folds_is_prefixed_with_their_names():
+    in_all, in_some, info = ({"level": level, "text": text} for level, text in
+                               (("warning", "no patients"), ("warning", "no haze"), ("info", "3 classes")))  # fmt: skip
+    messages = {"1": [in_all, in_some, in_some], "2": [info, in_all], "3": [in_some, in_all]}
+    assert [line["text"] for line in pool_messages(messages, "fold")] == ["no patients", "fold 1, 3: no haze"]
 
 
-def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_one_pass(
+def test_without_a_cache_all_folds_share_one_decoding_and_one_feature_pass(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
     decoded, looked, read, fill = [], [], index.read_open_image, feature_cache.fill_feature_cache
@@ -232,7 +224,7 @@ def test_where_nothing_can_be_kept_all_folds_decode_each_picture_once_and_share_
     assert looked == [30]
 
 
-def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
+def test_unreadable_images_do_not_count_as_changed_data(damaged):
     recipe = read_recipe(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()
     cross_validate(recipe, damaged)
@@ -241,52 +233,53 @@ def test_images_that_a_fold_could_not_read_do_not_make_it_another(damaged):
     assert (damaged / "predictions.csv").read_bytes() == before
 
 
-class Listener(logging.Handler):
-    """What a terminal would show."""
+class MessageList(logging.Handler):
+    """The messages that a terminal shows."""
 
     def __init__(self):
         super().__init__(logging.INFO)
-        self.heard = []
+        self.lines = []
 
     def emit(self, record):
-        self.heard.append(record.getMessage())
+        self.lines.append(record.getMessage())
 
 
-ANEW = "the splits that the data gives are not used: folds are drawn anew"
+SPLITS_IGNORED = "given splits are not used: new folds are drawn"
 
 
-@pytest.mark.parametrize(("ignored", "said"), [(False, [ANEW]), (True, [])])
-def test_that_folds_override_given_splits_is_said_once_of_all_of_them(pooled, tmp_path, ignored, said):
+@pytest.mark.parametrize(("ignored", "expected"), [(False, [SPLITS_IGNORED]), (True, [])])
+def test_ignored_given_splits_are_logged_once_for_all_folds(pooled, tmp_path, ignored, expected):
     write_toys(tmp_path / "toys" / "train", per_class=6)
     write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
     recipe = pooled[0].replace(
         data=str(tmp_path / "toys"), folds=2, strategy="linear_probe", ignore_given_splits=ignored
     )
-    with log_to(listener := Listener()):
+    with log_to(handler := MessageList()):
         cross_validate(recipe, tmp_path / "run")
-    assert [line for line in listener.heard if line.startswith("the splits that")] == said
-    for place in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):
-        lines = json.loads((place / "run.json").read_text())["messages"]
-        assert [line for line in lines if line["text"] == ANEW] == [{"level": "info", "text": ANEW}] * len(said)
+    assert [line for line in handler.lines if line.startswith("given splits")] == expected
+    for folder in (tmp_path / "run", tmp_path / "run" / "fold-1", tmp_path / "run" / "fold-2"):
+        lines = json.loads((folder / "run.json").read_text())["messages"]
+        found = [line for line in lines if line["text"] == SPLITS_IGNORED]
+        assert found == [{"level": "info", "text": SPLITS_IGNORED}] * len(expected)
 
 
-def test_folds_of_data_without_splits_say_nothing_of_them(pooled):
+def test_folds_of_data_without_splits_log_no_ignored_splits(pooled):
     assert "are not used" not in (pooled[1] / "run.json").read_text()
 
 
-def test_one_fold_is_told_to_be_no_folds():
+def test_a_single_fold_is_rejected():
     with pytest.raises(RecipeError, match="folds is 1, it must be 0 or at least 2. Pass --folds 2"):
         Recipe(folds=1)
 
 
-def test_the_folder_of_all_folds_has_no_model_and_says_where_one_is(pooled):
+def test_loading_a_model_of_all_folds_suggests_a_fold(pooled):
     with pytest.raises(InputMissingError, match=r"3 subfolders are runs with a model. Pass one of them, .*run/fold-1$"):
         load_model(pooled[1])
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How often a manifest was read, and the image cache opened, through the workflows."""
+    """Return counters of manifest reads and image cache openings."""
     counts = {"manifest": 0, "images": 0}
 
     def count(name, function):
@@ -305,12 +298,12 @@ def counted(monkeypatch):
 def assert_logged_in_every_run(parts):
     lines = [[line["text"] for line in json.loads((part / "run.json").read_text())["messages"]] for part in parts]
     for texts in lines:
-        assert any(text.startswith("data format: ") for text in texts), "what was said while it was read, too"
+        assert any(text.startswith("data format: ") for text in texts), "messages of the manifest reader are included"
         assert sum(" patients from " in text for text in texts) == 1
 
 
 @pytest.mark.parametrize("split", ["patient", "image"])
-def test_all_folds_share_one_reading_of_manifest_and_images(counted, tmp_path, split):
+def test_all_folds_read_manifest_and_images_once(counted, tmp_path, split):
     data = write_toys(tmp_path / "toys", per_class=8)
     recipe = Recipe(NAME, data=str(data), weights="none", image_size=64, batch_size=8, folds=2, strategy="probe")
     cross_validate(recipe.replace(split=split), tmp_path / "run")
@@ -318,12 +311,12 @@ def test_all_folds_share_one_reading_of_manifest_and_images(counted, tmp_path, s
     assert_logged_in_every_run(sorted((tmp_path / "run").rglob("fold-*")))
     shutil.rmtree(tmp_path / "run" / "fold-1")
     cross_validate(recipe.replace(split=split), tmp_path / "run")
-    assert counted == {"manifest": 2, "images": 2}, "also where some folds are finished"
+    assert counted == {"manifest": 2, "images": 2}, "even if some folds are finished"
 
 
-def test_all_sources_share_one_reading_of_manifest_and_images(counted, tmp_path):
-    homes = [str(write_toys(tmp_path / name, 8, first=first)) for name, first in (("ward", 0), ("clinic", 50))]
-    recipe = Recipe(NAME, data=tuple(homes), weights="none", image_size=64, batch_size=8, strategy="probe")
+def test_all_held_out_sources_read_manifest_and_images_once(counted, tmp_path):
+    folders = [str(write_toys(tmp_path / name, 8, first=first)) for name, first in (("ward", 0), ("clinic", 50))]
+    recipe = Recipe(NAME, data=tuple(folders), weights="none", image_size=64, batch_size=8, strategy="probe")
     cross_validate(recipe.replace(leave_one_source_out=True), tmp_path / "run")
     assert counted == {"manifest": 1, "images": 1}
 
@@ -334,4 +327,4 @@ def test_a_single_run_reads_its_manifest_once(counted, tmp_path):
     run(recipe, tmp_path / "run")
     assert counted == {"manifest": 1, "images": 1}
     run(recipe, tmp_path / "run")
-    assert counted == {"manifest": 2, "images": 1}, "a finished run is compared with its data, and reads no image"
+    assert counted == {"manifest": 2, "images": 1}, "a finished run is compared with the manifest only"

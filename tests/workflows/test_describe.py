@@ -1,4 +1,4 @@
-"""fastcxr describe as a person meets it: a page, a table, bad files named, no torch."""
+"""Tests of fastcxr describe: its page, terminal output, unreadable files and imports."""
 
 import json
 import shutil
@@ -19,26 +19,26 @@ from fastcxr.workflows.describe import describe
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """The command within this process."""
+    """Return a function that runs the command in this process."""
 
-    def calling(*words) -> subprocess.CompletedProcess:
+    def run_command(*words) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["fastcxr", "describe", *map(str, words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         return subprocess.CompletedProcess(words, ended.value.code, *capfd.readouterr())
 
-    return calling
+    return run_command
 
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    """Toys in the folder where the command is given."""
+    """Write toy images into the working directory."""
     monkeypatch.chdir(tmp_path)
     return write_toys(tmp_path / "toys", per_class=10)
 
 
-def test_a_cohort_is_described_in_a_folder_of_its_own(call, toys, tmp_path):
+def test_describe_writes_tables_and_a_page_into_a_new_folder(call, toys, tmp_path):
     done = call("--data", "toys")
     assert (done.returncode, done.stdout.strip()) == (0, "runs/describe-toys-1/describe.html"), done.stderr
     folder = tmp_path / "runs" / "describe-toys-1"
@@ -52,39 +52,42 @@ def test_a_cohort_is_described_in_a_folder_of_its_own(call, toys, tmp_path):
 
 
 def test_the_terminal_shows_classes_and_splits(call, toys):
-    said = [line.split() for line in call("--data", "toys").stderr.splitlines()]
-    assert ["train", "valid", "test", "all"] in said
-    assert [row for row in said if row[:1] == ["haze"] and row[-1] == "10"]
+    rows = [line.split() for line in call("--data", "toys").stderr.splitlines()]
+    assert ["train", "valid", "test", "all"] in rows
+    assert [row for row in rows if row[:1] == ["haze"] and row[-1] == "10"]
 
 
-def test_a_class_too_small_to_split_is_shown_and_told(call, toys, tmp_path):
+def test_a_class_too_small_to_split_is_shown_with_a_warning(call, toys, tmp_path):
     write_toys(tmp_path / "more", per_class=1, labels=("haze",), first=100)
     (tmp_path / "more" / "haze").rename(toys / "rare")
     done = call("--data", "toys", "--out", "page")
     assert done.returncode == 0, done.stderr
-    text = "warning: a run would refuse this data: FCX-E004: too few patients for train and test in class 'rare'"
-    assert text in done.stderr
-    said = [line.split() for line in done.stderr.splitlines()]
-    assert ["all"] in said and ["rare", "1"] in said
-    assert "a run would refuse this data" in (tmp_path / "page" / "describe.html").read_text(encoding="utf-8")
+    assert (
+        "warning: training is not possible with this data: FCX-E004: too few patients for train and test" in done.stderr
+    )
+    rows = [line.split() for line in done.stderr.splitlines()]
+    assert ["all"] in rows and ["rare", "1"] in rows
+    assert "training is not possible with this data" in (tmp_path / "page" / "describe.html").read_text(
+        encoding="utf-8"
+    )
 
 
-def test_the_split_is_the_one_that_train_draws(call, toys, tmp_path):
+def test_the_splits_are_those_of_a_training_run(call, toys, tmp_path):
     from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 
     call("--data", "toys", "--seed", "7", "--out", "seven")
-    found = pd.read_csv(tmp_path / "seven" / "manifest.csv", dtype=str)
+    described = pd.read_csv(tmp_path / "seven" / "manifest.csv", dtype=str)
     recipe = Recipe(data="toys", seed=7)
-    assert found["split"].tolist() == assign_recipe_splits(read_recipe_manifest(recipe), recipe)["split"].tolist()
+    assert described["split"].tolist() == assign_recipe_splits(read_recipe_manifest(recipe), recipe)["split"].tolist()
     assert "draws with seed 7" in (tmp_path / "seven" / "describe.html").read_text(encoding="utf-8")
 
 
-def test_bad_files_do_not_stop_it_and_are_listed(call, toys, tmp_path):
-    victims = sorted((toys / "clear").glob("*.png"))
-    victims[0].write_bytes(b"")
-    victims[1].write_bytes(b"<html>404</html>")
+def test_unreadable_files_are_listed_in_skipped_csv(call, toys, tmp_path):
+    files = sorted((toys / "clear").glob("*.png"))
+    files[0].write_bytes(b"")
+    files[1].write_bytes(b"<html>404</html>")
     done = call("--data", "toys", "--out", "described")
-    assert done.returncode == 2, "some files could not be read"
+    assert done.returncode == 2, "some files are unreadable"
     assert "FCX-E101 clear/00000000_000.png" in done.stderr and "2 unreadable images skipped" in done.stderr
     skipped = pd.read_csv(tmp_path / "described" / "skipped.csv")
     assert skipped["code"].tolist() == ["E101", "E102"]
@@ -92,19 +95,19 @@ def test_bad_files_do_not_stop_it_and_are_listed(call, toys, tmp_path):
     assert "2 images left out" in page and "clear/00000000_001.png" in page
 
 
-def test_exact_copies_are_one_patient_and_placeholders_that_cannot_be_read_are_not(call, toys, tmp_path):
+def test_exact_duplicates_share_a_patient_unless_they_are_unreadable(call, toys, tmp_path):
     for label in ("clear", "haze"):
         shutil.copy(min((toys / "opacity").iterdir()), toys / label / f"again-{label}.png")
         Image.new("L", (80, 80)).save(toys / label / f"00000{LABELS.index(label)}00_009.png")
     call("--data", "toys", "--out", "shown")
     rows = pd.read_csv(tmp_path / "shown" / "manifest.csv", dtype=str).set_index("path")
-    copies = rows[rows.index.str.contains("again") | (rows["patient"] == "00002000")]
-    assert copies["patient"].tolist() == ["00002000"] * 4
-    assert copies["split"].nunique() == 1
+    duplicates = rows[rows.index.str.contains("again") | (rows["patient"] == "00002000")]
+    assert duplicates["patient"].tolist() == ["00002000"] * 4
+    assert duplicates["split"].nunique() == 1
     assert rows["patient"].nunique() == 15
 
 
-def test_columns_are_kept_by_name_and_no_other_reaches_a_file(call, toys, tmp_path):
+def test_only_columns_named_with_keep_columns_are_written(call, toys, tmp_path):
     rows = [f"{file.relative_to(toys)},{file.parent.name},s1,120,coughs" for file in sorted(toys.glob("*/*.png"))]
     (toys / "mine.csv").write_text("\n".join(["path,label,scanner,kVp,clinical_notes", *rows]) + "\n")
     done = call("--data", "toys/mine.csv", "--keep-columns", "scanner,kvp", "--out", "shown")
@@ -113,21 +116,21 @@ def test_columns_are_kept_by_name_and_no_other_reaches_a_file(call, toys, tmp_pa
     assert not [file for file in (tmp_path / "shown").rglob("*") if file.is_file() and b"coughs" in file.read_bytes()]
 
 
-def test_warnings_stand_on_the_page(call, toys, tmp_path):
+def test_warnings_are_shown_on_the_page(call, toys, tmp_path):
     for number, file in enumerate(sorted(toys.glob("*/*.png"))):
         file.rename(file.parent / f"x{number:02d}y.png")
     done = call("--data", "toys", "--out", "described")
     assert "warning: no patient identifiers found" in done.stderr
-    said = json.loads((tmp_path / "described" / "run.json").read_text())["messages"]
-    assert [line for line in said if line["level"] == "warning"]
+    messages = json.loads((tmp_path / "described" / "run.json").read_text())["messages"]
+    assert [line for line in messages if line["level"] == "warning"]
     assert "no patient identifiers found" in (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
 
 
-def test_report_redraws_it_byte_for_byte(call, toys, tmp_path, monkeypatch):
+def test_report_writes_the_same_page_again(call, toys, tmp_path, monkeypatch):
     call("--data", "toys", "--out", "described")
     page = tmp_path / "described" / "describe.html"
     before = page.read_bytes()
-    page.write_text("gone")
+    page.write_text("old")
     monkeypatch.setattr(sys, "argv", ["fastcxr", "report", "described"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -135,32 +138,32 @@ def test_report_redraws_it_byte_for_byte(call, toys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "remedy"),
+    ("words", "code", "fix"),
     [
-        (["--data", "nowhere"], 66, "no such file or folder. Check the name"),
+        (["--data", "missing"], 66, "no such file or folder. Check the name"),
         (["--data", "toys", "--out", "toys"], 73, "Choose another --out"),
         (["--data", "toys", "--splt", "image"], 64, "Did you mean --split"),
         (["--data", "toys", "--split", "imag"], 64, 'Did you mean "image"'),
         (["--data", "toys", "--epochs", "3"], 64, "--epochs"),
     ],
 )
-def test_every_mistake_is_one_line_with_its_remedy(call, toys, tmp_path, words, code, remedy):
+def test_every_error_is_one_line_with_its_fix(call, toys, tmp_path, words, code, fix):
     done = call(*words)
     assert done.returncode == code, done.stderr
-    assert remedy in done.stderr.splitlines()[-1]
-    assert not list(tmp_path.glob("runs/*")), "what failed leaves no folder"
+    assert fix in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("runs/*")), "no folder is left after an error"
 
 
-def test_every_flag_says_what_it_says_in_train():
+def test_every_option_has_the_same_help_as_in_train():
     shared = DescribeOptions.__dataclass_fields__
     assert {name: item.metadata["help"] for name, item in shared.items()} == {
         name: Recipe.__dataclass_fields__[name].metadata["help"] for name in shared
     }
 
 
-def test_trouble_in_the_middle_leaves_no_folder(toys, tmp_path, monkeypatch):
+def test_an_error_leaves_no_folder(toys, tmp_path, monkeypatch):
     def fail(*_, **__):
-        raise OutputError("disk full", "Free some room")
+        raise OutputError("disk full", "Free disk space")
 
     monkeypatch.setattr("fastcxr.workflows.describe.write_thumbnails", fail)
     with pytest.raises(OutputError):
@@ -168,7 +171,7 @@ def test_trouble_in_the_middle_leaves_no_folder(toys, tmp_path, monkeypatch):
     assert not (tmp_path / "described").exists()
 
 
-def test_torch_is_never_loaded(toys):
+def test_describe_does_not_import_torch(toys):
     code = (
         "import sys; from fastcxr.cli.main import app; sys.argv = ['fastcxr'];"
         "app(['describe', '--data', 'toys', '--out', 'described'], result_action='return_value');"
@@ -178,7 +181,7 @@ def test_torch_is_never_loaded(toys):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
-def test_the_toys_have_three_classes(call, toys, tmp_path):
+def test_histograms_csv_has_one_histogram_per_class(call, toys, tmp_path):
     call("--data", "toys", "--out", "described")
     histograms = pd.read_csv(tmp_path / "described" / "histograms.csv")
     assert histograms["label"].unique().tolist() == list(LABELS)

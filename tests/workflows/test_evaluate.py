@@ -1,4 +1,4 @@
-"""A test elsewhere leaves out the patients that the model knows, in whatever form the other data comes."""
+"""Tests of external evaluation: training patients are left out, and unknown labels are rejected."""
 
 import pandas as pd
 import pytest
@@ -16,60 +16,60 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 @pytest.fixture
 def run(toy_folder, tmp_path):
-    """What a run that was trained on the toys says of them."""
-    taught = read_manifest(toy_folder).assign(split="train")
+    """Return the folder of a run trained on the toy images."""
+    training_manifest = read_manifest(toy_folder).assign(split="train")
     (tmp_path / "run").mkdir()
     write_manifest(
-        taught.assign(**{IMAGE_HASH_COLUMN: [f"picture {n}" for n in range(len(taught))]}),
+        training_manifest.assign(**{IMAGE_HASH_COLUMN: [f"image {n}" for n in range(len(training_manifest))]}),
         tmp_path / "run/manifest.csv",
     )
     return tmp_path / "run"
 
 
 @pytest.fixture
-def other(tmp_path):
-    """Other pictures, of some of the patients of the toys and of new ones."""
-    folder = write_toys(tmp_path / "other", per_class=6, first=100)
+def external(tmp_path):
+    """Write other images of two training patients and of new patients."""
+    folder = write_toys(tmp_path / "external", per_class=6, first=100)
     for label, patient in (("clear", "00000000"), ("haze", "00001001")):
         file = min((folder / label).glob("*.png"))
         file.rename(file.with_name(f"{patient}_099.png"))
     return folder
 
 
-def leave_out(data, run, tmp_path) -> tuple[int, list[str]]:
-    """How many images are left, and the paths of the others."""
-    record = OutputDir(tmp_path / "there")
-    record.acquire()
-    left = drop_training_images(read_manifest(data), run, 64, record)
-    return len(left), pd.read_csv(tmp_path / "there" / "skipped.csv")["path"].tolist()
+def drop_images(data, run, tmp_path) -> tuple[int, list[str]]:
+    """Return the number of remaining images and the paths of the images left out."""
+    output_dir = OutputDir(tmp_path / "out")
+    output_dir.acquire()
+    remaining = drop_training_images(read_manifest(data), run, 64, output_dir)
+    return len(remaining), pd.read_csv(tmp_path / "out" / "skipped.csv")["path"].tolist()
 
 
-KNOWN = (16, ["clear/00000000_099.png", "haze/00001001_099.png"])
+EXPECTED = (16, ["clear/00000000_099.png", "haze/00001001_099.png"])
 
 
 @pytest.mark.needs("h5py")
-def test_patients_of_the_training_are_left_out_of_a_folder_and_of_a_packed_cohort_alike(run, other, tmp_path):
-    packed = pack_dataset(read_manifest(other), tmp_path / "other.h5")
-    assert leave_out(other, run, tmp_path / "folder") == KNOWN
-    assert leave_out(packed, run, tmp_path / "packed") == KNOWN
+def test_training_patients_are_left_out_of_folders_and_packed_datasets(run, external, tmp_path):
+    packed = pack_dataset(read_manifest(external), tmp_path / "external.h5")
+    assert drop_images(external, run, tmp_path / "folder") == EXPECTED
+    assert drop_images(packed, run, tmp_path / "packed") == EXPECTED
 
 
-def test_a_patient_column_that_repeats_the_file_name_holds_there_too(run, other, tmp_path):
-    table = read_manifest(other)[["path", "label", "patient"]]
-    table.to_csv(other / "table.csv", index=False)
-    assert leave_out(other / "table.csv", run, tmp_path) == KNOWN
+def test_training_patients_are_found_by_a_patient_column_with_ids_of_file_names(run, external, tmp_path):
+    table = read_manifest(external)[["path", "label", "patient"]]
+    table.to_csv(external / "table.csv", index=False)
+    assert drop_images(external / "table.csv", run, tmp_path) == EXPECTED
 
 
 @pytest.mark.parametrize(
-    ("label", "remedy"),
+    ("label", "fix"),
     [
-        ("Covid", "as --relabel 'Covid=COVID-19', or leave"),
-        ("normal", "as --relabel 'normal=Normal', or leave"),
-        ("ARDS", "as --relabel 'ARDS=CLASS' with one of Bacteria, COVID-19, Normal as CLASS, or leave"),
-        ("Abnormal", "as --relabel 'Abnormal=CLASS'"),
+        ("Covid", "Pass --relabel 'Covid=COVID-19', or exclude"),
+        ("normal", "Pass --relabel 'normal=Normal', or exclude"),
+        ("ARDS", "Pass --relabel 'ARDS=CLASS' (CLASS: one of Bacteria, COVID-19, Normal), or exclude"),
+        ("Abnormal", "Pass --relabel 'Abnormal=CLASS'"),
     ],
 )
-def test_a_pair_is_suggested_only_of_names_that_are_alike(label, remedy):
+def test_relabel_is_suggested_only_for_similar_labels(label, fix):
     with pytest.raises(DataError) as caught:
         validate_labels(pd.DataFrame({"label": ["Normal", label]}), ("Bacteria", "COVID-19", "Normal"))
-    assert remedy in str(caught.value)
+    assert fix in str(caught.value)

@@ -1,4 +1,4 @@
-"""From train to predict, evaluate, verify and folds: a picture of something else ends without a class."""
+"""Tests of the OOD detector in train, predict, evaluate, verify and cross-validation."""
 
 import json
 import shutil
@@ -23,29 +23,22 @@ from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-RECIPE = Recipe(
-    "mobilenetv2_035",
-    weights="none",
-    image_size=64,
-    strategy="linear_probe",
-    precision="fp32",
-    batch_size=8,
-    hflip_tta=False,
-)
+OPTIONS = {"image_size": 64, "strategy": "linear_probe", "precision": "fp32", "batch_size": 8, "hflip_tta": False}
+RECIPE = Recipe("mobilenetv2_035", weights="none", **OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def finished(toy_folder, tmp_path_factory):
-    place = tmp_path_factory.mktemp("gate")
+    folder = tmp_path_factory.mktemp("ood")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_ood, "MIN_VALID_PATIENTS", 2)
-        run(RECIPE.replace(data=str(write_toys(place / "toys", per_class=20))), place / "run")
-    return place / "run"
+        run(RECIPE.replace(data=str(write_toys(folder / "toys", per_class=20))), folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture
-def boards(tmp_path):
-    """Checkerboards in class folders."""
+def checkerboards(tmp_path):
+    """Write checkerboard images into class folders."""
     for number, label in enumerate(("clear", "haze", "clear", "haze")):
         (tmp_path / "boards" / label).mkdir(parents=True, exist_ok=True)
         board = np.indices((64, 64)).sum(axis=0) // (6 + number) % 2 * 255
@@ -53,28 +46,28 @@ def boards(tmp_path):
     return tmp_path / "boards"
 
 
-def test_a_run_reports_its_false_alarms_and_is_verified(finished):
+def test_a_run_reports_the_false_alarms_of_its_detector(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     table = pd.read_csv(finished / "predictions.csv", keep_default_na=False)
     test = table[table["split"] == "test"]
-    found = metrics["test"]["ood"]
-    assert (found["n_images"], found["n_ood"]) == (len(test), (test["in_distribution"] == "no").sum())
+    ood = metrics["test"]["ood"]
+    assert (ood["n_images"], ood["n_ood"]) == (len(test), (test["in_distribution"] == "no").sum())
     assert "False alarms of the OOD detector" in (finished / "report.html").read_text()
     assert verify(finished)[0] == []
 
 
-def test_a_changed_in_distribution_value_is_found(finished, tmp_path):
+def test_verify_finds_a_changed_in_distribution_value(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     text = (folder / "predictions.csv").read_text()
     assert ",yes" in text
     (folder / "predictions.csv").write_text(text.replace(",yes", ",no"))
-    write_checksums(folder, list_files(folder))  # who can change a file can mend its checksum
+    write_checksums(folder, list_files(folder))  # as after a deliberate change
     assert any("ood.n_ood" in fault.problem for fault in verify(folder)[0])
 
 
-def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, monkeypatch, capfd):
+def test_predict_assigns_no_class_to_ood_images(finished, checkerboards, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(
-        sys, "argv", ["fastcxr", "predict", str(finished), str(boards), "--csv", str(tmp_path / "a.csv")]
+        sys, "argv", ["fastcxr", "predict", str(finished), str(checkerboards), "--csv", str(tmp_path / "a.csv")]
     )
     with pytest.raises(SystemExit):
         main()
@@ -85,24 +78,24 @@ def test_predict_names_no_class_and_says_how_many(finished, boards, tmp_path, mo
     assert "0 images classified, 0 unreadable, 4 out-of-distribution (no class assigned)" in capfd.readouterr().err
 
 
-def test_a_test_on_pictures_of_something_else_is_a_warning_on_its_page(finished, boards, tmp_path):
-    page = evaluate(finished, Recipe(data=str(boards)), tmp_path / "there").read_text()
+def test_evaluation_on_ood_images_shows_a_warning(finished, checkerboards, tmp_path):
+    page = evaluate(finished, Recipe(data=str(checkerboards)), tmp_path / "evaluation").read_text()
     assert '<li class="warning"><b>Out-of-distribution images.</b> In the test split: 4 of 4 images' in page
-    assert verify(tmp_path / "there")[0] == []
+    assert verify(tmp_path / "evaluation")[0] == []
 
 
-def test_each_fold_has_a_gate_of_its_own_and_the_pooled_page_counts_them_together(toy_folder, tmp_path, monkeypatch):
+def test_pooled_metrics_count_the_ood_images_of_the_detectors_of_all_folds(toy_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(fit_ood, "MIN_VALID_PATIENTS", 2)
     cross_validate(RECIPE.replace(data=str(toy_folder), folds=2), tmp_path / "folds")
     metrics = json.loads((tmp_path / "folds" / "metrics.json").read_text())
-    parts = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
+    fold_metrics = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
     assert metrics["oof"]["ood"]["n_images"] == 30
-    assert metrics["oof"]["ood"]["n_ood"] == sum(part["test"]["ood"]["n_ood"] for part in parts)
+    assert metrics["oof"]["ood"]["n_ood"] == sum(part["test"]["ood"]["n_ood"] for part in fold_metrics)
     assert "False alarms of the OOD detector" in (tmp_path / "folds" / "report.html").read_text()
     assert verify(tmp_path / "folds")[0] == []
 
 
-def test_a_fold_without_a_gate_leaves_its_rows_out_of_the_count(toy_manifest):
-    even = make_predictions(toy_manifest, np.full((30, 3), 1 / 3), ("clear", "haze", "opacity"))
-    pooled = pool_predictions({1: mark_ood(even, np.zeros(30)), 2: even})
-    assert compute_ood_rate(pooled)["n_images"] == len(even.for_split("test").table) == len(pooled.table) / 2
+def test_rows_of_a_fold_without_a_detector_are_not_counted(toy_manifest):
+    uniform = make_predictions(toy_manifest, np.full((30, 3), 1 / 3), ("clear", "haze", "opacity"))
+    pooled = pool_predictions({1: mark_ood(uniform, np.zeros(30)), 2: uniform})
+    assert compute_ood_rate(pooled)["n_images"] == len(uniform.for_split("test").table) == len(pooled.table) / 2

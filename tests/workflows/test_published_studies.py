@@ -1,4 +1,4 @@
-"""Every arm of every published study takes real steps on the sample cohort: small, with random weights."""
+"""Tests that every variant of every published study trains on the sample, with small networks and random weights."""
 
 import csv
 import logging
@@ -19,9 +19,9 @@ from fastcxr.workflows.run_dir import OutputDir
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 SMALL = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "data_format": "csv"}
-LARGE = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # above 100 million parameters
-# what the three drawn classes are called in a study; a study that is not here takes two of them as they are
-NAMES = {
+LARGE_BACKBONES = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # above 100 million parameters
+# labels of the synthetic images in each study
+LABELS = {
     "bolhassani2024": ("Normal", "Bacteria", "Virus", "COVID-19"),
     "le2021": ("Normal", "Virus", "COVID-19"),
     "lopez2023": ("COVID-19", "Normal"),
@@ -29,24 +29,24 @@ NAMES = {
 }
 
 
-def every_arm():
-    """Study, arm and recipe of all scripts."""
+def iterate_variants():
+    """Yield study and recipe of every variant of all scripts."""
     for script in SCRIPTS:
-        for arm, recipe in runpy.run_path(str(script))["RECIPES"].items():
-            slow = [pytest.mark.slow] if recipe.backbone in LARGE else []
-            yield pytest.param(script.stem, recipe, id=f"{script.stem}-{arm}", marks=slow)
+        for variant, recipe in runpy.run_path(str(script))["RECIPES"].items():
+            slow = [pytest.mark.slow] if recipe.backbone in LARGE_BACKBONES else []
+            yield pytest.param(script.stem, recipe, id=f"{script.stem}-{variant}", marks=slow)
 
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory) -> dict[str, list[Path]]:
-    """For each study two tables of drawn radiographs under its labels; the second is what some arms merge in."""
-    return {study: write_tables(tmp_path_factory.mktemp(study), labels) for study, labels in NAMES.items()}
+    """Return two tables of synthetic images with the labels of each study; some variants merge the second."""
+    return {study: write_tables(tmp_path_factory.mktemp(study), labels) for study, labels in LABELS.items()}
 
 
 def write_tables(folder: Path, labels: tuple[str, ...]) -> list[Path]:
-    """16 training, 4 validation and 4 test images, every label in each part, and a second table of 4 more images."""
+    """Write a table of 16 training, 4 validation and 4 test images, every label in each, and one of 4 more images."""
     images = sorted((ROOT / "data" / "sample").glob("*/*.jpg"))
-    dealt = [images[k * len(images) // 28] for k in range(28)]
+    selected = [images[k * len(images) // 28] for k in range(28)]
     splits = ["train"] * 16 + ["valid"] * 4 + ["test"] * 4 + ["train"] * 4
     rows = [
         {
@@ -56,7 +56,7 @@ def write_tables(folder: Path, labels: tuple[str, ...]) -> list[Path]:
             "split": split,
             "view": ("PA", "AP", "AP Supine")[k % 3],
         }
-        for k, (image, split) in enumerate(zip(dealt, splits, strict=True))
+        for k, (image, split) in enumerate(zip(selected, splits, strict=True))
     ]
     tables = [(folder / "first.csv", rows[:24]), (folder / "second.csv", rows[24:])]
     for table, part in tables:
@@ -68,25 +68,25 @@ def write_tables(folder: Path, labels: tuple[str, ...]) -> list[Path]:
 
 
 def make_small(recipe: Recipe, tables: list[Path]) -> Recipe:
-    """The arm with what a test can afford; where it asks for a second collection it gets one."""
+    """Return the variant with a small network and few images; with a filter it gets the second table."""
     data = tuple(map(str, tables)) if recipe.filter else str(tables[0])
-    if recipe.strategy == "gradual":  # which random weights would turn into full
+    if recipe.strategy == "gradual":  # random weights would change it to full
         return recipe.replace(**SMALL, data=data, strategy="full")
     return recipe.replace(**SMALL, data=data, fold=1 if recipe.folds else None, ignore_given_splits=False)
 
 
-@pytest.mark.parametrize(("study", "recipe"), list(every_arm()))
-def test_arm_steps_and_predicts(study, recipe, tables, tmp_path, caplog):
+@pytest.mark.parametrize(("study", "recipe"), list(iterate_variants()))
+def test_a_variant_trains_and_predicts(study, recipe, tables, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     small = make_small(recipe, tables[study])
     manifest = assign_recipe_splits(load_dataset(small, OutputDir(tmp_path)), small)
     learner = make_learner(make_loaders(manifest, small), small)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     training = train(learner, small)
-    steps = training.history["train_loss"]
-    assert len(learner.dls.train) >= 1 and np.isfinite(steps).all()
-    moved = [not old.equal(new) for old, new in zip(before, learner.model.parameters(), strict=True)]
-    assert any(moved), "an arm that trains changes its weights"
+    losses = training.history["train_loss"]
+    assert len(learner.dls.train) >= 1 and np.isfinite(losses).all()
+    changed = [not old.equal(new) for old, new in zip(before, learner.model.parameters(), strict=True)]
+    assert any(changed), "training changes the weights"
     predictions = predict(learner, manifest, splits=("test",))
     np.testing.assert_allclose(predictions.probability.sum(axis=1), 1.0, atol=1e-6)
     assert set(predictions.labels) == set(manifest["label"])

@@ -1,4 +1,4 @@
-"""A run that is broken off is gone on with by the same command, and only by the same command on the same images."""
+"""Tests of resuming: an interrupted run is resumed by the same recipe on the same images, and by no other."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, str
 
 
 class Crash(BaseException):
-    """Somebody pulled the plug."""
+    """A simulated power failure."""
 
 
 @pytest.fixture(scope="module")
@@ -43,23 +43,23 @@ def recipe(toys):
 
 
 @pytest.fixture(scope="module")
-def whole(toys, tmp_path_factory):
+def uninterrupted(toys, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(RECIPE.replace(data=str(toys)), folder)
     return folder
 
 
-def break_off(recipe, folder, monkeypatch, batches=5, **options):
-    """A run that ends after so many batches, as in a crash."""
-    left = [batches]
+def interrupt(recipe, folder, monkeypatch, batches=5, **options):
+    """Start a run that crashes after a number of batches."""
+    remaining = [batches]
 
     def after_batch(self):
-        keep(self)
-        left[0] -= 1
-        if left[0] < 0:
+        original(self)
+        remaining[0] -= 1
+        if remaining[0] < 0:
             raise Crash
 
-    keep = CheckpointCallback.after_batch
+    original = CheckpointCallback.after_batch
     with monkeypatch.context() as patch:
         patch.setattr(resume, "CHECKPOINT_INTERVAL_MINUTES", 0)
         patch.setattr(CheckpointCallback, "after_batch", after_batch)
@@ -67,73 +67,79 @@ def break_off(recipe, folder, monkeypatch, batches=5, **options):
             run(recipe, folder, **options)
 
 
-def test_a_run_that_was_broken_off_ends_as_one_that_was_left_in_peace(recipe, whole, tmp_path, monkeypatch):
-    broken = tmp_path / "run"
-    break_off(recipe, broken, monkeypatch, command="fastcxr train")
-    assert (broken / "state" / "initial_manifest.csv").exists()
-    assert not (broken / "model.safetensors").exists()
-    run(recipe, broken, command="fastcxr resume")
-    assert json.loads((broken / "run.json").read_text())["command"] == "fastcxr train"
+def test_a_resumed_run_has_the_same_result_as_an_uninterrupted_one(recipe, uninterrupted, tmp_path, monkeypatch):
+    resumed = tmp_path / "run"
+    interrupt(recipe, resumed, monkeypatch, command="fastcxr train")
+    assert (resumed / "state" / "initial_manifest.csv").exists()
+    assert not (resumed / "model.safetensors").exists()
+    run(recipe, resumed, command="fastcxr resume")
+    assert json.loads((resumed / "run.json").read_text())["command"] == "fastcxr train"
     for name in ("model.safetensors", "predictions.csv", "metrics.json", "manifest.csv", "recipe.json"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
-    histories = [pd.read_csv(place / "history.csv").drop(columns="seconds") for place in (broken, whole)]
+        assert (resumed / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+    histories = [pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (resumed, uninterrupted)]
     assert histories[0].equals(histories[1])
-    assert sorted(os.listdir(broken)) == sorted(os.listdir(whole))
+    assert sorted(os.listdir(resumed)) == sorted(os.listdir(uninterrupted))
 
 
-def test_a_finished_run_says_so_and_stays(recipe, whole, caplog):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+def test_a_finished_run_is_not_repeated(recipe, uninterrupted, caplog):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
     with caplog.at_level("INFO", "fastcxr"):
-        assert run(recipe, whole) == whole / "report.html"
+        assert run(recipe, uninterrupted) == uninterrupted / "report.html"
     assert "this run is finished" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
 
 
-def test_a_finished_run_of_other_images_in_a_folder_of_the_same_name_is_refused(recipe, whole, tmp_path):
+def test_a_finished_run_on_other_images_with_the_same_folder_name_is_rejected(recipe, uninterrupted, tmp_path):
     other = write_toys(tmp_path / "toys", first=30)
-    with pytest.raises(OutputError, match=r"a run of other images is here \(\d+ of the data .*choose another --out"):
-        run(recipe.replace(data=str(other)), whole)
+    with pytest.raises(OutputError, match=r"a run on other images \(\d+ only in the data.*choose another --out"):
+        run(recipe.replace(data=str(other)), uninterrupted)
 
 
-def test_another_recipe_is_refused_with_the_difference(recipe, tmp_path, monkeypatch):
-    break_off(recipe, tmp_path / "run", monkeypatch)
-    kept = sorted(os.listdir(tmp_path / "run" / "state"))
-    with pytest.raises(OutputError, match="a run of another recipe is here .epochs was 2, is 3; seed was 42, is 7."):
+def test_another_recipe_is_rejected_with_the_differences(recipe, tmp_path, monkeypatch):
+    interrupt(recipe, tmp_path / "run", monkeypatch)
+    before = sorted(os.listdir(tmp_path / "run" / "state"))
+    with pytest.raises(OutputError, match="a run with a different recipe .epochs was 2, is 3; seed was 42, is 7."):
         run(recipe.replace(epochs=3, seed=7), tmp_path / "run")
-    assert sorted(os.listdir(tmp_path / "run" / "state")) == kept
+    assert sorted(os.listdir(tmp_path / "run" / "state")) == before
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
-        (lambda data: next(data.glob("haze/*")).unlink(), "1 gone"),
-        (lambda data: next(data.glob("haze/*")).rename(data / "haze" / "x.png"), "1 new .as haze/x.png., 1 gone"),
-        (lambda data: next(data.glob("haze/*")).rename(data / "clear" / "y.png"), "1 new .as clear/y.png., 1 gone"),
+        (lambda data: next(data.glob("haze/*")).unlink(), "1 missing"),
+        (
+            lambda data: next(data.glob("haze/*")).rename(data / "haze" / "x.png"),
+            "1 new .such as haze/x.png., 1 missing",
+        ),
+        (
+            lambda data: next(data.glob("haze/*")).rename(data / "clear" / "y.png"),
+            "1 new .such as clear/y.png., 1 missing",
+        ),
     ],
 )
-def test_other_images_are_refused_with_the_difference(tmp_path, monkeypatch, change, told):
+def test_other_images_are_rejected_with_the_differences(tmp_path, monkeypatch, change, expected):
     data = write_toys(tmp_path / "toys")
     recipe = RECIPE.replace(data=str(data), split="image")
-    break_off(recipe, tmp_path / "run", monkeypatch)
+    interrupt(recipe, tmp_path / "run", monkeypatch)
     change(data)
-    with pytest.raises(DataError, match=f"images are not those that this run began with: {told}"):
+    with pytest.raises(DataError, match=f"images differ from those of the interrupted run: {expected}"):
         run(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "state").exists()
 
 
-def test_a_changed_picture_is_another_image(tmp_path, monkeypatch):
+def test_an_image_with_changed_pixels_is_rejected(tmp_path, monkeypatch):
     from PIL import Image
 
     data = write_toys(tmp_path / "toys")
     recipe = RECIPE.replace(data=str(data))
-    break_off(recipe, tmp_path / "run", monkeypatch)
+    interrupt(recipe, tmp_path / "run", monkeypatch)
     Image.linear_gradient("L").save(next(data.glob("haze/*")))
-    with pytest.raises(DataError, match="1 changed .as haze/"):
+    with pytest.raises(DataError, match="1 changed .such as haze/"):
         run(recipe, tmp_path / "run")
 
 
-def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path, monkeypatch):
-    break_off(recipe, tmp_path / "run", monkeypatch)
+def test_a_folder_that_another_process_writes_is_rejected(recipe, tmp_path, monkeypatch):
+    interrupt(recipe, tmp_path / "run", monkeypatch)
     with directory_lock(tmp_path / "run"):
         with pytest.raises(BusyError, match=f"process {os.getpid()} is writing into this folder") as caught:
             run(recipe, tmp_path / "run")
@@ -144,15 +150,15 @@ def test_a_folder_that_somebody_writes_into_is_refused_by_name(recipe, tmp_path,
 
 
 def test_a_disk_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
-    def refuse(*_, **__):
+    def raise_error(*_, **__):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("filelock.lock_descriptor", refuse)
+    monkeypatch.setattr("filelock.lock_descriptor", raise_error)
     with directory_lock(tmp_path):
         assert "has no locks (No locks available): make sure that no other process writes into it" in caplog.text
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     code = "import os, sys; from pathlib import Path; from fastcxr.io.lock import directory_lock\n"
     code += "with directory_lock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
@@ -160,25 +166,25 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     assert not is_locked(tmp_path)
 
 
-def test_a_process_of_the_loader_does_not_hold_what_the_killed_one_held(tmp_path):
+def test_a_forked_worker_does_not_keep_the_lock_of_its_killed_parent(tmp_path):
     code = "import os, sys, time; from pathlib import Path; from fastcxr.io.lock import directory_lock\n"
     code += "with directory_lock(Path(sys.argv[1])):\n    if os.fork(): os.kill(os.getpid(), 9)\n"
     code += "    time.sleep(20); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.DEVNULL)
     assert (tmp_path / ".lock").exists()
-    until = time.monotonic() + 10  # the child must have had its first moment; it lives for twenty seconds
+    until = time.monotonic() + 10  # the child needs a moment to close its handle; it runs for 20 seconds
     while is_locked(tmp_path) and time.monotonic() < until:
         time.sleep(0.01)
     assert not is_locked(tmp_path)
 
 
-def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, monkeypatch):
-    break_off(recipe, tmp_path / "first" / "run", monkeypatch, mirror=tmp_path / "drive" / "run")
+def test_a_run_is_resumed_from_its_mirror_in_another_folder(recipe, uninterrupted, tmp_path, monkeypatch):
+    interrupt(recipe, tmp_path / "first" / "run", monkeypatch, mirror=tmp_path / "drive" / "run")
     run(recipe, tmp_path / "second" / "run", mirror=tmp_path / "drive" / "run")
     history = pd.read_csv(tmp_path / "second" / "run" / "history.csv")
     assert history["epoch"].tolist() == [1, 2]
     assert (tmp_path / "second" / "run" / "model.safetensors").read_bytes() == (
-        whole / "model.safetensors"
+        uninterrupted / "model.safetensors"
     ).read_bytes()
     said = json.loads((tmp_path / "second" / "run" / "run.json").read_text())["messages"]
     texts = [line["text"] for line in said]
@@ -186,15 +192,15 @@ def test_the_mirror_goes_on_where_the_machine_is_gone(recipe, whole, tmp_path, m
     assert not (tmp_path / "drive" / "run").exists()
 
 
-def test_the_newest_unfinished_run_is_found_and_folds_are_left_to_their_run(recipe, tmp_path):
+def test_find_resumable_run_returns_the_newest_run_and_no_folds(recipe, tmp_path):
     runs = tmp_path / "runs"
-    for name in ("a-1", "a-2", "study/arm", "study/arm/fold-1", "done"):
+    for name in ("a-1", "a-2", "study/variant", "study/variant/fold-1", "done"):
         (runs / name).mkdir(parents=True)
         (runs / name / "recipe.json").write_text(recipe.replace(seed=len(name)).to_json())
     (runs / "done" / "report.html").write_text("")
-    for age, name in enumerate(("study/arm", "a-1", "a-2")):
+    for age, name in enumerate(("study/variant", "a-1", "a-2")):
         os.utime(runs / name / "recipe.json", (1e9 - age, 1e9 - age))
-    assert find_resumable_run(list_runs(runs)) == runs / "study" / "arm"
+    assert find_resumable_run(list_runs(runs)) == runs / "study" / "variant"
     assert find_resumable_run(list_runs(runs), recipe.replace(seed=3)) == runs / "a-1"
     assert find_resumable_run(list_runs(runs), recipe.replace(seed=99)) is None
 
@@ -205,20 +211,20 @@ WORDS += ["--epochs", "2", "--strategy", "full", "--learning-rate", "0.001"]
 
 @pytest.fixture
 def command(toys, tmp_path, monkeypatch, capfd):
-    """The command line beside the toys; it is stopped by a signal after so many batches."""
+    """Return a function that runs a command and stops it by a signal after a number of batches."""
     (tmp_path / "toys").symlink_to(toys)
     monkeypatch.chdir(tmp_path)
-    keep = CheckpointCallback.after_batch
+    original = CheckpointCallback.after_batch
 
-    def calling(*words, stop_after=None):
-        left = [stop_after]
+    def run_command(*words, stop_after=None):
+        remaining = [stop_after]
 
         def after_batch(self):
-            if left[0] is not None:
-                left[0] -= 1
-                if left[0] == 0:
+            if remaining[0] is not None:
+                remaining[0] -= 1
+                if remaining[0] == 0:
                     signal.raise_signal(signal.SIGTERM)
-            keep(self)
+            original(self)
 
         monkeypatch.setattr(CheckpointCallback, "after_batch", after_batch)
         monkeypatch.setattr(sys, "argv", ["fastcxr", *words])
@@ -227,22 +233,22 @@ def command(toys, tmp_path, monkeypatch, capfd):
             main()
         return ended.value.code, *capfd.readouterr()
 
-    return calling
+    return run_command
 
 
-def test_a_signal_ends_with_the_way_on_and_the_same_command_takes_it(command, whole):
+def test_a_signal_prints_how_to_resume_and_the_same_command_resumes(command, uninterrupted):
     code, out, err = command(*WORDS, stop_after=4)
     assert (code, out) == (143, "")
     assert err.splitlines()[-1] == (f"fastcxr: stopped by SIGTERM; resume with: fastcxr resume runs/toys-{NAME}-1")
     code, out, err = command(*WORDS)
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "(started earlier)" in err
-    models = [place / "model.safetensors" for place in (whole, Path(f"runs/toys-{NAME}-1"))]
+    models = [folder / "model.safetensors" for folder in (uninterrupted, Path(f"runs/toys-{NAME}-1"))]
     assert models[0].read_bytes() == models[1].read_bytes()
     assert command(*WORDS)[1] == f"runs/toys-{NAME}-2/report.html\n"  # the first is finished
 
 
-def test_new_begins_anew_and_resume_takes_the_newest(command):
+def test_no_resume_starts_a_new_run_and_resume_takes_the_newest(command):
     command(*WORDS, stop_after=4)
     code, _, err = command(*WORDS, "--no-resume", stop_after=1)
     assert (code, err.splitlines()[-1].endswith(f"runs/toys-{NAME}-2")) == (143, True)
@@ -257,11 +263,11 @@ def test_new_begins_anew_and_resume_takes_the_newest(command):
     assert "this run is finished" in err
     Path("toys").unlink()
     code, out, err = command("resume", f"runs/toys-{NAME}-1")
-    assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n"), "its data need not be here"
+    assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n"), "the data is not needed"
     assert "this run is finished" in err
 
 
-def test_new_never_empties_a_folder(command):
+def test_no_resume_never_empties_a_folder(command):
     command(*WORDS, "--out", "mine", stop_after=4)
     code, _, err = command(*WORDS, "--out", "mine", "--no-resume")
     assert code == 73
@@ -269,7 +275,7 @@ def test_new_never_empties_a_folder(command):
     assert Path("mine/state").exists()
 
 
-def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
+def test_a_signal_before_training_leaves_no_folder(command, monkeypatch):
     def read(*_):
         signal.raise_signal(signal.SIGINT)
 
@@ -281,6 +287,6 @@ def test_a_signal_before_training_leaves_nothing(command, monkeypatch):
     assert not Path("mine").exists()
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
-    with pytest.raises(InputMissingError, match="no run was begun here"):
+def test_a_folder_without_a_run_is_rejected(tmp_path):
+    with pytest.raises(InputMissingError, match="the folder contains no run"):
         read_run_config(Path(tmp_path))

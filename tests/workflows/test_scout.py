@@ -1,4 +1,4 @@
-"""Scouting ranks what has weights, marks what has none, and leaves a table and a figure."""
+"""Tests of scout: ranking of backbones, notes for those without weights, table and figure."""
 
 import numpy as np
 import pandas as pd
@@ -25,40 +25,40 @@ from fastcxr.workflows.scout import (
 
 @pytest.fixture(scope="module")
 def scouted(tmp_path_factory):
-    """A table of one backbone with a weights file and one whose weights are out of reach, and its folder."""
-    place = tmp_path_factory.mktemp("scout")
-    data = write_toys(place / "toys", per_class=14)
-    save_file(timm.create_model("mobilenetv2_035").state_dict(), place / "w.safetensors")
+    """Scout a backbone with a weights file and one without available weights; return table and folder."""
+    folder = tmp_path_factory.mktemp("scout")
+    data = write_toys(folder / "toys", per_class=14)
+    save_file(timm.create_model("mobilenetv2_035").state_dict(), folder / "w.safetensors")
     recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
-    names, weights = ("resnet10t", "mobilenetv2_035"), {"mobilenetv2_035": str(place / "w.safetensors")}
+    names, weights = ("resnet10t", "mobilenetv2_035"), {"mobilenetv2_035": str(folder / "w.safetensors")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.models.backbones._find_cached_file", lambda backbone: None)
-        patch.setattr("fastcxr.models.backbones._validate_host", refuse)
-        return scout(recipe, names, weights, place / "out"), place / "out"
+        patch.setattr("fastcxr.models.backbones._validate_host", raise_unreachable)
+        return scout(recipe, names, weights, folder / "out"), folder / "out"
 
 
-def refuse(backbone):
+def raise_unreachable(backbone):
     from fastcxr.models.backbones import _make_unreachable_error
 
     raise _make_unreachable_error(backbone)
 
 
-def test_a_backbone_with_weights_is_scored_on_patients_that_its_head_has_not_seen(scouted):
+def test_a_backbone_with_weights_has_cross_validated_metrics(scouted):
     row = scouted[0].iloc[0]
     assert row["backbone"] == "mobilenetv2_035"
     assert 0 <= row["auroc"] <= 1 and row["auroc_sd"] >= 0 and 0 <= row["accuracy"] <= 1
     assert row["images_per_second"] > 0 and row["parameters"] > 300_000
 
 
-def test_a_backbone_without_weights_is_marked_and_not_ranked(scouted):
+def test_a_backbone_without_weights_has_a_note_and_no_auroc(scouted):
     row = scouted[0].iloc[1]
     assert row["backbone"] == "resnet10t"
     assert np.isnan(row["auroc"])
-    assert row["note"] == "no pretrained weights here"
+    assert row["note"] == "pretrained weights not available"
     assert row["images_per_second"] > 0
 
 
-def test_the_table_and_the_figure_are_left_in_the_folder(scouted):
+def test_the_folder_contains_table_and_figure(scouted):
     table, folder = scouted
     assert pd.read_csv(folder / "scout.csv")["backbone"].tolist() == table["backbone"].tolist()
     figure = (folder / "scout.svg").read_text()
@@ -69,88 +69,88 @@ NONE, NO_HEAD, OTHER, GOOD = "mobilenetv2_075", "torchvision:squeezenet1_1", "mo
 
 
 @pytest.fixture(scope="module")
-def hindered(tmp_path_factory):
-    """A table of four of which the last can be ranked: no weights anywhere, no head that fits, another's weights."""
-    place = tmp_path_factory.mktemp("hindered")
-    data = write_toys(place / "toys", per_class=14)
-    save_file(timm.create_model(GOOD).state_dict(), place / "w.safetensors")
+def partly_ranked(tmp_path_factory):
+    """Scout four backbones of which one can be ranked: no weights, unsupported head, weights of another backbone."""
+    folder = tmp_path_factory.mktemp("partly_ranked")
+    data = write_toys(folder / "toys", per_class=14)
+    save_file(timm.create_model(GOOD).state_dict(), folder / "w.safetensors")
     recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
-    weights = dict.fromkeys((NO_HEAD, OTHER, GOOD), str(place / "w.safetensors"))
-    return scout(recipe, (NONE, NO_HEAD, OTHER, GOOD), weights, place / "out"), place / "out"
+    weights = dict.fromkeys((NO_HEAD, OTHER, GOOD), str(folder / "w.safetensors"))
+    return scout(recipe, (NONE, NO_HEAD, OTHER, GOOD), weights, folder / "out"), folder / "out"
 
 
-def test_a_candidate_that_cannot_be_ranked_costs_its_own_figures_alone(hindered):
-    table = hindered[0].set_index("backbone")
-    assert hindered[0].loc[0, "backbone"] == GOOD
+def test_a_candidate_that_fails_has_a_note_and_the_others_are_ranked(partly_ranked):
+    table = partly_ranked[0].set_index("backbone")
+    assert partly_ranked[0].loc[0, "backbone"] == GOOD
     assert table["auroc"].notna().to_dict() == {GOOD: True, NONE: False, NO_HEAD: False, OTHER: False}
-    assert table.loc[NONE, "note"] == "no pretrained weights here"
+    assert table.loc[NONE, "note"] == "pretrained weights not available"
     assert "this backbone has a Conv2d" in table.loc[NO_HEAD, "note"]
     assert "weights do not fit" in table.loc[OTHER, "note"] and table.loc[GOOD, "note"] == ""
     assert table["images_per_second"].notna().to_dict() == {GOOD: True, NONE: True, NO_HEAD: False, OTHER: True}
 
 
-def test_a_table_with_gaps_is_written_and_shown(hindered, capsys):
-    written = pd.read_csv(hindered[1] / "scout.csv", dtype={"parameters": "Int64"}).set_index("backbone")
-    assert written["parameters"].isna().to_dict() == {GOOD: False, NONE: False, NO_HEAD: True, OTHER: False}
-    show_scout_table(Console(width=200), hindered[0])
+def test_a_table_with_missing_values_is_written_and_shown(partly_ranked, capsys):
+    table = pd.read_csv(partly_ranked[1] / "scout.csv", dtype={"parameters": "Int64"}).set_index("backbone")
+    assert table["parameters"].isna().to_dict() == {GOOD: False, NONE: False, NO_HEAD: True, OTHER: False}
+    show_scout_table(Console(width=200), partly_ranked[0])
     line = next(line for line in capsys.readouterr().out.splitlines() if NO_HEAD in line)
     assert line.split()[1:5] == ["-"] * 4 and "nan" not in line
 
 
 @pytest.mark.parametrize(
-    ("names", "weights", "error", "remedy"),
+    ("names", "weights", "error", "fix"),
     [
         (("mobilenetv2_035", "mobilenetv2_1000"), {}, RecipeError, "Did you mean 'mobilenetv2_100'"),
         (("mobilenetv2_035", "mobilenetv2_100.typo"), {}, RecipeError, "Choose from ra_in1k"),
         (("mobilenetv2_035",), {"mobilenetv2_035": "gone.pth"}, InputMissingError, "weights file not found"),
     ],
 )
-def test_a_typo_is_an_error_before_anything_is_read(tmp_path, monkeypatch, names, weights, error, remedy):
+def test_an_unknown_name_is_rejected_before_the_data_is_read(tmp_path, monkeypatch, names, weights, error, fix):
     monkeypatch.setattr("fastcxr.workflows.scout.load_dataset", None)
-    with pytest.raises(error, match=remedy):
+    with pytest.raises(error, match=fix):
         scout(Recipe(strategy="linear_probe"), names, weights, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_device_that_is_not_here_is_an_error_and_no_note_in_every_row(tmp_path):
+def test_a_missing_device_is_an_error_and_not_a_note(tmp_path):
     with pytest.raises(RecipeError, match="Pass --device auto"):
         scout(Recipe(strategy="linear_probe", device="cuda:99"), ("mobilenetv2_035",), {}, tmp_path / "out")
 
 
-def row_of(recipe, *_):
+def make_row(recipe, *_):
     return {"backbone": recipe.backbone, "parameters": 1, "images_per_second": 1.0, "note": "", "auroc": 0.5}
 
 
-def test_a_scout_that_is_broken_off_keeps_every_finished_candidate(tmp_path, toy_folder, monkeypatch):
-    def look(recipe, *rest):
+def test_an_interrupted_scout_keeps_the_finished_candidates(tmp_path, toy_folder, monkeypatch):
+    def evaluate(recipe, *rest):
         if recipe.backbone == "resnet50":
             raise KeyboardInterrupt
-        return row_of(recipe, *rest)
+        return make_row(recipe, *rest)
 
-    monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", look)
+    monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         scout(Recipe(data=str(toy_folder)), ("resnet18", "resnet34", "resnet50"), {}, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out" / "scout.csv")["backbone"].tolist() == ["resnet18", "resnet34"]
     assert (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_scout_that_finished_nothing_leaves_no_folder(tmp_path, toy_folder, monkeypatch):
+def test_a_scout_without_finished_candidates_leaves_no_folder(tmp_path, toy_folder, monkeypatch):
     monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", None)
     with pytest.raises(TypeError):
         scout(Recipe(data=str(toy_folder)), ("resnet18",), {}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fit_that_gives_no_number_is_a_note(monkeypatch):
+def test_a_failed_fit_is_a_note(monkeypatch):
     def fail(*_):
-        raise TrainingError("no number", "Give --precision fp32")
+        raise TrainingError("NaN loss", "Pass --precision fp32")
 
     monkeypatch.setattr("fastcxr.workflows.scout.measure_candidate", fail)
     row = evaluate_candidate(Recipe("resnet18"), pd.DataFrame(), Progress())
-    assert row["note"] == "no number" and np.isnan(row["auroc"])
+    assert row["note"] == "NaN loss" and np.isnan(row["auroc"])
 
 
-def test_a_large_cohort_is_sampled_by_class_and_small_classes_stay_whole():
+def test_a_large_dataset_is_sampled_by_class_with_a_minimum_per_class():
     labels = ["common"] * 3000 + ["rare"] * 40
     table = pd.DataFrame({"label": labels, "patient": range(3040), "path": map(str, range(3040))})
     counts = sample_manifest(table, Recipe())["label"].value_counts()
@@ -158,25 +158,25 @@ def test_a_large_cohort_is_sampled_by_class_and_small_classes_stay_whole():
     assert counts["rare"] == MIN_CLASS_IMAGES
 
 
-def test_weights_of_a_backbone_that_is_no_candidate_are_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no candidate: 'resnet1'.*resnet18"):
+def test_weights_of_a_backbone_that_is_not_listed_are_rejected(tmp_path):
+    with pytest.raises(RecipeError, match="not in the list: 'resnet1'.*resnet18"):
         scout(Recipe(), ["resnet18"], {"resnet1": "a.pth"}, tmp_path / "scout")
 
 
-def test_weights_without_a_name_are_refused():
+def test_weights_without_a_backbone_are_rejected():
     assert parse_weights(["resnet18=a=b.pth"]) == {"resnet18": "a=b.pth"}
-    with pytest.raises(RecipeError, match="Write NAME=FILE"):
+    with pytest.raises(RecipeError, match="Pass NAME=FILE"):
         parse_weights(["file.pth"])
 
 
-def test_the_command_says_where_the_figure_is(tmp_path, capfd, monkeypatch):
+def test_the_command_prints_the_path_of_the_figure(tmp_path, capfd, monkeypatch):
     data = write_toys(tmp_path / "toys", per_class=12)
     save_file(timm.create_model("mobilenetv2_035").state_dict(), tmp_path / "w.safetensors")
     words = ["scout", "mobilenetv2_035", "--weights", f"mobilenetv2_035={tmp_path / 'w.safetensors'}"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fastcxr", *words, "--data", str(data), "--image-size", "64", "--out", "found"])
+    monkeypatch.setattr("sys.argv", ["fastcxr", *words, "--data", str(data), "--image-size", "64", "--out", "scouted"])
     with pytest.raises(SystemExit) as end:
         main()
     shown = capfd.readouterr()
-    assert end.value.code == 0 and shown.out.strip() == "found/scout.svg"
+    assert end.value.code == 0 and shown.out.strip() == "scouted/scout.svg"
     assert "mobilenetv2_035" in shown.err

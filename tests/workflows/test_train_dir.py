@@ -1,4 +1,4 @@
-"""A run folder is claimed once, keeps what is said and each epoch, and vanishes when nothing was trained."""
+"""Tests of the run folder: ownership, recorded messages and epochs, and optional outputs that fail."""
 
 import json
 import logging
@@ -29,49 +29,51 @@ def open_folder(folder):
     return RunDir(folder, Recipe(), "fastcxr train").open(Progress())
 
 
-def test_what_is_said_in_a_run_is_kept_whatever_the_callers_logging_shows(tmp_path):
+def test_messages_are_recorded_at_any_logging_level_of_the_caller(tmp_path):
     with open_folder(tmp_path / "run"):
         logging.getLogger("fastcxr").info("3 classes")
-        logging.getLogger("fastcxr").warning("a patient stands in two splits")
-    account = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert account["messages"] == [
+        logging.getLogger("fastcxr").warning("a patient is in two splits")
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert metadata["messages"] == [
         {"level": "info", "text": "3 classes"},
-        {"level": "warning", "text": "a patient stands in two splits"},
+        {"level": "warning", "text": "a patient is in two splits"},
     ]
-    assert account["command"] == "fastcxr train"
-    assert "torch" in account["versions"]
+    assert metadata["command"] == "fastcxr train"
+    assert "torch" in metadata["versions"]
 
 
-def test_history_gains_a_row_at_each_epoch(tmp_path):
-    with open_folder(tmp_path / "run") as record:
+def test_history_csv_has_a_row_after_each_epoch(tmp_path):
+    with open_folder(tmp_path / "run") as output_dir:
         for epoch in (1, 2):
-            record.epoch(ROW | {"epoch": epoch})
+            output_dir.epoch(ROW | {"epoch": epoch})
             assert pd.read_csv(tmp_path / "run" / "history.csv")["epoch"].tolist() == list(range(1, epoch + 1))
 
 
-def fail_in(folder, rows=()):
-    with pytest.raises(KeyError), open_folder(folder) as record:  # noqa: PT012  the trouble comes after the epochs
+def run_with_error(folder, rows=()):
+    with pytest.raises(KeyError), open_folder(folder) as output_dir:  # noqa: PT012  the error follows the epochs
         for row in rows:
-            record.epoch(row)
-        raise KeyError("trouble")
+            output_dir.epoch(row)
+        raise KeyError("error")
 
 
 @pytest.fixture(scope="module")
 def trained(many_toys):
-    """A learner whose head is fitted, how it was trained, and what it says of its images."""
+    """Return a learner with a fitted head, its training result and its predictions."""
     learner = make_learner(make_loaders(many_toys, PROBE), PROBE)
     return learner, train(learner, PROBE), predict(learner, many_toys)
 
 
 def write_run(folder, learner, training, predictions):
-    """All files of a finished run; returns the folder."""
+    """Write all files of a finished run; return its folder."""
     return write_report(folder, PROBE, learner, training, predictions).parent
 
 
 @pytest.mark.parametrize("headline", ["test", "valid"])
-def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp_path, headline):
+def test_probabilities_in_saliency_csv_are_those_of_predictions_csv(trained, tmp_path, headline):
     learner, training, predictions = trained
-    folder = write_run(tmp_path / "run", learner, training, predictions if headline == "test" else valid(predictions))
+    folder = write_run(
+        tmp_path / "run", learner, training, predictions if headline == "test" else predictions.for_split("valid")
+    )
     assert json.loads((folder / "model.json").read_text())["calibration"]["temperature"] != 1
     written = read_predictions(folder / "predictions.csv").table.set_index(["source", "path"])
     maps = pd.read_csv(folder / "saliency.csv")
@@ -82,13 +84,8 @@ def test_the_probabilities_beside_maps_are_those_of_predictions_csv(trained, tmp
         assert row["class"] == expected[["prob_clear", "prob_haze", "prob_opacity"]].astype(float).idxmax()[5:]
 
 
-def valid(predictions):
-    """The validation images alone, as of a cohort without a test split: the head was fitted on them again since."""
-    return predictions.for_split("valid")
-
-
 @pytest.mark.parametrize(
-    ("place", "error", "words"),
+    ("function", "error", "expected"),
     [
         ("fastcxr.inference.explain.grad_cam", NotImplementedError("no such pooling"), "saliency maps left out"),
         ("fastcxr.inference.explain.grad_cam", torch.OutOfMemoryError("CUDA out of memory"), "saliency maps left out"),
@@ -97,70 +94,68 @@ def valid(predictions):
         (
             "fastcxr.workflows.run_dir.measure_images",
             ImageError("empty file", "Copy it again"),
-            "gray values, kinds and sizes",
+            "gray values, file types and sizes",
         ),
     ],
 )
-def test_what_cannot_be_drawn_costs_a_finished_training_nothing_else(
-    trained, tmp_path, monkeypatch, place, error, words
-):
+def test_an_optional_output_that_fails_is_left_out(trained, tmp_path, monkeypatch, function, error, expected):
     def fail(*given, **options):
         raise error
 
-    monkeypatch.setattr(place, fail)
+    monkeypatch.setattr(function, fail)
     folder = write_run(tmp_path / "run", *trained)
     page, reason = (folder / "report.html").read_text(encoding="utf-8"), getattr(error, "problem", None) or str(error)
-    assert words in page and reason in page
+    assert expected in page and reason in page
     for name in ("model.safetensors", "model.json", "predictions.csv", "metrics.json", "manifest.csv", "SHA256SUMS"):
         assert (folder / name).is_file(), name
-    said = json.loads((folder / "run.json").read_text())["messages"]
-    assert any(line["level"] == "warning" and reason in line["text"] for line in said)
-    has_maps = "saliency" not in words
+    messages = json.loads((folder / "run.json").read_text())["messages"]
+    assert any(line["level"] == "warning" and reason in line["text"] for line in messages)
+    has_maps = "saliency" not in expected
     assert (folder / "saliency.csv").exists() == (folder / "figures" / "maps").exists() == has_maps
     assert not verify(folder)[0]
 
 
-def test_one_thumbnail_that_cannot_be_made_leaves_the_others(trained, tmp_path, monkeypatch):
-    whole = write_run(tmp_path / "whole", *trained)
-    bad = pd.read_csv(whole / "figures" / "images.csv")["path"][0]
+def test_a_thumbnail_that_fails_does_not_affect_the_others(trained, tmp_path, monkeypatch):
+    complete = write_run(tmp_path / "complete", *trained)
+    bad = pd.read_csv(complete / "figures" / "images.csv")["path"][0]
     read = run_dir.read_image
 
-    def read_most(file, depth=None):
+    def read_others(file, depth=None):
         if str(file).endswith(bad):
             raise ImageError("empty file", "Copy it again", path=file)
         return read(file, depth)
 
-    monkeypatch.setattr(run_dir, "read_image", read_most)
+    monkeypatch.setattr(run_dir, "read_image", read_others)
     folder = write_run(tmp_path / "run", *trained)
-    pictures = [len(list((place / "figures" / "images").glob("*.jpg"))) for place in (whole, folder)]
-    assert 1 <= pictures[0] - pictures[1] <= 2, "it may be a sample and a mistake"
+    counts = [len(list((run / "figures" / "images").glob("*.jpg"))) for run in (complete, folder)]
+    assert 1 <= counts[0] - counts[1] <= 2, "the image can be an example and an error"
     assert f"thumbnail of {bad} left out: empty file" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_that_trained_nothing_leaves_no_folder(tmp_path):
-    fail_in(tmp_path / "run")
+def test_a_run_without_epochs_leaves_no_folder(tmp_path):
+    run_with_error(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_empty_folder_of_the_users_own_stays(tmp_path):
+def test_an_existing_empty_folder_is_not_removed(tmp_path):
     (tmp_path / "mine").mkdir()
-    fail_in(tmp_path / "mine")
+    run_with_error(tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_run_that_trained_keeps_its_history_and_its_account(tmp_path):
-    fail_in(tmp_path / "run", [ROW])
+def test_a_run_with_an_epoch_keeps_its_folder_after_an_error(tmp_path):
+    run_with_error(tmp_path / "run", [ROW])
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.json", "history.csv", "run.json", "state"}
 
 
-def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_rejected_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty. Choose another --out"), open_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_with_the_name_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(OutputError, match="Choose another --out"), open_folder(tmp_path / "run"):
         pass

@@ -1,4 +1,4 @@
-"""One changed digit in any file of a run is found, also when somebody mends the checksums after it."""
+"""Tests of verify: a changed digit in any file is found, for metrics and models even with updated checksums."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def folder(finished, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_that_nobody_touched_has_no_fault_and_every_file_was_looked_at(folder):
+def test_an_unchanged_run_has_no_faults_and_all_files_are_counted(folder):
     faults, count = verify(folder)
     assert faults == []
     assert count == len(list_files(folder)) == len(read_checksums(folder)) > 20
@@ -39,12 +39,12 @@ def test_a_run_that_nobody_touched_has_no_fault_and_every_file_was_looked_at(fol
 
 def change_a_digit(path):
     content = bytearray(path.read_bytes())
-    place = next((i for i in range(len(content) // 2, len(content)) if chr(content[i]).isdigit()), len(content) - 1)
-    content[place] ^= 1
+    position = next((i for i in range(len(content) // 2, len(content)) if chr(content[i]).isdigit()), len(content) - 1)
+    content[position] ^= 1
     path.write_bytes(content)
 
 
-def test_one_changed_digit_in_any_file_is_found(folder):
+def test_a_changed_digit_in_any_file_is_found(folder):
     for name in list_files(folder):
         before = (folder / name).read_bytes()
         change_a_digit(folder / name)
@@ -61,20 +61,20 @@ def test_a_changed_checksum_is_found(folder):
         verify(folder)
 
 
-def test_a_better_figure_is_found_though_its_checksum_was_mended(folder):
+def test_a_changed_metric_is_found_despite_an_updated_checksum(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
-    given = metrics["test"]["accuracy"]
+    computed = metrics["test"]["accuracy"]
     metrics["test"]["accuracy"] = 0.999
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_checksums(folder)
     (fault,) = verify(folder)[0]
-    assert fault.problem == f"test.accuracy is 0.999, predictions.csv gives {given}"
+    assert fault.problem == f"test.accuracy is 0.999, expected {computed} from predictions.csv"
 
 
-def test_another_model_is_found_though_its_checksum_was_mended(folder):
+def test_a_changed_model_is_found_despite_an_updated_checksum(folder):
     change_a_digit(folder / "model.safetensors")
     write_checksums(folder)
-    assert [fault.problem for fault in verify(folder)[0]] == ["is not the model that model.json describes"]
+    assert [fault.problem for fault in verify(folder)[0]] == ["differs from its checksum in model.json"]
 
 
 def test_missing_and_added_files_are_found(folder):
@@ -85,13 +85,13 @@ def test_missing_and_added_files_are_found(folder):
     }  # fmt: skip
 
 
-def test_drawing_the_report_again_answers_only_for_what_it_draws(folder):
+def test_writing_the_report_again_updates_only_the_checksums_of_its_files(folder):
     change_a_digit(folder / "manifest.csv")
     write_run_report(folder)
     assert "manifest.csv" in {fault.path.name for fault in verify(folder)[0]}
 
 
-def test_folds_are_looked_at_too(toy_folder, tmp_path):
+def test_folds_are_verified_too(toy_folder, tmp_path):
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
     cross_validate(recipe, tmp_path / "folds")
     assert verify(tmp_path / "folds")[0] == []
@@ -99,12 +99,12 @@ def test_folds_are_looked_at_too(toy_folder, tmp_path):
     assert "predictions.csv" in {fault.path.name for fault in verify(tmp_path / "folds")[0]}
 
 
-def test_a_folder_without_checksums_is_no_run(tmp_path):
+def test_a_folder_without_checksums_is_rejected(tmp_path):
     with pytest.raises(InputMissingError, match="no SHA256SUMS"):
         verify(tmp_path)
 
 
-def test_differences_are_named_and_rounding_is_none():
+def test_find_differences_ignores_rounding():
     assert list(find_differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": None})) == [("a.b[1]", 2, 3)]
     assert list(find_differences(0.1 + 0.2, 0.3)) == []
     assert list(find_differences({"a": 1}, {})) == [("a", 1, None)]
