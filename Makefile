@@ -22,9 +22,11 @@ test-fast: .venv/installed-dev  ## data, metrics, audit, configuration: under a 
 test-slow: .venv/installed-dev  ## networks above 100 million parameters and the like
 	$(PYTEST) -m slow
 
-lint: .venv/installed-dev
+lint: .venv/installed-dev  ## style, docstrings, spelling, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "fastcxr needs Python 3.11 or newer: make PYTHON=python3.12" && exit 1)

@@ -106,7 +106,7 @@ def find_small_classes(record: DatasetRecord, metrics: Metrics) -> Found:
 def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:
     """Yield the number of images that were left out of the dataset."""
     if len(record.skipped):
-        text = "They are excluded from all checks and metrics; skipped.csv lists the reasons."
+        text = "All checks and metrics exclude them; skipped.csv lists the reasons."
         yield text, pluralize(len(record.skipped), "image")
 
 

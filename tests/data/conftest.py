@@ -1,4 +1,4 @@
-"""Fixtures of the store of pictures."""
+"""Fixtures for the image cache."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fastcxr.data.cache import index
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """The folder where pictures of this one test are kept, empty."""
+    """The empty image cache folder of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASTCXR_CACHE_GB", raising=False)
     return tmp_path / "cache" / "fastcxr" / "images"
@@ -19,14 +19,14 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """A few radiographs, no two alike."""
+    """Files of different radiographs."""
     (tmp_path / "radiographs").mkdir()
     return [str(save_image(make_reference(seed=n), tmp_path / "radiographs" / f"{n}.png")) for n in range(COUNT)]
 
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The names of the files that were decoded, one entry a time."""
+    """The names of the decoded files, one entry per decoding."""
     names, read = [], index.read_open_image
 
     def counted(file, path, depth=None):
