@@ -82,8 +82,8 @@ def cross_validate(given: argparse.Namespace) -> dict[str, float]:
         options = f"--strategy linear_probe --folds 5 --image-size {given.image_size} --precision bf16"
         with switch_off(given.variant):
             app(
-                ["train", given.backbone, "--data", given.data, *patients, "--weights", given.weights, "--out", str(out),
-                 *options.split()],
+                ["train", given.backbone, "--data", given.data, *patients, "--weights", given.weights,
+                 "--out", str(out), *options.split()],
                 result_action="return_value",
             )  # fmt: skip
         seconds, processor_seconds = time.perf_counter() - started, get_processor_seconds() - processor_started

@@ -7,6 +7,7 @@ not survived. Faults of training runs are in interrupted_runs.py.
 """
 
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: the same as `import fastcxr` sets
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import interrupted_runs
@@ -50,7 +52,7 @@ def damage_images(folder: Path, count: int) -> Row:
 
 
 def load_hostile_models(folder: Path, count: int) -> Row:
-    """Load damaged and hostile model files; survived: rejected with an error of one line, and no code of the file ran."""
+    """Load damaged and hostile model files; survived: rejected with an error of one line, and no code ran."""
     escaped, slowest = Counter(), (0.0, "")
     for case in draw_cases(write_good_model(folder / "good"), folder / "cases", count, seed=2026):
         started = time.process_time()
@@ -121,6 +123,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts")
     given = parser.parse_args()
     print("| fault | injected | survived | lost |\n|---|---|---|---|")
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes of the runs
     n_failed = 0
     for name in given.faults or FAULTS:
         inject, count = FAULTS[name]

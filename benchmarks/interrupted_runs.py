@@ -1,7 +1,7 @@
 """Faults of training runs: killed processes, full disks, damaged checkpoints and others; rows of faults.py.
 
-Each run is a new process, resumed until it is complete. Survived: the weights and the history are equal, bit for bit, to
-those of an uninterrupted run.
+Each run is a new process, resumed until it is complete. Survived: the weights and the history are equal, bit for bit,
+to those of an uninterrupted run.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ RECIPE = Recipe(
     precision="fp32",
 )  # fmt: skip
 FASTCXR = (sys.executable, "-m", "fastcxr")
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 300.0
 SPAWN = multiprocessing.get_context("spawn")  # a fork hangs if OpenMP threads were started before
 
 
@@ -89,6 +89,7 @@ class ReferenceRun:
 def run_training(recipe: Recipe, folder: Path, prepare: Callable[[], None] | None, ready: Event) -> None:
     """Train with a checkpoint after every batch, without output; exit with the code of the command."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
+    multiprocessing.set_start_method(None, force=True)  # loader workers start as in the command, not by spawn
     resume.CHECKPOINT_INTERVAL_MINUTES = 0
     ready.set()
     if prepare:

@@ -7,7 +7,7 @@ small images first, which is trained separately. The validation loss selects the
 
     head only                  the fitted head on the frozen backbone
     lp_ft                      the head only, or the best epoch after it
-    moving average             exponential moving average of the weights (each step counts 1/50) at the end of each epoch
+    moving average             moving average of the weights (a new step counts 1/50) at the end of each epoch
     mean of head and epoch     mean of the weights of the head only and of each epoch
     160 px, then 224 px        the first three fifths of the epochs at 160 px, the others at 224 px
     ..., flipped too           mean of the logits of each image and its flipped copy
