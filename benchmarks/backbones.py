@@ -1,15 +1,15 @@
-"""One training step and one prediction through each backbone of the published studies, at full size.
+"""One training step and one prediction of each backbone of the published studies, four images of 224 px.
 
 python benchmarks/backbones.py [NAME ...]
 """
 
 import os
-import sys
 import time
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: the same as `import fastcxr` sets
 
 import torch
+from common import make_parser
 from torch.nn.functional import cross_entropy
 
 from fastcxr.models.backbones import find_backbone, make_network
@@ -20,15 +20,15 @@ NAMES = [
     "densenet169", "densenet201", "mobilenetv2_100", "vgg16", "vgg19_bn", "vit_tiny_patch16_224", "convnext_tiny",
     "torchvision:mobilenet_v3_small",
 ]  # fmt: skip
-BATCH, SIZE = 4, 224
+BATCH_SIZE, IMAGE_SIZE = 4, 224
 
 
-def step(name: str) -> tuple[int, float, float]:
-    """Layer groups, seconds of one training step, seconds of one prediction; a batch of four at 224 px."""
-    network = make_network(find_backbone(name, "none"), 3, "none", SIZE)
+def measure(name: str) -> tuple[int, float, float]:
+    """Return the number of layer groups, and the seconds of one training step and of one prediction."""
+    network = make_network(find_backbone(name, "none"), 3, "none", IMAGE_SIZE)
     groups = layer_groups(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    images, truth = torch.rand(BATCH, 3, SIZE, SIZE), torch.arange(BATCH) % 3
+    images, truth = torch.rand(BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE), torch.arange(BATCH_SIZE) % 3
     started = time.perf_counter()
     cross_entropy(network.train()(images), truth).backward()
     optimizer.step()
@@ -41,7 +41,9 @@ def step(name: str) -> tuple[int, float, float]:
 
 
 if __name__ == "__main__":
-    print(f"{'backbone':<32} {'groups':>6} {'step s':>8} {'predict s':>10}")
-    for name in sys.argv[1:] or NAMES:
-        groups, training, prediction = step(name)
+    parser = make_parser(__doc__)
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
+    print(f"{'backbone':<32} {'groups':>6} {'step, s':>8} {'predict, s':>10}")
+    for name in parser.parse_args().names:
+        groups, training, prediction = measure(name)
         print(f"{name:<32} {groups:>6} {training:>8.2f} {prediction:>10.2f}", flush=True)

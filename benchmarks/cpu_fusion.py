@@ -4,8 +4,8 @@
     python benchmarks/cpu_fusion.py --batches [--backbones NAME ...] [--runs 3]
 
 Five folds: every run is a process that starts with an empty cache, decodes all images, computes their features in
-bfloat16, fits five heads and writes the reports. The variants alternate. The table gives the median of the seconds, of
-the processor seconds (user and system), and of the images a second of the feature pass (mirror images count).
+bfloat16, fits five heads and writes the reports. The variants alternate. The table contains the median of the seconds,
+of the processor seconds (user and system), and of the images/s of the feature pass (flipped images count).
 
 Batches: median processor seconds of two inference passes of 16 images of 224 px in each variant, and of one training
 step with and without the gradients of grouped_conv.py. Random weights; one process, in which the variants alternate.
@@ -14,19 +14,19 @@ step with and without the gradients of grouped_conv.py. Random weights; one proc
 import argparse
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: the same as `import fastcxr` sets
 
 import pandas as pd
 import torch
-from peer import run_alone
+from common import get_processor_seconds, make_parser, parse_or_measure, run_in_subprocess, time_alternately
 from torch import nn
 
 from fastcxr.cli.main import app
@@ -42,7 +42,7 @@ VARIANTS = {
     "without float32 stem": ("keep_stem_fp32",),
     "without any": ("fuse_blocks", "keep_stem_fp32"),
 }
-SUBSTITUTES = {  # of names in cpu_fusion.py: the same without effect
+SUBSTITUTES = {  # names in cpu_fusion.py, and replacements without effect
     "fuse_blocks": lambda network, input_spec, precision: network,
     "ONEDNN_ACTIVATIONS": {},
     "keep_stem_fp32": lambda network, input_spec: None,
@@ -53,23 +53,17 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def switch_off(variant: str) -> Iterator[None]:
-    """Inside, the parts that a variant leaves out have no effect."""
-    originals = {name: getattr(cpu_fusion, name) for name in VARIANTS[variant]}
-    learner_function = learner.keep_stem_fp32
-    for name in originals:
-        setattr(cpu_fusion, name, SUBSTITUTES[name])
-    if "keep_stem_fp32" in originals:
-        learner.keep_stem_fp32 = SUBSTITUTES["keep_stem_fp32"]
-    try:
+    """Disable the parts that a variant omits."""
+    with ExitStack() as patches:
+        for name in VARIANTS[variant]:
+            for module in (cpu_fusion, learner):
+                if hasattr(module, name):
+                    patches.enter_context(patch.object(module, name, SUBSTITUTES[name]))
         yield
-    finally:
-        learner.keep_stem_fp32 = learner_function
-        for name, original in originals.items():
-            setattr(cpu_fusion, name, original)
 
 
 def cross_validate(given: argparse.Namespace) -> dict[str, float]:
-    """Run five folds from an empty cache; return seconds, images a second of the feature pass, and metrics."""
+    """Run five folds from an empty cache, and return seconds, images/s of the feature pass, and metrics."""
     feature_seconds, n_images = [], []
     fill_feature_cache = feature_cache.fill_feature_cache
 
@@ -84,14 +78,15 @@ def cross_validate(given: argparse.Namespace) -> dict[str, float]:
         os.environ["XDG_CACHE_HOME"] = folder
         out = Path(folder) / "run"
         patients = ["--patient-table", given.patient_table] if given.patient_table else []
-        started, processor_started = time.perf_counter(), sum(os.times()[:2])
-        app(
-            ["train", given.backbone, "--data", given.data, *patients, "--weights", str(Path(given.weights).resolve()),
-             "--strategy", "probe", "--folds", "5", "--image-size", str(given.image_size), "--precision", "bf16",
-             "--out", str(out)],
-            result_action="return_value",
-        )  # fmt: skip
-        seconds, processor_seconds = time.perf_counter() - started, sum(os.times()[:2]) - processor_started
+        started, processor_started = time.perf_counter(), get_processor_seconds()
+        options = f"--strategy linear_probe --folds 5 --image-size {given.image_size} --precision bf16"
+        with switch_off(given.variant):
+            app(
+                ["train", given.backbone, "--data", given.data, *patients, "--weights", given.weights,
+                 "--out", str(out), *options.split()],
+                result_action="return_value",
+            )  # fmt: skip
+        seconds, processor_seconds = time.perf_counter() - started, get_processor_seconds() - processor_started
         metrics = json.loads((out / "metrics.json").read_text())["oof"]
     return {
         "seconds": seconds,
@@ -104,7 +99,7 @@ def cross_validate(given: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_batches(name: str, runs: int) -> dict[str, float]:
-    """Return the median processor seconds of one batch: of inference in each variant, and of a training step."""
+    """Return the median processor seconds of inference in each variant, and of a training step."""
     torch.manual_seed(0)
     network = make_network(find_backbone(name, "none"), 3, "none", IMAGE_SIZE).to(memory_format=torch.channels_last)
     images = torch.randn(N_IMAGES, 3, IMAGE_SIZE, IMAGE_SIZE).contiguous(memory_format=torch.channels_last)
@@ -115,25 +110,19 @@ def measure_batches(name: str, runs: int) -> dict[str, float]:
             calls[variant] = partial(infer, cpu_fusion.fuse_for_inference(network, input_spec, "bf16"), images)
     calls["training step"] = partial(train_step, network, images, precision.GroupedConvBackward)
     calls["training step without grouped gradients"] = partial(train_step, network, images, nullcontext)
-    seconds = {variant: [] for variant in calls}
-    for _ in range(runs + 1):
-        for variant, call in calls.items():
-            started = sum(os.times()[:2])
-            call()
-            seconds[variant].append(sum(os.times()[:2]) - started)
-    return {variant: statistics.median(found[1:]) for variant, found in seconds.items()}
+    return time_alternately(calls, runs, get_processor_seconds)
 
 
 @torch.inference_mode()
 def infer(network: nn.Module, images: torch.Tensor) -> None:
-    """Two passes of a network in bfloat16, without gradients."""
+    """Run two passes in bfloat16, without gradients."""
     with precision.autocast("bf16", CPU):
         network(images)
         network(images)
 
 
 def train_step(network: nn.Module, images: torch.Tensor, grouped_backward: Callable) -> None:
-    """One forward and backward pass in bfloat16."""
+    """Run one forward and backward pass in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16), grouped_backward():
         logits = network.train()(images)
     logits.float().square().sum().backward()
@@ -141,23 +130,14 @@ def train_step(network: nn.Module, images: torch.Tensor, grouped_backward: Calla
 
 
 def main() -> None:
-    """Print the table of the five folds, or that of the training step."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder of images")
-    parser.add_argument("--weights", help="file of pretrained weights of the backbone")
-    parser.add_argument("--patient-table", help="table of patient identifiers")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
+    """Print the table of the five folds, or that of the single batches."""
+    parser = make_parser(__doc__, (), ["data", "weights", "patient-table", "backbone"])
     parser.add_argument("--image-size", type=int, default=288)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="only these")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--batches", action="store_true", help="measure single batches instead of the five folds")
     parser.add_argument("--backbones", nargs="*", default=["mobilenetv2_100", "efficientnet_b0", "resnet18"])
-    parser.add_argument("--road", choices=VARIANTS, help="run this variant once and print JSON")
-    given = parser.parse_args()
-    if given.road:
-        with switch_off(given.road):
-            print("\n" + json.dumps(cross_validate(given)))
-        return
+    given = parse_or_measure(parser, VARIANTS, cross_validate)
     if given.batches:
         precision.keep_malloc_arenas()
         table = pd.DataFrame({name: measure_batches(name, given.runs) for name in given.backbones})
@@ -168,10 +148,9 @@ def main() -> None:
     results = {variant: [] for variant in given.variants}
     for _ in range(given.runs):
         for variant in given.variants:
-            results[variant].append(run_alone(variant))
-            print(
-                f"{variant:<28}", {name: round(number, 4) for name, number in results[variant][-1].items()}, flush=True
-            )
+            row = run_in_subprocess(variant)
+            results[variant].append(row)
+            print(f"{variant:<28}", {name: round(number, 4) for name, number in row.items()}, flush=True)
     table = pd.DataFrame({variant: pd.DataFrame(found).median() for variant, found in results.items()}).T
     print(table.round(4).to_string())
 

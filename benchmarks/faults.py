@@ -1,13 +1,13 @@
-"""What fastcxr survives: each fault is injected many times, and a table says what was lost.
+"""Faults injected into images, model files, folders and training runs: how often fastcxr survives, and what is lost.
 
     python benchmarks/faults.py [FAULT ...] [--share 1.0]
 
-A row is a function that takes a folder and a count, and returns a Row; FAULTS lists them with their full counts.
---share 0.1 injects a tenth of each. Exits with 1 where anything was not survived.
+Each row of the table is one fault, injected as often as FAULTS states, times --share. Exits with 1 if an injection was
+not survived. Faults of training runs are in interrupted_runs.py.
 """
 
-import argparse
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -18,131 +18,120 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / name) for name in ("faults", "data", ".")]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: the same as `import fastcxr` sets
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
-from broken_runs import (  # noqa: E402  the toys lie in tests
-    damaged_state,
-    full_disk,
-    killed,
-    killed_while_writing,
-    lost_workers,
-    no_place,
-    not_a_number,
-    stopped,
-    two_processes,
-)
-from row import Row  # noqa: E402
+import interrupted_runs
+import numpy as np
+from common import make_parser
+from hostile_files import draw_cases, write_good_model
+from interrupted_runs import Row
+from mutated_files import draw_mutants, read_mutants
+from PIL import Image
+from toy_images import draw_toy
 
-MOST_MEGABYTES = 300  # beyond what the process holds before the first image
+from fastcxr.data.manifest import read_unlabelled
+from fastcxr.errors import FastcxrError
+from fastcxr.inference.predict import predict
+from fastcxr.models.bundle import load_model
+
+MEMORY_LIMIT_MB = 300  # above the memory of the process before the first image
+N_INTACT_IMAGES = 999
 
 
-def damaged_images(place: Path, count: int) -> Row:
-    """Mutated images of every kind that the reader takes: a picture, or an ImageError of one line with a code."""
-    from mutants import read_mutants
-
+def damage_images(folder: Path, count: int) -> Row:
+    """Read damaged images of all supported types; survived: an image, or an ImageError of one line with a code."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         found = process.submit(read_mutants, count, 2026).result()
-    refused = count - found["outcomes"]["read"] - sum(found["escaped"].values())
-    within = found["megabytes"] < MOST_MEGABYTES
-    words = f"{refused:,} images refused with a code; {found['megabytes']:.0f} MB at the peak (limit {MOST_MEGABYTES})"
-    survived = count - sum(found["escaped"].values()) if within else 0
-    return Row("damaged image", count, survived, words + _name(found["escaped"]))
+    n_escaped = sum(found["escaped"].values())
+    n_rejected = count - found["outcomes"].get("read", 0) - n_escaped
+    memory = f"peak memory {found['megabytes']:.0f} MB (limit {MEMORY_LIMIT_MB})"
+    survived = count - n_escaped if found["megabytes"] < MEMORY_LIMIT_MB else 0
+    lost = f"{n_rejected:,} images rejected with a code; {memory}{list_failures(found['escaped'])}"
+    return Row("damaged image", count, survived, lost)
 
 
-def hostile_models(place: Path, count: int) -> Row:
-    """Damaged and hostile model files: each refused in one line, no code run."""
-    from hostile import draw_cases, write_good_model
-
-    from fastcxr.errors import FastcxrError
-
+def load_hostile_models(folder: Path, count: int) -> Row:
+    """Load damaged and hostile model files; survived: rejected with an error of one line, and no code ran."""
     escaped, slowest = Counter(), (0.0, "")
-    for case in draw_cases(write_good_model(place / "good"), place / "cases", count, seed=2026):
-        start = time.process_time()
+    for case in draw_cases(write_good_model(folder / "good"), folder / "cases", count, seed=2026):
+        started = time.process_time()
         try:
             case.open()
-            escaped[f"{case.name} was taken"] += 1
+            escaped[f"{case.name} was loaded"] += 1
         except FastcxrError as error:
-            escaped[f"{case.name}: more than a line"] += "\n" in str(error)
-        except Exception as error:  # what is counted here is whatever should never come
+            escaped[f"{case.name}: more than one line"] += "\n" in str(error)
+        except Exception as error:  # other exceptions are counted as failures
             escaped[f"{case.name}: {type(error).__name__}"] += 1
-        slowest = max(slowest, (time.process_time() - start, case.name))
-    ran = (place / "cases" / "marker").exists()
-    code = "CODE RAN" if ran else "no code ran"
-    words = f"nothing: {code}; at most {slowest[0]:.2f} s of processor time ({slowest[1].replace('_', ' ')})"
-    return Row("hostile model file", count, 0 if ran else count - escaped.total(), words + _name(escaped))
+        slowest = max(slowest, (time.process_time() - started, case.name))
+    has_code_run = (folder / "cases" / "marker").exists()
+    seconds = f"at most {slowest[0]:.2f} s of processor time ({slowest[1].replace('_', ' ')})"
+    lost = f"nothing: {'CODE RAN' if has_code_run else 'no code ran'}; {seconds}{list_failures(escaped)}"
+    return Row("hostile model file", count, 0 if has_code_run else count - escaped.total(), lost)
 
 
-def bad_files_in_a_folder(place: Path, count: int) -> Row:
-    """One bad file among a thousand good ones, `count` times over, costs its own row of predictions and no other."""
-    import numpy as np
-    from hostile import write_good_model
-    from mutants import draw_mutants
-    from PIL import Image
-    from toys import draw_toy
+def predict_with_unreadable_file(folder: Path, count: int) -> Row:
+    """Predict a folder with one damaged file; survived: the predictions of all other files are bit-identical."""
+    (folder / "images").mkdir()
+    damaged = folder / "images" / "damaged.png"
+    for number in range(N_INTACT_IMAGES):
+        Image.fromarray(draw_toy("haze", number)).save(folder / "images" / f"{number:04d}.png")
+    Image.fromarray(draw_toy("haze", N_INTACT_IMAGES)).save(damaged)
+    classifier = load_model(write_good_model(folder / "run"))
 
-    from fastcxr.data.manifest import read_unlabelled
-    from fastcxr.inference.predict import predict
-    from fastcxr.models.bundle import load_model
+    def predict_images() -> tuple[np.ndarray, int]:
+        table = predict(classifier, read_unlabelled([folder / "images"]), splits=None).table.set_index("path")
+        return table["prob_a"].drop(damaged.name).to_numpy(), (table["error"] != "").sum()
 
-    (place / "images").mkdir()
-    for number in range(1000):
-        Image.fromarray(draw_toy("haze", number)).save(place / "images" / f"{number:04d}.png")
-    classifier = load_model(write_good_model(place / "run"))
-    whole = predict(classifier, read_unlabelled([place / "images"]), splits=None).table
-    (place / "mutants").mkdir()
-    survived, bad = 0, b"<html>"
-    victim = place / "images" / "0500.png"
-    others = [name for name in whole["path"] if name != victim.name]
-    for path in draw_mutants(place / "mutants", count, seed=7):
-        victim.write_bytes(path.read_bytes() or bad)
-        table = predict(classifier, read_unlabelled([place / "images"]), splits=None).table
-        same = table.set_index("path").loc[others, "prob_a"].to_numpy() == whole.set_index("path").loc[others, "prob_a"]
-        survived += bool(len(table) == 1000 and np.all(same) and (table["error"] != "").sum() <= 1)
-    return Row("bad file among 1,000", count, survived, "its own row; 999 predictions are the same to the last bit")
+    expected, survived = predict_images()[0], 0
+    (folder / "mutants").mkdir()
+    for path in draw_mutants(folder / "mutants", count, seed=7):
+        damaged.write_bytes(path.read_bytes() or b"<html>")
+        probability, n_errors = predict_images()
+        survived += np.array_equal(probability, expected) and n_errors <= 1
+    lost = f"one row; {N_INTACT_IMAGES} predictions are bit-identical"
+    return Row(f"unreadable file among {N_INTACT_IMAGES + 1:,}", count, int(survived), lost)
 
 
-def _name(escaped: dict[str, int]) -> str:
-    told = [f"{name} ({times})" for name, times in escaped.items() if times]
-    return f"; NOT SURVIVED: {', '.join(told)}" if told else ""
+def list_failures(escaped: dict[str, int]) -> str:
+    names = [f"{name} ({times})" for name, times in escaped.items() if times]
+    return f"; NOT SURVIVED: {', '.join(names)}" if names else ""
 
 
 FAULTS: dict[str, tuple[Callable[[Path, int], Row], int]] = {
-    "images": (damaged_images, 6000),
-    "models": (hostile_models, 200),
-    "folder": (bad_files_in_a_folder, 20),
-    "kill": (partial(killed, workers=0), 25),
-    "kill-workers": (partial(killed, workers=2), 25),
-    "kill-writing": (killed_while_writing, 25),
-    "state": (damaged_state, 24),
-    "sigterm": (partial(stopped, number=signal.SIGTERM), 5),
-    "sigint": (partial(stopped, number=signal.SIGINT), 5),
-    "nan": (not_a_number, 10),
-    "disk": (full_disk, 10),
-    "worker": (lost_workers, 10),
-    "two": (two_processes, 10),
-    "place": (no_place, 10),
+    "images": (damage_images, 6000),
+    "models": (load_hostile_models, 200),
+    "folder": (predict_with_unreadable_file, 20),
+    "kill": (partial(interrupted_runs.kill_during_training, workers=0), 25),
+    "kill-workers": (partial(interrupted_runs.kill_during_training, workers=2), 25),
+    "kill-writing": (interrupted_runs.kill_during_write, 25),
+    "state": (interrupted_runs.damage_checkpoint, 24),
+    "sigterm": (partial(interrupted_runs.stop_with_signal, number=signal.SIGTERM), 5),
+    "sigint": (partial(interrupted_runs.stop_with_signal, number=signal.SIGINT), 5),
+    "nan": (interrupted_runs.inject_nan_loss, 10),
+    "disk": (interrupted_runs.fill_disk, 10),
+    "worker": (interrupted_runs.kill_loader_worker, 10),
+    "two": (interrupted_runs.start_second_process, 10),
+    "place": (interrupted_runs.use_unwritable_folder, 10),
 }
 
 
 def main() -> int:
-    """Inject what was asked for, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], help="which; without any, all")
-    parser.add_argument("--share", type=float, default=1.0, help="part of the full counts")
-    words = parser.parse_args()
+    """Inject the faults, print the table, and return the exit code."""
+    parser = make_parser(__doc__)
+    parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], metavar="FAULT", help="without any, all")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts")
+    given = parser.parse_args()
     print("| fault | injected | survived | lost |\n|---|---|---|---|")
-    lost = 0
-    for name in words.faults or FAULTS:
+    os.environ["PYTHONWARNINGS"] = "ignore"  # in the processes of the runs
+    n_failed = 0
+    for name in given.faults or FAULTS:
         inject, count = FAULTS[name]
-        with (
-            tempfile.TemporaryDirectory() as place,
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own,
-        ):
-            # a process each: a fork of one in which torch has computed may hang
-            row = own.submit(inject, Path(place), max(1, round(count * words.share))).result()
+        with tempfile.TemporaryDirectory() as folder:
+            row = inject(Path(folder), max(1, round(count * given.share)))
         print(f"| {row.fault} | {row.injected:,} | {row.survived:,} | {row.lost} |", flush=True)
-        lost += row.injected - row.survived
-    return int(lost > 0)
+        n_failed += row.injected - row.survived
+    return int(n_failed > 0)
 
 
 if __name__ == "__main__":

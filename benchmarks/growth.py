@@ -1,17 +1,17 @@
-"""Time and memory as a cohort grows: reading and one pass of a frozen network, metrics, audit, fit of a head.
+"""Time and memory of one pass of a frozen network, metrics, audit and a fitted head, for growing datasets.
 
     python benchmarks/growth.py [--step pass] [--images 1000 10000 100000] [--size 64] [--classes 2]
 
-Each step and size is measured in a process of its own:
+Each step and size is measured in a separate process:
 
-pass: decode into the store, then a bank of features of mobilenetv2_050 with random weights (no mirror images).
-metrics: metrics, calibration and intervals of random probabilities, two images a patient.
+pass: decode into the image cache, then one feature pass of mobilenetv2_050 with random weights (no flipped images).
+metrics: metrics, calibration and intervals of random probabilities, two images per patient.
 audit: all checks of the audit.
-probe: fit a head on a bank of 2 views of 640 random features.
+probe: fit a head on 2 views of 640 random features.
 
-"pass" and "audit" read radiograph-like PNG files of `size` pixels, which are drawn into a temporary folder; the cache
-is temporary as well. Memory is the peak that the process had allocated (RssAnon), the peak of files that were mapped
-into it (RssFile), which the system can reclaim, and the peak of both together (VmHWM).
+"pass" and "audit" read PNG files of `size` pixels, which are drawn into a temporary folder; the caches are temporary as
+well. Memory: peak of allocated memory (RssAnon), peak of mapped files (RssFile), which the system can reclaim, and peak
+of both together (VmHWM).
 """
 
 import argparse
@@ -23,45 +23,37 @@ import threading
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
 import pandas as pd
+from common import make_parser
 from PIL import Image
 
-PER_FOLDER = 10_000
+IMAGES_PER_FOLDER = 10_000
 
 
 def draw_images(folder: Path, count: int, size: int) -> None:
-    """So many gray PNG files, each of its own content."""
+    """Write `count` different gray PNG files."""
     rng = np.random.default_rng(0)
     slope = np.linspace(60, 180, size)[:, None]
     for number in range(count):
-        place = folder / str(number // PER_FOLDER)
-        place.mkdir(exist_ok=True)
-        picture = slope + rng.normal(0, 12, (size, size))
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(place / f"{number}.png", compress_level=1)
+        path = folder / str(number // IMAGES_PER_FOLDER) / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        image = slope + rng.normal(0, 12, (size, size))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
 
 
-class Memory(threading.Thread):
-    """Looks ten times a second how much memory this process has."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.most = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
-
-    def run(self) -> None:
-        """Until the process ends."""
-        while True:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in self.most:
-                    self.most[name] = max(self.most[name], int(value.split()[0]))
-            time.sleep(0.1)
+def record_peaks(peaks: dict[str, int]) -> None:
+    """Read the memory of this process ten times per second, and keep the highest values [kB]."""
+    while True:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name in peaks:
+                peaks[name] = max(peaks[name], int(value.split()[0]))
+        time.sleep(0.1)
 
 
 def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
-    """Seconds of store and pass."""
+    """Return the seconds of decoding and of the feature pass."""
     from fastcxr import Recipe, make_learner, make_loaders
     from fastcxr.progress.base import Progress
     from fastcxr.training.feature_cache import make_feature_cache
@@ -74,11 +66,11 @@ def measure_pass(folder: Path, count: int, size: int, classes: int) -> dict[str,
     learner = make_learner(loaders, recipe)
     built = time.perf_counter()
     make_feature_cache(learner, recipe, Progress())
-    return {"store": read - started, "pass": time.perf_counter() - built}
+    return {"cache": read - started, "pass": time.perf_counter() - built}
 
 
 def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
-    """Seconds of the audit's checks."""
+    """Return the seconds of all checks of the audit."""
     from fastcxr.progress.base import Progress
     from fastcxr.workflows.audit import run_checks
 
@@ -89,7 +81,7 @@ def measure_audit(folder: Path, count: int, size: int, classes: int) -> dict[str
 
 
 def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
-    """Seconds of metrics with their calibration and intervals."""
+    """Return the seconds of metrics, calibration and intervals."""
     from fastcxr.metrics.evaluate import evaluate_predictions
     from fastcxr.metrics.predictions import make_predictions
 
@@ -105,18 +97,18 @@ def measure_metrics(folder: Path, count: int, size: int, classes: int) -> dict[s
 
 
 def measure_probe(folder: Path, count: int, size: int, classes: int) -> dict[str, float]:
-    """Seconds of a fit with all strengths of its penalty, 8 of 10 images for training."""
+    """Return the seconds of a fit with all penalties, on 8 of 10 images."""
     import torch
 
     from fastcxr.progress.base import Progress
     from fastcxr.training.linear_probe import FeatureSplit, fit_probe
     from fastcxr.training.losses import LabelSmoothingCrossEntropy
 
-    features = np.lib.format.open_memmap(folder / "bank.npy", "w+", np.float32, (2, count, 640))
+    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (2, count, 640))
     rng, labels = np.random.default_rng(0), torch.arange(count) % classes
     centres = rng.normal(0, 0.1, (classes, 640)).astype(np.float32)
-    for start in range(0, count, PER_FOLDER):
-        rows = slice(start, start + PER_FOLDER)
+    for start in range(0, count, IMAGES_PER_FOLDER):
+        rows = slice(start, start + IMAGES_PER_FOLDER)
         features[:, rows] = centres[labels[rows]] + rng.normal(size=features[:, rows].shape)
     head = torch.nn.Module()
     head.linear = torch.nn.Linear(640, classes)
@@ -133,32 +125,31 @@ STEPS = {"pass": measure_pass, "metrics": measure_metrics, "audit": measure_audi
 
 
 def list_images(folder: Path, count: int, classes: int) -> pd.DataFrame:
-    """The manifest of the first `count` files, one patient an image."""
-    rows = [(f"{i // PER_FOLDER}/{i}.png", f"class {i % classes}", str(i)) for i in range(count)]
+    """Return the manifest of the first `count` files, one patient per image."""
+    rows = [(f"{i // IMAGES_PER_FOLDER}/{i}.png", f"class {i % classes}", str(i)) for i in range(count)]
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
     table = table.assign(source="", file=[str(folder / path) for path in table["path"]])
     return table.assign(split=np.where(table.index % 10 < 8, "train", "valid"))
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Print seconds and the peak of memory in MB of one step, in this process."""
-    memory = Memory()
-    memory.start()
+    """Print seconds and peak memory [MB] of one step in this process."""
+    peaks = {"RssAnon": 0, "RssFile": 0, "VmHWM": 0}
+    threading.Thread(target=record_peaks, args=(peaks,), daemon=True).start()
     seconds = STEPS[given.step](given.folder, given.images[0], given.size, given.classes)
     names = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    most = " ".join(f"{memory.most[name] / 1024:>12,.0f}" for name in memory.most)
-    print(f"{given.images[0]:>9,} {names:>24} {most}", flush=True)
+    print(f"{given.images[0]:>9,} {names:>24} " + " ".join(f"{peak / 1024:>12,.0f}" for peak in peaks.values()))
 
 
 def main() -> None:
-    """Draw the largest cohort where a step reads files, then measure each size in a process of its own."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--step", choices=STEPS, default="pass")
-    words.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    words.add_argument("--size", type=int, default=64)
-    words.add_argument("--classes", type=int, default=2)
-    words.add_argument("--folder", type=Path, help="files that are there already: measure this many, and end")
-    given = words.parse_args()
+    """Draw the images if the step reads files, then measure each size in a separate process."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--step", choices=STEPS, default="pass")
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--size", type=int, default=64, help="image size [px]")
+    parser.add_argument("--classes", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="existing images: measure the first of --images once")
+    given = parser.parse_args()
     if given.folder:
         measure(given)
         return
@@ -168,9 +159,10 @@ def main() -> None:
             draw_images(Path(folder), max(given.images), given.size)
         for count in given.images:
             with tempfile.TemporaryDirectory() as cache:
-                command = [sys.executable, __file__, "--folder", folder, "--step", given.step, "--images", str(count)]
-                command += ["--size", str(given.size), "--classes", str(given.classes)]
-                environment = os.environ | {"XDG_CACHE_HOME": cache, "FASTCXR_CACHE_GB": "30"}
+                options = f"--step {given.step} --images {count} --size {given.size} --classes {given.classes}"
+                environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+                environment |= {"XDG_CACHE_HOME": cache, "FASTCXR_CACHE_GB": "30"}
+                command = [sys.executable, __file__, "--folder", folder, *options.split()]
                 subprocess.run(command, env=environment, check=True)
 
 

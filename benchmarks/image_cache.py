@@ -1,14 +1,13 @@
-"""Reading a cohort again from the store of pictures, beside decoding it again.
+"""Reading images from the image cache, compared with decoding them again.
 
     python benchmarks/image_cache.py --data DIR [--size 224] [--images 1000] [--runs 3]
 
-The files of DIR are repeated in a temporary folder until there are as many as asked, each with a few bytes of its own
-behind its picture, so that every one has a square of its own. The store is one of its own too, and goes afterwards.
-Both read shuffled batches of 32 and alternate, so that a busy machine slows both; the table gives medians. The store
-reads on one thread and compares every square with its checksum; decoding is timed on one thread and on all cores.
+The files of DIR are repeated in a temporary folder up to the number of images. A few different bytes are appended to
+each file, so that each has its own entry in the cache, which is temporary as well. All variants read shuffled batches
+of 32 and alternate; the table contains medians. The cache is read by one thread, which compares every image with its
+checksum; decoding is timed with one thread and with one per core.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -18,81 +17,77 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import numpy as np
+from common import make_parser
 
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.imaging.read import check_images, fit_square, read_image
 from fastcxr.io.cpus import count_cpus
 
-BATCH = 32
+BATCH_SIZE = 32
+FROM_CACHE = "from the cache, one thread"
 
 
 def repeat_files(data: Path, folder: Path, count: int) -> list[str]:
-    """So many copies of the images in `data`, each with content of its own."""
+    """Write `count` different files from the readable images in `data`."""
     originals = sorted(path for path in data.rglob("*") if path.is_file())
     unreadable = {error.path for error in check_images(originals)}
     files = []
     for number, path in enumerate(islice(cycle(path for path in originals if str(path) not in unreadable), count)):
-        copy = folder / f"{number}{path.suffix}"
-        copy.write_bytes(path.read_bytes() + f"copy {number}".encode())  # decoders stop at the end of the picture
-        files.append(str(copy))
+        repeated = folder / f"{number}{path.suffix}"
+        repeated.write_bytes(path.read_bytes() + f"file {number}".encode())  # decoders ignore bytes after the image
+        files.append(str(repeated))
     return files
 
 
-def measure(read: Callable[[np.ndarray], np.ndarray], count: int, run: int) -> float:
-    """Seconds to read every image once, in shuffled batches."""
-    rows = np.random.default_rng(run).permutation(count)
+def time_batches(read: Callable[[np.ndarray], np.ndarray], count: int, seed: int) -> float:
+    """Return the seconds to read every image once, in shuffled batches."""
+    rows = np.random.default_rng(seed).permutation(count)
     started = time.perf_counter()
-    for start in range(0, count, BATCH):
-        read(rows[start : start + BATCH])
+    for start in range(0, count, BATCH_SIZE):
+        read(rows[start : start + BATCH_SIZE])
     return time.perf_counter() - started
 
 
-def compare(files: list[str], size: int, runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each road."""
-    cores = count_cpus()
-    seconds = {"filling the store, once": [], "opening it again": []}
-    for words in seconds:
+def measure(files: list[str], size: int, runs: int) -> dict[str, list[float]]:
+    """Return the seconds of each run of each variant."""
+    n_cores, seconds = count_cpus(), {}
+    for name in ("filling the cache, once", "opening the cache again"):
         started = time.perf_counter()
-        pictures = open_image_cache(files, size)
-        seconds[words].append(time.perf_counter() - started)
-    with ThreadPoolExecutor(cores) as pool:
+        image_cache = open_image_cache(files, size)
+        seconds[name] = [time.perf_counter() - started]
+    with ThreadPoolExecutor(n_cores) as pool:
 
         def decode(row: int) -> np.ndarray:
             return fit_square(read_image(files[row]), size)
 
-        roads = {
+        variants = {
             "decoding, one thread": lambda rows: np.stack([decode(row) for row in rows]),
-            f"decoding, {cores} threads": lambda rows: np.stack(list(pool.map(decode, rows))),
-            "from the store, one thread": pictures.read,
+            f"decoding, {n_cores} threads": lambda rows: np.stack(list(pool.map(decode, rows))),
+            FROM_CACHE: image_cache.read,
         }
-        for run in range(runs):
-            for words, read in roads.items():
-                seconds.setdefault(words, []).append(measure(read, len(files), run))
+        for seed in range(runs):
+            for name, read in variants.items():
+                seconds.setdefault(name, []).append(time_batches(read, len(files), seed))
     return seconds
 
 
-def show(seconds: dict[str, list[float]], count: int) -> None:
-    """One row a road; the ratio is how many times sooner the store has it."""
-    medians = {words: statistics.median(times) for words, times in seconds.items()}
-    store = medians["from the store, one thread"]
-    print(f"{'':<28} {'seconds':>9} {'images/s':>10} {'store is':>10}")
-    for words, median in medians.items():
-        ratio = f"{median / store:>8.1f} x" if words.startswith("decoding") else ""
-        print(f"{words:<28} {median:>9.3f} {count / median:>10,.0f} {ratio:>10}")
+def print_table(seconds: dict[str, list[float]], count: int) -> None:
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    print(f"{'':<28} {'seconds':>9} {'images/s':>10} {'the cache is':>16}")
+    for name, median in medians.items():
+        ratio = f"{median / medians[FROM_CACHE]:.1f} x faster" if name.startswith("decoding") else ""
+        print(f"{name:<28} {median:>9.3f} {count / median:>10,.0f} {ratio:>16}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=224)
+    parser = make_parser(__doc__, ["data"])
+    parser.add_argument("--size", type=int, default=224, help="image size [px]")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=3)
-    words = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        files = repeat_files(words.data, Path(folder), words.images)
-        time.sleep(3)  # a file that was written just now is read once more: its times may hide a change
-        show(compare(files, words.size, words.runs), len(files))
+        files = repeat_files(Path(given.data), Path(folder), given.images)
+        time.sleep(3)  # the cache reads new files again: their time stamps may hide a change
+        print_table(measure(files, given.size, given.runs), len(files))

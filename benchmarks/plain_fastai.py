@@ -1,15 +1,14 @@
-"""fastcxr beside plain fastai: time to quality on the same images, split, backbone and weights, in one go.
+"""Time to quality of fastcxr and plain fastai, with the same images, split, backbone and weights.
 
     python benchmarks/plain_fastai.py --data DIR --weights FILE [--patient-table FILE] [--until 0.95] [--epochs 5]
 
-Plain fastai is what its own tutorial teaches: ImageDataLoaders, Resize, aug_transforms, vision_learner, lr_find and
-fine_tune. The split is fastcxr's, patient-grouped. In both roads validation loss chooses the model; whenever there is a
-better one, its AUROC on the test patients is taken with the clock stopped. "reached" is the second in which it first
-was `--until`. fastcxr starts with an empty cache each time. The two alternate, each in a process of its own.
+Plain fastai is the method of its tutorial: ImageDataLoaders, Resize, aug_transforms, vision_learner, lr_find and
+fine_tune. The split is that of fastcxr, grouped by patient. For both, the validation loss selects the model. After each
+improvement, the AUROC on the test split is computed while the clock is stopped. "reached" is the first time [s] at
+which it is at least `--until`. fastcxr starts with an empty cache. The two alternate, each run in a separate process.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -17,149 +16,155 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: what `import fastcxr` sets, for both
-
 import numpy as np
 import pandas as pd
 import torch
+from common import make_parser, parse_or_measure, run_in_subprocess
 from fastai.callback.core import Callback
-from peer import make_plain_learner, run_alone
+from fastai.learner import Learner, Recorder
+from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, set_seed, vision_learner
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.progress.base import Progress
 
+N_WORKERS = {
+    "plain fastai": None,
+    "plain fastai, no workers": 0,
+}  # loader workers; None: fastai's default, one per core
+
+
+def make_plain_learner(
+    manifest: pd.DataFrame, recipe: Recipe, folder: str | Path, workers: int | None = None
+) -> Learner:
+    """Return a learner as in fastai's tutorial, for the training and validation rows.
+
+    `recipe.weights` is a file of weights, or "none": vision_learner is offline here.
+    """
+    set_seed(recipe.seed, reproducible=True)
+    table = manifest[manifest["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "valid")
+    loaders = ImageDataLoaders.from_df(
+        table, path="/", fn_col="file", label_col="label", valid_col="is_valid", bs=recipe.batch_size,
+        num_workers=workers, item_tfms=Resize(recipe.image_size), batch_tfms=aug_transforms(),
+    )  # fmt: skip
+    options = (
+        {"pretrained": False} if recipe.weights == "none" else {"pretrained_cfg_overlay": {"file": recipe.weights}}
+    )
+    return vision_learner(loaders, recipe.backbone, path=folder, **options)
+
 
 @dataclass
 class Clock:
-    """Seconds of work, and the models that validation chose in their course."""
+    """Seconds of training without evaluation, and the models that the validation loss selected."""
 
     started: float = field(default_factory=time.perf_counter)
-    stopped: float = 0.0
-    lowest: float = np.inf
-    chosen: list[dict] = field(default_factory=list)
+    paused_seconds: float = 0.0
+    lowest_loss: float = np.inf
+    selected: list[dict[str, float]] = field(default_factory=list)
 
-    def look(self, loss: float, score: Callable[[], tuple[float, float]]) -> None:
-        """With the clock stopped: score the model of now if validation prefers it."""
+    def add_epoch(self, loss: float, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Evaluate the current model if its validation loss is the lowest, with the clock stopped."""
         now = time.perf_counter()
-        if loss < self.lowest:
-            self.lowest, (accuracy, auroc) = loss, score()
-            self.chosen.append({"seconds": now - self.started - self.stopped, "accuracy": accuracy, "auroc": auroc})
-        self.stopped += time.perf_counter() - now
+        if loss < self.lowest_loss:
+            self.lowest_loss = loss
+            self.selected.append({"seconds": now - self.started - self.paused_seconds} | evaluate())
+        self.paused_seconds += time.perf_counter() - now
 
-    def row(self, until: float) -> dict[str, float]:
-        """What the benchmark prints of one road."""
-        reached = [model["seconds"] for model in self.chosen if model["auroc"] >= until]
-        whole = time.perf_counter() - self.started - self.stopped
-        return {"seconds": whole, "reached": reached[0] if reached else np.nan} | {
-            name: self.chosen[-1][name] for name in ("accuracy", "auroc")
-        }
+    def make_row(self, until: float) -> dict[str, float]:
+        """Return the results of a run."""
+        seconds = time.perf_counter() - self.started - self.paused_seconds
+        reached = next((model["seconds"] for model in self.selected if model["auroc"] >= until), np.nan)
+        return self.selected[-1] | {"seconds": seconds, "reached": reached}
 
 
-class Looks(Callback):
-    """Lets the clock look at the end of every epoch of plain fastai."""
+class PlainClockCallback(Callback):
+    """Adds every epoch of plain fastai to the clock."""
 
-    def __init__(self, clock: Clock, score: Callable):
-        self.clock, self.score = clock, score
+    order = Recorder.order + 1  # after the validation loss of the epoch is recorded
+
+    def __init__(self, clock: Clock, evaluate: Callable[[], dict[str, float]]):
+        self.clock, self.evaluate = clock, evaluate
 
     def after_epoch(self) -> None:
-        """The recorder's second value is the validation loss."""
-        if len(self.recorder.values):  # not while the rate is being found
-            self.clock.look(self.recorder.values[-1][1], lambda: self.score(self.learn))
+        self.clock.add_epoch(self.recorder.values[-1][1], self.evaluate)  # [training loss, validation loss]
 
 
-def plain_fastai(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
-    """The tutorial's road."""
+def train_plain(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
     clock, test = Clock(), manifest[manifest["split"] == "test"]
     with tempfile.TemporaryDirectory() as folder:
         learner = make_plain_learner(manifest, recipe, folder)
-        loaders = learner.dls
-        test_loader = loaders.test_dl(test)
+        test_loader = learner.dls.test_dl(test)
 
         @torch.no_grad()
-        def score_test(learn) -> tuple[float, float]:
-            learn.model.eval()
-            probability = torch.cat([learn.model(batch[0]).softmax(dim=1) for batch in test_loader])
-            return score(test, probability.numpy(), list(loaders.vocab))
+        def evaluate() -> dict[str, float]:
+            learner.model.eval()
+            probability = torch.cat([learner.model(batch[0]).softmax(dim=1) for batch in test_loader])
+            return compute_test_metrics(test, probability.numpy(), list(learner.dls.vocab))
 
         with learner.no_bar(), learner.no_logging():
             rate = learner.lr_find(show_plot=False).valley
-            learner.fine_tune(recipe.epochs, rate, cbs=Looks(clock, score_test))
+            learner.fine_tune(recipe.epochs, rate, cbs=PlainClockCallback(clock, evaluate))
     return clock
 
 
-class Watch(Progress):
-    """Lets the clock look at every row of fastcxr's history."""
+class ClockProgress(Progress):
+    """Adds every epoch of fastcxr to the clock."""
 
-    def __init__(self, clock: Clock, score: Callable):
-        self.clock, self.score = clock, score
+    def __init__(self, clock: Clock, evaluate: Callable[[], dict[str, float]]):
+        self.clock, self.evaluate = clock, evaluate
 
     def epoch(self, row: dict) -> None:
-        """A row of history, its model still in the learner."""
-        self.clock.look(row["valid_loss"], self.score)
+        self.clock.add_epoch(row["valid_loss"], self.evaluate)
 
 
-def ours(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
-    """fastcxr's road, its cache empty."""
+def train_fastcxr(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
     test = manifest[manifest["split"] == "test"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         clock = Clock()
         learner = make_learner(make_loaders(manifest, recipe), recipe)
 
-        def score_test() -> tuple[float, float]:
+        def evaluate() -> dict[str, float]:
             predictions = predict(learner, manifest, splits=("test",), progress=Progress())
-            return score(test, predictions.probability, list(predictions.labels))
+            return compute_test_metrics(test, predictions.probability, list(predictions.labels))
 
-        train(learner, recipe, Watch(clock, score_test))
+        train(learner, recipe, ClockProgress(clock, evaluate))
     return clock
 
 
-def score(test: pd.DataFrame, probability: np.ndarray, labels: list[str]) -> tuple[float, float]:
-    """Accuracy and macro AUROC."""
-    figures = compute_metrics(pd.Index(labels).get_indexer(test["label"]), probability.astype(float), labels)
-    return figures["accuracy"], figures["auroc"]["macro"]
+def compute_test_metrics(test: pd.DataFrame, probability: np.ndarray, labels: list[str]) -> dict[str, float]:
+    metrics = compute_metrics(pd.Index(labels).get_indexer(test["label"]), probability.astype(float), labels)
+    return {"accuracy": metrics["accuracy"], "auroc": metrics["auroc"]["macro"]}
 
 
-ROADS = {"fastcxr": ours, "plain fastai": plain_fastai}
+METHODS = {"fastcxr": train_fastcxr, "plain fastai": train_plain}
 
 
-def measure_road(given: argparse.Namespace) -> dict[str, float]:
-    """One road at one seed."""
-    weights = str(Path(given.weights).resolve())
-    recipe = Recipe(given.backbone, weights=weights, epochs=given.epochs, seed=given.seed)
+def measure(given: argparse.Namespace) -> dict[str, float]:
+    """Return the results of one method and seed."""
+    recipe = Recipe(given.backbone, weights=given.weights, epochs=given.epochs, seed=given.seed)
     manifest = split_by_patient(read_manifest(given.data, patient_table=given.patient_table), seed=given.seed)
     sizes = {f"{name} images": int(count) for name, count in manifest["split"].value_counts().items()}
-    return {"seed": given.seed} | ROADS[given.road](manifest, recipe).row(given.until) | sizes
+    return {"seed": given.seed} | METHODS[given.variant](manifest, recipe).make_row(given.until) | sizes
 
 
 def main() -> None:
-    """Run both roads by turns, each in a process of its own, and print the table."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", required=True)
-    words.add_argument("--weights", required=True)
-    words.add_argument("--patient-table")
-    words.add_argument("--backbone", default="mobilenetv2_100")
-    words.add_argument("--until", type=float, default=0.95)
-    words.add_argument("--epochs", type=int, default=5)
-    words.add_argument("--seeds", type=int, default=5)
-    words.add_argument("--alone", action="store_true", help="fastcxr without its peer")
-    words.add_argument("--road", choices=ROADS, help="this one alone")
-    words.add_argument("--seed", type=int, help="of the one road")
-    given = words.parse_args()
-    if given.road:
-        print(json.dumps(measure_road(given)))
-        return
+    """Run both methods alternately, each run in a separate process, and print the table."""
+    parser = make_parser(__doc__, ["data", "weights"], ["patient-table", "backbone"])
+    parser.add_argument("--until", type=float, default=0.95, help="AUROC")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    parser.add_argument("--alone", action="store_true", help="fastcxr without plain fastai")
+    parser.add_argument("--seed", type=int, help="seed of --variant")
+    given = parse_or_measure(parser, METHODS, measure)
     rows = []
     for seed in range(given.seeds):
-        for road in list(ROADS)[: 1 if given.alone else 2]:
-            row = run_alone(road, seed=seed)
-            rows.append({"road": road, **row})
-            print(f"{road:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
-    table = (
-        pd.DataFrame(rows).groupby("road")[["seconds", "reached", "accuracy", "auroc"]].agg(["median", "min", "max"])
-    )
-    print(table.round(4).to_string())
+        for method in list(METHODS)[: 1 if given.alone else 2]:
+            row = run_in_subprocess(method, seed=seed)
+            rows.append({"method": method, **row})
+            print(f"{method:<13} " + "  ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+    columns = ["seconds", "reached", "accuracy", "auroc"]
+    print(pd.DataFrame(rows).groupby("method")[columns].agg(["median", "min", "max"]).round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -1,36 +1,32 @@
-"""What might refine the default road, and what it gives: averaged weights, mirror images, small images first.
+"""Changes to the default strategy: averaged weights, flipped images, and small images first.
 
     python benchmarks/refinements.py --data DIR --weights FILE [--patient-table FILE] [--epochs 5] [--seeds 3]
 
-All of them come from one training a seed, of all layers from a fitted head on (strategy lp_ft), but for small images
-first, which is one of its own. Validation loss picks the epoch in each. Test figures are of the same patients:
+All variants of a seed use one training of all layers that starts from the fitted head (strategy lp_ft), except for
+small images first, which is trained separately. The validation loss selects the epoch of each variant:
 
-    head alone        the fitted head on the frozen body
-    lp_ft             the head alone or the best epoch after it
-    moving average    the weights' moving average over the steps (a new step counts for 1 in 50), as of each epoch's end
-    half way          the mean of the weights of the head alone and of each epoch
-    small first       the first three fifths of the epochs at 160 px, the others at 224 px
-    ... + mirror      the logits' mean over each image and its mirror image
+    head only                  the fitted head on the frozen backbone
+    lp_ft                      the head only, or the best epoch after it
+    moving average             moving average of the weights (a new step counts 1/50) at the end of each epoch
+    mean of head and epoch     mean of the weights of the head only and of each epoch
+    160 px, then 224 px        the first three fifths of the epochs at 160 px, the others at 224 px
+    ..., flipped too           mean of the logits of each image and its flipped copy
 
-What fastcxr ships is "lp_ft" with the head alone "+ mirror": that head, and it alone, has learned from mirror images.
-The table is the mean over seeds, and of AUROC also the lowest and highest difference from "lp_ft" of the same seed.
+fastcxr uses "lp_ft"; the head only, which is also fitted on flipped images, is applied to flipped images too. The table
+contains means over seeds, and the lowest and highest difference of AUROC from "lp_ft" with the same seed.
 """
 
 import argparse
-import json
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: what `import fastcxr` sets
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from common import make_parser, parse_or_measure, run_in_subprocess
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from peer import run_alone
 from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
@@ -43,149 +39,139 @@ from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.schedules import compute_group_rates, make_scheduler
 from fastcxr.training.trainer import resolve_stages, unfreeze
 
-NEW = 0.02  # what a step adds to the moving average
-SMALL = 160
+MOVING_AVERAGE_WEIGHT = 0.02  # of the newest step
+SMALL_IMAGE_SIZE, BATCH_SIZE = 160, 32
 Weights = dict[str, torch.Tensor]
 
 
-def weights_of(network: nn.Module) -> Weights:
-    """A copy of all weights."""
+def copy_weights(network: nn.Module) -> Weights:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-def mix(first: Weights, second: Weights, share: float) -> Weights:
-    """Weights between two networks; `share`: of the second."""
-    return {name: torch.lerp(first[name], second[name], share) if first[name].is_floating_point() else second[name]
+def mix_weights(first: Weights, second: Weights, weight: float) -> Weights:
+    """Interpolate between two networks; `weight` is that of the second."""
+    return {name: torch.lerp(first[name], second[name], weight) if first[name].is_floating_point() else second[name]
             for name in first}  # fmt: skip
 
 
-class Watch(Callback):
-    """Keeps the moving average, and the weights of every epoch's end."""
+class WeightsCallback(Callback):
+    """Keeps the weights and their moving average at the end of every epoch."""
 
-    def __init__(self, start: Weights):
-        self.average, self.epochs, self.averages = start, [], []
+    def __init__(self, initial: Weights):
+        self.average, self.epochs, self.averages = initial, [], []
 
     def after_batch(self) -> None:
         if self.training:
-            self.average = mix(self.average, self.model.state_dict(), NEW)
+            self.average = mix_weights(self.average, self.model.state_dict(), MOVING_AVERAGE_WEIGHT)
 
     def after_validate(self) -> None:
-        self.epochs.append(weights_of(self.model))
+        self.epochs.append(copy_weights(self.model))
         self.averages.append(self.average)
 
 
-def learn(learner: Learner, recipe: Recipe, epochs: int) -> Watch:
-    """All layers, as strategy lp_ft teaches them."""
+def fine_tune(learner: Learner, recipe: Recipe, epochs: int) -> WeightsCallback:
+    """Train all layers as strategy lp_ft does after the head is fitted."""
     stage = resolve_stages(recipe, len(learner.splitter(learner.model)))[0]
     unfreeze(learner, stage)
-    watch, rates = Watch(weights_of(learner.model)), compute_group_rates(learner, stage, recipe.learning_rate)
+    weights, rates = (
+        WeightsCallback(copy_weights(learner.model)),
+        compute_group_rates(learner, stage, recipe.learning_rate),
+    )
     with learner.no_bar(), learner.no_logging():
-        callbacks = [watch, FreezeBatchNormStats(), make_scheduler(learner, recipe, epochs, rates)]
+        callbacks = [weights, FreezeBatchNormStats(), make_scheduler(learner, recipe, epochs, rates)]
         learner.fit(epochs, lr=rates, cbs=callbacks)
-    return watch
+    return weights
 
 
-class Judge:
-    """Scores weights on validation and test images, which it reads once."""
+class Evaluator:
+    """Validation loss and test metrics of weights, on images that are read once."""
 
     def __init__(self, learner: Learner, manifest: pd.DataFrame):
-        self.learner, pictures = learner, learner.dls.fastcxr.image_cache
-        place = {file: row for row, file in enumerate(pictures.files)}
-        labels = pd.Index(list(learner.dls.vocab))
+        self.learner, image_cache = learner, learner.dls.fastcxr.image_cache
+        rows = {file: row for row, file in enumerate(image_cache.files)}
+        self.labels = list(learner.dls.vocab)
         parts = {split: manifest[manifest["split"] == split] for split in ("valid", "test")}
-        self.squares = {split: pictures.read([place[f] for f in part["file"]]) for split, part in parts.items()}
-        self.truth = {split: labels.get_indexer(part["label"]) for split, part in parts.items()}
+        self.images = {split: image_cache.read([rows[file] for file in part["file"]]) for split, part in parts.items()}
+        self.truth = {split: pd.Index(self.labels).get_indexer(part["label"]) for split, part in parts.items()}
 
     @torch.no_grad()
-    def answer(self, weights: Weights, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the images, and of their mirror images."""
+    def predict(self, weights: Weights, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of the images, and those of the flipped images."""
         network = self.learner.model.eval()
         network.load_state_dict(weights)
-        found = [[], []]
-        for start in range(0, len(self.squares[split]), 32):
-            batch = normalize(
-                torch.from_numpy(self.squares[split][start : start + 32])[:, None], self.learner.dls.fastcxr.input_spec
-            )
+        logits, flipped_logits = [], []
+        for batch in torch.from_numpy(self.images[split])[:, None].split(BATCH_SIZE):
+            batch = normalize(batch, self.learner.dls.fastcxr.input_spec)
             with autocast(self.learner.fastcxr.precision, torch.device("cpu")):
-                found[0].append(self.learner.model(batch).float())
-                found[1].append(self.learner.model(batch.flip(3)).float())
-        return torch.cat(found[0]), torch.cat(found[1])
+                logits.append(network(batch).float())
+                flipped_logits.append(network(batch.flip(3)).float())
+        return torch.cat(logits), torch.cat(flipped_logits)
 
-    def rows(self, name: str, candidates: list[Weights]) -> Iterator[dict]:
-        """Two rows: of the candidate with the lowest validation loss, by itself and with mirror images."""
-        answers = [(self.answer(weights, "valid"), weights) for weights in candidates]
-        ways = {name: lambda pair: pair[0], f"{name} + mirror": lambda pair: (pair[0] + pair[1]) / 2}
-        for words, join in ways.items():
-            losses = [self.loss(join(pair)) for pair, _ in answers]
-            logits = join(self.answer(answers[int(np.argmin(losses))][1], "test"))
-            figures = compute_metrics(
-                self.truth["test"], logits.double().softmax(1).numpy(), list(self.learner.dls.vocab)
-            )
-            yield {"variant": words, "epoch": int(np.argmin(losses)), "valid_loss": min(losses),
-                   "accuracy": figures["accuracy"], "auroc": figures["auroc"]["macro"]}  # fmt: skip
-
-    def loss(self, logits: torch.Tensor) -> float:
-        """The recipe's own, of the validation images."""
-        return float(self.learner.loss_func(logits, torch.tensor(self.truth["valid"])))
+    def make_rows(self, name: str, candidates: list[Weights]) -> Iterator[dict[str, Any]]:
+        """Yield the row of the candidate with the lowest validation loss, without and with flipped images."""
+        predictions, truth = (
+            [self.predict(weights, "valid") for weights in candidates],
+            torch.tensor(self.truth["valid"]),
+        )
+        averages = {name: lambda pair: pair[0], f"{name}, flipped too": lambda pair: (pair[0] + pair[1]) / 2}
+        for variant, average in averages.items():
+            losses = [float(self.learner.loss_func(average(pair), truth)) for pair in predictions]
+            best = int(np.argmin(losses))
+            probability = average(self.predict(candidates[best], "test")).double().softmax(1).numpy()
+            metrics = compute_metrics(self.truth["test"], probability, self.labels)
+            yield {"variant": variant, "epoch": best, "valid_loss": losses[best],
+                   "accuracy": metrics["accuracy"], "auroc": metrics["auroc"]["macro"]}  # fmt: skip
 
 
-def measure_seed(given: argparse.Namespace) -> dict:
-    """All variants at one seed."""
-    recipe = Recipe(given.backbone, weights=str(Path(given.weights).resolve()), epochs=given.epochs, seed=given.seed)
-    table = split_by_patient(
-        read_manifest(given.data, patient_table=given.patient_table, data_format=given.data_format), seed=given.seed
-    )
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows of all variants for one seed."""
+    recipe = Recipe(given.backbone, weights=given.weights, epochs=given.epochs, seed=given.seed)
+    table = read_manifest(given.data, patient_table=given.patient_table, data_format=given.data_format)
+    table = split_by_patient(table, seed=given.seed)
     learner = make_learner(make_loaders(table, recipe), recipe)
     fit_head(learner, recipe, Progress())
-    judge, start, began = Judge(learner, table), weights_of(learner.model), time.perf_counter()
-    watch = learn(learner, recipe, given.epochs)
-    whole = time.perf_counter() - began
-    rows = [*judge.rows("head alone", [start]), *judge.rows("lp_ft", [start, *watch.epochs])]
-    rows += judge.rows("moving average", [start, *watch.averages])
-    rows += judge.rows("half way", [start, *(mix(start, end, 0.5) for end in watch.epochs)])
-    began = time.perf_counter()
-    rows += judge.rows("small first", [start, *small_first(learner, table, recipe, start)])
-    return {"seed": given.seed, "seconds": whole, "small first, seconds": time.perf_counter() - began, "rows": rows}
+    evaluator, head, started = Evaluator(learner, table), copy_weights(learner.model), time.perf_counter()
+    trained = fine_tune(learner, recipe, given.epochs)
+    seconds = time.perf_counter() - started
+    rows = [*evaluator.make_rows("head only", [head]), *evaluator.make_rows("lp_ft", [head, *trained.epochs])]
+    rows += evaluator.make_rows("moving average", [head, *trained.averages])
+    means = [mix_weights(head, weights, 0.5) for weights in trained.epochs]
+    rows += evaluator.make_rows("mean of head and epoch", [head, *means])
+    started = time.perf_counter()
+    rows += evaluator.make_rows("160 px, then 224 px", [head, *train_small_first(learner, table, recipe, head)])
+    return {"seconds": seconds, "small_first_seconds": time.perf_counter() - started, "rows": rows}
 
 
-def small_first(learner: Learner, table: pd.DataFrame, recipe: Recipe, start: Weights) -> list[Weights]:
-    """The weights of the later epochs, which follow on epochs of small images."""
-    first = recipe.epochs * 3 // 5
-    small = recipe.replace(image_size=SMALL)
-    pupil = make_learner(make_loaders(table, small), small)
-    pupil.model.load_state_dict(start)
-    learn(pupil, small, first)
-    learner.model.load_state_dict(pupil.model.state_dict())
-    return learn(learner, recipe, recipe.epochs - first).epochs
+def train_small_first(learner: Learner, table: pd.DataFrame, recipe: Recipe, head: Weights) -> list[Weights]:
+    """Train on small images, then on full-size images; return the weights of the latter epochs."""
+    n_small_epochs = recipe.epochs * 3 // 5
+    small_recipe = recipe.replace(image_size=SMALL_IMAGE_SIZE)
+    small_learner = make_learner(make_loaders(table, small_recipe), small_recipe)
+    small_learner.model.load_state_dict(head)
+    fine_tune(small_learner, small_recipe, n_small_epochs)
+    learner.model.load_state_dict(small_learner.model.state_dict())
+    return fine_tune(learner, recipe, recipe.epochs - n_small_epochs).epochs
 
 
 def main() -> None:
-    """A process for each seed, and the table."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", required=True)
-    words.add_argument("--weights", required=True)
-    words.add_argument("--patient-table")
-    words.add_argument("--data-format", default="auto")
-    words.add_argument("--backbone", default="mobilenetv2_100")
-    words.add_argument("--epochs", type=int, default=5)
-    words.add_argument("--seeds", type=int, default=3)
-    words.add_argument("--road", help="one seed alone")
-    words.add_argument("--seed", type=int, help="the seed")
-    given = words.parse_args()
-    if given.road:
-        print(json.dumps(measure_seed(given)))
-        return
-    rows = []
+    """Run each seed in a separate process, and print the table."""
+    parser = make_parser(__doc__, ["data", "weights"], ["patient-table", "backbone"])
+    parser.add_argument("--data-format", default="auto")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--seed", type=int, help="seed of --variant")
+    given = parse_or_measure(parser, ["all"], measure)
+    tables = []
     for seed in range(given.seeds):
-        found = run_alone("all", seed=seed)
-        print(f"seed {seed}: {found['seconds']:.0f} s, small first {found['small first, seconds']:.0f} s", flush=True)
-        best = next(row["auroc"] for row in found["rows"] if row["variant"] == "lp_ft")
-        rows += [{**row, "seed": seed, "difference": row["auroc"] - best} for row in found["rows"]]
-        print(pd.DataFrame(rows[-len(found["rows"]) :]).round(4).to_string(index=False), flush=True)
-    table = pd.DataFrame(rows).groupby("variant", sort=False)
-    means = table[["valid_loss", "accuracy", "auroc"]].mean()
-    spread = table["difference"].agg(["min", "max"])
-    print(means.join(spread).round(4).to_string())
+        found = run_in_subprocess("all", seed=seed)
+        print(f"seed {seed}: {found['seconds']:.0f} s, small first {found['small_first_seconds']:.0f} s", flush=True)
+        table = pd.DataFrame(found["rows"])
+        reference = table.loc[table["variant"] == "lp_ft", "auroc"].item()
+        tables.append(table.assign(seed=seed, difference=table["auroc"] - reference))
+        print(tables[-1].round(4).to_string(index=False), flush=True)
+    groups = pd.concat(tables).groupby("variant", sort=False)
+    means = groups[["valid_loss", "accuracy", "auroc"]].mean()
+    print(means.join(groups["difference"].agg(["min", "max"])).round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -1,119 +1,108 @@
-"""Training images a second: fastcxr, plain fastai, and the same network on one batch that is always there.
+"""Training images/s of fastcxr, plain fastai, and the network alone on one batch.
 
     python benchmarks/throughput.py --data DIR --weights FILE [--backbone NAME] [--size 224] [--steps 20] [--runs 3]
 
-All layers learn. fastcxr and plain fastai go end to end (reading, augmenting, stepping), the latter with processes that
-read beside it, as is its default, and without; the ceiling repeats forward, backward and step on one normalised batch
-in the arithmetic that fastcxr chose. The first steps of each run are not counted. They alternate, each in a process of
-its own; the table gives medians.
+All layers are trained. fastcxr and plain fastai are measured end to end (reading, augmentation, step), the latter with
+its default number of loader workers and without workers. The network alone repeats forward pass, backward pass and step
+on one normalised batch, in the precision of fastcxr. The first steps of each run are not counted. The variants
+alternate, each run in a separate process; the table contains medians.
 """
 
 import argparse
-import json
-import os
 import statistics
 import tempfile
-from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: what `import fastcxr` sets, for all
 
 import torch
+from common import make_parser, parse_or_measure, run_in_subprocess
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
-from peer import make_plain_learner, run_alone
+from plain_fastai import N_WORKERS, make_plain_learner
 
 from fastcxr import Recipe, make_learner, make_loaders, read_manifest, split_by_patient
 from fastcxr.models.devices import read_clock
 from fastcxr.models.precision import autocast
 
-WARM_UP = 3
-PLAIN = {"plain fastai": None, "plain fastai, no workers": 0}  # processes that read; None is fastai's own choice
-ROADS = ("fastcxr", *PLAIN, "the network alone")
+N_WARM_UP_STEPS = 3
+VARIANTS = ("fastcxr", *N_WORKERS, "network alone")
 
 
 class Stopwatch(Callback):
-    """Seconds from the last warm-up step to the last step; then it ends the fit."""
+    """Measures the seconds from the last warm-up step to the last step, and then ends the fit."""
 
-    def __init__(self, steps: int):
-        self.steps = steps
+    def __init__(self, n_steps: int):
+        self.n_steps, self.times = n_steps, []
 
     def after_batch(self) -> None:
-        if self.training and self.iter + 1 in (WARM_UP, WARM_UP + self.steps):
-            self.began, self.ended = getattr(self, "ended", None), read_clock(self.dls.device)
-        if self.iter + 1 == WARM_UP + self.steps:
+        if self.training and self.iter + 1 in (N_WARM_UP_STEPS, N_WARM_UP_STEPS + self.n_steps):
+            self.times.append(read_clock(self.dls.device))
+        if len(self.times) == 2:
             raise CancelFitException
 
 
-def end_to_end(learner: Learner, steps: int) -> float:
-    """Images a second of a fit."""
+def measure_end_to_end(learner: Learner, n_steps: int) -> float:
+    """Return the images/s of a fit."""
     learner.unfreeze()
-    watch = Stopwatch(steps)
+    stopwatch = Stopwatch(n_steps)
     with learner.no_bar(), learner.no_logging():
-        learner.fit(1, 1e-5, cbs=watch)
-    return steps * learner.dls.train.bs / (watch.ended - watch.began)
+        learner.fit(1, 1e-5, cbs=stopwatch)
+    return n_steps * learner.dls.train.bs / (stopwatch.times[1] - stopwatch.times[0])
 
 
-def ceiling(learner: Learner, steps: int) -> float:
-    """Images a second of the network and optimizer alone."""
+def measure_network(learner: Learner, n_steps: int) -> float:
+    """Return the images/s of network and optimizer alone."""
     learner.create_opt()
-    images, labels = learner.dls.train.one_batch()
-    # fastai's own tensors would slow every step down; in a fit it takes them off too
-    images, labels = (part.as_subclass(torch.Tensor) for part in (images, labels))
+    # fastai's tensor subclasses slow every step down; a fit of fastcxr removes them too
+    images, labels = (part.as_subclass(torch.Tensor) for part in learner.dls.train.one_batch())
     images = images.contiguous(memory_format=torch.channels_last)
     learner.model.train().to(memory_format=torch.channels_last)
-    for number in range(WARM_UP + steps):
-        if number == WARM_UP:
+    started = 0.0
+    for number in range(N_WARM_UP_STEPS + n_steps):
+        if number == N_WARM_UP_STEPS:
             started = read_clock(learner.dls.device)
         with autocast(learner.fastcxr.precision, learner.dls.device):
             logits = learner.model(images)
         learner.loss_func(logits.float(), labels).backward()
         learner.opt.step()
         learner.opt.zero_grad()
-    return steps * len(labels) / (read_clock(learner.dls.device) - started)
+    return n_steps * len(labels) / (read_clock(learner.dls.device) - started)
 
 
 def measure(given: argparse.Namespace) -> float:
-    """Images a second of one road."""
-    weights = given.weights if given.weights == "none" else str(Path(given.weights).resolve())
-    recipe = Recipe(
-        given.backbone, weights=weights, image_size=given.size, batch_size=given.batch_size, strategy="full"
-    )
+    """Return the images/s of one variant."""
+    recipe = Recipe(given.backbone, weights=given.weights, image_size=given.size, batch_size=given.batch_size,
+                    strategy="full")  # fmt: skip
     manifest = split_by_patient(read_manifest(given.data), seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        if given.road in PLAIN:
-            return end_to_end(make_plain_learner(manifest, recipe, folder, PLAIN[given.road]), given.steps)
+        if given.variant in N_WORKERS:
+            plain = make_plain_learner(manifest, recipe, folder, N_WORKERS[given.variant])
+            return measure_end_to_end(plain, given.steps)
         learner = make_learner(make_loaders(manifest, recipe), recipe)
-        return (end_to_end if given.road == "fastcxr" else ceiling)(learner, given.steps)
+        return (measure_end_to_end if given.variant == "fastcxr" else measure_network)(learner, given.steps)
 
 
-def show(speeds: dict[str, list[float]]) -> None:
-    """One row a road, and the two ratios that matter."""
-    for words, found in speeds.items():
-        print(f"{words:<24} {statistics.median(found):>9.1f} images/s   of {', '.join(f'{x:.1f}' for x in found)}")
-    ours, *plain, most = (statistics.median(found) for found in speeds.values())
-    print(f"fastcxr is {ours / max(plain):.2f} times the faster plain fastai, {100 * ours / most:.0f} % of its network")
+def print_table(speeds: dict[str, list[float]]) -> None:
+    """Print one row for each variant, and the two ratios of the goals."""
+    for variant, found in speeds.items():
+        values = ", ".join(f"{speed:.1f}" for speed in found)
+        print(f"{variant:<24} {statistics.median(found):>9.1f} images/s   of {values}")
+    fastcxr, *plain, network = (statistics.median(found) for found in speeds.values())
+    print(f"fastcxr: {fastcxr / max(plain):.2f} times the faster plain fastai, "
+          f"{100 * fastcxr / network:.0f} % of the network alone")  # fmt: skip
 
 
 def main() -> None:
-    """Run all roads by turns, each in a process of its own, and print the table."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", required=True)
-    words.add_argument("--weights", required=True, help="a file, or none")
-    words.add_argument("--backbone", default="mobilenetv2_100")
-    words.add_argument("--size", type=int, default=224)
-    words.add_argument("--batch-size", type=int, default=32)
-    words.add_argument("--steps", type=int, default=20)
-    words.add_argument("--runs", type=int, default=3)
-    words.add_argument("--road", choices=ROADS, help="this one alone")
-    given = words.parse_args()
-    if given.road:
-        print(json.dumps({"speed": measure(given)}))
-        return
-    speeds = {road: [] for road in ROADS}
+    """Run all variants alternately, each run in a separate process, and print the table."""
+    parser = make_parser(__doc__, ["data", "weights"], ["backbone"])
+    parser.add_argument("--size", type=int, default=224, help="image size [px]")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=3)
+    given = parse_or_measure(parser, VARIANTS, measure)
+    speeds = {variant: [] for variant in VARIANTS}
     for _ in range(given.runs):
-        for road in ROADS:
-            speeds[road].append(run_alone(road)["speed"])
-    show(speeds)
+        for variant in VARIANTS:
+            speeds[variant].append(run_in_subprocess(variant))
+    print_table(speeds)
 
 
 if __name__ == "__main__":
