@@ -90,8 +90,8 @@ def find_learner_state(learner: "Learner") -> LearnerState:
 
 def set_fitted_state(learner: "Learner", **fitted: Any) -> None:
     """Set fields of the state that were fitted for the current weights, and drop those fitted for other weights."""
-    fitted_weights = hash_weights(cast(nn.Module, learner.model))
-    learner.fastcxr = replace(find_learner_state(learner), **fitted, fitted_weights=fitted_weights)
+    state, fitted_weights = get_learner_state(learner), hash_weights(cast(nn.Module, learner.model))
+    vars(state).update(vars(find_learner_state(learner)) | fitted | {"fitted_weights": fitted_weights})
 
 
 def hash_weights(network: nn.Module, excluded: Collection[str] = ()) -> bytes:

@@ -38,6 +38,7 @@ from fastcxr.report.training_summary import (
     describe_fold_refits,
     describe_training,
     describe_valid_predictions,
+    is_fit_only,
 )
 
 
@@ -108,6 +109,7 @@ def _make_context(
         "valid_predictions": describe_valid_predictions(record),
         "fold_refits": describe_fold_refits(record),
         "training": describe_training(record),
+        "is_fit_only": is_fit_only(record),
         "image_level": is_image_level(record),
         "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
         "intervals": describe_intervals(primary),

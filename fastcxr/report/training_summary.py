@@ -44,7 +44,7 @@ def describe_fitted_on(record: RunRecord) -> str:
     if not fitted:
         return ""
     sizes = f"{pluralize(fitted['images'], 'image')} of {pluralize(fitted['patients'], 'patient')}"
-    names = join_names([SPLIT_NAMES.get(split, split) for split in fitted["splits"]])
+    names = join_names([str(SPLIT_NAMES.get(split, split)) for split in fitted["splits"]])
     split_text = f"{names} split{'s' * (len(fitted['splits']) > 1)}"
     if "valid" not in fitted["splits"]:
         return f"{sizes} ({split_text})"
@@ -70,6 +70,11 @@ def describe_fold_refits(record: RunRecord) -> str:
     return f"The final head of {models} was refitted on its training and validation images."
 
 
+def is_fit_only(record: RunRecord) -> bool:
+    """Return whether the head was fitted and no stage with epochs ran."""
+    return _has_probe(record.model) and not _get_choices(record.model).get("learning_rates")
+
+
 def describe_training(record: RunRecord) -> list[str]:
     """Return one sentence for each stage that ran, and sentences on the selection of the weights."""
     if len(record.folds):
@@ -83,7 +88,7 @@ def _describe_stages(record: RunRecord) -> list[str]:
     history, has_probe = record.history, _has_probe(record.model)
     rates = [row for row in _get_choices(record.model).get("learning_rates") or [] if isinstance(row, dict)]
     n_epochs = history["stage"].value_counts(sort=False).to_dict() if "stage" in history else {}
-    names = dict.fromkeys([*n_epochs, *(row["stage"] for row in rates)])
+    names = dict.fromkeys(map(str, [*n_epochs, *(row["stage"] for row in rates)]))
     stages = [
         _describe_epochs(record.recipe, name, n_epochs.get(name), [row for row in rates if row["stage"] == name])
         for name in names
@@ -134,12 +139,11 @@ def _describe_selection(record: RunRecord) -> list[str]:
     choices, history, sentences = _get_choices(record.model), record.history, []
     fitted, valid_text = describe_fitted_on(record), describe_valid_predictions(record)
     best = choices.get("best_epoch")
-    if len(history) > 1 and best in set(history["epoch"]):
-        stage = history.set_index("epoch").loc[best].get("stage")
+    if best and not is_fit_only(record):
+        is_listed = "stage" in history and best in set(history["epoch"])
+        stage = f" of {len(history)} (stage {history.set_index('epoch')['stage'][best]})" if is_listed else ""
         monitor = MONITOR_NAMES.get(str(choices.get("monitor")), "the monitored metric")
-        sentences.append(
-            f"Weights of epoch {best} of {len(history)} (stage {stage}), selected by {monitor} on validation images."
-        )
+        sentences.append(f"Weights of epoch {best}{stage}, selected by {monitor} on validation images.")
     if fitted:
         sentences.append(f"Fitted on {fitted}.")
     if valid_text and "valid" in record.predictions.splits:

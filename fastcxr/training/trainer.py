@@ -106,7 +106,8 @@ def train(
         TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
         Interrupted: SIGTERM or SIGINT arrived.
     """
-    get_learner_state(learner), get_loaders_state(learner.dls)
+    get_learner_state(learner)  # raises ModelError before the training
+    get_loaders_state(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
