@@ -8,6 +8,7 @@ from fastcxr.report.html import MONITOR_NAMES, SPLIT_NAMES
 from fastcxr.report.run_reader import RunRecord
 
 PROBE_STAGE = "probe"  # history.csv has one row for the fit of the head
+NEEDS_PRETRAINED_WEIGHTS = ("gradual", "lp_ft")  # else training.trainer trains all layers
 OPTIMIZATION_OPTIONS = ("optimizer", "schedule", "batch_size", "loss")
 
 
@@ -76,12 +77,21 @@ def is_fit_only(record: RunRecord) -> bool:
 
 
 def describe_training(record: RunRecord) -> list[str]:
-    """Return one sentence for each stage that ran, and sentences on the selection of the weights."""
+    """Return sentences on the strategy, on each stage that ran, and on the selection of the weights."""
     if len(record.folds):
         unit = "source" if record.recipe.get("leave_one_source_out") else "fold"
         text = f"One model per {unit}; the CLAIM.md of each {unit} lists the stages, learning rates and epochs."
-        return [text, *filter(None, [describe_fold_refits(record)])]
-    return [*_describe_stages(record), *_describe_selection(record)]
+        return [*_describe_strategy(record.recipe), text, *filter(None, [describe_fold_refits(record)])]
+    return [*_describe_strategy(record.recipe), *_describe_stages(record), *_describe_selection(record)]
+
+
+def _describe_strategy(recipe: Mapping[str, Any]) -> list[str]:
+    strategy = recipe.get("strategy")
+    if not isinstance(strategy, str):
+        return ["Strategy: custom stages."] if strategy else []
+    if strategy in NEEDS_PRETRAINED_WEIGHTS and recipe.get("weights") == "none":
+        return [f"Strategy full instead of {strategy}, because the initial weights are random."]
+    return [f"Strategy {strategy}."]
 
 
 def _describe_stages(record: RunRecord) -> list[str]:
@@ -123,7 +133,8 @@ def _name_model(recipe: Mapping[str, Any]) -> str:
 def _describe_epochs(recipe: Mapping[str, Any], name: str, n_epochs: int | None, rates: list[Mapping[str, Any]]) -> str:
     parts = [pluralize(n_epochs, "epoch")] if n_epochs else []
     parts += [_describe_rate(row) for row in rates]
-    parts += [f"{_humanize(key)} {_humanize(recipe[key])}" for key in OPTIMIZATION_OPTIONS if key in recipe]
+    if rates:  # without a record of the rate, another function than train ran the stage with options of its own
+        parts += [f"{_humanize(key)} {_humanize(recipe[key])}" for key in OPTIMIZATION_OPTIONS if key in recipe]
     return f"Stage {name}: {', '.join(parts)}."
 
 

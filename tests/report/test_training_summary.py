@@ -89,7 +89,7 @@ def test_an_earlier_run_with_a_refitted_head_is_recognized(tmp_path):
     fitted = record.manifest[record.manifest["split"] != "test"]
     expected = {"splits": ["train", "valid"], "images": len(fitted), "patients": fitted["patient"].nunique()}
     assert find_fitted_on(record) == expected | {"valid_predictions": "train_only_head"}
-    assert "ridge (L2) penalty selected by validation loss" in describe_training(record)[0]
+    assert "ridge (L2) penalty selected by validation loss" in describe_training(record)[1]
 
 
 def test_an_earlier_run_without_a_refitted_head_names_the_train_split(tmp_path):
@@ -108,6 +108,19 @@ def test_an_external_test_names_the_images_of_the_model(fine_tuned):
     texts = read_texts(fine_tuned)
     assert "model of run first. Trained on 700 images of 280 patients (train split)" in texts["report"]
     assert "Weights of epoch 3, selected by macro AUROC" in texts["CLAIM"]
+
+
+def test_a_fallback_to_full_is_stated(fine_tuned):
+    recipe = json.loads((fine_tuned / "recipe.json").read_text()) | {"weights": "none"}
+    (fine_tuned / "recipe.json").write_text(json.dumps(recipe))
+    for text in read_texts(fine_tuned).values():
+        assert "Strategy full instead of lp_ft, because the initial weights are random." in text
+
+
+def test_a_stage_without_a_recorded_learning_rate_has_no_options_of_the_recipe(tmp_path):
+    folder = build(tmp_path / "run", (("fine_tune", 3),), {"learning_rates": [], "best_epoch": 3})
+    text = read_texts(folder)["CLAIM"]
+    assert "Stage fine_tune: 3 epochs." in text and "radam" not in text
 
 
 def test_a_folder_without_model_json_states_the_size_of_the_train_split_only(tmp_path):
