@@ -99,7 +99,6 @@ def hash_weights(network: nn.Module, excluded: Collection[str] = ()) -> bytes:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         if name not in excluded:
-            digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.digest()

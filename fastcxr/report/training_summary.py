@@ -133,7 +133,7 @@ def _name_model(recipe: Mapping[str, Any]) -> str:
 def _describe_epochs(recipe: Mapping[str, Any], name: str, n_epochs: int | None, rates: list[Mapping[str, Any]]) -> str:
     parts = [pluralize(n_epochs, "epoch")] if n_epochs else []
     parts += [_describe_rate(row) for row in rates]
-    if rates:  # without a record of the rate, another function than train ran the stage with options of its own
+    if rates:  # without a record of the rate, another function than train ran the stage
         parts += [f"{_humanize(key)} {_humanize(recipe[key])}" for key in OPTIMIZATION_OPTIONS if key in recipe]
     return f"Stage {name}: {', '.join(parts)}."
 
