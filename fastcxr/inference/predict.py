@@ -22,6 +22,7 @@ from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
+from fastcxr.models.ood import OODDetector
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
 from fastcxr.models.state import find_learner_state, get_loaders_state
@@ -52,6 +53,8 @@ def predict(
 
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
     image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
+    Validation rows of a Learner with a refitted head are predicted by the head that was fitted without them
+    (training.linear_probe.predict_from_features); a Classifier predicts every row with its own weights.
     """
     learner = None if isinstance(model, Classifier) else model
     classifier = model if isinstance(model, Classifier) else extract_classifier(model)
@@ -65,7 +68,8 @@ def predict(
         logits = predict_from_features(learner, files, is_valid)
         if logits is not None:  # None if the feature cache belongs to other images or weights
             probability = torch.tensor(logits).softmax(dim=1).numpy()
-            return _make_predictions(table, Scores(probability, _compute_cached_ood_scores(learner, files)), classifier)
+            ood_scores = _compute_cached_ood_scores(learner, files, classifier.ood_detector)
+            return _make_predictions(table, Scores(probability, ood_scores), classifier)
     image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
@@ -140,9 +144,8 @@ def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.T
     return forward_with_features(classifier.network, batch, classifier.ood_detector.stage_channels)
 
 
-def _compute_cached_ood_scores(learner: "Learner", files: list[str]) -> np.ndarray | None:
+def _compute_cached_ood_scores(learner: "Learner", files: list[str], detector: OODDetector | None) -> np.ndarray | None:
     """Return the OOD scores of files in the feature cache of the learner; None without a detector."""
-    detector = find_learner_state(learner).ood_detector
     if detector is None:
         return None
     ood_scores = np.full(len(files), np.nan)

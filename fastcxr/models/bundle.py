@@ -117,6 +117,7 @@ def save_model(
             "head": asdict(head_config(recipe)),
             "input_spec": asdict(classifier.input_spec),
             "choices": choices,
+            "fitted_on": describe_fitted_images(learner),
             "calibration": calibration or {"temperature": 1.0},
             "hflip_tta": classifier.hflip_tta,
             "bit_depths": asdict(classifier.bit_depths),
@@ -124,6 +125,23 @@ def save_model(
             "files": {WEIGHTS_FILE: compute_sha256(folder / WEIGHTS_FILE)},
         },
     )
+
+
+def describe_fitted_images(learner: "Learner") -> dict[str, Any]:
+    """Return the entry `fitted_on` of model.json.
+
+    `splits`, `images`, `patients`: the images that the saved weights were fitted on. `valid_predictions`: the predictor
+    of the validation rows of predictions.csv, `saved_model` or, for a head that was refitted on training and validation
+    images, `train_only_head`. Rows of a split in `splits` that the saved model predicts are not out-of-sample.
+    """
+    state, manifest = find_learner_state(learner), get_loaders_state(learner.dls).manifest
+    fitted = manifest[manifest["split"].isin(state.fitted_splits)]
+    predictor = "train_only_head" if state.fitted_probe is not None else "saved_model"
+    n_patients = int(fitted["patient"].nunique())
+    return {
+        "splits": list(state.fitted_splits), "images": len(fitted), "patients": n_patients,
+        "valid_predictions": predictor,
+    }  # fmt: skip
 
 
 def load_model(folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto") -> Classifier:

@@ -6,6 +6,7 @@ links prevent reading files outside the run folder.
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -145,6 +146,17 @@ def _are_depths(depths: Any) -> bool:
     )
 
 
+def _is_fitted_on(fitted: Any) -> bool:
+    return (
+        isinstance(fitted, dict)
+        and set(fitted) == {"splits", "images", "patients", "valid_predictions"}
+        and isinstance(fitted["splits"], list)
+        and all(isinstance(split, str) for split in fitted["splits"])
+        and all(_is_int_between(fitted[name], 0, sys.maxsize) for name in ("images", "patients"))
+        and fitted["valid_predictions"] in ("saved_model", "train_only_head")
+    )
+
+
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "files": _is_checksum_table,
     "labels": _is_label_list,
@@ -154,4 +166,5 @@ FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "choices": lambda choices: isinstance(choices, dict),
     "hflip_tta": lambda value: isinstance(value, bool),
     "bit_depths": _are_depths,
+    "fitted_on": _is_fitted_on,
 }

@@ -1,12 +1,16 @@
 """State that make_loaders and make_learner attach to fastai's DataLoaders and Learner as the attribute `fastcxr`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
+import torch
+from torch import nn
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.errors import ModelError
 from fastcxr.models.ood import OODDetector
@@ -27,6 +31,8 @@ class LoadersState:
     """The whole manifest with bit depths, rows of the test split included."""
     image_cache: ImageCache
     """The decoded images in the order of the manifest."""
+    recipe: Recipe | None = None
+    """The recipe that make_loaders received; None in a state that the caller made."""
 
 
 @dataclass(kw_only=True)
@@ -43,6 +49,14 @@ class LearnerState:
     """Head fitted on cached features (training.linear_probe.FittedProbe), or None."""
     ood_detector: OODDetector | None = None
     """Out-of-distribution detector; None before training, and if it could not be fitted."""
+    fitted_weights: bytes | None = None
+    """Checksum of the weights for which `fitted_probe` and `ood_detector` were fitted; None: not checked."""
+    fitted_splits: tuple[str, ...] = ("train",)
+    """Splits of the images that the weights were fitted on."""
+    recipe: Recipe | None = None
+    """The recipe that make_learner received."""
+    training_recipe: Recipe | None = None
+    """The recipe of the last training with train; None before it."""
 
 
 def get_loaders_state(loaders: "DataLoaders") -> LoadersState:
@@ -64,5 +78,27 @@ def get_learner_state(learner: "Learner") -> LearnerState:
 
 
 def find_learner_state(learner: "Learner") -> LearnerState:
-    """Return the state that make_learner set, or the default state (float32, nothing fitted) for other Learners."""
-    return getattr(learner, "fastcxr", LearnerState())
+    """Return the state that make_learner set, or the default state (float32, nothing fitted) for other Learners.
+
+    Without fitted head and OOD detector if the weights changed after the fit: both describe features of other weights.
+    """
+    state = getattr(learner, "fastcxr", LearnerState())
+    if state.fitted_weights in (None, hash_weights(cast(nn.Module, learner.model))):
+        return state
+    return replace(state, fitted_probe=None, ood_detector=None)
+
+
+def set_fitted_state(learner: "Learner", **fitted: Any) -> None:
+    """Set fields of the state that were fitted for the current weights, and drop those fitted for other weights."""
+    state, fitted_weights = get_learner_state(learner), hash_weights(cast(nn.Module, learner.model))
+    vars(state).update(vars(find_learner_state(learner)) | fitted | {"fitted_weights": fitted_weights})
+
+
+def hash_weights(network: nn.Module, excluded: Collection[str] = ()) -> bytes:
+    """Return a checksum of the weights and buffers of a network, without the state dict keys `excluded`."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if name not in excluded:
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()

@@ -57,10 +57,9 @@ def _make_remarks(table: pd.DataFrame) -> list[str]:
     """Return sentences on the origin of patient identifiers and splits."""
     remarks = []
     if "patient_origin" in table:
-        sizes = table["patient_origin"].value_counts()
-        texts = _format_origins(sizes.drop(["image", ""], errors="ignore"), PATIENT_ORIGIN_TEXTS)
-        remarks += [f"Patient identifiers: {join_names(texts)}."] if texts else []
-        if n_without_patient := int(sizes.get("image", 0)):
+        origins = describe_patient_origins(table)
+        remarks += [f"Patient identifiers: {origins}."] if origins else []
+        if n_without_patient := int((table["patient_origin"] == "image").sum()):
             remarks.append(
                 f"{pluralize(n_without_patient, 'image')} without a patient identifier: "
                 f"{'each' if n_without_patient > 1 else 'it'} is treated as a separate patient."
@@ -71,6 +70,14 @@ def _make_remarks(table: pd.DataFrame) -> list[str]:
             texts = [texts[0].rpartition(" (")[0]]
         remarks += [f"Splits: {join_names(texts)}."] if texts else []
     return remarks
+
+
+def describe_patient_origins(table: pd.DataFrame) -> str:
+    """Return where the patient identifiers were read; empty if there are none."""
+    if "patient_origin" not in table:
+        return ""
+    sizes = table["patient_origin"].value_counts().drop(["image", ""], errors="ignore")
+    return join_names(_format_origins(sizes, PATIENT_ORIGIN_TEXTS))
 
 
 def _format_origins(sizes: pd.Series, origin_texts: dict[str, str]) -> list[str]:

@@ -16,11 +16,13 @@ from fastcxr.io.formatting import MISSING, format_interval, format_number, forma
 from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.predictions import SPLITS
 from fastcxr.metrics.subgroups import UNSTATED, assign_groups
+from fastcxr.report.data_tables import describe_patient_origins
 from fastcxr.report.headline import describe_intervals, get_primary_metrics, make_headline_rows
 from fastcxr.report.html import make_environment
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord
 from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
+from fastcxr.report.training_summary import describe_training, describe_valid_predictions
 
 
 def make_model_card(record: RunRecord, metrics: Mapping[str, Any]) -> str:
@@ -63,6 +65,9 @@ def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str
         "sources": [f"{name} ({_count(rows)})" for name, rows in record.table.groupby("source")],
         "splits": _list_splits(record.table),
         "selections": _list_selections(record.recipe),
+        "training": describe_training(record),
+        "valid_predictions": describe_valid_predictions(record),
+        "identifiers": describe_patient_origins(record.table),
         "n_without_patient": _count_equal(record.table, "patient_origin", "image"),
         "n_unlabelled": _count_equal(record.table, "label", ""),
         "n_unreadable": int((record.predictions.table["error"] != "").sum()),

@@ -33,6 +33,13 @@ from fastcxr.report.tables import (
     make_subgroup_rows,
     make_threshold_rows,
 )
+from fastcxr.report.training_summary import (
+    describe_fitted_on,
+    describe_fold_refits,
+    describe_training,
+    describe_valid_predictions,
+    is_fit_only,
+)
 
 
 def write_run_report(folder: str | Path) -> Path:
@@ -98,6 +105,11 @@ def _make_context(
         "primary_split": primary_split,
         "secondary_split": secondary_split,
         "title": _make_title(record),
+        "fitted_on": describe_fitted_on(record),
+        "valid_predictions": describe_valid_predictions(record),
+        "fold_refits": describe_fold_refits(record),
+        "training": describe_training(record),
+        "is_fit_only": is_fit_only(record),
         "image_level": is_image_level(record),
         "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
         "intervals": describe_intervals(primary),

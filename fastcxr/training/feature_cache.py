@@ -18,6 +18,7 @@ from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import MultiScaleHead, find_head, find_head_state_keys
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
+from fastcxr.models.state import hash_weights
 from fastcxr.progress.base import Bar, Progress
 
 BATCH_SIZE = 32
@@ -77,11 +78,7 @@ def make_cache_key(learner: Learner, recipe: Recipe) -> str:
 def hash_backbone(learner: Learner) -> bytes:
     """Return a checksum of all weights except those of the head."""
     network = cast(nn.Module, learner.model)
-    digest, head_keys = hashlib.sha256(), find_head_state_keys(network)
-    for name, tensor in network.state_dict().items():
-        if name not in head_keys:
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.digest()
+    return hash_weights(network, find_head_state_keys(network))
 
 
 @torch.no_grad()  # inference mode would leave inference tensors in the network, which cannot be trained later

@@ -20,6 +20,7 @@ from fastcxr.models.heads import find_stages, forward_with_features
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import make_blank_image, normalize
+from fastcxr.models.state import find_learner_state
 from fastcxr.progress.base import Progress
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _subsample(table: pd.DataFrame) -> pd.DataFrame:
 def _compute_features(
     learner: "Learner", files: list[str], stage_channels: Mapping[str, int], progress: Progress
 ) -> np.ndarray:
-    if learner.fastcxr.fitted_probe is not None:
+    if find_learner_state(learner).fitted_probe is not None:
         return read_cached_features(learner, files, stage_channels)
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)

@@ -109,7 +109,7 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     learner.recorder.loss = WeightedAvgLoss()
     learner.loss_func.to(loaders.device)  # class weights; the loss may be used before fastai's first fit
     backbone_record = describe_backbone(backbone, recipe.weights, network)
-    state = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir)
+    state = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir, recipe=recipe)
     learner.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
     return learner
 

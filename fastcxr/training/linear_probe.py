@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
 from fastcxr.models.heads import MultiScaleHead
+from fastcxr.models.state import set_fitted_state
 from fastcxr.progress.base import Progress
-from fastcxr.training.feature_cache import FeatureCache, find_multi_scale_head, hash_backbone, make_feature_cache
+from fastcxr.training.feature_cache import FeatureCache, find_multi_scale_head, make_feature_cache
 from fastcxr.training.losses import WeightedLoss
 
 log = logging.getLogger("fastcxr")
@@ -111,8 +113,8 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     head, loss = find_multi_scale_head(learner), learner.loss_func.func
     fit = fit_probe(head, loss, train, valid, progress)
     set_head_weight(head, fit.weight)
-    splits = replace(train), replace(valid)  # without their features in memory
-    learner.fastcxr.fitted_probe = FittedProbe(cache, hash_backbone(learner), *splits, fit, head_weight=fit.weight)
+    # replace: without their features in memory
+    set_fitted_state(learner, fitted_probe=FittedProbe(cache, replace(train), replace(valid), fit))
     log.info("fitted the head on features of %s images (L2 penalty %g)", f"{len(train.rows):,}", fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
     losses = {"train_loss": compute_mean_loss(fit.weight, head, train, loss), "valid_loss": fit.valid_loss}
@@ -128,21 +130,21 @@ def refit_head(learner: Learner) -> None:
     train_and_valid = fitted_probe.train.concat(fitted_probe.valid)
     weight = fit_lbfgs(fitted_probe.fit.weight, head, train_and_valid, learner.loss_func.func, fitted_probe.fit.l2)
     set_head_weight(head, weight)
-    learner.fastcxr.fitted_probe = replace(fitted_probe, head_weight=weight)
+    set_fitted_state(learner, fitted_probe=fitted_probe, fitted_splits=("train", "valid"))
     log.info("refitted the head on %s images, validation images included", f"{len(train_and_valid.rows):,}")
 
 
 def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequence[bool]) -> np.ndarray | None:
     """Return logits computed from cached features, shape (n, k).
 
-    Return None if a file has no cached features, or if backbone or head changed after the fit.
-    `held_out` marks the validation images: their logits come from the head that was fitted without them.
+    Return None if a file has no cached features. The network must be unchanged since the fit (find_learner_state).
+    `held_out` marks the validation images: their logits come from the head that was fitted without them, so they are
+    out-of-sample predictions and differ from those of the saved model, whose head was refitted on them too.
     """
     fitted_probe, head = learner.fastcxr.fitted_probe, find_multi_scale_head(learner)
-    head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
-    is_unchanged = head_weight.equal(fitted_probe.head_weight) and hash_backbone(learner) == fitted_probe.backbone_hash
-    if not is_unchanged or not all(file in fitted_probe.cache.row_by_file for file in files):
+    if not all(file in fitted_probe.cache.row_by_file for file in files):
         return None
+    head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
     no_labels = torch.zeros(len(files), dtype=torch.long)
     feature_split = FeatureSplit(fitted_probe.cache.features, fitted_probe.cache.find_rows(files), no_labels, no_labels)
     with torch.no_grad():
@@ -170,14 +172,21 @@ class ProbeFit:
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A fit with its data; `backbone_hash` and `head_weight` show whether the network changed after it."""
+    """A fit on training images with its data."""
 
     cache: FeatureCache
-    backbone_hash: bytes
     train: FeatureSplit
     valid: FeatureSplit
     fit: ProbeFit
-    head_weight: torch.Tensor
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the head was fitted, for model.json."""
+        return {
+            "solver": "L-BFGS",
+            "l2": self.fit.l2,
+            "l2_tried": list(L2_STRENGTHS),
+            "views": len(self.cache.features),
+        }
 
 
 def fit_probe(

@@ -104,7 +104,8 @@ def make_loaders(
         dl_type=ImageLoader,
         dl_kwargs=({"image_cache": image_cache, **sampler_options}, {"image_cache": image_cache}),
     )
-    state = LoadersState(input_spec=make_input_spec(recipe), manifest=manifest, image_cache=image_cache)
+    input_spec = make_input_spec(recipe)
+    state = LoadersState(input_spec=input_spec, manifest=manifest, image_cache=image_cache, recipe=recipe)
     loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
     return loaders
 

@@ -67,7 +67,10 @@ def make_scheduler(learner: Learner, recipe: Recipe, epochs: int, rates: np.ndar
 def find_learning_rate(
     learner: Learner, recipe: Recipe, stage: ResolvedStage, progress: Progress
 ) -> tuple[float, dict[str, Any], pd.DataFrame]:
-    """Return the head's rate in this stage, a record of its choice, and the finder's curve (empty for a fixed rate)."""
+    """Return the rate of this stage, a record of its choice, and the finder's curve (empty for a fixed rate).
+
+    The record has the rates of the trained layer groups, head last; `multiples` of a stage scale each of them.
+    """
     is_found, curve = False, EMPTY_CURVE
     if recipe.learning_rate != "find":
         rate, reason = recipe.learning_rate * stage.scale, "given by the recipe"
@@ -80,7 +83,9 @@ def find_learning_rate(
             log.warning("stage %s: %s; the default learning rate %g is used", stage.name, reason, rate)
         else:
             log.info("stage %s: learning rate finder suggests %.2g (%s)", stage.name, rate, reason)
-    return rate, {"stage": stage.name, "rate": rate, "found": is_found, "reason": reason}, curve
+    group_rates = compute_group_rates(learner, stage, rate)[-stage.groups :].tolist()
+    record = {"stage": stage.name, "rate": rate, "found": is_found, "reason": reason, "group_rates": group_rates}
+    return rate, record, curve
 
 
 def run_lr_find(learner: Learner, recipe: Recipe, stage: ResolvedStage, progress: Progress) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Train a network stage by stage and keep the weights of the best epoch of all stages."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.precision import describe_precision
-from fastcxr.models.state import get_learner_state, get_loaders_state
+from fastcxr.models.state import get_learner_state, get_loaders_state, set_fitted_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training import interrupt
@@ -69,12 +69,14 @@ class TrainingResult:
         rates: The learning rate of each stage, whether the learning rate finder chose it, and the reason.
         curves: Loss curves of the learning rate finder (stage, rate, loss).
         best: Monitored metric, epoch and value of the best epoch.
+        probe: How the head was fitted on cached features (FittedProbe.describe); empty if it was not.
     """
 
     history: pd.DataFrame
     rates: list[dict[str, Any]]
     curves: pd.DataFrame
     best: dict[str, Any]
+    probe: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ def train(
         TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
         Interrupted: SIGTERM or SIGINT arrived.
     """
-    learner_state, _ = get_learner_state(learner), get_loaders_state(learner.dls)
+    get_learner_state(learner)  # raises ModelError before the training
+    get_loaders_state(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
@@ -121,23 +124,25 @@ def train(
         history_callback.bar_stack,
     ):
         plans = run_stages(learner, recipe, stages, checkpoint_callback)
-        if uses_feature_cache(recipe):
-            if history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
-                refit_head(learner)
-            else:
-                learner_state.fitted_probe = None  # its features are of other backbone weights
+        probe = learner.fastcxr.fitted_probe.describe() if uses_feature_cache(recipe) else {}
+        if probe and history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
+            refit_head(learner)
+        else:
+            learner.fastcxr.fitted_probe = None  # its features are of other backbone weights
     if not history_callback.rows:
         raise TrainingError(
             f"no epoch fits into the time limit of {recipe.time_limit}",
             "Pass a longer --time-limit, or --strategy linear_probe",
         )
-    learner_state.ood_detector = fit_ood_detector(learner, history_callback.progress)
+    detector = fit_ood_detector(learner, history_callback.progress)
+    set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return TrainingResult(
         history=pd.DataFrame(history_callback.rows),
         rates=[plan.record for plan in plans],
         curves=pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)]),
         best=history_callback.best.summary(),
+        probe=probe,
     )
 
 

@@ -19,6 +19,7 @@ from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictio
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, find_initial_weights, read_dataset_record
+from fastcxr.report.training_summary import has_refitted_head
 from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
 from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, Dataset
@@ -129,8 +130,10 @@ def write_pooled_files(run_dir: RunDir, fold_dirs: dict[str, Path], dataset: Dat
         run_dir.write_dataset_tables(manifest)
         run_dir.write_thumbnails(manifest, predictions)
     # more than one name if a library changed between the folds
-    weights = dict.fromkeys(find_initial_weights(read_json(p / "model.json")) for p in fold_dirs.values())
-    run_dir.extra_metadata |= {"first_weights": " and ".join(weights)}
+    models = {name: read_json(fold_dir / "model.json") for name, fold_dir in fold_dirs.items()}
+    weights = dict.fromkeys(map(find_initial_weights, models.values()))
+    refitted = [name for name, model in models.items() if has_refitted_head(model)]
+    run_dir.extra_metadata |= {"first_weights": " and ".join(weights), "refitted_heads": refitted}
     fold_records = {name: read_dataset_record(fold_dir) for name, fold_dir in fold_dirs.items()}
     write_skipped(folder, pool_skipped([record.skipped for record in fold_records.values()]))
     run_dir.messages += pool_messages({name: r.run.get("messages") or [] for name, r in fold_records.items()}, unit)

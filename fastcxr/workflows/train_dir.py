@@ -24,6 +24,7 @@ from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
+from fastcxr.workflows.recipe_check import reject_other_recipe
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
 from fastcxr.workflows.run_state import (
     IMAGE_HASH_COLUMN,
@@ -150,7 +151,11 @@ class RunDir(OutputDir):
 def write_report(
     folder: str | Path, recipe: Recipe, learner: Learner, training: TrainingResult, predictions: Predictions
 ) -> Path:
-    """Write the files and the report of a trained learner into a new folder; return the path of report.html."""
+    """Write the files and the report of a trained learner into a new folder; return the path of report.html.
+
+    Raises RecipeError if the learner was made or trained with other options than those of `recipe`.
+    """
+    reject_other_recipe(learner, recipe)
     with RunDir(folder, recipe).open(Progress()) as run_dir:
         check_before_training(run_dir.folder, learner.dls.fastcxr.manifest)
         run_dir.write_results(learner, training, predictions)
@@ -166,4 +171,4 @@ def collect_choices(learner: Learner, recipe: Recipe, training: TrainingResult) 
         "batch_size": learner.dls.train.bs,
         "learning_rates": training.rates,
         **training.best,
-    }
+    } | ({"probe": training.probe} if training.probe else {})

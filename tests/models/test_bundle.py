@@ -108,7 +108,7 @@ def test_invalid_calibration_is_rejected(folder, calibration):
 
 
 def test_entries_that_older_models_do_not_have_are_optional(folder):
-    edit_model_json(folder, calibration=None, hflip_tta=None, head=None)
+    edit_model_json(folder, calibration=None, hflip_tta=None, head=None, fitted_on=None)
     classifier = load_model(folder)
     assert classifier.temperature == 1 and not classifier.hflip_tta
     assert isinstance(classifier.network.classifier, nn.Linear)

@@ -55,7 +55,9 @@ def write_good_model(folder: Path) -> Path:
         model=model,
         dls=SimpleNamespace(
             vocab=["a", "b", "c"],
-            fastcxr=LoadersState(input_spec=pixels, manifest=pd.DataFrame(), image_cache=None),
+            fastcxr=LoadersState(
+                input_spec=pixels, manifest=pd.DataFrame(columns=["patient", "split"]), image_cache=None
+            ),
         ),
         fastcxr=LearnerState(backbone=describe_backbone(find_backbone(BACKBONE, "none"), "none", model)),
     )
@@ -214,6 +216,9 @@ NONSENSE = [
     ("files", {"model.safetensors": None}), ("files", []), ("files", {"model.safetensors": "0" * 64}),
     ("bit_depths", [12]), ("bit_depths", {"default": 12}), ("bit_depths", {"sources": {"a": 99}, "default": 12}),
     ("bit_depths", {"sources": {"a": "12"}, "default": 12}), ("bit_depths", {"sources": {}, "default": 10**9}),
+    ("fitted_on", ["train"]), ("fitted_on", {"splits": ["train"]}),
+    ("fitted_on", {"splits": "train", "images": 1, "patients": 1, "valid_predictions": "saved_model"}),
+    ("fitted_on", {"splits": ["train"], "images": -1, "patients": 1, "valid_predictions": "saved_model"}),
     ("calibration", {"temperature": 0}), ("calibration", {"temperature": "1"}), ("calibration", [1]),
 ]  # fmt: skip
 FACTS = [nonsense, missing_key, nonsense, invalid_json, nonsense, path_as_a_name, nonsense, path_as_a_backbone]

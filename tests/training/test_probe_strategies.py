@@ -5,15 +5,18 @@ import logging
 import numpy as np
 import pytest
 import torch
+from fastai.learner import Learner
 from recording_progress import Counted
 from safetensors.torch import save_file
 from training_probes import RECIPE, SILENT, make
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.inference.predict import predict
-from fastcxr.models.bundle import extract_classifier, load_model, save_model
+from fastcxr.models.bundle import describe_fitted_images, extract_classifier, load_model, save_model
 from fastcxr.models.heads import MultiScaleHead, find_head
+from fastcxr.models.state import find_learner_state
 from fastcxr.training import linear_probe
+from fastcxr.training.fit_ood import fit_ood_detector
 from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.trainer import STRATEGIES, train
 
@@ -87,6 +90,71 @@ def test_lp_ft_keeps_the_best_epoch(toy_manifest, lp_ft, monkeypatch):
     with learner.no_bar():
         assert learner.validate()[0] == pytest.approx(best["valid_loss"], rel=1e-3)
     assert learner.fastcxr.fitted_probe is None, "its features are of other backbone weights"
+    assert training.probe["l2"] == 1e6
+    assert describe_fitted_images(learner) == {
+        "splits": ["train"], "images": 18, "patients": count_patients(toy_manifest, "train"),
+        "valid_predictions": "saved_model",
+    }  # fmt: skip
+
+
+def count_patients(manifest, *splits) -> int:
+    return manifest.loc[manifest["split"].isin(splits), "patient"].nunique()
+
+
+def test_a_refitted_head_is_recorded_with_its_images_and_the_predictor_of_validation_rows(toy_manifest):
+    learner = make(toy_manifest)
+    training = train(learner, RECIPE, SILENT)
+    assert describe_fitted_images(learner) == {
+        "splits": ["train", "valid"], "images": 24, "patients": count_patients(toy_manifest, "train", "valid"),
+        "valid_predictions": "train_only_head",
+    }  # fmt: skip
+    assert training.probe["l2"] in training.probe["l2_tried"] and training.probe["views"] == 2
+
+
+@pytest.fixture
+def probe_learner(many_toys):
+    """Return a learner with a fitted head and an OOD detector."""
+    learner = make(many_toys)
+    train(learner, RECIPE, SILENT)
+    assert extract_classifier(learner).hflip_tta and extract_classifier(learner).ood_detector
+    return learner
+
+
+def compute_fresh_probability(learner, manifest) -> np.ndarray:
+    """Return the probabilities of a forward pass by a Learner without any state of a training."""
+    return predict(Learner(learner.dls, learner.model, learner.loss_func), manifest, splits=None).probability
+
+
+def test_after_a_fit_by_the_user_predictions_are_those_of_a_fresh_forward_pass(probe_learner, many_toys):
+    with probe_learner.no_bar(), probe_learner.no_logging():
+        probe_learner.fit(1, 1e-3)
+    predictions = predict(probe_learner, many_toys, splits=None)
+    np.testing.assert_array_equal(predictions.probability, compute_fresh_probability(probe_learner, many_toys))
+    assert "ood_score" not in predictions.table, "the OOD detector was fitted on features of other weights"
+    fresh_detector = fit_ood_detector(probe_learner, SILENT)
+    probe_learner.fastcxr.fitted_probe = None
+    expected_detector = fit_ood_detector(probe_learner, SILENT)
+    np.testing.assert_array_equal(fresh_detector.mean, expected_detector.mean)
+
+
+def test_after_a_second_training_of_all_layers_nothing_of_the_fitted_head_is_used(probe_learner, many_toys):
+    recipe = RECIPE.replace(strategy="full")
+    train(probe_learner, recipe, SILENT)
+    assert not extract_classifier(probe_learner).hflip_tta
+    table = predict(probe_learner, many_toys, splits=None)
+    np.testing.assert_array_equal(table.probability, compute_fresh_probability(probe_learner, many_toys))
+    detector = probe_learner.fastcxr.ood_detector
+    assert detector is extract_classifier(probe_learner).ood_detector
+    np.testing.assert_array_equal(detector.mean, fit_ood_detector(probe_learner, SILENT).mean)
+    fitted = describe_fitted_images(probe_learner)
+    assert fitted["splits"] == ["train", "valid"], "the training started from a head fitted on validation images too"
+    assert fitted["valid_predictions"] == "saved_model"
+
+
+def test_the_learning_rate_finder_restores_the_weights_and_keeps_the_fitted_head(probe_learner):
+    with probe_learner.no_bar(), probe_learner.no_logging():
+        probe_learner.lr_find(show_plot=False, num_it=5, suggest_funcs=None)
+    assert find_learner_state(probe_learner) is probe_learner.fastcxr
 
 
 def test_lp_ft_falls_back_to_full_with_random_weights(toy_manifest, caplog):

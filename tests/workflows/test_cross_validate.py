@@ -224,6 +224,17 @@ def test_without_a_cache_all_folds_share_one_decoding_and_one_feature_pass(
     assert looked == [30]
 
 
+def test_the_pooled_report_states_that_the_heads_of_the_folds_were_refitted(pooled, toy_folder, tmp_path):
+    assert json.loads((pooled[1] / "run.json").read_text())["refitted_heads"] == []
+    assert "refitted" not in (pooled[1] / "report.html").read_text()
+    recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
+    cross_validate(recipe, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["refitted_heads"] == ["1", "2"]
+    sentence = "The final head of each model was refitted on its training and validation images."
+    for name in ("report.html", "CLAIM.md", "MODEL_CARD.md"):
+        assert sentence in (tmp_path / "run" / name).read_text()
+
+
 def test_unreadable_images_do_not_count_as_changed_data(damaged):
     recipe = read_recipe(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()

@@ -11,6 +11,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.predictions import read_predictions
+from fastcxr.models.bundle import load_model
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
@@ -82,6 +83,21 @@ def test_probabilities_in_saliency_csv_are_those_of_predictions_csv(trained, tmp
         expected = written.loc[(row["source"], row["path"])]
         assert row["probability"] == pytest.approx(expected["prob_" + row["class"]], abs=1e-12)
         assert row["class"] == expected[["prob_clear", "prob_haze", "prob_opacity"]].astype(float).idxmax()[5:]
+
+
+def test_a_run_states_that_its_validation_rows_are_predicted_by_the_head_fitted_without_them(trained, tmp_path):
+    folder = write_run(tmp_path / "run", *trained)
+    fitted_on = json.loads((folder / "model.json").read_text())["fitted_on"]
+    assert fitted_on["splits"] == ["train", "valid"] and fitted_on["valid_predictions"] == "train_only_head"
+    for name in ("report.html", "MODEL_CARD.md", "CLAIM.md"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert f"{fitted_on['images']} images of {fitted_on['patients']} patients (train and validation splits" in text
+        assert "out-of-sample predictions of the head fitted without these images" in text
+    manifest, written = trained[0].dls.fastcxr.manifest, read_predictions(folder / "predictions.csv")
+    saved = predict(load_model(folder), manifest, splits=("valid", "test"))
+    differences = abs(written.probability - saved.probability).max(axis=1)
+    is_valid = (written.table["split"] == "valid").to_numpy()
+    assert differences[~is_valid].max() < 1e-3 < differences[is_valid].max()
 
 
 @pytest.mark.parametrize(
