@@ -29,6 +29,21 @@ class HeadConfig:
 LINEAR_HEAD = HeadConfig()
 
 
+class Float64Linear(nn.Linear):
+    """A linear layer that computes in float64 at inference, also under bfloat16 autocast.
+
+    In float32 the last digits of a matrix product depend on the number of rows. Here a row has the same output in a
+    batch of any size.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, in float32 at inference; shape (..., out_features)."""
+        if self.training or features.device.type == "mps":  # Apple GPUs have no float64
+            return super().forward(features)
+        bias = None if self.bias is None else self.bias.double()
+        return nn.functional.linear(features.double(), self.weight.double(), bias).float()
+
+
 class Head(nn.Sequential):
     """Linear, ReLU and dropout for each hidden size, then a linear layer; without a hidden size dropout comes first.
 
@@ -62,7 +77,7 @@ class MultiScaleHead(nn.Module):
         n_features = sum(self.channels) + old_head.in_features
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("std", torch.ones(n_features))
-        self.linear = nn.Linear(n_features, n_classes)
+        self.linear = Float64Linear(n_features, n_classes)
 
     def reset_features(self, stage: nn.Module, inputs: tuple) -> None:
         """Delete the features of an earlier batch that did not reach the head."""
@@ -74,7 +89,11 @@ class MultiScaleHead(nn.Module):
 
     def forward(self, last_features: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (n, n_classes), from the last layer's features, shape (n, in_features)."""
-        return self.linear((self.gather_features(last_features) - self.mean) / self.std)
+        return self.classify(self.gather_features(last_features))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (n, n_classes), from all features, shape (n, features)."""
+        return self.linear((features - self.mean) / self.std)
 
     def gather_features(self, last_features: torch.Tensor) -> torch.Tensor:
         """Return all features of a batch in float32, shape (n, features), and delete the stored ones."""
@@ -209,7 +228,7 @@ def _find_classifiers(network: nn.Module) -> Sequence[nn.Module]:
 
 def _make_head(old_head: nn.Module, n_classes: int, config: HeadConfig) -> nn.Module:
     if isinstance(old_head, nn.Linear):
-        n_features, make_layer = old_head.in_features, nn.Linear
+        n_features, make_layer = old_head.in_features, Float64Linear
     elif isinstance(old_head, nn.Conv2d):  # SqueezeNet: a 1x1 convolution, which is a linear layer at each position
         n_features, make_layer = old_head.in_channels, partial(nn.Conv2d, kernel_size=1)
     else:
