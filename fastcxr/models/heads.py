@@ -77,7 +77,7 @@ class MultiScaleHead(nn.Module):
         n_features = sum(self.channels) + old_head.in_features
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("std", torch.ones(n_features))
-        self.linear = Float64Linear(n_features, n_classes)
+        self.linear = nn.Linear(n_features, n_classes)
 
     def reset_features(self, stage: nn.Module, inputs: tuple) -> None:
         """Delete the features of an earlier batch that did not reach the head."""
@@ -218,6 +218,13 @@ def zero_init(network: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
+def use_float64_head(network: nn.Module) -> None:
+    """Compute the head in float64 at inference, by changing the class of its linear layers."""
+    for module in find_head(network).modules():
+        if type(module) is nn.Linear:  # subclasses may compute something else
+            module.__class__ = Float64Linear
+
+
 def _find_classifiers(network: nn.Module) -> Sequence[nn.Module]:
     """Return the classifiers that a timm network names (two if distilled), or the last layer of another network."""
     if get_classifier := getattr(network, "get_classifier", None):
@@ -228,7 +235,7 @@ def _find_classifiers(network: nn.Module) -> Sequence[nn.Module]:
 
 def _make_head(old_head: nn.Module, n_classes: int, config: HeadConfig) -> nn.Module:
     if isinstance(old_head, nn.Linear):
-        n_features, make_layer = old_head.in_features, Float64Linear
+        n_features, make_layer = old_head.in_features, nn.Linear
     elif isinstance(old_head, nn.Conv2d):  # SqueezeNet: a 1x1 convolution, which is a linear layer at each position
         n_features, make_layer = old_head.in_channels, partial(nn.Conv2d, kernel_size=1)
     else:
