@@ -24,8 +24,10 @@ def predict(
 ) -> int:
     """Classify images and write a CSV with one row per file.
 
-    Columns are the probability of each class, the classes above their thresholds, and whether the image is
-    out-of-distribution or the prediction uncertain.
+    Columns are the probability of each class, the classes whose thresholds the image reaches, and whether the image is
+    out-of-distribution (in_distribution=no; no predicted class). uncertain=yes: out-of-distribution, highest
+    probability below the abstention threshold, or thresholds of no class or of several classes reached. Both columns
+    are empty for an unreadable file.
 
     Parameters
     ----------
@@ -77,11 +79,13 @@ def explain(
     *images: Path,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
+    precision: Precision = "trained",
     device: Device = "auto",
     out: Path | None = None,
 ) -> int:
     """Explain predictions with saliency maps, in an HTML page and a CSV.
 
+    Probabilities and out-of-distribution verdicts are those of predict for the same images.
     Maps that fail the sanity check with random weights are not shown.
 
     Parameters
@@ -103,7 +107,7 @@ def explain(
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
-    table, classifier = read_unlabelled(images), load_model(folder, device=device)
+    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)

@@ -3,12 +3,12 @@
 import base64
 import copy
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,16 +23,26 @@ from fastcxr.data.manifest import read_unlabelled
 from fastcxr.errors import ImageError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
-from fastcxr.inference.predict import ImageOrError, fuse_classifier, log_image_warnings, read_fitted_images, score_batch
+from fastcxr.inference.predict import BATCH_SIZE as PREDICTION_BATCH_SIZE
+from fastcxr.inference.predict import (
+    ImageOrError,
+    fuse_classifier,
+    log_image_warnings,
+    predict_images,
+    read_fitted_images,
+    score_batch,
+)
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
 from fastcxr.io.html import escape_html
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 from fastcxr.models.bundle import Classifier, extract_classifier
 from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 
-BATCH_SIZE = 8
+BATCH_SIZE = 8  # images whose maps are computed at once
 CAPTUM_METHODS = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
+PredictedRow = tuple[dict[Hashable, Any], np.ndarray]
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
 BORDER_SHARE_OF_SIDE = 0.15  # width of the border at each side of the image
 CLIP_PERCENTILE = 99.5  # shown as the maximum: a single extreme pixel would leave all others dark
@@ -47,8 +57,8 @@ OPACITY, GAP_PIXELS = 0.7, 4
 class Explainer:
     """Classifier in float32 and attribution method.
 
-    scorer: the classifier in its original precision, with the probabilities of `predict`. check: None if no image could
-    be read for the sanity check.
+    scorer: the classifier as `predict` uses it, for probabilities and out-of-distribution scores. check: None if no
+    image could be read for the sanity check.
     """
 
     classifier: Classifier
@@ -66,9 +76,11 @@ class Explainer:
 class SaliencyMap:
     """Positive evidence for one class (`label`) in one image.
 
-    image: the input of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class
-    logit, at least 0, same shape. failure_reason: why the map is withheld. error: why the image could not be read; the
-    fields after `path` then keep their defaults.
+    predicted, in_distribution, probability (of `label`): as in the row of `predict` for this image; an
+    out-of-distribution image has no predicted class, and in_distribution is empty without a detector. image: the input
+    of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class logit, at least 0,
+    same shape. failure_reason: why the map is withheld. error: why the image could not be read; the fields after `path`
+    then keep their defaults.
     """
 
     source: str
@@ -76,6 +88,7 @@ class SaliencyMap:
     predicted: str = ""
     label: str = ""
     probability: float = float("nan")
+    in_distribution: str = ""
     image: np.ndarray | None = None
     saliency: np.ndarray | None = None
     failure_reason: str = ""
@@ -107,6 +120,7 @@ class SaliencyMap:
         return {
             "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.label,
             "probability": self.probability, "border_share": self.border_share, "note": self.note, "error": self.error,
+            IN_DISTRIBUTION_COLUMN: self.in_distribution,
         }  # fmt: skip
 
 
@@ -119,7 +133,7 @@ class Explanations:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per map: source, path, predicted, class, probability, border_share, note, error."""
+        """One row per map; columns: see SaliencyMap.to_row."""
         return pd.DataFrame([saliency_map.to_row() for saliency_map in self.maps])
 
     def _repr_html_(self) -> str:
@@ -138,9 +152,10 @@ def explain(
     method: Method = "grad_cam",
     progress: Progress | None = None,
 ) -> Explanations:
-    """Compute saliency maps for the predicted class of each image and for `classes`; all are held in memory.
+    """Compute saliency maps for the most probable class of each image and for `classes`; all are held in memory.
 
-    `images`: a manifest, or files and folders.
+    Probabilities and out-of-distribution verdicts are those of `predict` for the same model and images. `images`: a
+    manifest, or files and folders.
 
     Raises:
         RecipeError: the model does not have one of `classes`.
@@ -215,64 +230,73 @@ def explain_rows(
     classes: Sequence[str] = (),
     image_cache: ImageCache | None = None,
     progress: Progress | None = None,
-    probability: np.ndarray | None = None,
+    predictions: Predictions | None = None,
     remarks: dict[int, Remarks] | None = None,
 ) -> Iterator[SaliencyMap]:
-    """Yield, row by row, the map of the predicted class and those of `classes`; one map with an error per bad file.
+    """Yield, row by row, the map of the most probable class and those of `classes`; one map with an error per bad file.
 
-    Only a few images are in memory at a time. `table`: columns source, path and file. `probability`: that of `predict`
-    for these rows if known, shape (n, k). `remarks`: see read_fitted_images.
+    Only a few images are in memory at a time. `table`: columns source, path and file. `predictions`: those of `predict`
+    for these rows if known; otherwise they are computed in the batches of `predict`. `remarks`: see read_fitted_images.
     """
     class_indices = find_class_indices(explainer.classifier.labels, classes)
     files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
     images = read_fitted_images(files, explainer.classifier.input_spec.image_size, image_cache, depths, remarks)
-    names = list(zip(table["source"], table["path"], strict=True))
     with (progress or make_default_progress()).bar(len(table), "explaining") as bar:
-        for start in range(0, len(table), BATCH_SIZE):
-            batch = slice(start, start + BATCH_SIZE)
-            known_probability = None if probability is None else probability[batch]
-            batch_images = list(islice(images, BATCH_SIZE))
-            yield from _explain_batch(explainer, names[batch], batch_images, known_probability, class_indices)
-            bar.advance(len(batch_images))
+        for predicted_rows, batch in _predict_batches(explainer, table[["source", "path"]], images, predictions):
+            yield from _explain_batch(explainer, predicted_rows, batch, class_indices)
+            bar.advance(len(batch))
+
+
+def _predict_batches(
+    explainer: Explainer, names: pd.DataFrame, images: Iterator[ImageOrError], predictions: Predictions | None
+) -> Iterator[tuple[list[PredictedRow], list[ImageOrError]]]:
+    """Yield predictions and images of BATCH_SIZE rows at a time."""
+    known_rows = None if predictions is None else list_rows(predictions)
+    for start in range(0, len(names), PREDICTION_BATCH_SIZE):
+        rows, batch = slice(start, start + PREDICTION_BATCH_SIZE), list(islice(images, PREDICTION_BATCH_SIZE))
+        predicted_rows = (
+            list_rows(predict_images(explainer.scorer, names[rows], batch)) if known_rows is None else known_rows[rows]
+        )
+        for first in range(0, len(batch), BATCH_SIZE):
+            part = slice(first, first + BATCH_SIZE)
+            yield predicted_rows[part], batch[part]
+
+
+def list_rows(predictions: Predictions) -> list[PredictedRow]:
+    """Return the cells and the probabilities, shape (k,), of each row."""
+    return list(zip(predictions.table.to_dict("records"), predictions.probability, strict=True))
 
 
 def _explain_batch(
-    explainer: Explainer,
-    names: list[tuple[str, str]],
-    images: list[ImageOrError],
-    probability: np.ndarray | None,
-    class_indices: list[int],
+    explainer: Explainer, predicted_rows: list[PredictedRow], images: list[ImageOrError], class_indices: list[int]
 ) -> Iterator[SaliencyMap]:
-    readable = [(name, image) for name, image in zip(names, images, strict=True) if not isinstance(image, ImageError)]
-    if probability is not None:
-        probability = probability[[not isinstance(image, ImageError) for image in images]]
-    maps = _explain_images(explainer, readable, probability, class_indices)
-    for (source, path), image in zip(names, images, strict=True):
+    is_readable = [not isinstance(image, ImageError) for image in images]
+    maps = _explain_images(
+        explainer, list(compress(predicted_rows, is_readable)), list(compress(images, is_readable)), class_indices
+    )
+    for (row, _), image in zip(predicted_rows, images, strict=True):
         if isinstance(image, ImageError):
-            yield SaliencyMap(source=source, path=path, error=f"FCX-{image.code} {image.problem}. {image.fix}")
+            error = f"FCX-{image.code} {image.problem}. {image.fix}"
+            yield SaliencyMap(source=row["source"], path=row["path"], error=error)
         else:
             yield from next(maps)
 
 
 def _explain_images(
-    explainer: Explainer,
-    named_images: list[tuple[tuple[str, str], np.ndarray]],
-    probability: np.ndarray | None,
-    class_indices: list[int],
+    explainer: Explainer, predicted_rows: list[PredictedRow], readable_images: list, class_indices: list[int]
 ) -> Iterator[list[SaliencyMap]]:
-    """Yield the maps of each image: first the predicted class, then the other requested ones."""
-    images = np.stack([image for _, image in named_images])
+    """Yield the maps of each image: first the most probable class, then the other requested ones."""
+    images = np.stack(readable_images)
     inputs, labels = make_inputs(explainer.classifier, images), explainer.classifier.labels
-    if probability is None:
-        probability = score_batch(explainer.scorer, images).probability
-    class_rows = [list(dict.fromkeys([int(row.argmax()), *class_indices])) for row in probability]
-    row_of_map = [row for row, row_classes in enumerate(class_rows) for _ in row_classes]
-    class_of_map = torch.tensor([k for row_classes in class_rows for k in row_classes], device=inputs.device)
+    classes = [list(dict.fromkeys([int(values.argmax()), *class_indices])) for _, values in predicted_rows]
+    row_of_map = [row for row, row_classes in enumerate(classes) for _ in row_classes]
+    class_of_map = torch.tensor([k for row_classes in classes for k in row_classes], device=inputs.device)
     maps = iter(explainer.attribute(explainer.classifier.network, inputs[row_of_map], class_of_map).cpu().numpy())
-    for ((source, path), image), row, row_classes in zip(named_images, probability, class_rows, strict=True):
+    for (row, probability), image, row_classes in zip(predicted_rows, images, classes, strict=True):
         yield [
             SaliencyMap(
-                source=source, path=path, predicted=labels[row_classes[0]], label=labels[k], probability=float(row[k]),
+                source=row["source"], path=row["path"], predicted=row["predicted"], label=labels[k],
+                probability=float(probability[k]), in_distribution=row.get(IN_DISTRIBUTION_COLUMN, ""),
                 image=image, saliency=next(maps), failure_reason=explainer.failure_reason,
             )
             for k in row_classes
@@ -302,6 +326,8 @@ def _make_card_html(saliency_map: SaliencyMap) -> str:
     caption, image_html = saliency_map.path, ""
     if saliency_map.label:
         caption += f": {saliency_map.label} {saliency_map.probability:.3f}"
+    if saliency_map.in_distribution == "no":
+        caption += " (out-of-distribution: no predicted class)"
     if saliency_map.image is not None and saliency_map.normalized is not None:
         jpeg = encode_pair_jpeg(saliency_map.image, saliency_map.normalized, SHOWN_MAP_PIXELS)
         data = base64.b64encode(jpeg).decode()

@@ -18,6 +18,7 @@ from fastcxr.data.imaging.sniff import Remarks, collect_remarks, log_counted_war
 from fastcxr.errors import ImageError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
+from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
@@ -51,6 +52,10 @@ def predict(
 ) -> Predictions:
     """Predict every row of these splits, or all rows if `splits` is None.
 
+    Probabilities include the temperature of a Classifier, and test-time augmentation. A Learner has no temperature:
+    it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither. If the head of
+    a Learner was fitted on cached features, the head fitted on training images only predicts the validation images.
+
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
     image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
     Validation rows of a Learner with a refitted head are predicted by the head that was fitted without them
@@ -67,7 +72,7 @@ def predict(
         is_valid = (table["split"] == "valid").tolist() if "split" in table else [False] * len(table)
         logits = predict_from_features(learner, files, is_valid)
         if logits is not None:  # None if the feature cache belongs to other images or weights
-            probability = torch.tensor(logits).softmax(dim=1).numpy()
+            probability = compute_probability(logits, classifier.temperature)
             ood_scores = _compute_cached_ood_scores(learner, files, classifier.ood_detector)
             return _make_predictions(table, Scores(probability, ood_scores), classifier)
     image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
@@ -75,9 +80,23 @@ def predict(
     depths = find_depths(table, classifier.bit_depths)
     images = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
-        scores, errors = score_images_or_errors(classifier, images, len(table), bar.advance)
+        predictions = predict_images(fuse_classifier(classifier), table, images, bar.advance)
     if log_warnings:
         log_image_warnings(table, remarks, classifier.bit_depths)
+    return predictions
+
+
+def predict_images(
+    classifier: Classifier,
+    table: pd.DataFrame,
+    images_or_errors: Iterable[ImageOrError],
+    advance: Callable[[int], object] = int,
+) -> Predictions:
+    """Predict the rows of a table from their images, or the errors of unreadable files.
+
+    `classifier`: the result of fuse_classifier. `advance`: called with the number of images of each batch.
+    """
+    scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), advance)
     return _make_predictions(table, scores, classifier, errors)
 
 
@@ -93,12 +112,12 @@ class Scores:
 
 
 def score_images_or_errors(
-    classifier: Classifier, images_or_errors: Iterator[ImageOrError], n_images: int, advance: Callable
+    classifier: Classifier, images_or_errors: Iterable[ImageOrError], n_images: int, advance: Callable
 ) -> tuple[Scores, list[str]]:
     """Return the scores of all images, and why a file could not be read, empty for readable files."""
     errors, probability = [""] * n_images, np.full((n_images, len(classifier.labels)), np.nan)
     ood_score = np.full(n_images, np.nan) if classifier.ood_detector else None
-    classifier, numbered_images = fuse_classifier(classifier), enumerate(images_or_errors)
+    numbered_images = enumerate(images_or_errors)
     while batch := list(islice(numbered_images, BATCH_SIZE)):
         readable = {row: image for row, image in batch if not isinstance(image, ImageError)}
         for row, error in batch:
@@ -123,18 +142,27 @@ def fuse_classifier(classifier: Classifier) -> Classifier:
 
 @torch.inference_mode()
 def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
-    """Return the scores of gray bytes, shape (n, size, size); each row of probabilities sums to one."""
+    """Return the scores of gray bytes, shape (n, size, size)."""
     device, detector = next(classifier.network.parameters()).device, classifier.ood_detector
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
     with autocast(classifier.precision, device):
         logits, features = compute_logits(classifier, batch)
         if classifier.hflip_tta:
             logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
-    # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
-    probability = (logits.cpu().double() / classifier.temperature).softmax(dim=1).numpy()
+    probability = compute_probability(logits, classifier.temperature)
     if detector is None or features is None:
         return Scores(probability, None)
     return Scores(probability, detector.compute_scores(features.cpu().numpy()))
+
+
+def compute_probability(logits: torch.Tensor, temperature: float) -> np.ndarray:
+    """Return probabilities from logits, both of shape (n, k); each row sums to one.
+
+    The probabilities of all commands and reports come from this function. The temperature is applied to them by
+    scale_probabilities, as it is at the end of a training run, so that no digit differs.
+    """
+    # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
+    return scale_probabilities(logits.cpu().double().softmax(dim=1).numpy(), temperature)
 
 
 def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -16,6 +16,7 @@ from fastcxr.metrics.analytic_intervals import Z_95
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
 
 MIN_PROBABILITY = 1e-12  # keeps the log-loss of a single error finite
+SMALLEST_PROBABILITY = np.finfo(float).tiny  # keeps the logarithm of a probability finite
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 MIN_VALID_IMAGES = 30  # validation images needed to fit a temperature
 N_BINS = 15
@@ -65,7 +66,7 @@ def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
     """Return the temperature with the lowest log-loss (Guo 2017, arXiv:1706.04599); a weak prior favours 1."""
     from scipy.optimize import minimize_scalar
 
-    log_probability = np.log(np.clip(probability, MIN_PROBABILITY, 1))
+    log_probability = np.log(np.clip(probability, SMALLEST_PROBABILITY, 1))
 
     def cost(log_temperature: float) -> float:
         log_scaled = log_softmax(log_probability / math.exp(log_temperature), axis=1)
@@ -79,7 +80,7 @@ def scale_probabilities(probability: np.ndarray, temperature: float) -> np.ndarr
     """Return probabilities of shape (n, k), divided by the temperature on the logit scale; rows of NaN remain NaN."""
     if temperature == 1:
         return probability
-    return softmax(np.log(np.clip(probability, MIN_PROBABILITY, 1)) / temperature, axis=1)
+    return softmax(np.log(np.clip(probability, SMALLEST_PROBABILITY, 1)) / temperature, axis=1)
 
 
 def scale_predictions(predictions: Predictions, temperature: float) -> Predictions:

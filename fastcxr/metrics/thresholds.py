@@ -135,18 +135,23 @@ def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np
 
 
 def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
-    """Return the predictions with `above_threshold`, the classes with a reached threshold, and `uncertain`, yes or no.
+    """Return the predictions with the columns `above_threshold` and `uncertain`.
 
-    An out-of-distribution image is uncertain at any probability and reaches no threshold.
+    above_threshold: the classes whose thresholds the image reaches, separated by semicolons; empty if it is
+    out-of-distribution. uncertain: "yes" if the image is out-of-distribution, if its highest probability is below the
+    abstention threshold, or if it reaches the thresholds of no class or of several classes; otherwise "no"; empty for
+    an unreadable image. A class without a threshold is never reached; without any threshold this rule does not apply.
     """
     probability, is_ood = predictions.probability, find_ood_rows(predictions)
+    is_read = predictions.table["error"].eq("").to_numpy()
     rows, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
     minimums = [rows.get(label, {}).get("threshold", np.inf) for label in predictions.labels]
     is_reached = (probability >= np.array(minimums)) & ~is_ood[:, None]  # False for NaN
     names = ["; ".join(np.array(predictions.labels)[row]) for row in is_reached]
-    confidence = np.nan_to_num(probability, nan=1.0).max(axis=1)
-    is_uncertain = is_ood if uncertain_below is None else is_ood | (confidence < uncertain_below)
-    extra_columns = {"above_threshold": names, "uncertain": np.where(is_uncertain, "yes", "no")}
+    is_abstained = probability.max(axis=1) < (uncertain_below or 0)  # False for NaN
+    is_ambiguous = bool(rows) & (is_reached.sum(axis=1) != 1)
+    uncertain = np.where(is_ood | is_abstained | is_ambiguous, "yes", "no")
+    extra_columns = {"above_threshold": names, "uncertain": np.where(is_read, uncertain, "")}
     return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
 
 

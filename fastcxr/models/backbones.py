@@ -21,7 +21,7 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
-from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, zero_init
+from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, use_float64_head, zero_init
 from fastcxr.models.weights import XRV_MEAN, XRV_PREFIX, XRV_STD, find_xrv_weights, load_weights
 
 log = logging.getLogger("fastcxr")
@@ -98,6 +98,7 @@ def make_network(
     if head != LINEAR_HEAD or backbone.library == "torchvision":
         replace_head(network, n_classes, head, torch.zeros(1, len(backbone.mean), image_size, image_size))
     zero_init(network)
+    use_float64_head(network)
     if weights not in ("pretrained", "none"):
         load_weights(network, weights)
     return network

@@ -29,6 +29,21 @@ class HeadConfig:
 LINEAR_HEAD = HeadConfig()
 
 
+class Float64Linear(nn.Linear):
+    """A linear layer that computes in float64 at inference, also under bfloat16 autocast.
+
+    In float32 the last digits of a matrix product depend on the number of rows. Here a row has the same output in a
+    batch of any size.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, in float32 at inference; shape (..., out_features)."""
+        if self.training or features.device.type == "mps":  # Apple GPUs have no float64
+            return super().forward(features)
+        bias = None if self.bias is None else self.bias.double()
+        return nn.functional.linear(features.double(), self.weight.double(), bias).float()
+
+
 class Head(nn.Sequential):
     """Linear, ReLU and dropout for each hidden size, then a linear layer; without a hidden size dropout comes first.
 
@@ -74,7 +89,11 @@ class MultiScaleHead(nn.Module):
 
     def forward(self, last_features: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (n, n_classes), from the last layer's features, shape (n, in_features)."""
-        return self.linear((self.gather_features(last_features) - self.mean) / self.std)
+        return self.classify(self.gather_features(last_features))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (n, n_classes), from all features, shape (n, features)."""
+        return self.linear((features - self.mean) / self.std)
 
     def gather_features(self, last_features: torch.Tensor) -> torch.Tensor:
         """Return all features of a batch in float32, shape (n, features), and delete the stored ones."""
@@ -197,6 +216,13 @@ def zero_init(network: nn.Module) -> None:
         last_layer = module[-1] if isinstance(module, Head) else module
         for parameter in last_layer.parameters():
             nn.init.zeros_(parameter)
+
+
+def use_float64_head(network: nn.Module) -> None:
+    """Compute the head in float64 at inference, by changing the class of its linear layers."""
+    for module in find_head(network).modules():
+        if type(module) is nn.Linear:  # subclasses may compute something else
+            module.__class__ = Float64Linear
 
 
 def _find_classifiers(network: nn.Module) -> Sequence[nn.Module]:

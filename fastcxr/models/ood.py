@@ -38,9 +38,13 @@ class OODDetector:
     patients: int = 0
 
     def compute_scores(self, features: np.ndarray) -> np.ndarray:
-        """Return distance / threshold for features of shape (n, d): above 1 the image is out of distribution."""
+        """Return distance / threshold for features of shape (n, d): above 1 the image is out of distribution.
+
+        Scores are rounded to float32: the last digits in float64 depend on the number of rows, and the image that sets
+        the threshold has the score 1.
+        """
         scaled = (features.astype(np.float64) - self.mean) / self.std
         projected = scaled @ self.directions.T
         residual = np.square(scaled).sum(axis=1) - np.square(projected).sum(axis=1)
         distance = (np.square(projected) / self.variances).sum(axis=1)
-        return distance / self.threshold + residual / self.noise / self.threshold
+        return ((distance + residual / self.noise) / self.threshold).astype(np.float32).astype(np.float64)

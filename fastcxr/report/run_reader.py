@@ -14,7 +14,7 @@ from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, reject_other_format
 from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
-from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OUT_OF_FOLD, Predictions, read_predictions
 
 # files of every finished run; other files are optional
 EXPECTED_FILES = ("recipe.json", "manifest.csv", "history.csv", "model.json", "run.json", "figures/images.csv")
@@ -26,7 +26,8 @@ MIME_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png"}
 class SaliencyMaps:
     """Saliency maps of a run.
 
-    table: all columns as text: role, source, path, predicted, class, probability, border_share, note, error, file, uri.
+    table: all columns as text: role, source, path, predicted, class, probability, border_share, note, error, file, uri,
+    in_distribution (yes or no; empty without an OOD detector, and in runs of earlier versions).
     """
 
     table: pd.DataFrame
@@ -147,6 +148,8 @@ def read_saliency_maps(folder: Path) -> SaliencyMaps:
     """Read saliency.csv with its images, and explain.json; empty if they do not exist."""
     columns = ("role", "source", "path", "predicted", "class", "probability", "border_share", "note", "error", "file")
     table = _add_data_uris(folder, _read_text_table(folder / "saliency.csv", columns))
+    if IN_DISTRIBUTION_COLUMN not in table:
+        table = table.assign(**{IN_DISTRIBUTION_COLUMN: ""})
     return SaliencyMaps(table=table, metadata=_read_json(folder / "explain.json"))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.comparison import TESTED_METRICS
 from fastcxr.metrics.external import MACRO_AUROC
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, select_most_wrong
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, PROBABILITY_PREFIX, select_most_wrong
 from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps, map_uris
 
@@ -200,6 +200,7 @@ def make_misclassified_cards(record: RunRecord, n_without_thumbnails: int = 8) -
             "path": row["path"],
             "patient": row["patient"],
             "truth": row["label"],
+            "is_ood": row.get(IN_DISTRIBUTION_COLUMN) == "no",
             "uri": thumbnail_uris.get((row["source"], row["path"]), ""),
             "map": saliency_uris.get((row["source"], row["path"]), ""),
         }
@@ -209,7 +210,7 @@ def make_misclassified_cards(record: RunRecord, n_without_thumbnails: int = 8) -
 
 
 def _make_probability_bars(row: dict[Hashable, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return the predicted class and one bar per class, highest probability first."""
+    """Return the most probable class and one bar per class, highest probability first."""
     ranked = sorted(
         ((row[PROBABILITY_PREFIX + label], k) for k, label in enumerate(labels)), key=lambda x: (-x[0], x[1])
     )

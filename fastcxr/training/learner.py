@@ -78,6 +78,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     """Return a fastai Learner with backbone, new head, layer groups, loss and optimizer of the recipe.
 
     Batch norm of frozen layers is frozen too: a frozen backbone needs no backward pass.
+    fastai's `learner.get_preds` and `learner.predict` apply neither the temperature nor test-time augmentation: their
+    probabilities differ from those of the report and of `fastcxr predict`.
     Raises RecipeError for an unknown backbone or optimizer, WeightsError for weights that cannot be loaded.
     """
     backbone = find_backbone(recipe.backbone, recipe.weights)

@@ -1,5 +1,6 @@
 """Fit a linear head on cached features with L-BFGS, without epochs."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -134,8 +135,8 @@ def refit_head(learner: Learner) -> None:
     log.info("refitted the head on %s images, validation images included", f"{len(train_and_valid.rows):,}")
 
 
-def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequence[bool]) -> np.ndarray | None:
-    """Return logits computed from cached features, shape (n, k).
+def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequence[bool]) -> torch.Tensor | None:
+    """Return logits computed from cached features, shape (n, k); equal to those of a forward pass of the images.
 
     Return None if a file has no cached features. The network must be unchanged since the fit (find_learner_state).
     `held_out` marks the validation images: their logits come from the head that was fitted without them, so they are
@@ -145,13 +146,21 @@ def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequ
     if not all(file in fitted_probe.cache.row_by_file for file in files):
         return None
     head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
-    no_labels = torch.zeros(len(files), dtype=torch.long)
-    feature_split = FeatureSplit(fitted_probe.cache.features, fitted_probe.cache.find_rows(files), no_labels, no_labels)
-    with torch.no_grad():
-        refitted_logits, train_only_logits = (
-            compute_all_logits(weight, head, feature_split) for weight in (head_weight, fitted_probe.fit.weight)
-        )
-    return torch.where(torch.tensor(list(held_out))[:, None], train_only_logits, refitted_logits).double().numpy()
+    rows, is_held_out = fitted_probe.cache.find_rows(files), np.array(held_out, bool)
+    logits = torch.empty(len(files), head.linear.out_features)
+    for mask, weight in ((is_held_out, fitted_probe.fit.weight), (~is_held_out, head_weight)):
+        logits[mask] = _classify_rows(fitted_probe.cache.features, rows[mask], head, weight)
+    return logits
+
+
+@torch.no_grad()
+def _classify_rows(features: np.ndarray, rows: np.ndarray, head: MultiScaleHead, weight: torch.Tensor) -> torch.Tensor:
+    """Return the logits of these rows of the feature cache as a forward pass of the network computes them."""
+    head = copy.deepcopy(head).cpu().eval()
+    set_head_weight(head, weight)
+    chunks = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)]
+    views = [[head.classify(torch.from_numpy(view[chunk])) for chunk in chunks] for view in features]
+    return torch.stack([torch.cat([torch.empty(0, len(weight)), *view]) for view in views]).mean(dim=0)
 
 
 def set_head_weight(head: MultiScaleHead, weight: torch.Tensor) -> None:

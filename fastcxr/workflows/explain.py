@@ -20,11 +20,12 @@ from fastcxr.inference.explain import (
 )
 from fastcxr.inference.predict import log_image_warnings
 from fastcxr.io.files import atomic_write, write_json
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, select_most_wrong
+from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.models.bundle import Classifier
 from fastcxr.progress.base import Progress
 from fastcxr.report.saliency_page import write_saliency_page
 from fastcxr.workflows.run_dir import THUMBNAIL_PIXELS, acquire_directory, write_table
+from fastcxr.workflows.run_state import IMAGE_KEY
 
 MAPS_DIR = "figures/maps"
 N_MISCLASSIFIED = 12  # misclassified images shown
@@ -66,17 +67,15 @@ def write_run_saliency(
 ) -> None:
     """Write saliency maps of the worst errors and of typical images of a run, and measure the border share per class.
 
-    Classes and probabilities are those of `predictions`, which are in predictions.csv.
+    Classes, probabilities and out-of-distribution verdicts are those of `predictions`, which are in predictions.csv.
     """
-    columns = [PROBABILITY_PREFIX + label for label in predictions.labels]
-    probability_table = predictions.for_split(predictions.primary_split or "").table[["source", "path", *columns]]
-    chosen = choose_images(predictions)
-    table = chosen.merge(manifest.drop(columns="role", errors="ignore"), on=["source", "path"])
-    table = table.merge(probability_table, on=["source", "path"])
+    table = choose_images(predictions).merge(manifest.drop(columns="role", errors="ignore"), on=IMAGE_KEY)
     if not len(table):
         return
+    split_table = predictions.for_split(predictions.primary_split).table
+    chosen = Predictions(table[IMAGE_KEY].merge(split_table, on=IMAGE_KEY), predictions.labels)
     explainer = make_explainer(classifier, table, image_cache=image_cache, n_checked=N_CHECKED_IMAGES)
-    maps = explain_rows(explainer, table, (), image_cache, Progress(), table[columns].to_numpy(float))
+    maps = explain_rows(explainer, table, (), image_cache, Progress(), chosen)
     saliency_maps = zip(table["role"], maps, strict=True)
     written = write_saliency_maps(folder, saliency_maps, THUMBNAIL_PIXELS, ("wrong", "typical"))
     write_saliency_metadata(folder, explainer, "grad_cam", written)
@@ -94,7 +93,7 @@ def choose_images(predictions: Predictions) -> pd.DataFrame:
     typical = correct.groupby("label").head(N_TYPICAL_PER_CLASS).sort_values("label", kind="stable")
     misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
     chosen = [misclassified.assign(role="wrong"), typical.assign(role="typical")]
-    for _, rows in table.groupby("predicted"):
+    for _, rows in table[table["predicted"] != ""].groupby("predicted"):
         positions = np.unique(np.linspace(0, len(rows) - 1, min(N_MEASURED_PER_CLASS, len(rows))).round().astype(int))
         chosen.append(rows.iloc[positions].assign(role="measured"))
     return pd.concat(chosen)[["source", "path", "role"]].reset_index(drop=True)

@@ -57,6 +57,11 @@ def test_scaling_is_reversible_and_keeps_nan_rows():
     assert np.isnan(scale_probabilities(np.full((1, 3), np.nan), 2.0)).all()
 
 
+def test_a_very_small_probability_is_scaled_as_its_logit():
+    logits = np.array([[0.0, 300.0, 310.0]])
+    np.testing.assert_allclose(scale_probabilities(softmax(logits, axis=1), 20.0), softmax(logits / 20.0, axis=1))
+
+
 def test_the_temperature_stays_finite_for_few_images_that_are_all_correct():
     truth = np.arange(30) % 3
     found = fit_temperature(truth, softmax(np.eye(3)[truth], axis=1))

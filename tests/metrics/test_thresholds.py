@@ -103,7 +103,7 @@ def test_the_model_abstains_on_the_least_confident_images():
     assert found["uncertain"][0] == pytest.approx(0.2, abs=0.01)
     accuracy = (valid.probability.argmax(axis=1) == valid.truth).mean()
     assert found["answered_accuracy"][0] > accuracy
-    decided = apply_thresholds(valid, chosen).table
+    decided = apply_thresholds(valid, {"uncertain_below": chosen["uncertain_below"]}).table
     assert (decided["uncertain"] == "yes").mean() == pytest.approx(0.2, abs=0.01)
     assert fit_thresholds(valid, 0.9, None, 0.0)["uncertain_below"] is None
 
@@ -114,7 +114,24 @@ def test_every_class_with_a_reached_threshold_is_listed_and_an_unreadable_file_h
     chosen = {"thresholds": {"no": {"threshold": 0.5}, "yes": {"threshold": 0.4}}, "uncertain_below": 0.7}
     decided = apply_thresholds(predictions, chosen).table
     assert decided["above_threshold"].tolist() == ["no; yes", "yes", ""]
-    assert decided["uncertain"].tolist() == ["yes", "no", "no"]
+    assert decided["uncertain"].tolist() == ["yes", "no", ""]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "reached", "uncertain"),
+    [
+        ({"no": 0.5, "yes": 0.5}, "yes", "no"),
+        ({"no": 0.1, "yes": 0.5}, "no; yes", "yes"),
+        ({"no": 0.9, "yes": 0.9}, "", "yes"),
+        ({"no": 0.5}, "", "yes"),
+        ({}, "", "no"),
+    ],
+)
+def test_an_image_that_reaches_the_threshold_of_exactly_one_class_is_certain(thresholds, reached, uncertain):
+    predictions = make_predictions(pd.DataFrame({"source": "s", "path": ["a"]}), np.array([[0.2, 0.8]]), LABELS)
+    chosen = {"thresholds": {label: {"threshold": value} for label, value in thresholds.items()}}
+    decided = apply_thresholds(predictions, chosen).table
+    assert (decided["above_threshold"][0], decided["uncertain"][0]) == (reached, uncertain)
 
 
 def test_a_class_missing_in_validation_has_no_threshold():

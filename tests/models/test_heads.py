@@ -9,6 +9,7 @@ from fastcxr.errors import RecipeError
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.heads import (
     LINEAR_HEAD,
+    Float64Linear,
     Head,
     HeadConfig,
     find_head,
@@ -61,12 +62,12 @@ def test_hidden_layers_have_random_weights_from_the_seed(toy_manifest):
 
 def test_dropout_without_hidden_layers_precedes_the_linear_layer():
     head = find_head(build("mobilenetv2_035", HeadConfig(dropout=0.5)))
-    assert [type(module) for module in head] == [nn.Dropout, nn.Linear]
+    assert [type(module) for module in head] == [nn.Dropout, Float64Linear]
 
 
 def test_the_default_head_is_one_linear_layer():
-    assert type(find_head(build("mobilenetv2_035"))) is nn.Linear
-    assert type(find_head(build("torchvision:resnet18"))) is nn.Linear
+    assert type(find_head(build("mobilenetv2_035"))) is Float64Linear
+    assert type(find_head(build("torchvision:resnet18"))) is Float64Linear
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2_035", "torchvision:mobilenet_v3_small"])
@@ -93,3 +94,18 @@ def test_a_head_that_cannot_be_replaced_raises_an_error_with_the_fix():
 
     with pytest.raises(RecipeError, match="Remove --head-hidden and --dropout"):
         replace_head(IdentityHead(), 3, HIDDEN_HEAD, torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("config", [HeadConfig(), HIDDEN_HEAD, HeadConfig(multi_scale=True)])
+def test_the_logits_of_an_image_do_not_depend_on_the_batch_or_on_autocast(config):
+    head = find_head(build("mobilenetv2_035", config)).eval()
+    linear_layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    nn.init.normal_(linear_layers[-1].weight)
+    features = torch.rand(33, linear_layers[0].in_features)
+    classify = getattr(head, "classify", head)
+    with torch.no_grad():
+        logits, one_by_one = classify(features), torch.cat([classify(row[None]) for row in features])
+        with torch.autocast("cpu", torch.bfloat16):
+            in_bfloat16 = classify(features)
+    assert logits.dtype == torch.float32
+    assert one_by_one.equal(logits) and in_bfloat16.equal(logits)

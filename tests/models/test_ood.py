@@ -97,6 +97,14 @@ def test_an_unreadable_file_has_no_ood_score(learner, ood_images, tmp_path):
     assert np.isnan(table["ood_score"].iloc[3])
 
 
+def test_a_score_does_not_depend_on_the_number_of_rows(learner, many_toys):
+    detector = learner.fastcxr.ood_detector
+    features = module.read_cached_features(learner, many_toys["file"].tolist(), detector.stage_channels)
+    scores, one_by_one = detector.compute_scores(features), [detector.compute_scores(row[None])[0] for row in features]
+    np.testing.assert_array_equal(one_by_one, scores)
+    assert 1.0 in scores, "the validation image that sets the threshold is in distribution"
+
+
 def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
     files, detector = many_toys["file"].tolist(), learner.fastcxr.ood_detector
     read, chunks = module.read_cached_features, []

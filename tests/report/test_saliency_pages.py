@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from html_page import Page
 from synthetic_run import build_run, write_thumbnail
 
 from fastcxr.errors import InputMissingError
-from fastcxr.metrics.predictions import read_predictions, select_most_wrong
+from fastcxr.metrics.predictions import mark_ood, read_predictions, select_most_wrong, write_predictions
 from fastcxr.report.run_page import write_run_report
 from fastcxr.report.saliency_page import write_saliency_page
 
@@ -55,6 +56,18 @@ def test_errors_and_typical_images_are_shown_with_their_maps(whole):
     page = Page(text)
     assert "Grad-CAM of the correct predictions" in page.text and "was 0.20 and 0.04" in page.text
     assert "x.png" not in page.text, "maps with the role measured are not shown"
+
+
+def test_an_out_of_distribution_image_is_marked_on_its_card(tmp_path):
+    folder = build_run(tmp_path)
+    predictions = read_predictions(folder / "predictions.csv")
+    wrong = select_most_wrong(predictions, 1).iloc[0]
+    is_ood = (predictions.table["path"] == wrong["path"]).to_numpy()
+    write_predictions(mark_ood(predictions, np.where(is_ood, 2.0, 0.5)), folder / "predictions.csv")
+    text = write_run_report(folder).read_text(encoding="utf-8")
+    assert text.count("out-of-distribution: no predicted class") == 1
+    card = next(card for card in text.split("<article") if "out-of-distribution: no predicted class" in card)
+    assert f"<span>Most probable</span> <b>{wrong['predicted']}</b>" in card and "<span>Predicted</span>" not in card
 
 
 def test_a_border_share_above_one_half_is_a_warning(whole):

@@ -200,7 +200,7 @@ def test_predictions_from_cached_features_equal_those_of_the_network(toy_manifes
     expected = predict(extract_classifier(learner), toy_manifest, splits=("train", "test")).probability
     monkeypatch.setattr("fastcxr.inference.predict.score_images_or_errors", None)
     predictions = predict(learner, toy_manifest, splits=("train", "test"))
-    np.testing.assert_allclose(predictions.probability, expected, atol=1e-3)
+    np.testing.assert_array_equal(predictions.probability, expected)
     assert predictions.table["error"].eq("").all()
     np.testing.assert_allclose(predictions.probability.sum(axis=1), 1.0, atol=1e-12)
 
