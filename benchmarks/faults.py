@@ -80,7 +80,7 @@ def bad_files_in_a_folder(place: Path, count: int) -> Row:
     from PIL import Image
     from toys import draw_toy
 
-    from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict
     from fastcxr.models.bundle import load_model
 
@@ -88,14 +88,14 @@ def bad_files_in_a_folder(place: Path, count: int) -> Row:
     for number in range(1000):
         Image.fromarray(draw_toy("haze", number)).save(place / "images" / f"{number:04d}.png")
     classifier = load_model(write_good_model(place / "run"))
-    whole = predict(classifier, read_unlabelled([place / "images"]), splits=None).table
+    whole = predict(classifier, make_image_table([place / "images"]), splits=None).table
     (place / "mutants").mkdir()
     survived, bad = 0, b"<html>"
     victim = place / "images" / "0500.png"
     others = [name for name in whole["path"] if name != victim.name]
     for path in draw_mutants(place / "mutants", count, seed=7):
         victim.write_bytes(path.read_bytes() or bad)
-        table = predict(classifier, read_unlabelled([place / "images"]), splits=None).table
+        table = predict(classifier, make_image_table([place / "images"]), splits=None).table
         same = table.set_index("path").loc[others, "prob_a"].to_numpy() == whole.set_index("path").loc[others, "prob_a"]
         survived += bool(len(table) == 1000 and np.all(same) and (table["error"] != "").sum() <= 1)
     return Row("bad file among 1,000", count, survived, "its own row; 999 predictions are the same to the last bit")

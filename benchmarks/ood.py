@@ -25,8 +25,8 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, train
+from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import read_image
-from fastcxr.data.manifest import read_unlabelled
 from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.models.bundle import extract_classifier
 from fastcxr.progress.base import Progress
@@ -115,11 +115,11 @@ def write(path: Path, picture: np.ndarray) -> None:
 def list_others(given: argparse.Namespace, folder: Path) -> dict[str, pd.DataFrame]:
     """A table of files for each kind that every model is asked of."""
     write_strangers(folder)
-    tables = {place.name: read_unlabelled([place]) for place in sorted(folder.iterdir())}
+    tables = {place.name: make_image_table([place]) for place in sorted(folder.iterdir())}
     if given.cohen:
         known = pd.read_csv(Path(given.cohen) / "metadata.csv")
         files = known.loc[known["view"] == "L", "filename"]
-        tables["lateral radiographs"] = read_unlabelled([Path(given.cohen) / "images" / file for file in files])
+        tables["lateral radiographs"] = make_image_table([Path(given.cohen) / "images" / file for file in files])
     if given.elsewhere:
         tables["radiographs from elsewhere"] = read_manifest(given.elsewhere)[["source", "path", "file"]]
     return tables

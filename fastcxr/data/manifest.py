@@ -26,11 +26,10 @@ from fastcxr.data.merge import (
 from fastcxr.data.patients import assign_patients
 from fastcxr.data.readers.csv_table import read_label_table
 from fastcxr.data.readers.detect import COLLECTIONS, DetectedDataset, detect_layout
-from fastcxr.data.readers.folders import identify_file, list_class_images, list_files_below
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
+from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.stratify import validate_classes
-from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
+from fastcxr.errors import DataError, ImageError, RecipeError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.html import escape_html, make_html_table
@@ -146,28 +145,6 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
         return ""
     pattern = "^" + "[^/]+/" * n_folders_above + "([^/]+)/"
     return f". If folders such as {min(folders)!r} are patients, pass --patient-regex '{pattern}'"
-
-
-def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return files, and all files of folders and packed datasets, as a table with columns source, path and file.
-
-    A missing file keeps its row: the error is reported when the image is read.
-    """
-    rows = []
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if path.is_dir():
-            source = path.resolve().name
-            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
-        elif is_hdf5(path):
-            packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
-            rows += packed.itertuples(index=False, name=None)
-        else:
-            rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
-    if not rows:
-        problem = f"0 files in {format_names(map(str, paths))}"
-        raise InputMissingError(problem, "Pass images, or folders that contain images", code="E002")
-    return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
 
 
 def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
