@@ -6,7 +6,7 @@ Data that fits several layouts is an error; --data-format selects one.
 import logging
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -76,20 +76,22 @@ COLLECTIONS = {
 }  # fmt: skip
 
 
+FRAME_LAYOUT = "table"  # of a DataFrame
 LAYOUTS = ("auto", "folders", "split_folders", "csv", *COLLECTIONS)
 
 
 @dataclass(frozen=True)
 class DetectedDataset:
-    """Detected data: its layout, the path of the folder or table, and its class folders."""
+    """Detected data: its layout, the path of the folder or table, its class folders, and the table of the user."""
 
     layout: str
     path: Path
     folders: tuple[ClassFolder, ...] = ()
+    table: pd.DataFrame | None = field(default=None, compare=False)
 
     @property
     def source(self) -> str:
-        """Name of the folder or table, the source of images that have no other."""
+        """Name of the folder or file, or folder of a DataFrame: the source of images that have no other."""
         if self.layout in ("csv", "hdf5"):
             return self.path.stem
         return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
