@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fastcxr.config.components import Augmentation, Stage
-from fastcxr.config.fields import list_path_options, option, unknown_name_error, validate_fields
+from fastcxr.config.fields import document_options, list_path_options, option, unknown_name_error, validate_fields
 from fastcxr.config.validation import OPTIMIZERS, parse_oversample, parse_prevalence, parse_rate_slice, paths_to_text
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
@@ -23,6 +23,7 @@ Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}
 
 
+@document_options
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
@@ -247,6 +248,26 @@ class Recipe:
             raise unknown_name_error(unknown_names.pop(), [f.name for f in fields(self)], "Recipe has no option called")
         return replace(self, **changes)
 
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Recipe":
+        """Read the recipe.json of a run, or another file with the text of `to_json`.
+
+        Raises:
+            ModelError: the file cannot be read, or has another format.
+            RecipeError: an option is invalid.
+        """
+        try:
+            values = dict(read_json(path))
+            if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
+                folder = Path(path).parent
+                raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
+            return _make_from_mapping(cls, values)
+        except (RecipeError, ModelError):
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            problem = f"the recipe cannot be read ({type(error).__name__})"
+            raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
+
     def to_json(self) -> str:
         """Return the recipe as the text of recipe.json."""
         return json.dumps({FORMAT_KEY: RECIPE_FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -309,21 +330,6 @@ def make_data_name(data: str | tuple[str, ...] | None) -> str:
 
 def _make_path_name(path: PurePath) -> str:
     return Path(path).resolve().name if path.name in ("", "..") else path.stem
-
-
-def read_recipe(path: str | Path) -> Recipe:
-    """Read recipe.json of a run folder. Raises ModelError if it is invalid or has another format."""
-    try:
-        values = dict(read_json(path))
-        if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
-            folder = Path(path).parent
-            raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
-        return _make_from_mapping(Recipe, values)
-    except (RecipeError, ModelError):
-        raise
-    except (OSError, ValueError, TypeError) as error:
-        problem = f"the recipe cannot be read ({type(error).__name__})"
-        raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
 
 
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:

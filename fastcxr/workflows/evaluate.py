@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.config.fields import InferencePrecision, list_options
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.manifest import read_written_manifest
@@ -52,7 +52,7 @@ def evaluate(
     Raises DataError for a label that is not a class of the model, or if all images were used in training.
     """
     classifier = load_model(run, precision=precision, device=device)
-    model_json, training_recipe = read_model_json(run), read_recipe(Path(run) / "recipe.json")
+    model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
     recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.config.recipe import Recipe, read_recipe, redact_paths
+from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
@@ -77,7 +77,7 @@ def read_run_config(folder: Path) -> Recipe:
     if not (folder / "recipe.json").is_file():
         raise InputMissingError("the folder contains no run", "Pass a run folder, such as runs/first", path=folder)
     state_recipe = folder / STATE_DIR / "recipe.json"
-    return read_recipe(state_recipe if state_recipe.is_file() else folder / "recipe.json")
+    return Recipe.from_json(state_recipe if state_recipe.is_file() else folder / "recipe.json")
 
 
 def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
@@ -86,7 +86,7 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
     if not recipe_file.is_file():
         acquire_directory(folder)
         return
-    saved, current = vars(redact_paths(read_recipe(recipe_file))), vars(redact_paths(recipe))
+    saved, current = vars(redact_paths(Recipe.from_json(recipe_file))), vars(redact_paths(recipe))
     changed_fields = [name for name in current if saved[name] != current[name]]
     if changed_fields:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_network import NAME
 from toy_images import write_toys
 
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
 from fastcxr.models.bundle import load_model
@@ -225,7 +225,7 @@ def test_without_a_cache_all_folds_share_one_decoding_and_one_feature_pass(
 
 
 def test_unreadable_images_do_not_count_as_changed_data(damaged):
-    recipe = read_recipe(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
+    recipe = Recipe.from_json(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()
     cross_validate(recipe, damaged)
     shutil.rmtree(damaged / "fold-2")
