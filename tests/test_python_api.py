@@ -56,7 +56,7 @@ def test_the_dataset_is_audited(results):
 
 def test_a_report_never_overwrites_another_run(results):
     page, *values = results
-    with pytest.raises(OutputError, match="this folder is not empty. Choose another --out"):
+    with pytest.raises(OutputError, match="this folder is not empty. Choose another `folder`"):
         write_report(page.parent, *values)
     assert page.exists()
 

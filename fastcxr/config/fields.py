@@ -97,7 +97,7 @@ def _reject_empty(name: str, text: str) -> None:
     # as a path, an empty text would be the current folder
     if not text.strip():
         fix = "Pass a folder, a CSV or a packed file" if name == "data" else "Pass a value, or leave it out"
-        raise RecipeError(f"--{name.replace('_', '-')} is empty, perhaps because a shell variable is not set", fix)
+        raise RecipeError(f"`{name}` is empty, perhaps because a shell variable is not set", fix)
 
 
 def _validate_range(name: str, number: float, low: float | None, high: float | None) -> None:

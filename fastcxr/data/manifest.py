@@ -60,7 +60,7 @@ PATIENT_ORIGIN_TEXTS = {
 }
 NO_PATIENTS_WARNING = (
     "no patient identifiers found: every image is treated as a separate patient. If patients have several images, some "
-    "will be in both train and test: pass --patient-table, --patient-regex or a table with a patient column"
+    "will be in both train and test: pass `patient_table`, `patient_regex` or a table with a patient column"
 )
 UNSPLIT_LABEL = "not split"
 DATA_OPTIONS = list_options(Recipe, "Data", without=("data", "skip_bad"))
@@ -183,7 +183,7 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
     if not n_folders_above or not folders:
         return ""
     pattern = "^" + "[^/]+/" * n_folders_above + "([^/]+)/"
-    return f". If folders such as {min(folders)!r} are patients, pass --patient-regex '{pattern}'"
+    return f". If folders such as {min(folders)!r} are patients, pass `patient_regex={pattern!r}`"
 
 
 def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:

@@ -129,7 +129,7 @@ def train(
     if not history_callback.rows:
         raise TrainingError(
             f"no epoch fits into the time limit of {recipe.time_limit}",
-            "Pass a longer --time-limit, or --strategy linear_probe",
+            "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
     learner_state.ood_detector = fit_ood_detector(learner, history_callback.progress)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one

@@ -137,9 +137,10 @@ def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> No
     similar_pairs = [(a, b) for a in unknown_labels for b in model_labels if is_similar_label(a, b)]
     data_label, model_label = similar_pairs[0] if similar_pairs else (unknown_labels[0], "CLASS")
     choices = "" if similar_pairs else f" (CLASS: one of {', '.join(model_labels)})"
+    relabel = [f"{data_label}={model_label}"]
     raise DataError(
         f"the data has the labels {', '.join(unknown_labels)}, the classes of the model are {', '.join(model_labels)}",
-        f"Pass --relabel '{data_label}={model_label}'{choices}, or exclude these images with --classes",
+        f"Pass `relabel={relabel}`{choices}, or exclude these images with `classes`",
         code="E302",
     )
 

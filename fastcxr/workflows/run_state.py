@@ -91,7 +91,7 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
     if changed_fields:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)
         problem = f"the folder contains a run with a different recipe ({differences})"
-        raise OutputError(problem, "Pass the original options, or choose another --out", path=folder)
+        raise OutputError(problem, "Pass the original options, or choose another `folder`", path=folder)
 
 
 def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder: Path) -> None:
@@ -105,7 +105,7 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder
     ]
     if differences:
         problem = f"the images differ from those of the interrupted run: {', '.join(differences)}"
-        raise DataError(problem, "Restore the images, or start a new run with --no-resume", path=folder)
+        raise DataError(problem, "Restore the images, or choose another `folder` for a new run", path=folder)
 
 
 def compare_manifests(
@@ -163,7 +163,7 @@ def _validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> No
             f"the folder contains a run on other images ({len(new):,} only in the data, {len(missing):,} only in the "
             "run)"
         )
-        raise OutputError(problem, "Pass the data of this run, or choose another --out", path=folder)
+        raise OutputError(problem, "Pass the data of this run, or choose another `folder`", path=folder)
 
 
 def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
@@ -188,7 +188,7 @@ def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
                 f"{unit} {name} was run on other images: {new:,} only in the data, {missing:,} only in the {unit}, "
                 f"{changed:,} with another label, patient or {unit}"
             )
-            fix = f"Pass the data of this {unit}, or choose another --out"
+            fix = f"Pass the data of this {unit}, or choose another `folder`"
             raise DataError(problem, fix, path=folder, code="E313")
 
 

@@ -48,8 +48,8 @@ def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
         ({"loss": "focl"}, "Did you mean 'focal'?"),
         ({"strategy": "gradul"}, "Did you mean 'gradual'?"),
         ({"epochs": 0}, "must be at least 1"),
-        ({"data": ("a", "")}, "--data is empty"),
-        ({"patient_table": ""}, "--patient-table is empty"),
+        ({"data": ("a", "")}, "`data` is empty"),
+        ({"patient_table": ""}, "`patient_table` is empty"),
         ({"epochs": "five"}, "must be int"),
         ({"epochs": True}, "must be int"),
         ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
@@ -189,7 +189,7 @@ def test_a_slice_without_two_ascending_rates_is_rejected(rates):
 
 @pytest.mark.parametrize("strategy", ["lp_ft", "linear_probe", "head", "gradual"])
 def test_a_layer_lr_ratio_that_the_strategy_does_not_use_is_rejected(strategy):
-    with pytest.raises(RecipeError, match="Choose --strategy full"):
+    with pytest.raises(RecipeError, match="Choose `strategy='full'`"):
         Recipe(layer_lr_ratio=10, strategy=strategy)
 
 

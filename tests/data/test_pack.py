@@ -172,7 +172,7 @@ def test_unreadable_images_prevent_packing_unless_skipped(dataset, tmp_path, cap
     (dataset / "images" / "b.jpg").write_bytes(b"GIF89a")
     manifest, to = read_manifest(dataset), tmp_path / "new" / "c.h5"
     to.parent.mkdir()
-    with pytest.raises(BadImagesError, match="leave them out with --skip-bad"):
+    with pytest.raises(BadImagesError, match="leave them out with `skip_bad=True`"):
         pack_dataset(manifest, to)
     assert list(to.parent.iterdir()) == []
     pack_dataset(manifest, to, skip_bad=True)
