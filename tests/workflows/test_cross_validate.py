@@ -114,7 +114,7 @@ def test_folds_of_other_images_are_not_pooled():
     "options", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "reuse_split": "runs/x"}]
 )
 def test_invalid_fold_options_are_rejected(options):
-    with pytest.raises(RecipeError, match="`folds`"):
+    with pytest.raises(RecipeError, match="folds"):
         Recipe(**options)
 
 
