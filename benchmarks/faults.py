@@ -30,7 +30,7 @@ from mutated_files import draw_mutants, read_mutants
 from PIL import Image
 from toy_images import draw_toy
 
-from fastcxr.data.manifest import read_unlabelled
+from fastcxr.data.image_table import make_image_table
 from fastcxr.errors import FastcxrError
 from fastcxr.inference.predict import predict
 from fastcxr.models.bundle import load_model
@@ -80,7 +80,7 @@ def predict_with_unreadable_file(folder: Path, count: int) -> Row:
     classifier = load_model(write_good_model(folder / "run"))
 
     def predict_images() -> tuple[np.ndarray, int]:
-        table = predict(classifier, read_unlabelled([folder / "images"]), splits=None).table.set_index("path")
+        table = predict(classifier, make_image_table([folder / "images"]), splits=None).table.set_index("path")
         return table["prob_a"].drop(damaged.name).to_numpy(), (table["error"] != "").sum()
 
     expected, survived = predict_images()[0], 0

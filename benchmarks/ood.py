@@ -26,8 +26,8 @@ from common import format_proportion, make_parser
 from PIL import Image
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, train
+from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import read_image
-from fastcxr.data.manifest import read_unlabelled
 from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.models.bundle import extract_classifier
 from fastcxr.progress.base import Progress
@@ -112,11 +112,11 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def list_other_images(given: argparse.Namespace, folder: Path) -> dict[str, pd.DataFrame]:
     """Return a table of files for each type of image that every model scores."""
     write_other_images(folder)
-    tables = {subfolder.name: read_unlabelled([subfolder]) for subfolder in sorted(folder.iterdir())}
+    tables = {subfolder.name: make_image_table([subfolder]) for subfolder in sorted(folder.iterdir())}
     if given.cohen:
         metadata = pd.read_csv(Path(given.cohen) / "metadata.csv")
         names = metadata.loc[metadata["view"] == "L", "filename"]
-        tables["lateral radiographs"] = read_unlabelled([Path(given.cohen) / "images" / name for name in names])
+        tables["lateral radiographs"] = make_image_table([Path(given.cohen) / "images" / name for name in names])
     if given.external:
         tables["external radiographs"] = read_manifest(given.external)[["source", "path", "file"]]
     return tables

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastcxr.config.recipe import Augmentation, Recipe, Stage
+from fastcxr.errors import FastcxrError
 from fastcxr.version import VERSION as __version__
 
 if "torch" not in sys.modules:  # torch reads the variable once, on import
@@ -18,36 +19,55 @@ if "torch" not in sys.modules:  # torch reads the variable once, on import
 
 if TYPE_CHECKING:
     from fastcxr.cli.study import study_main
-    from fastcxr.data.manifest import describe_manifest, read_manifest
-    from fastcxr.data.splits import split_by_patient
+    from fastcxr.data.image_table import make_image_table
+    from fastcxr.data.imaging.read import read_image
+    from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
+    from fastcxr.data.splits import select_fold, split_by_patient, split_into_folds
+    from fastcxr.data.synthetic.sample import find_or_write_sample
     from fastcxr.inference.explain import explain
     from fastcxr.inference.predict import predict
+    from fastcxr.metrics.evaluate import evaluate_predictions
+    from fastcxr.metrics.predictions import Predictions, read_predictions, write_predictions
     from fastcxr.models.bundle import load_model
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
     from fastcxr.training.trainer import train
+    from fastcxr.workflows.evaluate import evaluate
     from fastcxr.workflows.train_dir import write_report
 
 # module of each name; imported on first use, because torch and fastai take seconds to import
 _MODULES = {
     "read_manifest": "fastcxr.data.manifest",
     "describe_manifest": "fastcxr.data.manifest",
+    "write_manifest": "fastcxr.data.manifest",
+    "make_image_table": "fastcxr.data.image_table",
+    "read_image": "fastcxr.data.imaging.read",
+    "find_or_write_sample": "fastcxr.data.synthetic.sample",
     "split_by_patient": "fastcxr.data.splits",
+    "split_into_folds": "fastcxr.data.splits",
+    "select_fold": "fastcxr.data.splits",
     "make_datablock": "fastcxr.training.loaders",
     "make_loaders": "fastcxr.training.loaders",
     "make_learner": "fastcxr.training.learner",
     "train": "fastcxr.training.trainer",
-    "predict": "fastcxr.inference.predict",
     "load_model": "fastcxr.models.bundle",
+    "predict": "fastcxr.inference.predict",
     "explain": "fastcxr.inference.explain",
+    "Predictions": "fastcxr.metrics.predictions",
+    "read_predictions": "fastcxr.metrics.predictions",
+    "write_predictions": "fastcxr.metrics.predictions",
+    "evaluate_predictions": "fastcxr.metrics.evaluate",
+    "evaluate": "fastcxr.workflows.evaluate",
     "write_report": "fastcxr.workflows.train_dir",
     "study_main": "fastcxr.cli.study",
 }
 
 __all__ = [
-    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "explain", "load_model", "make_datablock",
-    "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "study_main", "train",
-    "write_report",
+    "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest",
+    "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_model", "make_datablock",
+    "make_image_table", "make_learner", "make_loaders", "predict", "read_image", "read_manifest",
+    "read_predictions", "select_fold", "split_by_patient", "split_into_folds", "study_main", "train",
+    "write_manifest", "write_predictions", "write_report",
 ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class BadImagesError(DataError):
 
     def __init__(self, errors: list[ImageError]):
         self.errors = errors
-        fix = "Repair or remove them, or leave them out with --skip-bad"
+        fix = "Repair or remove them, or leave them out with `skip_bad=True`"
         super().__init__(f"{len(errors)} of the images cannot be read", fix)
 
     def __str__(self) -> str:

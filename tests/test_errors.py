@@ -44,4 +44,4 @@ def test_errors_can_be_pickled(error_class):
 def test_all_unreadable_images_are_listed_with_a_fix():
     error = BadImagesError([ImageError("bad", "Repair it", path=name) for name in ("a.png", "b.png")])
     assert str(error).splitlines()[:2] == ["a.png: bad. Repair it", "b.png: bad. Repair it"]
-    assert "leave them out with --skip-bad" in str(error)
+    assert "leave them out with `skip_bad=True`" in str(error)

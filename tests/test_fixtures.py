@@ -8,7 +8,7 @@ import pytest
 import tiny_network  # noqa: F401  registers the network of these runs
 
 from fastcxr.cli.main import main
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import FastcxrError
 from fastcxr.io.files import compute_sha256, list_files, read_checksums
 from fastcxr.report.run_reader import read_dataset_record, read_run_record
@@ -77,7 +77,7 @@ def test_report_readers_reject_the_run(read):
 @pytest.mark.parametrize("recipe", [FINISHED / "recipe.json", UNFINISHED / "state" / "recipe.json"])
 def test_its_recipe_is_rejected_with_the_name_of_the_run(recipe):
     with pytest.raises(FastcxrError, match=REFUSAL) as caught:
-        read_recipe(recipe)
+        Recipe.from_json(recipe)
     assert Path(caught.value.path).name in ("run_0_1", "run_0_1_unfinished")
 
 
@@ -89,7 +89,7 @@ def test_without_run_json_the_version_is_unknown(fixture, tmp_path):
         with pytest.raises(
             FastcxrError, match="made by another version of fastcxr, whose .*Use that version, or train"
         ):
-            read_recipe(folder / "recipe.json")
+            Recipe.from_json(folder / "recipe.json")
 
 
 def test_resume_skips_an_unfinished_run_with_a_message(call, tmp_path):

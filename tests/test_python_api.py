@@ -1,12 +1,28 @@
 """The Python API, call by call, writes the same report and files as the command line."""
 
 import json
+import re
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import fastcxr
-from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train, write_report
+from fastcxr import (
+    Recipe,
+    explain,
+    load_model,
+    make_learner,
+    make_loaders,
+    predict,
+    read_image,
+    read_manifest,
+    split_by_patient,
+    train,
+    write_report,
+)
 from fastcxr.errors import OutputError
 
 
@@ -40,9 +56,41 @@ def test_the_dataset_is_audited(results):
 
 def test_a_report_never_overwrites_another_run(results):
     page, *values = results
-    with pytest.raises(OutputError, match="this folder is not empty. Choose another --out"):
+    with pytest.raises(OutputError, match="this folder is not empty. Choose another `folder`"):
         write_report(page.parent, *values)
     assert page.exists()
+
+
+def test_a_path_a_folder_arrays_and_pillow_images_are_predicted_as_the_manifest(results, tmp_path):
+    learner, predictions = results[2], results[4]
+    manifest = read_manifest(results[0].parents[1] / "toys").head(3)
+    expected = predict(learner, manifest).probability
+    files = manifest["file"].tolist()
+    arrays = [read_image(file) for file in files]
+    for images in (files, arrays, map(Image.open, files)):
+        found = predict(learner, images)
+        np.testing.assert_allclose(found.probability, expected, atol=1e-6)
+        assert found.labels == predictions.labels
+    assert found.table["path"].tolist() == manifest["path"].str.split("/").str[-1].tolist()
+    assert predict(learner, arrays).table["path"].tolist() == ["array-0", "array-1", "array-2"]
+    assert len(predict(learner, files[0]).table) == 1
+    assert len(predict(learner, str(results[0].parents[1] / "toys")).table) == 60
+
+
+def test_the_saved_model_predicts_and_explains_a_single_path_and_an_array(results):
+    file = read_manifest(results[0].parents[1] / "toys")["file"][0]
+    classifier = load_model(results[0].parent)
+    predicted, explained = predict(classifier, file), explain(classifier, file)
+    assert explained.table["path"].tolist() == predicted.table["path"].tolist()
+    assert explain(classifier, [read_image(file), "no.png"]).table["path"].tolist() == ["array-0", "no.png"]
+
+
+def test_a_script_needs_only_names_of_the_package_itself():
+    root = Path(fastcxr.__file__).parents[1]
+    files = [root / "README.md", *root.glob("notebooks/*.ipynb")]
+    assert len(files) > 1
+    for file in files:
+        assert not re.findall(r"(?:from|import) fastcxr\.\w+", file.read_text(encoding="utf-8")), file
 
 
 def test_all_public_names_exist_and_no_others():

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 import warnings
+from ast import literal_eval
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, asdict, field, fields, make_dataclass
 from functools import partial
@@ -23,6 +24,13 @@ from fastcxr.version import VERSION
 
 USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE = 64, 130  # sysexits, and 128 + SIGINT
 PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
+
+
+# a Python argument in a message: `skip_bad`, `folds=5`, `strategy='full'`
+ARGUMENT_PATTERN = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
+OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
+    "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
+}  # fmt: skip
 
 
 def format_default(value: Any) -> str | None:
@@ -62,7 +70,7 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
     """Run a command with log messages on the console, print an error as one line, and return the exit code."""
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
     try:
-        with log_to(ConsoleMessages(console)):
+        with log_to(ConsoleMessages(console, name_options)):
             return command() or 0
     except UnusedCliTokensError as error:
         tokens = ", ".join(map(repr, error.unused_tokens or []))
@@ -81,8 +89,28 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
 
 def print_error(message: str, exit_code: int) -> int:
     """Print an error and return the exit code."""
-    print_line(f"fastcxr: {message}", "bold red")
+    print_line(f"fastcxr: {name_options(message)}", "bold red")
     return exit_code
+
+
+def name_options(text: str) -> str:
+    """Return a message with options instead of Python arguments: `skip_bad=True` in backticks becomes --skip-bad."""
+    return ARGUMENT_PATTERN.sub(_name_option, text)
+
+
+def _name_option(match: re.Match) -> str:
+    name, value_text = match.groups()
+    if name not in OPTION_BY_ARGUMENT:
+        return match[0]
+    option = "--" + OPTION_BY_ARGUMENT[name].replace("_", "-")
+    try:
+        value = literal_eval(value_text or "None")
+    except (SyntaxError, ValueError):  # a placeholder, such as FILE
+        return f"{option} {value_text}"
+    if value is None or value is True:
+        return option
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{option} {shlex.quote(str(one))}" for one in values)
 
 
 def make_options_class(

@@ -40,7 +40,7 @@ def predict(
     engine
         inference engine; openvino (an optional dependency) is faster on a CPU
     """
-    from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict as predict_table
     from fastcxr.metrics.predictions import write_predictions
     from fastcxr.metrics.thresholds import apply_thresholds, find_ood_rows
@@ -54,7 +54,7 @@ def predict(
         if device not in ("auto", "cpu"):
             raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
         device = "cpu"
-    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
+    table, classifier = make_image_table(images), load_model(folder, precision=precision, device=device)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
@@ -101,13 +101,13 @@ def explain(
     out
         folder to create; default: runs/explain-RUN-NUMBER
     """
-    from fastcxr.data.manifest import read_unlabelled
+    from fastcxr.data.image_table import make_image_table
     from fastcxr.models.bundle import load_model
     from fastcxr.workflows.explain import write_explanation
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
-    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
+    table, classifier = make_image_table(images), load_model(folder, precision=precision, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastcxr.config.fields import option, validate_fields
+from fastcxr.config.fields import document_options, option, validate_fields
 from fastcxr.errors import RecipeError
 
 
+@document_options
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Arguments of fastai's aug_transforms, and quarter_turns, which fastai does not have.
@@ -39,6 +40,7 @@ class Augmentation:
         validate_fields(self)
 
 
+@document_options
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """Options of one training stage: layer groups, learning rates, epochs."""

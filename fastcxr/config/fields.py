@@ -5,14 +5,19 @@ Every list of options (panels of `--help`, options of datasets, options that hol
 
 import types
 from collections.abc import Iterable
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from inspect import cleandoc
+from textwrap import fill
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fastcxr.errors import RecipeError
 
 # of a finished model; "trained": the precision in its model.json
 InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
+
+T = TypeVar("T", bound=Any)
+DOCSTRING_WIDTH = 100  # characters
 
 GroupName = Literal["Data", "Split", "Model", "Augmentation", "Training", "Evaluation", "Compute"]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)  # in the order of the panels of --help
@@ -47,6 +52,19 @@ def option(
     return field(default=default, metadata=metadata, **field_options)
 
 
+def document_options(options_class: type[T]) -> type[T]:
+    """Add help text and default of each field to the docstring of a dataclass, for help() and the documentation."""
+    entries = [f"{item.name}: {item.metadata['help']}{_describe_default(item)}" for item in fields(options_class)]
+    indent, hanging = "    ", "        "
+    lines = [fill(entry, DOCSTRING_WIDTH, initial_indent=indent, subsequent_indent=hanging) for entry in entries]
+    options_class.__doc__ = "\n".join([cleandoc(options_class.__doc__ or ""), "", "Attributes:", *lines])
+    return options_class
+
+
+def _describe_default(item: Field) -> str:
+    return "" if item.default in (MISSING, None, ()) else f" [default: {item.default}]"
+
+
 def list_options(options_class: type, *groups: GroupName, without: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the names of the fields that belong to these groups, in the order of their declaration."""
     excluded = set(without)
@@ -79,7 +97,7 @@ def _reject_empty(name: str, text: str) -> None:
     # as a path, an empty text would be the current folder
     if not text.strip():
         fix = "Pass a folder, a CSV or a packed file" if name == "data" else "Pass a value, or leave it out"
-        raise RecipeError(f"--{name.replace('_', '-')} is empty, perhaps because a shell variable is not set", fix)
+        raise RecipeError(f"`{name}` is empty, perhaps because a shell variable is not set", fix)
 
 
 def _validate_range(name: str, number: float, low: float | None, high: float | None) -> None:

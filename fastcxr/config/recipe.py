@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fastcxr.config.components import Augmentation, Stage
-from fastcxr.config.fields import list_path_options, option, unknown_name_error, validate_fields
+from fastcxr.config.fields import document_options, list_path_options, option, unknown_name_error, validate_fields
 from fastcxr.config.validation import OPTIMIZERS, parse_oversample, parse_prevalence, parse_rate_slice, paths_to_text
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
@@ -23,6 +23,7 @@ Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}
 
 
+@document_options
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
@@ -247,6 +248,26 @@ class Recipe:
             raise unknown_name_error(unknown_names.pop(), [f.name for f in fields(self)], "Recipe has no option called")
         return replace(self, **changes)
 
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Recipe":
+        """Read the recipe.json of a run, or another file with the text of `to_json`.
+
+        Raises:
+            ModelError: the file cannot be read, or has another format.
+            RecipeError: an option is invalid.
+        """
+        try:
+            values = dict(read_json(path))
+            if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
+                folder = Path(path).parent
+                raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
+            return _make_from_mapping(cls, values)
+        except (RecipeError, ModelError):
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            problem = f"the recipe cannot be read ({type(error).__name__})"
+            raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
+
     def to_json(self) -> str:
         """Return the recipe as the text of recipe.json."""
         return json.dumps({FORMAT_KEY: RECIPE_FORMAT} | asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -265,19 +286,19 @@ class Recipe:
 def _validate_combinations(recipe: Recipe) -> None:
     """Check names with a prefix, and combinations of options. Raises RecipeError."""
     if recipe.folds == 1:
-        raise RecipeError("folds is 1, it must be 0 or at least 2", "Pass --folds 2 or more, or leave it out")
+        raise RecipeError("folds is 1, it must be 0 or at least 2", "Pass `folds=2` or more, or leave it out")
     if recipe.fold is not None and recipe.fold > recipe.folds:
         problem = f"fold is {recipe.fold}, it must be at most the number of folds, {recipe.folds}"
-        raise RecipeError(problem, "Pass --folds 2 or more, and --fold up to that number")
+        raise RecipeError(problem, "Pass `folds=2` or more, and `fold` up to that number")
     if recipe.folds and recipe.reuse_split:
-        raise RecipeError("--folds and --reuse-split cannot be combined", "Leave out --folds or --reuse-split")
+        raise RecipeError("`folds` and `reuse_split` cannot be combined", "Leave out `folds` or `reuse_split`")
     if recipe.leave_one_source_out or recipe.test_source:
         _validate_source_options(recipe)
     if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
         raise unknown_name_error(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
     if recipe.layer_lr_ratio != 1 and isinstance(recipe.strategy, str) and recipe.strategy != "full":
         problem = f"layer_lr_ratio is {recipe.layer_lr_ratio:g}, but strategy {recipe.strategy} does not use it"
-        raise RecipeError(problem, "Choose --strategy full, or leave --layer-lr-ratio out")
+        raise RecipeError(problem, "Choose `strategy='full'`, or leave `layer_lr_ratio` out")
     if recipe.lr_find_min >= recipe.lr_find_max:
         problem = f"lr_find_min is {recipe.lr_find_min:g}, it must be below lr_find_max, {recipe.lr_find_max:g}"
         raise RecipeError(problem, "Change one of them")
@@ -288,17 +309,17 @@ def _validate_combinations(recipe: Recipe) -> None:
     if len(recipe.oversample_factors) < len(recipe.oversample):
         raise RecipeError("oversample names a class twice", "Pass one LABEL=N per class")
     if recipe.oversample and recipe.sampler == "weighted":
-        raise RecipeError("--sampler weighted and --oversample cannot be combined", "Leave one of them out")
+        raise RecipeError("`sampler='weighted'` and `oversample` cannot be combined", "Leave one of them out")
 
 
 def _validate_source_options(recipe: Recipe) -> None:
     """Check that a held-out source is the only source of test images, with patients kept within one split."""
     if recipe.leave_one_source_out and recipe.test_source:
-        raise RecipeError("--leave-one-source-out and --test-source cannot be combined", "Leave out --test-source")
+        raise RecipeError("`leave_one_source_out` and `test_source` cannot be combined", "Leave out `test_source`")
     if recipe.folds or recipe.reuse_split:
-        raise RecipeError("a held-out source is the test set", "Leave out --folds and --reuse-split")
+        raise RecipeError("a held-out source is the test set", "Leave out `folds` and `reuse_split`")
     if recipe.split == "image":
-        raise RecipeError("a held-out source needs --split patient", "Leave out --split image")
+        raise RecipeError("a held-out source needs `split='patient'`", "Leave out `split='image'`")
 
 
 def make_data_name(data: str | tuple[str, ...] | None) -> str:
@@ -309,21 +330,6 @@ def make_data_name(data: str | tuple[str, ...] | None) -> str:
 
 def _make_path_name(path: PurePath) -> str:
     return Path(path).resolve().name if path.name in ("", "..") else path.stem
-
-
-def read_recipe(path: str | Path) -> Recipe:
-    """Read recipe.json of a run folder. Raises ModelError if it is invalid or has another format."""
-    try:
-        values = dict(read_json(path))
-        if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
-            folder = Path(path).parent
-            raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
-        return _make_from_mapping(Recipe, values)
-    except (RecipeError, ModelError):
-        raise
-    except (OSError, ValueError, TypeError) as error:
-        problem = f"the recipe cannot be read ({type(error).__name__})"
-        raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
 
 
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:

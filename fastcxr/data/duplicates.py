@@ -219,7 +219,8 @@ def _reject_label_conflicts(rows: pd.DataFrame, inputs: pd.Series, groups: list[
         reject_image_pairs("", [(names[first], names[i]) for first, i in pairs], "E008")
     except DataError as error:
         first, other = pairs[0]
-        fix = f"Keep one of each pair, or pass --relabel '{labels[other]}={labels[first]}' if both labels mean the same"
+        relabel = [f"{labels[other]}={labels[first]}"]
+        fix = f"Keep one of each pair, or pass `relabel={relabel}` if both labels mean the same"
         raise DataError(error.problem, fix, code="E008") from None
 
 

@@ -93,7 +93,7 @@ def _split_option(text: str, option: str, form: str, partition: Callable) -> tup
     """Return the parts before and after "="; of several, relabel uses the last and filter the first."""
     left, separator, right = partition(text, "=")
     if not separator or not left.strip() or (option == "relabel" and not right.strip()):
-        raise RecipeError(f"{option} {text!r} does not have the form {form}", f"Pass --{option} '{form}'", code="E022")
+        raise RecipeError(f"{option} {text!r} does not have the form {form}", f"Pass `{option}={[form]}`", code="E022")
     return left.strip(), right.strip()
 
 

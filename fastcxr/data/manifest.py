@@ -7,10 +7,12 @@ columns chosen by the user; `file`, the absolute path on this machine, which is 
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pandas as pd
 
+from fastcxr.config.fields import list_options, unknown_name_error
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
@@ -24,17 +26,25 @@ from fastcxr.data.merge import (
     scope_patient_ids,
 )
 from fastcxr.data.patients import assign_patients
-from fastcxr.data.readers.csv_table import read_label_table
-from fastcxr.data.readers.detect import COLLECTIONS, DetectedDataset, detect_layout
-from fastcxr.data.readers.folders import identify_file, list_class_images, list_files_below
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
+from fastcxr.data.readers.csv_table import make_label_rows, read_label_table
+from fastcxr.data.readers.detect import COLLECTIONS, FRAME_LAYOUT, DetectedDataset, detect_layout
+from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.stratify import validate_classes
-from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
+from fastcxr.errors import DataError, ImageError, RecipeError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.html import escape_html, make_html_table
-from fastcxr.io.tables import MISSING_VALUES, TEXT_DTYPE, escape_formulas, format_names, is_blank, read_table, to_text
+from fastcxr.io.tables import (
+    MISSING_VALUES,
+    TEXT_DTYPE,
+    escape_formulas,
+    format_names,
+    is_blank,
+    make_text_table,
+    read_table,
+    to_text,
+)
 
 log = logging.getLogger("fastcxr")
 MANIFEST_COLUMNS = ("source", "path", "label", "patient", "patient_origin", "split", "split_origin")
@@ -50,90 +60,118 @@ PATIENT_ORIGIN_TEXTS = {
 }
 NO_PATIENTS_WARNING = (
     "no patient identifiers found: every image is treated as a separate patient. If patients have several images, some "
-    "will be in both train and test: pass --patient-table, --patient-regex or a table with a patient column"
+    "will be in both train and test: pass `patient_table`, `patient_regex` or a table with a patient column"
 )
 UNSPLIT_LABEL = "not split"
+DATA_OPTIONS = list_options(Recipe, "Data", without=("data", "skip_bad"))
+DataInput = str | Path | pd.DataFrame
 
 
 def read_manifest(
-    data: str | Path | Sequence[str | Path],
+    data: DataInput | Sequence[DataInput],
+    recipe: Recipe | None = None,
     *,
-    data_format: str = "auto",
-    patient_table: str | Path | None = None,
-    patient_regex: str | None = None,
-    patient_tag: str | None = None,
-    relabel: Sequence[str] = (),
-    classes: Sequence[str] = (),
-    filter: Sequence[str] = (),
-    keep_columns: Sequence[str] = (),
-    deduplicate: bool = False,
+    root: str | Path = ".",
     only_test: bool = False,
+    **options: Any,
 ) -> pd.DataFrame:
-    """Return the manifest of class folders (with or without train/ valid/ test/ above them), a CSV or a collection.
+    """Return the manifest of class folders (with or without train/ valid/ test/ above them), a table or a collection.
 
     Args:
-        data: one of these, or several, which are merged without exact duplicates.
-        data_format: auto, folders, split_folders, csv, coronahack, cohen, covidx or hdf5.
-        patient_table: CSV with the columns filename and patient.
-        patient_regex: pattern searched in the path; its first group is the patient.
-        patient_tag: DICOM tag of the patient, stored only as a salted hash.
-        relabel: "theirs=ours", new names of labels.
-        classes: labels to keep; all if empty.
-        filter: "column=value,value", rows to keep; also sex, age and view of DICOM headers.
-        keep_columns: additional columns to keep; otherwise only those of a manifest, sex, age and view are kept.
-        deduplicate: drop exact duplicates within one dataset.
+        data: class folders, a CSV, a DataFrame with the columns path and label, a public dataset or a packed file; or
+            several, which are merged without exact duplicates.
+        recipe: recipe whose data options are used.
+        root: folder of the relative paths in a DataFrame; those in a CSV are relative to the folder of the CSV.
         only_test: the images are only evaluated, so one class is enough.
+        **options: data options of a Recipe, which help(Recipe) explains: data_format, relabel, classes, filter,
+            keep_columns, deduplicate, patient_table, patient_regex, patient_tag.
 
     Raises:
         DataError: the data cannot be used for training.
         InputMissingError: the data does not exist, or contains no images.
         RecipeError: an option is malformed, or names something that does not exist.
     """
-    datasets = detect_datasets(data, data_format)
+    recipe = _apply_options(recipe or Recipe(), options)
+    datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
     tables = [_read_dataset(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
-    validate_kept_columns(tables, keep_columns)
-    tables = filter_tables(tables, relabel=relabel, classes=classes)
-    if by_demographics := filters_demographics(filter):  # otherwise, headers are read after filtering
-        tables = [add_dicom_demographics(table) for table in tables]
-    rows = concat_tables(filter_tables(tables, filter=filter), names)
-    rows = select_columns(rows, [*keep_columns, INPUT_INDEX])
+    rows = _select_rows(tables, names, recipe)
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
-    rows = assign_patients(rows, table=patient_table, regex=patient_regex, tag=patient_tag)
-    rows = rows if by_demographics else add_dicom_demographics(rows)
-    for dataset, name in zip(datasets, names, strict=True):
-        part = rows[rows[INPUT_INDEX] == name]
-        if len(part) and (part["patient_origin"] == "image").all():
-            prefix = f"{name}: " if len(datasets) > 1 else ""
-            log.warning(prefix + NO_PATIENTS_WARNING + _suggest_regex(part["path"], dataset.layout))
+    rows = assign_patients(rows, table=recipe.patient_table, regex=recipe.patient_regex, tag=recipe.patient_tag)
+    if not filters_demographics(recipe.filter):  # otherwise _select_rows has read the headers
+        rows = add_dicom_demographics(rows)
+    _warn_missing_patients(rows, datasets, names)
     if len(datasets) > 1:
-        rows = scope_patient_ids(rows)
-        counts = rows[INPUT_INDEX].value_counts(sort=False)
-        inputs_text = ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())
-        log.info("merged: %s; searching for duplicates", inputs_text)
-        rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
-        rows = disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
-        if unused := sorted(set(names) - set(rows[INPUT_INDEX])):
-            text = "no image of %s is left: all of its rows are excluded by filters or are exact duplicates"
-            log.warning(text, format_names(unused))
-    elif deduplicate:
+        rows = _merge_datasets(rows, names)
+    elif recipe.deduplicate:
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     validate_classes(rows, data_path, only_test=only_test)
     return _order_columns(rows)
 
 
-def detect_datasets(data: str | Path | Sequence[str | Path], layout: str = "auto") -> list[DetectedDataset]:
-    """Return the layout of each dataset without reading it. Raises InputMissingError, DataError or RecipeError."""
-    data_names = [data] if isinstance(data, str | Path) else data
-    paths = [Path(name) for name in data_names if str(name).strip()]
-    if not paths or len(paths) < len(data_names):  # an empty name would mean the current folder
+def _apply_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
+    for name in options:
+        if name not in DATA_OPTIONS:
+            raise unknown_name_error(name, DATA_OPTIONS, "read_manifest has no option called")
+    return recipe.replace(**options)
+
+
+def _select_rows(tables: list[pd.DataFrame], names: list[str], recipe: Recipe) -> pd.DataFrame:
+    """Return one table with the rows and columns that the recipe keeps."""
+    validate_kept_columns(tables, recipe.keep_columns)
+    tables = filter_tables(tables, relabel=recipe.relabel, classes=recipe.classes)
+    if filters_demographics(recipe.filter):  # otherwise the headers of fewer files are read, after filtering
+        tables = [add_dicom_demographics(table) for table in tables]
+    rows = concat_tables(filter_tables(tables, filter=recipe.filter), names)
+    return select_columns(rows, [*recipe.keep_columns, INPUT_INDEX])
+
+
+def _warn_missing_patients(rows: pd.DataFrame, datasets: list[DetectedDataset], names: list[str]) -> None:
+    """Log each dataset without any patient identifier."""
+    for dataset, name in zip(datasets, names, strict=True):
+        part = rows[rows[INPUT_INDEX] == name]
+        if len(part) and (part["patient_origin"] == "image").all():
+            prefix = f"{name}: " if len(datasets) > 1 else ""
+            log.warning(prefix + NO_PATIENTS_WARNING + _suggest_regex(part["path"], dataset.layout))
+
+
+def _merge_datasets(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Return the rows of several datasets without exact duplicates, with unambiguous sources and patients."""
+    rows = scope_patient_ids(rows)
+    counts = rows[INPUT_INDEX].value_counts(sort=False)
+    inputs_text = ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())
+    log.info("merged: %s; searching for duplicates", inputs_text)
+    rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
+    rows = disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
+    if unused := sorted(set(names) - set(rows[INPUT_INDEX])):
+        text = "no image of %s is left: all of its rows are excluded by filters or are exact duplicates"
+        log.warning(text, format_names(unused))
+    return rows
+
+
+def detect_datasets(
+    data: DataInput | Sequence[DataInput], layout: str = "auto", root: str | Path = "."
+) -> list[DetectedDataset]:
+    """Return the layout of each dataset without reading it. Raises InputMissingError, DataError or RecipeError.
+
+    `root`: folder of the relative paths in a DataFrame.
+    """
+    inputs = [data] if isinstance(data, DataInput) else list(data)
+    if not inputs or not all(isinstance(one, pd.DataFrame) or str(one).strip() for one in inputs):
+        # an empty name would mean the current folder
         raise RecipeError("no data is named", "Pass a folder, a CSV or a packed dataset", code="E024")
+    paths = [Path(one) for one in inputs if not isinstance(one, pd.DataFrame)]
     file_ids = [identify_file(path.expanduser()) for path in paths if path.expanduser().exists()]
     if len(set(file_ids)) < len(file_ids):
         problem = f"the same data is named twice in {format_names(map(str, paths))}"
         raise RecipeError(problem, "Name each dataset once", code="E034")
-    return [detect_layout(path, layout) for path in paths]
+    return [
+        DetectedDataset(FRAME_LAYOUT, Path(root).expanduser() / "DataFrame", table=one)
+        if isinstance(one, pd.DataFrame)
+        else detect_layout(one, layout)
+        for one in inputs
+    ]
 
 
 def _suggest_regex(paths: pd.Series, layout: str) -> str:
@@ -145,35 +183,15 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
     if not n_folders_above or not folders:
         return ""
     pattern = "^" + "[^/]+/" * n_folders_above + "([^/]+)/"
-    return f". If folders such as {min(folders)!r} are patients, pass --patient-regex '{pattern}'"
-
-
-def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return files, and all files of folders and packed datasets, as a table with columns source, path and file.
-
-    A missing file keeps its row: the error is reported when the image is read.
-    """
-    rows = []
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if path.is_dir():
-            source = path.resolve().name
-            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
-        elif is_hdf5(path):
-            packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
-            rows += packed.itertuples(index=False, name=None)
-        else:
-            rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
-    if not rows:
-        problem = f"0 files in {format_names(map(str, paths))}"
-        raise InputMissingError(problem, "Pass images, or folders that contain images", code="E002")
-    return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
+    return f". If folders such as {min(folders)!r} are patients, pass `patient_regex={pattern!r}`"
 
 
 def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
     """Return the rows of a dataset; `name` is their source unless the data has a column for it."""
     if dataset.layout in COLLECTIONS:
         rows = COLLECTIONS[dataset.layout].read(dataset.path)
+    elif dataset.table is not None:
+        rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path)
     elif dataset.layout == "csv":
         rows = read_label_table(dataset.path)
     else:

@@ -127,7 +127,7 @@ def _read_dicom_patients(rows: pd.DataFrame, tag: str | None) -> pd.Series:
     values = [_read_dicom_tag(file, tag or "PatientID") for file in rows["file"]]
     if tag is not None and values and not any(values):
         problem = f"no DICOM file without a patient has the tag {tag}"
-        raise DataError(problem, "Leave out --patient-tag, or pass a tag of the files", code="E032")
+        raise DataError(problem, "Leave out `patient_tag`, or pass a tag of the files", code="E032")
     is_placeholder = [bool(value and PLACEHOLDER_PATTERN.fullmatch(value.strip())) for value in values]
     if any(is_placeholder):
         log.warning(

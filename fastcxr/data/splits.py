@@ -51,7 +51,7 @@ def split_by_patient(
         log.info("the given splits are ignored, and new splits are drawn")
     elif has_given_splits(manifest):
         if earlier is not None:
-            fix = "Leave out --reuse-split, or remove the splits from the data"
+            fix = "Leave out `earlier`, or remove the splits from the data"
             raise RecipeError("both the data and an earlier run give splits", fix, code="E018")
         return _use_given_splits(manifest, unit, seed)
     require_two_groups(manifest.assign(split=None), unit)
@@ -172,7 +172,7 @@ def _validate_splits(manifest: pd.DataFrame) -> None:
     is_divided = manifest["split"].groupby(images).transform("nunique") > 1
     if is_divided.any():
         text = ("%s with the same bytes are in more than one split, which inflates the metrics (such as %s): remove "
-                "exact duplicates with --deduplicate")  # fmt: skip
+                "exact duplicates with `deduplicate=True`")  # fmt: skip
         log.warning(text, pluralize(int(is_divided.sum()), "file"), format_names(manifest["path"][is_divided].head(2)))
     shared = find_shared_patients(manifest[~images.duplicated()])
     if len(shared):
@@ -212,7 +212,7 @@ def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient
         n_groups = sum(label in group_labels for group_labels in labels.values())
         if n_groups < folds:
             problem = f"class {label!r} has {pluralize(n_groups, unit)}, fewer than {folds} folds"
-            raise DataError(problem, f"Pass --folds {max(n_groups, 2)} or fewer, or leave out the class", code="E004")
+            raise DataError(problem, f"Pass `folds={max(n_groups, 2)}` or fewer, or leave out the class", code="E004")
     fold_percent = {str(fold): 1 for fold in range(1, folds + 1)}
     fold_by_group = assign_stratified(labels, {}, seed=seed, split_percent=fold_percent)
     return manifest.assign(fold=keys.map(fold_by_group).astype("int64"))
@@ -225,7 +225,7 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
     """
     if fold not in set(manifest["fold"]):
         problem = f"there is no fold {fold}, only 1 to {manifest['fold'].max()}"
-        raise RecipeError(problem, "Pass --fold with one of these, or leave it out to run all folds")
+        raise RecipeError(problem, "Pass `fold` with one of these, or leave it out to run all folds")
     held_out = manifest["fold"] == fold
     split = pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test")
     return split_off_valid(manifest.assign(split=split, split_origin=unit), unit, seed + fold)
@@ -242,7 +242,7 @@ def find_complete_sources(manifest: pd.DataFrame) -> list[str]:
         gaps = [f"{name} lacks {', '.join(row.index[row == 0])}" for name, row in table.iterrows() if (row == 0).any()]
         explanation = "; ".join(gaps) or f"the data has one source, {table.index[0]!r}"
         problem = f"no source can be held out: fewer than two have every class ({explanation})"
-        raise DataError(problem, "Add --data of another source with every class, or leave out classes", code="E023")
+        raise DataError(problem, "Add `data` of another source with every class, or leave out classes", code="E023")
     for source in sorted(set(table.index) - set(complete)):
         log.info("the source %s does not have every class: it is always used for training, never held out", source)
     return complete
@@ -286,7 +286,7 @@ def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame,
         problem = "split names other than train, valid and test"
         raise _make_reuse_error(problem, "Choose the manifest.csv of a run folder")
     known_splits = _join_source_and_path(manifest).map(_join_splits(earlier, _join_source_and_path(earlier)))
-    members, fix = "images with exact duplicates", "Leave out --reuse-split to draw a new split"
+    members, fix = "images with exact duplicates", "Leave out `earlier` to draw a new split"
     if unit == "image":
         if not known_splits.notna().any():
             raise _make_reuse_error("no image in common", "Choose a run on the same images")
@@ -298,7 +298,7 @@ def reuse_splits(manifest: pd.DataFrame, keys: pd.Series, earlier: pd.DataFrame,
         # by image first: two patients of the earlier run may be one now, because of a table or a duplicate
         known_splits = known_splits.where(known_splits.notna(), by_patient)
         members = "patients"
-        fix = "Pass --split image to keep the split of every image, or leave out --reuse-split to draw a new split"
+        fix = "Pass `unit='image'` to keep the split of every image, or leave out `earlier` to draw a new split"
     is_known = known_splits.notna()
     keys, known_splits = keys[is_known], known_splits[is_known]
     is_conflict = ~known_splits.isin(SPLITS) | (known_splits.groupby(keys).transform("nunique") > 1)

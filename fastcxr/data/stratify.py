@@ -143,7 +143,7 @@ def require_two_groups(table: pd.DataFrame, unit: str = "patient", path: str | P
         sizes = zip(too_small.index, too_small["images"], strict=True)
         examples = format_names(f"{label!r} ({pluralize(n, 'image')} of 1 patient)" for label, n in sizes)
         problem = f"too few {unit}s for train and test in class {examples}"
-        fix = f"Add {unit}s (at least 2, better 20), or leave out the class (--classes lists those to keep)"
+        fix = f"Add {unit}s (at least 2, better 20), or leave out the class (`classes` lists those to keep)"
         raise DataError(problem, fix, path=path, code=TOO_FEW_CODE)
 
 
@@ -157,6 +157,6 @@ def _reject_similar_names(labels: list[str], path: str | Path | None) -> None:
     if groups:
         examples = format_names(" and ".join(map(ascii, group)) for group in groups)
         problem = f"class names differ only in case, spaces or Unicode normalization: {examples}"
-        hint = format_names([f"--relabel '{groups[0][0]}={groups[0][1]}'"])
-        fix = f"Give each class one name, or pass {hint}"
+        relabel = [f"{groups[0][0]}={groups[0][1]}"]
+        fix = f"Give each class one name, or pass `relabel={relabel}`"
         raise DataError(problem, fix, path=path, code="E006")

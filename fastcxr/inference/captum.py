@@ -46,5 +46,5 @@ def import_captum(method: str) -> Any:
     try:
         return importlib.import_module("captum.attr")
     except ImportError as error:
-        problem = f"--method {method} requires captum ({error})"
+        problem = f"`method={method!r}` requires captum ({error})"
         raise ModelError(problem, "Run `pip install 'fastcxr[explain]'`", code="E203") from error

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import compress, islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +17,8 @@ from PIL import Image
 
 from fastcxr.data.bit_depth import find_depths
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.sniff import Remarks
-from fastcxr.data.manifest import read_unlabelled
 from fastcxr.errors import ImageError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
@@ -146,7 +145,7 @@ class Explanations:
 
 def explain(
     model: Learner | Classifier,
-    images: pd.DataFrame | Sequence[str | Path],
+    images: pd.DataFrame | ImageInput | Iterable[ImageInput],
     *,
     classes: Sequence[str] = (),
     method: Method = "grad_cam",
@@ -155,13 +154,13 @@ def explain(
     """Compute saliency maps for the most probable class of each image and for `classes`; all are held in memory.
 
     Probabilities and out-of-distribution verdicts are those of `predict` for the same model and images. `images`: a
-    manifest, or files and folders.
+    manifest, or files, folders, gray arrays and Pillow images; see make_image_table.
 
     Raises:
         RecipeError: the model does not have one of `classes`.
         ModelError: `method` requires captum, which is not installed, or the network has no map for Grad-CAM.
     """
-    table = images if isinstance(images, pd.DataFrame) else read_unlabelled(images)
+    table = make_image_table(images)
     explainer = make_explainer(model, table, method)
     remarks: dict[int, Remarks] = {}
     maps = tuple(explain_rows(explainer, table, classes, progress=progress, remarks=remarks))

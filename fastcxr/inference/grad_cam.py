@@ -31,7 +31,7 @@ def find_target_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ..
     n_positions = _count_used_positions(maps, features, network) if maps else {}
     last_layer = next((name for name in reversed(n_positions) if n_positions[name] > 1), None)
     if last_layer is None:
-        raise ModelError("the network has no spatial map for Grad-CAM", "Pass --method occlusion", code="E308")
+        raise ModelError("the network has no spatial map for Grad-CAM", "Pass `method='occlusion'`", code="E308")
     head, earlier = find_head(network), list(maps)[: list(maps).index(last_layer)]
     return (*(name for name in getattr(head, "stages", ()) if name in earlier), last_layer)
 

@@ -59,7 +59,7 @@ def to_openvino(classifier: Classifier) -> Classifier:
     except Exception as error:  # OpenVINO's errors have no common base class
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         problem = f"OpenVINO cannot convert this network ({first_line})"
-        raise ModelError(problem, "Omit --engine", code="E307") from error
+        raise ModelError(problem, "Predict with PyTorch, the default engine", code="E307") from error
     has_features = isinstance(network, StageFeatureExtractor)
     network = OpenVINOFeatureExtractor(network, compiled) if has_features else OpenVINONetwork(network, compiled)
     return replace(classifier, network=network, precision="fp32")  # no autocast by torch
@@ -69,5 +69,5 @@ def _import_openvino() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        problem = f"--engine openvino requires OpenVINO ({error})"
+        problem = f"the engine OpenVINO is not installed ({error})"
         raise ModelError(problem, "Run `pip install 'fastcxr[openvino]'`", code="E203") from error

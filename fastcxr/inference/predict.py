@@ -13,6 +13,7 @@ import torch
 
 from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unknown_sources
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks, collect_remarks, log_counted_warnings
 from fastcxr.errors import ImageError
@@ -44,27 +45,32 @@ ImageOrError = np.ndarray | ImageError
 
 def predict(
     model: "Learner | Classifier",
-    manifest: pd.DataFrame,
+    images: pd.DataFrame | ImageInput | Iterable[ImageInput],
     *,
     splits: Sequence[str] | None = ("valid", "test"),
     progress: Progress | None = None,
     log_warnings: bool = True,
 ) -> Predictions:
-    """Predict every row of these splits, or all rows if `splits` is None.
+    """Predict images: the rows of these splits of a manifest, or all images.
 
     Probabilities include the temperature of a Classifier, and test-time augmentation. A Learner has no temperature:
-    it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither. If the head of
-    a Learner was fitted on cached features, the head fitted on training images only predicts the validation images.
+    it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither.
 
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
-    image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
-    Validation rows of a Learner with a refitted head are predicted by the head that was fitted without them
-    (training.linear_probe.predict_from_features); a Classifier predicts every row with its own weights.
+    image has no predicted class; see metrics.predictions.mark_ood. Validation rows of a Learner with a refitted head
+    are predicted by the head that was fitted without them (training.linear_probe.predict_from_features); a Classifier
+    predicts every row with its own weights.
+
+    Args:
+        model: a Learner, or the result of load_model.
+        images: a manifest, or files, folders, gray arrays and Pillow images; see make_image_table.
+        splits: splits of a manifest to predict; None, or a manifest without splits: all rows.
+        progress: progress display.
+        log_warnings: log the warnings of decoding.
     """
     learner = None if isinstance(model, Classifier) else model
     classifier = model if isinstance(model, Classifier) else extract_classifier(model)
-    table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
-    table = table.reset_index(drop=True)
+    table = _select_splits(make_image_table(images), splits).reset_index(drop=True)
     files = table["file"].tolist()
     if learner is not None and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_features
@@ -78,9 +84,9 @@ def predict(
     image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
-    images = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
+    decoded = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
-        predictions = predict_images(fuse_classifier(classifier), table, images, bar.advance)
+        predictions = predict_images(fuse_classifier(classifier), table, decoded, bar.advance)
     if log_warnings:
         log_image_warnings(table, remarks, classifier.bit_depths)
     return predictions
@@ -98,6 +104,11 @@ def predict_images(
     """
     scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), advance)
     return _make_predictions(table, scores, classifier, errors)
+
+
+def _select_splits(table: pd.DataFrame, splits: Sequence[str] | None) -> pd.DataFrame:
+    has_splits = "split" in table and table["split"].notna().any()
+    return table if splits is None or not has_splits else table[table["split"].isin(splits)]
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _acquire_lock(folder: Path) -> int:
         descriptor = _open_file(folder)
         try:
             if not _lock(descriptor):
-                fix = "Wait until it ends, or choose another --out"
+                fix = "Wait until it ends, or choose another `folder`"
                 raise BusyError(f"process {_read_owner(descriptor)} is writing into this folder", fix, path=folder)
         except BusyError:
             os.close(descriptor)
@@ -91,7 +91,7 @@ def _open_file(folder: Path) -> int:
         return os.open(folder / LOCK_FILE_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         problem = f"this folder cannot be written to ({error.strerror})"
-        raise OutputError(problem, "Choose another --out", path=folder) from error
+        raise OutputError(problem, "Choose another `folder`", path=folder) from error
 
 
 def _lock(descriptor: int) -> bool:

@@ -21,6 +21,7 @@ from fastcxr.errors import DataError, InputMissingError
 
 log = logging.getLogger("fastcxr")
 TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; both allow missing values
+FRAME_INDEX = "row"  # name of the index of a table that was a DataFrame
 MAX_LISTED = 20  # names and line numbers that one message lists
 SEPARATORS = (",", ";", "\t")
 BLANK_VALUES = {"", "nan", "<na>"}  # written by programs for a missing value
@@ -50,6 +51,18 @@ def read_table(path: str | Path) -> pd.DataFrame:
     }
     table = pd.DataFrame(columns, index=lines)
     return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
+
+
+def make_text_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return a DataFrame as read_table does, indexed by row number from 0; blank cells are empty.
+
+    Whole numbers stay whole in a column with blank cells: 12.0 becomes 12. `path`: name in errors.
+    """
+    header = [str(name).strip() for name in frame.columns]
+    _reject_duplicate_columns(header, path)
+    rows = pd.RangeIndex(len(frame), name=FRAME_INDEX)
+    cells = frame.set_axis(header, axis="columns").set_axis(rows, axis="index").convert_dtypes()
+    return cells.apply(lambda column: to_text(column.astype("object").map(str, na_action="ignore")).fillna(""))
 
 
 def read_header(path: str | Path) -> list[str]:
@@ -96,9 +109,10 @@ def is_blank(cells: pd.Series, blanks: set[str] = BLANK_VALUES) -> pd.Series:
 
 
 def format_line_numbers(lines: Iterable[int]) -> str:
-    """Return `line 3` or `lines 3, 7, 9 and 4 more`."""
+    """Return `line 3` or `lines 3, 7, 9 and 4 more`; rows for the index of a DataFrame."""
+    unit = getattr(lines, "name", None) or "line"
     lines = sorted(lines)
-    return f"line{'s' * (len(lines) > 1)} {format_names(map(str, lines))}"
+    return f"{unit}{'s' * (len(lines) > 1)} {format_names(map(str, lines))}"
 
 
 def format_names(names: Iterable[str], max_listed: int = MAX_LISTED) -> str:

@@ -133,7 +133,9 @@ def _find_timm_backbone(base_name: str, weights: str) -> Backbone:
         variants = [name for prefix in ("tf_", "tv_") if timm.is_model(name := f"{prefix}{base_name}")]
         variants = [name for name in variants if find_timm_config(name).has_weights]
         if not variants:
-            fix = "Choose a backbone marked as pretrained by `fastcxr models`, or pass --weights FILE or --weights none"
+            fix = (
+                "Choose a backbone marked as pretrained by `fastcxr models`, or pass `weights=FILE` or `weights='none'`"
+            )
             raise WeightsError(f"timm has no pretrained weights of {base_name}", fix, code="E201")
         base_name, config = variants[0], find_timm_config(variants[0])
     return Backbone(
@@ -167,7 +169,9 @@ def _find_torchvision_backbone(name: str) -> Backbone:
 
 def _find_fastcxr_backbone(name: str, weights: str) -> Backbone:
     if weights == "pretrained":
-        raise WeightsError(f"fastcxr:{name} has no pretrained weights", "Pass --weights none or FILE", code="E201")
+        raise WeightsError(
+            f"fastcxr:{name} has no pretrained weights", "Pass `weights='none'` or `weights=FILE`", code="E201"
+        )
     return Backbone(
         library="fastcxr", name=name, tag=None, native_size=baseline_cnn.NATIVE_SIZE, mean=baseline_cnn.MEAN,
         std=baseline_cnn.STD, fixed_size=False, url=None,
@@ -211,7 +215,7 @@ def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_s
 def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int) -> nn.Module:
     if backbone.fixed_size and image_size != backbone.native_size:
         problem = f"torchvision:{backbone.name} needs an image size of {backbone.native_size} pixels, got {image_size}"
-        fix = f"Pass --image-size {backbone.native_size}, or choose a timm backbone, which supports other sizes"
+        fix = f"Pass `image_size={backbone.native_size}`, or choose a timm backbone, which supports other sizes"
         raise RecipeError(problem, fix)
     is_pretrained, file_name = weights == "pretrained", Path(urlparse(backbone.url or "").path).name
     if is_pretrained and not Path(torch.hub.get_dir(), "checkpoints", file_name).exists():
@@ -229,7 +233,7 @@ def _create_network(backbone: Backbone, factory: Callable[..., nn.Module], name:
     try:
         return factory(name, **options)
     except (AssertionError, TypeError, ValueError) as error:  # for example an image size that the network rejects
-        fix = f"Pass --image-size {backbone.native_size}, or choose another backbone"
+        fix = f"Pass `image_size={backbone.native_size}`, or choose another backbone"
         raise RecipeError(f"{backbone.name} cannot be constructed ({error})", fix) from error
     except OSError as error:
         raise _make_unreachable_error(backbone) from error
@@ -238,7 +242,7 @@ def _create_network(backbone: Backbone, factory: Callable[..., nn.Module], name:
 def _make_unreachable_error(backbone: Backbone) -> WeightsError:
     host = urlparse(backbone.url or ENDPOINT).netloc
     problem = f"the pretrained weights of {backbone.full_name} cannot be downloaded: {host} is not reachable"
-    fix = f"Download {backbone.url} on another computer and pass --weights FILE, or pass --weights none"
+    fix = f"Download {backbone.url} on another computer and pass `weights=FILE`, or pass `weights='none'`"
     return WeightsError(problem, fix, code="E202")
 
 

@@ -18,7 +18,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device {name!r} is not available", "Pass --device auto or --device cpu") from error
+        raise RecipeError(f"device {name!r} is not available", "Pass `device='auto'` or `device='cpu'`") from error
     return device
 
 

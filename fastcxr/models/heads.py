@@ -65,7 +65,7 @@ class MultiScaleHead(nn.Module):
         super().__init__()
         if not isinstance(old_head, nn.Linear):
             problem = f"features of several stages need a linear head; this backbone has a {type(old_head).__name__}"
-            raise RecipeError(problem, "Pass --strategy gradual, or choose another backbone")
+            raise RecipeError(problem, "Pass `strategy='gradual'`, or choose another backbone")
         stage_channels = find_stages(network, image)
         self.stages, self.channels, self.stage_features = tuple(stage_channels), tuple(stage_channels.values()), []
         self.channels_last = is_channels_last(network)
@@ -160,7 +160,7 @@ def head_config(recipe: Recipe) -> HeadConfig:
         return HeadConfig(hidden=recipe.head_hidden, dropout=recipe.dropout)
     if recipe.head_hidden or recipe.dropout:
         problem = f"strategy {recipe.strategy} fits one linear layer and supports neither hidden layers nor dropout"
-        raise RecipeError(problem, "Remove --head-hidden and --dropout, or pass --strategy gradual")
+        raise RecipeError(problem, "Remove `head_hidden` and `dropout`, or pass `strategy='gradual'`")
     return HeadConfig(multi_scale=True)
 
 
@@ -199,7 +199,7 @@ def replace_head(network: nn.Module, n_classes: int, config: HeadConfig, image: 
     classifiers = _find_classifiers(network)
     if config.multi_scale and len(classifiers) > 1:
         problem = f"the backbone has {len(classifiers)} heads, and only one can be fitted"
-        raise RecipeError(problem, "Pass --strategy gradual")
+        raise RecipeError(problem, "Pass `strategy='gradual'`")
     for old_head in classifiers:
         parent, _, child = name_by_id[id(old_head)].rpartition(".")
         new_head = (
@@ -240,7 +240,7 @@ def _make_head(old_head: nn.Module, n_classes: int, config: HeadConfig) -> nn.Mo
         n_features, make_layer = old_head.in_channels, partial(nn.Conv2d, kernel_size=1)
     else:
         problem = f"the head of this backbone is a {type(old_head).__name__}, which cannot be replaced"
-        raise RecipeError(problem, "Remove --head-hidden and --dropout, or choose another backbone")
+        raise RecipeError(problem, "Remove `head_hidden` and `dropout`, or choose another backbone")
     sizes, layers = [n_features, *config.hidden], []
     for n_inputs, n_outputs in pairwise(sizes):
         layers += [make_layer(n_inputs, n_outputs), nn.ReLU()]

@@ -75,7 +75,7 @@ def find_weights_file(path: str | Path) -> Path:
     """Return the path of a weights file. Raise InputMissingError if it does not exist."""
     path = Path(path)
     if not path.is_file():
-        fix = "Pass --weights pretrained, none, or a .safetensors or .pth file"
+        fix = "Pass `weights='pretrained'`, `weights='none'`, or a .safetensors or .pth file"
         raise InputMissingError("weights file not found", fix, path=path)
     return path
 
@@ -125,7 +125,7 @@ def _validate_archive(path: Path) -> None:
         signature = file.read(4)
     if signature != ZIP_SIGNATURE:
         if signature[:1] != PICKLE_SIGNATURE:
-            problem, fix = "not a file written by torch.save", "Pass a .safetensors or .pth file as --weights"
+            problem, fix = "not a file written by torch.save", "Pass a .safetensors or .pth file as `weights`"
             raise WeightsError(problem, fix, path=path, code="E204")
         return
     with ZipFile(path) as archive:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,16 +69,18 @@ class _LiveBar(Bar):
 class ConsoleMessages(logging.Handler):
     """Handler that prints log messages on a console, warnings in bold yellow with a prefix."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, convert: Callable[[str], str] = str):
+        """`convert`: applied to each message."""
         super().__init__(logging.INFO)
-        self.console = console
+        self.console, self.convert = console, convert
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message as one line."""
+        message = self.convert(record.getMessage())
         if record.levelno >= logging.WARNING:
-            print_plain(self.console, f"warning: {record.getMessage()}", "bold yellow")
+            print_plain(self.console, f"warning: {message}", "bold yellow")
         else:
-            print_plain(self.console, record.getMessage())
+            print_plain(self.console, message)
 
 
 def format_history_cell(name: str, value: Any) -> str:

@@ -43,7 +43,7 @@ class StopOnNonFiniteLoss(Callback):
             log.warning("images of the batch with a NaN or infinite loss: %s", ", ".join(self.list_batch_paths()))
             raise TrainingError(
                 f"the training loss is {self.loss.item()} in epoch {self.epoch + 1}, before the weight update",
-                "Lower --learning-rate, or check the images of that batch (listed in run.json)",
+                "Lower `learning_rate`, or check the images of that batch (listed in run.json)",
             )
 
     def list_batch_paths(self) -> list[str]:

@@ -78,7 +78,7 @@ class Checkpoints:
             except ModelError as error:
                 log.warning("%s", error)
         if numbers:
-            fix = "Restore a backup of it, or start a new run with --no-resume"
+            fix = "Restore a backup of it, or choose another `folder` for a new run"
             raise ModelError("no intact checkpoint in this folder", fix, path=self.folder, code="E303")
         return None
 
@@ -155,7 +155,7 @@ def _read_state(path: Path) -> dict[str, Any]:
             header = file.metadata()
             if header.get(FORMAT_KEY) != str(CHECKPOINT_FORMAT):
                 problem = f"the checkpoint has format {header.get(FORMAT_KEY)!r}, expected {CHECKPOINT_FORMAT}"
-                fix = "Resume with the fastcxr version that started the run, or start a new run with --no-resume"
+                fix = "Resume with the fastcxr version that started the run, or choose another `folder` for a new run"
                 raise ModelError(problem, fix, path=path)
             return unflatten(json.loads(header["tree"]), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -215,7 +215,7 @@ def fit_probe(
     if not all(math.isfinite(fit.valid_loss) for fit in fits):
         raise TrainingError(
             "the validation loss of the fitted head is NaN or infinite",
-            "Pass --precision fp32, or check the data for images without contrast",
+            "Pass `precision='fp32'`, or check the data for images without contrast",
         )
     return min(fits, key=lambda fit: fit.valid_loss)
 

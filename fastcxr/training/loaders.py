@@ -278,7 +278,7 @@ def oversample_rows(labels: Sequence[str], factors: dict[str, int]) -> list[int]
             known_labels = sorted(set(labels))
             close = get_close_matches(label, known_labels, n=1)
             fix = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(known_labels)}"
-            raise RecipeError(f"no training image has the class {label!r} of --oversample", fix)
+            raise RecipeError(f"no training image has the class {label!r} of `oversample`", fix)
     rows = [row for row, label in enumerate(labels) for _ in range(factors.get(label, 1))]
     summary = ", ".join(f"{label} x {factor}" for label, factor in factors.items())
     log.info("oversampling (%s): %d rows per epoch from %d training images", summary, len(rows), len(labels))

@@ -209,5 +209,5 @@ def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
         raise TrainingError(
             f"out of memory: {recipe.batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
             f"precision {recipe.precision}",
-            f"Pass --batch-size {max(1, recipe.batch_size // 2)}, a smaller --image-size, or --precision bf16",
+            f"Pass `batch_size={max(1, recipe.batch_size // 2)}`, a smaller `image_size`, or `precision='bf16'`",
         ) from error

@@ -132,7 +132,7 @@ def train(
     if not history_callback.rows:
         raise TrainingError(
             f"no epoch fits into the time limit of {recipe.time_limit}",
-            "Pass a longer --time-limit, or --strategy linear_probe",
+            "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
     detector = fit_ood_detector(learner, history_callback.progress)
     set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)

@@ -178,7 +178,7 @@ def pool_manifest(manifests: dict[str, pd.DataFrame], current_manifest: pd.DataF
     pooled = current_manifest[[*IMAGE_KEY, "file"]].merge(table, on=IMAGE_KEY)[[*table.columns, "file"]]
     if len(pooled) < len(table):
         problem = f"{pluralize(len(table) - len(pooled), 'image')} of the finished {unit}s not found in the data"
-        raise DataError(problem, f"Pass the data of these {unit}s, or choose another --out", code="E313")
+        raise DataError(problem, f"Pass the data of these {unit}s, or choose another `folder`", code="E313")
     return pooled
 
 

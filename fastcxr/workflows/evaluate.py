@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.config.fields import InferencePrecision, list_options
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.manifest import read_written_manifest
@@ -52,7 +52,7 @@ def evaluate(
     Raises DataError for a label that is not a class of the model, or if all images were used in training.
     """
     classifier = load_model(run, precision=precision, device=device)
-    model_json, training_recipe = read_model_json(run), read_recipe(Path(run) / "recipe.json")
+    model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
     recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
@@ -137,9 +137,10 @@ def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> No
     similar_pairs = [(a, b) for a in unknown_labels for b in model_labels if is_similar_label(a, b)]
     data_label, model_label = similar_pairs[0] if similar_pairs else (unknown_labels[0], "CLASS")
     choices = "" if similar_pairs else f" (CLASS: one of {', '.join(model_labels)})"
+    relabel = [f"{data_label}={model_label}"]
     raise DataError(
         f"the data has the labels {', '.join(unknown_labels)}, the classes of the model are {', '.join(model_labels)}",
-        f"Pass --relabel '{data_label}={model_label}'{choices}, or exclude these images with --classes",
+        f"Pass `relabel={relabel}`{choices}, or exclude these images with `classes`",
         code="E302",
     )
 

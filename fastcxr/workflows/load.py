@@ -95,19 +95,7 @@ def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None 
 
 def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     """Return the manifest of the recipe's data without reading any image."""
-    return read_manifest(
-        recipe.data or (),
-        data_format=recipe.data_format,
-        patient_table=recipe.patient_table,
-        patient_regex=recipe.patient_regex,
-        patient_tag=recipe.patient_tag,
-        relabel=recipe.relabel,
-        classes=recipe.classes,
-        filter=recipe.filter,
-        keep_columns=recipe.keep_columns,
-        deduplicate=recipe.deduplicate,
-        only_test=only_test,
-    )
+    return read_manifest(recipe.data or (), recipe, only_test=only_test)
 
 
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:

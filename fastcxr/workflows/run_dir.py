@@ -145,9 +145,9 @@ def acquire_directory(folder: Path) -> None:
         is_occupied = any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
     except OSError as error:
         problem = f"the folder cannot be created ({error.strerror})"
-        raise OutputError(problem, "Choose another --out", path=folder) from error
+        raise OutputError(problem, "Choose another `folder`", path=folder) from error
     if is_occupied:
-        raise OutputError("this folder is not empty", "Choose another --out, or remove it", path=folder)
+        raise OutputError("this folder is not empty", "Choose another `folder`, or remove it", path=folder)
 
 
 def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.config.recipe import Recipe, read_recipe, redact_paths
+from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
@@ -77,7 +77,7 @@ def read_run_config(folder: Path) -> Recipe:
     if not (folder / "recipe.json").is_file():
         raise InputMissingError("the folder contains no run", "Pass a run folder, such as runs/first", path=folder)
     state_recipe = folder / STATE_DIR / "recipe.json"
-    return read_recipe(state_recipe if state_recipe.is_file() else folder / "recipe.json")
+    return Recipe.from_json(state_recipe if state_recipe.is_file() else folder / "recipe.json")
 
 
 def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
@@ -86,12 +86,12 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
     if not recipe_file.is_file():
         acquire_directory(folder)
         return
-    saved, current = vars(redact_paths(read_recipe(recipe_file))), vars(redact_paths(recipe))
+    saved, current = vars(redact_paths(Recipe.from_json(recipe_file))), vars(redact_paths(recipe))
     changed_fields = [name for name in current if saved[name] != current[name]]
     if changed_fields:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)
         problem = f"the folder contains a run with a different recipe ({differences})"
-        raise OutputError(problem, "Pass the original options, or choose another --out", path=folder)
+        raise OutputError(problem, "Pass the original options, or choose another `folder`", path=folder)
 
 
 def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder: Path) -> None:
@@ -105,7 +105,7 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder
     ]
     if differences:
         problem = f"the images differ from those of the interrupted run: {', '.join(differences)}"
-        raise DataError(problem, "Restore the images, or start a new run with --no-resume", path=folder)
+        raise DataError(problem, "Restore the images, or choose another `folder` for a new run", path=folder)
 
 
 def compare_manifests(
@@ -163,7 +163,7 @@ def _validate_finished_run(folder: Path, recipe: Recipe, dataset: Dataset) -> No
             f"the folder contains a run on other images ({len(new):,} only in the data, {len(missing):,} only in the "
             "run)"
         )
-        raise OutputError(problem, "Pass the data of this run, or choose another --out", path=folder)
+        raise OutputError(problem, "Pass the data of this run, or choose another `folder`", path=folder)
 
 
 def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
@@ -188,7 +188,7 @@ def validate_finished_folds(folds: Folds, unit: str, dataset: Dataset) -> None:
                 f"{unit} {name} was run on other images: {new:,} only in the data, {missing:,} only in the {unit}, "
                 f"{changed:,} with another label, patient or {unit}"
             )
-            fix = f"Pass the data of this {unit}, or choose another --out"
+            fix = f"Pass the data of this {unit}, or choose another `folder`"
             raise DataError(problem, fix, path=folder, code="E313")
 
 

@@ -204,7 +204,7 @@ def parse_weights(entries: Sequence[str]) -> dict[str, str]:
     for entry in entries:
         name, _, file = entry.partition("=")
         if not (name and file):
-            problem = f"--weights {entry} does not name a backbone and a file"
+            problem = f"`weights={entry!r}` does not name a backbone and a file"
             raise RecipeError(problem, "Pass NAME=FILE, such as mobilenetv2_100=w.pth")
         weights[name] = file
     return weights

@@ -54,7 +54,7 @@ def test_a_model_is_evaluated_on_other_data_after_relabelling(call, finished, tm
     words = ["evaluate", finished[0], "--data", other, "--out", tmp_path / "external"]
     done = call(*words)
     assert done.returncode == 65
-    assert "--relabel 'Haze=haze'" in done.stderr.splitlines()[-1]
+    assert "--relabel Haze=haze" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "external").exists()
     done = call(*words, "--relabel", "Haze=haze", "--precision", "bf16", "--device", "cpu")
     assert done.returncode == 0, done.stderr

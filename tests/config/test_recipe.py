@@ -1,5 +1,6 @@
 """Recipes: validation, JSON, aliases, and help texts of all options."""
 
+import pydoc
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
@@ -9,7 +10,7 @@ from cyclopts import App, Parameter
 
 from fastcxr.cli.app import make_options_class
 from fastcxr.config.fields import GROUPS, list_options, list_path_options
-from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage, make_data_name, read_recipe
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage, make_data_name
 from fastcxr.errors import ModelError, RecipeError
 
 
@@ -38,7 +39,7 @@ def test_a_recipe_is_immutable_and_replace_returns_a_changed_one():
 )
 def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
-    assert read_recipe(tmp_path / "recipe.json") == recipe
+    assert Recipe.from_json(tmp_path / "recipe.json") == recipe
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
         ({"loss": "focl"}, "Did you mean 'focal'?"),
         ({"strategy": "gradul"}, "Did you mean 'gradual'?"),
         ({"epochs": 0}, "must be at least 1"),
-        ({"data": ("a", "")}, "--data is empty"),
-        ({"patient_table": ""}, "--patient-table is empty"),
+        ({"data": ("a", "")}, "`data` is empty"),
+        ({"patient_table": ""}, "`patient_table` is empty"),
         ({"epochs": "five"}, "must be int"),
         ({"epochs": True}, "must be int"),
         ({"learning_rate": "fnd"}, "Did you mean 'find'?"),
@@ -177,7 +178,7 @@ def test_a_slice_of_rates_sets_the_head_rate_and_the_layer_lr_ratio(tmp_path):
     recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="full")
     assert (recipe.learning_rate, recipe.layer_lr_ratio) == (1e-3, pytest.approx(100))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
-    assert read_recipe(tmp_path / "recipe.json") == recipe
+    assert Recipe.from_json(tmp_path / "recipe.json") == recipe
 
 
 @pytest.mark.parametrize("rates", [slice(1e-3), slice(1e-3, 1e-5), slice(0, 1e-3), slice(1e-5, 1e-3, 2)])
@@ -188,7 +189,7 @@ def test_a_slice_without_two_ascending_rates_is_rejected(rates):
 
 @pytest.mark.parametrize("strategy", ["lp_ft", "linear_probe", "head", "gradual"])
 def test_a_layer_lr_ratio_that_the_strategy_does_not_use_is_rejected(strategy):
-    with pytest.raises(RecipeError, match="Choose --strategy full"):
+    with pytest.raises(RecipeError, match="Choose `strategy='full'`"):
         Recipe(layer_lr_ratio=10, strategy=strategy)
 
 
@@ -205,12 +206,33 @@ def test_the_augmentation_options_are_those_of_fastai_and_quarter_turns():
 def test_an_invalid_recipe_file_is_rejected(tmp_path, content):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises((ModelError, RecipeError)):
-        read_recipe(tmp_path / "recipe.json")
+        Recipe.from_json(tmp_path / "recipe.json")
 
 
 def test_a_missing_recipe_file_is_an_error_with_a_fix(tmp_path):
     with pytest.raises(ModelError, match="Name a run folder that fastcxr made"):
-        read_recipe(tmp_path / "recipe.json")
+        Recipe.from_json(tmp_path / "recipe.json")
+
+
+def test_a_written_recipe_is_read_with_its_stages_and_augmentation(tmp_path):
+    recipe = Recipe("resnet18", learning_rate=slice(1e-4, 1e-2), strategy="full", augment=Augmentation(max_rotate=3))
+    for number, one in enumerate(
+        (recipe, recipe.replace(strategy=(Stage(name="head", groups=1),), layer_lr_ratio=1.0))
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(one.to_json(), encoding="utf-8")
+        assert Recipe.from_json(path) == Recipe.from_json(str(path)) == one
+
+
+@pytest.mark.parametrize("options_class", [Recipe, Augmentation, Stage])
+def test_help_shows_every_option_with_its_help_text_and_default(options_class):
+    shown = " ".join(pydoc.render_doc(options_class, renderer=pydoc.plaintext).replace("|", " ").split())
+    for item in fields(options_class):
+        assert f"{item.name}: {item.metadata['help']}" in shown
+    assert (
+        options_class is not Recipe
+        or "number of epochs with all layers trained (strategy head: the head only) [default: 5]" in shown
+    )
 
 
 def test_the_data_formats_of_a_recipe_are_those_of_the_readers():

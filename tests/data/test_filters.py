@@ -73,13 +73,13 @@ def test_a_source_without_values_in_the_column_keeps_all_rows(caplog):
     ("choices", "expected"),
     [
         ({"relabel": ("Covid19=x",)}, "no class is called 'Covid19' (did you mean 'COVID-19'?). Choose from COVID-19"),
-        ({"relabel": ("normal",)}, "relabel 'normal' does not have the form theirs=ours. Pass --relabel 'theirs=ours'"),
+        ({"relabel": ("normal",)}, "does not have the form theirs=ours. Pass `relabel=['theirs=ours']`"),
         ({"relabel": ("normal=",)}, "does not have the form theirs=ours"),
         ({"relabel": ("normal=a", "normal=b")}, "two names, 'a' and 'b'. Give each class one name"),
         ({"classes": ("normals",)}, "no class is called 'normals' (did you mean 'normal'?). Choose from COVID-19, n"),
         ({"filter": ("views=PA",)}, "filter: no column is called 'views' (did you mean 'view'?). Choose from source"),
         ({"filter": ("view=PAA",)}, "filter view: no value is called 'PAA' (did you mean 'PA'?). Choose from AP, PA"),
-        ({"filter": ("view",)}, "Pass --filter 'column=value,value'"),
+        ({"filter": ("view",)}, "Pass `filter=['column=value,value']`"),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_rejected_with_the_existing_names(choices, expected):

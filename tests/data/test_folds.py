@@ -47,12 +47,12 @@ def test_image_level_folds_ignore_patients():
 
 
 def test_a_class_with_fewer_patients_than_folds_is_rejected():
-    with pytest.raises(DataError, match="Pass --folds 20 or fewer"):
+    with pytest.raises(DataError, match="Pass `folds=20` or fewer"):
         split_into_folds(make_patients(), 21)
 
 
 def test_an_unknown_fold_is_rejected():
-    with pytest.raises(RecipeError, match="only 1 to 3. Pass --fold with one of these"):
+    with pytest.raises(RecipeError, match="only 1 to 3. Pass `fold` with one of these"):
         select_fold(split_into_folds(make_patients(), 3), 4)
 
 
@@ -66,5 +66,5 @@ def test_exact_duplicates_share_a_fold_and_a_split(tmp_path, unit):
 
 
 def test_a_class_with_fewer_distinct_images_than_folds_is_rejected(tmp_path):
-    with pytest.raises(DataError, match="Pass --folds 4 or fewer"):
+    with pytest.raises(DataError, match="Pass `folds=4` or fewer"):
         split_into_folds(make_copied(tmp_path, images=4), 5, unit="image")

@@ -120,7 +120,7 @@ def test_images_without_any_patient_cause_a_warning(tmp_path, caplog):
     manifest = read_manifest(tmp_path)
     assert describe_manifest(manifest) == "2 classes, 4 images"
     assert "no patient identifiers found" in caplog.text
-    assert "If folders such as 'p1' are patients, pass --patient-regex '^[^/]+/([^/]+)/'" in caplog.text
+    assert "If folders such as 'p1' are patients, pass `patient_regex='^[^/]+/([^/]+)/'`" in caplog.text
     caplog.clear()
     manifest = read_manifest(tmp_path, patient_regex="^[^/]+/([^/]+)/")
     assert describe_manifest(manifest) == "2 classes, 4 images, 3 patients from the pattern in the path"

@@ -172,7 +172,7 @@ def test_duplicates_with_two_labels_are_rejected_with_names_and_a_fix(tmp_path):
     text = catch_error([one, two])
     assert text.startswith("FCX-E008")
     assert "one/covid/1.png 'covid' = two/sick/3.png 'sick'" in text
-    assert "Keep one of each pair, or pass --relabel 'sick=covid' if both labels mean the same" in text
+    assert "Keep one of each pair, or pass `relabel=['sick=covid']` if both labels mean the same" in text
     assert len(read_manifest([one, two], relabel=("sick=covid",))) == 8
 
 
@@ -204,7 +204,7 @@ def test_classes_with_different_spelling_are_rejected_with_the_relabel_option(tm
     one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "normal"))
     text = catch_error([one, two])
     assert "FCX-E006" in text
-    assert "--relabel 'Covid=covid'" in text
+    assert "`relabel=['Covid=covid']`" in text
 
 
 def test_the_same_data_twice_is_rejected(tmp_path, monkeypatch):

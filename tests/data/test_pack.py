@@ -11,8 +11,9 @@ from recording_progress import Counted
 from sample_images import make_dicom, make_reference, save_dicom
 from toy_datasets import check_message
 
+from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import check_images, fit_square, read_image
-from fastcxr.data.manifest import read_manifest, read_unlabelled, write_manifest
+from fastcxr.data.manifest import read_manifest, write_manifest
 from fastcxr.data.pack import pack_dataset, shuffle_rows
 from fastcxr.data.readers.hdf5 import read_packed_image
 from fastcxr.errors import BadImagesError, DataError, ImageError, OutputError, RecipeError
@@ -64,7 +65,7 @@ def test_packed_notes_can_be_filtered_but_are_not_in_the_manifest(dataset, packe
 
 
 def test_a_packed_dataset_is_read_as_unlabelled_images(packed):
-    rows, known = read_unlabelled([packed]), read_manifest(packed)
+    rows, known = make_image_table([packed]), read_manifest(packed)
     assert rows.to_dict("list") == known[["source", "path", "file"]].to_dict("list")
 
 
@@ -171,7 +172,7 @@ def test_unreadable_images_prevent_packing_unless_skipped(dataset, tmp_path, cap
     (dataset / "images" / "b.jpg").write_bytes(b"GIF89a")
     manifest, to = read_manifest(dataset), tmp_path / "new" / "c.h5"
     to.parent.mkdir()
-    with pytest.raises(BadImagesError, match="leave them out with --skip-bad"):
+    with pytest.raises(BadImagesError, match="leave them out with `skip_bad=True`"):
         pack_dataset(manifest, to)
     assert list(to.parent.iterdir()) == []
     pack_dataset(manifest, to, skip_bad=True)

@@ -132,7 +132,7 @@ def test_another_dicom_tag_may_identify_the_patient(tmp_path):
     save_dicom(tmp_path / "b.dcm", make_dicom(IMAGE, PatientID="2", StudyID="s"))
     assert assign_files(tmp_path)["patient"].nunique() == 2
     assert assign_files(tmp_path, tag="StudyID")["patient"].nunique() == 1
-    with pytest.raises(DataError, match="has the tag AccessionNumber. Leave out --patient-tag, or pass a tag of"):
+    with pytest.raises(DataError, match="has the tag AccessionNumber. Leave out `patient_tag`, or pass a tag of"):
         assign_files(tmp_path, tag="AccessionNumber")
 
 

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from toy_datasets import write_file, write_files, write_two_classes
 
-from fastcxr.data.manifest import read_manifest, read_unlabelled
+from fastcxr.data.image_table import make_image_table
+from fastcxr.data.manifest import read_manifest
 from fastcxr.data.relative_paths import make_paths_relative
 
 
@@ -92,4 +93,4 @@ def test_absolute_paths_in_a_packed_dataset_are_read_as_relative_paths(tmp_path)
     with h5py.File(packed) as content:
         assert content["names"].asstr()[0].startswith("/home/ZZTESTNAME/")
     assert read_manifest(packed)["path"].tolist() == manifest["path"].str.removeprefix("images/").tolist()
-    assert read_unlabelled([packed])["path"].tolist() == read_manifest(packed)["path"].tolist()
+    assert make_image_table([packed])["path"].tolist() == read_manifest(packed)["path"].tolist()

@@ -62,7 +62,7 @@ def test_duplicates_of_the_held_out_source_are_not_used_for_training(two_sources
 def test_sources_without_every_class_are_named_in_one_line(two_sources, tmp_path):
     write_toys(tmp_path / "far", per_class=6, labels=("clear",), first=80)
     table = read_manifest([two_sources / "ward", tmp_path / "far"])
-    with pytest.raises(DataError, match="far lacks haze, opacity.*. Add --data of another source") as caught:
+    with pytest.raises(DataError, match="far lacks haze, opacity.*. Add `data` of another source") as caught:
         find_complete_sources(table)
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="the data has one source, 'ward'"):

@@ -250,12 +250,12 @@ def test_an_earlier_split_that_cannot_be_reused_is_rejected_with_a_fix():
     assert "no patient in common. Choose a run on the same patients" in text
     text = catch_error(manifest, earlier=split_by_patient(manifest, unit="image"))
     assert "patients were in several splits (such as x" in text
-    assert "Pass --split image to keep the split of every image, or leave out" in text
+    assert "Pass `unit='image'` to keep the split of every image, or leave out" in text
     assert "no columns 'split'. Choose the manifest.csv" in catch_error(
         manifest, earlier=manifest.drop(columns="split")
     )
     assert "split names other than" in catch_error(manifest, earlier=manifest.assign(split="dev"))
-    with pytest.raises(RecipeError, match="both the data and an earlier run give splits. Leave out --reuse-split"):
+    with pytest.raises(RecipeError, match="both the data and an earlier run give splits. Leave out `earlier`"):
         split_by_patient(assign_given(manifest, ["train"] * 80), earlier=other_patients)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from synthetic_run import build_run
 from toy_images import draw_toy
 
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import FastcxrError
 from fastcxr.report.run_page import write_run_report
@@ -67,7 +67,7 @@ def test_damaged_run_files_yield_a_one_line_error(tmp_path):
         file.write_bytes(damage(file.read_bytes(), rng))
         try:
             read_run_record(folder)
-            read_recipe(folder / "recipe.json")
+            Recipe.from_json(folder / "recipe.json")
         except FastcxrError as error:
             errors.append(error)
         shutil.rmtree(folder)
@@ -100,7 +100,7 @@ def test_invalid_utf8_in_a_numeric_column_is_rejected(tmp_path, name, column):
 def test_a_pipe_with_the_name_of_a_file_is_rejected_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "recipe.json")
     with pytest.raises(FastcxrError, match="Name a run folder"):
-        read_recipe(tmp_path / "recipe.json")
+        Recipe.from_json(tmp_path / "recipe.json")
     os.mkfifo(tmp_path / "cohort.csv")
     with pytest.raises(FastcxrError):
         read_manifest(tmp_path / "cohort.csv")

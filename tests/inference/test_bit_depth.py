@@ -12,7 +12,8 @@ from toy_images import write_toys
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import COLUMN, BitDepths, find_depths
-from fastcxr.data.manifest import read_manifest, read_unlabelled
+from fastcxr.data.image_table import make_image_table
+from fastcxr.data.manifest import read_manifest
 from fastcxr.inference.predict import predict, read_fitted_images
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.training.learner import make_learner
@@ -57,7 +58,7 @@ def test_training_writes_the_bit_depth_into_the_manifest_and_the_model(learner, 
 
 def test_prediction_and_training_use_the_same_pixels(learner, folder, deep, tmp_path, monkeypatch):
     shutil.copy(deep["file"][0], tmp_path / "dark.png")  # a single image, for which 10 bits would be chosen
-    table, classifier = read_unlabelled([tmp_path / "dark.png"]), load_model(folder)
+    table, classifier = make_image_table([tmp_path / "dark.png"]), load_model(folder)
     (image,) = read_fitted_images(table["file"].tolist(), 64, None, find_depths(table, classifier.bit_depths))
     assert np.array_equal(image, learner.dls.fastcxr.image_cache.read([0])[0])
     before = predict(learner, deep, splits=None).probability

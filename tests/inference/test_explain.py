@@ -146,7 +146,7 @@ def test_the_overlay_keeps_the_image_where_saliency_is_zero():
 def test_without_captum_the_error_names_the_command_that_installs_it(manifest, monkeypatch, tmp_path, method):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ModelError, match=rf"--method {method} requires captum.*pip install 'fastcxr\[explain\]'"):
+    with pytest.raises(ModelError, match=rf"`method='{method}'` requires captum.*pip install 'fastcxr\[explain\]'"):
         write_explanation(make_classifier(), manifest, tmp_path / "maps", method=method, progress=Progress())
     assert not (tmp_path / "maps").exists()
 

@@ -130,7 +130,7 @@ def test_the_contributions_of_all_stages_add_up_to_the_logit():
 
 def test_a_network_without_a_spatial_map_raises_an_error_with_a_fix():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(ModelError, match="no spatial map.*--method occlusion"):
+    with pytest.raises(ModelError, match="no spatial map.*`method='occlusion'`"):
         find_target_layers(network, torch.rand(1, 1, 8, 8))
 
 

@@ -63,5 +63,5 @@ def test_a_failed_conversion_is_an_error_of_one_line(toy_manifest, monkeypatch):
         raise RuntimeError("no such operation\nand more")
 
     monkeypatch.setattr(openvino, "convert_model", fail)
-    with pytest.raises(ModelError, match="cannot convert this network .no such operation.. Omit --engine"):
+    with pytest.raises(ModelError, match="cannot convert this network .no such operation.. Predict with PyTorch"):
         to_openvino(make_classifier(toy_manifest, RECIPE))

@@ -143,5 +143,5 @@ def test_a_short_lock_by_is_locked_of_another_process_is_not_an_error(tmp_path, 
 
 
 def test_a_missing_or_write_protected_folder_is_an_error_of_one_line(tmp_path):
-    with pytest.raises(OutputError, match="missing: this folder cannot be written to .+ Choose another --out"):
+    with pytest.raises(OutputError, match="missing: this folder cannot be written to .+ Choose another `folder`"):
         directory_lock(tmp_path / "missing").__enter__()

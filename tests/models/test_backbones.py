@@ -102,7 +102,7 @@ def test_an_unknown_name_is_rejected_with_a_suggestion(name, fix):
 
 
 def test_a_backbone_without_pretrained_weights_raises_an_error_with_the_fix():
-    with pytest.raises(WeightsError, match=r"--weights FILE or --weights none"):
+    with pytest.raises(WeightsError, match=r"`weights=FILE` or `weights='none'`"):
         find_backbone("cspresnet50d", "pretrained")
 
 
@@ -117,12 +117,12 @@ def test_an_unreachable_host_raises_an_error(name, monkeypatch, tmp_path):
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(WeightsError) as caught:
         make_network(find_backbone(name), 3, "pretrained", 224)
-    assert "--weights FILE" in str(caught.value)
-    assert "--weights none" in str(caught.value)
+    assert "`weights=FILE`" in str(caught.value)
+    assert "`weights='none'`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 69
 
 
 def test_an_unsupported_image_size_raises_an_error_with_the_fix():
-    with pytest.raises(RecipeError, match="--image-size 224"):
+    with pytest.raises(RecipeError, match="`image_size=224`"):
         make_network(find_backbone("torchvision:vit_b_16", "none"), 3, "none", 64)

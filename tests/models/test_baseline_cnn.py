@@ -27,7 +27,7 @@ def test_any_image_size_is_accepted(size):
 
 
 def test_requesting_pretrained_weights_raises_an_error():
-    with pytest.raises(WeightsError, match="has no pretrained weights. Pass --weights none"):
+    with pytest.raises(WeightsError, match="has no pretrained weights. Pass `weights='none'`"):
         find_backbone("fastcxr:baseline_cnn")
     assert find_backbone("baseline_cnn", "none").library == "fastcxr"
 

@@ -173,7 +173,7 @@ def test_images_are_scored_on_the_device_of_the_network(folder, monkeypatch):
 
 
 def test_an_unavailable_device_raises_an_error_with_the_fix(folder):
-    with pytest.raises(RecipeError, match="Pass --device auto or --device cpu"):
+    with pytest.raises(RecipeError, match="Pass `device='auto'` or `device='cpu'`"):
         load_model(folder, device="cuda:77")
 
 

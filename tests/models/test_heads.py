@@ -92,7 +92,7 @@ def test_a_head_that_cannot_be_replaced_raises_an_error_with_the_fix():
         def get_classifier(self):
             return self.last
 
-    with pytest.raises(RecipeError, match="Remove --head-hidden and --dropout"):
+    with pytest.raises(RecipeError, match="Remove `head_hidden` and `dropout`"):
         replace_head(IdentityHead(), 3, HIDDEN_HEAD, torch.zeros(1, 3, 64, 64))
 
 

@@ -190,7 +190,7 @@ def test_weights_saved_with_a_linear_head_fill_the_backbone_under_a_multi_scale_
 @pytest.mark.parametrize("strategy", ["linear_probe", "lp_ft"])
 @pytest.mark.parametrize("options", [{"head_hidden": (32,)}, {"dropout": 0.1}])
 def test_hidden_layers_and_dropout_are_rejected_by_strategies_that_fit_the_head(strategy, options):
-    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Remove --head-hidden and --dropout"):
+    with pytest.raises(RecipeError, match=f"{strategy} fits one linear layer.*Remove `head_hidden` and `dropout`"):
         head_config(Recipe(strategy=strategy, **options))
 
 
@@ -203,5 +203,5 @@ def test_the_head_depends_on_the_strategy_and_the_weights():
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "torchvision:squeezenet1_1"])
 def test_backbones_without_exactly_one_linear_head_raise_an_error_with_the_fix(name):
-    with pytest.raises(RecipeError, match="Pass --strategy gradual"):
+    with pytest.raises(RecipeError, match="Pass `strategy='gradual'`"):
         build(name)

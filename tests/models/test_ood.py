@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.manifest import read_unlabelled
+from fastcxr.data.image_table import make_image_table
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.inference import predict as module
 from fastcxr.inference.openvino import to_openvino
@@ -60,7 +60,7 @@ def ood_images(tmp_path_factory):
         "checkerboard": np.indices((64, 64)).sum(axis=0) // 8 % 2 * 255,
     }.items():
         Image.fromarray(pixels.astype(np.uint8)).save(image_folder / f"{name}.png")
-    return read_unlabelled([image_folder])
+    return make_image_table([image_folder])
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])
@@ -91,7 +91,7 @@ def test_out_of_distribution_images_exceed_no_threshold_and_are_uncertain(learne
 
 def test_an_unreadable_file_has_no_ood_score(learner, ood_images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    both = pd.concat([ood_images, read_unlabelled([tmp_path / "bad.png"])], ignore_index=True)
+    both = pd.concat([ood_images, make_image_table([tmp_path / "bad.png"])], ignore_index=True)
     table = predict(learner, both, splits=None).table
     assert table["in_distribution"].tolist() == ["no", "no", "no", ""]
     assert np.isnan(table["ood_score"].iloc[3])

@@ -94,7 +94,7 @@ def test_an_image_is_rejected_as_a_file_not_written_by_torch(tmp_path):
 
 
 def test_the_error_for_a_missing_file_lists_the_choices():
-    with pytest.raises(InputMissingError, match="Pass --weights pretrained, none, or a .safetensors"):
+    with pytest.raises(InputMissingError, match="Pass `weights='pretrained'`, `weights='none'`, or a .safetensors"):
         build(weights="missing.safetensors")
 
 

@@ -258,7 +258,7 @@ def test_predictions_use_the_network_after_a_change_of_the_head(toy_manifest):
 
 def test_a_nan_validation_loss_raises(toy_manifest, monkeypatch):
     monkeypatch.setattr(linear_probe, "compute_mean_loss", lambda *parts: float("nan"))
-    with pytest.raises(TrainingError, match="Pass --precision fp32"):
+    with pytest.raises(TrainingError, match="Pass `precision='fp32'`"):
         train(make(toy_manifest), RECIPE)
 
 

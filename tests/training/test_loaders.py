@@ -113,7 +113,7 @@ def test_an_empty_split_raises_with_a_fix(toy_manifest, split):
 
 
 def test_an_unavailable_device_raises():
-    with pytest.raises(RecipeError, match="--device auto"):
+    with pytest.raises(RecipeError, match="`device='auto'`"):
         find_device("cuda:77")
 
 

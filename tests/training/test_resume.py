@@ -196,6 +196,6 @@ def test_out_of_memory_raises_with_a_smaller_batch_size(toy_manifest, message):
             raise torch.cuda.OutOfMemoryError(message) if "CUDA" in message else RuntimeError(message)
 
     learner.add_cb(RunOutOfMemory())
-    with pytest.raises(TrainingError, match="out of memory: 6 images of 64 px per batch.*Pass --batch-size 3"):
+    with pytest.raises(TrainingError, match="out of memory: 6 images of 64 px per batch.*Pass `batch_size=3`"):
         train(learner, recipe)
     assert not torch.is_autocast_enabled("cpu")  # later computations of the session are not affected

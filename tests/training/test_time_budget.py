@@ -92,7 +92,7 @@ def test_training_logs_and_runs_the_epochs_that_fit(learner, set_step_seconds, c
 
 def test_a_limit_below_one_epoch_raises_with_a_fix(learner, set_step_seconds):
     set_step_seconds(1e6)
-    with pytest.raises(TrainingError, match="no epoch fits into the time limit of 1m.*--strategy linear_probe"):
+    with pytest.raises(TrainingError, match="no epoch fits into the time limit of 1m.*`strategy='linear_probe'`"):
         train(learner, RECIPE.replace(time_limit="1m"))
 
 

@@ -126,7 +126,7 @@ class MakeNaN(Callback):
 def test_a_nan_loss_stops_training_before_the_weight_update(toy_manifest):
     learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
     learner.add_cb(MakeNaN())
-    with pytest.raises(TrainingError, match="Lower --learning-rate"):
+    with pytest.raises(TrainingError, match="Lower `learning_rate`"):
         train(learner, RECIPE)
     assert all(torch.isfinite(parameter).all() for parameter in learner.model.parameters())
 

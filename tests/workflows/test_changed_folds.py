@@ -58,7 +58,7 @@ def test_a_removed_fold_is_not_run_again_on_other_images(copied, monkeypatch, ch
         cross_validate(recipe, folder)
     shutil.rmtree(folder / "fold-1")
     before = (folder / "predictions.csv").read_bytes()
-    with pytest.raises(DataError, match=rf"fold 2 was run on other images: {counts} only .*choose another --out"):
+    with pytest.raises(DataError, match=rf"fold 2 was run on other images: {counts} only .*choose another `folder`"):
         cross_validate(recipe, folder)
     assert not (folder / "fold-1").exists(), "the error precedes training"
     assert (folder / "predictions.csv").read_bytes() == before

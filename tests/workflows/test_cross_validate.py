@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_network import NAME
 from toy_images import write_toys
 
-from fastcxr.config.recipe import Recipe, read_recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
 from fastcxr.models.bundle import load_model
@@ -106,7 +106,7 @@ def test_folds_of_another_recipe_are_not_overwritten(pooled):
 def test_folds_of_other_images_are_not_pooled():
     manifests = {"1": pd.DataFrame({"source": "s", "path": ["a.png", "b.png"], "split": ["test", "train"]})}
     current = pd.DataFrame({"source": "s", "path": ["a.png"], "file": ["/x/a.png"]})
-    with pytest.raises(DataError, match="1 image of the finished folds not found in the data.*choose another --out"):
+    with pytest.raises(DataError, match="1 image of the finished folds not found in the data.*choose another `folder`"):
         pool_manifest(manifests, current, "fold")
 
 
@@ -114,7 +114,7 @@ def test_folds_of_other_images_are_not_pooled():
     "options", [{"folds": 1}, {"folds": 3, "fold": 4}, {"fold": 1}, {"folds": 3, "reuse_split": "runs/x"}]
 )
 def test_invalid_fold_options_are_rejected(options):
-    with pytest.raises(RecipeError, match="--folds"):
+    with pytest.raises(RecipeError, match="folds"):
         Recipe(**options)
 
 
@@ -236,7 +236,7 @@ def test_the_pooled_report_states_that_the_heads_of_the_folds_were_refitted(pool
 
 
 def test_unreadable_images_do_not_count_as_changed_data(damaged):
-    recipe = read_recipe(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
+    recipe = Recipe.from_json(damaged / "recipe.json").replace(data=str(damaged.parent / "toys"))
     before = (damaged / "predictions.csv").read_bytes()
     cross_validate(recipe, damaged)
     shutil.rmtree(damaged / "fold-2")
@@ -279,7 +279,7 @@ def test_folds_of_data_without_splits_log_no_ignored_splits(pooled):
 
 
 def test_a_single_fold_is_rejected():
-    with pytest.raises(RecipeError, match="folds is 1, it must be 0 or at least 2. Pass --folds 2"):
+    with pytest.raises(RecipeError, match="folds is 1, it must be 0 or at least 2. Pass `folds=2`"):
         Recipe(folds=1)
 
 

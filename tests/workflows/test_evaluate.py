@@ -63,10 +63,10 @@ def test_training_patients_are_found_by_a_patient_column_with_ids_of_file_names(
 @pytest.mark.parametrize(
     ("label", "fix"),
     [
-        ("Covid", "Pass --relabel 'Covid=COVID-19', or exclude"),
-        ("normal", "Pass --relabel 'normal=Normal', or exclude"),
-        ("ARDS", "Pass --relabel 'ARDS=CLASS' (CLASS: one of Bacteria, COVID-19, Normal), or exclude"),
-        ("Abnormal", "Pass --relabel 'Abnormal=CLASS'"),
+        ("Covid", "Pass `relabel=['Covid=COVID-19']`, or exclude"),
+        ("normal", "Pass `relabel=['normal=Normal']`, or exclude"),
+        ("ARDS", "Pass `relabel=['ARDS=CLASS']` (CLASS: one of Bacteria, COVID-19, Normal), or exclude"),
+        ("Abnormal", "Pass `relabel=['Abnormal=CLASS']`"),
     ],
 )
 def test_relabel_is_suggested_only_for_similar_labels(label, fix):

@@ -12,7 +12,7 @@ from fastcxr import explain
 from fastcxr.cli import models as cli
 from fastcxr.cli.app import PARTIAL_EXIT_CODE
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.manifest import read_unlabelled
+from fastcxr.data.image_table import make_image_table
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, read_predictions
@@ -93,7 +93,7 @@ def test_new_predictions_equal_those_of_the_run_in_any_batch(finished, data, mon
     monkeypatch.setattr(module, "BATCH_SIZE", batch)
     expected = read_predictions(finished / "predictions.csv").for_split("test")
     files = [data / path for path in expected.table["path"]]
-    found = predict(load_model(finished), read_unlabelled(files), splits=None)
+    found = predict(load_model(finished), make_image_table(files), splits=None)
     assert found.table["predicted"].tolist() == expected.table["predicted"].tolist()
     np.testing.assert_allclose(found.probability, expected.probability, rtol=0, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_evaluation_on_the_test_images_of_a_run_gives_the_predictions_of_the_run
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
 def test_bfloat16_predictions_are_near_those_in_float32(finished, data, monkeypatch, batch):
-    classifier, table = load_model(finished), read_unlabelled([data])[::4]
+    classifier, table = load_model(finished), make_image_table([data])[::4]
     expected = predict(classifier, table, splits=None).probability
     monkeypatch.setattr(module, "BATCH_SIZE", batch)
     found = predict(replace(classifier, precision="bf16"), table, splits=None).probability
@@ -126,7 +126,7 @@ def test_explain_scores_images_in_the_batches_of_predict(finished, data, monkeyp
         return logits * (1 + len(batch)), features
 
     monkeypatch.setattr(module, "compute_logits", depend_on_batch)
-    classifier, table = load_model(finished), read_unlabelled([data])[::3]
+    classifier, table = load_model(finished), make_image_table([data])[::3]
     assert len(table) > module.BATCH_SIZE
     expected = predict(classifier, table, splits=None).probability.max(axis=1)
     found = explain(classifier, table)

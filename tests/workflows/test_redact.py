@@ -10,7 +10,7 @@ from PIL import Image
 from toy_images import write_toys
 
 from fastcxr.config.recipe import Recipe, redact_paths
-from fastcxr.data.manifest import read_unlabelled
+from fastcxr.data.image_table import make_image_table
 from fastcxr.inference.predict import predict
 from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.metrics.predictions import write_predictions
@@ -108,7 +108,7 @@ def test_outputs_of_a_table_with_absolute_paths_contain_none(table_of_paths, tra
 def test_outputs_of_images_given_by_absolute_paths_contain_none(table_of_paths, trained, tmp_path):
     toys, classifier = table_of_paths.parent.parent / "far away" / "toys", load_model(trained)
     for number, paths in enumerate(([toys], [toys / "clear" / "torn.png", min((toys / "haze").iterdir())])):
-        table = read_unlabelled(paths)
+        table = make_image_table(paths)
         write_predictions(predict(classifier, table, splits=None), tmp_path / f"{number}.csv")
         write_explanation(classifier, table, tmp_path / f"maps-{number}", progress=Progress())
     assert find_leaks(tmp_path, *SECRETS) == []

@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_repeated(recipe, uninterrupted, caplog):
 
 def test_a_finished_run_on_other_images_with_the_same_folder_name_is_rejected(recipe, uninterrupted, tmp_path):
     other = write_toys(tmp_path / "toys", first=30)
-    with pytest.raises(OutputError, match=r"a run on other images \(\d+ only in the data.*choose another --out"):
+    with pytest.raises(OutputError, match=r"a run on other images \(\d+ only in the data.*choose another `folder`"):
         run(recipe.replace(data=str(other)), uninterrupted)
 
 

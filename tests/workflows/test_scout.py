@@ -113,7 +113,7 @@ def test_an_unknown_name_is_rejected_before_the_data_is_read(tmp_path, monkeypat
 
 
 def test_a_missing_device_is_an_error_and_not_a_note(tmp_path):
-    with pytest.raises(RecipeError, match="Pass --device auto"):
+    with pytest.raises(RecipeError, match="Pass `device='auto'`"):
         scout(Recipe(strategy="linear_probe", device="cuda:99"), ("mobilenetv2_035",), {}, tmp_path / "out")
 
 

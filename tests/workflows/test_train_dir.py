@@ -166,12 +166,12 @@ def test_a_run_with_an_epoch_keeps_its_folder_after_an_error(tmp_path):
 
 def test_a_folder_that_is_not_empty_is_rejected_unchanged(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="not empty. Choose another --out"), open_folder(tmp_path):
+    with pytest.raises(OutputError, match="not empty. Choose another `folder`"), open_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_file_with_the_name_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(OutputError, match="Choose another --out"), open_folder(tmp_path / "run"):
+    with pytest.raises(OutputError, match="Choose another `folder`"), open_folder(tmp_path / "run"):
         pass

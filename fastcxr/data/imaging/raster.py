@@ -80,7 +80,7 @@ def _decode(file: BinaryIO, path: str, file_format: str, depth: int | None) -> n
         if uncompressed is None:
             raise
         values, tags = uncompressed
-        gray = _values_to_gray(values, path, _find_stated_depth(tags), depth)
+        gray = values_to_gray(values, path, _find_stated_depth(tags), depth)
         return _apply_orientation(255 - gray if tags[PHOTOMETRIC] == 0 else gray, tags.get(ORIENTATION))
     validate_size(path, *image.size)
     # the JPEG of a phone may contain a second, smaller image, which viewers ignore
@@ -97,7 +97,7 @@ def _image_to_gray(image: ImageFile, file: BinaryIO, path: str, depth: int | Non
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     photometric, signed = tags.get(PHOTOMETRIC), tags.get(SAMPLE_FORMAT, (1,))[0] == 2
     image.load()
-    _reject_transparent(image, path)
+    reject_transparent(image, path)
     if image.mode.startswith("I"):
         values = np.asarray(image)
         # Pillow has no unsigned 32-bit mode: the upper half of the range becomes negative
@@ -105,9 +105,9 @@ def _image_to_gray(image: ImageFile, file: BinaryIO, path: str, depth: int | Non
         stated = _read_significant_bits(file) if image.format == "PNG" else _find_stated_depth(tags)
         if stated and image.format == "PNG" and find_peak(values) >= 2**stated:
             stated = 16  # the writer has scaled the significant bits to 16, as the PNG standard requires
-        gray = _values_to_gray(values, path, stated, depth)
+        gray = values_to_gray(values, path, stated, depth)
     elif image.mode == "F":
-        gray = _values_to_gray(np.asarray(image), path, None, None)
+        gray = values_to_gray(np.asarray(image), path, None, None)
     else:
         gray = from_colour(image, path, raw_mode)
         # Pillow reads signed bytes as unsigned ones
@@ -116,7 +116,7 @@ def _image_to_gray(image: ImageFile, file: BinaryIO, path: str, depth: int | Non
     return 255 - gray if photometric == 0 else gray
 
 
-def _values_to_gray(values: np.ndarray, path: str, stated: int | None, given: int | None) -> np.ndarray:
+def values_to_gray(values: np.ndarray, path: str, stated: int | None, given: int | None) -> np.ndarray:
     """Convert floats, or integers with the depth stated by the file, else the given depth, else that of their peak."""
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
@@ -164,7 +164,8 @@ def from_colour(image: Image.Image, path: str, layout: str = "") -> np.ndarray:
     return gray
 
 
-def _reject_transparent(image: Image.Image, path: str) -> None:
+def reject_transparent(image: Image.Image, path: str) -> None:
+    """Raise ImageError for an image of which transparency hides more than 1 %."""
     fraction = _measure_transparency(image)
     if fraction > MAX_TRANSPARENT_FRACTION:
         problem, fix = (

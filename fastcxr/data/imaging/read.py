@@ -11,6 +11,7 @@ Rules of `read_image`:
 - The EXIF orientation is applied. TIFF files with white as zero and MONOCHROME1 are inverted.
 - DICOM: modality LUT or rescale, then VOI LUT or first window, else the full range of BitsStored; see
   `fastcxr.data.imaging.voi_lut`.
+- Arrays and Pillow images: see `fastcxr.data.imaging.memory`.
 - `cohort.h5#17` is an image of a packed dataset, to which the rules were applied when it was packed.
 - Sizes are checked in the header before any pixel is decoded. A damaged file raises an ImageError.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
+from fastcxr.data.imaging.memory import MemoryImage, read_memory_image
 from fastcxr.data.imaging.raster import read_raster
 from fastcxr.data.imaging.sniff import (
     DICOM_SUFFIXES,
@@ -49,13 +51,17 @@ READER_VERSION = 4  # increase it if the pixels of any reader or of fit_square c
 BATCH_FILES = 1024  # files submitted to the threads at once, to limit the queue
 
 
-def read_image(path: str | Path, depth: int | None = None) -> np.ndarray:
+def read_image(path: str | Path | MemoryImage, depth: int | None = None) -> np.ndarray:
     """Return an image as uint8, shape (height, width), with 0 as black. Raises ImageError.
 
     Args:
-        path: The file.
+        path: The file, or an image in memory.
         depth: Bits per pixel of an image with more than 8 bits whose file states no depth.
     """
+    if isinstance(path, MemoryImage):
+        image = read_memory_image(path, depth)
+        _reject_blank(image, path.name)
+        return image
     path = str(path)
     if parse_reference(path):
         image = read_packed_image(path)

@@ -1,4 +1,4 @@
-"""Reader of a table with image paths and labels, one row and one label per image."""
+"""Reader of a table, a CSV or a DataFrame, with image paths and labels, one row and one label per image."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from fastcxr.data.readers.folders import SPLIT_ALIASES, identify_file, reject_im
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import (
     BLANK_VALUES,
+    FRAME_INDEX,
     MISSING_VALUES,
     TEXT_DTYPE,
     find_column,
@@ -29,13 +30,18 @@ log = logging.getLogger("fastcxr")
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "finding", "findinglabels", "diagnosis", "target", "category")
 KNOWN_COLUMNS = ("path", "label", "patient", "source", "split")
 RESERVED_COLUMNS = {"file", "predicted", "error", "ood_score", "in_distribution", "patient_origin", "split_origin"}
+IS_VALID_COLUMN = "is_valid"  # of fastai's data blocks
+SPLIT_BY_IS_VALID = {"true": "valid", "1": "valid", "1.0": "valid", "false": "train", "0": "train", "0.0": "train"}
 INDICATOR_VALUES = {"0", "1", "0.0", "1.0", "-1", "-1.0"}
 
 
 def read_label_table(path: str | Path) -> pd.DataFrame:
     """Return path, label, split and file, patient and source if the table has them, and all other columns."""
-    path = Path(path)
-    table = read_table(path)
+    return make_label_rows(read_table(path), Path(path))
+
+
+def make_label_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return the rows of `read_label_table` for a table of text that was read from `path`."""
     columns = _find_columns(table, path)
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
@@ -45,7 +51,8 @@ def read_label_table(path: str | Path) -> pd.DataFrame:
     table = table.assign(label=table["label"].str.strip(), split=_parse_splits(table, path))
     _reject_multiple_labels(table, path)
     folder = path.absolute().parent
-    fix = f"Correct the paths (relative to {folder}), or remove the rows"
+    note = "; `root` changes this folder" if table.index.name == FRAME_INDEX else ""
+    fix = f"Correct the paths (relative to {folder}{note}), or remove the rows"
     table = assign_files(table, [_find_file(cell, folder) for cell in table["path"]], path, fix)
     reject_duplicate_rows(table, path)
     extra_columns = [name for name in table.columns if name not in {*KNOWN_COLUMNS, "file"}]
@@ -105,6 +112,12 @@ def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: Path, values: p
 
 
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
+    is_valid_column = find_column(table.columns, [IS_VALID_COLUMN])
+    if is_valid_column and "split" in table:
+        problem = f"the columns split and {is_valid_column} both give splits"
+        raise DataError(problem, "Remove one of them", path=path, code="E029")
+    if is_valid_column:
+        return _parse_is_valid(table[is_valid_column], path)
     if "split" not in table:
         return pd.Series(index=table.index, dtype=TEXT_DTYPE)
     names = table["split"].str.strip().str.casefold()
@@ -112,6 +125,15 @@ def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
     splits = to_text(names.map(SPLIT_ALIASES).where(~is_missing))
     is_unknown = splits.isna() & ~is_missing
     reject_rows(is_unknown, "have an unknown split", "Use train, valid or test", path, table["split"])
+    return splits
+
+
+def _parse_is_valid(cells: pd.Series, path: Path) -> pd.Series:
+    """Return valid for True and train for False, in the column that fastai uses for splits."""
+    is_missing = is_blank(cells, MISSING_VALUES)
+    splits = to_text(cells.str.strip().str.casefold().map(SPLIT_BY_IS_VALID).where(~is_missing))
+    is_unknown = splits.isna() & ~is_missing
+    reject_rows(is_unknown, f"have an unknown {cells.name}", "Use True (valid) or False (train)", path, cells)
     return splits
 
 
@@ -183,10 +205,11 @@ def reject_duplicate_rows(table: pd.DataFrame, path: Path) -> None:
     if len(conflicting) and (conflicting.groupby("key")["path"].nunique() == 1).all():
         examples = format_names(dict.fromkeys(conflicting["path"]), 5)
         raise _make_multi_label_error(f"{examples} ({format_line_numbers(conflicting.index)})", path)
-    pairs = _pair_with_first(conflicting, lambda row: f"line {row.Index} {row.label} {row.path}")
+    unit = table.index.name or "line"
+    pairs = _pair_with_first(conflicting, lambda row: f"{unit} {row.Index} {row.label} {row.path}")
     reject_image_pairs(path, pairs, "E008")
     conflicting = rows[groups["split"].transform(lambda splits: splits.fillna("").nunique()) > 1]
-    pairs = _pair_with_first(conflicting, lambda row: f"line {row.Index} {row.split} {row.path}")
+    pairs = _pair_with_first(conflicting, lambda row: f"{unit} {row.Index} {row.split} {row.path}")
     reject_image_pairs(path, pairs, "E009")
     if len(rows):
         problem = f"{len(rows):,} rows repeat an image ({format_line_numbers(rows.index)})"

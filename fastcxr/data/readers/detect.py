@@ -6,7 +6,7 @@ Data that fits several layouts is an error; --data-format selects one.
 import logging
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -76,20 +76,22 @@ COLLECTIONS = {
 }  # fmt: skip
 
 
+FRAME_LAYOUT = "table"  # of a DataFrame
 LAYOUTS = ("auto", "folders", "split_folders", "csv", *COLLECTIONS)
 
 
 @dataclass(frozen=True)
 class DetectedDataset:
-    """Detected data: its layout, the path of the folder or table, and its class folders."""
+    """Detected data: its layout, the path of the folder or table, its class folders, and the table of the user."""
 
     layout: str
     path: Path
     folders: tuple[ClassFolder, ...] = ()
+    table: pd.DataFrame | None = field(default=None, compare=False)
 
     @property
     def source(self) -> str:
-        """Name of the folder or table, the source of images that have no other."""
+        """Name of the folder or file, or folder of a DataFrame: the source of images that have no other."""
         if self.layout in ("csv", "hdf5"):
             return self.path.stem
         return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
@@ -157,7 +159,7 @@ def _is_directory(path: Path) -> bool:
         return stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         problem = f"no such file or folder{suggest_path(path)}"
-        raise InputMissingError(problem, "Check the name given as --data", path=path, code="E001") from error
+        raise InputMissingError(problem, "Check the name given as `data`", path=path, code="E001") from error
     except OSError as error:
         problem = f"the folder cannot be read ({error.strerror})"
         raise InputMissingError(problem, "Check its name and its permissions", path=path, code="E026") from error
@@ -168,7 +170,7 @@ def _detect_file(path: Path, layout: str) -> DetectedDataset:
         return DetectedDataset(*next(iter(collections.items())))
     if layout not in ("auto", "csv"):
         problem = f"the path is a file, and the data format {layout} needs a folder"
-        raise DataError(problem, "Pass a folder, or omit --data-format", path=path, code="E036")
+        raise DataError(problem, "Pass a folder, or omit `data_format`", path=path, code="E036")
     _reject_image_file(path)
     return DetectedDataset("csv", path)
 
@@ -190,7 +192,7 @@ def _require_collection(path: Path, layout: str) -> DetectedDataset:
     location = collection.detect(path)
     if location is None:
         problem = f"the data is not {collection.title}, expected {collection.required}"
-        raise DataError(problem, "Pass its folder, or omit --data-format", path=path, code="E036")
+        raise DataError(problem, "Pass its folder, or omit `data_format`", path=path, code="E036")
     return DetectedDataset(layout, location)
 
 
@@ -218,7 +220,10 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
     if content.split_folders and content.other_folders:
         splits, classes = _quote_names(content.split_folders), _quote_names(content.other_folders)
         problem = f"the folder contains both splits ({splits}) and classes ({classes})"
-        fix = "Pass --data-format split_folders to skip the classes, or --data-format folders for one class per folder"
+        fix = (
+            "Pass `data_format='split_folders'` to skip the classes, "
+            "or `data_format='folders'` for one class per folder"
+        )
         raise DataError(problem, fix, path=content.root, code="E019")
     if content.split_folders and content.class_folders:
         return _make_split_dataset(content)
@@ -231,7 +236,7 @@ def _choose_collection(content: DirectoryContent, collections: dict[str, Path]) 
     """Return the detected collection; raise DataError if the folder fits another layout too."""
     layouts = [*collections, *["csv"] * bool(content.label_tables), *["split_folders"] * bool(content.class_folders)]
     if len(layouts) > 1:
-        fix = f"Pass --data-format {' or --data-format '.join(layouts)}"
+        fix = f"Pass {' or '.join(f'`data_format={layout!r}`' for layout in layouts)}"
         problem = f"the folder fits several data formats: {format_names(layouts)}"
         raise DataError(problem, fix, path=content.root, code="E019")
     return DetectedDataset(*next(iter(collections.items())))
@@ -261,7 +266,7 @@ def _make_folder_dataset(content: DirectoryContent) -> DetectedDataset:
         raise InputMissingError(problem + _describe_other_tables(content), LAYOUT_FIX, path=content.root, code="E002")
     if len(names) == 1 and len(subfolders := list_folders(str(content.root), names[0])) > 1:
         problem = f"only one class, the folder {names[0]!r}, with subfolders ({format_names(map(repr, subfolders), 5)})"
-        fix = f"If the subfolders are the classes, pass --data {content.root / names[0]}"
+        fix = f"If the subfolders are the classes, pass `data={str(content.root / names[0])!r}`"
         raise DataError(problem, fix, path=content.root, code="E003")
     if len(names) == 1 and (table_text := _describe_other_tables(content)):
         problem = f"only one class, the folder {names[0]!r}{table_text}"
@@ -276,7 +281,7 @@ def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
         return DetectedDataset("csv", content.root / content.label_tables[0])
     if content.label_tables:
         problem = f"several tables with path and label: {_quote_names(content.label_tables)}"
-        raise DataError(problem, "Pass one of them as --data", path=content.root, code="E035")
+        raise DataError(problem, "Pass one of them as `data`", path=content.root, code="E035")
     problem = "no table with the columns path and label" + _describe_other_tables(content)
     raise DataError(problem, "Pass a CSV with the columns path and label", path=content.root, code="E036")
 
@@ -291,7 +296,7 @@ def _describe_other_tables(content: DirectoryContent) -> str:
 
 def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) -> None:
     for table in set(names) & set(content.label_tables):
-        log.warning("%s is ignored although it has the columns path and label: pass it as --data to use it", table)
+        log.warning("%s is ignored although it has the columns path and label: pass it as `data` to use it", table)
     if names:
         log.info("skipped %d other files and folders: %s", len(names), format_names(names))
 

@@ -99,14 +99,14 @@ def test_the_path_may_be_the_table_and_the_format_may_be_given(tmp_path):
     assert len(read_manifest(table)) == len(read_manifest(tmp_path, data_format="coronahack")) == 8
     text = get_error(tmp_path, data_format="cohen")
     assert "the data is not Cohen's collection" in text
-    assert "omit --data-format" in text
+    assert "omit `data_format`" in text
 
 
 def test_a_folder_that_fits_two_formats_is_an_error(tmp_path):
     make_coronahack(tmp_path)
     (tmp_path / "mine.csv").write_text("path,label\ntrain/IM-0001-0001.jpeg,a\n")
     text = get_error(tmp_path)
-    assert "several data formats: coronahack, csv. Pass --data-format coronahack or --data-format csv" in text
+    assert "several data formats: coronahack, csv. Pass `data_format='coronahack'` or `data_format='csv'`" in text
 
 
 def test_the_real_dataset_is_read(real_data):

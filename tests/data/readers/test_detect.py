@@ -44,8 +44,8 @@ def test_split_and_class_folders_together_are_an_error(tmp_path):
     text = get_error(tmp_path)
     assert "FCX-E019" in text
     assert "both splits ('train') and classes ('covid', 'normal')" in text
-    assert "--data-format split_folders" in text
-    assert "--data-format folders" in text
+    assert "`data_format='split_folders'`" in text
+    assert "`data_format='folders'`" in text
     assert [f.path for f in detect_layout(tmp_path, "split_folders").folders] == ["train/covid"]
     assert [f.path for f in detect_layout(tmp_path, "folders").folders] == ["covid", "normal", "train"]
 
@@ -80,7 +80,7 @@ def test_class_folders_take_precedence_over_a_table_with_a_warning(tmp_path, cap
     write_two_classes(tmp_path)
     write_file(tmp_path / "labels.csv", "path,label\n")
     assert detect_layout(tmp_path).layout == "folders"
-    assert "labels.csv is ignored although it has the columns path and label: pass it as --data" in caplog.text
+    assert "labels.csv is ignored although it has the columns path and label: pass it as `data`" in caplog.text
     assert detect_layout(tmp_path, "csv").path == tmp_path / "labels.csv"
 
 
@@ -97,7 +97,7 @@ def test_a_similar_name_is_suggested_for_a_missing_folder(tmp_path):
     write_two_classes(tmp_path / "ozturk")
     text = get_error(tmp_path / "osturk", kind=InputMissingError)
     assert "FCX-E001" in text
-    assert f"no such file or folder (did you mean '{tmp_path}/ozturk'?). Check the name given as --data" in text
+    assert f"no such file or folder (did you mean '{tmp_path}/ozturk'?). Check the name given as `data`" in text
     assert "FCX-E001" in get_error(write_files(tmp_path, "file") / "file" / "x", kind=InputMissingError)
 
 
@@ -115,7 +115,7 @@ def test_the_error_for_one_class_suggests_its_subfolder(tmp_path):
     text = get_error(tmp_path)
     assert "FCX-E003" in text
     assert "only one class, the folder 'download', with subfolders ('covid', 'normal')" in text
-    assert f"pass --data {tmp_path}/download" in text
+    assert f"pass `data='{tmp_path}/download'`" in text
 
 
 def test_the_error_for_one_class_names_the_columns_of_a_table(tmp_path):

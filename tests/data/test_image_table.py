@@ -1,0 +1,97 @@
+"""Files, folders, arrays and Pillow images become one table, and read_image reads each of its rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from toy_images import draw_toy
+
+from fastcxr.data.image_table import make_image_table
+from fastcxr.data.imaging.read import read_image
+from fastcxr.errors import DataError, ImageError, InputMissingError
+
+GRAY = draw_toy("haze", 0)
+
+
+def read_one(image, depth: int | None = None) -> np.ndarray:
+    return read_image(make_image_table(image)["file"].iloc[0], depth)
+
+
+def test_a_single_path_is_one_image_and_not_a_sequence_of_letters(toy_manifest):
+    file = toy_manifest["file"][0]
+    table = make_image_table(file)
+    assert table["file"].tolist() == [file]
+    assert table["path"].tolist() == [file.rpartition("/")[2]]
+
+
+def test_a_folder_given_as_text_lists_the_files_below_it(toy_folder, toy_manifest):
+    assert sorted(make_image_table(str(toy_folder))["path"]) == sorted(toy_manifest["path"])
+
+
+def test_arrays_and_pillow_images_have_a_name_and_keep_their_position(toy_manifest):
+    file = toy_manifest["file"][0]
+    opened, made = Image.open(file), Image.fromarray(GRAY)
+    table = make_image_table([GRAY, file, opened, made])
+    assert table["path"].tolist() == ["array-0", opened.filename.rpartition("/")[2], *([table["path"][1]]), "image-3"]
+    for row, expected in enumerate([GRAY, read_image(file), read_image(file), GRAY]):
+        np.testing.assert_array_equal(read_image(table["file"][row]), expected)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [GRAY, GRAY.astype(np.uint16) * 257, GRAY.astype(np.float32) / 255, GRAY.astype(float), GRAY.astype(np.int64)],
+    ids=["uint8", "uint16", "fraction", "float", "int64"],
+)
+def test_the_range_of_an_array_is_scaled_to_bytes(pixels):
+    np.testing.assert_array_equal(read_one(pixels), GRAY)
+
+
+def test_an_array_of_twelve_bits_is_read_with_the_depth_of_its_source():
+    deep = GRAY.astype(np.uint16) * 4
+    assert read_one(deep, 12).max() == round(int(deep.max()) * 255 / 4095)
+    np.testing.assert_array_equal(read_one(deep, 10), read_one(deep))
+
+
+def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
+    deep = Image.fromarray(GRAY.astype(np.uint16) * 16)
+    colour = Image.merge("RGB", [Image.fromarray(GRAY)] * 3)
+    turned = Image.fromarray(GRAY)
+    turned.getexif()[274] = 6
+    for image, name in ((deep, "deep.png"), (colour, "colour.png"), (turned, "turned.png")):
+        image.save(tmp_path / name, exif=image.getexif())
+        np.testing.assert_array_equal(read_one(image), read_image(tmp_path / name))
+        np.testing.assert_array_equal(read_one(Image.open(tmp_path / name)), read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), r"array-0 has the shape \(64, 64, 3\), expected .* PIL.Image.fromarray"),
+        ([GRAY, GRAY > 9], "array-1 has the type bool, expected integers or floats. Convert it"),
+        (7, "image 0 is 7, expected a path, a gray array or a Pillow image. Pass one of them"),
+        (["", GRAY], "image 0 is '', expected a path"),
+        (pd.DataFrame({"path": ["a.png"]}), r"no column 'source', 'file'. Pass read_manifest\(table\)"),
+    ],
+)
+def test_another_input_is_an_error_with_the_fix(images, message):
+    with pytest.raises(DataError, match=message):
+        make_image_table(images)
+
+
+def test_no_image_is_an_error(tmp_path):
+    for images in ([], tmp_path):
+        with pytest.raises(InputMissingError, match="0 files in .*Pass images, or folders of images"):
+            make_image_table(images)
+
+
+@pytest.mark.parametrize(("fill", "code"), [(np.nan, "E106"), (0.5, "E111")])
+def test_an_array_without_an_image_is_an_image_error(fill, code):
+    with pytest.raises(ImageError, match=f"FCX-{code} array-0"):
+        read_one(np.full((64, 64), fill))
+
+
+def test_a_truncated_pillow_image_is_an_image_error(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
+    with pytest.raises(ImageError, match="FCX-E104 a.png: the data of this Pillow image is corrupt"):
+        read_one(Image.open(tmp_path / "a.png"))
