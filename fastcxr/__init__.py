@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from fastcxr.inference.explain import explain
     from fastcxr.inference.predict import predict
     from fastcxr.models.bundle import load_model
+    from fastcxr.report.displays import plot_calibration, plot_confusion, plot_roc
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
     from fastcxr.training.trainer import train
+    from fastcxr.workflows.load_learner import load_learner_from_run
     from fastcxr.workflows.train_dir import write_report
 
 # module of each name; imported on first use, because torch and fastai take seconds to import
@@ -39,15 +41,19 @@ _MODULES = {
     "train": "fastcxr.training.trainer",
     "predict": "fastcxr.inference.predict",
     "load_model": "fastcxr.models.bundle",
+    "load_learner_from_run": "fastcxr.workflows.load_learner",
     "explain": "fastcxr.inference.explain",
+    "plot_calibration": "fastcxr.report.displays",
+    "plot_confusion": "fastcxr.report.displays",
+    "plot_roc": "fastcxr.report.displays",
     "write_report": "fastcxr.workflows.train_dir",
     "study_main": "fastcxr.cli.study",
 }
 
 __all__ = [
-    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "explain", "load_model", "make_datablock",
-    "make_learner", "make_loaders", "predict", "read_manifest", "split_by_patient", "study_main", "train",
-    "write_report",
+    "Augmentation", "Recipe", "Stage", "__version__", "describe_manifest", "explain", "load_learner_from_run",
+    "load_model", "make_datablock", "make_learner", "make_loaders", "plot_calibration", "plot_confusion", "plot_roc",
+    "predict", "read_manifest", "split_by_patient", "study_main", "train", "write_report",
 ]  # fmt: skip
 
 

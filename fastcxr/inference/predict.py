@@ -19,7 +19,7 @@ from fastcxr.errors import ImageError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
-from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
 from fastcxr.models.precision import autocast
@@ -41,7 +41,7 @@ ImageOrError = np.ndarray | ImageError
 
 
 def predict(
-    model: "Learner | Classifier",
+    model: "Learner | Classifier | Ensemble",
     manifest: pd.DataFrame,
     *,
     splits: Sequence[str] | None = ("valid", "test"),
@@ -53,8 +53,8 @@ def predict(
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
     image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
     """
-    learner = None if isinstance(model, Classifier) else model
-    classifier = model if isinstance(model, Classifier) else extract_classifier(model)
+    learner = None if isinstance(model, Classifier | Ensemble) else model
+    classifier = model if isinstance(model, Classifier | Ensemble) else extract_classifier(model)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
     files = table["file"].tolist()
@@ -89,24 +89,31 @@ class Scores:
 
 
 def score_images_or_errors(
-    classifier: Classifier, images_or_errors: Iterator[ImageOrError], n_images: int, advance: Callable
+    classifier: Classifier | Ensemble, images_or_errors: Iterator[ImageOrError], n_images: int, advance: Callable
 ) -> tuple[Scores, list[str]]:
     """Return the scores of all images, and why a file could not be read, empty for readable files."""
     errors, probability = [""] * n_images, np.full((n_images, len(classifier.labels)), np.nan)
-    ood_score = np.full(n_images, np.nan) if classifier.ood_detector else None
-    classifier, numbered_images = fuse_classifier(classifier), enumerate(images_or_errors)
+    ood_score = np.full(n_images, np.nan) if classifier.has_ood_detector else None
+    classifier, numbered_images = fuse_model(classifier), enumerate(images_or_errors)
     while batch := list(islice(numbered_images, BATCH_SIZE)):
         readable = {row: image for row, image in batch if not isinstance(image, ImageError)}
         for row, error in batch:
             if isinstance(error, ImageError):
                 errors[row] = f"FCX-{error.code} {error.problem}. {error.fix}"
         if readable:
-            batch_scores = score_batch(classifier, np.stack(list(readable.values())))
+            batch_scores = score_model(classifier, np.stack(list(readable.values())))
             probability[list(readable)] = batch_scores.probability
             if ood_score is not None:
                 ood_score[list(readable)] = batch_scores.ood_score
         advance(len(batch))
     return Scores(probability, ood_score), errors
+
+
+def fuse_model(model: Classifier | Ensemble) -> Classifier | Ensemble:
+    """Return the classifier, or the ensemble of classifiers, with networks optimised for inference."""
+    if isinstance(model, Ensemble):
+        return Ensemble(members=tuple(map(fuse_classifier, model.members)))
+    return fuse_classifier(model)
 
 
 def fuse_classifier(classifier: Classifier) -> Classifier:
@@ -115,6 +122,16 @@ def fuse_classifier(classifier: Classifier) -> Classifier:
         return classifier
     network = fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
     return replace(classifier, network=network)
+
+
+def score_model(model: Classifier | Ensemble, images: np.ndarray) -> Scores:
+    """Return the scores of a batch by a classifier, or the mean scores of the members of an ensemble."""
+    if isinstance(model, Classifier):
+        return score_batch(model, images)
+    scores = [score_batch(member, images) for member in model.members]
+    ood_scores = [one.ood_score for one in scores if one.ood_score is not None]
+    mean_ood_score = np.mean(ood_scores, axis=0) if model.has_ood_detector else None
+    return Scores(np.mean([one.probability for one in scores], axis=0), mean_ood_score)
 
 
 @torch.inference_mode()
@@ -153,7 +170,7 @@ def _compute_cached_ood_scores(learner: "Learner", files: list[str]) -> np.ndarr
 
 
 def _make_predictions(
-    table: pd.DataFrame, scores: Scores, classifier: Classifier, errors: Sequence[str] | None = None
+    table: pd.DataFrame, scores: Scores, classifier: Classifier | Ensemble, errors: Sequence[str] | None = None
 ) -> Predictions:
     predictions = make_predictions(table, scores.probability, classifier.labels, errors)
     return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)

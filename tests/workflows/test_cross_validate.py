@@ -14,7 +14,7 @@ from toy_images import write_toys
 from fastcxr.config.recipe import Recipe, read_recipe
 from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
-from fastcxr.models.bundle import load_model
+from fastcxr.models.bundle import load_classifier
 from fastcxr.progress.base import log_to
 from fastcxr.training import feature_cache, loaders
 from fastcxr.workflows import load
@@ -274,7 +274,7 @@ def test_a_single_fold_is_rejected():
 
 def test_loading_a_model_of_all_folds_suggests_a_fold(pooled):
     with pytest.raises(InputMissingError, match=r"3 subfolders are runs with a model. Pass one of them, .*run/fold-1$"):
-        load_model(pooled[1])
+        load_classifier(pooled[1])
 
 
 @pytest.fixture
