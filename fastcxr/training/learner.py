@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import fastai.callback.schedule  # noqa: F401  adds lr_find and fit_one_cycle to Learner
+import fastai.vision.learner  # noqa: F401  adds plot_top_losses for images
 import numpy as np
 import pandas as pd
 import torch

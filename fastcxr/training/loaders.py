@@ -260,7 +260,9 @@ class ImageLoader(TfmdDL):
 
     def new(self, dataset: Any = None, cls: type | None = None, **options) -> TfmdDL:
         """Return a loader for another dataset that shows each row once."""
-        return super().new(dataset, cls, **({"image_cache": self.image_cache} | options))
+        # learner.export pickles loaders without rows: they must not keep the paths of all images
+        has_rows = dataset is None or len(dataset) > 0
+        return super().new(dataset, cls, **({"image_cache": self.image_cache if has_rows else None} | options))
 
     def skip_batches(self, n_batches: int) -> None:
         """Skip the first batches of the next epoch; random numbers continue as after these batches."""

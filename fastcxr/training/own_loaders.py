@@ -16,6 +16,9 @@ log = logging.getLogger("fastcxr")
 
 def validate_own_loaders(loaders: DataLoaders, backbone: Backbone, recipe: Recipe) -> None:
     """Read a batch. Raise DataError if it does not fit the network; warn if it is not normalized."""
+    if not len(loaders.train):
+        problem = f"the training loader has no batch: {len(loaders.train_ds)} images, batch size {loaders.train.bs}"
+        raise DataError(problem, "Pass a smaller batch size, as bs=8")
     batch = loaders.one_batch()
     _validate_labels(batch)
     shape, expected_shape = tuple(batch[0].shape[1:]), (len(backbone.mean), recipe.image_size, recipe.image_size)

@@ -58,8 +58,8 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
 def make_empty_loaders(classifier: Classifier, manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
     """Return loaders without items, for test_dl, as in a Learner that fastai exported."""
     with TemporaryDirectory(prefix="fastcxr-") as temporary_dir:
-        file = f"{temporary_dir}/blank.png"  # fastai reads one item to learn the types of a batch
-        Image.new("L", (classifier.input_spec.image_size,) * 2).save(file)
+        file = f"{temporary_dir}/gradient.png"  # fastai reads one item to learn the types of a batch
+        Image.linear_gradient("L").save(file)
         rows = [(file, label, split) for label in classifier.labels for split in ("train", "valid")]
         table = pd.DataFrame(rows, columns=["file", "label", "split"])
         block = make_datablock(table, recipe, classifier.input_spec)
