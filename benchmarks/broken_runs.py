@@ -104,7 +104,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def killed(place: Path, count: int, workers: int) -> Row:
-    """Kill -9 at a random moment of training, again and again until the run ends."""
+    """kill -9 at a random moment of training, again and again until the run ends."""
     bench, rng = Bench(place, workers=workers), random.Random(2026)
     kills = survived = 0
     while kills < count:
@@ -122,7 +122,7 @@ def killed(place: Path, count: int, workers: int) -> Row:
 
 
 def killed_while_writing(place: Path, count: int) -> Row:
-    """Kill -9 at the moment when half of a state file is there."""
+    """kill -9 at the moment when half of a state file is there."""
     bench, survived, kills = Bench(place, backbone="mobilenetv2_100", epochs=2), 0, 0
     while kills < count:
         folder = bench.new_folder()

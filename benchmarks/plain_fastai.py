@@ -100,7 +100,7 @@ class Watch(Progress):
 
 
 def ours(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
-    """Fastcxr's road, its cache empty."""
+    """fastcxr's road, its cache empty."""
     test = manifest[manifest["split"] == "test"]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder

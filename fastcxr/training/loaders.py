@@ -47,7 +47,7 @@ class Radiograph(PILImageBW):
     _show_args = {"cmap": "gray"}  # fastai's default shows gray images inverted
 
     @classmethod
-    # fastai reads the annotation: it tells which transforms an item of `learner.predict` still needs
+    # fastai reads the annotation to find the transforms that an item of `learner.predict` still needs
     def create(cls, source: str | Path | np.ndarray | Image.Image, **options) -> "Radiograph":
         """Read a file, or convert an array of gray bytes or a PIL image of 8 bits. Raises ImageError."""
         if isinstance(source, str | Path):
