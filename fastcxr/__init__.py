@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from fastcxr.metrics.evaluate import evaluate_predictions
     from fastcxr.metrics.predictions import Predictions, read_predictions, write_predictions
     from fastcxr.models.bundle import load_model
+    from fastcxr.report.displays import plot_calibration, plot_confusion, plot_roc
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
     from fastcxr.training.trainer import train
     from fastcxr.workflows.evaluate import evaluate
+    from fastcxr.workflows.load_learner import load_learner_from_run
     from fastcxr.workflows.train_dir import write_report
 
 # module of each name; imported on first use, because torch and fastai take seconds to import
@@ -51,6 +53,7 @@ _MODULES = {
     "make_learner": "fastcxr.training.learner",
     "train": "fastcxr.training.trainer",
     "load_model": "fastcxr.models.bundle",
+    "load_learner_from_run": "fastcxr.workflows.load_learner",
     "predict": "fastcxr.inference.predict",
     "explain": "fastcxr.inference.explain",
     "Predictions": "fastcxr.metrics.predictions",
@@ -58,16 +61,19 @@ _MODULES = {
     "write_predictions": "fastcxr.metrics.predictions",
     "evaluate_predictions": "fastcxr.metrics.evaluate",
     "evaluate": "fastcxr.workflows.evaluate",
+    "plot_calibration": "fastcxr.report.displays",
+    "plot_confusion": "fastcxr.report.displays",
+    "plot_roc": "fastcxr.report.displays",
     "write_report": "fastcxr.workflows.train_dir",
     "study_main": "fastcxr.cli.study",
 }
 
 __all__ = [
     "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest",
-    "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_model", "make_datablock",
-    "make_image_table", "make_learner", "make_loaders", "predict", "read_image", "read_manifest",
-    "read_predictions", "select_fold", "split_by_patient", "split_into_folds", "study_main", "train",
-    "write_manifest", "write_predictions", "write_report",
+    "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_learner_from_run", "load_model",
+    "make_datablock", "make_image_table", "make_learner", "make_loaders", "plot_calibration", "plot_confusion",
+    "plot_roc", "predict", "read_image", "read_manifest", "read_predictions", "select_fold", "split_by_patient",
+    "split_into_folds", "study_main", "train", "write_manifest", "write_predictions", "write_report",
 ]  # fmt: skip
 
 

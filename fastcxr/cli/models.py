@@ -32,7 +32,7 @@ def predict(
     Parameters
     ----------
     folder
-        run folder of the trained model
+        run folder of the trained model; of a run with folds: mean of the probabilities of all folds
     images
         image files, DICOM files, folders of them, or packed files
     csv
@@ -57,9 +57,9 @@ def predict(
     table, classifier = make_image_table(images), load_model(folder, precision=precision, device=device)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
-        from fastcxr.inference.openvino import to_openvino
+        from fastcxr.inference.openvino import model_to_openvino
 
-        classifier = to_openvino(classifier)
+        classifier = model_to_openvino(classifier)
     predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
     predictions = apply_thresholds(predicted, classifier.thresholds)
     write_predictions(predictions, csv or sys.stdout)
@@ -69,7 +69,7 @@ def predict(
     n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
     summary = f"{len(table) - n_unreadable - n_ood:,} images classified, {n_unreadable:,} unreadable"
     ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
-    print_line(summary + (ood_text if classifier.ood_detector else "; this model has no OOD detector"))
+    print_line(summary + (ood_text if classifier.has_ood_detector else "; this model has no OOD detector"))
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
@@ -102,12 +102,12 @@ def explain(
         folder to create; default: runs/explain-RUN-NUMBER
     """
     from fastcxr.data.image_table import make_image_table
-    from fastcxr.models.bundle import load_model
+    from fastcxr.models.bundle import load_classifier
     from fastcxr.workflows.explain import write_explanation
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
-    table, classifier = make_image_table(images), load_model(folder, precision=precision, device=device)
+    table, classifier = make_image_table(images), load_classifier(folder, precision=precision, device=device)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)

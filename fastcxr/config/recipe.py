@@ -132,8 +132,8 @@ class Recipe:
         group="Training", common=True, minimum=1e-12,
     )  # fmt: skip
     layer_lr_ratio: float = option(
-        1.0, help="head rate over first-group rate, with geometric interpolation between them, for strategy full and "
-        "stages without a ratio; in Python, learning_rate=slice(1e-5, 1e-3) sets both",
+        1.0, help="head rate over first-group rate, with geometric interpolation between them, for strategies "
+        "lp_ft and full, and stages without a ratio; in Python, learning_rate=slice(1e-5, 1e-3) sets both",
         group="Training", minimum=1,
     )  # fmt: skip
     lr_find_min: float = option(
@@ -296,9 +296,9 @@ def _validate_combinations(recipe: Recipe) -> None:
         _validate_source_options(recipe)
     if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
         raise unknown_name_error(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
-    if recipe.layer_lr_ratio != 1 and isinstance(recipe.strategy, str) and recipe.strategy != "full":
+    if recipe.layer_lr_ratio != 1 and isinstance(recipe.strategy, str) and recipe.strategy not in ("full", "lp_ft"):
         problem = f"layer_lr_ratio is {recipe.layer_lr_ratio:g}, but strategy {recipe.strategy} does not use it"
-        raise RecipeError(problem, "Choose `strategy='full'`, or leave `layer_lr_ratio` out")
+        raise RecipeError(problem, "Choose `strategy='lp_ft'` or `strategy='full'`, or leave `layer_lr_ratio` out")
     if recipe.lr_find_min >= recipe.lr_find_max:
         problem = f"lr_find_min is {recipe.lr_find_min:g}, it must be below lr_find_max, {recipe.lr_find_max:g}"
         raise RecipeError(problem, "Change one of them")

@@ -19,7 +19,7 @@ from fastcxr.data.bit_depth import find_depths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.sniff import Remarks
-from fastcxr.errors import ImageError, RecipeError
+from fastcxr.errors import ImageError, ModelError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
 from fastcxr.inference.predict import BATCH_SIZE as PREDICTION_BATCH_SIZE
@@ -34,7 +34,7 @@ from fastcxr.inference.predict import (
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
 from fastcxr.io.html import escape_html
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
-from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
@@ -144,7 +144,7 @@ class Explanations:
 
 
 def explain(
-    model: Learner | Classifier,
+    model: Learner | Classifier | Ensemble,
     images: pd.DataFrame | ImageInput | Iterable[ImageInput],
     *,
     classes: Sequence[str] = (),
@@ -169,13 +169,16 @@ def explain(
 
 
 def make_explainer(
-    model: Learner | Classifier,
+    model: Learner | Classifier | Ensemble,
     table: pd.DataFrame,
     method: Method = "grad_cam",
     image_cache: ImageCache | None = None,
     n_checked: int = N_CHECK_IMAGES,
 ) -> Explainer:
     """Return an explainer with the sanity check of up to `n_checked` of these images."""
+    if isinstance(model, Ensemble):
+        fix = "Pass the model of one fold, as load_model('runs/folds/fold-1')"
+        raise ModelError("a saliency map explains one network, but this is an ensemble", fix)
     source_classifier = extract_classifier(model) if isinstance(model, Learner) else model
     # a copy: the given network may be trained further
     network = copy.deepcopy(source_classifier.network).eval().requires_grad_(False)

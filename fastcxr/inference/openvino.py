@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastcxr.errors import ModelError
-from fastcxr.models.bundle import Classifier
+from fastcxr.models.bundle import Classifier, Ensemble
 from fastcxr.models.heads import StageFeatureExtractor
 
 
@@ -36,6 +36,13 @@ class OpenVINOFeatureExtractor(StageFeatureExtractor):
         """(n, channels, size, size) -> (n, k) and (n, all channels of the stages)."""
         outputs = self.compiled([images.contiguous().numpy()])
         return torch.from_numpy(outputs[0]), torch.from_numpy(outputs[1])
+
+
+def model_to_openvino(model: Classifier | Ensemble) -> Classifier | Ensemble:
+    """Return the classifier, or the ensemble of classifiers, with compiled networks. Raises ModelError."""
+    if isinstance(model, Ensemble):
+        return Ensemble(members=tuple(map(to_openvino, model.members)))
+    return to_openvino(model)
 
 
 def to_openvino(classifier: Classifier) -> Classifier:

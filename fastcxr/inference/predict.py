@@ -21,7 +21,7 @@ from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
-from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
 from fastcxr.models.ood import OODDetector
@@ -44,7 +44,7 @@ ImageOrError = np.ndarray | ImageError
 
 
 def predict(
-    model: "Learner | Classifier",
+    model: "Learner | Classifier | Ensemble",
     images: pd.DataFrame | ImageInput | Iterable[ImageInput],
     *,
     splits: Sequence[str] | None = ("valid", "test"),
@@ -68,11 +68,11 @@ def predict(
         progress: progress display.
         log_warnings: log the warnings of decoding.
     """
-    learner = None if isinstance(model, Classifier) else model
-    classifier = model if isinstance(model, Classifier) else extract_classifier(model)
+    learner = None if isinstance(model, Classifier | Ensemble) else model
+    classifier = model if isinstance(model, Classifier | Ensemble) else extract_classifier(model)
     table = _select_splits(make_image_table(images), splits).reset_index(drop=True)
     files = table["file"].tolist()
-    if learner is not None and find_learner_state(learner).fitted_probe:
+    if learner is not None and isinstance(classifier, Classifier) and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_features
 
         is_valid = (table["split"] == "valid").tolist() if "split" in table else [False] * len(table)
@@ -86,21 +86,21 @@ def predict(
     depths = find_depths(table, classifier.bit_depths)
     decoded = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
-        predictions = predict_images(fuse_classifier(classifier), table, decoded, bar.advance)
+        predictions = predict_images(fuse_model(classifier), table, decoded, bar.advance)
     if log_warnings:
         log_image_warnings(table, remarks, classifier.bit_depths)
     return predictions
 
 
 def predict_images(
-    classifier: Classifier,
+    classifier: Classifier | Ensemble,
     table: pd.DataFrame,
     images_or_errors: Iterable[ImageOrError],
     advance: Callable[[int], object] = int,
 ) -> Predictions:
     """Predict the rows of a table from their images, or the errors of unreadable files.
 
-    `classifier`: the result of fuse_classifier. `advance`: called with the number of images of each batch.
+    `classifier`: the result of fuse_model. `advance`: called with the number of images of each batch.
     """
     scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), advance)
     return _make_predictions(table, scores, classifier, errors)
@@ -123,11 +123,11 @@ class Scores:
 
 
 def score_images_or_errors(
-    classifier: Classifier, images_or_errors: Iterable[ImageOrError], n_images: int, advance: Callable
+    classifier: Classifier | Ensemble, images_or_errors: Iterable[ImageOrError], n_images: int, advance: Callable
 ) -> tuple[Scores, list[str]]:
     """Return the scores of all images, and why a file could not be read, empty for readable files."""
     errors, probability = [""] * n_images, np.full((n_images, len(classifier.labels)), np.nan)
-    ood_score = np.full(n_images, np.nan) if classifier.ood_detector else None
+    ood_score = np.full(n_images, np.nan) if classifier.has_ood_detector else None
     numbered_images = enumerate(images_or_errors)
     while batch := list(islice(numbered_images, BATCH_SIZE)):
         readable = {row: image for row, image in batch if not isinstance(image, ImageError)}
@@ -135,12 +135,19 @@ def score_images_or_errors(
             if isinstance(error, ImageError):
                 errors[row] = f"FCX-{error.code} {error.problem}. {error.fix}"
         if readable:
-            batch_scores = score_batch(classifier, np.stack(list(readable.values())))
+            batch_scores = score_model(classifier, np.stack(list(readable.values())))
             probability[list(readable)] = batch_scores.probability
             if ood_score is not None:
                 ood_score[list(readable)] = batch_scores.ood_score
         advance(len(batch))
     return Scores(probability, ood_score), errors
+
+
+def fuse_model(model: Classifier | Ensemble) -> Classifier | Ensemble:
+    """Return the classifier, or the ensemble of classifiers, with networks optimised for inference."""
+    if isinstance(model, Ensemble):
+        return Ensemble(members=tuple(map(fuse_classifier, model.members)))
+    return fuse_classifier(model)
 
 
 def fuse_classifier(classifier: Classifier) -> Classifier:
@@ -149,6 +156,16 @@ def fuse_classifier(classifier: Classifier) -> Classifier:
         return classifier
     network = fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
     return replace(classifier, network=network)
+
+
+def score_model(model: Classifier | Ensemble, images: np.ndarray) -> Scores:
+    """Return the scores of a batch by a classifier, or the mean scores of the members of an ensemble."""
+    if isinstance(model, Classifier):
+        return score_batch(model, images)
+    scores = [score_batch(member, images) for member in model.members]
+    ood_scores = [one.ood_score for one in scores if one.ood_score is not None]
+    mean_ood_score = np.mean(ood_scores, axis=0) if model.has_ood_detector else None
+    return Scores(np.mean([one.probability for one in scores], axis=0), mean_ood_score)
 
 
 @torch.inference_mode()
@@ -195,7 +212,7 @@ def _compute_cached_ood_scores(learner: "Learner", files: list[str], detector: O
 
 
 def _make_predictions(
-    table: pd.DataFrame, scores: Scores, classifier: Classifier, errors: Sequence[str] | None = None
+    table: pd.DataFrame, scores: Scores, classifier: Classifier | Ensemble, errors: Sequence[str] | None = None
 ) -> Predictions:
     predictions = make_predictions(table, scores.probability, classifier.labels, errors)
     return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)

@@ -13,9 +13,9 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from fastcxr.errors import ModelError
 from fastcxr.metrics.analytic_intervals import Z_95
+from fastcxr.metrics.classification import MIN_PROBABILITY, compute_brier_scores, compute_log_losses
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
 
-MIN_PROBABILITY = 1e-12  # keeps the log-loss of a single error finite
 SMALLEST_PROBABILITY = np.finfo(float).tiny  # keeps the logarithm of a probability finite
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 MIN_VALID_IMAGES = 30  # validation images needed to fit a temperature
@@ -112,18 +112,6 @@ def compute_calibration(
             label: fit_calibration_line(truth == k, probability[:, k], patient_index) for k, label in enumerate(labels)
         },
     }
-
-
-def compute_log_losses(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the log-loss of each image in nats, shape (n,)."""
-    return -np.log(np.clip(probability[np.arange(len(truth)), truth], MIN_PROBABILITY, 1))
-
-
-def compute_brier_scores(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the squared error of each image, summed over classes (Brier 1950), shape (n,)."""
-    distance = np.array(probability, float)
-    distance[np.arange(len(truth)), truth] -= 1
-    return np.square(distance, out=distance).sum(axis=1)
 
 
 def simulate_chance_ece(confidence: np.ndarray) -> float:

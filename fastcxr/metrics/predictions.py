@@ -78,6 +78,25 @@ class Predictions:
         """Return the rows with a label and a readable image."""
         return self._select_rows((self.table["error"] == "") & (self.table["label"] != ""))
 
+    def metrics(self) -> pd.DataFrame:
+        """Return the metrics of every split with their 95 % confidence intervals, clustered by patient.
+
+        Returns:
+            Columns split, class ("all classes" or a label), metric, value, low, high and n_images. A metric that is
+            undefined is NaN, as are the bounds of a metric without an interval. Each class is compared with the others;
+            auroc and average_precision of all classes are macro averages.
+        """
+        # scikit-learn takes a second to import, and reading predictions.csv does not need it
+        from fastcxr.metrics.metrics_table import make_metrics_table
+
+        parts = {split: self.for_split(split).scorable() for split in self.splits}
+        tables = [
+            make_metrics_table(part.truth, part.probability, part.labels, part.table["patient"]).assign(split=split)
+            for split, part in parts.items()
+        ]
+        columns = ["split", "class", "metric", "value", "low", "high", "n_images"]
+        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
     def _repr_html_(self) -> str:
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
         from fastcxr.metrics.classification import compute_metrics

@@ -26,6 +26,7 @@ from fastcxr.models.model_json import (
     MODEL_JSON_FILE,
     OTHER_VERSION_FIX,
     WEIGHTS_FILE,
+    list_models_below,
     read_model_json,
     validate_model_files,
 )
@@ -73,9 +74,68 @@ class Classifier:
     bit_depths: BitDepths = field(default_factory=BitDepths)
 
     @property
+    def has_ood_detector(self) -> bool:
+        """Whether it has an out-of-distribution detector."""
+        return self.ood_detector is not None
+
+    @property
     def dtype_and_device(self) -> str:
         """Precision and device of the network, for example `bfloat16 on cpu`."""
         return f"{DTYPE_NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """The classifiers of all folds of a run.
+
+    The probabilities are the mean of those of the members, each with its own temperature. The OOD score is the mean of
+    their scores: above 1 the image is out of distribution. The thresholds are the mean of their thresholds.
+    """
+
+    members: tuple[Classifier, ...]
+
+    def __post_init__(self):
+        if any((one.labels, one.input_spec) != (self.labels, self.input_spec) for one in self.members):
+            problem = "the models of the folds differ in their classes, image size or normalization"
+            raise ModelError(problem, "Run all folds again with the same recipe and data")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        return self.members[0].labels
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Size and normalization of the input."""
+        return self.members[0].input_spec
+
+    @property
+    def bit_depths(self) -> BitDepths:
+        """Bit depths of the first fold: every fold reads all images of the dataset."""
+        return self.members[0].bit_depths
+
+    @property
+    def has_ood_detector(self) -> bool:
+        """Whether every member has an out-of-distribution detector."""
+        return all(member.has_ood_detector for member in self.members)
+
+    @property
+    def dtype_and_device(self) -> str:
+        """Number of models, precision and device, for example `mean of 5 models, bfloat16 on cpu`."""
+        return f"mean of {len(self.members)} models, {self.members[0].dtype_and_device}"
+
+    @property
+    def thresholds(self) -> dict[str, Any]:
+        """Mean thresholds of the classes that have one in every fold, and of abstention; see Classifier."""
+        folds = [member.thresholds for member in self.members]
+        rows = [fold.get("thresholds", {}) for fold in folds]
+        means = {
+            label: {"threshold": float(np.mean([row[label]["threshold"] for row in rows]))}
+            for label in self.labels
+            if all(label in row for row in rows)
+        }
+        limits = [limit for fold in folds if (limit := fold.get("uncertain_below")) is not None]
+        return {"thresholds": means, "uncertain_below": float(np.mean(limits)) if len(limits) == len(folds) else None}
 
 
 def extract_classifier(learner: "Learner") -> Classifier:
@@ -144,8 +204,37 @@ def describe_fitted_images(learner: "Learner") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def load_model(folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto") -> Classifier:
-    """Load the classifier of a run folder onto a device.
+def load_model(
+    folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto"
+) -> Classifier | Ensemble:
+    """Load the classifier of a run folder onto a device, or the ensemble of a cross-validation.
+
+    The members of an ensemble were trained on most images of the run: predict other images with it.
+
+    Args:
+        folder: the run folder, or the folder of a run with folds.
+        precision: see load_classifier.
+        device: see load_classifier.
+
+    Raises:
+        InputMissingError: a file of the model is missing, or a fold is not finished.
+        ModelError: a file of the model is damaged or invalid, or the folds differ.
+        RecipeError: the device is not available or the precision is unknown.
+    """
+    fold_dirs = [] if (Path(folder) / MODEL_JSON_FILE).is_file() else list_models_below(folder, "fold")
+    if not fold_dirs:
+        return load_classifier(folder, precision=precision, device=device)
+    n_folds = Recipe.from_json(Path(folder) / "recipe.json").folds
+    if len(fold_dirs) < n_folds:
+        problem = f"{len(fold_dirs)} of {n_folds} folds have a model"
+        raise InputMissingError(problem, "Run `fastcxr resume` first, or pass the folder of one fold", path=folder)
+    return Ensemble(members=tuple(load_classifier(one, precision=precision, device=device) for one in fold_dirs))
+
+
+def load_classifier(
+    folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto"
+) -> Classifier:
+    """Load the classifier of a run folder with one model onto a device.
 
     Args:
         folder: the run folder.

@@ -29,10 +29,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MODEL_JSON_FILE
     reject_other_format(folder)
     if not path.is_file():
-        part_folders = sorted(
-            file.parent for prefix in ("fold", "source") for file in Path(folder).glob(f"{prefix}-*/{MODEL_JSON_FILE}")
-        )
-        if part_folders:
+        if part_folders := [*list_models_below(folder, "fold"), *list_models_below(folder, "source")]:
             problem = f"no model.json in this folder; {len(part_folders)} subfolders are runs with a model"
             raise InputMissingError(problem, f"Pass one of them, for example {part_folders[0]}", path=folder)
         fix = "Pass the folder of a finished run, for example runs/first"
@@ -50,6 +47,11 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         problem = f"invalid value of {invalid[0]!r}" if invalid else f"missing key {missing[0]!r}"
         raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E301")
     return model_json
+
+
+def list_models_below(folder: str | Path, unit: str) -> list[Path]:
+    """Return the run folders of the folds, or with unit "source" of the held-out sources, that have a model."""
+    return [file.parent for file in sorted(Path(folder).glob(f"{unit}-*/{MODEL_JSON_FILE}"))]
 
 
 def validate_model_files(folder: Path, model_json: dict[str, Any]) -> None:

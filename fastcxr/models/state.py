@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # fastai takes seconds to import
 
 @dataclass(kw_only=True)
 class LoadersState:
-    """`loaders.fastcxr`, set by make_loaders."""
+    """`loaders.fastcxr`, set by make_loaders and by the DataBlock of make_datablock."""
 
     input_spec: InputSpec
     """Image size and normalization of the network's input."""
     manifest: pd.DataFrame
     """The whole manifest with bit depths, rows of the test split included."""
-    image_cache: ImageCache
-    """The decoded images in the order of the manifest."""
+    image_cache: ImageCache | None
+    """The decoded images in the order of the manifest; None for a model loaded without its images."""
     recipe: Recipe | None = None
     """The recipe that make_loaders received; None in a state that the caller made."""
 
@@ -58,14 +58,21 @@ class LearnerState:
     training_recipe: Recipe | None = None
     """The recipe of the last training with train; None before it."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # learner.export: the features have the paths of all images, and the folder belongs to this process
+        return vars(self) | {"temporary_dir": None, "fitted_probe": None}
+
 
 def get_loaders_state(loaders: "DataLoaders") -> LoadersState:
-    """Return the state that make_loaders set. Raise ModelError for other loaders."""
+    """Return the state that make_loaders or make_datablock set. Raise ModelError for other loaders."""
     try:
         return loaders.fastcxr
     except AttributeError:
-        fix = "Make them with make_loaders, or set loaders.fastcxr to a fastcxr.models.state.LoadersState"
-        raise ModelError("these DataLoaders lack the state that make_loaders sets", fix) from None
+        problem = "the preprocessing of these DataLoaders is not known, so fastcxr cannot repeat it for other images"
+        fix = (
+            "Make them with make_loaders, or make_datablock(manifest, recipe).dataloaders(); or call fastai's get_preds"
+        )
+        raise ModelError(problem, fix) from None
 
 
 def get_learner_state(learner: "Learner") -> LearnerState:

@@ -97,7 +97,7 @@ def plot_lr_find_curve(rates: pd.Series, losses: pd.Series, chosen: float | None
 @figure_style
 def plot_roc_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figure:
     """Plot each class against the rest, AUROC in the legend; a class without positives or negatives has no curve."""
-    curves = [(k, labels[k], is_class, probability[:, k]) for k, is_class in _list_drawable_classes(truth, len(labels))]
+    curves = [(k, labels[k], is_class, probability[:, k]) for k, is_class in list_drawable_classes(truth, len(labels))]
     title, x_label = "Sensitivity (true positive rate)", "1 − specificity (false positive rate)"
     return _plot_roc_curves(curves, title, x_label, len(labels))
 
@@ -125,7 +125,7 @@ def plot_precision_recall_curves(truth: np.ndarray, probability: np.ndarray, lab
     """Plot each class against the rest; for few classes a dotted line marks the prevalence (chance level)."""
     legend_entries = []
     figure, axes = _make_unit_axes("Precision (positive predictive value)", "Recall (sensitivity)", len(labels))
-    for k, is_class in _list_drawable_classes(truth, len(labels)):
+    for k, is_class in list_drawable_classes(truth, len(labels)):
         precision, recall, _ = precision_recall_curve(is_class, probability[:, k])
         axes.plot(recall, precision, drawstyle="steps-post", **class_line(k))
         if len(labels) <= MAX_BASELINE_CLASSES:
@@ -142,10 +142,8 @@ def plot_reliability_curves(
     """Plot the observed fraction of each class over its mean predicted probability, in bins of equal image counts."""
     legend_entries = []
     figure, axes = _make_unit_axes("Observed fraction", "predicted probability", len(labels), has_diagonal=True)
-    for k, is_class in _list_drawable_classes(truth, len(labels)):
-        order = np.argsort(probability[:, k], kind="stable")
-        bins = np.array_split(order, min(N_RELIABILITY_BINS, max(1, len(order) // MIN_BIN_IMAGES)))
-        points = [[values[bin_].mean() for bin_ in bins] for values in (probability[:, k], is_class)]
+    for k, is_class in list_drawable_classes(truth, len(labels)):
+        points = compute_reliability_points(is_class, probability[:, k])
         axes.plot(*points, marker="o", markersize=3.5, **class_line(k))
         slope = slopes[k]
         legend_entries.append((k, labels[k], np.nan if slope is None else slope))
@@ -153,11 +151,18 @@ def plot_reliability_curves(
     return figure
 
 
+def compute_reliability_points(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean probability and observed fraction in bins of equal image counts."""
+    order = np.argsort(scores, kind="stable")
+    bins = np.array_split(order, min(N_RELIABILITY_BINS, max(1, len(order) // MIN_BIN_IMAGES)))
+    return np.array([scores[bin_].mean() for bin_ in bins]), np.array([is_class[bin_].mean() for bin_ in bins])
+
+
 @figure_style
 def plot_net_benefit_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figure:
     """Plot the net benefit of each class by threshold probability; dotted: treat all."""
     figure, axes = make_axes(4.2, 3.0, "Net benefit")
-    for k, is_class in _list_drawable_classes(truth, len(labels)):
+    for k, is_class in list_drawable_classes(truth, len(labels)):
         benefit, treat_all_benefit = net_benefit(is_class, probability[:, k])
         label = shorten(replace_unprintable(labels[k]), 20)
         axes.plot(NET_BENEFIT_THRESHOLDS, benefit, label=label, **class_line(k))
@@ -176,7 +181,13 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]
     names = [shorten(replace_unprintable(label), 18) for label in labels]
     width, height = max(4.2, cell_inches * n_classes + 1.5), max(2.6, cell_inches * 0.72 * n_classes + 0.9)
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    draw_confusion_matrix(figure.add_subplot(), matrix, names)
+    return figure
+
+
+def draw_confusion_matrix(axes: Axes, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Draw the cells and the names of the classes."""
+    n_classes = len(names)
     for row, column in np.ndindex(n_classes, n_classes):
         _draw_confusion_cell(axes, (row, column), int(matrix[row][column]), int(sum(matrix[row])))
     axes.set(xlim=(0, n_classes), ylim=(n_classes, 0))
@@ -191,7 +202,6 @@ def plot_confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]
     axes.set_yticks(np.arange(n_classes) + 0.5, names)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    return figure
 
 
 def _draw_confusion_cell(axes: Axes, cell: tuple[int, int], n: int, row_total: int) -> None:
@@ -215,7 +225,7 @@ def _draw_confusion_cell(axes: Axes, cell: tuple[int, int], n: int, row_total: i
     axes.text(column + 0.5, row + 0.7, f"{n:,}", color=count_color, fontsize=9, **centred)
 
 
-def _list_drawable_classes(truth: np.ndarray, n_classes: int) -> list[tuple[int, np.ndarray]]:
+def list_drawable_classes(truth: np.ndarray, n_classes: int) -> list[tuple[int, np.ndarray]]:
     """Return number and membership of each class that has both positive and negative images."""
     memberships = [(i, truth == i) for i in range(n_classes)]
     return [(i, is_class) for i, is_class in memberships if is_class.any() and not is_class.all()]
@@ -227,6 +237,12 @@ def _make_unit_axes(title: str, x_label: str, n_lines: int, has_diagonal: bool =
     width, height = 4.2, 4.2 + legend_inches
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.5 / width, (0.5 + legend_inches) / height, 3.5 / width, 3.4 / height))
+    style_unit_axes(axes, title, x_label, has_diagonal=has_diagonal)
+    return figure, axes
+
+
+def style_unit_axes(axes: Axes, title: str, x_label: str, *, has_diagonal: bool) -> None:
+    """Set title, label and limits of axes from 0 to 1."""
     set_title(axes, title)
     axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), xlabel=x_label)
     ticks = [0, 0.25, 0.5, 0.75, 1]
@@ -234,7 +250,6 @@ def _make_unit_axes(title: str, x_label: str, n_lines: int, has_diagonal: bool =
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     if has_diagonal:
         axes.plot([0, 1], [0, 1], color=FAINT_COLOR, linewidth=1, linestyle=(0, (3, 3)))
-    return figure, axes
 
 
 def _draw_legend(axes: Axes, entries: Sequence[tuple[int, str, float]], heading: str, left: float = 0.42) -> None:

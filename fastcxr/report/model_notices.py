@@ -173,6 +173,13 @@ def find_failed_lr_searches(record: RunRecord, metrics: Metrics) -> Found:
         yield (f"{join_names(stages)}.",)
 
 
+def find_own_training(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield which options of the recipe the training did not use, if the user called fastai's fit."""
+    if _is_own_training(record):
+        text = "Strategy, epochs, learning rate and schedule of the recipe were not used; history.csv lists the epochs."
+        yield (f"{text} The weights are those after the last call.",)
+
+
 def find_horizontal_flips(record: RunRecord, metrics: Metrics) -> Found:
     """Yield how training treated left and right: augmentation `on` or `off`, or features of `both orientations`."""
     recipe, augment = record.recipe, record.recipe.get("augment")
@@ -180,6 +187,7 @@ def find_horizontal_flips(record: RunRecord, metrics: Metrics) -> Found:
         return
     strategy = recipe.get("strategy")
     is_fitted_on_features = strategy == "linear_probe" or (strategy == "lp_ft" and recipe.get("weights") != "none")
+    is_fitted_on_features &= not _is_own_training(record)
     if is_fitted_on_features and recipe.get("hflip_tta"):
         text = "The head was fitted on images and flipped images; the model hardly distinguishes left and right."
         if record.model.get("hflip_tta"):
@@ -195,6 +203,10 @@ def find_missing_files(record: RunRecord, metrics: Metrics) -> Found:
     """Yield the expected files that the run folder lacks."""
     if record.missing_files:
         yield (f"{join_names(list(record.missing_files))}. The report omits their content.",)
+
+
+def _is_own_training(record: RunRecord) -> bool:
+    return bool((record.model.get("choices") or {}).get("own_training"))
 
 
 def _count_confusion_matrix(record: RunRecord, metrics: Metrics) -> tuple[dict[str, int], list[str]]:

@@ -70,6 +70,7 @@ RULES = (
     Rule("warning", "No saliency map of {}", model.find_images_without_map, "report explain"),
     Rule("warning", "No learning rate found", model.find_failed_lr_searches),
     EXTERNAL_TEST,
+    Rule("note", "Trained by own calls of fastai", model.find_own_training),
     Rule("note", "External validity: unknown", model.find_missing_external_test),
     Rule("note", "No split in the data", data.find_generated_split, "describe"),
     Rule("note", "No OOD detector", model.find_missing_ood_detector),

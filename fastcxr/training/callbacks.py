@@ -88,6 +88,34 @@ class BestEpoch:
         return {"monitor": self.monitor, "best_epoch": self.epoch, "best_value": best_value}
 
 
+class FitHistory(Callback):
+    """Record one row per epoch of all own calls of fit; fastai's recorder keeps those of the last call."""
+
+    order = 80  # after fastai's Recorder has the metrics of the epoch
+
+    def __init__(self):
+        self.rows: list[dict[str, Any]] = []
+        self.max_rates: dict[str, float] = {}
+        self.n_fits, self.started = 0, None
+
+    def before_train(self) -> None:
+        """Start the clock; get_preds and validate do not call this."""
+        self.started = read_clock(self.dls.device)
+
+    def after_epoch(self) -> None:
+        """Add the row of this epoch, and the highest learning rate of the head in this call of fit."""
+        started, self.started = self.started, None
+        # lr_find restores the weights; HistoryCallback records the epochs of `train`
+        if started is None or hasattr(self.learn, "lr_finder") or hasattr(self.learn, "history"):
+            return
+        self.n_fits += len(self.recorder.values) == 1
+        names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
+        metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
+        stage, seconds = f"fit {self.n_fits}", round(read_clock(self.dls.device) - started, 2)
+        self.rows.append({"epoch": len(self.rows) + 1, "stage": stage, **metric_values, "seconds": seconds})
+        self.max_rates[stage] = max(map(float, self.recorder.lrs))
+
+
 class HistoryCallback(Callback):
     """Show progress, record one history row per epoch, and end a stage by early stopping or the time limit."""
 

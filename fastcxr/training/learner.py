@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import cast
 
 import fastai.callback.schedule  # noqa: F401  adds lr_find and fit_one_cycle to Learner
+import fastai.vision.learner  # noqa: F401  adds plot_top_losses for images
 import numpy as np
+import pandas as pd
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
@@ -22,8 +24,11 @@ from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import autocast, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState
+from fastcxr.training.callbacks import FitHistory
+from fastcxr.training.loaders import make_input_spec
 from fastcxr.training.losses import WeightedAvgLoss, make_loss
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
+from fastcxr.training.own_loaders import validate_own_loaders
 
 log = logging.getLogger("fastcxr")
 
@@ -78,31 +83,44 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     """Return a fastai Learner with backbone, new head, layer groups, loss and optimizer of the recipe.
 
     Batch norm of frozen layers is frozen too: a frozen backbone needs no backward pass.
+
     fastai's `learner.get_preds` and `learner.predict` apply neither the temperature nor test-time augmentation: their
     probabilities differ from those of the report and of `fastcxr predict`.
-    Raises RecipeError for an unknown backbone or optimizer, WeightsError for weights that cannot be loaded.
+
+    Args:
+        loaders: those of make_loaders or make_datablock, or other fastai DataLoaders with one class per image. A
+            Learner with other DataLoaders is for fastai's own calls: train, predict and write_report of fastcxr refuse
+            it, because they cannot repeat its preprocessing.
+        recipe: the experiment.
+
+    Raises:
+        DataError: the batches of other DataLoaders do not fit the network.
+        RecipeError: unknown backbone or optimizer.
+        WeightsError: the weights cannot be loaded.
     """
     backbone = find_backbone(recipe.backbone, recipe.weights)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
     if weights_choice:
         log.info(weights_choice)
+    if not hasattr(loaders, "fastcxr"):
+        validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
     precision = resolve_precision(recipe.precision, loaders.device)
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
         if precision == "bf16":
-            keep_stem_fp32(network, loaders.fastcxr.input_spec)
+            keep_stem_fp32(network, make_input_spec(recipe))
     # lr_find saves the weights temporarily; a private folder keeps the file out of the user's folders
     temporary_dir = tempfile.TemporaryDirectory(prefix="fastcxr-")
     learner = Learner(
         loaders,
         network.to(loaders.device),
-        loss_func=make_loss(recipe, count_labels(loaders)),
+        loss_func=make_loss(recipe, count_labels(loaders) if recipe.class_weights == "balanced" else None),
         opt_func=find_optimizer(recipe.optimizer),  # pyright: ignore[reportArgumentType]  annotated as an Optimizer
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
-        cbs=[FrozenModulesEval(), ChannelsLast(), *([Bf16Autocast()] if precision == "bf16" else [])],
+        cbs=[FrozenModulesEval(), ChannelsLast(), FitHistory(), *([Bf16Autocast()] if precision == "bf16" else [])],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
         wd=find_weight_decay(recipe),
         train_bn=False,
@@ -118,8 +136,11 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
 
 def count_labels(loaders: DataLoaders) -> np.ndarray:
     """Return the number of training images of each class, in the order of `loaders.vocab`; shape (k,)."""
-    table = loaders.train.items
-    return table["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
+    items = loaders.train.items
+    if isinstance(items, pd.DataFrame) and "label" in items:
+        return items["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
+    class_numbers = [int(label) for label in loaders.train_ds.tls[1]]
+    return np.bincount(class_numbers, minlength=len(loaders.vocab))
 
 
 def make_metrics(n_classes: int) -> list:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import torch
-from fastai.learner import Learner
+from fastai.learner import Learner, Metric
+from fastai.torch_core import to_detach
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
@@ -111,7 +113,7 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     """
     cache = make_feature_cache(learner, recipe, progress)
     train, valid = make_feature_split(learner.dls.train, cache), make_feature_split(learner.dls.valid, cache)
-    head, loss = find_multi_scale_head(learner), learner.loss_func.func
+    head, loss = find_multi_scale_head(learner), find_weighted_loss(learner)
     fit = fit_probe(head, loss, train, valid, progress)
     set_head_weight(head, fit.weight)
     # replace: without their features in memory
@@ -119,7 +121,24 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     log.info("fitted the head on features of %s images (L2 penalty %g)", f"{len(train.rows):,}", fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
     losses = {"train_loss": compute_mean_loss(fit.weight, head, train, loss), "valid_loss": fit.valid_loss}
-    return losses | {metric.name: float(metric.func(logits, valid.labels)) for metric in learner.metrics}
+    return losses | {metric.name: compute_metric(metric, logits, valid.labels) for metric in learner.metrics}
+
+
+def find_weighted_loss(learner: Learner) -> WeightedLoss:
+    """Return the loss that make_learner set. Raise TrainingError for a loss of the user."""
+    loss = getattr(learner.loss_func, "func", None)
+    if not isinstance(loss, WeightedLoss):
+        problem = f"the head cannot be fitted on cached features with the loss {learner.loss_func}"
+        raise TrainingError(problem, "Pass Recipe(strategy='full'), or choose one of the losses of Recipe(loss=...)")
+    return loss
+
+
+def compute_metric(metric: Metric, logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return a fastai metric, or a metric of the user, of all images as one batch."""
+    batch = SimpleNamespace(pred=logits, yb=(labels,), y=labels, to_detach=to_detach)
+    metric.reset()
+    metric.accumulate(batch)
+    return float(cast(Any, metric.value))
 
 
 def refit_head(learner: Learner) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import ColReader, IndexSplitter, Normalize
+from fastai.data.transforms import ColReader, IndexSplitter, Normalize, ToTensor
 from fastai.torch_core import TensorCategory, TensorImageBW
 from fastai.vision.augment import AffineCoordTfm, aug_transforms, flip_mat
 from fastai.vision.core import PILImageBW
@@ -28,7 +28,9 @@ from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.data.bit_depth import COLUMN, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
-from fastcxr.errors import DataError, RecipeError
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.splits import split_by_patient
+from fastcxr.errors import DataError, ImageError, RecipeError
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.devices import find_device
 from fastcxr.models.preprocessing import InputSpec
@@ -45,10 +47,16 @@ class Radiograph(PILImageBW):
     _show_args = {"cmap": "gray"}  # fastai's default shows gray images inverted
 
     @classmethod
-    def create(cls, source: Any, **options) -> "Radiograph":
-        """Read a file, or convert an array of gray values."""
-        array = read_image(source) if isinstance(source, str | Path) else np.asarray(source)
-        return cls(Image.fromarray(array))  # pyright: ignore[reportCallIssue]  fastai's metaclass adds the argument
+    # fastai reads the annotation to find the transforms that an item of `learner.predict` still needs
+    def create(cls, source: str | Path | np.ndarray | Image.Image, **options) -> "Radiograph":
+        """Read a file, or convert an array of gray bytes or a PIL image of 8 bits. Raises ImageError."""
+        if isinstance(source, str | Path):
+            source = read_image(source)
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        if image.mode.startswith(("I", "F")):
+            problem = f"the image has the PIL mode {image.mode!r}, expected 8 bits per pixel"
+            raise ImageError(problem, "Pass the path of the file, or an array of dtype uint8 with 0 as black")
+        return cls(image.convert("L"))  # pyright: ignore[reportCallIssue]  fastai's metaclass adds the argument
 
 
 class FitSquare(DisplayedTransform):
@@ -75,6 +83,49 @@ class ExpandChannels(DisplayedTransform):
         return cast(TensorImageBW, image.expand(-1, self.channels, -1, -1))
 
 
+class ManifestBlock(DataBlock):
+    """The DataBlock of a manifest: its loaders carry the state that predict and write_report need."""
+
+    manifest: pd.DataFrame
+    recipe: Recipe
+    input_spec: InputSpec
+
+    def dataloaders(
+        self,
+        source: pd.DataFrame | str | Path | None = None,
+        path: str | Path = ".",
+        verbose: bool = False,
+        image_cache: ImageCache | None = None,
+        **options,
+    ) -> DataLoaders:
+        """Return DataLoaders over the train and valid rows.
+
+        Args:
+            source: a manifest, or data for read_manifest; by default the data of make_datablock.
+            path: see fastai.
+            verbose: see fastai.
+            image_cache: an open cache with the images of the manifest; by default it is opened here.
+            **options: further arguments of fastai's DataLoaders, such as `bs`.
+        """
+        recipe, manifest = self.recipe, self.manifest if source is None else read_split_manifest(source, self.recipe)
+        train_labels = select_training_rows(manifest).query("split == 'train'")["label"]
+        if image_cache is None:
+            manifest, image_cache = open_dataset_images(manifest, recipe.image_size)
+        image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
+        defaults = {
+            "bs": min(recipe.batch_size, len(train_labels)),
+            "num_workers": recipe.workers,
+            "device": find_device(recipe.device),
+        }
+        if "dl_type" not in options:
+            train_options = {"image_cache": image_cache, **make_sampler_options(train_labels, recipe)}
+            defaults |= {"dl_type": ImageLoader, "dl_kwargs": (train_options, {"image_cache": image_cache})}
+        loaders = super().dataloaders(manifest, str(path), verbose, **(defaults | options))
+        state = LoadersState(input_spec=self.input_spec, manifest=manifest, image_cache=image_cache, recipe=self.recipe)
+        loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
+        return loaders
+
+
 def make_loaders(
     manifest: pd.DataFrame, recipe: Recipe, progress: Progress | None = None, image_cache: ImageCache | None = None
 ) -> DataLoaders:
@@ -85,41 +136,29 @@ def make_loaders(
     Raises DataError for an empty train or valid split, ImageError for an unreadable file.
     """
     seed_everything(recipe.seed)  # before the loaders are made: each draws its shuffling seed on creation
-    counts = manifest["split"].value_counts()
-    for split in ("train", "valid"):
-        if not counts.get(split):
-            fix = "Call split_by_patient first, or correct the split column"
-            raise DataError(f"no image is in the {split} split", fix, code="E027")
+    select_training_rows(manifest)  # raises before any image is read
     image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
     if image_cache is None:
         manifest, image_cache = open_dataset_images(manifest, recipe.image_size, progress)
-    table = manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
-    image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
-    sampler_options = make_sampler_options(table.loc[table["split"] == "train", "label"], recipe)
-    loaders = make_datablock(table, recipe).dataloaders(
-        table,
-        bs=min(recipe.batch_size, int(counts["train"])),
-        num_workers=recipe.workers,
-        device=find_device(recipe.device),
-        dl_type=ImageLoader,
-        dl_kwargs=({"image_cache": image_cache, **sampler_options}, {"image_cache": image_cache}),
-    )
-    input_spec = make_input_spec(recipe)
-    state = LoadersState(input_spec=input_spec, manifest=manifest, image_cache=image_cache, recipe=recipe)
-    loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
-    return loaders
+    return make_datablock(manifest, recipe).dataloaders(image_cache=image_cache)
 
 
-def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
-    """Return the DataBlock of a table with `file`, `label` and `split`, as a start for custom loaders."""
-    input_spec = make_input_spec(recipe)
-    labels = sorted(table["label"].unique())
+def make_datablock(
+    source: pd.DataFrame | str | Path, recipe: Recipe, input_spec: InputSpec | None = None
+) -> ManifestBlock:
+    """Return the DataBlock of a manifest with splits, or of data for read_manifest, as a start for custom loaders.
+
+    The rows of the test split stay out of its loaders. Data without splits is split as by `split_by_patient`.
+    `input_spec`: size and normalization of the images; by default those of the recipe's backbone and weights.
+    """
+    manifest, input_spec = read_split_manifest(source, recipe), input_spec or make_input_spec(recipe)
     device = find_device(recipe.device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (input_spec.mean, input_spec.std))
     image_block = ImageBlock(Radiograph)  # pyright: ignore[reportArgumentType]  annotated as an instance
-    return DataBlock(
-        blocks=[image_block, CategoryBlock(vocab=labels)],
-        get_x=read_row if COLUMN in table else ColReader("file"),
+    block = ManifestBlock(
+        blocks=[image_block, CategoryBlock(vocab=sorted(manifest["label"].unique()))],
+        get_items=lambda source: select_training_rows(read_split_manifest(source, recipe)),
+        get_x=read_row,
         get_y=ColReader("label"),
         splitter=lambda rows: IndexSplitter(rows.index[rows["split"] == "valid"])(rows),
         item_tfms=[FitSquare(input_spec.image_size)],
@@ -129,6 +168,24 @@ def make_datablock(table: pd.DataFrame, recipe: Recipe) -> DataBlock:
             Normalize(mean, std),
         ],
     )
+    block.manifest, block.recipe, block.input_spec = manifest, recipe, input_spec
+    return block
+
+
+def read_split_manifest(source: pd.DataFrame | str | Path, recipe: Recipe) -> pd.DataFrame:
+    """Return a manifest unchanged; read other data, and split it by the recipe's unit and seed."""
+    if isinstance(source, pd.DataFrame):
+        return source
+    return split_by_patient(read_manifest(source), unit=recipe.split, seed=recipe.seed)
+
+
+def select_training_rows(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return the train and valid rows. Raise DataError if one of both splits is empty."""
+    for split in ("train", "valid"):
+        if not (manifest["split"] == split).any():
+            fix = "Call split_by_patient first, or correct the split column"
+            raise DataError(f"no image is in the {split} split", fix, code="E027")
+    return manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
 
 
 def read_row(row: pd.Series) -> np.ndarray:
@@ -196,12 +253,16 @@ class ImageLoader(TfmdDL):
         if rows is not None:
             options["n"] = len(rows)
         super().__init__(dataset, bs=bs, **options)
+        if not all(isinstance(transform, FitSquare | ToTensor) for transform in self.after_item.fs):
+            self.cache_rows = None  # the user's own item transforms are not in the cached images
         if image_cache is not None and self.cache_rows is not None and not options.get("num_workers"):
             self.gpu_images = load_to_gpu(image_cache, self.cache_rows, torch.device(self.device or "cpu"))
 
     def new(self, dataset: Any = None, cls: type | None = None, **options) -> TfmdDL:
         """Return a loader for another dataset that shows each row once."""
-        return super().new(dataset, cls, **({"image_cache": self.image_cache} | options))
+        # learner.export pickles loaders without rows: they must not keep the paths of all images
+        has_rows = dataset is None or len(dataset) > 0
+        return super().new(dataset, cls, **({"image_cache": self.image_cache if has_rows else None} | options))
 
     def skip_batches(self, n_batches: int) -> None:
         """Skip the first batches of the next epoch; random numbers continue as after these batches."""

@@ -18,7 +18,6 @@ class WeightedLoss(nn.Module):
     `weight`: one factor per class, shape (k,), or None for equal weights. `reduction`: "mean", "sum" or "none".
     """
 
-    y_int = True  # read by fastai's mixing callbacks
     weight: torch.Tensor | None
 
     def __init__(self, weight: torch.Tensor | None = None, reduction: str = "mean"):
@@ -102,6 +101,7 @@ class SoftmaxLoss(BaseLoss):
     """A WeightedLoss for fastai's Learner, with softmax as activation and argmax as decision."""
 
     axis: int  # set by fastai's store_attr
+    y_int = True  # MixUp and CutMix mix the losses of both class numbers, not the class numbers themselves
 
     def activation(self, logits: torch.Tensor) -> torch.Tensor:
         """Return softmax probabilities."""
@@ -120,7 +120,9 @@ class WeightedAvgLoss(AvgLoss):
 
     def accumulate(self, learn: Learner) -> None:
         """Add a batch, weighted by the sum of the class weights of its images."""
-        weight, [truth], loss = learn.loss_func.func.weight, cast(tuple, learn.yb), cast(torch.Tensor, learn.loss)
+        # None: a loss of the user, or that of MixUp or CutMix, which is a mean over the images
+        weight = getattr(getattr(learn.loss_func, "func", None), "weight", None)
+        truth, loss = cast(tuple, learn.yb)[0], cast(torch.Tensor, learn.loss)
         batch_weight = len(truth) if weight is None else weight[truth].sum().item()
         self.total += cast(torch.Tensor, learn.to_detach(loss.mean())) * batch_weight
         self.count += batch_weight
@@ -129,9 +131,14 @@ class WeightedAvgLoss(AvgLoss):
 LOSSES_WITHOUT_PARAMETERS = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}
 
 
-def make_loss(recipe: Recipe, class_counts: np.ndarray) -> SoftmaxLoss:
-    """Return the recipe's loss. `class_counts`: training images of each class, in the order of the labels."""
-    weight = compute_class_weights(class_counts) if recipe.class_weights == "balanced" else None
+def make_loss(recipe: Recipe, class_counts: np.ndarray | None = None) -> SoftmaxLoss:
+    """Return the recipe's loss.
+
+    `class_counts`: training images of each class, in the order of the labels; only balanced class weights need it.
+    """
+    weight = None
+    if recipe.class_weights == "balanced" and class_counts is not None:
+        weight = compute_class_weights(class_counts)
     if recipe.loss == "focal":
         return SoftmaxLoss(FocalLoss, gamma=recipe.focal_gamma, weight=weight)
     if recipe.loss in LOSSES_WITHOUT_PARAMETERS:

@@ -146,6 +146,27 @@ def train(
     )
 
 
+def summarize_own_training(learner: Learner) -> TrainingResult:
+    """Return the history of all own calls of fit, fine_tune or fit_one_cycle. Raise TrainingError if there are none.
+
+    No epoch is marked as the best one: the weights are those that the last call left.
+    """
+    get_learner_state(learner)  # raises for other Learners, which have no fit_history
+    history = learner.fit_history
+    if not history.rows:
+        raise TrainingError("the learner is not trained", "Call train(learner, recipe), or learner.fine_tune(epochs)")
+    reason = "highest rate of the user's own call"
+    return TrainingResult(
+        history=pd.DataFrame(history.rows).assign(best=False),
+        rates=[
+            {"stage": stage, "rate": rate, "found": False, "reason": reason}
+            for stage, rate in history.max_rates.items()
+        ],
+        curves=EMPTY_CURVE,
+        best={"own_training": True},
+    )
+
+
 def run_stages(
     learner: Learner, recipe: Recipe, stages: list[ResolvedStage], checkpoint_callback: CheckpointCallback
 ) -> list[StagePlan]:
@@ -241,6 +262,8 @@ def resolve_stages(recipe: Recipe, n_groups: int) -> list[ResolvedStage]:
             "strategy %s needs pretrained weights: falling back to full (all layers trained at once)", recipe.strategy
         )
         stages = STRATEGIES["full"]
+    elif recipe.strategy == "lp_ft" and recipe.layer_lr_ratio != 1:  # the recipe gives the rates of all layer groups
+        stages = [replace(stage, scale=1.0, multiples=None) for stage in stages]
     if isinstance(recipe.strategy, str):  # these are written for five groups; a smaller network lacks the first ones
         stages = [replace(stage, multiples=stage.multiples and stage.multiples[-n_groups:]) for stage in stages]
     return [_fill_defaults(stage, recipe, n_groups) for stage in stages]

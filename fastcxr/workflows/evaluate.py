@@ -19,7 +19,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.io.files import write_json
 from fastcxr.io.formatting import pluralize
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, read_predictions, write_predictions
-from fastcxr.models.bundle import load_model
+from fastcxr.models.bundle import load_classifier
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
@@ -47,11 +47,11 @@ def evaluate(
     """Evaluate the model of `run` on all images of `data`, in a new `folder`; return the path of report.html.
 
     No parameter or threshold is fitted, so all images are in the test split. `data`: a recipe of which only the data
-    options are used. `precision`, `device`: see load_model.
+    options are used. `precision`, `device`: see load_classifier.
 
     Raises DataError for a label that is not a class of the model, or if all images were used in training.
     """
-    classifier = load_model(run, precision=precision, device=device)
+    classifier = load_classifier(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
     recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:

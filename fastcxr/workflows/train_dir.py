@@ -12,16 +12,18 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.predictions import Predictions, select_most_wrong, write_predictions
 from fastcxr.metrics.thresholds import fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
+from fastcxr.models.state import get_loaders_state
 from fastcxr.progress.base import Progress
 from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
-from fastcxr.training.trainer import TrainingResult
+from fastcxr.training.trainer import TrainingResult, summarize_own_training
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
 from fastcxr.workflows.recipe_check import reject_other_recipe
@@ -149,13 +151,27 @@ class RunDir(OutputDir):
 
 
 def write_report(
-    folder: str | Path, recipe: Recipe, learner: Learner, training: TrainingResult, predictions: Predictions
+    folder: str | Path,
+    recipe: Recipe,
+    learner: Learner,
+    training: TrainingResult | None = None,
+    predictions: Predictions | None = None,
 ) -> Path:
     """Write the files and the report of a trained learner into a new folder; return the path of report.html.
 
-    Raises RecipeError if the learner was made or trained with other options than those of `recipe`.
+    Args:
+        folder: the folder to create.
+        recipe: the recipe of the learner.
+        learner: a Learner of make_learner.
+        training: the result of `train`; leave it out after own calls of fine_tune, fit_one_cycle or fit.
+        predictions: of the validation and test images; by default they are computed.
+
+    Raises:
+        RecipeError: the learner was made or trained with other options than those of `recipe`.
     """
     reject_other_recipe(learner, recipe)
+    training = training or summarize_own_training(learner)
+    predictions = predictions or predict(learner, get_loaders_state(learner.dls).manifest)
     with RunDir(folder, recipe).open(Progress()) as run_dir:
         check_before_training(run_dir.folder, learner.dls.fastcxr.manifest)
         run_dir.write_results(learner, training, predictions)

@@ -174,8 +174,9 @@ def test_a_learning_rate_can_be_an_integer():
     assert Recipe(learning_rate=1).learning_rate == 1
 
 
-def test_a_slice_of_rates_sets_the_head_rate_and_the_layer_lr_ratio(tmp_path):
-    recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy="full")
+@pytest.mark.parametrize("strategy", ["lp_ft", "full"])
+def test_a_slice_of_rates_sets_the_head_rate_and_the_layer_lr_ratio(tmp_path, strategy):
+    recipe = Recipe(learning_rate=slice(1e-5, 1e-3), strategy=strategy)
     assert (recipe.learning_rate, recipe.layer_lr_ratio) == (1e-3, pytest.approx(100))
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert Recipe.from_json(tmp_path / "recipe.json") == recipe
@@ -187,9 +188,9 @@ def test_a_slice_without_two_ascending_rates_is_rejected(rates):
         Recipe(learning_rate=rates, strategy="full")
 
 
-@pytest.mark.parametrize("strategy", ["lp_ft", "linear_probe", "head", "gradual"])
+@pytest.mark.parametrize("strategy", ["linear_probe", "head", "gradual"])
 def test_a_layer_lr_ratio_that_the_strategy_does_not_use_is_rejected(strategy):
-    with pytest.raises(RecipeError, match="Choose `strategy='full'`"):
+    with pytest.raises(RecipeError, match="Choose `strategy='lp_ft'` or"):
         Recipe(layer_lr_ratio=10, strategy=strategy)
 
 

@@ -1,6 +1,7 @@
 """State that make_loaders and make_learner set, and errors for Learners and loaders without it."""
 
 import pytest
+from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from tiny_network import NAME
@@ -43,9 +44,11 @@ def test_a_learner_without_state_predicts_in_float32_and_cannot_be_trained_or_sa
 
 def test_loaders_without_state_raise_an_error_with_the_fix(learner, toy_manifest):
     table = toy_manifest[toy_manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
-    loaders = make_datablock(table, RECIPE).dataloaders(table, bs=4)
+    loaders = DataBlock.dataloaders(make_datablock(table, RECIPE), table, bs=4)
     stateless = Learner(loaders, learner.model, learner.loss_func)
-    with pytest.raises(ModelError, match="these DataLoaders lack the state .* set loaders.fastcxr to a fastcxr.models"):
+    with pytest.raises(
+        ModelError, match="preprocessing of these DataLoaders is not known.* make_loaders, or make_data"
+    ):
         predict(stateless, toy_manifest)
     loaders.fastcxr = learner.dls.fastcxr
     assert len(predict(stateless, toy_manifest, splits=None).table) == len(toy_manifest)

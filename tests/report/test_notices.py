@@ -8,7 +8,7 @@ from rich.console import Console
 from synthetic_run import LABELS, build_run, make_manifest
 
 from fastcxr.cli.tables import show_headline
-from fastcxr.io.files import read_json
+from fastcxr.io.files import read_json, write_json
 from fastcxr.metrics.predictions import make_predictions, write_predictions
 from fastcxr.report.notices import RULES, make_notices, read_critical_notices
 from fastcxr.report.run_page import write_run_report
@@ -31,6 +31,18 @@ def build_constant(folder, detected=(), query="label != ''", **choices):
 def find_prediction_notices(folder):
     found = make_notices(read_run_record(folder), read_json(folder / "metrics.json"))
     return [notice for notice in found if "predict" in notice.title]
+
+
+def test_own_calls_of_fit_are_a_note_and_the_recipe_does_not_describe_the_training(tmp_path):
+    build_run(tmp_path, recipe={"strategy": "lp_ft", "weights": "pretrained"})
+    write_run_report(tmp_path)
+    metrics = read_json(tmp_path / "metrics.json")
+    fitted = {notice.title for notice in make_notices(read_run_record(tmp_path), metrics)}
+    model = read_json(tmp_path / "model.json")
+    write_json(tmp_path / "model.json", model | {"choices": model["choices"] | {"own_training": True}})
+    own = {notice.title for notice in make_notices(read_run_record(tmp_path), metrics)}
+    assert "Trained by own calls of fastai" in own - fitted
+    assert not any("both orientations" in title for title in own)
 
 
 def test_the_rules_are_ordered_by_level():

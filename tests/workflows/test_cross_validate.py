@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,10 +13,14 @@ from sklearn.metrics import roc_auc_score
 from tiny_network import NAME
 from toy_images import write_toys
 
+from fastcxr.cli.models import predict as predict_command
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache import index
-from fastcxr.errors import DataError, InputMissingError, OutputError, RecipeError
-from fastcxr.models.bundle import load_model
+from fastcxr.errors import DataError, InputMissingError, ModelError, OutputError, RecipeError
+from fastcxr.inference.explain import explain
+from fastcxr.inference.predict import Scores, predict
+from fastcxr.metrics.predictions import read_predictions
+from fastcxr.models.bundle import Ensemble, load_classifier, load_model
 from fastcxr.progress.base import log_to
 from fastcxr.training import feature_cache, loaders
 from fastcxr.workflows import load
@@ -283,9 +289,56 @@ def test_a_single_fold_is_rejected():
         Recipe(folds=1)
 
 
-def test_loading_a_model_of_all_folds_suggests_a_fold(pooled):
+def test_the_ensemble_averages_the_calibrated_probabilities_of_the_folds(pooled, toy_manifest):
+    ensemble, members = load_model(pooled[1]), [load_model(pooled[1] / f"fold-{k}") for k in (1, 2, 3)]
+    found = predict(ensemble, toy_manifest, splits=None)
+    expected = np.mean([predict(member, toy_manifest, splits=None).probability for member in members], axis=0)
+    np.testing.assert_allclose(found.probability, expected, atol=1e-12)
+    limits = [member.thresholds["thresholds"]["haze"]["threshold"] for member in members]
+    assert ensemble.thresholds["thresholds"]["haze"]["threshold"] == pytest.approx(np.mean(limits))
+    assert ensemble.dtype_and_device.startswith("mean of 3 models, ")
+
+
+def test_the_ood_score_of_an_ensemble_is_the_mean_score(pooled, toy_manifest, monkeypatch):
+    scores = {}
+
+    def score_constant(classifier, images):
+        value = scores.setdefault(id(classifier.network), 0.4 + 0.5 * len(scores))
+        return Scores(np.full((len(images), 3), 1 / 3), np.full(len(images), value))
+
+    monkeypatch.setattr("fastcxr.inference.predict.score_batch", score_constant)
+    members = [replace(one, ood_detector=object()) for one in load_model(pooled[1]).members]
+    table = predict(Ensemble(members=tuple(members)), toy_manifest, splits=None).table
+    np.testing.assert_allclose(table["ood_score"], 0.9)  # of 0.4, 0.9 and 1.4
+    assert set(table["in_distribution"]) == {"yes"}
+    without_detector = Ensemble(members=(*members[:2], replace(members[2], ood_detector=None)))
+    assert "ood_score" not in predict(without_detector, toy_manifest, splits=None).table
+
+
+def test_the_command_predict_takes_the_folder_of_all_folds(pooled, toy_manifest, tmp_path, capsys):
+    file = toy_manifest["file"].iloc[0]
+    assert predict_command(pooled[1], Path(file), csv=tmp_path / "out.csv") == 0
+    row = read_predictions(tmp_path / "out.csv")
+    expected = predict(load_model(pooled[1]), toy_manifest[:1], splits=None)
+    np.testing.assert_allclose(row.probability, expected.probability, atol=1e-9)
+    assert "mean of 3 models" in capsys.readouterr().err
+
+
+def test_an_ensemble_needs_all_folds_and_the_same_classes_and_has_no_saliency_map(pooled, toy_manifest, tmp_path):
+    folder = shutil.copytree(pooled[1], tmp_path / "run")
+    (folder / "fold-2" / "model.json").unlink()
+    with pytest.raises(InputMissingError, match="2 of 3 folds have a model. Run `fastcxr resume` first"):
+        load_model(folder)
+    members = load_model(pooled[1]).members
+    with pytest.raises(ModelError, match="models of the folds differ .* Run all folds again"):
+        Ensemble(members=(members[0], replace(members[1], labels=("clear", "haze", "other"))))
+    with pytest.raises(ModelError, match="this is an ensemble. Pass the model of one fold"):
+        explain(load_model(pooled[1]), toy_manifest[:1])
+
+
+def test_loading_one_classifier_of_all_folds_suggests_a_fold(pooled):
     with pytest.raises(InputMissingError, match=r"3 subfolders are runs with a model. Pass one of them, .*run/fold-1$"):
-        load_model(pooled[1])
+        load_classifier(pooled[1])
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""Load the model of a run folder as a fastai Learner."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+from fastai.data.block import DataBlock
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from PIL import Image
+
+from fastcxr.config.recipe import Recipe
+from fastcxr.data.manifest import read_written_manifest
+from fastcxr.errors import DataError
+from fastcxr.io.formatting import pluralize
+from fastcxr.models.bundle import Classifier, load_classifier
+from fastcxr.models.devices import find_device
+from fastcxr.models.model_json import read_model_json
+from fastcxr.models.state import LoadersState
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_datablock
+from fastcxr.workflows.load import read_recipe_manifest
+from fastcxr.workflows.run_state import IMAGE_KEY, read_run_config
+
+
+def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *, device: str = "auto") -> Learner:
+    """Return a fastai Learner with the weights of a run, for fastai's calls: predict, get_preds, fine_tune, lr_find.
+
+    Its probabilities are those of the network. The run's temperature, thresholds, test-time augmentation and
+    out-of-distribution detector belong to `load_model(folder)` and `predict`, which give the numbers of the report.
+
+    Args:
+        folder: the folder of a finished run with one model.
+        data: the images of the run, as in Recipe(data=...), for loaders with the splits of its manifest.csv. Without
+            them the loaders are empty: `learner.predict(path)` works, training does not.
+        device: name of a torch device; "auto" selects a GPU if there is one.
+
+    Raises:
+        InputMissingError: the folder contains no model, or the data does not exist.
+        ModelError: a file of the model is damaged or invalid.
+        DataError: images of the run are not in the data.
+    """
+    classifier = load_classifier(folder, precision="fp32", device=device)
+    backbone = "{library}:{name}".format(**read_model_json(folder)["backbone"])
+    own_options = {"backbone": backbone, "weights": "none", "precision": "fp32", "device": device}
+    recipe = read_run_config(Path(folder)).replace(**own_options)
+    manifest = read_written_manifest(Path(folder) / "manifest.csv")
+    if data is None:
+        recipe = recipe.replace(class_weights="none")  # the empty loaders have no images to count
+        loaders = make_empty_loaders(classifier, manifest, recipe)
+    else:
+        loaders = make_datablock(attach_files(manifest, data, recipe), recipe, classifier.input_spec).dataloaders()
+    learner = make_learner(loaders, recipe)
+    learner.model = classifier.network
+    return learner
+
+
+def make_empty_loaders(classifier: Classifier, manifest: pd.DataFrame, recipe: Recipe) -> DataLoaders:
+    """Return loaders without items, for test_dl, as in a Learner that fastai exported."""
+    with TemporaryDirectory(prefix="fastcxr-") as temporary_dir:
+        file = f"{temporary_dir}/gradient.png"  # fastai reads one item to learn the types of a batch
+        Image.linear_gradient("L").save(file)
+        rows = [(file, label, split) for label in classifier.labels for split in ("train", "valid")]
+        table = pd.DataFrame(rows, columns=["file", "label", "split"])
+        block = make_datablock(table, recipe, classifier.input_spec)
+        loaders = DataBlock.dataloaders(block, table, device=find_device(recipe.device)).new_empty()
+    state = LoadersState(input_spec=classifier.input_spec, manifest=manifest, image_cache=None)
+    loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
+    return loaders
+
+
+def attach_files(manifest: pd.DataFrame, data: str | Path, recipe: Recipe) -> pd.DataFrame:
+    """Return the manifest of a run with the column `file`. Raise DataError for images that are not in the data."""
+    no_patients = {"patient_table": None, "patient_regex": None, "patient_tag": None}  # the manifest has the patients
+    found = read_recipe_manifest(recipe.replace(data=data, **no_patients))
+    attached = found[[*IMAGE_KEY, "file"]].merge(manifest, on=IMAGE_KEY)[[*manifest.columns, "file"]]
+    if len(attached) < len(manifest):
+        missing = f"{len(manifest) - len(attached):,} of {pluralize(len(manifest), 'image')} of the run"
+        raise DataError(f"{missing} not found in the data", "Pass the data that the run was trained on", path=data)
+    return attached

@@ -1,0 +1,59 @@
+"""A run folder becomes a fastai Learner, with or without its images."""
+
+import shutil
+
+import numpy as np
+import pytest
+from tiny_network import NAME
+from toy_images import write_toys
+
+from fastcxr import load_learner_from_run, load_model, predict, read_manifest
+from fastcxr.config.recipe import Recipe
+from fastcxr.errors import DataError, InputMissingError
+from fastcxr.workflows.train import run
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+@pytest.fixture(scope="module", params=["full", "linear_probe"])
+def trained(request, tmp_path_factory):
+    """The folder of a run, and its data."""
+    folder = tmp_path_factory.mktemp("learner")
+    options = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "class_weights": "balanced"}
+    recipe = Recipe(NAME, data=str(write_toys(folder / "toys", per_class=18)), strategy=request.param, **options)
+    run(recipe.replace(precision="fp32", hflip_tta=False), folder / "run")
+    return folder / "run", folder / "toys"
+
+
+def test_the_learner_has_the_weights_and_the_preprocessing_of_the_run(trained):
+    folder, data = trained
+    learner, classifier = load_learner_from_run(folder), load_model(folder)
+    table = read_manifest(data)
+    file = table["file"].iloc[0]
+    label, _, probability = learner.predict(file)
+    expected = predict(classifier, table[:1], splits=None).probability[0]
+    unscaled = expected**classifier.temperature / (expected**classifier.temperature).sum()
+    np.testing.assert_allclose(probability.numpy(), unscaled, atol=1e-5)
+    assert label == classifier.labels[int(unscaled.argmax())]
+    np.testing.assert_allclose(predict(learner, table[:1], splits=None).probability[0], unscaled, atol=1e-5)
+    assert len(learner.dls.train_ds) == 0
+
+
+def test_with_the_images_the_learner_has_the_splits_of_the_run_and_can_be_trained(trained):
+    folder, data = trained
+    learner = load_learner_from_run(folder, data)
+    saved = learner.dls.fastcxr.manifest
+    assert set(learner.dls.valid.items["path"]) == set(saved.loc[saved["split"] == "valid", "path"])
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(1)
+        assert np.isfinite(learner.validate()).all()
+
+
+def test_images_missing_from_the_data_and_a_folder_without_a_model_raise(trained, tmp_path):
+    folder, data = trained
+    fewer = shutil.copytree(data, tmp_path / "toys")
+    next((fewer / "haze").glob("*.png")).unlink()
+    with pytest.raises(DataError, match="1 of 54 images of the run not found in the data. Pass the data that the run"):
+        load_learner_from_run(folder, fewer)
+    with pytest.raises(InputMissingError, match="no model.json in this folder"):
+        load_learner_from_run(tmp_path)
