@@ -15,6 +15,7 @@ from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
+from fastcxr.data.imaging.sniff import looks_like_image
 from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
@@ -149,7 +150,7 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
 
 
 def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return files, and all files of folders and packed datasets, as a table with columns source, path and file.
+    """Return files, and the images of folders and packed datasets, as a table with columns source, path and file.
 
     A missing file keeps its row: the error is reported when the image is read.
     """
@@ -157,17 +158,27 @@ def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
     paths = [Path(path) for path in paths]
     for path in paths:
         if path.is_dir():
-            source = path.resolve().name
-            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
+            source, root = path.resolve().name, path.absolute()
+            rows += [(source, below, f"{root}/{below}") for below in list_images_below(root)]
         elif is_hdf5(path):
             packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
             rows += packed.itertuples(index=False, name=None)
         else:
             rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
     if not rows:
-        problem = f"0 files in {format_names(map(str, paths))}"
+        problem = f"0 images in {format_names(map(str, paths))}"
         raise InputMissingError(problem, "Pass images, or folders that contain images", code="E002")
     return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
+
+
+def list_images_below(root: Path) -> list[str]:
+    """Return the files of a folder that look like images, as paths below it; log the number of others."""
+    files = list_files_below(root)
+    images = [path for path in files if looks_like_image(root / path)]
+    if others := sorted(set(files) - set(images)):
+        count = pluralize(len(others), "file")
+        log.info("skipped %s in %s that are not images by name and content: %s", count, root.name, format_names(others))
+    return images
 
 
 def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
