@@ -122,13 +122,6 @@ def inspect_data(inspect: Callable[..., Path], command: str, options: DescribeOp
     return inspect(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
 
 
-def format_data_options(options: Any) -> str:
-    """Return the data of a command for another command, with an ellipsis for all other options."""
-    data = (options.data,) if isinstance(options.data, str) else options.data or ()
-    given = [name for name, value in asdict(options).items() if name != "data" and value != getattr(Recipe(), name)]
-    return " ".join([*(["--data", *map(shlex.quote, data)] if data else []), *(["..."] if given else [])])
-
-
 def set_default_data(recipe: Recipe) -> Recipe:
     """Return the recipe; without data, with the class folders in data/ or the bundled sample, and print which."""
     if recipe.data is not None:

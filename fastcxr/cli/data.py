@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import DATASETS, DescribeOptions, PackOptions, app, format_data_options, inspect_data
+from fastcxr.cli.app import DATASETS, DescribeOptions, PackOptions, app, inspect_data
 from fastcxr.cli.output import (
     DATA_ERROR_EXIT_CODE,
     PARTIAL_EXIT_CODE,
@@ -22,6 +22,9 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import join_names
 from fastcxr.progress.terminal import TerminalProgress
+
+# the path of the data is not repeated: it may contain the name of a patient
+TRAIN_STEP = "train: fastcxr train --data DATA"
 
 
 @app.command(group=DATASETS, synonym=COMMAND_SYNONYMS["describe"])
@@ -42,8 +45,7 @@ def describe(
     page = inspect_data(describe_data, "describe", options, out)
     document = show_dataset(console, page.parent)
     print_result(page, {"folder": page.parent, "report": page, **document})
-    audit_step = f"check for leakage and shortcuts: fastcxr audit {format_data_options(options)}"
-    print_next_steps(f"open {page}", audit_step, f"train: fastcxr train {format_data_options(options)}")
+    print_next_steps(f"open {page}", "check for leakage and shortcuts: fastcxr audit --data DATA", TRAIN_STEP)
     return PARTIAL_EXIT_CODE if document["unreadable"] else 0
 
 
@@ -66,11 +68,7 @@ def audit(
     findings = show_findings(console, page.parent)
     failed = [finding for finding in findings if finding["verdict"] == "FAIL"]
     print_result(page, {"folder": page.parent, "report": page, "passed": not failed, "findings": findings})
-    train_step = f"fastcxr train {format_data_options(options)}"
-    if failed:
-        steps = [*list_remedies(failed), f'or train in spite of it: {train_step} --waive-audit "REASON"']
-    else:
-        steps = [f"train: {train_step}"]
+    steps = [*list_remedies(failed), "or " + TRAIN_STEP + ' --waive-audit "REASON"'] if failed else [TRAIN_STEP]
     print_next_steps(f"open {page}", *steps)
     return DATA_ERROR_EXIT_CODE if failed else 0
 

@@ -112,7 +112,7 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
         except KeyboardInterrupt:
             return print_error("interrupted", INTERRUPTED_EXIT_CODE)
         except BrokenPipeError:  # the program that reads the output, such as head, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
 

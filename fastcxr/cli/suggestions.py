@@ -16,10 +16,10 @@ SYNONYMS = {
     "--image-size": "size img-size imgsize image-sz img-sz sz input-size resolution resize",
     "--epochs": "num-epochs n-epochs n-epoch max-epochs epoch-count",
     "--backbone": "model arch architecture network net model-name encoder name",
-    "--backbones": "model models arch architecture network backbone",
+    "BACKBONES": "model models arch architecture network backbone",
     "--folder": "model run run-dir checkpoint weights model-path model-dir",
     "--run": "model folder run-dir checkpoint weights model-path",
-    "--images": "data input inputs image files input-dir data-dir",
+    "IMAGES": "data input inputs image files input-dir data-dir",
     "--data": "dataset datasets data-dir data-path data-root dataset-path train-dir input root images folder csv path",
     "--out": "output output-dir outdir output-path out-dir save-dir dest destination run-dir name run-name",
     "--to": "out output file",
@@ -85,7 +85,7 @@ def suggest_option(option: str, names: Iterable[str]) -> str:
     by_meaning = [name for name, words in SYNONYMS.items() if word in words.split()]
     for name in by_meaning:
         if name in known_names:
-            return f"Did you mean {name}?"
+            return f"Did you mean {name}?" if name.startswith("-") else f"Pass {name} without an option"
     spellings = {name.strip("-"): name for name in sorted(known_names)}
     close = [] if by_meaning else get_close_matches(word, spellings, n=1, cutoff=MIN_SIMILARITY)
     return f"Did you mean {spellings[close[0]]}?" if close else "List the options with --help"

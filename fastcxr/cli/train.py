@@ -14,7 +14,6 @@ from fastcxr.cli.app import (
     TrainOptions,
     app,
     find_next_run_dir,
-    format_data_options,
     list_numbered_run_dirs,
     set_default_data,
 )
@@ -138,6 +137,6 @@ def scout(
     figure = folder / "scout.svg"
     print_result(figure, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})
     if table["auroc"].notna().any():
-        train_step = f"train the best: fastcxr train {table['backbone'].iloc[0]} {format_data_options(options)}"
+        train_step = f"train the best: fastcxr train {table['backbone'].iloc[0]} --data DATA"
         print_next_steps(f"open {figure}", train_step)
     return 0

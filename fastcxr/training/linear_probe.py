@@ -12,6 +12,7 @@ from fastai.learner import Learner
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
+from fastcxr.io.formatting import pluralize
 from fastcxr.models.heads import MultiScaleHead
 from fastcxr.progress.base import Progress
 from fastcxr.training.feature_cache import FeatureCache, find_multi_scale_head, hash_backbone, make_feature_cache
@@ -113,7 +114,7 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     set_head_weight(head, fit.weight)
     splits = replace(train), replace(valid)  # without their features in memory
     learner.fastcxr.fitted_probe = FittedProbe(cache, hash_backbone(learner), *splits, fit, head_weight=fit.weight)
-    log.info("fitted the head on features of %s images (L2 penalty %g)", f"{len(train.rows):,}", fit.l2)
+    log.info("fitted the head on features of %s (L2 penalty %g)", pluralize(len(train.rows), "image"), fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
     losses = {"train_loss": compute_mean_loss(fit.weight, head, train, loss), "valid_loss": fit.valid_loss}
     return losses | {metric.name: float(metric.func(logits, valid.labels)) for metric in learner.metrics}
