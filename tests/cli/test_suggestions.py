@@ -94,7 +94,6 @@ def test_short_names_of_other_libraries_are_accepted(parsed):
 def test_backbone_weights_and_device_are_rejected_before_an_image_is_read(
     call, finished, tmp_path, monkeypatch, command, options, code, fix
 ):
-    monkeypatch.setattr("fastcxr.data.imaging.read.read_image", fail)
     monkeypatch.setattr("fastcxr.workflows.load.open_dataset_images", fail)
     (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
     (tmp_path / "other.safetensors").write_bytes((finished[0] / "model.safetensors").read_bytes())
