@@ -208,7 +208,7 @@ def test_list_shows_state_metrics_and_the_command_that_resumes(call, work):
     assert "fastcxr resume new" in done.stderr and "fastcxr resume folds" in done.stderr
 
 
-def test_list_without_runs_says_so(call, tmp_path):
+def test_list_reports_that_there_are_no_runs(call, tmp_path):
     done = call("list", where=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (0, "no runs in runs")
     assert call("list", "nowhere", where=tmp_path).returncode == 66

@@ -3,6 +3,7 @@
 import pytest
 from cli_calls import TRAIN
 
+import fastcxr.inference.explain  # noqa: F401  imported before a test replaces read_unlabelled
 from fastcxr.cli.app import app
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, SYNONYMS, suggest_option
 from fastcxr.cli.train import train
