@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastcxr import errors
-from fastcxr.cli import app
+from fastcxr.cli import output
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, LIST = ROOT / "fastcxr", ROOT / "docs" / "error-codes.md"
@@ -84,5 +84,5 @@ def test_every_exit_code_is_listed_with_its_classes():
     for cls in classes:
         assert str(cls.exit_code) in texts
         assert cls is errors.FastcxrError or f"`{cls.__name__}`" in texts[str(cls.exit_code)]
-    assert {str(app.PARTIAL_EXIT_CODE), str(app.DATA_ERROR_EXIT_CODE), str(app.USAGE_EXIT_CODE)} <= set(texts)
-    assert str(app.INTERRUPTED_EXIT_CODE) in section
+    assert {str(output.PARTIAL_EXIT_CODE), str(output.DATA_ERROR_EXIT_CODE), str(output.USAGE_EXIT_CODE)} <= set(texts)
+    assert str(output.INTERRUPTED_EXIT_CODE) in section

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcxr.cli.app import ARGUMENT_PATTERN, OPTION_BY_ARGUMENT, name_options
+from fastcxr.cli.option_names import ARGUMENT_PATTERN, OPTION_BY_ARGUMENT, name_options
 
 PACKAGE = Path(__file__).parents[1] / "fastcxr"
 # only the command line raises with options; reports and audits give commands to run

@@ -1,36 +1,20 @@
-"""Parts shared by all commands: the app, the console, classes of options, exit codes, and names of run folders."""
+"""Parts shared by all commands: the app, classes of options, and names of run folders."""
 
-import os
 import re
 import shlex
 import sys
-import warnings
-from ast import literal_eval
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, asdict, field, fields, make_dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token, UnusedCliTokensError, convert
-from rich.console import Console
+from cyclopts import App, Group, Parameter, Token, convert
 
+from fastcxr.cli.output import console, print_line
 from fastcxr.config.fields import GROUPS, InferencePrecision, list_options
 from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy, make_data_name
-from fastcxr.errors import FastcxrError
-from fastcxr.progress.base import log_to
-from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress, print_plain
+from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.version import VERSION
-
-USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE = 64, 130  # sysexits, and 128 + SIGINT
-PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
-
-
-# a Python argument in a message: `skip_bad`, `folds=5`, `strategy='full'`
-ARGUMENT_PATTERN = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
-OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
-    "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
-}  # fmt: skip
 
 
 def format_default(value: Any) -> str | None:
@@ -42,18 +26,15 @@ def format_default(value: Any) -> str | None:
 
 app = App(
     name="fastcxr",
-    default_parameter=Parameter(negative_iterable=(), show_default=format_default),
+    default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=True),
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
 )
 # panels of `fastcxr --help`
 DATASETS, TRAINING, RUNS, MODELS = (
-    Group(name, sort_key=number)
-    for number, name in enumerate(("Datasets", "Training", "Finished runs", "Models and cache"))
+    Group(name, sort_key=number) for number, name in enumerate(("Datasets", "Training", "Runs", "Models and cache"))
 )
 app["--help"].group = app["--version"].group = Group("Options", sort_key=4)
-console = Console(stderr=True)
-print_line = partial(print_plain, console)
 # panels of `fastcxr COMMAND --help`: common options, then the groups of the recipe's options
 COMMON_PANEL = Group("Common options", sort_key=0)
 PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
@@ -64,53 +45,6 @@ Precision = Annotated[
     InferencePrecision,
     Parameter(help="floating point format; trained: as in training; auto: bf16 if the hardware supports it natively"),
 ]
-
-
-def run_to_exit_code(command: Callable[[], int | None]) -> int:
-    """Run a command with log messages on the console, print an error as one line, and return the exit code."""
-    warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
-    try:
-        with log_to(ConsoleMessages(console, name_options)):
-            return command() or 0
-    except UnusedCliTokensError as error:
-        tokens = ", ".join(map(repr, error.unused_tokens or []))
-        fix = "Repeat the option before each value: --classes Normal --classes Virus"
-        return print_error(f"no option takes {tokens}. {fix}", USAGE_EXIT_CODE)
-    except CycloptsError as error:
-        return print_error(str(error), USAGE_EXIT_CODE)
-    except FastcxrError as error:
-        return print_error(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return print_error("interrupted", INTERRUPTED_EXIT_CODE)
-    except BrokenPipeError:  # the program that reads the output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def print_error(message: str, exit_code: int) -> int:
-    """Print an error and return the exit code."""
-    print_line(f"fastcxr: {name_options(message)}", "bold red")
-    return exit_code
-
-
-def name_options(text: str) -> str:
-    """Return a message with options instead of Python arguments: `skip_bad=True` in backticks becomes --skip-bad."""
-    return ARGUMENT_PATTERN.sub(_name_option, text)
-
-
-def _name_option(match: re.Match) -> str:
-    name, value_text = match.groups()
-    if name not in OPTION_BY_ARGUMENT:
-        return match[0]
-    option = "--" + OPTION_BY_ARGUMENT[name].replace("_", "-")
-    try:
-        value = literal_eval(value_text or "None")
-    except (SyntaxError, ValueError):  # a placeholder, such as FILE
-        return f"{option} {value_text}"
-    if value is None or value is True:
-        return option
-    values = value if isinstance(value, list) else [value]
-    return " ".join(f"{option} {shlex.quote(str(one))}" for one in values)
 
 
 def make_options_class(
@@ -148,7 +82,9 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
     panel = COMMON_PANEL if common_panel and metadata["common"] else PANELS[metadata["group"]]
     if item.name == "strategy":
         return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
-    return Annotated[hint, Parameter(group=panel)]
+    if item.name == "data":  # of a union with str an option would take one value only
+        hint = tuple[str, ...] | None
+    return Annotated[hint, Parameter(group=panel, alias=metadata["alias"])]
 
 
 def _convert_strategy(type_: type, tokens: Sequence[Token]) -> Any:

@@ -1,29 +1,33 @@
 """Commands on datasets: describe, audit, pack."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import (
+from fastcxr.cli.app import DATASETS, DescribeOptions, PackOptions, app, inspect_data
+from fastcxr.cli.output import (
     DATA_ERROR_EXIT_CODE,
-    DATASETS,
     PARTIAL_EXIT_CODE,
-    DescribeOptions,
-    PackOptions,
-    app,
     console,
-    inspect_data,
     print_line,
+    print_next_steps,
+    print_result,
 )
+from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_dataset, show_findings
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError
+from fastcxr.io.formatting import join_names
 from fastcxr.progress.terminal import TerminalProgress
 
+# the path of the data is not repeated: it may contain the name of a patient
+TRAIN_STEP = "train: fastcxr train --data DATA"
 
-@app.command(group=DATASETS)
+
+@app.command(group=DATASETS, synonym=COMMAND_SYNONYMS["describe"])
 def describe(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -39,12 +43,13 @@ def describe(
     from fastcxr.workflows.describe import describe as describe_data
 
     page = inspect_data(describe_data, "describe", options, out)
-    n_unreadable = show_dataset(console, page.parent)
-    print(page)
-    return PARTIAL_EXIT_CODE if n_unreadable else 0
+    document = show_dataset(console, page.parent)
+    print_result(page, {"folder": page.parent, "report": page, **document})
+    print_next_steps(f"open {page}", "check for leakage and shortcuts: fastcxr audit --data DATA", TRAIN_STEP)
+    return PARTIAL_EXIT_CODE if document["unreadable"] else 0
 
 
-@app.command(group=DATASETS)
+@app.command(group=DATASETS, synonym=COMMAND_SYNONYMS["audit"])
 def audit(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
@@ -60,9 +65,20 @@ def audit(
     from fastcxr.workflows.audit import audit as audit_data
 
     page = inspect_data(audit_data, "audit", options, out)
-    has_failures = show_findings(console, page.parent)
-    print(page)
-    return DATA_ERROR_EXIT_CODE if has_failures else 0
+    findings = show_findings(console, page.parent)
+    failed = [finding for finding in findings if finding["verdict"] == "FAIL"]
+    print_result(page, {"folder": page.parent, "report": page, "passed": not failed, "findings": findings})
+    steps = [*list_remedies(failed), "or " + TRAIN_STEP + ' --waive-audit "REASON"'] if failed else [TRAIN_STEP]
+    print_next_steps(f"open {page}", *steps)
+    return DATA_ERROR_EXIT_CODE if failed else 0
+
+
+def list_remedies(findings: list[dict[str, Any]]) -> list[str]:
+    """Return each fix once, after the titles of the findings that it is for."""
+    titles_by_fix: dict[str, list[str]] = {}
+    for finding in findings:
+        titles_by_fix.setdefault(finding["fix"], []).append(finding["title"])
+    return [f"{join_names(titles)}: {fix}" for fix, titles in titles_by_fix.items() if fix]
 
 
 @app.command(group=DATASETS, usage="Usage: fastcxr pack DATA... --to FILE [OPTIONS]")
@@ -78,7 +94,7 @@ def pack(
     Parameters
     ----------
     data
-        class folders, CSV, public dataset or packed file; all are merged
+        class folders, CSV, public dataset or packed file; several are merged
     to
         file to create, ending in .h5
     size
@@ -97,5 +113,7 @@ def pack(
     manifest = read_recipe_manifest(recipe, only_test=True)
     print_line(describe_manifest(manifest))
     manifest = shuffle_rows(manifest, recipe.seed) if shuffle else manifest
-    print(pack_dataset(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console)))
+    path = pack_dataset(manifest, to, size=size, skip_bad=recipe.skip_bad, progress=TerminalProgress(console))
+    print_result(path, {"file": path, "n_bytes": path.stat().st_size, "n_images": len(manifest)})
+    print_next_steps(f"train: fastcxr train --data {shlex.quote(str(path))}")
     return 0

@@ -1,19 +1,34 @@
 """Commands on models and the cache: predict, explain, models, cache."""
 
 import sys
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import MODELS, PARTIAL_EXIT_CODE, Device, Precision, app, console, find_next_run_dir, print_line
+from fastcxr.cli.app import MODELS, Device, Precision, app, find_next_run_dir
+from fastcxr.cli.output import (
+    PARTIAL_EXIT_CODE,
+    console,
+    is_json,
+    print_line,
+    print_next_steps,
+    print_result,
+    print_warning,
+    to_json_rows,
+)
+from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_cache
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
+from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command(group=MODELS, usage="Usage: fastcxr predict FOLDER IMAGES... [OPTIONS]")
+@app.command(
+    group=MODELS, synonym=COMMAND_SYNONYMS["predict"], usage="Usage: fastcxr predict FOLDER IMAGES... [OPTIONS]"
+)
 def predict(
     folder: Path,
     *images: Path,
@@ -54,7 +69,8 @@ def predict(
         if device not in ("auto", "cpu"):
             raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
         device = "cpu"
-    table, classifier = make_image_table(images), load_model(folder, precision=precision, device=device)
+    classifier = load_model(folder, precision=precision, device=device)
+    table = make_image_table(images)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import model_to_openvino
@@ -62,18 +78,24 @@ def predict(
         classifier = model_to_openvino(classifier)
     predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
     predictions = apply_thresholds(predicted, classifier.thresholds)
-    write_predictions(predictions, csv or sys.stdout)
+    if csv or not is_json():
+        write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
-        print_line(f"{row['path']}: {row['error']}", "bold yellow")
+        print_warning(f"{row['path']}: {row['error']}")
     n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
-    summary = f"{len(table) - n_unreadable - n_ood:,} images classified, {n_unreadable:,} unreadable"
+    n_classified = len(table) - n_unreadable - n_ood
+    summary = f"{pluralize(n_classified, 'image')} classified, {n_unreadable:,} unreadable"
     ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
     print_line(summary + (ood_text if classifier.has_ood_detector else "; this model has no OOD detector"))
+    counts = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
+    print_result(None, counts | {"predictions": to_json_rows(predictions.table)})
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command(group=MODELS, usage="Usage: fastcxr explain FOLDER IMAGES... [OPTIONS]")
+@app.command(
+    group=MODELS, synonym=COMMAND_SYNONYMS["explain"], usage="Usage: fastcxr explain FOLDER IMAGES... [OPTIONS]"
+)
 def explain(
     folder: Path,
     *images: Path,
@@ -102,22 +124,26 @@ def explain(
         folder to create; default: runs/explain-RUN-NUMBER
     """
     from fastcxr.data.image_table import make_image_table
+    from fastcxr.io.tables import read_table
     from fastcxr.models.bundle import load_classifier
     from fastcxr.workflows.explain import write_explanation
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
-    table, classifier = make_image_table(images), load_classifier(folder, precision=precision, device=device)
+    classifier = load_classifier(folder, precision=precision, device=device)
+    table = make_image_table(images)
     explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
-    print_line(f"{len(table) - n_unreadable:,} images explained, {n_unreadable:,} unreadable")
-    print(page)
+    print_line(f"{pluralize(len(table) - n_unreadable, 'image')} explained, {n_unreadable:,} unreadable")
+    maps = to_json_rows(read_table(page.parent / "saliency.csv"))
+    print_result(page, {"folder": page.parent, "report": page, "n_unreadable": n_unreadable, "maps": maps})
+    print_next_steps(f"open {page}")
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command(group=MODELS, usage="Usage: fastcxr models [PATTERN]")
+@app.command(group=MODELS, synonym=COMMAND_SYNONYMS["models"], usage="Usage: fastcxr models [PATTERN]")
 def models(pattern: str = "*") -> int:
     """List backbones with number of parameters, native image size and available pretrained weights.
 
@@ -132,6 +158,9 @@ def models(pattern: str = "*") -> int:
     first = next(rows, None)
     if first is None:
         raise InputMissingError(f"no backbone matches {pattern!r}", "Pass a shorter part of the name")
+    if is_json():
+        print_result(None, [first, *rows])
+        return 0
     print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
     for row in chain([first], rows):
         parameters = f"{row['parameters'] / 1e6:.1f} M"
@@ -152,12 +181,15 @@ def cache(*, clear: bool = False) -> int:
     from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
 
-    print(find_image_cache_dir())
+    folder = find_image_cache_dir()
     if not clear:
-        show_cache(console, list_cache_entries(), list_feature_files())
+        entries, feature_files = list_cache_entries(), list_feature_files()
+        print_result(folder, {"folder": folder, "images": list(map(asdict, entries)), "features": feature_files})
+        show_cache(console, entries, feature_files)
         return 0
     freed_bytes, entries_in_use = clear_image_cache()
     freed_bytes += clear_feature_cache()
+    print_result(folder, {"folder": folder, "freed_bytes": freed_bytes, "images": list(map(asdict, entries_in_use))})
     print_line(f"freed {freed_bytes / 1e6:,.1f} MB")
     if entries_in_use:
         print_line("in use by a running process, not removed:")

@@ -1,4 +1,4 @@
-"""Commands on finished runs: report, evaluate, compare, verify."""
+"""Commands on runs: list, report, evaluate, compare, verify."""
 
 import shlex
 import sys
@@ -7,22 +7,49 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 
-from fastcxr.cli.app import (
+from fastcxr.cli.app import RUNS, Device, EvaluateOptions, Precision, app, find_next_run_dir
+from fastcxr.cli.launch import print_run_result
+from fastcxr.cli.output import (
     DATA_ERROR_EXIT_CODE,
-    RUNS,
-    Device,
-    EvaluateOptions,
-    Precision,
-    app,
     console,
-    find_next_run_dir,
+    is_json,
     print_line,
+    print_next_steps,
+    print_result,
+    print_warning,
 )
-from fastcxr.cli.tables import show_comparison, show_headline
+from fastcxr.cli.suggestions import COMMAND_SYNONYMS
+from fastcxr.cli.tables import show_comparison, show_runs
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError
+from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
+
+RUNS_DIR = Path("runs")
+
+
+@app.command(name="list", group=RUNS, synonym=COMMAND_SYNONYMS["list"], usage="Usage: fastcxr list [FOLDER]")
+def list_command(folder: Path | None = None) -> int:
+    """List runs with state, headline metrics and date.
+
+    Parameters
+    ----------
+    folder
+        folder that holds run folders; default: runs
+    """
+    from fastcxr.workflows.list_runs import describe_runs
+
+    runs = describe_runs(folder or RUNS_DIR) if folder or RUNS_DIR.is_dir() else []
+    if runs and not is_json():
+        show_runs(Console(), runs)
+    if not runs:
+        print_line(f"no runs in {folder or RUNS_DIR}")
+    print_result(None, runs)
+    interrupted = [row["folder"] for row in runs if row["state"].startswith(("interrupted", "folds"))]
+    print_next_steps(*(f"resume: fastcxr resume {shlex.quote(str(path))}" for path in interrupted))
+    return 0
 
 
 @app.command(group=RUNS, usage="Usage: fastcxr report FOLDER")
@@ -44,12 +71,14 @@ def report(folder: Path) -> int:
         from fastcxr.report.run_page import write_run_report as write_page
     page = write_page(folder)
     if page.name == "report.html":
-        show_headline(console, folder)
-    print(page)
+        return print_run_result(folder)
+    print_result(page, {"folder": folder, "report": page})
     return 0
 
 
-@app.command(group=RUNS, usage="Usage: fastcxr evaluate RUN --data DATA [OPTIONS]")
+@app.command(
+    group=RUNS, synonym=COMMAND_SYNONYMS["evaluate"], usage="Usage: fastcxr evaluate RUN --data DATA [OPTIONS]"
+)
 def evaluate(
     run: Path,
     *,
@@ -75,10 +104,8 @@ def evaluate(
     folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)
-    page = evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
-    show_headline(console, folder)
-    print(page)
-    return 0
+    evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
+    return print_run_result(folder)
 
 
 @app.command(group=RUNS, usage="Usage: fastcxr compare RUNS... [OPTIONS]")
@@ -96,8 +123,8 @@ def compare(*runs: Path, out: Path | None = None) -> int:
 
     folder = out or find_next_run_dir("compare")
     page = compare_runs(runs, folder)
-    show_comparison(console, folder)
-    print(page)
+    print_result(page, {"folder": folder, "report": page} | show_comparison(console, folder))
+    print_next_steps(f"open {page}")
     return 0
 
 
@@ -114,6 +141,7 @@ def verify(run: Path) -> int:
 
     faults, n_files = verify_run(run)
     for fault in faults:
-        print_line(f"{fault.path}: {fault.problem}", "bold red")
-    print_line(f"{n_files:,} files checked, {len(faults):,} faults")
+        print_warning(f"{fault.path}: {fault.problem}")
+    print_line(f"{pluralize(n_files, 'file')} checked, {pluralize(len(faults), 'fault')}")
+    print_result(None, {"folder": run, "n_files": n_files, "faults": [asdict(fault) for fault in faults]})
     return DATA_ERROR_EXIT_CODE if faults else 0

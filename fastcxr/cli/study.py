@@ -10,23 +10,22 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fastcxr.cli.app import (
-    COMMON_PANEL,
-    PANELS,
-    TRAIN_FIELDS,
+from fastcxr.cli.app import COMMON_PANEL, PANELS, TRAIN_FIELDS, format_default, make_options_class, set_default_data
+from fastcxr.cli.launch import describe_run, start_training
+from fastcxr.cli.output import (
+    OutputOptions,
     console,
-    format_default,
-    make_options_class,
     print_error,
     print_line,
+    print_result,
     run_to_exit_code,
-    set_default_data,
+    use_output_options,
 )
-from fastcxr.cli.launch import start_training
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
 from fastcxr.errors import FastcxrError, InputMissingError, RecipeError
 from fastcxr.progress.base import silence_logging
+from fastcxr.progress.terminal import print_table
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
@@ -92,7 +91,7 @@ def parse_and_run(
     source_counts: SourceCounts | None = None,
 ) -> int:
     """Parse and run a command line; return the exit code."""
-    source_counts = source_counts or {}
+    source_counts, arguments = source_counts or {}, take_output_options(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         show_usage(study, recipes, source_counts)
         return 0
@@ -108,6 +107,21 @@ def parse_and_run(
     recipe, out, mirror = parse_overrides(recipes[variant], options)
     validate_source_count(variant, recipe, source_counts)
     return start_training(recipe, out or Path("runs") / study / variant, mirror and mirror / study)
+
+
+def take_output_options(arguments: list[str]) -> list[str]:
+    """Use the output options among these arguments, and return the other arguments."""
+    app = App(name="output", help_flags=[], version_flags=[])
+
+    @app.default
+    def take(
+        *others: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        output: OutputOptions = OutputOptions(),  # noqa: B008  it is frozen
+    ) -> list[str]:
+        use_output_options(output)
+        return list(others)
+
+    return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
 
 def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceCounts) -> None:
@@ -153,6 +167,7 @@ def run_all_variants(
             run_dirs[variant] = None
             exit_codes.append(print_error(f"{variant}: {error}", error.exit_code))
     show_study(run_dirs, skipped_variants, paper)
+    print_result(None, {"variants": {v: describe_run(run_dir) for v, run_dir in run_dirs.items()}})
     return exit_codes[0] if exit_codes else 0
 
 
@@ -183,7 +198,7 @@ def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[s
         print_line(f"skipped (need another number of --data): {', '.join(skipped_variants)}")
     for table in compare_with_paper(run_dirs, paper) if run_dirs else ():
         console.print()
-        console.print(table)
+        print_table(console, table)
     for title, variants in group_critical_notices(run_dirs).items():
         print_line(f"{title}: {', '.join(variants)}")
 
@@ -212,7 +227,8 @@ def make_override_app(recipe: Recipe, name: str = "variant") -> App:
     augmentation_options = make_options_class(
         "AugmentationOptions", *(item.name for item in fields(Augmentation)), defaults=recipe.augment
     )
-    app = App(name=name, help_flags=[], version_flags=[], default_parameter=Parameter(show_default=format_default))
+    default_parameter = Parameter(show_default=format_default, consume_multiple=True)
+    app = App(name=name, help_flags=[], version_flags=[], default_parameter=default_parameter)
 
     @app.default
     def change(

@@ -2,19 +2,23 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastcxr.progress.terminal import print_plain
+from fastcxr.io.formatting import MISSING, pluralize
+from fastcxr.progress.terminal import print_alert, print_plain, print_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+MAX_WIDTH = 10_000  # characters, more than any table has
 
 
 def show_headline(console: Console, folder: Path) -> None:
@@ -25,55 +29,73 @@ def show_headline(console: Console, folder: Path) -> None:
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     headings, rows = make_terminal_table(metrics)
-    table = _make_table(headings)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    print_table(console, _fill_table(headings, rows))
     styles = {"critical": "bold red", "warning": "bold yellow"}
     for notice in read_terminal_notices(folder):
         prefix = "warning: " if notice.level == "warning" else ""
         line = prefix + replace_unprintable(f"{notice.title}. {notice.text}").strip()
-        print_plain(console, line, styles.get(notice.level))
+        (print_plain if notice.level == "note" else print_alert)(console, line, styles.get(notice.level))
 
 
-def _make_table(headings: Iterable[str], n_text_columns: int = 1) -> Table:
-    """Return an empty table without borders: text columns are left-aligned, the others right-aligned."""
-    table = Table(box=None, pad_edge=False)
-    for k, heading in enumerate(headings):
-        table.add_column(escape(heading), justify="left" if k < n_text_columns else "right")
+def _fill_table(headings: Sequence[str], rows: Iterable[Sequence[str]], n_text_columns: int = 1) -> Table:
+    """Return a table with these rows of plain text, without the columns that have no text at all."""
+    rows = list(rows)
+    used = [k for k in range(len(headings)) if k == 0 or any(row[k] not in ("", MISSING) for row in rows)]
+    table = _make_table([headings[k] for k in used], n_text_columns)
+    for row in rows:
+        table.add_row(*(escape(row[k]) for k in used))
     return table
 
 
-def show_findings(console: Console, folder: Path) -> bool:
-    """Print each finding of an audit as a line; return whether a check failed."""
+def _make_table(headings: Iterable[str], n_text_columns: int = 1) -> Table:
+    """Return an empty table without borders: text columns are left-aligned, the others right-aligned.
+
+    A text that is too long is continued in the next line: an ellipsis could make two names the same.
+    """
+    table = Table(box=None, pad_edge=False)
+    for k, heading in enumerate(headings):
+        is_text = k < n_text_columns
+        table.add_column(escape(heading), justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    return table
+
+
+def show_findings(console: Console, folder: Path) -> list[dict[str, Any]]:
+    """Print each finding of an audit as a line, and return the findings."""
     findings = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["findings"]
     styles = {"FAIL": "bold red", "WARN": "bold yellow"}
     for finding in findings:
         line = f"{finding['verdict']}  {finding['title']}: {finding['message']}"
-        print_plain(console, line, styles.get(finding["verdict"]))
-    return any(finding["verdict"] == "FAIL" for finding in findings)
+        (print_plain if finding["verdict"] == "PASS" else print_alert)(console, line, styles.get(finding["verdict"]))
+    return findings
 
 
-def show_comparison(console: Console, folder: Path) -> None:
-    """Print the leaderboard of a comparison as a table."""
-    from fastcxr.report.tables import format_leaderboard
+def show_comparison(console: Console, folder: Path) -> dict[str, Any]:
+    """Print the leaderboard of a comparison as a table, and return compare.json.
 
+    In a narrow terminal an interval is below its value, which leaves more space for the names.
+    """
     comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("AUROC, macro", "p", "accuracy", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in format_leaderboard(comparison["rows"]):
-        cells = []
-        for metric in row["metrics"]:
-            p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
-            cells += [f"{metric['value']} ({metric['interval']})", p_value]
-        table.add_row(escape(row["name"]), *cells)
-    console.print(table)
-    if comparison["n_shared_images"]:
-        print_plain(console, f"tested on the {comparison['n_shared_images']:,} images shared by all models")
+    table = _make_leaderboard(comparison["rows"], " ")
+    if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum > console.width:
+        table = _make_leaderboard(comparison["rows"], "\n")
+    print_table(console, table)
+    if n_images := comparison["n_shared_images"]:
+        print_plain(console, f"tested on the {pluralize(n_images, 'image')} shared by all models")
     else:
         print_plain(console, "no shared images: not tested")
+    return comparison
+
+
+def _make_leaderboard(rows: Sequence[dict[str, Any]], separator: str) -> Table:
+    from fastcxr.report.tables import format_leaderboard
+
+    cells = []
+    for row in format_leaderboard(rows):
+        cells.append([row["name"]])
+        for metric in row["metrics"]:
+            p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
+            cells[-1] += [f"{metric['value']}{separator}({metric['interval']})", p_value]
+    return _fill_table(("", "AUROC, macro", "p", "accuracy", "p"), cells)
 
 
 def show_cache(console: Console, entries: list, feature_files: list[Path]) -> None:
@@ -86,45 +108,66 @@ def show_cache(console: Console, entries: list, feature_files: list[Path]) -> No
         images = "unreadable" if entry.n_images is None else f"{entry.n_images:,}"
         table.add_row(f"{entry.size} px", images, f"{entry.n_bytes / 1e6:,.1f}", _format_time(entry.last_used))
     if feature_files:
-        n_files, last_used = f"{len(feature_files):,} files", _format_time(feature_files[0].stat().st_mtime)
+        n_files, last_used = pluralize(len(feature_files), "file"), _format_time(feature_files[0].stat().st_mtime)
         n_bytes = sum(file.stat().st_size for file in feature_files)
         table.add_row("features", n_files, f"{n_bytes / 1e6:,.1f}", last_used)
-    console.print(table, highlight=False)
+    print_table(console, table)
 
 
 def _format_time(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp).strftime("%Y-%m-%d %H:%M")
 
 
-def show_dataset(console: Console, folder: Path) -> int:
-    """Print the number of images of each class and split, and all unreadable files; return the number of those."""
+def show_dataset(console: Console, folder: Path) -> dict[str, Any]:
+    """Print the number of images of each class and split, and all unreadable files; return both for --json."""
     from fastcxr.io.html import replace_unprintable
     from fastcxr.report.data_tables import make_split_table
     from fastcxr.report.run_reader import read_dataset_record
 
     record = read_dataset_record(folder)
-    split_table = make_split_table(record)
-    table = _make_table(map(replace_unprintable, ("", *split_table["splits"], "all")))
-    for row in [*split_table["rows"], {"label": "all", "cells": split_table["total"]}]:
-        table.add_row(escape(replace_unprintable(row["label"])), *(f"{cell['images']:,}" for cell in row["cells"]))
-    console.print(table, highlight=False)
-    for row in record.skipped.to_dict("records"):
-        line = replace_unprintable(f"FCX-{row['code']} {row['path']}: {row['reason']}")
-        print_plain(console, line, "bold yellow")
-    if len(record.skipped):
-        print_plain(console, f"{len(record.skipped):,} unreadable images skipped")
-    return len(record.skipped)
+    split_table, unreadable = make_split_table(record), record.skipped.to_dict("records")
+    all_rows = [*split_table["rows"], {"label": "all", "cells": split_table["total"]}]
+    cells = [(row["label"], *(f"{cell['images']:,}" for cell in row["cells"])) for row in all_rows]
+    headings = ("", *split_table["splits"], "all")
+    rows = [tuple(map(replace_unprintable, row)) for row in cells]
+    print_table(console, _fill_table(tuple(map(replace_unprintable, headings)), rows))
+    for row in unreadable:
+        print_alert(console, replace_unprintable(f"FCX-{row['code']} {row['path']}: {row['reason']}"))
+    if unreadable:
+        print_alert(console, f"{pluralize(len(unreadable), 'unreadable image')} skipped", None)
+    counts = {row["label"]: dict(zip(headings[1:], row["cells"], strict=True)) for row in split_table["rows"]}
+    return {"classes": counts, "unreadable": unreadable}
 
 
-def show_scout_table(console: Console, table: "DataFrame") -> None:
+def show_scout_table(console: Console, scores: "DataFrame") -> None:
     """Print the rows of scout.csv, with the reason for each backbone without a rank."""
-    rich_table = _make_table(("backbone", "AUROC", "accuracy", "images/s", "parameters"))
-    rich_table.add_column("")
-    for row in table.to_dict("records"):
+    rows = []
+    for row in scores.to_dict("records"):
         metrics = costs = ("-", "-")
         if not math.isnan(row["auroc"]):
             metrics = f"{row['auroc']:.3f} ± {row['auroc_sd']:.3f}", f"{row['accuracy']:.1%}"
         if not math.isnan(row["images_per_second"]):
             costs = f"{row['images_per_second']:,.0f}", f"{row['parameters'] / 1e6:.1f} M"
-        rich_table.add_row(escape(row["backbone"]), *metrics, *costs, escape(row["note"]))
-    console.print(rich_table)
+        rows.append((row["backbone"], *metrics, *costs, row["note"]))
+    table = _fill_table(("backbone", "AUROC", "accuracy", "images/s", "parameters", "note"), rows)
+    if table.columns[-1].header == "note":
+        table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    print_table(console, table)
+
+
+def show_runs(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of runs."""
+    from fastcxr.io.formatting import format_percent, format_score
+
+    cells = [
+        (
+            row["run"],
+            row["state"],
+            format_score(row["auroc"]),
+            format_percent(row["accuracy"]),
+            row["split"],
+            row["date"].replace("T", " ")[:16],
+        )
+        for row in rows
+    ]
+    print_table(console, _fill_table(("run", "state", "AUROC", "accuracy", "split", "date"), cells, n_text_columns=2))

@@ -13,21 +13,21 @@ from fastcxr.cli.app import (
     ScoutOptions,
     TrainOptions,
     app,
-    console,
     find_next_run_dir,
     list_numbered_run_dirs,
-    print_line,
     set_default_data,
 )
 from fastcxr.cli.launch import print_run_result, start_training
+from fastcxr.cli.output import console, print_line, print_next_steps, print_result, to_json_rows
+from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError, OutputError
-from fastcxr.io.formats import reject_other_format
+from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.progress.terminal import TerminalProgress
 
 
-@app.command(group=TRAINING, usage="Usage: fastcxr train [BACKBONE] [OPTIONS]")
+@app.command(group=TRAINING, synonym=COMMAND_SYNONYMS["train"], usage="Usage: fastcxr train [BACKBONE] [OPTIONS]")
 def train(
     options: Annotated[TrainOptions, Parameter(name="*")] = TrainOptions(),  # noqa: B008  it is frozen
     *,
@@ -35,9 +35,16 @@ def train(
     resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
 ) -> int:
-    """Train a classifier and write its report. An interrupted run with the same options is resumed.
+    """Train a classifier and write its report.
 
-    Without --data it uses the class folders in data/, or the bundled synthetic sample.
+    ```
+    fastcxr train --data FOLDER    # one subfolder of images per class
+    fastcxr train resnet50 --data images.csv --patient-table patients.csv
+    fastcxr train --data SITE_A SITE_B --folds 5 --image-size 320
+    ```
+
+    An interrupted run with the same options is resumed. Without --data it uses the class folders in data/, or the
+    bundled synthetic sample.
 
     Parameters
     ----------
@@ -48,8 +55,10 @@ def train(
     checkpoint_mirror
         folder for a copy of each checkpoint, on another disk, such as Google Drive in Colab
     """
-    from fastcxr.workflows.run_state import find_resumable_run, is_unfinished
+    from fastcxr.workflows.run_state import find_resumable_run
 
+    reject_path_as_backbone(options.backbone)
+    reject_backbone_as_data(options.data)
     recipe = set_default_data(Recipe(**vars(options)))
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
     resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
@@ -118,10 +127,16 @@ def scout(
     from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights
     from fastcxr.workflows.scout import scout as scout_backbones
 
+    for name in backbones:
+        reject_path_as_backbone(name)
     recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
     candidates = backbones or DEFAULT_BACKBONES
     table = scout_backbones(recipe, candidates, parse_weights(weights), folder, TerminalProgress(console))
     show_scout_table(console, table)
-    print(folder / "scout.svg")
+    figure = folder / "scout.svg"
+    print_result(figure, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})
+    if table["auroc"].notna().any():
+        train_step = f"train the best: fastcxr train {table['backbone'].iloc[0]} --data DATA"
+        print_next_steps(f"open {figure}", train_step)
     return 0

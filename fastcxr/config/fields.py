@@ -32,6 +32,7 @@ def option(
     is_path: bool = False,
     minimum: float | None = None,
     below: float | None = None,
+    alias: str | None = None,
     **field_options: Any,
 ) -> Any:
     """Declare a dataclass field with its properties for the command line and for validation.
@@ -44,10 +45,12 @@ def option(
         is_path: whether the value may be a path, whose folders are removed in recipe.json.
         minimum: smallest valid number.
         below: exclusive upper bound.
+        alias: second name of the option on the command line.
         **field_options: further arguments of `dataclasses.field`.
     """
     metadata = {
         "help": help, "group": group, "common": common, "is_path": is_path, "minimum": minimum, "below": below,
+        "alias": alias,
     }  # fmt: skip
     return field(default=default, metadata=metadata, **field_options)
 

@@ -16,6 +16,7 @@ from fastcxr.data.imaging.intensity import DEPTHS, find_depth
 from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError, ImageError
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import to_text
 from fastcxr.progress.base import Progress
 
@@ -145,9 +146,9 @@ def warn_packed_depths(table: pd.DataFrame, known: BitDepths) -> None:
         for depth, file, source in depths
     )
     if n_packed:
-        text = "%s images were packed with a different bit depth than the model uses (%s): "
+        text = "%s packed with a different bit depth than the model uses (%s): "
         fix = f"pack them again with that depth in the column {COLUMN}"
-        log.warning(text + fix, f"{n_packed:,}", known.describe())
+        log.warning(text + fix, pluralize(n_packed, "image"), known.describe())
 
 
 def warn_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:

@@ -25,6 +25,7 @@ from fastcxr.data.same_image import is_same_image
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.files import compute_sha256
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
 log = logging.getLogger("fastcxr")
@@ -231,4 +232,4 @@ def _log_dropped_duplicates(inputs: pd.Series, dropped: dict[int, int]) -> None:
     )
     if counts:
         summary = format_names(f"{n:,} {description}" for description, n in counts.items())
-        log.info("left out %s exact duplicates: %s", f"{counts.total():,}", summary)
+        log.info("left out %s: %s", pluralize(counts.total(), "exact duplicate"), summary)

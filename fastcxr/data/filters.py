@@ -11,6 +11,7 @@ import pandas as pd
 
 from fastcxr.data.columns import find_privacy_risk
 from fastcxr.errors import RecipeError
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name, to_text
 
 log = logging.getLogger("fastcxr")
@@ -51,7 +52,7 @@ def keep_classes(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.
     dropped = counts.drop(list(options))
     if len(dropped):
         names = format_names(f"{name} ({n:,})" for name, n in dropped.items())
-        log.info("classes left out: %s (%s images)", names, f"{dropped.sum():,}")
+        log.info("classes left out: %s (%s)", names, pluralize(int(dropped.sum()), "image"))
     return [table[table["label"].isin(list(options))] for table in tables]
 
 
@@ -85,7 +86,7 @@ def _keep_matching(table: pd.DataFrame, column: str, values: set[str]) -> pd.Dat
     if len(dropped):
         is_private = find_privacy_risk(column, cells)  # run.json contains log messages, but must not contain such cells
         examples = "" if is_private else format_names((f"{name} ({n:,})" for name, n in dropped.items()), 8) + " "
-        log.info("left out by %s: %s(%s images)", column, examples, f"{dropped.sum():,}")
+        log.info("left out by %s: %s(%s)", column, examples, pluralize(int(dropped.sum()), "image"))
     return table[is_kept]
 
 

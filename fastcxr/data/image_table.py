@@ -1,5 +1,6 @@
 """Images to predict or explain, as a table: files, folders, packed datasets, arrays and Pillow images."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,12 +9,15 @@ import pandas as pd
 from PIL import Image
 
 from fastcxr.data.imaging.memory import MemoryImage
+from fastcxr.data.imaging.sniff import looks_like_image
 from fastcxr.data.readers.folders import list_files_below
 from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.errors import DataError, InputMissingError
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import format_names, to_text
 
+log = logging.getLogger("fastcxr")
 ImageInput = str | Path | np.ndarray | Image.Image
 COLUMNS = ("source", "path", "file")
 MEMORY_SOURCE = "memory"  # source of images that are in no file
@@ -25,7 +29,7 @@ def make_image_table(images: pd.DataFrame | ImageInput | Iterable[ImageInput]) -
     A missing file keeps its row: the error is reported when the image is read.
 
     Args:
-        images: one of these, or several: a file; a folder, for all files below it; a packed dataset; a gray array,
+        images: one of these, or several: a file; a folder, for all images below it; a packed dataset; a gray array,
             shape (height, width), with the path `array-0`; a Pillow image. A manifest is returned unchanged.
 
     Raises:
@@ -37,7 +41,7 @@ def make_image_table(images: pd.DataFrame | ImageInput | Iterable[ImageInput]) -
     inputs = [images] if isinstance(images, ImageInput) or not isinstance(images, Iterable) else list(images)
     rows = [row for number, image in enumerate(inputs) for row in _list_rows(image, number)]
     if not rows:
-        problem = f"0 files in {format_names(map(str, inputs)) or 'an empty list'}"
+        problem = f"0 images in {format_names(map(str, inputs)) or 'an empty list'}"
         raise InputMissingError(problem, "Pass images, or folders of images", code="E002")
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype="object")
     has_files_only = all(isinstance(file, str) for _, _, file in rows)
@@ -72,10 +76,20 @@ def _make_memory_name(image: np.ndarray | Image.Image, number: int) -> str:
 
 def _list_files(path: Path) -> Iterator[tuple[str, str, str]]:
     if path.is_dir():
-        source = path.resolve().name
-        yield from ((source, below, f"{path.absolute()}/{below}") for below in list_files_below(path))
+        source, root = path.resolve().name, path.absolute()
+        yield from ((source, below, f"{root}/{below}") for below in list_images_below(root))
     elif is_hdf5(path):
         packed = make_paths_relative(read_packed_manifest(path)[list(COLUMNS)])
         yield from packed.itertuples(index=False, name=None)
     else:
         yield path.absolute().parent.name, path.name, str(path.absolute())
+
+
+def list_images_below(root: Path) -> list[str]:
+    """Return the files of a folder that look like images, as paths below it; log the number of others."""
+    files = list_files_below(root)
+    images = [path for path in files if looks_like_image(root / path)]
+    if others := sorted(set(files) - set(images)):
+        count = pluralize(len(others), "file")
+        log.info("skipped %s in %s that are not images by name and content: %s", count, root.name, format_names(others))
+    return images

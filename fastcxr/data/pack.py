@@ -29,6 +29,7 @@ from fastcxr.data.readers.hdf5 import (
 from fastcxr.errors import BadImagesError, ImageError, OutputError, RecipeError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.files import atomic_file, compute_sha256
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import format_names
 from fastcxr.progress.base import Progress
 
@@ -68,8 +69,9 @@ def pack_dataset(
     if errors:
         path_by_file = dict(zip(manifest["file"], manifest["path"], strict=True))
         examples = format_names((f"{path_by_file.get(error.path, '')} ({error.problem})" for error in errors), 5)
-        log.warning("left out %s unreadable images: %s", f"{len(errors):,}", examples)
-    log.info("packed %s images into %s, %.1f MB", f"{len(packed_rows):,}", path.name, path.stat().st_size / 1e6)
+        log.warning("left out %s: %s", pluralize(len(errors), "unreadable image"), examples)
+    count = pluralize(len(packed_rows), "image")
+    log.info("packed %s into %s, %.1f MB", count, path.name, path.stat().st_size / 1e6)
     return path
 
 

@@ -21,6 +21,7 @@ import pandas as pd
 from fastcxr.data.imaging.sniff import HEAD_BYTES, may_be_dicom, open_file
 from fastcxr.errors import DataError, ImageError, OutputError, RecipeError
 from fastcxr.io.files import sync_folder
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import (
     MISSING_VALUES,
     TEXT_DTYPE,
@@ -178,7 +179,7 @@ def join_patients(paths: pd.Series, table: str | Path, files: pd.Series | None =
     if (is_ambiguous := patients.isna() & paths.map(get_name).isin(unused_names)).any():
         text = "%s has file names that several images share; these get no patient: %s. Use full paths in the table"
         log.warning(text, table.name, format_names(paths[is_ambiguous]))
-    log.info("%s images have their patient from %s", f"{patients.notna().sum():,}", table.name)
+    log.info("%s with a patient from %s", pluralize(int(patients.notna().sum()), "image"), table.name)
     return patients
 
 

@@ -261,8 +261,8 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
     is_held_out = manifest["source"] == source
     is_shared = ~is_held_out & manifest["patient"].isin(manifest.loc[is_held_out, "patient"])
     if is_shared.any():
-        text = "%s images of other sources left out: their patients or exact duplicates are in %s, which is held out"
-        log.warning(text, f"{is_shared.sum():,}", source)
+        text = "%s of other sources left out: their patients or exact duplicates are in %s, which is held out"
+        log.warning(text, pluralize(int(is_shared.sum()), "image"), source)
     others = manifest[~is_held_out & ~is_shared]
     if lost_labels := sorted(set(manifest["label"]) - set(others["label"])):
         problem = f"without {source}, no image of {', '.join(lost_labels)} is left for training"

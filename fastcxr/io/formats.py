@@ -1,14 +1,16 @@
-"""Format numbers of the files that fastcxr writes, and rejection of run folders with another format.
+"""Format numbers of the files that fastcxr writes, and rejection of run folders of another format or unfinished.
 
 Increase a number if earlier versions cannot read the new files, or this version cannot read theirs.
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from fastcxr.errors import ModelError
+from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import read_json
+from fastcxr.io.lock import is_locked
 
 FORMAT_KEY = "format"  # key of the number in recipe.json, model.json and checkpoints; 0.1 wrote none
 RECIPE_FORMAT = 2  # recipe.json
@@ -28,6 +30,28 @@ def reject_other_format(folder: str | Path) -> None:
         content = _read_json_inside(Path(folder), name)
         if isinstance(content, dict) and not is_format(content.get(FORMAT_KEY), number):
             raise make_format_error(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether the folder contains a run without a report."""
+    return (folder / "recipe.json").is_file() and not (folder / "report.html").is_file()
+
+
+def find_unfinished_state(folder: Path) -> str:
+    """Return "running" or "interrupted" for a run without a report, empty for any other folder."""
+    if not is_unfinished(folder):
+        return ""
+    return "running" if is_locked(folder) else "interrupted"
+
+
+def reject_unfinished(path: Path) -> None:
+    """Raise InputMissingError if this file is missing because its run is not finished; the fix is to resume the run."""
+    folder = path.parent
+    if path.is_file() or not (state := find_unfinished_state(folder)):
+        return
+    resume = f"Resume it with: {shlex.join(['fastcxr', 'resume', str(folder)])}"
+    fix = "Wait until it ends" if state == "running" else resume
+    raise InputMissingError(f"the run is {state}, it has no {path.name} yet", fix, path=folder, code="E304")
 
 
 def is_format(value: Any, number: int) -> bool:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.files import atomic_write
+from fastcxr.io.formats import reject_unfinished
 from fastcxr.io.tables import escape_formulas, unescape_formulas
 
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
@@ -175,6 +176,7 @@ def read_predictions(path: str | Path) -> Predictions:
         InputMissingError: the file does not exist.
         DataError: the file is not a predictions.csv.
     """
+    reject_unfinished(Path(path))
     if not Path(path).is_file():
         raise InputMissingError("no such file", _WRONG_FILE_FIX, path=path)
     try:

@@ -208,7 +208,7 @@ def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_s
     if cached_file := _find_cached_file(backbone):
         options["pretrained_cfg_overlay"] = {"file": cached_file}
     else:
-        _validate_host(backbone)
+        _announce_download(backbone)
     return _create_network(backbone, timm.create_model, backbone.full_name, pretrained=True, **options)
 
 
@@ -217,9 +217,9 @@ def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int)
         problem = f"torchvision:{backbone.name} needs an image size of {backbone.native_size} pixels, got {image_size}"
         fix = f"Pass `image_size={backbone.native_size}`, or choose a timm backbone, which supports other sizes"
         raise RecipeError(problem, fix)
-    is_pretrained, file_name = weights == "pretrained", Path(urlparse(backbone.url or "").path).name
-    if is_pretrained and not Path(torch.hub.get_dir(), "checkpoints", file_name).exists():
-        _validate_host(backbone)
+    is_pretrained = weights == "pretrained"
+    if is_pretrained and not _is_cached(backbone):
+        _announce_download(backbone)
     tag = backbone.tag if is_pretrained else None
     network = _create_network(backbone, torchvision.models.get_model, backbone.name, weights=tag)
     # pretrained Inception and GoogLeNet can only be constructed with auxiliary outputs
@@ -246,15 +246,32 @@ def _make_unreachable_error(backbone: Backbone) -> WeightsError:
     return WeightsError(problem, fix, code="E202")
 
 
-def _validate_host(backbone: Backbone) -> None:
-    """Raise WeightsError if the host name does not resolve: the hub's client would retry for most of a minute."""
+def validate_pretrained(backbone: Backbone) -> None:
+    """Raise WeightsError if the pretrained weights are neither on this computer nor on a host whose name resolves."""
+    if not _is_cached(backbone):
+        _validate_host(backbone)
+
+
+def _is_cached(backbone: Backbone) -> bool:
+    if backbone.library == "torchvision":
+        return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(backbone.url or "").path).name).exists()
+    return _find_cached_file(backbone) is not None
+
+
+def _validate_host(backbone: Backbone) -> str | None:
+    """Return the host. Raise WeightsError if its name does not resolve: the hub's client would retry for a minute."""
     host = urlparse(backbone.url or ENDPOINT).hostname
     if urllib.request.getproxies():
-        return
+        return host
     try:
         socket.getaddrinfo(host, 443)
     except OSError as error:
         raise _make_unreachable_error(backbone) from error
+    return host
+
+
+def _announce_download(backbone: Backbone) -> None:
+    host = _validate_host(backbone)
     log.info("downloading the pretrained weights of %s from %s", backbone.full_name, host)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
-from fastcxr.io.formats import reject_other_format
+from fastcxr.io.formats import reject_other_format, reject_unfinished
 from fastcxr.models.registry import find_known_parameters
 
 WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
@@ -32,6 +32,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         if part_folders := [*list_models_below(folder, "fold"), *list_models_below(folder, "source")]:
             problem = f"no model.json in this folder; {len(part_folders)} subfolders are runs with a model"
             raise InputMissingError(problem, f"Pass one of them, for example {part_folders[0]}", path=folder)
+        reject_unfinished(path)
         fix = "Pass the folder of a finished run, for example runs/first"
         raise InputMissingError("no model.json in this folder", fix, path=folder)
     _reject_outside_link(path)

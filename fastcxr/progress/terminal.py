@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Table
 
 from fastcxr.progress.base import Bar, Progress
 
@@ -23,10 +25,36 @@ HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line ha
     "seconds": ("seconds", 7),
 }
 
+BEST_EPOCH_MARK = "*"
+
+# printed lines, for --log-file; NullHandler: without a file they are not printed a second time
+LINE_LOG = logging.getLogger("fastcxr.terminal")
+LINE_LOG.propagate = False
+LINE_LOG.setLevel(logging.INFO)
+LINE_LOG.addHandler(logging.NullHandler())
+
 
 def print_plain(console: Console, line: str, style: str | None = None) -> None:
     """Print a line without wrapping, highlighting or markup, which a file name may contain."""
+    LINE_LOG.info("%s", line)
     console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_alert(console: Console, line: str, style: str | None = "bold yellow") -> None:
+    """Print a warning or an error, also on a console that is quiet."""
+    was_quiet, console.quiet = console.quiet, False
+    try:
+        print_plain(console, line, style)
+    finally:
+        console.quiet = was_quiet
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table."""
+    console.print(table, highlight=False)
+    plain = Console(file=StringIO(), width=console.width, color_system=None)
+    plain.print(table)
+    LINE_LOG.info("%s", plain.file.getvalue().rstrip())  # pyright: ignore[reportAttributeAccessIssue]  a StringIO
 
 
 class TerminalProgress(Progress):
@@ -52,10 +80,11 @@ class TerminalProgress(Progress):
         columns = {name: column for name, column in HISTORY_COLUMNS.items() if name in row}
         if not self.header_shown:
             headings = "  ".join(f"{heading:>{width}}" for heading, width in columns.values())
+            print_plain(self.console, f"{BEST_EPOCH_MARK}: best epoch so far")
             print_plain(self.console, headings, "bold")
             self.header_shown = True
         cells = "  ".join(f"{format_history_cell(name, row[name]):>{width}}" for name, (_, width) in columns.items())
-        print_plain(self.console, cells + (" *" if row.get("best") else ""))
+        print_plain(self.console, cells + (f" {BEST_EPOCH_MARK}" if row.get("best") else ""))
 
 
 class _LiveBar(Bar):
@@ -78,7 +107,7 @@ class ConsoleMessages(logging.Handler):
         """Print a message as one line."""
         message = self.convert(record.getMessage())
         if record.levelno >= logging.WARNING:
-            print_plain(self.console, f"warning: {message}", "bold yellow")
+            print_alert(self.console, f"warning: {message}")
         else:
             print_plain(self.console, message)
 

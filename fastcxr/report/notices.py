@@ -39,7 +39,13 @@ class Rule:
     pages: str = "report"
 
 
-EXTERNAL_TEST = Rule("note", "Tested on external data", partial(model.find_external_tests, model.SIMILAR))
+EXTERNAL_TESTS = (
+    Rule("warning", "The metrics do not generalize to {}", partial(model.find_external_tests, model.LARGE)),
+    Rule("warning", "The metrics may not generalize to {}", partial(model.find_external_tests, model.UNCERTAIN)),
+    Rule("warning", "Lower performance on external data", partial(model.find_external_tests, model.SMALL)),
+    Rule("warning", "No metric to compare with {}", partial(model.find_external_tests, model.NOT_COMPARABLE)),
+    Rule("note", "Tested on external data", partial(model.find_external_tests, model.SIMILAR)),
+)
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
@@ -51,10 +57,7 @@ RULES = (
     Rule("critical", "No test split", data.find_missing_test_split),
     Rule("critical", "Neither test nor validation split", data.find_missing_held_out_split),
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
-    Rule("warning", "The metrics do not generalize to {}", partial(model.find_external_tests, model.LARGE)),
-    Rule("warning", "The metrics may not generalize to {}", partial(model.find_external_tests, model.UNCERTAIN)),
-    Rule("warning", "Lower performance on external data", partial(model.find_external_tests, model.SMALL)),
-    Rule("warning", "No metric to compare with {}", partial(model.find_external_tests, model.NOT_COMPARABLE)),
+    *EXTERNAL_TESTS[:-1],
     Rule("warning", "The model was trained on data that failed a check", data.find_failed_training_checks),
     Rule("warning", "Out-of-distribution images", partial(model.find_ood_images, "many")),
     Rule("warning", "No image is predicted as {}", model.find_never_predicted_classes),
@@ -69,7 +72,7 @@ RULES = (
     Rule("warning", "High saliency at the image border", model.find_border_saliency, "report explain"),
     Rule("warning", "No saliency map of {}", model.find_images_without_map, "report explain"),
     Rule("warning", "No learning rate found", model.find_failed_lr_searches),
-    EXTERNAL_TEST,
+    EXTERNAL_TESTS[-1],
     Rule("note", "Trained by own calls of fastai", model.find_own_training),
     Rule("note", "External validity: unknown", model.find_missing_external_test),
     Rule("note", "No split in the data", data.find_generated_split, "describe"),
@@ -96,10 +99,12 @@ def read_critical_notices(folder: Path) -> list[Notice]:
 def read_terminal_notices(folder: Path) -> list[Notice]:
     """Return the notices printed below the headline: critical ones, warnings and external tests.
 
-    Logged warnings are omitted: the terminal has printed them during the run.
+    Logged warnings are omitted: the terminal has printed them during the run. The comparison with the internal test set
+    is last, which is the result of an evaluation.
     """
-    shown = (rule for rule in RULES if rule.level != "note" or rule is EXTERNAL_TEST)
-    return _apply((rule for rule in shown if "report" in rule.pages and rule is not LOGGED_WARNING), *_read(folder))
+    shown = [rule for rule in RULES if rule.level != "note" or rule in EXTERNAL_TESTS]
+    shown = [rule for rule in shown if "report" in rule.pages and rule is not LOGGED_WARNING]
+    return _apply(sorted(shown, key=lambda rule: rule in EXTERNAL_TESTS), *_read(folder))
 
 
 def _read(folder: Path) -> tuple[DatasetRecord, dict[str, Any]]:

@@ -11,7 +11,7 @@ import pandas as pd
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.files import read_json
-from fastcxr.io.formats import FORMAT_KEY, reject_other_format
+from fastcxr.io.formats import FORMAT_KEY, reject_other_format, reject_unfinished
 from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OUT_OF_FOLD, Predictions, read_predictions
@@ -127,6 +127,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
 
 def _require_file(folder: Path, name: str, fix: str) -> None:
     reject_other_format(folder)
+    reject_unfinished(folder / name)
     if not (folder / name).is_file():
         problem = f"no {name} in this folder" if folder.is_dir() else "the folder does not exist"
         raise InputMissingError(problem, fix, path=folder, code="E304")

@@ -19,11 +19,20 @@ from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.models.backbones import describe_backbone, describe_weights_choice, find_backbone, make_network
+from fastcxr.models.backbones import (
+    describe_backbone,
+    describe_weights_choice,
+    find_backbone,
+    make_network,
+    validate_pretrained,
+)
+from fastcxr.models.devices import find_device
 from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import autocast, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState
+from fastcxr.models.weights import XRV_PREFIX, find_weights_file
+from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
 from fastcxr.training.loaders import make_input_spec
 from fastcxr.training.losses import WeightedAvgLoss, make_loss
@@ -77,6 +86,23 @@ def restore_full_precision(learner: Learner) -> Iterator[None]:
         for callback in learner.cbs:
             if isinstance(callback, Bf16Autocast):
                 callback.exit_autocast()
+
+
+def validate_model_options(recipe: Recipe) -> None:
+    """Check backbone, weights and device without any image, so that an error comes before minutes of reading.
+
+    Weights from a file are loaded into the network, which is then discarded.
+    Raises RecipeError for an unknown backbone or device, InputMissingError or WeightsError for weights.
+    """
+    find_device(recipe.device)
+    backbone = find_backbone(recipe.backbone, recipe.weights)
+    if recipe.weights == "pretrained":
+        validate_pretrained(backbone)
+    elif recipe.weights != "none":
+        if not recipe.weights.startswith(XRV_PREFIX):
+            find_weights_file(recipe.weights)
+        with torch.random.fork_rng(devices=[]), silence_logging():
+            make_network(backbone, 2, recipe.weights, recipe.image_size, head_config(recipe))
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:

@@ -16,6 +16,7 @@ from fastai.torch_core import to_detach
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
+from fastcxr.io.formatting import pluralize
 from fastcxr.models.heads import MultiScaleHead
 from fastcxr.models.state import set_fitted_state
 from fastcxr.progress.base import Progress
@@ -118,7 +119,7 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     set_head_weight(head, fit.weight)
     # replace: without their features in memory
     set_fitted_state(learner, fitted_probe=FittedProbe(cache, replace(train), replace(valid), fit))
-    log.info("fitted the head on features of %s images (L2 penalty %g)", f"{len(train.rows):,}", fit.l2)
+    log.info("fitted the head on features of %s (L2 penalty %g)", pluralize(len(train.rows), "image"), fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
     losses = {"train_loss": compute_mean_loss(fit.weight, head, train, loss), "valid_loss": fit.valid_loss}
     return losses | {metric.name: compute_metric(metric, logits, valid.labels) for metric in learner.metrics}

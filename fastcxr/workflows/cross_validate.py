@@ -13,6 +13,7 @@ from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST, find_complete_sources
 from fastcxr.errors import DataError
 from fastcxr.io.files import CHECKSUMS_FILE, read_json, write_json
+from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.lock import directory_lock
 from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions, read_predictions, write_predictions
@@ -20,6 +21,7 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, find_initial_weights, read_dataset_record
 from fastcxr.report.training_summary import has_refitted_head
+from fastcxr.training.learner import validate_model_options
 from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
 from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, Dataset
@@ -51,10 +53,13 @@ def cross_validate(
     """
     dataset = dataset or Dataset(recipe)
     folds = plan_folds(recipe, Path(folder), dataset)
+    is_finished = all((fold_dir / "report.html").exists() for _, fold_dir in folds.values())
+    if not is_finished:
+        reject_other_format(folder)
+        validate_model_options(recipe)
     run_dir = RunDir(folder, recipe, command, resume=True)
     run_dir.started, run_dir.progress = time.time(), progress or make_default_progress()
     run_dir.acquire()
-    is_finished = all((fold_dir / "report.html").exists() for _, fold_dir in folds.values())
     if is_finished and (report := find_finished_report(folder, recipe, dataset)):
         return report
     validate_finished_folds(folds, find_held_out_unit(recipe), dataset)

@@ -11,7 +11,7 @@ from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
-from fastcxr.io.formats import reject_other_format
+from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.lock import is_locked
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
@@ -35,11 +35,6 @@ def find_resumable_run(folders: Iterator[Path], recipe: Recipe | None = None) ->
         folder for folder in folders if is_unfinished(folder) and not is_locked(folder) and _has_recipe(folder, recipe)
     ]
     return max(candidates, key=_find_last_change, default=None)
-
-
-def is_unfinished(folder: Path) -> bool:
-    """Return whether the folder contains a run without a report."""
-    return (folder / "recipe.json").is_file() and not (folder / "report.html").is_file()
 
 
 def is_finished(folder: Path) -> bool:

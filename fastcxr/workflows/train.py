@@ -7,7 +7,7 @@ from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.inference.predict import predict
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
-from fastcxr.training.learner import make_learner
+from fastcxr.training.learner import make_learner, validate_model_options
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
@@ -49,6 +49,7 @@ def run(
         return report_path
     new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
     with new_dir.open(progress or make_default_progress()) as run_dir:
+        validate_model_options(recipe)
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         check_before_training(run_dir.folder, manifest)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, list_files, read_checksums, read_json
-from fastcxr.io.formats import reject_other_format
+from fastcxr.io.formats import reject_other_format, reject_unfinished
 from fastcxr.report.run_page import compute_run_metrics, serialize_metrics
 from fastcxr.report.run_reader import read_run_record
 
@@ -33,6 +33,7 @@ def verify(folder: str | Path) -> tuple[list[Fault], int]:
     reject_other_format(folder)
     run_dirs = sorted(path.parent for path in folder.rglob(CHECKSUMS_FILE)) if folder.is_dir() else []
     if folder not in run_dirs:
+        reject_unfinished(folder / CHECKSUMS_FILE)
         raise InputMissingError(f"no {CHECKSUMS_FILE} in this folder", "Pass the folder of a finished run", path=folder)
     for run_dir in run_dirs:
         reject_other_format(run_dir)

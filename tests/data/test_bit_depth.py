@@ -180,7 +180,7 @@ def test_packed_images_have_the_depth_of_their_source(manifest, tmp_path, caplog
     open_dataset_images(packed, SIZE, known=BitDepths({"a": 12}, 12))
     assert "packed with a different bit depth" not in caplog.text
     open_dataset_images(packed, SIZE, known=BitDepths({"b": 14}, 14))
-    assert "3 images were packed with a different bit depth than the model uses (b 14 bits)" in caplog.text
+    assert "3 images packed with a different bit depth than the model uses (b 14 bits)" in caplog.text
 
 
 def test_an_sbit_chunk_states_the_depth(manifest):

@@ -177,7 +177,7 @@ def test_unreadable_images_prevent_packing_unless_skipped(dataset, tmp_path, cap
     assert list(to.parent.iterdir()) == []
     pack_dataset(manifest, to, skip_bad=True)
     assert read_manifest(to)["path"].tolist() == [path for path in manifest["path"] if "b.jpg" not in path]
-    assert "left out 1 unreadable images: images/b.jpg (content is GIF" in caplog.text
+    assert "left out 1 unreadable image: images/b.jpg (content is GIF" in caplog.text
     assert str(tmp_path) not in caplog.text
 
 

@@ -58,7 +58,7 @@ def test_numbers_are_text_and_blanks_are_missing(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     text = "filename,patient\n1.png,2.0\n2.png,2\n3.png,NaN\n4.png,\n5.png,007\n"
     assert join(tmp_path, text, *(f"{i}.png" for i in range(1, 6))) == ["2", "2", None, None, "007"]
-    assert "3 images have their patient from patients.csv" in caplog.text
+    assert "3 images with a patient from patients.csv" in caplog.text
     assert normalize_ids(pd.Series(["2.5", " P1 ", None, "-"])).dropna().tolist() == ["2.5", "P1"]
 
 

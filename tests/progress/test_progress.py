@@ -31,11 +31,11 @@ def test_a_pipe_receives_plain_lines_of_at_most_80_characters():
         progress.epoch(ROW)
         progress.epoch(ROW | {"train_loss": 12.3456, "seconds": 2.8})
     lines = page.getvalue().splitlines()
-    assert lines[0] == "checking images ..."
-    assert " ".join(lines[1].split()) == "epoch stage train loss valid loss accuracy AUROC top-2 seconds"
-    assert lines[2].split() == ["1", "head", "0.9877", "0.5000", "0.7500", "0.9000", "12.3", "*"]
-    assert lines[3].split() == ["1", "head", "12.3456", "0.5000", "0.7500", "0.9000", "2.8", "*"]
-    assert len(lines) == 4
+    assert lines[:2] == ["checking images ...", "*: best epoch so far"]
+    assert " ".join(lines[2].split()) == "epoch stage train loss valid loss accuracy AUROC top-2 seconds"
+    assert lines[3].split() == ["1", "head", "0.9877", "0.5000", "0.7500", "0.9000", "12.3", "*"]
+    assert lines[4].split() == ["1", "head", "12.3456", "0.5000", "0.7500", "0.9000", "2.8", "*"]
+    assert len(lines) == 5
     assert max(map(len, lines)) <= 80
     assert "\r" not in page.getvalue()
 

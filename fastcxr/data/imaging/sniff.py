@@ -17,6 +17,11 @@ from fastcxr.errors import ImageError
 HEAD_BYTES = 2048  # enough to detect the format; the signature of DICOM is at byte 128
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
+# also of formats that are not supported: the error names the fix
+IMAGE_SUFFIXES = (
+    *DICOM_SUFFIXES, ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".heic",
+    ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".nii",
+)  # fmt: skip
 IMAGE_SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -103,6 +108,18 @@ def detect_format(head: bytes) -> str | None:
     if head[128:132] == b"DICM":  # checked first: some files have a TIFF header in the 128 bytes of the preamble
         return "DICOM"
     return next((name for signature, name in IMAGE_SIGNATURES.items() if head.startswith(signature)), None)
+
+
+def looks_like_image(path: str | Path) -> bool:
+    """Return whether a file has the name or the content of an image; a damaged image has at least the name."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD_BYTES)
+    except ImageError:
+        return False
+    return detect_format(head) is not None or may_be_dicom(path, head)
 
 
 def may_be_dicom(path: str | Path, head: bytes) -> bool:

@@ -12,6 +12,7 @@ from fastcxr.data.readers.csv_table import (
     rename_reserved_columns,
 )
 from fastcxr.errors import InputMissingError
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import BLANK_VALUES, TEXT_DTYPE, format_names, is_blank, read_table
 
 log = logging.getLogger("fastcxr")
@@ -57,8 +58,8 @@ def _drop_unusable_rows(table: pd.DataFrame) -> pd.DataFrame:
     is_volume = table["path"].str.casefold().str.endswith(VOLUME_SUFFIXES)
     is_unlabelled = is_blank(table["label"], NO_LABEL_VALUES) & ~is_volume
     if is_volume.any():
-        log.info("Cohen: skipped %s CT volumes", f"{is_volume.sum():,}")
+        log.info("Cohen: skipped %s", pluralize(int(is_volume.sum()), "CT volume"))
     if is_unlabelled.any():
         names = format_names(table.loc[is_unlabelled, "path"], 5)
-        log.warning("Cohen: skipped %s rows without a finding: %s", f"{is_unlabelled.sum():,}", names)
+        log.warning("Cohen: skipped %s without a finding: %s", pluralize(int(is_unlabelled.sum()), "row"), names)
     return table[~is_volume & ~is_unlabelled]

@@ -19,6 +19,7 @@ from fastcxr.data.readers.csv_table import (
     rename_reserved_columns,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_split_files
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, read_table, to_text
 
 log = logging.getLogger("fastcxr")
@@ -82,8 +83,8 @@ def _log_label_choices(labels: pd.Series, given: pd.DataFrame) -> None:
     unlabelled = given[labels.isna()]
     if len(unlabelled):
         counts = unlabelled.apply(lambda row: " ".join(row.dropna()) or "empty", axis=1).value_counts()
-        text = "CoronaHack: skipped %s rows without a label Normal, Bacteria, Virus or COVID-19: %s"
-        log.warning(text, f"{len(unlabelled):,}", _format_value_counts(counts))
+        text = "CoronaHack: skipped %s without a label Normal, Bacteria, Virus or COVID-19: %s"
+        log.warning(text, pluralize(len(unlabelled), "row"), _format_value_counts(counts))
 
 
 def _format_value_counts(counts: pd.Series) -> str:
@@ -99,5 +100,5 @@ def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
 def _log_unlisted_files(image_paths: dict[str, dict[str, str]], listed: set[str]) -> None:
     names = sorted(path for files in image_paths.values() for name, path in files.items() if name not in listed)
     if names:
-        text = "CoronaHack: skipped %s files that the table does not list: %s"
-        log.info(text, f"{len(names):,}", format_names(names, 5))
+        text = "CoronaHack: skipped %s that the table does not list: %s"
+        log.info(text, pluralize(len(names), "file"), format_names(names, 5))

@@ -23,6 +23,7 @@ from fastcxr.data.readers.folders import (
 )
 from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import find_column, format_names, read_header, suggest_name, suggest_path
 
 log = logging.getLogger("fastcxr")
@@ -253,7 +254,8 @@ def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
         f"{split}/{name}" for split in content.split_folders for name in list_loose_files(str(content.root), split)
     ]
     if stray_files:
-        log.warning("skipped %s files outside class folders: %s", f"{len(stray_files):,}", format_names(stray_files))
+        count = pluralize(len(stray_files), "file")
+        log.warning("skipped %s outside class folders: %s", count, format_names(stray_files))
     _log_ignored(content, [*content.other_folders, *content.loose_files])
     return DetectedDataset("split_folders", content.root, tuple(class_folders))
 

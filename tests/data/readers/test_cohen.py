@@ -53,7 +53,7 @@ def test_volumes_and_rows_without_a_finding_are_skipped_and_logged(tmp_path, cap
     )
     with caplog.at_level(logging.INFO, "fastcxr"):
         assert len(read_manifest(tmp_path)) == 5
-    assert "skipped 1 CT volumes" in caplog.text
+    assert "skipped 1 CT volume" in caplog.text
     assert "skipped 2 rows without a finding: images/n.png, images/t.png" in caplog.text
 
 

@@ -69,7 +69,7 @@ def test_files_that_the_table_does_not_list_are_logged(tmp_path, caplog):
     (tmp_path / "train" / "unlisted.jpeg").write_bytes(b"x")
     with caplog.at_level(logging.INFO, "fastcxr"):
         assert len(read_manifest(tmp_path)) == 8
-    assert "skipped 1 files that the table does not list: train/unlisted.jpeg" in caplog.text
+    assert "skipped 1 file that the table does not list: train/unlisted.jpeg" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""Output of all commands: options, one result on standard output, all other lines on standard error and in a log file.
+
+Standard output has the result only: a path, a table, or with --json one JSON document.
+"""
+
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cyclopts import CycloptsError, Group, Parameter
+from rich.console import Console
+
+from fastcxr.cli.option_names import name_options
+from fastcxr.cli.suggestions import describe_usage_error
+from fastcxr.errors import FastcxrError, OutputError, RecipeError
+from fastcxr.progress.base import log_to
+from fastcxr.progress.terminal import LINE_LOG, ConsoleMessages, print_alert, print_plain
+
+USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE = 64, 130  # sysexits, and 128 + SIGINT
+PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
+console = Console(stderr=True)  # with --quiet it shows only warnings and errors
+
+
+@Parameter(name="*", group=Group("Output", sort_key=90), negative=(), show_default=False)
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Options that all commands have."""
+
+    quiet: bool = False
+    "warnings, errors and the result only"
+    verbose: bool = False
+    "also warnings of libraries, and the traceback of an error"
+    json: bool = False
+    "result as one JSON document on standard output"
+    log_file: Path | None = None
+    "file to which all messages are appended, each with its time"
+
+
+@dataclass
+class _State:
+    """The options in use, and the result of the command that is running."""
+
+    as_json: bool = False
+    verbose: bool = False
+    result: Any = None
+    cleanup: ExitStack = field(default_factory=ExitStack)
+
+
+_state = _State()
+
+
+def use_output_options(options: OutputOptions) -> None:
+    """Turn on these options until the command ends. Raises OutputError for a log file that cannot be written."""
+    if options.quiet and options.verbose:
+        raise RecipeError("--quiet and --verbose cannot be combined", "Leave one of them out")
+    if options.quiet:
+        console.quiet = True
+    if options.verbose:
+        _state.verbose = True
+        warnings.filterwarnings("default")
+    if options.json and not _state.as_json:
+        _state.as_json = True
+        _state.cleanup.enter_context(redirect_stdout(sys.stderr))  # what a library prints is not part of the document
+    if options.log_file:
+        _open_log_file(options.log_file)
+
+
+def _open_log_file(path: Path) -> None:
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        problem = f"the log file cannot be written ({error.strerror})"
+        raise OutputError(problem, "Choose another --log-file", path=path) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LINE_LOG.addHandler(handler)
+    _state.cleanup.callback(handler.close)
+    _state.cleanup.callback(LINE_LOG.removeHandler, handler)
+
+
+@contextmanager
+def _new_state() -> Iterator[None]:
+    """Reset the options after the block: a process can run several commands."""
+    global _state  # noqa: PLW0603  the options of the process, like its standard output
+    _state = _State()
+    try:
+        with _state.cleanup:
+            yield
+    finally:
+        console.quiet = False
+
+
+def run_to_exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command with log messages on the console, print its result or its error, and return the exit code."""
+    with warnings.catch_warnings(), _new_state():
+        warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
+        try:
+            with log_to(ConsoleMessages(console, name_options)):
+                exit_code = command() or 0
+            _write_json()
+            return exit_code
+        except CycloptsError as error:
+            return print_error(describe_usage_error(error), USAGE_EXIT_CODE)
+        except FastcxrError as error:
+            return print_error(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            return print_error("interrupted", INTERRUPTED_EXIT_CODE)
+        except BrokenPipeError:  # the program that reads the output, such as head, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+def _write_json() -> None:
+    _state.cleanup.close()
+    if _state.result is not None:
+        print(json.dumps(_state.result, indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def print_result(line: str | Path | None, document: Any) -> None:
+    """Print the line on standard output, or with --json the last document when the command ends."""
+    if _state.as_json:
+        _state.result = document
+    elif line is not None:
+        print(line)
+
+
+def is_json() -> bool:
+    """Return whether the result is a JSON document."""
+    return _state.as_json
+
+
+def print_line(line: str) -> None:
+    """Print a message."""
+    print_plain(console, line)
+
+
+def print_warning(line: str) -> None:
+    """Print a warning, also with --quiet."""
+    print_alert(console, line)
+
+
+def print_error(message: str, exit_code: int) -> int:
+    """Print an error and return the exit code."""
+    if _state.verbose and sys.exc_info()[0]:
+        print_alert(console, traceback.format_exc().rstrip(), None)
+    print_alert(console, f"fastcxr: {name_options(message)}", "bold red")
+    return exit_code
+
+
+def print_next_steps(*steps: str) -> None:
+    """Print what to do next, one line per step."""
+    for number, step in enumerate(steps):
+        print_line(f"{'next:' if number == 0 else '     '} {step}")
+
+
+def to_json_rows(table: Any) -> Sequence[dict[str, Any]]:
+    """Return the rows of a DataFrame with plain Python values, None for a missing one."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")

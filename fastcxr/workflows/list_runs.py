@@ -1,0 +1,70 @@
+"""List the runs in a folder: state, headline metrics and date."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastcxr.data.splits import INTERNAL_TEST
+from fastcxr.errors import FastcxrError, InputMissingError
+from fastcxr.io.files import read_json
+from fastcxr.io.formats import find_unfinished_state, reject_other_format
+from fastcxr.metrics.predictions import OUT_OF_FOLD
+from fastcxr.workflows.run_state import list_runs
+
+HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first that a run has
+
+
+def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
+    """Return a row for each run in `parent`, the newest first.
+
+    Columns: run (path in `parent`), folder, state, split of the metrics, accuracy, auroc (macro) and date (ISO, local
+    time). A metric that the run does not have is None. State: finished, running, interrupted, folds n/m of an
+    interrupted cross-validation, or other version. Raises InputMissingError for a folder that does not exist.
+    """
+    parent = Path(parent)
+    if not parent.is_dir():
+        raise InputMissingError("no such folder", "Pass the folder that holds run folders", path=parent)
+    rows = [_describe_run(folder, parent) for folder in list_runs(parent)]
+    return sorted(rows, key=lambda row: row["date"], reverse=True)
+
+
+def _describe_run(folder: Path, parent: Path) -> dict[str, Any]:
+    state, metrics = _find_state(folder), _read_object(folder / "metrics.json")
+    split = next((name for name in HEADLINE_SPLITS if name in metrics), "")
+    auroc = metrics.get(split, {}).get("auroc")
+    return {
+        "run": folder.relative_to(parent).as_posix(),
+        "folder": folder,
+        "state": state,
+        "split": {OUT_OF_FOLD: "out of fold"}.get(split, split),
+        "accuracy": metrics.get(split, {}).get("accuracy"),
+        "auroc": auroc.get("macro") if isinstance(auroc, Mapping) else auroc,
+        "date": datetime.fromtimestamp(_find_time(folder)).isoformat(timespec="seconds"),
+    }
+
+
+def _find_state(folder: Path) -> str:
+    try:
+        reject_other_format(folder)
+    except FastcxrError:
+        return "other version"
+    state = find_unfinished_state(folder)
+    if state != "interrupted":
+        return state or "finished"
+    recipe = _read_object(folder / "recipe.json")
+    n_folds, n_finished = recipe.get("folds") or 0, len(list(folder.glob("fold-*/report.html")))
+    return f"folds {n_finished}/{n_folds}" if n_folds and not recipe.get("fold") else state
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _find_time(folder: Path) -> float:
+    files = [folder / name for name in ("metrics.json", "history.csv", "recipe.json")]
+    return next(file.stat().st_mtime for file in files if file.is_file())
