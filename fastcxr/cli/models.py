@@ -16,16 +16,18 @@ from fastcxr.progress.terminal import TerminalProgress
 @app.command(group=MODELS, usage="Usage: fastcxr predict FOLDER IMAGES... [OPTIONS]")
 def predict(
     folder: Path,
-    *images: Path,
+    *images: str,
     csv: Path | None = None,
+    hash_names: bool = False,
     engine: Literal["torch", "openvino"] = "torch",
     precision: Precision = "trained",
     device: Device = "auto",
 ) -> int:
     """Classify images and write a CSV with one row per file.
 
-    Columns are the probability of each class, the classes above their thresholds, and whether the image is
-    out-of-distribution or the prediction uncertain.
+    Columns are the probability of each class, the classes above their thresholds, whether the image is
+    out-of-distribution or the prediction uncertain, and the warnings on the image. The path in a row is unique
+    and never absolute: for one folder it is the path below it, else the path as given.
 
     Parameters
     ----------
@@ -35,6 +37,9 @@ def predict(
         image files, DICOM files, folders of them, or packed files
     csv
         CSV file to write; default: standard output
+    hash_names
+        salted hashes in place of file and folder names: HMAC-SHA256 of the path, with the salt of patient
+        pseudonyms (FASTCXR_SALT)
     engine
         inference engine; openvino (an optional dependency) is faster on a CPU
     """
@@ -52,13 +57,14 @@ def predict(
         if device not in ("auto", "cpu"):
             raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
         device = "cpu"
-    table, classifier = read_unlabelled(images), load_model(folder, precision=precision, device=device)
+    table = read_unlabelled(images, log_names=not hash_names)
+    classifier = load_model(folder, precision=precision, device=device)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import to_openvino
 
         classifier = to_openvino(classifier)
-    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
+    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
     predictions = apply_thresholds(predicted, classifier.thresholds)
     write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
@@ -74,7 +80,7 @@ def predict(
 @app.command(group=MODELS, usage="Usage: fastcxr explain FOLDER IMAGES... [OPTIONS]")
 def explain(
     folder: Path,
-    *images: Path,
+    *images: str,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
     device: Device = "auto",

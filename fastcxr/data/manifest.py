@@ -148,26 +148,46 @@ def _suggest_regex(paths: pd.Series, layout: str) -> str:
     return f". If folders such as {min(folders)!r} are patients, pass --patient-regex '{pattern}'"
 
 
-def read_unlabelled(paths: Iterable[str | Path]) -> pd.DataFrame:
+def read_unlabelled(images: Iterable[str | Path], *, log_names: bool = True) -> pd.DataFrame:
     """Return files, and all files of folders and packed datasets, as a table with columns source, path and file.
 
-    A missing file keeps its row: the error is reported when the image is read.
+    `path` is unique and never absolute. For one folder or packed dataset it is the path below it. For files and for
+    several arguments it is the argument as given, followed by the path below it; absolute arguments are shortened to
+    the part below their common folder. A file that is named twice has one row. A missing file keeps its row: the error
+    is reported when the image is read.
+
+    `log_names`: whether messages contain file names. Raises RecipeError for an empty argument, InputMissingError for no
+    files.
     """
-    rows = []
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if path.is_dir():
-            source = path.resolve().name
-            rows += [(source, below, f"{path.absolute()}/{below}") for below in list_files_below(path)]
-        elif is_hdf5(path):
-            packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
-            rows += packed.itertuples(index=False, name=None)
-        else:
-            rows.append((path.absolute().parent.name, path.name, str(path.absolute())))
+    images = list(images)
+    if not all(str(image).strip() for image in images):  # an empty name would mean the current folder
+        raise RecipeError("an image argument is empty", "Pass a file or a folder; . is the current folder", code="E024")
+    paths = [Path(image) for image in images]
+    rows = [row for path in paths for row in _list_unlabelled(path, is_only=len(paths) == 1, log_names=log_names)]
     if not rows:
         problem = f"0 files in {format_names(map(str, paths))}"
         raise InputMissingError(problem, "Pass images, or folders that contain images", code="E002")
-    return pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
+    table = pd.DataFrame(rows, columns=["source", "path", "file"], dtype="str")
+    is_repeated = table["file"].duplicated()
+    if is_repeated.any():
+        log.info("files named twice, with one row each: %s", f"{is_repeated.sum():,}")
+    return make_paths_relative(table[~is_repeated].reset_index(drop=True))
+
+
+def _list_unlabelled(path: Path, *, is_only: bool, log_names: bool) -> list[tuple[str, str, str]]:
+    """Return source, path and file of each image of an argument; paths start with the argument unless `is_only`."""
+    given, absolute = path.as_posix(), str(path.absolute())
+    if path.is_dir():
+        source, below = path.resolve().name, list_files_below(path, log_names=log_names)
+        prefix = "" if is_only else f"{given}/".removeprefix("./")
+        return [(source, prefix + name, f"{absolute}/{name}") for name in below]
+    if not is_hdf5(path):
+        return [(path.absolute().parent.name, given, absolute)]
+    packed = make_paths_relative(read_packed_manifest(path)[["source", "path", "file"]])
+    if packed["path"].duplicated().any():  # unique only within a source
+        packed = packed.assign(path=packed["source"] + "/" + packed["path"])
+    packed = packed if is_only else packed.assign(path=f"{given}/" + packed["path"])
+    return list(packed.itertuples(index=False, name=None))
 
 
 def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:

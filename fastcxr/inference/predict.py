@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unknown_sources
+from fastcxr.data.bit_depth import BitDepths, find_depths, find_unknown_sources, warn_unknown_sources
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.file_names import find_identifying_paths, hash_name_columns, warn_identifying_paths
 from fastcxr.data.imaging.read import fit_square, read_image
-from fastcxr.data.imaging.sniff import Remarks, collect_remarks, log_counted_warnings
+from fastcxr.data.imaging.sniff import Remarks, collect_remarks, format_remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
-from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
+from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
@@ -47,17 +48,25 @@ def predict(
     splits: Sequence[str] | None = ("valid", "test"),
     progress: Progress | None = None,
     log_warnings: bool = True,
+    hash_names: bool = False,
 ) -> Predictions:
     """Predict every row of these splits, or all rows if `splits` is None.
 
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
-    image has no predicted class; see metrics.predictions.mark_ood. `log_warnings`: log the warnings of decoding.
+    image has no predicted class; see metrics.predictions.mark_ood. The last column holds the warnings on each image.
+
+    `log_warnings`: log the warnings of decoding. `hash_names`: return and log hashes instead of file and folder names;
+    see data.file_names.hash_name_columns.
     """
     learner = None if isinstance(model, Classifier) else model
     classifier = model if isinstance(model, Classifier) else extract_classifier(model)
     table = manifest if splits is None else manifest[manifest["split"].isin(splits)]
     table = table.reset_index(drop=True)
     files = table["file"].tolist()
+    shown_table = hash_name_columns(table) if hash_names else table
+    identifying = {} if hash_names else find_identifying_paths(table)
+    image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
+    cached_remarks = find_cached_remarks(files, image_cache)
     if learner is not None and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_features
 
@@ -65,16 +74,20 @@ def predict(
         logits = predict_from_features(learner, files, is_valid)
         if logits is not None:  # None if the feature cache belongs to other images or weights
             probability = torch.tensor(logits).softmax(dim=1).numpy()
-            return _make_predictions(table, Scores(probability, _compute_cached_ood_scores(learner, files)), classifier)
-    image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
+            scores = Scores(probability, _compute_cached_ood_scores(learner, files))
+            return _make_predictions(shown_table, scores, classifier, [cached_remarks, identifying])
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
     images = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
         scores, errors = score_images_or_errors(classifier, images, len(table), bar.advance)
     if log_warnings:
-        log_image_warnings(table, remarks, classifier.bit_depths)
-    return _make_predictions(table, scores, classifier, errors)
+        log_image_warnings(table.assign(path=shown_table["path"]), remarks, classifier.bit_depths)
+        if learner is None:  # the reader of a manifest has logged them
+            warn_identifying_paths(identifying)
+    remarks = cached_remarks | remarks
+    unknown_sources = find_unknown_sources(table, remarks, classifier.bit_depths)
+    return _make_predictions(shown_table, scores, classifier, [remarks, unknown_sources, identifying], errors)
 
 
 @dataclass(frozen=True)
@@ -152,16 +165,32 @@ def _compute_cached_ood_scores(learner: "Learner", files: list[str]) -> np.ndarr
     return ood_scores
 
 
+def find_cached_remarks(files: Sequence[str], image_cache: ImageCache | None) -> dict[int, Remarks]:
+    """Return the remarks on these files that the image cache has stored, by row."""
+    if image_cache is None:
+        return {}
+    remarks_by_file = {image_cache.files[row]: one for row, one in image_cache.remarks.items()}
+    return {row: remarks_by_file[file] for row, file in enumerate(files) if file in remarks_by_file}
+
+
 def _make_predictions(
-    table: pd.DataFrame, scores: Scores, classifier: Classifier, errors: Sequence[str] | None = None
+    table: pd.DataFrame,
+    scores: Scores,
+    classifier: Classifier,
+    remarks: Sequence[Mapping[int, Remarks]],
+    errors: Sequence[str] | None = None,
 ) -> Predictions:
     predictions = make_predictions(table, scores.probability, classifier.labels, errors)
-    return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)
+    if scores.ood_score is not None:
+        predictions = mark_ood(predictions, scores.ood_score)
+    texts = [[format_remarks(part[row]) for part in remarks if row in part] for row in range(len(table))]
+    warnings = {WARNINGS_COLUMN: ["; ".join(filter(None, parts)) for parts in texts]}
+    return Predictions(predictions.table.assign(**warnings), predictions.labels)
 
 
 def log_image_warnings(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
     """Log the warnings of decoding, by row of the table, one line per type."""
-    log_counted_warnings((table["file"].iloc[row], remark) for row, remark in sorted(remarks.items()))
+    log_counted_warnings((table["path"].iloc[row], remark) for row, remark in sorted(remarks.items()))
     warn_unknown_sources(table, remarks, depths)
 
 
