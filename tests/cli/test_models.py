@@ -18,13 +18,14 @@ def test_predict_writes_one_row_per_file_and_an_error_for_each_unreadable_file(c
     for file in good:
         (tmp_path / "new" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "new" / "broken.png").write_bytes(good[0].read_bytes()[:600])
-    done = call("predict", run, tmp_path / "new", good[0], "--csv", tmp_path / "out.csv")
+    done = call("predict", run, "new", good[0], "--csv", tmp_path / "out.csv", where=tmp_path)
     assert done.returncode == 2, "some files could not be read"
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [*sorted([f.name for f in good] + ["broken.png"]), good[0].name]
+    new = sorted(f"new/{name}" for name in [*(f.name for f in good), "broken.png"])
+    assert [row["path"] for row in rows] == [*new, good[0].name]
     bad = [row for row in rows if row["error"]]
-    assert [row["path"] for row in bad] == ["broken.png"]
+    assert [row["path"] for row in bad] == ["new/broken.png"]
     assert "FCX-E103" in bad[0]["error"]
     assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("prob_")) == pytest.approx(1)
     assert "4 images classified, 1 unreadable" in done.stderr
@@ -35,6 +36,24 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     done = call("predict", run, data / "clear")
     assert done.returncode == 0
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
+
+
+def test_predict_with_hashed_names_writes_the_same_rows_without_names(call, finished):
+    run, data, _ = finished
+    plain, hashed = call("predict", run, data / "clear"), call("predict", run, data / "clear", "--hash-names")
+    tables = [list(csv.DictReader(done.stdout.splitlines())) for done in (plain, hashed)]
+    for one, other in zip(*tables, strict=True):
+        assert one.pop("path") != other.pop("path") and one.pop("source") != other.pop("source")
+        assert one == other
+    assert "clear/" not in hashed.stdout + hashed.stderr and ".png" not in hashed.stdout + hashed.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_an_empty_image_argument_is_an_error(call, finished, command):
+    run, data, _ = finished
+    done = call(command, run, "", where=data)
+    assert done.returncode == 64
+    assert "FCX-E024 an image argument is empty. Pass a file or a folder; . is the current folder" in done.stderr
 
 
 def test_explain_writes_a_page_a_table_and_maps_and_a_row_for_each_unreadable_file(call, finished, tmp_path):
