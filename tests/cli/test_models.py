@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -53,16 +54,16 @@ def test_an_empty_image_argument_is_an_error(call, finished, command):
     run, data, _ = finished
     done = call(command, run, "", where=data)
     assert done.returncode == 64
-    assert "FCX-E024 an image argument is empty. Pass a file or a folder; . is the current folder" in done.stderr
+    assert "FCX-E024: an image argument is empty. Pass a file or a folder; . is the current folder" in done.stderr
 
 
 def test_explain_writes_a_page_a_table_and_maps_and_a_row_for_each_unreadable_file(call, finished, tmp_path):
     run, data, _ = finished
     (tmp_path / "broken.png").write_bytes(b"no image")
     good = sorted((data / "haze").glob("*.png"))[:2]
-    done = call("explain", run, *good, tmp_path / "broken.png", "--class", "opacity", "--out", tmp_path / "maps")
+    done = call("explain", run, *good, "broken.png", "--class", "opacity", "--out", "maps", where=tmp_path)
     assert done.returncode == 2, "one file could not be read"
-    assert done.stdout.strip() == str(tmp_path / "maps" / "explain.html")
+    assert done.stdout.strip() == str(Path("maps", "explain.html"))
     assert "2 images explained, 1 unreadable" in done.stderr
     with (tmp_path / "maps" / "saliency.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

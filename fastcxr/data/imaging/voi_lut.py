@@ -13,6 +13,7 @@ unknown functions and LINEAR widths below 1. Its results are equal for other win
 """
 
 import numpy as np
+from PIL import Image
 from pydicom import Dataset
 
 from fastcxr.data.imaging.intensity import apply_lookup_table, find_full_range, rescale_to_uint8
@@ -64,9 +65,11 @@ def uses_little_range(image: np.ndarray, stored: np.ndarray, header: Dataset) ->
     if header.get("VOILUTSequence") or _read_window(header) or not 8 < header.BitsStored <= MAX_DETECTOR_BITS:
         return False
     padding = _find_padding(stored, header)
-    counts = np.bincount(image.ravel() if padding is None else image[~padding], minlength=256)
-    share = counts.cumsum() / max(1, counts.sum())
-    low, high = np.searchsorted(share, (0.01, 0.99))
+    visible = image if padding is None else image[~padding][None]
+    if not visible.size:
+        return False
+    counts = np.cumsum(Image.fromarray(visible).histogram())  # faster than numpy
+    low, high = np.searchsorted(counts, (0.01 * visible.size, 0.99 * visible.size))
     return bool(high - low < MIN_USED_FRACTION * 256)
 
 
