@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from sample_images import make_dicom, make_reference, save_dicom
 
 from fastcxr.data.cache.features import open_feature_array
 from fastcxr.data.cache.images import open_image_cache
@@ -47,6 +48,14 @@ def test_predict_with_hashed_names_writes_the_same_rows_without_names(call, fini
         assert one.pop("path") != other.pop("path") and one.pop("source") != other.pop("source")
         assert one == other
     assert "clear/" not in hashed.stdout + hashed.stderr and ".png" not in hashed.stdout + hashed.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_file_named_after_its_patient_causes_a_warning(call, finished, tmp_path, command):
+    save_dicom(tmp_path / "zzdoe.dcm", make_dicom(make_reference(), PatientName="ZZDOE^ZZJOHN"))
+    done = call(command, finished[0], "zzdoe.dcm", where=tmp_path)
+    assert done.returncode == 0
+    assert "FCX-W215 1 image: the path contains the patient name or the birth date" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["predict", "explain"])
