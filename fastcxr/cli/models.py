@@ -31,18 +31,20 @@ from fastcxr.progress.terminal import TerminalProgress
 )
 def predict(
     folder: Path,
-    *images: Path,
+    *images: str,
     csv: Path | None = None,
+    hash_names: bool = False,
     engine: Literal["torch", "openvino"] = "torch",
     precision: Precision = "trained",
     device: Device = "auto",
 ) -> int:
     """Classify images and write a CSV with one row per file.
 
-    Columns are the probability of each class, the classes whose thresholds the image reaches, and whether the image is
-    out-of-distribution (in_distribution=no; no predicted class). uncertain=yes: out-of-distribution, highest
-    probability below the abstention threshold, or thresholds of no class or of several classes reached. Both columns
-    are empty for an unreadable file.
+    Columns are the probability of each class, the classes whose thresholds the image reaches, whether the image is
+    out-of-distribution (in_distribution=no; no predicted class) or the prediction uncertain, and the warnings on the
+    image. uncertain=yes: out-of-distribution, highest probability below the abstention threshold, or thresholds of no
+    class or of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique
+    and never absolute: for one folder it is the path below it, else the path as given.
 
     Parameters
     ----------
@@ -52,6 +54,9 @@ def predict(
         image files, DICOM files, folders of them, or packed files
     csv
         CSV file to write; default: standard output
+    hash_names
+        salted hashes in place of file and folder names: HMAC-SHA256 of the path, with the salt of patient
+        pseudonyms (FASTCXR_SALT)
     engine
         inference engine; openvino (an optional dependency) is faster on a CPU
     """
@@ -70,13 +75,13 @@ def predict(
             raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
         device = "cpu"
     classifier = load_model(folder, precision=precision, device=device)
-    table = make_image_table(images)
+    table = make_image_table(images, log_names=not hash_names)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
         from fastcxr.inference.openvino import model_to_openvino
 
         classifier = model_to_openvino(classifier)
-    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console))
+    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
     predictions = apply_thresholds(predicted, classifier.thresholds)
     if csv or not is_json():
         write_predictions(predictions, csv or sys.stdout)
@@ -98,7 +103,7 @@ def predict(
 )
 def explain(
     folder: Path,
-    *images: Path,
+    *images: str,
     classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
     precision: Precision = "trained",

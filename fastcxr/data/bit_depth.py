@@ -151,18 +151,24 @@ def warn_packed_depths(table: pd.DataFrame, known: BitDepths) -> None:
         log.warning(text + fix, pluralize(n_packed, "image"), known.describe())
 
 
-def warn_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:
-    """Log the number of images without a bit depth from sources that are unknown to the model."""
+def find_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> dict[int, Remarks]:
+    """Return a remark on each row without a bit depth from a source that is unknown to the model."""
     column = read_depths(table) or [None] * len(table)
     text = (
         f"the file states no bit depth; read with {known.default} bits, "
         f"the most frequent depth of the model's sources, which differ ({known.describe()})"
     )
-    log_counted_warnings(
-        (table["path"].iloc[row], Remarks({"W213": text}))
+    return {
+        row: Remarks({"W213": text})
         for row, one in sorted(remarks.items())
         if one.peak is not None and column[row] is None and known.is_unknown(table["source"].iloc[row])
-    )
+    }
+
+
+def warn_unknown_sources(table: pd.DataFrame, remarks: Mapping[int, Remarks], known: BitDepths) -> None:
+    """Log the number of images without a bit depth from sources that are unknown to the model."""
+    found = find_unknown_sources(table, remarks, known)
+    log_counted_warnings((table["path"].iloc[row], one) for row, one in found.items())
 
 
 def _find_most_frequent(depths: pd.Series) -> int:

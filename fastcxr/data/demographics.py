@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.imaging.sniff import DICOM_SUFFIXES
+from fastcxr.data.file_names import NAME_TAGS, find_identifying_paths, has_dicom_name, warn_identifying_paths
 from fastcxr.io.tables import TEXT_DTYPE, is_blank, to_text
 
 DICOM_TAGS = {"sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition"}
@@ -26,14 +25,15 @@ BLANK_VALUES = {"", "nan", "<na>", "na", "n/a", "none", "null", "unknown", "u", 
 def add_dicom_demographics(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with columns sex, age and view; values of the table take precedence over DICOM headers.
 
-    Without such values in DICOM headers, the rows are returned unchanged.
+    Without such values in DICOM headers, the rows are returned unchanged. Paths that name the patient are a warning.
     """
-    files = rows.loc[rows["file"].map(_has_dicom_name), "file"]
+    files = rows.loc[rows["file"].map(has_dicom_name), "file"]
     if files.empty:
         return rows
     from fastcxr.data.imaging.dicom import read_tags  # importing pydicom is slow, and most datasets have no DICOM files
 
-    headers = [read_tags(file, DICOM_TAGS.values()) for file in files]
+    headers = [read_tags(file, (*DICOM_TAGS.values(), *NAME_TAGS)) for file in files]  # each header is read once
+    warn_identifying_paths(find_identifying_paths(rows.loc[files.index], headers))
     columns = {}
     for name, tag in DICOM_TAGS.items():
         values = [cap_age(header[tag]) if name == "age" else header[tag] for header in headers]
@@ -55,12 +55,6 @@ def cap_age(cell: str | None) -> str | None:
     if not match:
         return None
     return f"{MAX_AGE_YEARS:03d}Y" if match[2] == "Y" and int(match[1]) > MAX_AGE_YEARS else match[0]
-
-
-def _has_dicom_name(file: str) -> bool:
-    """Return whether the file name is usual for DICOM: checking the content would open every file."""
-    suffix = Path(file).suffix.casefold()
-    return suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
 
 
 def find_demographic_column(columns: Iterable[str], demographic: str) -> str | None:

@@ -225,8 +225,12 @@ def _find_unambiguous_patients(patient_table: pd.DataFrame, make_key: Callable[[
 
 def pseudonymize(identifier: str, salt: bytes) -> str:
     """Return a pseudonym, which is equal for equal identifiers and salts."""
-    digest = hmac.new(salt, identifier.strip().encode("utf-8", "surrogateescape"), hashlib.sha256)
-    return f"dicom-{make_salt_id(salt)}-{digest.hexdigest()[:16]}"
+    return f"dicom-{make_salt_id(salt)}-{hash_text(identifier.strip(), salt)}"
+
+
+def hash_text(text: str, salt: bytes) -> str:
+    """Return the first 16 hexadecimal digits of the HMAC-SHA256 of a text."""
+    return hmac.new(salt, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16]
 
 
 def make_salt_id(salt: bytes) -> str:

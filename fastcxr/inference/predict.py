@@ -11,16 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fastcxr.data.bit_depth import BitDepths, find_depths, warn_unknown_sources
+from fastcxr.data.bit_depth import BitDepths, find_depths, find_unknown_sources, warn_unknown_sources
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.file_names import find_identifying_paths, hash_name_columns, warn_identifying_paths
 from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
-from fastcxr.data.imaging.sniff import Remarks, collect_remarks, log_counted_warnings
+from fastcxr.data.imaging.sniff import Remarks, collect_remarks, format_remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.metrics.calibration import scale_probabilities
-from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood
+from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.heads import forward_with_features
@@ -50,6 +51,7 @@ def predict(
     splits: Sequence[str] | None = ("valid", "test"),
     progress: Progress | None = None,
     log_warnings: bool = True,
+    hash_names: bool = False,
 ) -> Predictions:
     """Predict images: the rows of these splits of a manifest, or all images.
 
@@ -57,9 +59,9 @@ def predict(
     it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither.
 
     An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
-    image has no predicted class; see metrics.predictions.mark_ood. Validation rows of a Learner with a refitted head
-    are predicted by the head that was fitted without them (training.linear_probe.predict_from_features); a Classifier
-    predicts every row with its own weights.
+    image has no predicted class; see metrics.predictions.mark_ood. The last column holds the warnings on each image.
+    Validation rows of a Learner with a refitted head are predicted by the head that was fitted without them
+    (training.linear_probe.predict_from_features); a Classifier predicts every row with its own weights.
 
     Args:
         model: a Learner, or the result of load_model.
@@ -67,11 +69,16 @@ def predict(
         splits: splits of a manifest to predict; None, or a manifest without splits: all rows.
         progress: progress display.
         log_warnings: log the warnings of decoding.
+        hash_names: return and log hashes instead of file and folder names; see data.file_names.hash_name_columns.
     """
     learner = None if isinstance(model, Classifier | Ensemble) else model
     classifier = model if isinstance(model, Classifier | Ensemble) else extract_classifier(model)
     table = _select_splits(make_image_table(images), splits).reset_index(drop=True)
     files = table["file"].tolist()
+    shown_table = hash_name_columns(table) if hash_names else table
+    identifying = {} if hash_names else find_identifying_paths(table)
+    image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
+    cached_remarks = find_cached_remarks(files, image_cache)
     if learner is not None and isinstance(classifier, Classifier) and find_learner_state(learner).fitted_probe:
         from fastcxr.training.linear_probe import predict_from_features
 
@@ -79,31 +86,31 @@ def predict(
         logits = predict_from_features(learner, files, is_valid)
         if logits is not None:  # None if the feature cache belongs to other images or weights
             probability = compute_probability(logits, classifier.temperature)
-            ood_scores = _compute_cached_ood_scores(learner, files, classifier.ood_detector)
-            return _make_predictions(table, Scores(probability, ood_scores), classifier)
-    image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
+            scores = Scores(probability, _compute_cached_ood_scores(learner, files, classifier.ood_detector))
+            return _make_predictions(shown_table, scores, classifier, [cached_remarks, identifying])
     remarks: dict[int, Remarks] = {}
     depths = find_depths(table, classifier.bit_depths)
     decoded = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
-        predictions = predict_images(fuse_model(classifier), table, decoded, bar.advance)
+        scores, errors = score_images_or_errors(fuse_model(classifier), decoded, len(table), bar.advance)
     if log_warnings:
-        log_image_warnings(table, remarks, classifier.bit_depths)
-    return predictions
+        log_image_warnings(table.assign(path=shown_table["path"]), remarks, classifier.bit_depths)
+        if learner is None:  # the reader of a manifest has logged them
+            warn_identifying_paths(identifying)
+    remarks = cached_remarks | remarks
+    unknown_sources = find_unknown_sources(table, remarks, classifier.bit_depths)
+    return _make_predictions(shown_table, scores, classifier, [remarks, unknown_sources, identifying], errors)
 
 
 def predict_images(
-    classifier: Classifier | Ensemble,
-    table: pd.DataFrame,
-    images_or_errors: Iterable[ImageOrError],
-    advance: Callable[[int], object] = int,
+    classifier: Classifier | Ensemble, table: pd.DataFrame, images_or_errors: Iterable[ImageOrError]
 ) -> Predictions:
     """Predict the rows of a table from their images, or the errors of unreadable files.
 
-    `classifier`: the result of fuse_model. `advance`: called with the number of images of each batch.
+    `classifier`: the result of fuse_model.
     """
-    scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), advance)
-    return _make_predictions(table, scores, classifier, errors)
+    scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), int)
+    return _make_predictions(table, scores, classifier, [], errors)
 
 
 def _select_splits(table: pd.DataFrame, splits: Sequence[str] | None) -> pd.DataFrame:
@@ -211,16 +218,32 @@ def _compute_cached_ood_scores(learner: "Learner", files: list[str], detector: O
     return ood_scores
 
 
+def find_cached_remarks(files: Sequence[str], image_cache: ImageCache | None) -> dict[int, Remarks]:
+    """Return the remarks on these files that the image cache has stored, by row."""
+    if image_cache is None:
+        return {}
+    remarks_by_file = {image_cache.files[row]: one for row, one in image_cache.remarks.items()}
+    return {row: remarks_by_file[file] for row, file in enumerate(files) if file in remarks_by_file}
+
+
 def _make_predictions(
-    table: pd.DataFrame, scores: Scores, classifier: Classifier | Ensemble, errors: Sequence[str] | None = None
+    table: pd.DataFrame,
+    scores: Scores,
+    classifier: Classifier | Ensemble,
+    remarks: Sequence[Mapping[int, Remarks]],
+    errors: Sequence[str] | None = None,
 ) -> Predictions:
     predictions = make_predictions(table, scores.probability, classifier.labels, errors)
-    return predictions if scores.ood_score is None else mark_ood(predictions, scores.ood_score)
+    if scores.ood_score is not None:
+        predictions = mark_ood(predictions, scores.ood_score)
+    texts = [[format_remarks(part[row]) for part in remarks if row in part] for row in range(len(table))]
+    warnings = {WARNINGS_COLUMN: ["; ".join(filter(None, parts)) for parts in texts]}
+    return Predictions(predictions.table.assign(**warnings), predictions.labels)
 
 
 def log_image_warnings(table: pd.DataFrame, remarks: Mapping[int, Remarks], depths: BitDepths) -> None:
     """Log the warnings of decoding, by row of the table, one line per type."""
-    log_counted_warnings((table["file"].iloc[row], remark) for row, remark in sorted(remarks.items()))
+    log_counted_warnings((table["path"].iloc[row], remark) for row, remark in sorted(remarks.items()))
     warn_unknown_sources(table, remarks, depths)
 
 

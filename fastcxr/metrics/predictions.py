@@ -21,6 +21,7 @@ BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "err
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # out-of-fold predictions: each image is scored by a model that was not trained on it
 PROBABILITY_PREFIX = "prob_"
+WARNINGS_COLUMN = "warnings"  # code and short text of each warning on the image, joined by "; "
 OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "ood_score", "in_distribution"  # columns of a model with an OOD detector
 
 
@@ -207,7 +208,7 @@ def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
 
 
 _WRONG_FILE_FIX = "Pass a predictions.csv written by fastcxr"
-_OWN_COLUMNS = (*BASE_COLUMNS, OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN)
+_OWN_COLUMNS = (*BASE_COLUMNS, OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN, WARNINGS_COLUMN)
 
 
 def _to_text(column: pd.Series) -> np.ndarray:

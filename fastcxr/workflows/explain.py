@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.file_names import find_identifying_paths, warn_identifying_paths
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference.explain import (
     Explainer,
@@ -54,6 +55,7 @@ def write_explanation(
     maps = explain_rows(explainer, table, classes, progress=progress, remarks=remarks)
     written = write_saliency_maps(folder, zip(repeat(""), maps), classifier.input_spec.image_size)
     log_image_warnings(table, remarks, classifier.bit_depths)
+    warn_identifying_paths(find_identifying_paths(table))
     write_saliency_metadata(folder, explainer, method, written)
     return write_saliency_page(folder), int((written["error"] != "").sum())
 

@@ -3,8 +3,10 @@
 import csv
 import os
 import re
+from pathlib import Path
 
 import pytest
+from sample_images import make_dicom, make_reference, save_dicom
 
 from fastcxr.data.cache.features import open_feature_array
 from fastcxr.data.cache.images import open_image_cache
@@ -18,13 +20,14 @@ def test_predict_writes_one_row_per_file_and_an_error_for_each_unreadable_file(c
     for file in good:
         (tmp_path / "new" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "new" / "broken.png").write_bytes(good[0].read_bytes()[:600])
-    done = call("predict", run, tmp_path / "new", good[0], "--csv", tmp_path / "out.csv")
+    done = call("predict", run, "new", good[0], "--csv", tmp_path / "out.csv", where=tmp_path)
     assert done.returncode == 2, "some files could not be read"
     with (tmp_path / "out.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [*sorted([f.name for f in good] + ["broken.png"]), good[0].name]
+    new = sorted(f"new/{name}" for name in [*(f.name for f in good), "broken.png"])
+    assert [row["path"] for row in rows] == [*new, good[0].name]
     bad = [row for row in rows if row["error"]]
-    assert [row["path"] for row in bad] == ["broken.png"]
+    assert [row["path"] for row in bad] == ["new/broken.png"]
     assert "FCX-E103" in bad[0]["error"]
     assert sum(float(rows[0][name]) for name in rows[0] if name.startswith("prob_")) == pytest.approx(1)
     assert "4 images classified, 1 unreadable" in done.stderr
@@ -37,13 +40,39 @@ def test_predict_without_a_file_writes_to_standard_output(call, finished):
     assert len(list(csv.DictReader(done.stdout.splitlines()))) == 20
 
 
+def test_predict_with_hashed_names_writes_the_same_rows_without_names(call, finished):
+    run, data, _ = finished
+    plain, hashed = call("predict", run, data / "clear"), call("predict", run, data / "clear", "--hash-names")
+    tables = [list(csv.DictReader(done.stdout.splitlines())) for done in (plain, hashed)]
+    for one, other in zip(*tables, strict=True):
+        assert one.pop("path") != other.pop("path") and one.pop("source") != other.pop("source")
+        assert one == other
+    assert "clear/" not in hashed.stdout + hashed.stderr and ".png" not in hashed.stdout + hashed.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_a_file_named_after_its_patient_causes_a_warning(call, finished, tmp_path, command):
+    save_dicom(tmp_path / "zzdoe.dcm", make_dicom(make_reference(), PatientName="ZZDOE^ZZJOHN"))
+    done = call(command, finished[0], "zzdoe.dcm", where=tmp_path)
+    assert done.returncode == 0
+    assert "FCX-W215 1 image: the path contains the patient name or the birth date" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_an_empty_image_argument_is_an_error(call, finished, command):
+    run, data, _ = finished
+    done = call(command, run, "", where=data)
+    assert done.returncode == 64
+    assert "FCX-E024: an image argument is empty. Pass a file or a folder; . is the current folder" in done.stderr
+
+
 def test_explain_writes_a_page_a_table_and_maps_and_a_row_for_each_unreadable_file(call, finished, tmp_path):
     run, data, _ = finished
     (tmp_path / "broken.png").write_bytes(b"no image")
     good = sorted((data / "haze").glob("*.png"))[:2]
-    done = call("explain", run, *good, tmp_path / "broken.png", "--class", "opacity", "--out", tmp_path / "maps")
+    done = call("explain", run, *good, "broken.png", "--class", "opacity", "--out", "maps", where=tmp_path)
     assert done.returncode == 2, "one file could not be read"
-    assert done.stdout.strip() == str(tmp_path / "maps" / "explain.html")
+    assert done.stdout.strip() == str(Path("maps", "explain.html"))
     assert "2 images explained, 1 unreadable" in done.stderr
     with (tmp_path / "maps" / "saliency.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,7 +3,7 @@
 import pytest
 from cli_calls import TRAIN
 
-import fastcxr.inference.explain  # noqa: F401  imported before a test replaces read_unlabelled
+import fastcxr.inference.explain  # noqa: F401  imported before a test replaces make_image_table
 from fastcxr.cli.app import app
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, SYNONYMS, suggest_option
 from fastcxr.cli.train import train
@@ -119,7 +119,7 @@ def test_backbone_weights_and_device_are_rejected_before_an_image_is_read(
 def test_the_model_is_loaded_before_the_images_are_listed(
     call, finished, tmp_path, monkeypatch, command, run, options, code
 ):
-    monkeypatch.setattr("fastcxr.data.manifest.read_unlabelled", fail)
+    monkeypatch.setattr("fastcxr.data.image_table.make_image_table", fail)
     folder = finished[0] if run == "run" else run
     assert call(command, folder, finished[1], *options, where=tmp_path).returncode == code
 

@@ -7,6 +7,7 @@ from toy_datasets import write_file, write_files, write_two_classes
 from fastcxr.data.image_table import make_image_table
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.relative_paths import make_paths_relative
+from fastcxr.errors import RecipeError
 
 
 def relativize(paths: list[str], *roots) -> list[str]:
@@ -94,3 +95,41 @@ def test_absolute_paths_in_a_packed_dataset_are_read_as_relative_paths(tmp_path)
         assert content["names"].asstr()[0].startswith("/home/ZZTESTNAME/")
     assert read_manifest(packed)["path"].tolist() == manifest["path"].str.removeprefix("images/").tolist()
     assert make_image_table([packed])["path"].tolist() == read_manifest(packed)["path"].tolist()
+
+
+def list_paths(*images) -> list[str]:
+    return make_image_table(images)["path"].tolist()
+
+
+def test_a_new_image_has_the_path_below_one_folder_or_the_path_as_given(tmp_path, monkeypatch):
+    write_files(tmp_path, "a/x/1.png", "b/x/1.png")
+    monkeypatch.chdir(tmp_path)
+    assert list_paths("a") == ["x/1.png"]
+    assert list_paths("a/x/1.png") == ["a/x/1.png"]
+    assert list_paths("a/x/1.png", "./b/x/1.png") == ["a/x/1.png", "b/x/1.png"]
+    assert list_paths("a", "b/") == ["a/x/1.png", "b/x/1.png"]
+    assert list_paths(".", "missing.png") == ["a/x/1.png", "b/x/1.png", "missing.png"]
+
+
+def test_an_absolute_argument_is_shortened_and_stays_unique(tmp_path, monkeypatch):
+    write_files(tmp_path, "a/x/1.png", "b/x/1.png")
+    monkeypatch.chdir(tmp_path)
+    folders = tmp_path / "a", tmp_path / "b"
+    assert list_paths(folders[0]) == ["x/1.png"]
+    assert list_paths(folders[0] / "x" / "1.png") == ["1.png"]
+    assert list_paths(*folders) == ["a/x/1.png", "b/x/1.png"]
+    mixed = list_paths("a/x/1.png", folders[1] / "x" / "1.png", folders[1] / "x" / "2.png")
+    assert mixed == ["a/x/1.png", "1.png", "2.png"]
+
+
+def test_a_file_that_is_named_twice_has_one_row(tmp_path, monkeypatch):
+    write_files(tmp_path, "a/1.png", "a/2.png")
+    monkeypatch.chdir(tmp_path)
+    assert list_paths("a", "a/1.png", tmp_path / "a") == ["a/1.png", "a/2.png"]
+
+
+def test_an_empty_argument_is_an_error_and_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_two_classes(tmp_path / "data"))
+    with pytest.raises(RecipeError, match=r"an image argument is empty\. Pass a file or a folder"):
+        make_image_table(["covid", ""])
+    assert len(list_paths(".")) == 4

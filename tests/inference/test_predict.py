@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sample_images import make_dicom, make_reference, save_dicom, save_image
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.images import open_image_cache
+from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference import predict as module
@@ -171,3 +173,52 @@ def test_float64_is_not_used_on_a_device_without_it(toy_manifest):
     found = predict(replace(CLASSIFIER, network=AppleGpuMean(), hflip_tta=True), table, splits=None)
     expected = predict(replace(CLASSIFIER, hflip_tta=True), table, splits=None)
     np.testing.assert_array_equal(found.probability, expected.probability)
+
+
+LATERAL = "FCX-W207 the header names a lateral view"
+BURNED_IN = "FCX-W214 BurnedInAnnotation is YES: the pixels may contain the name of the patient"
+NAMED = "FCX-W215 the path contains the patient name or the birth date of the DICOM header"
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """A gray image, an unreadable one, a colour image and a lateral view with text, in a folder with a name."""
+    (tmp_path / "new").mkdir()
+    save_image(make_reference(), tmp_path / "new" / "a.png")
+    (tmp_path / "new" / "b.zzdoe").write_bytes(b"no image")
+    save_image(np.dstack([make_reference(), 255 - make_reference(), make_reference()]), tmp_path / "new" / "c.png")
+    tags = {"PatientName": "ZZDOE^ZZJOHN", "ViewPosition": "LL", "BurnedInAnnotation": "YES"}
+    save_dicom(tmp_path / "new" / "zzdoe.dcm", make_dicom(make_reference(seed=3), **tags))
+    return tmp_path / "new"
+
+
+def test_the_warnings_on_an_image_are_in_its_row(doubtful):
+    table = predict(CLASSIFIER, make_image_table([doubtful]), splits=None).table
+    assert table["path"].tolist() == ["a.png", "b.zzdoe", "c.png", "zzdoe.dcm"]
+    colour = "FCX-W203 an image in colour: check that it is not a screenshot or a photograph"
+    assert table["warnings"].tolist() == ["", "", colour, f"{LATERAL}; {BURNED_IN}; {NAMED}"]
+    assert table.columns[-1] == "warnings"
+
+
+def test_hashed_names_appear_in_no_column_and_no_message(doubtful, caplog):
+    (doubtful / "zzjohn.png").symlink_to("gone.png")
+    images = make_image_table([doubtful], log_names=False)
+    plain = predict(CLASSIFIER, images, splits=None)
+    caplog.clear()
+    hashed = predict(CLASSIFIER, make_image_table([doubtful], log_names=False), splits=None, hash_names=True)
+    text = hashed.table.to_csv() + caplog.text
+    assert "FCX-W214 1 image" in caplog.text and "skipped 1 special files" in caplog.text
+    assert not [word for word in ("zzdoe", "zzjohn", "a.png", "c.png", "new") if word in text]
+    np.testing.assert_array_equal(plain.probability, hashed.probability)
+    assert hashed.table["path"].is_unique and hashed.table["warnings"][3] == f"{LATERAL}; {BURNED_IN}"
+
+
+def test_cached_images_keep_their_warnings(toy_manifest, tmp_path, caplog):
+    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
+    lateral = save_dicom(tmp_path / "lateral.dcm", make_dicom(make_reference(), ViewPosition="LL"))
+    table = toy_manifest.assign(file=toy_manifest["file"].mask(toy_manifest.index == 7, str(lateral)))
+    learner = make_learner(make_loaders(table, recipe), recipe)
+    caplog.clear()
+    warnings = predict(learner, table, splits=None).table["warnings"]
+    assert warnings[warnings != ""].to_dict() == {7: LATERAL}
+    assert "W207" not in caplog.text, "it was logged when the images were read"

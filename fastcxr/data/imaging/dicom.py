@@ -25,11 +25,11 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import BaseTag, Tag
 
-from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_gray_levels
+from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_burned_in, warn_gray_levels
 from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
 from fastcxr.data.imaging.raster import from_colour
 from fastcxr.data.imaging.sniff import HEAD_BYTES, may_be_dicom, open_file, suppress_decoder_warnings, warn_once
-from fastcxr.data.imaging.voi_lut import find_clipped_end, stored_to_gray
+from fastcxr.data.imaging.voi_lut import MIN_USED_FRACTION, find_clipped_end, stored_to_gray, uses_little_range
 from fastcxr.errors import ImageError, RecipeError
 
 REQUIRED_TAGS = (
@@ -46,6 +46,7 @@ OPTIONAL_TAGS = (
     "Modality",
     "BodyPartExamined",
     "ViewPosition",
+    "BurnedInAnnotation",
     "PresentationIntentType",
     "PresentationLUTShape",
     "NumberOfFrames",
@@ -127,6 +128,7 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
         _check_bits(header, path)
         validate_size(path, header.Columns, header.Rows)
         warn_gray_levels(header, path)
+        warn_burned_in(header, path)
     with _convert_errors(path, "E124", f"the pixel data cannot be decoded ({_format_syntax(header)})", UNDECODABLE_FIX):
         stored = _decode_pixels(file, header, path)
     with _convert_errors(path, "E122", "damaged window, rescale or lookup table", "Export it again"):
@@ -144,6 +146,9 @@ def _show_gray(stored: np.ndarray, header: Dataset, path: str) -> np.ndarray:
     if end := find_clipped_end(image, stored, header):
         text = f"the window or VOI LUT shows most of the image as {end}, and detail is lost"
         warn_once("W210", path, f"{text}. Check WindowCenter and WindowWidth, or export it again")
+    if uses_little_range(image, stored, header):
+        text = f"no window, and the values use less than {MIN_USED_FRACTION:.1%} of the range of BitsStored"
+        warn_once("W216", path, f"{text}: the image has little contrast. Export it with a window or correct BitsStored")
     return image
 
 
@@ -198,9 +203,14 @@ def _validate_modality(header: Dataset, path: str) -> None:
         raise ImageError(problem, "Leave it out", path=path, code="E126")
     body_part = str(header.get("BodyPartExamined") or "").upper()
     view = str(header.get("ViewPosition") or "").strip().upper()
-    is_other_part = body_part and not any(word in body_part for word in CHEST_BODY_PARTS)
-    if is_other_part or view in LATERAL_VIEWS or modality not in RADIOGRAPH_MODALITIES:
-        text = "the header names a lateral view, another body part or another device"
+    is_other_part = bool(body_part) and not any(word in body_part for word in CHEST_BODY_PARTS)
+    found = {
+        "a lateral view": view in LATERAL_VIEWS,
+        "another body part": is_other_part,
+        "another device": modality not in RADIOGRAPH_MODALITIES,
+    }
+    if any(found.values()):
+        text = f"the header names {' and '.join(name for name, is_found in found.items() if is_found)}"
         warn_once("W207", path, f"{text}; the file is read as a frontal chest radiograph")
 
 

@@ -45,6 +45,13 @@ def warn_gray_levels(header: Dataset, path: str) -> None:
         warn_once("W209", path, f"{text}; it is read as {photometric}. Check that bones are white, or export it again")
 
 
+def warn_burned_in(header: Dataset, path: str) -> None:
+    """Warn about an image whose header states that its pixels contain text, which may be the name of the patient."""
+    if str(header.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        text = "BurnedInAnnotation is YES: the pixels may contain the name of the patient"
+        warn_once("W214", path, f"{text}. Check them before you share images or maps")
+
+
 def format_sop_class(header: Dataset) -> str:
     """Return the name of a known SOP class, else "unknown": a damaged value may contain a patient name."""
     sop_class = uid.UID(_read_sop_class(header))

@@ -47,7 +47,7 @@ from fastcxr.io.cpus import count_cpus
 if TYPE_CHECKING:
     from fastcxr.progress.base import Progress
 
-READER_VERSION = 4  # increase it if the pixels of any reader or of fit_square change: cached images become invalid
+READER_VERSION = 5  # increase it if pixels or warnings of any reader change: cached images become invalid
 BATCH_FILES = 1024  # files submitted to the threads at once, to limit the queue
 
 

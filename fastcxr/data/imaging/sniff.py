@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import mimetypes
 import re
 import stat
 import threading
@@ -155,7 +156,9 @@ def _is_text(head: bytes) -> bool:
 def make_content_error(path: str, head: bytes) -> ImageError:
     """Return the error for a file that is not a supported image, with its content and the suffix of its name."""
     name, suffix = detect_foreign_content(head), Path(path).suffix
-    name_text = f"the file name ends in {suffix}" if suffix else "the file name has no suffix"
+    is_known = suffix.lower() in DICOM_SUFFIXES or mimetypes.guess_type(f"a{suffix}")[0]
+    known_text = f"ends in {suffix}" if is_known else "has an unknown suffix"  # which may be the name of a patient
+    name_text = f"the file name {known_text}" if suffix else "the file name has no suffix"
     problem = f"content is {name or 'of unknown format'}, not an image ({name_text})"
     return ImageError(problem, FIXES.get(name or "", DEFAULT_FIX), path=path, code="E102")
 
@@ -203,6 +206,14 @@ class Remarks:
     peak: int | None = None
 
 
+CLAUSE_END = re.compile(r"[;.] |\.$")
+
+
+def format_remarks(remarks: Remarks) -> str:
+    """Return the code and the first clause of each warning, such as `FCX-W203 an image in colour`, joined by "; "."""
+    return "; ".join(f"FCX-{code} {CLAUSE_END.split(text)[0]}" for code, text in sorted(remarks.warnings.items()))
+
+
 _thread = threading.local()
 _warned_codes: set[str] = set()
 
@@ -228,7 +239,7 @@ def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = 
     """Log each warning once, with the number of its images and the name of the first.
 
     Args:
-        found: Paths and the remarks on their images.
+        found: Paths and the remarks on their images; an empty path is not logged.
         again: Whether to log warnings with a code that this process has already logged.
     """
     names_by_warning: dict[tuple[str, str], list[str]] = {}
@@ -239,7 +250,8 @@ def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = 
     for (code, text), names in names_by_warning.items():
         if again or code not in logged_before:
             images = f"{len(names):,} image{'s' * (len(names) > 1)}"
-            logging.getLogger("fastcxr").warning("FCX-%s %s: %s (first: %r)", code, images, text, names[0])
+            first = f" (first: {names[0]!r})" if names[0] else ""
+            logging.getLogger("fastcxr").warning("FCX-%s %s: %s%s", code, images, text, first)
         _warned_codes.add(code)
 
 

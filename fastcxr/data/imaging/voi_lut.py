@@ -13,11 +13,13 @@ unknown functions and LINEAR widths below 1. Its results are equal for other win
 """
 
 import numpy as np
+from PIL import Image
 from pydicom import Dataset
 
 from fastcxr.data.imaging.intensity import apply_lookup_table, find_full_range, rescale_to_uint8
 
 MAX_CLIPPED_FRACTION = 0.5  # of the pixels of an image
+MIN_USED_FRACTION = 1 / 8  # of the range, between percentiles 1 and 99: 12-bit values in 16 bits use 1/16
 MAX_DETECTOR_BITS = 16  # values with more bits are computed, and do not use their range
 
 
@@ -53,6 +55,22 @@ def find_clipped_end(image: np.ndarray, stored: np.ndarray, header: Dataset) -> 
         if inner[image == level].sum() > MAX_CLIPPED_FRACTION * kept.sum():
             return end
     return None
+
+
+def uses_little_range(image: np.ndarray, stored: np.ndarray, header: Dataset) -> bool:
+    """Return whether an image without window and VOI LUT uses less than MIN_USED_FRACTION of its stated range.
+
+    The range of an image is that between percentiles 1 and 99 of its gray levels, without padding.
+    """
+    if header.get("VOILUTSequence") or _read_window(header) or not 8 < header.BitsStored <= MAX_DETECTOR_BITS:
+        return False
+    padding = _find_padding(stored, header)
+    visible = image if padding is None else image[~padding][None]
+    if not visible.size:
+        return False
+    counts = np.cumsum(Image.fromarray(visible).histogram())  # faster than numpy
+    low, high = np.searchsorted(counts, (0.01 * visible.size, 0.99 * visible.size))
+    return bool(high - low < MIN_USED_FRACTION * 256)
 
 
 def _find_padding(stored: np.ndarray, header: Dataset) -> np.ndarray | None:

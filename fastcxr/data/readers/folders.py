@@ -105,7 +105,7 @@ class DirectoryWalk:
                 pending += sorted(new_links, reverse=True)
         return files
 
-    def log_skipped(self) -> None:
+    def log_skipped(self, *, log_names: bool = True) -> None:
         """Log what the walk skipped, with a warning for special files."""
         hidden = [f"{name} ({n:,})" if n > 1 else name for name, n in Counter(self.hidden).items()]
         for level, paths, text, names in (
@@ -115,7 +115,8 @@ class DirectoryWalk:
             (logging.WARNING, self.special, "special files (FIFO, device, socket, broken link)", self.special),
         ):
             if paths:
-                log.log(level, "skipped %s %s: %s", f"{len(paths):,}", text, format_names(sorted(names)))
+                shown = f": {format_names(sorted(names))}" if log_names else ""
+                log.log(level, "skipped %s %s%s", f"{len(paths):,}", text, shown)
 
 
 def is_hidden(name: str) -> bool:
@@ -184,12 +185,12 @@ def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFr
     return pd.DataFrame(records, columns=["path", "label", "split", "file"], dtype=TEXT_DTYPE)
 
 
-def list_files_below(root: str | Path) -> list[str]:
+def list_files_below(root: str | Path, *, log_names: bool = True) -> list[str]:
     """Return every file of a folder and its subfolders once, sorted, as paths below it; log what is skipped."""
     walk = DirectoryWalk(str(Path(root).absolute()))
     files, links = walk.list_entries("")
     linked = walk.follow_links(links)
-    walk.log_skipped()
+    walk.log_skipped(log_names=log_names)
     path_by_identity: dict[FileIdentity, str] = {}
     for path in [*sorted(files), *sorted(linked)]:
         path_by_identity.setdefault(identify_file(f"{walk.root}/{path}"), path)

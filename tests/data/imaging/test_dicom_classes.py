@@ -111,3 +111,29 @@ def test_the_pairs_of_tags_in_the_standard_cause_one_inversion_and_no_warning(tm
 def test_a_window_that_clips_most_of_the_image_causes_a_warning(tmp_path, caplog):
     read(tmp_path, WindowCenter=10, WindowWidth=30)
     assert "FCX-W210 'a.dcm': the window or VOI LUT shows most of the image as white" in caplog.text
+
+
+def test_burned_in_annotation_causes_a_warning(tmp_path, caplog):
+    read(tmp_path, BurnedInAnnotation="NO")
+    assert not caplog.records
+    read(tmp_path, BurnedInAnnotation="YES")
+    assert "FCX-W214 'a.dcm': BurnedInAnnotation is YES" in caplog.text
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_12_bit_values_in_16_stored_bits_cause_a_warning_without_a_window(photometric, tmp_path, caplog):
+    stored = IMAGE.astype(np.uint16) * 16
+    read(tmp_path, stored, BitsStored=12, PhotometricInterpretation=photometric)
+    read(tmp_path, stored, WindowCenter=2048, WindowWidth=4096, PhotometricInterpretation=photometric)
+    read(tmp_path, stored * 16, PhotometricInterpretation=photometric)
+    assert not caplog.records
+    stored[:3, :3] = 65_535  # a marker
+    read(tmp_path, stored, PhotometricInterpretation=photometric)
+    assert "FCX-W216 'a.dcm': no window, and the values use less than 12.5% of the range" in caplog.text
+
+
+def test_padding_does_not_count_as_used_range(tmp_path, caplog):
+    stored = IMAGE.astype(np.uint16) * 16
+    stored[:, :20] = 65_535
+    read(tmp_path, stored, PixelPaddingValue=65_535)
+    assert "FCX-W216" in caplog.text

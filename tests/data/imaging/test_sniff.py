@@ -11,8 +11,11 @@ import pytest
 
 from fastcxr.data.imaging import sniff
 from fastcxr.data.imaging.sniff import (
+    Remarks,
     detect_foreign_content,
     detect_format,
+    format_remarks,
+    make_content_error,
     may_be_dicom,
     open_file,
     suppress_decoder_warnings,
@@ -141,3 +144,20 @@ def test_warn_once_logs_only_the_first_file(monkeypatch, caplog):
         warn_once("W202", name, "only black and white pixels")
     assert len(caplog.records) == 1
     assert "FCX-W202 'a.png'" in caplog.text
+
+
+def test_remarks_are_the_code_and_the_first_clause_of_each_warning_in_one_cell():
+    texts = {
+        "W211": "the file states no bit depth; read with 12 bits",
+        "W202": "only black. Use the original",
+        "W1": "a.",
+    }
+    cell = format_remarks(Remarks(texts))
+    assert cell == "FCX-W1 a; FCX-W202 only black; FCX-W211 the file states no bit depth"
+    assert format_remarks(Remarks()) == ""
+
+
+def test_an_unknown_suffix_is_not_quoted_because_it_may_be_a_name():
+    assert "(the file name has an unknown suffix)" in make_content_error("ZZDOE.ZZJOHN", b"text").problem
+    assert "(the file name ends in .jpg)" in make_content_error("a.jpg", b"text").problem
+    assert "(the file name has no suffix)" in make_content_error("a", b"text").problem
