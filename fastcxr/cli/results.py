@@ -56,6 +56,7 @@ def evaluate(
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),  # noqa: B008  it is frozen
     precision: Precision = "trained",
     device: Device = "auto",
+    keep_overlap: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
 ) -> int:
     """Evaluate the model of a finished run on other data, and write its report.
@@ -64,6 +65,9 @@ def evaluate(
     ----------
     run
         run folder of the trained model
+    keep_overlap
+        evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, other
+        images of the same patients
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """
@@ -75,7 +79,8 @@ def evaluate(
     folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)
-    page = evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
+    choices = {"precision": precision, "device": device, "keep_overlap": keep_overlap}
+    page = evaluate_run(run, data, folder, progress, command=command, **choices)
     show_headline(console, folder)
     print(page)
     return 0

@@ -89,7 +89,7 @@ def _shuffle(groups: Mapping[str, Labels], salt: str) -> dict[str, Labels]:
 
 
 def _assign_once(
-    groups: Mapping[str, Labels], fixed: Mapping[str, str], split_percent: Mapping[str, int]
+    groups: dict[str, Labels], fixed: Mapping[str, str], split_percent: Mapping[str, int]
 ) -> dict[str, str]:
     tally, assigned = Tally(split_percent), dict(fixed)
     for group, split in fixed.items():
@@ -102,7 +102,7 @@ def _assign_once(
     return assigned
 
 
-def _assign_each_class(groups: Mapping[str, Labels], tally: Tally, assigned: dict[str, str]) -> None:
+def _assign_each_class(groups: dict[str, Labels], tally: Tally, assigned: dict[str, str]) -> None:
     """Assign a group of each class to each split, the rarest class first; if there are two, to train and test."""
     positions: dict[str, list[int]] = {}  # of the groups of each class: they order equally rare classes without names
     for position, labels in enumerate(groups.values()):
