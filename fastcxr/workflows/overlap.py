@@ -5,12 +5,13 @@ A run stores the features of its images that the search for near-duplicates comp
 
 import logging
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fastcxr.audit.image_features import ImageFeatures, extract_features
+from fastcxr.audit.image_features import THUMBNAIL_PIXELS, ImageFeatures, extract_features
 from fastcxr.audit.near_duplicates import match_near_duplicates
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
@@ -23,6 +24,7 @@ from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN, IMAGE_KEY
 
 log = logging.getLogger("fastcxr")
 FEATURES_FILE = "features.npz"
+NPZ_ERRORS = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)  # of a damaged file
 FITTED_SPLITS = ("train", "valid")  # used for training or model selection
 SAME_PIXELS, NEAR_DUPLICATE, SAME_PATIENT = "same pixels", "near-duplicate", "same patient"  # in order of precedence
 
@@ -51,13 +53,15 @@ def read_features(folder: Path) -> tuple[pd.DataFrame, ImageFeatures] | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             keys, thumbnails = {name: arrays[name] for name in IMAGE_KEY}, arrays["thumbnails"]
-        whole, trimmed = thumbnails.swapaxes(0, 1)
-        table = pd.DataFrame(keys, index=range(len(whole)), dtype="str")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if thumbnails.shape[1:] != (2, THUMBNAIL_PIXELS, THUMBNAIL_PIXELS) or thumbnails.dtype != np.uint8:
+            raise ValueError(f"thumbnails of shape {thumbnails.shape}")
+        table = pd.DataFrame(keys, index=range(len(thumbnails)), dtype="str")
+    except NPZ_ERRORS as error:
         problem = f"the features cannot be read ({type(error).__name__})"
         fix = "Restore the file, or delete it: then only images with the same pixels and known patients are found"
         raise DataError(problem, fix, path=path) from error
-    return table, ImageFeatures(whole, trimmed, np.empty((len(whole), 0)), pd.DataFrame(index=table.index))
+    no_histogram, no_metadata = np.empty((len(table), 0)), pd.DataFrame(index=table.index)
+    return table, ImageFeatures(thumbnails[:, 0], thumbnails[:, 1], no_histogram, no_metadata)
 
 
 def find_overlap(manifest: pd.DataFrame, run: Path, image_size: int, progress: Progress) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from recording_progress import peak_memory
+from toy_images import draw_chest
 
 from fastcxr.audit import image_features, near_duplicates
 from fastcxr.audit.image_features import ImageFeatures, extract_features
@@ -21,15 +22,6 @@ from fastcxr.audit.manifest_checks import (
 from fastcxr.audit.near_duplicates import check_near_duplicates, find_near_duplicates, match_near_duplicates
 from fastcxr.audit.shortcut_probes import check_shortcuts
 from fastcxr.progress.base import Progress
-
-
-def draw_chest(rng, size=256):
-    """Return a random smooth image with the spatial frequencies of a radiograph."""
-    waves = np.fft.rfft2(rng.normal(size=(size, size)))
-    distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    image = np.fft.irfft2(waves / distance**1.6, s=(size, size))
-    image = (image - image.min()) / np.ptp(image)
-    return (30 + 200 * image).astype(np.uint8)
 
 
 def save(image, path, **options):
