@@ -60,8 +60,8 @@ def evaluate(
         validate_labels(manifest, classifier.labels)
         log.info("precision: %s", classifier.dtype_and_device)
         overlap = find_overlap(manifest, Path(run), classifier.input_spec.image_size, run_dir)
-        overlap_counts = report_overlap(overlap, keep=keep_overlap)
         manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, run_dir)
+        overlap_counts = report_overlap(overlap, keep=keep_overlap)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
@@ -103,8 +103,8 @@ def report_overlap(overlap: pd.DataFrame, *, keep: bool) -> dict[str, Any]:
     is_fitted = overlap["split"].isin(FITTED_SPLITS)
     fitted, tested = (dict(Counter(table["reason"].tolist())) for table in (overlap[is_fitted], overlap[~is_fitted]))
     if fitted:
-        text = "%s %s, which overlap with images that the model was trained or selected on: %s"
-        action = "kept" if keep else "left out"
+        text = "%s %s they overlap with images that the model was trained or selected on: %s"
+        action = "kept although" if keep else "left out because"
         log.warning(text, pluralize(sum(fitted.values()), "image"), action, format_reasons(fitted))
     if tested:
         log.warning("images in the test split of the run, which are not external data: %s", format_reasons(tested))
@@ -131,7 +131,7 @@ def drop_overlap(manifest: pd.DataFrame, overlap: pd.DataFrame, output_dir: Outp
 
 def make_overlap_error(match: Any) -> ImageError:
     """Return the error of an image that is left out; `match`: a row of find_overlap, with the file of the image."""
-    problem = f"overlap with the {match.split} split of the run: {match.reason} as {match.path}"
+    problem = f"overlap with {match.path} in the {match.split} split of the run: {match.reason}"
     return ImageError(problem, "It is excluded from all metrics", path=match.file, code="E314")
 
 

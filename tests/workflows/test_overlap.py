@@ -18,7 +18,7 @@ from fastcxr.errors import DataError
 from fastcxr.io.files import read_checksums
 from fastcxr.progress.base import Progress
 from fastcxr.workflows.evaluate import evaluate
-from fastcxr.workflows.overlap import FEATURES_FILE, NEAR_DUPLICATE, SAME_PIXELS, find_overlap, write_features
+from fastcxr.workflows.overlap import CROP, FEATURES_FILE, NEAR_DUPLICATE, SAME_PIXELS, find_overlap, write_features
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 from fastcxr.workflows.train import run as train
 
@@ -65,6 +65,25 @@ def test_resized_images_of_a_run_in_dicom_are_near_duplicates(run_dir, tmp_path)
     assert overlap["split"].value_counts().to_dict() == {"train": 12, "valid": 4, "test": 4}
     numbers = manifest["path"][overlap.index].str[-7:-4]
     assert numbers.tolist() == overlap["path"].str[-7:-4].tolist(), "each is matched with its original"
+
+
+@pytest.mark.parametrize(("name", "is_found"), [("case-report-fig1", True), ("12", False)])
+def test_a_crop_is_found_under_the_same_distinctive_name(run_dir, tmp_path, name, is_found):
+    folder, numbers = tmp_path / "run", range(6)
+    manifest = read_manifest(write_chests(tmp_path / "data", numbers, save_png)).assign(split="train")
+    paths = [f"{path[:-4]}-{name}.png" if is_found else f"{path[-7:-4]}.png" for path in manifest["path"]]
+    hashes = open_image_cache(manifest["file"].tolist(), SIZE).hash_images()
+    manifest = manifest.assign(path=paths, **{IMAGE_HASH_COLUMN: hashes})
+    folder.mkdir()
+    write_manifest(manifest, folder / "manifest.csv")
+    write_features(folder, manifest, Progress())
+    crops = read_manifest(
+        write_chests(tmp_path / "crops", numbers, lambda p, image: save_png(p, image[30:226, 30:226]))
+    )
+    overlap = find_overlap(crops.assign(path=paths), folder, SIZE, Progress())
+    assert overlap["reason"].tolist() == [CROP] * 6 * is_found
+    others = read_manifest(write_chests(tmp_path / "others", range(100, 106), save_png)).assign(path=paths)
+    assert find_overlap(others, folder, SIZE, Progress()).empty, "other images with the same names"
 
 
 def test_unrelated_images_do_not_overlap(run_dir, tmp_path):
@@ -118,7 +137,7 @@ def test_evaluate_leaves_out_or_keeps_resized_training_images_and_reports_them(t
         assert overlap == {"kept": keep_overlap, **counts}
         assert json.loads((folder / "metrics.json").read_text())["test"]["n_images"] == n_images
         assert (f"{n_fitted} images overlap with the training images of the model" in text) == keep_overlap
-        assert f"{n_fitted} images {'kept' if keep_overlap else 'left out'}, which overlap with" in text
+        assert f"{n_fitted} images {'kept although' if keep_overlap else 'left out because'} they overlap with" in text
     skipped = pd.read_csv(tmp_path / "external-False" / "skipped.csv")
     assert len(skipped) == n_fitted
-    assert skipped["reason"].str.contains("overlap with the (?:train|valid) split of the run: near-duplicate as ").all()
+    assert skipped["reason"].str.contains("toys-0...png in the (?:train|valid) split of the run: near-duplicate").all()
