@@ -66,8 +66,8 @@ def evaluate(
     run
         run folder of the trained model
     keep_overlap
-        evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, other
-        images of the same patients
+        evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, crops,
+        other images of the same patients
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """

@@ -43,7 +43,7 @@ EXTERNAL_TEST = Rule("note", "Tested on external data", partial(model.find_exter
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
-    Rule("critical", "{} overlap with the training images of the model", data.find_kept_overlap),
+    Rule("critical", "Overlap with the training images of the model: {}", data.find_kept_overlap),
     Rule("critical", "Implausibly high AUROC: check for shortcuts before reporting", model.find_implausible_auroc),
     Rule("critical", "The model predicts {} for all images", model.find_constant_predictions),
     Rule("critical", "All images of {} are predicted as {}", model.find_constant_folds),

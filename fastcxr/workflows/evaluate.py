@@ -103,8 +103,8 @@ def report_overlap(overlap: pd.DataFrame, *, keep: bool) -> dict[str, Any]:
     is_fitted = overlap["split"].isin(FITTED_SPLITS)
     fitted, tested = (dict(Counter(table["reason"].tolist())) for table in (overlap[is_fitted], overlap[~is_fitted]))
     if fitted:
-        text = "%s %s they overlap with images that the model was trained or selected on: %s"
-        action = "kept although" if keep else "left out because"
+        text = "%s %s overlap with images that the model was trained or selected on: %s"
+        action = "kept despite" if keep else "left out because of"
         log.warning(text, pluralize(sum(fitted.values()), "image"), action, format_reasons(fitted))
     if tested:
         log.warning("images in the test split of the run, which are not external data: %s", format_reasons(tested))

@@ -21,7 +21,7 @@ def test_training_images_are_excluded_from_an_evaluation_and_counted(call, finis
         shutil.copy(data / path, other / path.split("/")[0] / f"{part}.png")
     done = call("evaluate", run, "--data", other, "--out", tmp_path / "external")
     assert done.returncode == 0, done.stderr
-    assert "2 images left out because they overlap with images that the model was trained or selected on" in done.stderr
+    assert "2 images left out because of overlap with images that the model was trained or selected on" in done.stderr
     assert "same pixels 2" in done.stderr
     assert "images in the test split of the run, which are not external data: same pixels 1" in done.stderr
     skipped = pd.read_csv(tmp_path / "external" / "skipped.csv", dtype=str)
@@ -43,7 +43,7 @@ def test_an_evaluation_on_training_images_only_is_rejected(call, finished, tmp_p
     assert "Pass images of other patients, or --keep-overlap" in last_line
     done = call("evaluate", run, "--data", tmp_path / "again", "--keep-overlap", "--out", tmp_path / "kept")
     assert done.returncode == 0, done.stderr
-    assert "overlap with the training images of the model" in done.stderr, "a critical notice below the headline"
+    assert "Overlap with the training images of the model: " in done.stderr, "a critical notice below the headline"
 
 
 def test_an_evaluation_never_writes_into_a_finished_run(call, finished):

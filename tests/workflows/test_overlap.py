@@ -136,8 +136,8 @@ def test_evaluate_leaves_out_or_keeps_resized_training_images_and_reports_them(t
         counts = {"training": {NEAR_DUPLICATE: n_fitted}, "test": {NEAR_DUPLICATE: 30 - n_fitted}}
         assert overlap == {"kept": keep_overlap, **counts}
         assert json.loads((folder / "metrics.json").read_text())["test"]["n_images"] == n_images
-        assert (f"{n_fitted} images overlap with the training images of the model" in text) == keep_overlap
-        assert f"{n_fitted} images {'kept although' if keep_overlap else 'left out because'} they overlap with" in text
+        assert (f"Overlap with the training images of the model: {n_fitted} images" in text) == keep_overlap
+        assert f"{n_fitted} images {'kept despite' if keep_overlap else 'left out because of'} overlap with" in text
     skipped = pd.read_csv(tmp_path / "external-False" / "skipped.csv")
     assert len(skipped) == n_fitted
     assert skipped["reason"].str.contains("toys-0...png in the (?:train|valid) split of the run: near-duplicate").all()
