@@ -65,8 +65,8 @@ def format_reasons(counts: Mapping[str, int]) -> str:
 def find_reused_audit(record: RunRecord, metrics: Metrics) -> Found:
     """Yield folder and date of an earlier audit whose findings the run reuses."""
     if record.reused_audit:
-        folder, date = record.reused_audit["folder"], record.reused_audit["date"]
-        yield (f"The findings are those of {folder}, of {date}, on the same images, labels, splits and patients.",)
+        folder, date = (record.reused_audit.get(key, "unknown") for key in ("folder", "date"))
+        yield (f"Folder: {folder}. Date: {date}. It checked the same images, labels, splits and patients.",)
 
 
 def find_image_level_split(record: DatasetRecord, metrics: Metrics) -> Found:

@@ -72,7 +72,7 @@ RULES = (
     Rule("warning", "No learning rate found", model.find_failed_lr_searches),
     EXTERNAL_TEST,
     Rule("note", "External validity: unknown", model.find_missing_external_test),
-    Rule("note", "Findings of an earlier data audit", data.find_reused_audit),
+    Rule("note", "Findings of an earlier data audit are reused", data.find_reused_audit),
     Rule("note", "No split in the data", data.find_generated_split, "describe"),
     Rule("note", "No OOD detector", model.find_missing_ood_detector),
     Rule("note", "False alarms of the OOD detector", partial(model.find_ood_images, "internal")),
