@@ -23,28 +23,48 @@ def find_near_duplicates(features: ImageFeatures) -> list[tuple[int, int]]:
     Images are compared without uniform borders, which padding adds, and with them, because noise or brightness can
     make a border uneven.
     """
-    return sorted(_find_similar_pairs(features.trimmed_thumbnails) | _find_similar_pairs(features.thumbnails))
+    near_duplicates: set[tuple[int, int]] = set()
+    for thumbnails in (features.trimmed_thumbnails, features.thumbnails):
+        for pairs in _find_similar_pairs(thumbnails):
+            near_duplicates.update(zip(*pairs.T.tolist(), strict=True))
+    return sorted(near_duplicates)
 
 
-def _find_similar_pairs(thumbnails: np.ndarray) -> set[tuple[int, int]]:
-    hashes, near_duplicates = compute_perceptual_hashes(thumbnails), set()
+def match_near_duplicates(features: ImageFeatures, references: ImageFeatures) -> dict[int, int]:
+    """Return, for each row that shows the same image as a reference, the row of one such reference.
+
+    Images are compared as in find_near_duplicates.
+    """
+    references_by_row: dict[int, int] = {}
+    for thumbnails, others in (
+        (features.trimmed_thumbnails, references.trimmed_thumbnails),
+        (features.thumbnails, references.thumbnails),
+    ):
+        for pairs in _find_similar_pairs(thumbnails, others):
+            references_by_row |= dict(pairs.tolist())
+    return references_by_row
+
+
+def _find_similar_pairs(thumbnails: np.ndarray, others: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield pairs of a row and a row of `others`; without `others`, pairs of two rows, the smaller first."""
+    references = thumbnails if others is None else others
+    hashes = compute_perceptual_hashes(thumbnails)
     for transform in TRANSFORMS:
-        for pairs in _find_candidates(hashes, compute_perceptual_hashes(thumbnails, transform)):
-            first, second = _standardize(thumbnails[pairs[:, 0]]), _standardize(transform(thumbnails[pairs[:, 1]]))
-            similar = pairs[np.einsum("ij,ij->i", first, second) >= MIN_CORRELATION]
-            near_duplicates.update(zip(*similar.T.tolist(), strict=True))
-    return near_duplicates
+        reference_hashes = compute_perceptual_hashes(references, transform)
+        for pairs in _find_candidates(hashes, reference_hashes, is_same_set=others is None):
+            first, second = _standardize(thumbnails[pairs[:, 0]]), _standardize(transform(references[pairs[:, 1]]))
+            yield pairs[np.einsum("ij,ij->i", first, second) >= MIN_CORRELATION]
 
 
-def _find_candidates(hashes: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield pairs of rows with similar hashes, the smaller row first; shape (n, 2)."""
+def _find_candidates(hashes: np.ndarray, others: np.ndarray, *, is_same_set: bool) -> Iterator[np.ndarray]:
+    """Yield pairs of rows with similar hashes, shape (n, 2); of two rows of the same set, the smaller first."""
     min_product = hashes.shape[1] - 2 * MAX_HASH_DISTANCE_BITS  # equal bits minus different bits
     for start in range(0, len(hashes), BLOCK_ROWS):
         block = hashes[start : start + BLOCK_ROWS].astype(np.float32)
-        for second in range(start, len(hashes), BLOCK_ROWS):
+        for second in range(start if is_same_set else 0, len(others), BLOCK_ROWS):
             product = block @ others[second : second + BLOCK_ROWS].T.astype(np.float32)
             pairs = np.argwhere(product >= min_product) + (start, second)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+            pairs = pairs[pairs[:, 0] < pairs[:, 1]] if is_same_set else pairs
             yield from (pairs[first : first + PAIRS] for first in range(0, len(pairs), PAIRS))
 
 

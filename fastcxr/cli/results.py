@@ -85,6 +85,7 @@ def evaluate(
     options: Annotated[EvaluateOptions, Parameter(name="*")] = EvaluateOptions(),  # noqa: B008  it is frozen
     precision: Precision = "trained",
     device: Device = "auto",
+    keep_overlap: Annotated[bool, Parameter(negative=())] = False,
     out: Path | None = None,
 ) -> int:
     """Evaluate the model of a finished run on other data, and write its report.
@@ -93,6 +94,9 @@ def evaluate(
     ----------
     run
         run folder of the trained model
+    keep_overlap
+        evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, crops,
+        other images of the same patients
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """
@@ -104,7 +108,8 @@ def evaluate(
     folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)
-    evaluate_run(run, data, folder, progress, command=command, precision=precision, device=device)
+    choices = {"precision": precision, "device": device, "keep_overlap": keep_overlap}
+    evaluate_run(run, data, folder, progress, command=command, **choices)
     return print_run_result(folder)
 
 

@@ -208,6 +208,10 @@ class Recipe:
     waive_audit: str | None = option(
         None, help="reason for overriding a failed data audit; printed in the report", group="Evaluation"
     )
+    reuse_audit: bool = option(
+        True, help="findings of a finished audit of the same data in runs/, shown with its date in the report",
+        group="Evaluation",
+    )  # fmt: skip
     predict_train: bool = option(False, help="predictions also of the training images", group="Evaluation")
 
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one", group="Compute")

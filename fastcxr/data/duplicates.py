@@ -86,7 +86,7 @@ def link_same_filenames(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
 
     A name that occurs twice in a source (`img1.png` in a folder for each patient) does not identify an image there.
     """
-    stems = rows["path"].map(_get_stem)
+    stems = rows["path"].map(get_stem)
     groups, repeated = _group_names(stems, inputs)
     groups += _group_names(rows["label"][repeated] + "/" + stems[repeated], inputs[repeated])[0]
 
@@ -108,7 +108,8 @@ def link_same_filenames(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
     return union_patients(rows, linked)
 
 
-def _get_stem(path: str) -> str:
+def get_stem(path: str) -> str:
+    """Return the file name without suffix, in lower case."""
     return PurePosixPath(path).stem.casefold()
 
 
@@ -136,7 +137,7 @@ def _group_same_images(files: pd.Series, cropped: bool) -> list[list[int]]:
 
 def are_counters(rows: pd.DataFrame, inputs: pd.Series) -> bool:
     """Return whether file names shared by datasets are counters: most files with one name show different images."""
-    stems = rows["path"].map(_get_stem)
+    stems = rows["path"].map(get_stem)
     groups = _group_equal(stems[~pd.DataFrame({"stem": stems, "input": inputs}).duplicated()])
     sample = groups[:: 1 + len(groups) // MAX_SAMPLED_NAMES]
     n_same = sum(bool(_group_same_images(rows["file"][group[:2]], cropped=True)) for group in sample)

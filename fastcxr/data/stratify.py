@@ -1,16 +1,17 @@
 """Assign groups (patients or images) to splits, stratified by label.
 
-A group is never divided between splits. The groups of a stratum (with the same labels) are shuffled, and each is
-assigned to the split that is most below its target. Before that, every split gets a group of each class if possible.
+A group is never divided between splits. The groups are shuffled, and each is assigned to the split that is most below
+its target for the stratum (the groups with the same labels). Before that, every split gets a group of each class if
+possible. The order depends on the names of groups, never on the names of labels: a renamed class keeps its split.
 """
 
+import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
@@ -52,13 +53,16 @@ def assign_stratified(
     seed: int,
     split_percent: Mapping[str, int] = SPLIT_PERCENT,
 ) -> dict[str, str]:
-    """Return the split of each group; groups in `fixed` keep theirs. The order of `groups` has no effect."""
-    rng = np.random.default_rng(seed)
+    """Return the split of each group; groups in `fixed` keep theirs.
+
+    The order of `groups` and the names of labels have no effect.
+    """
     groups_per_label = Counter(label for labels in groups.values() for label in labels)
     unavoidable = sum(max(len(split_percent) - size, 0) for size in groups_per_label.values())
     attempts = []
-    for _ in range(MAX_ATTEMPTS):
-        assigned = _assign_once(groups, fixed, rng, split_percent)
+    for attempt in range(MAX_ATTEMPTS):
+        shuffled = _shuffle(groups, f"{seed} {attempt}")
+        assigned = _assign_once(shuffled, fixed, split_percent)
         attempts.append((count_missing_classes(groups, assigned, split_percent), assigned))
         if sum(attempts[-1][0]) <= unavoidable:
             break
@@ -74,38 +78,39 @@ def count_missing_classes(
     return tuple(sum((label, split) not in present for label in classes) for split in split_percent)
 
 
+def _shuffle(groups: Mapping[str, Labels], salt: str) -> dict[str, Labels]:
+    """Return the groups in the order of their hashes; those with several labels first, which are hardest to balance."""
+
+    def hash_name(group: str) -> bytes:
+        return hashlib.sha256(f"{salt} {group}".encode("utf-8", "surrogateescape")).digest()
+
+    order = sorted(groups, key=lambda group: (-len(groups[group]), hash_name(group)))
+    return {group: groups[group] for group in order}
+
+
 def _assign_once(
-    groups: Mapping[str, Labels], fixed: Mapping[str, str], rng: np.random.Generator, split_percent: Mapping[str, int]
+    groups: dict[str, Labels], fixed: Mapping[str, str], split_percent: Mapping[str, int]
 ) -> dict[str, str]:
     tally, assigned = Tally(split_percent), dict(fixed)
     for group, split in fixed.items():
         tally.add(groups[group], split)
-    pending = _shuffle_within_strata({group: labels for group, labels in groups.items() if group not in fixed}, rng)
-    _assign_each_class(pending, groups, tally, assigned)
-    for group in pending:
+    _assign_each_class(groups, tally, assigned)
+    for group, labels in groups.items():
         if group not in assigned:
-            assigned[group] = tally.most_deficient_split(groups[group])
-            tally.add(groups[group], assigned[group])
+            assigned[group] = tally.most_deficient_split(labels)
+            tally.add(labels, assigned[group])
     return assigned
 
 
-def _shuffle_within_strata(groups: Mapping[str, Labels], rng: np.random.Generator) -> list[str]:
-    """Return the groups of each shuffled stratum; strata of several labels first, which are hardest to balance."""
-    strata: dict[Labels, list[str]] = {}
-    for group in sorted(groups):
-        strata.setdefault(groups[group], []).append(group)
-    order = sorted(strata, key=lambda labels: (-len(labels), labels))
-    return [strata[labels][i] for labels in order for i in rng.permutation(len(strata[labels]))]
-
-
-def _assign_each_class(
-    pending: Sequence[str], groups: Mapping[str, Labels], tally: Tally, assigned: dict[str, str]
-) -> None:
+def _assign_each_class(groups: dict[str, Labels], tally: Tally, assigned: dict[str, str]) -> None:
     """Assign a group of each class to each split, the rarest class first; if there are two, to train and test."""
-    groups_per_label = Counter(label for labels in groups.values() for label in labels)
-    for label in sorted(groups_per_label, key=lambda name: (groups_per_label[name], name)):
+    positions: dict[str, list[int]] = {}  # of the groups of each class: they order equally rare classes without names
+    for position, labels in enumerate(groups.values()):
+        for label in labels:
+            positions.setdefault(label, []).append(position)
+    for label in sorted(positions, key=lambda name: (len(positions[name]), positions[name])):
         for split in tally.split_percent:
-            candidates = (group for group in reversed(pending) if group not in assigned and label in groups[group])
+            candidates = (group for group in reversed(groups) if group not in assigned and label in groups[group])
             # the last groups have the fewest labels, and so influence other classes least
             group = None if tally.counts[label, split] else next(candidates, None)
             if group is not None:

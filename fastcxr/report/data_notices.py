@@ -48,6 +48,27 @@ def find_failed_training_checks(record: RunRecord, metrics: Metrics) -> Found:
         yield (f"{message} The test data may have the same fault; good metrics do not exclude it.",)
 
 
+def find_kept_overlap(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield the number of images that overlap with training images of the evaluated model, and that the user kept."""
+    overlap = (record.run.get("tested") or {}).get("overlap") or {}
+    if overlap.get("kept") and overlap.get("training"):
+        text = "The evaluation includes them (--keep-overlap). The metrics are optimistic."
+        counts = overlap["training"]
+        yield f"By reason: {format_reasons(counts)}. {text}", pluralize(sum(counts.values()), "image")
+
+
+def format_reasons(counts: Mapping[str, int]) -> str:
+    """Return `same pixels 2, near-duplicate 78` for the numbers of images by reason of their overlap."""
+    return ", ".join(f"{reason} {number:,}" for reason, number in counts.items())
+
+
+def find_reused_audit(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield folder and date of an earlier audit whose findings the run reuses."""
+    if record.reused_audit:
+        folder, date = (record.reused_audit.get(key, "unknown") for key in ("folder", "date"))
+        yield (f"Folder: {folder}. Date: {date}. It checked the same images, labels, splits and patients.",)
+
+
 def find_image_level_split(record: DatasetRecord, metrics: Metrics) -> Found:
     """Yield the effect of a split that ignores patients."""
     if is_image_level(record):

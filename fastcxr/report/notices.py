@@ -49,6 +49,7 @@ EXTERNAL_TESTS = (
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
+    Rule("critical", "Overlap with the training images of the model: {}", data.find_kept_overlap),
     Rule("critical", "Implausibly high AUROC: check for shortcuts before reporting", model.find_implausible_auroc),
     Rule("critical", "The model predicts {} for all images", model.find_constant_predictions),
     Rule("critical", "All images of {} are predicted as {}", model.find_constant_folds),
@@ -75,6 +76,7 @@ RULES = (
     EXTERNAL_TESTS[-1],
     Rule("note", "Trained by own calls of fastai", model.find_own_training),
     Rule("note", "External validity: unknown", model.find_missing_external_test),
+    Rule("note", "Findings of an earlier data audit are reused", data.find_reused_audit),
     Rule("note", "No split in the data", data.find_generated_split, "describe"),
     Rule("note", "No OOD detector", model.find_missing_ood_detector),
     Rule("note", "False alarms of the OOD detector", partial(model.find_ood_images, "internal")),

@@ -68,6 +68,7 @@ class RunRecord(DatasetRecord):
     lr_curves: pd.DataFrame
     folds: pd.DataFrame  # held-out metrics of each fold; empty without cross-validation
     findings: list[dict[str, Any]]  # of the data audit
+    reused_audit: dict[str, str]  # folder and date of an earlier audit with some of the findings, or empty
     patient_split_metrics: dict[str, Any]  # metrics of patient-level folds, or empty
     saliency_maps: SaliencyMaps  # no rows if the run has none
     missing_files: tuple[str, ...]
@@ -119,6 +120,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
         lr_curves=_read_numbers(folder / "learning_rate.csv", ("stage", "rate", "loss"), ("stage",)),
         folds=_read_numbers(folder / "folds.csv", ("fold",), ("fold",)),
         findings=read_findings(folder),
+        reused_audit=_read_json(folder / "audit.json").get("reused_audit") or {},
         patient_split_metrics=_read_json(folder / PATIENT_SPLIT_DIR / "metrics.json").get(OUT_OF_FOLD, {}),
         saliency_maps=read_saliency_maps(folder),
         missing_files=tuple(name for name in _list_expected_files(folder) if not (folder / name).is_file()),

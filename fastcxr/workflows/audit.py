@@ -60,29 +60,34 @@ def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame
     write_json(folder / "audit.json", {"findings": _add_image_paths(findings, manifest)} | metadata)
 
 
-def check_before_training(folder: Path, manifest: pd.DataFrame) -> None:
-    """Write audit.json of a run: the findings of the manifest checks and of a finished audit of the same data."""
+def check_before_training(folder: Path, manifest: pd.DataFrame, *, reuse_audit: bool = True) -> None:
+    """Write audit.json of a run: the findings of the manifest checks and of a finished audit of the same data.
+
+    `reuse_audit`: whether an earlier audit is used, which audit.json then names with its date.
+    """
     rows = _add_image_paths(check_manifest(manifest), manifest)
-    earlier_audit = find_audit(manifest)
-    if earlier_audit is not None:
+    content: dict[str, Any] = {"findings": rows}
+    if reuse_audit and (earlier_audit := find_audit(manifest)):
+        audit_folder, date = earlier_audit
         manifest_checks = {row["check"] for row in rows}
-        rows += [row for row in read_findings(earlier_audit) if row["check"] not in manifest_checks]
-        log.info("findings of the audit in %s are reused", earlier_audit)
-    write_json(folder / "audit.json", {"findings": rows})
+        rows += [row for row in read_findings(audit_folder) if row["check"] not in manifest_checks]
+        content["reused_audit"] = {"folder": audit_folder.name, "date": date}
+        log.info("findings of the audit in %s of %s are reused (--no-reuse-audit ignores it)", audit_folder, date)
+    write_json(folder / "audit.json", content)
 
 
-def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> Path | None:
-    """Return the newest finished audit with the same files, labels, splits and patients, or None."""
+def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> tuple[Path, str] | None:
+    """Return folder and date of the newest finished audit with the same files, labels, splits and patients, or None."""
     reports = sorted(runs.glob("*/audit.html"), key=lambda page: page.stat().st_mtime, reverse=True)
     fingerprint = manifest_fingerprint(manifest) if reports else ""
     for folder in (page.parent for page in reports):
         try:
-            saved = read_json(folder / "audit.json")
-        except (OSError, ValueError):
-            log.warning("audit.json in %s cannot be read: the run does not use its findings", folder)
+            saved, date = read_json(folder / "audit.json"), read_json(folder / "run.json")["started"][:10]
+        except (OSError, ValueError, KeyError):
+            log.warning("the audit in %s cannot be read: the run does not use its findings", folder)
             continue
         if saved.get("cohort") == fingerprint and saved.get("content") == content_fingerprint(manifest):
-            return folder
+            return folder, date
     return None
 
 

@@ -1,18 +1,16 @@
 """Evaluation of a finished run on external data, without training."""
 
 import logging
+from collections import Counter
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from fastcxr.config.fields import InferencePrecision, list_options
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.bit_depth import read_depths
-from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.manifest import read_written_manifest
-from fastcxr.data.merge import has_global_id
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, ImageError
 from fastcxr.inference.predict import predict
@@ -23,10 +21,11 @@ from fastcxr.models.bundle import load_classifier
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
+from fastcxr.report.data_notices import format_reasons
 from fastcxr.report.run_reader import read_findings
 from fastcxr.workflows.load import Dataset, load_dataset
+from fastcxr.workflows.overlap import FITTED_SPLITS, find_overlap
 from fastcxr.workflows.run_dir import OutputDir
-from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 from fastcxr.workflows.train_dir import RunDir
 
 log = logging.getLogger("fastcxr")
@@ -43,13 +42,15 @@ def evaluate(
     *,
     precision: InferencePrecision = "trained",
     device: str = "auto",
+    keep_overlap: bool = False,
 ) -> Path:
     """Evaluate the model of `run` on all images of `data`, in a new `folder`; return the path of report.html.
 
     No parameter or threshold is fitted, so all images are in the test split. `data`: a recipe of which only the data
-    options are used. `precision`, `device`: see load_classifier.
+    options are used. `precision`, `device`: see load_classifier. `keep_overlap`: whether images are kept that overlap
+    with training or validation images of the run (see find_overlap); the report then has a critical notice.
 
-    Raises DataError for a label that is not a class of the model, or if all images were used in training.
+    Raises DataError for a label that is not a class of the model, or if all images overlap with training images.
     """
     classifier = load_classifier(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
@@ -58,11 +59,14 @@ def evaluate(
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
         validate_labels(manifest, classifier.labels)
         log.info("precision: %s", classifier.dtype_and_device)
-        manifest = drop_training_images(manifest, run, classifier.input_spec.image_size, run_dir)
+        overlap = find_overlap(manifest, Path(run), classifier.input_spec.image_size, run_dir)
+        manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, run_dir)
+        overlap_counts = report_overlap(overlap, keep=keep_overlap)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
-        run_dir.extra_metadata = {"tested": {"run": Path(run).resolve().name, "failed": failed_messages}}
+        tested = {"run": Path(run).resolve().name, "failed": failed_messages, "overlap": overlap_counts}
+        run_dir.extra_metadata = {"tested": tested}
         run_dir.write_dataset_tables(manifest)
         write_predictions(append_internal_test(predictions, Path(run)), run_dir.folder / "predictions.csv")
         run_dir.write_thumbnails(manifest, predictions)
@@ -91,42 +95,44 @@ def append_internal_test(predictions: Predictions, run: Path) -> Predictions:
     return Predictions(combined.assign(**text_columns), predictions.labels)
 
 
-def drop_training_images(
-    manifest: pd.DataFrame, run: str | Path, image_size: int, output_dir: OutputDir
-) -> pd.DataFrame:
-    """Leave out images used for training or model selection, and other images of the same patients.
+def report_overlap(overlap: pd.DataFrame, *, keep: bool) -> dict[str, Any]:
+    """Log the overlap of the data with a run, and return it for run.json: the numbers of images by reason.
 
-    Patients are matched if their identifiers are globally unique. The images left out are listed in skipped.csv. Raises
-    DataError if no image is left.
+    `overlap`: see find_overlap. `keep`: whether images that overlap with training are kept.
     """
-    training_manifest = read_written_manifest(Path(run) / "manifest.csv")
-    if IMAGE_HASH_COLUMN not in training_manifest:
-        log.warning("an earlier version made the run: overlap of this data with its training images is unknown")
-        return manifest
-    hashes = open_image_cache(manifest["file"].tolist(), image_size, depths=read_depths(manifest)).hash_images()
-    image_hashes = pd.Series(hashes, index=manifest.index)
-    fitted_images = training_manifest[training_manifest["split"].isin(["train", "valid"])]
-    is_seen_image = image_hashes.isin(fitted_images[IMAGE_HASH_COLUMN])
-    is_seen_patient = has_global_id(manifest) & manifest["patient"].isin(fitted_images["patient"]) & ~is_seen_image
-    if (is_seen_image | is_seen_patient).all():
-        problem = f"the model was trained or selected on all {len(manifest):,} images or on their patients"
-        raise DataError(problem, "Pass images of other patients", code="E314")
-    for is_seen, seen_images, seen_image in (
-        (is_seen_image, "them", "this image"),
-        (is_seen_patient, "other images of the same patients", "other images of this patient"),
-    ):
-        files = manifest.loc[is_seen, "file"]
-        if len(files):
-            count = pluralize(len(files), "image")
-            log.warning("%s left out: the model was trained or selected on %s", count, seen_images)
-            problem, fix = f"the model was trained or selected on {seen_image}", "It is excluded from all metrics"
-            errors = [ImageError(problem, fix, path=file, code="E314") for file in files]
-            output_dir.write_skipped(errors, manifest)
-    test_hashes = training_manifest.loc[training_manifest["split"] == "test", IMAGE_HASH_COLUMN]
-    n_test_images = int(image_hashes.isin(test_hashes).sum())
-    if n_test_images:
-        log.warning("images in the test split of the run, which are not external data: %s", f"{n_test_images:,}")
-    return manifest[~(is_seen_image | is_seen_patient)].reset_index(drop=True)
+    is_fitted = overlap["split"].isin(FITTED_SPLITS)
+    fitted, tested = (dict(Counter(table["reason"].tolist())) for table in (overlap[is_fitted], overlap[~is_fitted]))
+    if fitted:
+        text = "%s %s overlap with images that the model was trained or selected on: %s"
+        action = "kept despite" if keep else "left out because of"
+        log.warning(text, pluralize(sum(fitted.values()), "image"), action, format_reasons(fitted))
+    if tested:
+        log.warning("images in the test split of the run, which are not external data: %s", format_reasons(tested))
+    return {"kept": keep, "training": fitted, "test": tested}
+
+
+def drop_overlap(manifest: pd.DataFrame, overlap: pd.DataFrame, output_dir: OutputDir) -> pd.DataFrame:
+    """Leave out the images that overlap with training images of the run, and list them in skipped.csv.
+
+    `overlap`: see find_overlap. Raises DataError if no image is left.
+    """
+    fitted = overlap[overlap["split"].isin(FITTED_SPLITS)]
+    if len(fitted) == len(manifest):
+        counts = format_reasons(Counter(fitted["reason"].tolist()))
+        problem = (
+            f"all {len(manifest):,} images overlap with images that the model was trained or selected on ({counts})"
+        )
+        raise DataError(problem, "Pass images of other patients, or --keep-overlap", code="E314")
+    if len(fitted):
+        matches = fitted.assign(file=manifest["file"]).itertuples()
+        output_dir.write_skipped([make_overlap_error(match) for match in matches], manifest)
+    return manifest.drop(index=fitted.index).reset_index(drop=True)
+
+
+def make_overlap_error(match: Any) -> ImageError:
+    """Return the error of an image that is left out; `match`: a row of find_overlap, with the file of the image."""
+    problem = f"overlap with {match.path} in the {match.split} split of the run: {match.reason}"
+    return ImageError(problem, "It is excluded from all metrics", path=match.file, code="E314")
 
 
 def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> None:

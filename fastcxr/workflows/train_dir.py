@@ -26,6 +26,7 @@ from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
+from fastcxr.workflows.overlap import write_features
 from fastcxr.workflows.recipe_check import reject_other_recipe
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
 from fastcxr.workflows.run_state import (
@@ -126,6 +127,8 @@ class RunDir(OutputDir):
         # the rest reads images again and may fail: the model is already saved
         self.write_dataset_tables(manifest)
         self.write_thumbnails(manifest, predictions)
+        with self.guard("features of the images"):
+            write_features(folder, manifest, self)
         if not self.recipe.folds:  # saliency maps of a fold are made with fastcxr explain
             self.write_saliency_maps(extract_classifier(learner), manifest, predictions, image_cache)
 
@@ -173,7 +176,7 @@ def write_report(
     training = training or summarize_own_training(learner)
     predictions = predictions or predict(learner, get_loaders_state(learner.dls).manifest)
     with RunDir(folder, recipe).open(Progress()) as run_dir:
-        check_before_training(run_dir.folder, learner.dls.fastcxr.manifest)
+        check_before_training(run_dir.folder, learner.dls.fastcxr.manifest, reuse_audit=recipe.reuse_audit)
         run_dir.write_results(learner, training, predictions)
     return run_dir.finish()
 

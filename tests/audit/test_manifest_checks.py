@@ -1,12 +1,14 @@
 """Tests for the audit: every planted leak and shortcut is detected, and data without any passes."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from recording_progress import peak_memory
+from toy_images import draw_chest
 
 from fastcxr.audit import image_features, near_duplicates
 from fastcxr.audit.image_features import ImageFeatures, extract_features
@@ -17,18 +19,9 @@ from fastcxr.audit.manifest_checks import (
     check_patients,
     check_sources,
 )
-from fastcxr.audit.near_duplicates import check_near_duplicates, find_near_duplicates
+from fastcxr.audit.near_duplicates import check_near_duplicates, find_near_duplicates, match_near_duplicates
 from fastcxr.audit.shortcut_probes import check_shortcuts
 from fastcxr.progress.base import Progress
-
-
-def draw_chest(rng, size=256):
-    """Return a random smooth image with the spatial frequencies of a radiograph."""
-    waves = np.fft.rfft2(rng.normal(size=(size, size)))
-    distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
-    image = np.fft.irfft2(waves / distance**1.6, s=(size, size))
-    image = (image - image.min()) / np.ptp(image)
-    return (30 + 200 * image).astype(np.uint8)
 
 
 def save(image, path, **options):
@@ -144,12 +137,15 @@ def test_the_block_size_does_not_change_the_near_duplicates(monkeypatch):
     rng = np.random.default_rng(1)
     small = np.stack([draw_chest(rng, 64) for _ in range(60)])
     small[30:40], small[45:50], small[55:] = small[:10, :, ::-1], 255 - small[10:15], small[20:25]
-    features = ImageFeatures(small, small, None, None)
+    features = ImageFeatures(small, small, np.empty((60, 0)), pd.DataFrame(index=range(60)))
     whole = find_near_duplicates(features)
+    first, second = features.select_rows(np.arange(30)), features.select_rows(np.arange(30, 60))
+    matches = match_near_duplicates(second, first)
     monkeypatch.setattr(image_features, "ROWS", 7)
     monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
     monkeypatch.setattr(near_duplicates, "PAIRS", 2)
     assert find_near_duplicates(features) == whole
+    assert match_near_duplicates(second, first) == matches == {b - 30: a for a, b in whole if a < 30 <= b}
     assert set(whole) >= {(0, 30), (9, 39), (10, 45), (14, 49), (20, 55), (24, 59)}
 
 
@@ -158,7 +154,8 @@ def test_near_duplicates_need_less_memory_than_all_images_in_single_precision(mo
     monkeypatch.setattr(image_features, "ROWS", 256)
     small = np.random.default_rng(0).integers(0, 256, (2000, 64, 64), dtype=np.uint8)
     features = ImageFeatures(small, small, None, None)
-    assert peak_memory(lambda: find_near_duplicates(features)) < 32e6, "all images in single precision take 33 MB"
+    for search in (find_near_duplicates, lambda images: match_near_duplicates(images, images)):
+        assert peak_memory(partial(search, features)) < 32e6, "all images in single precision take 33 MB"
 
 
 def test_thumbnails_are_stored_as_bytes(tmp_path, monkeypatch):

@@ -21,7 +21,9 @@ def test_training_images_are_excluded_from_an_evaluation_and_counted(call, finis
         shutil.copy(data / path, other / path.split("/")[0] / f"{part}.png")
     done = call("evaluate", run, "--data", other, "--out", tmp_path / "external")
     assert done.returncode == 0, done.stderr
-    assert "2 images left out: the model was trained or selected on them" in done.stderr
+    assert "2 images left out because of overlap with images that the model was trained or selected on" in done.stderr
+    assert "same pixels 2" in done.stderr
+    assert "images in the test split of the run, which are not external data: same pixels 1" in done.stderr
     skipped = pd.read_csv(tmp_path / "external" / "skipped.csv", dtype=str)
     assert sorted(Path(path).name for path in skipped["path"]) == ["train.png", "valid.png"]
     scored = pd.read_csv(tmp_path / "external" / "predictions.csv", dtype=str)["path"].map(lambda path: Path(path).name)
@@ -36,7 +38,12 @@ def test_an_evaluation_on_training_images_only_is_rejected(call, finished, tmp_p
         shutil.copy(data / path, tmp_path / "again" / path)
     done = call("evaluate", run, "--data", tmp_path / "again")
     assert done.returncode == 65
-    assert "trained or selected on all" in done.stderr.splitlines()[-1]
+    last_line = done.stderr.splitlines()[-1]
+    assert "images overlap with images that the model was trained or selected on (same pixels " in last_line
+    assert "Pass images of other patients, or --keep-overlap" in last_line
+    done = call("evaluate", run, "--data", tmp_path / "again", "--keep-overlap", "--out", tmp_path / "kept")
+    assert done.returncode == 0, done.stderr
+    assert "Overlap with the training images of the model: " in done.stderr, "a critical notice below the headline"
 
 
 def test_an_evaluation_never_writes_into_a_finished_run(call, finished):
@@ -78,7 +85,7 @@ def test_a_model_is_evaluated_on_one_class_and_training_patients_are_excluded(ca
     first.rename(first.with_name(f"{known}_099.png"))
     done = call("evaluate", finished[0], "--data", other, "--data-format", "folders", "--out", tmp_path / "external")
     assert done.returncode == 0, done.stderr
-    assert "1 image left out: the model was trained or selected on other images of the same patients" in done.stderr
+    assert "1 image left out" in done.stderr and "same patient 1" in done.stderr
     (drop,) = json.loads((tmp_path / "external" / "metrics.json").read_text())["external_drop"].values()
     assert list(drop["figures"]) == ["per_class.clear.sensitivity"]
     assert "are therefore not comparable" in (tmp_path / "external" / "report.html").read_text()

@@ -11,7 +11,7 @@ from toy_datasets import check_message, make_copied, make_manifest
 from fastcxr.audit.manifest_checks import check_duplicates
 from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
 from fastcxr.data.patients import pseudonymize
-from fastcxr.data.splits import describe_split, find_shared_patients, split_by_patient
+from fastcxr.data.splits import describe_split, find_shared_patients, select_fold, split_by_patient, split_into_folds
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
 FRACTIONS = {"train": 0.70, "valid": 0.15, "test": 0.15}
@@ -76,6 +76,24 @@ def test_the_order_of_rows_does_not_change_the_splits(manifest):
         return
     shuffled = split_by_patient(manifest.sample(frac=1, random_state=1).reset_index(drop=True))
     assert map_splits(shuffled, "path") == map_splits(split, "path")
+
+
+@given(manifests(), st.permutations(range(8)), st.sampled_from(["patient", "image"]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_renamed_labels_and_the_order_of_rows_change_neither_splits_nor_folds(manifest, new_numbers, unit):
+    renamed = manifest.assign(label=["other " + str(new_numbers[int(name[6:])]) for name in manifest["label"]])
+    renamed = renamed.sample(frac=1, random_state=1).reset_index(drop=True)
+    split, other = split_or_get_error(manifest, unit=unit), split_or_get_error(renamed, unit=unit)
+    if isinstance(split, str):
+        assert split.split()[0] == other.split()[0], "the same error code"
+        return
+    assert map_splits(other, "path") == map_splits(split, "path")
+    folds, other_folds = (split_into_folds(table, 2, unit=unit) for table in (manifest, renamed))
+    assert dict(zip(other_folds["path"], other_folds["fold"], strict=True)) == dict(
+        zip(folds["path"], folds["fold"], strict=True)
+    )
+    fold, other_fold = (select_fold(table, 1, unit=unit) for table in (folds, other_folds))
+    assert map_splits(other_fold, "path") == map_splits(fold, "path")
 
 
 def test_each_class_is_split_by_patient_into_70_15_and_15_percent():

@@ -3,6 +3,8 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastcxr.data.stratify import assign_stratified, count_missing_classes
 
@@ -54,3 +56,25 @@ def test_new_groups_are_assigned_to_splits_below_their_target():
     splits = assign_stratified({f"p{i}": ("x",) for i in range(40)}, fixed, seed=0)
     assert {group: splits[group] for group in fixed} == fixed
     assert Counter(splits[f"p{i}"] for i in range(30, 40)) == {"valid": 5, "test": 5}
+
+
+LABEL_SETS = st.lists(st.sets(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=40)
+FIXED = st.dictionaries(st.integers(0, 39), st.sampled_from(SPLITS), max_size=8)
+
+
+@given(LABEL_SETS, FIXED, st.permutations(range(6)))
+@settings(max_examples=200, deadline=None)
+def test_the_names_of_labels_do_not_change_the_splits(label_sets, fixed_numbers, new_names):
+    fixed = {f"p{i}": split for i, split in fixed_numbers.items() if i < len(label_sets)}
+    groups, renamed = (
+        {f"p{i}": tuple(sorted(f"class {name[label]}" for label in labels)) for i, labels in enumerate(label_sets)}
+        for name in (range(6), new_names)
+    )
+    assert assign_stratified(groups, fixed, seed=0) == assign_stratified(renamed, fixed, seed=0)
+
+
+def test_the_split_of_a_class_does_not_depend_on_other_classes():
+    groups = {f"p{i}": ("x",) if i % 3 else ("y",) for i in range(60)}
+    only_y = {group: labels for group, labels in groups.items() if labels == ("y",)}
+    splits = assign_stratified(groups, {}, seed=0)
+    assert assign_stratified(only_y, {}, seed=0) == {group: splits[group] for group in only_y}

@@ -19,6 +19,15 @@ def draw_toy(label: str, number: int, size: int = 72) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
+def draw_chest(rng, size=256):
+    """Return a random smooth image with the spatial frequencies of a radiograph."""
+    waves = np.fft.rfft2(rng.normal(size=(size, size)))
+    distance = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
+    image = np.fft.irfft2(waves / distance**1.6, s=(size, size))
+    image = (image - image.min()) / np.ptp(image)
+    return (30 + 200 * image).astype(np.uint8)
+
+
 def write_toys(folder: Path, per_class: int = 10, labels: tuple[str, ...] = LABELS, first: int = 0) -> Path:
     """Write class folders of toy radiographs, two images a patient, with NIH file names; `first` changes the images."""
     for k, label in enumerate(labels):

@@ -71,9 +71,9 @@ def audited_recipe(tmp_path, monkeypatch):
     return recipe
 
 
-def read_findings_before_training(recipe, folder):
+def read_findings_before_training(recipe, folder, **choices):
     folder.mkdir(parents=True)
-    check_before_training(folder, assign_recipe_splits(read_recipe_manifest(recipe), recipe))
+    check_before_training(folder, assign_recipe_splits(read_recipe_manifest(recipe), recipe), **choices)
     return json.loads((folder / "audit.json").read_text())["findings"]
 
 
@@ -81,12 +81,20 @@ def test_a_run_reuses_the_findings_of_an_audit_of_the_same_data(audited_recipe, 
     recipe = audited_recipe.replace(backbone=NAME, weights="none", image_size=64, epochs=1, strategy="full")
     with caplog.at_level("INFO", "fastcxr"):
         text = run(recipe, tmp_path / "runs" / "run").read_text()
-    reused = {
-        row["check"]: row for row in json.loads((tmp_path / "runs" / "run" / "audit.json").read_text())["findings"]
-    }
+    content = json.loads((tmp_path / "runs" / "run" / "audit.json").read_text())
+    reused = {row["check"]: row for row in content["findings"]}
     assert reused["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(reused)
-    assert "findings of the audit in runs/audit-toys-1 are reused" in caplog.text
+    date = json.loads(Path("runs/audit-toys-1/run.json").read_text())["started"][:10]
+    assert content["reused_audit"] == {"folder": "audit-toys-1", "date": date}
+    assert f"findings of the audit in runs/audit-toys-1 of {date} are reused (--no-reuse-audit" in caplog.text
+    assert f"Folder: audit-toys-1. Date: {date}. It checked the same images" in text
     assert reused["edge"]["message"] in text and "Confounded: do not use these metrics" in text
+
+
+def test_an_audit_is_not_reused_if_the_user_refuses_it(audited_recipe, tmp_path):
+    findings = read_findings_before_training(audited_recipe, tmp_path / "run", reuse_audit=False)
+    assert {row["check"] for row in findings} == MANIFEST_CHECKS
+    assert "reused_audit" not in json.loads((tmp_path / "run" / "audit.json").read_text())
 
 
 def move_one_image(toys):
@@ -123,6 +131,11 @@ def test_a_damaged_or_unfinished_audit_is_not_reused(audited_recipe, tmp_path, c
     } == MANIFEST_CHECKS
     assert "audit-toys-1 cannot be read" in caplog.text
     (folder / "audit.json").write_text(content)
+    run_json = (folder / "run.json").read_text()
+    (folder / "run.json").unlink()
+    findings = read_findings_before_training(audited_recipe, tmp_path / "undated")
+    assert {row["check"] for row in findings} == MANIFEST_CHECKS
+    (folder / "run.json").write_text(run_json)
     (folder / "audit.html").unlink()
     assert {
         row["check"] for row in read_findings_before_training(audited_recipe, tmp_path / "unfinished")

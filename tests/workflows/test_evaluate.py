@@ -7,7 +7,8 @@ from toy_images import write_toys
 from fastcxr.data.manifest import read_manifest, write_manifest
 from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError
-from fastcxr.workflows.evaluate import drop_training_images, validate_labels
+from fastcxr.workflows.evaluate import drop_overlap, validate_labels
+from fastcxr.workflows.overlap import find_overlap
 from fastcxr.workflows.run_dir import OutputDir
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 
@@ -40,7 +41,8 @@ def drop_images(data, run, tmp_path) -> tuple[int, list[str]]:
     """Return the number of remaining images and the paths of the images left out."""
     output_dir = OutputDir(tmp_path / "out")
     output_dir.acquire()
-    remaining = drop_training_images(read_manifest(data), run, 64, output_dir)
+    manifest = read_manifest(data)
+    remaining = drop_overlap(manifest, find_overlap(manifest, run, 64, output_dir), output_dir)
     return len(remaining), pd.read_csv(tmp_path / "out" / "skipped.csv")["path"].tolist()
 
 
