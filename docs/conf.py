@@ -22,11 +22,12 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
-# without network access Sphinx cannot resolve names of other packages; the others are in no public signature
+# without network access Sphinx cannot resolve names of other packages; types in signatures may be internal
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!fastcxr\.).*"), ("py:.*", r"fastcxr\.(?!metrics\.predictions).*")]
+nitpick_ignore_regex = [("py:.*", r"(?!fastcxr\.).*"), ("py:class", r"fastcxr\..*")]
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"fastcxr {VERSION}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]

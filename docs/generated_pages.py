@@ -1,4 +1,7 @@
-"""Directives for text that the code already has: options of a dataclass, and the docstring of a published study."""
+"""Directives for text that the code already has, and formulas as MathML, which needs no script.
+
+The directives are `options` (of a dataclass) and `study` (the docstring of a recipe script).
+"""
 
 import ast
 import re
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -24,10 +28,12 @@ class Options(SphinxDirective):
         """Return the table."""
         module, _, name = self.arguments[0].rpartition(".")
         rows = [
-            f'   * - ``{item.name}``\n     - {format_default(item)}\n     - {escape(item.metadata["help"])}'
+            f"   * - ``{item.name}``\n     - {format_default(item)}\n     - {escape(item.metadata['help'])}"
             for item in fields(getattr(import_module(module), name))
         ]
-        header = ".. list-table::\n   :header-rows: 1\n   :widths: 20 20 60\n\n   * - option\n     - default\n     - meaning"
+        header = (
+            ".. list-table::\n   :header-rows: 1\n   :widths: 20 20 60\n\n   * - option\n     - default\n     - meaning"
+        )
         return parse(self, "\n".join([header, *rows]))
 
 
@@ -81,8 +87,21 @@ def parse(directive: SphinxDirective, text: str) -> list[nodes.Node]:
     return parent.children
 
 
+def visit_inline_math(writer, node: nodes.math) -> None:
+    """Write a formula inside a sentence."""
+    writer.body.append(tex2mathml(node.astext(), as_block=False))
+    raise nodes.SkipNode
+
+
+def visit_math_block(writer, node: nodes.math_block) -> None:
+    """Write a formula in a paragraph."""
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
     app.add_directive("options", Options)
     app.add_directive("study", Study)
+    app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True}

@@ -29,11 +29,11 @@ def write_data(folder: Path) -> None:
     rows = []
     for label in ("bilateral_haze", "clear_lungs", "lobar_opacity"):
         files = sorted((ROOT / "data" / "sample" / label).glob("*.jpg"))
-        for name, part in (("my_xrays", files[:60]), ("other_hospital", files[-24:]), ("dicom_xrays", files[:14])):
+        for name, part in (("my_xrays", files[:36]), ("other_hospital", files[-16:]), ("dicom_xrays", files[:12])):
             (folder / name / label).mkdir(parents=True)
             for file in part:
                 write_image(file, folder / name / label)
-        rows += [(f"my_xrays/{label}/{file.name}", label, f"p{file.name[:8]}") for file in files[:60]]
+        rows += [(f"my_xrays/{label}/{file.name}", label, f"p{file.name[:8]}") for file in files[:36]]
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
     table.to_csv(folder / "labels.csv", index=False)
     table.rename(columns={"path": "filename"})[["filename", "patient"]].to_csv(folder / "patients.csv", index=False)
@@ -51,7 +51,15 @@ def write_image(file: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
+def without_maps():
+    """Train without saliency maps, which take a third of the time; `explain` draws them on two pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, without_maps) -> Path:
     """A folder with the data and the run of the first `fastcxr train` of the quick start."""
     folder = tmp_path_factory.mktemp("docs")
     write_data(folder)
@@ -95,7 +103,7 @@ def test_the_search_for_blocks_finds_a_block_without_a_mark():
 
 def test_a_command_gets_small_settings_instead_of_those_of_the_page():
     assert shrink(["train", "resnet18", "--epochs", "20", "--out", "a"]) == [
-        "train", "resnet18", "--out", "a", "--weights", "none", "--image-size", "64", "--epochs", "1",
+        "train", "resnet18", "--out", "a", "--weights", "none", "--image-size", "32", "--epochs", "1",
     ]  # fmt: skip
     assert shrink(["describe", "--data", "a"]) == ["describe", "--data", "a"]
 
@@ -103,6 +111,11 @@ def test_a_command_gets_small_settings_instead_of_those_of_the_page():
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)
 def test_a_link_leads_to_a_file(page):
     assert [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()] == []
+
+
+def test_only_commands_of_fastcxr_are_executed():
+    with pytest.raises(AssertionError, match="cannot run 'rm -r runs'"):
+        run_command("rm -r runs")
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +144,12 @@ def test_the_references_have_every_command_option_and_public_name(site):
     from fastcxr.config.fields import GROUPS, list_options
 
     commands = (site / "reference" / "commands.html").read_text(encoding="utf-8")
-    api = (site / "reference" / "api.html").read_text(encoding="utf-8")
+    recipe, api = ((site / "reference" / name).read_text(encoding="utf-8") for name in ("recipe.html", "api.html"))
     for name in (name for name in app if not name.startswith("-")):
         assert f"fastcxr {name}" in commands
     for option in list_options(fastcxr.Recipe, *GROUPS):
         assert f"--{option.replace('_', '-')}" in commands
-        assert f">{option}<" in api
+        assert f">{option}<" in recipe
     for name in set(fastcxr.__all__) - {"__version__"}:
         assert f'id="fastcxr.{name}"' in api
 

@@ -6,10 +6,10 @@ executed; ```text is output or a file, never code.
 
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 FENCE = re.compile(r"^(?P<mark>`{3,}|:{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark)\s*$", re.MULTILINE | re.DOTALL)
-EXIT_CODE = re.compile(r"# exit code (\d+)")
-SMALL = {"weights": "none", "image_size": 64, "epochs": 1}  # instead of the values on the page
+SMALL = {"weights": "none", "image_size": 32, "epochs": 1}  # instead of the values on the page
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,15 @@ def split_commands(text: str) -> Iterator[str]:
 
 
 def run_command(line: str) -> None:
-    """Execute a command: fastcxr in this process, all others in a shell. Its exit code is 0 or that of the comment."""
-    expected = int(match[1]) if (match := EXIT_CODE.search(line)) else 0
+    """Execute a line `fastcxr ...` in this process, with the variables before it as in a shell. It must succeed."""
     words = shlex.split(line, comments=True)
-    code = run_fastcxr(shrink(words[1:])) if words[0] == "fastcxr" else subprocess.run(line, shell=True).returncode
-    assert code == expected, line
+    variables = dict(word.split("=", 1) for word in takewhile(lambda word: "=" in word, words))
+    name, *arguments = words[len(variables) :]
+    assert name == "fastcxr", f"the tests cannot run {line!r}: mark it as not run"
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in variables.items():
+            patch.setenv(variable, value)
+        assert run_fastcxr(shrink(arguments)) == 0, line
 
 
 def run_fastcxr(arguments: list[str]) -> int:
@@ -79,9 +82,8 @@ def run_fastcxr(arguments: list[str]) -> int:
 
 def shrink(arguments: list[str]) -> list[str]:
     """Return the arguments of a command with the settings of SMALL instead of those given."""
-    if arguments[0] not in ("train", "run"):
-        return arguments
-    flags = {f"--{name.replace('_', '-')}": str(value) for name, value in SMALL.items()}
+    names = {"train": SMALL, "run": SMALL, "scout": ["image_size"]}.get(arguments[0], ())
+    flags = {f"--{name.replace('_', '-')}": str(SMALL[name]) for name in names}
     kept, words = [], iter(arguments)
     for word in words:
         if word in flags:
