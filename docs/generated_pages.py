@@ -31,10 +31,9 @@ class Options(SphinxDirective):
             f"   * - ``{item.name}``\n     - {format_default(item)}\n     - {escape(item.metadata['help'])}"
             for item in fields(getattr(import_module(module), name))
         ]
-        header = (
-            ".. list-table::\n   :header-rows: 1\n   :widths: 20 20 60\n\n   * - option\n     - default\n     - meaning"
-        )
-        return parse(self, "\n".join([header, *rows]))
+        options = ".. list-table::\n   :header-rows: 1\n   :widths: 20 20 60"
+        header = "\n\n   * - option\n     - default\n     - meaning"
+        return parse(self, "\n".join([options + header, *rows]))
 
 
 class Study(SphinxDirective):
