@@ -27,7 +27,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 docs: .venv/installed-docs  ## build the documentation, offline; a warning is an error
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 	@echo "open docs/_build/index.html"
 
 .venv/bin/python:

@@ -16,7 +16,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "cyclo
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.strikethrough"]
+smartquotes = False  # they change --option
+default_role = "code"  # of single backticks in docstrings
+highlight_language = "none"
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -7,8 +7,10 @@ import ast
 import re
 from dataclasses import MISSING, fields
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 
+from cyclopts import App
 from docutils import nodes
 from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -17,23 +19,22 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parent.parent
 FIELD = re.compile(r"^(\w+) {2,}(.*)")  # "Paper        accuracy .55": fields of the docstring of a study
+FIELD_INDENT = 13  # of the further lines of a field
 
 
 class Options(SphinxDirective):
-    """Table of the options of a dataclass such as fastcxr.Recipe: name, default and help text."""
+    """Definition list, in reStructuredText, of the options of a dataclass such as fastcxr.Recipe."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return the table."""
+        """Return the name, default and help text of each option."""
         module, _, name = self.arguments[0].rpartition(".")
-        rows = [
-            f"   * - ``{item.name}``\n     - {format_default(item)}\n     - {escape(item.metadata['help'])}"
+        items = [
+            f"``{item.name}`` = {format_default(item)}\n   {escape(item.metadata['help'])}\n"
             for item in fields(getattr(import_module(module), name))
         ]
-        options = ".. list-table::\n   :header-rows: 1\n   :widths: 20 20 60"
-        header = "\n\n   * - option\n     - default\n     - meaning"
-        return parse(self, "\n".join([options + header, *rows]))
+        return parse(self, "\n".join(items))
 
 
 class Study(SphinxDirective):
@@ -42,24 +43,37 @@ class Study(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return one section with a definition list."""
+        """Return a definition list of the fields, where indented lines are literal."""
         script = ROOT / "recipes" / f"{self.arguments[0]}.py"
         self.env.note_dependency(str(script))
         title, parts = read_study(script)
-        items = [f"{name}\n   ::\n\n{indent(text)}\n" for name, text in parts.items()]
+        items = [name + "".join(map(format_lines, group_lines(lines))) for name, lines in parts.items()]
         return parse(self, "\n".join([escape(title), "", *items]))
 
 
-def read_study(script: Path) -> tuple[str, dict[str, str]]:
-    """Return the first line of the docstring of a study, and the text of each of its fields."""
+def read_study(script: Path) -> tuple[str, dict[str, list[str]]]:
+    """Return the first line of the docstring of a study, and the lines of each of its fields."""
     title, *lines = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").splitlines()
     parts: dict[str, list[str]] = {}
     for line in filter(None, lines):
         if match := FIELD.match(line):
             parts[match[1]] = [match[2]]
         else:
-            parts[list(parts)[-1]].append(line[13:])
-    return title, {name: "\n".join(part) for name, part in parts.items()}
+            parts[list(parts)[-1]].append(line[FIELD_INDENT:])
+    return title, parts
+
+
+def group_lines(lines: list[str]) -> list[list[str]]:
+    """Return the runs of lines that are all indented, or all not."""
+    return [list(run) for _, run in groupby(lines, key=lambda line: line.startswith(" "))]
+
+
+def format_lines(lines: list[str]) -> str:
+    """Return lines as a literal block if they are indented, else as a paragraph, inside a definition."""
+    is_literal = lines[0].startswith(" ")
+    text = [line.strip() if is_literal else escape(line) for line in lines]
+    indent = "\n      " if is_literal else "\n   "
+    return ("\n   ::\n" if is_literal else "") + "".join(indent + line for line in text) + "\n"
 
 
 def format_default(item) -> str:
@@ -72,11 +86,6 @@ def format_default(item) -> str:
 def escape(text: str) -> str:
     """Return text without markup of reStructuredText."""
     return re.sub(r"([*`|_\\])", r"\\\1", text)
-
-
-def indent(text: str) -> str:
-    """Return the lines of a text inside a literal block of a definition."""
-    return "\n".join(f"      {line}" for line in text.splitlines())
 
 
 def parse(directive: SphinxDirective, text: str) -> list[nodes.Node]:
@@ -98,8 +107,16 @@ def visit_math_block(writer, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def shorten_usage(commands: App) -> None:
+    """Remove `Usage: fastcxr` from the usage of commands: cyclopts writes the names of all commands in its place."""
+    for name in commands:
+        if usage := commands[name].usage:
+            commands[name].usage = usage.replace(f"Usage: fastcxr {name}", name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the directives."""
+    shorten_usage(import_module("fastcxr.cli.main").app)
     app.add_directive("options", Options)
     app.add_directive("study", Study)
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_math_block, None))
