@@ -37,7 +37,8 @@ def write_data(folder: Path) -> None:
     table = pd.DataFrame(rows, columns=["path", "label", "patient"])
     table.to_csv(folder / "labels.csv", index=False)
     table.rename(columns={"path": "filename"})[["filename", "patient"]].to_csv(folder / "patients.csv", index=False)
-    shutil.copytree(folder / "other_hospital" / "clear_lungs", folder / "new_images")
+    for name in ("new_images", "clinic/normal"):
+        shutil.copytree(folder / "other_hospital" / "clear_lungs", folder / name)
     shutil.copy(next((folder / "new_images").iterdir()), folder / "image.jpg")
 
 

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom on a plain CPU, and what its cells end with shows itself."""
+"""Tests of the quickstart notebook on a CPU, and of the HTML display of its results."""
 
 import os
 import re
@@ -17,14 +17,14 @@ from fastcxr.report.html import Page, write_page
 
 try:
     import nbformat
-except ModuleNotFoundError:  # then the tests that read the notebook are skipped
+except ModuleNotFoundError:
     nbformat = None
 
-HOUSE = Path(__file__).parent.parent
-NOTEBOOK = HOUSE / "notebooks" / "quickstart.ipynb"
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 MAX_OUTPUT_CHARACTERS = 100_000  # of a stored output; images are text in base64
 HOSTILE = "<script>alert('x')</script>\udc80&\"\u202e"
-DEFUSED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;\ufffd&amp;&quot;\ufffd"
+ESCAPED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;\ufffd&amp;&quot;\ufffd"
 
 
 def code_cells(notebook, tag: str | None = None) -> list:
@@ -33,29 +33,29 @@ def code_cells(notebook, tag: str | None = None) -> list:
 
 
 def write_small_sample(folder: Path) -> None:
-    """A seventh of the sample cohort, in the place where find_or_write_sample looks for it."""
-    for kind in sorted((HOUSE / "data" / "sample").iterdir()):
-        if kind.is_dir():
-            (folder / kind.name).mkdir(parents=True)
-            for file in sorted(kind.iterdir())[:20]:
-                shutil.copy(file, folder / kind.name)
-    shutil.copy(HOUSE / "data" / "sample" / "README.txt", folder)
+    """Write 20 images per class of the sample into the cache folder of find_or_write_sample."""
+    for label_dir in sorted((ROOT / "data" / "sample").iterdir()):
+        if label_dir.is_dir():
+            (folder / label_dir.name).mkdir(parents=True)
+            for file in sorted(label_dir.iterdir())[:20]:
+                shutil.copy(file, folder / label_dir.name)
+    shutil.copy(ROOT / "data" / "sample" / "README.txt", folder)
 
 
-def run_notebook(path: Path, place: Path) -> dict[str, list]:
-    """Return the outputs of each code cell, by the cell's id, after a run from top to bottom with random weights."""
+def run_notebook(path: Path, folder: Path) -> dict[str, list]:
+    """Run a notebook with random weights; return the outputs of each code cell by its id."""
     import nbclient
 
-    write_small_sample(place / "cache" / "fastcxr" / "sample-v1")
+    write_small_sample(folder / "cache" / "fastcxr" / "sample-v1")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
     code_cells(notebook, "weights")[0].source = 'WEIGHTS = "none"'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-        patch.setenv("PYTHONPATH", str(HOUSE))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-        # a cell that fails raises here, with its traceback
-        nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
+        # raises the error of a cell that fails
+        nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return {cell.id: cell.outputs for cell in code_cells(notebook)}
 
 
@@ -65,8 +65,8 @@ def outputs(tmp_path_factory) -> dict[str, list]:
     return run_notebook(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 
-def kinds(outputs: list) -> set[str]:
-    return {kind for output in outputs for kind in output.get("data", {})}
+def mime_types(outputs: list) -> set[str]:
+    return {name for output in outputs for name in output.get("data", {})}
 
 
 def pages(outputs: list) -> str:
@@ -75,12 +75,12 @@ def pages(outputs: list) -> str:
 
 @pytest.mark.parametrize("cell", ["batch", "rate", "one"])
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
-def test_pictures_are_drawn(outputs, cell):
-    assert "image/png" in kinds(outputs[cell])
+def test_cells_with_figures_show_a_png(outputs, cell):
+    assert "image/png" in mime_types(outputs[cell])
 
 
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
-def test_the_manifest_the_predictions_and_the_report_show_themselves(outputs):
+def test_manifest_predictions_and_report_are_displayed(outputs):
     assert "lobar_opacity" in pages(outputs["manifest"])
     assert "AUROC, macro" in pages(outputs["predict"])
     assert "<iframe srcdoc=" in pages(outputs["report"])
@@ -88,15 +88,15 @@ def test_the_manifest_the_predictions_and_the_report_show_themselves(outputs):
 
 
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
-def test_training_leaves_a_table_and_no_bar(outputs):
+def test_training_displays_a_table_and_no_progress_bar(outputs):
     assert "★" in pages(outputs["train"])
     assert "<progress" not in pages(outputs["train"])
 
 
 @pytest.mark.needs("nbformat", "nbclient", "ipykernel")
-def test_nothing_is_grumbled_but_what_random_weights_deserve(outputs):
-    said = [output.text for cell in outputs.values() for output in cell if output.output_type == "stream"]
-    assert [text for text in said if not text.startswith("strategy lp_ft needs pretrained weights")] == []
+def test_the_only_warning_is_about_random_weights(outputs):
+    texts = [output.text for cell in outputs.values() for output in cell if output.output_type == "stream"]
+    assert [text for text in texts if not text.startswith("strategy lp_ft needs pretrained weights")] == []
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_stored_outputs_are_those_of_the_quickstart_and_small(path):
 
 
 @pytest.mark.needs("nbformat")
-def test_the_notebook_is_short_and_names_its_two_special_cells_once():
+def test_the_notebook_is_short_and_tags_its_two_special_cells_once():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert 12 <= len(code_cells(notebook)) <= 18
     assert [cell.source.split()[:2] for cell in code_cells(notebook, "install")] == [["%pip", "install"]]
@@ -138,20 +138,20 @@ def test_the_notebook_is_short_and_names_its_two_special_cells_once():
 
 
 @pytest.mark.needs("nbformat")
-def test_the_notebook_says_that_its_pictures_are_synthetic():
+def test_the_notebook_states_that_its_images_are_synthetic():
     first = nbformat.read(NOTEBOOK, as_version=4).cells[0].source
     assert "**synthetic**" in first
     assert "not for diagnosis" in first
 
 
-def test_a_table_shows_hostile_text_as_text():
+def test_make_html_table_escapes_hostile_text():
     table = make_html_table([HOSTILE, "n"], [[HOSTILE, 1234]])
     assert "<script" not in table
-    assert table.count(DEFUSED) == 2
+    assert table.count(ESCAPED) == 2
     assert "1,234" in table
 
 
-def test_a_described_manifest_is_text_with_a_table(toy_folder):
+def test_describe_manifest_returns_text_with_a_table(toy_folder):
     manifest = read_manifest(toy_folder)
     summary = describe_manifest(manifest)
     assert summary == "3 classes, 30 images, 15 patients from NIH file names"
@@ -164,52 +164,52 @@ def test_a_described_manifest_is_text_with_a_table(toy_folder):
     assert summary in summary._repr_html_()
 
 
-def test_a_described_manifest_counts_no_patients_where_none_are_known(toy_manifest):
+def test_describe_manifest_counts_no_patients_without_patient_identifiers(toy_manifest):
     unknown = toy_manifest.assign(patient_origin="image")
     assert "patients" not in describe_manifest(unknown)._repr_html_()
 
 
-def test_a_described_manifest_shows_hostile_labels_as_text(toy_manifest):
+def test_describe_manifest_escapes_hostile_labels(toy_manifest):
     page = describe_manifest(toy_manifest.assign(label=HOSTILE))._repr_html_()
-    assert DEFUSED in page
+    assert ESCAPED in page
     assert "<script" not in page
     assert "<b>" not in ManifestSummary("<b>")._repr_html_()
 
 
-def make_some(split: str = "test", label: str = "haze", count: int = 6):
+def make_example(split: str = "test", label: str = "haze", count: int = 6):
     names = [f"{HOSTILE}{k}.png" for k in range(count)]
     table = pd.DataFrame({"source": "toys", "path": names, "patient": names, "label": label, "split": split})
     return make_predictions(table, [[0.75, 0.25]] * count, ("haze", "clear"), ["FCX-E101 <i>cut off</i>"] + [""] * 5)
 
 
-def test_predictions_show_the_figures_of_each_split_and_a_few_rows():
-    page = make_some()._repr_html_()
+def test_predictions_show_the_metrics_of_each_split_and_a_few_rows():
+    page = make_example()._repr_html_()
     assert "6 images, 1 unreadable; the first 5:" in page
     assert "100.0 %" in page
-    assert page.count(DEFUSED) == 5
+    assert page.count(ESCAPED) == 5
     assert "&lt;i&gt;cut off&lt;/i&gt;" in page
     assert "<script" not in page
     assert "<i>" not in page
 
 
-def test_predictions_of_new_images_show_no_figures():
-    page = make_some(split="", label="")._repr_html_()
+def test_predictions_of_unlabelled_images_show_no_metrics():
+    page = make_example(split="", label="")._repr_html_()
     assert "AUROC" not in page
     assert "label" not in page
     assert "0.750" in page
 
 
-def test_a_page_is_a_path_that_shows_itself(tmp_path):
+def test_a_page_is_a_path_with_an_html_display(tmp_path):
     page = write_page(tmp_path / "report.html", '<nav><a href="#data">Data</a></nav><p title="&quot;">x</p>', {})
     assert isinstance(page, Path)
     assert page == tmp_path / "report.html"
     shown = page._repr_html_()
     assert shown.startswith('<iframe srcdoc="&lt;nav&gt;')
-    assert shown.count('"') == 4, "nothing of the page ends the attribute"
-    assert "about:srcdoc#data" in shown, "a bare #data would load the notebook into the frame"
+    assert shown.count('"') == 4, "the page cannot end the attribute"
+    assert "about:srcdoc#data" in shown, "#data alone would load the notebook into the frame"
     assert "title=&quot;&amp;quot;&quot;" in shown
 
 
-def test_a_page_that_is_gone_and_its_folder_show_as_paths(tmp_path):
+def test_a_missing_page_and_a_folder_are_displayed_as_paths(tmp_path):
     assert Page(tmp_path / "report.html")._repr_html_() is None
     assert Page(tmp_path)._repr_html_() is None
