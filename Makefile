@@ -6,7 +6,7 @@ DEMO = runs/demo
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 FAST = tests/audit tests/config tests/data tests/io tests/metrics tests/test_golden.py
 
-.PHONY: demo test test-fast test-slow lint clean
+.PHONY: demo test test-fast test-slow lint docs clean
 
 demo: .venv/installed  ## train on the bundled synthetic radiographs, offline, and name the report
 	rm -rf $(DEMO)
@@ -28,6 +28,10 @@ lint: .venv/installed-dev  ## style, docstrings, spelling, types
 	$(BIN)/codespell
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+docs: .venv/installed-docs  ## build the documentation, offline; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
+
 .venv/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || (echo "fastcxr needs Python 3.11 or newer: make PYTHON=python3.12" && exit 1)
 	$(PYTHON) -m venv .venv
@@ -40,5 +44,9 @@ lint: .venv/installed-dev  ## style, docstrings, spelling, types
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf docs/_build .venv build dist *.egg-info

@@ -1,6 +1,9 @@
 """Tests of the quickstart notebook on a CPU, and of the HTML display of its results."""
 
+import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +22,7 @@ except ModuleNotFoundError:
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+MAX_OUTPUT_CHARACTERS = 100_000  # of a stored output; images are text in base64
 HOSTILE = "<script>alert('x')</script>\udc80&\"\u202e"
 ESCAPED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;\ufffd&amp;&quot;\ufffd"
 
@@ -38,22 +42,27 @@ def write_small_sample(folder: Path) -> None:
     shutil.copy(ROOT / "data" / "sample" / "README.txt", folder)
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory) -> dict[str, list]:
-    """Run the notebook with random weights; return the outputs of each code cell by its id."""
+def run_notebook(path: Path, folder: Path) -> dict[str, list]:
+    """Run a notebook with random weights; return the outputs of each code cell by its id."""
     import nbclient
 
-    folder = tmp_path_factory.mktemp("notebook")
     write_small_sample(folder / "cache" / "fastcxr" / "sample-v1")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
     code_cells(notebook, "weights")[0].source = 'WEIGHTS = "none"'
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         # raises the error of a cell that fails
         nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     return {cell.id: cell.outputs for cell in code_cells(notebook)}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> dict[str, list]:
+    """The outputs of the quickstart."""
+    return run_notebook(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 
 def mime_types(outputs: list) -> set[str]:
@@ -90,11 +99,34 @@ def test_the_only_warning_is_about_random_weights(outputs):
     assert [text for text in texts if not text.startswith("strategy lp_ft needs pretrained weights")] == []
 
 
+@pytest.mark.slow
+@pytest.mark.needs("nbformat", "nbclient", "ipykernel")
+def test_the_notebook_of_a_table_shows_an_error_with_its_fix_and_the_report(tmp_path):
+    outputs = run_notebook(NOTEBOOK.with_name("own_data_csv.ipynb"), tmp_path)
+    assert "Rename the column" in outputs["error"][0].text
+    assert "AUROC, macro" in pages(outputs["predict"])
+    assert "<iframe srcdoc=" in pages(outputs["report"])
+
+
+@pytest.mark.slow
+@pytest.mark.needs("nbformat", "nbclient", "ipykernel")
+def test_the_notebook_of_external_validation_shows_the_difference(tmp_path):
+    outputs = run_notebook(NOTEBOOK.with_name("external_validation.ipynb"), tmp_path)
+    text = " ".join("".join(output.text for output in outputs["evaluate"]).split())
+    assert "on the internal test set" in text
+    assert "auroc.macro" in pages(outputs["difference"])
+
+
 @pytest.mark.needs("nbformat")
-def test_the_notebook_is_stored_without_outputs():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_stored_outputs_are_those_of_the_quickstart_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert not [cell.id for cell in code_cells(notebook) if cell.outputs or cell.execution_count]
+    assert not [cell.id for cell in code_cells(notebook) if cell.execution_count]
+    stored = {cell.id: str(cell.outputs) for cell in code_cells(notebook) if cell.outputs}
+    assert set(stored) == ({"manifest", "batch", "train", "predict", "one", "compare"} if path == NOTEBOOK else set())
+    assert max(map(len, stored.values()), default=0) < MAX_OUTPUT_CHARACTERS
+    assert not [cell for cell, text in stored.items() if re.search(r"/(home|root|tmp|work|Users)/|<iframe", text)]
 
 
 @pytest.mark.needs("nbformat")
