@@ -154,7 +154,7 @@ def plot_speed_and_auroc(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.margins(x=0.25)
-    axes.set_xlabel("images per second on this machine; bars: standard deviation over patient folds")
+    axes.set_xlabel("images per second on this machine\nbars: standard deviation over patient folds")
     if ranked.empty:
         axes.text(0.5, 0.5, "no backbone was ranked", transform=axes.transAxes, ha="center", color=TEXT_COLOR)
     return figure

@@ -4,8 +4,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from fastcxr.report.data_figures import plot_class_counts, plot_class_histogram, plot_mean_histograms
+from fastcxr.report.data_figures import (
+    plot_class_counts,
+    plot_class_histogram,
+    plot_mean_histograms,
+    plot_speed_and_auroc,
+)
 from fastcxr.report.style import to_svg
 
 
@@ -36,6 +42,15 @@ def test_the_combined_histogram_names_every_class():
     assert {"a$b$", "_hidden"} <= set(
         read_texts(plot_mean_histograms(make_histograms(["a$b$", "_hidden"]), ["_hidden", "a$b$"]))
     )
+
+
+def test_the_caption_of_speed_and_auroc_is_inside_the_frame():
+    table = pd.DataFrame({"backbone": ["a"], "auroc": [0.9], "auroc_sd": [0.1], "images_per_second": [50.0]})
+    figure = plot_speed_and_auroc(table)
+    FigureCanvasAgg(figure).draw()
+    label = figure.axes[0].xaxis.label.get_window_extent()
+    # the fonts of a browser are up to a fifth wider
+    assert label.width * 1.2 < figure.bbox.width and label.y0 > 0
 
 
 def test_the_share_of_black_margins_is_a_text_and_does_not_set_the_axis_limit():
