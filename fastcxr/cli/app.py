@@ -6,6 +6,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import Field, asdict, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,7 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
     """Run a command with log messages on the console, print an error as one line, and return the exit code."""
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
     try:
-        with log_to(ConsoleMessages(console)):
+        with closing(ConsoleMessages(console)) as messages, log_to(messages):
             return command() or 0
     except UnusedCliTokensError as error:
         tokens = ", ".join(map(repr, error.unused_tokens or []))

@@ -15,7 +15,7 @@ def format_percent(value: float | None) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """Return 0.95431 as "0.954"; a value below 1 is never shown as 1, and no text has a space, where a line can break."""
+    """Return 0.95431 as "0.954", without spaces, where a line can break; a value below 1 is never shown as 1."""
     if value is None or not math.isfinite(value):
         return MISSING
     return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,18 +69,36 @@ class _LiveBar(Bar):
 
 
 class ConsoleMessages(logging.Handler):
-    """Handler that prints log messages on a console, warnings in bold yellow with a prefix."""
+    """Handler that prints log messages on a console, warnings in bold yellow with a prefix.
+
+    A warning is printed once. `close` prints how often each repeated warning was logged.
+    """
 
     def __init__(self, console: Console):
         super().__init__(logging.INFO)
-        self.console = console
+        self.console, self.warning_counts = console, Counter[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a message as one line."""
-        if record.levelno >= logging.WARNING:
-            print_plain(self.console, f"warning: {record.getMessage()}", "bold yellow")
-        else:
-            print_plain(self.console, record.getMessage())
+        line = record.getMessage()
+        if record.levelno < logging.WARNING:
+            print_plain(self.console, line)
+            return
+        self.warning_counts[line] += 1
+        if self.warning_counts[line] == 1:
+            print_plain(self.console, f"warning: {line}", "bold yellow")
+
+    def close(self) -> None:
+        """Print the number of each repeated warning."""
+        for line, n in self.warning_counts.items():
+            if n > 1:
+                print_plain(
+                    self.console,
+                    f"warning logged {n} times: {textwrap.shorten(line, 60, placeholder=' …')}",
+                    "bold yellow",
+                )
+        self.warning_counts.clear()
+        super().close()
 
 
 def format_history_cell(name: str, value: Any) -> str:

@@ -223,9 +223,7 @@ def _list_drawable_classes(truth: np.ndarray, n_classes: int) -> list[tuple[int,
     return [(i, is_class) for i, is_class in memberships if is_class.any() and not is_class.all()]
 
 
-def _make_unit_axes(
-    title: str, x_label: str, names: Sequence[str], has_diagonal: bool = False
-) -> tuple[Figure, Axes]:
+def _make_unit_axes(title: str, x_label: str, names: Sequence[str], has_diagonal: bool = False) -> tuple[Figure, Axes]:
     """Return square axes from 0 to 1, with space for a large legend below."""
     n_lines = sum(map(len, map(_wrap_legend_name, names)))
     legend_inches = 0.0 if _fits_inside(names) else 0.3 + LEGEND_LINE_INCHES * n_lines
