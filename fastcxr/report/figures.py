@@ -34,7 +34,7 @@ from fastcxr.report.style import (
 
 MAX_BASELINE_CLASSES = 4  # with more classes, the baselines of a precision-recall curve are unreadable
 # larger legends are placed below the axes; widths in character cells, for the widest of the fonts of the page
-MAX_INSIDE_LEGEND_LINES, MAX_INSIDE_NAME_CELLS, MAX_BELOW_NAME_CELLS = 7, 13, 32
+MAX_INSIDE_LEGEND_LINES, MAX_INSIDE_NAME_CELLS, MAX_BELOW_NAME_CELLS = 7, 14, 32
 MAX_LEGEND_NAME_LENGTH = 255  # of a file name, so that no two run folders get the same name
 LEGEND_LINE_INCHES = 0.2
 N_RELIABILITY_BINS, MIN_BIN_IMAGES = 10, 10

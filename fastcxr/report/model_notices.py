@@ -15,7 +15,7 @@ from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 MAX_FALSE_ALARM_RATE = 0.05  # of the OOD detector, on images from the sources of training
 OOD_RATE_MEANING = {
     True: "The images come from the sources of training, so this is the false positive rate of the OOD detector.",
-    False: "A rate above the false positive rate of the OOD detector (about 5 %) indicates a distribution shift.",
+    False: f"An interval above {MAX_FALSE_ALARM_RATE:.0%} indicates a distribution shift.".replace("%", " %"),
 }
 IMBALANCE_RATIO = 2  # largest class over smallest from which class weights are suggested
 MAX_PLAUSIBLE_AUROC = 0.98  # macro AUROC; about 0.8 is usual among similar patients of one hospital

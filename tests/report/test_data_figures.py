@@ -7,9 +7,11 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fastcxr.report.data_figures import (
+    plot_ages,
     plot_class_counts,
     plot_class_histogram,
     plot_mean_histograms,
+    plot_sexes,
     plot_speed_and_auroc,
 )
 from fastcxr.report.style import to_svg
@@ -60,3 +62,30 @@ def test_the_share_of_black_margins_is_a_text_and_does_not_set_the_axis_limit():
     assert not [
         word for word in read_texts(plot_class_histogram(make_histograms(["a", "b"]), "a", 0)) if "black:" in word
     ]
+
+
+def make_patients():
+    split = pd.Categorical(["train", "train", "test", "test"], ["train", "test"])
+    return pd.DataFrame(
+        {
+            "label": ["a", "a", "b", "b"],
+            "split": split,
+            "age": [5, 95, np.nan, 40],
+            "sex": ["female", "male", None, "male"],
+        }
+    )
+
+
+def test_ages_have_a_panel_for_each_class_and_split_and_the_last_bin_has_the_oldest():
+    figure = plot_ages(make_patients())
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    assert [sum(panel) for panel in heights] == [1, 0, 0, 1]
+    assert (heights[0][0], heights[0][-1], heights[3][4]) == (0.5, 0.5, 1)
+    assert {"a", "b", "train", "test", "age (years); share of patients"} <= set(read_texts(figure))
+
+
+def test_bars_of_sex_are_shares_of_the_patients_whose_sex_is_known():
+    figure = plot_sexes(make_patients())
+    widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
+    assert widths == [[0.5, 0, 0.5, 0], [0, 0, 0, 1]]
+    assert {"a", "b", "female", "male"} <= set(read_texts(figure))
