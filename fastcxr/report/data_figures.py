@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from fastcxr.io.formatting import format_percent
 from fastcxr.io.html import replace_unprintable
@@ -35,6 +35,7 @@ OTHER_BAR_COLORS = ("#9aa7b4", TEXT_COLOR)
 AGE_EDGES_YEARS = (*range(0, 91, 10), 120)  # the last bin has all patients of at least 90 years
 SEX_COLORS = {"female": "#b5609b", "male": "#3f9fd8"}
 N_GRAY_LEVELS = 256
+MIN_LOG_TICKS_RATIO = 4  # a smaller range of speeds may have no tick at 1, 2 or 5 times a power of ten
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
 
 
@@ -201,8 +202,10 @@ def plot_speed_and_auroc(table: pd.DataFrame) -> Figure:
         axes.annotate(name, (x, y), **_offset_text(6, 4, fontsize=8.5, color=TEXT_COLOR))
     if len(ranked) > 1:
         axes.set_xscale("log")
+        is_wide = speed.max() > MIN_LOG_TICKS_RATIO * speed.min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if is_wide else MaxNLocator(4))
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.25)
     axes.set_xlabel("images per second on this machine\nbars: standard deviation over patient folds")
     if ranked.empty:

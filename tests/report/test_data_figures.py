@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from fastcxr.report.data_figures import (
@@ -53,6 +54,18 @@ def test_the_caption_of_speed_and_auroc_is_inside_the_frame():
     label = figure.axes[0].xaxis.label.get_window_extent()
     # the fonts of a browser are up to a fifth wider
     assert label.width * 1.2 < figure.bbox.width and label.y0 > 0
+
+
+@pytest.mark.parametrize("speeds", [(9.0, 120.0), (31.0, 38.0), (0.4, 900.0)])
+def test_the_ticks_of_speed_do_not_overlap(speeds):
+    columns = {"backbone": ["a", "b"], "auroc": 0.9, "auroc_sd": 0.1, "images_per_second": speeds}
+    figure = plot_speed_and_auroc(pd.DataFrame(columns))
+    FigureCanvasAgg(figure).draw()
+    low, high = figure.axes[0].get_xlim()
+    ticks = [tick for tick in figure.axes[0].xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [tick.label1.get_window_extent() for tick in ticks]
+    assert len(boxes) > 1
+    assert not [box for i, box in enumerate(boxes) if any(box.overlaps(other) for other in boxes[:i])]
 
 
 def test_the_share_of_black_margins_is_a_text_and_does_not_set_the_axis_limit():
