@@ -10,7 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
     with warnings.catch_warnings(), _new_state():
         warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
         try:
-            with log_to(ConsoleMessages(console, name_options)):
+            with closing(ConsoleMessages(console, name_options)) as messages, log_to(messages):
                 exit_code = command() or 0
             _write_json()
             return exit_code

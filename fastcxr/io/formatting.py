@@ -11,14 +11,14 @@ def format_percent(value: float | None) -> str:
     """Return 0.8934 as "89.3 %"; a value below 1 is never shown as 100 %."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return "> 99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.1f} %"
+    return ">99.9 %" if 0.9995 <= value < 1 else f"{100 * value:.1f} %"
 
 
 def format_score(value: float | None) -> str:
-    """Return 0.95431 as "0.954"; a value below 1 is never shown as 1."""
+    """Return 0.95431 as "0.954", without spaces, where a line can break; a value below 1 is never shown as 1."""
     if value is None or not math.isfinite(value):
         return MISSING
-    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def format_number(value: float | None) -> str:

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -96,20 +98,33 @@ class _LiveBar(Bar):
 
 
 class ConsoleMessages(logging.Handler):
-    """Handler that prints log messages on a console, warnings in bold yellow with a prefix."""
+    """Handler that prints log messages on a console, warnings in bold yellow with a prefix.
+
+    A warning is printed once. `close` prints how often each repeated warning was logged.
+    """
 
     def __init__(self, console: Console, convert: Callable[[str], str] = str):
         """`convert`: applied to each message."""
         super().__init__(logging.INFO)
-        self.console, self.convert = console, convert
+        self.console, self.convert, self.warning_counts = console, convert, Counter[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message as one line."""
-        message = self.convert(record.getMessage())
-        if record.levelno >= logging.WARNING:
-            print_alert(self.console, f"warning: {message}")
-        else:
-            print_plain(self.console, message)
+        """Print a message as one line, a repeated warning only once."""
+        line = self.convert(record.getMessage())
+        if record.levelno < logging.WARNING:
+            print_plain(self.console, line)
+            return
+        self.warning_counts[line] += 1
+        if self.warning_counts[line] == 1:
+            print_alert(self.console, f"warning: {line}")
+
+    def close(self) -> None:
+        """Print the number of each repeated warning."""
+        for line, n in self.warning_counts.items():
+            if n > 1:
+                print_alert(self.console, f"warning logged {n} times: {textwrap.shorten(line, 60, placeholder=' …')}")
+        self.warning_counts.clear()
+        super().close()
 
 
 def format_history_cell(name: str, value: Any) -> str:

@@ -1,13 +1,14 @@
-"""Matplotlib figures of a dataset: images per class and split, gray value histograms, speed and AUROC of backbones."""
+"""Matplotlib figures of a dataset: counts per class and split, age, sex, gray values, speed and AUROC of backbones."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from fastcxr.io.formatting import format_percent
 from fastcxr.io.html import replace_unprintable
@@ -31,13 +32,19 @@ SPLIT_BAR_COLORS = {
     "test": ("#c9e0e8", TEXT_COLOR),
 }
 OTHER_BAR_COLORS = ("#9aa7b4", TEXT_COLOR)
+AGE_EDGES_YEARS = (*range(0, 91, 10), 120)  # the last bin has all patients of at least 90 years
+SEX_COLORS = {"female": "#b5609b", "male": "#3f9fd8"}
 N_GRAY_LEVELS = 256
+MIN_LOG_TICKS_RATIO = 4  # a smaller range of speeds may have no tick at 1, 2 or 5 times a power of ten
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
 
 
 @figure_style
 def plot_class_counts(counts: pd.DataFrame) -> Figure:
-    """Plot the images of each class as bars, divided by split. `counts`: one row per class, one column per split."""
+    """Plot the images or patients of each class as bars, divided by split.
+
+    `counts`: a row per class, a column per split.
+    """
     figure = Figure(figsize=(4.3, 0.7 + 0.4 * len(counts)), layout="constrained")
     axes = figure.add_subplot()
     class_totals = counts.sum(axis=1)
@@ -79,6 +86,50 @@ def _format_bar_axes(axes: Axes, counts: pd.DataFrame, max_total: int) -> None:
         text_options = _offset_text(7, 0, va="center_baseline", fontsize=9)
         axes.annotate(replace_unprintable(split), (x, -0.72), color=MUTED_COLOR, **text_options)
         x += (0.2 + 0.02 * len(split)) * max_total
+
+
+@figure_style
+def plot_ages(patients: pd.DataFrame) -> Figure:
+    """Plot a histogram of age for each class (row) and split (column). `patients`: the table of make_patient_table."""
+    labels, splits = sorted(patients["label"].unique()), list(patients["split"].cat.categories)
+    figure = Figure(figsize=(4.3, 0.6 + 0.95 * len(labels)), layout="constrained")
+    panels = figure.subplots(len(labels), len(splits), sharex=True, sharey=True, squeeze=False)
+    for (row, label), (column, split) in product(enumerate(labels), enumerate(splits)):
+        axes, group = panels[row, column], patients[(patients["label"] == label) & (patients["split"] == split)]
+        ages = group["age"].dropna()
+        shares = np.histogram(ages, AGE_EDGES_YEARS)[0] / max(len(ages), 1)
+        axes.bar(AGE_EDGES_YEARS[:-1], shares, width=9, align="edge", color=ACCENT_COLOR)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.set_xticks([0, 30, 60, 90])
+        if row == 0:
+            axes.set_title(replace_unprintable(split), loc="left", fontsize=9, color=MUTED_COLOR)
+        if column == 0:
+            axes.set_ylabel(shorten(replace_unprintable(label), 14), color=TEXT_COLOR, fontsize=8.5)
+    figure.supxlabel("age (years); share of patients", fontsize=9, color=MUTED_COLOR)
+    return figure
+
+
+@figure_style
+def plot_sexes(patients: pd.DataFrame) -> Figure:
+    """Plot the share of each sex by class (panel) and split (bar). `patients`: the table of make_patient_table."""
+    labels, splits = sorted(patients["label"].unique()), list(patients["split"].cat.categories)
+    figure = Figure(figsize=(4.3, 0.6 + (0.35 + 0.24 * len(splits)) * len(labels)), layout="constrained")
+    panels = figure.subplots(len(labels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, label in zip(panels, labels, strict=True):
+        counts = pd.crosstab(patients["split"], patients["sex"].where(patients["label"] == label))
+        counts = counts.reindex(index=splits, columns=list(SEX_COLORS), fill_value=0)
+        shares, left = counts.div(counts.sum(axis=1).clip(lower=1), axis=0), np.zeros(len(splits))
+        for sex, color in SEX_COLORS.items():
+            axes.barh(np.arange(len(splits)), shares[sex], left=left, height=0.75, color=color, label=sex)
+            left = left + shares[sex].to_numpy()
+        axes.set_yticks(np.arange(len(splits)), [replace_unprintable(split) for split in splits])
+        axes.set(xlim=(0, 1), ylim=(len(splits) - 0.5, -0.5))
+        axes.grid(False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.set_title(shorten(replace_unprintable(label), 40), loc="left", fontsize=9, color=TEXT_COLOR)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
 
 
 @figure_style
@@ -151,10 +202,12 @@ def plot_speed_and_auroc(table: pd.DataFrame) -> Figure:
         axes.annotate(name, (x, y), **_offset_text(6, 4, fontsize=8.5, color=TEXT_COLOR))
     if len(ranked) > 1:
         axes.set_xscale("log")
+        is_wide = speed.max() > MIN_LOG_TICKS_RATIO * speed.min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if is_wide else MaxNLocator(4))
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.25)
-    axes.set_xlabel("images per second on this machine; bars: standard deviation over patient folds")
+    axes.set_xlabel("images per second on this machine\nbars: standard deviation over patient folds")
     if ranked.empty:
         axes.text(0.5, 0.5, "no backbone was ranked", transform=axes.transAxes, ha="center", color=TEXT_COLOR)
     return figure

@@ -3,6 +3,7 @@
 Each function yields, for each notice, its text and the names in its title.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -133,9 +134,16 @@ def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:
 
 def find_logged_warnings(record: DatasetRecord, metrics: Metrics) -> Found:
     """Yield each warning that was logged when the folder was written."""
-    for line in record.run.get("messages") or []:
-        if isinstance(line, dict) and line.get("level") == "warning":
-            yield (str(line.get("text", "")),)
+    for message in merge_repeated_messages(record):
+        if message["level"] == "warning":
+            yield (message["text"],)
+
+
+def merge_repeated_messages(record: DatasetRecord) -> list[dict[str, str]]:
+    """Return level and text of the logged messages; equal messages are merged, with their number in the text."""
+    lines = [line for line in record.run.get("messages") or [] if isinstance(line, dict)]
+    counts = Counter((str(line.get("level", "")), str(line.get("text", ""))) for line in lines)
+    return [{"level": level, "text": f"{text} ({n} times)" if n > 1 else text} for (level, text), n in counts.items()]
 
 
 def find_shortcuts(record: DatasetRecord, metrics: Metrics) -> Found:

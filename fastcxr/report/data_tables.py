@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.data.demographics import find_demographic_column, has_value, parse_age, parse_sex
 from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.metrics.predictions import SPLITS
 from fastcxr.report.run_reader import DatasetRecord
@@ -51,6 +52,21 @@ def make_split_table(record: DatasetRecord) -> dict[str, Any]:
 def _make_cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
     parts = [*(rows[rows["split"] == split] for split in splits), rows]
     return [{"images": len(part), "patients": part["patient"].nunique()} for part in parts]
+
+
+def make_patient_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per patient, class and split: patient, label, split, age [years], sex.
+
+    Age and sex are those of the first image that states them; without any, age is NaN and sex None.
+    """
+    columns = {}
+    for name, parse in (("age", parse_age), ("sex", parse_sex)):
+        column = find_demographic_column(table.columns, name)
+        cells = table[column].astype(str) if column else pd.Series("", index=table.index)
+        columns[name] = pd.Series([parse(c) if has_value(c) else None for c in cells], table.index, dtype=object)
+    keys = ["patient", "label", "split"]
+    patients = table[keys].assign(**columns).groupby(keys, sort=True).first().reset_index()
+    return patients.assign(age=patients["age"].astype(float))
 
 
 def _make_remarks(table: pd.DataFrame) -> list[str]:

@@ -104,7 +104,8 @@ def _make_curve_figures(scored: Predictions, split_metrics: dict[str, Any], spli
             partial(figures.plot_net_benefit_curves, *inputs),
             "net_benefit",
             f"Decision curves, {split_name}.",
-            "Net benefit at each threshold probability. Dotted: treat all.",
+            "Net benefit at each threshold probability. Dotted: treat all; gray line: treat none. "
+            "The model has clinical utility only at thresholds where its net benefit is above both.",
         ),
     ]
 

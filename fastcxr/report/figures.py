@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from rich.cells import cell_len, chop_cells
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from fastcxr.io.formatting import format_learning_rate, format_score
@@ -32,7 +33,10 @@ from fastcxr.report.style import (
 )
 
 MAX_BASELINE_CLASSES = 4  # with more classes, the baselines of a precision-recall curve are unreadable
-MAX_INSIDE_LEGEND_LINES, LEGEND_LINE_INCHES = 7, 0.2  # longer legends are placed below the axes
+# larger legends are placed below the axes; widths in character cells, for the widest of the fonts of the page
+MAX_INSIDE_LEGEND_LINES, MAX_INSIDE_NAME_CELLS, MAX_BELOW_NAME_CELLS = 7, 14, 32
+MAX_LEGEND_NAME_LENGTH = 255  # of a file name, so that no two run folders get the same name
+LEGEND_LINE_INCHES = 0.2
 N_RELIABILITY_BINS, MIN_BIN_IMAGES = 10, 10
 SPLIT_COLORS = {"train": FAINT_COLOR, "validation": ACCENT_COLOR}
 BEST_COLOR = "#d55e00"  # the best epoch, the learning rate in use
@@ -99,7 +103,7 @@ def plot_roc_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence
     """Plot each class against the rest, AUROC in the legend; a class without positives or negatives has no curve."""
     curves = [(k, labels[k], is_class, probability[:, k]) for k, is_class in list_drawable_classes(truth, len(labels))]
     title, x_label = "Sensitivity (true positive rate)", "1 − specificity (false positive rate)"
-    return _plot_roc_curves(curves, title, x_label, len(labels))
+    return _plot_roc_curves(curves, title, x_label)
 
 
 @figure_style
@@ -107,13 +111,11 @@ def plot_roc_by_model(scores_by_model: dict[str, tuple[np.ndarray, np.ndarray]],
     """Plot one class against the rest, one curve per model. `scores_by_model`: truth and score of each model."""
     curves = [(k, name, truth, scores) for k, (name, (truth, scores)) in enumerate(scores_by_model.items())]
     title = f"{shorten(replace_unprintable(label), 24)}: sensitivity"
-    return _plot_roc_curves(curves, title, "1 − specificity", len(curves))
+    return _plot_roc_curves(curves, title, "1 − specificity")
 
 
-def _plot_roc_curves(
-    curves: list[tuple[int, str, np.ndarray, np.ndarray]], title: str, x_label: str, n_legend_lines: int
-) -> Figure:
-    figure, axes = _make_unit_axes(title, x_label, n_legend_lines, has_diagonal=True)
+def _plot_roc_curves(curves: list[tuple[int, str, np.ndarray, np.ndarray]], title: str, x_label: str) -> Figure:
+    figure, axes = _make_unit_axes(title, x_label, [name for _, name, _, _ in curves], has_diagonal=True)
     for k, _, truth, scores in curves:
         axes.plot(*roc_curve(truth, scores)[:2], **class_line(k))
     _draw_legend(axes, [(k, name, roc_auc_score(truth, scores)) for k, name, truth, scores in curves], "AUROC")
@@ -124,7 +126,7 @@ def _plot_roc_curves(
 def plot_precision_recall_curves(truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> Figure:
     """Plot each class against the rest; for few classes a dotted line marks the prevalence (chance level)."""
     legend_entries = []
-    figure, axes = _make_unit_axes("Precision (positive predictive value)", "Recall (sensitivity)", len(labels))
+    figure, axes = _make_unit_axes("Precision (positive predictive value)", "Recall (sensitivity)", labels)
     for k, is_class in list_drawable_classes(truth, len(labels)):
         precision, recall, _ = precision_recall_curve(is_class, probability[:, k])
         axes.plot(recall, precision, drawstyle="steps-post", **class_line(k))
@@ -141,7 +143,7 @@ def plot_reliability_curves(
 ) -> Figure:
     """Plot the observed fraction of each class over its mean predicted probability, in bins of equal image counts."""
     legend_entries = []
-    figure, axes = _make_unit_axes("Observed fraction", "predicted probability", len(labels), has_diagonal=True)
+    figure, axes = _make_unit_axes("Observed fraction", "predicted probability", labels, has_diagonal=True)
     for k, is_class in list_drawable_classes(truth, len(labels)):
         points = compute_reliability_points(is_class, probability[:, k])
         axes.plot(*points, marker="o", markersize=3.5, **class_line(k))
@@ -231,9 +233,10 @@ def list_drawable_classes(truth: np.ndarray, n_classes: int) -> list[tuple[int, 
     return [(i, is_class) for i, is_class in memberships if is_class.any() and not is_class.all()]
 
 
-def _make_unit_axes(title: str, x_label: str, n_lines: int, has_diagonal: bool = False) -> tuple[Figure, Axes]:
-    """Return square axes from 0 to 1, with space for a long legend below."""
-    legend_inches = 0.0 if n_lines <= MAX_INSIDE_LEGEND_LINES else 0.3 + LEGEND_LINE_INCHES * n_lines
+def _make_unit_axes(title: str, x_label: str, names: Sequence[str], has_diagonal: bool = False) -> tuple[Figure, Axes]:
+    """Return square axes from 0 to 1, with space for a large legend below."""
+    n_lines = sum(map(len, map(_wrap_legend_name, names)))
+    legend_inches = 0.0 if _fits_inside(names) else 0.3 + LEGEND_LINE_INCHES * n_lines
     width, height = 4.2, 4.2 + legend_inches
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.5 / width, (0.5 + legend_inches) / height, 3.5 / width, 3.4 / height))
@@ -253,8 +256,8 @@ def style_unit_axes(axes: Axes, title: str, x_label: str, *, has_diagonal: bool)
 
 
 def _draw_legend(axes: Axes, entries: Sequence[tuple[int, str, float]], heading: str, left: float = 0.42) -> None:
-    """Draw name and metric of each line: in a corner that curves rarely reach, or below the axes if there are many."""
-    is_inside, line_height = len(entries) <= MAX_INSIDE_LEGEND_LINES, LEGEND_LINE_INCHES / 3.4
+    """Draw name and metric of each line: in a corner that curves rarely reach, or below the axes if names are long."""
+    is_inside, line_height = _fits_inside([name for _, name, _ in entries]), LEGEND_LINE_INCHES / 3.4
     left, right = (left, left + 0.56) if is_inside else (0.0, 0.96)
     top = 0.03 + line_height * (len(entries) + 0.4) if is_inside else -0.2
     axes_options: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
@@ -264,12 +267,24 @@ def _draw_legend(axes: Axes, entries: Sequence[tuple[int, str, float]], heading:
         axes.add_patch(box)
     axes.text(right, top, heading, ha="right", va="center", color=MUTED_COLOR, fontsize=8.5, zorder=4, **axes_options)
     text_options = {"va": "center", "fontsize": 9, "zorder": 4} | axes_options
-    for row, (k, label, value) in enumerate(entries):
-        y = top - line_height * (row + 1)
-        axes.plot([left, left + 0.06], [y, y], linewidth=2.4, zorder=4, **class_line(k), **axes_options)
-        name = shorten(replace_unprintable(label), 20 if is_inside else 40)
-        axes.text(left + 0.085, y, name, **text_options)
-        axes.text(right, y, format_score(value), ha="right", fontweight="bold", **text_options)
+    y = top
+    for k, label, value in entries:
+        for i, line in enumerate(_wrap_legend_name(label)):
+            y -= line_height
+            axes.text(left + 0.085, y, line, **text_options)
+            if i == 0:
+                axes.plot([left, left + 0.06], [y, y], linewidth=2.4, zorder=4, **class_line(k), **axes_options)
+                axes.text(right, y, format_score(value), ha="right", fontweight="bold", **text_options)
+
+
+def _fits_inside(names: Sequence[str]) -> bool:
+    is_short = all(cell_len(replace_unprintable(name)) <= MAX_INSIDE_NAME_CELLS for name in names)
+    return is_short and len(names) <= MAX_INSIDE_LEGEND_LINES
+
+
+def _wrap_legend_name(name: str) -> list[str]:
+    """Return the lines of a name, which leave space for the metric at their right."""
+    return chop_cells(shorten(replace_unprintable(name), MAX_LEGEND_NAME_LENGTH), MAX_BELOW_NAME_CELLS) or [""]
 
 
 def _mark_best_epoch(axes: Axes, history: pd.DataFrame, column: str) -> None:

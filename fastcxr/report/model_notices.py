@@ -13,6 +13,10 @@ from fastcxr.report.headline import get_primary_metrics
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 
 MAX_FALSE_ALARM_RATE = 0.05  # of the OOD detector, on images from the sources of training
+OOD_RATE_MEANING = {
+    True: "The images come from the sources of training, so this is the false positive rate of the OOD detector.",
+    False: f"An interval above {MAX_FALSE_ALARM_RATE:.0%} indicates a distribution shift.".replace("%", " %"),
+}
 IMBALANCE_RATIO = 2  # largest class over smallest from which class weights are suggested
 MAX_PLAUSIBLE_AUROC = 0.98  # macro AUROC; about 0.8 is usual among similar patients of one hospital
 LARGE_DROP = 0.10  # of AUROC, or of the sensitivity of a class
@@ -128,7 +132,8 @@ def find_ood_images(rate: str, record: RunRecord, metrics: Metrics) -> Found:
         interval = f"95 % confidence interval {format_percent(low)} to {format_percent(high)}"
         images = f"{ood_rate['n_ood']:,} of {pluralize(ood_rate['n_images'], 'image')}"
         text = f"In the {name_split(record.predictions.primary_split)}: {images} ({format_percent(value)}, {interval})."
-        yield (f"{text} They get no predicted class; all other metrics include them.",)
+        text += " They get no predicted class; all other metrics include them."
+        yield (f"{text} {OOD_RATE_MEANING[rate == 'internal']}",)
 
 
 def find_missing_ood_detector(record: RunRecord, metrics: Metrics) -> Found:

@@ -78,8 +78,10 @@ RULES = (
     Rule("note", "External validity: unknown", model.find_missing_external_test),
     Rule("note", "Findings of an earlier data audit are reused", data.find_reused_audit),
     Rule("note", "No split in the data", data.find_generated_split, "describe"),
-    Rule("note", "No OOD detector", model.find_missing_ood_detector),
-    Rule("note", "False alarms of the OOD detector", partial(model.find_ood_images, "internal")),
+    Rule("note", "No out-of-distribution (OOD) detector", model.find_missing_ood_detector),
+    Rule(
+        "note", "False positives of the out-of-distribution (OOD) detector", partial(model.find_ood_images, "internal")
+    ),
     Rule("note", "Out-of-distribution images", partial(model.find_ood_images, "few")),
     Rule("note", "Horizontal flip: {}", model.find_horizontal_flips),
     Rule("note", "Files missing from the run folder", model.find_missing_files),

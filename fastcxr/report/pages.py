@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcxr.report.data_figure_set import make_dataset_figures
+from fastcxr.report.data_notices import merge_repeated_messages
 from fastcxr.report.data_tables import make_dataset_context, make_tiles
 from fastcxr.report.html import Page, render, write_page
 from fastcxr.report.notices import make_notices
@@ -31,6 +32,7 @@ def render_dataset_page(record: DatasetRecord, svg_figures: dict[str, SvgFigure]
         "record": record,
         "sources": list(record.table["source"].value_counts().index),
         "tiles": make_tiles(record),
+        "messages": merge_repeated_messages(record),
         "cohort": make_dataset_context(record),
         "critical_notices": [n for n in all_notices if n.level == "critical"],
         "notices": [n for n in all_notices if n.level != "critical"],

@@ -10,7 +10,7 @@ from fastcxr.metrics.classification import summarize_folds
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import external_drops
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
-from fastcxr.report.data_notices import is_image_level
+from fastcxr.report.data_notices import is_image_level, merge_repeated_messages
 from fastcxr.report.data_tables import make_dataset_context
 from fastcxr.report.figure_set import make_run_figures
 from fastcxr.report.headline import describe_intervals, find_secondary_split, make_headline_rows
@@ -115,6 +115,7 @@ def _make_context(
         "intervals": describe_intervals(primary),
         "critical_notices": [n for n in all_notices if n.level == "critical"],
         "notices": [n for n in all_notices if n.level != "critical"],
+        "messages": merge_repeated_messages(record),
         "cohort": make_dataset_context(record),
         "classes": {split: make_class_rows(metrics[split]) for split in splits},
         "calibration": make_calibration_rows(primary) if primary else [],

@@ -56,6 +56,17 @@ def test_warnings_have_a_prefix_and_file_names_are_not_parsed_as_markup():
     assert page.getvalue() == "warning: bad file [bold]a[/bold].png\n"
 
 
+def test_a_repeated_warning_is_printed_once_and_counted_at_the_end():
+    console, page = shown(terminal=False)
+    log = logging.getLogger("fastcxr.test_repeated")
+    log.addHandler(handler := ConsoleMessages(console))
+    for text in ("no spacing", "other", "no spacing", "no spacing"):
+        log.warning(text)
+    assert page.getvalue().splitlines() == ["warning: no spacing", "warning: other"]
+    handler.close()
+    assert page.getvalue().splitlines()[2:] == ["warning logged 3 times: no spacing"]
+
+
 def test_progress_in_a_script_is_silent():
     assert type(make_default_progress()) is Progress
 

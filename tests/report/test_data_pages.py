@@ -60,7 +60,22 @@ def test_the_page_describes_the_dataset(described):
 
 def test_the_figures_are_also_files(described):
     names = {path.name for path in (described / "figures").glob("*.svg")}
-    assert names == {"classes.svg", "histograms.svg", "histogram_1.svg", "histogram_2.svg", "histogram_3.svg"}
+    histograms = {"histograms.svg", "histogram_1.svg", "histogram_2.svg", "histogram_3.svg"}
+    assert names == {"classes.svg", "patients.svg", *histograms}
+
+
+@pytest.mark.parametrize("split", ["train", ""])
+def test_known_ages_and_sexes_are_figures_with_the_number_of_patients(tmp_path, split):
+    manifest = make_manifest(n=60).assign(age="", sex="F", split=split)
+    first = manifest["patient"].drop_duplicates().iloc[:2]
+    folder = build_description(
+        tmp_path, manifest.assign(age=manifest["patient"].isin(first).map({True: "40", False: ""}))
+    )
+    page = write_dataset_page(folder).read_text()
+    n_patients = manifest["patient"].nunique()
+    assert f"Age is known for 2 of {n_patients} patients." in page
+    assert f"Sex is known for {n_patients} of {n_patients} patients." in page
+    assert (folder / "figures" / "age.svg").is_file() and (folder / "figures" / "sex.svg").is_file()
 
 
 def test_the_output_does_not_depend_on_the_location_of_the_folder(described, tmp_path):

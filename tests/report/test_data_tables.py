@@ -4,7 +4,13 @@ import pandas as pd
 import pytest
 from synthetic_run import build_description, make_manifest
 
-from fastcxr.report.data_tables import describe_measured_images, make_file_rows, make_split_table, make_tiles
+from fastcxr.report.data_tables import (
+    describe_measured_images,
+    make_file_rows,
+    make_patient_table,
+    make_split_table,
+    make_tiles,
+)
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import read_dataset_record
 
@@ -113,3 +119,12 @@ def test_given_splits_are_not_called_drawn(tmp_path):
         describe(tmp_path / "2", make_small_manifest(split_origin="patient")),
     )
     assert "No split in the data" not in titles(given) and "No split in the data" in titles(drawn)
+
+
+def test_the_patient_table_has_one_row_per_patient_class_and_split_with_the_first_known_age_and_sex():
+    rows = [("p", "a", "train", "", "F"), ("p", "a", "train", "058Y", "F"), ("q", "b", "test", "400", "other")]
+    table = pd.DataFrame(rows, columns=["patient", "label", "split", "Patient Age", "gender"])
+    found = make_patient_table(table)
+    assert found[["patient", "label", "split"]].to_numpy().tolist() == [["p", "a", "train"], ["q", "b", "test"]]
+    assert found["age"].iloc[0] == 58 and found["sex"].iloc[0] == "female"
+    assert found.loc[1, ["age", "sex"]].isna().all()

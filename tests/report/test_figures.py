@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic_run import LABELS, make_history, make_rates
 
 from fastcxr.report.figures import (
@@ -11,6 +12,7 @@ from fastcxr.report.figures import (
     plot_learning_curve,
     plot_lr_find_curve,
     plot_precision_recall_curves,
+    plot_roc_by_model,
     plot_roc_curves,
 )
 from fastcxr.report.style import CLASS_COLORS, class_line, shorten, to_svg
@@ -51,6 +53,18 @@ def test_curves_name_every_class(k):
     labels = [f"class {i}" for i in range(k)]
     for plot in (plot_roc_curves, plot_precision_recall_curves):
         assert set(labels) <= set(read_texts(plot(*make_predictions(200, k), labels)))
+
+
+@pytest.mark.parametrize("n_models", [2, 9])
+def test_long_model_names_overlap_no_text_of_the_legend_and_are_shown_in_full(n_models):
+    names = [f"{letter}_convnext_base.fb_in22k_ft_in1k_384/a_fine_tuned_run" for letter in "abcdefghi"[:n_models]]
+    random = np.random.default_rng(0)
+    figure = plot_roc_by_model({name: (np.arange(40) % 2 == 0, random.random(40)) for name in names}, "a")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert not [(i, k) for i, box in enumerate(boxes) for k in range(i) if box.overlaps(boxes[k])]
+    parts = [text.get_text() for text in figure.axes[0].texts]
+    assert set(names) <= {"".join(parts[i : i + 3 : 2]) for i in range(len(parts))}
 
 
 def test_a_class_without_images_has_no_curve():

@@ -47,7 +47,7 @@ def test_two_classes_have_no_top2_accuracy_and_a_missing_split_shows_dashes():
 
 @pytest.mark.parametrize(
     ("value", "percent", "score"),
-    [(0.89341, "89.3 %", "0.893"), (1.0, "100.0 %", "1.000"), (0.99996, "> 99.9 %", "> 0.999"), (None, "–", "–")],
+    [(0.89341, "89.3 %", "0.893"), (1.0, "100.0 %", "1.000"), (0.99996, ">99.9 %", ">0.999"), (None, "–", "–")],
 )
 def test_a_value_below_1_is_not_rounded_to_1(value, percent, score):
     assert (format_percent(value), format_score(value)) == (percent, score)

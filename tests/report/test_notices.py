@@ -142,3 +142,16 @@ def test_folds_that_all_predict_the_same_class_have_one_notice(tmp_path):
 
 def test_folds_that_predict_every_class_have_no_notice(tmp_path):
     assert not find_prediction_notices(build_folds(tmp_path, constant=[]))
+
+
+def test_the_page_shows_a_repeated_warning_once_with_its_number(tmp_path):
+    messages = [{"level": "warning", "text": text} for text in ("no spacing", "other", "no spacing")]
+    build_run(tmp_path, run={"messages": messages})
+    page = write_run_report(tmp_path).read_text()
+    notices = [
+        notice.text
+        for notice in make_notices(read_run_record(tmp_path), page="describe")
+        if notice.title == "Logged warning"
+    ]
+    assert notices == ["no spacing (2 times)", "other"]
+    assert page.count("no spacing (2 times)") == page.count("no spacing") == 2  # a notice and a message of the run

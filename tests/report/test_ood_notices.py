@@ -102,7 +102,8 @@ def test_report_and_card_state_the_false_alarms(tmp_path):
     texts = write_ood_report(build_run(tmp_path, thumbnails=False), 3)
     part = json.loads((tmp_path / "metrics.json").read_text())["test"]["ood"]
     for text in texts:
-        assert "False alarms of the OOD detector" in text
+        assert "so this is the false positive rate of the OOD detector." in text
+        assert "False positives of the out-of-distribution (OOD) detector" in text
         assert f"3 of {part['n_images']} images ({100 * 3 / part['n_images']:.1f} %, 95 % confidence interval" in text
 
 
@@ -112,11 +113,12 @@ def test_external_ood_images_are_not_false_alarms_and_many_are_a_warning(tmp_pat
     manifest = pd.read_csv(folder / "manifest.csv")
     manifest[manifest["split"] == "test"].to_csv(folder / "manifest.csv", index=False)
     page, card = write_ood_report(folder, n_ood)
-    assert "False alarms" not in page + card
+    assert "False positives" not in page + card
+    assert "indicates a distribution shift." in page
     assert f'<li class="{level}"><b>Out-of-distribution images.</b>' in page
 
 
 def test_report_and_card_state_a_missing_ood_detector(tmp_path):
     write_run_report(build_run(tmp_path, thumbnails=False))
     for name in ("report.html", "MODEL_CARD.md"):
-        assert "No OOD detector" in (tmp_path / name).read_text()
+        assert "No out-of-distribution (OOD) detector" in (tmp_path / name).read_text()

@@ -375,3 +375,10 @@ def test_test_time_augmentation_is_noted(tmp_path, flip):
 
 def test_without_an_external_test_external_validity_is_unknown(page):
     assert "External validity: unknown" in page.text
+
+
+def test_no_title_of_a_warning_is_cut_or_leaves_its_box(tmp_path):
+    page = write_run_report(build_run(tmp_path, thumbnails=False)).read_text()
+    for selector in (".critical", ".notices li", ".full.findings th[scope=row]"):
+        rules = re.findall(rf"^{re.escape(selector)} {{(.*)}}", page, re.MULTILINE)
+        assert any("overflow-wrap: anywhere" in rule for rule in rules), selector

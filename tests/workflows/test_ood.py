@@ -52,7 +52,7 @@ def test_a_run_reports_the_false_alarms_of_its_detector(finished):
     test = table[table["split"] == "test"]
     ood = metrics["test"]["ood"]
     assert (ood["n_images"], ood["n_ood"]) == (len(test), (test["in_distribution"] == "no").sum())
-    assert "False alarms of the OOD detector" in (finished / "report.html").read_text()
+    assert "False positives of the out-of-distribution (OOD) detector" in (finished / "report.html").read_text()
     assert verify(finished)[0] == []
 
 
@@ -91,7 +91,9 @@ def test_pooled_metrics_count_the_ood_images_of_the_detectors_of_all_folds(toy_f
     fold_metrics = [json.loads((tmp_path / "folds" / f"fold-{k}" / "metrics.json").read_text()) for k in (1, 2)]
     assert metrics["oof"]["ood"]["n_images"] == 30
     assert metrics["oof"]["ood"]["n_ood"] == sum(part["test"]["ood"]["n_ood"] for part in fold_metrics)
-    assert "False alarms of the OOD detector" in (tmp_path / "folds" / "report.html").read_text()
+    assert (
+        "False positives of the out-of-distribution (OOD) detector" in (tmp_path / "folds" / "report.html").read_text()
+    )
     assert verify(tmp_path / "folds")[0] == []
 
 
