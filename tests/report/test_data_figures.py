@@ -94,11 +94,13 @@ def test_ages_have_a_panel_for_each_class_and_split_and_the_last_bin_has_the_old
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
     assert [sum(panel) for panel in heights] == [1, 0, 0, 1]
     assert (heights[0][0], heights[0][-1], heights[3][4]) == (0.5, 0.5, 1)
-    assert {"a", "b", "train", "test", "age (years); share of patients"} <= set(read_texts(figure))
+    assert {"a", "b", "train", "test", "n = 2", "n = 1", "n = 0", "age (years); share of patients"} <= set(
+        read_texts(figure)
+    )
 
 
 def test_bars_of_sex_are_shares_of_the_patients_whose_sex_is_known():
     figure = plot_sexes(make_patients())
     widths = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
     assert widths == [[0.5, 0, 0.5, 0], [0, 0, 0, 1]]
-    assert {"a", "b", "female", "male"} <= set(read_texts(figure))
+    assert {"a", "b", "female", "male", "train (n = 2)", "test (n = 1)", "test (n = 0)"} <= set(read_texts(figure))
