@@ -99,6 +99,7 @@ def plot_ages(patients: pd.DataFrame) -> Figure:
         ages = group["age"].dropna()
         shares = np.histogram(ages, AGE_EDGES_YEARS)[0] / max(len(ages), 1)
         axes.bar(AGE_EDGES_YEARS[:-1], shares, width=9, align="edge", color=ACCENT_COLOR)
+        axes.text(0.98, 0.97, f"n = {len(ages):,}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
         axes.set_xticks([0, 30, 60, 90])
         if row == 0:
@@ -122,7 +123,8 @@ def plot_sexes(patients: pd.DataFrame) -> Figure:
         for sex, color in SEX_COLORS.items():
             axes.barh(np.arange(len(splits)), shares[sex], left=left, height=0.75, color=color, label=sex)
             left = left + shares[sex].to_numpy()
-        axes.set_yticks(np.arange(len(splits)), [replace_unprintable(split) for split in splits])
+        names = [f"{replace_unprintable(split)} (n = {counts.loc[split].sum():,})" for split in splits]
+        axes.set_yticks(np.arange(len(splits)), names)
         axes.set(xlim=(0, 1), ylim=(len(splits) - 0.5, -0.5))
         axes.grid(False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -207,7 +209,9 @@ def plot_speed_and_auroc(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.25)
-    axes.set_xlabel("images per second on this machine\nbars: standard deviation over patient folds")
+    # below the figure, not the axes, which are narrow beside a long name
+    caption = "images per second on this machine\nbars: standard deviation over patient folds"
+    figure.supxlabel(caption, fontsize=9.5, color=MUTED_COLOR)
     if ranked.empty:
         axes.text(0.5, 0.5, "no backbone was ranked", transform=axes.transAxes, ha="center", color=TEXT_COLOR)
     return figure
