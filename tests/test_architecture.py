@@ -32,9 +32,11 @@ MAX_LINES, MIN_LINES = 400, 40
 # modules below MIN_LINES, each with its reason
 SHORT = {
     "version": "read by the build",
+    "cli.option_names": "one conversion of messages, used by the output of all commands",
     "__main__": "entry point of python -m fastcxr",
     "cli.main": "entry point of the command, which registers the commands",
     "progress.auto": "the choice between the displays, which are separate modules",
+    "metrics.scoring_rules": "shared by calibration and bootstrap, and loads no scikit-learn",
     "models.preprocessing": "shared by inference and training",
     "models.ood": "the fitted detector, without the code that fits it, which needs the feature cache",
     "models.baseline_cnn": "one network",

@@ -84,7 +84,8 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
         return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
     if item.name == "data":  # of a union with str an option would take one value only
         hint = tuple[str, ...] | None
-    return Annotated[hint, Parameter(group=panel, alias=metadata["alias"])]
+    alias = metadata["alias"]
+    return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}")]
 
 
 def _convert_strategy(type_: type, tokens: Sequence[Token]) -> Any:

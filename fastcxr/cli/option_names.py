@@ -11,6 +11,7 @@ from fastcxr.config.recipe import Recipe
 ARGUMENT_PATTERN = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
     "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
+    "keep_overlap": "keep_overlap",
 }  # fmt: skip
 
 
@@ -30,5 +31,7 @@ def _name_option(match: re.Match) -> str:
         return f"{option} {value_text}"
     if value is None or value is True:
         return option
+    if value is False:
+        return option.replace("--", "--no-", 1)
     values = value if isinstance(value, list) else [value]
     return " ".join(f"{option} {shlex.quote(str(one))}" for one in values)

@@ -91,7 +91,7 @@ class Recipe:
         group="Model", common=True, is_path=True,
     )  # fmt: skip
     image_size: int = option(
-        224, help="side of the square input image [pixels]", group="Model", common=True, minimum=16, alias="--size"
+        224, help="side of the square input image [pixels]", group="Model", common=True, minimum=16, alias="size"
     )
     head_hidden: tuple[int, ...] = option(
         (),
@@ -123,13 +123,13 @@ class Recipe:
         common=True,
         minimum=1,
     )
-    batch_size: int = option(32, help="images per step", group="Training", common=True, minimum=1, alias="--bs")
+    batch_size: int = option(32, help="images per step", group="Training", common=True, minimum=1, alias="bs")
     optimizer: str = option(
         "radam", help="radam, adam, adamw, sgd, or timm:NAME for an optimizer of timm", group="Training"
     )
     learning_rate: float | Literal["find"] = option(
         2e-3, help="learning rate of the head, scaled by each stage; find: learning rate finder before each stage",
-        group="Training", common=True, minimum=1e-12, alias="--lr",
+        group="Training", common=True, minimum=1e-12, alias="lr",
     )  # fmt: skip
     layer_lr_ratio: float = option(
         1.0, help="head rate over first-group rate, with geometric interpolation between them, for strategies "

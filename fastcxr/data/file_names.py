@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,7 +36,7 @@ def find_identifying_paths(table: pd.DataFrame, headers: Sequence[Header | None]
     """
     sources = table["source"] if "source" in table else [""] * len(table)
     shown_names = [f"{source}/{path}" for source, path in zip(sources, table["path"], strict=True)]
-    headers = read_name_tags(table["file"]) if headers is None else headers
+    headers = read_name_tags(table["file"].tolist()) if headers is None else headers
     return {
         row: Remarks({IDENTIFYING_CODE: IDENTIFYING_TEXT})
         for row, (name, header) in enumerate(zip(shown_names, headers, strict=True))
@@ -44,14 +44,17 @@ def find_identifying_paths(table: pd.DataFrame, headers: Sequence[Header | None]
     }
 
 
-def read_name_tags(files: Iterable[str]) -> list[Header | None]:
+def read_name_tags(files: Sequence[str]) -> list[Header | None]:
     """Return the NAME_TAGS of each file with a usual DICOM name, None for other files."""
-    files = list(files)
-    if not any(map(has_dicom_name, files)):
-        return [None] * len(files)
+    # images in memory have no file name
+    may_be_dicom = [isinstance(file, str) and has_dicom_name(file) for file in files]
+    if not any(may_be_dicom):
+        return [None] * len(may_be_dicom)
     from fastcxr.data.imaging.dicom import read_tags  # importing pydicom is slow, and most datasets have no DICOM files
 
-    return [read_tags(file, NAME_TAGS) if has_dicom_name(file) else None for file in files]
+    return [
+        read_tags(file, NAME_TAGS) if is_dicom else None for file, is_dicom in zip(files, may_be_dicom, strict=True)
+    ]
 
 
 def is_identifying(name: str, header: Header) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from fastcxr.metrics.classification import compute_brier_scores, compute_log_losses
+from fastcxr.metrics.scoring_rules import compute_brier_scores, compute_log_losses
 
 N_DRAWS = 2000
 MAX_WEIGHTS_IN_MEMORY = 1 << 21  # 16 MiB as float64

@@ -13,8 +13,8 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from fastcxr.errors import ModelError
 from fastcxr.metrics.analytic_intervals import Z_95
-from fastcxr.metrics.classification import MIN_PROBABILITY, compute_brier_scores, compute_log_losses
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
+from fastcxr.metrics.scoring_rules import MIN_PROBABILITY, compute_brier_scores, compute_log_losses
 
 SMALLEST_PROBABILITY = np.finfo(float).tiny  # keeps the logarithm of a probability finite
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0

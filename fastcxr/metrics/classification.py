@@ -13,7 +13,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accura
 
 from fastcxr.errors import DataError
 
-MIN_PROBABILITY = 1e-12  # keeps the log-loss of a single error finite
 _RANKING_METRICS = ("auroc", "average_precision")
 _MACRO_NAMES = tuple(f"{name}.macro" for name in _RANKING_METRICS)
 _MICRO_NAMES = tuple(f"{name}.micro" for name in _RANKING_METRICS)
@@ -52,18 +51,6 @@ def compute_metrics(truth: np.ndarray, probability: np.ndarray, labels: Sequence
         "per_class": per_class,
     }
     return {"labels": labels, **metrics, "confusion_matrix": confusion.tolist(), "reasons": reasons}
-
-
-def compute_log_losses(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the log-loss of each image in nats, shape (n,)."""
-    return -np.log(np.clip(probability[np.arange(len(truth)), truth], MIN_PROBABILITY, 1))
-
-
-def compute_brier_scores(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return the squared error of each image, summed over classes (Brier 1950), shape (n,)."""
-    distance = np.array(probability, float)
-    distance[np.arange(len(truth)), truth] -= 1
-    return np.square(distance, out=distance).sum(axis=1)
 
 
 def _validate_inputs(truth: np.ndarray, probability: np.ndarray, n_classes: int) -> None:

@@ -72,7 +72,7 @@ def check_before_training(folder: Path, manifest: pd.DataFrame, *, reuse_audit: 
         manifest_checks = {row["check"] for row in rows}
         rows += [row for row in read_findings(audit_folder) if row["check"] not in manifest_checks]
         content["reused_audit"] = {"folder": audit_folder.name, "date": date}
-        log.info("findings of the audit in %s of %s are reused (--no-reuse-audit ignores it)", audit_folder, date)
+        log.info("findings of the audit in %s of %s are reused (`reuse_audit=False` ignores it)", audit_folder, date)
     write_json(folder / "audit.json", content)
 
 

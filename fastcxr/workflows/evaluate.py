@@ -122,7 +122,7 @@ def drop_overlap(manifest: pd.DataFrame, overlap: pd.DataFrame, output_dir: Outp
         problem = (
             f"all {len(manifest):,} images overlap with images that the model was trained or selected on ({counts})"
         )
-        raise DataError(problem, "Pass images of other patients, or --keep-overlap", code="E314")
+        raise DataError(problem, "Pass images of other patients, or `keep_overlap=True`", code="E314")
     if len(fitted):
         matches = fitted.assign(file=manifest["file"]).itertuples()
         output_dir.write_skipped([make_overlap_error(match) for match in matches], manifest)

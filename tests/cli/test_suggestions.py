@@ -142,7 +142,7 @@ def test_files_that_are_no_images_are_skipped_and_counted_by_predict(call, finis
     (tmp_path / "new" / "labels.csv").write_text("path,label")
     done = call("predict", finished[0], "new", where=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "skipped 2 files in new that are not images by name and content: README.txt, labels.csv" in done.stderr
+    assert "skipped 2 files that are not images by name and content in new: README.txt, labels.csv" in done.stderr
     assert [line.split(",")[1] for line in done.stdout.splitlines()[1:]] == ["scan"]
     assert re_count(done.stderr) == 1
     (tmp_path / "new" / "page.png").write_text("<html>404</html>")

@@ -16,7 +16,8 @@ import pytest
 
 import fastcxr
 import fastcxr.cli.main  # noqa: F401  registers the commands
-from fastcxr.cli.app import app, run_to_exit_code
+from fastcxr.cli.app import app
+from fastcxr.cli.output import run_to_exit_code
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

@@ -163,4 +163,4 @@ def test_lp_ft_falls_back_to_full_with_random_weights(toy_manifest, caplog):
     caplog.set_level(logging.WARNING, "fastcxr")
     assert train(learner, recipe).history["stage"].tolist() == ["all"]
     assert "needs pretrained weights" in caplog.text and "falling back to full" in caplog.text
-    assert type(find_head(learner.model)) is torch.nn.Linear
+    assert isinstance(find_head(learner.model), torch.nn.Linear)

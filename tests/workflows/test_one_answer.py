@@ -10,7 +10,7 @@ from toy_images import write_toys
 
 from fastcxr import explain
 from fastcxr.cli import models as cli
-from fastcxr.cli.app import PARTIAL_EXIT_CODE
+from fastcxr.cli.output import PARTIAL_EXIT_CODE
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.image_table import make_image_table
 from fastcxr.inference import predict as module

@@ -239,7 +239,8 @@ def command(toys, tmp_path, monkeypatch, capfd):
 def test_a_signal_prints_how_to_resume_and_the_same_command_resumes(command, uninterrupted):
     code, out, err = command(*WORDS, stop_after=4)
     assert (code, out) == (143, "")
-    assert err.splitlines()[-1] == (f"fastcxr: stopped by SIGTERM; resume with: fastcxr resume runs/toys-{NAME}-1")
+    resume = f"fastcxr resume runs/toys-{NAME}-1"
+    assert err.splitlines()[-1] == f"fastcxr: interrupted (stopped by SIGTERM); resume with: {resume}"
     code, out, err = command(*WORDS)
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "(started earlier)" in err
