@@ -86,7 +86,7 @@ def test_a_run_reuses_the_findings_of_an_audit_of_the_same_data(audited_recipe, 
     assert reused["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(reused)
     date = json.loads(Path("runs/audit-toys-1/run.json").read_text())["started"][:10]
     assert content["reused_audit"] == {"folder": "audit-toys-1", "date": date}
-    assert f"findings of the audit in runs/audit-toys-1 of {date} are reused (--no-reuse-audit" in caplog.text
+    assert f"findings of the audit in runs/audit-toys-1 of {date} are reused (`reuse_audit=False`" in caplog.text
     assert f"Folder: audit-toys-1. Date: {date}. It checked the same images" in text
     assert reused["edge"]["message"] in text and "Confounded: do not use these metrics" in text
 
