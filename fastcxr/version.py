@@ -1,3 +1,3 @@
 """Version number, in a file that the build reads without importing torch."""
 
-VERSION = "0.2.0"
+VERSION = "0.3.0.dev0"
