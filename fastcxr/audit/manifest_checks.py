@@ -78,8 +78,9 @@ def check_sources(manifest: pd.DataFrame) -> Finding:
     n_images = table.to_numpy().sum()
     source_accuracy, majority_accuracy = table.max(axis=1).sum() / n_images, table.sum().max() / n_images
     message = (
-        f"The most frequent class of each source is correct for {100 * source_accuracy:.1f} % of the images. "
-        f"The most frequent class overall is correct for {100 * majority_accuracy:.1f} %."
+        "Predicting the most frequent class of each source is correct for "
+        f"{100 * source_accuracy:.1f} % of the images. "
+        f"Predicting the most frequent class overall is correct for {100 * majority_accuracy:.1f} %."
     )
     make_finding = partial(make_finding, value=float(source_accuracy), chance_level=float(majority_accuracy))
     if not exclusive_labels:

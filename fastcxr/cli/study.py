@@ -195,7 +195,7 @@ def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_r
 def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[str], paper: PublishedMetrics) -> None:
     """Print measured and published metrics of all variants, critical notices, and skipped variants."""
     if skipped_variants:
-        print_line(f"skipped (need another number of --data): {', '.join(skipped_variants)}")
+        print_line(f"skipped, because they need another number of datasets (--data): {', '.join(skipped_variants)}")
     for table in compare_with_paper(run_dirs, paper) if run_dirs else ():
         console.print()
         print_table(console, table)

@@ -19,7 +19,7 @@ class Augmentation:
     do_flip: bool = option(False, help="random horizontal flips; flipped images show the heart on the wrong side")
     flip_vert: bool = option(False, help="with do_flip: random vertical flips too")
     quarter_turns: bool = option(
-        True, help="with flip_vert: rotations by 90 degrees too; without them each flip is drawn separately"
+        True, help="with flip_vert: rotations by 90 degrees too; off: independent horizontal and vertical flips"
     )
     max_rotate: float = option(7.0, help="largest rotation [degrees]", minimum=0)
     min_zoom: float = option(0.95, help="smallest zoom factor", minimum=0.01)
@@ -53,7 +53,7 @@ class Stage:
     scale: float = option(1.0, help="factor on the recipe's learning rate", minimum=0)
     layer_lr_ratio: float | None = option(
         None,
-        help="head rate over first-group rate, with geometric interpolation between them; default: the recipe's",
+        help="learning rate of the head divided by that of the stage's first group; default: the recipe's",
         minimum=1,
     )
     multiples: tuple[float, ...] | None = option(

@@ -71,7 +71,7 @@ class Recipe:
     )  # fmt: skip
     ignore_given_splits: bool = option(False, help="new splits instead of those in the dataset", group="Split")
     reuse_split: str | None = option(
-        None, help="run folder whose patients keep their splits", group="Split", is_path=True
+        None, help="earlier run folder; its patients get the same splits in this run", group="Split", is_path=True
     )
     folds: int = option(
         0, help="number of patient-grouped cross-validation folds; 0: one split", group="Split", common=True, minimum=0
@@ -132,8 +132,9 @@ class Recipe:
         group="Training", common=True, minimum=1e-12, alias="lr",
     )  # fmt: skip
     layer_lr_ratio: float = option(
-        1.0, help="head rate over first-group rate, with geometric interpolation between them, for strategies "
-        "lp_ft and full, and stages without a ratio; in Python, learning_rate=slice(1e-5, 1e-3) sets both",
+        1.0, help="learning rate of the head divided by that of the first layer group, with geometric interpolation "
+        "for the groups in between; for strategies lp_ft and full, and stages without a ratio; in Python, "
+        "learning_rate=slice(1e-5, 1e-3) sets both rates",
         group="Training", minimum=1,
     )  # fmt: skip
     lr_find_min: float = option(

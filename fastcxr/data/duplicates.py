@@ -98,8 +98,8 @@ def link_same_filenames(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame:
     pairs = [(first, i) for first, *others in linked for i in others]
     if pairs:
         counts = Counter(f"{inputs[i]} and {inputs[first]}" for first, i in pairs)
-        text = ("the same file name and image (cropped, resized or re-encoded) in %s: both images are kept, and count "
-                "as one patient (such as %s)")  # fmt: skip
+        text = ("the same file name and image (cropped, resized or re-encoded) in %s: both images are kept, and are "
+                "treated as images of one patient (such as %s)")  # fmt: skip
         log.warning(text, format_names(f"{names} ({n:,})" for names, n in counts.items()), rows["path"][pairs[0][1]])
     label, path = rows["label"], rows["path"]
     conflicts = [f"{path[a]} {label[a]} and {label[b]}" for a, b in pairs if label[a] != label[b]]

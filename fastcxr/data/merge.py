@@ -77,8 +77,8 @@ def scope_patient_ids(rows: pd.DataFrame) -> pd.DataFrame:
     is_local = ~is_global & ~is_unknown
     n_inputs = inputs[is_local].groupby(patient[is_local]).nunique()
     if len(shared := n_inputs.index[n_inputs > 1]):
-        text = ("%s patient identifiers are in more than one dataset (such as %s) and count as different people; if "
-                "they are the same people, pass one CSV of all images")  # fmt: skip
+        text = ("%s patient identifiers are in more than one dataset (such as %s) and are treated as different "
+                "patients. If they are the same patients, pass one CSV of all images")  # fmt: skip
         log.warning(text, f"{len(shared):,}", format_names(shared, 3))
     scoped = (inputs + ":" + patient).mask(is_unknown, OWN_PATIENT_PREFIX + inputs + "/" + rows["path"])
     return rows.assign(patient=to_text(patient.where(is_global, scoped)))

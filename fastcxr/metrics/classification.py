@@ -117,7 +117,8 @@ def _explain_undefined_metrics(confusion: np.ndarray, labels: list[str]) -> dict
     """Return, by dotted name, why a metric is None or does not include all classes."""
     support = confusion.sum(axis=1)
     absent = [label for label, n in zip(labels, support, strict=True) if n == 0]
-    reasons = {} if len(labels) > 2 else {"top2_accuracy": "two classes: the two most probable are always both of them"}
+    two_classes = "with two classes, the label is always among the two most probable"
+    reasons = {} if len(labels) > 2 else {"top2_accuracy": two_classes}
     if not support.any():
         all_names = ("accuracy", "balanced_accuracy", "top2_accuracy", *_MACRO_NAMES, *_MICRO_NAMES)
         reasons |= {name: reasons.get(name, "no image to measure in this split") for name in all_names}

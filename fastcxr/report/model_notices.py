@@ -64,7 +64,10 @@ def find_never_predicted_classes(record: RunRecord, metrics: Metrics) -> Found:
     if missed and len(predicted) > 1:
         sizes = join_names([f"{label} {n}" for label, n in missed.items()])
         text = f"In the {name_split(record.predictions.primary_split)}: {sizes}. None was detected."
-        yield f"{text} Accuracy hardly changes if such classes are small.", join_names(list(missed), "or")
+        yield (
+            f"{text} Accuracy can be high nevertheless, if these classes have few images.",
+            join_names(list(missed), "or"),
+        )
 
 
 def find_constant_folds(record: RunRecord, metrics: Metrics) -> Found:
@@ -118,7 +121,8 @@ def find_missing_external_test(record: RunRecord, metrics: Metrics) -> Found:
         return
     text = "The test images come from the sources of training. Run fastcxr evaluate RUN --data OTHER on external data."
     if record.table["source"].nunique() == 1:
-        text += " It is also unknown whether each class comes from a different place, which a model could learn."
+        text += " All images have the same source. "
+        text += "If each class came from a different hospital, the model could learn the hospital."
     yield (text,)
 
 

@@ -320,7 +320,7 @@ def load_to_gpu(image_cache: ImageCache, cache_rows: np.ndarray, device: torch.d
 def make_sampler_options(labels: pd.Series, recipe: Recipe) -> dict[str, Any]:
     """Return the ImageLoader options that sample training rows with these labels."""
     if recipe.class_weights == "balanced" and (recipe.sampler == "weighted" or recipe.oversample):
-        log.warning("rare classes are favored twice: by class weights in the loss and by the sampler")
+        log.warning("rare classes get more weight twice, by `class_weights` and by sampling. Fix: Omit one of them")
     if recipe.sampler == "weighted":
         # reciprocal class counts: all classes are equally likely
         return {"weights": (1 / labels.map(labels.value_counts())).tolist()}

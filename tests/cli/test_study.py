@@ -266,7 +266,8 @@ def test_bolhassani_has_variants_for_one_and_for_two_datasets(tmp_path, capfd, t
     extra = [variant for variant in recipes if variant.endswith("_covid")]
     assert run_script(script, ["--all", *one, "--out", str(tmp_path / "out")]) == 0
     assert trained == [variant for variant in recipes if variant not in extra]
-    assert f"skipped (need another number of --data): {', '.join(extra)}" in capfd.readouterr().err
+    skipped = f"skipped, because they need another number of datasets (--data): {', '.join(extra)}"
+    assert skipped in capfd.readouterr().err
     trained.clear()
     assert run_script(script, ["--all", *two, "--out", str(tmp_path / "out")]) == 0
     assert trained == extra

@@ -66,7 +66,7 @@ def test_equal_identifiers_in_two_sources_are_different_patients(tmp_path, caplo
     manifest = read_manifest([tmp_path / "a" / "t.csv", tmp_path / "b" / "t.csv"], filter=("label=c,n",))
     assert manifest["patient"].tolist() == ["t:13", "t:14", "t:15", "t-2:13", "t-2:14", "t-2:15"]
     assert "3 patient identifiers are in more than one dataset (such as 13, 14, 15)" in caplog.text
-    assert "if they are the same people, pass one CSV of all images" in caplog.text
+    assert "If they are the same patients, pass one CSV of all images" in caplog.text
 
 
 def test_file_names_of_public_collections_identify_a_patient_in_all_sources(tmp_path):
@@ -225,7 +225,7 @@ def test_a_crop_with_a_distinctive_name_is_linked_to_the_patient_of_the_original
     manifest = read_manifest([other, cohen]).set_index("path")
     assert manifest["patient"]["SARS/nejmc2001573_F1a.jpg"] == "cohen:9"
     assert "the same file name and image (cropped, resized or re-encoded) in cohen and other (1)" in caplog.text
-    assert "both images are kept, and count as one patient" in caplog.text
+    assert "both images are kept, and are treated as images of one patient" in caplog.text
 
 
 def test_a_resized_image_is_linked_even_if_its_name_is_a_counter(tmp_path):

@@ -97,4 +97,4 @@ def test_oversampling_is_logged(uneven, caplog):
 @pytest.mark.parametrize("recipe", [WEIGHTED, OVERSAMPLE])
 def test_sampling_together_with_class_weights_is_warned_of(uneven, caplog, recipe):
     make_loaders(uneven, recipe.replace(class_weights="balanced"))
-    assert "rare classes are favored twice" in caplog.text
+    assert "rare classes get more weight twice" in caplog.text

@@ -74,7 +74,7 @@ def _find_or_create(name: str, shape: tuple[int, ...]) -> tuple[np.ndarray | Non
     first_level = logging.WARNING if read_cache_limit() else logging.INFO
     for open_cache, level, text in (
         (user_cache, first_level, "features are not cached for the next run: %s"),
-        (temporary_cache, logging.WARNING, "features are in memory: no temporary file (%s)"),
+        (temporary_cache, logging.WARNING, "no temporary file can be created (%s): features are kept in memory"),
     ):
         try:
             cache = open_cache()

@@ -138,7 +138,7 @@ def open_image_cache(
         (
             temporary_cache,
             logging.WARNING,
-            "every image is decoded each time it is used, which is slow: no temporary file (%s)",
+            "no temporary file can be created (%s): every image is decoded each time it is used, which is slow",
         ),
     ):
         try:

@@ -108,7 +108,7 @@ def assert_in_memory(caplog, temporary: Path, text: str) -> None:
         assert not isinstance(array, np.memmap)
         array[:] = 1
     assert_not_cached(caplog, text)
-    assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"] and "are in memory" in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING", "WARNING"] and "are kept in memory" in caplog.text
     assert list(temporary.glob("*/features/*")) == []
 
 
