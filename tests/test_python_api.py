@@ -99,3 +99,10 @@ def test_all_public_names_exist_and_no_others():
     with pytest.raises(AttributeError, match="no attribute 'fit'"):
         fastcxr.fit  # noqa: B018
     assert set(dir(fastcxr)) == set(fastcxr.__all__)
+
+
+def test_a_path_in_place_of_a_model_is_an_error_with_the_fix():
+    with pytest.raises(
+        fastcxr.FastcxrError, match=r"the model is the path runs/first, expected a model\. Pass load_model"
+    ):
+        fastcxr.predict("runs/first", ["image.png"])

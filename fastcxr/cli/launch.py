@@ -58,7 +58,8 @@ def print_run_result(folder: Path) -> int:
     run = shlex.quote(str(folder))
     compare_step = f"compare with another run: fastcxr compare {run} RUN"
     predict_step = f"classify images: fastcxr predict {run} IMAGES"
+    audit_step = "check for leakage and shortcuts: fastcxr audit, with the data options of this run"
     evaluate_step = f"test on other data: fastcxr evaluate {run} --data DATA"
     has_model = (folder / "model.safetensors").is_file()
-    print_next_steps(f"open {report}", *([predict_step, evaluate_step] if has_model else [compare_step]))
+    print_next_steps(f"open {report}", *([audit_step, predict_step, evaluate_step] if has_model else [compare_step]))
     return 0

@@ -255,12 +255,13 @@ class Recipe:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Recipe":
-        """Read the recipe.json of a run, or another file with the text of `to_json`.
+        """Read the recipe of a run folder, or a file with the text of `to_json`.
 
         Raises:
             ModelError: the file cannot be read, or has another format.
             RecipeError: an option is invalid.
         """
+        path = Path(path) / "recipe.json" if Path(path).is_dir() else Path(path)
         try:
             values = dict(read_json(path))
             if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):

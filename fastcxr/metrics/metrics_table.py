@@ -31,8 +31,8 @@ def make_metrics_table(
 ) -> pd.DataFrame:
     """Return a row for each metric, of all classes and of each class.
 
-    Columns class, metric, value, low, high (95 % confidence interval) and n_images. For the arguments see
-    confidence_intervals.
+    Columns class, metric, value, low, high (95 % confidence interval) and n_images: all images, or those with the
+    label of the row. For the arguments see confidence_intervals.
     """
     metrics = compute_metrics(truth, probability, labels)
     values = flatten(metrics)

@@ -84,9 +84,10 @@ class Predictions:
         """Return the metrics of every split with their 95 % confidence intervals, clustered by patient.
 
         Returns:
-            Columns split, class ("all classes" or a label), metric, value, low, high and n_images. A metric that is
-            undefined is NaN, as are the bounds of a metric without an interval. Each class is compared with the others;
-            auroc and average_precision of all classes are macro averages.
+            Columns split, class ("all classes" or a label), metric, value, low, high and n_images (all images of the
+            split, or those with the label of the row). A metric that is undefined is NaN, as are the bounds of a metric
+            without an interval. Each class is compared with the others; auroc and average_precision of all classes are
+            macro averages.
         """
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
         from fastcxr.metrics.metrics_table import make_metrics_table

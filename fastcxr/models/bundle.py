@@ -139,7 +139,9 @@ class Ensemble:
 
 
 def extract_classifier(learner: "Learner") -> Classifier:
-    """Return the classifier of a Learner whose loaders were made by make_loaders."""
+    """Return the classifier of a Learner whose loaders were made by make_loaders. Raise ModelError for a path."""
+    if isinstance(learner, str | Path):
+        raise ModelError(f"the model is the path {learner}, expected a model", "Pass load_model(path)")
     state, loaders_state = find_learner_state(learner), get_loaders_state(learner.dls)
     return Classifier(
         network=cast(nn.Module, learner.model),  # fastai has no type annotations

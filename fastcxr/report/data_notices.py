@@ -58,6 +58,15 @@ def find_kept_overlap(record: RunRecord, metrics: Metrics) -> Found:
         yield f"By reason: {format_reasons(counts)}. {text}", pluralize(sum(counts.values()), "image")
 
 
+def find_own_test_images(is_all: bool, record: RunRecord, metrics: Metrics) -> Found:
+    """Yield the number of images from the test split of the evaluated run; `is_all`: only if these are all images."""
+    counts = ((record.run.get("tested") or {}).get("overlap") or {}).get("test") or {}
+    n_own, n_images = sum(counts.values()), int((record.manifest["split"] == "test").sum())
+    if n_own and (n_own >= n_images) == is_all:
+        text = "They are not external data: the model was already evaluated on them."
+        yield f"By reason: {format_reasons(counts)}. {text}", pluralize(n_own, "image")
+
+
 def format_reasons(counts: Mapping[str, int]) -> str:
     """Return `same pixels 2, near-duplicate 78` for the numbers of images by reason of their overlap."""
     return ", ".join(f"{reason} {number:,}" for reason, number in counts.items())

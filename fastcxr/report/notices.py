@@ -50,6 +50,11 @@ LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "r
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
     Rule("critical", "Overlap with the training images of the model: {}", data.find_kept_overlap),
+    Rule(
+        "critical",
+        "No external images: all {} are in the test split of the run",
+        partial(data.find_own_test_images, True),
+    ),
     Rule("critical", "Implausibly high AUROC: check for shortcuts before reporting", model.find_implausible_auroc),
     Rule("critical", "The model predicts {} for all images", model.find_constant_predictions),
     Rule("critical", "All images of {} are predicted as {}", model.find_constant_folds),
@@ -57,6 +62,7 @@ RULES = (
     Rule("critical", "Patients shared between splits", data.find_shared_patients),
     Rule("critical", "No test split", data.find_missing_test_split),
     Rule("critical", "Neither test nor validation split", data.find_missing_held_out_split),
+    Rule("warning", "Images of the test split of the run: {}", partial(data.find_own_test_images, False)),
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
     *EXTERNAL_TESTS[:-1],
     Rule("warning", "The model was trained on data that failed a check", data.find_failed_training_checks),

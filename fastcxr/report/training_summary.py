@@ -78,6 +78,8 @@ def is_fit_only(record: RunRecord) -> bool:
 
 def describe_training(record: RunRecord) -> list[str]:
     """Return sentences on the strategy, on each stage that ran, and on the selection of the weights."""
+    if _get_choices(record.model).get("own_training"):
+        return ["Trained by own calls of fastai; history.csv has their epochs."]
     if len(record.folds):
         unit = "source" if record.recipe.get("leave_one_source_out") else "fold"
         text = f"One model per {unit}; the CLAIM.md of each {unit} lists the stages, learning rates and epochs."

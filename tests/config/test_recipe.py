@@ -40,6 +40,7 @@ def test_a_recipe_is_immutable_and_replace_returns_a_changed_one():
 def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
     (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     assert Recipe.from_json(tmp_path / "recipe.json") == recipe
+    assert Recipe.from_json(tmp_path) == recipe
 
 
 @pytest.mark.parametrize(

@@ -136,3 +136,10 @@ def test_the_checklist_does_not_claim_that_file_names_contain_no_names(tmp_path)
     assert "contains no patient names" not in text
     assert "File paths, labels, the columns referrer and identifiers of tables and file names are copied" in text
     assert "fastcxr does not check whether they contain names of persons" in text
+
+
+def test_a_training_by_own_calls_has_no_stages_of_the_recipe(tmp_path):
+    folder = build(tmp_path / "run", (("own", 2),), {"own_training": True, "learning_rates": []})
+    assert describe_training(read_run_record(folder)) == [
+        "Trained by own calls of fastai; history.csv has their epochs."
+    ]

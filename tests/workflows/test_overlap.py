@@ -137,7 +137,11 @@ def test_evaluate_leaves_out_or_keeps_resized_training_images_and_reports_them(t
         assert overlap == {"kept": keep_overlap, **counts}
         assert json.loads((folder / "metrics.json").read_text())["test"]["n_images"] == n_images
         assert (f"Overlap with the training images of the model: {n_fitted} images" in text) == keep_overlap
+        assert f"Images of the test split of the run: {30 - n_fitted} images" in text
         assert f"{n_fitted} images {'kept despite' if keep_overlap else 'left out because of'} overlap with" in text
+    write_chests(tmp_path / "same", range(30), save_resized_dicom)
+    text = evaluate(tmp_path / "run", Recipe(data=str(tmp_path / "same")), tmp_path / "own").read_text()
+    assert f"No external images: all {30 - n_fitted} images are in the test split of the run" in text
     skipped = pd.read_csv(tmp_path / "external-False" / "skipped.csv")
     assert len(skipped) == n_fitted
     assert skipped["reason"].str.contains("toys-0...png in the (?:train|valid) split of the run: near-duplicate").all()
