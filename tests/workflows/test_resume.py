@@ -299,7 +299,7 @@ def test_a_signal_before_training_leaves_no_folder(command, monkeypatch):
         patch.setattr("fastcxr.workflows.train.load_dataset", read)
         code, _, err = command(*WORDS, "--out", "mine")
     assert code == 130
-    assert err.splitlines()[-1].endswith("no training step is saved yet: repeat the command")
+    assert err.splitlines()[-1].endswith("No training step is saved yet: repeat the command")
     assert not Path("mine").exists()
 
 
