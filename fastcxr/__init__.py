@@ -6,6 +6,7 @@ write_report.
 
 import os
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'fastcxr' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    with warnings.catch_warnings():  # fastai calls torch.jit.script when it is imported
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

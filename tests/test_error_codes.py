@@ -84,5 +84,5 @@ def test_every_exit_code_is_listed_with_its_classes():
     for cls in classes:
         assert str(cls.exit_code) in texts
         assert cls is errors.FastcxrError or f"`{cls.__name__}`" in texts[str(cls.exit_code)]
-    assert {str(output.PARTIAL_EXIT_CODE), str(output.DATA_ERROR_EXIT_CODE), str(output.USAGE_EXIT_CODE)} <= set(texts)
+    assert {str(output.PARTIAL_EXIT_CODE), str(output.DATA_ERROR_EXIT_CODE)} <= set(texts)
     assert str(output.INTERRUPTED_EXIT_CODE) in section

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +108,13 @@ def test_a_path_in_place_of_a_model_is_an_error_with_the_fix():
         fastcxr.FastcxrError, match=r"the model is the path runs/first, expected a model\. Pass load_model"
     ):
         fastcxr.predict("runs/first", ["image.png"])
+
+
+def test_no_deprecation_of_a_library_is_shown_when_a_name_is_used_and_other_warnings_are(tmp_path):
+    code = (
+        "import warnings; warnings.simplefilter('error', FutureWarning); before = list(warnings.filters)\n"
+        "import fastcxr; [getattr(fastcxr, name) for name in fastcxr.__all__]\n"
+        "print('fastai' in __import__('sys').modules, warnings.filters == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.stdout, done.stderr) == ("True True\n", "")

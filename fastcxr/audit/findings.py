@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
+FILE_FIX = "Convert the original files of all classes in the same way, or collect them in the same way."
 VERDICT_ORDER = {"FAIL": 0, "WARN": 1, "PASS": 2}
 
 

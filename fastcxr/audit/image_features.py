@@ -51,7 +51,7 @@ def extract_features(files: list[str], progress: Progress, depths: Sequence[int 
     thumbnails = np.empty((len(files), THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), np.uint8)
     trimmed_thumbnails, histogram = np.empty_like(thumbnails), np.empty((len(files), N_HISTOGRAM_BINS))
     metadata, depths = [], depths or [None] * len(files)
-    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "reading images") as bar:
+    with ThreadPoolExecutor(count_cpus()) as pool, progress.bar(len(files), "extracting image features") as bar:
         for start in range(0, len(files), ROWS):
             batch = slice(start, start + ROWS)
             for row, image_features in enumerate(pool.map(_extract_image_features, files[batch], depths[batch]), start):

@@ -8,7 +8,7 @@ from fastcxr.audit.findings import Finding, format_count
 from fastcxr.data.duplicates import hash_files
 
 MIN_SPLIT_IMAGES = 20  # images of a class in a split: one image changes the sensitivity by 5 percentage points
-EXCLUSIVE_SOURCE_FRACTION = 0.99  # fraction of a class's images from sources with no other class
+EXCLUSIVE_FRACTION = 0.9  # of the images of a class: the property alone has an AUROC of .95 or more
 MAX_SHOWN_GROUPS = 12  # groups of images in one finding
 
 
@@ -73,8 +73,7 @@ def check_sources(manifest: pd.DataFrame) -> Finding:
     if len(table) < 2:
         message = "All images have the same source: sources cannot be compared or used as external test sets."
         return make_finding(verdict="PASS", message=message)
-    exclusive_fraction = table.loc[(table > 0).sum(axis=1) == 1].sum() / table.sum()
-    exclusive_labels = [str(name) for name, share in exclusive_fraction.items() if share >= EXCLUSIVE_SOURCE_FRACTION]
+    exclusive_labels = list(find_exclusive_classes(manifest.assign(images=1), "source"))
     n_images = table.to_numpy().sum()
     source_accuracy, majority_accuracy = table.max(axis=1).sum() / n_images, table.sum().max() / n_images
     message = (
@@ -87,6 +86,30 @@ def check_sources(manifest: pd.DataFrame) -> Finding:
         return make_finding(verdict="PASS", message=message)
     explanation, fix = _explain_source_leak(exclusive_labels, is_all=len(exclusive_labels) == table.shape[1])
     return make_finding(verdict="FAIL", message=f"{explanation} {message}", fix=fix)
+
+
+def find_exclusive_classes(
+    table: pd.DataFrame, column: str, *, single_value_only: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Return the classes that a property identifies: images with values that no other class has, and all images.
+
+    This rule holds for sources, and in the report for file types and image sizes.
+
+    Args:
+        table: columns label, `column` (values of the property) and images (number of images with this value).
+        column: name of the property.
+        single_value_only: for a property that varies within every class, such as the image size: whether the class or
+            all other classes together must have a single value.
+    """
+    counts = {str(label): rows.groupby(column)["images"].sum() for label, rows in table.groupby("label")}
+    exclusive = {}
+    for label, values in counts.items():
+        others = {value for other, found in counts.items() if other != label for value in found.index}
+        n_images, n_exclusive = int(values.sum()), int(values[~values.index.isin(others)].sum())
+        is_exclusive = others and n_exclusive >= EXCLUSIVE_FRACTION * n_images
+        if is_exclusive and (not single_value_only or 1 in (len(values), len(others))):
+            exclusive[label] = n_exclusive, n_images
+    return exclusive
 
 
 def _explain_source_leak(exclusive_labels: list[str], is_all: bool) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fastcxr.audit.findings import Finding, Verdict
+from fastcxr.audit.findings import FILE_FIX, Finding, Verdict
 from fastcxr.audit.probe_models import SEED, score_indicators
 from fastcxr.data.demographics import find_demographic_column, has_value, parse_age, parse_sex
 
@@ -29,7 +29,7 @@ PATIENT_ATTRIBUTES = {
     "sex": ("Sex", ["sex"]),
 }
 FIXES = {
-    "file": "Convert the original files of all classes in the same way, or collect them in the same way.",
+    "file": FILE_FIX,
     "person": "Select patients and devices with the same distribution in all classes.",
 }
 

@@ -95,8 +95,11 @@ def _convert_strategy(type_: type, tokens: Sequence[Token]) -> Any:
 TRAIN_FIELDS = list_options(Recipe, *GROUPS)
 DATA_FIELDS = list_options(Recipe, "Data")
 # describe and audit list unreadable images, and show a single split
-INSPECT_FIELDS = list_options(
-    Recipe, "Data", "Split", without=("skip_bad", "folds", "fold", "leave_one_source_out", "test_source")
+DESCRIBE_FIELDS = (
+    *list_options(
+        Recipe, "Data", "Split", without=("skip_bad", "folds", "fold", "leave_one_source_out", "test_source")
+    ),
+    "seed",
 )
 
 if TYPE_CHECKING:  # each class has some of the fields of Recipe
@@ -107,7 +110,7 @@ if TYPE_CHECKING:  # each class has some of the fields of Recipe
     EvaluateOptions = Recipe
 else:
     TrainOptions = make_options_class("TrainOptions", *TRAIN_FIELDS, common_panel=True)
-    DescribeOptions = make_options_class("DescribeOptions", *INSPECT_FIELDS, "seed")
+    DescribeOptions = make_options_class("DescribeOptions", *DESCRIBE_FIELDS)
     PackOptions = make_options_class("PackOptions", *list_options(Recipe, "Data", without=["data"]), "seed")
     ScoutOptions = make_options_class(
         "ScoutOptions", *DATA_FIELDS, "split", "image_size", "seed", "device", "precision"
@@ -119,7 +122,6 @@ def inspect_data(inspect: Callable[..., Path], command: str, options: DescribeOp
     """Describe or audit a dataset in a new folder and return the path of the page."""
     recipe = set_default_data(Recipe(**asdict(options)))
     folder = out or find_next_run_dir(f"{command}-{make_data_name(recipe.data)}")
-    print_line(f"folder: {folder}")
     return inspect(recipe, folder, TerminalProgress(console), command=shlex.join(["fastcxr", *sys.argv[1:]]))
 
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from fastcxr.cli.app import DATASETS, DescribeOptions, PackOptions, app, inspect_data
+from fastcxr.cli.option_names import format_options
 from fastcxr.cli.output import (
     DATA_ERROR_EXIT_CODE,
     PARTIAL_EXIT_CODE,
     console,
+    make_open_step,
     print_line,
     print_next_steps,
     print_result,
@@ -23,8 +25,11 @@ from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import join_names
 from fastcxr.progress.terminal import TerminalProgress
 
-# the path of the data is not repeated: it may contain the name of a patient
-TRAIN_STEP = "train: fastcxr train --data DATA"
+AUDIT_REUSED = "fastcxr train shows these findings if images, labels, splits and patients are the same"
+AUDIT_NOT_REUSED = (
+    "fastcxr train does not show these findings: it searches the folders in runs/ only. Leave out --out, or pass "
+    "--out runs/NAME"
+)
 
 
 @app.command(group=DATASETS, synonym=COMMAND_SYNONYMS["describe"])
@@ -45,7 +50,9 @@ def describe(
     page = inspect_data(describe_data, "describe", options, out)
     document = show_dataset(console, page.parent)
     print_result(page, {"folder": page.parent, "report": page, **document})
-    print_next_steps(f"open {page}", "check for leakage and shortcuts: fastcxr audit --data DATA", TRAIN_STEP)
+    data_options = format_options(vars(options))
+    audit_step = f"check for leakage and shortcuts: fastcxr audit {data_options}"
+    print_next_steps(make_open_step(page), audit_step, f"train: fastcxr train {data_options}")
     return PARTIAL_EXIT_CODE if document["unreadable"] else 0
 
 
@@ -63,13 +70,16 @@ def audit(
         folder to create; default: runs/audit-DATA-NUMBER
     """
     from fastcxr.workflows.audit import audit as audit_data
+    from fastcxr.workflows.audit import is_reusable_audit
 
     page = inspect_data(audit_data, "audit", options, out)
     findings = show_findings(console, page.parent)
     failed = [finding for finding in findings if finding["verdict"] == "FAIL"]
     print_result(page, {"folder": page.parent, "report": page, "passed": not failed, "findings": findings})
-    steps = [*list_remedies(failed), "or " + TRAIN_STEP + ' --waive-audit "REASON"'] if failed else [TRAIN_STEP]
-    print_next_steps(f"open {page}", *steps)
+    train_step = f"train: fastcxr train {format_options(vars(options))}".rstrip()
+    steps = [*list_remedies(failed), f'or {train_step} --waive-audit "REASON"'] if failed else [train_step]
+    print_next_steps(make_open_step(page), *steps)
+    print_line(AUDIT_REUSED if is_reusable_audit(page.parent) else AUDIT_NOT_REUSED)
     return DATA_ERROR_EXIT_CODE if failed else 0
 
 

@@ -5,8 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcxr.cli.app import set_default_data
-from fastcxr.cli.output import console, print_line, print_next_steps, print_result, print_warning
+from fastcxr.cli.app import DESCRIBE_FIELDS, set_default_data
+from fastcxr.cli.option_names import format_options
+from fastcxr.cli.output import (
+    console,
+    make_error,
+    make_open_step,
+    print_error,
+    print_line,
+    print_next_steps,
+    print_result,
+    print_warning,
+)
 from fastcxr.cli.tables import show_headline
 from fastcxr.config.recipe import Recipe
 from fastcxr.io.files import read_json
@@ -23,10 +33,10 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
     with silence_logging():  # report an invalid dataset before torch takes seconds to load
         detect_datasets(recipe.data or (), recipe.data_format)
     from fastcxr.workflows.cross_validate import cross_validate
+    from fastcxr.workflows.run_state import is_finished
     from fastcxr.workflows.train import run
 
-    recipe_file = folder / "recipe.json"
-    print_line(f"run folder: {folder}" + (" (started earlier)" if recipe_file.exists() else ""))
+    was_finished = is_finished(folder)
     run_recipe = cross_validate if recipe.is_multi_run else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     mirror_option = ["--checkpoint-mirror", str(mirror)] if mirror else []
@@ -36,11 +46,21 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
         with handle_signals(lambda line: print_warning(f"fastcxr: {line}"), resume_command):
             run_recipe(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
     except Interrupted as interrupted:
-        has_state = recipe_file.exists()
-        fix = f"resume with: {resume_command}" if has_state else "no training step is saved yet: repeat the command"
-        print_warning(f"fastcxr: interrupted ({interrupted}); {fix}")
-        return interrupted.exit_code
-    return print_run_result(folder)
+        has_state = (folder / "recipe.json").exists()
+        fix = f"Resume with: {resume_command}" if has_state else "No training step is saved yet: repeat the command"
+        return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
+    if was_finished:  # the log message of the run names its report
+        print_result(folder / "report.html", describe_run(folder))
+        return 0
+    return print_run_result(folder, recipe)
+
+
+def print_finished_run(folder: Path) -> int:
+    """Print that the run is finished, with the path of its report."""
+    report = folder / "report.html"
+    print_line(f"this run is finished: {report}")
+    print_result(report, describe_run(folder))
+    return 0
 
 
 def describe_run(folder: Path | None) -> dict[str, Any] | None:
@@ -50,16 +70,23 @@ def describe_run(folder: Path | None) -> dict[str, Any] | None:
     return {"folder": folder, "report": folder / "report.html", "metrics": read_json(folder / "metrics.json")}
 
 
-def print_run_result(folder: Path) -> int:
-    """Print the headline and the path of the report of a finished run, and what to do next."""
+def print_run_result(folder: Path, recipe: Recipe | None = None) -> int:
+    """Print the headline and the path of the report of a finished run, and what to do next.
+
+    `recipe`: the recipe with full paths; without it the next steps have a placeholder for the data.
+    """
     report = folder / "report.html"
     show_headline(console, folder)
     print_result(report, describe_run(folder))
     run = shlex.quote(str(folder))
-    compare_step = f"compare with another run: fastcxr compare {run} RUN"
-    predict_step = f"classify images: fastcxr predict {run} IMAGES"
-    audit_step = "check for leakage and shortcuts: fastcxr audit, with the data options of this run"
-    evaluate_step = f"test on other data: fastcxr evaluate {run} --data DATA"
-    has_model = (folder / "model.safetensors").is_file()
-    print_next_steps(f"open {report}", *([audit_step, predict_step, evaluate_step] if has_model else [compare_step]))
+    if (folder / "model.safetensors").is_file():
+        audited = {name: getattr(recipe, name) for name in DESCRIBE_FIELDS} if recipe else None
+        steps = [
+            f"check for leakage and shortcuts: fastcxr audit {format_options(audited)}",
+            f"classify images: fastcxr predict {run} IMAGES",
+            f"test on other data: fastcxr evaluate {run} --data DATA",
+        ]
+    else:
+        steps = [f"compare with another run: fastcxr compare {run} RUN"]
+    print_next_steps(make_open_step(report), *steps)
     return 0

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,6 +13,7 @@ from fastcxr.cli.output import (
     PARTIAL_EXIT_CODE,
     console,
     is_json,
+    make_open_step,
     print_line,
     print_next_steps,
     print_result,
@@ -24,6 +25,9 @@ from fastcxr.cli.tables import show_cache
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
+
+if TYPE_CHECKING:
+    from fastcxr.metrics.predictions import Predictions
 
 
 @app.command(
@@ -62,19 +66,16 @@ def predict(
     """
     from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict as predict_table
-    from fastcxr.metrics.predictions import write_predictions
-    from fastcxr.metrics.thresholds import apply_thresholds, find_ood_rows
+    from fastcxr.metrics.thresholds import apply_thresholds
     from fastcxr.models.bundle import load_model
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
-    if engine == "openvino":
-        if device not in ("auto", "cpu"):
-            raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
-        device = "cpu"
-    classifier = load_model(folder, precision=precision, device=device)
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
+    classifier = load_model(folder, precision=precision, device="cpu" if engine == "openvino" else device)
     table = make_image_table(images, log_names=not hash_names)
     print_line(f"precision: {classifier.dtype_and_device}")
     if engine == "openvino":
@@ -82,17 +83,26 @@ def predict(
 
         classifier = model_to_openvino(classifier)
     predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
-    predictions = apply_thresholds(predicted, classifier.thresholds)
+    return write_and_print_predictions(
+        apply_thresholds(predicted, classifier.thresholds), csv, has_ood_detector=classifier.has_ood_detector
+    )
+
+
+def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *, has_ood_detector: bool) -> int:
+    """Write the CSV, print errors and numbers of images, and return the exit code."""
+    from fastcxr.metrics.predictions import write_predictions
+    from fastcxr.metrics.thresholds import find_ood_rows
+
     if csv or not is_json():
         write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
         print_warning(f"{row['path']}: {row['error']}")
     n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
-    n_classified = len(table) - n_unreadable - n_ood
+    n_classified = len(predictions.table) - n_unreadable - n_ood
     summary = f"{pluralize(n_classified, 'image')} classified, {n_unreadable:,} unreadable"
     ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
-    print_line(summary + (ood_text if classifier.has_ood_detector else "; this model has no OOD detector"))
+    print_line(summary + (ood_text if has_ood_detector else "; this model has no OOD detector"))
     counts = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
     print_result(None, counts | {"predictions": to_json_rows(predictions.table)})
     return PARTIAL_EXIT_CODE if n_unreadable else 0
@@ -144,7 +154,7 @@ def explain(
     print_line(f"{pluralize(len(table) - n_unreadable, 'image')} explained, {n_unreadable:,} unreadable")
     maps = to_json_rows(read_table(page.parent / "saliency.csv"))
     print_result(page, {"folder": page.parent, "report": page, "n_unreadable": n_unreadable, "maps": maps})
-    print_next_steps(f"open {page}")
+    print_next_steps(make_open_step(page))
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 

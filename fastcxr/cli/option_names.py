@@ -1,9 +1,11 @@
-"""Messages with options in the place of Python arguments."""
+"""Options as text: in the place of Python arguments in messages, and in the commands of the next steps."""
 
 import re
 import shlex
 from ast import literal_eval
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from fastcxr.config.recipe import Recipe
 
@@ -13,6 +15,8 @@ OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
     "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
     "keep_overlap": "keep_overlap",
 }  # fmt: skip
+DATA_PLACEHOLDER = "--data DATA ..."  # for the data options of a run
+MAX_OPTIONS_CHARACTERS = 200  # of the options in a next step
 
 
 def name_options(text: str) -> str:
@@ -24,14 +28,33 @@ def _name_option(match: re.Match) -> str:
     name, value_text = match.groups()
     if name not in OPTION_BY_ARGUMENT:
         return match[0]
-    option = "--" + OPTION_BY_ARGUMENT[name].replace("_", "-")
+    name = OPTION_BY_ARGUMENT[name]
     try:
-        value = literal_eval(value_text or "None")
+        return _format_option(name, literal_eval(value_text or "None"))
     except (SyntaxError, ValueError):  # a placeholder, such as FILE
-        return f"{option} {value_text}"
+        return f"{_format_option(name, None)} {value_text}"
+
+
+def format_options(values: Mapping[str, Any] | None) -> str:
+    """Return the options of train with these values, quoted for a shell; options with their default are left out.
+
+    A placeholder is returned for unknown values (None) and for a text that is too long to be read in a line.
+    """
+    if values is None:
+        return DATA_PLACEHOLDER
+    defaults = vars(Recipe())
+    changed = {name: value for name, value in values.items() if value not in (defaults[name], None)}
+    text = " ".join(_format_option(name, value) for name, value in changed.items())
+    return text if len(text) <= MAX_OPTIONS_CHARACTERS else DATA_PLACEHOLDER
+
+
+def _format_option(name: str, value: Any) -> str:
+    """Return the option with its value; None: the option alone."""
+    option = "--" + name.replace("_", "-")
     if value is None or value is True:
         return option
     if value is False:
         return option.replace("--", "--no-", 1)
-    values = value if isinstance(value, list) else [value]
-    return " ".join(f"{option} {shlex.quote(str(one))}" for one in values)
+    values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    # after a space, a value that starts with a dash would be another option
+    return " ".join(f"{option}{'=' if one.startswith('-') else ' '}{shlex.quote(one)}" for one in values)

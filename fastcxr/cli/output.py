@@ -1,11 +1,12 @@
 """Output of all commands: options, one result on standard output, all other lines on standard error and in a log file.
 
-Standard output has the result only: a path, a table, or with --json one JSON document.
+Standard output has the result only: a path, a table, or with --json one JSON document, also after an error.
 """
 
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -20,11 +21,11 @@ from rich.console import Console
 
 from fastcxr.cli.option_names import name_options
 from fastcxr.cli.suggestions import describe_usage_error
-from fastcxr.errors import FastcxrError, OutputError, RecipeError
+from fastcxr.errors import BadImagesError, FastcxrError, OutputError, RecipeError
 from fastcxr.progress.base import log_to
 from fastcxr.progress.terminal import LINE_LOG, ConsoleMessages, print_alert, print_plain
 
-USAGE_EXIT_CODE, INTERRUPTED_EXIT_CODE = 64, 130  # sysexits, and 128 + SIGINT
+INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
 console = Console(stderr=True)  # with --quiet it shows only warnings and errors
 
@@ -39,7 +40,7 @@ class OutputOptions:
     verbose: bool = False
     "also warnings of libraries, and the traceback of an error"
     json: bool = False
-    "result as one JSON document on standard output"
+    "result or error as one JSON document on standard output"
     log_file: Path | None = None
     "file to which all messages are appended, each with its time"
 
@@ -59,6 +60,9 @@ _state = _State()
 
 def use_output_options(options: OutputOptions) -> None:
     """Turn on these options until the command ends. Raises OutputError for a log file that cannot be written."""
+    if options.json and not _state.as_json:
+        _state.as_json = True
+        _state.cleanup.enter_context(redirect_stdout(sys.stderr))  # what a library prints is not part of the document
     if options.quiet and options.verbose:
         raise RecipeError("--quiet and --verbose cannot be combined", "Leave one of them out")
     if options.quiet:
@@ -66,9 +70,6 @@ def use_output_options(options: OutputOptions) -> None:
     if options.verbose:
         _state.verbose = True
         warnings.filterwarnings("default")
-    if options.json and not _state.as_json:
-        _state.as_json = True
-        _state.cleanup.enter_context(redirect_stdout(sys.stderr))  # what a library prints is not part of the document
     if options.log_file:
         _open_log_file(options.log_file)
 
@@ -102,19 +103,24 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
     with warnings.catch_warnings(), _new_state():
         warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
         try:
-            with closing(ConsoleMessages(console, name_options)) as messages, log_to(messages):
-                exit_code = command() or 0
+            exit_code = _run_and_print_error(command)
             _write_json()
             return exit_code
-        except CycloptsError as error:
-            return print_error(describe_usage_error(error), USAGE_EXIT_CODE)
-        except FastcxrError as error:
-            return print_error(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            return print_error("interrupted", INTERRUPTED_EXIT_CODE)
         except BrokenPipeError:  # the program that reads the output, such as head, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+
+
+def _run_and_print_error(command: Callable[[], int | None]) -> int:
+    try:
+        with closing(ConsoleMessages(console, name_options)) as messages, log_to(messages):
+            return command() or 0
+    except CycloptsError as error:
+        return print_error(describe_usage_error(error))
+    except FastcxrError as error:
+        return print_error(error)
+    except KeyboardInterrupt:
+        return print_error(make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE))
 
 
 def _write_json() -> None:
@@ -146,18 +152,44 @@ def print_warning(line: str) -> None:
     print_alert(console, line)
 
 
-def print_error(message: str, exit_code: int) -> int:
-    """Print an error and return the exit code."""
+def print_error(error: FastcxrError, prefix: str = "") -> int:
+    """Print an error as a line, with --json also as the document of the command, and return the exit code."""
     if _state.verbose and sys.exc_info()[0]:
         print_alert(console, traceback.format_exc().rstrip(), None)
-    print_alert(console, f"fastcxr: {name_options(message)}", "bold red")
-    return exit_code
+    print_alert(console, f"fastcxr: {prefix}{name_options(str(error))}", "bold red")
+    if _state.as_json:
+        _state.result = {"error": _describe_error(error)}
+    return error.exit_code
+
+
+def _describe_error(error: FastcxrError) -> dict[str, Any]:
+    """Return the fields of an error; of unreadable images also those of each image."""
+    fields = {
+        "code": error.code,
+        "exit_code": error.exit_code,
+        "problem": name_options(error.problem),
+        "fix": name_options(error.fix),
+        "path": error.path,
+    }
+    return fields | ({"images": list(map(_describe_error, error.errors))} if isinstance(error, BadImagesError) else {})
+
+
+def make_error(problem: str, fix: str, exit_code: int) -> FastcxrError:
+    """Return an error with this exit code."""
+    error = FastcxrError(problem, fix)
+    error.exit_code = exit_code
+    return error
 
 
 def print_next_steps(*steps: str) -> None:
     """Print what to do next, one line per step."""
     for number, step in enumerate(steps):
         print_line(f"{'next:' if number == 0 else '     '} {step}")
+
+
+def make_open_step(page: Path) -> str:
+    """Return the next step that opens a page."""
+    return f"open {shlex.quote(str(page))}"
 
 
 def to_json_rows(table: Any) -> Sequence[dict[str, Any]]:

@@ -15,6 +15,7 @@ from fastcxr.cli.output import (
     DATA_ERROR_EXIT_CODE,
     console,
     is_json,
+    make_open_step,
     print_line,
     print_next_steps,
     print_result,
@@ -129,7 +130,7 @@ def compare(*runs: Path, out: Path | None = None) -> int:
     folder = out or find_next_run_dir("compare")
     page = compare_runs(runs, folder)
     print_result(page, {"folder": folder, "report": page} | show_comparison(console, folder))
-    print_next_steps(f"open {page}")
+    print_next_steps(make_open_step(page))
     return 0
 
 

@@ -165,7 +165,7 @@ def run_all_variants(
             skipped_variants.append(variant)
         except FastcxrError as error:
             run_dirs[variant] = None
-            exit_codes.append(print_error(f"{variant}: {error}", error.exit_code))
+            exit_codes.append(print_error(error, f"{variant}: "))
     show_study(run_dirs, skipped_variants, paper)
     print_result(None, {"variants": {v: describe_run(run_dir) for v, run_dir in run_dirs.items()}})
     return exit_codes[0] if exit_codes else 0

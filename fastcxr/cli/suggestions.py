@@ -1,7 +1,9 @@
 """Errors of the command line with a suggestion: by the meaning of a word first, then by its spelling."""
 
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 
 from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
@@ -65,18 +67,19 @@ COMMAND_SYNONYMS = {
 }
 
 
-def describe_usage_error(error: CycloptsError) -> str:
-    """Return the text of an error of the command line, with a fix."""
+def describe_usage_error(error: CycloptsError) -> RecipeError:
+    """Return the error of an invalid command line with a fix."""
     if isinstance(error, UnknownOptionError):
         option = (error.token.keyword or error.token.value).partition("=")[0]
         names = [name for argument in error.argument_collection if argument.parse for name in argument.names]
-        return f"unknown option {option}. {suggest_option(option, [*names, *OUTPUT_OPTIONS])}"
+        return RecipeError(f"unknown option {option}", suggest_option(option, [*names, *OUTPUT_OPTIONS]))
     if isinstance(error, UnusedCliTokensError):
-        return _describe_unused_tokens(error.unused_tokens or [], has_data=_has_data_option(error))
+        return _describe_unused_tokens(error)
+    problem, _, fix = str(error).partition(". ")
     has_options = any(token.startswith("--") for token in error.root_input_tokens or ())
     if isinstance(error, MissingArgumentError) and has_options:
-        return f"{str(error).rstrip('.')}. Place it before the options, which take all values up to the next option"
-    return str(error)
+        fix = "Place it before the options, which take all values up to the next option"
+    return RecipeError(problem.rstrip("."), fix or "List the arguments and options with --help")
 
 
 def suggest_option(option: str, names: Iterable[str]) -> str:
@@ -91,18 +94,25 @@ def suggest_option(option: str, names: Iterable[str]) -> str:
     return f"Did you mean {spellings[close[0]]}?" if close else "List the options with --help"
 
 
-def _describe_unused_tokens(tokens: list[str], has_data: bool) -> str:
-    paths = [token for token in tokens if is_path(token)]
-    if paths and has_data:
-        return f"no option takes {', '.join(map(repr, tokens))}. Did you mean --data {' '.join(paths)}?"
-    return f"no option takes {', '.join(map(repr, tokens))}. Place a value after its option: --classes Normal Virus"
+def _describe_unused_tokens(error: UnusedCliTokensError) -> RecipeError:
+    unused, names = error.unused_tokens or [], _list_option_names(error)
+    problem, paths = f"no option takes {', '.join(map(repr, unused))}", list(filter(is_path, unused))
+    if "--backbone" in names:
+        command, *words = takewhile(lambda token: not token.startswith("-"), error.root_input_tokens or ("",))
+        data, others = list(filter(is_path, words)), [word for word in words if not is_path(word)]
+        if words and words[0] in data and len(others) == 1:
+            fix = f"Did you mean: {command} {others[0]} --data {shlex.join(data)}?"
+            return RecipeError(f"{words[0]} is not a backbone", fix)
+    if paths and "--data" in names:
+        return RecipeError(problem, f"Did you mean --data {shlex.join(paths)}?")
+    return RecipeError(problem, "Place a value after its option: --classes Normal Virus")
 
 
-def _has_data_option(error: CycloptsError) -> bool:
-    return bool(error.app) and any(
-        "--data" in argument.names
-        for argument in error.app.assemble_argument_collection()  # pyright: ignore[reportOptionalMemberAccess]
-    )
+def _list_option_names(error: CycloptsError) -> set[str]:
+    if not error.app:
+        return set()
+    arguments = error.app.assemble_argument_collection()  # pyright: ignore[reportOptionalMemberAccess]
+    return {name for argument in arguments for name in argument.names}
 
 
 def is_path(text: str) -> bool:
@@ -126,4 +136,4 @@ def reject_path_as_backbone(name: str) -> None:
     try:
         find_backbone(name, "none")
     except RecipeError as error:
-        raise RecipeError(f"{name} is not a backbone", f"Did you mean --data {name}?") from error
+        raise RecipeError(f"{name} is not a backbone", f"Did you mean --data {shlex.quote(name)}?") from error

@@ -17,13 +17,15 @@ from fastcxr.cli.app import (
     list_numbered_run_dirs,
     set_default_data,
 )
-from fastcxr.cli.launch import print_run_result, start_training
-from fastcxr.cli.output import console, print_line, print_next_steps, print_result, to_json_rows
+from fastcxr.cli.launch import print_finished_run, start_training
+from fastcxr.cli.option_names import format_options
+from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, to_json_rows
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.io.formats import is_unfinished, reject_other_format
+from fastcxr.io.lock import reject_locked
 from fastcxr.progress.terminal import TerminalProgress
 
 
@@ -63,6 +65,7 @@ def train(
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
     resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
     if out and not resume and is_unfinished(out):
+        reject_locked(out)
         raise OutputError("the folder holds an interrupted run", "Choose another --out, or remove the folder", path=out)
     return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
 
@@ -85,8 +88,7 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
         raise InputMissingError("runs/ holds no unfinished run", "Pass a run folder after resume")
     reject_other_format(folder)
     if is_finished(folder):  # before its recipe is read, whose paths are redacted
-        print_line(f"this run is finished: {folder / 'report.html'}")
-        return print_run_result(folder)
+        return print_finished_run(folder)
     return start_training(read_run_config(folder), folder, checkpoint_mirror)
 
 
@@ -131,12 +133,14 @@ def scout(
         reject_path_as_backbone(name)
     recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
-    candidates = backbones or DEFAULT_BACKBONES
-    table = scout_backbones(recipe, candidates, parse_weights(weights), folder, TerminalProgress(console))
+    candidates, weights_files = backbones or DEFAULT_BACKBONES, parse_weights(weights)
+    table = scout_backbones(recipe, candidates, weights_files, folder, TerminalProgress(console))
     show_scout_table(console, table)
     figure = folder / "scout.svg"
     print_result(figure, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})
     if table["auroc"].notna().any():
-        train_step = f"train the best: fastcxr train {table['backbone'].iloc[0]} --data DATA"
-        print_next_steps(f"open {figure}", train_step)
+        best = table["backbone"].iloc[0]
+        values = vars(options) | {"weights": weights_files.get(best, "pretrained")}
+        train_step = f"train the best: fastcxr train {best} {format_options(values)}"
+        print_next_steps(make_open_step(figure), train_step)
     return 0

@@ -73,9 +73,9 @@ class Explainer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SaliencyMap:
-    """Positive evidence for one class (`label`) in one image.
+    """Positive evidence for one class of the model (`class_name`) in one image; a label of the image is not used.
 
-    predicted, in_distribution, probability (of `label`): as in the row of `predict` for this image; an
+    predicted, in_distribution, probability (of `class_name`): as in the row of `predict` for this image; an
     out-of-distribution image has no predicted class, and in_distribution is empty without a detector. image: the input
     of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class logit, at least 0,
     same shape. failure_reason: why the map is withheld. error: why the image could not be read; the fields after `path`
@@ -85,7 +85,7 @@ class SaliencyMap:
     source: str
     path: str
     predicted: str = ""
-    label: str = ""
+    class_name: str = ""
     probability: float = float("nan")
     in_distribution: str = ""
     image: np.ndarray | None = None
@@ -117,7 +117,7 @@ class SaliencyMap:
     def to_row(self) -> dict[str, str | float]:
         """Return one row of saliency.csv."""
         return {
-            "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.label,
+            "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.class_name,
             "probability": self.probability, "border_share": self.border_share, "note": self.note, "error": self.error,
             IN_DISTRIBUTION_COLUMN: self.in_distribution,
         }  # fmt: skip
@@ -297,7 +297,7 @@ def _explain_images(
     for (row, probability), image, row_classes in zip(predicted_rows, images, classes, strict=True):
         yield [
             SaliencyMap(
-                source=row["source"], path=row["path"], predicted=row["predicted"], label=labels[k],
+                source=row["source"], path=row["path"], predicted=row["predicted"], class_name=labels[k],
                 probability=float(probability[k]), in_distribution=row.get(IN_DISTRIBUTION_COLUMN, ""),
                 image=image, saliency=next(maps), failure_reason=explainer.failure_reason,
             )
@@ -326,8 +326,8 @@ def compute_border_share(saliency: np.ndarray) -> float:
 
 def _make_card_html(saliency_map: SaliencyMap) -> str:
     caption, image_html = saliency_map.path, ""
-    if saliency_map.label:
-        caption += f": {saliency_map.label} {saliency_map.probability:.3f}"
+    if saliency_map.class_name:
+        caption += f": {saliency_map.class_name} {saliency_map.probability:.3f}"
     if saliency_map.in_distribution == "no":
         caption += " (out-of-distribution: no predicted class)"
     if saliency_map.image is not None and saliency_map.normalized is not None:

@@ -66,14 +66,24 @@ def is_locked(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def reject_locked(folder: Path) -> None:
+    """Raise BusyError if a running process owns the folder."""
+    if is_locked(folder):
+        raise _make_busy_error(folder)
+
+
+def _make_busy_error(folder: Path) -> BusyError:
+    fix = "Wait until it ends, or choose another `folder`"
+    return BusyError(f"{_read_owner(folder)} is writing into this folder", fix, path=folder)
+
+
 def _acquire_lock(folder: Path) -> int:
     """Lock the lock file, write the id of this process into it and return its descriptor."""
     while True:
         descriptor = _open_file(folder)
         try:
             if not _lock(descriptor):
-                fix = "Wait until it ends, or choose another `folder`"
-                raise BusyError(f"process {_read_owner(descriptor)} is writing into this folder", fix, path=folder)
+                raise _make_busy_error(folder)
         except BusyError:
             os.close(descriptor)
             raise
@@ -137,6 +147,14 @@ def _write_owner(descriptor: int) -> None:
     os.write(descriptor, f"{'':{OWNER_OFFSET}}{os.getpid():<{OWNER_BYTES}}".encode())
 
 
-def _read_owner(descriptor: int) -> str:
-    os.lseek(descriptor, OWNER_OFFSET, os.SEEK_SET)
-    return os.read(descriptor, OWNER_BYTES).decode(errors="replace").strip() or "another"
+def _read_owner(folder: Path) -> str:
+    try:
+        descriptor = os.open(folder / LOCK_FILE_NAME, os.O_RDONLY)
+    except OSError:  # removed in the meantime
+        return "another process"
+    try:
+        os.lseek(descriptor, OWNER_OFFSET, os.SEEK_SET)
+        process_id = os.read(descriptor, OWNER_BYTES).decode(errors="replace").strip()
+    finally:
+        os.close(descriptor)
+    return f"process {process_id}" if process_id else "another process"

@@ -21,6 +21,9 @@ class Progress:
         """Show a bar of `total` steps, labelled `text`, for the length of the block."""
         yield Bar()
 
+    def output_folder(self, line: str) -> None:
+        """Show the line with the output folder, once data and options are valid."""
+
     def epoch(self, row: dict[str, Any]) -> None:
         """Show a finished epoch; `row` is its row of history.csv."""
 

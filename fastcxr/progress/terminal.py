@@ -63,7 +63,7 @@ class TerminalProgress(Progress):
     """Progress on a rich console, which should write to standard error: standard output is for results."""
 
     def __init__(self, console: Console):
-        self.console, self.header_shown = console, False
+        self.console, self.header_shown, self.folder_shown = console, False, False
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
@@ -76,6 +76,12 @@ class TerminalProgress(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with RichProgress(*columns, console=self.console, transient=True) as rich_progress:
             yield _LiveBar(rich_progress, rich_progress.add_task(text, total=total))
+
+    def output_folder(self, line: str) -> None:
+        """Print the line of the first folder: the others are inside it, such as those of the folds."""
+        if not self.folder_shown:
+            print_plain(self.console, line)
+            self.folder_shown = True
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print a line of the table of epochs; a star marks each new best epoch."""

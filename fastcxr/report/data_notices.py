@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pandas as pd
-
+from fastcxr.audit.findings import FILE_FIX
+from fastcxr.audit.manifest_checks import find_exclusive_classes
 from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import get_primary_metrics
@@ -17,7 +17,11 @@ from fastcxr.report.run_reader import DatasetRecord, RunRecord
 Found = Iterator[tuple[str, ...]]  # text, names in the title
 Metrics = Mapping[str, Any]
 MIN_CLASS_IMAGES = 20  # below it one image moves the sensitivity of the class by more than five points
-EXCLUSIVE_FRACTION = 0.9  # share of a class that no other class resembles in source, file type or image size
+EXCLUSIVE_ATTRIBUTES = {  # with the check of the audit that includes them, and the fix
+    "source": ("sources", "Add images of all classes from the same sources."),
+    "file type": ("kind", FILE_FIX),
+    "image size": ("size", FILE_FIX),
+}
 
 
 def name_split(split: str | None) -> str:
@@ -31,14 +35,14 @@ def is_image_level(record: DatasetRecord) -> bool:
 
 
 def find_failed_checks(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield each failed check of the audit."""
+    """Yield each failed check of the data."""
     if not record.recipe.get("waive_audit"):
-        yield from ((f"{row['message']} {row['fix']}",) for row in _get_failed_checks(record))
+        yield from ((f"{row['message']} {row['fix']}",) for row in list_failed_checks(record))
 
 
 def find_accepted_confounding(record: RunRecord, metrics: Metrics) -> Found:
     """Yield the failed checks that the user accepted, with the reason."""
-    failed, reason = _get_failed_checks(record), record.recipe.get("waive_audit")
+    failed, reason = list_failed_checks(record), record.recipe.get("waive_audit")
     if failed and reason:
         yield (f"{join_names([row['title'] for row in failed])} failed. Reason given: {reason}",)
 
@@ -157,37 +161,41 @@ def merge_repeated_messages(record: DatasetRecord) -> list[dict[str, str]]:
 
 def find_shortcuts(record: DatasetRecord, metrics: Metrics) -> Found:
     """Yield the classes that source, file type or image size separate from all other classes."""
+    for attribute, text in _describe_exclusive_classes(record).items():
+        yield text, attribute
+
+
+def list_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
+    """Return title, message and fix of each failed check of the audit, and of the file properties of the run.
+
+    Training does not check the file properties that the audit checks; they are known when the images are measured.
+    """
+    failed = [row for row in record.findings if row["verdict"] == "FAIL"]
+    names, rows = {row["check"] for row in failed}, []
+    for attribute, text in _describe_exclusive_classes(record).items():
+        check, fix = EXCLUSIVE_ATTRIBUTES[attribute]
+        if check not in names:
+            rows.append({"title": f"{attribute.capitalize()} and class", "message": text, "fix": fix})
+    # an image-level split has its own rule
+    return [row for row in failed if row["check"] != "patients"] + rows
+
+
+def _describe_exclusive_classes(record: DatasetRecord) -> dict[str, str]:
+    """Return a sentence for each attribute that separates a class from all other classes."""
     files, images = record.files, record.table.assign(images=1)
     sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
-    # sizes that vary within every class separate nothing: one side must have a single size
-    exclusive_classes = {
-        "source": _find_exclusive_classes(images, "source"),
-        "file type": _find_exclusive_classes(files, "kind"),
-        "image size": _find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
+    found = {
+        "source": find_exclusive_classes(images, "source"),
+        "file type": find_exclusive_classes(files, "kind"),
+        "image size": find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
     }
-    if any(row["check"] == "sources" and row["verdict"] == "FAIL" for row in getattr(record, "findings", ())):
-        del exclusive_classes["source"]  # the notice of the failed check reports it
-    for attribute, classes in exclusive_classes.items():
+    texts = {}
+    for attribute, classes in found.items():
+        names = join_names([f"{label} ({n:,} of {pluralize(n_all, 'image')})" for label, (n, n_all) in classes.items()])
         if classes:
-            text = f"No other class has the {attribute} of {join_names(classes)}. "
-            yield f"{text}A model may learn the {attribute} instead of the disease.", attribute
-
-
-def _find_exclusive_classes(table: pd.DataFrame, column: str, *, single_value_only: bool = False) -> list[str]:
-    counts = {str(label): rows.groupby(column)["images"].sum() for label, rows in table.groupby("label")}
-    exclusive_classes = []
-    for label, values in counts.items():
-        others = {value for other, found in counts.items() if other != label for value in found.index}
-        n_images, n_exclusive = int(values.sum()), int(values[~values.index.isin(others)].sum())
-        is_exclusive = others and n_exclusive >= EXCLUSIVE_FRACTION * n_images
-        if is_exclusive and (not single_value_only or 1 in (len(values), len(others))):
-            exclusive_classes.append(f"{label} ({n_exclusive:,} of {pluralize(n_images, 'image')})")
-    return exclusive_classes
-
-
-def _get_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
-    # an image-level split has its own rule
-    return [row for row in record.findings if row["verdict"] == "FAIL" and row["check"] != "patients"]
+            text = f"No other class has the {attribute} of {names}. "
+            texts[attribute] = f"{text}A model may learn the {attribute} instead of the disease."
+    return texts
 
 
 def _get_split_origins(record: DatasetRecord) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
-from fastcxr.report.data_notices import Found, Metrics, name_split
+from fastcxr.report.data_notices import Found, Metrics, list_failed_checks, merge_repeated_messages, name_split
 from fastcxr.report.headline import get_primary_metrics
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 
@@ -27,7 +27,7 @@ LARGE, UNCERTAIN, SMALL, SIMILAR, NOT_COMPARABLE = "large", "uncertain", "small"
 def find_implausible_auroc(record: RunRecord, metrics: Metrics) -> Found:
     """Yield an AUROC that is too high for a model without external test."""
     auroc = (get_primary_metrics(record, metrics).get("auroc") or {}).get("macro")
-    has_failed_check = any(row["verdict"] == "FAIL" for row in record.findings)
+    has_failed_check = any(row["verdict"] == "FAIL" for row in record.findings) or list_failed_checks(record)
     if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("external_drop") or has_failed_check:
         return
     single_source_text = (
@@ -173,9 +173,17 @@ def find_images_without_map(record: RunRecord | SaliencyMaps, metrics: Metrics) 
 
 
 def find_failed_lr_searches(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield the default rate of each stage for which the learning rate finder found none."""
+    """Yield the default rate of each stage for which the learning rate finder found none.
+
+    A stage with a logged warning is omitted. The report of a training in Python has no log messages of the training.
+    """
     rates = (record.model.get("choices") or {}).get("learning_rates") or []
-    failed = [row for row in rates if isinstance(row, dict) and row.get("found") is False]
+    logged = " ".join(message["text"] for message in merge_repeated_messages(record))
+    failed = [
+        row
+        for row in rates
+        if isinstance(row, dict) and row.get("found") is False and str(row.get("reason")) not in logged
+    ]
     # a rate set by the user also has found = False
     if failed and record.recipe.get("learning_rate") == "find":
         stages = [f"{row.get('stage')} used {row.get('rate'):g} ({row.get('reason')})" for row in failed]

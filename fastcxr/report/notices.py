@@ -49,6 +49,7 @@ EXTERNAL_TESTS = (
 LOGGED_WARNING = Rule("warning", "Logged warning", data.find_logged_warnings, "report describe")
 RULES = (
     Rule("critical", "Confounded: do not use these metrics", data.find_failed_checks),
+    Rule("critical", "Shortcut: the {} predicts the class", data.find_shortcuts, "describe"),
     Rule("critical", "Overlap with the training images of the model: {}", data.find_kept_overlap),
     Rule(
         "critical",
@@ -71,7 +72,6 @@ RULES = (
     Rule("warning", "No {} of {}", data.find_absent_classes, "report describe"),
     Rule("warning", "Few images of a class", data.find_small_classes, "report describe"),
     Rule("warning", "The classes of model and predictions differ", model.find_class_mismatch),
-    Rule("warning", "Shortcut: the {} predicts the class", data.find_shortcuts, "report describe"),
     Rule("warning", "{} left out", data.find_skipped_images, "report describe audit"),
     Rule("warning", "Unreadable images in the evaluation", model.find_unreadable_images),
     LOGGED_WARNING,

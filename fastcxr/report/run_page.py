@@ -91,19 +91,9 @@ def render_report(record: RunRecord, metrics: dict[str, dict[str, Any]], svg_fig
 def _make_context(
     record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure]
 ) -> dict[str, Any]:
-    primary_split = record.predictions.primary_split
-    primary = metrics[primary_split] if primary_split else None
-    secondary_split = find_secondary_split(metrics)
-    if secondary_split not in metrics or (primary_split != "test" and secondary_split != INTERNAL_TEST):
-        secondary_split = None
-    splits = record.predictions.splits
-    all_notices = make_notices(record, metrics)
-    cards, labels = make_misclassified_cards(record), record.predictions.labels
-    return {
+    all_notices, cards = make_notices(record, metrics), make_misclassified_cards(record)
+    context = {
         "record": record,
-        "metrics": {split: metrics[split] for split in splits},
-        "primary_split": primary_split,
-        "secondary_split": secondary_split,
         "title": _make_title(record),
         "fitted_on": describe_fitted_on(record),
         "valid_predictions": describe_valid_predictions(record),
@@ -111,30 +101,45 @@ def _make_context(
         "training": describe_training(record),
         "is_fit_only": is_fit_only(record),
         "image_level": is_image_level(record),
-        "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
-        "intervals": describe_intervals(primary),
         "critical_notices": [n for n in all_notices if n.level == "critical"],
         "notices": [n for n in all_notices if n.level != "critical"],
         "messages": merge_repeated_messages(record),
         "cohort": make_dataset_context(record),
-        "classes": {split: make_class_rows(metrics[split]) for split in splits},
-        "calibration": make_calibration_rows(primary) if primary else [],
-        "thresholds": make_threshold_rows(primary) if primary else [],
-        "calibration_lines": make_calibration_line_rows(primary) if primary else [],
-        "reasons": {split: make_reason_rows(metrics[split]) for split in splits},
         "misclassified": cards,
         "has_maps": any(card["map"] for card in cards),
         "typical": make_saliency_cards(record.saliency_maps, "typical"),
         "border_shares": make_border_share_rows(record.saliency_maps),
         "sanity_check": describe_sanity_check(record.saliency_maps),
-        "n_misclassified": _count_misclassified(primary),
-        "confusions": make_confusion_rows(primary) if primary else [],
-        "drops": make_drop_rows(metrics.get("external_drop", {}), labels),
-        "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), labels),
         "folds": record.folds.to_dict("records"),
         "by_source": bool(record.recipe.get("leave_one_source_out")),
         "fold_summary": summarize_folds(record.folds),
         "lr_find_figures": [figure for name, figure in svg_figures.items() if name.startswith("learning_rate_")],
+    }
+    return context | _make_metrics_context(record, metrics)
+
+
+def _make_metrics_context(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    predictions = record.predictions
+    primary_split, splits, labels = predictions.primary_split, predictions.splits, predictions.labels
+    primary = metrics[primary_split] if primary_split else None
+    secondary_split = find_secondary_split(metrics)
+    if secondary_split not in metrics or (primary_split != "test" and secondary_split != INTERNAL_TEST):
+        secondary_split = None
+    return {
+        "metrics": {split: metrics[split] for split in splits},
+        "primary_split": primary_split,
+        "secondary_split": secondary_split,
+        "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
+        "intervals": describe_intervals(primary),
+        "classes": {split: make_class_rows(metrics[split]) for split in splits},
+        "calibration": make_calibration_rows(primary) if primary else [],
+        "thresholds": make_threshold_rows(primary) if primary else [],
+        "calibration_lines": make_calibration_line_rows(primary) if primary else [],
+        "reasons": {split: make_reason_rows(metrics[split]) for split in splits},
+        "n_misclassified": _count_misclassified(primary),
+        "confusions": make_confusion_rows(primary) if primary else [],
+        "drops": make_drop_rows(metrics.get("external_drop", {}), labels),
+        "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), labels),
     }
 
 

@@ -25,6 +25,7 @@ from fastcxr.workflows.load import assign_recipe_splits, load_dataset
 from fastcxr.workflows.run_dir import OutputDir, write_thumbnails
 
 log = logging.getLogger("fastcxr")
+AUDITS_DIR = Path("runs")  # training reuses the findings of the audits in this folder
 MAX_PROBE_IMAGES = 2000  # images that probes are fitted on
 
 
@@ -36,6 +37,7 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         manifest = assign_recipe_splits(load_dataset(recipe.replace(skip_bad=True), output_dir), recipe)
+        output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
         findings = run_checks(manifest, recipe.seed, output_dir)
         write_manifest(manifest, output_dir.folder / "manifest.csv")
@@ -76,9 +78,14 @@ def check_before_training(folder: Path, manifest: pd.DataFrame, *, reuse_audit: 
     write_json(folder / "audit.json", content)
 
 
-def find_audit(manifest: pd.DataFrame, runs: Path = Path("runs")) -> tuple[Path, str] | None:
+def is_reusable_audit(folder: Path) -> bool:
+    """Return whether the folder is one of those in which find_audit searches."""
+    return folder.resolve().parent == AUDITS_DIR.resolve()
+
+
+def find_audit(manifest: pd.DataFrame) -> tuple[Path, str] | None:
     """Return folder and date of the newest finished audit with the same files, labels, splits and patients, or None."""
-    reports = sorted(runs.glob("*/audit.html"), key=lambda page: page.stat().st_mtime, reverse=True)
+    reports = sorted(AUDITS_DIR.glob("*/audit.html"), key=lambda page: page.stat().st_mtime, reverse=True)
     fingerprint = manifest_fingerprint(manifest) if reports else ""
     for folder in (page.parent for page in reports):
         try:

@@ -69,6 +69,7 @@ def cross_validate(
     with directory_lock(run_dir.folder), log_once(SPLITS_IGNORED_MESSAGE, IMAGE_WARNING):
         (run_dir.folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # all pooled files are written again
         run_dir.setup()
+        run_dir.announce()
         run_folds(run_dir, folds, dataset, progress, mirror)
         return run_dir.finish()
 

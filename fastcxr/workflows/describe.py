@@ -28,6 +28,7 @@ def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = Non
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         manifest = load_dataset(recipe.replace(skip_bad=True), output_dir, Dataset(recipe, only_test=True))
         manifest = split_if_possible(manifest, recipe)
+        output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
         output_dir.write_dataset_tables(manifest)
         write_thumbnails(output_dir.folder, select_sample_images(manifest))

@@ -18,9 +18,11 @@ HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first tha
 def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
     """Return a row for each run in `parent`, the newest first.
 
-    Columns: run (path in `parent`), folder, state, split of the metrics, accuracy, auroc (macro) and date (ISO, local
-    time). A metric that the run does not have is None. State: finished, running, interrupted, folds n/m of an
-    interrupted cross-validation, or other version. Raises InputMissingError for a folder that does not exist.
+    Columns: run (path in `parent`), folder, state, split of the metrics, accuracy, auroc (macro) and date (start of the
+    run or of its last resumption, ISO, local time). A metric that the run does not have is None.
+
+    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, or other version. Raises
+    InputMissingError for a folder that does not exist.
     """
     parent = Path(parent)
     if not parent.is_dir():
@@ -40,7 +42,7 @@ def _describe_run(folder: Path, parent: Path) -> dict[str, Any]:
         "split": {OUT_OF_FOLD: "out of fold"}.get(split, split),
         "accuracy": metrics.get(split, {}).get("accuracy"),
         "auroc": auroc.get("macro") if isinstance(auroc, Mapping) else auroc,
-        "date": datetime.fromtimestamp(_find_time(folder)).isoformat(timespec="seconds"),
+        "date": _find_start(folder).isoformat(timespec="seconds"),
     }
 
 
@@ -65,6 +67,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _find_time(folder: Path) -> float:
-    files = [folder / name for name in ("metrics.json", "history.csv", "recipe.json")]
-    return next(file.stat().st_mtime for file in files if file.is_file())
+def _find_start(folder: Path) -> datetime:
+    """Return the start in run.json, as local time; before run.json is written, the time of recipe.json.
+
+    Not the time of another file: `report` writes most of them again.
+    """
+    try:
+        start = datetime.fromisoformat(_read_object(folder / "run.json").get("started", ""))
+    except (TypeError, ValueError):
+        start = datetime.fromtimestamp((folder / "recipe.json").stat().st_mtime)
+    return start.astimezone().replace(tzinfo=None)

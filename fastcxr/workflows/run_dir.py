@@ -23,7 +23,7 @@ from fastcxr.data.statistics import measure_images, sample_per_class
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.files import STATE_DIR, atomic_write, write_json
-from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock
+from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock, reject_locked
 from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.io.tables import escape_formulas
 from fastcxr.progress.base import Bar, Progress, log_to
@@ -73,6 +73,10 @@ class OutputDir(Progress):
             with suppress(OSError):  # a folder that is not empty stays
                 for directory in created:  # including runs/, which can be in the data folder
                     directory.rmdir()
+
+    def announce(self) -> None:
+        """Show the folder on the other display: data and options are valid, so that the folder will have files."""
+        self.progress.output_folder(f"folder: {self.folder}")
 
     def record_messages(self) -> AbstractContextManager[None]:
         """Record all messages of the package for the length of the block."""
@@ -139,7 +143,7 @@ class _MessageHandler(logging.Handler):
 
 
 def acquire_directory(folder: Path) -> None:
-    """Create an empty folder. Raise OutputError if it cannot be created or is not empty."""
+    """Create an empty folder. Raise OutputError if it cannot be created or is not empty, BusyError if it is in use."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         is_occupied = any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
@@ -147,6 +151,7 @@ def acquire_directory(folder: Path) -> None:
         problem = f"the folder cannot be created ({error.strerror})"
         raise OutputError(problem, "Choose another `folder`", path=folder) from error
     if is_occupied:
+        reject_locked(folder)
         raise OutputError("this folder is not empty", "Choose another `folder`, or remove it", path=folder)
 
 

@@ -12,7 +12,7 @@ from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import is_unfinished, reject_other_format
-from fastcxr.io.lock import is_locked
+from fastcxr.io.lock import is_locked, reject_locked
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
@@ -76,7 +76,10 @@ def read_run_config(folder: Path) -> Recipe:
 
 
 def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
-    """Create an empty folder, or accept one with a run of the same recipe; raise OutputError for any other folder."""
+    """Create an empty folder, or accept one with a run of the same recipe.
+
+    Raises BusyError for a folder that another process writes into, OutputError for any other folder.
+    """
     recipe_file = folder / "recipe.json"
     if not recipe_file.is_file():
         acquire_directory(folder)
@@ -84,6 +87,7 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
     saved, current = vars(redact_paths(Recipe.from_json(recipe_file))), vars(redact_paths(recipe))
     changed_fields = [name for name in current if saved[name] != current[name]]
     if changed_fields:
+        reject_locked(folder)
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)
         problem = f"the folder contains a run with a different recipe ({differences})"
         raise OutputError(problem, "Pass the original options, or choose another `folder`", path=folder)

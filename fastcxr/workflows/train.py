@@ -51,6 +51,7 @@ def run(
     with new_dir.open(progress or make_default_progress()) as run_dir:
         validate_model_options(recipe)
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
+        run_dir.announce()
         check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)
         run_dir.validate_dataset(loaders)

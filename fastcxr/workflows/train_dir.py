@@ -55,7 +55,7 @@ class RunDir(OutputDir):
         mirror: str | Path | None = None,
     ):
         super().__init__(folder, command)
-        self.recipe, self.resume = recipe, resume
+        self.recipe, self.resume, self.is_resumed = recipe, resume, False
         self.history_rows: list[dict[str, Any]] = []
         self.image_hashes: list[str] | None = None
         self.checkpoints = Checkpoints(self.folder / STATE_DIR, mirror)
@@ -63,9 +63,14 @@ class RunDir(OutputDir):
     def acquire(self) -> None:
         """Create the folder, or with `resume` accept one with a run of the same recipe. Raise OutputError otherwise."""
         if self.resume:
+            self.is_resumed = (self.folder / "recipe.json").is_file()
             acquire_or_resume(self.folder, self.recipe)
         else:
             super().acquire()
+
+    def announce(self) -> None:
+        """Show the folder on the other display, and whether it holds a run that is resumed."""
+        self.progress.output_folder(f"run folder: {self.folder}" + " (started earlier)" * self.is_resumed)
 
     def setup(self) -> None:
         """Write the recipe; restore the checkpoints from the mirror if the folder has none."""

@@ -1,9 +1,12 @@
 """Options of all commands: --quiet, --verbose, --json, --log-file; the last lines name the next step."""
 
 import json
+import os
 import re
+import shlex
 import shutil
 import signal
+from datetime import UTC, datetime
 from io import StringIO
 
 import pandas as pd
@@ -13,7 +16,8 @@ from rich.console import Console
 from toy_images import write_toys
 
 from fastcxr.cli.app import app
-from fastcxr.cli.data import list_remedies
+from fastcxr.cli.data import AUDIT_NOT_REUSED, AUDIT_REUSED, list_remedies
+from fastcxr.cli.option_names import DATA_PLACEHOLDER, format_options
 from fastcxr.cli.output import OutputOptions
 from fastcxr.cli.suggestions import OUTPUT_OPTIONS
 from fastcxr.cli.tables import show_comparison, show_scout_table
@@ -74,9 +78,44 @@ def test_the_json_of_predict_has_the_values_of_the_table(call, work):
     assert document["n_classified"] + document["n_ood"] == len(table)
 
 
-def test_an_error_with_json_leaves_standard_output_empty(call, tmp_path):
+def test_an_error_with_json_is_a_document_and_a_line(call, tmp_path):
     done = call("report", "nowhere", "--json", where=tmp_path)
-    assert (done.returncode, done.stdout) == (66, "")
+    assert done.returncode == 66
+    assert json.loads(done.stdout)["error"] == {
+        "code": "E304",
+        "exit_code": 66,
+        "problem": "the folder does not exist",
+        "fix": "Pass the folder of a finished run, such as runs/first",
+        "path": "nowhere",
+    }
+    assert "fastcxr: FCX-E304 nowhere: the folder does not exist. Pass the folder" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "fix"),
+    [
+        (["train", "--los", "focal"], 64, "Did you mean --loss?"),
+        (["train", "--epochs", "0"], 64, "Change epochs"),
+        (["trainn"], 64, 'Did you mean "train"?'),
+        (["list", "--quiet", "--verbose"], 64, "Leave one of them out"),
+        (["list", "--log-file", "no/log.txt"], 73, "Choose another --log-file"),
+        (["train", "--data", "toys", "--out", "toys"], 73, "Choose another --out, or remove it"),
+    ],
+)
+def test_every_kind_of_error_with_json_is_a_document(call, work, words, exit_code, fix):
+    done = call(*words, "--json", where=work)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["exit_code"]) == (exit_code, exit_code)
+    assert fix in error["fix"]
+
+
+def test_the_document_of_unreadable_images_lists_each_image(call, work):
+    (work / "toys" / "haze" / "broken.png").write_bytes(b"")
+    done = call(*TRAIN, "--data", "toys", "--json", where=work)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["exit_code"]) == (65, 65)
+    assert [(image["code"], image["path"]) for image in error["images"]] == [("E101", "haze/broken.png")]
+    assert "--skip-bad" in error["fix"]
 
 
 def test_quiet_hides_messages_and_shows_result_warnings_and_errors(call, work):
@@ -131,10 +170,68 @@ def test_the_help_of_every_command_shows_the_output_options(command):
 
 
 def test_the_last_lines_name_the_next_commands(call, work):
-    assert "next: open run/report.html" in call("report", "run", where=work).stderr
-    assert "fastcxr predict run IMAGES" in call("report", "run", where=work).stderr
-    shown = call("describe", "--data", "toys", "--out", "d", where=work).stderr
-    assert shown.splitlines()[-1].strip() == "train: fastcxr train --data DATA"
+    shown = call("report", "run", where=work).stderr
+    assert "next: open run/report.html" in shown
+    assert "fastcxr predict run IMAGES" in shown
+    assert "fastcxr audit --data DATA ..." in shown, "recipe.json has no full paths"
+
+
+def test_the_next_step_has_the_data_options_of_the_command_and_runs(call, work, monkeypatch):
+    (work / "toys").rename(work / "my toys")
+    options = ["--patient-regex", r"(\d+)_", "--classes", "haze", "clear", "--ignore-given-splits", "--seed", "7"]
+    shown = call("describe", "--data", "my toys", *options, "--out", "d", where=work).stderr
+    step = shown.splitlines()[-1].strip().removeprefix("train: fastcxr ")
+    expected = (
+        r"train --data 'my toys' --classes haze --classes clear --patient-regex '(\d+)_' --ignore-given-splits --seed 7"
+    )
+    assert step == expected
+    recipes = []
+    monkeypatch.setattr("fastcxr.cli.train.start_training", lambda recipe, *rest: recipes.append(recipe) or 0)
+    assert call(*shlex.split(step), where=work).returncode == 0
+    assert (recipes[0].data, recipes[0].classes, recipes[0].seed) == ("my toys", ("haze", "clear"), 7)
+    assert recipes[0].patient_regex == r"(\d+)_"
+
+
+def test_options_as_text_are_quoted_short_and_complete():
+    assert format_options({"data": None, "seed": 42, "folds": 0}) == ""
+    assert format_options({"patient_regex": "-(.)", "reuse_audit": False}) == "--patient-regex='-(.)' --no-reuse-audit"
+    assert format_options({"data": ("a" * 150, "b" * 150)}) == DATA_PLACEHOLDER == format_options(None)
+
+
+def test_training_ends_with_its_own_data_options(call, work):
+    done = call(*TRAIN, "--data", "toys", "--deduplicate", "--out", "new", where=work)
+    assert "fastcxr audit --data toys --deduplicate" in done.stderr
+
+
+@pytest.mark.parametrize(("out", "is_reused"), [("other", False), ("runs/mine", True)])
+def test_an_audit_states_whether_training_reuses_it(call, work, out, is_reused):
+    shown = call("audit", "--data", "toys", "--out", out, where=work).stderr.splitlines()[-1]
+    assert shown == (AUDIT_REUSED if is_reused else AUDIT_NOT_REUSED)
+    done = call(*TRAIN, "--data", "toys", "--out", "new", where=work)
+    assert ("findings of the audit in" in done.stderr) == is_reused
+
+
+def test_the_run_folder_is_printed_once_and_only_if_it_is_used(call, work):
+    (work / "toys" / "haze" / "broken.png").write_bytes(b"")
+    for words in (["--data", "nowhere"], ["--data", "toys"], ["--data", "toys", "--classes", "haze"]):
+        for command in (TRAIN, ["audit"]):
+            if command == TRAIN or "nowhere" in words:
+                done = call(*command, *words, "--out", "new", where=work)
+                assert done.returncode in (65, 66) and "folder: new" not in done.stderr
+    assert not (work / "new").exists()
+    done = call(*TRAIN, "--data", "toys", "--skip-bad", "--folds", "2", "--out", "new", where=work)
+    assert [line for line in done.stderr.splitlines() if line.startswith("run folder: ")] == ["run folder: new"]
+    assert done.stderr.count("reading images ...") == 1
+
+
+@pytest.mark.parametrize("words", [["resume", "run"], [*TRAIN, "--data", "toys", "--out", "run"]])
+def test_a_finished_run_is_one_line_without_its_table(call, work, words):
+    predict_train = ["--predict-train", "--batch-size", "8"] if words[0] == "train" else []
+    done = call(*words, *predict_train, where=work)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "this run is finished: run/report.html"
+    assert done.stdout.strip() == "run/report.html"
+    assert "AUROC" not in done.stderr
 
 
 def test_a_failed_audit_ends_with_the_remedies_each_once():
@@ -180,7 +277,7 @@ def test_an_interrupted_training_is_called_interrupted_and_names_resume(call, wo
     monkeypatch.setattr("fastcxr.workflows.train.make_learner", stop)
     done = call(*TRAIN, "--data", "toys", "--out", "new", where=work)
     assert done.returncode == 130
-    assert "interrupted (stopped by SIGINT); no training step is saved yet: repeat the command" in done.stderr
+    assert "interrupted (stopped by SIGINT). No training step is saved yet: repeat the command" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -206,6 +303,23 @@ def test_list_shows_state_metrics_and_the_command_that_resumes(call, work):
     assert states["new"].startswith("interrupted") and states["folds"] == "folds 1/5"
     assert states["run"].startswith("finished 0.")
     assert "fastcxr resume new" in done.stderr and "fastcxr resume folds" in done.stderr
+
+
+def test_the_date_of_a_run_is_its_start_also_after_a_new_report(call, work):
+    start = datetime.fromisoformat(read_json(work / "run" / "run.json")["started"]).astimezone()
+    old = work / "run" / "run.json"
+    old.write_text(json.dumps(read_json(old) | {"started": "2020-02-03T04:05:06+00:00"}))
+    expected = datetime(2020, 2, 3, 4, 5, 6, tzinfo=UTC).astimezone().strftime("%Y-%m-%dT%H:%M:%S")
+    assert start.year > 2020
+    for _ in range(2):
+        (run,) = json.loads(call("list", ".", "--json", where=work).stdout)
+        assert run["date"] == expected
+        call("report", "run", where=work)
+    for damaged in ("{}", '{"started": 3}', '{"started": "yesterday"}'):
+        old.write_text(damaged)
+        os.utime(work / "run" / "recipe.json", (0, 0))
+        (run,) = json.loads(call("list", ".", "--json", where=work).stdout)
+        assert run["date"] == datetime.fromtimestamp(0).isoformat(timespec="seconds")
 
 
 def test_list_reports_that_there_are_no_runs(call, tmp_path):

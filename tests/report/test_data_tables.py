@@ -64,9 +64,11 @@ def test_classes_of_equal_size_have_no_smallest_class(tmp_path):
     )
 
 
-def test_a_class_that_is_its_kind_of_file_is_a_warning(tmp_path):
+def test_a_class_that_is_its_kind_of_file_is_critical(tmp_path):
     record = describe(tmp_path, make_small_manifest("aabb"), [("a", "JPEG", 9, 9, 2), ("b", "PNG", 9, 9, 2)])
-    found = {notice.title: notice.text for notice in make_notices(record, page="describe") if notice.level == "warning"}
+    found = {
+        notice.title: notice.text for notice in make_notices(record, page="describe") if notice.level == "critical"
+    }
     assert list(found) == ["Shortcut: the file type predicts the class"]
     assert "of a (2 of 2 images) and b (2 of 2 images)." in found["Shortcut: the file type predicts the class"]
 
@@ -91,7 +93,7 @@ def test_only_classes_that_share_no_source_are_named(tmp_path, sources, apart):
         ([("a", 300, 200), ("a", 310, 200), ("b", 256, 250), ("b", 250, 250)], None),
     ],
 )
-def test_a_size_that_only_one_class_has_is_a_warning(tmp_path, sizes, expected):
+def test_a_size_that_only_one_class_has_is_reported(tmp_path, sizes, expected):
     files = [(label, "PNG", width, height, 1) for label, width, height in sizes]
     found = {
         notice.title: notice.text

@@ -340,6 +340,17 @@ def test_a_learning_rate_finder_without_a_result_is_a_warning(run_folder, tmp_pa
     (folder / "model.json").write_text(json.dumps(model))
     text = read_text(folder)
     assert "No learning rate found. head used 0.002 (the loss never fell)." in text
+    message = {"level": "warning", "text": "stage head: the loss never fell; the default learning rate 0.002 is used"}
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"messages": [message]}))
+    text = read_text(folder)
+    assert "Logged warning. stage head: the loss never fell" in text
+    assert "No learning rate found" not in text, "the logged warning states it"
+
+
+def test_a_class_name_is_shown_in_full(run_folder):
+    rules = re.findall(r"([^{}]*)\{([^{}]*)\}", (run_folder / "report.html").read_text())
+    assert not [selector for selector, style in rules if "text-overflow" in style]
 
 
 def test_an_empty_list_is_shown_as_not_set(tmp_path):

@@ -12,9 +12,10 @@ from PIL import Image
 from tiny_network import NAME
 from toy_images import write_toys
 
+from fastcxr.audit.manifest_checks import check_sources, find_exclusive_classes
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
-from fastcxr.report.data_notices import find_shortcuts
+from fastcxr.report.data_notices import find_accepted_confounding, find_failed_checks, list_failed_checks
 from fastcxr.workflows.audit import audit, check_before_training
 from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.train import run
@@ -163,12 +164,39 @@ def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
     assert "1 image left out" in page.read_text()
 
 
-def test_only_a_failed_check_of_sources_replaces_the_warning_about_sources():
+def make_record(findings, recipe=(), **files):
+    return SimpleNamespace(
+        findings=findings,
+        files=pd.DataFrame(files or {"label": [], "kind": [], "width": [], "height": [], "images": []}),
+        table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
+        recipe=dict(recipe),
+    )
+
+
+def test_only_a_failed_check_of_sources_replaces_the_notice_about_sources():
     for check, is_there in (("copies", True), ("sources", False)):
-        record = SimpleNamespace(
-            findings=[{"check": check, "verdict": "FAIL"}],
-            files=pd.DataFrame(columns=["label", "kind", "width", "height", "images"]),
-            table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
-        )
-        attributes = [attribute for _, attribute in find_shortcuts(record, {})]
-        assert ("source" in attributes) == is_there
+        record = make_record([{"check": check, "title": check, "verdict": "FAIL"}])
+        assert ("Source and class" in [row["title"] for row in list_failed_checks(record)]) == is_there
+
+
+@pytest.mark.parametrize("check", ["size", "patients"])
+def test_an_image_size_of_one_class_is_a_failed_check_with_and_without_an_audit(check):
+    sizes = {"label": ["a", "b"], "kind": ["PNG"] * 2, "width": [64, 90], "height": [64, 90], "images": [20, 20]}
+    reused = [{"check": check, "title": "Width and height", "verdict": "FAIL", "message": "AUROC 1.", "fix": ""}]
+    reused += [{"check": "sources", "title": "Sources", "verdict": "PASS"}]
+    record = make_record(reused, **sizes)
+    record.table = record.table.assign(source="s")
+    (text,) = [text for (text,) in find_failed_checks(record, {})]
+    assert ("No other class has the image size" in text) == (check != "size")
+    record.recipe = {"waive_audit": "measured"}
+    assert not list(find_failed_checks(record, {}))
+    ((accepted,),) = find_accepted_confounding(record, {})
+    assert "failed. Reason given: measured" in accepted
+
+
+@pytest.mark.parametrize(("n_exclusive", "verdict"), [(18, "FAIL"), (17, "PASS")])
+def test_nine_in_ten_images_from_exclusive_sources_fail(n_exclusive, verdict):
+    sources = ["own"] * n_exclusive + ["shared"] * (40 - n_exclusive)
+    manifest = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 20, "source": sources, "images": 1})
+    assert check_sources(manifest).verdict == verdict
+    assert bool(find_exclusive_classes(manifest, "source")) == (verdict == "FAIL")

@@ -240,13 +240,28 @@ def test_a_signal_prints_how_to_resume_and_the_same_command_resumes(command, uni
     code, out, err = command(*WORDS, stop_after=4)
     assert (code, out) == (143, "")
     resume = f"fastcxr resume runs/toys-{NAME}-1"
-    assert err.splitlines()[-1] == f"fastcxr: interrupted (stopped by SIGTERM); resume with: {resume}"
+    assert err.splitlines()[-1] == f"fastcxr: interrupted (stopped by SIGTERM). Resume with: {resume}"
     code, out, err = command(*WORDS)
     assert (code, out) == (0, f"runs/toys-{NAME}-1/report.html\n")
     assert "(started earlier)" in err
     models = [folder / "model.safetensors" for folder in (uninterrupted, Path(f"runs/toys-{NAME}-1"))]
     assert models[0].read_bytes() == models[1].read_bytes()
     assert command(*WORDS)[1] == f"runs/toys-{NAME}-2/report.html\n"  # the first is finished
+
+
+def test_a_folder_in_use_is_busy_before_its_first_checkpoint(command, recipe):
+    """The other process has written nothing, only its checkpoint folder, or a different recipe."""
+    for state in ("new", "started", "different"):
+        folder = Path(state)
+        (folder / "state").mkdir(parents=True) if state != "new" else folder.mkdir()
+        if state == "different":
+            (folder / "recipe.json").write_text(recipe.replace(epochs=7).to_json())
+        with directory_lock(folder):
+            for options in ([], ["--no-resume"]):
+                code, out, err = command(*WORDS, "--out", state, *options)
+                assert (code, out) == (75, ""), err
+                assert f"{state}: process {os.getpid()} is writing into this folder. Wait until it ends" in err
+            assert command("describe", *WORDS[2:4], "--out", state)[0] == 75
 
 
 def test_no_resume_starts_a_new_run_and_resume_takes_the_newest(command):
@@ -284,7 +299,7 @@ def test_a_signal_before_training_leaves_no_folder(command, monkeypatch):
         patch.setattr("fastcxr.workflows.train.load_dataset", read)
         code, _, err = command(*WORDS, "--out", "mine")
     assert code == 130
-    assert err.splitlines()[-1].endswith("no training step is saved yet: repeat the command")
+    assert err.splitlines()[-1].endswith("No training step is saved yet: repeat the command")
     assert not Path("mine").exists()
 
 
