@@ -305,7 +305,7 @@ def test_a_missing_script_or_one_without_recipes_is_rejected(tmp_path):
     [
         ("x = 1\nRECIPES = {", "line 2: SyntaxError: '{' was never closed"),
         ("import no_such_library", "line 1: ModuleNotFoundError: No module named 'no_such_library'"),
-        ("from fastcxr import Recipe\n\nRECIPES = {'a': Recipe(epoch=3)}", "line 3: TypeError: .*'epoch'"),
+        ("from fastcxr import Recipe\n\nRECIPES = {'a': Recipe(epoch=3)}", "line 3: Recipe has no option .*'epochs'"),
         ("from fastcxr import Recipe\nRECIPES = {'a': Recipe(epochs=0)}", "line 2: epochs is 0, .*Change epochs"),
         ("RECIPES = {'a': 1}", "variant 'a' is of type int. Make it a Recipe"),
     ],
