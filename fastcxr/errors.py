@@ -5,6 +5,7 @@ a code such as `E101`, which documentation and scripts can rely on.
 """
 
 from pathlib import Path
+from types import NoneType
 
 
 class FastcxrError(Exception):
@@ -34,6 +35,12 @@ def _rebuild_error(
 
 class RecipeError(FastcxrError, ValueError):
     """An invalid option: an unknown name, a number out of range, or two options that exclude each other."""
+
+    exit_code = 64
+
+
+class ArgumentTypeError(FastcxrError, TypeError):
+    """An argument of a Python function that has the wrong type."""
 
     exit_code = 64
 
@@ -101,3 +108,34 @@ class TrainingError(FastcxrError):
     """A training that cannot continue, such as a NaN or infinite loss."""
 
     exit_code = 65
+
+
+# where a value of the expected type comes from, by the name of the argument
+ARGUMENT_FIXES = {
+    "data": "Pass a folder, a CSV, a DataFrame or a packed file, or a list of them",
+    "loaders": "Pass the result of make_loaders(manifest, recipe), or fastai DataLoaders",
+    "learner": "Pass the result of make_learner(loaders, recipe)",
+    "manifest": "Pass the result of read_manifest(data)",
+    "model": "Pass a Learner or the result of load_model(folder)",
+    "path": "Pass the path of a file",
+    "predictions": "Pass the result of predict(model, images), or of read_predictions(path)",
+    "recipe": "Pass a Recipe, such as Recipe('resnet50', epochs=5)",
+    "run": "Pass the path of a run folder",
+    "recipes": "Pass a dict of variant names to recipes",
+    "runs": "Pass a list of run folders",
+    "source": "Pass the result of read_manifest(data), or a folder or a CSV",
+    "training": "Pass the result of train(learner, recipe), or leave it out",
+}
+
+
+def require_type(name: str, value: object, *types: type, fix: str | None = None) -> None:
+    """Raise ArgumentTypeError unless the value of this argument has one of the types; `str` and `Path` are paths."""
+    if not isinstance(value, types):
+        names = ["a path" if one is Path else one.__name__ for one in types if one not in (str, NoneType)]
+        raise make_type_error(name, value, " or ".join(names), fix)
+
+
+def make_type_error(name: str, value: object, expected: str, fix: str | None = None) -> ArgumentTypeError:
+    """Return the error for an argument of another type; by default the fix is that of the argument's name."""
+    problem = f"`{name}` is of type {type(value).__name__}, expected {expected}"
+    return ArgumentTypeError(problem, fix or ARGUMENT_FIXES.get(name, f"Pass the path of a {name}"))

@@ -2,7 +2,7 @@
 
 Command      python recipes/bolhassani2024.py PRFL --data CORONAHACK      (as downloaded; or --all)
              Only the variants ending in _covid use a second dataset: --data CORONAHACK --data COHEN. For the whole
-             study, run --all once with each: variants for another number of --data options are skipped
+             study, run --all once with each: variants for another number of datasets are skipped
 Data         Normal 1,575, Bacteria 2,778, Virus 1,494, COVID-19 82
 Paper        test accuracy, mean over epochs: PRCE 62.1 %, PRCW 80.2 %, PRFL 75.5 %, PDCXCE 80.0 %, PDCXFL 75.56 %, RCE
              71.11 %. The paper's second table repeats the first, so it has no result for the additional images. Class
@@ -76,7 +76,7 @@ EXTRA = {
 BINARY = {f"{variant}_binary": recipe.replace(classes=PNEUMONIA_CLASSES) for variant, recipe in FOUR_CLASSES.items()}
 
 RECIPES = FOUR_CLASSES | SAMPLED | EXTRA | BINARY
-# number of --data options per variant: only the _covid variants use images of the second dataset
+# number of datasets per variant: only the _covid variants use images of the second dataset
 SOURCES = {variant: 2 if variant in EXTRA else 1 for variant in RECIPES}
 
 PAPER = {

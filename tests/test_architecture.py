@@ -44,6 +44,7 @@ SHORT = {
     "models.devices": "devices and timing, used by all modules that compute",
     "metrics.display": "notebook display of predictions, without the metrics",
     "report.saliency_page": "one page, separate from the dataset pages, which load no scikit-learn",
+    "io.paths": "one check of named paths, shared by the readers of datasets and of images",
     "io.html": "escaping and tables for notebook displays of several packages",
 }
 

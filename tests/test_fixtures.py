@@ -12,10 +12,11 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import FastcxrError
 from fastcxr.io.files import compute_sha256, list_files, read_checksums
 from fastcxr.io.formats import is_unfinished
+from fastcxr.io.run_folders import list_runs
 from fastcxr.report.run_reader import read_dataset_record, read_run_record
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.workflows.cross_validate import cross_validate
-from fastcxr.workflows.run_state import find_resumable_run, is_finished, list_runs
+from fastcxr.workflows.run_state import find_resumable_run, is_finished
 from fastcxr.workflows.train import run
 
 FINISHED = Path(__file__).parent / "fixtures" / "run_0_1"

@@ -46,9 +46,10 @@ def predict(
 
     Columns are the probability of each class, the classes whose thresholds the image reaches, whether the image is
     out-of-distribution (in_distribution=no; no predicted class) or the prediction uncertain, and the warnings on the
-    image. uncertain=yes: out-of-distribution, highest probability below the abstention threshold, or thresholds of no
-    class or of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique
-    and never absolute: for one folder it is the path below it, else the path as given.
+    image. A model without a detector has no column in_distribution, and predicts a class for every image.
+    uncertain=yes: out-of-distribution, highest probability below the abstention threshold, or thresholds of no class or
+    of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique and never
+    absolute: for one folder it is the path below it, else the path as given.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *,
     n_classified = len(predictions.table) - n_unreadable - n_ood
     summary = f"{pluralize(n_classified, 'image')} classified, {n_unreadable:,} unreadable"
     ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
-    print_line(summary + (ood_text if has_ood_detector else "; this model has no OOD detector"))
+    print_line(summary + (ood_text if has_ood_detector else ""))
     counts = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
     print_result(None, counts | {"predictions": to_json_rows(predictions.table)})
     return PARTIAL_EXIT_CODE if n_unreadable else 0

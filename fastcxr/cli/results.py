@@ -26,9 +26,8 @@ from fastcxr.cli.tables import show_comparison, show_runs
 from fastcxr.config.recipe import Recipe, make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.run_folders import RUNS_DIR
 from fastcxr.progress.terminal import TerminalProgress
-
-RUNS_DIR = Path("runs")
 
 
 @app.command(name="list", group=RUNS, synonym=COMMAND_SYNONYMS["list"], usage="Usage: fastcxr list [FOLDER]")

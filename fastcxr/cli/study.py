@@ -23,27 +23,29 @@ from fastcxr.cli.output import (
 )
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
-from fastcxr.errors import FastcxrError, InputMissingError, RecipeError
+from fastcxr.errors import FastcxrError, InputMissingError, RecipeError, require_type
+from fastcxr.io.formatting import pluralize
 from fastcxr.progress.base import silence_logging
 from fastcxr.progress.terminal import print_table
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
-SourceCounts = Mapping[str, int]
+DatasetCounts = Mapping[str, int]
 
 
 def study_main(
-    recipes: Mapping[str, Recipe], paper: PublishedMetrics | None = None, source_counts: SourceCounts | None = None
+    recipes: Mapping[str, Recipe], paper: PublishedMetrics | None = None, dataset_counts: DatasetCounts | None = None
 ) -> None:
     """Run the command line of a recipe script, `SCRIPT VARIANT [options]` or `SCRIPT --all [options]`.
 
     Args:
         recipes: recipe of each variant.
         paper: published metrics of a variant, from 0 to 1: accuracy, auroc, or one of a class ("COVID-19 recall").
-        source_counts: number of --data that a variant needs; by default any number.
+        dataset_counts: number of datasets in --data that a variant needs; by default any number.
     """
+    require_type("recipes", recipes, Mapping)
     study = Path(sys.argv[0]).stem
-    sys.exit(run_to_exit_code(lambda: parse_and_run(study, recipes, paper or {}, sys.argv[1:], source_counts or {})))
+    sys.exit(run_to_exit_code(lambda: parse_and_run(study, recipes, paper or {}, sys.argv[1:], dataset_counts or {})))
 
 
 def run_script(script: Path, arguments: list[str]) -> int:
@@ -51,8 +53,8 @@ def run_script(script: Path, arguments: list[str]) -> int:
     if not script.is_file():
         raise InputMissingError("no such recipe script", "Pass a file such as recipes/rachha2020.py", path=script)
     script_globals = load_script(script)
-    paper, source_counts = script_globals.get("PAPER", {}), script_globals.get("SOURCES", {})
-    return parse_and_run(script.stem, script_globals["RECIPES"], paper, arguments, source_counts)
+    paper, dataset_counts = script_globals.get("PAPER", {}), script_globals.get("SOURCES", {})
+    return parse_and_run(script.stem, script_globals["RECIPES"], paper, arguments, dataset_counts)
 
 
 def load_script(script: Path) -> dict[str, Any]:
@@ -88,12 +90,12 @@ def parse_and_run(
     recipes: Mapping[str, Recipe],
     paper: PublishedMetrics,
     arguments: list[str],
-    source_counts: SourceCounts | None = None,
+    dataset_counts: DatasetCounts | None = None,
 ) -> int:
     """Parse and run a command line; return the exit code."""
-    source_counts, arguments = source_counts or {}, take_output_options(arguments)
+    dataset_counts, arguments = dataset_counts or {}, take_output_options(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        show_usage(study, recipes, source_counts)
+        show_usage(study, recipes, dataset_counts)
         return 0
     variant, *options = arguments
     if variant != "--all" and variant not in recipes:
@@ -103,9 +105,9 @@ def parse_and_run(
         make_override_app(recipe, f"{study} {variant}").help_print([])
         return 0
     if variant == "--all":
-        return run_all_variants(study, recipes, paper, options, source_counts)
+        return run_all_variants(study, recipes, paper, options, dataset_counts)
     recipe, out, mirror = parse_overrides(recipes[variant], options)
-    validate_source_count(variant, recipe, source_counts)
+    validate_dataset_count(variant, recipe, dataset_counts)
     return start_training(recipe, out or Path("runs") / study / variant, mirror and mirror / study)
 
 
@@ -124,18 +126,18 @@ def take_output_options(arguments: list[str]) -> list[str]:
     return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def show_usage(study: str, recipes: Mapping[str, Recipe], source_counts: SourceCounts) -> None:
+def show_usage(study: str, recipes: Mapping[str, Recipe], dataset_counts: DatasetCounts) -> None:
     """Print the usage of a recipe script and its variants."""
     print_line(f"usage: {study} VARIANT [options of train, without --no-resume], or {study} --all [options]")
     print_line("--empty-filter, --empty-classes and so on remove the values that a variant sets")
     print_line(f"variants: {', '.join(recipes)}")
-    for n_sources in sorted(set(source_counts.values()) - {1}):
-        variants = [variant for variant in recipes if source_counts.get(variant) == n_sources]
-        print_line(f"with {n_sources} --data: {', '.join(variants)}")
+    for n_datasets in sorted(set(dataset_counts.values()) - {1}):
+        variants = [variant for variant in recipes if dataset_counts.get(variant) == n_datasets]
+        print_line(f"with {pluralize(n_datasets, 'dataset')} in --data: {', '.join(variants)}")
 
 
-class WrongSourceCountError(RecipeError):
-    """A number of --data that differs from the number that a variant needs."""
+class WrongDatasetCountError(RecipeError):
+    """A number of datasets in --data that differs from the number that a variant needs."""
 
 
 def run_all_variants(
@@ -143,9 +145,9 @@ def run_all_variants(
     recipes: Mapping[str, Recipe],
     paper: PublishedMetrics,
     arguments: list[str],
-    source_counts: SourceCounts,
+    dataset_counts: DatasetCounts,
 ) -> int:
-    """Run all variants that need this number of --data, print the table of metrics and return the exit code.
+    """Run all variants that need this number of datasets, print the table of metrics and return the exit code.
 
     If a variant fails, its error is printed, the others continue, and the exit code is that of the first failure.
     An interrupt ends the study.
@@ -156,12 +158,12 @@ def run_all_variants(
     for variant, recipe in recipes.items():
         try:
             changed_recipe, out, mirror = parse_overrides(recipe, arguments)
-            validate_source_count(variant, changed_recipe, source_counts)
+            validate_dataset_count(variant, changed_recipe, dataset_counts)
             run_dir = (out or Path("runs") / study) / variant
             if code := run_variant(changed_recipe, run_dir, mirror and mirror / study, run_dir_by_recipe):
                 return code
             run_dirs[variant] = run_dir_by_recipe[changed_recipe]
-        except WrongSourceCountError:
+        except WrongDatasetCountError:
             skipped_variants.append(variant)
         except FastcxrError as error:
             run_dirs[variant] = None
@@ -203,15 +205,16 @@ def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[s
         print_line(f"{title}: {', '.join(variants)}")
 
 
-def validate_source_count(variant: str, recipe: Recipe, source_counts: SourceCounts) -> None:
-    """Raise WrongSourceCountError if the variant needs another number of --data."""
+def validate_dataset_count(variant: str, recipe: Recipe, dataset_counts: DatasetCounts) -> None:
+    """Raise WrongDatasetCountError if the variant needs another number of datasets."""
     n_given = len(recipe.data) if isinstance(recipe.data, tuple) else 1
-    n_expected = source_counts.get(variant, n_given)
+    n_expected = dataset_counts.get(variant, n_given)
     if n_given != n_expected:
-        fitting_variants = [other for other, number in source_counts.items() if number == n_given]
-        choice_text = f", or choose from {', '.join(fitting_variants)}" if fitting_variants else ""
-        problem = f"{variant} needs {n_expected} --data, got {n_given}"
-        raise WrongSourceCountError(problem, f"Pass {n_expected}{choice_text}")
+        fitting_variants = [other for other, number in dataset_counts.items() if number == n_given]
+        others = f", or run {' or '.join(fitting_variants)}" if fitting_variants else ""
+        problem = f"{variant} needs {pluralize(n_expected, 'dataset')}, got {n_given}"
+        example = " ".join(f"DATASET_{number}" for number in range(1, n_expected + 1)) if n_expected > 1 else "DATASET"
+        raise WrongDatasetCountError(problem, f"Pass --data {example}{others}")
 
 
 def parse_overrides(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, Path | None, Path | None]:

@@ -1,60 +1,38 @@
 """Errors of the command line with a suggestion: by the meaning of a word first, then by its spelling."""
 
+import re
 import shlex
 from collections.abc import Iterable
-from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 
-from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
+from cyclopts import Argument, CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
+from fastcxr.config.synonyms import RECIPE_SYNONYMS, suggest_option_name
 from fastcxr.errors import InputMissingError, RecipeError
 
-MIN_SIMILARITY = 0.7  # "lr" and "sampler" have 0.44, "epoch" and "epochs" 0.91
 # options by words that other programs use for them; the first that the command has is suggested
-SYNONYMS = {
-    "--learning-rate": "lr rate lrate lr-rate learn-rate learningrate base-lr max-lr",
-    "--batch-size": "bs batch batchsize train-batch-size",
-    "--image-size": "size img-size imgsize image-sz img-sz sz input-size resolution resize",
-    "--epochs": "num-epochs n-epochs n-epoch max-epochs epoch-count",
-    "--backbone": "model arch architecture network net model-name encoder name",
+SYNONYMS = {f"--{name.replace('_', '-')}": words for name, words in RECIPE_SYNONYMS.items()} | {
     "BACKBONES": "model models arch architecture network backbone",
     "--folder": "model run run-dir checkpoint weights model-path model-dir",
     "--run": "model folder run-dir checkpoint weights model-path",
     "IMAGES": "data input inputs image files input-dir data-dir",
-    "--data": "dataset datasets data-dir data-path data-root dataset-path train-dir input root images folder csv path",
     "--out": "output output-dir outdir output-path out-dir save-dir dest destination run-dir name run-name",
     "--to": "out output file",
     "--csv": "out output output-file save to",
-    "--weights": "pretrained checkpoint ckpt load init from-weights weights-path pretrained-weights",
-    "--device": "gpu gpus cuda cpu use-gpu use-cuda accelerator",
-    "--precision": "amp fp16 bf16 half mixed-precision dtype to-fp16",
-    "--workers": "num-workers n-workers nworkers jobs threads num-proc",
-    "--optimizer": "opt optim opt-func",
-    "--weight-decay": "wd decay l2",
-    "--schedule": "scheduler lr-schedule lr-scheduler sched",
-    "--loss": "loss-func criterion loss-function",
-    "--label-smoothing": "smoothing ls",
-    "--classes": "class labels label class-names",
     "--class": "classes labels label",
-    "--folds": "k kfold k-fold cv n-folds num-folds cross-validation",
-    "--seed": "random-seed random-state rng",
-    "--patience": "early-stopping early-stop",
-    "--strategy": "freeze mode fine-tune finetune transfer unfreeze",
-    "--augment.do-flip": "flip hflip horizontal-flip",
-    "--reuse-split": "split-from same-split",
-    "--split": "split-by group-by",
-    "--patient-table": "patients metadata patient-csv",
-    "--patient-regex": "patient-pattern patient-id",
-    "--hflip-tta": "tta test-time-augmentation",
-    "--skip-bad": "ignore-errors skip-errors skip-unreadable",
     "--no-resume": "new restart overwrite from-scratch force",
-    "--abstain-rate": "abstain reject-rate",
     "--quiet": "silent q no-progress",
     "--verbose": "debug v",
     "--log-file": "log logfile log-path logs",
-}  # fmt: skip
+}
 OUTPUT_OPTIONS = ("--quiet", "--verbose", "--json", "--log-file")  # of all commands
+OPTIONAL_PATTERN = re.compile(r"\[.*?\]")  # in the usage of a command
+# placeholders in the usage of a command; an example has these values
+EXAMPLE_VALUES = {
+    "FOLDER": "runs/first", "RUN": "runs/first", "IMAGES...": "image.png", "DATA": "my_xrays", "DATA...": "my_xrays",
+    "FILE": "my_xrays.h5", "SCRIPT": "recipes/rachha2020.py", "VARIANT": "resnet101",
+}  # fmt: skip
 COMMAND_SYNONYMS = {
     "train": ("fit", "finetune", "fine-tune", "learn"),
     "predict": ("infer", "inference", "classify"),
@@ -75,23 +53,30 @@ def describe_usage_error(error: CycloptsError) -> RecipeError:
         return RecipeError(f"unknown option {option}", suggest_option(option, [*names, *OUTPUT_OPTIONS]))
     if isinstance(error, UnusedCliTokensError):
         return _describe_unused_tokens(error)
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return _describe_missing_argument(error, error.argument)
     problem, _, fix = str(error).partition(". ")
-    has_options = any(token.startswith("--") for token in error.root_input_tokens or ())
-    if isinstance(error, MissingArgumentError) and has_options:
-        fix = "Place it before the options, which take all values up to the next option"
     return RecipeError(problem.rstrip("."), fix or "List the arguments and options with --help")
+
+
+def _describe_missing_argument(error: MissingArgumentError, argument: Argument) -> RecipeError:
+    """Return `no FOLDER given. Example: fastcxr report runs/first`, or `--csv has no value`, each with a fix."""
+    if error.keyword or not argument.field_info.is_positional:
+        option = error.keyword or argument.name
+        return RecipeError(f"{option} has no value", f"Pass {option} VALUE")
+    has_options = any(token.startswith("--") for token in error.root_input_tokens or ())
+    place = "Place it before the options, which take all values up to the next option. " if has_options else ""
+    usage = str(error.app.usage) if error.app else ""
+    words = [EXAMPLE_VALUES.get(word, word) for word in OPTIONAL_PATTERN.sub("", usage).split()[1:]]
+    return RecipeError(f"no {argument.name.strip('-').upper()} given", f"{place}Example: {' '.join(words)}")
 
 
 def suggest_option(option: str, names: Iterable[str]) -> str:
     """Return the fix for an unknown option of a command that has these options."""
-    known_names, word = set(names), option.strip("-").replace("_", "-").lower()
-    by_meaning = [name for name, words in SYNONYMS.items() if word in words.split()]
-    for name in by_meaning:
-        if name in known_names:
-            return f"Did you mean {name}?" if name.startswith("-") else f"Pass {name} without an option"
-    spellings = {name.strip("-"): name for name in sorted(known_names)}
-    close = [] if by_meaning else get_close_matches(word, spellings, n=1, cutoff=MIN_SIMILARITY)
-    return f"Did you mean {spellings[close[0]]}?" if close else "List the options with --help"
+    name = suggest_option_name(option, names, SYNONYMS)
+    if name is None:
+        return "List the options with --help"
+    return f"Did you mean {name}?" if name.startswith("-") else f"Pass {name} without an option"
 
 
 def _describe_unused_tokens(error: UnusedCliTokensError) -> RecipeError:

@@ -81,7 +81,8 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
     checkpoint_mirror
         folder for a copy of each checkpoint, on another disk
     """
-    from fastcxr.workflows.run_state import find_resumable_run, is_finished, list_runs, read_run_config
+    from fastcxr.io.run_folders import list_runs
+    from fastcxr.workflows.run_state import find_resumable_run, is_finished, read_run_config
 
     folder = folder or find_resumable_run(list_runs())
     if folder is None:

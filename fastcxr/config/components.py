@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fastcxr.config.fields import document_options, option, validate_fields
+from fastcxr.config.fields import document_options, option, reject_unknown_options, validate_fields
 from fastcxr.errors import RecipeError
 
 
 @document_options
+@reject_unknown_options
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Arguments of fastai's aug_transforms, and quarter_turns, which fastai does not have.
@@ -41,6 +42,7 @@ class Augmentation:
 
 
 @document_options
+@reject_unknown_options
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """Options of one training stage: layer groups, learning rates, epochs."""

@@ -7,16 +7,20 @@ import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields
 from difflib import get_close_matches
+from functools import wraps
 from inspect import cleandoc
 from textwrap import fill
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fastcxr.config.synonyms import RECIPE_SYNONYMS, suggest_option_name
 from fastcxr.errors import RecipeError
+from fastcxr.io.formatting import pluralize
 
 # of a finished model; "trained": the precision in its model.json
 InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
 
 T = TypeVar("T", bound=Any)
+MAX_LISTED = 20  # names that one message lists
 DOCSTRING_WIDTH = 100  # characters
 
 GroupName = Literal["Data", "Split", "Model", "Augmentation", "Training", "Evaluation", "Compute"]
@@ -61,6 +65,26 @@ def document_options(options_class: type[T]) -> type[T]:
     indent, hanging = "    ", "        "
     lines = [fill(entry, DOCSTRING_WIDTH, initial_indent=indent, subsequent_indent=hanging) for entry in entries]
     options_class.__doc__ = "\n".join([cleandoc(options_class.__doc__ or ""), "", "Attributes:", *lines])
+    return options_class
+
+
+def reject_unknown_options(options_class: type[T]) -> type[T]:
+    """Make a dataclass raise RecipeError, with a suggestion, for a name that is not a field, or a second value."""
+    set_fields, names = options_class.__init__, [item.name for item in fields(options_class)]
+    n_positional = sum(not item.kw_only for item in fields(options_class))
+
+    @wraps(set_fields)  # inspect.signature and editors show the fields
+    def init(self, *values, **options):
+        for name in options:
+            if name not in names:
+                raise unknown_option_error(name, names, options_class.__name__)
+        if len(values) > n_positional:
+            expected = pluralize(n_positional, "value")
+            problem = f"{options_class.__name__} takes {expected} without a name, got {len(values)}"
+            raise RecipeError(problem, f"Name each option, as {names[n_positional]}={values[n_positional]!r}")
+        set_fields(self, *values, **options)
+
+    options_class.__init__ = init
     return options_class
 
 
@@ -127,7 +151,17 @@ def _validate_type(name: str, value: Any, type_hint: Any) -> None:
     if literals and isinstance(value, str):
         raise unknown_name_error(value, literals, f"{name} cannot be")
     expected = " or ".join([*literals, *(getattr(cls, "__name__", str(cls)) for cls in classes)])
-    raise RecipeError(f"{name} is {value!r}, it must be {expected}", f"Change {name}")
+    fix = f"Pass `{name}='none'`" if value is None and "none" in literals else f"Change {name}"
+    raise RecipeError(f"{name} is {value!r}, it must be {expected}", fix)
+
+
+def unknown_option_error(name: str, known: Iterable[str], owner: str) -> RecipeError:
+    """Return the error for an option that `owner` does not have, with the option of this meaning or spelling."""
+    known_names = list(known)
+    suggestion = suggest_option_name(name, known_names, RECIPE_SYNONYMS)
+    choice = f"Choose from {', '.join(known_names)}" if len(known_names) <= MAX_LISTED else "help(Recipe) lists them"
+    fix = f"Did you mean {suggestion!r}?" if suggestion else choice
+    return RecipeError(f"{owner} has no option called {name!r}", fix)
 
 
 def unknown_name_error(name: str, known: Iterable[str], prefix: str) -> RecipeError:

@@ -12,11 +12,19 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fastcxr.config.components import Augmentation, Stage
-from fastcxr.config.fields import document_options, list_path_options, option, unknown_name_error, validate_fields
+from fastcxr.config.fields import (
+    document_options,
+    list_path_options,
+    option,
+    reject_unknown_options,
+    unknown_name_error,
+    validate_fields,
+)
 from fastcxr.config.validation import OPTIMIZERS, parse_oversample, parse_prevalence, parse_rate_slice, paths_to_text
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
 from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format_error
+from fastcxr.io.run_folders import require_run_file
 
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
 # a short name, and the names in the published studies
@@ -24,6 +32,7 @@ STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", 
 
 
 @document_options
+@reject_unknown_options
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Options of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
@@ -239,6 +248,10 @@ class Recipe:
         for item in fields(self):
             if isinstance(getattr(self, item.name), list):
                 object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
+        if self.weights is None:
+            raise RecipeError(
+                "weights is None, it must be a name or a file", "Pass `weights='none'` for random weights"
+            )
         if self.strategy == ():
             raise RecipeError("strategy is an empty list of stages", "Pass a Stage, or a name such as 'gradual'")
         validate_fields(self)
@@ -248,9 +261,6 @@ class Recipe:
 
     def replace(self, **changes) -> "Recipe":
         """Return the recipe with these options changed."""
-        unknown_names = set(changes) - {f.name for f in fields(self)}
-        if unknown_names:
-            raise unknown_name_error(unknown_names.pop(), [f.name for f in fields(self)], "Recipe has no option called")
         return replace(self, **changes)
 
     @classmethod
@@ -258,10 +268,14 @@ class Recipe:
         """Read the recipe of a run folder, or a file with the text of `to_json`.
 
         Raises:
+            InputMissingError: the folder has no recipe.json.
             ModelError: the file cannot be read, or has another format.
             RecipeError: an option is invalid.
         """
-        path = Path(path) / "recipe.json" if Path(path).is_dir() else Path(path)
+        path = Path(path)
+        if not path.is_file() and path.suffix != ".json":
+            require_run_file(path, "recipe.json")
+            path = path / "recipe.json"
         try:
             values = dict(read_json(path))
             if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
@@ -341,10 +355,6 @@ def _make_path_name(path: PurePath) -> str:
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
         raise TypeError(f"a {dataclass_type.__name__} must be a mapping of names to values")
-    field_names = [f.name for f in fields(dataclass_type)]
-    for name in values:
-        if name not in field_names:
-            raise unknown_name_error(name, field_names, f"{dataclass_type.__name__} has no option called")
     return dataclass_type(**{name: tuple(item) if isinstance(item, list) else item for name, item in values.items()})
 
 

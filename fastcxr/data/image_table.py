@@ -11,10 +11,11 @@ from PIL import Image
 from fastcxr.data.imaging.memory import MemoryImage
 from fastcxr.data.imaging.sniff import looks_like_image
 from fastcxr.data.readers.folders import list_files_below
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
+from fastcxr.data.readers.hdf5 import is_hdf5, parse_reference, read_packed_manifest
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import format_names, to_text
 
 log = logging.getLogger("fastcxr")
@@ -30,8 +31,8 @@ def make_image_table(
 
     `path` is unique and never absolute. For one folder or packed dataset it is the path below it. For files and for
     several arguments it is the argument as given, followed by the path below it; absolute arguments are shortened to
-    the part below their common folder. A file that is named twice has one row. A missing file keeps its row: the error
-    is reported when the image is read.
+    the part below their common folder. A file that is named twice has one row. An unreadable file keeps its row: the
+    error is reported when the image is read.
 
     Args:
         images: one of these, or several: a file; a folder, for all images below it; a packed dataset; a gray array,
@@ -40,12 +41,13 @@ def make_image_table(
 
     Raises:
         DataError: an input of another type, an array of another shape, or a table without files.
-        InputMissingError: there is no image.
+        InputMissingError: there is no image, or a path does not exist.
         RecipeError: an empty path.
     """
     if isinstance(images, pd.DataFrame):
         return _validate_table(images)
     inputs = [images] if isinstance(images, ImageInput) or not isinstance(images, Iterable) else list(images)
+    _reject_missing_inputs(inputs, log_names=log_names)
     rows = [
         row
         for number, image in enumerate(inputs)
@@ -69,6 +71,13 @@ def _validate_table(table: pd.DataFrame) -> pd.DataFrame:
         problem = f"the table of images has no column {format_names(map(repr, missing))}"
         raise DataError(problem, "Pass read_manifest(table), or list(table['path'])", code="E011")
     return table
+
+
+def _reject_missing_inputs(inputs: Iterable[object], *, log_names: bool) -> None:
+    paths = [image for image in inputs if isinstance(image, str | Path) and str(image).strip()]
+    references = [parse_reference(path) for path in paths]
+    files = [reference[0] if reference else path for reference, path in zip(references, paths, strict=True)]
+    reject_missing_paths(files, "Correct these paths, or leave them out", log_names=log_names)
 
 
 def _list_rows(

@@ -7,11 +7,12 @@ columns chosen by the user; `file`, the absolute path on this machine, which is 
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 import pandas as pd
 
-from fastcxr.config.fields import list_options, unknown_name_error
+from fastcxr.config.fields import list_options, unknown_option_error
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
@@ -27,14 +28,21 @@ from fastcxr.data.merge import (
 )
 from fastcxr.data.patients import assign_patients
 from fastcxr.data.readers.csv_table import make_label_rows, read_label_table
-from fastcxr.data.readers.detect import COLLECTIONS, FRAME_LAYOUT, DetectedDataset, detect_layout
+from fastcxr.data.readers.detect import (
+    COLLECTIONS,
+    FRAME_LAYOUT,
+    MISSING_DATA_FIX,
+    DetectedDataset,
+    detect_layout,
+)
 from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.stratify import validate_classes
-from fastcxr.errors import DataError, ImageError, RecipeError
+from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.html import escape_html, make_html_table
+from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import (
     MISSING_VALUES,
     TEXT_DTYPE,
@@ -91,6 +99,7 @@ def read_manifest(
         InputMissingError: the data does not exist, or contains no images.
         RecipeError: an option is malformed, or names something that does not exist.
     """
+    require_type("recipe", recipe, Recipe, NoneType)
     recipe = _apply_options(recipe or Recipe(), options)
     datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
@@ -113,7 +122,7 @@ def read_manifest(
 def _apply_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
     for name in options:
         if name not in DATA_OPTIONS:
-            raise unknown_name_error(name, DATA_OPTIONS, "read_manifest has no option called")
+            raise unknown_option_error(name, DATA_OPTIONS, "read_manifest")
     return recipe.replace(**options)
 
 
@@ -157,11 +166,14 @@ def detect_datasets(
 
     `root`: folder of the relative paths in a DataFrame.
     """
-    inputs = [data] if isinstance(data, DataInput) else list(data)
+    inputs = [data] if isinstance(data, DataInput) or not isinstance(data, Iterable) else list(data)
+    for one in inputs:
+        require_type("data", one, str, Path, pd.DataFrame)
     if not inputs or not all(isinstance(one, pd.DataFrame) or str(one).strip() for one in inputs):
         # an empty name would mean the current folder
         raise RecipeError("no data is named", "Pass a folder, a CSV or a packed dataset", code="E024")
     paths = [Path(one) for one in inputs if not isinstance(one, pd.DataFrame)]
+    reject_missing_paths(paths, MISSING_DATA_FIX)
     file_ids = [identify_file(path.expanduser()) for path in paths if path.expanduser().exists()]
     if len(set(file_ids)) < len(file_ids):
         problem = f"the same data is named twice in {format_names(map(str, paths))}"
@@ -225,6 +237,7 @@ class ManifestSummary(str):
 
 def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
     """Return `2 classes, 124 images, 68 patients from NIH file names`; a notebook also shows a table of the classes."""
+    require_type("manifest", manifest, pd.DataFrame)
     parts = [pluralize(manifest["label"].nunique(), "class", "classes"), pluralize(len(manifest), "image")]
     for origin, origin_text in PATIENT_ORIGIN_TEXTS.items():
         patients = manifest.loc[manifest["patient_origin"] == origin, "patient"].nunique()
@@ -258,6 +271,7 @@ def drop_unreadable(manifest: pd.DataFrame, errors: Iterable[ImageError], *, onl
 
 def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
     """Write the manifest without `file` as CSV, atomically."""
+    require_type("manifest", manifest, pd.DataFrame)
     table = escape_formulas(manifest.drop(columns="file", errors="ignore"))
     # with this line end, a carriage return in a file name is quoted too
     atomic_write(path, table.to_csv(index=False, lineterminator="\r\n"))

@@ -12,7 +12,7 @@ import pandas as pd
 from fastcxr.data.duplicates import SPLIT_PRIORITY, group_exact_duplicates, union_exact_duplicates
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import SPLIT_PERCENT, assign_stratified, require_two_groups
-from fastcxr.errors import DataError, RecipeError
+from fastcxr.errors import DataError, RecipeError, require_type
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name
 
@@ -43,6 +43,7 @@ def split_by_patient(
         earlier: manifest of an earlier run, whose patients keep their split.
         ignore_given_splits: draw new splits even if the data gives splits.
     """
+    require_type("manifest", manifest, pd.DataFrame)
     if unit not in ("patient", "image"):
         problem = f"unknown split unit {unit!r}{suggest_name(unit, ('patient', 'image'))}"
         raise RecipeError(problem, "Choose patient or image", code="E022")
@@ -205,6 +206,7 @@ def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient
     A patient and exact duplicates of an image are in one fold; with the unit image, this applies to duplicates only.
     Raises DataError (E004) for a class with fewer patients (or images) than folds.
     """
+    require_type("manifest", manifest, pd.DataFrame)
     manifest = union_exact_duplicates(manifest)
     keys = group_keys(manifest, unit)
     labels = labels_per_group(manifest, keys)
@@ -223,6 +225,7 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
 
     Early stopping and all other decisions use valid, never the held-out images.
     """
+    require_type("manifest", manifest, pd.DataFrame)
     if fold not in set(manifest["fold"]):
         problem = f"there is no fold {fold}, only 1 to {manifest['fold'].max()}"
         raise RecipeError(problem, "Pass `fold` with one of these, or leave it out to run all folds")

@@ -179,7 +179,7 @@ def make_explainer(
     if isinstance(model, Ensemble):
         fix = "Pass the model of one fold, as load_model('runs/folds/fold-1')"
         raise ModelError("a saliency map explains one network, but this is an ensemble", fix)
-    source_classifier = extract_classifier(model) if isinstance(model, Learner) else model
+    source_classifier = model if isinstance(model, Classifier) else extract_classifier(model)
     # a copy: the given network may be trained further
     network = copy.deepcopy(source_classifier.network).eval().requires_grad_(False)
     classifier = replace(source_classifier, network=network, precision="fp32")  # gradients in bfloat16 are imprecise

@@ -1,5 +1,6 @@
 """Predict the images of a manifest; an unreadable file yields a row with an error message."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,8 @@ MAX_READER_THREADS = BATCH_SIZE  # each holds a full-size image in memory
 FEATURE_CHUNK_ROWS = 1024  # rows of the feature cache in memory at once
 N_IMAGES_AHEAD = 3 * BATCH_SIZE  # decoded while the network computes
 
+log = logging.getLogger("fastcxr")
+
 ImageOrError = np.ndarray | ImageError
 
 
@@ -58,14 +61,17 @@ def predict(
     Probabilities include the temperature of a Classifier, and test-time augmentation. A Learner has no temperature:
     it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither.
 
-    An unreadable file yields a row without probabilities and with a reason in the column error. An out-of-distribution
-    image has no predicted class; see metrics.predictions.mark_ood. The last column holds the warnings on each image.
+    An unreadable file yields a row without probabilities and with a reason in the column error. The last column holds
+    the warnings on each image. If the model has an out-of-distribution detector, an out-of-distribution image has no
+    predicted class; see metrics.predictions.mark_ood. Without one, every readable image has a predicted class, and the
+    columns ood_score and in_distribution are missing; a message states it.
     Validation rows of a Learner with a refitted head are predicted by the head that was fitted without them
     (training.linear_probe.predict_from_features); a Classifier predicts every row with its own weights.
 
     Args:
         model: a Learner, or the result of load_model.
-        images: a manifest, or files, folders, gray arrays and Pillow images; see make_image_table.
+        images: a manifest, or files, folders, gray arrays and Pillow images; see make_image_table. A path that does not
+            exist raises InputMissingError.
         splits: splits of a manifest to predict; None, or a manifest without splits: all rows.
         progress: progress display.
         log_warnings: log the warnings of decoding.
@@ -74,32 +80,62 @@ def predict(
     learner = None if isinstance(model, Classifier | Ensemble) else model
     classifier = model if isinstance(model, Classifier | Ensemble) else extract_classifier(model)
     table = _select_splits(make_image_table(images), splits).reset_index(drop=True)
-    files = table["file"].tolist()
     shown_table = hash_name_columns(table) if hash_names else table
     identifying = {} if hash_names else find_identifying_paths(table)
     image_cache = None if learner is None else get_loaders_state(learner.dls).image_cache
-    cached_remarks = find_cached_remarks(files, image_cache)
-    if learner is not None and isinstance(classifier, Classifier) and find_learner_state(learner).fitted_probe:
-        from fastcxr.training.linear_probe import predict_from_features
-
-        is_valid = (table["split"] == "valid").tolist() if "split" in table else [False] * len(table)
-        logits = predict_from_features(learner, files, is_valid)
-        if logits is not None:  # None if the feature cache belongs to other images or weights
-            probability = compute_probability(logits, classifier.temperature)
-            scores = Scores(probability, _compute_cached_ood_scores(learner, files, classifier.ood_detector))
-            return _make_predictions(shown_table, scores, classifier, [cached_remarks, identifying])
+    cached_remarks = find_cached_remarks(table["file"].tolist(), image_cache)
+    if learner is not None and (cached_scores := _score_cached_features(learner, table)):
+        return _make_predictions(shown_table, cached_scores, classifier, [cached_remarks, identifying])
     remarks: dict[int, Remarks] = {}
-    depths = find_depths(table, classifier.bit_depths)
-    decoded = read_fitted_images(files, classifier.input_spec.image_size, image_cache, depths, remarks)
-    with (progress or make_default_progress()).bar(len(table), "predicting") as bar:
-        scores, errors = score_images_or_errors(fuse_model(classifier), decoded, len(table), bar.advance)
+    scores, errors = _score_images(classifier, table, image_cache, remarks, progress or make_default_progress())
     if log_warnings:
         log_image_warnings(table.assign(path=shown_table["path"]), remarks, classifier.bit_depths)
-        if learner is None:  # the reader of a manifest has logged them
+        if learner is None:  # otherwise the reader of a manifest, and the training, have logged these
             warn_identifying_paths(identifying)
+            log_missing_detector(classifier)
     remarks = cached_remarks | remarks
     unknown_sources = find_unknown_sources(table, remarks, classifier.bit_depths)
     return _make_predictions(shown_table, scores, classifier, [remarks, unknown_sources, identifying], errors)
+
+
+def _score_cached_features(learner: "Learner", table: pd.DataFrame) -> "Scores | None":
+    """Return the scores from the feature cache of a learner with a fitted head.
+
+    None without such a head, and if the cache belongs to other images or weights.
+    """
+    if find_learner_state(learner).fitted_probe is None:
+        return None
+    from fastcxr.training.linear_probe import predict_from_features
+
+    files = table["file"].tolist()
+    is_valid = (table["split"] == "valid").tolist() if "split" in table else [False] * len(table)
+    logits = predict_from_features(learner, files, is_valid)
+    if logits is None:
+        return None
+    classifier = extract_classifier(learner)
+    probability = compute_probability(logits, classifier.temperature)
+    return Scores(probability, _compute_cached_ood_scores(learner, files, classifier.ood_detector))
+
+
+def _score_images(
+    classifier: Classifier | Ensemble,
+    table: pd.DataFrame,
+    image_cache: ImageCache | None,
+    remarks: dict[int, Remarks],
+    progress: Progress,
+) -> tuple["Scores", list[str]]:
+    """Return the scores of all images, and why a file could not be read. `remarks`: see read_fitted_images."""
+    files, size = table["file"].tolist(), classifier.input_spec.image_size
+    depths = find_depths(table, classifier.bit_depths)
+    images_or_errors = read_fitted_images(files, size, image_cache, depths, remarks)
+    with progress.bar(len(table), "predicting") as bar:
+        return score_images_or_errors(fuse_model(classifier), images_or_errors, len(table), bar.advance)
+
+
+def log_missing_detector(classifier: Classifier | Ensemble) -> None:
+    """Log that the model cannot recognize out-of-distribution images, if it has no detector."""
+    if not classifier.has_ood_detector:
+        log.info("this model has no out-of-distribution detector: every readable image gets a class")
 
 
 def predict_images(

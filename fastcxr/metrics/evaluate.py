@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fastcxr.errors import require_type
 from fastcxr.metrics.calibration import compute_calibration, scale_probabilities
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.intervals import confidence_intervals
@@ -26,6 +27,7 @@ def evaluate_predictions(
             thresholds add `thresholds`, the metrics at them.
         prevalence: of a class, for its predictive values at the threshold.
     """
+    require_type("predictions", predictions, Predictions)
     return {
         split: _evaluate_split(predictions.for_split(split), calibration or {}, prevalence or {})
         for split in predictions.splits

@@ -12,11 +12,12 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
-from fastcxr.errors import DataError, InputMissingError
+from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.files import atomic_write
-from fastcxr.io.formats import reject_unfinished
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import escape_formulas, unescape_formulas
 
+PREDICTIONS_FILE = "predictions.csv"
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # out-of-fold predictions: each image is scored by a model that was not trained on it
@@ -38,6 +39,7 @@ class Predictions:
     labels: tuple[str, ...]
 
     def __post_init__(self):
+        require_type("table", self.table, pd.DataFrame, fix="Pass the table of other predictions, or call predict")
         _validate_columns(self.table, self.labels)
         _validate_rows(self)
 
@@ -161,6 +163,7 @@ def mark_ood(predictions: Predictions, ood_scores: np.ndarray) -> Predictions:
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
     """Write predictions.csv to a path or an open stream, in full precision."""
+    require_type("predictions", predictions, Predictions)
     table = escape_formulas(predictions.table)
     text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas does not quote a single carriage return, and reads it as the end of a row
@@ -172,15 +175,14 @@ def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> 
 
 
 def read_predictions(path: str | Path) -> Predictions:
-    """Read a predictions.csv; further columns are text.
+    """Read a predictions.csv, or that of a run folder; further columns are text.
 
     Raises:
         InputMissingError: the file does not exist.
         DataError: the file is not a predictions.csv.
     """
-    reject_unfinished(Path(path))
-    if not Path(path).is_file():
-        raise InputMissingError("no such file", _WRONG_FILE_FIX, path=path)
+    require_type("path", path, str, Path)
+    path = _find_predictions_file(Path(path))
     try:
         # keep_default_na: a class may be called NA, and a patient None
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
@@ -196,6 +198,17 @@ def read_predictions(path: str | Path) -> Predictions:
         raise DataError(f"not a predictions.csv ({reason})", _WRONG_FILE_FIX, path=path) from error
 
 
+def _find_predictions_file(path: Path) -> Path:
+    """Return the file itself, or predictions.csv of a run folder. Raises InputMissingError if there is none."""
+    if path.is_file():
+        return path
+    folder = path.parent if path.name == PREDICTIONS_FILE else path
+    if folder.suffix and not folder.is_dir():
+        raise InputMissingError("no such file", _WRONG_FILE_FIX, path=path)
+    require_run_file(folder, PREDICTIONS_FILE)
+    return folder / PREDICTIONS_FILE
+
+
 def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
     """Return the misclassified rows of the primary split, lowest probability of the true class first."""
     if predictions.primary_split is None:
@@ -208,7 +221,7 @@ def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
     return scorable.table.iloc[wrong[order][:n_images]].reset_index(drop=True)
 
 
-_WRONG_FILE_FIX = "Pass a predictions.csv written by fastcxr"
+_WRONG_FILE_FIX = "Pass a predictions.csv written by fastcxr, or its run folder"
 _OWN_COLUMNS = (*BASE_COLUMNS, OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN, WARNINGS_COLUMN)
 
 

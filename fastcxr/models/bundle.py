@@ -15,7 +15,7 @@ from torch import nn
 from fastcxr.config.fields import InferencePrecision, unknown_name_error
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import BitDepths, summarize_depths
-from fastcxr.errors import FastcxrError, InputMissingError, ModelError
+from fastcxr.errors import FastcxrError, InputMissingError, ModelError, make_type_error, require_type
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
 from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
 from fastcxr.metrics.calibration import validate_calibration
@@ -47,7 +47,7 @@ OOD_FILE = "ood.safetensors"
 NUMBER_FIELDS = ("threshold", "images", "patients")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Classifier:
     """A trained network with all settings of inference.
 
@@ -83,8 +83,11 @@ class Classifier:
         """Precision and device of the network, for example `bfloat16 on cpu`."""
         return f"{DTYPE_NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
 
+    def __repr__(self) -> str:
+        return _describe_model(self)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Ensemble:
     """The classifiers of all folds of a run.
 
@@ -124,6 +127,9 @@ class Ensemble:
         """Number of models, precision and device, for example `mean of 5 models, bfloat16 on cpu`."""
         return f"mean of {len(self.members)} models, {self.members[0].dtype_and_device}"
 
+    def __repr__(self) -> str:
+        return _describe_model(self)
+
     @property
     def thresholds(self) -> dict[str, Any]:
         """Mean thresholds of the classes that have one in every fold, and of abstention; see Classifier."""
@@ -138,10 +144,24 @@ class Ensemble:
         return {"thresholds": means, "uncertain_below": float(np.mean(limits)) if len(limits) == len(folds) else None}
 
 
+def _describe_model(model: Classifier | Ensemble) -> str:
+    size = model.input_spec.image_size
+    parts = [
+        f"{len(model.labels)} classes: {', '.join(model.labels)}",
+        f"{size} x {size} pixels",
+        model.dtype_and_device,
+        "with OOD detector" if model.has_ood_detector else "no OOD detector: every image gets a class",
+    ]
+    return f"<{type(model).__name__}: {'; '.join(parts)}>"
+
+
 def extract_classifier(learner: "Learner") -> Classifier:
-    """Return the classifier of a Learner whose loaders were made by make_loaders. Raise ModelError for a path."""
-    if isinstance(learner, str | Path):
-        raise ModelError(f"the model is the path {learner}, expected a model", "Pass load_model(path)")
+    """Return the classifier of a Learner whose loaders were made by make_loaders.
+
+    Raises ArgumentTypeError for a value that is not a Learner, such as the path of a run folder.
+    """
+    if not hasattr(learner, "dls"):  # fastai takes seconds to import
+        raise make_type_error("model", learner, "Learner, Classifier or Ensemble")
     state, loaders_state = find_learner_state(learner), get_loaders_state(learner.dls)
     return Classifier(
         network=cast(nn.Module, learner.model),  # fastai has no type annotations
@@ -223,6 +243,7 @@ def load_model(
         ModelError: a file of the model is damaged or invalid, or the folds differ.
         RecipeError: the device is not available or the precision is unknown.
     """
+    require_type("folder", folder, str, Path)
     fold_dirs = [] if (Path(folder) / MODEL_JSON_FILE).is_file() else list_models_below(folder, "fold")
     if not fold_dirs:
         return load_classifier(folder, precision=precision, device=device)
@@ -256,27 +277,15 @@ def load_classifier(
     validate_model_files(folder, model_json)
     calibration = validate_calibration(model_json.get("calibration"), folder / MODEL_JSON_FILE)
     detector = read_ood_detector(folder, model_json.get("ood"))
-    try:
-        labels, input_spec = tuple(model_json["labels"]), InputSpec(**_lists_to_tuples(model_json["input_spec"]))
-        backbone = find_backbone("{library}:{name}".format(**model_json["backbone"]), "none")
-        backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
-        head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
-        network = make_network(backbone, len(labels), "none", input_spec.image_size, head)
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
-            raise ValueError("the OOD detector uses stages that the network does not have")
-        trained_precision = model_json["choices"].get("precision")
-    except (*REBUILD_ERRORS, FastcxrError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        problem = f"the network cannot be constructed from model.json ({first_line})"
-        raise ModelError(problem, OTHER_VERSION_FIX, path=folder, code="E305") from error
+    input_spec = InputSpec(**_lists_to_tuples(model_json["input_spec"]))
+    network = _build_network(folder, model_json, input_spec, detector)
     if precision == "trained":
-        precision = "auto" if trained_precision == "bf16" else "fp32"
+        precision = "auto" if model_json["choices"].get("precision") == "bf16" else "fp32"
     if torch_device.type == "cpu":
         keep_malloc_arenas()
     return Classifier(
         network=network.eval().to(torch_device),
-        labels=labels,
+        labels=tuple(model_json["labels"]),
         input_spec=input_spec,
         precision=resolve_precision(precision, torch_device),
         temperature=float(calibration.get("temperature", 1.0)),
@@ -285,6 +294,25 @@ def load_classifier(
         hflip_tta=model_json.get("hflip_tta", False),
         bit_depths=BitDepths(**model_json.get("bit_depths", {})),
     )
+
+
+def _build_network(
+    folder: Path, model_json: Mapping[str, Any], input_spec: InputSpec, detector: OODDetector | None
+) -> nn.Module:
+    """Return the network of model.json with the saved weights. Raises ModelError if they do not fit."""
+    try:
+        backbone = find_backbone("{library}:{name}".format(**model_json["backbone"]), "none")
+        backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
+        head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
+        network = make_network(backbone, len(model_json["labels"]), "none", input_spec.image_size, head)
+        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
+            raise ValueError("the OOD detector uses stages that the network does not have")
+    except (*REBUILD_ERRORS, FastcxrError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = f"the network cannot be constructed from model.json ({first_line})"
+        raise ModelError(problem, OTHER_VERSION_FIX, path=folder, code="E305") from error
+    return network
 
 
 def _lists_to_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
-from fastcxr.io.formats import reject_other_format, reject_unfinished
+from fastcxr.io.formats import reject_other_format
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.models.registry import find_known_parameters
 
 WEIGHTS_FILE, MODEL_JSON_FILE = "model.safetensors", "model.json"
@@ -32,9 +33,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         if part_folders := [*list_models_below(folder, "fold"), *list_models_below(folder, "source")]:
             problem = f"no model.json in this folder; {len(part_folders)} subfolders are runs with a model"
             raise InputMissingError(problem, f"Pass one of them, for example {part_folders[0]}", path=folder)
-        reject_unfinished(path)
-        fix = "Pass the folder of a finished run, for example runs/first"
-        raise InputMissingError("no model.json in this folder", fix, path=folder)
+        require_run_file(folder, MODEL_JSON_FILE)
     _reject_outside_link(path)
     try:
         model_json = read_json(path)
@@ -59,8 +58,7 @@ def validate_model_files(folder: Path, model_json: dict[str, Any]) -> None:
     """Raise unless all files listed in model.json are in the folder and have the listed checksums."""
     for name, checksum in model_json["files"].items():
         path = folder / name
-        if not path.is_file():
-            raise InputMissingError(f"no {name} in this folder", "Pass the folder of a finished run", path=folder)
+        require_run_file(folder, name)
         _reject_outside_link(path)
         if compute_sha256(path) != checksum:
             problem = "sha256 differs from model.json: the file is damaged or replaced"

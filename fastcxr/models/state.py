@@ -12,7 +12,7 @@ from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.errors import ModelError
+from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.models.ood import OODDetector
 from fastcxr.models.preprocessing import InputSpec
 
@@ -73,6 +73,20 @@ def get_loaders_state(loaders: "DataLoaders") -> LoadersState:
             "Make them with make_loaders, or make_datablock(manifest, recipe).dataloaders(); or call fastai's get_preds"
         )
         raise ModelError(problem, fix) from None
+
+
+def require_images(loaders: "DataLoaders") -> LoadersState:
+    """Return the state of loaders that have images. Raise InputMissingError for a model loaded without its images."""
+    state = get_loaders_state(loaders)
+    if state.image_cache is None:
+        raise make_no_images_error()
+    return state
+
+
+def make_no_images_error() -> InputMissingError:
+    """Return the error for training or evaluation of a model that was loaded without its images."""
+    fix = "Pass `data=FOLDER` to load_learner_from_run"
+    return InputMissingError("this learner has no images, because it was loaded without the data of its run", fix)
 
 
 def get_learner_state(learner: "Learner") -> LearnerState:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from fastcxr.errors import DataError
+from fastcxr.errors import DataError, require_type
 from fastcxr.io.formatting import format_score
 from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.calibration import compute_calibration
@@ -121,6 +121,7 @@ def plot_confusion(predictions: Predictions, ax: Axes | None = None, *, split: s
 
 
 def _select_split(predictions: Predictions, split: str | None) -> tuple[str, Predictions]:
+    require_type("predictions", predictions, Predictions)
     split = split or predictions.primary_split
     part = predictions.for_split(split).scorable()
     if split is None or not len(part.table):

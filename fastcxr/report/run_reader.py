@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.config.validation import parse_prevalence
-from fastcxr.errors import DataError, InputMissingError
+from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
-from fastcxr.io.formats import FORMAT_KEY, reject_other_format, reject_unfinished
+from fastcxr.io.formats import FORMAT_KEY, reject_other_format
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OUT_OF_FOLD, Predictions, read_predictions
@@ -104,14 +105,16 @@ class RunRecord(DatasetRecord):
 def read_dataset_record(folder: str | Path) -> DatasetRecord:
     """Read all files that the page of a dataset needs; raise InputMissingError without manifest.csv."""
     folder = Path(folder)
-    _require_file(folder, "manifest.csv", "Pass an output folder of fastcxr describe")
+    reject_other_format(folder)
+    require_run_file(folder, "manifest.csv", "Pass an output folder of fastcxr describe")
     return DatasetRecord(**_read_dataset_fields(folder))
 
 
 def read_run_record(folder: str | Path) -> RunRecord:
     """Read all files that the report of a run needs; raise InputMissingError without predictions.csv."""
     folder = Path(folder)
-    _require_file(folder, "predictions.csv", "Pass the folder of a finished run, such as runs/first")
+    reject_other_format(folder)
+    require_run_file(folder, "predictions.csv")
     return RunRecord(
         **_read_dataset_fields(folder),
         predictions=read_predictions(folder / "predictions.csv"),
@@ -125,14 +128,6 @@ def read_run_record(folder: str | Path) -> RunRecord:
         saliency_maps=read_saliency_maps(folder),
         missing_files=tuple(name for name in _list_expected_files(folder) if not (folder / name).is_file()),
     )
-
-
-def _require_file(folder: Path, name: str, fix: str) -> None:
-    reject_other_format(folder)
-    reject_unfinished(folder / name)
-    if not (folder / name).is_file():
-        problem = f"no {name} in this folder" if folder.is_dir() else "the folder does not exist"
-        raise InputMissingError(problem, fix, path=folder, code="E304")
 
 
 def find_initial_weights(model: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from sklearn.metrics import roc_auc_score
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.errors import require_type
 from fastcxr.models.backbones import (
     describe_backbone,
     describe_weights_choice,
@@ -124,6 +125,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         RecipeError: unknown backbone or optimizer.
         WeightsError: the weights cannot be loaded.
     """
+    require_type("loaders", loaders, DataLoaders)
+    require_type("recipe", recipe, Recipe)
     backbone = find_backbone(recipe.backbone, recipe.weights)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
     if weights_choice:

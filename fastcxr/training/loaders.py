@@ -30,7 +30,7 @@ from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.splits import split_by_patient
-from fastcxr.errors import DataError, ImageError, RecipeError
+from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.devices import find_device
 from fastcxr.models.preprocessing import InputSpec
@@ -135,6 +135,8 @@ def make_loaders(
     image cache. `image_cache`: an open cache with the images of this manifest; default: opened here.
     Raises DataError for an empty train or valid split, ImageError for an unreadable file.
     """
+    require_type("manifest", manifest, pd.DataFrame)
+    require_type("recipe", recipe, Recipe)
     seed_everything(recipe.seed)  # before the loaders are made: each draws its shuffling seed on creation
     select_training_rows(manifest)  # raises before any image is read
     image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
@@ -151,6 +153,8 @@ def make_datablock(
     The rows of the test split stay out of its loaders. Data without splits is split as by `split_by_patient`.
     `input_spec`: size and normalization of the images; by default those of the recipe's backbone and weights.
     """
+    require_type("source", source, pd.DataFrame, str, Path)
+    require_type("recipe", recipe, Recipe)
     manifest, input_spec = read_split_manifest(source, recipe), input_spec or make_input_spec(recipe)
     device = find_device(recipe.device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (input_spec.mean, input_spec.std))

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
-from fastcxr.errors import RecipeError, TrainingError
+from fastcxr.errors import RecipeError, TrainingError, require_type
 from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.precision import describe_precision
-from fastcxr.models.state import get_learner_state, get_loaders_state, set_fitted_state
+from fastcxr.models.state import get_learner_state, require_images, set_fitted_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training import interrupt
@@ -103,11 +103,14 @@ def train(
 
     Raises:
         ModelError: `make_learner` did not make the learner.
+        InputMissingError: The learner was loaded without the images of its run.
         TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
         Interrupted: SIGTERM or SIGINT arrived.
     """
+    require_type("learner", learner, Learner)
+    require_type("recipe", recipe, Recipe)
     get_learner_state(learner)  # raises ModelError before the training
-    get_loaders_state(learner.dls)
+    require_images(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)

@@ -1,16 +1,17 @@
 """Comparison of finished runs: a leaderboard with paired tests, and ROC curves of all runs in one figure per class."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fastcxr.errors import InputMissingError
+from fastcxr.errors import InputMissingError, make_type_error
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.metrics.comparison import Comparison, compare_models
-from fastcxr.metrics.predictions import read_predictions
+from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
 from fastcxr.report.style import SvgFigure, to_svg_figure
@@ -18,11 +19,13 @@ from fastcxr.report.tables import format_leaderboard
 from fastcxr.workflows.run_dir import acquire_directory
 
 
-def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
+def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
     """Compare finished runs, by out-of-fold predictions if they are pooled; return the path of compare.html.
 
     Raises InputMissingError for fewer than two different run folders, DataError for runs that cannot be compared.
     """
+    if isinstance(runs, str) or not isinstance(runs, Iterable):  # the letters of a path are not run folders
+        raise make_type_error("runs", runs, "a list of paths")
     run_dirs = [Path(run) for run in runs]
     if len(run_dirs) < 2:
         raise InputMissingError(f"expected at least 2 run folders, got {len(run_dirs)}", "Pass two or more run folders")
@@ -30,9 +33,10 @@ def compare(runs: Sequence[str | Path], folder: str | Path) -> Path:
         raise InputMissingError("the same run folder is given twice", "Pass each run folder once")
     for run_dir in run_dirs:
         reject_other_format(run_dir)
+        require_run_file(run_dir, PREDICTIONS_FILE)
     run_dir_by_name = dict(zip(_make_unique_names(run_dirs), run_dirs, strict=True))
     comparison = compare_models(
-        {name: read_predictions(run_dir / "predictions.csv") for name, run_dir in run_dir_by_name.items()}
+        {name: read_predictions(run_dir / PREDICTIONS_FILE) for name, run_dir in run_dir_by_name.items()}
     )
     folder = Path(folder)
     acquire_directory(folder)

@@ -12,7 +12,7 @@ import pandas as pd
 from fastcxr.config.fields import InferencePrecision, list_options
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.splits import INTERNAL_TEST
-from fastcxr.errors import DataError, ImageError
+from fastcxr.errors import DataError, ImageError, require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import write_json
 from fastcxr.io.formatting import pluralize
@@ -52,6 +52,9 @@ def evaluate(
 
     Raises DataError for a label that is not a class of the model, or if all images overlap with training images.
     """
+    require_type("run", run, str, Path)
+    require_type("data", data, Recipe, fix="Pass a recipe with the data, as Recipe(data='other_hospital')")
+    require_type("folder", folder, str, Path)
     classifier = load_classifier(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
     recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})

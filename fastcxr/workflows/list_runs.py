@@ -9,8 +9,8 @@ from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import find_unfinished_state, reject_other_format
+from fastcxr.io.run_folders import list_runs
 from fastcxr.metrics.predictions import OUT_OF_FOLD
-from fastcxr.workflows.run_state import list_runs
 
 HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first that a run has
 

@@ -26,6 +26,7 @@ from fastcxr.data.splits import (
 )
 from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.io.formats import reject_other_format
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.progress.base import Progress, record_logging, replay_logging
 from fastcxr.workflows.run_dir import OutputDir
 
@@ -113,6 +114,7 @@ def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame
         earlier = None
         if recipe.reuse_split:
             reject_other_format(recipe.reuse_split)
+            require_run_file(recipe.reuse_split, "manifest.csv")
             earlier = read_written_manifest(Path(recipe.reuse_split) / "manifest.csv")
         manifest = split_by_patient(
             manifest, unit=unit, seed=seed, earlier=earlier, ignore_given_splits=ignore_given_splits

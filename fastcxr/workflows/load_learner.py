@@ -1,26 +1,52 @@
 """Load the model of a run folder as a fastai Learner."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 from fastai.data.block import DataBlock
-from fastai.data.core import DataLoaders
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Learner
 from PIL import Image
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.manifest import read_written_manifest
-from fastcxr.errors import DataError
+from fastcxr.errors import DataError, require_type
 from fastcxr.io.formatting import pluralize
 from fastcxr.models.bundle import Classifier, load_classifier
 from fastcxr.models.devices import find_device
 from fastcxr.models.model_json import read_model_json
-from fastcxr.models.state import LoadersState
+from fastcxr.models.state import LoadersState, make_no_images_error
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_datablock
 from fastcxr.workflows.load import read_recipe_manifest
 from fastcxr.workflows.run_state import IMAGE_KEY, read_run_config
+
+
+class LoaderWithoutImages(TfmdDL):
+    """Loader of a model that was loaded without its images: it raises InputMissingError at its first use.
+
+    A loader that `new` makes from images, as for `learner.predict`, works.
+    """
+
+    def __len__(self) -> int:
+        self._require_images()
+        return super().__len__()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._require_images()
+        return super().__iter__()
+
+    def one_batch(self) -> Any:
+        """Return a batch."""
+        self._require_images()
+        return super().one_batch()
+
+    def _require_images(self) -> None:
+        if not len(self.dataset):
+            raise make_no_images_error()
 
 
 def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *, device: str = "auto") -> Learner:
@@ -32,7 +58,7 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
     Args:
         folder: the folder of a finished run with one model.
         data: the images of the run, as in Recipe(data=...), for loaders with the splits of its manifest.csv. Without
-            them the loaders are empty: `learner.predict(path)` works, training does not.
+            them `learner.predict(path)` and `learner.export` work; training and `show_results` raise InputMissingError.
         device: name of a torch device; "auto" selects a GPU if there is one.
 
     Raises:
@@ -40,6 +66,7 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
         ModelError: a file of the model is damaged or invalid.
         DataError: images of the run are not in the data.
     """
+    require_type("folder", folder, str, Path)
     classifier = load_classifier(folder, precision="fp32", device=device)
     backbone = "{library}:{name}".format(**read_model_json(folder)["backbone"])
     own_options = {"backbone": backbone, "weights": "none", "precision": "fp32", "device": device}
@@ -63,7 +90,8 @@ def make_empty_loaders(classifier: Classifier, manifest: pd.DataFrame, recipe: R
         rows = [(file, label, split) for label in classifier.labels for split in ("train", "valid")]
         table = pd.DataFrame(rows, columns=["file", "label", "split"])
         block = make_datablock(table, recipe, classifier.input_spec)
-        loaders = DataBlock.dataloaders(block, table, device=find_device(recipe.device)).new_empty()
+        options = {"device": find_device(recipe.device), "dl_type": LoaderWithoutImages}
+        loaders = DataBlock.dataloaders(block, table, **options).new_empty()
     state = LoadersState(input_spec=classifier.input_spec, manifest=manifest, image_cache=None)
     loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
     return loaders

@@ -9,10 +9,11 @@ import pandas as pd
 from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
-from fastcxr.errors import DataError, FastcxrError, InputMissingError, OutputError
+from fastcxr.errors import DataError, FastcxrError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.lock import is_locked, reject_locked
+from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import read_table, unescape_formulas
 from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
@@ -46,13 +47,6 @@ def is_finished(folder: Path) -> bool:
     return len(fold_reports) >= (len(pd.read_csv(table)) if table.is_file() else 0)
 
 
-def list_runs(parent: Path = Path("runs")) -> Iterator[Path]:
-    """Yield every run folder in `parent` and, for studies, one level below; folds are omitted."""
-    for recipe in [*parent.glob("*/recipe.json"), *parent.glob("*/*/recipe.json")]:
-        if not (recipe.parent.parent / "recipe.json").exists():
-            yield recipe.parent
-
-
 def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str | None:
     """Write the recipe, into `folder` without absolute paths; return the command that started the run.
 
@@ -69,8 +63,7 @@ def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str |
 
 def read_run_config(folder: Path) -> Recipe:
     """Return the recipe of the run in a folder. Raise InputMissingError if it contains no run."""
-    if not (folder / "recipe.json").is_file():
-        raise InputMissingError("the folder contains no run", "Pass a run folder, such as runs/first", path=folder)
+    require_run_file(folder, "recipe.json")
     state_recipe = folder / STATE_DIR / "recipe.json"
     return Recipe.from_json(state_recipe if state_recipe.is_file() else folder / "recipe.json")
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe, redact_paths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.errors import require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
@@ -19,7 +21,7 @@ from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.predictions import Predictions, select_most_wrong, write_predictions
 from fastcxr.metrics.thresholds import fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
-from fastcxr.models.state import get_loaders_state
+from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
 from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
@@ -175,11 +177,19 @@ def write_report(
         predictions: of the validation and test images; by default they are computed.
 
     Raises:
+        ArgumentTypeError: an argument has the wrong type.
+        InputMissingError: the learner was loaded without the images of its run.
         RecipeError: the learner was made or trained with other options than those of `recipe`.
     """
+    require_type("folder", folder, str, Path)
+    require_type("recipe", recipe, Recipe)
+    require_type("learner", learner, Learner)
+    require_type("training", training, TrainingResult, NoneType)
+    require_type("predictions", predictions, Predictions, NoneType)
+    manifest = require_images(learner.dls).manifest
     reject_other_recipe(learner, recipe)
     training = training or summarize_own_training(learner)
-    predictions = predictions or predict(learner, get_loaders_state(learner.dls).manifest)
+    predictions = predictions or predict(learner, manifest)
     with RunDir(folder, recipe).open(Progress()) as run_dir:
         check_before_training(run_dir.folder, learner.dls.fastcxr.manifest, reuse_audit=recipe.reuse_audit)
         run_dir.write_results(learner, training, predictions)

@@ -60,6 +60,19 @@ def test_unreadable_files_can_be_skipped_and_are_counted_in_the_report(call, dam
         (["report", "nowhere"], 66, "Pass the folder of a finished run"),
         (["predict", "nowhere", "a.png"], 66, "Pass the folder of a finished run"),
         (["predict", "nowhere"], 66, "Pass files or folders"),
+        (["verify", "nowhere"], 66, "`fastcxr list` lists the runs in runs/"),
+        (["explain", "nowhere", "a.png"], 66, "nowhere: the folder does not exist"),
+        (["evaluate", "nowhere", "--data", "TOYS"], 66, "nowhere: the folder does not exist"),
+        (["compare", "nowhere", "nothing"], 66, "nowhere: the folder does not exist"),
+        (["resume", "nowhere"], 66, "nowhere: the folder does not exist"),
+        (["report"], 64, "no FOLDER given. Example: fastcxr report runs/first"),
+        (["predict"], 64, "no FOLDER given. Example: fastcxr predict runs/first image.png"),
+        (["explain"], 64, "no FOLDER given. Example: fastcxr explain runs/first image.png"),
+        (["verify"], 64, "no RUN given. Example: fastcxr verify runs/first"),
+        (["evaluate"], 64, "no RUN given. Example: fastcxr evaluate runs/first --data my_xrays"),
+        (["run"], 64, "no SCRIPT given. Example: fastcxr run recipes/rachha2020.py resnet101"),
+        (["pack", "TOYS"], 64, "--to has no value. Pass --to VALUE"),
+        (["train", "--lr"], 64, "--lr has no value. Pass --lr VALUE"),
         (["models", "no_such_backbone"], 66, "Pass a shorter part"),
     ],
 )
@@ -131,3 +144,34 @@ def test_an_invalid_option_of_the_dataset_is_an_error_of_one_line(call, toy_fold
 def test_no_two_parameters_of_a_command_have_the_same_option(command):
     names = [name for argument in app[command].assemble_argument_collection() for name in argument.names]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("command", ["predict", "explain"])
+def test_named_images_that_do_not_exist_are_an_error_before_any_image_is_read(call, finished, tmp_path, command):
+    run, data, _ = finished
+    done = call(command, run, data, "a.png", "b.png", where=tmp_path)
+    assert done.returncode == 66
+    assert "2 of 3 paths do not exist: a.png, b.png. Correct these paths, or leave them out" in done.stderr
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["describe"], ["audit"], ["evaluate", "RUN"], ["train"], ["scout"]])
+def test_all_datasets_that_do_not_exist_are_named(call, finished, tmp_path, command):
+    words = [finished[0] if word == "RUN" else word for word in command]
+    done = call(*words, "--data", finished[1], "./a", "./b", where=tmp_path)
+    assert done.returncode == 66
+    assert "2 of 3 paths do not exist: a, b. Check the name given as --data" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_misspelt_run_is_an_error_that_names_the_existing_run(call, finished, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(finished[0])
+    for words in (
+        ["predict", "runs/frist", "a.png"],
+        ["report", "runs/frist"],
+        ["compare", "runs/first", "runs/frist"],
+    ):
+        done = call(*words, where=tmp_path)
+        expected = "Pass the folder of a finished run, such as runs/first. `fastcxr list` lists all runs"
+        assert f"runs/frist: the folder does not exist. {expected}" in done.stderr

@@ -1,5 +1,6 @@
 """Recipes: validation, JSON, aliases, and help texts of all options."""
 
+import inspect
 import pydoc
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from cyclopts import App, Parameter
 from fastcxr.cli.app import make_options_class
 from fastcxr.config.fields import GROUPS, list_options, list_path_options
 from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage, make_data_name
-from fastcxr.errors import ModelError, RecipeError
+from fastcxr.errors import InputMissingError, ModelError, RecipeError
 
 
 def test_a_recipe_is_immutable_and_replace_returns_a_changed_one():
@@ -241,3 +242,34 @@ def test_the_data_formats_of_a_recipe_are_those_of_the_readers():
     from fastcxr.data.readers.detect import LAYOUTS
 
     assert get_args(get_type_hints(Recipe)["data_format"]) == LAYOUTS
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recipe(lr=1e-3), "Recipe has no option called 'lr'. Did you mean 'learning_rate'?"),
+        (lambda: Recipe(epoch=3), "Recipe has no option called 'epoch'. Did you mean 'epochs'?"),
+        (lambda: Recipe(arch="resnet18"), "Did you mean 'backbone'?"),
+        (lambda: Recipe().replace(bs=8), "Recipe has no option called 'bs'. Did you mean 'batch_size'?"),
+        (lambda: Recipe(xyzzy=1), "help.Recipe. lists them"),
+        (lambda: Recipe("resnet18", "my_xrays"), "Recipe takes 1 value without a name, got 2. .* as data='my_xrays'"),
+        (lambda: Augmentation(rotate=3), "Augmentation has no option called 'rotate'. Did you mean 'max_rotate'?"),
+        (lambda: Stage("head"), "Stage takes 0 values without a name, got 1. Name each option, as name='head'"),
+        (lambda: Recipe(weights=None), "weights is None, it must be a name or a file. Pass `weights='none'`"),
+        (lambda: Recipe(class_weights=None), "class_weights is None, .*Pass `class_weights='none'`"),
+    ],
+)
+def test_a_wrong_name_or_none_is_an_error_with_the_right_option(make, message):
+    with pytest.raises(RecipeError, match=message):
+        make()
+
+
+def test_the_signature_of_a_recipe_has_its_options():
+    parameters = inspect.signature(Recipe).parameters
+    assert list(parameters) == [item.name for item in fields(Recipe)]
+    assert parameters["epochs"].default == 5
+
+
+def test_a_recipe_of_a_missing_folder_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(InputMissingError, match="nowhere: the folder does not exist. Pass the folder of a"):
+        Recipe.from_json(tmp_path / "nowhere")

@@ -95,3 +95,24 @@ def test_a_truncated_pillow_image_is_an_image_error(tmp_path):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:900])
     with pytest.raises(ImageError, match="FCX-E104 a.png: the data of this Pillow image is corrupt"):
         read_one(Image.open(tmp_path / "a.png"))
+
+
+def test_paths_that_do_not_exist_are_named_before_an_image_is_read(tmp_path, toy_manifest):
+    missing = [tmp_path / name for name in ("b.png", "c.png", "d.png", "e.png", "no.h5#3")]
+    with pytest.raises(InputMissingError) as caught:
+        make_image_table([toy_manifest["file"][0], *missing])
+    names = ", ".join(map(str, missing[:3]))
+    assert f"5 of 6 paths do not exist: {names} and 2 more. Correct these paths, or leave them out" in str(caught.value)
+    with pytest.raises(InputMissingError, match="5 of 6 paths do not exist: first number 2. Correct"):
+        make_image_table([toy_manifest["file"][0], *missing], log_names=False)
+
+
+def test_one_missing_path_is_named_with_a_similar_name(tmp_path):
+    (tmp_path / "image1.png").write_bytes(b"")
+    with pytest.raises(InputMissingError, match=r"imag1.png: no such file or folder \(did you mean '.*image1.png'"):
+        make_image_table(tmp_path / "imag1.png")
+
+
+def test_a_link_without_a_target_keeps_its_row(tmp_path):
+    (tmp_path / "link.png").symlink_to("gone.png")
+    assert make_image_table(tmp_path / "link.png")["path"].tolist() == ["link.png"]

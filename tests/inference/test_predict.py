@@ -17,7 +17,7 @@ from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
-from fastcxr.models.bundle import Classifier, extract_classifier
+from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.preprocessing import InputSpec
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
@@ -222,3 +222,15 @@ def test_cached_images_keep_their_warnings(toy_manifest, tmp_path, caplog):
     warnings = predict(learner, table, splits=None).table["warnings"]
     assert warnings[warnings != ""].to_dict() == {7: LATERAL}
     assert "W207" not in caplog.text, "it was logged when the images were read"
+
+
+def test_a_model_without_an_ood_detector_states_it_in_its_text_and_in_the_log(toy_manifest, caplog):
+    ensemble = Ensemble(members=(CLASSIFIER, CLASSIFIER))
+    settings = "3 classes: a, b, c; 64 x 64 pixels"
+    missing = "no OOD detector: every image gets a class"
+    assert repr(CLASSIFIER) == f"<Classifier: {settings}; float32 on cpu; {missing}>"
+    assert repr(ensemble) == f"<Ensemble: {settings}; mean of 2 models, float32 on cpu; {missing}>"
+    with caplog.at_level("INFO", logger="fastcxr"):
+        predictions = predict(CLASSIFIER, toy_manifest["file"][0])
+    assert "this model has no out-of-distribution detector: every readable image gets a class" in caplog.messages
+    assert predictions.table["predicted"][0] in CLASSIFIER.labels

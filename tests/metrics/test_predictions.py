@@ -161,3 +161,16 @@ def test_one_class_or_duplicate_classes_are_refused():
     for labels in (("a",), ("a", "a")):
         with pytest.raises(DataError, match="two or more different classes"):
             Predictions(rows((0, [0.5, 0.5])).table, labels)
+
+
+def test_the_predictions_of_a_run_folder_are_read(run_folder, tmp_path):
+    assert len(read_predictions(run_folder).table) == len(read_predictions(run_folder / "predictions.csv").table) > 0
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "empty", "not a run: no predictions.csv in this folder"),
+        (tmp_path / "empty" / "predictions.csv", "not a run: no predictions.csv in this folder"),
+        (tmp_path / "nowhere", "the folder does not exist"),
+        (tmp_path / "out.csv", "no such file. Pass a predictions.csv written by fastcxr, or its run folder"),
+    ):
+        with pytest.raises(InputMissingError, match=message):
+            read_predictions(path)

@@ -56,7 +56,7 @@ def test_an_invalid_comparison_writes_no_file(runs, tmp_path):
         compare(runs[:1], tmp_path / "out")
     with pytest.raises(InputMissingError, match="the same run folder is given twice"):
         compare([runs[0], runs[0] / ".." / "run"], tmp_path / "out")
-    with pytest.raises(InputMissingError, match="no such file"):
+    with pytest.raises(InputMissingError, match="not a run: no predictions.csv"):
         compare([runs[0], tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputError, match="not empty"):

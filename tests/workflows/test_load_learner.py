@@ -4,10 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from fastai.learner import load_learner
 from tiny_network import NAME
 from toy_images import write_toys
 
-from fastcxr import load_learner_from_run, load_model, predict, read_manifest
+from fastcxr import load_learner_from_run, load_model, predict, read_manifest, train, write_report
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.workflows.train import run
@@ -37,6 +38,37 @@ def test_the_learner_has_the_weights_and_the_preprocessing_of_the_run(trained):
     assert label == classifier.labels[int(unscaled.argmax())]
     np.testing.assert_allclose(predict(learner, table[:1], splits=None).probability[0], unscaled, atol=1e-5)
     assert len(learner.dls.train_ds) == 0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda learner: learner.fine_tune(1),
+        lambda learner: learner.fit_one_cycle(1),
+        lambda learner: learner.lr_find(),
+        lambda learner: learner.show_results(),
+        lambda learner: learner.get_preds(),
+        lambda learner: learner.validate(),
+        lambda learner: learner.dls.show_batch(),
+        lambda learner: learner.summary(),
+        lambda learner: train(learner, Recipe(NAME)),
+        lambda learner: write_report("out", Recipe(NAME), learner),
+    ],
+)
+def test_without_the_images_every_use_of_the_loaders_names_the_argument(trained, tmp_path, monkeypatch, use):
+    monkeypatch.chdir(tmp_path)
+    learner = load_learner_from_run(trained[0])
+    expected = "no images, .* Pass `data=FOLDER` to load_learner_from_run"
+    with learner.no_bar(), learner.no_logging(), pytest.raises(InputMissingError, match=expected):
+        use(learner)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_images_the_learner_can_be_exported(trained, tmp_path):
+    learner = load_learner_from_run(trained[0])
+    learner.export(tmp_path / "learner.pkl")
+    file = read_manifest(trained[1])["file"].iloc[0]
+    assert load_learner(tmp_path / "learner.pkl").predict(file)[0] == learner.predict(file)[0]
 
 
 def test_with_the_images_the_learner_has_the_splits_of_the_run_and_can_be_trained(trained):

@@ -18,9 +18,10 @@ from fastcxr.cli.main import main
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import BusyError, DataError, InputMissingError, OutputError
 from fastcxr.io.lock import directory_lock, is_locked
+from fastcxr.io.run_folders import list_runs
 from fastcxr.training import resume
 from fastcxr.training.resume import CheckpointCallback
-from fastcxr.workflows.run_state import find_resumable_run, list_runs, read_run_config
+from fastcxr.workflows.run_state import find_resumable_run, read_run_config
 from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -304,5 +305,5 @@ def test_a_signal_before_training_leaves_no_folder(command, monkeypatch):
 
 
 def test_a_folder_without_a_run_is_rejected(tmp_path):
-    with pytest.raises(InputMissingError, match="the folder contains no run"):
+    with pytest.raises(InputMissingError, match="not a run: no recipe.json"):
         read_run_config(Path(tmp_path))

@@ -108,3 +108,11 @@ def test_find_differences_ignores_rounding():
     assert list(find_differences({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}, "c": None})) == [("a.b[1]", 2, 3)]
     assert list(find_differences(0.1 + 0.2, 0.3)) == []
     assert list(find_differences({"a": 1}, {})) == [("a", 1, None)]
+
+
+def test_another_wording_of_a_reason_is_no_fault(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["test"]["reasons"]["auroc.macro"] = "the wording of another version"
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    write_checksums(folder)
+    assert verify(folder)[0] == []

@@ -41,7 +41,7 @@ from fastcxr.data.imaging.sniff import (
     suppress_decoder_warnings,
 )
 from fastcxr.data.readers.hdf5 import parse_reference, read_packed_image
-from fastcxr.errors import ImageError
+from fastcxr.errors import ImageError, require_type
 from fastcxr.io.cpus import count_cpus
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def read_image(path: str | Path | MemoryImage, depth: int | None = None) -> np.n
         image = read_memory_image(path, depth)
         _reject_blank(image, path.name)
         return image
+    require_type("path", path, str, Path)
     path = str(path)
     if parse_reference(path):
         image = read_packed_image(path)

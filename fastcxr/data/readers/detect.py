@@ -24,10 +24,12 @@ from fastcxr.data.readers.folders import (
 from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.tables import find_column, format_names, read_header, suggest_name, suggest_path
+from fastcxr.io.paths import reject_missing_paths
+from fastcxr.io.tables import find_column, format_names, read_header, suggest_name
 
 log = logging.getLogger("fastcxr")
 TABLE_SUFFIXES = (".csv", ".tsv")
+MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
 
 
@@ -156,11 +158,9 @@ def has_class_folders(path: str | Path) -> bool:
 
 
 def _is_directory(path: Path) -> bool:
+    reject_missing_paths([path], MISSING_DATA_FIX)
     try:
         return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        problem = f"no such file or folder{suggest_path(path)}"
-        raise InputMissingError(problem, "Check the name given as `data`", path=path, code="E001") from error
     except OSError as error:
         problem = f"the folder cannot be read ({error.strerror})"
         raise InputMissingError(problem, "Check its name and its permissions", path=path, code="E026") from error

@@ -1,0 +1,36 @@
+"""Check that the paths that a user names exist, before any of them is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastcxr.errors import InputMissingError
+from fastcxr.io.tables import format_names, suggest_path
+
+MAX_NAMED_PATHS = 3
+
+
+def reject_missing_paths(paths: Sequence[str | Path], fix: str, *, log_names: bool = True) -> None:
+    """Raise InputMissingError if one of these paths does not exist; a link without a target exists.
+
+    The error names up to three paths, or with `log_names=False` the position of the first, from 1.
+    """
+    missing = {number: path for number, path in enumerate(paths, 1) if _is_missing(Path(path).expanduser())}
+    if not missing:
+        return
+    if log_names and len(missing) == 1:
+        path = Path(*missing.values())
+        problem = f"no such file or folder{suggest_path(path.expanduser())}"
+        raise InputMissingError(problem, fix, path=path, code="E001")
+    names = format_names(map(str, missing.values()), MAX_NAMED_PATHS) if log_names else f"first number {min(missing)}"
+    problem = f"{len(missing):,} of {len(paths):,} paths do not exist: {names}"
+    raise InputMissingError(problem, fix, code="E001")
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):  # the reader of the file states the reason
+        return False
+    return False

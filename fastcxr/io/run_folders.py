@@ -1,0 +1,46 @@
+"""Find run folders, and the errors for a path that is not the folder of a finished run."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastcxr.errors import InputMissingError
+from fastcxr.io.formats import reject_unfinished
+from fastcxr.io.formatting import join_names
+
+RUNS_DIR = Path("runs")
+MAX_SUGGESTED_RUNS = 3
+
+
+def list_runs(parent: Path = RUNS_DIR) -> Iterator[Path]:
+    """Yield every run folder in `parent` and, for studies, one level below; folds are omitted."""
+    for recipe in [*parent.glob("*/recipe.json"), *parent.glob("*/*/recipe.json")]:
+        if not (recipe.parent.parent / "recipe.json").exists():
+            yield recipe.parent
+
+
+def require_run_file(folder: str | Path, name: str, fix: str | None = None) -> None:
+    """Raise InputMissingError unless the run folder has the file `name`; by default the fix names other runs."""
+    folder = Path(folder)
+    if (folder / name).is_file():
+        return
+    reject_unfinished(folder / name)
+    if folder.is_dir():
+        is_run = (folder / "recipe.json").is_file()
+        problem = f"no {name} in this folder" if is_run else f"not a run: no {name} in this folder"
+    else:
+        problem = "a file, expected a run folder" if folder.exists() else "the folder does not exist"
+    raise InputMissingError(problem, fix or _suggest_runs(folder, name), path=folder, code="E304")
+
+
+def _suggest_runs(folder: Path, name: str) -> str:
+    """Return a fix with the newest runs that have the file: in the folder itself, beside it, or in runs/."""
+    parents = (folder.parent, RUNS_DIR) if folder.parent != Path() else (RUNS_DIR, folder.parent)
+    for parent in (folder, *parents):
+        runs = [run for run in list_runs(parent) if (run / name).is_file()]
+        if runs:
+            newest = sorted(runs, key=lambda run: (run / name).stat().st_mtime, reverse=True)[:MAX_SUGGESTED_RUNS]
+            command = "fastcxr list" if parent == RUNS_DIR else shlex.join(["fastcxr", "list", str(parent)])
+            names = join_names(list(map(str, newest)), "or")
+            return f"Pass the folder of a finished run, such as {names}. `{command}` lists all runs"
+    return "Pass the folder of a finished run. `fastcxr list` lists the runs in runs/"
