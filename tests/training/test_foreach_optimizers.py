@@ -168,6 +168,25 @@ def test_masked_steps_read_no_tensor_on_the_host(name, skip):
             training.optimizer.update(skip)
 
 
+@pytest.mark.gpu
+def test_masked_steps_on_a_gpu_equal_those_on_a_cpu_without_synchronization(name):
+    torch.manual_seed(0)
+    weights, gradients = [], torch.randn(20, 300)
+    for device in ("cpu", "cuda"):
+        weight = nn.Parameter(torch.ones(300, device=device))
+        optimizer = FASTAI_OPTIMIZERS[name]([weight], lr=0.01, wd=0.1)
+        flags, on_device = torch.arange(20, device=device) % 3 == 1, gradients.to(device)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for gradient, skip in zip(on_device, flags, strict=True):
+                weight.grad = gradient.clone()
+                optimizer.step(skip=skip)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        weights.append(weight.detach().cpu())
+    torch.testing.assert_close(weights[1], weights[0], atol=1e-6, rtol=0)
+
+
 def test_a_state_of_fastai_can_be_loaded(name, tmp_path):
     original, training = Training(ORIGINALS[name]).run(last=25), Training(FASTAI_OPTIMIZERS[name])
     Checkpoints(tmp_path).write({"optimizer": original.optimizer.state_dict()})
