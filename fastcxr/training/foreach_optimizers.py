@@ -45,8 +45,8 @@ class Block:
 class ForeachOptimizer(Optimizer):
     """fastai's Optimizer with updates of whole lists of parameters.
 
-    Layer groups, hyperparameters, freezing and the layout of the state are those of fastai. A step synchronizes with no
-    GPU.
+    Layer groups, hyperparameters, freezing and the layout of the state are those of fastai. A step does not synchronize
+    with a GPU, except the first one without a mask after steps with one, which reads their number.
     """
 
     shared_hypers: tuple[str, ...]  # arguments of compute_coefficients, which most blocks have in common
