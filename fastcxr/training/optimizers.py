@@ -5,14 +5,15 @@ from difflib import get_close_matches
 from functools import partial
 
 import torch
-from fastai.optimizer import SGD, Adam, OptimWrapper, RAdam
+from fastai.optimizer import OptimWrapper
 from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
+from fastcxr.training.foreach_optimizers import SGD, Adam, RAdam
 
-# fastai's Adam is AdamW. Here adam has the hyperparameters of Kingma and Ba and L2 regularization; adamw and radam have
+# adam has the hyperparameters of Kingma and Ba and L2 regularization; adamw and radam have
 # decoupled weight decay and fastai's hyperparameters (second moment 0.99, epsilon 1e-5)
 FASTAI_OPTIMIZERS = {
     "radam": partial(RAdam, decouple_wd=True),
@@ -22,6 +23,15 @@ FASTAI_OPTIMIZERS = {
 }
 DEFAULT_WEIGHT_DECAY = {"radam": 0.01, "adamw": 0.01}  # if the recipe has none; 0 for other optimizers
 TIMM_MOMENTUM = 0.9  # timm's default, which its optimizer classes do not set
+
+
+class TimmOptimizer(OptimWrapper):
+    """An optimizer of timm with the interface of fastai and the mask of ForeachOptimizer."""
+
+    def step(self, closure: Callable | None = None, skip: torch.Tensor | None = None) -> None:
+        """Update the parameters unless `skip` is true, which the host reads: timm's optimizers have no mask."""
+        if skip is None or not skip:
+            self.opt.step(closure)
 
 
 def find_optimizer(name: str) -> Callable:
@@ -37,7 +47,7 @@ def find_optimizer(name: str) -> Callable:
         close = get_close_matches(timm_name, [*list_optimizers()], n=1)
         fix = f"Did you mean 'timm:{close[0]}'?" if close else "Pass a name from timm.optim.list_optimizers()"
         raise RecipeError(f"unknown timm optimizer {timm_name!r}", fix)
-    return partial(OptimWrapper, opt=_make_timm_factory(timm_name))
+    return partial(TimmOptimizer, opt=_make_timm_factory(timm_name))
 
 
 def find_weight_decay(recipe: Recipe) -> float:
