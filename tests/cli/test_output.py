@@ -85,7 +85,7 @@ def test_an_error_with_json_is_a_document_and_a_line(call, tmp_path):
         "code": "E304",
         "exit_code": 66,
         "problem": "the folder does not exist",
-        "fix": "Pass the folder of a finished run, such as runs/first",
+        "fix": "Pass the folder of a finished run. `fastcxr list` lists the runs in runs/",
         "path": "nowhere",
     }
     assert "fastcxr: FCX-E304 nowhere: the folder does not exist. Pass the folder" in done.stderr
