@@ -5,6 +5,7 @@ same file name, as when datasets are merged.
 """
 
 import logging
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -36,12 +37,17 @@ FITTED_SPLITS = ("train", "valid")  # used for training or model selection
 SAME_PIXELS, NEAR_DUPLICATE, CROP, SAME_PATIENT = "same pixels", "near-duplicate", "crop", "same patient"
 
 
-def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress) -> None:
+def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress, earlier: Path | None = None) -> None:
     """Write features.npz: key, pixel hash, size, whole and trimmed thumbnail of each image, in the manifest's order.
 
-    `manifest`: with a column of pixel hashes.
+    `manifest`: with a column of pixel hashes. `earlier`: features.npz of a run that read the same data; it is copied if
+    it has the same images, because the pass over all images takes most of the time.
     """
     # Never publish this file: the thumbnails, 64 x 64 pixels, show the radiographs of patients.
+    if earlier and _has_images(earlier, manifest):
+        with atomic_file(folder / FEATURES_FILE, overwrite=True) as temporary:
+            shutil.copyfile(earlier, temporary)
+        return
     features = extract_features(manifest["file"].tolist(), progress, read_depths(manifest))
     # next to each other: the two thumbnails of most images are equal, which halves the compressed size
     thumbnails = np.stack([features.thumbnails, features.trimmed_thumbnails], axis=1)
@@ -51,6 +57,16 @@ def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress) -> 
     with atomic_file(folder / FEATURES_FILE, overwrite=True) as temporary, temporary.open("wb") as file:
         size = features.metadata[SIZE_COLUMNS].to_numpy(np.int64)
         np.savez_compressed(file, source=source, path=path, image_sha256=image_sha256, size=size, thumbnails=thumbnails)
+
+
+def _has_images(features_file: Path, manifest: pd.DataFrame) -> bool:
+    """Return whether the file has exactly these images, by key and pixel hash, in this order."""
+    names = [*IMAGE_KEY, IMAGE_HASH_COLUMN]
+    try:
+        with np.load(features_file, allow_pickle=False) as arrays:
+            return all(arrays[name].tolist() == manifest[name].tolist() for name in names)
+    except NPZ_ERRORS:  # for example because the folder of the run was removed meanwhile
+        return False
 
 
 def read_features(folder: Path) -> tuple[pd.DataFrame, ImageFeatures] | None:
