@@ -63,7 +63,8 @@ def _has_images(features_file: Path, manifest: pd.DataFrame) -> bool:
     """Return whether the file has exactly these images, by key and pixel hash, in this order."""
     names = [*IMAGE_KEY, IMAGE_HASH_COLUMN]
     try:
-        with np.load(features_file, allow_pickle=False) as arrays:
+        # np.load does not close a damaged file that it opened
+        with features_file.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return all(arrays[name].tolist() == manifest[name].tolist() for name in names)
     except NPZ_ERRORS:  # for example because the folder of the run was removed meanwhile
         return False
@@ -75,7 +76,7 @@ def read_features(folder: Path) -> tuple[pd.DataFrame, ImageFeatures] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             thumbnails, keys = arrays["thumbnails"], {name: arrays[name] for name in IMAGE_KEY}
             sizes = pd.DataFrame(arrays["size"], columns=SIZE_COLUMNS)
         shape = len(sizes), 2, THUMBNAIL_PIXELS, THUMBNAIL_PIXELS

@@ -60,9 +60,7 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("change", "is_copied"), [(None, True), ("order", False), ("pixels", False)])
-def test_features_of_the_same_images_are_copied_and_those_of_others_computed(
-    run_dir, tmp_path, monkeypatch, change, is_copied
-):
+def test_only_features_of_the_same_images_are_copied(run_dir, tmp_path, monkeypatch, change, is_copied):
     manifest = read_manifest(run_dir.parent / "data").sort_values("path", ignore_index=True)
     manifest = manifest.assign(**{IMAGE_HASH_COLUMN: open_image_cache(manifest["file"].tolist(), SIZE).hash_images()})
     if change == "order":
