@@ -37,11 +37,8 @@ def test_a_learner_and_its_loaders_have_one_additional_attribute(learner):
 
 
 def test_fits_of_other_weights_are_dropped_and_the_weights_are_hashed_once_per_call(monkeypatch):
-    learner, calls, hash_weights = (
-        SimpleNamespace(fastcxr=LearnerState(), model=nn.Linear(2, 2)),
-        [],
-        state.hash_weights,
-    )
+    learner = SimpleNamespace(fastcxr=LearnerState(), model=nn.Linear(2, 2))
+    calls, hash_weights = [], state.hash_weights
     monkeypatch.setattr(state, "hash_weights", lambda network: (calls.append(network), hash_weights(network))[1])
     assert find_learner_state(learner) is learner.fastcxr
     assert len(calls) == 0
