@@ -5,11 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import rankdata
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 N_FOLDS, SEED = 5, 0
 N_COMPONENTS = 40  # principal components of the pixels
@@ -26,6 +22,12 @@ def assign_folds(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
 
 def score_pixels(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> float:
     """Return the macro AUROC of a logistic regression on principal components, on held-out patients."""
+    # imported here: a training loads this module for other checks, and these load 50 modules of scikit-learn
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     flat = features.reshape(len(features), -1)
     n_components = min(N_COMPONENTS, flat.shape[1], len(flat) // 2)
     # fitted on all folds: PCA uses no labels

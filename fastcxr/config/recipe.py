@@ -223,6 +223,10 @@ class Recipe:
         group="Evaluation",
     )  # fmt: skip
     predict_train: bool = option(False, help="predictions also of the training images", group="Evaluation")
+    figures: Literal["all", "main", "none"] = option(
+        "main", help="reports with figures; main: all but those of folds; fastcxr report RUN draws figures later",
+        group="Evaluation",
+    )  # fmt: skip
 
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one", group="Compute")
     precision: Literal["auto", "fp32", "bf16"] = option(
@@ -296,6 +300,11 @@ class Recipe:
     def is_multi_run(self) -> bool:
         """Whether the experiment has several runs: all folds, or each source held out once."""
         return self.leave_one_source_out or bool(self.folds and not self.fold)
+
+    @property
+    def draws_figures(self) -> bool:
+        """Whether the report of this run has figures."""
+        return self.figures == "all" or (self.figures == "main" and self.fold is None)
 
     @property
     def oversample_factors(self) -> dict[str, int]:

@@ -52,21 +52,42 @@ def confidence_intervals(
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, "of": ordered}
 
 
-def proportion_interval(is_hit: np.ndarray, is_eligible: np.ndarray, patients: np.ndarray) -> Interval:
-    """Return the interval of the share of hits among the eligible images, of which there is at least one.
+def estimate_proportions(
+    proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray
+) -> list[Estimate | None]:
+    """Return the share of hits among the eligible images, as [value, low, high]; None without an eligible image.
 
-    `is_hit`, `is_eligible`: booleans, shape (n,). `patients`: the patient of each image, shape (n,).
+    All proportions are computed from the same bootstrap draws.
+
+    Args:
+        proportions: hits and eligible images of each proportion, booleans of shape (n,).
+        patients: the patient of each image, shape (n,).
     """
     _, patient_index = np.unique(patients, return_inverse=True)
-    is_clustered = patient_index.max() + 1 < len(patient_index)
-    proportion = (is_hit & is_eligible).sum() / is_eligible.sum()
-    if not is_clustered or proportion in (0, 1):
-        return _compute_wilson_interval(is_hit, is_eligible, patient_index if is_clustered else None)
+    is_clustered = len(patients) > 0 and patient_index.max() + 1 < len(patients)
+    draws = _draw_proportions(proportions, patients) if is_clustered else [None] * len(proportions)
+    estimates: list[Estimate | None] = []
+    for (is_hit, is_eligible), column in zip(proportions, draws, strict=True):
+        if not is_eligible.any():
+            estimates.append(None)
+            continue
+        value = float((is_hit & is_eligible).sum() / is_eligible.sum())
+        interval = None if column is None else _compute_bootstrap_interval(value, column, True)
+        wilson_index = patient_index if is_clustered else None
+        estimates.append([value, *(interval or _compute_wilson_interval(is_hit, is_eligible, wilson_index))])
+    return estimates
+
+
+def _draw_proportions(proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray) -> list[np.ndarray]:
+    """Return each proportion in every draw, shape (N_DRAWS,); NaN in a draw without an eligible image."""
+    if not proportions:
+        return []
+    hits, eligible = (np.stack(columns, axis=1).astype(float) for columns in zip(*proportions, strict=True))
     with np.errstate(invalid="ignore"):
-        batches = draw_bootstrap_weights(patients, SEED)
-        draws = [(weights @ (is_hit & is_eligible)) / (weights @ is_eligible) for weights in batches]
-    interval = _compute_bootstrap_interval(float(proportion), np.concatenate(draws), True)
-    return interval or _compute_wilson_interval(is_hit, is_eligible, patient_index)
+        batches = [
+            (weights @ (hits * eligible)) / (weights @ eligible) for weights in draw_bootstrap_weights(patients, SEED)
+        ]
+    return list(np.concatenate(batches).T)
 
 
 def make_estimate(name: str, values: Mapping[str, Any], intervals: Mapping[str, Sequence[float]]) -> Estimate | None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fastcxr.metrics.intervals import proportion_interval
+from fastcxr.metrics.intervals import estimate_proportions
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 
 MIN_STABLE_POSITIVES = 50  # positive validation images below which a threshold is unstable
@@ -75,33 +75,26 @@ def evaluate_thresholds(
     """
     scorable = split_predictions.scorable()
     truth, probability, patients = scorable.truth, scorable.probability, scorable.table["patient"].to_numpy()
+    if not len(truth):
+        return {"per_class": {}}
+    given, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
+    labels = [label for label in split_predictions.labels if label in given]
+    proportions: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # hits and eligible images
+    for label in labels:
+        k = split_predictions.labels.index(label)
+        positive, is_predicted = truth == k, probability[:, k] >= given[label]["threshold"]
+        proportions[label, "sensitivity"] = (is_predicted, positive)
+        proportions[label, "specificity"] = (~is_predicted, ~positive)
+    if uncertain_below is not None:
+        is_answered, is_any = probability.max(axis=1) >= uncertain_below, np.ones(len(truth), bool)
+        proportions["uncertain"] = (~is_answered, is_any)
+        proportions["answered_accuracy"] = (probability.argmax(axis=1) == truth, is_answered)
+    estimates = dict(zip(proportions, estimate_proportions(list(proportions.values()), patients), strict=True))
     rows = {}
-    for k, label in enumerate(split_predictions.labels):
-        threshold_row = thresholds.get("thresholds", {}).get(label)
-        if threshold_row is None or not len(truth):
-            continue
-        positive, is_predicted = truth == k, probability[:, k] >= threshold_row["threshold"]
-        row = {
-            "sensitivity": _estimate_proportion(is_predicted, positive, patients),
-            "specificity": _estimate_proportion(~is_predicted, ~positive, patients),
-        }
-        rows[label] = dict(threshold_row) | row | compute_predictive_values(row, prevalence.get(label))
-    uncertain_below = thresholds.get("uncertain_below")
-    if uncertain_below is None or not len(truth):
-        return {"per_class": rows}
-    is_answered, is_any = probability.max(axis=1) >= uncertain_below, np.ones(len(truth), bool)
-    return {
-        "per_class": rows,
-        "uncertain": _estimate_proportion(~is_answered, is_any, patients),
-        "answered_accuracy": _estimate_proportion(probability.argmax(axis=1) == truth, is_answered, patients),
-    }
-
-
-def _estimate_proportion(is_hit: np.ndarray, is_eligible: np.ndarray, patients: np.ndarray) -> list[float] | None:
-    if not is_eligible.any():
-        return None
-    value = float((is_hit & is_eligible).sum() / is_eligible.sum())
-    return [value, *proportion_interval(is_hit, is_eligible, patients)]
+    for label in labels:
+        row = {name: estimates.pop((label, name)) for name in ("sensitivity", "specificity")}
+        rows[label] = dict(given[label]) | row | compute_predictive_values(row, prevalence.get(label))
+    return {"per_class": rows} | estimates
 
 
 def compute_predictive_values(row: Mapping[str, Any], prevalence: float | None) -> dict[str, Any]:
@@ -170,5 +163,5 @@ def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
     if not has_ood_score.any():
         return {}
     is_ood = find_ood_rows(split_predictions)
-    proportion = _estimate_proportion(is_ood, has_ood_score, table["patient"].to_numpy())
+    [proportion] = estimate_proportions([(is_ood, has_ood_score)], table["patient"].to_numpy())
     return {"n_images": int(has_ood_score.sum()), "n_ood": int(is_ood.sum()), "proportion": proportion}

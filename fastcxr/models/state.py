@@ -104,15 +104,21 @@ def find_learner_state(learner: "Learner") -> LearnerState:
     Without fitted head and OOD detector if the weights changed after the fit: both describe features of other weights.
     """
     state = getattr(learner, "fastcxr", LearnerState())
-    if state.fitted_weights in (None, hash_weights(cast(nn.Module, learner.model))):
+    if state.fitted_weights is None:  # the hash of a large network takes long
         return state
-    return replace(state, fitted_probe=None, ood_detector=None)
+    return _drop_stale_fits(state, hash_weights(cast(nn.Module, learner.model)))
 
 
 def set_fitted_state(learner: "Learner", **fitted: Any) -> None:
     """Set fields of the state that were fitted for the current weights, and drop those fitted for other weights."""
-    state, fitted_weights = get_learner_state(learner), hash_weights(cast(nn.Module, learner.model))
-    vars(state).update(vars(find_learner_state(learner)) | fitted | {"fitted_weights": fitted_weights})
+    state, weights = get_learner_state(learner), hash_weights(cast(nn.Module, learner.model))
+    vars(state).update(vars(_drop_stale_fits(state, weights)) | fitted | {"fitted_weights": weights})
+
+
+def _drop_stale_fits(state: LearnerState, weights: bytes) -> LearnerState:
+    """Return the state without what was fitted for other weights; `weights`: hash of those of the network."""
+    is_current = state.fitted_weights in (None, weights)
+    return state if is_current else replace(state, fitted_probe=None, ood_detector=None)
 
 
 def hash_weights(network: nn.Module, excluded: Collection[str] = ()) -> bytes:

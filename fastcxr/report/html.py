@@ -31,9 +31,10 @@ MONITOR_NAMES = {"auroc": "macro AUROC", "valid_loss": "validation loss"}
 TEMPLATES_DIR = Path(__file__).parent / "templates"
 
 
-def render(template: str, context: dict[str, Any], svg_figures: dict[str, SvgFigure]) -> str:
-    """Return the page as HTML text; all values are escaped."""
-    return make_environment().get_template(template).render(**context, svg_figure=svg_figures.get)
+def render(template: str, context: dict[str, Any], svg_figures: dict[str, SvgFigure] | None) -> str:
+    """Return the page as HTML text; all values are escaped. `svg_figures`: None if none was drawn."""
+    figures = {"svg_figure": (svg_figures or {}).get, "has_figures": svg_figures is not None}
+    return make_environment().get_template(template).render(**context, **figures)
 
 
 @cache

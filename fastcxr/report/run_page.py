@@ -42,10 +42,11 @@ from fastcxr.report.training_summary import (
 )
 
 
-def write_run_report(folder: str | Path) -> Path:
+def write_run_report(folder: str | Path, *, figures: bool = True) -> Path:
     """Write metrics.json, MODEL_CARD.md, CLAIM.md, figures/*.svg and report.html; return the path of the report.
 
-    Only files of the run folder are read. The output is identical for identical files.
+    Only files of the run folder are read. The output is identical for identical files. Without `figures` none is drawn,
+    and the page states how to draw them.
     """
     record = read_run_record(folder)
     metrics = compute_run_metrics(record)
@@ -54,10 +55,11 @@ def write_run_report(folder: str | Path) -> Path:
     atomic_write(record.folder / "metrics.json", metrics_json)
     atomic_write(record.folder / "MODEL_CARD.md", make_model_card(record, saved_metrics))
     atomic_write(record.folder / "CLAIM.md", make_claim_checklist(record, saved_metrics))
-    svg_figures = make_run_figures(record, metrics)  # last: an error in a figure must not cost the metrics
-    path = write_page(record.folder / "report.html", render_report(record, metrics, svg_figures), svg_figures)
+    # last: an error in a figure must not cost the metrics
+    svg_figures = make_run_figures(record, metrics) if figures else None
+    path = write_page(record.folder / "report.html", render_report(record, metrics, svg_figures), svg_figures or {})
     text_files = ("metrics.json", "MODEL_CARD.md", "CLAIM.md", "report.html")
-    write_checksums(record.folder, (*text_files, *(f"figures/{name}.svg" for name in svg_figures)))
+    write_checksums(record.folder, (*text_files, *(f"figures/{name}.svg" for name in svg_figures or {})))
     return path
 
 
@@ -83,9 +85,11 @@ def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]])
     return {name: part for name, part in extra_metrics.items() if part}
 
 
-def render_report(record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure]) -> str:
-    """Return the page as HTML text."""
-    return render("report.html.jinja", _make_context(record, metrics, svg_figures), svg_figures)
+def render_report(
+    record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure] | None
+) -> str:
+    """Return the page as HTML text. `svg_figures`: None if none was drawn, which the page then states."""
+    return render("report.html.jinja", _make_context(record, metrics, svg_figures or {}), svg_figures)
 
 
 def _make_context(

@@ -57,7 +57,8 @@ def evaluate(
     require_type("folder", folder, str, Path)
     classifier = load_classifier(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
-    recipe = training_recipe.replace(**{name: asdict(data)[name] for name in DATA_FIELDS})
+    # the report of an evaluation has figures, also if the run is a fold
+    recipe = training_recipe.replace(figures="all", **{name: asdict(data)[name] for name in DATA_FIELDS})
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
         validate_labels(manifest, classifier.labels)

@@ -38,13 +38,14 @@ class Dataset:
     """The data of a recipe, shared by all of its runs: the manifest is read and the image cache opened once.
 
     Messages logged in the meantime are logged again for each later run, and stored in every run folder. `image_cache`
-    contains all images; it is None before open_images.
+    contains all images; it is None before open_images. `features_file` is the features.npz of the last run, if any.
     """
 
     def __init__(self, recipe: Recipe, *, only_test: bool = False, depths: BitDepths | None = None):
         """`only_test`: whether a single class is enough. `depths`: the bit depths determined during training."""
         self.recipe, self.only_test, self.depths = recipe, only_test, depths
         self.image_cache: ImageCache | None = None
+        self.features_file: Path | None = None
         self._manifest: pd.DataFrame | None = None
         self._manifest_with_depths: pd.DataFrame | None = None
         self._image_errors: list[ImageError] = []

@@ -5,6 +5,7 @@ same file name, as when datasets are merged.
 """
 
 import logging
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -36,12 +37,17 @@ FITTED_SPLITS = ("train", "valid")  # used for training or model selection
 SAME_PIXELS, NEAR_DUPLICATE, CROP, SAME_PATIENT = "same pixels", "near-duplicate", "crop", "same patient"
 
 
-def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress) -> None:
+def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress, earlier: Path | None = None) -> None:
     """Write features.npz: key, pixel hash, size, whole and trimmed thumbnail of each image, in the manifest's order.
 
-    `manifest`: with a column of pixel hashes.
+    `manifest`: with a column of pixel hashes. `earlier`: features.npz of a run that read the same data; it is copied if
+    it has the same images, because the pass over all images takes most of the time.
     """
     # Never publish this file: the thumbnails, 64 x 64 pixels, show the radiographs of patients.
+    if earlier and _has_images(earlier, manifest):
+        with atomic_file(folder / FEATURES_FILE, overwrite=True) as temporary:
+            shutil.copyfile(earlier, temporary)
+        return
     features = extract_features(manifest["file"].tolist(), progress, read_depths(manifest))
     # next to each other: the two thumbnails of most images are equal, which halves the compressed size
     thumbnails = np.stack([features.thumbnails, features.trimmed_thumbnails], axis=1)
@@ -53,13 +59,24 @@ def write_features(folder: Path, manifest: pd.DataFrame, progress: Progress) -> 
         np.savez_compressed(file, source=source, path=path, image_sha256=image_sha256, size=size, thumbnails=thumbnails)
 
 
+def _has_images(features_file: Path, manifest: pd.DataFrame) -> bool:
+    """Return whether the file has exactly these images, by key and pixel hash, in this order."""
+    names = [*IMAGE_KEY, IMAGE_HASH_COLUMN]
+    try:
+        # np.load does not close a damaged file that it opened
+        with features_file.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return all(arrays[name].tolist() == manifest[name].tolist() for name in names)
+    except NPZ_ERRORS:  # for example because the folder of the run was removed meanwhile
+        return False
+
+
 def read_features(folder: Path) -> tuple[pd.DataFrame, ImageFeatures] | None:
     """Return keys and features (thumbnails and image sizes only) in features.npz, or None if there is no such file."""
     path = folder / FEATURES_FILE
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             thumbnails, keys = arrays["thumbnails"], {name: arrays[name] for name in IMAGE_KEY}
             sizes = pd.DataFrame(arrays["size"], columns=SIZE_COLUMNS)
         shape = len(sizes), 2, THUMBNAIL_PIXELS, THUMBNAIL_PIXELS

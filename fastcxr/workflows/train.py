@@ -13,6 +13,7 @@ from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.load import Dataset, assign_recipe_splits, load_dataset
+from fastcxr.workflows.overlap import FEATURES_FILE
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.train_dir import RunDir
 
@@ -49,7 +50,8 @@ def run(
         return report_path
     new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
     with new_dir.open(progress or make_default_progress()) as run_dir:
-        validate_model_options(recipe)
+        if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
+            validate_model_options(recipe)
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
         check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
@@ -59,5 +61,6 @@ def run(
         training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)
         splits = ("valid", "test", INTERNAL_TEST) + ("train",) * recipe.predict_train
         predictions = predict(learner, manifest, splits=splits, progress=run_dir)
-        run_dir.write_results(learner, training, predictions)
+        run_dir.write_results(learner, training, predictions, dataset.features_file)
+        dataset.features_file = run_dir.folder / FEATURES_FILE
     return run_dir.finish()

@@ -113,12 +113,21 @@ class RunDir(OutputDir):
 
     def finish(self) -> Path:
         """Write the report and remove the checkpoints; return the path of report.html."""
-        report_path = write_run_report(self.folder)
+        report_path = write_run_report(self.folder, figures=self.recipe.draws_figures)
         self.checkpoints.remove()
         return report_path
 
-    def write_results(self, learner: Learner, training: TrainingResult, predictions: Predictions) -> None:
-        """Write all files of the report. The temperature of the probabilities is fitted on validation images."""
+    def write_results(
+        self,
+        learner: Learner,
+        training: TrainingResult,
+        predictions: Predictions,
+        earlier_features: Path | None = None,
+    ) -> None:
+        """Write all files of the report. The temperature of the probabilities is fitted on validation images.
+
+        `earlier_features`: features.npz of a run that read the same data.
+        """
         folder, image_cache = self.folder, learner.dls.fastcxr.image_cache
         image_hashes = self.image_hashes or image_cache.hash_images()
         manifest = learner.dls.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: image_hashes})
@@ -135,7 +144,7 @@ class RunDir(OutputDir):
         self.write_dataset_tables(manifest)
         self.write_thumbnails(manifest, predictions)
         with self.guard("features of the images"):
-            write_features(folder, manifest, self)
+            write_features(folder, manifest, self, earlier_features)
         if not self.recipe.folds:  # saliency maps of a fold are made with fastcxr explain
             self.write_saliency_maps(extract_classifier(learner), manifest, predictions, image_cache)
 

@@ -6,7 +6,8 @@ import pytest
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.metrics.analytic_intervals import wilson
+from fastcxr.metrics import intervals
+from fastcxr.metrics.analytic_intervals import logit_interval, wilson
 from fastcxr.metrics.calibration import validate_calibration
 from fastcxr.metrics.predictions import make_predictions
 from fastcxr.metrics.thresholds import (
@@ -85,6 +86,26 @@ def test_intervals_are_clustered_by_patient():
     )
     assert many[0] == one[0]
     assert many[2] - many[1] == pytest.approx(one[2] - one[1], rel=0.2)
+
+
+def test_all_thresholds_share_the_draws_of_one_bootstrap(monkeypatch):
+    single = draw(60, "test")
+    repeated = type(single)(pd.concat([single.table] * 2, ignore_index=True), LABELS)
+    chosen, draw_weights, calls = fit_thresholds(draw(), 0.9, None, 0.2), intervals.draw_bootstrap_weights, []
+    monkeypatch.setattr(
+        intervals, "draw_bootstrap_weights", lambda *given: (calls.append(given), draw_weights(*given))[1]
+    )
+    found = evaluate_thresholds(repeated, chosen, {})
+    assert len(calls) == 1
+    weights = np.concatenate(list(draw_weights(repeated.table["patient"].to_numpy(), intervals.SEED)))
+    positive = repeated.truth == 1
+    hit = positive & (repeated.probability[:, 1] >= chosen["thresholds"]["yes"]["threshold"])
+    value, low, high = found["per_class"]["yes"]["sensitivity"]
+    assert value == hit.sum() / positive.sum()
+    with np.errstate(invalid="ignore"):
+        deviation = np.nanstd(weights @ hit / (weights @ positive), ddof=1)
+    assert [low, high] == list(logit_interval(value, float(deviation)))
+    assert len(found["uncertain"]) == len(found["answered_accuracy"]) == 3
 
 
 def test_predictive_values_follow_bayes_at_the_given_prevalence():

@@ -1,15 +1,19 @@
 """State that make_loaders and make_learner set, and errors for Learners and loaders without it."""
 
+from types import SimpleNamespace
+
 import pytest
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from tiny_network import NAME
+from torch import nn
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, train
 from fastcxr.errors import ModelError
+from fastcxr.models import state
 from fastcxr.models.bundle import save_model
-from fastcxr.models.state import LearnerState, LoadersState
+from fastcxr.models.state import LearnerState, LoadersState, find_learner_state, set_fitted_state
 from fastcxr.training.loaders import make_datablock
 
 RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=4, epochs=1, strategy="full", precision="fp32")
@@ -30,6 +34,21 @@ def test_a_learner_and_its_loaders_have_one_additional_attribute(learner):
     allowed = {"fastcxr"} | {callback.name for callback in learner.cbs}  # fastai sets an attribute for each callback
     assert set(vars(learner)) - set(vars(plain)) <= allowed
     assert set(vars(learner.dls)) - set(vars(plain.dls)) <= allowed
+
+
+def test_fits_of_other_weights_are_dropped_and_the_weights_are_hashed_once_per_call(monkeypatch):
+    learner = SimpleNamespace(fastcxr=LearnerState(), model=nn.Linear(2, 2))
+    calls, hash_weights = [], state.hash_weights
+    monkeypatch.setattr(state, "hash_weights", lambda network: (calls.append(network), hash_weights(network))[1])
+    assert find_learner_state(learner) is learner.fastcxr
+    assert len(calls) == 0
+    set_fitted_state(learner, ood_detector="detector")
+    assert len(calls) == 1
+    assert find_learner_state(learner).ood_detector == "detector"
+    learner.model.weight.data += 1
+    assert find_learner_state(learner).ood_detector is None
+    set_fitted_state(learner, fitted_probe="probe")
+    assert (learner.fastcxr.fitted_probe, learner.fastcxr.ood_detector) == ("probe", None)
 
 
 def test_a_learner_without_state_predicts_in_float32_and_cannot_be_trained_or_saved(learner, toy_manifest, tmp_path):

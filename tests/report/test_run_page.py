@@ -41,6 +41,23 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+def test_a_report_without_figures_has_all_numbers_and_states_how_to_draw_them(run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    metrics, text = (folder / "metrics.json").read_bytes(), (folder / "report.html").read_text(encoding="utf-8")
+    for drawn in (folder / "figures").glob("*.svg"):
+        drawn.unlink()
+    bare_text = write_run_report(folder, figures=False).read_text(encoding="utf-8")
+    page = Page(bare_text)
+    assert "svg" not in page.tags
+    assert not list((folder / "figures").glob("*.svg"))
+    assert "This page has no figures. To draw them: fastcxr report FOLDER , with the folder of this page." in page.text
+    assert (folder / "metrics.json").read_bytes() == metrics
+    assert re.findall("<table.*?</table>", bare_text, re.DOTALL) == re.findall("<table.*?</table>", text, re.DOTALL)
+    assert "Most frequent confusions" in page.text
+    assert not {"histogram", "Ring:", "Dashed:", "Dotted:"} & set(page.text.split())
+    assert write_run_report(folder).read_text(encoding="utf-8") == text
+
+
 @pytest.fixture
 def page(run_folder):
     return Page((run_folder / "report.html").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from fastcxr.metrics.predictions import read_predictions
 from fastcxr.models.bundle import Ensemble, load_classifier, load_model
 from fastcxr.progress.base import log_to
 from fastcxr.training import feature_cache, loaders
-from fastcxr.workflows import load
+from fastcxr.workflows import load, overlap
 from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_messages, pool_skipped, write_skipped
 from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import verify
@@ -101,6 +101,19 @@ def test_a_removed_fold_is_run_again_with_the_same_result(pooled):
     assert (folder / "fold-2" / "predictions.csv").read_bytes() == before
     assert (folder / "fold-1" / "predictions.csv").stat().st_mtime_ns == modified
     assert verify(folder)[0] == []
+
+
+def test_only_the_pages_of_the_folds_state_how_to_draw_their_figures(pooled):
+    pages = [pooled[1] / name / "report.html" for name in ("", "fold-1", "fold-2", "fold-3")]
+    assert ["fastcxr report FOLDER" in page.read_text() for page in pages] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("figures", "fold", "expected"),
+    [("main", None, True), ("main", 2, False), ("all", 2, True), ("none", None, False), ("none", 2, False)],
+)
+def test_main_reports_have_figures_and_those_of_folds_have_none(figures, fold, expected):
+    assert Recipe(folds=3, fold=fold, figures=figures).draws_figures == expected
 
 
 def test_folds_of_another_recipe_are_not_overwritten(pooled):
@@ -215,10 +228,14 @@ def test_a_warning_of_some_folds_is_prefixed_with_their_names():
     assert [line["text"] for line in pool_messages(messages, "fold")] == ["no patients", "fold 1, 3: no haze"]
 
 
-def test_without_a_cache_all_folds_share_one_decoding_and_one_feature_pass(
+def test_without_a_cache_all_folds_share_one_decoding_and_one_pass_for_each_type_of_features(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
     decoded, looked, read, fill = [], [], index.read_open_image, feature_cache.fill_feature_cache
+    compared, extract = [], overlap.extract_features
+    monkeypatch.setattr(
+        overlap, "extract_features", lambda *given: (compared.append(len(given[0])), extract(*given))[1]
+    )
     monkeypatch.setattr(index, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(
         feature_cache, "fill_feature_cache", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
@@ -227,7 +244,9 @@ def test_without_a_cache_all_folds_share_one_decoding_and_one_feature_pass(
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
-    assert looked == [30]
+    assert looked == compared == [30]
+    features = [(tmp_path / "run" / f"fold-{fold}" / "features.npz").read_bytes() for fold in (1, 2)]
+    assert features[0] == features[1]
 
 
 def test_the_pooled_report_states_that_the_heads_of_the_folds_were_refitted(pooled, toy_folder, tmp_path):

@@ -17,6 +17,7 @@ from fastcxr.data.manifest import read_manifest, write_manifest
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_checksums
 from fastcxr.progress.base import Progress
+from fastcxr.workflows import overlap
 from fastcxr.workflows.evaluate import evaluate
 from fastcxr.workflows.overlap import CROP, FEATURES_FILE, NEAR_DUPLICATE, SAME_PIXELS, find_overlap, write_features
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
@@ -56,6 +57,32 @@ def run_dir(tmp_path_factory):
     write_manifest(manifest, folder / "run" / "manifest.csv")
     write_features(folder / "run", manifest, Progress())
     return folder / "run"
+
+
+@pytest.mark.parametrize(("change", "is_copied"), [(None, True), ("order", False), ("pixels", False)])
+def test_only_features_of_the_same_images_are_copied(run_dir, tmp_path, monkeypatch, change, is_copied):
+    manifest = read_manifest(run_dir.parent / "data").sort_values("path", ignore_index=True)
+    manifest = manifest.assign(**{IMAGE_HASH_COLUMN: open_image_cache(manifest["file"].tolist(), SIZE).hash_images()})
+    if change == "order":
+        manifest = manifest[::-1].reset_index(drop=True)
+    if change == "pixels":
+        manifest.loc[0, IMAGE_HASH_COLUMN] = "0" * 32
+    calls, extract = [], overlap.extract_features
+    monkeypatch.setattr(overlap, "extract_features", lambda *given: (calls.append(given), extract(*given))[1])
+    write_features(tmp_path, manifest, Progress(), run_dir / FEATURES_FILE)
+    assert len(calls) == 1 - is_copied
+    assert ((tmp_path / FEATURES_FILE).read_bytes() == (run_dir / FEATURES_FILE).read_bytes()) == is_copied
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 damaged"])
+def test_features_are_computed_if_those_of_the_earlier_run_cannot_be_read(run_dir, tmp_path, content):
+    earlier = tmp_path / "earlier.npz"
+    if content is not None:
+        earlier.write_bytes(content)
+    manifest = read_manifest(run_dir.parent / "data").sort_values("path", ignore_index=True)
+    manifest = manifest.assign(**{IMAGE_HASH_COLUMN: open_image_cache(manifest["file"].tolist(), SIZE).hash_images()})
+    write_features(tmp_path, manifest, Progress(), earlier)
+    assert (tmp_path / FEATURES_FILE).read_bytes() == (run_dir / FEATURES_FILE).read_bytes()
 
 
 def test_resized_images_of_a_run_in_dicom_are_near_duplicates(run_dir, tmp_path):
