@@ -223,7 +223,7 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
     probability = compute_probability(logits, classifier.temperature)
     if detector is None or features is None:
         return Scores(probability, None)
-    return Scores(probability, detector.compute_scores(features.cpu().numpy()))
+    return Scores(probability, detector.compute_scores(features))
 
 
 def compute_probability(logits: torch.Tensor, temperature: float) -> np.ndarray:
@@ -250,7 +250,8 @@ def _compute_cached_ood_scores(learner: "Learner", files: list[str], detector: O
     ood_scores = np.full(len(files), np.nan)
     for start in range(0, len(files), FEATURE_CHUNK_ROWS):
         rows = slice(start, start + FEATURE_CHUNK_ROWS)
-        ood_scores[rows] = detector.compute_scores(read_cached_features(learner, files[rows], detector.stage_channels))
+        features = read_cached_features(learner, files[rows], detector.stage_channels)
+        ood_scores[rows] = detector.compute_scores(torch.from_numpy(features).to(learner.dls.device))
     return ood_scores
 
 

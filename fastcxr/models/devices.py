@@ -28,6 +28,11 @@ def _find_default_device() -> torch.device:
     return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
 
 
+def find_float64_device(device: torch.device) -> torch.device:
+    """Return the device, or the CPU for an Apple GPU, which has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def read_clock(device: torch.device) -> float:
     """Return a time in seconds, read after the device has finished all work given to it; GPUs work asynchronously."""
     if device.type != "cpu":

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from fastcxr.models.devices import find_float64_device
 
 ARRAY_FIELDS = ("mean", "std", "directions", "variances", "noise")
 
@@ -37,14 +40,18 @@ class OODDetector:
     images: int = 0
     patients: int = 0
 
-    def compute_scores(self, features: np.ndarray) -> np.ndarray:
+    def compute_scores(self, features: torch.Tensor) -> np.ndarray:
         """Return distance / threshold for features of shape (n, d): above 1 the image is out of distribution.
 
-        Scores are rounded to float32: the last digits in float64 depend on the number of rows, and the image that sets
-        the threshold has the score 1.
+        The distances are computed on the device of the features, in float64. Scores are rounded to float32: the last
+        digits in float64 depend on the number of rows, and the image that sets the threshold has the score 1.
         """
-        scaled = (features.astype(np.float64) - self.mean) / self.std
-        projected = scaled @ self.directions.T
-        residual = np.square(scaled).sum(axis=1) - np.square(projected).sum(axis=1)
-        distance = (np.square(projected) / self.variances).sum(axis=1)
-        return ((distance + residual / self.noise) / self.threshold).astype(np.float32).astype(np.float64)
+        device = find_float64_device(features.device)
+        mean, std, directions, variances, noise = (
+            torch.from_numpy(getattr(self, name)).to(device, torch.float64) for name in ARRAY_FIELDS
+        )
+        scaled = (features.to(device, torch.float64) - mean) / std
+        projected = scaled @ directions.T
+        residual = scaled.square().sum(dim=1) - projected.square().sum(dim=1)
+        distance = (projected.square() / variances).sum(dim=1) + residual / noise
+        return (distance / self.threshold).float().double().cpu().numpy()

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.devices import find_float64_device
 from fastcxr.models.heads import find_stages, forward_with_features
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import autocast
@@ -50,10 +51,12 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | No
     patients = valid["patient"].nunique()
     if patients < MIN_VALID_PATIENTS:
         return _log_no_detector(f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
+    device = find_float64_device(learner.dls.device)
     train_features, valid_features = (
-        _compute_features(learner, table["file"].tolist(), stage_channels, progress) for table in (train, valid)
+        torch.from_numpy(_compute_features(learner, table["file"].tolist(), stage_channels, progress)).to(device)
+        for table in (train, valid)
     )
-    if not (np.isfinite(train_features).all() and np.isfinite(valid_features).all()):
+    if not (train_features.isfinite().all() and valid_features.isfinite().all()):
         return _log_no_detector("features of its stages are NaN or infinite")
     detector = fit_mahalanobis(train_features, stage_channels)
     threshold = compute_conformal_limit(detector.compute_scores(valid_features))
@@ -64,18 +67,34 @@ def _log_no_detector(reason: str) -> None:
     log.info("no OOD detector: %s; predict assigns a class to every image", reason)
 
 
-def fit_mahalanobis(features: np.ndarray, stage_channels: Mapping[str, int]) -> OODDetector:
-    """Return a detector with threshold 1, fitted on features of training images, shape (n, d)."""
-    from sklearn.decomposition import PCA
-
-    mean, deviation = features.mean(axis=0), features.std(axis=0)
-    deviation = deviation.clip(max(MIN_DEVIATION, MIN_RELATIVE_DEVIATION * np.median(deviation)))
-    n_components = max(1, min(MAX_COMPONENTS, len(features) // 4, features.shape[1] // 4))
-    pca = PCA(n_components, random_state=0).fit((features - mean) / deviation)
-    variances = (pca.explained_variance_.clip(MIN_DEVIATION), np.array([max(pca.noise_variance_, MIN_DEVIATION)]))
+def fit_mahalanobis(features: torch.Tensor, stage_channels: Mapping[str, int]) -> OODDetector:
+    """Return a detector with threshold 1, fitted on features of training images, shape (n, d), on their device."""
+    features = features.double()
+    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+    floor = (MIN_RELATIVE_DEVIATION * deviation.quantile(0.5)).clamp(min=MIN_DEVIATION)
+    deviation = deviation.clamp(min=floor)
+    directions, *variances = fit_probabilistic_pca((features - mean) / deviation)
+    variances = (variance.clamp(min=MIN_DEVIATION) for variance in variances)
     # contiguous: safetensors stores the memory buffer and would change the order of a transposed array
-    arrays = [np.ascontiguousarray(array, np.float32) for array in (mean, deviation, pca.components_, *variances)]
+    arrays = [array.float().contiguous().cpu().numpy() for array in (mean, deviation, directions, *variances)]
     return OODDetector(stage_channels=stage_channels, **dict(zip(ARRAY_FIELDS, arrays, strict=True)))
+
+
+def fit_probabilistic_pca(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return principal directions, shape (m, d), their variances, shape (m,), and the noise variance, shape (1,).
+
+    `scaled`: centred features, shape (n, d). The eigenvectors of the covariance come from the smaller one of the
+    products of the features with themselves, d x d or n x n.
+    """
+    n, d = scaled.shape
+    n_components = max(1, min(MAX_COMPONENTS, n // 4, d // 4))
+    eigenvalues, vectors = torch.linalg.eigh(scaled.T @ scaled if d <= n else scaled @ scaled.T)
+    eigenvalues, vectors = eigenvalues[-n_components:].flip(0), vectors[:, -n_components:].flip(1)
+    if d > n:
+        vectors = scaled.T @ vectors / eigenvalues.clamp(min=MIN_DEVIATION).sqrt()
+    residual = scaled.square().sum() - eigenvalues.sum()
+    noise = residual / max(1, min(n, d) - n_components)
+    return vectors.T, eigenvalues / (n - 1), noise[None] / (n - 1)
 
 
 def compute_conformal_limit(scores: np.ndarray) -> float:

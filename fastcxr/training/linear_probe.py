@@ -1,8 +1,10 @@
-"""Fit a linear head on cached features with L-BFGS, without epochs."""
+"""Fit a linear head on cached features with L-BFGS, without epochs.
+
+All L2 penalties are fitted at once, on the device of the loaders: each pass over the features serves all of them.
+"""
 
 import copy
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,23 +19,28 @@ from fastai.torch_core import to_detach
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
 from fastcxr.io.formatting import pluralize
+from fastcxr.models.devices import find_float64_device
 from fastcxr.models.heads import MultiScaleHead
 from fastcxr.models.state import set_fitted_state
-from fastcxr.progress.base import Progress
+from fastcxr.progress.base import Bar, Progress
 from fastcxr.training.feature_cache import FeatureCache, find_multi_scale_head, make_feature_cache
+from fastcxr.training.lbfgs import minimize
 from fastcxr.training.losses import WeightedLoss
 
 log = logging.getLogger("fastcxr")
-L2_STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # strongest first: each fit starts from the previous one
-MAX_LBFGS_STEPS = 60
+L2_STRENGTHS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+MAX_EVALUATIONS = 250  # of the loss of all images
+N_AXES = 64  # principal axes of the features whose large variance is scaled down for the fit
+N_POWER_ITERATIONS = 3  # to find these axes
 CHUNK_ROWS = 8192  # rows of features in one matrix product
 MAX_CACHED_BYTES = 1 << 30  # for a split's features in memory; larger ones are read from disk in each step
 MIN_DEVIATION = 1e-4  # floor for the standard deviation of constant features
+SILENT_BAR = Bar()
 
 
 @dataclass(frozen=True)
 class FeatureSplit:
-    """Cached features of one split.
+    """Cached features of one split. The fit computes on the device of its labels.
 
     Attributes:
         features: Features of the dataset, shape (views, n, d).
@@ -55,13 +62,18 @@ class FeatureSplit:
             yield features, self.labels[chunk_slice], self.sample_weights[chunk_slice]
 
     @property
+    def device(self) -> torch.device:
+        """The device of all chunks."""
+        return self.labels.device
+
+    @property
     def chunk_slices(self) -> list[slice]:
         """The rows of each chunk of a view."""
         return [slice(start, start + CHUNK_ROWS) for start in range(0, len(self.rows), CHUNK_ROWS)]
 
     @cached_property
     def cached_chunks(self) -> tuple[list[torch.Tensor], torch.Tensor | None] | None:
-        """All chunks in memory, and the vector subtracted from each row; None if they exceed MAX_CACHED_BYTES."""
+        """All chunks on the device, and the vector subtracted from each row; None if they exceed MAX_CACHED_BYTES."""
         n_values = len(self.features) * len(self.rows) * self.features.shape[2]
         if 4 * n_values <= MAX_CACHED_BYTES:
             return list(self.read_chunks()), None
@@ -71,7 +83,8 @@ class FeatureSplit:
         """Yield the features of each chunk from disk."""
         for view in range(len(self.features)):
             for chunk_slice in self.chunk_slices:
-                yield torch.from_numpy(np.ascontiguousarray(self.features[view, self.rows[chunk_slice]]))
+                chunk = np.ascontiguousarray(self.features[view, self.rows[chunk_slice]])
+                yield torch.from_numpy(chunk).to(self.device)
 
     def concat(self, other: "FeatureSplit") -> "FeatureSplit":
         """Return the rows of both splits."""
@@ -95,6 +108,7 @@ def make_half_precision_cache(chunks: Iterator[torch.Tensor]) -> tuple[list[torc
 
 def make_feature_split(loader, cache: FeatureCache) -> FeatureSplit:
     """Return the features of an ImageLoader's rows in all views, weighted as the loader samples them."""
+    device = find_float64_device(loader.device)
     rows = cache.find_rows(loader.items["file"])
     labels = torch.tensor([int(label) for label in loader.dataset.tls[1]])
     sample_weights = torch.ones(len(rows))
@@ -102,7 +116,7 @@ def make_feature_split(loader, cache: FeatureCache) -> FeatureSplit:
         sample_weights = torch.tensor(loader.weights) * len(rows) / sum(loader.weights)
     if loader.rows is not None:
         sample_weights = torch.bincount(torch.tensor(loader.rows), minlength=len(rows)).float()
-    return FeatureSplit(cache.features, rows, labels, sample_weights)
+    return FeatureSplit(cache.features, rows, labels.to(device), sample_weights.to(device))
 
 
 def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, float]:
@@ -121,7 +135,8 @@ def fit_head(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, 
     set_fitted_state(learner, fitted_probe=FittedProbe(cache, replace(train), replace(valid), fit))
     log.info("fitted the head on features of %s (L2 penalty %g)", pluralize(len(train.rows), "image"), fit.l2)
     logits = compute_all_logits(fit.weight, head, valid)
-    losses = {"train_loss": compute_mean_loss(fit.weight, head, train, loss), "valid_loss": fit.valid_loss}
+    train_loss = compute_mean_losses(fit.weight[None], head, train, loss).item()
+    losses = {"train_loss": train_loss, "valid_loss": fit.valid_loss}
     return losses | {metric.name: compute_metric(metric, logits, valid.labels) for metric in learner.metrics}
 
 
@@ -149,8 +164,8 @@ def refit_head(learner: Learner) -> None:
     """
     fitted_probe, head = learner.fastcxr.fitted_probe, find_multi_scale_head(learner)
     train_and_valid = fitted_probe.train.concat(fitted_probe.valid)
-    weight = fit_lbfgs(fitted_probe.fit.weight, head, train_and_valid, learner.loss_func.func, fitted_probe.fit.l2)
-    set_head_weight(head, weight)
+    start, loss, l2 = fitted_probe.fit.weight[None], learner.loss_func.func, (fitted_probe.fit.l2,)
+    set_head_weight(head, fit_lbfgs(start, head, train_and_valid, loss, l2)[0])
     set_fitted_state(learner, fitted_probe=fitted_probe, fitted_splits=("train", "valid"))
     log.info("refitted the head on %s images, validation images included", f"{len(train_and_valid.rows):,}")
 
@@ -165,7 +180,7 @@ def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequ
     fitted_probe, head = learner.fastcxr.fitted_probe, find_multi_scale_head(learner)
     if not all(file in fitted_probe.cache.row_by_file for file in files):
         return None
-    head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach().cpu()
+    head_weight = torch.cat([head.linear.weight, head.linear.bias[:, None]], dim=1).detach()
     rows, is_held_out = fitted_probe.cache.find_rows(files), np.array(held_out, bool)
     logits = torch.empty(len(files), head.linear.out_features)
     for mask, weight in ((is_held_out, fitted_probe.fit.weight), (~is_held_out, head_weight)):
@@ -176,10 +191,10 @@ def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequ
 @torch.no_grad()
 def _classify_rows(features: np.ndarray, rows: np.ndarray, head: MultiScaleHead, weight: torch.Tensor) -> torch.Tensor:
     """Return the logits of these rows of the feature cache as a forward pass of the network computes them."""
-    head = copy.deepcopy(head).cpu().eval()
+    head = copy.deepcopy(head).eval()
     set_head_weight(head, weight)
-    chunks = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)]
-    views = [[head.classify(torch.from_numpy(view[chunk])) for chunk in chunks] for view in features]
+    chunks, device = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)], head.mean.device
+    views = [[head.classify(torch.from_numpy(view[chunk]).to(device)).cpu() for chunk in chunks] for view in features]
     return torch.stack([torch.cat([torch.empty(0, len(weight)), *view]) for view in views]).mean(dim=0)
 
 
@@ -226,76 +241,125 @@ def fit_probe(
     Raises TrainingError for a NaN or infinite loss.
     """
     set_standardization(head, train)
-    weight, fits = torch.zeros(head.linear.out_features, head.linear.in_features + 1), []
-    with progress.bar(len(L2_STRENGTHS), "fitting the head") as bar:
-        for l2 in L2_STRENGTHS:
-            weight = fit_lbfgs(weight, head, train, loss, l2)
-            fits.append(ProbeFit(weight, l2, compute_mean_loss(weight, head, valid, loss)))
-            bar.advance()
-    if not all(math.isfinite(fit.valid_loss) for fit in fits):
+    start = torch.zeros(len(L2_STRENGTHS), head.linear.out_features, head.linear.in_features + 1, device=train.device)
+    with progress.bar(MAX_EVALUATIONS, "fitting the head") as bar:
+        weights = fit_lbfgs(start, head, train, loss, L2_STRENGTHS, bar)
+    valid_losses = compute_mean_losses(weights, head, valid, loss).tolist()
+    if not np.isfinite(valid_losses).all():
         raise TrainingError(
             "the validation loss of the fitted head is NaN or infinite",
             "Pass `precision='fp32'`, or check the data for images without contrast",
         )
-    return min(fits, key=lambda fit: fit.valid_loss)
+    best = int(np.argmin(valid_losses))
+    return ProbeFit(weights[best], L2_STRENGTHS[best], valid_losses[best])
 
 
 def compute_all_logits(weight: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit) -> torch.Tensor:
-    """Return the logits of all rows, averaged over the views; shape (n, k)."""
+    """Return the logits of all rows, averaged over the views; shape (n, ..., k) for weights (..., k, d + 1)."""
     view_logits = torch.cat([compute_logits(weight, head, chunk) for chunk, _, _ in feature_split.chunks()])
-    return view_logits.view(len(feature_split.features), len(feature_split.rows), -1).mean(dim=0)
+    return view_logits.unflatten(0, (len(feature_split.features), len(feature_split.rows))).mean(dim=0)
 
 
 def set_standardization(head: MultiScaleHead, feature_split: FeatureSplit) -> None:
     """Set the head's mean and standard deviation of each feature from these rows."""
-    n_rows, zero = len(feature_split.features) * len(feature_split.rows), torch.zeros(())
+    n_rows, zero = len(feature_split.features) * len(feature_split.rows), torch.zeros((), device=feature_split.device)
     mean = sum((chunk.double().sum(dim=0) for chunk, _, _ in feature_split.chunks()), zero) / n_rows
     squares = ((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in feature_split.chunks())
-    head.mean.copy_(mean)
-    head.std.copy_((sum(squares, zero) / n_rows).sqrt().clamp_min(MIN_DEVIATION))
+    std = (sum(squares, zero) / n_rows).sqrt().clamp_min(MIN_DEVIATION)
+    head.mean.copy_(mean.float())  # an Apple GPU has no float64
+    head.std.copy_(std.float())
 
 
 def compute_logits(weight: torch.Tensor, head: MultiScaleHead, chunk: torch.Tensor) -> torch.Tensor:
-    """Return the logits of rows of raw features; `weight` applies to standardized ones, bias in the last column."""
-    scaled = weight[:, :-1] / head.std.cpu()
-    return chunk @ scaled.T + (weight[:, -1] - scaled @ head.mean.cpu())
+    """Return the logits of rows of raw features, shape (n, ..., k).
+
+    `weight`: weights of standardized features, bias in the last column; shape (..., k, d + 1).
+    """
+    scaled = weight[..., :-1] / head.std.to(weight.device)
+    bias = weight[..., -1] - scaled @ head.mean.to(weight.device)
+    return (chunk @ scaled.flatten(0, -2).T + bias.flatten()).unflatten(1, bias.shape)
 
 
 def fit_lbfgs(
-    start: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit, loss: WeightedLoss, l2: float
+    start: torch.Tensor,
+    head: MultiScaleHead,
+    feature_split: FeatureSplit,
+    loss: WeightedLoss,
+    l2: Sequence[float],
+    bar: Bar = SILENT_BAR,
 ) -> torch.Tensor:
-    """Minimize mean loss + l2 / 2 * squared norm of the weights without bias, from `start`, with full-batch L-BFGS."""
-    weight = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight], max_iter=MAX_LBFGS_STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7
-    )
+    """Minimize mean loss + l2 / 2 * squared norm of the weights without bias, for each penalty `l2`.
+
+    Return the weights, shape (s, k, d + 1). `start`: first weights, of the same shape. `bar` advances by one step for
+    each pass over the features.
+    """
+    penalties = torch.tensor(l2, device=start.device)
     row_weights = _compute_row_weights(loss, feature_split.labels, feature_split.sample_weights)
     total_weight = len(feature_split.features) * row_weights.sum()
+    variances, axes = find_principal_axes(head, feature_split)
+    # curvature of cross-entropy at equal probabilities: variance / number of classes
+    curvature = variances / start.shape[1] + penalties[:, None]
+    factors = (curvature.amin(dim=1, keepdim=True) / curvature).sqrt()
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        objective = l2 / 2 * weight[:, :-1].square().sum()
-        objective.backward()
-        chunk_losses = []
+    def evaluate(points: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = scale_along_axes(points.unflatten(1, start.shape[1:]), axes, factors[rows]).requires_grad_()
+        objectives = penalties[rows] / 2 * weight[..., :-1].square().sum(dim=(1, 2))
+        objectives.sum().backward()
         for chunk, labels, sample_weights in feature_split.chunks():
-            losses = loss.compute_losses(compute_logits(weight, head, chunk), labels)
-            chunk_loss = (losses * _compute_row_weights(loss, labels, sample_weights)).sum() / total_weight
-            chunk_loss.backward()  # adds to the gradient; only one chunk is in memory
-            chunk_losses.append(chunk_loss.detach())
-        return objective.detach() + sum(chunk_losses)
+            losses = compute_losses(loss, compute_logits(weight, head, chunk), labels)
+            chunk_losses = _compute_row_weights(loss, labels, sample_weights) @ losses / total_weight
+            chunk_losses.sum().backward()  # adds to the gradient; only one chunk is in memory
+            objectives = objectives.detach() + chunk_losses.detach()
+        bar.advance()
+        gradient = scale_along_axes(cast(torch.Tensor, weight.grad), axes, factors[rows])  # the scaling is symmetric
+        return objectives.detach(), gradient.flatten(1)
 
-    optimizer.step(closure)
-    return weight.detach()
+    first_points = scale_along_axes(start, axes, 1 / factors).flatten(1)
+    minima = minimize(evaluate, first_points, MAX_EVALUATIONS).view_as(start)
+    return scale_along_axes(minima, axes, factors)
 
 
-def compute_mean_loss(
-    weight: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit, loss: WeightedLoss
-) -> float:
-    """Return the weighted mean loss of all rows, without the penalty."""
+def find_principal_axes(head: MultiScaleHead, feature_split: FeatureSplit) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the largest variances of the standardized features, shape (m,), and their axes, shape (d, m).
+
+    Both are approximate (subspace iteration, Halko 2011, doi:10.1137/090771806).
+    """
+    mean, std = head.mean.to(feature_split.device), head.std.to(feature_split.device)
+    n_rows, n_axes = len(feature_split.features) * len(feature_split.rows), min(N_AXES, len(mean))
+    product = torch.randn(len(mean), n_axes, generator=torch.Generator().manual_seed(0)).to(mean.device)
+    for _ in range(N_POWER_ITERATIONS):
+        basis, product = torch.linalg.qr(product).Q, torch.zeros_like(product)
+        for chunk, _, _ in feature_split.chunks():
+            scaled = (chunk - mean) / std
+            product += scaled.T @ (scaled @ basis) / n_rows
+    variances, rotation = torch.linalg.eigh(basis.T @ product)
+    return variances.clamp(min=0), basis @ rotation
+
+
+def scale_along_axes(weight: torch.Tensor, axes: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Return heads, shape (s, k, d + 1), scaled along orthonormal axes, (d, m), by the factors (s, m) of each head.
+
+    In these coordinates the objective has nearly the same curvature along all axes, and L-BFGS needs a third of the
+    steps. The bias, the last column, does not change.
+    """
+    change = ((weight[..., :-1] @ axes) * (factors - 1)[:, None]) @ axes.T
+    return torch.cat([weight[..., :-1] + change, weight[..., -1:]], dim=-1)
+
+
+def compute_mean_losses(
+    weights: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit, loss: WeightedLoss
+) -> torch.Tensor:
+    """Return the weighted mean loss of all rows for each head, without the penalty; shape (s,)."""
     row_weights = _compute_row_weights(loss, feature_split.labels, feature_split.sample_weights)
-    losses = loss.compute_losses(compute_all_logits(weight, head, feature_split), feature_split.labels)
-    return float((losses * row_weights).sum() / row_weights.sum())
+    losses = compute_losses(loss, compute_all_logits(weights, head, feature_split), feature_split.labels)
+    return row_weights @ losses / row_weights.sum()
+
+
+def compute_losses(loss: WeightedLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the unweighted loss of each row for each head, shape (n, s); `logits`: (n, s, k)."""
+    expanded_labels = labels[:, None].expand(logits.shape[:2]).flatten()
+    return loss.compute_losses(logits.flatten(0, 1), expanded_labels).view(logits.shape[:2])
 
 
 def _compute_row_weights(loss: WeightedLoss, labels: torch.Tensor, sample_weights: torch.Tensor) -> torch.Tensor:
-    return sample_weights if loss.weight is None else loss.weight.cpu()[labels] * sample_weights
+    return sample_weights if loss.weight is None else loss.weight.to(labels.device)[labels] * sample_weights

@@ -23,7 +23,7 @@ from fastcxr.io.files import atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.cpu_fusion import fuse_for_inference
-from fastcxr.models.devices import find_device, read_clock
+from fastcxr.models.devices import find_device, find_float64_device, read_clock
 from fastcxr.models.heads import MultiScaleHead, find_head
 from fastcxr.models.precision import autocast
 from fastcxr.models.weights import XRV_PREFIX, find_weights_file
@@ -169,13 +169,14 @@ def cross_validate_head(
     Each fold is held out once; the next fold selects the L2 penalty.
     """
     feature_cache, labels = make_feature_cache(learner, recipe, progress), list(learner.dls.vocab)
+    device = find_float64_device(learner.dls.device)
     head = cast(MultiScaleHead, find_head(cast(nn.Module, learner.model)))
     loss, results = learner.loss_func.func, []
     folds = sorted(manifest["fold"].unique())
     for number, fold in enumerate(folds):
         valid_fold = folds[(number + 1) % len(folds)]
         train, valid, test = (
-            select_features(manifest[rows], feature_cache, labels)
+            select_features(manifest[rows], feature_cache, labels, device)
             for rows in (
                 ~manifest["fold"].isin([fold, valid_fold]),
                 manifest["fold"] == valid_fold,
@@ -190,12 +191,13 @@ def cross_validate_head(
     return {"auroc": float(auroc.mean()), "auroc_sd": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
 
 
-def select_features(table: pd.DataFrame, feature_cache: FeatureCache, labels: list[str]) -> FeatureSplit:
-    """Return the features and labels of the images in `table`, each image once."""
-    targets = torch.tensor([labels.index(label) for label in table["label"]])
-    return FeatureSplit(
-        feature_cache.features, feature_cache.find_rows(table["file"].tolist()), targets, torch.ones(len(table))
-    )
+def select_features(
+    table: pd.DataFrame, feature_cache: FeatureCache, labels: list[str], device: torch.device
+) -> FeatureSplit:
+    """Return the features and labels of the images in `table`, each image once; a fit computes on `device`."""
+    targets = torch.tensor([labels.index(label) for label in table["label"]], device=device)
+    rows, weights = feature_cache.find_rows(table["file"].tolist()), torch.ones(len(table), device=device)
+    return FeatureSplit(feature_cache.features, rows, targets, weights)
 
 
 def parse_weights(entries: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from fastcxr.config.recipe import Recipe
@@ -99,7 +100,8 @@ def test_an_unreadable_file_has_no_ood_score(learner, ood_images, tmp_path):
 
 def test_a_score_does_not_depend_on_the_number_of_rows(learner, many_toys):
     detector = learner.fastcxr.ood_detector
-    features = module.read_cached_features(learner, many_toys["file"].tolist(), detector.stage_channels)
+    files = many_toys["file"].tolist()
+    features = torch.from_numpy(module.read_cached_features(learner, files, detector.stage_channels))
     scores, one_by_one = detector.compute_scores(features), [detector.compute_scores(row[None])[0] for row in features]
     np.testing.assert_array_equal(one_by_one, scores)
     assert 1.0 in scores, "the validation image that sets the threshold is in distribution"
@@ -108,7 +110,7 @@ def test_a_score_does_not_depend_on_the_number_of_rows(learner, many_toys):
 def test_cached_features_are_scored_in_chunks(learner, many_toys, monkeypatch):
     files, detector = many_toys["file"].tolist(), learner.fastcxr.ood_detector
     read, chunks = module.read_cached_features, []
-    expected = detector.compute_scores(read(learner, files, detector.stage_channels))
+    expected = detector.compute_scores(torch.from_numpy(read(learner, files, detector.stage_channels)))
     monkeypatch.setattr(module, "FEATURE_CHUNK_ROWS", 50)
     monkeypatch.setattr(
         module,

@@ -4,13 +4,18 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from sklearn.decomposition import PCA
 from training_probes import RECIPE, SILENT, make
 
+from fastcxr.inference.predict import predict
+from fastcxr.models.bundle import extract_classifier
 from fastcxr.models.heads import find_stages
 from fastcxr.models.preprocessing import make_blank_image
+from fastcxr.models.state import set_fitted_state
 from fastcxr.training import fit_ood as module
 from fastcxr.training.fit_ood import compute_conformal_limit, fit_mahalanobis, fit_ood_detector
+from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.trainer import train
 
 
@@ -37,15 +42,43 @@ def test_scores_are_mahalanobis_distances_under_a_probabilistic_pca_covariance()
     inverse = np.linalg.inv(PCA(6).fit(scaled).get_covariance())
     difference = (other_features - mean) / deviation
     expected = np.einsum("id,de,ie->i", difference, inverse, difference)
-    np.testing.assert_allclose(
-        fit_mahalanobis(train_features, {"stage": 24}).compute_scores(other_features), expected, rtol=1e-4
-    )
+    detector = fit_mahalanobis(torch.from_numpy(train_features), {"stage": 24})
+    np.testing.assert_allclose(detector.compute_scores(torch.from_numpy(other_features)), expected, rtol=1e-4)
+
+
+def test_fewer_images_than_features_give_the_same_detector_as_their_covariance():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 6)) @ rng.normal(size=(6, 90)) + rng.normal(size=(60, 90))
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    pca, detector = PCA(15).fit(scaled), fit_mahalanobis(torch.from_numpy(features), {"stage": 90})
+    np.testing.assert_allclose(detector.variances, pca.explained_variance_, rtol=1e-5)
+    np.testing.assert_allclose(detector.noise, pca.noise_variance_, rtol=1e-5)
+    np.testing.assert_allclose(np.abs((detector.directions * pca.components_).sum(axis=1)), 1, rtol=1e-4)
+
+
+def test_principal_components_of_a_real_size_are_exact():
+    """scikit-learn's default solver is randomized at this size: its last variances are some percent too small."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(700, 520)) @ (rng.normal(size=(520, 520)) * np.linspace(1, 0.1, 520))
+    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
+    detector = fit_mahalanobis(torch.from_numpy(features), {"stage": 520})
+    expected = np.linalg.eigvalsh(np.cov(scaled.T))[::-1]
+    np.testing.assert_allclose(detector.variances, expected[:50], rtol=1e-5)
+    np.testing.assert_allclose(detector.noise, expected[50:].mean(), rtol=1e-5)
+
+
+def test_identical_images_give_finite_scores():
+    features = torch.ones(40, 12)
+    detector = fit_mahalanobis(features, {"stage": 12})
+    assert np.isfinite(detector.compute_scores(features + 1)).all()
+    wide = fit_mahalanobis(torch.ones(8, 12).cumsum(dim=1), {"stage": 12})
+    assert np.isfinite(wide.compute_scores(torch.ones(8, 12))).all()
 
 
 def test_a_small_change_of_a_constant_channel_does_not_raise_the_score_much():
-    features = np.random.default_rng(0).normal(size=(40, 8))
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 8)))
     features[:, 3] = 0.5
-    detector, changed = fit_mahalanobis(features, {"stage": 8}), features + 0.005 * (np.arange(8) == 3)
+    detector, changed = fit_mahalanobis(features, {"stage": 8}), features + 0.005 * (torch.arange(8) == 3)
     assert detector.compute_scores(changed).max() < 2 * detector.compute_scores(features).max()
 
 
@@ -76,7 +109,7 @@ def test_the_threshold_is_fitted_on_validation_images_and_the_distance_on_traini
     detector = learner.fastcxr.ood_detector
     train_features, valid_features = compute_features(learner, "train"), compute_features(learner, "valid")
     assert (detector.images, detector.patients) == (len(valid_features), 20)
-    assert compute_conformal_limit(detector.compute_scores(valid_features)) == pytest.approx(1)
+    assert compute_conformal_limit(detector.compute_scores(torch.from_numpy(valid_features))) == pytest.approx(1)
     np.testing.assert_allclose(detector.mean, train_features.mean(axis=0), rtol=1e-5)
 
 
@@ -124,6 +157,20 @@ def test_large_splits_are_subsampled(many_toys, monkeypatch):
 def test_the_detector_uses_stage_features_without_those_of_the_last_layer(many_toys):
     learner = train_learner(many_toys)
     assert dict(learner.fastcxr.ood_detector.stage_channels) == find_stages(
-        learner.model, make_blank_image(learner.dls.fastcxr.input_spec)
+        learner.model, make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device)
     )
     assert len(learner.fastcxr.ood_detector.mean) == sum(learner.fastcxr.ood_detector.stage_channels.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strategy", ["linear_probe", "full"])  # with and without a feature cache
+def test_scores_on_the_gpu_are_those_of_the_cpu(many_toys, strategy):
+    recipe, scores = RECIPE.replace(strategy=strategy), []
+    for device in ("cpu", "cuda"):
+        learner = make(many_toys, recipe.replace(device=device))
+        if strategy == "linear_probe":
+            fit_head(learner, recipe, SILENT)
+        set_fitted_state(learner, ood_detector=fit_ood_detector(learner, SILENT))
+        scores.append(predict(extract_classifier(learner), many_toys, splits=None).table["ood_score"])
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-2)
+    assert ((scores[0] > 1) == (scores[1] > 1))[(scores[0] - 1).abs() > 1e-2].all()
