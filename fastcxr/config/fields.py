@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from fastcxr.errors import RecipeError
 
 # of a finished model; "trained": the precision in its model.json
-InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
+InferencePrecision = Literal["trained", "auto", "fp32", "fp16", "bf16"]
 
 T = TypeVar("T", bound=Any)
 DOCSTRING_WIDTH = 100  # characters

@@ -115,7 +115,7 @@ def train(
         BestEpoch(recipe.monitor), progress or make_default_progress(), n_epochs, deadline
     )
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
-    log.info(describe_precision(recipe.precision, learner.dls.device))
+    log.info(describe_precision(learner.fastcxr.precision, learner.dls.device, is_auto=recipe.precision == "auto"))
     with (
         explain_memory_errors(recipe),
         restore_full_precision(learner),
