@@ -81,7 +81,7 @@ class RecordReads(TorchDispatchMode):
 def test_no_step_reads_a_value(toy_manifest, monkeypatch, precision):
     monkeypatch.setattr(non_finite_loss, "find_read_interval", lambda learner: 50)
     # fastai's one-cycle schedule computes with tensors of the host
-    recipe, reads = RECIPE.replace(precision=precision, schedule="constant"), []
+    recipe, reads = RECIPE.replace(precision=precision, schedule="constant", device="cpu"), []
     assert run_training(toy_manifest, recipe, lambda: RecordReads(reads), MaskingOptimizer) == 6
     assert reads == []
 

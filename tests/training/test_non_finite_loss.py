@@ -19,8 +19,9 @@ from fastcxr.training.non_finite_loss import NormStatistics, StopOnNonFiniteLoss
 from fastcxr.training.trainer import train
 
 RECIPE = Recipe(
-    NAME, weights="none", image_size=64, batch_size=3, epochs=2, strategy="full", learning_rate=1e-3, precision="fp32"
-)
+    NAME, weights="none", image_size=64, batch_size=3, epochs=2, strategy="full", learning_rate=1e-3, precision="fp32",
+    device="cpu",
+)  # fmt: skip
 N_STEPS = 6  # of an epoch: 18 training images
 
 
