@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.channelslast import ChannelsLast
-from fastai.callback.core import Callback, CancelBackwardException, CancelStepException  # pyright: ignore[reportAttributeAccessIssue]
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
@@ -64,7 +64,7 @@ class CxrLearner(Learner):
 
     @property
     def can_skip_steps(self) -> bool:
-        """Whether the optimizer accepts `skip_step`; the optimizers of torch and timm do not."""
+        """Whether the optimizer accepts `skip_step`; those of fastai and torch do not."""
         return "skip" in inspect.signature(cast(Optimizer, self.opt).step).parameters
 
     def one_batch(self, i: int, b: tuple) -> None:
@@ -76,12 +76,6 @@ class CxrLearner(Learner):
         skip, self.skip_step = self.skip_step, None
         optimizer = cast(Any, self.opt)
         optimizer.step() if skip is None else optimizer.step(skip=skip)
-
-    def _do_grad_opt(self) -> None:
-        self._with_events(self._backward, "backward", CancelBackwardException)
-        self._with_events(self._step, "step", CancelStepException)
-        for parameter in cast(nn.Module, self.model).parameters():
-            parameter.grad = None  # fastai fills the gradients with zeros, to which backward then adds
 
     def to_fp16(self, **scaler_options) -> Self:
         """Compute in float16 from now on; `scaler_options`: arguments of torch's GradScaler."""

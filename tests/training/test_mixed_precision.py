@@ -170,8 +170,3 @@ def test_options_of_the_gradient_scaler_are_passed_to_it(toy_manifest):
 def test_a_second_mixed_precision_callback_is_rejected(toy_manifest):
     with pytest.raises(TrainingError, match=r"this learner has its own. .*call `learner.to_fp16\(\)`"):
         fit_quietly(make(toy_manifest), 1, cbs=FastaiMixedPrecision())
-
-
-def test_gradients_are_freed_after_a_step(toy_manifest):
-    learner = fit_quietly(make(toy_manifest), 1)
-    assert all(parameter.grad is None for parameter in learner.model.parameters())
