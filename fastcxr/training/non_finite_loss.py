@@ -90,20 +90,14 @@ class NormStatistics:
     def __init__(self, network: nn.Module):
         layers = [module for module in network.modules() if isinstance(module, _NormBase) and module.training]
         # data: backward must not see that statistics were written after the forward pass; it does not use them
-        buffers = [buffer.data for layer in layers for buffer in layer.buffers(recurse=False)]
+        buffers = [buffer.data.view(-1) for layer in layers for buffer in layer.buffers(recurse=False)]
         by_type = groupby(sorted(buffers, key=lambda buffer: str(buffer.dtype)), lambda buffer: buffer.dtype)
         self.buffers = [list(group) for _, group in by_type]
-        self.kept = [join(group) for group in self.buffers]
+        self.kept = [torch.cat(group) for group in self.buffers]  # one operation on all is faster than one for each
 
     def update(self, is_invalid: torch.Tensor) -> None:
         """Keep the statistics after this batch, or return to those before it; `is_invalid`: 0-dim, on the device."""
-        for index, group in enumerate(self.buffers):
-            self.kept[index] = torch.where(is_invalid, self.kept[index], join(group))
-            parts = self.kept[index].split([buffer.numel() for buffer in group])
-            views = [part.view_as(buffer) for part, buffer in zip(parts, group, strict=True)]
-            torch._foreach_copy_(group, views)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return the values of all tensors in one dimension: one operation on them is faster than one for each."""
-    return torch.cat([tensor.flatten() for tensor in tensors])
+        for group, kept in zip(self.buffers, self.kept, strict=True):
+            torch.where(is_invalid, kept, torch.cat(group), out=kept)
+            parts = list(kept.split([len(buffer) for buffer in group]))
+            torch._foreach_copy_(group, parts)  # pyright: ignore[reportPrivateImportUsage]
