@@ -43,7 +43,10 @@ PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUP
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one")]
 Precision = Annotated[
     InferencePrecision,
-    Parameter(help="floating point format; trained: as in training; auto: bf16 if the hardware supports it natively"),
+    Parameter(
+        help="floating point format; trained: as in training if the hardware supports it natively; auto: bf16 if the "
+        "hardware supports it natively, else fp16 on CUDA and fp32 on other devices"
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from fastcxr.errors import RecipeError
 from fastcxr.io.formatting import pluralize
 
 # of a finished model; "trained": the precision in its model.json
-InferencePrecision = Literal["trained", "auto", "fp32", "bf16"]
+InferencePrecision = Literal["trained", "auto", "fp32", "fp16", "bf16"]
 
 T = TypeVar("T", bound=Any)
 MAX_LISTED = 20  # names that one message lists

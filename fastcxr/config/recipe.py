@@ -229,8 +229,11 @@ class Recipe:
     )  # fmt: skip
 
     device: str = option("auto", help="auto, cpu, cuda, cuda:1, mps; auto: a GPU if there is one", group="Compute")
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", help="floating point format; auto: bf16 if the hardware supports it natively", group="Compute"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = option(
+        "auto",
+        help="floating point format; auto: bf16 if the hardware supports it natively, else fp16 on CUDA and fp32 on "
+        "other devices",
+        group="Compute",
     )
     workers: int = option(0, help="number of data loading worker processes", group="Compute", minimum=0)
 

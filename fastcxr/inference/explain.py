@@ -6,6 +6,7 @@ import io
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from itertools import compress, islice
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 from PIL import Image
+from torch import nn
 
 from fastcxr.data.bit_depth import find_depths
 from fastcxr.data.cache.images import ImageCache
@@ -35,6 +37,7 @@ from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, Sa
 from fastcxr.io.html import escape_html
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
+from fastcxr.models.precision import forbid_tf32
 from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
@@ -207,12 +210,19 @@ def find_attribution_method(method: Method, classifier: Classifier) -> Attributi
     Raises:
         ModelError: captum is required and not installed, or the network has no spatial map for Grad-CAM.
     """
+    device = next(classifier.network.parameters()).device
     if method in CAPTUM_METHODS:
         import_captum(method)
-        return CAPTUM_METHODS[method]
-    input_spec, device = classifier.input_spec, next(classifier.network.parameters()).device
-    layers = find_target_layers(classifier.network, make_blank_image(input_spec, device))
-    return lambda network, images, classes: grad_cam(network, layers, images, classes)
+        compute_maps = CAPTUM_METHODS[method]
+    else:
+        layers = find_target_layers(classifier.network, make_blank_image(classifier.input_spec, device))
+        compute_maps = partial(grad_cam, layers=layers)
+
+    def attribute(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        with forbid_tf32(classifier.precision, device):
+            return compute_maps(network, images=images, classes=classes)
+
+    return attribute
 
 
 def find_class_indices(labels: Sequence[str], names: Iterable[str]) -> list[int]:

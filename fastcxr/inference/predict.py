@@ -18,7 +18,7 @@ from fastcxr.data.file_names import find_identifying_paths, hash_name_columns, w
 from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks, collect_remarks, format_remarks, log_counted_warnings
-from fastcxr.errors import ImageError
+from fastcxr.errors import ImageError, ModelError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.metrics.calibration import scale_probabilities
@@ -213,7 +213,7 @@ def score_model(model: Classifier | Ensemble, images: np.ndarray) -> Scores:
 
 @torch.inference_mode()
 def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
-    """Return the scores of gray bytes, shape (n, size, size)."""
+    """Return the scores of gray bytes, shape (n, size, size). Raise ModelError if float16 overflows."""
     device, detector = next(classifier.network.parameters()).device, classifier.ood_detector
     batch = normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
     with autocast(classifier.precision, device):
@@ -221,6 +221,9 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
         if classifier.hflip_tta:
             logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
     probability = compute_probability(logits, classifier.temperature)
+    if classifier.precision == "fp16" and not np.isfinite(probability).all():
+        problem = "an output of the network is NaN or infinite in float16, whose largest number is 65,504"
+        raise ModelError(problem, "Pass `precision='fp32'`", code="E310")
     if detector is None or features is None:
         return Scores(probability, None)
     return Scores(probability, detector.compute_scores(features))

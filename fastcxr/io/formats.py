@@ -15,7 +15,7 @@ from fastcxr.io.lock import is_locked
 FORMAT_KEY = "format"  # key of the number in recipe.json, model.json and checkpoints; 0.1 wrote none
 RECIPE_FORMAT = 2  # recipe.json
 MODEL_FORMAT = 2  # model.json
-CHECKPOINT_FORMAT = 2  # checkpoints of an unfinished run
+CHECKPOINT_FORMAT = 3  # checkpoints of an unfinished run
 IMAGE_CACHE_FORMAT = 3  # decoded images: part of the name of a folder
 FEATURE_CACHE_FORMAT = 3  # features of a frozen network: part of the name of a file; 3: float32 without TF32 on GPUs
 FORMAT_BY_FILE = {"recipe.json": RECIPE_FORMAT, "model.json": MODEL_FORMAT}

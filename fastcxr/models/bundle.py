@@ -31,7 +31,7 @@ from fastcxr.models.model_json import (
     validate_model_files,
 )
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
-from fastcxr.models.precision import DTYPE_NAMES, keep_malloc_arenas, resolve_precision
+from fastcxr.models.precision import AUTOCAST_DTYPES, DTYPE_NAMES, is_native, keep_malloc_arenas, resolve_precision
 from fastcxr.models.preprocessing import InputSpec, make_blank_image
 from fastcxr.models.state import find_learner_state, get_learner_state, get_loaders_state
 
@@ -55,7 +55,7 @@ class Classifier:
         network: the network; its outputs are logits, shape (n, n_classes).
         labels: class names in the order of the logits.
         input_spec: size and normalization of the input.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "fp16" or "bf16".
         temperature: divisor of the logits before the softmax.
         thresholds: thresholds of the classes and of abstention, for fastcxr.metrics.thresholds.apply_thresholds.
         ood_detector: out-of-distribution detector, or None.
@@ -261,8 +261,8 @@ def load_classifier(
 
     Args:
         folder: the run folder.
-        precision: "trained" uses bf16 if the model was trained in bf16 and the device supports it natively; "auto"
-            uses bf16 if the device supports it natively.
+        precision: "trained" uses the precision of training if the device supports it natively, else fp32; "auto":
+            see resolve_precision.
         device: name of a torch device; "auto" selects a GPU if there is one.
 
     Raises:
@@ -280,7 +280,10 @@ def load_classifier(
     input_spec = InputSpec(**_lists_to_tuples(model_json["input_spec"]))
     network = _build_network(folder, model_json, input_spec, detector)
     if precision == "trained":
-        precision = "auto" if model_json["choices"].get("precision") == "bf16" else "fp32"
+        trained_precision = model_json["choices"].get("precision")
+        # a tuple, because model.json may have been changed to a value that is not hashable
+        is_usable = trained_precision in tuple(AUTOCAST_DTYPES) and is_native(trained_precision, torch_device)
+        precision = trained_precision if is_usable else "fp32"
     if torch_device.type == "cpu":
         keep_malloc_arenas()
     return Classifier(

@@ -86,16 +86,17 @@ def fuse_for_inference(network: nn.Module, input_spec: InputSpec, precision: str
     """Return a copy of a network in evaluation mode, with convolutions, batch norms and activations fused.
 
     The copy stays unfused if fused float32 outputs differ by more than RELATIVE_TOLERANCE, if the device does not
-    support the fused convolutions, or in bfloat16 without oneDNN.
+    support the fused convolutions, in bfloat16 without oneDNN, and in float16.
 
     Args:
         network: any network; it does not change, and the copy is on the same device.
         input_spec: size and channels of the input for which outputs are compared.
-        precision: "fp32" or "bf16", the precision of later calls of the copy (see precision.autocast).
+        precision: "fp32", "fp16" or "bf16", the precision of later calls of the copy (see precision.autocast).
     """
     unfused = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     device = next(unfused.parameters()).device
-    return fuse_blocks(unfused, input_spec, precision) if has_onednn(device) or precision == "fp32" else unfused
+    is_supported = precision == "fp32" or (precision == "bf16" and has_onednn(device))
+    return fuse_blocks(unfused, input_spec, precision) if is_supported else unfused
 
 
 def fuse_blocks(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:

@@ -30,7 +30,7 @@ LINEAR_HEAD = HeadConfig()
 
 
 class Float64Linear(nn.Linear):
-    """A linear layer that computes in float64 at inference, also under bfloat16 autocast.
+    """A linear layer that computes in float64 at inference, also under autocast.
 
     In float32 the last digits of a matrix product depend on the number of rows. Here a row has the same output in a
     batch of any size.

@@ -1,4 +1,4 @@
-"""Numeric precision of a network: bfloat16 if the hardware supports it natively, else float32."""
+"""Numeric precision of a network: bfloat16 if the hardware supports it natively, else float16 or float32."""
 
 import ctypes
 import sys
@@ -16,7 +16,8 @@ from fastcxr.models.preprocessing import InputSpec, make_blank_image
 
 BF16_CPU_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # functions of torch.cpu
 
-DTYPE_NAMES = {"bf16": "bfloat16", "fp32": "float32"}
+DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 MAX_STEM_COST_SHARE = 0.1  # of all multiplications: three convolutions of MobileNetV2 and EfficientNet
 MAX_STEM_MULTIPLICATIONS = 32  # for one output value; a ResNet's 147 are much faster in bfloat16
@@ -25,22 +26,34 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameter numbers in glibc's malloc.h
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """Return `name`, or for "auto" bf16 if the device supports bfloat16 natively and fp32 otherwise."""
+    """Return `name`, or for "auto" the first of bf16, fp16 and fp32 that the device supports natively."""
     if name != "auto":
         return name
-    return "bf16" if is_bf16_native(device) else "fp32"
+    return next(precision for precision in ("bf16", "fp16", "fp32") if is_native(precision, device))
 
 
-def describe_precision(name: str, device: torch.device) -> str:
-    """Describe the result of resolve_precision and its reason in one line."""
-    resolved = resolve_precision(name, device)
-    hardware_support = "native" if resolved == "bf16" else "bfloat16 is not native"
-    reason = f"{hardware_support} on this device" if name == "auto" else "requested"
-    return f"precision: {DTYPE_NAMES[resolved]}, channels last ({reason})"
+def describe_precision(precision: str, device: torch.device, *, is_auto: bool) -> str:
+    """Describe a resolved precision and the reason for it in one line. `is_auto`: whether it comes from "auto"."""
+    hardware_support = "native" if precision == "bf16" else "bfloat16 is not native"
+    reason = f"{hardware_support} on this device" if is_auto else "requested"
+    addition = " with loss scaling" if precision == "fp16" else ""
+    if precision == "fp32" and device.type == "cuda":
+        addition = " without TF32"
+    return f"precision: {DTYPE_NAMES[precision]}{addition}, channels last ({reason})"
+
+
+def is_native(precision: str, device: torch.device) -> bool:
+    """Return whether the device has instructions for this precision; emulated ones are slower than float32.
+
+    float16 counts as native on CUDA only: few CPUs have it, and on Apple GPUs it was not measured.
+    """
+    if precision == "bf16":
+        return is_bf16_native(device)
+    return precision == "fp32" or (precision == "fp16" and device.type == "cuda")
 
 
 def is_bf16_native(device: torch.device) -> bool:
-    """Return whether the device has instructions for bfloat16; emulated ones are slower than float32."""
+    """Return whether the device has instructions for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and any(getattr(torch.cpu, flag, bool)() for flag in BF16_CPU_CHECKS)
@@ -50,15 +63,37 @@ def is_bf16_native(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Run networks in this precision inside the block; weights and losses stay in float32."""
     uses_grouped_backward = precision == "bf16" and device.type == "cpu"
+    dtype = AUTOCAST_DTYPES.get(precision)
     with (
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+        forbid_tf32(precision, device),
+        torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
         GroupedConvBackward() if uses_grouped_backward else nullcontext(),
     ):
         yield
 
 
+@contextmanager
+def forbid_tf32(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute float32 products and convolutions on CUDA without TF32 in this block if the precision is fp32.
+
+    TF32 rounds the factors to 10 bits; torch uses it for convolutions by default. Other precisions keep the settings.
+    """
+    if precision != "fp32" or device.type != "cuda":
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # pyright: ignore[reportAttributeAccessIssue]
+    previous = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, setting in zip(backends, previous, strict=True):
+            backend.fp32_precision = setting
+
+
 class Fp32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32, also under bfloat16 autocast."""
+    """A convolution that computes in float32, also under autocast."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """Return the convolution of the maps in float32."""

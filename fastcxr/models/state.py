@@ -40,7 +40,7 @@ class LearnerState:
     """`learner.fastcxr`, set by make_learner and completed by train."""
 
     precision: str = "fp32"
-    """Precision of the forward pass: fp32 or bf16."""
+    """Precision of the forward pass in training and inference: fp32, fp16 or bf16."""
     backbone: Mapping[str, Any] | None = None
     """Entry `backbone` of model.json: the network and its initial weights."""
     temporary_dir: TemporaryDirectory | None = None

@@ -1,4 +1,4 @@
-"""fastai callbacks for history, best weights, early stopping, progress bars, batch norm and non-finite losses."""
+"""fastai callbacks for history, best weights, early stopping, progress bars and batch norm."""
 
 import logging
 import math
@@ -6,16 +6,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, cast
 
-import torch
 from fastai.callback.core import Callback, CancelFitException  # pyright: ignore[reportAttributeAccessIssue]
 from fastai.learner import Learner
 from torch import nn
 
 from fastcxr.config.recipe import Recipe, Stage
-from fastcxr.errors import TrainingError
 from fastcxr.models.devices import read_clock
 from fastcxr.progress.base import Progress
-from fastcxr.training.loaders import ImageLoader
 from fastcxr.training.time_budget import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -32,24 +29,6 @@ class FreezeBatchNormStats(Callback):
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-class StopOnNonFiniteLoss(Callback):
-    """Stop the training at the first NaN or infinite loss, before the weight update."""
-
-    def after_loss(self) -> None:
-        """Log the images of the batch and raise TrainingError if its loss is NaN or infinite."""
-        if self.training and not torch.isfinite(self.loss):
-            log.warning("images of the batch with a NaN or infinite loss: %s", ", ".join(self.list_batch_paths()))
-            raise TrainingError(
-                f"the training loss is {self.loss.item()} in epoch {self.epoch + 1}, before the weight update",
-                "Lower `learning_rate`, or check the images of that batch (listed in run.json)",
-            )
-
-    def list_batch_paths(self) -> list[str]:
-        """Return the paths of the current batch as in the manifest; empty unless the loader is an ImageLoader."""
-        indices = self.dl.batch_indices(self.iter) if isinstance(self.dl, ImageLoader) else []
-        return self.dl.items["path"].iloc[indices].tolist() if indices else []
 
 
 class BestEpoch:

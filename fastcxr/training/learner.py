@@ -1,10 +1,9 @@
 """Create a fastai Learner from DataLoaders and a recipe."""
 
+import inspect
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
+from typing import Any, Self, cast
 
 import fastai.callback.schedule  # noqa: F401  adds lr_find and fit_one_cycle to Learner
 import fastai.vision.learner  # noqa: F401  adds plot_top_losses for images
@@ -16,7 +15,9 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
+from fastai.optimizer import Optimizer
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import require_type
@@ -30,13 +31,14 @@ from fastcxr.models.backbones import (
 from fastcxr.models.devices import find_device
 from fastcxr.models.heads import head_config
 from fastcxr.models.param_groups import find_frozen, layer_groups
-from fastcxr.models.precision import autocast, keep_malloc_arenas, keep_stem_fp32, resolve_precision
+from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState
 from fastcxr.models.weights import XRV_PREFIX, find_weights_file
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
 from fastcxr.training.loaders import make_input_spec
-from fastcxr.training.losses import WeightedAvgLoss, make_loss
+from fastcxr.training.losses import MoveLossesToCpu, SmoothLoss, WeightedAvgLoss, make_loss
+from fastcxr.training.mixed_precision import MixedPrecision
 from fastcxr.training.optimizers import find_optimizer, find_weight_decay
 from fastcxr.training.own_loaders import validate_own_loaders
 
@@ -54,39 +56,47 @@ class FrozenModulesEval(Callback):
             module.training = False
 
 
-class Bf16Autocast(Callback):
-    """Run the forward pass in bfloat16, weights and loss in float32; fastai's MixedPrecision supports only CUDA."""
+class CxrLearner(Learner):
+    """fastai's Learner that computes in the precision of its state, and whose optimizer can skip a step on a GPU."""
 
-    order = ChannelsLast.order + 1
-    autocast_context = None
+    fastcxr: LearnerState  # set by make_learner
+    skip_step: torch.Tensor | None = None
+    """Whether the next step changes nothing; 0-dim bool tensor on the device, which the host need not read."""
 
-    def before_batch(self) -> None:
-        """Enter autocast."""
-        self.autocast_context = autocast("bf16", self.dls.device)
-        self.autocast_context.__enter__()
+    @property
+    def can_skip_steps(self) -> bool:
+        """Whether the optimizer accepts `skip_step`; those of fastai and torch do not."""
+        return "skip" in inspect.signature(cast(Optimizer, self.opt).step).parameters
 
-    def after_pred(self) -> None:
-        """Convert the logits to float32 for the loss."""
-        cast(Learner, self.learn).pred = self.pred.float()
+    def one_batch(self, i: int, b: tuple) -> None:
+        """Compute one batch, without TF32 if the precision is fp32."""
+        with forbid_tf32(self.fastcxr.precision, self.dls.device):
+            super().one_batch(i, b)
 
-    def exit_autocast(self) -> None:
-        """Return to full precision; without effect outside autocast."""
-        if self.autocast_context is not None:
-            self.autocast_context.__exit__(None, None, None)
-        self.autocast_context = None
+    def _step(self) -> None:
+        skip, self.skip_step = self.skip_step, None
+        optimizer = cast(Any, self.opt)
+        optimizer.step() if skip is None else optimizer.step(skip=skip)
 
-    before_fit = after_loss = after_cancel_batch = exit_autocast  # before_fit: the last fit may have ended mid-batch
+    def to_fp16(self, **scaler_options) -> Self:
+        """Compute in float16 from now on; `scaler_options`: arguments of torch's GradScaler."""
+        self.mixed_precision.scaler_options = scaler_options
+        return self.set_precision("fp16")
 
+    def to_bf16(self) -> Self:
+        """Compute in bfloat16 from now on."""
+        return self.set_precision("bf16")
 
-@contextmanager
-def restore_full_precision(learner: Learner) -> Iterator[None]:
-    """Return to full precision after this block, also if it ends mid-batch."""
-    try:
-        yield
-    finally:
-        for callback in learner.cbs:
-            if isinstance(callback, Bf16Autocast):
-                callback.exit_autocast()
+    def to_fp32(self) -> Self:
+        """Compute in float32 from now on."""
+        return self.set_precision("fp32")
+
+    def set_precision(self, precision: str) -> Self:
+        """Set the precision of training and inference: fp32, fp16 or bf16."""
+        self.fastcxr.precision = precision
+        if precision == "bf16" and self.dls.device.type == "cpu":
+            keep_stem_fp32(cast(nn.Module, self.model), make_input_spec(cast(Recipe, self.fastcxr.recipe)))
+        return self
 
 
 def validate_model_options(recipe: Recipe) -> None:
@@ -135,32 +145,28 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
-    precision = resolve_precision(recipe.precision, loaders.device)
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
-        if precision == "bf16":
-            keep_stem_fp32(network, make_input_spec(recipe))
     # lr_find saves the weights temporarily; a private folder keeps the file out of the user's folders
     temporary_dir = tempfile.TemporaryDirectory(prefix="fastcxr-")
-    learner = Learner(
+    learner = CxrLearner(
         loaders,
         network.to(loaders.device),
         loss_func=make_loss(recipe, count_labels(loaders) if recipe.class_weights == "balanced" else None),
         opt_func=find_optimizer(recipe.optimizer),  # pyright: ignore[reportArgumentType]  annotated as an Optimizer
         splitter=layer_groups,
         metrics=make_metrics(len(loaders.vocab)),
-        cbs=[FrozenModulesEval(), ChannelsLast(), FitHistory(), *([Bf16Autocast()] if precision == "bf16" else [])],
+        cbs=[FrozenModulesEval(), ChannelsLast(), MixedPrecision(), MoveLossesToCpu(), FitHistory()],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
         wd=find_weight_decay(recipe),
         train_bn=False,
         path=temporary_dir.name,
     )
-    learner.recorder.loss = WeightedAvgLoss()
+    learner.recorder.loss, learner.recorder.smooth_loss = WeightedAvgLoss(), SmoothLoss()
     learner.loss_func.to(loaders.device)  # class weights; the loss may be used before fastai's first fit
     backbone_record = describe_backbone(backbone, recipe.weights, network)
-    state = LearnerState(precision=precision, backbone=backbone_record, temporary_dir=temporary_dir, recipe=recipe)
-    learner.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
-    return learner
+    learner.fastcxr = LearnerState(backbone=backbone_record, temporary_dir=temporary_dir, recipe=recipe)
+    return learner.set_precision(resolve_precision(recipe.precision, loaders.device))
 
 
 def count_labels(loaders: DataLoaders) -> np.ndarray:

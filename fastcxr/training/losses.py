@@ -5,7 +5,8 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.learner import AvgLoss, Learner
+from fastai.callback.core import Callback
+from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder
 from fastai.losses import BaseLoss
 from torch import nn
 
@@ -113,19 +114,53 @@ class SoftmaxLoss(BaseLoss):
 
 
 class WeightedAvgLoss(AvgLoss):
-    """The weighted mean loss over all images of an epoch, as if they were one batch.
+    """The weighted mean loss over all images of an epoch, as if they were one batch; summed on the device.
 
     fastai averages batch losses by batch size. In a batch of one class the class weights would then cancel.
     """
+
+    def reset(self) -> None:
+        """Start an epoch."""
+        self.total, self.batch_weights = 0.0, []
 
     def accumulate(self, learn: Learner) -> None:
         """Add a batch, weighted by the sum of the class weights of its images."""
         # None: a loss of the user, or that of MixUp or CutMix, which is a mean over the images
         weight = getattr(getattr(learn.loss_func, "func", None), "weight", None)
         truth, loss = cast(tuple, learn.yb)[0], cast(torch.Tensor, learn.loss)
-        batch_weight = len(truth) if weight is None else weight[truth].sum().item()
-        self.total += cast(torch.Tensor, learn.to_detach(loss.mean())) * batch_weight
-        self.count += batch_weight
+        batch_weight = len(truth) if weight is None else weight[truth].sum()
+        self.total += loss.detach().mean() * batch_weight
+        self.batch_weights.append(batch_weight)
+
+    @property
+    def value(self) -> torch.Tensor | float | None:
+        """The mean so far; None before the first batch."""
+        return self.total / sum(map(float, self.batch_weights)) if self.batch_weights else None
+
+
+class SmoothLoss(AvgSmoothLoss):
+    """fastai's exponentially weighted training loss, kept on the device: fastai copies each loss to the CPU."""
+
+    def accumulate(self, learn: Learner) -> None:
+        """Add a batch."""
+        loss = cast(torch.Tensor, learn.loss).detach().mean()
+        previous = self.val if self.count else torch.zeros_like(loss)
+        self.count += 1
+        self.val = torch.lerp(loss, previous, self.beta)
+
+
+class MoveLossesToCpu(Callback):
+    """Move the losses that fastai's Recorder has on a GPU to the CPU, after each epoch and after the fit, for plots."""
+
+    order = Recorder.order + 1
+
+    def move(self) -> None:
+        """Move the losses since the last call at once."""
+        losses = [loss for loss in self.recorder.losses if not loss.is_cpu]
+        if losses:
+            self.recorder.losses[-len(losses) :] = torch.stack(losses).cpu().unbind()
+
+    after_train = after_fit = move
 
 
 LOSSES_WITHOUT_PARAMETERS = {"mse": MeanSquaredError, "binary_cross_entropy": BinaryCrossEntropy}

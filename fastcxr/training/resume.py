@@ -1,7 +1,7 @@
 """Write and restore the state of a training; a resumed training gives identical results on a CPU.
 
-The state has weights, optimizer, schedule position, smoothed loss, and all random number generators: those of Python,
-NumPy and torch, and those that shuffle the loaders.
+The state has weights, optimizer, loss scale, schedule position, smoothed loss, and all random number generators: those
+of Python, NumPy and torch, and those that shuffle the loaders.
 """
 
 import logging
@@ -80,7 +80,9 @@ class CheckpointCallback(Callback):
             self.opt.load_state_dict(self.saved_state["optimizer"])
             _move_optimizer_state(self.opt, self.dls.device)
             smooth_loss = self.recorder.smooth_loss
-            smooth_loss.count, smooth_loss.val = self.saved_state["smooth_loss"]
+            smooth_loss.count, smooth_value = self.saved_state["smooth_loss"]
+            smooth_loss.val = smooth_value.to(self.dls.device)
+            self.mixed_precision.load_state_dict(self.saved_state["mixed_precision"])
         elif self.checkpoints:
             self.checkpoints.validate_free_space(sum(t.nbytes for t in self.model.state_dict().values()))
             self.write(0, 0)
@@ -131,6 +133,7 @@ class CheckpointCallback(Callback):
         """Write a checkpoint: `epoch` full epochs of the stage and `batch` batches of the next one are done."""
         if not self.checkpoints:
             return
+        self.stop_on_non_finite_loss.read_losses()  # a resumed training would not repeat the batch
         smooth_loss = self.recorder.smooth_loss
         self.checkpoints.write({
             **self.stage_state,
@@ -141,6 +144,7 @@ class CheckpointCallback(Callback):
             "progress": (self.pct_train, self.train_iter),
             "network": self.model.state_dict(),
             "optimizer": self.opt.state_dict(),
+            "mixed_precision": self.mixed_precision.state_dict(),
             "smooth_loss": (smooth_loss.count, smooth_loss.val),
             "random": get_random_state(),
             "loaders": self.loaders_state if batch else get_shuffle_state(self.dls),  # at epoch start
@@ -206,8 +210,11 @@ def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
         is_memory_error = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
         if not is_memory_error and not any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS):
             raise
+        smaller_batch = f"Pass `batch_size={max(1, recipe.batch_size // 2)}`"
         raise TrainingError(
             f"out of memory: {recipe.batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
             f"precision {recipe.precision}",
-            f"Pass `batch_size={max(1, recipe.batch_size // 2)}`, a smaller `image_size`, or `precision='bf16'`",
+            f"{smaller_batch}, a smaller `image_size`, or `precision='auto'`"
+            if recipe.precision == "fp32"
+            else f"{smaller_batch}, or a smaller `image_size`",
         ) from error

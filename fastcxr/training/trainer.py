@@ -13,16 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError, require_type
 from fastcxr.models.heads import uses_feature_cache
-from fastcxr.models.precision import describe_precision
+from fastcxr.models.precision import describe_precision, resolve_precision
 from fastcxr.models.state import get_learner_state, require_images, set_fitted_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training import interrupt
-from fastcxr.training.callbacks import BestEpoch, FreezeBatchNormStats, HistoryCallback, StopOnNonFiniteLoss
+from fastcxr.training.callbacks import BestEpoch, FreezeBatchNormStats, HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.fit_ood import fit_ood_detector
-from fastcxr.training.learner import restore_full_precision
 from fastcxr.training.linear_probe import fit_head, refit_head
+from fastcxr.training.mixed_precision import precision_scope
+from fastcxr.training.non_finite_loss import StopOnNonFiniteLoss
 from fastcxr.training.resume import (
     CheckpointCallback,
     explain_memory_errors,
@@ -118,10 +119,12 @@ def train(
         BestEpoch(recipe.monitor), progress or make_default_progress(), n_epochs, deadline
     )
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
-    log.info(describe_precision(recipe.precision, learner.dls.device))
+    precision, device = learner.fastcxr.precision, learner.dls.device
+    is_auto = recipe.precision == "auto" and resolve_precision("auto", device) == precision
+    log.info(describe_precision(precision, device, is_auto=is_auto))
     with (
         explain_memory_errors(recipe),
-        restore_full_precision(learner),
+        precision_scope(learner),
         learner.no_bar(),
         learner.no_logging(),
         history_callback.bar_stack,

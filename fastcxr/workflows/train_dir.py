@@ -207,11 +207,16 @@ def write_report(
 
 def collect_choices(learner: Learner, recipe: Recipe, training: TrainingResult) -> dict[str, Any]:
     """Return the settings chosen during the run, for model.json."""
+    precision = learner.fastcxr.precision
+    skipped = {"skipped_steps": learner.mixed_precision.n_skipped_steps} if precision == "fp16" else {}
+    probe = {"probe": training.probe} if training.probe else {}
     return {
         "device": str(learner.dls.device),
-        "precision": learner.fastcxr.precision,
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "batch_size": learner.dls.train.bs,
         "learning_rates": training.rates,
         **training.best,
-    } | ({"probe": training.probe} if training.probe else {})
+        **skipped,
+        **probe,
+    }

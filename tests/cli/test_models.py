@@ -108,7 +108,7 @@ def test_openvino_predicts_the_same_probabilities_as_torch(call, finished):
 def test_predict_prints_its_precision_and_accepts_another(call, finished, words, line):
     run, data, _ = finished
     done = call("predict", run, data / "clear", *words, "--device", "cpu")
-    trained = {"bf16": "bfloat16", "fp32": "float32"}[load_model(run, device="cpu").precision]
+    trained = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[load_model(run, device="cpu").precision]
     assert (line or f"precision: {trained} on cpu") in done.stderr.splitlines()
 
 

@@ -34,7 +34,8 @@ def test_the_terminal_shows_the_dataset_and_the_headline(finished):
     assert "3 classes, 60 images, 30 patients from NIH file names" in shown
     assert "train 42 images of 21 patients" in shown or "train" in shown
     assert "AUROC" in shown
-    assert re.search(r"^precision: (bfloat16|float32), channels last \(.* on this device\)", shown, re.MULTILINE)
+    names = "bfloat16|float16 with loss scaling|float32"
+    assert re.search(rf"^precision: ({names}), channels last \(.* on this device\)", shown, re.MULTILINE)
     assert "Traceback" not in shown
     assert "\r" not in shown, "no live bar in a pipe"
 

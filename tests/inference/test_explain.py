@@ -53,7 +53,7 @@ def test_each_image_has_a_map_of_its_predicted_class_and_of_the_named_classes(ma
     assert found.table["class"].tolist() == [m.class_name for m in found.maps]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_the_probability_of_a_map_equals_that_of_predict(manifest, precision):
     classifier = replace(make_classifier(), temperature=25.0, hflip_tta=True, precision=precision)
     expected = predict(classifier, manifest, splits=None)

@@ -15,6 +15,7 @@ from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
+from fastcxr.errors import ModelError
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
@@ -234,3 +235,22 @@ def test_a_model_without_an_ood_detector_states_it_in_its_text_and_in_the_log(to
         predictions = predict(CLASSIFIER, toy_manifest["file"][0])
     assert "this model has no out-of-distribution detector: every readable image gets a class" in caplog.messages
     assert predictions.table["predicted"][0] in CLASSIFIER.labels
+
+
+def test_float16_inference_agrees_with_float32_and_an_overflow_is_an_error(toy_manifest):
+    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, precision="fp32")
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    torch.nn.init.normal_(learner.model.classifier.weight, std=0.1)
+    classifier = extract_classifier(learner)
+    half = replace(classifier, precision="fp16")
+    table, dtypes = toy_manifest.assign(label="clear"), []
+    hook = learner.model.conv_head.register_forward_hook(lambda *arguments: dtypes.append(arguments[2].dtype))
+    expected, found = (predict(one, table, splits=None).probability for one in (classifier, half))
+    hook.remove()
+    assert dtypes[-1] == torch.float16
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    with torch.no_grad():
+        learner.model.conv_stem.weight.mul_(1e8)
+    with pytest.raises(ModelError, match="NaN or infinite in float16, .* Pass `precision='fp32'`"):
+        predict(half, table, splits=None)
+    assert np.isfinite(predict(classifier, table, splits=None).probability).all()

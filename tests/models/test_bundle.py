@@ -127,7 +127,13 @@ def test_test_time_augmentation_is_saved_and_does_not_depend_on_the_number_of_vi
 
 @pytest.mark.parametrize(
     ("trained_precision", "native", "expected"),
-    [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32")],
+    [
+        ("bf16", True, "bf16"),
+        ("bf16", False, "fp32"),
+        ("fp16", True, "fp32"),  # not native on a CPU, and bfloat16 is less precise
+        ("fp32", True, "fp32"),
+        (["fp16"], True, "fp32"),
+    ],
 )
 def test_a_loaded_model_uses_the_precision_of_training_if_it_is_native(
     trained, tmp_path, monkeypatch, trained_precision, native, expected
@@ -137,9 +143,21 @@ def test_a_loaded_model_uses_the_precision_of_training_if_it_is_native(
     assert load_model(tmp_path).precision == expected
 
 
+def test_a_model_trained_in_float16_is_used_in_float16_where_it_is_native(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.models.bundle.is_native", lambda precision, device: precision == "fp16")
+    save_model(tmp_path, trained, RECIPE, {"precision": "fp16"})
+    assert load_model(tmp_path).precision == "fp16"
+
+
 @pytest.mark.parametrize(
     ("requested", "native", "expected"),
-    [("fp32", True, "fp32"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "fp32")],
+    [
+        ("fp32", True, "fp32"),
+        ("fp16", True, "fp16"),
+        ("bf16", False, "bf16"),
+        ("auto", True, "bf16"),
+        ("auto", False, "fp32"),
+    ],
 )
 @pytest.mark.parametrize("trained_precision", ["fp32", "bf16"])
 def test_a_requested_precision_is_used(trained, tmp_path, monkeypatch, trained_precision, requested, native, expected):
@@ -149,8 +167,8 @@ def test_a_requested_precision_is_used(trained, tmp_path, monkeypatch, trained_p
 
 
 def test_an_unknown_precision_is_rejected_with_a_suggestion(folder):
-    with pytest.raises(RecipeError, match="unknown precision 'fp16'. Did you mean 'bf16'"):
-        load_model(folder, precision="fp16")
+    with pytest.raises(RecipeError, match="unknown precision 'fp64'. Did you mean 'fp16'"):
+        load_model(folder, precision="fp64")
 
 
 def test_device_auto_selects_the_default_device_and_cpu_the_cpu(folder, monkeypatch):

@@ -31,7 +31,9 @@ def test_folds_share_one_pass_without_disk_cache(toy_manifest, passes, temporary
     assert passes == [30]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"image_size": 65}, {"hflip_tta": False}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"image_size": 65}, {"hflip_tta": False}, {"precision": "bf16"}, {"precision": "fp16"}]
+)
 def test_another_backbone_or_preprocessing_needs_another_pass(toy_manifest, passes, change):
     make_feature_cache(make(toy_manifest), RECIPE, SILENT)
     recipe = RECIPE.replace(**change)

@@ -1,15 +1,18 @@
 """Losses agree with their definitions, and activations are probabilities."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from fastai.learner import AvgLoss, AvgSmoothLoss
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
-from fastcxr.training.losses import compute_class_weights, make_loss
+from fastcxr.training.losses import SmoothLoss, WeightedAvgLoss, compute_class_weights, make_loss
 
 COUNTS = np.array([10, 30, 60])
 LOGITS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -109,3 +112,36 @@ def test_the_validation_loss_does_not_depend_on_the_batches(toy_manifest):
             losses.append(learner.validate()[0])
     assert losses[0] == pytest.approx(losses[2], rel=1e-4)
     assert losses[1] == pytest.approx(losses[2], rel=1e-4)
+
+
+@pytest.mark.parametrize(("own", "of_fastai"), [(SmoothLoss, AvgSmoothLoss), (WeightedAvgLoss, AvgLoss)])
+def test_mean_losses_equal_those_of_fastai_bit_for_bit(own, of_fastai):
+    metrics = own(), of_fastai()
+    for _ in range(2):  # epochs
+        for metric in metrics:
+            metric.reset()
+        for loss in torch.rand(9, generator=torch.Generator().manual_seed(0), requires_grad=True):
+            learner = SimpleNamespace(
+                loss=loss, loss_func=None, yb=(torch.zeros(6),), to_detach=lambda value: value.detach()
+            )
+            for metric in metrics:
+                metric.accumulate(learner)
+            assert metrics[0].value.item() == metrics[1].value.item()
+            assert not metrics[0].value.requires_grad
+
+
+def test_the_weighted_mean_loss_is_undefined_without_a_batch():
+    metric = WeightedAvgLoss()
+    metric.reset()
+    assert metric.value is None
+
+
+@pytest.mark.gpu
+def test_after_a_fit_on_a_gpu_the_recorded_losses_are_on_the_cpu(toy_manifest):
+    recipe = Recipe("fastcxr:baseline_cnn", weights="none", image_size=64, batch_size=6, device="cuda")
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    with learner.no_bar(), learner.no_logging():
+        learner.fit(2)
+    assert len(learner.recorder.losses) == 6
+    assert all(loss.is_cpu for loss in learner.recorder.losses)
+    learner.recorder.plot_loss()

@@ -29,6 +29,7 @@ RECIPES = {
     "adam, steps": RECIPE.replace(optimizer="adam", schedule="step", learning_rate=1e-3),
     "timm": RECIPE.replace(optimizer="timm:adamw", learning_rate=1e-3),
     "bfloat16": RECIPE.replace(precision="bf16", learning_rate=1e-3),
+    "float16": RECIPE.replace(precision="fp16", learning_rate=1e-3),
     "weighted sampling": RECIPE.replace(sampler="weighted", learning_rate=1e-3),
     "workers": RECIPE.replace(workers=2, learning_rate=1e-3),
     "lp_ft": RECIPE.replace(strategy="lp_ft", weights="FILE", learning_rate=1e-3),
@@ -103,6 +104,7 @@ def test_a_resumed_training_gives_the_same_weights_and_history(
             break
     assert crashes > 1
     assert hash_weights(resumed) == hash_weights(uninterrupted)
+    assert resumed.mixed_precision.state_dict() == uninterrupted.mixed_precision.state_dict()
     histories = [r.history.drop(columns="seconds") for r in (expected, result)]
     assert histories[0].equals(histories[1])
     assert (expected.best, expected.rates) == (result.best, result.rates)
