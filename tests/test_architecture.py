@@ -41,7 +41,7 @@ SHORT = {
     "models.ood": "the fitted detector, without the code that fits it, which needs the feature cache",
     "models.baseline_cnn": "one network",
     "audit.findings": "the result type of all checks",
-    "models.devices": "devices and timing, used by all modules that compute",
+    "io.threads": "reading ahead, used by the image cache, training and inference",
     "metrics.display": "notebook display of predictions, without the metrics",
     "report.saliency_page": "one page, separate from the dataset pages, which load no scikit-learn",
     "io.paths": "one check of named paths, shared by the readers of datasets and of images",

@@ -29,6 +29,7 @@ from fastcxr.io.run_folders import require_run_file
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
 # a short name, and the names in the published studies
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}
+DEFAULT_BATCH_SIZE = 32  # images; the default learning rate is for this size
 
 
 @document_options
@@ -132,7 +133,11 @@ class Recipe:
         common=True,
         minimum=1,
     )
-    batch_size: int = option(32, help="images per step", group="Training", common=True, minimum=1, alias="bs")
+    batch_size: int | Literal["auto"] = option(
+        DEFAULT_BATCH_SIZE, help="images per step; auto: largest power of two that fits into memory with at least 20 "
+        "steps per epoch, learning_rate scaled by the square root of batch size / 32",
+        group="Training", common=True, minimum=1, alias="bs",
+    )  # fmt: skip
     optimizer: str = option(
         "radam", help="radam, adam, adamw, sgd, or timm:NAME for an optimizer of timm", group="Training"
     )
@@ -235,7 +240,14 @@ class Recipe:
         "other devices",
         group="Compute",
     )
-    workers: int = option(0, help="number of data loading worker processes", group="Compute", minimum=0)
+    deterministic: bool = option(
+        False, help="only algorithms with identical results in repeated runs on the same GPU; not needed on a CPU",
+        group="Compute",
+    )  # fmt: skip
+    workers: int = option(
+        0, help="number of data loading worker processes; none are used for decoded images on a GPU",
+        group="Compute", minimum=0,
+    )  # fmt: skip
 
     def __post_init__(self):
         # JSON has no tuples and no dataclasses

@@ -1,9 +1,7 @@
 """Predict the images of a manifest; an unreadable file yields a row with an error message."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from fastcxr.data.imaging.sniff import Remarks, collect_remarks, format_remarks,
 from fastcxr.errors import ImageError, ModelError
 from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
+from fastcxr.io.threads import map_ahead
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
@@ -319,20 +318,14 @@ def _decode_ahead(
 ) -> Iterator[ImageOrError]:
     """Yield the images of these rows in order, decoded by all cores while the caller computes, in bounded memory."""
 
-    def collect(row: int, future: Future) -> ImageOrError:
-        image, remark = future.result()
+    def read(row: int) -> tuple[int, ImageOrError, Remarks]:
+        return row, *_read_fitted_image(files[row], size, depths[row])
+
+    n_threads = min(count_cpus(), MAX_READER_THREADS)
+    for row, image, remark in map_ahead(read, rows, n_threads=n_threads, n_ahead=N_IMAGES_AHEAD):
         if remark != Remarks():
             remarks[row] = remark
-        return image
-
-    with ThreadPoolExecutor(min(count_cpus(), MAX_READER_THREADS)) as executor:
-        pending: deque[tuple[int, Future]] = deque()
-        for row in rows:
-            pending.append((row, executor.submit(_read_fitted_image, files[row], size, depths[row])))
-            if len(pending) > N_IMAGES_AHEAD:
-                yield collect(*pending.popleft())
-        while pending:
-            yield collect(*pending.popleft())
+        yield image
 
 
 def _read_fitted_image(file: str, size: int, depth: int | None) -> tuple[ImageOrError, Remarks]:

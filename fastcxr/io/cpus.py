@@ -24,26 +24,35 @@ def _read_quotas() -> Iterator[int]:
 
     Format: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max) and scheduler/sched-bwc.html (cpu.cfs_*).
     """
-    for controllers, path in _read_groups():
+    for folder, is_v1 in find_control_groups("cpu"):
+        quota, period = _read_numbers(folder, is_v1=is_v1)
+        if quota > 0 and period > 0:
+            yield math.ceil(quota / period)
+
+
+def find_control_groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the folders of the control groups of this process and of their parents, and whether they are of version 1.
+
+    Only groups with this controller, such as cpu or memory; a group of version 2 may lack it.
+    """
+    for controllers, path in _read_groups(controller):
         mount = MOUNT / controllers
         group = mount / path.lstrip("/")
         # a container may list the path on its host, which is not mounted in it
         for folder in (group, *group.parents) if group.is_dir() else (mount,):
-            quota, period = _read_numbers(folder, is_v1=bool(controllers))
-            if quota > 0 and period > 0:
-                yield math.ceil(quota / period)
+            yield folder, bool(controllers)
             if folder == mount:
                 break
 
 
-def _read_groups() -> Iterator[tuple[str, str]]:
-    """Yield the CPU controllers, empty in version 2, and the path of each control group of this process."""
+def _read_groups(controller: str) -> Iterator[tuple[str, str]]:
+    """Yield the controllers, empty in version 2, and the path of each control group of this process."""
     try:
         lines = GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     for _, controllers, path in (line.split(":", 2) for line in lines):
-        if not controllers or "cpu" in controllers.split(","):
+        if not controllers or controller in controllers.split(","):
             yield controllers, path
 
 

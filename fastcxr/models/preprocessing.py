@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastcxr.models.devices import move_async
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
@@ -24,5 +26,6 @@ def normalize(images: torch.Tensor, input_spec: InputSpec) -> torch.Tensor:
 
     The result is float32 with shape (n, channels, size, size).
     """
-    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (input_spec.mean, input_spec.std))
+    values = torch.tensor([input_spec.mean, input_spec.std])
+    mean, std = move_async(values, images.device)[:, None, :, None, None]
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +13,7 @@ from torch import nn
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.models.device_images import DeviceImages
 from fastcxr.models.ood import OODDetector
 from fastcxr.models.preprocessing import InputSpec
 
@@ -33,6 +34,13 @@ class LoadersState:
     """The decoded images in the order of the manifest; None for a model loaded without its images."""
     recipe: Recipe | None = None
     """The recipe that make_loaders received; None in a state that the caller made."""
+    batch_size: int | None = None
+    """The size for `batch_size="auto"`; None before train has chosen it."""
+    images: DeviceImages | None = field(init=False)
+    """The images of the image cache on the device of the loaders, which all loaders and passes share."""
+
+    def __post_init__(self):
+        self.images = None if self.image_cache is None else DeviceImages(self.image_cache)
 
 
 @dataclass(kw_only=True)

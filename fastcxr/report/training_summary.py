@@ -97,12 +97,15 @@ def _describe_strategy(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _describe_stages(record: RunRecord) -> list[str]:
-    history, has_probe = record.history, _has_probe(record.model)
-    rates = [row for row in _get_choices(record.model).get("learning_rates") or [] if isinstance(row, dict)]
+    history, has_probe, choices = record.history, _has_probe(record.model), _get_choices(record.model)
+    rates = [row for row in choices.get("learning_rates") or [] if isinstance(row, dict)]
+    recipe = dict(record.recipe)
+    if recipe.get("batch_size") == "auto" and "batch_size" in choices:
+        recipe["batch_size"] = choices["batch_size"]
     n_epochs = history["stage"].value_counts(sort=False).to_dict() if "stage" in history else {}
     names = dict.fromkeys(map(str, [*n_epochs, *(row["stage"] for row in rates)]))
     stages = [
-        _describe_epochs(record.recipe, name, n_epochs.get(name), [row for row in rates if row["stage"] == name])
+        _describe_epochs(recipe, name, n_epochs.get(name), [row for row in rates if row["stage"] == name])
         for name in names
         if not (has_probe and name == PROBE_STAGE)
     ]

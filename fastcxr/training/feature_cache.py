@@ -88,13 +88,12 @@ def fill_feature_cache(features: np.ndarray, learner: Learner, bar: Bar) -> None
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
     n_images = len(state.image_cache.files)
     with output_head_features(cast(MultiScaleHead, find_head(network))):
-        for start in range(0, n_images, BATCH_SIZE):
-            rows = range(start, min(start + BATCH_SIZE, n_images))
-            images = torch.from_numpy(state.image_cache.read(rows)).to(device)[:, None]
+        batches = [range(start, min(start + BATCH_SIZE, n_images)) for start in range(0, n_images, BATCH_SIZE)]
+        for rows, images in zip(batches, state.images.read_batches(batches, device), strict=True):
             for view in range(len(features)):
-                batch = normalize(images.flip(3) if view else images, state.input_spec)
+                batch = normalize(images[:, None].flip(3) if view else images[:, None], state.input_spec)
                 with autocast(precision, device):
-                    features[view, start : rows.stop] = network(batch).float().cpu().numpy()
+                    features[view, rows.start : rows.stop] = network(batch).float().cpu().numpy()
                 bar.advance(len(rows))
 
 

@@ -126,12 +126,13 @@ def _compute_features(
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
     row_by_file, feature_batches = {file: row for row, file in enumerate(state.image_cache.files)}, []
+    rows = [row_by_file[file] for file in files]
+    batches = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
     with progress.bar(len(files), "fitting the OOD detector") as bar, torch.no_grad():
-        for start in range(0, len(files), BATCH_SIZE):
-            rows = [row_by_file[file] for file in files[start : start + BATCH_SIZE]]
-            images = torch.from_numpy(state.image_cache.read(rows)).to(device)[:, None]
+        for images in state.images.read_batches(batches, device):
+            batch = normalize(images[:, None], state.input_spec)
             with autocast(precision, device):
-                features = forward_with_features(network, normalize(images, state.input_spec), stage_channels)[1]
+                features = forward_with_features(network, batch, stage_channels)[1]
             feature_batches.append(features.cpu().numpy())
-            bar.advance(len(rows))
+            bar.advance(len(images))
     return np.concatenate(feature_batches)

@@ -110,7 +110,7 @@ def make_feature_split(loader, cache: FeatureCache) -> FeatureSplit:
     """Return the features of an ImageLoader's rows in all views, weighted as the loader samples them."""
     device = find_float64_device(loader.device)
     rows = cache.find_rows(loader.items["file"])
-    labels = torch.tensor([int(label) for label in loader.dataset.tls[1]])
+    labels = loader.targets[0]
     sample_weights = torch.ones(len(rows))
     if loader.weights is not None:
         sample_weights = torch.tensor(loader.weights) * len(rows) / sum(loader.weights)

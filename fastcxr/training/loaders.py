@@ -6,8 +6,9 @@ Images are augmented as one gray channel and expanded to three before normalizat
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,16 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL, TfmdLists
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize, ToTensor
 from fastai.torch_core import TensorCategory, TensorImageBW
-from fastai.vision.augment import AffineCoordTfm, aug_transforms, flip_mat
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform
 from PIL import Image
 
-from fastcxr.config.recipe import Augmentation, Recipe
+from fastcxr.config.recipe import DEFAULT_BATCH_SIZE, Recipe
 from fastcxr.data.bit_depth import COLUMN, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.imaging.read import fit_square, read_image
@@ -32,12 +32,13 @@ from fastcxr.data.manifest import read_manifest
 from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.models.backbones import find_backbone
-from fastcxr.models.devices import find_device
+from fastcxr.models.device_images import DeviceImages
+from fastcxr.models.devices import find_device, move_async
 from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
+from fastcxr.training.augmentation import RandomAugmentation
 
-MAX_GPU_MEMORY_SHARE = 0.3  # share of free GPU memory for the images of a dataset
 log = logging.getLogger("fastcxr")
 
 
@@ -112,16 +113,17 @@ class ManifestBlock(DataBlock):
         if image_cache is None:
             manifest, image_cache = open_dataset_images(manifest, recipe.image_size)
         image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
+        state = LoadersState(input_spec=self.input_spec, manifest=manifest, image_cache=image_cache, recipe=recipe)
         defaults = {
-            "bs": min(recipe.batch_size, len(train_labels)),
+            # train chooses the size for "auto"
+            "bs": min(DEFAULT_BATCH_SIZE if recipe.batch_size == "auto" else recipe.batch_size, len(train_labels)),
             "num_workers": recipe.workers,
             "device": find_device(recipe.device),
         }
         if "dl_type" not in options:
-            train_options = {"image_cache": image_cache, **make_sampler_options(train_labels, recipe)}
-            defaults |= {"dl_type": ImageLoader, "dl_kwargs": (train_options, {"image_cache": image_cache})}
+            train_options = {"images": state.images, **make_sampler_options(train_labels, recipe)}
+            defaults |= {"dl_type": ImageLoader, "dl_kwargs": (train_options, {"images": state.images})}
         loaders = super().dataloaders(manifest, str(path), verbose, **(defaults | options))
-        state = LoadersState(input_spec=self.input_spec, manifest=manifest, image_cache=image_cache, recipe=self.recipe)
         loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
         return loaders
 
@@ -167,7 +169,7 @@ def make_datablock(
         splitter=lambda rows: IndexSplitter(rows.index[rows["split"] == "valid"])(rows),
         item_tfms=[FitSquare(input_spec.image_size)],
         batch_tfms=[
-            *make_augmentation(recipe.augment, input_spec.image_size),
+            RandomAugmentation(recipe.augment),
             ExpandChannels(len(input_spec.mean)),
             Normalize(mean, std),
         ],
@@ -198,25 +200,6 @@ def read_row(row: pd.Series) -> np.ndarray:
     return read_image(row.file, None if pd.isna(depth) or depth == "" else int(depth))
 
 
-def make_augmentation(augmentation: Augmentation, size: int) -> list:
-    """Return fastai's aug_transforms with these options, for images of `size` pixels."""
-    options, extra_transforms = dict(vars(augmentation)), []
-    if not options.pop("quarter_turns") and augmentation.do_flip and augmentation.flip_vert:
-        # fastai draws both flips together from the eight symmetries of a square, half of which transpose the image
-        options["flip_vert"] = False
-        transform_options = {name: options[name] for name in ("mode", "pad_mode", "align_corners")}
-        extra_transforms = [AffineCoordTfm(partial(flip_vertically, batch=augmentation.batch), **transform_options)]
-    if augmentation.min_scale < 1:  # random crops need the size; with it fastai also resamples validation images
-        options["size"] = size
-    return aug_transforms(**options, xtra_tfms=extra_transforms)
-
-
-def flip_vertically(images: torch.Tensor, batch: bool = False) -> torch.Tensor:
-    """Return affine matrices, shape (n, 3, 3), that flip each image vertically with probability 0.5."""
-    axes = [1, 0, 2]  # fastai's horizontal flip with x and y exchanged
-    return flip_mat(images, p=0.5, batch=batch)[:, axes][:, :, axes]
-
-
 def make_input_spec(recipe: Recipe) -> InputSpec:
     """Return the recipe's image size with the normalization of the backbone's weights."""
     backbone = find_backbone(recipe.backbone, recipe.weights)
@@ -224,20 +207,20 @@ def make_input_spec(recipe: Recipe) -> InputSpec:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed all random number generators used in training, and select deterministic cuDNN algorithms."""
+    """Seed all random number generators used in training."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # fastai's transforms use the global generators
     torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
 
 class ImageLoader(TfmdDL):
     """A fastai loader that reads whole batches from the image cache and supports weighted sampling and oversampling.
 
-    Sampling uses the loader's generator in the main process and does not depend on the number of workers.
+    Sampling uses the loader's generator in the main process and does not depend on the number of workers. Cached images
+    for a GPU are read by threads of the main process, without workers.
 
     Args:
-        image_cache: Cache with the dataset's files; a dataset with other files is read file by file.
+        images: Images of the dataset's files; a dataset with other files is read file by file.
         weights: Sampling weight of each row, for sampling with replacement.
         rows: Row numbers of one epoch before shuffling, for oversampling.
     """
@@ -246,27 +229,25 @@ class ImageLoader(TfmdDL):
         self,
         dataset: Any = None,
         bs: int = 64,
-        image_cache: ImageCache | None = None,
+        images: DeviceImages | None = None,
         weights=None,
         rows=None,
         **options,
     ):
-        self.image_cache, self.weights, self.rows = image_cache, weights, rows
-        self.n_skipped_batches, self.epoch_indices, self.gpu_images = 0, [], None
-        self.cache_rows = find_cache_rows(dataset, image_cache)
+        self.images, self.weights, self.rows = images, weights, rows
+        self.n_skipped_batches, self.epoch_indices = 0, []
+        self.cache_rows = find_cache_rows(dataset, images and images.cache)
         if rows is not None:
             options["n"] = len(rows)
         super().__init__(dataset, bs=bs, **options)
         if not all(isinstance(transform, FitSquare | ToTensor) for transform in self.after_item.fs):
             self.cache_rows = None  # the user's own item transforms are not in the cached images
-        if image_cache is not None and self.cache_rows is not None and not options.get("num_workers"):
-            self.gpu_images = load_to_gpu(image_cache, self.cache_rows, torch.device(self.device or "cpu"))
 
     def new(self, dataset: Any = None, cls: type | None = None, **options) -> TfmdDL:
         """Return a loader for another dataset that shows each row once."""
         # learner.export pickles loaders without rows: they must not keep the paths of all images
         has_rows = dataset is None or len(dataset) > 0
-        return super().new(dataset, cls, **({"image_cache": self.image_cache if has_rows else None} | options))
+        return super().new(dataset, cls, **({"images": self.images if has_rows else None} | options))
 
     def skip_batches(self, n_batches: int) -> None:
         """Skip the first batches of the next epoch; random numbers continue as after these batches."""
@@ -288,18 +269,43 @@ class ImageLoader(TfmdDL):
         self.epoch_indices = indices[self.n_skipped_batches * self.bs :]
         return self.epoch_indices
 
+    def __iter__(self) -> Iterator:
+        """Yield the batches of an epoch; worker processes cannot use the GPU, therefore threads read cached images."""
+        reads_for_gpu = self.cache_rows is not None and self.compute_device.type == "cuda"
+        with self.fake_l.no_multiproc() if reads_for_gpu else nullcontext():
+            yield from super().__iter__()
+
+    @property
+    def compute_device(self) -> torch.device:
+        """The device of the batches."""
+        return torch.device(self.device or "cpu")
+
     def create_batches(self, samps: Sequence[int]) -> Iterator:
         """Yield batches of gray uint8 images, shape (n, 1, size, size), and class numbers."""
         if self.cache_rows is None:
             yield from super().create_batches(samps)
             return
-        for indices in cast(Iterator[list[int]], self.chunkify(samps)):
-            if self.gpu_images is not None:
-                images = self.gpu_images[torch.tensor(indices, device=self.gpu_images.device)]
-            else:
-                images = torch.from_numpy(cast(ImageCache, self.image_cache).read(self.cache_rows[indices]))
-            labels = [torch.stack([torch.as_tensor(targets[i]) for i in indices]) for targets in self.dataset.tls[1:]]
-            yield TensorImageBW(images[:, None]), *(TensorCategory(label) for label in labels)
+        device, batches = self.compute_device, list(cast(Iterator[list[int]], self.chunkify(samps)))
+        targets = [move_async(one, device) for one in self.targets]
+        images = cast(DeviceImages, self.images).read_batches((self.cache_rows[rows] for rows in batches), device)
+        for rows, pixels in zip(batches, images, strict=True):
+            indices = move_async(torch.tensor(rows), device)
+            yield TensorImageBW(pixels[:, None]), *(TensorCategory(one[indices]) for one in targets)
+
+    @cached_property
+    def targets(self) -> list[torch.Tensor]:
+        """The class numbers of all rows, shape (n,); empty without labels."""
+        return [encode_targets(target_list) for target_list in self.dataset.tls[1:]]
+
+
+def encode_targets(targets: TfmdLists) -> torch.Tensor:
+    """Return all targets of a dataset as a tensor; rows with equal labels are encoded once."""
+    reader = targets.tfms.fs[0]
+    if not (isinstance(reader, ColReader) and list(reader.cols) == ["label"]):
+        return torch.stack([torch.as_tensor(targets[row]) for row in range(len(targets))]).as_subclass(torch.Tensor)
+    _, first_rows, codes = np.unique(targets.items["label"].to_numpy(), return_index=True, return_inverse=True)
+    distinct = torch.stack([torch.as_tensor(targets[row]) for row in first_rows.tolist()])
+    return distinct.as_subclass(torch.Tensor)[torch.from_numpy(codes)]
 
 
 def find_cache_rows(dataset: Any, image_cache: ImageCache | None) -> np.ndarray | None:
@@ -310,15 +316,6 @@ def find_cache_rows(dataset: Any, image_cache: ImageCache | None) -> np.ndarray 
     row_by_file = {file: row for row, file in enumerate(image_cache.files)}
     cache_rows = [row_by_file.get(file) for file in items["file"]]
     return None if None in cache_rows else np.array(cache_rows, np.int64)
-
-
-def load_to_gpu(image_cache: ImageCache, cache_rows: np.ndarray, device: torch.device) -> torch.Tensor | None:
-    """Copy images to the GPU as uint8, shape (n, size, size), or return None without a GPU or enough memory."""
-    if device.type != "cuda":
-        return None
-    if len(cache_rows) * image_cache.size**2 > MAX_GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return None
-    return torch.from_numpy(image_cache.read(cache_rows)).to(device)
 
 
 def make_sampler_options(labels: pd.Series, recipe: Recipe) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def halve_workers(learner: Learner) -> None:
 
 
 @contextmanager
-def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
+def explain_memory_errors(recipe: Recipe, batch_size: int) -> Iterator[None]:
     """Raise TrainingError with memory-saving options if a batch in this block does not fit into memory."""
     try:
         yield
@@ -210,9 +210,9 @@ def explain_memory_errors(recipe: Recipe) -> Iterator[None]:
         is_memory_error = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
         if not is_memory_error and not any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS):
             raise
-        smaller_batch = f"Pass `batch_size={max(1, recipe.batch_size // 2)}`"
+        smaller_batch = f"Pass `batch_size={max(1, batch_size // 2)}`"
         raise TrainingError(
-            f"out of memory: {recipe.batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
+            f"out of memory: {batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
             f"precision {recipe.precision}",
             f"{smaller_batch}, a smaller `image_size`, or `precision='auto'`"
             if recipe.precision == "fp32"

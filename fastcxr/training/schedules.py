@@ -23,6 +23,7 @@ from fastai.optimizer import Optimizer
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.progress.base import Progress
+from fastcxr.training.batch_size import compute_rate_factor
 
 WARM_UP_SHARE, FLAT_SHARE = 0.25, 0.75  # shares of the stage
 START_DIVISOR, END_DIVISOR = 25.0, 1e5  # the first and last rate is the peak rate divided by these
@@ -73,7 +74,10 @@ def find_learning_rate(
     """
     is_found, curve = False, EMPTY_CURVE
     if recipe.learning_rate != "find":
-        rate, reason = recipe.learning_rate * stage.scale, "given by the recipe"
+        factor = compute_rate_factor(recipe, learner.dls.train.bs)
+        rate, reason = recipe.learning_rate * stage.scale * factor, "given by the recipe"
+        if factor != 1:
+            reason += f", times {factor:.3g} for batches of {learner.dls.train.bs}"
     else:
         curve = run_lr_find(learner, recipe, stage, progress)
         rate, reason = suggest_learning_rate(curve["rate"].to_numpy(), curve["loss"].to_numpy())

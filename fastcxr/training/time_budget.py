@@ -67,12 +67,17 @@ def measure_step_seconds(learner: Learner) -> float:
     step_seconds = []
     for _ in range(N_TIMED_STEPS):
         started = read_clock(learner.dls.device)
-        # plain tensors, as in a fit: fastai's tensor subclasses slow the step down
-        images, labels = (tensor.as_subclass(torch.Tensor) for tensor in learner.dls.train.one_batch())
-        with autocast(learner.fastcxr.precision, learner.dls.device):
-            logits = learner.model(images.contiguous(memory_format=torch.channels_last))
-        learner.loss_func(logits.float(), labels).backward()
+        compute_gradients(learner)
         learner.model.zero_grad(set_to_none=True)
         step_seconds.append(read_clock(learner.dls.device) - started)
     learner.model.train(was_training)
     return min(step_seconds[1:])
+
+
+def compute_gradients(learner: Learner) -> None:
+    """Compute the gradients of one training batch, in the precision of the learner and channels-last memory format."""
+    # plain tensors, as in a fit: fastai's tensor subclasses slow the step down
+    images, labels = (tensor.as_subclass(torch.Tensor) for tensor in learner.dls.train.one_batch())
+    with autocast(learner.fastcxr.precision, learner.dls.device):
+        logits = learner.model(images.contiguous(memory_format=torch.channels_last))
+    learner.loss_func(logits.float(), labels).backward()

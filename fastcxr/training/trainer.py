@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError, require_type
+from fastcxr.models.devices import configure_device
 from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.precision import describe_precision, resolve_precision
-from fastcxr.models.state import get_learner_state, require_images, set_fitted_state
+from fastcxr.models.state import get_learner_state, get_loaders_state, require_images, set_fitted_state
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training import interrupt
+from fastcxr.training.batch_size import choose_batch_size, compute_rate_factor, set_batch_size
 from fastcxr.training.callbacks import BestEpoch, FreezeBatchNormStats, HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.fit_ood import fit_ood_detector
@@ -113,17 +115,23 @@ def train(
     get_learner_state(learner)  # raises ModelError before the training
     require_images(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
+    with configure_device(learner.dls.device, deterministic=recipe.deterministic):
+        return _train(learner, recipe, progress or make_default_progress(), deadline, checkpoints)
+
+
+def _train(
+    learner: Learner, recipe: Recipe, progress: Progress, deadline: Deadline, checkpoints: Checkpoints | None
+) -> TrainingResult:
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
-    history_callback = HistoryCallback(
-        BestEpoch(recipe.monitor), progress or make_default_progress(), n_epochs, deadline
-    )
+    history_callback = HistoryCallback(BestEpoch(recipe.monitor), progress, n_epochs, deadline)
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
     precision, device = learner.fastcxr.precision, learner.dls.device
     is_auto = recipe.precision == "auto" and resolve_precision("auto", device) == precision
     log.info(describe_precision(precision, device, is_auto=is_auto))
+    resolve_batch_size(learner, recipe, stages, checkpoint_callback.load_state())
     with (
-        explain_memory_errors(recipe),
+        explain_memory_errors(recipe, learner.dls.train.bs),
         precision_scope(learner),
         learner.no_bar(),
         learner.no_logging(),
@@ -173,11 +181,29 @@ def summarize_own_training(learner: Learner) -> TrainingResult:
     )
 
 
+def resolve_batch_size(
+    learner: Learner, recipe: Recipe, stages: list[ResolvedStage], saved_state: dict[str, Any] | None
+) -> None:
+    """Set the size for `batch_size="auto"`: that of the checkpoint or of an earlier fold, otherwise a new one."""
+    if recipe.batch_size != "auto" or not stages:  # the head of a linear probe is fitted without batches
+        return
+    state = get_loaders_state(learner.dls)
+    size = saved_state["batch_size"] if saved_state else state.batch_size
+    if size:
+        set_batch_size(learner, size)
+    else:
+        unfreeze(learner, max(stages, key=lambda stage: stage.groups))
+        size = choose_batch_size(learner)
+    state.batch_size = size
+    factor = 1 if recipe.learning_rate == "find" else compute_rate_factor(recipe, size)
+    log.info("batch size %d (auto), learning rate multiplied by %.3g", size, factor)
+
+
 def run_stages(
     learner: Learner, recipe: Recipe, stages: list[ResolvedStage], checkpoint_callback: CheckpointCallback
 ) -> list[StagePlan]:
-    """Run all stages in order, from the newest checkpoint if there is one, and return their plans."""
-    history_callback, saved_state = checkpoint_callback.history_callback, checkpoint_callback.load_state()
+    """Run all stages in order, from the loaded checkpoint if there is one, and return their plans."""
+    history_callback, saved_state = checkpoint_callback.history_callback, checkpoint_callback.saved_state
     if uses_feature_cache(recipe) and saved_state:  # the checkpoint has the row of this fit; refit_head needs the rest
         fit_head(learner, recipe, history_callback.progress)
     elif uses_feature_cache(recipe):
@@ -203,6 +229,7 @@ def run_stages(
         checkpoint_callback.stage_state = {
             "stage": index,
             "plans": [{**vars(plan), "curve": plan.curve.to_dict("list")} for plan in plans],
+            "batch_size": learner.dls.train.bs,
         }
         fit_stage(learner, recipe, stage, plans[-1], checkpoint_callback)
         history_callback.best.restore(cast(nn.Module, learner.model))

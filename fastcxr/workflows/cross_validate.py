@@ -87,13 +87,20 @@ def run_folds(
         log.info("%s %s of %d", unit, name, n_folds)
         fold_deadline = Deadline(deadline.seconds_left / (n_folds - number))
         fold_mirror = mirror and Path(mirror) / fold_dir.name
-        run(fold_recipe, fold_dir, progress, run_dir.command, fold_deadline, fold_mirror, dataset)
+        batch_size = find_chosen_batch_size(folds)
+        run(fold_recipe, fold_dir, progress, run_dir.command, fold_deadline, fold_mirror, dataset, batch_size)
     manifest = write_pooled_files(run_dir, {name: fold_dir for name, (_, fold_dir) in folds.items()}, dataset)
     if needs_patient_level_folds(recipe) and manifest["patient"].duplicated().any():
         log.info("running the same folds with a patient-level split")
         patient_level_recipe, patient_level_dir = recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR
         cross_validate(patient_level_recipe, patient_level_dir, progress, run_dir.command, dataset=dataset)
     write_json(run_dir.folder / "run.json", run_dir.metadata())
+
+
+def find_chosen_batch_size(folds: Folds) -> int | None:
+    """Return the batch size of the first finished run, for the others with `batch_size="auto"`; None without one."""
+    folders = [folder for _, folder in folds.values() if (folder / "report.html").exists()]
+    return read_json(folders[0] / "model.json")["choices"]["batch_size"] if folders else None
 
 
 def plan_folds(recipe: Recipe, folder: Path, dataset: Dataset) -> Folds:

@@ -16,7 +16,7 @@ DATA_OPTIONS = (*list_options(Recipe, "Data"), *list_options(Recipe, "Split"))
 LOADER_OPTIONS = ("image_size", "batch_size", "augment", "sampler", "oversample")
 TRAINING_OPTIONS = (
     "strategy", "hflip_tta", "epochs", "learning_rate", "layer_lr_ratio", "lr_find_min", "lr_find_max", "schedule",
-    "step_epochs", "step_factor", "monitor", "patience", "time_limit",
+    "step_epochs", "step_factor", "monitor", "patience", "time_limit", "deterministic",
 )  # fmt: skip
 # the report reads the evaluation options; device and workers change no result
 FREE_OPTIONS = (*list_options(Recipe, "Evaluation"), "device", "workers")

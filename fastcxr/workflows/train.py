@@ -1,10 +1,12 @@
 """Training run: load the data, train, predict and write the report."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.inference.predict import predict
+from fastcxr.models.devices import configure_device, find_device
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner, validate_model_options
@@ -26,6 +28,7 @@ def run(
     deadline: Deadline | None = None,
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
+    batch_size: int | None = None,
 ) -> Path:
     """Train, predict and write the report into `folder`; return the path of report.html.
 
@@ -40,6 +43,7 @@ def run(
         deadline: the time limit; by default that of the recipe, counted from the call.
         mirror: a folder for copies of the checkpoints.
         dataset: the data of the recipe, if it is already read.
+        batch_size: the size for a recipe with `batch_size="auto"`; by default it is chosen for this run.
 
     Raises:
         FastcxrError: before training, for data, images, weights or a folder that cannot be used.
@@ -49,13 +53,16 @@ def run(
     if report_path := find_finished_report(folder, recipe, dataset):
         return report_path
     new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
-    with new_dir.open(progress or make_default_progress()) as run_dir:
+    with new_dir.open(progress or make_default_progress()) as run_dir, ExitStack() as cleanup:
         if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
             validate_model_options(recipe)
+        cleanup.enter_context(configure_device(find_device(recipe.device), deterministic=recipe.deterministic))
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
         check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)
+        loaders.fastcxr.batch_size = batch_size
+        cleanup.callback(loaders.fastcxr.images.release)
         run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)

@@ -18,6 +18,7 @@ from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.errors import ModelError
 from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
+from fastcxr.io import threads
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.preprocessing import InputSpec
 from fastcxr.training.learner import make_learner
@@ -67,7 +68,7 @@ def test_an_unreadable_file_yields_one_row_with_an_error_at_any_position(toy_man
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (5, 5), (1000, 32)])
 def test_files_are_read_by_one_thread_per_core_and_a_bounded_number_ahead(monkeypatch, cores, expected):
-    started, yielded, n_ahead, n_threads, executor = [], [], [], [], module.ThreadPoolExecutor
+    started, yielded, n_ahead, n_threads, executor = [], [], [], [], threads.ThreadPoolExecutor
 
     def read(file, size, depth):
         started.append(file)
@@ -75,7 +76,7 @@ def test_files_are_read_by_one_thread_per_core_and_a_bounded_number_ahead(monkey
         return file, Remarks()
 
     monkeypatch.setattr(module, "_read_fitted_image", read)
-    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda count: (n_threads.append(count), executor(count))[1])
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", lambda count: (n_threads.append(count), executor(count))[1])
     monkeypatch.setattr(module, "count_cpus", lambda: cores)
     files = [str(number) for number in range(400)]
     for image in module.read_fitted_images(files, 64, None):

@@ -1,13 +1,16 @@
 """Device auto selects a GPU, and the clock is read after the device has finished its work."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fastcxr.errors import TrainingError
 from fastcxr.models import devices
-from fastcxr.models.devices import find_device, read_clock
+from fastcxr.models.devices import configure_device, find_device, read_clock
 from fastcxr.models.state import LearnerState
 from fastcxr.training import time_budget
 
@@ -69,3 +72,61 @@ def test_auto_selects_a_gpu_if_there_is_one(monkeypatch, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert str(find_device("auto")) == device
+
+
+def read_settings() -> tuple:
+    cudnn = torch.backends.cudnn
+    mode = torch.get_deterministic_debug_mode()
+    return cudnn.benchmark, cudnn.deterministic, mode, os.environ.get(devices.CUBLAS_VARIABLE)
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "expected"),
+    [
+        ("cuda", False, (True, False, 0, None)),
+        ("cuda", True, (False, True, 2, ":4096:8")),
+        ("cpu", False, (False, False, 0, None)),
+        ("cpu", True, (False, False, 0, None)),
+    ],
+)
+def test_algorithms_are_selected_for_a_gpu_and_restored(monkeypatch, device, deterministic, expected):
+    monkeypatch.delenv(devices.CUBLAS_VARIABLE, raising=False)
+    before = read_settings()
+    with suppress(KeyError), configure_device(torch.device(device), deterministic=deterministic):
+        assert read_settings() == expected
+        raise KeyError
+    assert read_settings() == before == (False, False, 0, None)
+
+
+def test_a_workspace_of_cublas_that_the_user_set_is_kept(monkeypatch):
+    monkeypatch.setenv(devices.CUBLAS_VARIABLE, ":16:8")
+    with configure_device(torch.device("cuda"), deterministic=True):
+        assert read_settings()[-1] == ":16:8"
+    assert read_settings()[-1] == ":16:8"
+
+
+def test_an_operation_that_is_not_deterministic_is_named_with_a_fix():
+    error = RuntimeError("adaptive_pool_backward_cuda does not have a deterministic implementation, but you set ...")
+    with (
+        pytest.raises(TrainingError, match=r"adaptive_pool_backward_cuda.*deterministic=False"),
+        configure_device(torch.device("cuda"), deterministic=True),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="other"), configure_device(torch.device("cuda"), deterministic=True):
+        raise RuntimeError("other")
+
+
+@pytest.mark.parametrize(("available", "expected"), [(1, 1), (64, 3)])
+def test_torch_uses_no_more_threads_than_cpus_are_available(monkeypatch, available, expected):
+    threads = [3]
+    monkeypatch.setattr(devices, "count_cpus", lambda: available)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    with configure_device(torch.device("cpu"), deterministic=False):
+        assert threads[-1] == expected
+    assert threads == ([3, 1, 3] if expected == 1 else [3])  # setting the same number would change rounding
+
+
+@pytest.mark.gpu
+def test_a_gpu_without_a_number_has_the_number_of_the_current_one():
+    assert find_device("cuda") == torch.device("cuda", torch.cuda.current_device())

@@ -143,3 +143,12 @@ def test_a_training_by_own_calls_has_no_stages_of_the_recipe(tmp_path):
     assert describe_training(read_run_record(folder)) == [
         "Trained by own calls of fastai; history.csv has their epochs."
     ]
+
+
+def test_a_chosen_batch_size_is_shown_instead_of_auto(tmp_path):
+    folder = build(tmp_path / "run", (("all", 2),), {"learning_rates": [RATE], "batch_size": 128})
+    recipe = json.loads((folder / "recipe.json").read_text()) | {"batch_size": "auto"}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    text = " ".join(describe_training(read_run_record(folder)))
+    assert "batch size 128" in text
+    assert "auto" not in text

@@ -1,6 +1,7 @@
 """Batches from the image cache equal those that fastai reads file by file."""
 
 import shutil
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 import torch
 
 from fastcxr.config.recipe import Augmentation, Recipe
-from fastcxr.data.cache.images import open_image_cache
+from fastcxr.data.cache.images import ImageCache, open_image_cache
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.training import loaders as loaders_module
 from fastcxr.training.learner import make_learner
-from fastcxr.training.loaders import ImageLoader, find_cache_rows, load_to_gpu, make_loaders
+from fastcxr.training.loaders import ImageLoader, encode_targets, find_cache_rows, make_datablock, make_loaders
 
 matplotlib.use("Agg")
 RECIPE = Recipe(
@@ -30,6 +31,17 @@ def assert_same(batches, others) -> None:
     for one, other in zip(batches, others, strict=True):
         assert [type(part) for part in one] == [type(part) for part in other]
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@contextmanager
+def forbid_synchronization():
+    """Raise an error in this block if the host waits for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture
@@ -68,26 +80,74 @@ def test_batches_do_not_depend_on_the_number_of_workers(toy_manifest, sampler):
     assert torch.equal(single[-1][0], parallel[-1][0])  # validation images are not augmented
 
 
-def test_batches_from_the_gpu_are_the_same(toy_manifest):
+def test_batches_from_a_copy_of_all_images_are_the_same(toy_manifest, monkeypatch):
     loaders = make_loaders(toy_manifest, RECIPE)
     expected = list(loaders.valid)
-    loaders.valid.gpu_images = torch.from_numpy(loaders.fastcxr.image_cache.read(loaders.valid.cache_rows))
-    loaders.valid.image_cache = None
+    images = torch.from_numpy(loaders.fastcxr.image_cache.read(range(len(toy_manifest))))
+    monkeypatch.setattr(loaders.fastcxr.images, "find_copy", lambda device: images)
+    monkeypatch.setattr(ImageCache, "read", None)
     assert_same(list(loaders.valid), expected)
 
 
-def test_images_are_not_copied_without_a_gpu(toy_manifest):
-    loader = make_loaders(toy_manifest, RECIPE).train
-    assert loader.gpu_images is None
-    assert load_to_gpu(loader.image_cache, loader.cache_rows, torch.device("cpu")) is None
+def test_all_loaders_and_the_state_share_the_images(toy_manifest):
+    loaders = make_loaders(toy_manifest, RECIPE)
+    test_loader = loaders.test_dl(toy_manifest[toy_manifest["split"] == "test"])
+    assert loaders.train.images is loaders.valid.images is test_loader.images is loaders.fastcxr.images
 
 
-@pytest.mark.parametrize(("free_bytes", "fits"), [(18 * 64**2 / 0.3 + 9, True), (18 * 64**2 / 0.3 - 9, False)])
-def test_images_are_copied_to_the_gpu_if_they_fit_into_the_memory_share(toy_manifest, monkeypatch, free_bytes, fits):
-    loader = make_loaders(toy_manifest, RECIPE).train
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 0))
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
-    assert (load_to_gpu(loader.image_cache, loader.cache_rows, torch.device("cuda")) is not None) == fits
+def test_equal_labels_are_encoded_once(toy_manifest, monkeypatch):
+    loaders = make_loaders(toy_manifest, RECIPE)
+    target_list, rows = loaders.train.dataset.tls[1], []
+    monkeypatch.setattr(type(target_list), "_after_item", lambda self, item: rows.append(item) or self.tfms(item))
+    targets = encode_targets(target_list)
+    assert len(rows) == 3
+    assert [loaders.vocab[k] for k in targets] == loaders.train.items["label"].tolist()
+
+
+def test_targets_of_another_reader_are_encoded_row_by_row(toy_manifest):
+    block = make_datablock(toy_manifest, RECIPE)
+    block.type_tfms[1].insert(0, lambda row: {"clear": "haze"}.get(row.label, row.label))
+    block.getters[1] = lambda row: row
+    loaders = block.dataloaders()
+    targets = encode_targets(loaders.train.dataset.tls[1])
+    expected = loaders.train.items["label"].replace({"clear": "haze"}).tolist()
+    assert [loaders.vocab[k] for k in targets] == expected
+
+
+@pytest.mark.gpu
+def test_a_batch_for_the_gpu_makes_the_host_wait_for_nothing(toy_manifest):
+    augment = Augmentation(do_flip=True, flip_vert=True, min_scale=0.5)
+    loaders = make_loaders(toy_manifest, RECIPE.replace(augment=augment, device="cuda", workers=2))
+    loaders.train.one_batch()  # copies the images
+    with forbid_synchronization():
+        n_batches = len([*loaders.train, *loaders.valid])
+    assert n_batches == len(loaders.train) + len(loaders.valid)
+
+
+@pytest.mark.gpu
+def test_batches_of_images_that_do_not_fit_into_the_gpu_are_the_same_and_not_waited_for(toy_manifest, monkeypatch):
+    loaders = make_loaders(toy_manifest, RECIPE.replace(device="cuda"))
+    expected = list(loaders.valid)
+    loaders.fastcxr.images.release()
+    monkeypatch.setattr("fastcxr.models.device_images.MAX_MEMORY_SHARE", 0)
+    assert loaders.fastcxr.images.find_copy(loaders.device) is None
+    list(loaders.valid)  # allocates pinned memory
+    with forbid_synchronization():
+        batches = list(loaders.valid)
+    assert_same(batches, expected)
+
+
+@pytest.mark.gpu
+def test_all_loaders_use_one_copy_on_the_gpu_which_release_frees(toy_manifest):
+    loaders = make_loaders(toy_manifest, RECIPE.replace(device="cuda"))
+    n_bytes_before = torch.cuda.memory_allocated()
+    loaders.train.one_batch(), loaders.valid.one_batch()
+    copy = loaders.fastcxr.images.find_copy(loaders.device)
+    assert len(copy) == len(toy_manifest)
+    assert torch.cuda.memory_allocated() - n_bytes_before < 2 * copy.nbytes
+    del copy
+    loaders.fastcxr.images.release()
+    assert torch.cuda.memory_allocated() <= n_bytes_before
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -1,21 +1,17 @@
 """Loaders normalize for the backbone, keep the whole image, and draw reproducible batches."""
 
-from dataclasses import replace
-
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from fastai.data.transforms import IntToFloatTensor
-from fastai.torch_core import TensorImageBW
-from fasttransform import Pipeline
 
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.models.devices import find_device
-from fastcxr.training.loaders import ExpandChannels, Radiograph, make_augmentation, make_loaders, seed_everything
+from fastcxr.training.loaders import ExpandChannels, Radiograph, make_loaders, seed_everything
 
 matplotlib.use("Agg")
 NO_AUGMENTATION = Augmentation(max_rotate=0, max_zoom=1, min_zoom=1, max_warp=0, max_lighting=0)
@@ -29,7 +25,7 @@ def test_batches_have_the_whole_image_normalized_for_the_backbone(toy_manifest):
     expected = (fit_square(read_image(file), 64) / 255 - 0.5) / 0.5
     assert images.shape[1:] == (3, 64, 64)
     for channel in images[0].numpy():
-        np.testing.assert_allclose(channel, expected, atol=1e-5)  # tolerance: fastai's lighting also applies to these
+        np.testing.assert_allclose(channel, expected, atol=1e-6)
 
 
 def test_labels_are_sorted_and_splits_are_kept(toy_manifest):
@@ -51,7 +47,7 @@ def test_batches_depend_on_the_seed(toy_manifest):
 def test_validation_images_are_never_augmented(toy_manifest):
     plain = make_loaders(toy_manifest, RECIPE.replace(augment=NO_AUGMENTATION))
     augmented = make_loaders(toy_manifest, RECIPE.replace(augment=Augmentation(max_rotate=45, p_affine=1.0)))
-    torch.testing.assert_close(plain.valid.one_batch()[0], augmented.valid.one_batch()[0], atol=1e-5, rtol=0)
+    assert torch.equal(plain.valid.one_batch()[0], augmented.valid.one_batch()[0])
     assert not torch.equal(plain.train.one_batch()[0], augmented.train.one_batch()[0])
 
 
@@ -77,25 +73,6 @@ def test_augmenting_one_channel_equals_augmenting_three(toy_manifest, monkeypatc
 def test_options_of_aug_transforms_can_be_set(toy_manifest, option):
     images, _ = make_loaders(toy_manifest, RECIPE.replace(augment=Augmentation(**option))).train.one_batch()
     assert images.shape == (4, 3, 64, 64)
-
-
-FLIPS = Augmentation(do_flip=True, flip_vert=True, max_rotate=0, min_zoom=1, max_zoom=1, max_warp=0, max_lighting=0)
-
-
-@pytest.mark.parametrize(("quarter_turns", "n_orientations"), [(False, 4), (True, 8)])
-def test_both_flips_are_drawn_independently_without_quarter_turns(quarter_turns, n_orientations):
-    image = torch.rand(1, 1, 8, 8)
-    transforms = make_augmentation(replace(FLIPS, quarter_turns=quarter_turns), 8)
-    seed_everything(0)
-    images = Pipeline(transforms, split_idx=0)(TensorImageBW(image.expand(4000, -1, -1, -1).clone()))
-    flipped = [image.flip(axes) for axes in ((), (3,), (2,), (2, 3))]
-    transposed = [orientation.transpose(2, 3) for orientation in flipped]
-    matches = [torch.isclose(images, expected, atol=1e-4).all(dim=(1, 2, 3)) for expected in flipped + transposed]
-    shares = torch.tensor([match.float().mean() for match in matches])
-    assert shares.sum() == pytest.approx(1)
-    assert (shares > 0.03).sum() == n_orientations
-    if not quarter_turns:
-        torch.testing.assert_close(shares[:4], torch.full((4,), 0.25), atol=0.03, rtol=0)
 
 
 def test_show_batch_does_not_invert_images(toy_manifest):

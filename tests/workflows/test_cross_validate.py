@@ -21,8 +21,10 @@ from fastcxr.inference.explain import explain
 from fastcxr.inference.predict import Scores, predict
 from fastcxr.metrics.predictions import read_predictions
 from fastcxr.models.bundle import Ensemble, load_classifier, load_model
+from fastcxr.models.device_images import DeviceImages
 from fastcxr.progress.base import log_to
-from fastcxr.training import feature_cache, loaders
+from fastcxr.training import feature_cache, loaders, trainer
+from fastcxr.training.batch_size import set_batch_size
 from fastcxr.workflows import load, overlap
 from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool_messages, pool_skipped, write_skipped
 from fastcxr.workflows.train import run
@@ -411,3 +413,29 @@ def test_a_single_run_reads_its_manifest_once(counted, tmp_path):
     assert counted == {"manifest": 1, "images": 1}
     run(recipe, tmp_path / "run")
     assert counted == {"manifest": 2, "images": 1}, "a finished run is compared with the manifest only"
+
+
+def test_all_folds_use_the_batch_size_that_the_first_one_chose(tmp_path, monkeypatch):
+    chosen, released = [], []
+
+    def choose(learner):
+        chosen.append(learner)
+        set_batch_size(learner, 4)
+        return 4
+
+    monkeypatch.setattr(trainer, "choose_batch_size", choose)
+    monkeypatch.setattr(DeviceImages, "release", lambda images: released.append(images))
+    data = write_toys(tmp_path / "toys", per_class=8)
+    options = {"weights": "none", "image_size": 64, "epochs": 1, "strategy": "full", "batch_size": "auto", "folds": 2}
+    recipe = Recipe(NAME, data=str(data), **options)
+    cross_validate(recipe, tmp_path / "run")
+    assert len(chosen) == 1
+    assert len(released) == 2, "the GPU memory of a fold is free for the next one"
+    shutil.rmtree(tmp_path / "run" / "fold-2")
+    cross_validate(recipe, tmp_path / "run")
+    assert len(chosen) == 1
+    for fold in ("fold-1", "fold-2"):
+        choices = json.loads((tmp_path / "run" / fold / "model.json").read_text())["choices"]
+        assert choices["batch_size"] == 4
+        assert choices["learning_rates"][0]["rate"] == pytest.approx(recipe.learning_rate * (4 / 32) ** 0.5)
+        assert json.loads((tmp_path / "run" / fold / "recipe.json").read_text())["batch_size"] == "auto"

@@ -7,15 +7,14 @@ the process ends.
 
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -37,15 +36,17 @@ from fastcxr.data.imaging.read import copy_error, examine_images
 from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.io.cpus import count_cpus
+from fastcxr.io.threads import map_ahead
 from fastcxr.progress.base import Bar, Progress
 
 log = logging.getLogger("fastcxr")
 
 WRITE_BATCH_BYTES = 1 << 24  # images stored in one transaction: a killed process loses at most one batch
-CHUNK_IMAGES = 256  # images in memory at once
+CHUNK_BYTES = 1 << 24  # images that one thread reads at once
 FILES_AHEAD_PER_THREAD = 4  # decoded files per thread that wait to be stored
 
 FileAndDepth: TypeAlias = tuple[str, int | None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +94,18 @@ class ImageCache:
 
     def hash_images(self) -> list[str]:
         """Return a hash of each image, equal for equal images of this size in other datasets."""
-        hashes = []
-        for start in range(0, len(self.files), CHUNK_IMAGES):
-            images = self.read(range(start, min(start + CHUNK_IMAGES, len(self.files))))
-            hashes += [hashlib.sha256(image.tobytes()).hexdigest()[:32] for image in images]
-        return hashes
+        hashes = self.map_chunks(lambda _, images: [hashlib.sha256(one.data).hexdigest()[:32] for one in images])
+        return [image_hash for chunk in hashes for image_hash in chunk]
+
+    def map_chunks(self, function: Callable[[slice, np.ndarray], Result]) -> Iterator[Result]:
+        """Yield function(rows, images) for CHUNK_BYTES of images at a time, in order, computed by all cores."""
+        n_images, n_rows = len(self.files), max(1, CHUNK_BYTES // self.size**2)
+        chunks = [slice(start, min(start + n_rows, n_images)) for start in range(0, n_images, n_rows)]
+        n_threads = count_cpus() if self.mapped else 1  # files are decoded by all cores already
+        return map_ahead(
+            lambda rows: function(rows, self.read(range(rows.start, rows.stop))), chunks,
+            n_threads=n_threads, n_ahead=n_threads,
+        )  # fmt: skip
 
     def _decode_again(self, rows: np.ndarray, positions: np.ndarray, images: np.ndarray) -> None:
         with ThreadPoolExecutor(min(len(rows), count_cpus())) as pool:
@@ -219,27 +227,19 @@ def _decode_ahead(
     writer: ImageStoreWriter, images: list[FileAndDepth], bar: Bar, *, strict: bool
 ) -> Generator[DecodedFile | ImageError, None, None]:
     """Yield the decoded files in order; all cores decode a limited number of files ahead of the caller."""
-    n_cores = count_cpus()
-    with ThreadPoolExecutor(n_cores) as pool:
-        pending: deque[Future] = deque()
+
+    def decode_or_fail(image: FileAndDepth) -> DecodedFile | ImageError:
+        file, depth = image
         try:
-            for file, depth in images:
-                pending.append(pool.submit(decode, file, writer.size, writer.is_known, depth))
-                if len(pending) > FILES_AHEAD_PER_THREAD * n_cores:
-                    yield _get_result(pending.popleft(), strict)
-                    bar.advance()
-            while pending:
-                yield _get_result(pending.popleft(), strict)
-                bar.advance()
-        finally:  # after an error the other files are not decoded
-            for future in pending:
-                future.cancel()
+            return decode(file, writer.size, writer.is_known, depth)
+        except ImageError as error:
+            return copy_error(error)
 
-
-def _get_result(future: Future, strict: bool) -> DecodedFile | ImageError:
-    try:
-        return future.result()
-    except ImageError as error:
-        if strict:
-            raise
-        return copy_error(error)
+    n_cores = count_cpus()
+    decoded = map_ahead(decode_or_fail, images, n_threads=n_cores, n_ahead=FILES_AHEAD_PER_THREAD * n_cores)
+    with closing(decoded):
+        for one in decoded:
+            if strict and isinstance(one, ImageError):
+                raise one
+            yield one
+            bar.advance()
