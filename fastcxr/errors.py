@@ -101,3 +101,9 @@ class TrainingError(FastcxrError):
     """A training that cannot continue, such as a NaN or infinite loss."""
 
     exit_code = 65
+
+
+class DeviceError(FastcxrError):
+    """A compute device whose memory is too small for one image, or that was lost."""
+
+    exit_code = 71

@@ -110,6 +110,12 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
             return print_error(describe_usage_error(error), USAGE_EXIT_CODE)
         except FastcxrError as error:
             return print_error(str(error), error.exit_code)
+        except (MemoryError, RuntimeError) as error:
+            from fastcxr.models.device_errors import find_device_error  # torch takes seconds to load
+
+            if device_error := find_device_error(error):
+                return print_error(str(device_error), device_error.exit_code)
+            raise
         except KeyboardInterrupt:
             return print_error("interrupted", INTERRUPTED_EXIT_CODE)
         except BrokenPipeError:  # the program that reads the output, such as head, has ended

@@ -25,7 +25,7 @@ from fastcxr.training.learner import restore_full_precision
 from fastcxr.training.linear_probe import fit_head, refit_head
 from fastcxr.training.resume import (
     CheckpointCallback,
-    explain_memory_errors,
+    explain_training_errors,
     fit_from_epoch,
     halve_workers,
     is_worker_loss,
@@ -104,6 +104,7 @@ def train(
     Raises:
         ModelError: `make_learner` did not make the learner.
         TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
+        DeviceError: The GPU was lost.
         Interrupted: SIGTERM or SIGINT arrived.
     """
     get_learner_state(learner)  # raises ModelError before the training
@@ -117,7 +118,7 @@ def train(
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
     log.info(describe_precision(recipe.precision, learner.dls.device))
     with (
-        explain_memory_errors(recipe),
+        explain_training_errors(recipe),
         restore_full_precision(learner),
         learner.no_bar(),
         learner.no_logging(),

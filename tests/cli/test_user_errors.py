@@ -128,3 +128,20 @@ def test_an_invalid_option_of_the_dataset_is_an_error_of_one_line(call, toy_fold
 def test_no_two_parameters_of_a_command_have_the_same_option(command):
     names = [name for argument in app[command].assemble_argument_collection() for name in argument.names]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("CUDA error: unspecified launch failure", "the GPU was lost (unspecified launch failure)"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory. End other programs that use this memory"),
+    ],
+)
+def test_an_error_of_the_gpu_is_one_line_of_any_command(call, finished, monkeypatch, message, text):
+    def fail(name: str) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("fastcxr.models.bundle.find_device", fail)
+    done = call("predict", finished[0], finished[1])
+    assert done.returncode == 71
+    assert text in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
