@@ -62,7 +62,7 @@ def test_the_key_ignores_image_cache_slots_and_is_random_without_checksums(toy_m
 
 def compute_features(learner, images):
     with torch.no_grad(), output_head_features(find_head(learner.model)):
-        return learner.model.eval()(images).numpy()
+        return learner.model.eval()(images).cpu().numpy()
 
 
 def test_the_cache_has_the_head_inputs_of_each_image_and_its_flipped_image(toy_manifest):
@@ -80,4 +80,4 @@ def test_the_network_returns_logits_again_after_an_exception(toy_manifest):
     learner = make(toy_manifest)
     with pytest.raises(KeyboardInterrupt), output_head_features(find_head(learner.model)):
         raise KeyboardInterrupt
-    assert learner.model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert learner.model.eval()(torch.zeros(1, 3, 64, 64, device=learner.dls.device)).shape == (1, 3)

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from device_results import assert_identical
 from sklearn.decomposition import PCA
 from training_probes import RECIPE, SILENT, make
 
@@ -84,7 +85,7 @@ def test_cached_and_recomputed_features_are_equal(many_toys):
     learner = train_learner(many_toys)
     cached = compute_features(learner, "valid")
     learner.fastcxr.fitted_probe = None
-    np.testing.assert_allclose(compute_features(learner, "valid"), cached, atol=1e-5)
+    assert_identical(compute_features(learner, "valid"), cached, cpu_tolerance=1e-5)
 
 
 def test_fitting_removes_all_forward_hooks(many_toys):
@@ -124,6 +125,6 @@ def test_large_splits_are_subsampled(many_toys, monkeypatch):
 def test_the_detector_uses_stage_features_without_those_of_the_last_layer(many_toys):
     learner = train_learner(many_toys)
     assert dict(learner.fastcxr.ood_detector.stage_channels) == find_stages(
-        learner.model, make_blank_image(learner.dls.fastcxr.input_spec)
+        learner.model, make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device)
     )
     assert len(learner.fastcxr.ood_detector.mean) == sum(learner.fastcxr.ood_detector.stage_channels.values())
