@@ -52,8 +52,10 @@ from fastcxr.progress.base import Progress
 from fastcxr.workflows.cross_validate import cross_validate
 from fastcxr.workflows.train import run
 
-# on two CPU cores: benchmarks/README.md, "Five folds from an empty cache" and the default strategy with seed 0
-CPU_AUROC_DEFAULT, CPU_AUROC_FOLDS = 0.957, 0.957
+# on two CPU cores. Folds: benchmarks/README.md, "Five folds from an empty cache", splits after 0.2.0; the default run
+# with these splits was not measured yet
+CPU_AUROC_DEFAULT: float | None = None
+CPU_AUROC_FOLDS = 0.957
 MAX_AUROC_DIFFERENCE = 0.005
 MIN_NETWORK_SHARE, MIN_END_TO_END_SHARE = 0.95, 0.85  # of the bare loop, and of the network
 MAX_DEFAULT_SECONDS, MAX_FOLDS_SECONDS = 12, 15
@@ -244,9 +246,9 @@ def measure_bare_loop(backbone: str, image_size: int, batch_size: int, n_steps: 
         return n_steps * batch_size / (read_clock(device) - started)
 
 
-def describe_auroc_goal(cpu_auroc: float) -> str:
+def describe_auroc_goal(cpu_auroc: float | None) -> str:
     """Return the goal of an AUROC."""
-    return f"{cpu_auroc} on a CPU, within {MAX_AUROC_DIFFERENCE}"
+    return f"within {MAX_AUROC_DIFFERENCE} of a CPU ({cpu_auroc or 'not run yet'})"
 
 
 def describe_machine(device: torch.device) -> str:

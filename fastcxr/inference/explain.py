@@ -42,7 +42,7 @@ from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 
-BATCH_SIZE = 8  # images in memory at once, and maps that are computed at once
+BATCH_SIZE = 8  # maps that are computed at once
 CAPTUM_METHODS = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
 PredictedRow = tuple[dict[Hashable, Any], np.ndarray]
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
@@ -224,9 +224,8 @@ def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
     batches = FittingBatches(BATCH_SIZE)
 
     def compute_maps(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        return torch.cat([
-            *batches.compute(lambda rows: attribute(network, images[rows], classes[rows]), len(images))
-        ])  # fmt: skip
+        parts = batches.compute(lambda rows: attribute(network, images[rows], classes[rows]), len(images))
+        return torch.cat(list(parts))
 
     return compute_maps
 
