@@ -270,8 +270,11 @@ def end_after(seconds: float) -> Iterator[None]:
     def stop(signal_number: int, frame: object) -> None:
         raise TimeoutError("the time of --minutes is over")
 
+    if seconds <= 0:
+        stop(signal.SIGALRM, None)
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 10)  # again, if an error handler of a run ends it
+    # again every 10 s: an error handler of a run may catch the first one
+    signal.setitimer(signal.ITIMER_REAL, seconds, 10)
     try:
         yield
     finally:
