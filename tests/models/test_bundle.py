@@ -88,7 +88,7 @@ finally:
 def test_loading_configures_malloc_to_keep_freed_memory(folder, monkeypatch):
     kept = []
     monkeypatch.setattr(bundle, "keep_malloc_arenas", lambda: kept.append(True))
-    load_model(folder)
+    load_model(folder, device="cpu")
     assert kept, "without it prediction spends more than half of its time on page faults"
 
 
