@@ -99,7 +99,7 @@ def train_plain(manifest: pd.DataFrame, recipe: Recipe) -> Clock:
         def evaluate() -> dict[str, float]:
             learner.model.eval()
             probability = torch.cat([learner.model(batch[0]).softmax(dim=1) for batch in test_loader])
-            return compute_test_metrics(test, probability.numpy(), list(learner.dls.vocab))
+            return compute_test_metrics(test, probability.cpu().numpy(), list(learner.dls.vocab))
 
         with learner.no_bar(), learner.no_logging():
             rate = learner.lr_find(show_plot=False).valley

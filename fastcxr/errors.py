@@ -110,6 +110,12 @@ class TrainingError(FastcxrError):
     exit_code = 65
 
 
+class DeviceError(FastcxrError):
+    """A compute device whose memory is too small for one image, or that was lost."""
+
+    exit_code = 71
+
+
 # where a value of the expected type comes from, by the name of the argument
 ARGUMENT_FIXES = {
     "data": "Pass a folder, a CSV, a DataFrame or a packed file, or a list of them",

@@ -24,6 +24,14 @@ def cache_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def full_precision():
+    """Compute float32 in full precision on GPUs, also where a test calls a network itself; torch's default is TF32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # read when the libraries of CUDA are loaded, in subprocesses too
+        yield
+
+
 @pytest.fixture(scope="module")
 def without_figures():
     """Write the reports of this module without figures, which take longer than training a small network."""

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from device_results import assert_identical
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import SaveModelCallback
@@ -126,14 +127,14 @@ def test_an_exported_learner_predicts_in_a_process_that_does_not_import_fastcxr(
     code = f"""import json, warnings
 warnings.simplefilter("ignore")
 from fastai.learner import load_learner
-learner = load_learner({str(tmp_path / "export.pkl")!r})
+learner = load_learner({str(tmp_path / "export.pkl")!r}, cpu={learner.dls.device.type == "cpu"})
 with learner.no_bar():
     label, _, probability = learner.predict({file!r})
 print(json.dumps([label, probability.tolist()]))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     label, probability = json.loads(done.stdout.splitlines()[-1])
     assert label == expected[0]
-    np.testing.assert_allclose(probability, expected[2].numpy(), atol=1e-6)
+    assert_identical(probability, expected[2].numpy(), cpu_tolerance=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:load_learner")

@@ -119,6 +119,12 @@ def _run_and_print_error(command: Callable[[], int | None]) -> int:
         return print_error(describe_usage_error(error))
     except FastcxrError as error:
         return print_error(error)
+    except (MemoryError, RuntimeError) as error:
+        from fastcxr.models.device_errors import find_device_error  # torch takes seconds to load
+
+        if device_error := find_device_error(error):
+            return print_error(device_error)
+        raise
     except KeyboardInterrupt:
         return print_error(make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE))
 

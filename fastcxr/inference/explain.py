@@ -24,25 +24,27 @@ from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.errors import ImageError, ModelError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
-from fastcxr.inference.predict import BATCH_SIZE as PREDICTION_BATCH_SIZE
 from fastcxr.inference.predict import (
     ImageOrError,
+    find_model_device,
     fuse_classifier,
     log_image_warnings,
     predict_images,
     read_fitted_images,
-    score_batch,
+    score_images,
 )
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
 from fastcxr.io.html import escape_html
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
+from fastcxr.models.device_errors import explain_device_errors
+from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
 from fastcxr.models.precision import forbid_tf32
 from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 
-BATCH_SIZE = 8  # images whose maps are computed at once
+BATCH_SIZE = 8  # maps that are computed at once
 CAPTUM_METHODS = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
 PredictedRow = tuple[dict[Hashable, Any], np.ndarray]
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
@@ -189,7 +191,7 @@ def make_explainer(
     explainer = Explainer(
         classifier=classifier,
         scorer=fuse_classifier(source_classifier),
-        attribute=find_attribution_method(method, classifier),
+        attribute=attribute_in_batches(find_attribution_method(method, classifier)),
     )
     table = table.iloc[_order_evenly(len(table), n_checked)]
     depths = find_depths(table, source_classifier.bit_depths)
@@ -198,7 +200,7 @@ def make_explainer(
     if not images:
         return explainer
     inputs = make_inputs(classifier, np.stack(images))
-    probability = score_batch(explainer.scorer, np.stack(images)).probability
+    probability = score_images(explainer.scorer, np.stack(images), FittingBatches(BATCH_SIZE)).probability
     predicted = torch.from_numpy(probability.argmax(axis=1)).to(inputs.device)
     check = run_sanity_check(network, explainer.attribute, inputs, predicted)
     return replace(explainer, check=check)
@@ -210,12 +212,13 @@ def find_attribution_method(method: Method, classifier: Classifier) -> Attributi
     Raises:
         ModelError: captum is required and not installed, or the network has no spatial map for Grad-CAM.
     """
-    device = next(classifier.network.parameters()).device
+    device = find_model_device(classifier)
     if method in CAPTUM_METHODS:
         import_captum(method)
         compute_maps = CAPTUM_METHODS[method]
     else:
-        layers = find_target_layers(classifier.network, make_blank_image(classifier.input_spec, device))
+        with explain_device_errors():
+            layers = find_target_layers(classifier.network, make_blank_image(classifier.input_spec, device))
         compute_maps = partial(grad_cam, layers=layers)
 
     def attribute(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -223,6 +226,17 @@ def find_attribution_method(method: Method, classifier: Classifier) -> Attributi
             return compute_maps(network, images=images, classes=classes)
 
     return attribute
+
+
+def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
+    """Return an attribution method that computes at most BATCH_SIZE maps at once, fewer if memory is too small."""
+    batches = FittingBatches(BATCH_SIZE)
+
+    def compute_maps(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        parts = batches.compute(lambda rows: attribute(network, images[rows], classes[rows]), len(images))
+        return torch.cat(list(parts))
+
+    return compute_maps
 
 
 def find_class_indices(labels: Sequence[str], names: Iterable[str]) -> list[int]:
@@ -264,10 +278,14 @@ def _predict_batches(
 ) -> Iterator[tuple[list[PredictedRow], list[ImageOrError]]]:
     """Yield predictions and images of BATCH_SIZE rows at a time."""
     known_rows = None if predictions is None else list_rows(predictions)
-    for start in range(0, len(names), PREDICTION_BATCH_SIZE):
-        rows, batch = slice(start, start + PREDICTION_BATCH_SIZE), list(islice(images, PREDICTION_BATCH_SIZE))
+    n_predicted = choose_batch_size(find_model_device(explainer.scorer))
+    batches = FittingBatches(n_predicted)
+    for start in range(0, len(names), n_predicted):
+        rows, batch = slice(start, start + n_predicted), list(islice(images, n_predicted))
         predicted_rows = (
-            list_rows(predict_images(explainer.scorer, names[rows], batch)) if known_rows is None else known_rows[rows]
+            list_rows(predict_images(explainer.scorer, names[rows], batch, batches))
+            if known_rows is None
+            else known_rows[rows]
         )
         for first in range(0, len(batch), BATCH_SIZE):
             part = slice(first, first + BATCH_SIZE)
@@ -317,8 +335,7 @@ def _explain_images(
 
 def make_inputs(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
     """Normalize gray bytes, shape (n, size, size), into a batch of shape (n, channels, size, size)."""
-    device = next(classifier.network.parameters()).device
-    return normalize(torch.from_numpy(images).to(device)[:, None], classifier.input_spec)
+    return normalize(torch.from_numpy(images).to(find_model_device(classifier))[:, None], classifier.input_spec)
 
 
 def _order_evenly(rows: int, n_first: int) -> list[int]:

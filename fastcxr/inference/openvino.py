@@ -1,5 +1,6 @@
 """Convert the network of a classifier to OpenVINO: an optional extra for fast inference on a CPU."""
 
+import copy
 import importlib
 import warnings
 from dataclasses import replace
@@ -55,7 +56,7 @@ def to_openvino(classifier: Classifier) -> Classifier:
     input_spec, detector, network = classifier.input_spec, classifier.ood_detector, classifier.network
     if detector:
         network = StageFeatureExtractor(network, detector.stage_channels)
-    network = network.cpu().eval()
+    network = copy.deepcopy(network).cpu().eval()  # the given network stays on its device
     shape = (len(input_spec.mean), input_spec.image_size, input_spec.image_size)
     try:
         with warnings.catch_warnings():  # tracing makes the image size a constant, as intended

@@ -24,6 +24,7 @@ from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
 from fastcxr.models.heads import forward_with_features
 from fastcxr.models.ood import OODDetector
 from fastcxr.models.precision import autocast
@@ -36,10 +37,10 @@ from fastcxr.training.fit_ood import read_cached_features
 if TYPE_CHECKING:
     from fastai.learner import Learner
 
-BATCH_SIZE = 32
-MAX_READER_THREADS = BATCH_SIZE  # each holds a full-size image in memory
+READ_BATCH_SIZE = 32
+MAX_READER_THREADS = READ_BATCH_SIZE  # each holds a full-size image in memory
 FEATURE_CHUNK_ROWS = 1024  # rows of the feature cache in memory at once
-N_IMAGES_AHEAD = 3 * BATCH_SIZE  # decoded while the network computes
+N_IMAGES_AHEAD = 3 * READ_BATCH_SIZE  # decoded while the network computes
 
 log = logging.getLogger("fastcxr")
 
@@ -128,7 +129,8 @@ def _score_images(
     depths = find_depths(table, classifier.bit_depths)
     images_or_errors = read_fitted_images(files, size, image_cache, depths, remarks)
     with progress.bar(len(table), "predicting") as bar:
-        return score_images_or_errors(fuse_model(classifier), images_or_errors, len(table), bar.advance)
+        batches = FittingBatches(choose_batch_size(find_model_device(classifier)))
+        return score_images_or_errors(fuse_model(classifier), images_or_errors, len(table), batches, bar.advance)
 
 
 def log_missing_detector(classifier: Classifier | Ensemble) -> None:
@@ -138,13 +140,16 @@ def log_missing_detector(classifier: Classifier | Ensemble) -> None:
 
 
 def predict_images(
-    classifier: Classifier | Ensemble, table: pd.DataFrame, images_or_errors: Iterable[ImageOrError]
+    classifier: Classifier | Ensemble,
+    table: pd.DataFrame,
+    images_or_errors: Iterable[ImageOrError],
+    batches: FittingBatches,
 ) -> Predictions:
     """Predict the rows of a table from their images, or the errors of unreadable files.
 
     `classifier`: the result of fuse_model.
     """
-    scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), int)
+    scores, errors = score_images_or_errors(classifier, images_or_errors, len(table), batches)
     return _make_predictions(table, scores, classifier, [], errors)
 
 
@@ -165,19 +170,23 @@ class Scores:
 
 
 def score_images_or_errors(
-    classifier: Classifier | Ensemble, images_or_errors: Iterable[ImageOrError], n_images: int, advance: Callable
+    classifier: Classifier | Ensemble,
+    images_or_errors: Iterable[ImageOrError],
+    n_images: int,
+    batches: FittingBatches,
+    advance: Callable[[int], object] = int,
 ) -> tuple[Scores, list[str]]:
     """Return the scores of all images, and why a file could not be read, empty for readable files."""
     errors, probability = [""] * n_images, np.full((n_images, len(classifier.labels)), np.nan)
     ood_score = np.full(n_images, np.nan) if classifier.has_ood_detector else None
     numbered_images = enumerate(images_or_errors)
-    while batch := list(islice(numbered_images, BATCH_SIZE)):
+    while batch := list(islice(numbered_images, batches.size)):
         readable = {row: image for row, image in batch if not isinstance(image, ImageError)}
         for row, error in batch:
             if isinstance(error, ImageError):
                 errors[row] = f"FCX-{error.code} {error.problem}. {error.fix}"
         if readable:
-            batch_scores = score_model(classifier, np.stack(list(readable.values())))
+            batch_scores = score_images(classifier, np.stack(list(readable.values())), batches)
             probability[list(readable)] = batch_scores.probability
             if ood_score is not None:
                 ood_score[list(readable)] = batch_scores.ood_score
@@ -198,6 +207,23 @@ def fuse_classifier(classifier: Classifier) -> Classifier:
         return classifier
     network = fuse_for_inference(classifier.network, classifier.input_spec, classifier.precision)
     return replace(classifier, network=network)
+
+
+def find_model_device(model: Classifier | Ensemble) -> torch.device:
+    """Return the device of a classifier, or of the classifiers of an ensemble."""
+    classifier = model if isinstance(model, Classifier) else model.members[0]
+    return next(classifier.network.parameters()).device
+
+
+def score_images(model: Classifier | Ensemble, images: np.ndarray, batches: FittingBatches) -> Scores:
+    """Return the scores of gray bytes, shape (n, size, size), in batches that fit into memory.
+
+    Raises DeviceError if one image does not fit, or the GPU was lost.
+    """
+    parts = list(batches.compute(lambda rows: score_model(model, images[rows]), len(images)))
+    ood_scores = [part.ood_score for part in parts if part.ood_score is not None]
+    probability = np.concatenate([part.probability for part in parts])
+    return Scores(probability, np.concatenate(ood_scores) if ood_scores else None)
 
 
 def score_model(model: Classifier | Ensemble, images: np.ndarray) -> Scores:
@@ -304,8 +330,8 @@ def read_fitted_images(
     if image_cache is None or not all(file in row_by_file for file in files):
         yield from _decode_ahead(range(len(files)), files, size, depths, remarks)
         return
-    for start in range(0, len(files), BATCH_SIZE):
-        batch = files[start : start + BATCH_SIZE]
+    for start in range(0, len(files), READ_BATCH_SIZE):
+        batch = files[start : start + READ_BATCH_SIZE]
         try:
             images = image_cache.read([row_by_file[file] for file in batch])
         except ImageError:  # an image is damaged in the cache, and its file cannot be read: a row with an error

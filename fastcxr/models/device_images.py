@@ -32,16 +32,21 @@ class DeviceImages:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_copies": {}}  # for worker processes
 
+    def read(self, rows: Rows, device: torch.device) -> torch.Tensor:
+        """Return the images of the rows, uint8, shape (n, size, size). See ImageCache.read for errors."""
+        all_images = self.find_copy(device)
+        if all_images is None:
+            return move_async(pin(torch.from_numpy(self.cache.read(rows)), device), device)
+        return all_images.index_select(0, move_async(torch.as_tensor(rows), device))
+
     def read_batches(self, batches: Iterable[Rows], device: torch.device) -> Iterator[torch.Tensor]:
         """Yield the images of each batch of rows in order, uint8, shape (n, size, size).
 
         The host does not wait for a GPU: threads read batches ahead, and copies to the GPU are asynchronous.
         See ImageCache.read for errors.
         """
-        all_images = self.find_copy(device)
-        if all_images is not None:
-            for rows in batches:
-                yield all_images.index_select(0, move_async(torch.as_tensor(rows), device))
+        if self.find_copy(device) is not None:
+            yield from (self.read(rows, device) for rows in batches)
             return
 
         def read(rows: Rows) -> torch.Tensor:

@@ -15,13 +15,12 @@ from torch import nn
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.features import open_feature_array
 from fastcxr.models.cpu_fusion import fuse_for_inference
+from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
 from fastcxr.models.heads import MultiScaleHead, find_head, find_head_state_keys
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import normalize
 from fastcxr.models.state import hash_weights
 from fastcxr.progress.base import Bar, Progress
-
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,18 @@ def fill_feature_cache(features: np.ndarray, learner: Learner, bar: Bar) -> None
     """Compute the features of all images, shape (views, n, d), in the order of the image cache."""
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
-    n_images = len(state.image_cache.files)
+
+    def fill_rows(rows: slice) -> int:
+        images = state.images.read(range(rows.start, rows.stop), device)[:, None]
+        for view in range(len(features)):
+            batch = normalize(images.flip(3) if view else images, state.input_spec)
+            with autocast(precision, device):
+                features[view, rows] = network(batch).float().cpu().numpy()
+        return len(features) * len(images)
+
     with output_head_features(cast(MultiScaleHead, find_head(network))):
-        batches = [range(start, min(start + BATCH_SIZE, n_images)) for start in range(0, n_images, BATCH_SIZE)]
-        for rows, images in zip(batches, state.images.read_batches(batches, device), strict=True):
-            for view in range(len(features)):
-                batch = normalize(images[:, None].flip(3) if view else images[:, None], state.input_spec)
-                with autocast(precision, device):
-                    features[view, rows.start : rows.stop] = network(batch).float().cpu().numpy()
-                bar.advance(len(rows))
+        for n_passes in FittingBatches(choose_batch_size(device)).compute(fill_rows, len(state.image_cache.files)):
+            bar.advance(n_passes)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import nn
 
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_float64_device
+from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
 from fastcxr.models.heads import find_stages, forward_with_features
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import autocast
@@ -32,7 +33,6 @@ FALSE_POSITIVE_RATE = 0.03  # share of in-distribution images above the threshol
 MIN_VALID_PATIENTS = 19  # with fewer, even the largest score as threshold would reject more than 1 in 20
 MAX_COMPONENTS = 50  # principal components with a variance each
 MAX_SPLIT_IMAGES = 5000  # images per split; more change the fit little
-BATCH_SIZE = 32
 MIN_DEVIATION = 1e-4  # floor for deviations and variances, against division by zero
 MIN_RELATIVE_DEVIATION = 0.01  # of the median deviation: floor for near-constant channels, against huge distances
 
@@ -126,13 +126,15 @@ def _compute_features(
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
     row_by_file, feature_batches = {file: row for row, file in enumerate(state.image_cache.files)}, []
-    rows = [row_by_file[file] for file in files]
-    batches = (rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE))
+
+    def compute_batch(batch: slice) -> np.ndarray:
+        images = state.images.read([row_by_file[file] for file in files[batch]], device)
+        images = normalize(images[:, None], state.input_spec)
+        with autocast(precision, device):
+            return forward_with_features(network, images, stage_channels)[1].cpu().numpy()
+
     with progress.bar(len(files), "fitting the OOD detector") as bar, torch.no_grad():
-        for images in state.images.read_batches(batches, device):
-            batch = normalize(images[:, None], state.input_spec)
-            with autocast(precision, device):
-                features = forward_with_features(network, batch, stage_channels)[1]
-            feature_batches.append(features.cpu().numpy())
-            bar.advance(len(images))
+        for features in FittingBatches(choose_batch_size(device)).compute(compute_batch, len(files)):
+            feature_batches.append(features)
+            bar.advance(len(features))
     return np.concatenate(feature_batches)

@@ -19,6 +19,7 @@ from fastai.learner import Learner
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
+from fastcxr.models.device_errors import explain_device_errors, is_memory_error
 from fastcxr.models.devices import read_clock
 from fastcxr.training import interrupt
 from fastcxr.training.callbacks import HistoryCallback
@@ -27,7 +28,6 @@ from fastcxr.training.checkpoints import Checkpoints
 CHECKPOINT_INTERVAL_MINUTES = 3.0  # within an epoch; a checkpoint is also written after each epoch
 log = logging.getLogger("fastcxr")
 WORKER_ERROR_TEXT = "DataLoader worker"  # in torch's error for a worker that was killed or lacks shared memory
-CPU_MEMORY_ERROR_TEXTS = ("can't allocate memory", "not enough memory")  # in torch's CPU allocation errors
 
 
 def get_random_state() -> dict[str, Any]:
@@ -202,19 +202,20 @@ def halve_workers(learner: Learner) -> None:
 
 
 @contextmanager
-def explain_memory_errors(recipe: Recipe, batch_size: int) -> Iterator[None]:
-    """Raise TrainingError with memory-saving options if a batch in this block does not fit into memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        is_memory_error = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
-        if not is_memory_error and not any(text in str(error) for text in CPU_MEMORY_ERROR_TEXTS):
-            raise
-        smaller_batch = f"Pass `batch_size={max(1, batch_size // 2)}`"
-        raise TrainingError(
-            f"out of memory: {batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
-            f"precision {recipe.precision}",
-            f"{smaller_batch}, a smaller `image_size`, or `precision='auto'`"
-            if recipe.precision == "fp32"
-            else f"{smaller_batch}, or a smaller `image_size`",
-        ) from error
+def explain_training_errors(recipe: Recipe, batch_size: int) -> Iterator[None]:
+    """Raise TrainingError with memory-saving options if a batch in this block does not fit into memory.
+
+    Raise DeviceError if the GPU was lost.
+    """
+    with explain_device_errors():
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+            raise TrainingError(
+                f"out of memory: {batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
+                f"precision {recipe.precision}",
+                f"Pass `batch_size={max(1, batch_size // 2)}`, or a smaller `image_size`"
+                + (", or `precision='auto'`" if recipe.precision == "fp32" else ""),
+            ) from error

@@ -28,7 +28,7 @@ from fastcxr.training.mixed_precision import precision_scope
 from fastcxr.training.non_finite_loss import StopOnNonFiniteLoss
 from fastcxr.training.resume import (
     CheckpointCallback,
-    explain_memory_errors,
+    explain_training_errors,
     fit_from_epoch,
     halve_workers,
     is_worker_loss,
@@ -108,6 +108,7 @@ def train(
         ModelError: `make_learner` did not make the learner.
         InputMissingError: The learner was loaded without the images of its run.
         TrainingError: The loss is NaN or infinite, memory is too small, or no epoch fits into the time limit.
+        DeviceError: The GPU was lost.
         Interrupted: SIGTERM or SIGINT arrived.
     """
     require_type("learner", learner, Learner)
@@ -131,7 +132,7 @@ def _train(
     log.info(describe_precision(precision, device, is_auto=is_auto))
     resolve_batch_size(learner, recipe, stages, checkpoint_callback.load_state())
     with (
-        explain_memory_errors(recipe, learner.dls.train.bs),
+        explain_training_errors(recipe, learner.dls.train.bs),
         precision_scope(learner),
         learner.no_bar(),
         learner.no_logging(),

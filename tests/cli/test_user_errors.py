@@ -175,3 +175,20 @@ def test_a_misspelt_run_is_an_error_that_names_the_existing_run(call, finished, 
         done = call(*words, where=tmp_path)
         expected = "Pass the folder of a finished run, such as runs/first. `fastcxr list` lists all runs"
         assert f"runs/frist: the folder does not exist. {expected}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("CUDA error: unspecified launch failure", "the GPU was lost (unspecified launch failure)"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "out of memory. End other programs that use this memory"),
+    ],
+)
+def test_an_error_of_the_gpu_is_one_line_of_any_command(call, finished, monkeypatch, message, text):
+    def fail(name: str) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("fastcxr.models.bundle.find_device", fail)
+    done = call("predict", finished[0], finished[1])
+    assert done.returncode == 71
+    assert text in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

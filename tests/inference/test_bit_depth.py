@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from device_results import assert_identical
 from PIL import Image
 from toy_images import write_toys
 
@@ -63,8 +64,8 @@ def test_prediction_and_training_use_the_same_pixels(learner, folder, deep, tmp_
     assert np.array_equal(image, learner.dls.fastcxr.image_cache.read([0])[0])
     before = predict(learner, deep, splits=None).probability
     after = predict(classifier, deep[["source", "path", "file"]], splits=None).probability
-    np.testing.assert_array_equal(before, after)
-    np.testing.assert_array_equal(predict(classifier, table, splits=None).probability, before[:1])
+    assert_identical(before, after)
+    assert_identical(predict(classifier, table, splits=None).probability, before[:1])
 
 
 def test_a_training_batch_read_from_files_has_the_same_bit_depth(learner, deep):

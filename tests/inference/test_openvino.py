@@ -36,6 +36,13 @@ def test_the_graph_gives_the_predictions_of_the_network(toy_manifest, strategy):
     np.testing.assert_allclose(graph, eager, atol=1e-4)
 
 
+def test_the_given_network_does_not_change(toy_manifest):
+    classifier = make_classifier(toy_manifest, RECIPE)
+    classifier.network.train()
+    assert to_openvino(classifier).network.network is not classifier.network
+    assert classifier.network.training
+
+
 def test_the_graph_uses_bf16_if_the_classifier_does(toy_manifest, monkeypatch):
     import openvino
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from device_results import assert_identical
 from sample_images import make_dicom, make_reference, save_dicom, save_image
 from torch import nn
 
@@ -55,7 +56,7 @@ def test_the_network_receives_the_normalized_image(toy_manifest):
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
 def test_an_unreadable_file_yields_one_row_with_an_error_at_any_position(toy_manifest, tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(module, "BATCH_SIZE", batch)
+    monkeypatch.setattr(module, "choose_batch_size", lambda device: batch)
     monkeypatch.setattr(module, "N_IMAGES_AHEAD", batch)
     table = toy_manifest.assign(label="a")
     (tmp_path / "bad.png").write_bytes(b"no image")
@@ -63,7 +64,7 @@ def test_an_unreadable_file_yields_one_row_with_an_error_at_any_position(toy_man
     whole, broken = predict(CLASSIFIER, table, splits=None), predict(CLASSIFIER, bad, splits=None)
     assert broken.table["error"].ne("").tolist() == [row == 5 for row in range(len(bad))]
     assert "FCX-E102" in broken.table.loc[5, "error"]
-    np.testing.assert_array_equal(np.delete(broken.probability, 5, axis=0), whole.probability)
+    assert_identical(np.delete(broken.probability, 5, axis=0), whole.probability)
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (5, 5), (1000, 32)])
@@ -114,7 +115,7 @@ def test_cached_images_and_files_give_the_same_predictions(learner, toy_manifest
     expected = predict(extract_classifier(learner), toy_manifest, splits=splits)
     monkeypatch.setattr(module, "read_image", None)
     found = predict(learner, toy_manifest, splits=splits)
-    np.testing.assert_array_equal(found.probability, expected.probability)
+    assert_identical(found.probability, expected.probability)
     assert found.table["path"].tolist() == expected.table["path"].tolist()
 
 
@@ -123,14 +124,14 @@ def test_files_that_are_not_cached_are_read_from_disk(learner, toy_manifest, tmp
     table = toy_manifest[:5].assign(file=[*toy_manifest["file"][:4], str(tmp_path / "other.png")])
     expected = predict(extract_classifier(learner), table, splits=None)
     found = predict(learner, table, splits=None)
-    np.testing.assert_array_equal(found.probability, expected.probability)
+    assert_identical(found.probability, expected.probability)
     np.testing.assert_allclose(found.probability[3], found.probability[4])
 
 
 def test_a_cached_image_of_a_different_size_is_not_used(learner, toy_manifest):
     expected = predict(extract_classifier(learner), toy_manifest).probability
     learner.dls.fastcxr.image_cache = open_image_cache(toy_manifest["file"], 32)
-    np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
+    assert_identical(predict(learner, toy_manifest).probability, expected)
 
 
 def test_a_damaged_cached_image_without_its_file_yields_one_row_with_an_error(learner, toy_manifest, tmp_path):
@@ -145,7 +146,7 @@ def test_a_damaged_cached_image_without_its_file_yields_one_row_with_an_error(le
     found = predict(learner, table, splits=None)
     assert found.table["error"].ne("").tolist() == [row == 4 for row in range(30)]
     assert "FCX-E113" in found.table.loc[4, "error"]
-    np.testing.assert_array_equal(np.delete(found.probability, 4, axis=0), np.delete(expected.probability, 4, axis=0))
+    assert_identical(np.delete(found.probability, 4, axis=0), np.delete(expected.probability, 4, axis=0))
 
 
 def test_probabilities_sum_to_one_in_double_precision(toy_manifest):
@@ -174,7 +175,7 @@ def test_float64_is_not_used_on_a_device_without_it(toy_manifest):
     table = toy_manifest.assign(label="a")
     found = predict(replace(CLASSIFIER, network=AppleGpuMean(), hflip_tta=True), table, splits=None)
     expected = predict(replace(CLASSIFIER, hflip_tta=True), table, splits=None)
-    np.testing.assert_array_equal(found.probability, expected.probability)
+    assert_identical(found.probability, expected.probability)
 
 
 LATERAL = "FCX-W207 the header names a lateral view"
@@ -211,7 +212,7 @@ def test_hashed_names_appear_in_no_column_and_no_message(doubtful, caplog):
     text = hashed.table.to_csv() + caplog.text
     assert "FCX-W214 1 image" in caplog.text and "skipped 1 special files" in caplog.text
     assert not [word for word in ("zzdoe", "zzjohn", "a.png", "c.png", "new") if word in text]
-    np.testing.assert_array_equal(plain.probability, hashed.probability)
+    assert_identical(plain.probability, hashed.probability)
     assert hashed.table["path"].is_unique and hashed.table["warnings"][3] == f"{LATERAL}; {BURNED_IN}"
 
 

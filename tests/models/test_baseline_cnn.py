@@ -1,8 +1,8 @@
 """BaselineCNN accepts any image size, has no pretrained weights, and can be trained, saved and loaded."""
 
-import numpy as np
 import pytest
 import torch
+from device_results import assert_identical
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import WeightsError
@@ -38,4 +38,4 @@ def test_training_reduces_the_loss_and_a_loaded_model_predicts_the_same(toy_mani
     assert history["train_loss"].iloc[-1] < 0.75 * history["train_loss"].iloc[0]
     save_model(tmp_path, learner, RECIPE, {})
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
-    np.testing.assert_array_equal(before, after)
+    assert_identical(before, after)

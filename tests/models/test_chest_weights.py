@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from device_results import assert_identical
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
@@ -166,7 +167,7 @@ def test_the_input_of_xrv_weights_is_one_channel_from_minus_to_plus_1024(xrv_net
     file = toy_manifest.loc[toy_manifest["split"] == "valid", "file"].iloc[0]
     image = fit_square(read_image(file), 64)
     assert images.shape[1:] == (1, 64, 64)
-    np.testing.assert_allclose(images[0, 0].numpy(), (2 * image.astype(np.float64) / 255 - 1) * 1024, atol=0.1)
+    np.testing.assert_allclose(images[0, 0].cpu().numpy(), (2 * image.astype(np.float64) / 255 - 1) * 1024, atol=0.1)
 
     learner = make_learner(loaders, recipe)
     nn.init.normal_(learner.model.classifier.weight, std=0.01)
@@ -176,7 +177,7 @@ def test_the_input_of_xrv_weights_is_one_channel_from_minus_to_plus_1024(xrv_net
     assert model_json["backbone"]["weights"] == NIH
     assert model_json["backbone"]["weights_sha256"] is None
     before, after = (predict(model, toy_manifest).probability for model in (learner, load_model(tmp_path)))
-    np.testing.assert_array_equal(before, after)
+    assert_identical(before, after)
     assert np.ptp(before) > 0.01
 
 

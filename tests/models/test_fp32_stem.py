@@ -38,8 +38,9 @@ def test_small_convolutions_of_the_stem_stay_in_float32(name, expected):
 
 
 @pytest.mark.parametrize(("precision", "count"), [("bf16", 3), ("fp32", 0)])
-def test_a_bfloat16_learner_has_a_float32_stem(precision, count, toy_manifest):
-    recipe = Recipe("mobilenetv2_100", weights="none", image_size=64, batch_size=6, precision=precision)
+def test_a_bfloat16_learner_has_a_float32_stem_on_a_cpu(precision, count, toy_manifest):
+    options = {"image_size": 64, "batch_size": 6, "precision": precision, "device": "cpu"}
+    recipe = Recipe("mobilenetv2_100", weights="none", **options)
     assert len(list_fp32_convs(make_learner(make_loaders(toy_manifest, recipe), recipe).model)) == count
 
 

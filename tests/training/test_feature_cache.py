@@ -82,4 +82,4 @@ def test_the_network_returns_logits_again_after_an_exception(toy_manifest):
     learner = make(toy_manifest)
     with pytest.raises(KeyboardInterrupt), output_head_features(find_head(learner.model)):
         raise KeyboardInterrupt
-    assert learner.model.cpu().eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+    assert learner.model.eval()(torch.zeros(1, 3, 64, 64, device=learner.dls.device)).shape == (1, 3)

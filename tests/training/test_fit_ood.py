@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from device_results import assert_identical
 from sklearn.decomposition import PCA
 from training_probes import RECIPE, SILENT, make
 
@@ -117,7 +118,7 @@ def test_cached_and_recomputed_features_are_equal(many_toys):
     learner = train_learner(many_toys)
     cached = compute_features(learner, "valid")
     learner.fastcxr.fitted_probe = None
-    np.testing.assert_allclose(compute_features(learner, "valid"), cached, atol=1e-5)
+    assert_identical(compute_features(learner, "valid"), cached, cpu_tolerance=1e-5)
 
 
 def test_fitting_removes_all_forward_hooks(many_toys):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from device_results import assert_identical
 from PIL import Image, ImageOps
 from sklearn.linear_model import LogisticRegression
 from toy_images import draw_toy
@@ -43,6 +44,12 @@ def standardize(cache, split):
     return scaled, np.tile(split.labels.cpu().numpy(), len(cache.features))
 
 
+def compute_probability(linear, x):
+    """Return softmax probabilities, shape (n, k), of standardized features."""
+    weight, bias = linear.weight.detach().cpu(), linear.bias.detach().cpu()
+    return torch.softmax(torch.from_numpy(x).float() @ weight.T + bias, dim=1).numpy()
+
+
 def assert_sklearn_agrees(learner, recipe, weights, smoothing=0.0):
     """Compare with scikit-learn; `weights`: expected sample weight of each training row."""
     cache = make_feature_cache(learner, recipe, SILENT)
@@ -52,9 +59,8 @@ def assert_sklearn_agrees(learner, recipe, weights, smoothing=0.0):
     targets = [weights * ((1 - smoothing) * (y == label) + smoothing / k) for label in range(k)]
     model = LogisticRegression(C=1 / (0.3 * weights.sum()), max_iter=10_000, tol=1e-9)
     model.fit(np.tile(x, (k, 1)), np.repeat(range(k), len(x)), sample_weight=np.concatenate(targets))
-    linear = find_head(learner.model).linear.cpu()
-    probability = torch.softmax(torch.from_numpy(x).float() @ linear.weight.T + linear.bias, dim=1)
-    np.testing.assert_allclose(probability.detach().numpy(), model.predict_proba(x), atol=2e-3)
+    head = find_head(learner.model)
+    np.testing.assert_allclose(compute_probability(head.linear, x), model.predict_proba(x), atol=2e-3)
 
 
 def factors(manifest, clear, haze, opacity):
@@ -185,13 +191,11 @@ def test_the_final_head_is_refitted_on_training_and_validation_images(toy_manife
     x, _ = standardize(cache, splits[0])
     both = splits[0].concat(splits[1])
     rows = np.concatenate([cache.features[view, both.rows] for view in range(2)]).astype(np.float64)
-    head = learner.model.classifier.cpu()
-    rows = (rows - head.mean.numpy()) / head.std.numpy()
-    model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels.cpu(), 2))
-    linear = head.linear
-    probability = torch.softmax(torch.from_numpy(x).float() @ linear.weight.T + linear.bias, dim=1).detach().numpy()
-    np.testing.assert_allclose(probability, model.predict_proba(x), atol=2e-3)
-    assert not torch.allclose(before.cpu(), linear.weight, atol=1e-3)
+    rows = (rows - learner.model.classifier.mean.cpu().numpy()) / learner.model.classifier.std.cpu().numpy()
+    model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels, 2))
+    linear = find_head(learner.model).linear
+    np.testing.assert_allclose(compute_probability(linear, x), model.predict_proba(x), atol=2e-3)
+    assert not torch.allclose(before, linear.weight, atol=1e-3)
     assert "refitted the head on 24 images, validation images included" in caplog.text
 
 
@@ -201,8 +205,7 @@ def test_predictions_from_cached_features_equal_those_of_the_network(toy_manifes
     expected = predict(extract_classifier(learner), toy_manifest, splits=("train", "test")).probability
     monkeypatch.setattr("fastcxr.inference.predict.score_images_or_errors", None)
     predictions = predict(learner, toy_manifest, splits=("train", "test"))
-    # a GPU selects its algorithm by the batch size, which differs
-    np.testing.assert_allclose(predictions.probability, expected, rtol=0, atol=1e-5 * torch.cuda.is_available())
+    assert_identical(predictions.probability, expected)
     assert predictions.table["error"].eq("").all()
     np.testing.assert_allclose(predictions.probability.sum(axis=1), 1.0, atol=1e-12)
 
@@ -246,7 +249,7 @@ def test_predictions_use_the_network_after_further_training(toy_manifest):
     with learner.no_bar(), learner.no_logging():
         learner.fit(1, 1e-3)
     expected = predict(extract_classifier(learner), toy_manifest).probability
-    np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
+    assert_identical(predict(learner, toy_manifest).probability, expected)
 
 
 def test_predictions_use_the_network_after_a_change_of_the_head(toy_manifest):
@@ -255,7 +258,7 @@ def test_predictions_use_the_network_after_a_change_of_the_head(toy_manifest):
     with torch.no_grad():
         find_head(learner.model).linear.bias[0] += 5.0
     expected = predict(extract_classifier(learner), toy_manifest).probability
-    np.testing.assert_array_equal(predict(learner, toy_manifest).probability, expected)
+    assert_identical(predict(learner, toy_manifest).probability, expected)
 
 
 def test_a_nan_validation_loss_raises(toy_manifest, monkeypatch):

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from device_results import assert_identical
 from fastai.learner import Learner
 from recording_progress import Counted
 from safetensors.torch import save_file
@@ -48,7 +49,7 @@ def test_a_saved_linear_probe_predicts_the_same(toy_manifest, tmp_path):
     before, after = (
         predict(model, toy_manifest, splits=None).probability for model in (extract_classifier(learner), loaded)
     )
-    np.testing.assert_array_equal(before, after)
+    assert_identical(before, after)
     assert before.max() > 0.5
 
 
@@ -129,12 +130,12 @@ def test_after_a_fit_by_the_user_predictions_are_those_of_a_fresh_forward_pass(p
     with probe_learner.no_bar(), probe_learner.no_logging():
         probe_learner.fit(1, 1e-3)
     predictions = predict(probe_learner, many_toys, splits=None)
-    np.testing.assert_array_equal(predictions.probability, compute_fresh_probability(probe_learner, many_toys))
+    assert_identical(predictions.probability, compute_fresh_probability(probe_learner, many_toys))
     assert "ood_score" not in predictions.table, "the OOD detector was fitted on features of other weights"
     fresh_detector = fit_ood_detector(probe_learner, SILENT)
     probe_learner.fastcxr.fitted_probe = None
     expected_detector = fit_ood_detector(probe_learner, SILENT)
-    np.testing.assert_array_equal(fresh_detector.mean, expected_detector.mean)
+    assert_identical(fresh_detector.mean, expected_detector.mean)
 
 
 def test_after_a_second_training_of_all_layers_nothing_of_the_fitted_head_is_used(probe_learner, many_toys):
@@ -142,10 +143,10 @@ def test_after_a_second_training_of_all_layers_nothing_of_the_fitted_head_is_use
     train(probe_learner, recipe, SILENT)
     assert not extract_classifier(probe_learner).hflip_tta
     table = predict(probe_learner, many_toys, splits=None)
-    np.testing.assert_array_equal(table.probability, compute_fresh_probability(probe_learner, many_toys))
+    assert_identical(table.probability, compute_fresh_probability(probe_learner, many_toys))
     detector = probe_learner.fastcxr.ood_detector
     assert detector is extract_classifier(probe_learner).ood_detector
-    np.testing.assert_array_equal(detector.mean, fit_ood_detector(probe_learner, SILENT).mean)
+    assert_identical(detector.mean, fit_ood_detector(probe_learner, SILENT).mean)
     fitted = describe_fitted_images(probe_learner)
     assert fitted["splits"] == ["train", "valid"], "the training started from a head fitted on validation images too"
     assert fitted["valid_predictions"] == "saved_model"

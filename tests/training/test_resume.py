@@ -12,14 +12,15 @@ from fastai.callback.core import Callback
 from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
-from fastcxr.errors import StorageError, TrainingError
+from fastcxr.errors import DeviceError, StorageError, TrainingError
 from fastcxr.training import interrupt, resume
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full")
+# on a CPU, where a resumed training is bit-identical; tests/test_gpu.py has those of a GPU
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full", device="cpu")
 TWO_STAGES = (Stage(name="head", groups=1, epochs=1), Stage(name="all", epochs=2, batch_norm="frozen"))
 RECIPES = {
     "full": RECIPE,
@@ -201,3 +202,18 @@ def test_out_of_memory_raises_with_a_smaller_batch_size(toy_manifest, message):
     with pytest.raises(TrainingError, match="out of memory: 6 images of 64 px per batch.*Pass `batch_size=3`"):
         train(learner, recipe)
     assert not torch.is_autocast_enabled("cpu")  # later computations of the session are not affected
+
+
+def test_a_lost_gpu_ends_the_training_with_resume_as_the_fix(toy_manifest, tmp_path):
+    recipe = RECIPE.replace(learning_rate=1e-3)
+    learner, checkpoints = make_learner(make_loaders(toy_manifest, recipe), recipe), Checkpoints(tmp_path)
+
+    class LoseGpu(Callback):
+        def after_pred(self) -> None:
+            if self.epoch == 1:
+                raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronous")
+
+    learner.add_cb(LoseGpu())
+    with pytest.raises(DeviceError, match=r"the GPU was lost \(unspecified launch failure\).*`fastcxr resume`"):
+        train(learner, recipe, checkpoints=checkpoints)
+    assert checkpoints.read()["epoch"] == 1  # the first epoch is saved

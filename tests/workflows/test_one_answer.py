@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from device_results import assert_identical
 from PIL import Image
 from toy_images import write_toys
 
@@ -17,6 +18,7 @@ from fastcxr.inference import predict as module
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, read_predictions
 from fastcxr.models.bundle import load_model
+from fastcxr.models.fitting_batches import CPU_BATCH_SIZE
 from fastcxr.training import fit_ood
 from fastcxr.workflows.evaluate import evaluate
 from fastcxr.workflows.train import run
@@ -90,12 +92,12 @@ def test_the_saliency_table_of_a_run_has_the_numbers_of_predictions_csv(finished
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
 def test_new_predictions_equal_those_of_the_run_in_any_batch(finished, data, monkeypatch, batch):
-    monkeypatch.setattr(module, "BATCH_SIZE", batch)
+    monkeypatch.setattr(module, "choose_batch_size", lambda device: batch)
     expected = read_predictions(finished / "predictions.csv").for_split("test")
     files = [data / path for path in expected.table["path"]]
     found = predict(load_model(finished), make_image_table(files), splits=None)
     assert found.table["predicted"].tolist() == expected.table["predicted"].tolist()
-    np.testing.assert_allclose(found.probability, expected.probability, rtol=0, atol=1e-6)
+    assert_identical(found.probability, expected.probability, cpu_tolerance=1e-6)
 
 
 def test_evaluation_on_the_test_images_of_a_run_gives_the_predictions_of_the_run(finished, data, tmp_path):
@@ -106,14 +108,14 @@ def test_evaluation_on_the_test_images_of_a_run_gives_the_predictions_of_the_run
     )
     assert found["predicted"].equals(expected["predicted"])
     columns = [name for name in expected if name.startswith(PROBABILITY_PREFIX)]
-    np.testing.assert_allclose(found[columns], expected[columns], rtol=0, atol=1e-6)
+    assert_identical(found[columns], expected[columns], cpu_tolerance=1e-6)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
 def test_bfloat16_predictions_are_near_those_in_float32(finished, data, monkeypatch, batch):
     classifier, table = load_model(finished), make_image_table([data])[::4]
     expected = predict(classifier, table, splits=None).probability
-    monkeypatch.setattr(module, "BATCH_SIZE", batch)
+    monkeypatch.setattr(module, "choose_batch_size", lambda device: batch)
     found = predict(replace(classifier, precision="bf16"), table, splits=None).probability
     np.testing.assert_allclose(found, expected, rtol=0, atol=BF16_TOLERANCE)
 
@@ -127,7 +129,7 @@ def test_explain_scores_images_in_the_batches_of_predict(finished, data, monkeyp
 
     monkeypatch.setattr(module, "compute_logits", depend_on_batch)
     classifier, table = load_model(finished), make_image_table([data])[::3]
-    assert len(table) > module.BATCH_SIZE
+    assert len(table) > CPU_BATCH_SIZE
     expected = predict(classifier, table, splits=None).probability.max(axis=1)
     found = explain(classifier, table)
-    np.testing.assert_array_equal([saliency_map.probability for saliency_map in found.maps], expected)
+    assert_identical([saliency_map.probability for saliency_map in found.maps], expected)

@@ -26,7 +26,10 @@ from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
-RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full", learning_rate=1e-3)
+# on a CPU, where a resumed run has the same files
+RECIPE = Recipe(
+    NAME, weights="none", image_size=64, batch_size=6, epochs=2, strategy="full", learning_rate=1e-3, device="cpu",
+)  # fmt: skip
 
 
 class Crash(BaseException):
@@ -207,7 +210,7 @@ def test_find_resumable_run_returns_the_newest_run_and_no_folds(recipe, tmp_path
 
 
 WORDS = ["train", NAME, "--data", "toys", "--weights", "none", "--image-size", "64", "--batch-size", "6"]
-WORDS += ["--epochs", "2", "--strategy", "full", "--learning-rate", "0.001"]
+WORDS += ["--epochs", "2", "--strategy", "full", "--learning-rate", "0.001", "--device", "cpu"]
 
 
 @pytest.fixture
