@@ -119,7 +119,7 @@ def test_no_deprecation_of_a_library_is_shown_when_a_name_is_used_and_other_warn
 
 def test_a_learner_in_place_of_the_training_is_an_error_with_the_fix(results, tmp_path):
     _, recipe, learner, _, predictions = results
-    fix = r"`training` is of type Learner, expected TrainingResult. Pass the result of train\(learner, recipe\)"
+    fix = r"`training` is of type CxrLearner, expected TrainingResult. Pass the result of train\(learner, recipe\)"
     with pytest.raises(fastcxr.FastcxrError, match=fix):
         write_report(tmp_path / "run", recipe, learner, learner, predictions)
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,10 @@ import shlex
 from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from fastcxr.config.fields import list_path_options
 from fastcxr.config.recipe import Recipe
 
 # a Python argument in a message: `skip_bad`, `folds=5`, `strategy='full'`
@@ -38,14 +40,30 @@ def _name_option(match: re.Match) -> str:
 def format_options(values: Mapping[str, Any] | None) -> str:
     """Return the options of train with these values, quoted for a shell; options with their default are left out.
 
-    A placeholder is returned for unknown values (None) and for a text that is too long to be read in a line.
+    A placeholder is returned for unknown values (None), for a text that is too long to be read in a line, and for
+    absolute paths outside the current folder: outputs contain none of them.
     """
     if values is None:
         return DATA_PLACEHOLDER
     defaults = vars(Recipe())
     changed = {name: value for name, value in values.items() if value not in (defaults[name], None)}
+    for name in set(changed) & set(list_path_options(Recipe)):
+        changed[name] = [_shorten_path(str(path)) for path in _to_list(changed[name])]
+        if None in changed[name]:
+            return DATA_PLACEHOLDER
     text = " ".join(_format_option(name, value) for name, value in changed.items())
     return text if len(text) <= MAX_OPTIONS_CHARACTERS else DATA_PLACEHOLDER
+
+
+def _to_list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _shorten_path(path: str) -> str | None:
+    """Return the path, an absolute one relative to the current folder, or None if it is outside."""
+    if not Path(path).is_absolute():
+        return path
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else None
 
 
 def _format_option(name: str, value: Any) -> str:
@@ -55,6 +73,6 @@ def _format_option(name: str, value: Any) -> str:
         return option
     if value is False:
         return option.replace("--", "--no-", 1)
-    values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+    values = [str(one) for one in _to_list(value)]
     # after a space, a value that starts with a dash would be another option
     return " ".join(f"{option}{'=' if one.startswith('-') else ' '}{shlex.quote(one)}" for one in values)

@@ -8,6 +8,7 @@ import shutil
 import signal
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,6 +197,8 @@ def test_options_as_text_are_quoted_short_and_complete():
     assert format_options({"data": None, "seed": 42, "folds": 0}) == ""
     assert format_options({"patient_regex": "-(.)", "reuse_audit": False}) == "--patient-regex='-(.)' --no-reuse-audit"
     assert format_options({"data": ("a" * 150, "b" * 150)}) == DATA_PLACEHOLDER == format_options(None)
+    assert format_options({"data": str(Path("toys").absolute())}) == "--data toys"
+    assert format_options({"data": "toys", "patient_table": "/home/anna/table.csv"}) == DATA_PLACEHOLDER
 
 
 def test_training_ends_with_its_own_data_options(call, work):

@@ -111,12 +111,12 @@ def test_a_new_image_has_the_path_below_one_folder_or_the_path_as_given(tmp_path
 
 
 def test_an_absolute_argument_is_shortened_and_stays_unique(tmp_path, monkeypatch):
-    write_files(tmp_path, "a/x/1.png", "b/x/1.png")
+    write_files(tmp_path, "a/x/1.png", "b/x/1.png", "b/x/2.png")
     monkeypatch.chdir(tmp_path)
     folders = tmp_path / "a", tmp_path / "b"
     assert list_paths(folders[0]) == ["x/1.png"]
     assert list_paths(folders[0] / "x" / "1.png") == ["1.png"]
-    assert list_paths(*folders) == ["a/x/1.png", "b/x/1.png"]
+    assert list_paths(*folders) == ["a/x/1.png", "b/x/1.png", "b/x/2.png"]
     mixed = list_paths("a/x/1.png", folders[1] / "x" / "1.png", folders[1] / "x" / "2.png")
     assert mixed == ["a/x/1.png", "1.png", "2.png"]
 
