@@ -18,6 +18,7 @@ from torch import nn
 from fastcxr.config.recipe import DEFAULT_BATCH_SIZE, Recipe
 from fastcxr.errors import TrainingError
 from fastcxr.io.memory import read_available_memory
+from fastcxr.models.device_errors import is_memory_error
 from fastcxr.models.devices import read_free_memory
 from fastcxr.training.resume import get_random_state, get_shuffle_state, set_random_state, set_shuffle_state
 from fastcxr.training.time_budget import compute_gradients
@@ -29,8 +30,8 @@ MAX_CPU_SHARE = 0.5  # of the available memory, for the estimate of a training s
 N_MEASURED_IMAGES = 2
 ACTIVATION_FACTOR = 2  # the memory of all activations, relative to those that the backward pass needs
 PARAMETER_FACTOR = 3  # gradients and optimizer state, relative to the parameters
-# in errors of cuDNN and cuBLAS without memory
-GPU_MEMORY_ERROR_TEXTS = ("ALLOC_FAILED", "unable to find an engine", "Unable to find a valid cuDNN algorithm")
+# cuDNN finds no algorithm if the memory for all of them is too small
+CUDNN_ERROR_TEXTS = ("unable to find an engine", "Unable to find a valid cuDNN algorithm")
 
 
 def compute_rate_factor(recipe: Recipe, batch_size: int) -> float:
@@ -89,7 +90,7 @@ def fits_gpu(learner: Learner, size: int) -> bool:
         compute_gradients(learner)
         cast(Optimizer, learner.opt).step()
     except RuntimeError as error:
-        if not is_gpu_memory_error(error):
+        if not is_too_large(error):
             raise
         return False
     finally:
@@ -98,9 +99,9 @@ def fits_gpu(learner: Learner, size: int) -> bool:
     return torch.cuda.max_memory_allocated(device) - n_used <= MAX_GPU_SHARE * n_free
 
 
-def is_gpu_memory_error(error: RuntimeError) -> bool:
-    """Return whether the GPU memory was too small for torch, cuDNN or cuBLAS."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in GPU_MEMORY_ERROR_TEXTS)
+def is_too_large(error: RuntimeError) -> bool:
+    """Return whether the memory was too small for torch, cuBLAS or an algorithm of cuDNN."""
+    return is_memory_error(error) or any(text in str(error) for text in CUDNN_ERROR_TEXTS)
 
 
 def count_fitting_images(learner: Learner, n_available_bytes: int) -> int:

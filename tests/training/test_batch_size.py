@@ -17,7 +17,7 @@ from fastcxr.training.batch_size import (
     count_fitting_images,
     floor_to_power_of_two,
     halve_until,
-    is_gpu_memory_error,
+    is_too_large,
 )
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.learner import make_learner
@@ -159,7 +159,7 @@ def test_an_image_that_does_not_fit_raises_with_a_fix():
     ],
 )
 def test_errors_of_a_full_gpu_are_recognized(error, expected):
-    assert is_gpu_memory_error(error) == expected
+    assert is_too_large(error) == expected
 
 
 def test_the_learning_rate_is_scaled_only_for_a_chosen_size():
