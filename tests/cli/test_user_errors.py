@@ -168,13 +168,13 @@ def test_a_misspelt_run_is_an_error_that_names_the_existing_run(call, finished, 
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first").symlink_to(finished[0])
     for words in (
-        ["predict", "runs/frist", "a.png"],
-        ["report", "runs/frist"],
-        ["compare", "runs/first", "runs/frist"],
+        ["predict", "runs/fir", "a.png"],
+        ["report", "runs/fir"],
+        ["compare", "runs/first", "runs/fir"],
     ):
         done = call(*words, where=tmp_path)
         expected = "Pass the folder of a finished run, such as runs/first. `fastcxr list` lists all runs"
-        assert f"runs/frist: the folder does not exist. {expected}" in done.stderr
+        assert f"runs/fir: the folder does not exist. {expected}" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def test_the_three_newest_runs_are_named(make_run):
         make_run(f"runs/run-{number}", age=number)
     make_run("runs/without-model", model="predictions.csv")
     expected = "such as runs/run-0, runs/run-1 or runs/run-2. `fastcxr list` lists all runs"
-    assert catch("runs/frist") == (
-        f"FCX-E304 runs/frist: the folder does not exist. Pass the folder of a finished run, {expected}"
+    assert catch("runs/fir") == (
+        f"FCX-E304 runs/fir: the folder does not exist. Pass the folder of a finished run, {expected}"
     )
     assert catch("nothing").endswith(expected)
     assert catch("runs").startswith("FCX-E304 runs: not a run: no model.json in this folder. ")

@@ -20,7 +20,7 @@ LOST_GPU_MESSAGES = {
     "CUDA error: uncorrectable ECC error encountered": "uncorrectable ECC error",
     "CUDA error: CUDA-capable device(s) is/are busy or unavailable": "busy or unavailable",
     "CUDA error: driver shutting down": "driver shutting down",
-    "Exception occured in `Recorder` when calling event `after_batch`:\n\tCUDA error: the launch timed out and was "
+    "Exception occurred in `Recorder` when calling event `after_batch`:\n\tCUDA error: the launch timed out and was "
     "terminated": "timed out",
 }
 
