@@ -8,7 +8,14 @@ from typing import Any
 
 from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
-from fastcxr.report.data_notices import Found, Metrics, list_failed_checks, merge_repeated_messages, name_split
+from fastcxr.report.data_notices import (
+    Found,
+    Metrics,
+    find_own_test_images,
+    list_failed_checks,
+    merge_repeated_messages,
+    name_split,
+)
 from fastcxr.report.headline import get_primary_metrics
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps
 
@@ -106,6 +113,8 @@ def find_unreadable_images(record: RunRecord, metrics: Metrics) -> Found:
 
 def find_external_tests(outcome: str, record: RunRecord, metrics: Metrics) -> Found:
     """Yield each external test set with this outcome, compared with the internal test set."""
+    if any(find_own_test_images(True, record, metrics)):  # there are no external images
+        return
     split_metrics = get_primary_metrics(record, metrics)
     if record.predictions.primary_split == OUT_OF_FOLD:  # a confusion matrix of all folds describes no single test set
         split_metrics = {}

@@ -169,6 +169,7 @@ def test_evaluate_leaves_out_or_keeps_resized_training_images_and_reports_them(t
     write_chests(tmp_path / "same", range(30), save_resized_dicom)
     text = evaluate(tmp_path / "run", Recipe(data=str(tmp_path / "same")), tmp_path / "own").read_text()
     assert f"No external images: all {30 - n_fitted} images are in the test split of the run" in text
+    assert "Tested on external data" not in text
     skipped = pd.read_csv(tmp_path / "external-False" / "skipped.csv")
     assert len(skipped) == n_fitted
     assert skipped["reason"].str.contains("toys-0...png in the (?:train|valid) split of the run: near-duplicate").all()
