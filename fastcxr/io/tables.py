@@ -1,19 +1,24 @@
 """Read CSV files as tables of text, with line numbers in errors, and escape cells against formula injection.
 
-Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, and UTF-16 with one.
+Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, UTF-16 with one, and files
+compressed with gzip, bzip2 or xz.
 The index of a table is the line on which each row starts. Every cell is text: 00000013 is no number.
 """
 
+import bz2
 import csv
+import gzip
 import io
 import logging
+import lzma
 import re
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import pandas as pd
 
@@ -26,6 +31,8 @@ MAX_LISTED = 20  # names and line numbers that one message lists
 SEPARATORS = (",", ";", "\t")
 BLANK_VALUES = {"", "nan", "<na>"}  # written by programs for a missing value
 MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and by people, if these are no labels
+DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
+COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # of damaged and truncated files
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -68,10 +75,10 @@ def make_text_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 def read_header(path: str | Path) -> list[str]:
     """Return the column names of a CSV file; empty if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with _open_binary(Path(path)) as file:
             text = _decode(file.readline(1_000_000), Path(path))
         rows = _parse(text, detect_separator(text), Path(path))
-    except (DataError, OSError):
+    except (DataError, *COMPRESSION_ERRORS):
         return []
     return [name.strip() for name in rows[0][1]] if rows else []
 
@@ -130,13 +137,22 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
             raise DataError("not a regular file", "Give a CSV file, or a folder of images", path=path, code="E010")
-        return path.read_bytes()
+        with _open_binary(path) as file:
+            return file.read()
     except FileNotFoundError as error:
         suggestion = suggest_path(path)
         raise InputMissingError(f"no such file{suggestion}", "Check the name", path=path, code="E001") from error
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
+    except COMPRESSION_ERRORS as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(problem, "Check the permissions and the disk", path=path, code="E026") from error
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    """Open a file for reading, through a decompressor if its first bytes are those of a compressed file."""
+    with path.open("rb") as file:
+        head = file.read(6)
+    open_file = next((opener for magic, opener in DECOMPRESSORS.items() if head.startswith(magic)), open)
+    return cast("BinaryIO", open_file(path, "rb"))
 
 
 def suggest_path(path: Path) -> str:

@@ -1,0 +1,104 @@
+"""Findings: the labels of a dataset with several labels per image, one manifest column per finding.
+
+The column of Edema is `finding_Edema`, of the data type Int8: 1 present, 0 absent, -1 uncertain, missing unknown. The
+column `label` then holds the names of the present findings, joined by "|" ("No Finding" if the dataset states it, empty
+if no finding is known to be present). A dataset without such columns has one label per image.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from fastcxr.errors import DataError
+from fastcxr.io.tables import TEXT_DTYPE, format_line_numbers, format_names, is_blank
+
+log = logging.getLogger("fastcxr")
+FINDING_PREFIX = "finding_"
+FINDING_DTYPE = "Int8"
+LABEL_SEPARATOR = "|"  # between the findings in `label`
+NO_FINDING = "No Finding"
+VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+
+
+def list_findings(rows: pd.DataFrame) -> list[str]:
+    """Return the names of the findings, in the order of their columns; empty if there is one label per image."""
+    return [name.removeprefix(FINDING_PREFIX) for name in rows.columns if name.startswith(FINDING_PREFIX)]
+
+
+def is_multi_label(rows: pd.DataFrame) -> bool:
+    """Return whether the rows have a column per finding."""
+    return any(name.startswith(FINDING_PREFIX) for name in rows.columns)
+
+
+def parse_finding_columns(table: pd.DataFrame, columns: Iterable[str] | Mapping[str, str], path: Path) -> pd.DataFrame:
+    """Return a finding column for each column of text with 1, 0, -1 or blank cells.
+
+    Args:
+        table: table of text.
+        columns: columns to parse; a mapping also renames them (column to finding).
+        path: name of the table in errors.
+
+    Raises:
+        DataError: another value (E012), with its lines.
+    """
+    names = columns if isinstance(columns, Mapping) else {column: column for column in columns}
+    return pd.DataFrame(
+        {FINDING_PREFIX + finding: _parse_values(table[column], path) for column, finding in names.items()},
+        index=table.index,
+    )
+
+
+def _parse_values(cells: pd.Series, path: Path) -> pd.Series:
+    values = cells.str.strip().map(VALUE_BY_CELL).astype(FINDING_DTYPE)
+    is_unknown = values.isna() & ~is_blank(cells)
+    if is_unknown.any():
+        examples = format_names(map(repr, sorted(set(cells[is_unknown]))), 5)
+        lines = format_line_numbers(cells.index[is_unknown])
+        problem = f"{is_unknown.sum():,} cells of {cells.name} are not 1, 0, -1 or blank: {examples} ({lines})"
+        raise DataError(problem, "Use 1 present, 0 absent, -1 uncertain, blank unknown", path=path, code="E012")
+    return values
+
+
+def expand_label_lists(
+    labels: Sequence[Iterable[str] | None], index: pd.Index, findings: Iterable[str] = ()
+) -> pd.DataFrame:
+    """Return a finding column for each label in the lists: 1 in the rows that list it, 0 in the others.
+
+    Args:
+        labels: labels of each row; None if they are unknown, which leaves every finding of the row missing.
+        index: index of the rows.
+        findings: names and order of the columns; default: all labels in alphabetical order, without "No Finding".
+    """
+    given = [None if row is None else set(row) for row in labels]
+    names = list(findings) or sorted(set().union(*(row for row in given if row)) - {NO_FINDING})
+    columns = {
+        FINDING_PREFIX + name: pd.array([None if row is None else int(name in row) for row in given], FINDING_DTYPE)
+        for name in names
+    }
+    return pd.DataFrame(columns, index=index)
+
+
+def make_finding_labels(findings: pd.DataFrame, no_finding: pd.Series | None = None) -> pd.Series:
+    """Return the text of `label`: the present findings of each row, joined by "|".
+
+    Args:
+        findings: table with finding columns.
+        no_finding: whether the dataset states for a row that there is no finding; the text is then "No Finding" if no
+            finding is present, and both if one is.
+    """
+    names = list_findings(findings)
+    parts = [[] for _ in range(len(findings))]
+    if no_finding is not None:
+        for row in no_finding.fillna(False).astype(bool).to_numpy().nonzero()[0]:
+            parts[row].append(NO_FINDING)
+    for name in names:
+        for row in (findings[FINDING_PREFIX + name] == 1).fillna(False).to_numpy(bool).nonzero()[0]:
+            parts[row].append(name)
+    return pd.Series([LABEL_SEPARATOR.join(row) for row in parts], index=findings.index, dtype=TEXT_DTYPE)
+
+
+def split_labels(label: str) -> list[str]:
+    """Return the findings in a cell of `label`."""
+    return [part for part in label.split(LABEL_SEPARATOR) if part]
