@@ -12,7 +12,8 @@ from cyclopts import App, Group, Parameter, Token, convert
 
 from fastcxr.cli.output import console, print_line
 from fastcxr.config.fields import GROUPS, InferencePrecision, list_options
-from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy, make_data_name
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.version import VERSION
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fastcxr.data.findings import FINDING_PREFIX, is_multi_label
 from fastcxr.data.readers.folders import identify_file, reject_image_pairs
+from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import FRAME_INDEX, format_line_numbers, format_names, is_blank
@@ -61,11 +62,11 @@ def _leave_out(
 
 def join_repeated_rows(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return the first of the rows of each image; raise DataError if they contradict each other."""
-    keys = rows["file"].map(identify_file)
+    keys = rows["file"].map(lambda file: file if parse_reference(file) else identify_file(file))
     repeated = rows.assign(key=keys)[keys.duplicated(keep=False)]
     if repeated.empty:
         return rows
-    unit = rows.index.name or "line"
+    unit = str(rows.index.name or "line")
     _reject_conflicts(repeated, "label", "E008", unit, path)
     _reject_conflicts(repeated, "split", "E009", unit, path)
     others = [name for name in repeated.columns if name == "patient" or name.startswith(FINDING_PREFIX)]
