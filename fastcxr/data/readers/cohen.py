@@ -9,6 +9,7 @@ from fastcxr.data.readers.csv_table import (
     assign_files,
     clear_blank_cells,
     reject_duplicate_rows,
+    reject_missing_files,
     rename_reserved_columns,
 )
 from fastcxr.errors import InputMissingError
@@ -37,7 +38,8 @@ def read_cohen(path: Path) -> pd.DataFrame:
     root = path.absolute().parent
     paths = [name if (root / name).is_file() else None for name in table["path"]]
     fix = "Copy the missing images to the folder given in the table, or remove the rows"
-    table = assign_files(table, paths, path, fix).assign(split=pd.Series(index=table.index, dtype=TEXT_DTYPE))
+    table = assign_files(table, paths, path).assign(split=pd.Series(index=table.index, dtype=TEXT_DTYPE))
+    reject_missing_files(table, path, fix)
     reject_duplicate_rows(table, path)
     return clear_blank_cells(table, table.columns).reset_index(drop=True)
 

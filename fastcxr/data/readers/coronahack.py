@@ -15,6 +15,7 @@ from fastcxr.data.readers.csv_table import (
     clear_blank_cells,
     find_patient_column,
     reject_duplicate_rows,
+    reject_missing_files,
     reject_rows,
     rename_reserved_columns,
 )
@@ -54,7 +55,8 @@ def read_coronahack(path: Path) -> pd.DataFrame:
     table = table.assign(source=pd.Series(source, table.index, dtype=TEXT_DTYPE))
     # a file in the folder of the other split is not used: the correct split is unknown
     paths = [image_paths.get(split, {}).get(name) for name, split in zip(table["path"], table["split"], strict=True)]
-    table = assign_files(table, paths, path, "Unpack the whole archive next to the table, or remove the rows")
+    table = assign_files(table, paths, path)
+    reject_missing_files(table, path, "Unpack the whole archive next to the table, or remove the rows")
     reject_duplicate_rows(table, path)
     return clear_blank_cells(table, [KIND_COLUMN, VIRUS_COLUMN]).reset_index(drop=True)
 

@@ -6,8 +6,13 @@ import os
 import pytest
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import read_label_table
-from fastcxr.errors import FastcxrError, InputMissingError
+from fastcxr.data.readers.csv_table import (
+    make_missing_files_fix,
+    read_label_table,
+    reject_blank_labels,
+    reject_missing_files,
+)
+from fastcxr.errors import DataError, FastcxrError, InputMissingError
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
 
@@ -32,7 +37,8 @@ def test_columns_may_have_any_order_and_other_columns_are_kept_as_text(table, tm
     assert rows["age"].tolist()[0] == "063"
     assert rows[["age", "view"]].isna().sum().tolist() == [1, 1]
     assert rows["file"].tolist() == [str(tmp_path / "a.png"), str(tmp_path / "sub/c d.png")]
-    assert rows.index.tolist() == [0, 1]
+    assert rows.index.tolist() == [2, 3]
+    assert rows.index.name == "line"
 
 
 def test_absolute_paths_and_paths_with_spaces_or_backslashes_are_found(table, tmp_path):
@@ -73,11 +79,13 @@ def test_reserved_column_names_are_renamed(table, caplog):
     assert "error to given_error" in caplog.text
 
 
-def test_blank_paths_and_labels_are_an_error_with_line_numbers(table):
-    assert "2 rows have no label (lines 2, 4). Fill in every label" in get_error(
-        table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n")
-    )
+def test_blank_paths_are_an_error_and_blank_labels_are_rejected_after_the_selection(table):
     assert "1 rows have no path (line 3). Fill in every path" in get_error(table("path,label\na.png,x\n,y\n"))
+    rows = read_label_table(path := table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n"))
+    assert rows["label"].tolist() == ["", "y", ""]
+    with pytest.raises(DataError, match=r"FCX-E012 .*2 rows have no label \(lines 2, 4\). Fill in every label"):
+        reject_blank_labels(rows, path)
+    reject_blank_labels(rows[rows["label"] == "y"], path)
 
 
 def test_unknown_splits_are_an_error_with_line_numbers(table):
@@ -86,12 +94,18 @@ def test_unknown_splits_are_an_error_with_line_numbers(table):
     assert "'holdout' (line 3). Use train, valid or test" in text
 
 
-def test_missing_files_are_an_error_with_line_numbers(table, tmp_path):
-    text = get_error(table("path,label\n" + "".join(f"{i}.png,x\n" for i in range(30))))
+def test_missing_files_keep_their_name_and_are_rejected_after_the_selection(table, tmp_path):
+    rows = read_label_table(path := table("path,label\nb.png,y\n" + "".join(f"{i}.png,x\n" for i in range(30))))
+    assert rows["file"].isna().tolist() == [False, *[True] * 30]
+    assert rows["path"].tolist()[:3] == ["b.png", "0.png", "1.png"]
+    with pytest.raises(DataError) as caught:
+        reject_missing_files(rows, path, make_missing_files_fix(tmp_path))
+    text = check_message(caught.value)
     assert "FCX-E013" in text
     assert "30 files are missing: '0.png'" in text
-    assert "lines 2, 3, 4" in text
-    assert "21 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
+    assert "lines 3, 4, 5" in text
+    assert "22 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
+    reject_missing_files(rows[rows["label"] == "y"], path, "")
 
 
 @pytest.mark.parametrize(
