@@ -40,6 +40,7 @@ from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.readers.hdf5 import read_packed_manifest
 from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.data.readers.registry import PUBLIC_DATASETS
+from fastcxr.data.readers.split_files import apply_split_files, name_split
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.row_checks import check_rows
 from fastcxr.data.stratify import validate_classes
@@ -111,6 +112,10 @@ def read_manifest(
     names = make_unique_names(dataset.source for dataset in datasets)
     reader_options = make_reader_options(recipe)
     tables = [_read_dataset(dataset, name, reader_options) for dataset, name in zip(datasets, names, strict=True)]
+    if named_splits := find_named_splits(datasets):
+        names, tables = _join_named_splits(datasets, tables, named_splits)
+    if reader_options.split_files:
+        tables = [_apply_split_files(tables, reader_options.split_files)]
     tables = _select_rows(tables, recipe)
     rows = _check_datasets(tables, datasets, names, recipe)
     data_path = datasets[0].path if len(datasets) == 1 else None
@@ -139,6 +144,34 @@ def make_reader_options(recipe: Recipe) -> ReaderOptions:
     given = {item.name: getattr(recipe, item.name) for item in fields(ReaderOptions) if item.name != "split_files"}
     files = recipe.split_file or ()
     return ReaderOptions(**given, split_files=(files,) if isinstance(files, str) else tuple(files))
+
+
+def find_named_splits(datasets: list[DetectedDataset]) -> list[str]:
+    """Return the splits that all of the datasets are named for (train.csv and test.csv), else an empty list."""
+    splits = [name_split(dataset.path) for dataset in datasets]
+    return [split for split in splits if split] if len(set(splits)) == len(splits) > 1 and all(splits) else []
+
+
+def _join_named_splits(
+    datasets: list[DetectedDataset], tables: list[pd.DataFrame], splits: list[str]
+) -> tuple[list[str], list[pd.DataFrame]]:
+    """Return the name and the tables of one dataset whose splits were passed as several datasets."""
+    text = format_names(f"{dataset.path.name} is {split}" for dataset, split in zip(datasets, splits, strict=True))
+    log.info("the datasets are splits of one dataset: %s", text)
+    name = datasets[0].path.absolute().parent.name
+    joined = []
+    for dataset, table, split in zip(datasets, tables, splits, strict=True):
+        prefix = f"{dataset.path.name}/" if dataset.path.is_dir() else ""  # two folders may contain equal names
+        source = table["source"].where(table["source"] != dataset.source, name)
+        joined.append(table.assign(path=prefix + table["path"], split=split, source=to_text(source)))
+    return [name] * len(tables), joined
+
+
+def _apply_split_files(tables: list[pd.DataFrame], files: tuple[str, ...]) -> pd.DataFrame:
+    if len(tables) > 1:
+        problem = f"`split_file` is for one dataset, and {len(tables)} are given"
+        raise RecipeError(problem, "Add a column split to the tables, or pass one dataset", code="E022")
+    return apply_split_files(tables[0], files)
 
 
 def _select_rows(tables: list[pd.DataFrame], recipe: Recipe) -> list[pd.DataFrame]:
@@ -241,9 +274,9 @@ def _read_dataset(dataset: DetectedDataset, name: str, options: ReaderOptions) -
     elif dataset.layout == "hdf5":
         rows = read_packed_manifest(dataset.path)
     elif dataset.table is not None:
-        rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path)
+        rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path, options)
     elif dataset.layout == "csv":
-        rows = read_label_table(dataset.path)
+        rows = read_label_table(dataset.path, options)
     else:
         rows = list_class_images(dataset.path.absolute(), list(dataset.folders))
     folder = dataset.path.absolute().parent
