@@ -86,7 +86,7 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
     panel = COMMON_PANEL if common_panel and metadata["common"] else PANELS[metadata["group"]]
     if item.name == "strategy":
         return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
-    if item.name == "data":  # of a union with str an option would take one value only
+    if item.name in ("data", "split_file"):  # of a union with str an option would take one value only
         hint = tuple[str, ...] | None
     alias = metadata["alias"]
     return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}")]
