@@ -52,7 +52,7 @@ def write_table(path: Path, header: str | Sequence[str], rows: Iterable[Sequence
 
 
 def make_labels(**values: str) -> list[str]:
-    """Return the 14 cells of CheXpert's labels; "_" in a name stands for a blank, other cells are blank."""
+    """Return the 14 cells of CheXpert's labels, blank if not given; names have "_" for spaces."""
     by_name = {name.replace("_", " "): value for name, value in values.items()}
     assert by_name.keys() <= set(CHEXPERT_HEADER.split(","))
     return [by_name.get(name, "") for name in CHEXPERT_HEADER.split(",")]

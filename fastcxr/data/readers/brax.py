@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.readers.chexpert_labels import parse_chexpert_labels
 from fastcxr.data.readers.csv_table import clear_blank_cells
 from fastcxr.data.readers.file_index import FileIndex
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
@@ -24,6 +23,7 @@ from fastcxr.data.readers.tables import (
     find_dataset_folder,
     find_table,
     make_path_columns,
+    parse_chexpert_labels,
     parse_view,
     reject_repeated_rows,
 )
@@ -53,7 +53,7 @@ def read_brax(location: Path, options: ReaderOptions) -> pd.DataFrame:  # noqa: 
     table = table.assign(PngPath=table["PngPath"].str.strip())
     reject_repeated_rows(table, "PngPath", path)
     index = FileIndex(location)
-    rows = make_path_columns(table["PngPath"], index.find(table["PngPath"]), index.root).assign(
+    rows = make_path_columns(table["PngPath"], _find_images(table["PngPath"], index), index.root).assign(
         split=pd.Series(index=table.index, dtype=TEXT_DTYPE),
         patient=table["PatientID"].str.strip(),
         sex=table["PatientSex"].str.strip(),
@@ -61,7 +61,7 @@ def read_brax(location: Path, options: ReaderOptions) -> pd.DataFrame:  # noqa: 
         view=parse_view(table["ViewPosition"]),
     )
     rows = rows.join(table[[name for name in FILTER_COLUMNS if name in table]])
-    rows = clear_blank_cells(rows, [name for name in rows if name not in ("path", "file", "split")])
+    rows = clear_blank_cells(rows, [name for name in rows.columns if name not in ("path", "file", "split")])
     return rows.join(parse_chexpert_labels(table, path))
 
 
@@ -75,6 +75,13 @@ def _drop_strips(table: pd.DataFrame) -> pd.DataFrame:
         text = "BRAX: left out %s with a ratio of the sides above %d, which are no radiographs"
         log.info(text, pluralize(int(is_strip.sum()), "image"), MAX_SIDE_RATIO)
     return table[~is_strip]
+
+
+def _find_images(names: pd.Series, index: FileIndex) -> list[str | None]:
+    """Return the path of each image or None; a file of the same name in another series is another image."""
+    ends = names.str.removeprefix("images/").str.replace(r"\.[^./]*$", "", regex=True)
+    found = zip(index.find(names), ends, strict=True)
+    return [path if path and path.rpartition(".")[0].endswith(end) else None for path, end in found]
 
 
 def _detect(path: Path) -> Path | None:

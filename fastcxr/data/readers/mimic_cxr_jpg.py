@@ -27,14 +27,15 @@ import pandas as pd
 
 from fastcxr.data.demographics import MAX_AGE_YEARS
 from fastcxr.data.findings import list_findings
-from fastcxr.data.readers.chexpert_labels import CHEXPERT_LABELS, parse_chexpert_labels
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
 from fastcxr.data.readers.file_index import FileIndex
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import (
+    CHEXPERT_LABELS,
     find_dataset_folder,
     find_table,
     make_path_columns,
+    parse_chexpert_labels,
     parse_view,
     reject_repeated_rows,
 )
@@ -69,9 +70,10 @@ def read_mimic_cxr_jpg(location: Path, options: ReaderOptions) -> pd.DataFrame:
         DataError: a split (E012) or label (E012) is unknown, a row is repeated (E014), or two tables name different
             patients or studies (E016).
         InputMissingError: a table is missing (E001).
+        RecipeError: there is no such label variant (E022).
     """
     images = _read_images(location)
-    studies = _read_studies(location, options.label_variant or next(iter(LABEL_VARIANTS)), images)
+    studies = _read_studies(location, DATASET.find_variant(options), images)
     labels = studies.reindex(images["study_id"]).set_axis(images.index)
     _log_unlabelled("studies without labels", images[~images["study_id"].isin(studies.index)])
     if options.test_labels == "radiologist":

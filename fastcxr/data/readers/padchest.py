@@ -7,7 +7,7 @@ Access: form of BIMCV. The zip files contain 16-bit PNG files; `ImageDir` is the
 
 `Labels` is a Python list in text. This reader turns it into findings as follows; the counts are those of the table of
 160,861 images:
-- Every label is a finding with a column of its own, rare ones included (189 columns): 1 if listed, else 0. Spaces
+- Every label is a finding with one column, rare ones included (189 columns): 1 if listed, else 0. Spaces
   around a name and empty names are dropped.
 - "normal" is the label "No Finding". In 232 images, the list names it with others; all are kept.
 - "unchanged", "suboptimal study" and "exclude" describe the report (17,314 images) and are no findings. Such a report
@@ -80,7 +80,7 @@ def read_padchest(location: Path, options: ReaderOptions) -> pd.DataFrame:  # no
         published_view=table["Projection"].str.strip(),
     )
     rows = rows.join(table[[name for name in FILTER_COLUMNS if name in table]])
-    rows = clear_blank_cells(rows, [name for name in rows if name not in ("path", "file", "split")])
+    rows = clear_blank_cells(rows, [name for name in rows.columns if name not in ("path", "file", "split")])
     return rows.join(_make_findings(labels))
 
 

@@ -54,6 +54,14 @@ def test_a_missing_file_keeps_its_row(tmp_path):
     assert rows["path"].iloc[1] == path
 
 
+def test_a_file_of_the_same_name_in_another_series_is_another_image(tmp_path):
+    root = make_brax(tmp_path)
+    here, other = (root / f"images/id_0000/Study_{n}/Series_1/image-0.png" for n in (0, 9))
+    other.parent.mkdir(parents=True)
+    here.rename(other)
+    assert read(root)["file"].isna().tolist() == [True, False, False]
+
+
 def test_the_folder_may_be_named_by_its_parent_its_table_or_its_images(tmp_path):
     root = make_brax(tmp_path / "brax" / "1.1.0")
     for path in (root, root.parent, root / BRAX_TABLE, root / "images"):

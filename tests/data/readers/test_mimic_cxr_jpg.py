@@ -21,7 +21,7 @@ from fastcxr.data.columns import find_privacy_risk
 from fastcxr.data.findings import list_findings
 from fastcxr.data.readers.mimic_cxr_jpg import DATASET, read_mimic_cxr_jpg
 from fastcxr.data.readers.public import ReaderOptions
-from fastcxr.errors import DataError, InputMissingError
+from fastcxr.errors import DataError, InputMissingError, RecipeError
 
 SPLIT_TABLE, METADATA_TABLE = "mimic-cxr-2.0.0-split.csv", "mimic-cxr-2.0.0-metadata.csv"
 LABEL_TABLE = "mimic-cxr-2.0.0-chexpert.csv"
@@ -59,8 +59,7 @@ def test_splits_patients_views_and_paths_are_those_of_the_tables(tmp_path):
     rows = read(make_mimic(tmp_path))
     assert rows["split"].tolist() == ["train"] * 6 + ["valid"] * 2 + ["test"] * 4
     assert rows["patient"].tolist()[::2] == [str(subject) for subject, *_ in MIMIC_STUDIES]
-    views = ["PA", "lateral", "AP", "lateral", None, "AP AXIAL"] * 2
-    assert rows["view"].where(rows["view"].notna(), None).tolist() == views
+    assert rows["view"].fillna("").tolist() == ["PA", "lateral", "AP", "lateral", "", "AP AXIAL"] * 2
     assert rows["path"].iloc[1] == f"files/p10/p10000032/s50414267/{name_dicom(1)}.jpg"
     assert rows["file"].tolist() == [str(tmp_path / path) for path in rows["path"]]
     assert rows["study_id"].tolist()[0] == "50414267"
@@ -107,6 +106,8 @@ def test_the_labels_of_negbio_are_chosen_by_name(tmp_path):
     assert list(DATASET.label_variants) == ["chexpert", "negbio"]
     assert values(rows, "Edema") == [*[1] * 6, None, None, *[1] * 4]
     assert rows["label"].tolist()[:2] == ["Edema", "Edema"]
+    with pytest.raises(RecipeError, match="no label variant called 'negbi' .did you mean 'negbio'"):
+        read(tmp_path, label_variant="negbi")
 
 
 def test_a_missing_table_is_named_with_what_to_do(tmp_path):

@@ -37,7 +37,7 @@ def test_every_listed_label_is_a_finding_and_normal_is_no_finding(tmp_path, capl
     assert "3 findings; 'normal' is read as No Finding: 2 images" in caplog.text
 
 
-def test_a_report_with_a_marker_leaves_unnamed_findings_unknown_unless_it_says_normal(tmp_path, caplog):
+def test_a_report_with_a_marker_leaves_unnamed_findings_unknown_unless_normal_is_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fastcxr"):
         rows = read(make_padchest(tmp_path))
     assert values(rows, PNEUMONIA) == [0, 1, 1, None, 0, None, None, None, None, 0]
