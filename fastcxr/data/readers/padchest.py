@@ -12,7 +12,7 @@ Access: form of BIMCV. The zip files contain 16-bit PNG files; `ImageDir` is the
 - "normal" is the label "No Finding". In 232 images, the list names it with others; all are kept.
 - "unchanged", "suboptimal study" and "exclude" describe the report (17,314 images) and are no findings. Such a report
   may omit a finding, e.g. one of the report before. A finding that it does not name is therefore unknown instead of
-  absent, unless it says "normal". The column `markers` lists them for filters.
+  absent, unless it names "normal". The column `markers` lists them for filters.
 - Without any label name, all findings are unknown: 103 blank cells and 777 lists of an empty name.
 
 Known traps: 24 % of the images were labelled by physicians, the others by a network that read the reports
