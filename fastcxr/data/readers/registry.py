@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from fastcxr.data.readers import cohen, coronahack, covidx
+from fastcxr.data.readers import brax, cohen, coronahack, covidx, mimic_cxr_jpg, padchest
 from fastcxr.data.readers.public import PublicDataset
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
-    module.DATASET.name: module.DATASET for module in (cohen, coronahack, covidx)
+    module.DATASET.name: module.DATASET for module in (brax, cohen, coronahack, covidx, mimic_cxr_jpg, padchest)
 }
 
 
