@@ -226,5 +226,4 @@ DATASET = PublicDataset(
         "files/p*/p*/s*/*.jpg": "images",
     },
     label_variants=LABEL_VARIANTS,
-    overlaps={"mimic_cxr": "the same images, there as DICOM"},
 )
