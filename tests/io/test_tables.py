@@ -4,7 +4,7 @@ import pytest
 from toy_datasets import check_message, write_file
 
 from fastcxr.errors import DataError, InputMissingError
-from fastcxr.io.tables import find_column, format_line_numbers, format_names, read_header, read_table
+from fastcxr.io.tables import find_column, format_line_numbers, format_names, read_header, read_lines, read_table
 
 
 def catch_error(path) -> DataError:
@@ -87,3 +87,16 @@ def test_lists_of_names_are_truncated_and_on_one_line():
     assert format_line_numbers([3]) == "line 3"
     assert format_line_numbers([5, 3]) == "lines 3, 5"
     assert format_names(["a\nb", "c\x1b"], 1) == "a\\nb and 1 more"
+
+
+def test_rows_may_leave_out_the_cells_of_columns_without_a_name_at_the_end(tmp_path):
+    table = read_table(write_file(tmp_path / "a.csv", "a,b,,\n1,2\n3,4,,\n"))
+    assert table.to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"]}
+    error = catch_error(write_file(tmp_path / "b.csv", "a,b,,\n1,2\n3\n"))
+    assert "1 rows do not have 4 cells, as the header has (line 3)" in check_message(error)
+
+
+def test_the_lines_of_a_text_file_are_without_blanks_and_blank_lines(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfa.png\r\n\r\n b.png \r\n")
+    assert read_lines(path) == ["a.png", "b.png"]

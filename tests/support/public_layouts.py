@@ -83,7 +83,7 @@ def make_nih_224(root: Path, n: int = 60) -> Path:
 
 
 def make_chexpert_rows(part: str, folder: str = "CheXpert-v1.0-small") -> list[list[str]]:
-    """Return 50 rows of train.csv or 20 of valid.csv, which has patients of its own and neither blanks nor -1."""
+    """Return 50 rows of train.csv or 20 of valid.csv, with other patients and neither blanks nor -1."""
     n, first_patient = (50, 0) if part == "train" else (20, 64540)
     rows = []
     for i in range(n):
