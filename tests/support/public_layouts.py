@@ -115,3 +115,20 @@ def make_chexpert(root: Path, folder: str = "CheXpert-v1.0-small") -> Path:
             write_gray(root / path, i)
         write_table(root / folder / f"{part}.csv", CHEXPERT_HEADER, rows)
     return root
+
+
+def make_chexlocalize(root: Path, folder: str = "CheXpert") -> Path:
+    """Write CheXlocalize in `root`/`folder`: val_labels.csv, test_labels.csv (without people) and images."""
+    for first, part, label_part, n in ((0, "val", "valid", 12), (100, "test", "test", 8)):
+        rows = []
+        for i in range(n):
+            below = f"patient{64541 + first + i // 2}/study1/view{1 + i % 2}_{('frontal', 'lateral')[i % 2]}.jpg"
+            write_gray(root / folder / part / below, first + i)
+            values = {name: "1.0" if name == "Edema" and i < n // 2 else "0.0" for name in CHEXPERT_FINDINGS}
+            people = ["Male", "60", ("Frontal", "Lateral")[i % 2], ("AP", "")[i % 2]] if part == "val" else []
+            no_finding = "0.0" if i < n // 2 else "1.0"
+            rows.append([f"CheXpert-v1.0/{label_part}/{below}", *people, no_finding, *values.values()])
+        header = CHEXPERT_HEADER if part == "val" else ("Path", *CHEXPERT_HEADER[5:])
+        write_table(root / folder / f"{part}_labels.csv", header, rows)
+        (root / folder / f"gt_segmentations_{part}.json").write_text("{}")
+    return root

@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import importlib.util
 import logging
 import shutil
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from public_layouts import NIH_BOX_HEADER, NIH_HEADER, make_nih, make_nih_224, make_nih_rows, write_gray, write_table
+from real_tables import find_real_table
 from toy_datasets import check_message
 
 from fastcxr.data.findings import list_findings
@@ -26,11 +26,6 @@ def check_error(error: FastcxrError, *parts: str) -> None:
     text = check_message(error)
     for part in parts:
         assert part in text
-
-
-def find_real_table(name: str) -> Path:
-    spec = importlib.util.find_spec("torchxrayvision")
-    return Path(spec.submodule_search_locations[0]) / "data" / name
 
 
 @pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv.gz"])
