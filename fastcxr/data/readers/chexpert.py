@@ -91,7 +91,7 @@ def _read_rows(path: Path, index: FileIndex) -> pd.DataFrame:
 
 
 def _read_views(table: pd.DataFrame) -> pd.Series:
-    """Return AP, PA or lateral, missing for other frontal images: of LL and RL, the image does not tell which it is."""
+    """Return AP, PA or lateral, missing for frontal images with another or no position."""
     is_lateral = table["Path"].str.contains("_lateral")
     if "Frontal/Lateral" in table:
         is_lateral = table["Frontal/Lateral"].str.strip().str.casefold() == LATERAL
