@@ -27,6 +27,9 @@ from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format
 from fastcxr.io.run_folders import require_run_file
 
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
+DataFormat = Literal[
+    "auto", "folders", "split_folders", "csv", "hdf5", "coronahack", "cohen", "covidx",
+]  # fmt: skip
 # a short name, and the names in the published studies
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}
 DEFAULT_BATCH_SIZE = 32  # images; the default learning rate is for this size
@@ -47,13 +50,35 @@ class Recipe:
         None, help="class folders, CSV with path and label, public dataset or packed file; repeatable, all are merged",
         group="Data", common=True, is_path=True,
     )  # fmt: skip
-    data_format: Literal["auto", "folders", "split_folders", "csv", "coronahack", "cohen", "covidx", "hdf5"] = option(
-        "auto", help="format of the dataset", group="Data"
+    data_format: DataFormat = option(
+        "auto", help="format of the dataset: a layout, or a public dataset (see fastcxr datasets)", group="Data"
     )
+    columns: tuple[str, ...] = option(
+        (), help="ROLE=COLUMN of a table; roles: path, label, patient, sex, age, view, split, source; repeatable",
+        group="Data",
+    )  # fmt: skip
+    label_separator: str | None = option(
+        None, help="character between several labels in one cell of a table; none: a cell is one label", group="Data"
+    )
+    label_variant: str | None = option(
+        None, help="variant of the labels of a public dataset, see fastcxr datasets NAME", group="Data"
+    )
+    test_labels: Literal["radiologist"] | None = option(
+        None, help="test labels of MIMIC-CXR-JPG read by a radiologist, instead of those of the label variant",
+        group="Data",
+    )  # fmt: skip
+    split_file: str | tuple[str, ...] | None = option(
+        None, help="list of the images of a split: SPLIT=FILE, train*.txt, or table with path and split; repeatable",
+        group="Data", is_path=True,
+    )  # fmt: skip
     relabel: tuple[str, ...] = option(
         (), help="OLD=NEW: new name of a label, applied before filters; repeatable", group="Data"
     )
-    classes: tuple[str, ...] = option((), help="label to keep; repeatable; default: all", group="Data")
+    classes: tuple[str, ...] = option(
+        (),
+        help="labels to keep, as A,B or repeated; with several labels per image: images with one of them",
+        group="Data",
+    )
     filter: tuple[str, ...] = option(
         (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column; repeatable", group="Data"
     )
@@ -73,7 +98,9 @@ class Recipe:
     patient_tag: str | None = option(
         None, help="DICOM tag with the patient identifier; stored as a salted hash only", group="Data"
     )
-    skip_bad: bool = option(False, help="exclusion of unreadable images, counted in the report", group="Data")
+    skip_bad: bool = option(
+        False, help="exclusion of missing files, blank labels and unreadable images, all counted", group="Data"
+    )
 
     split: Literal["patient", "image"] = option(
         "patient", help="unit kept within one split; image ignores patients and overestimates performance",

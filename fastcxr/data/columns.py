@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from fastcxr.data.demographics import find_demographic_column
+from fastcxr.data.findings import FINDING_PREFIX
 from fastcxr.errors import RecipeError
 from fastcxr.io.tables import find_column, format_names, is_blank, suggest_name
 
@@ -50,8 +51,10 @@ def select_columns(rows: pd.DataFrame, keep: Sequence[str] = ()) -> pd.DataFrame
 
 
 def is_schema_column(name: str) -> bool:
-    """Return whether every manifest keeps the column: the schema, and sex, age and view."""
-    return name in SCHEMA or any(find_demographic_column([name], demographic) for demographic in DEMOGRAPHICS)
+    """Return whether every manifest keeps the column: the schema, the findings, and sex, age and view."""
+    if name in SCHEMA or name.startswith(FINDING_PREFIX):
+        return True
+    return any(find_demographic_column([name], demographic) for demographic in DEMOGRAPHICS)
 
 
 def find_privacy_risk(name: str, cells: pd.Series) -> str | None:

@@ -27,7 +27,7 @@ def add_dicom_demographics(rows: pd.DataFrame) -> pd.DataFrame:
 
     Without such values in DICOM headers, the rows are returned unchanged. Paths that name the patient are a warning.
     """
-    files = rows.loc[rows["file"].map(has_dicom_name), "file"]
+    files = rows.loc[rows["file"].map(has_dicom_name, na_action="ignore").fillna(False).astype(bool), "file"]
     if files.empty:
         return rows
     from fastcxr.data.imaging.dicom import read_tags  # importing pydicom is slow, and most datasets have no DICOM files

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pandas as pd
 
 from fastcxr.data.columns import find_privacy_risk
+from fastcxr.data.findings import is_multi_label, keep_single_labels, list_findings, rename_findings, split_labels
 from fastcxr.errors import RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name, to_text
@@ -23,11 +24,12 @@ def filter_tables(
     """Return each table with renamed labels and only the selected rows.
 
     `relabel`: "theirs=ours". `classes`: labels to keep, all if empty. `filter`: "column=value,value"; a source without
-    any value in the column keeps all rows. Raises RecipeError (E022) for an unknown label, column or value.
+    any value in the column keeps all rows. Raises RecipeError (E022) for an unknown label, column or value. The index
+    of each table is kept. Classes of a dataset with several labels per image make it one with one label per image.
     """
     for step, options in ((rename_labels, relabel), (keep_classes, classes), (keep_matching_rows, filter)):
         tables = step(tables, options) if options else tables
-    return [table.reset_index(drop=True) for table in tables]
+    return tables
 
 
 def rename_labels(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.DataFrame]:
@@ -41,19 +43,30 @@ def rename_labels(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd
             problem = f"relabel gives {old_label!r} two names, {new_names[old_label]!r} and {new_label!r}"
             raise RecipeError(problem, "Give each class one name", code="E022")
     log.info("relabelled: %s", format_names(f"{old} to {new} ({counts[old]:,})" for old, new in new_names.items()))
-    return [table.assign(label=to_text(table["label"].replace(new_names))) for table in tables]
+    return [_rename(table, new_names) for table in tables]
+
+
+def _rename(table: pd.DataFrame, new_names: dict[str, str]) -> pd.DataFrame:
+    if is_multi_label(table):
+        return rename_findings(table, new_names)
+    return table.assign(label=to_text(table["label"].replace(new_names)))
 
 
 def keep_classes(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.DataFrame]:
-    """Return the rows of these classes."""
+    """Return the rows with one of these labels; an option may name several, separated by commas."""
     counts = _count_labels(tables)
-    for name in options:
+    classes = [name for text in options for name in ([text] if text in counts.index else text.split(","))]
+    classes = [name.strip() for name in classes if name.strip()]
+    for name in classes:
         _reject_unknown(name, sorted(counts.index), "classes", "class")
-    dropped = counts.drop(list(options))
+    dropped = counts.drop(list(dict.fromkeys(classes)))
     if len(dropped):
         names = format_names(f"{name} ({n:,})" for name, n in dropped.items())
         log.info("classes left out: %s (%s)", names, pluralize(int(dropped.sum()), "image"))
-    return [table[table["label"].isin(list(options))] for table in tables]
+    return [
+        keep_single_labels(table, classes) if is_multi_label(table) else table[table["label"].isin(classes)]
+        for table in tables
+    ]
 
 
 def keep_matching_rows(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.DataFrame]:
@@ -99,7 +112,13 @@ def _split_option(text: str, option: str, form: str, partition: Callable) -> tup
 
 
 def _count_labels(tables: list[pd.DataFrame]) -> pd.Series:
-    return pd.concat([table["label"] for table in tables]).value_counts()
+    """Return the images of each label, or of each finding that is present and of "No Finding"."""
+    labels = [
+        table["label"].map(split_labels).explode() if is_multi_label(table) else table["label"] for table in tables
+    ]
+    counts = pd.concat(labels).value_counts()
+    absent = [name for table in tables for name in list_findings(table) if name not in counts.index]
+    return counts if not absent else pd.concat([counts, pd.Series(0, index=dict.fromkeys(absent))])
 
 
 def _reject_unknown(name: str, known: Iterable[str], option: str, role: str) -> None:

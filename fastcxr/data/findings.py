@@ -102,3 +102,74 @@ def make_finding_labels(findings: pd.DataFrame, no_finding: pd.Series | None = N
 def split_labels(label: str) -> list[str]:
     """Return the findings in a cell of `label`."""
     return [part for part in label.split(LABEL_SEPARATOR) if part]
+
+
+def count_findings(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the images of each finding: present, absent, uncertain, unknown, and the patients with the finding."""
+    counts = {}
+    for name in list_findings(rows):
+        values = rows[FINDING_PREFIX + name]
+        is_present = (values == 1).fillna(False).astype(bool)
+        counts[name] = {
+            "present": int(is_present.sum()),
+            "absent": int((values == 0).sum()),
+            "uncertain": int((values == -1).sum()),
+            "unknown": int(values.isna().sum()),
+            "patients": rows.loc[is_present, "patient"].nunique() if "patient" in rows else 0,
+        }
+    return pd.DataFrame.from_dict(
+        counts, orient="index", columns=["present", "absent", "uncertain", "unknown", "patients"]
+    )
+
+
+def rename_findings(rows: pd.DataFrame, new_names: Mapping[str, str]) -> pd.DataFrame:
+    """Return the rows with renamed findings; findings that get one name become one.
+
+    The merged finding is present if one is, else uncertain if one is, else unknown if one is, else absent.
+    """
+    merged: dict[str, pd.Series] = {}
+    for name in list_findings(rows):
+        column, values = FINDING_PREFIX + new_names.get(name, name), rows[FINDING_PREFIX + name]
+        merged[column] = _merge_values(merged[column], values) if column in merged else values
+    labels = rows["label"].map(
+        lambda label: LABEL_SEPARATOR.join(dict.fromkeys(new_names.get(n, n) for n in split_labels(label)))
+    )
+    others = rows.drop(columns=[name for name in rows.columns if name.startswith(FINDING_PREFIX)])
+    return others.assign(label=labels.astype(TEXT_DTYPE), **merged)
+
+
+def _merge_values(one: pd.Series, other: pd.Series) -> pd.Series:
+    is_present = ((one == 1) | (other == 1)).fillna(False).astype(bool)
+    is_uncertain = ((one == -1) | (other == -1)).fillna(False).astype(bool)
+    merged = one.mask(other.isna(), pd.NA).mask(one.isna(), pd.NA)
+    return merged.mask(is_uncertain, -1).mask(is_present, 1).astype(FINDING_DTYPE)
+
+
+def keep_single_labels(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with exactly one of these labels, as a dataset with one label per image.
+
+    A label is a finding that is present, or "No Finding". Other findings of the image do not matter.
+    """
+    chosen = [[name for name in split_labels(label) if name in classes] for label in rows["label"]]
+    is_kept = pd.Series([len(names) == 1 for names in chosen], rows.index, dtype=bool)
+    n_several = sum(len(names) > 1 for names in chosen)
+    log.info(
+        "images with exactly one of %s: %s of %s (%s have several of them, the others none)",
+        format_names(classes), f"{int(is_kept.sum()):,}", f"{len(rows):,}", f"{n_several:,}",
+    )  # fmt: skip
+    labels = pd.Series([names[0] if names else None for names in chosen], rows.index, dtype=TEXT_DTYPE)
+    others = rows.drop(columns=[name for name in rows.columns if name.startswith(FINDING_PREFIX)])
+    return others.assign(label=labels)[is_kept]
+
+
+def require_single_label(rows: pd.DataFrame) -> None:
+    """Raise DataError (E015) for a dataset with several labels per image."""
+    if findings := list_findings(rows):
+        counts = count_findings(rows)["present"].sort_values(ascending=False, kind="stable")
+        text = format_names((f"{name} ({n:,})" for name, n in counts.items()), 5)
+        problem = f"the data has several labels per image, {len(findings)} findings: {text}"
+        examples = [str(name) for name in counts.index[:2]]
+        is_normal = rows["label"].map(split_labels).map(lambda names: NO_FINDING in names)
+        classes = [NO_FINDING, examples[0]] if is_normal.any() else examples
+        fix = f"fastcxr trains one label per image: `classes={classes}` keeps the images with exactly one of these"
+        raise DataError(problem, fix, code="E015")

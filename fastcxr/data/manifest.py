@@ -6,6 +6,7 @@ columns chosen by the user; `file`, the absolute path on this machine, which is 
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
+from fastcxr.data.findings import is_multi_label, list_findings
 from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
@@ -29,14 +31,17 @@ from fastcxr.data.merge import (
 from fastcxr.data.patients import assign_patients, suggest_regex
 from fastcxr.data.readers.csv_table import make_label_rows, read_label_table
 from fastcxr.data.readers.detect import (
-    COLLECTIONS,
     FRAME_LAYOUT,
     MISSING_DATA_FIX,
     DetectedDataset,
     detect_layout,
 )
 from fastcxr.data.readers.folders import identify_file, list_class_images
+from fastcxr.data.readers.hdf5 import read_packed_manifest
+from fastcxr.data.readers.public import ReaderOptions
+from fastcxr.data.readers.registry import PUBLIC_DATASETS
 from fastcxr.data.relative_paths import make_paths_relative
+from fastcxr.data.row_checks import check_rows
 from fastcxr.data.stratify import validate_classes
 from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.io.files import atomic_write
@@ -73,7 +78,7 @@ NO_PATIENTS_WARNING = (
     "will be in both train and test: pass `patient_table`, `patient_regex` or a table with a patient column"
 )
 UNSPLIT_LABEL = "not split"
-DATA_OPTIONS = list_options(Recipe, "Data", without=("data", "skip_bad"))
+DATA_OPTIONS = list_options(Recipe, "Data", without=("data",))
 DataInput = str | Path | pd.DataFrame
 
 
@@ -94,7 +99,8 @@ def read_manifest(
         root: folder of the relative paths in a DataFrame; those in a CSV are relative to the folder of the CSV.
         only_test: the images are only evaluated, so one class is enough.
         **options: data options of a Recipe, which help(Recipe) explains: data_format, relabel, classes, filter,
-            keep_columns, deduplicate, patient_table, patient_regex, patient_tag.
+            columns, label_separator, label_variant, test_labels, split_file, keep_columns, deduplicate, patient_table,
+            patient_regex, patient_tag, skip_bad (for missing files and blank labels).
 
     Raises:
         DataError: the data cannot be used for training.
@@ -105,8 +111,10 @@ def read_manifest(
     recipe = _apply_options(recipe or Recipe(), options)
     datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
-    tables = [_read_dataset(dataset, name) for dataset, name in zip(datasets, names, strict=True)]
-    rows = _select_rows(tables, names, recipe)
+    reader_options = make_reader_options(recipe)
+    tables = [_read_dataset(dataset, name, reader_options) for dataset, name in zip(datasets, names, strict=True)]
+    tables = _select_rows(tables, recipe)
+    rows = _check_datasets(tables, datasets, names, recipe)
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
     rows = assign_patients(rows, table=recipe.patient_table, regex=recipe.patient_regex, tag=recipe.patient_tag)
@@ -128,14 +136,42 @@ def _apply_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:
     return recipe.replace(**options)
 
 
-def _select_rows(tables: list[pd.DataFrame], names: list[str], recipe: Recipe) -> pd.DataFrame:
-    """Return one table with the rows and columns that the recipe keeps."""
+def make_reader_options(recipe: Recipe) -> ReaderOptions:
+    """Return the options of a recipe that change how labels are read."""
+    given = {item.name: getattr(recipe, item.name) for item in fields(ReaderOptions) if item.name != "split_files"}
+    files = recipe.split_file or ()
+    return ReaderOptions(**given, split_files=(files,) if isinstance(files, str) else tuple(files))
+
+
+def _select_rows(tables: list[pd.DataFrame], recipe: Recipe) -> list[pd.DataFrame]:
+    """Return the tables with the rows that the recipe keeps, each with its index."""
     validate_kept_columns(tables, recipe.keep_columns)
     tables = filter_tables(tables, relabel=recipe.relabel, classes=recipe.classes)
     if filters_demographics(recipe.filter):  # otherwise the headers of fewer files are read, after filtering
         tables = [add_dicom_demographics(table) for table in tables]
-    rows = concat_tables(filter_tables(tables, filter=recipe.filter), names)
-    return select_columns(rows, [*recipe.keep_columns, INPUT_INDEX])
+    return filter_tables(tables, filter=recipe.filter)
+
+
+def _check_datasets(
+    tables: list[pd.DataFrame], datasets: list[DetectedDataset], names: list[str], recipe: Recipe
+) -> pd.DataFrame:
+    """Return one table of the selected rows with a label and a file, and of the columns that the recipe keeps."""
+    checked = [
+        check_rows(table, dataset.path, find_missing_fix(dataset), skip_bad=recipe.skip_bad)
+        for table, dataset in zip(tables, datasets, strict=True)
+    ]
+    kinds = {is_multi_label(table) for table in checked if len(table)}
+    if len(kinds) > 1:
+        several = [name for name, table in zip(names, checked, strict=True) if is_multi_label(table)]
+        problem = f"some datasets have one label per image, but {format_names(several)} has several"
+        fix = "Choose `classes` to use one label per image, or pass datasets of one kind"
+        raise DataError(problem, fix, code="E015")
+    return select_columns(concat_tables(checked, names), [*recipe.keep_columns, INPUT_INDEX])
+
+
+def find_missing_fix(dataset: DetectedDataset) -> str | None:
+    """Return what to do about missing files of a public dataset."""
+    return PUBLIC_DATASETS[dataset.layout].missing_fix if dataset.layout in PUBLIC_DATASETS else None
 
 
 def _warn_missing_patients(rows: pd.DataFrame, datasets: list[DetectedDataset], names: list[str]) -> None:
@@ -188,10 +224,12 @@ def detect_datasets(
     ]
 
 
-def _read_dataset(dataset: DetectedDataset, name: str) -> pd.DataFrame:
+def _read_dataset(dataset: DetectedDataset, name: str, options: ReaderOptions) -> pd.DataFrame:
     """Return the rows of a dataset; `name` is their source unless the data has a column for it."""
-    if dataset.layout in COLLECTIONS:
-        rows = COLLECTIONS[dataset.layout].read(dataset.path)
+    if dataset.layout in PUBLIC_DATASETS:
+        rows = PUBLIC_DATASETS[dataset.layout].read(dataset.path, options)
+    elif dataset.layout == "hdf5":
+        rows = read_packed_manifest(dataset.path)
     elif dataset.table is not None:
         rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path)
     elif dataset.layout == "csv":
@@ -228,7 +266,9 @@ class ManifestSummary(str):
 def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
     """Return `2 classes, 124 images, 68 patients from NIH file names`; a notebook also shows a table of the classes."""
     require_type("manifest", manifest, pd.DataFrame)
-    parts = [pluralize(manifest["label"].nunique(), "class", "classes"), pluralize(len(manifest), "image")]
+    findings = list_findings(manifest)
+    labels = pluralize(manifest["label"].nunique(), "class", "classes")
+    parts = [pluralize(len(findings), "finding") if findings else labels, pluralize(len(manifest), "image")]
     for origin, origin_text in PATIENT_ORIGIN_TEXTS.items():
         patients = manifest.loc[manifest["patient_origin"] == origin, "patient"].nunique()
         parts += [f"{pluralize(patients, 'patient')} from {origin_text}"] if patients else []

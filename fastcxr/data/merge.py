@@ -12,6 +12,7 @@ from itertools import count
 import pandas as pd
 
 from fastcxr.data.duplicates import are_counters
+from fastcxr.data.findings import FINDING_PREFIX
 from fastcxr.data.patients import OWN_PATIENT_PREFIX, PATIENT_NAME_PATTERNS, match_known_names, match_names
 from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
@@ -35,9 +36,15 @@ def _make_next_name(name: str, taken: Iterable[str]) -> str:
 
 
 def concat_tables(tables: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
-    """Return one table of text with the additional column INPUT_INDEX."""
+    """Return one table of text and findings with the additional column INPUT_INDEX.
+
+    A finding that only some of the datasets label is unknown in the others.
+    """
     tables = [table.assign(**{INPUT_INDEX: name}) for table, name in zip(tables, names, strict=True)]
-    text_tables = [table.assign(**{name: to_text(table[name]) for name in table.columns}) for table in tables]
+    text_tables = [
+        table.assign(**{name: to_text(table[name]) for name in table.columns if not name.startswith(FINDING_PREFIX)})
+        for table in tables
+    ]
     return pd.concat(text_tables, ignore_index=True)
 
 

@@ -10,6 +10,7 @@ from itertools import combinations
 import pandas as pd
 
 from fastcxr.data.duplicates import SPLIT_PRIORITY, group_exact_duplicates, union_exact_duplicates
+from fastcxr.data.findings import is_multi_label, split_labels
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
@@ -55,7 +56,8 @@ def split_by_patient(
             fix = "Leave out `earlier`, or remove the splits from the data"
             raise RecipeError("both the data and an earlier run give splits", fix, code="E018")
         return _use_given_splits(manifest, unit, seed)
-    require_two_groups(manifest.assign(split=None), unit)
+    if not is_multi_label(manifest):  # a rare finding may be in one split only
+        require_two_groups(manifest.assign(split=None), unit)
     keys = group_keys(manifest, unit)
     reused = {} if earlier is None else reuse_splits(manifest, keys, earlier, unit)
     split_by_group = assign_stratified(labels_per_group(manifest, keys), reused, seed=seed)
@@ -151,20 +153,22 @@ def _join_source_and_path(table: pd.DataFrame) -> pd.Series:
 
 
 def labels_per_group(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple[str, ...]]:
-    """Return the sorted labels of each group."""
+    """Return the sorted labels of each group; with several labels per image those that are present."""
+    label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
     labels: dict[str, set[str]] = {}
-    for key, label in zip(keys, manifest["label"], strict=True):
-        labels.setdefault(key, set()).add(label)
+    for key, names in zip(keys, label_lists, strict=True):
+        labels.setdefault(key, set()).update(names)
     return {key: tuple(sorted(names)) for key, names in labels.items()}
 
 
 def _validate_splits(manifest: pd.DataFrame) -> None:
     """Raise DataError for a class without training images (E030); warn of problems that affect the metrics."""
-    splits_by_label = manifest.groupby("label")["split"].agg(set)
+    label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
+    splits_by_label = manifest.assign(label=label_lists).explode("label").groupby("label")["split"].agg(set)
     for split in SPLITS:
         missing = [label for label, splits in splits_by_label.items() if split not in splits]
         names = format_names(map(repr, missing))
-        if missing and split == "train":
+        if missing and split == "train" and not is_multi_label(manifest):
             fix = "Add patients of every class to train, or leave out the class"
             raise DataError(f"no image of {names} is in train", fix, code="E030")
         if missing and (manifest["split"] == split).any():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.findings import is_multi_label, list_findings
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import format_names
@@ -126,9 +127,9 @@ def validate_classes(table: pd.DataFrame, path: str | Path | None = None, *, onl
     if table.empty:
         fix = "Pass PNG, JPEG, TIFF, BMP or DICOM files in one folder per class, or a CSV"
         raise InputMissingError("0 images", fix, path=path, code="E002")
-    labels = sorted(table["label"].unique())
+    labels = list_findings(table) or sorted(table["label"].unique())
     _reject_similar_names(labels, path)
-    if only_test:
+    if only_test or is_multi_label(table):
         return
     if len(labels) == 1:
         problem = f"the images have one class only, {labels[0]!r}"

@@ -27,6 +27,7 @@ from PIL import Image
 from fastcxr.config.recipe import DEFAULT_BATCH_SIZE, Recipe
 from fastcxr.data.bit_depth import COLUMN, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.findings import require_single_label
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.splits import split_by_patient
@@ -181,8 +182,11 @@ def make_datablock(
 def read_split_manifest(source: pd.DataFrame | str | Path, recipe: Recipe) -> pd.DataFrame:
     """Return a manifest unchanged; read other data, and split it by the recipe's unit and seed."""
     if isinstance(source, pd.DataFrame):
+        require_single_label(source)
         return source
-    return split_by_patient(read_manifest(source), unit=recipe.split, seed=recipe.seed)
+    manifest = read_manifest(source)
+    require_single_label(manifest)
+    return split_by_patient(manifest, unit=recipe.split, seed=recipe.seed)
 
 
 def select_training_rows(manifest: pd.DataFrame) -> pd.DataFrame:

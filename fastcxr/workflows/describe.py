@@ -26,7 +26,8 @@ def describe(recipe: Recipe, folder: str | Path, progress: Progress | None = Non
     used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
-        manifest = load_dataset(recipe.replace(skip_bad=True), output_dir, Dataset(recipe, only_test=True))
+        recipe = recipe.replace(skip_bad=True)
+        manifest = load_dataset(recipe, output_dir, Dataset(recipe, only_test=True, allows_findings=True))
         manifest = split_if_possible(manifest, recipe)
         output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}

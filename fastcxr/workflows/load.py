@@ -9,6 +9,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import BitDepths, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.duplicates import union_exact_duplicates
+from fastcxr.data.findings import require_single_label
 from fastcxr.data.manifest import (
     describe_manifest,
     drop_unreadable,
@@ -41,9 +42,23 @@ class Dataset:
     contains all images; it is None before open_images. `features_file` is the features.npz of the last run, if any.
     """
 
-    def __init__(self, recipe: Recipe, *, only_test: bool = False, depths: BitDepths | None = None):
-        """`only_test`: whether a single class is enough. `depths`: the bit depths determined during training."""
-        self.recipe, self.only_test, self.depths = recipe, only_test, depths
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        only_test: bool = False,
+        depths: BitDepths | None = None,
+        allows_findings: bool = False,
+    ):
+        """Prepare the data of a recipe; nothing is read.
+
+        Args:
+            recipe: recipe with the data options.
+            only_test: whether a single class is enough.
+            depths: bit depths determined during training.
+            allows_findings: whether the data may have several labels per image.
+        """
+        self.recipe, self.only_test, self.depths, self.allows_findings = recipe, only_test, depths, allows_findings
         self.image_cache: ImageCache | None = None
         self.features_file: Path | None = None
         self._manifest: pd.DataFrame | None = None
@@ -57,7 +72,9 @@ class Dataset:
         try:
             if self._manifest is None:
                 with record_logging(self._manifest_records):
-                    self._manifest = read_recipe_manifest(self.recipe, only_test=self.only_test)
+                    self._manifest = read_recipe_manifest(
+                        self.recipe, only_test=self.only_test, allows_findings=self.allows_findings
+                    )
         finally:
             replay_logging(self._manifest_records)
         return self._manifest
@@ -95,9 +112,15 @@ def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None 
     return union_exact_duplicates(manifest)
 
 
-def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
-    """Return the manifest of the recipe's data without reading any image."""
-    return read_manifest(recipe.data or (), recipe, only_test=only_test)
+def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False, allows_findings: bool = False) -> pd.DataFrame:
+    """Return the manifest of the recipe's data without reading any image.
+
+    `allows_findings`: whether the data may have several labels per image, otherwise a DataError (E015).
+    """
+    manifest = read_manifest(recipe.data or (), recipe, only_test=only_test)
+    if not allows_findings:
+        require_single_label(manifest)
+    return manifest
 
 
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:

@@ -8,9 +8,9 @@ import pandas as pd
 from fastcxr.data.readers.csv_table import (
     assign_files,
     clear_blank_cells,
-    reject_duplicate_rows,
     rename_reserved_columns,
 )
+from fastcxr.data.readers.public import PublicDataset, ReaderOptions, find_table
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import BLANK_VALUES, TEXT_DTYPE, format_names, is_blank, read_table
@@ -22,7 +22,7 @@ NO_LABEL_VALUES = BLANK_VALUES | {"todo", "unknown"}  # later versions mark unla
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 
-def read_cohen(path: Path) -> pd.DataFrame:
+def read_cohen(path: Path, options: ReaderOptions = ReaderOptions()) -> pd.DataFrame:  # noqa: B008  it is frozen
     """Return path, label, patient, split and file of each radiograph, and all other columns for filters."""
     table = read_table(path)
     table = rename_reserved_columns(table.rename(columns={"patientid": "patient", "finding": "label"}))
@@ -36,10 +36,8 @@ def read_cohen(path: Path) -> pd.DataFrame:
         )
     root = path.absolute().parent
     paths = [name if (root / name).is_file() else None for name in table["path"]]
-    fix = "Copy the missing images to the folder given in the table, or remove the rows"
-    table = assign_files(table, paths, path, fix).assign(split=pd.Series(index=table.index, dtype=TEXT_DTYPE))
-    reject_duplicate_rows(table, path)
-    return clear_blank_cells(table, table.columns).reset_index(drop=True)
+    table = assign_files(table, paths, path).assign(split=pd.Series(index=table.index, dtype=TEXT_DTYPE))
+    return clear_blank_cells(table, table.columns)
 
 
 def _shorten_findings(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,3 +61,16 @@ def _drop_unusable_rows(table: pd.DataFrame) -> pd.DataFrame:
         names = format_names(table.loc[is_unlabelled, "path"], 5)
         log.warning("Cohen: skipped %s without a finding: %s", pluralize(int(is_unlabelled.sum()), "row"), names)
     return table[~is_volume & ~is_unlabelled]
+
+
+DATASET = PublicDataset(
+    name="cohen",
+    title="Cohen's collection",
+    required=f"a metadata.csv with the columns {', '.join(REQUIRED_COLUMNS)}",
+    detect=lambda path: find_table(path, REQUIRED_COLUMNS),
+    read=read_cohen,
+    labels="COVID-19 and other findings",
+    missing_fix="Copy the missing images to the folder given in the table",
+    page="https://github.com/ieee8023/covid-chestxray-dataset",
+    citation="J. P. Cohen et al., COVID-19 Image Data Collection: Prospective Predictions Are the Future, MELBA, 2020",
+)

@@ -14,11 +14,11 @@ from fastcxr.data.readers.csv_table import (
     assign_files,
     clear_blank_cells,
     find_patient_column,
-    reject_duplicate_rows,
     reject_rows,
     rename_reserved_columns,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_split_files
+from fastcxr.data.readers.public import PublicDataset, ReaderOptions, find_table
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, read_table, to_text
 
@@ -38,7 +38,7 @@ PATHOGEN_KINDS = {"bacteria": "Bacteria", "virus": "Virus"}
 KERMANY_PATTERN = re.compile(r"person\d+_|(NORMAL\d*-)?IM-\d+")  # children from Guangzhou (Kermany et al. 2018)
 
 
-def read_coronahack(path: Path) -> pd.DataFrame:
+def read_coronahack(path: Path, options: ReaderOptions = ReaderOptions()) -> pd.DataFrame:  # noqa: B008  it is frozen
     """Return path, label, split, source, file, both virus categories, and the patient if the table has it."""
     table = read_table(path)
     table = table.rename(columns={column: name for name, column in find_patient_column(table, path).items()})
@@ -54,9 +54,7 @@ def read_coronahack(path: Path) -> pd.DataFrame:
     table = table.assign(source=pd.Series(source, table.index, dtype=TEXT_DTYPE))
     # a file in the folder of the other split is not used: the correct split is unknown
     paths = [image_paths.get(split, {}).get(name) for name, split in zip(table["path"], table["split"], strict=True)]
-    table = assign_files(table, paths, path, "Unpack the whole archive next to the table, or remove the rows")
-    reject_duplicate_rows(table, path)
-    return clear_blank_cells(table, [KIND_COLUMN, VIRUS_COLUMN]).reset_index(drop=True)
+    return clear_blank_cells(assign_files(table, paths, path), [KIND_COLUMN, VIRUS_COLUMN])
 
 
 def _parse_labels(table: pd.DataFrame, path: Path) -> pd.Series:
@@ -102,3 +100,17 @@ def _log_unlisted_files(image_paths: dict[str, dict[str, str]], listed: set[str]
     if names:
         text = "CoronaHack: skipped %s that the table does not list: %s"
         log.info(text, pluralize(len(names), "file"), format_names(names, 5))
+
+
+DATASET = PublicDataset(
+    name="coronahack",
+    title="CoronaHack",
+    required=f"a table with the columns {', '.join(REQUIRED_COLUMNS)}",
+    detect=lambda path: find_table(path, REQUIRED_COLUMNS),
+    read=read_coronahack,
+    labels="Normal, Bacteria, Virus, COVID-19",
+    page="https://www.kaggle.com/datasets/praveengovi/coronahack-chest-xraydataset",
+    citation="P. Govi, CoronaHack: Chest X-Ray-Dataset, Kaggle, 2020",
+    missing_fix="Unpack the whole archive next to the table",
+    overlaps={"kermany": "its pediatric images", "cohen": "its COVID-19 images"},
+)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.readers.csv_table import reject_duplicate_rows
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_loose_files, list_split_files
+from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 from fastcxr.errors import DataError
-from fastcxr.io.tables import TEXT_DTYPE, format_line_numbers, format_names
+from fastcxr.io.tables import format_line_numbers, format_names, to_text
 
 LIST_NAME_PATTERN = re.compile(r"(train|test|valid|val)(?![a-z]).*\.txt", re.IGNORECASE)
 LIST_FOLDERS = ("", "labels")
@@ -38,7 +38,7 @@ def _is_label_list(path: Path) -> bool:
     return len(first_line.split()) >= 3 and IMAGE_NAME_PATTERN.search(first_line) is not None
 
 
-def read_covidx(root: Path) -> pd.DataFrame:
+def read_covidx(root: Path, options: ReaderOptions = ReaderOptions()) -> pd.DataFrame:  # noqa: B008  it is frozen
     """Return path, label, patient, source, split and file of each image in a label list."""
     lists = find_label_lists(root)
     if duplicate_lists := [name for names in lists.values() if len(names) > 1 for name in names]:
@@ -46,9 +46,7 @@ def read_covidx(root: Path) -> pd.DataFrame:
         raise DataError(problem, "Keep one version of the lists", path=root, code="E035")
     files = list_split_files(root, IMAGE_FOLDERS)
     tables = [_read_label_list(root, name, split, files.get(split, {})) for split, (name,) in sorted(lists.items())]
-    table = pd.concat(tables).reset_index(drop=True)
-    reject_duplicate_rows(table, root)
-    return table
+    return pd.concat(tables)
 
 
 def _read_label_list(root: Path, name: str, split: str, files: dict[str, str]) -> pd.DataFrame:
@@ -61,25 +59,42 @@ def _read_label_list(root: Path, name: str, split: str, files: dict[str, str]) -
     numbered = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
     _reject_lines(path, "have fewer than 3 fields", [number for number, words in numbered if len(words) < 3],
             "Write patient, file name and label on each line, separated by spaces", "E010")  # fmt: skip
-    rows = {number: row for number, words in numbered if (row := _parse_line(words, files))}
-    _reject_lines(path, f"name files that are not in {split}/", [n for n, _ in numbered if n not in rows],
-            "Create the images with the collection's script, or remove the lines", "E013")  # fmt: skip
-    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=["patient", "path", "label", "source"])
-    table = table.assign(file=[f"{root.absolute()}/{path}" for path in table["path"]], split=split)
-    return table.astype(TEXT_DTYPE)
+    lines = pd.Index([number for number, _ in numbered], name="line")
+    rows = [_parse_line(words, files) for _, words in numbered]
+    table = pd.DataFrame(rows, index=lines, columns=["patient", "path", "label", "source"])
+    is_known = table["path"].isin(set(files.values()))
+    table = table.assign(file=(f"{root.absolute()}/" + table["path"]).where(is_known), split=split)
+    return table.assign(**{name: to_text(table[name]) for name in table.columns})
 
 
-def _parse_line(words: list[str], files: dict[str, str]) -> tuple[str, str, str, str | None] | None:
-    """Return patient, path, label and source of a line; the patient and the file name may contain spaces."""
+def _parse_line(words: list[str], files: dict[str, str]) -> tuple[str, str, str, str | None]:
+    """Return patient, path, label and source of a line; the patient and the name of an existing file may have spaces.
+
+    The path of a missing file is its name.
+    """
     for n_last_words in (2, 1):  # older lists have no source
         label, source = words[-n_last_words], words[-1] if n_last_words == 2 else None
         for first in range(1, len(words) - n_last_words):
             name = " ".join(words[first : len(words) - n_last_words])
             if name in files:
                 return " ".join(words[:first]), files[name], label, source
-    return None
+    return words[0], words[1], words[2], words[3] if len(words) > 3 else None
 
 
 def _reject_lines(path: Path, problem: str, lines: list[int], fix: str, code: str) -> None:
     if lines:
         raise DataError(f"{len(lines):,} lines {problem} ({format_line_numbers(lines)})", fix, path=path, code=code)
+
+
+DATASET = PublicDataset(
+    name="covidx",
+    title="COVIDx",
+    required="train*.txt or test*.txt with lines of patient, filename, label and source, in the folder or labels/",
+    detect=lambda path: path if path.is_dir() and find_label_lists(path) else None,
+    read=read_covidx,
+    labels="positive and negative, or normal, pneumonia and COVID-19",
+    page="https://github.com/lindawangg/COVID-Net",
+    citation="L. Wang, Z. Q. Lin and A. Wong, COVID-Net, Scientific Reports 10, 19549, 2020",
+    missing_fix="Create the images with the dataset's script",
+    overlaps={"cohen": "its COVID-19 images", "rsna": "its images without COVID-19"},
+)

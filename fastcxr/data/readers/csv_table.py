@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.data.findings import FINDING_PREFIX, list_findings
 from fastcxr.data.patients import FILE_COLUMN_NAMES, PATIENT_COLUMN_NAMES
 from fastcxr.data.readers.folders import SPLIT_ALIASES, identify_file, reject_image_pairs, reject_non_utf8_names
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import (
     BLANK_VALUES,
-    FRAME_INDEX,
     MISSING_VALUES,
     TEXT_DTYPE,
     find_column,
@@ -46,17 +46,14 @@ def make_label_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
     table = rename_reserved_columns(table.rename(columns={column: name for name, column in columns.items()}))
-    for name in ("path", "label"):
-        reject_rows(is_blank(table[name]), f"have no {name}", f"Fill in every {name}, or remove the rows", path)
-    table = table.assign(label=table["label"].str.strip(), split=_parse_splits(table, path))
+    reject_rows(is_blank(table["path"]), "have no path", "Fill in every path, or remove the rows", path)
+    labels = to_text(table["label"].str.strip().mask(is_blank(table["label"]), ""))
+    table = table.assign(label=labels, split=_parse_splits(table, path))
     _reject_multiple_labels(table, path)
     folder = path.absolute().parent
-    note = "; `root` changes this folder" if table.index.name == FRAME_INDEX else ""
-    fix = f"Correct the paths (relative to {folder}{note}), or remove the rows"
-    table = assign_files(table, [_find_file(cell, folder) for cell in table["path"]], path, fix)
-    reject_duplicate_rows(table, path)
+    table = assign_files(table, [_find_file(cell, folder) for cell in table["path"]], path)
     extra_columns = [name for name in table.columns if name not in {*KNOWN_COLUMNS, "file"}]
-    return clear_blank_cells(table, extra_columns, {""}).reset_index(drop=True)
+    return clear_blank_cells(table, extra_columns, {""})
 
 
 def _find_columns(table: pd.DataFrame, path: Path) -> dict[str, str]:
@@ -103,7 +100,7 @@ def clear_blank_cells(table: pd.DataFrame, names: Iterable[str], blanks: set[str
     return table.assign(**{name: to_text(table[name].where(~is_blank(table[name], blanks))) for name in names})
 
 
-def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: Path, values: pd.Series | None = None) -> None:
+def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: str | Path, values: pd.Series | None = None) -> None:
     """Raise DataError with the lines of the bad rows, if any, and with their values."""
     if is_bad.any():
         names = "" if values is None else f": {format_names(map(repr, sorted(set(values[is_bad]))), 5)}"
@@ -168,20 +165,43 @@ def _make_multi_label_error(details: str, path: Path) -> DataError:
     return DataError(problem, fix, path=path, code="E015")
 
 
-def assign_files(table: pd.DataFrame, paths: list[str | None], path: Path, fix: str) -> pd.DataFrame:
-    """Return the table with `path`, relative to its folder, and `file`.
+def assign_files(table: pd.DataFrame, paths: Iterable[str | None], path: Path) -> pd.DataFrame:
+    """Return the table with `path`, relative to the folder of the table at `path`, and the absolute `file`.
 
-    Raises:
-        DataError: A path is None; names the lines of all missing files.
+    A row whose path is None keeps its text in `path`, and its `file` is missing: reject_missing_files judges it after
+    the rows are selected.
     """
-    found = to_text(pd.Series(paths, table.index, dtype="object"))
-    if (is_missing := found.isna()).any():
-        names = format_names(map(repr, table.loc[is_missing, "path"]), 5)
-        problem = f"{is_missing.sum():,} files are missing: {names} ({format_line_numbers(table.index[is_missing])})"
-        raise DataError(problem, fix, path=path, code="E013")
-    reject_non_utf8_names(path, found)
+    found = to_text(pd.Series(list(paths), table.index, dtype="object"))
+    reject_non_utf8_names(path, found.dropna())
     folder = path.absolute().parent
-    return table.assign(path=found, file=[str(folder / name) for name in found])
+    files = [str(folder / name) if isinstance(name, str) else None for name in found]
+    return table.assign(path=found.fillna(table["path"]), file=pd.Series(files, table.index, dtype=TEXT_DTYPE))
+
+
+def reject_missing_files(rows: pd.DataFrame, path: str | Path, fix: str) -> None:
+    """Raise DataError (E013) with the names and lines of the rows without `file`, if any."""
+    if (is_missing := rows["file"].isna()).any():
+        names = format_names(map(repr, rows.loc[is_missing, "path"]), 5)
+        problem = f"{is_missing.sum():,} files are missing: {names} ({format_line_numbers(rows.index[is_missing])})"
+        raise DataError(problem, fix, path=path, code="E013")
+
+
+def make_missing_files_fix(folder: Path, *, is_frame: bool = False) -> str:
+    """Return the fix of reject_missing_files for a table of the user, whose paths are relative to `folder`."""
+    note = "; `root` changes this folder" if is_frame else ""
+    return f"Correct the paths (relative to {folder}{note}), or remove the rows"
+
+
+def find_blank_labels(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows have no label; with several labels per image, those whose findings are all unknown."""
+    findings = [FINDING_PREFIX + name for name in list_findings(rows)]
+    is_unlabelled = is_blank(rows["label"])
+    return is_unlabelled & rows[findings].isna().all(axis=1) if findings else is_unlabelled
+
+
+def reject_blank_labels(rows: pd.DataFrame, path: str | Path) -> None:
+    """Raise DataError (E012) with the lines of the rows of find_blank_labels, if any."""
+    reject_rows(find_blank_labels(rows), "have no label", "Fill in every label, or remove the rows", path)
 
 
 def _find_file(cell: str, folder: Path) -> str | None:
@@ -198,7 +218,8 @@ def _exists(file: Path) -> bool:
 
 def reject_duplicate_rows(table: pd.DataFrame, path: Path) -> None:
     """Raise DataError if an image has two labels, two splits or two rows."""
-    key = table["file"].map(identify_file)
+    key = table["file"].dropna().map(identify_file).reindex(table.index)
+    key = key.astype("object").where(key.notna(), table["path"])
     rows = table.assign(key=key)[key.duplicated(keep=False)]
     groups = rows.groupby("key", sort=False)
     conflicting = rows[groups["label"].transform("nunique") > 1]

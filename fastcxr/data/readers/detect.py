@@ -5,14 +5,13 @@ Data that fits several layouts is an error; --data-format selects one.
 
 import logging
 import stat
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
 
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
-from fastcxr.data.readers import cohen, coronahack, covidx
 from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
     SPLIT_ALIASES,
@@ -21,7 +20,8 @@ from fastcxr.data.readers.folders import (
     list_loose_files,
     list_output_folders,
 )
-from fastcxr.data.readers.hdf5 import is_hdf5, read_packed_manifest
+from fastcxr.data.readers.hdf5 import is_hdf5
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
@@ -33,54 +33,8 @@ MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
 
 
-@dataclass(frozen=True)
-class Collection:
-    """A known dataset: its title, its detector and its reader."""
-
-    title: str
-    required: str  # what the data must contain, for the error if --data-format selects it
-    detect: Callable[[Path], Path | None]  # takes the path in --data, returns the argument of `read`
-    read: Callable[[Path], pd.DataFrame]
-
-
-def _make_table_detector(columns: Iterable[str]) -> Callable[[Path], Path | None]:
-    """Return a detector of a table with these columns, or of the folder that contains it."""
-
-    def find(path: Path) -> Path | None:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        tables = [file for file in files if file.suffix.casefold() in TABLE_SUFFIXES and file.is_file()]
-        return next((table for table in tables if set(columns) <= set(read_header(table))), None)
-
-    return find
-
-
-def _detect_covidx(path: Path) -> Path | None:
-    return path if path.is_dir() and covidx.find_label_lists(path) else None
-
-
-def _detect_hdf5(path: Path) -> Path | None:
-    return path if path.is_file() and is_hdf5(path) else None
-
-
-COLLECTIONS = {
-    "coronahack": Collection(
-        "CoronaHack", f"a table with the columns {', '.join(coronahack.REQUIRED_COLUMNS)}",
-        _make_table_detector(coronahack.REQUIRED_COLUMNS), coronahack.read_coronahack,
-    ),
-    "cohen": Collection(
-        "Cohen's collection", f"a metadata.csv with the columns {', '.join(cohen.REQUIRED_COLUMNS)}",
-        _make_table_detector(cohen.REQUIRED_COLUMNS), cohen.read_cohen,
-    ),
-    "covidx": Collection(
-        "COVIDx", "train*.txt or test*.txt with lines of patient, filename, label and source, in the folder or labels/",
-        _detect_covidx, covidx.read_covidx,
-    ),
-    "hdf5": Collection("a packed dataset", "a file made by `fastcxr pack`", _detect_hdf5, read_packed_manifest),
-}  # fmt: skip
-
-
 FRAME_LAYOUT = "table"  # of a DataFrame
-LAYOUTS = ("auto", "folders", "split_folders", "csv", *COLLECTIONS)
+LAYOUTS = ("auto", "folders", "split_folders", "csv", "hdf5", *PUBLIC_DATASETS)
 
 
 @dataclass(frozen=True)
@@ -131,8 +85,8 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
         raise RecipeError(problem, f"Choose one of {', '.join(LAYOUTS)}", code="E022")
     path = Path(data).expanduser()
     is_directory = _is_directory(path)
-    if layout in COLLECTIONS:
-        dataset = _require_collection(path, layout)
+    if layout in PUBLIC_DATASETS:
+        dataset = _require_public_dataset(path, layout)
     elif not is_directory:
         dataset = _detect_file(path, layout)
     else:
@@ -141,6 +95,7 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
             "folders": _make_folder_dataset,
             "split_folders": _make_split_dataset,
             "csv": _make_table_dataset,
+            "hdf5": _reject_folder,
         }
         dataset = detectors[layout](_read_directory(path))
         if output_folders := list_output_folders(str(path)):
@@ -167,10 +122,13 @@ def _is_directory(path: Path) -> bool:
 
 
 def _detect_file(path: Path, layout: str) -> DetectedDataset:
-    if layout == "auto" and (collections := detect_collections(path)):
-        return DetectedDataset(*next(iter(collections.items())))
+    if layout in ("auto", "hdf5") and is_hdf5(path):
+        return DetectedDataset("hdf5", path)
+    if layout == "auto" and (found := detect_public_datasets(path)):
+        return DetectedDataset(*next(iter(found.items())))
     if layout not in ("auto", "csv"):
-        problem = f"the path is a file, and the data format {layout} needs a folder"
+        expected = "a file made by `fastcxr pack`" if layout == "hdf5" else "a folder"
+        problem = f"the path is a file, and the data format {layout} needs {expected}"
         raise DataError(problem, "Pass a folder, or omit `data_format`", path=path, code="E036")
     _reject_image_file(path)
     return DetectedDataset("csv", path)
@@ -188,11 +146,16 @@ def _reject_image_file(path: Path) -> None:
         raise DataError(problem, fix, path=path, code="E028")
 
 
-def _require_collection(path: Path, layout: str) -> DetectedDataset:
-    collection = COLLECTIONS[layout]
-    location = collection.detect(path)
+def _reject_folder(content: DirectoryContent) -> DetectedDataset:
+    problem = "the path is a folder, and the data format hdf5 needs a file made by `fastcxr pack`"
+    raise DataError(problem, "Pass the file, or omit `data_format`", path=content.root, code="E036")
+
+
+def _require_public_dataset(path: Path, layout: str) -> DetectedDataset:
+    dataset = PUBLIC_DATASETS[layout]
+    location = dataset.detect(path)
     if location is None:
-        problem = f"the data is not {collection.title}, expected {collection.required}"
+        problem = f"the data is not {dataset.title}, expected {dataset.required}"
         raise DataError(problem, "Pass its folder, or omit `data_format`", path=path, code="E036")
     return DetectedDataset(layout, location)
 
@@ -216,8 +179,8 @@ def _is_label_table(path: Path) -> bool:
 
 
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:
-    if collections := detect_collections(content.root):
-        return _choose_collection(content, collections)
+    if found := detect_public_datasets(content.root):
+        return _choose_public_dataset(content, found)
     if content.split_folders and content.other_folders:
         splits, classes = _quote_names(content.split_folders), _quote_names(content.other_folders)
         problem = f"the folder contains both splits ({splits}) and classes ({classes})"
@@ -233,14 +196,16 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
     return _make_split_dataset(content) if content.split_folders else _make_folder_dataset(content)
 
 
-def _choose_collection(content: DirectoryContent, collections: dict[str, Path]) -> DetectedDataset:
-    """Return the detected collection; raise DataError if the folder fits another layout too."""
-    layouts = [*collections, *["csv"] * bool(content.label_tables), *["split_folders"] * bool(content.class_folders)]
+def _choose_public_dataset(content: DirectoryContent, found: dict[str, Path]) -> DetectedDataset:
+    """Return the detected dataset; raise DataError if there are several, or a table that is not one of its files."""
+    known_files = [pattern for name in found for pattern in PUBLIC_DATASETS[name].files]
+    own_tables = [name for name in content.label_tables if not any(fnmatch(name, pattern) for pattern in known_files)]
+    layouts = [*found, *["csv"] * bool(own_tables)]
     if len(layouts) > 1:
         fix = f"Pass {' or '.join(f'`data_format={layout!r}`' for layout in layouts)}"
         problem = f"the folder fits several data formats: {format_names(layouts)}"
         raise DataError(problem, fix, path=content.root, code="E019")
-    return DetectedDataset(*next(iter(collections.items())))
+    return DetectedDataset(*next(iter(found.items())))
 
 
 def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
@@ -310,16 +275,13 @@ def _quote_names(names: tuple[str, ...]) -> str:
 def _describe_dataset(dataset: DetectedDataset) -> str:
     if dataset.layout == "csv":
         return f"the table {dataset.path.name}"
-    if dataset.layout in COLLECTIONS:
+    if dataset.layout == "hdf5":
+        return f"a packed dataset ({dataset.path.name})"
+    if dataset.layout in PUBLIC_DATASETS:
         file_name = f" ({dataset.path.name})" if dataset.path.is_file() else ""
-        return COLLECTIONS[dataset.layout].title + file_name
+        return PUBLIC_DATASETS[dataset.layout].title + file_name
     labels = format_names(sorted({folder.label for folder in dataset.folders}))
     if dataset.layout == "folders":
         return f"class folders {labels}"
     splits = sorted({folder.path.split("/")[0] for folder in dataset.folders})
     return f"class folders {labels} below {format_names(splits)}"
-
-
-def detect_collections(path: Path) -> dict[str, Path]:
-    """Return the known datasets that a path fits, each with the argument of its reader."""
-    return {name: found for name, collection in COLLECTIONS.items() if (found := collection.detect(path))}

@@ -1,11 +1,15 @@
 """Description of a public dataset: how it is recognised and read, where it is from, and which images it shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.errors import RecipeError
+from fastcxr.io.tables import read_header, suggest_name
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SEE_PAGE = "see its page"
 
 
@@ -51,5 +55,25 @@ class PublicDataset:
     citation: str = ""
     files: Mapping[str, str] = field(default_factory=dict)  # pattern below the location to its content; for the check
     label_variants: Mapping[str, str] = field(default_factory=dict)  # name to description, the default first
+    missing_fix: str = "Complete the download"  # what to do about missing files
     overlaps: Mapping[str, str] = field(default_factory=dict)  # name of another dataset to which images it shares
     read_boxes: Callable[[Path], pd.DataFrame] | None = None  # path, finding, x, y, width, height [pixels]
+
+    def find_variant(self, options: ReaderOptions) -> str:
+        """Return the label variant of the options. Raise RecipeError (E022) for a name that is not one of them."""
+        if options.label_variant is None:
+            return next(iter(self.label_variants), "")
+        if options.label_variant not in self.label_variants:
+            suggestion = suggest_name(options.label_variant, self.label_variants)
+            problem = f"{self.title} has no label variant called {options.label_variant!r}{suggestion}"
+            names = " or ".join(self.label_variants)
+            fix = f"Pass one of {names}" if names else "Leave out `label_variant`: its labels have no variants"
+            raise RecipeError(problem, fix, code="E022")
+        return options.label_variant
+
+
+def find_table(path: Path, columns: Iterable[str]) -> Path | None:
+    """Return `path` if it is a table with these columns, else the first such table in the folder `path`, if any."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    tables = [file for file in files if file.name.casefold().endswith(TABLE_SUFFIXES) and file.is_file()]
+    return next((table for table in tables if set(columns) <= set(read_header(table))), None)
