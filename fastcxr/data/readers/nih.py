@@ -174,6 +174,7 @@ DATASET = PublicDataset(
         "BBox_List_2017.csv": "boxes of 984 findings",
         "images*/**/*.png": "images",
     },
+    missing_fix="Unpack the missing parts, images_001 to images_012",
     overlaps={"rsna": "its images are from NIH", "siim": "its images are from NIH"},
     read_boxes=read_boxes,
 )

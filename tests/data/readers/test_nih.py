@@ -15,6 +15,7 @@ from toy_datasets import check_message
 from fastcxr.data.findings import list_findings
 from fastcxr.data.readers.nih import DATASET, FINDINGS, read_boxes
 from fastcxr.data.readers.public import ReaderOptions
+from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, FastcxrError
 
 
@@ -176,6 +177,29 @@ def test_the_counts_of_the_real_table_are_those_of_a_second_count(tmp_path):
     assert (rows["label"] == "No Finding").sum() == expected["No Finding"]
     assert rows["label"].str.contains("|", regex=False).sum() == 20_796
     assert (rows["patient"] == rows["path"].str[:8]).all()
+
+
+@pytest.mark.needs("torchxrayvision")
+def test_the_official_lists_are_obeyed_and_no_draw_divides_a_patient(tmp_path):
+    with gzip.open(find_real_table("Data_Entry_2017_v2020.csv.gz"), "rt") as file:
+        table = [next(file) for _ in range(4001)]
+    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("".join(table))
+    names = [line.split(",")[0] for line in table[1:]]
+    in_test = {name for name in names if int(name[:8]) % 5 == 0}
+    (tmp_path / "test_list.txt").write_text("\n".join(in_test))
+    (tmp_path / "train_val_list.txt").write_text("\n".join(name for name in names if name not in in_test))
+    manifest = read(tmp_path).drop(columns="file").assign(source="nih", split_origin="given")
+    official = split_by_patient(manifest)
+    assert set(official.loc[official["split"] == "test", "path"]) == in_test
+    assert set(official["split"]) == {"train", "valid", "test"}
+    assert (official.groupby("patient")["split"].nunique() == 1).all()
+    test_sets = set()
+    for seed in range(50):
+        drawn = split_by_patient(manifest, seed=seed, ignore_given_splits=True)
+        assert (drawn.groupby("patient")["split"].nunique() == 1).all()
+        assert drawn["split"].value_counts(normalize=True)["test"] == pytest.approx(0.15, abs=0.03)
+        test_sets.add(frozenset(drawn.loc[drawn["split"] == "test", "patient"]))
+    assert len(test_sets) == 50
 
 
 @pytest.mark.needs("torchxrayvision")
