@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.findings import FINDING_PREFIX, NO_FINDING, make_finding_labels, parse_finding_columns
 from fastcxr.data.readers.folders import list_folders
 from fastcxr.errors import DataError
-from fastcxr.io.tables import format_names, read_header, to_text
+from fastcxr.io.tables import format_line_numbers, format_names, is_blank, read_header, to_text
+
+CHEXPERT_LABELS = (
+    NO_FINDING, "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+VIEW_BY_CELL = dict.fromkeys(("l", "ll", "rl", "lateral"), "lateral") | {"pa": "PA", "ap": "AP", "ap_horizontal": "AP"}
 
 
 def find_table(folder: Path, names: Iterable[str], columns: Iterable[str]) -> Path | None:
@@ -43,3 +50,30 @@ def make_path_columns(names: pd.Series, found: Iterable[str | None], root: Path)
     """
     paths = to_text(pd.Series(list(found), index=names.index, dtype="object"))
     return pd.DataFrame({"path": paths.fillna(names), "file": to_text(f"{root.as_posix()}/" + paths)})
+
+
+def reject_repeated_rows(table: pd.DataFrame, column: str, path: Path) -> None:
+    """Raise DataError if two rows have the same value in the column that identifies a row (E014)."""
+    if (is_repeated := table[column].duplicated(keep=False)).any():
+        lines = format_line_numbers(table.index[is_repeated])
+        problem = f"{is_repeated.sum():,} rows repeat a value of {column} ({lines})"
+        raise DataError(problem, f"Keep one row per {column}", path=path, code="E014")
+
+
+def parse_view(cells: pd.Series) -> pd.Series:
+    """Return PA, AP or lateral for common names of these views, other names unchanged, and blank cells missing."""
+    cells = cells.str.strip()
+    known = cells.str.casefold().map(VIEW_BY_CELL)
+    return to_text(known.where(known.notna(), cells.where(~is_blank(cells))))
+
+
+def parse_chexpert_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return the finding columns and `label` of a table of text with some of the 14 columns; blanks stay unknown.
+
+    Raises:
+        DataError: a cell is not 1, 0, -1 or blank (E012).
+    """
+    parsed = parse_finding_columns(table, [name for name in CHEXPERT_LABELS if name in table], path)
+    findings = parsed.drop(columns=FINDING_PREFIX + NO_FINDING, errors="ignore")
+    no_finding = parsed[FINDING_PREFIX + NO_FINDING] == 1 if FINDING_PREFIX + NO_FINDING in parsed else None
+    return findings.assign(label=make_finding_labels(findings, no_finding))
