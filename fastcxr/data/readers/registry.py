@@ -4,11 +4,30 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from fastcxr.data.readers import brax, cohen, coronahack, covidx, mimic_cxr_jpg, padchest
+from fastcxr.data.readers import brax, chexlocalize, chexpert, cohen, coronahack, covidx, mimic_cxr_jpg, nih, padchest
+from fastcxr.data.readers import rsna, shenzhen, siim_acr, tbx11k, vindr_cxr
 from fastcxr.data.readers.public import PublicDataset
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
-    module.DATASET.name: module.DATASET for module in (brax, cohen, coronahack, covidx, mimic_cxr_jpg, padchest)
+    dataset.name: dataset
+    for dataset in (
+        nih.DATASET,
+        chexpert.DATASET,
+        chexlocalize.DATASET,
+        mimic_cxr_jpg.DATASET,
+        padchest.DATASET,
+        vindr_cxr.VINDR_CXR,
+        vindr_cxr.VINBIGDATA,
+        brax.DATASET,
+        rsna.DATASET,
+        siim_acr.DATASET,
+        tbx11k.DATASET,
+        shenzhen.SHENZHEN,
+        shenzhen.MONTGOMERY,
+        coronahack.DATASET,
+        cohen.DATASET,
+        covidx.DATASET,
+    )
 }
 
 
