@@ -57,7 +57,8 @@ def read_rsna(location: Path, options: ReaderOptions) -> pd.DataFrame:
     index = FileIndex(location)
     rows = assign_images(rows, rows["image"] + ".dcm", index)
     log_unlabelled(DATASET.title, index, TEST_FOLDER)
-    log.info("%s: patientId names one image; the patients are in NIH ChestX-ray14 only", DATASET.title)
+    text = "%s: patientId names one image, so images of a patient may be in both train and test. The patients are in %s"
+    log.warning(text, DATASET.title, "NIH ChestX-ray14 only")
     return rows.drop(columns="image")
 
 

@@ -10,6 +10,7 @@ Traps:
 - The images are from NIH ChestX-ray14. The patients are not published here.
 """
 
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location, find_table, log_unlabelled
 from fastcxr.io.tables import read_table
 
+log = logging.getLogger("fastcxr")
 TABLE = "train-rle.csv"
 TRAIN_FOLDER, TEST_FOLDER = "dicom-images-train", "dicom-images-test"
 COLUMNS = ("ImageId", "EncodedPixels")
@@ -41,6 +43,7 @@ def read_siim_acr(location: Path, options: ReaderOptions) -> pd.DataFrame:
     index = FileIndex(location)
     rows = assign_images(rows.assign(label=rows["has_mask"].map(LABELS)), rows["image"] + ".dcm", index)
     log_unlabelled(DATASET.title, index, TEST_FOLDER)
+    log.warning("%s: no patient is published, so images of a patient may be in both train and test", DATASET.title)
     return rows.drop(columns=["image", "has_mask"])
 
 

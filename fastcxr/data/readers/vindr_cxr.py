@@ -64,7 +64,9 @@ def read_vindr_cxr(location: Path, options: ReaderOptions) -> pd.DataFrame:
     names = rows["split"] + "/" + rows["image"] + ".dicom"
     if len(paths) == 1:  # images of one part alone can be split by patient
         rows = rows.drop(columns="split")
-    return assign_images(rows.drop(columns="image").rename_axis(FRAME_INDEX), names, FileIndex(location))
+    rows = rows.drop(columns="image").rename_axis(FRAME_INDEX)
+    rows = rows.assign(source=VINDR_CXR.name)  # the folder is named by its version, 1.0.0
+    return assign_images(rows, names, FileIndex(location))
 
 
 def read_vinbigdata(location: Path, options: ReaderOptions) -> pd.DataFrame:
@@ -135,8 +137,8 @@ def _join_readers(votes: pd.DataFrame, variant: str, title: str) -> pd.DataFrame
     rules = {"majority": 2 * reported > given, "any": reported > 0, "all": reported == given}
     present = rules[variant].astype(FINDING_DTYPE).where(given > 0)
     disagrees = ((reported > 0) & (reported < given)).any(axis=1)
-    log.info("%s: %s", title, LABEL_VARIANTS[variant])
-    if disagrees.any():
+    if images.duplicated().any():  # several readers, unlike the consensus of the test images
+        log.info("%s: %s", title, LABEL_VARIANTS[variant])
         log.info("%s: the readers disagree on %s of %s images", title, f"{disagrees.sum():,}", f"{len(present):,}")
     rows = present.reset_index().set_index(images.index[~images.duplicated()])
     nothing_found = rows.pop(FINDING_PREFIX + NOTHING_FOUND).eq(1).fillna(False).astype(bool)

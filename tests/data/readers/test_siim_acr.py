@@ -22,6 +22,7 @@ def test_repeated_rows_are_joined_and_files_found_below_any_folder(tmp_path, cap
     assert rows["path"].iloc[1] == f"dicom-images-train/1.2.276.0.1/1.2.276.0.1.1/{name}.dcm"
     assert rows["file"].notna().all()
     assert set(rows.columns) == {"label", "path", "file", "split"}
+    assert "no patient is published, so images of a patient may be in both train and test" in caplog.text
     assert "left out 1 image of dicom-images-test/, which have no published labels" in caplog.text
 
 

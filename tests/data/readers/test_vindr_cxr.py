@@ -58,9 +58,12 @@ def test_the_majority_is_the_default_and_disagreement_is_counted(tmp_path, caplo
     assert read_image(rows["file"].iloc[0]).shape == (64, 64)
 
 
-def test_both_parts_of_vindr_cxr_are_read_with_their_splits(tmp_path):
-    rows = read_vindr_cxr(make_vindr_cxr(tmp_path) / "1.0.0", ReaderOptions())
+def test_both_parts_of_vindr_cxr_are_read_with_their_splits(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        rows = read_vindr_cxr(make_vindr_cxr(tmp_path) / "1.0.0", ReaderOptions())
+    assert caplog.text.count("more than half of the readers") == 1, "not for the consensus of the test images"
     assert rows["split"].value_counts().to_dict() == {"train": 6, "test": 3}
+    assert set(rows["source"]) == {"vindr_cxr"}, "and not 1.0.0, the name of the folder"
     assert rows.index.is_unique
     assert rows["path"].iloc[-1] == f"test/{'c' * 32}.dicom"
     assert rows["file"].notna().all()
