@@ -4,8 +4,22 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from fastcxr.data.readers import brax, chexlocalize, chexpert, cohen, coronahack, covidx, mimic_cxr_jpg, nih, padchest
-from fastcxr.data.readers import rsna, shenzhen, siim_acr, tbx11k, vindr_cxr
+from fastcxr.data.readers import (
+    brax,
+    chexlocalize,
+    chexpert,
+    cohen,
+    coronahack,
+    covidx,
+    mimic_cxr_jpg,
+    nih,
+    padchest,
+    rsna,
+    shenzhen,
+    siim_acr,
+    tbx11k,
+    vindr_cxr,
+)
 from fastcxr.data.readers.public import PublicDataset
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
