@@ -18,7 +18,7 @@ import pandas as pd
 
 from fastcxr.data.readers.csv_table import clear_blank_cells
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import DOCUMENTED_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import (
     find_dataset_folder,
     find_table,
@@ -105,6 +105,7 @@ DATASET = PublicDataset(
     read=read_brax,
     labels="13 findings of CheXpert (several per image; 1, 0, -1 uncertain, blank)",
     n_images=40_967,
+    counts_from=DOCUMENTED_COUNTS,
     page="https://physionet.org/content/brax/1.1.0/",
     access="PhysioNet credentialed",
     citation="Reis et al., BRAX, Scientific Data 2022",

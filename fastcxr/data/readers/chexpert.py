@@ -20,7 +20,7 @@ import pandas as pd
 
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
 from fastcxr.data.readers.file_index import OTHER_SUFFIXES, FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import (
     CHEXPERT_LABELS,
     find_dataset_folder,
@@ -146,8 +146,9 @@ DATASET = PublicDataset(
     detect=_detect,
     read=read_chexpert,
     labels="13 findings (several per image; 1, 0, -1 uncertain, blank not mentioned)",
-    n_images=223_648,  # 223,414 in train.csv and 234 in valid.csv
-    n_patients=64_740,
+    n_images=223_414,  # in train.csv
+    n_patients=64_540,
+    counts_from=TABLE_COUNTS,
     page="https://stanfordmlgroup.github.io/competitions/chexpert/",
     access="form",
     citation="Irvin et al., CheXpert, AAAI 2019",

@@ -213,6 +213,7 @@ DATASET = PublicDataset(
     read=read_mimic_cxr_jpg,
     labels="13 findings of CheXpert (several per image; 1, 0, -1 uncertain, blank), by study",
     n_images=377_110,
+    counts_from="https://mimic.mit.edu, read in November 2026",
     page="https://physionet.org/content/mimic-cxr-jpg/",
     access="PhysioNet credentialed",
     citation="Johnson et al., MIMIC-CXR-JPG 2.1.0, PhysioNet 2024",

@@ -33,7 +33,7 @@ from fastcxr.data.demographics import MAX_AGE_YEARS
 from fastcxr.data.findings import LABEL_SEPARATOR, NO_FINDING, expand_label_lists, make_finding_labels
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import (
     find_dataset_folder,
     find_table,
@@ -159,6 +159,7 @@ DATASET = PublicDataset(
     labels="189 findings (several per image)",
     n_images=160_861,
     n_patients=67_625,
+    counts_from=TABLE_COUNTS,
     page="https://bimcv.cipf.es/bimcv-projects/padchest/",
     access="form",
     citation="Bustos et al., PadChest, arXiv 1901.07441, 2019",

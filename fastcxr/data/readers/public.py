@@ -10,6 +10,8 @@ from fastcxr.errors import RecipeError
 from fastcxr.io.tables import suggest_name
 
 SEE_PAGE = "see its page"
+TABLE_COUNTS = "label table in torchxrayvision 1.5.7, counted in November 2026"
+DOCUMENTED_COUNTS = "documentation of torchxrayvision 1.5.7, read in November 2026"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PublicDataset:
     labels: str = ""  # in words, e.g. "14 findings (several per image)"
     n_images: int | None = None  # of the complete dataset, None if not confirmed
     n_patients: int | None = None
+    counts_from: str = ""  # where both numbers were read, and when
     page: str = ""  # address of the dataset
     access: str = SEE_PAGE  # how to obtain it, e.g. "free", "form", "PhysioNet credentialed"
     citation: str = ""

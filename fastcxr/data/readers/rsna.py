@@ -21,7 +21,7 @@ import pandas as pd
 
 from fastcxr.data.readers.csv_table import reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import DOCUMENTED_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location, find_table, log_unlabelled
 from fastcxr.errors import InputMissingError
 from fastcxr.io.tables import is_blank, read_table
@@ -107,6 +107,7 @@ DATASET = PublicDataset(
     read=read_rsna,
     labels="3 classes, or 2 from the boxes",
     n_images=26_684,
+    counts_from=DOCUMENTED_COUNTS,
     page="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
     access="Kaggle",
     citation="Shih et al., Radiology: Artificial Intelligence, 2019",

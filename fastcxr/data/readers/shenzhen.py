@@ -27,7 +27,7 @@ import pandas as pd
 
 from fastcxr.data.demographics import cap_age
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import DOCUMENTED_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.formatting import pluralize
@@ -119,6 +119,7 @@ def _describe(name: str, n_images: int) -> PublicDataset:
         read=partial(_read_nlm, name=name),
         labels=", ".join(LABEL_BY_DIGIT.values()),
         n_images=n_images,
+        counts_from=DOCUMENTED_COUNTS,
         page="https://doi.org/10.3978/j.issn.2223-4292.2014.11.20",
         access="free",
         citation="Jaeger et al., Quantitative Imaging in Medicine and Surgery, 2014",

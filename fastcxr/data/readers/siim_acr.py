@@ -17,7 +17,7 @@ import pandas as pd
 
 from fastcxr.data.readers.csv_table import reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location, find_table, log_unlabelled
 from fastcxr.io.tables import read_table
 
@@ -64,6 +64,7 @@ DATASET = PublicDataset(
     read=read_siim_acr,
     labels="Pneumothorax, No Pneumothorax",
     n_images=12_047,
+    counts_from=TABLE_COUNTS,
     page="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",
     access="Kaggle",
     citation="SIIM-ACR Pneumothorax Segmentation challenge, Kaggle, 2019",

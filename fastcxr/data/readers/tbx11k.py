@@ -26,7 +26,7 @@ import pandas as pd
 
 from fastcxr.data.readers.csv_table import reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import DOCUMENTED_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location
 from fastcxr.errors import DataError
 from fastcxr.io.formatting import pluralize
@@ -132,6 +132,7 @@ DATASET = PublicDataset(
     read=read_tbx11k,
     labels=", ".join(LABEL_BY_FOLDER.values()),
     n_images=11_200,
+    counts_from=DOCUMENTED_COUNTS,
     page="https://github.com/yun-liu/Tuberculosis",
     access="form",
     citation="Liu et al., CVPR, 2020",

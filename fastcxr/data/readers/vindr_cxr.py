@@ -30,7 +30,7 @@ from fastcxr.data.findings import (
 )
 from fastcxr.data.readers.csv_table import reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import assign_images, find_location, find_table, log_unlabelled
 from fastcxr.errors import DataError
 from fastcxr.io.formatting import pluralize
@@ -177,7 +177,6 @@ VINDR_CXR = PublicDataset(
     detect=_detect_vindr_cxr,
     read=read_vindr_cxr,
     labels="27 findings (several per image), of three readers",
-    n_images=18_000,
     page="https://physionet.org/content/vindr-cxr/1.0.0/",
     access="PhysioNet credentialed",
     citation=CITATION,
@@ -199,6 +198,7 @@ VINBIGDATA = PublicDataset(
     read=read_vinbigdata,
     labels="14 findings (several per image), of three readers",
     n_images=15_000,
+    counts_from=TABLE_COUNTS,
     page="https://www.kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection",
     access="Kaggle",
     citation=CITATION,

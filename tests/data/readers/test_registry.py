@@ -23,6 +23,7 @@ def test_a_dataset_states_its_labels_and_its_page_and_is_not_detected_in_an_empt
     assert dataset.labels
     assert dataset.required
     assert dataset.page.startswith("https://")
+    assert bool(dataset.n_images) == bool(dataset.counts_from)  # a number is shown with its source
     assert dataset.detect(tmp_path) is None
 
 
