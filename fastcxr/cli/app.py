@@ -12,7 +12,8 @@ from cyclopts import App, Group, Parameter, Token, convert
 
 from fastcxr.cli.output import console, print_line
 from fastcxr.config.fields import GROUPS, InferencePrecision, list_options
-from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy, make_data_name
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.version import VERSION
 
@@ -85,7 +86,7 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
     panel = COMMON_PANEL if common_panel and metadata["common"] else PANELS[metadata["group"]]
     if item.name == "strategy":
         return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
-    if item.name == "data":  # of a union with str an option would take one value only
+    if item.name in ("data", "split_file"):  # of a union with str an option would take one value only
         hint = tuple[str, ...] | None
     alias = metadata["alias"]
     return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}")]

@@ -23,7 +23,8 @@ from fastcxr.cli.output import (
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_comparison, show_runs
-from fastcxr.config.recipe import Recipe, make_data_name
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.run_folders import RUNS_DIR

@@ -22,7 +22,8 @@ from fastcxr.cli.output import (
     use_output_options,
 )
 from fastcxr.config.fields import unknown_name_error
-from fastcxr.config.recipe import Augmentation, Recipe, make_data_name
+from fastcxr.config.recipe import Augmentation, Recipe
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import FastcxrError, InputMissingError, RecipeError, require_type
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.base import silence_logging

@@ -22,7 +22,8 @@ from fastcxr.cli.option_names import format_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, to_json_rows
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
-from fastcxr.config.recipe import Recipe, make_data_name
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.lock import reject_locked

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 
 from fastcxr.config.components import Augmentation, Stage
@@ -393,31 +393,7 @@ def _validate_source_options(recipe: Recipe) -> None:
         raise RecipeError("a held-out source needs `split='patient'`", "Leave out `split='image'`")
 
 
-def make_data_name(data: str | tuple[str, ...] | None) -> str:
-    """Return the name of the folder or file of a dataset; several are joined by a plus."""
-    paths = (data,) if isinstance(data, str) else data or ()
-    return "+".join(_make_path_name(PurePath(path)) for path in paths)
-
-
-def _make_path_name(path: PurePath) -> str:
-    return Path(path).resolve().name if path.name in ("", "..") else path.stem
-
-
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
         raise TypeError(f"a {dataclass_type.__name__} must be a mapping of names to values")
     return dataclass_type(**{name: tuple(item) if isinstance(item, list) else item for name, item in values.items()})
-
-
-def redact_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe for recipe.json: the folders of absolute paths are removed, relative paths are kept."""
-    values = {name: getattr(recipe, name) for name in list_path_options(Recipe)}
-    redacted = {
-        name: tuple(map(_redact_path, value)) if isinstance(value, tuple) else _redact_path(value)
-        for name, value in values.items()
-    }
-    return recipe.replace(**redacted)
-
-
-def _redact_path(path: str | None) -> str | None:
-    return PurePath(path).name if path and PurePath(path).is_absolute() else path

@@ -8,7 +8,9 @@ if no finding is known to be present). A dataset without such columns has one la
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError
@@ -73,9 +75,16 @@ def expand_label_lists(
     """
     given = [None if row is None else set(row) for row in labels]
     names = list(findings) or sorted(set().union(*(row for row in given if row)) - {NO_FINDING})
+    is_unknown = np.array([row is None for row in given], bool)
+    values = np.zeros((len(names), len(given)), np.int8)
+    number_by_name = {name: number for number, name in enumerate(names)}
+    for row, listed in enumerate(given):
+        for name in listed or ():
+            if name in number_by_name:
+                values[number_by_name[name], row] = 1
     columns = {
-        FINDING_PREFIX + name: pd.array([None if row is None else int(name in row) for row in given], FINDING_DTYPE)
-        for name in names
+        FINDING_PREFIX + name: pd.arrays.IntegerArray(values[number], is_unknown.copy())
+        for name, number in number_by_name.items()
     }
     return pd.DataFrame(columns, index=index)
 
@@ -99,9 +108,9 @@ def make_finding_labels(findings: pd.DataFrame, no_finding: pd.Series | None = N
     return pd.Series([LABEL_SEPARATOR.join(row) for row in parts], index=findings.index, dtype=TEXT_DTYPE)
 
 
-def split_labels(label: str) -> list[str]:
-    """Return the findings in a cell of `label`."""
-    return [part for part in label.split(LABEL_SEPARATOR) if part]
+def split_labels(label: Any) -> list[str]:
+    """Return the findings in a cell of `label`, which is a text or missing."""
+    return [part for part in label.split(LABEL_SEPARATOR) if part] if isinstance(label, str) else []
 
 
 def count_findings(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +178,7 @@ def require_single_label(rows: pd.DataFrame) -> None:
         text = format_names((f"{name} ({n:,})" for name, n in counts.items()), 5)
         problem = f"the data has several labels per image, {len(findings)} findings: {text}"
         examples = [str(name) for name in counts.index[:2]]
-        is_normal = rows["label"].map(split_labels).map(lambda names: NO_FINDING in names)
-        classes = [NO_FINDING, examples[0]] if is_normal.any() else examples
+        is_normal = [NO_FINDING in split_labels(label) for label in rows["label"]]
+        classes = [NO_FINDING, examples[0]] if any(is_normal) else examples
         fix = f"fastcxr trains one label per image: `classes={classes}` keeps the images with exactly one of these"
         raise DataError(problem, fix, code="E015")

@@ -39,7 +39,8 @@ from fastcxr.data.readers.detect import (
 from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.readers.hdf5 import read_packed_manifest
 from fastcxr.data.readers.public import ReaderOptions
-from fastcxr.data.readers.registry import PUBLIC_DATASETS
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
+from fastcxr.data.readers.split_files import apply_split_files, name_split
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.row_checks import check_rows
 from fastcxr.data.stratify import validate_classes
@@ -113,6 +114,10 @@ def read_manifest(
     names = make_unique_names(dataset.source for dataset in datasets)
     reader_options = make_reader_options(recipe)
     tables = [_read_dataset(dataset, name, reader_options) for dataset, name in zip(datasets, names, strict=True)]
+    if named_splits := find_named_splits(datasets):
+        names, tables = _join_named_splits(datasets, tables, named_splits)
+    if reader_options.split_files:
+        tables = [_apply_split_files(tables, reader_options.split_files)]
     tables = _select_rows(tables, recipe)
     rows = _check_datasets(tables, datasets, names, recipe)
     data_path = datasets[0].path if len(datasets) == 1 else None
@@ -122,7 +127,7 @@ def read_manifest(
         rows = add_dicom_demographics(rows)
     _warn_missing_patients(rows, datasets, names)
     if len(datasets) > 1:
-        rows = _merge_datasets(rows, names)
+        rows = _merge_datasets(rows, datasets, names)
     elif recipe.deduplicate:
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     validate_classes(rows, data_path, only_test=only_test)
@@ -141,6 +146,34 @@ def make_reader_options(recipe: Recipe) -> ReaderOptions:
     given = {item.name: getattr(recipe, item.name) for item in fields(ReaderOptions) if item.name != "split_files"}
     files = recipe.split_file or ()
     return ReaderOptions(**given, split_files=(files,) if isinstance(files, str) else tuple(files))
+
+
+def find_named_splits(datasets: list[DetectedDataset]) -> list[str]:
+    """Return the splits that all of the datasets are named for (train.csv and test.csv), else an empty list."""
+    splits = [name_split(dataset.path) for dataset in datasets]
+    return [split for split in splits if split] if len(set(splits)) == len(splits) > 1 and all(splits) else []
+
+
+def _join_named_splits(
+    datasets: list[DetectedDataset], tables: list[pd.DataFrame], splits: list[str]
+) -> tuple[list[str], list[pd.DataFrame]]:
+    """Return the name and the tables of one dataset whose splits were passed as several datasets."""
+    text = format_names(f"{dataset.path.name} is {split}" for dataset, split in zip(datasets, splits, strict=True))
+    log.info("the datasets are splits of one dataset: %s", text)
+    name = datasets[0].path.absolute().parent.name
+    joined = []
+    for dataset, table, split in zip(datasets, tables, splits, strict=True):
+        prefix = f"{dataset.path.name}/" if dataset.path.is_dir() else ""  # two folders may contain equal names
+        source = table["source"].where(table["source"] != dataset.source, name)
+        joined.append(table.assign(path=prefix + table["path"], split=split, source=to_text(source)))
+    return [name] * len(tables), joined
+
+
+def _apply_split_files(tables: list[pd.DataFrame], files: tuple[str, ...]) -> pd.DataFrame:
+    if len(tables) > 1:
+        problem = f"`split_file` is for one dataset, and {len(tables)} are given"
+        raise RecipeError(problem, "Add a column split to the tables, or pass one dataset", code="E022")
+    return apply_split_files(tables[0], files)
 
 
 def _select_rows(tables: list[pd.DataFrame], recipe: Recipe) -> list[pd.DataFrame]:
@@ -183,12 +216,19 @@ def _warn_missing_patients(rows: pd.DataFrame, datasets: list[DetectedDataset], 
             log.warning(prefix + NO_PATIENTS_WARNING + suggest_regex(part["path"], dataset.layout))
 
 
-def _merge_datasets(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def _merge_datasets(rows: pd.DataFrame, datasets: list[DetectedDataset], names: list[str]) -> pd.DataFrame:
     """Return the rows of several datasets without exact duplicates, with unambiguous sources and patients."""
     rows = scope_patient_ids(rows)
     counts = rows[INPUT_INDEX].value_counts(sort=False)
     inputs_text = ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())
     log.info("merged: %s; searching for duplicates", inputs_text)
+    layouts = [dataset.layout for dataset in datasets]
+    for sentence in describe_overlaps(layouts, layouts):
+        log.warning(
+            "%s. Only images with the same bytes or file name are recognised here: run `fastcxr audit`, which also "
+            "finds near-duplicates, before you trust a test on merged data",
+            sentence,
+        )
     rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     rows = disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
     if unused := sorted(set(names) - set(rows[INPUT_INDEX])):
@@ -231,9 +271,9 @@ def _read_dataset(dataset: DetectedDataset, name: str, options: ReaderOptions) -
     elif dataset.layout == "hdf5":
         rows = read_packed_manifest(dataset.path)
     elif dataset.table is not None:
-        rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path)
+        rows = make_label_rows(make_text_table(dataset.table, dataset.path), dataset.path, options)
     elif dataset.layout == "csv":
-        rows = read_label_table(dataset.path)
+        rows = read_label_table(dataset.path, options)
     else:
         rows = list_class_images(dataset.path.absolute(), list(dataset.folders))
     folder = dataset.path.absolute().parent

@@ -13,9 +13,10 @@ import pandas as pd
 
 from fastcxr.data.findings import FINDING_PREFIX, is_multi_label
 from fastcxr.data.readers.folders import identify_file, reject_image_pairs
+from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.tables import FRAME_INDEX, format_line_numbers, format_names, is_blank
+from fastcxr.io.tables import FRAME_INDEX, format_line_numbers, format_names, is_blank, to_text
 
 log = logging.getLogger("fastcxr")
 
@@ -59,38 +60,53 @@ def _leave_out(
     return rows[~is_bad]
 
 
-def join_repeated_rows(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return the first of the rows of each image; raise DataError if they contradict each other."""
-    keys = rows["file"].map(identify_file)
-    repeated = rows.assign(key=keys)[keys.duplicated(keep=False)]
-    if repeated.empty:
-        return rows
+def join_repeated_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return the first row of each image, if its rows agree in label, findings, split and patient.
+
+    Raises:
+        DataError: they differ (E008, E009, E014, E015).
+    """
+    rows = _find_repeated_rows(table)
+    _reject_contradictions(rows, path)
+    is_repeated = rows["key"].duplicated()
+    if is_repeated.any():
+        text = "%s: %s of an image with an earlier row are left out: label, split and patient are the same"
+        log.info(text, path.name, pluralize(int(is_repeated.sum()), "row"))
+    return table.drop(index=rows.index[is_repeated])
+
+
+def _find_repeated_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of images with several rows, with the identity of the file in `key`."""
+    key = table["file"].map(lambda file: file if parse_reference(file) else identify_file(file))
+    return table.assign(key=key)[key.duplicated(keep=False)]
+
+
+def _reject_contradictions(rows: pd.DataFrame, path: Path) -> None:
+    conflicting = rows[_differs(rows, "label")]
+    if len(conflicting) and (conflicting.groupby("key")["path"].nunique() == 1).all():
+        examples = format_names(dict.fromkeys(conflicting["path"]), 5)
+        problem = (
+            f"images have several rows with different labels: {examples} ({format_line_numbers(conflicting.index)})"
+        )
+        fix = "Keep one row per image, or write all findings of an image into one cell, separated by |"
+        raise DataError(problem, fix, path=path, code="E015")
     unit = rows.index.name or "line"
-    _reject_conflicts(repeated, "label", "E008", unit, path)
-    _reject_conflicts(repeated, "split", "E009", unit, path)
-    others = [name for name in repeated.columns if name == "patient" or name.startswith(FINDING_PREFIX)]
-    for name in others:
-        if len(conflicting := _find_conflicts(repeated, name)):
-            problem = f"rows of one image differ in {name.removeprefix(FINDING_PREFIX)}"
-            problem += f" ({format_line_numbers(conflicting.index)})"
-            raise DataError(
-                problem, "Keep one row per image, or give all of its rows one value", path=path, code="E014"
-            )
-    joined = rows[~keys.duplicated()]
-    text = "%s: %s repeat an image with the same label: each image is used once"
-    log.info(text, path.name, pluralize(len(rows) - len(joined), "row"))
-    return joined
+    pairs = _pair_with_first(conflicting, lambda row: f"{unit} {row.Index} {row.label} {row.path}")
+    reject_image_pairs(path, pairs, "E008")
+    conflicting = rows[_differs(rows, "split")]
+    pairs = _pair_with_first(conflicting, lambda row: f"{unit} {row.Index} {row.split} {row.path}")
+    reject_image_pairs(path, pairs, "E009")
+    for name in ["patient", *(name for name in rows.columns if name.startswith(FINDING_PREFIX))]:
+        if name in rows and (is_bad := _differs(rows, name)).any():
+            values = f"values of {name.removeprefix(FINDING_PREFIX)} ({format_line_numbers(rows.index[is_bad])})"
+            problem = f"{is_bad.sum():,} rows repeat an image with different {values}"
+            raise DataError(problem, "Keep one row per image", path=path, code="E014")
 
 
-def _find_conflicts(repeated: pd.DataFrame, column: str) -> pd.DataFrame:
-    cells = repeated[column].astype("object").where(repeated[column].notna(), "")
-    return repeated[cells.groupby(repeated["key"], sort=False).transform("nunique") > 1]
-
-
-def _reject_conflicts(repeated: pd.DataFrame, column: str, code: str, unit: str, path: Path) -> None:
-    conflicting = _find_conflicts(repeated, column)
-    pairs = _pair_with_first(conflicting, lambda row: f"{unit} {row.Index} {getattr(row, column)} {row.path}")
-    reject_image_pairs(path, pairs, code)
+def _differs(rows: pd.DataFrame, name: str) -> pd.Series:
+    """Return which rows have an image whose rows differ in a column; a missing value differs from others."""
+    values = to_text(rows[name].astype("object").map(str, na_action="ignore")).fillna("")
+    return values.groupby(rows["key"], sort=False).transform("nunique") > 1
 
 
 def _pair_with_first(rows: pd.DataFrame, describe: Callable[[Any], str]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Read CSV files as tables of text, with line numbers in errors, and escape cells against formula injection.
 
-Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, UTF-16 with one, and files
-compressed with gzip, bzip2 or xz.
+Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, UTF-16 with one, files
+compressed with gzip, bzip2 or xz, a zip archive with one table, and JSON Lines (one object per line).
 The index of a table is the line on which each row starts. Every cell is text: 00000013 is no number.
 """
 
@@ -9,10 +9,12 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import logging
 import lzma
 import re
 import stat
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +25,7 @@ from typing import Any, BinaryIO, TypeGuard, cast
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
+from fastcxr.io.formatting import pluralize
 
 log = logging.getLogger("fastcxr")
 TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; both allow missing values
@@ -32,15 +35,43 @@ SEPARATORS = (",", ";", "\t")
 BLANK_VALUES = {"", "nan", "<na>"}  # written by programs for a missing value
 MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and by people, if these are no labels
 DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
-COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # of damaged and truncated files
+# of damaged and truncated files, and of zip archives with a password or another compression
+COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
+WORKBOOK_MEMBER = "[Content_Types].xml"  # in every Excel workbook, which is a zip archive
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
-    """Read a CSV file as text, indexed by line number. Raises DataError with the numbers of all invalid lines."""
+def is_table_name(path: str | Path) -> bool:
+    """Return whether a file name is that of a table, also of a compressed one such as labels.csv.gz."""
+    return find_table_stem(path) is not None
+
+
+def find_table_stem(path: str | Path) -> str | None:
+    """Return the name of a table without its suffixes (`train` of train.csv.gz), or None for another file."""
+    name = _strip_compression(Path(path).name)
+    return name[: -len(Path(name).suffix)] if name.casefold().endswith(TABLE_SUFFIXES) else None
+
+
+def _strip_compression(name: str) -> str:
+    return name[: -len(Path(name).suffix)] if name.casefold().endswith(COMPRESSION_SUFFIXES) else name
+
+
+def read_table(path: str | Path, columns: Iterable[str] | None = None) -> pd.DataFrame:
+    """Read a CSV file as text, indexed by line number. Raises DataError with the numbers of all invalid lines.
+
+    A file of JSON Lines becomes a table of its keys; lists in it stay JSON texts.
+
+    Args:
+        path: a file.
+        columns: columns to return, if the file has them; default: all.
+    """
     path = Path(path)
     text = _decode(_read_bytes(path), path)
+    if _is_json_lines(path):
+        return _parse_json_lines(text, path)
     rows = _parse(text, detect_separator(text), path)
     if not rows:
         raise DataError("an empty table", "Write a header line and a row for each image", path=path, code="E010")
@@ -48,15 +79,14 @@ def read_table(path: str | Path) -> pd.DataFrame:
     header = [name.strip() for name in header]
     _reject_duplicate_columns(header, path)
     records = [(line, _drop_trailing_blanks(cells, len(header))) for line, cells in records]
-    named_columns = [i for i, name in enumerate(header) if name]
     _reject_ragged_rows(records, header, path)
-    if len(named_columns) < len(header):
-        log.info("columns without a name are left out of %s: %d", path.name, len(header) - len(named_columns))
+    if columns is None and "" in header:
+        log.info("columns without a name are left out of %s: %d", path.name, header.count(""))
+    wanted = set(header if columns is None else columns) - {""}
+    numbers = [i for i, name in enumerate(header) if name in wanted]
     lines = pd.Index([line for line, _ in records], name="line", dtype="int64")
-    columns = {
-        header[i]: pd.Series([cells[i] for _, cells in records], index=lines, dtype=TEXT_DTYPE) for i in named_columns
-    }
-    table = pd.DataFrame(columns, index=lines)
+    series = {header[i]: pd.Series([cells[i] for _, cells in records], lines, TEXT_DTYPE) for i in numbers}
+    table = pd.DataFrame(series, index=lines)
     return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
 
 
@@ -79,10 +109,12 @@ def make_text_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def read_header(path: str | Path) -> list[str]:
-    """Return the column names of a CSV file; empty if it cannot be read."""
+    """Return the column names of a table, the keys of the first object of JSON Lines; empty if it cannot be read."""
     try:
         with _open_binary(Path(path)) as file:
             text = _decode(file.readline(1_000_000), Path(path))
+        if _is_json_lines(Path(path)):
+            return list(_parse_json_lines(text, Path(path)))
         rows = _parse(text, detect_separator(text), Path(path))
     except (DataError, *COMPRESSION_ERRORS):
         return []
@@ -99,15 +131,15 @@ def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
     """Return the column with the first of these names that exists, ignoring case, spaces and punctuation."""
     column_by_name: dict[str, str] = {}
     for column in columns:
-        column_by_name.setdefault(_normalize_name(column), column)
-    return next(filter(None, (column_by_name.get(_normalize_name(name)) for name in names)), None)
+        column_by_name.setdefault(normalize_name(column), column)
+    return next(filter(None, (column_by_name.get(normalize_name(name)) for name in names)), None)
 
 
 def suggest_name(name: str, names: Iterable[str], aliases: Sequence[str] = ()) -> str:
     """Return ` (did you mean 'x'?)` for an alias or a similar name among `names`, else an empty text."""
-    name_by_normalized = {_normalize_name(column): column for column in names}
-    candidates = [alias for alias in map(_normalize_name, aliases) if alias in name_by_normalized]
-    candidates += get_close_matches(_normalize_name(name), list(name_by_normalized), 1, 0.7)
+    name_by_normalized = {normalize_name(column): column for column in names}
+    candidates = [alias for alias in map(normalize_name, aliases) if alias in name_by_normalized]
+    candidates += get_close_matches(normalize_name(name), list(name_by_normalized), 1, 0.7)
     return f" (did you mean {name_by_normalized[candidates[0]]!r}?)" if candidates else ""
 
 
@@ -135,7 +167,8 @@ def format_names(names: Iterable[str], max_listed: int = MAX_LISTED) -> str:
     return ", ".join(names[:max_listed]) + remainder
 
 
-def _normalize_name(name: str) -> str:
+def normalize_name(name: str) -> str:
+    """Return a column name in lower case, letters and digits only: names that differ otherwise have one meaning."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
@@ -157,8 +190,23 @@ def _open_binary(path: Path) -> BinaryIO:
     """Open a file for reading, through a decompressor if its first bytes are those of a compressed file."""
     with path.open("rb") as file:
         head = file.read(6)
+    if head.startswith(b"PK\x03\x04"):
+        return _open_zip_member(path)
     open_file = next((opener for magic, opener in DECOMPRESSORS.items() if head.startswith(magic)), open)
     return cast("BinaryIO", open_file(path, "rb"))
+
+
+def _open_zip_member(path: Path) -> BinaryIO:
+    """Open the only table of a zip archive."""
+    archive = zipfile.ZipFile(path)
+    names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    if WORKBOOK_MEMBER in names:
+        raise DataError("an Excel workbook, not a CSV", "Save it as 'CSV UTF-8' first", path=path, code="E010")
+    tables = [name for name in names if is_table_name(name)]
+    if len(tables) != 1:
+        problem = f"a zip archive with {pluralize(len(tables), 'table')}, expected one"
+        raise DataError(problem, "Unpack it, and pass the table or the folder", path=path, code="E010")
+    return cast("BinaryIO", archive.open(tables[0]))
 
 
 def suggest_path(path: Path) -> str:
@@ -172,7 +220,7 @@ def suggest_path(path: Path) -> str:
 
 
 def _decode(content: bytes, path: Path) -> str:
-    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+    if content.startswith(b"\xd0\xcf\x11\xe0"):  # before 2007; later workbooks are zip archives
         raise DataError("an Excel workbook, not a CSV", "Save it as 'CSV UTF-8' first", path=path, code="E010")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
@@ -206,6 +254,37 @@ def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]
         fix = 'Quote a cell as "..." and a quote within it as ""'
         raise DataError(problem, fix, path=path, code="E010") from error
     return rows
+
+
+def _is_json_lines(path: Path) -> bool:
+    return _strip_compression(path.name).casefold().endswith(".jsonl")
+
+
+def _parse_json_lines(text: str, path: Path) -> pd.DataFrame:
+    """Return a table of text with a column for each key of the objects; a missing or null value is a blank cell."""
+    objects: dict[int, dict[str, Any]] = {}
+    invalid = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                objects[number] = dict(json.loads(line).items())
+            except (ValueError, AttributeError, RecursionError):
+                invalid.append(number)
+    if invalid:
+        problem = f"{len(invalid):,} lines are not JSON objects ({format_line_numbers(invalid)})"
+        raise DataError(problem, 'Write one object per line, such as {"file_name": "1.png"}', path=path, code="E010")
+    header = list(dict.fromkeys(key for values in objects.values() for key in values))
+    _reject_duplicate_columns(header, path)
+    lines = pd.Index(list(objects), name="line", dtype="int64")
+    cells = {name: [_format_json(values.get(name)) for values in objects.values()] for name in header}
+    return pd.DataFrame(cells, index=lines, dtype=TEXT_DTYPE)
+
+
+def _format_json(value: object) -> str:
+    """Return the text of a JSON value; lists and objects stay JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _drop_trailing_blanks(cells: list[str], width: int) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.config.recipe import Recipe, redact_paths
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.manifest import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, OutputError

@@ -10,7 +10,8 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 
-from fastcxr.config.recipe import Recipe, redact_paths
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.manifest import read_written_manifest, write_manifest
 from fastcxr.errors import require_type

@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 
 from fastcxr.cli.app import make_options_class
 from fastcxr.config.fields import GROUPS, list_options, list_path_options
-from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage, make_data_name
+from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Stage
+from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
 
 
@@ -149,7 +150,7 @@ def test_every_option_of_a_recipe_belongs_to_one_group():
 
 
 def test_lists_of_options_are_derived_from_the_groups():
-    assert list_path_options(Recipe) == ("data", "patient_table", "reuse_split", "weights")
+    assert list_path_options(Recipe) == ("data", "split_file", "patient_table", "reuse_split", "weights")
     assert list_options(Recipe, "Data", without=["data"]) == list_options(Recipe, "Data")[1:]
 
 

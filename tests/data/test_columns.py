@@ -33,16 +33,16 @@ def catch_error(data, *names: str) -> str:
 def test_a_manifest_contains_only_the_schema_and_demographic_columns(table):
     assert read_manifest(table).columns.tolist() == [
         *MANIFEST_COLUMNS,
-        "Patient_Gender",
+        "sex",
         "age",
-        "view position",
+        "view",
         "file",
     ]
 
 
 def test_a_column_to_keep_is_found_regardless_of_case_and_blanks(table):
     manifest = read_manifest(table, keep_columns=["Scan ner", "age"])
-    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "Patient_Gender", "age", "view position", "scanner", "file"]
+    assert manifest.columns.tolist() == [*MANIFEST_COLUMNS, "sex", "age", "view", "scanner", "file"]
     assert manifest["scanner"].tolist() == ["s1", "s0", "s1", "s0"]
 
 
@@ -56,7 +56,10 @@ def test_filters_use_columns_that_are_not_kept_and_messages_do_not_quote_free_te
 
 def test_an_unknown_column_to_keep_is_rejected_with_a_suggestion(table):
     text = catch_error(table, "scaner")
-    assert "keep_columns: no column is called 'scaner' (did you mean 'scanner'?). Choose from path, label" in text
+    assert (
+        "keep_columns: no column is called 'scaner' (did you mean 'scanner'?). Choose from path, label, patient, sex"
+        in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def test_is_valid_is_kept_by_the_split_and_reaches_the_loaders(toy_manifest, toy
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.rename(columns={"path": "fname"}), "DataFrame: no column called path"),
-        (lambda t: t.rename(columns={"label": "Diagnosis"}), r"no column called label \(did you mean 'Diagnosis'\?\)"),
+        (lambda t: t.rename(columns={"path": "where"}), "DataFrame: no column called path"),
+        (lambda t: t.rename(columns={"label": "Labeled"}), r"no column called label \(did you mean 'Labeled'\?\)"),
         (lambda t: t.assign(is_valid="perhaps"), "unknown is_valid: 'perhaps' .*Use True"),
         (lambda t: t.assign(split="train"), "the columns split and is_valid both give splits. Remove one of them"),
         (lambda t: t.assign(label=[None, *t["label"][1:]]), r"1 rows have no label \(row 0\)"),

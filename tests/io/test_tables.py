@@ -1,10 +1,21 @@
 """Reading of CSV files: separators, encodings, line numbers in errors."""
 
+import zipfile
+
 import pytest
 from toy_datasets import check_message, write_file
 
 from fastcxr.errors import DataError, InputMissingError
-from fastcxr.io.tables import find_column, format_line_numbers, format_names, read_header, read_lines, read_table
+from fastcxr.io.tables import (
+    find_column,
+    find_table_stem,
+    format_line_numbers,
+    format_names,
+    is_table_name,
+    read_header,
+    read_lines,
+    read_table,
+)
 
 
 def catch_error(path) -> DataError:
@@ -37,6 +48,13 @@ def test_the_index_is_the_line_on_which_a_row_starts(tmp_path):
     assert table["path"].tolist() == ["a\n\nb.png", "c.png"]
 
 
+def test_only_the_columns_named_are_read(tmp_path, caplog):
+    file = write_file(tmp_path / "a.csv", ",path,report,label\n0,a.png,text,x\n")
+    table = read_table(file, ["label", "path", "view"])
+    assert table.to_dict("list") == {"path": ["a.png"], "label": ["x"]}
+    assert caplog.text == ""
+
+
 def test_all_rows_with_a_wrong_number_of_cells_are_listed(tmp_path):
     body = "a,b\n" * 3 + "a\n" * 25 + "a,b,c\n"
     text = check_message(catch_error(write_file(tmp_path / "a.csv", "path,label\n" + body)))
@@ -51,9 +69,14 @@ def test_characters_in_another_encoding_are_listed_by_line(tmp_path):
 
 
 def test_an_excel_workbook_an_empty_file_and_open_quotes_are_errors_with_a_fix(tmp_path):
-    assert "an Excel workbook, not a CSV. Save it as" in check_message(
-        catch_error(write_file(tmp_path / "a.csv", b"PK\x03\x04.."))
-    )
+    workbooks = [
+        write_zip(tmp_path / "a.csv", **{"[Content_Types]__xml": "x", "xl/workbook__xml": "x"}),
+        write_file(tmp_path / "a.xls", b"\xd0\xcf\x11\xe0.."),
+    ]
+    for path in workbooks:
+        assert "an Excel workbook, not a CSV. Save it as" in check_message(catch_error(path))
+    damaged = write_file(tmp_path / "a.csv.zip", b"PK\x03\x04..")
+    assert "cannot be read (File is not a zip file)" in check_message(catch_error(damaged))
     assert "an empty table. Write a header line" in check_message(catch_error(write_file(tmp_path / "b.csv", "\n\n")))
     text = check_message(catch_error(write_file(tmp_path / "c.csv", 'path,label\na,b\n"c,d\n')))
     assert "line 3 cannot be read" in text
@@ -100,3 +123,58 @@ def test_the_lines_of_a_text_file_are_without_blanks_and_blank_lines(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xef\xbb\xbfa.png\r\n\r\n b.png \r\n")
     assert read_lines(path) == ["a.png", "b.png"]
+
+
+def write_zip(path, **members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name.replace("__", "."), text)
+    return path
+
+
+def test_a_zip_archive_with_one_table_is_read_as_the_table(tmp_path):
+    path = write_zip(tmp_path / "labels.csv.zip", labels__csv="path,label\na.png,x\n", readme__txt="text")
+    assert read_table(path)["label"].tolist() == ["x"]
+    assert read_header(path) == ["path", "label"]
+
+
+def test_a_zip_archive_without_a_table_or_with_two_is_an_error(tmp_path):
+    path = write_zip(tmp_path / "a.csv.zip", a__csv="x\n1\n", b__csv="x\n1\n")
+    with pytest.raises(DataError, match="E010 .*a zip archive with 2 tables, expected one. Unpack it"):
+        read_table(path)
+    with pytest.raises(DataError, match="a zip archive with 0 tables"):
+        read_table(write_zip(tmp_path / "b.csv.zip", a__png="x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a/train.csv", "train"),
+        ("train.CSV.gz", "train"),
+        ("t.v2.tsv.xz", "t.v2"),
+        ("metadata.jsonl", "metadata"),
+        ("train.gz", None),
+        ("train.txt", None),
+        ("csv", None),
+    ],
+)
+def test_tables_are_recognised_by_name_also_if_compressed(name, stem):
+    assert find_table_stem(name) == stem
+    assert is_table_name(name) == (stem is not None)
+
+
+def test_json_lines_are_a_table_of_text(tmp_path):
+    text = '{"file_name": "a.png", "label": ["x", "y"], "age": 7}\n\n{"file_name": "b.png", "sex": null}\n'
+    path = write_file(tmp_path / "metadata.jsonl", text)
+    table = read_table(path)
+    assert table.columns.tolist() == ["file_name", "label", "age", "sex"]
+    assert table.index.tolist() == [1, 3]
+    assert table.loc[1].tolist() == ["a.png", '["x", "y"]', "7", ""]
+    assert table.loc[3].tolist() == ["b.png", "", "", ""]
+    assert read_header(path) == ["file_name", "label", "age"]
+
+
+def test_lines_that_are_no_json_objects_are_an_error_with_their_numbers(tmp_path):
+    path = write_file(tmp_path / "metadata.jsonl", '{"a": 1}\n[1]\n{"a"\n')
+    with pytest.raises(DataError, match=r"E010 .*2 lines are not JSON objects \(lines 2, 3\). Write one object per"):
+        read_table(path)

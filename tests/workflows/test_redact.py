@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from toy_images import write_toys
 
-from fastcxr.config.recipe import Recipe, redact_paths
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.image_table import make_image_table
 from fastcxr.inference.predict import predict
 from fastcxr.io.redact import hide_in_text, redact_command

@@ -76,10 +76,10 @@ class FileIndex:
                 if candidate in self._known_paths:
                     return candidate
             shorter = shorter.partition("/")[2]
-        file_name = PurePosixPath(path).name
+        file_name = path.rpartition("/")[2]
         for groups, key in (
             (self._paths_by_name, file_name),
-            (self._image_paths_by_stem, PurePosixPath(path).stem),
+            (self._image_paths_by_stem, file_name.rpartition(".")[0] or file_name),
             (self._image_paths_by_stem, file_name),  # a name without extension may contain dots
         ):
             candidates = [candidate for candidate in groups.get(key, ()) if candidate.startswith(prefix)]

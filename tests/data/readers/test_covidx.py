@@ -33,7 +33,9 @@ def test_older_lists_have_no_source(tmp_path):
 
 def test_lines_with_missing_images_are_an_error_with_line_numbers(tmp_path):
     text = get_error(make_covidx(tmp_path, train=COVIDX + "7 missing.png normal rsna\n"))
-    assert "1 lines name files that are not in train/ (line 5). Create the images with the collection's script" in text
+    assert "1 files are missing: 'missing.png' (line 5). Create the images with the dataset's script" in text
+    manifest = read_manifest(tmp_path, skip_bad=True)
+    assert len(manifest) == 5
 
 
 def test_a_line_with_too_few_fields_is_an_error(tmp_path):

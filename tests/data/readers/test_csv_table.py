@@ -3,11 +3,18 @@
 import logging
 import os
 
+import pandas as pd
 import pytest
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import read_label_table
-from fastcxr.errors import FastcxrError, InputMissingError
+from fastcxr.data.readers.csv_table import (
+    make_missing_files_fix,
+    read_label_table,
+    reject_blank_labels,
+    reject_duplicate_rows,
+    reject_missing_files,
+)
+from fastcxr.errors import DataError, FastcxrError, InputMissingError
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
 
@@ -32,7 +39,8 @@ def test_columns_may_have_any_order_and_other_columns_are_kept_as_text(table, tm
     assert rows["age"].tolist()[0] == "063"
     assert rows[["age", "view"]].isna().sum().tolist() == [1, 1]
     assert rows["file"].tolist() == [str(tmp_path / "a.png"), str(tmp_path / "sub/c d.png")]
-    assert rows.index.tolist() == [0, 1]
+    assert rows.index.tolist() == [2, 3]
+    assert rows.index.name == "line"
 
 
 def test_absolute_paths_and_paths_with_spaces_or_backslashes_are_found(table, tmp_path):
@@ -41,8 +49,11 @@ def test_absolute_paths_and_paths_with_spaces_or_backslashes_are_found(table, tm
 
 
 def test_a_column_with_a_similar_name_is_suggested(table):
-    assert "no column called path (did you mean 'filename'?). Rename the column" in get_error(table("filename,label\n"))
-    assert "no column called label (did you mean 'finding'?). Rename the column" in get_error(table("path,finding\n"))
+    text = get_error(table("pathh,label\n"))
+    assert "no column called path (did you mean 'pathh'?). Rename the column that contains it to path, or pass" in text
+    text = get_error(table("path,labelled\na.png,x\n"))
+    assert "no column called label (did you mean 'labelled'?) and no columns of 0 and 1 for several findings" in text
+    assert "or pass `columns=['label=NAME']`" in text
     assert "FCX-E011" in get_error(table("x,y\n"))
 
 
@@ -51,14 +62,6 @@ def test_a_column_with_a_name_similar_to_patient_or_split_is_a_warning(table, ca
     assert "no column called patient (did you mean 'patiens'?); the similar column is ignored" in caplog.text
     assert "'slit'" in caplog.text
     assert "patiens" in rows
-
-
-def test_a_patient_id_column_is_used_as_the_patient_and_logged(table, caplog):
-    caplog.set_level(logging.INFO, "fastcxr")
-    assert read_label_table(table("path,label,Patient ID\na.png,x,1\n"))["patient"].tolist() == ["1"]
-    assert "the column 'Patient ID' is used as the patient" in caplog.text
-    text = get_error(table("path,label,patient_id,subject\na.png,x,1,2\n"))
-    assert "several columns may contain the patient: 'patient_id', 'subject'. Rename the correct one" in text
 
 
 def test_reserved_column_names_are_renamed(table, caplog):
@@ -73,11 +76,13 @@ def test_reserved_column_names_are_renamed(table, caplog):
     assert "error to given_error" in caplog.text
 
 
-def test_blank_paths_and_labels_are_an_error_with_line_numbers(table):
-    assert "2 rows have no label (lines 2, 4). Fill in every label" in get_error(
-        table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n")
-    )
+def test_blank_paths_are_an_error_and_blank_labels_are_rejected_after_the_selection(table):
     assert "1 rows have no path (line 3). Fill in every path" in get_error(table("path,label\na.png,x\n,y\n"))
+    rows = read_label_table(path := table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n"))
+    assert rows["label"].tolist() == ["", "y", ""]
+    with pytest.raises(DataError, match=r"FCX-E012 .*2 rows have no label \(lines 2, 4\). Fill in every label"):
+        reject_blank_labels(rows, path)
+    reject_blank_labels(rows[rows["label"] == "y"], path)
 
 
 def test_unknown_splits_are_an_error_with_line_numbers(table):
@@ -86,42 +91,51 @@ def test_unknown_splits_are_an_error_with_line_numbers(table):
     assert "'holdout' (line 3). Use train, valid or test" in text
 
 
-def test_missing_files_are_an_error_with_line_numbers(table, tmp_path):
-    text = get_error(table("path,label\n" + "".join(f"{i}.png,x\n" for i in range(30))))
+def test_missing_files_keep_their_name_and_are_rejected_after_the_selection(table, tmp_path):
+    rows = read_label_table(path := table("path,label\nb.png,y\n" + "".join(f"{i}.png,x\n" for i in range(30))))
+    assert rows["file"].isna().tolist() == [False, *[True] * 30]
+    assert rows["path"].tolist()[:3] == ["b.png", "0.png", "1.png"]
+    with pytest.raises(DataError) as caught:
+        reject_missing_files(rows, path, make_missing_files_fix(tmp_path))
+    text = check_message(caught.value)
     assert "FCX-E013" in text
     assert "30 files are missing: '0.png'" in text
-    assert "lines 2, 3, 4" in text
-    assert "21 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
+    assert "lines 3, 4, 5" in text
+    assert "22 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
+    reject_missing_files(rows[rows["label"] == "y"], path, "")
 
 
-@pytest.mark.parametrize(
-    "body",
-    ["a.png,x|y\nb.png,z\n", "a.png,x;y\nb.png,z\n", 'a.png,"x, y"\nb.png,x\nsub/e.png,y\n', "a.png,x\na.png,y\n"],
-)
-def test_several_labels_per_image_are_an_error(table, body):
-    text = get_error(table("path,label\n" + body))
+def test_rows_of_an_image_with_different_labels_are_an_error(table):
+    text = get_error(table("path,label\na.png,x\na.png,y\n"))
     assert "FCX-E015" in text
-    assert "the table has several labels per image, and fastcxr trains one label per image" in text
-    assert "(line" in text
-    assert "Keep one label column with one label per cell" in text
+    assert "images have several rows with different labels: a.png (lines 2, 3). Keep one row per image" in text
 
 
-def test_one_column_per_finding_is_an_error(table):
-    text = get_error(table("path,covid,pneumonia,age\na.png,0,1,50\nb.png,1.0,,0\n"))
-    assert "one label per image: no column is called label, and 'covid', 'pneumonia' contain 0 and 1" in text
-
-
-def test_a_comma_alone_does_not_separate_labels(table):
-    assert (
-        read_label_table(table('path,label\na.png,"opacity, left"\nb.png,n/a\n'))["label"].tolist()[0]
-        == "opacity, left"
+def test_rows_that_agree_are_joined_and_counted(table, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    rows = read_label_table(
+        table("path,label,patient,box\na.png,x,1,5\nb.png,y,2,6\n./a.png,x,1,7\n9.png,x,,\n9.png,x,,\n")
     )
+    assert rows.index.tolist() == [2, 3, 5]
+    assert rows["path"].tolist() == ["a.png", "b.png", "9.png"]
+    assert rows["box"].tolist()[0] == "5"
+    assert "2 rows of an image with an earlier row are left out: label, split and patient are the same" in caplog.text
 
 
-def test_repeated_rows_are_an_error_with_line_numbers(table):
-    text = get_error(table("path,label\na.png,x\nb.png,y\n./a.png,x\n"))
+def test_rows_of_an_image_with_two_patients_or_two_values_of_a_finding_are_an_error(table):
+    text = get_error(table("path,label,patient\na.png,x,1\nb.png,y,2\na.png,x,2\n"))
     assert "FCX-E014" in text
-    assert "2 rows repeat an image (lines 2, 4). Keep one row per image" in text
+    assert "2 rows repeat an image with different values of patient (lines 2, 4). Keep one row per image" in text
+    text = get_error(table("path,Edema,Mass\na.png,1,0\nb.png,0,1\na.png,1,\n"))
+    assert "different values of Mass (lines 2, 4)" in text
+    rows = read_label_table(table("path,Edema,Mass\na.png,1,0\nb.png,,1\na.png,1,0\n"))
+    assert rows["finding_Mass"].tolist() == [0, 1]
+
+
+def test_rows_of_an_image_are_an_error_in_a_public_table(table):
+    rows = pd.DataFrame({"path": ["a.png", "a.png"], "label": "x", "split": "train", "file": None})
+    with pytest.raises(DataError, match="FCX-E014 .*2 rows repeat an image .*Keep one row per image"):
+        reject_duplicate_rows(rows, table("x"))
 
 
 def test_an_image_with_two_names_must_have_one_label_and_one_split(table, tmp_path):

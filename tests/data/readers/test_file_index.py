@@ -1,0 +1,48 @@
+"""Tests for file_index.py."""
+
+import pytest
+
+from fastcxr.data.readers.file_index import FileIndex
+from fastcxr.errors import DataError
+
+FILES = ("a/1.png", "a/2.jpg", "b/1.png", "b/1.2.840.png", "notes/3.txt", "3.png", ".hidden/4.png")
+
+
+@pytest.fixture
+def index(tmp_path) -> FileIndex:
+    """Index of a folder called `set` with FILES, all empty: a file that is opened as an image is an error."""
+    for name in FILES:
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return FileIndex(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("a/1.png", "a/1.png"),
+        ("./a\\1.png", "a/1.png"),
+        ("set/a/1.png", "a/1.png"),
+        ("other/set/b/1.png", "b/1.png"),
+        ("2.jpg", "a/2.jpg"),
+        ("2.png", "a/2.jpg"),
+        ("2", "a/2.jpg"),
+        ("1.2.840", "b/1.2.840.png"),
+        ("3", "3.png"),
+        ("4.png", None),
+        ("5", None),
+        ("", None),
+    ],
+)
+def test_a_file_is_found_by_path_by_name_or_without_its_extension(index, name, path):
+    assert index.find([name]) == [path]
+
+
+def test_a_name_of_several_files_is_an_error_that_names_them(index):
+    with pytest.raises(DataError, match=r"several files may be '1.png': a/1.png, b/1.png"):
+        index.find(["1.png"])
+
+
+def test_the_search_may_be_limited_to_a_folder(index):
+    assert index.find(["1.png", "2.jpg"], below="b") == ["b/1.png", None]
