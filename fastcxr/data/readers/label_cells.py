@@ -44,7 +44,8 @@ def parse_label_cells(cells: pd.Series, path: Path, separator: str | None = None
         raise RecipeError("label_separator is empty", fix, code="E022")
     labels_by_cell = _split_cells(cells, path, separator)
     if all(len(labels) < 2 for labels in labels_by_cell.values()):
-        return pd.DataFrame({"label": cells.map(lambda cell: "".join(labels_by_cell[cell]))}, dtype=TEXT_DTYPE)
+        labels = ["".join(labels_by_cell[cell]) for cell in cells]
+        return pd.DataFrame({"label": labels}, cells.index, dtype=TEXT_DTYPE)
     lists = [labels_by_cell[cell] if cell else None for cell in cells]
     names = sorted({name for labels in labels_by_cell.values() for name in labels if not is_no_finding(name)})
     findings = expand_label_lists(lists, cells.index, names)

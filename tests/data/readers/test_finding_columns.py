@@ -65,7 +65,7 @@ def test_columns_of_another_kind_are_no_findings_and_are_named(read, caplog):
     assert "no findings by their name, or have one value: sex, is_valid, fold, Hernia" in caplog.text
 
 
-def test_a_label_column_takes_precedence_and_the_log_says_so(read, caplog):
+def test_a_label_column_takes_precedence_with_a_log_line(read, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     rows = read("path,class,Edema,Mass\na.png,x,1,1\nb.png,y,0,1\nc.png,y,0,0\n")
     assert rows["label"].tolist() == ["x", "y", "y"]
