@@ -62,7 +62,10 @@ def test_a_list_with_another_name_follows_its_split(rows, write):
     holdout = write("holdout.txt", "./images_002/images/3.png\n1.2.3\n")
     assert get_splits(rows, f"test={holdout}") == [None, None, "test", "test"]
     text = get_error(RecipeError, rows, holdout)
-    assert "FCX-E022: the name of holdout.txt does not begin with a split. Pass it as train=holdout.txt" in text
+    assert (
+        "FCX-E022: the name of holdout.txt does not begin with a split. Pass its split too, such as `split_file=['test=holdout.txt']`"
+        in text
+    )
     assert "no split is called 'tset'. Use train, valid or test" in get_error(RecipeError, rows, f"tset={holdout}")
 
 
