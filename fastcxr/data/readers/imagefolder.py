@@ -14,7 +14,7 @@ from fastcxr.data.readers.csv_table import has_label_columns, make_label_rows
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_folders
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 from fastcxr.errors import DataError
-from fastcxr.io.tables import format_names, read_header, read_table
+from fastcxr.io.tables import format_names, read_header, read_table, to_text
 
 log = logging.getLogger("fastcxr")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
@@ -57,12 +57,13 @@ def _find_metadata_file(folder: Path) -> Path | None:
 
 
 def _read_metadata(location: Path, folder: str, path: Path) -> pd.DataFrame:
-    """Return a metadata file with paths below the location, and the split if the folder is named for one."""
+    """Return a metadata file with paths below the location, and the splits if the folders are named for them."""
     table = read_table(path)
-    prefix = f"{folder}/" if folder else ""
-    table = table.assign(**{FILE_NAME_COLUMN: prefix + table[FILE_NAME_COLUMN].str.strip()})
-    split = SPLIT_ALIASES.get(path.parent.name.casefold()) if folder else None
-    return table if split is None else table.assign(split=split)
+    names = f"{folder}/".lstrip("/") + table[FILE_NAME_COLUMN].str.strip()
+    table = table.assign(**{FILE_NAME_COLUMN: names})
+    folders = names.str.removeprefix("data/").str.partition("/")[0].str.casefold()
+    splits = to_text(folders.map(SPLIT_ALIASES))
+    return table.assign(split=splits) if splits.notna().all() and "split" not in table else table
 
 
 def _detect(path: Path) -> Path | None:

@@ -77,9 +77,18 @@ def _parse_list(cell: str) -> list[str] | None:
     if not match:
         return None
     content = next(group for group in match.groups() if group is not None)
-    if QUOTED.sub("", content).replace(",", "").strip():  # without quotes, the parts end at a comma
+    if not QUOTED.search(content):  # without quotes, the parts end at a comma
         return _split_text(content, ",") if match[1] is not None else None
-    return [text for item in QUOTED.findall(content) if (text := str(literal_eval(item)).strip())]
+    if QUOTED.sub("", content).replace(",", "").strip():
+        return None
+    return [text for item in QUOTED.findall(content) if (text := _unquote(item).strip())]
+
+
+def _unquote(item: str) -> str:
+    try:
+        return str(literal_eval(item))
+    except (SyntaxError, ValueError):  # a backslash that begins no escape sequence
+        return item[1:-1]
 
 
 def _split_text(text: str, pattern: str | re.Pattern) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_image_pairs
-from fastcxr.data.readers.table_columns import find_role_columns
+from fastcxr.data.readers.table_columns import find_role_columns, has_role
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import (
@@ -122,7 +122,7 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
 
 def _read_table_list(path: Path, split: str | None) -> list[tuple[str, str]]:
     table = read_table(path)
-    columns = find_role_columns(table.columns, path)
+    columns = find_role_columns([name for name in table.columns if has_role([name], "path", "split")], path)
     if "path" not in columns or ("split" not in columns and split is None):
         problem = f"no columns path and split: the columns are {format_names(map(repr, table.columns), 8)}"
         raise DataError(problem, "Name the columns of a split list path and split", path=path, code="E011")

@@ -1,5 +1,6 @@
 """Tests for csv_table.py."""
 
+import gzip
 import logging
 import os
 
@@ -8,13 +9,17 @@ import pytest
 from toy_datasets import check_message, write_file, write_files
 
 from fastcxr.data.readers.csv_table import (
+    is_label_table,
+    make_label_rows,
     make_missing_files_fix,
     read_label_table,
     reject_blank_labels,
     reject_duplicate_rows,
     reject_missing_files,
 )
+from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.errors import DataError, FastcxrError, InputMissingError
+from fastcxr.io.tables import make_text_table
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
 
@@ -62,6 +67,41 @@ def test_a_column_with_a_name_similar_to_patient_or_split_is_a_warning(table, ca
     assert "no column called patient (did you mean 'patiens'?); the similar column is ignored" in caplog.text
     assert "'slit'" in caplog.text
     assert "patiens" in rows
+
+
+def test_columns_that_the_user_chooses_replace_those_with_the_names_of_the_manifest(table):
+    path = table("image,path,label,cls\na.png,1,x,u\nb.png,2,x,v\n")
+    rows = read_label_table(path, ReaderOptions(columns=("path=image", "label=cls")))
+    assert rows["path"].tolist() == ["a.png", "b.png"]
+    assert rows["label"].tolist() == ["u", "v"]
+    assert rows["given_path"].tolist() == ["1", "2"]
+    assert rows["given_label"].tolist() == ["x", "x"]
+
+
+def test_a_separator_of_the_user_gives_several_labels(table):
+    path = table('file_name,Finding Labels\na.png,"Edema, Mass"\nb.png,No Finding\n')
+    assert "FCX-E015" in get_error(path)
+    rows = read_label_table(path, ReaderOptions(label_separator=","))
+    assert rows["label"].tolist() == ["Edema|Mass", "No Finding"]
+    assert rows["finding_Mass"].tolist() == [1, 0]
+    rows = read_label_table(path, ReaderOptions(label_separator="none"))
+    assert rows["label"].tolist() == ["Edema, Mass", "No Finding"]
+    assert "finding_Mass" not in rows
+
+
+def test_lists_in_a_data_frame_are_several_labels_per_image(table, tmp_path):
+    frame = pd.DataFrame({"image": ["a", "b"], "labels": [["Edema", "Mass"], ["Mass"]]})
+    rows = make_label_rows(make_text_table(frame, tmp_path / "DataFrame"), tmp_path / "DataFrame")
+    assert rows["label"].tolist() == ["Edema|Mass", "Mass"]
+    assert rows["path"].tolist() == ["a.png", "b.png"]
+    assert rows.index.name == "row"
+
+
+def test_a_compressed_table_is_read_as_the_plain_one(table, tmp_path):
+    path = table("path,label\na.png,x\nb.png,y\n")
+    compressed = write_file(tmp_path / "labels.csv.gz", gzip.compress(path.read_bytes()))
+    pd.testing.assert_frame_equal(read_label_table(compressed), read_label_table(path))
+    assert is_label_table(compressed)
 
 
 def test_reserved_column_names_are_renamed(table, caplog):

@@ -61,12 +61,19 @@ def test_a_metadata_file_in_each_split_folder_gives_the_splits(split_folder):
     assert rows.index.is_unique
 
 
+def test_one_metadata_file_above_the_split_folders_gives_the_splits_too(tmp_path):
+    write_files(tmp_path, "train/1.png", "test/2.png")
+    write_file(tmp_path / "metadata.csv", "file_name,label\ntrain/1.png,covid\ntest/2.png,normal\n")
+    assert read(tmp_path)["split"].tolist() == ["train", "test"]
+
+
 def test_the_split_folders_may_be_in_data(split_folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     split_folder.rename(root / "data")
     rows = read(root)
     assert set(rows["path"]) == {"data/test/1.png", "data/train/1.png", "data/train/2.png", "data/validation/5.png"}
     assert rows["file"].notna().all()
+    assert set(rows["split"]) == {"train", "valid", "test"}
 
 
 def test_an_image_of_another_split_folder_is_missing(split_folder):
