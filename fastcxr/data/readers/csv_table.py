@@ -100,8 +100,7 @@ def _read_labels(
     """Return `label`, finding columns if there are several labels per image, and the columns that these replace."""
     if columns.get("label") == "label" and (written := find_written_columns(table)):
         return parse_written_columns(table, written, path), written
-    is_valid = find_column(table.columns, [IS_VALID_COLUMN])
-    indicators = find_indicator_columns(table, without=[*columns.values(), *filter(None, [is_valid])])
+    indicators = find_indicator_columns(table, without=columns.values())
     if "label" not in columns and indicators:
         return parse_indicator_columns(table, indicators, path), indicators
     _require_column(table, columns, "label", path, " and no columns of 0 and 1 for several findings")
