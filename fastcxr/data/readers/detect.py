@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
+from fastcxr.data.readers.csv_table import is_label_table
 from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
     SPLIT_ALIASES,
@@ -25,10 +26,9 @@ from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_dataset
 from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
-from fastcxr.io.tables import find_column, format_names, read_header, suggest_name
+from fastcxr.io.tables import find_table_stem, format_names, is_table_name, read_header, suggest_name
 
 log = logging.getLogger("fastcxr")
-TABLE_SUFFIXES = (".csv", ".tsv")
 MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
 
@@ -50,7 +50,7 @@ class DetectedDataset:
     def source(self) -> str:
         """Name of the folder or file, or folder of a DataFrame: the source of images that have no other."""
         if self.layout in ("csv", "hdf5"):
-            return self.path.stem
+            return find_table_stem(self.path) or self.path.stem
         return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
 
 
@@ -62,7 +62,7 @@ class DirectoryContent:
     split_folders: tuple[str, ...]  # names in SPLIT_ALIASES
     other_folders: tuple[str, ...]
     loose_files: tuple[str, ...]
-    label_tables: tuple[str, ...]  # loose files with the columns path and label
+    label_tables: tuple[str, ...]  # loose files with a path column, and a label column or findings
 
     @property
     def class_folders(self) -> list[ClassFolder]:
@@ -167,15 +167,8 @@ def _read_directory(root: Path) -> DirectoryContent:
         tuple(name for name in folders if name.casefold() in SPLIT_ALIASES),
         tuple(name for name in folders if name.casefold() not in SPLIT_ALIASES),
         tuple(loose_files),
-        tuple(name for name in loose_files if _is_label_table(root / name)),
+        tuple(name for name in loose_files if is_label_table(root / name)),
     )
-
-
-def _is_label_table(path: Path) -> bool:
-    if path.suffix.casefold() not in TABLE_SUFFIXES or not path.is_file():
-        return False
-    header = read_header(path)
-    return all(find_column(header, [name]) for name in ("path", "label"))
 
 
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:
@@ -198,8 +191,9 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
 
 def _choose_public_dataset(content: DirectoryContent, found: dict[str, Path]) -> DetectedDataset:
     """Return the detected dataset; raise DataError if there are several, or a table that is not one of its files."""
-    known_files = [pattern for name in found for pattern in PUBLIC_DATASETS[name].files]
-    own_tables = [name for name in content.label_tables if not any(fnmatch(name, pattern) for pattern in known_files)]
+    known_files = [pattern for name in found for pattern in (*PUBLIC_DATASETS[name].files, found[name].name)]
+    other_files = [name for name in content.loose_files if not any(fnmatch(name, pattern) for pattern in known_files)]
+    own_tables = [name for name in other_files if is_label_table(content.root / name)]
     layouts = [*found, *["csv"] * bool(own_tables)]
     if len(layouts) > 1:
         fix = f"Pass {' or '.join(f'`data_format={layout!r}`' for layout in layouts)}"
@@ -256,7 +250,7 @@ def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
 def _describe_other_tables(content: DirectoryContent) -> str:
     """Return `; x.csv has the columns ...` for the first table without path and label, or an empty text."""
     for name in content.loose_files:
-        if Path(name).suffix.casefold() in TABLE_SUFFIXES and name not in content.label_tables:
+        if is_table_name(name) and name not in content.label_tables:
             return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), 8)}"
     return ""
 

@@ -11,6 +11,7 @@ from fastcxr.data.readers import (
     cohen,
     coronahack,
     covidx,
+    imagefolder,
     mimic_cxr_jpg,
     nih,
     padchest,
@@ -41,6 +42,7 @@ PUBLIC_DATASETS: dict[str, PublicDataset] = {
         coronahack.DATASET,
         cohen.DATASET,
         covidx.DATASET,
+        imagefolder.DATASET,
     )
 }
 

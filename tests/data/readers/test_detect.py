@@ -120,10 +120,8 @@ def test_the_error_for_one_class_suggests_its_subfolder(tmp_path):
 
 def test_the_error_for_one_class_names_the_columns_of_a_table(tmp_path):
     write_files(tmp_path, "images/a.png")
-    write_file(tmp_path / "metadata.csv", "filename,finding\n")
-    assert "only one class, the folder 'images'; metadata.csv has the columns 'filename', 'finding'" in get_error(
-        tmp_path
-    )
+    write_file(tmp_path / "metadata.csv", "filename,age\n")
+    assert "only one class, the folder 'images'; metadata.csv has the columns 'filename', 'age'" in get_error(tmp_path)
 
 
 def test_an_image_as_data_is_an_error(tmp_path):
