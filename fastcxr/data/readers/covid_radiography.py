@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.readers.folders import ClassFolder, list_class_images
+from fastcxr.data.readers.folders import ClassFolder, enter_only_folder, list_class_images, list_folders
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 
 LABELS = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -26,8 +26,15 @@ def read_covid_radiography(location: Path, _options: ReaderOptions) -> pd.DataFr
 
 
 def _detect(path: Path) -> Path | None:
-    folders = (path, path / FOLDER)
-    return next((one for one in folders if all((one / label / "images").is_dir() for label in LABELS)), None)
+    folder = enter_only_folder(path, FOLDER)
+    return folder if folder.is_dir() and _has_layout(folder) else None
+
+
+def _has_layout(folder: Path) -> bool:
+    """Return whether a folder has exactly the four classes, each with a folder of images."""
+    if set(list_folders(str(folder))) != set(LABELS):
+        return False
+    return all((folder / label / "images").is_dir() for label in LABELS)
 
 
 DATASET = PublicDataset(

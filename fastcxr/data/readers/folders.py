@@ -151,6 +151,11 @@ def list_output_folders(root: str) -> list[str]:
     return [name for name in _list_visible_folders(root) if is_made_by_fastcxr(_join_path(root, name))]
 
 
+def enter_only_folder(path: Path, name: str) -> Path:
+    """Return the folder `name` inside a folder without other folders, as archives are unpacked, else the path."""
+    return path / name if path.is_dir() and list_folders(str(path)) == [name] else path
+
+
 def find_split_folders(names: Iterable[str]) -> dict[str, str]:
     """Return the split of each folder called train, valid or test, or train_images if there is a test_images."""
     splits_by_rest: dict[str, dict[str, str]] = {}

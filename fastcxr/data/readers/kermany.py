@@ -17,6 +17,7 @@ import pandas as pd
 from fastcxr.data.patients import PATIENT_NAME_PATTERNS
 from fastcxr.data.readers.folders import (
     ClassFolder,
+    enter_only_folder,
     find_split_folders,
     list_class_images,
     list_files_below,
@@ -40,12 +41,7 @@ def read_kermany(location: Path, _options: ReaderOptions) -> pd.DataFrame:
         DataError: The inner folder does not contain the same files (E019).
     """
     splits = find_split_folders(list_folders(str(location)))
-    folders = [
-        ClassFolder(f"{name}/{label}", label, split)
-        for name, split in splits.items()
-        for label in LABELS
-        if (location / name / label).is_dir()
-    ]
+    folders = [ClassFolder(f"{name}/{label}", label, split) for name, split in splits.items() for label in LABELS]
     rows = list_class_images(location, folders)
     if (location / FOLDER).is_dir():
         _compare_copy(location, rows)
@@ -73,15 +69,21 @@ def _get_size(path: Path) -> int:
 
 
 def _detect(path: Path) -> Path | None:
-    return next((folder for folder in (path, path / FOLDER) if _has_layout(folder)), None)
+    folder = enter_only_folder(path, FOLDER)
+    return folder if folder.is_dir() and _has_layout(folder) else None
 
 
 def _has_layout(folder: Path) -> bool:
-    """Return whether a folder has train and test with both classes, and patients of this dataset in file names."""
-    if not all((folder / split / label).is_dir() for split in ("train", "test") for label in LABELS):
+    """Return whether a folder has train and test with exactly both classes, and patients of this dataset."""
+    if not all((folder / split).is_dir() for split in ("train", "test")):
         return False
-    names = islice((folder / "train" / LABELS[1]).iterdir(), MAX_NAMES)
-    return any(PATIENT_NAME_PATTERNS["kermany"].match(name.stem) for name in names)
+    names = set(list_folders(str(folder))) - {FOLDER}
+    if names != set(find_split_folders(names)):
+        return False
+    if any(set(list_folders(str(folder), name)) != set(LABELS) for name in names):
+        return False
+    files = islice((folder / "train" / LABELS[1]).iterdir(), MAX_NAMES)
+    return any(PATIENT_NAME_PATTERNS["kermany"].match(file.stem) for file in files)
 
 
 DATASET = PublicDataset(
