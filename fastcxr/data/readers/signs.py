@@ -31,7 +31,7 @@ from fastcxr.io.tables import format_names
 KIND_WORDS = {
     *SPLIT_ALIASES, "annotation", "archive", "bbox", "bmp", "box", "boxes", "code", "csv", "cxr", "data", "dataset",
     "dcm", "dicom", "doc", "document", "file", "image", "img", "jpeg", "jpg", "json", "label", "mask", "metadata",
-    "original", "pdf", "picture", "png", "raw", "ray", "report", "script", "seg", "segmentation", "text", "thumbnail",
+    "original", "pdf", "photo", "png", "raw", "ray", "report", "script", "seg", "segmentation", "text", "thumbnail",
     "tif", "tiff", "txt", "xlsx", "xml", "xray", "zip",
 }  # fmt: skip
 PART_WORDS = {  # followed by a number
@@ -39,7 +39,9 @@ PART_WORDS = {  # followed by a number
     "pid", "pt", "s", "series", "session", "set", "shard", "study", "sub", "subj", "subject", "visit", "volume",
 }  # fmt: skip
 FILLER_WORDS = {"chest", "stage", "x"}  # say nothing about the content of a folder: stage_2_train_images
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words: JPEGImages
 IDENTIFIER = re.compile(r"(?=.*\d)[0-9a-f.-]{12,}", re.IGNORECASE)  # UUID, UID or hash
+MAX_CLASSES = 200  # PadChest, the dataset with the most findings, has 174
 MAX_FILES, MAX_IMAGES, MAX_DECODED = 1000, 20, 3  # of a class
 MASK_TOLERANCE, MIN_MASK_FRACTION = 8, 0.99  # gray levels, fraction of pixels: JPEG blurs the edges of a mask
 
@@ -47,18 +49,19 @@ MASK_TOLERANCE, MIN_MASK_FRACTION = 8, 0.99  # gray levels, fraction of pixels: 
 def reject_doubtful_classes(root: Path, folders: Sequence[ClassFolder], layout: str) -> None:
     """Raise DataError (E041) if something suggests that the folders are not classes.
 
-    The names are judged first. Then up to 1,000 file names, and up to three decoded images, of each class.
+    The names are judged first, then up to 1,000 file names and three decoded images of each class.
 
     Args:
         root: folder to which the paths of `folders` are relative.
         folders: class folders, several for a label if there are splits.
         layout: the data format with which the user confirms that the folders are classes.
     """
-    images = {label: list(islice(_iterate_images(root, folders, label), MAX_IMAGES)) for label in _list_labels(folders)}
-    sign = find_name_sign(images) or _find_folder_sign(root, folders) or _find_content_sign(root, folders, images)
+    groups = _group_by_label(root, folders)
+    sign = find_name_sign(groups) or _find_folder_sign(root, folders) or _find_content_sign(root, groups)
     if sign is None:
         return
-    tables = find_tables(root, [*chain.from_iterable(images.values())])
+    files = chain.from_iterable(iterate_files(root / folder.path) for folder in folders)
+    tables = find_tables(root, list(islice(filter(looks_like_image, files), MAX_IMAGES)))
     problem = f"the folders may not be classes: {sign}{describe_tables(tables)}"
     fix = f"{make_table_fix(tables)}, or `data_format={layout!r}` if the folders are the classes"
     raise DataError(problem, fix, path=root, code="E041")
@@ -86,12 +89,12 @@ def find_name_sign(labels: Iterable[str]) -> str | None:
         return f"{_quote(kinds)} {'are names' if len(kinds) > 1 else 'is a name'} of files, parts or patients"
     if labels and all(map(IDENTIFIER.fullmatch, labels)):
         return f"{_quote(labels)} are identifiers"
-    return None
+    return f"there are {len(labels):,} folders" if len(labels) > MAX_CLASSES else None
 
 
 def _is_kind(label: str) -> bool:
     """Return whether a name consists of words for kinds of files, or with a number of those for parts and patients."""
-    words = set(re.findall(r"[^\W\d_]+", label.casefold())) - FILLER_WORDS
+    words = set(re.findall(r"[^\W\d_]+", CAMEL_CASE.sub(" ", label).casefold())) - FILLER_WORDS
     known = KIND_WORDS | PART_WORDS if re.search(r"\d", label) else KIND_WORDS
     return bool(words) and all(word in known or word.removesuffix("s") in known for word in words)
 
@@ -115,19 +118,22 @@ def _find_folder_sign(root: Path, folders: Sequence[ClassFolder]) -> str | None:
     return None
 
 
-def _find_content_sign(root: Path, folders: Sequence[ClassFolder], images: Mapping[str, list[str]]) -> str | None:
-    for label, found in images.items():
-        if not found and (other := next(_iterate_files(root, folders, label), None)):
-            return f"{label!r} contains no image, but e.g. {os.path.basename(other)!r}"
+def _find_content_sign(root: Path, folders_by_label: Mapping[str, Sequence[Path]]) -> str | None:
+    images: dict[str, list[str]] = {}
+    for label, folders in folders_by_label.items():
+        files = list(islice(chain.from_iterable(map(iterate_files, folders)), MAX_FILES))
+        images[label] = list(islice(filter(looks_like_image, files), MAX_IMAGES))
+        if files and not images[label]:
+            return f"{label!r} contains no image, but e.g. {Path(files[0]).name!r}"
     if len(images) > 1 and all(len(found) == 1 for found in images.values()):
         return "every folder contains one image"
     if _are_patients(images):
         return "every folder contains the images of one patient"
     if other_label := describe_other_label(root, images):
         return other_label
-    for label, found in images.items():
-        if _are_masks(found[:MAX_DECODED]):
-            return f"the images of {label!r} have two gray levels, as masks have"
+    masks = (label for label, found in images.items() if _are_masks(found[:MAX_DECODED]))
+    if label := next(masks, None):
+        return f"the images of {label!r} have two gray levels, as masks have"
     return None
 
 
@@ -157,16 +163,11 @@ def _has_two_levels(image: np.ndarray) -> bool:
     return float(np.mean(distance <= MASK_TOLERANCE)) >= MIN_MASK_FRACTION
 
 
-def _list_labels(folders: Iterable[ClassFolder]) -> list[str]:
-    return sorted({folder.label for folder in folders})
-
-
-def _iterate_images(root: Path, folders: Sequence[ClassFolder], label: str) -> Iterator[str]:
-    return filter(looks_like_image, islice(_iterate_files(root, folders, label), MAX_FILES))
-
-
-def _iterate_files(root: Path, folders: Sequence[ClassFolder], label: str) -> Iterator[str]:
-    return chain.from_iterable(iterate_files(root / folder.path) for folder in folders if folder.label == label)
+def _group_by_label(root: Path, folders: Iterable[ClassFolder]) -> dict[str, list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    for folder in folders:
+        groups.setdefault(folder.label, []).append(root / folder.path)
+    return groups
 
 
 def iterate_files(folder: Path) -> Iterator[str]:
