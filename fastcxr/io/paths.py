@@ -11,7 +11,7 @@ MAX_NAMED_PATHS = 3
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(.+)")  # not C:/ of Windows
 DOWNLOAD_COMMANDS = {
     "hf": "hf download {rest}",
-    "s3": "aws s3 cp --recursive {url} FOLDER",
+    "s3": "aws s3 sync {url} FOLDER",
     "gs": "gcloud storage cp -r {url} FOLDER",
 }
 

@@ -235,7 +235,11 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
         raise DataError(problem, fix, path=content.root, code="E019")
     if content.label_tables and len(content.other_folders) < 2 and not content.class_folders:
         return _make_table_dataset(content)
-    dataset = _make_split_dataset(content) if content.split_folders else _make_folder_dataset(_leave_out_masks(content))
+    if content.split_folders:
+        dataset = _make_split_dataset(content)
+    else:
+        dataset = _make_folder_dataset(_leave_out_masks(content))
+        _reject_only_folder(content, dataset)
     reject_doubtful_classes(content.root, dataset.folders, dataset.layout)
     return dataset
 
@@ -284,14 +288,15 @@ def _make_folder_dataset(content: DirectoryContent) -> DetectedDataset:
         problem = f"0 images in class folders; {n_files:,} files are outside" if n_files else "0 images"
         table_text, fix = _describe_tables(content, LAYOUT_FIX)
         raise InputMissingError(problem + table_text, fix, path=content.root, code="E002")
-    if len(names) == 1:
-        _reject_only_folder(content, names[0])
     _log_ignored(content, content.loose_files)
     return DetectedDataset("folders", content.root, tuple(ClassFolder(name, name) for name in names))
 
 
-def _reject_only_folder(content: DirectoryContent, name: str) -> None:
-    """Raise DataError if the classes may be subfolders of the only folder, or the labels of a table."""
+def _reject_only_folder(content: DirectoryContent, dataset: DetectedDataset) -> None:
+    """Raise DataError if the classes may be subfolders of the only class folder, or the labels of a table."""
+    if len(dataset.folders) > 1:
+        return
+    (name,) = (folder.path for folder in dataset.folders)
     subfolders, (table_text, fix) = list_folders(str(content.root), name), _describe_tables(content, LAYOUT_FIX)
     problem = f"only one class, the folder {name!r}"
     if len(subfolders) > 1:
@@ -311,10 +316,9 @@ def _describe_tables(content: DirectoryContent, fix: str) -> tuple[str, str]:
     tables = find_tables(content.root, list(images))
     if not tables:
         return _describe_other_tables(content), fix
-    dataset = (
-        "" if tables[0].parent == content.root.resolve() else f" or, for a public dataset, {str(tables[0].parent)!r}"
-    )
-    return describe_tables(tables), f"{make_table_fix(tables)}{dataset}"
+    folder = tables[0].parent
+    dataset_fix = "" if folder == content.root.resolve() else f" or, for a public dataset, {str(folder)!r}"
+    return describe_tables(tables), make_table_fix(tables) + dataset_fix
 
 
 def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:

@@ -128,9 +128,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
-@cache  # asked once for each file of a dataset
+@cache  # called for each file of a dataset
 def is_mask_folder(name: str) -> bool:
-    """Return whether a folder name is that of masks, annotations or thumbnails, which belong to images elsewhere."""
+    """Return whether a folder name is that of masks, annotations or thumbnails, which belong to other images."""
     return MASK_FOLDER.fullmatch(name) is not None
 
 

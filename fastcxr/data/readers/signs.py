@@ -38,7 +38,7 @@ PART_WORDS = {  # followed by a number
     "batch", "case", "cd", "chunk", "disk", "exam", "fold", "folder", "id", "p", "part", "pat", "patient", "person",
     "pid", "pt", "s", "series", "session", "set", "shard", "study", "sub", "subj", "subject", "visit", "volume",
 }  # fmt: skip
-FILLER_WORDS = {"chest", "stage", "x"}  # say nothing about the content of a folder: stage_2_train_images
+FILLER_WORDS = {"chest", "stage", "x"}  # words without a meaning for the content of a folder: stage_2_train_images
 CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words: JPEGImages
 IDENTIFIER = re.compile(r"(?=.*\d)[0-9a-f.-]{12,}", re.IGNORECASE)  # UUID, UID or hash
 MAX_CLASSES = 200  # PadChest, the dataset with the most findings, has 174

@@ -1,4 +1,4 @@
-"""Name files that are neither images nor tables for what they are, and say what to do with them."""
+"""Reject files that are neither images nor tables, with the kind of the file and what to do with it."""
 
 import shlex
 import tarfile

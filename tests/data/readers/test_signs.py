@@ -187,3 +187,11 @@ def test_images_and_masks_with_a_table_are_read_from_the_table(tmp_path):
     write_files(tmp_path, "images/a.png", "images/b.png", "masks/a.png")
     write_file(tmp_path / "labels.csv", "path,label\nimages/a.png,x\nimages/b.png,y\n")
     assert read_manifest(tmp_path, only_test=True)["label"].tolist() == ["x", "y"]
+
+
+def test_one_class_folder_beside_a_table_is_read_if_the_user_confirms_it(tmp_path):
+    write_folders(tmp_path, "data/covid")
+    write_file(tmp_path / "labels.csv", "path,label\ndata/covid/data_covid_0.png,covid\n")
+    assert "only one class, the folder 'covid'; the table labels.csv names these images" in get_error(tmp_path / "data")
+    manifest = read_manifest(tmp_path / "data", data_format="folders", only_test=True)
+    assert manifest["label"].tolist() == ["covid", "covid"]

@@ -94,7 +94,7 @@ def test_a_folder_that_contains_only_archives_is_an_error(tmp_path):
     [
         ("https://example.org/xrays.zip", "Download it first, e.g. with `curl -LO https://example.org/xrays.zip`"),
         ("hf://datasets/someone/xrays", "Download it first, e.g. with `hf download datasets/someone/xrays`"),
-        ("s3://bucket/xrays", "Download it first, e.g. with `aws s3 cp --recursive s3://bucket/xrays FOLDER`"),
+        ("s3://bucket/xrays", "Download it first, e.g. with `aws s3 sync s3://bucket/xrays FOLDER`"),
     ],
 )
 def test_a_url_is_to_be_downloaded_first(url, fix):
