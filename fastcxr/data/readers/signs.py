@@ -83,13 +83,17 @@ def describe_tables(tables: Sequence[Path]) -> str:
 def find_name_sign(labels: Iterable[str]) -> str | None:
     """Return why names are not those of classes, or None."""
     labels = sorted(labels)
-    if len(labels) > 1 and len({re.sub(r"\d+", "#", label) for label in labels}) == 1:
+    if len(labels) > 1 and _differ_in_number(labels):
         return f"{_quote(labels)} differ only in a number"
     if kinds := [label for label in labels if _is_kind(label)]:
         return f"{_quote(kinds)} {'are names' if len(kinds) > 1 else 'is a name'} of files, parts or patients"
     if labels and all(map(IDENTIFIER.fullmatch, labels)):
         return f"{_quote(labels)} are identifiers"
     return f"there are {len(labels):,} folders" if len(labels) > MAX_CLASSES else None
+
+
+def _differ_in_number(names: Iterable[str]) -> bool:
+    return len({re.sub(r"\d+", "#", name) for name in names}) == 1
 
 
 def _is_kind(label: str) -> bool:
@@ -106,7 +110,8 @@ def _find_folder_sign(root: Path, folders: Sequence[ClassFolder]) -> str | None:
     for folder, names in zip(folders, subfolders, strict=True):
         if len(set(find_split_folders(names).values())) > 1:
             return f"{folder.path!r} contains the splits {_quote(sorted(find_split_folders(names)))}"
-    if len(folders) > 1 and len(common := set.intersection(*subfolders)) > 1:
+    common = set.intersection(*subfolders) if len(folders) > 1 else set()
+    if len(common) > 1 and not _differ_in_number(common):  # patients may be numbered in each class
         return f"every folder has the subfolders {_quote(sorted(common))}"
     classes: dict[str, set[str]] = {}
     for folder in folders:
@@ -125,7 +130,7 @@ def _find_content_sign(root: Path, folders_by_label: Mapping[str, Sequence[Path]
         images[label] = list(islice(filter(looks_like_image, files), MAX_IMAGES))
         if files and not images[label]:
             return f"{label!r} contains no image, but e.g. {Path(files[0]).name!r}"
-    if len(images) > 1 and all(len(found) == 1 for found in images.values()):
+    if len(images) > 2 and all(len(found) == 1 for found in images.values()):
         return "every folder contains one image"
     if _are_patients(images):
         return "every folder contains the images of one patient"

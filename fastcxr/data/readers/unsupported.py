@@ -29,7 +29,7 @@ FIXES = {
     "a video": "Save its frames as PNG in one folder per class",
     "a PDF file": CSV_FIX,
     "a Word document": CSV_FIX,
-    "a text file without columns": CSV_FIX,
+    "a text file without columns": IMAGE_FIX,
     "an XML file": CSV_FIX,
 }
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".log", ".rtf")

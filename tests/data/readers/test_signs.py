@@ -121,8 +121,10 @@ def test_splits_below_each_class_and_the_same_subfolders_are_an_error(tmp_path):
     assert "every folder has the subfolders 'ill', 'well'" in text
 
 
-def test_one_common_subfolder_is_no_sign(tmp_path):
-    manifest = read_manifest(write_folders(tmp_path, "ill/images", "well/images"))
+@pytest.mark.parametrize("subfolders", [("images",), ("p0", "p1", "p2")])
+def test_one_common_subfolder_and_numbered_patients_are_no_sign(tmp_path, subfolders):
+    names = [f"{label}/{name}" for label in ("ill", "well") for name in subfolders]
+    manifest = read_manifest(write_folders(tmp_path, *names))
     assert set(manifest["label"]) == {"ill", "well"}
 
 
@@ -152,7 +154,9 @@ def test_a_folder_without_an_image_is_an_error(tmp_path):
 
 
 def test_as_many_folders_as_images_or_patients_are_an_error(tmp_path):
-    assert "every folder contains one image" in get_error(write_files(tmp_path / "one", "a/1.png", "b/2.png"))
+    assert "every folder contains one image" in get_error(
+        write_files(tmp_path / "one", "a/1.png", "b/2.png", "c/3.png")
+    )
     names = [
         f"{name}/{patient:08d}_{i:03d}.png" for patient, name in enumerate(("anna", "ben", "eva")) for i in range(3)
     ]

@@ -58,7 +58,7 @@ def make_array(save) -> bytes:
         ("scan.mp4", b"\0\0\0\x18ftypmp42", "a video", "Save its frames as PNG in one folder per class"),
         ("scan.avi", b"RIFF\0\0\0\0AVI LIST", "a video", "Save its frames as PNG"),
         ("scan.mkv", b"\x1a\x45\xdf\xa3\x01", "a video", "Save its frames as PNG"),
-        ("README.txt", b"Images of 12 hospitals\n", "a text file without columns", "Save its table as CSV"),
+        ("README.txt", b"Images of 12 hospitals\n", "a text file without columns", "Pass the folder above"),
         ("images.zip", b"<!DOCTYPE html><html>", "an HTML file", "Download it again: the file contains a web page"),
         ("labels.csv", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "Run `git lfs pull`"),
     ],
