@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import read_label_table
+from fastcxr.data.readers.csv_table import is_label_table, make_label_rows, read_label_table
 from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.data.row_checks import check_rows
 from fastcxr.errors import DataError, FastcxrError, InputMissingError
