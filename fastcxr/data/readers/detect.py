@@ -216,6 +216,10 @@ def _leave_out_masks(content: DirectoryContent) -> DirectoryContent:
 
 def _choose_public_dataset(content: DirectoryContent, found: dict[str, Path]) -> DetectedDataset:
     """Return the detected dataset; raise DataError if there are several, or a table that is not one of its files."""
+    if len(set(found.values())) > 1:
+        problem = f"the folder contains several public datasets: {format_names(found)}"
+        fix = f"Pass one of them, such as `data={str(next(iter(found.values())))!r}`"
+        raise DataError(problem, fix, path=content.root, code="E019")
     known_files = [pattern for name in found for pattern in (*PUBLIC_DATASETS[name].files, found[name].name)]
     other_files = [name for name in content.loose_files if not any(fnmatch(name, pattern) for pattern in known_files)]
     own_tables = [name for name in other_files if is_label_table(content.root / name)]
@@ -280,9 +284,7 @@ def _describe_tables(content: DirectoryContent, fix: str) -> tuple[str, str]:
     tables = find_tables(content.root, list(images))
     if not tables:
         return _describe_other_tables(content), fix
-    folder = tables[0].parent
-    dataset_fix = "" if folder == content.root.resolve() else f" or, for a public dataset, {str(folder)!r}"
-    return describe_tables(tables), make_table_fix(tables) + dataset_fix
+    return describe_tables(tables), make_table_fix(tables)
 
 
 def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:

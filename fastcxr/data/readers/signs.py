@@ -24,6 +24,7 @@ from fastcxr.data.readers.folders import (
     list_folders,
 )
 from fastcxr.data.readers.label_tables import describe_other_label, find_tables
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import format_names
 
@@ -68,7 +69,10 @@ def reject_doubtful_classes(root: Path, folders: Sequence[ClassFolder], layout: 
 
 
 def make_table_fix(tables: Sequence[Path]) -> str:
-    """Return which table to pass as data."""
+    """Return which public dataset or table to pass as data."""
+    for folder in dict.fromkeys(table.parent for table in tables):
+        if found := detect_public_datasets(folder):
+            return f"Pass `data={str(folder)!r}`, which is {PUBLIC_DATASETS[next(iter(found))].title}"
     return f"Pass `data={str(tables[0])!r}`" if tables else "Pass a CSV with the columns path and label"
 
 
