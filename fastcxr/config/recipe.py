@@ -56,9 +56,10 @@ class Recipe:
         "auto", help="format of the dataset: a layout, or a public dataset (see fastcxr datasets)", group="Data"
     )
     columns: tuple[str, ...] = option(
-        (), help="ROLE=COLUMN of a table; roles: path, label, patient, sex, age, view, split, source; repeatable",
+        (),
+        help="ROLE=COLUMN of a table: path, label, patient, sex, age, view, split or source; repeatable",
         group="Data",
-    )  # fmt: skip
+    )
     label_separator: str | None = option(
         None, help="character between several labels in one cell of a table; none: a cell is one label", group="Data"
     )
@@ -66,9 +67,8 @@ class Recipe:
         None, help="variant of the labels of a public dataset, see fastcxr datasets NAME", group="Data"
     )
     test_labels: Literal["radiologist"] | None = option(
-        None, help="test labels of MIMIC-CXR-JPG read by a radiologist, instead of those of the label variant",
-        group="Data",
-    )  # fmt: skip
+        None, help="labels of the test images of MIMIC-CXR-JPG by radiologists, not by a program", group="Data"
+    )
     split_file: str | tuple[str, ...] | None = option(
         None, help="list of the images of a split: SPLIT=FILE, train*.txt, or table with path and split; repeatable",
         group="Data", is_path=True,
@@ -77,9 +77,7 @@ class Recipe:
         (), help="OLD=NEW: new name of a label, applied before filters; repeatable", group="Data"
     )
     classes: tuple[str, ...] = option(
-        (),
-        help="labels to keep, as A,B or repeated; with several labels per image: images with one of them",
-        group="Data",
+        (), help="labels to keep: A,B or repeated; with several labels per image, images with one of them", group="Data"
     )
     filter: tuple[str, ...] = option(
         (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column; repeatable", group="Data"

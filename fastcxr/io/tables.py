@@ -39,7 +39,7 @@ DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma
 COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
-WORKBOOK_MEMBER = "[Content_Types].xml"  # in every Excel workbook, which is a zip archive
+WORKBOOK_MEMBERS = {"[Content_Types].xml", "xl/workbook.xml"}  # of an Excel workbook, which is a zip archive
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -200,7 +200,7 @@ def _open_zip_member(path: Path) -> BinaryIO:
     """Open the only table of a zip archive."""
     archive = zipfile.ZipFile(path)
     names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
-    if WORKBOOK_MEMBER in names:
+    if WORKBOOK_MEMBERS & set(names):
         raise DataError("an Excel workbook, not a CSV", "Save it as 'CSV UTF-8' first", path=path, code="E010")
     tables = [name for name in names if is_table_name(name)]
     if len(tables) != 1:

@@ -79,7 +79,7 @@ def test_folders_of_public_collections_identify_a_patient_in_all_sources(tmp_pat
     names = ("patient00001/study1/view1_frontal.png", "p10/p10000032/s50414267/a.png")
     one = make_folders(tmp_path / "one", 0, names=names[:1])
     two = make_folders(tmp_path / "two", 10, names=names)
-    manifest = read_manifest([one, two])
+    manifest = read_manifest([one, two], data_format="folders")
     assert set(manifest["patient"]) == {"patient00001", "10000032"}
     text = "2 classes, 6 images, 1 patient from CheXpert paths, 1 patient from MIMIC-CXR paths"
     assert describe_manifest(manifest) == text
