@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from fastcxr.cli.app import DATASETS, app
-from fastcxr.cli.output import PARTIAL_EXIT_CODE, is_json, print_next_steps, print_result
-from fastcxr.cli.tables import show_catalogue
+from fastcxr.cli.output import PARTIAL_EXIT_CODE, print_next_steps, print_result
 from fastcxr.errors import RecipeError
 from fastcxr.io.formatting import pluralize
 
@@ -38,9 +35,8 @@ def datasets(name: str | None = None, *, data: Path | None = None) -> int:
             problem = "datasets with --data needs the name of a dataset"
             raise RecipeError(problem, f"Pass one of {', '.join(PUBLIC_DATASETS)} before --data")
         catalogue = [dataset for dataset in PUBLIC_DATASETS.values() if dataset.citation]  # no mere layouts
-        if not is_json():
-            show_catalogue(Console(), catalogue)
-        print_result(None, {"datasets": [describe_dataset(dataset) for dataset in catalogue]})
+        text = "\n".join(format_entry(dataset) for dataset in catalogue)
+        print_result(text, {"datasets": [describe_dataset(dataset) for dataset in catalogue]})
         print_next_steps("one of them: fastcxr datasets NAME", "a download: fastcxr datasets NAME --data FOLDER")
         return 0
     dataset = find_dataset(name)
@@ -52,6 +48,14 @@ def datasets(name: str | None = None, *, data: Path | None = None) -> int:
     if check.is_complete and not check.absent_files:
         print_next_steps(f"describe it: fastcxr describe --data {data}")
     return 0 if check.is_complete else PARTIAL_EXIT_CODE
+
+
+def format_entry(dataset: "PublicDataset") -> str:
+    """Return the two lines of a dataset in the list: its name and title, then images, labels, access and overlaps."""
+    images = f"{dataset.n_images:,} images" if dataset.n_images else ""
+    overlaps = f"shares images with {', '.join(dataset.overlaps)}" if dataset.overlaps else ""
+    facts = (images, dataset.labels, f"access: {dataset.access}", overlaps)
+    return f"{dataset.name}: {dataset.title}\n    {'; '.join(filter(None, facts))}"
 
 
 def describe_dataset(dataset: "PublicDataset") -> dict[str, Any]:

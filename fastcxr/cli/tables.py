@@ -17,8 +17,6 @@ from fastcxr.progress.terminal import print_alert, print_plain, print_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from fastcxr.data.readers.public import PublicDataset
-
 
 MAX_WIDTH = 10_000  # characters, more than any table has
 
@@ -173,20 +171,3 @@ def show_runs(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     ]
     print_table(console, _fill_table(("run", "state", "AUROC", "accuracy", "split", "date"), cells, n_text_columns=2))
-
-
-def show_catalogue(console: Console, datasets: "Iterable[PublicDataset]") -> None:
-    """Print a table of public datasets."""
-    cells = [
-        (
-            dataset.name,
-            dataset.title,
-            dataset.labels,
-            dataset.access,
-            ", ".join(dataset.overlaps),
-            f"{dataset.n_images:,}" if dataset.n_images else "",
-        )
-        for dataset in datasets
-    ]
-    headings = ("name", "dataset", "labels", "access", "shares images with", "images")
-    print_table(console, _fill_table(headings, cells, n_text_columns=5))

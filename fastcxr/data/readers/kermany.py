@@ -88,7 +88,7 @@ def _has_layout(folder: Path) -> bool:
 
 DATASET = PublicDataset(
     name="kermany",
-    title="the chest X-rays of Kermany et al.",
+    title="Chest X-rays of Kermany et al.",
     required="the folders train and test, each with NORMAL and PNEUMONIA, and file names such as person1_virus_6.jpeg",
     detect=_detect,
     read=read_kermany,

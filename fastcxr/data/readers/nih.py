@@ -176,5 +176,6 @@ DATASET = PublicDataset(
         "images*/**/*.png": "images",
     },
     missing_fix="Unpack the missing parts, images_001 to images_012",
+    overlaps={"rsna": "all of its images are NIH's", "siim": "its images are NIH's"},
     read_boxes=read_boxes,
 )
