@@ -1,6 +1,7 @@
 """Recognise the columns of a user's table by their names: path, label, patient, sex, age, view, split and source."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ROLE_NAMES = {
     "split": ("split", "datasplit"),
     **DEMOGRAPHIC_COLUMNS,
 }  # fmt: skip
+NEXT_ROLE = re.compile(rf",(?=\s*(?:{'|'.join(ROLE_NAMES)})\s*=)")  # the comma between two roles in one option
 OPTIONAL_ROLES = ("patient", "source", "split")  # a similar name of these columns may be a misspelling
 
 
@@ -66,9 +68,9 @@ def _choose_column(candidates: list[str], role: str, path: Path) -> str:
 
 
 def _parse_options(options: Sequence[str], columns: list[str]) -> dict[str, str]:
-    """Return the column of each role in options such as "path=image"."""
+    """Return the column of each role in options such as "path=image" and "path=image,label=class"."""
     chosen: dict[str, str] = {}
-    for text in options:
+    for text in (part for option in options for part in NEXT_ROLE.split(option)):
         role, separator, name = (part.strip() for part in text.partition("="))
         if not separator or not role or not name:
             raise RecipeError(

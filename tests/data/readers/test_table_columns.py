@@ -80,6 +80,12 @@ def test_options_take_precedence_over_names():
     assert chosen == {"path": "img", "label": "grade", "split": "split"}
 
 
+def test_one_option_may_have_several_roles_separated_by_commas():
+    columns = ["img", "a,b", "grade"]
+    assert find_role_columns(columns, PATH, ["path=img,label=grade"]) == {"path": "img", "label": "grade"}
+    assert find_role_columns(columns, PATH, ["path=img, label=a,b"]) == {"path": "img", "label": "a,b"}
+
+
 @pytest.mark.parametrize(
     ("option", "text"),
     [
