@@ -88,11 +88,12 @@ def format_facts(dataset: "PublicDataset") -> str:
 def format_check(check: "DownloadCheck") -> str:
     """Return whether a download is complete, and what is missing, one fact per line."""
     expected = f" of {check.dataset.n_images:,} published" if check.dataset.n_images else ""
-    state = "complete" if check.is_complete else "partial"
+    known_state = "complete" if check.dataset.n_images else "no listed image is missing"
+    state = known_state if check.is_complete else "partial"
     present = check.n_labelled - check.n_missing
     lines = [
         f"{check.dataset.title} in {check.location}: {state}",
-        f"  {check.n_labelled:,} images{expected} are in the label tables; {present:,} of them have a file",
+        f"  {check.n_labelled:,} images{expected} are listed; {present:,} of them have a file",
     ]
     parts = list(check.missing_parts.items())
     lines += [

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastcxr.data.columns import find_privacy_risk
 from fastcxr.data.findings import is_multi_label, keep_single_labels, list_findings, rename_findings, split_labels
-from fastcxr.errors import RecipeError
+from fastcxr.errors import DataError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name, to_text
 
@@ -63,10 +63,16 @@ def keep_classes(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.
     if len(dropped):
         names = format_names(f"{name} ({n:,})" for name, n in dropped.items())
         log.info("classes left out: %s (%s)", names, pluralize(int(dropped.sum()), "image"))
-    return [
+    kept = [
         keep_single_labels(table, classes) if is_multi_label(table) else table[table["label"].isin(classes)]
         for table in tables
     ]
+    labels = {label for table in kept for label in table["label"]}
+    if lost := [name for name in classes if name not in labels and counts[name]]:
+        names = format_names(f"{name} ({counts[name]:,})" for name in lost)
+        problem = f"no image has only one of the classes {format_names(classes)} and this is {names}"
+        raise DataError(problem, f"Leave {format_names(lost)} out of `classes`, or choose other classes", code="E005")
+    return kept
 
 
 def keep_matching_rows(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.DataFrame]:
@@ -79,12 +85,21 @@ def keep_matching_rows(tables: list[pd.DataFrame], options: Sequence[str]) -> li
         known = sorted({str(cell) for table in tables if column in table for cell in table[column].dropna()})
         # a value may contain commas itself
         chosen = [values] if values in known else [value.strip() for value in values.split(",")]
-        for value in filter(None, chosen):
-            _reject_unknown(value, known, f"filter {column}", "value")
+        _reject_unknown_values(column, [value for value in chosen if value], known)
         values_by_column.setdefault(column, set()).update(chosen)
     for column, chosen in values_by_column.items():
         tables = [_keep_matching(table, column, chosen) for table in tables]
     return tables
+
+
+def _reject_unknown_values(column: str, values: list[str], known: list[str]) -> None:
+    """Raise RecipeError for a value that may be misspelt, or if no value occurs; otherwise log those that do not."""
+    absent = [value for value in values if value not in known]
+    for value in absent:
+        if len(absent) == len(values) or suggest_name(value, known):
+            _reject_unknown(value, known, f"filter {column}", "value")
+    if absent:
+        log.warning("filter %s: no image has the value %s", column, format_names(map(repr, absent)))
 
 
 def _keep_matching(table: pd.DataFrame, column: str, values: set[str]) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def read_manifest(
     reader_options = make_reader_options(recipe)
     tables = [_read_dataset(dataset, name, reader_options) for dataset, name in zip(datasets, names, strict=True)]
     if named_splits := find_named_splits(datasets):
-        names, tables = _join_named_splits(datasets, tables, named_splits)
+        names, tables = _join_named_splits(datasets, names, tables, named_splits)
     if reader_options.split_files:
         tables = [_apply_split_files(tables, reader_options.split_files)]
     tables = _select_rows(tables, recipe)
@@ -150,21 +150,29 @@ def make_reader_options(recipe: Recipe) -> ReaderOptions:
 
 def find_named_splits(datasets: list[DetectedDataset]) -> list[str]:
     """Return the splits that all of the datasets are named for (train.csv and test.csv), else an empty list."""
-    splits = [name_split(dataset.path) for dataset in datasets]
+    splits = [name_split(dataset.path) or name_split(_find_folder(dataset)) for dataset in datasets]
     return [split for split in splits if split] if len(set(splits)) == len(splits) > 1 and all(splits) else []
 
 
+def _find_folder(dataset: DetectedDataset) -> Path:
+    """Return the folder of the relative paths of a dataset."""
+    return (dataset.path if dataset.path.is_dir() else dataset.path.parent).absolute()
+
+
 def _join_named_splits(
-    datasets: list[DetectedDataset], tables: list[pd.DataFrame], splits: list[str]
+    datasets: list[DetectedDataset], names: list[str], tables: list[pd.DataFrame], splits: list[str]
 ) -> tuple[list[str], list[pd.DataFrame]]:
-    """Return the name and the tables of one dataset whose splits were passed as several datasets."""
-    text = format_names(f"{dataset.path.name} is {split}" for dataset, split in zip(datasets, splits, strict=True))
+    """Return the name, once per table, and the tables of one dataset whose splits were passed as several datasets."""
+    paths = [dataset.path if name_split(dataset.path) else dataset.path.parent for dataset in datasets]
+    text = format_names(f"{path.name} is {split}" for path, split in zip(paths, splits, strict=True))
     log.info("the datasets are splits of one dataset: %s", text)
-    name = datasets[0].path.absolute().parent.name
+    folders = [_find_folder(dataset) for dataset in datasets]
+    are_apart = len(set(folders)) > 1  # two folders may contain equal names
+    name = (folders[0].parent if are_apart else folders[0]).name
     joined = []
-    for dataset, table, split in zip(datasets, tables, splits, strict=True):
-        prefix = f"{dataset.path.name}/" if dataset.path.is_dir() else ""  # two folders may contain equal names
-        source = table["source"].where(table["source"] != dataset.source, name)
+    for given_name, folder, table, split in zip(names, folders, tables, splits, strict=True):
+        prefix = f"{folder.name}/" if are_apart else ""
+        source = table["source"].where(table["source"] != given_name, name)
         joined.append(table.assign(path=prefix + table["path"], split=split, source=to_text(source)))
     return [name] * len(tables), joined
 

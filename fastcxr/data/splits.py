@@ -12,7 +12,7 @@ import pandas as pd
 from fastcxr.data.duplicates import SPLIT_PRIORITY, group_exact_duplicates, union_exact_duplicates
 from fastcxr.data.findings import is_multi_label, split_labels
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
-from fastcxr.data.stratify import SPLIT_PERCENT, assign_stratified, require_two_groups
+from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, suggest_name
@@ -107,7 +107,8 @@ def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFr
     is_blank = manifest["split"].isna()
     if is_blank.any():
         problem = f"{is_blank.sum():,} of {len(manifest):,} images have no split, the others have one"
-        raise DataError(problem, "Give every image a split, or none", code="E017")
+        fix = "Give every image a split, or none, or draw new splits with `ignore_given_splits=True`"
+        raise DataError(problem, fix, code=NO_SPLIT_CODE)
     if unknown := sorted(set(manifest["split"]) - set(SPLITS)):
         problem = f"unknown split names {format_names(map(repr, unknown))}"
         raise DataError(problem, "Rename each to train, valid or test", code="E012")

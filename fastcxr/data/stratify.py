@@ -23,6 +23,7 @@ SPLIT_PERCENT = {"train": 70, "test": 15, "valid": 15}  # in order of precedence
 MAX_ATTEMPTS = 20  # shuffles to try if patients with several labels prevent a complete set of classes in every split
 Labels = tuple[str, ...]
 TOO_FEW_CODE = "E004"  # error code of a class that is too small to be split
+NO_SPLIT_CODE = "E017"  # error code of given splits that lack some images
 
 
 @dataclass

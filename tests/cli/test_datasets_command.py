@@ -32,7 +32,7 @@ def test_the_check_of_a_partial_download_names_what_is_missing(call, tmp_path):
     result = call("datasets", "nih", "--data", tmp_path)
     assert result.returncode == 2
     assert "partial" in result.stdout
-    assert "60 images of 112,120 published are in the label tables; 59 of them have a file" in result.stdout
+    assert "60 images of 112,120 published are listed; 59 of them have a file" in result.stdout
     document = json.loads(call("datasets", "nih", "--data", tmp_path, "--json").stdout)
     assert document["missing_images"] == 1
 

@@ -81,6 +81,16 @@ def test_two_folders_that_are_named_for_splits_are_splits(tmp_path):
     assert manifest["path"].tolist() == ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"]
 
 
+def test_tables_in_two_folders_that_are_named_for_splits_are_splits(tmp_path):
+    for number, split in enumerate(("train", "test")):
+        write_image(tmp_path / split / "0.png", number)
+        (tmp_path / split / "labels.csv").write_text("path,label\n0.png,a\n")
+    manifest = read_manifest([tmp_path / "train", tmp_path / "test"], only_test=True)
+    assert manifest["path"].tolist() == ["train/0.png", "test/0.png"]
+    assert manifest["split"].tolist() == ["train", "test"]
+    assert manifest["source"].unique().tolist() == [tmp_path.name]
+
+
 def test_a_split_file_gives_the_splits_of_a_dataset(tmp_path):
     table = make_table(tmp_path)
     (tmp_path / "test_list.txt").write_text("2.png\n4.png\n")

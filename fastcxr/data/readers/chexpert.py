@@ -79,6 +79,7 @@ def _read_rows(path: Path, index: FileIndex) -> pd.DataFrame:
     names = table["Path"].str.strip().str.replace(r"^.*?(?=(?:train|val|valid|test)/patient\d)", "", regex=True)
     rows = make_path_columns(names, _find_images(names, index), index.root).assign(
         patient=names.str.extract(r"(?:^|/)(patient\d+)/", expand=False),
+        patient_origin="chexpert",
         view=_read_views(table),
     )
     others = table.drop(columns=["Path", *CHEXPERT_LABELS], errors="ignore").rename(columns=PEOPLE_COLUMNS)

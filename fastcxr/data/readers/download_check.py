@@ -25,9 +25,8 @@ class DownloadCheck:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every labelled image is there, and as many images are labelled as published."""
-        expected = self.dataset.n_images
-        return not self.n_missing and (expected is None or self.n_labelled >= expected)
+        """Whether every labelled image is there, and as many images are labelled as published, if that is known."""
+        return not self.n_missing and self.n_labelled >= (self.dataset.n_images or 0)
 
 
 def find_dataset(name: str) -> PublicDataset:

@@ -135,8 +135,10 @@ def _parse_labels(cells: pd.Series, path: Path) -> list[list[str] | None]:
 def _read_splits(names: pd.Series, table: Path) -> pd.Series:
     """Return train or test by the official lists, missing for images in neither list."""
     split_by_name: dict[str, str] = {}
+    absent_lists = []
     for split, list_names in LIST_NAMES.items():
         path = next((path for name in list_names if (path := table.parent / name).is_file()), None)
+        absent_lists += [] if path else [list_names[0]]
         listed = read_lines(path) if path else []
         if both := [name for name in listed if split_by_name.get(name, split) != split]:
             problem = f"{len(both):,} images are in both official lists: {format_names(both, 5)}"
@@ -144,12 +146,11 @@ def _read_splits(names: pd.Series, table: Path) -> pd.Series:
         split_by_name |= dict.fromkeys(listed, split)
     splits = to_text(names.map(split_by_name))
     if not split_by_name:
-        log.info(
-            "%s: no official lists (%s)", table.parent.name, " and ".join(names[0] for names in LIST_NAMES.values())
-        )
+        log.info("%s: no official lists (%s)", table.parent.name, " and ".join(absent_lists))
     elif splits.isna().any():
-        text = "%s: %s of the %s images are in neither official list"
-        log.warning(text, table.name, f"{splits.isna().sum():,}", f"{len(names):,}")
+        text = "%s: %s of the %s images are in neither official list%s"
+        reason = f"; {absent_lists[0]} is missing" if absent_lists else ""
+        log.warning(text, table.name, f"{splits.isna().sum():,}", f"{len(names):,}", reason)
     if absent := len(split_by_name.keys() - set(names)):
         log.info("%s: %s names of the official lists are not in the table", table.name, f"{absent:,}")
     return splits

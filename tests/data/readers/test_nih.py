@@ -13,6 +13,7 @@ from real_tables import find_real_table
 from toy_datasets import check_message
 
 from fastcxr.data.findings import list_findings
+from fastcxr.data.manifest import read_manifest
 from fastcxr.data.readers.nih import DATASET, FINDINGS, read_boxes
 from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.data.splits import split_by_patient
@@ -112,6 +113,16 @@ def test_names_outside_the_lists_and_outside_the_table_are_counted(tmp_path, cap
     assert "Data_Entry_2017.csv: 19 of the 60 images are in neither official list" in caplog.text
     assert "Data_Entry_2017.csv: 1 names of the official lists are not in the table" in caplog.text
     assert rows["split"].isna().sum() == 19
+
+
+def test_a_missing_list_is_named_and_new_splits_are_offered(tmp_path, caplog):
+    make_nih(tmp_path)
+    (tmp_path / "test_list.txt").unlink()
+    manifest = read_manifest(tmp_path)
+    assert "images are in neither official list; test_list.txt is missing" in caplog.text
+    with pytest.raises(DataError, match="E017: .*or draw new splits with `ignore_given_splits=True`"):
+        split_by_patient(manifest)
+    assert split_by_patient(manifest, ignore_given_splits=True)["split"].notna().all()
 
 
 def test_without_official_lists_there_are_no_splits(tmp_path, caplog):
