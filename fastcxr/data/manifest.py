@@ -28,7 +28,7 @@ from fastcxr.data.merge import (
     make_unique_names,
     scope_patient_ids,
 )
-from fastcxr.data.patients import assign_patients
+from fastcxr.data.patients import assign_patients, suggest_regex
 from fastcxr.data.readers.csv_table import make_label_rows, read_label_table
 from fastcxr.data.readers.detect import (
     FRAME_LAYOUT,
@@ -70,6 +70,8 @@ PATIENT_ORIGIN_TEXTS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM file names",
+    "chexpert": "CheXpert paths",
+    "mimic": "MIMIC-CXR paths",
     "copy": "duplicate images",
 }
 NO_PATIENTS_WARNING = (
@@ -211,7 +213,7 @@ def _warn_missing_patients(rows: pd.DataFrame, datasets: list[DetectedDataset], 
         part = rows[rows[INPUT_INDEX] == name]
         if len(part) and (part["patient_origin"] == "image").all():
             prefix = f"{name}: " if len(datasets) > 1 else ""
-            log.warning(prefix + NO_PATIENTS_WARNING + _suggest_regex(part["path"], dataset.layout))
+            log.warning(prefix + NO_PATIENTS_WARNING + suggest_regex(part["path"], dataset.layout))
 
 
 def _merge_datasets(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
@@ -253,18 +255,6 @@ def detect_datasets(
         else detect_layout(one, layout)
         for one in inputs
     ]
-
-
-def _suggest_regex(paths: pd.Series, layout: str) -> str:
-    """Return a suggestion to use the folders inside class folders as patients, or nothing without such folders."""
-    n_folders_above = {"folders": 1, "split_folders": 2}.get(layout)
-    folders = {
-        path.split("/")[n_folders_above] for path in paths if n_folders_above and path.count("/") > n_folders_above
-    }
-    if not n_folders_above or not folders:
-        return ""
-    pattern = "^" + "[^/]+/" * n_folders_above + "([^/]+)/"
-    return f". If folders such as {min(folders)!r} are patients, pass `patient_regex={pattern!r}`"
 
 
 def _read_dataset(dataset: DetectedDataset, name: str, options: ReaderOptions) -> pd.DataFrame:

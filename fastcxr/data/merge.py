@@ -1,7 +1,7 @@
 """Merge the tables of several datasets into one with unique images and unambiguous patient identifiers.
 
 Equal identifiers in different sources are different people: "13" becomes "clinic:13". Four types of identifiers are
-valid in all sources: file names of public collections, hashed DICOM tags, a joined table, and identical images: if one
+valid in all sources: paths of public collections, hashed DICOM tags, a joined table, and identical images: if one
 image is in two sources, the patients of both are one.
 """
 
@@ -20,7 +20,7 @@ log = logging.getLogger("fastcxr")
 
 INPUT_INDEX = "fastcxr input"  # column with the dataset of a row while tables are merged; no header has this name
 NO_SPLIT_ORIGIN = "none"  # `split_origin` of images of a dataset without splits, merged with one that has splits
-GLOBAL_ORIGINS = ("table", "dicom", "nih", "kermany", "im")  # origins of identifiers that are valid in all sources
+GLOBAL_ORIGINS = ("table", "dicom", *PATIENT_NAME_PATTERNS)  # origins of identifiers that are valid in all sources
 
 
 def make_unique_names(names: Iterable[str]) -> list[str]:

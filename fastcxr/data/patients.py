@@ -1,8 +1,8 @@
 """Assign a patient to each image, and record where the identifier was read.
 
-Order: the table's own column, a joined table, the user's pattern, a DICOM tag (as a salted hash), the file names of
-known collections. An image without an identifier is treated as a separate patient. Equal identifiers are one patient,
-wherever they were read: splitting a patient into two would cause leakage.
+Order: the table's own column, a joined table, the user's pattern, a DICOM tag (as a salted hash), the names of files
+and folders of known collections. An image without an identifier is treated as a separate patient. Equal identifiers are
+one patient, wherever they were read: splitting a patient into two would cause leakage.
 """
 
 import hashlib
@@ -34,13 +34,22 @@ from fastcxr.io.tables import (
 )
 
 log = logging.getLogger("fastcxr")
-NAME_END = r"(?![0-9A-Za-z])"  # duplicates have names such as ..._005 (1) and ..._005_flipped
+NAME_START = r"(?:^|/)"
+FILE_NAME_END = r"(?![0-9A-Za-z])[^/]*$"  # duplicates have names such as ..._005 (1) and ..._005_flipped
 OWN_PATIENT_PREFIX = "image:"  # prefix of the patient of an image without an identifier
 PATIENT_NAME_PATTERNS = {
-    "nih": re.compile(r"(000\d{5})_\d{3}" + NAME_END),  # NIH ChestX-ray14: 30,805 patients, so dates do not match
-    "kermany": re.compile(r"(person\d+)_(?:bacteria|virus)_\d+" + NAME_END),
-    "im": re.compile(r"((?:NORMAL\d*-)?IM-\d{4})-\d{4}" + NAME_END),  # NORMAL2-IM-0383 and IM-0383 differ
+    "nih": re.compile(NAME_START + r"(000\d{5})_\d{3}" + FILE_NAME_END),  # 30,805 patients, so dates do not match
+    "kermany": re.compile(NAME_START + r"(person\d+)_(?:bacteria|virus)_\d+" + FILE_NAME_END),
+    # NORMAL2-IM-0383 and IM-0383 differ
+    "im": re.compile(NAME_START + r"((?:NORMAL\d*-)?IM-\d{4})-\d{4}" + FILE_NAME_END),
+    "chexpert": re.compile(NAME_START + r"(patient\d{5})/study\d+/view\d+_(?:frontal|lateral)" + FILE_NAME_END),
+    "mimic": re.compile(NAME_START + r"p(1\d{7})/s5\d{7}/"),  # the digits are the subject_id of the tables
 }
+# names of folders inside a class that are a study, a part of the data or a kind of file, and not a patient
+NO_PATIENT_FOLDER_PATTERN = re.compile(
+    r"(?i)(s\d|stud(y|ies)|series|visit|exam|part|batch|fold|train(ing)?|val(id|idation)?|test(ing)?"
+    r"|images?|imgs?|masks?|png|jpe?g|dicom|dcm|files|data|cxr|x-?rays?|frontal|lateral)([ _-]?images?)?[ _-]?\d*"
+)
 # values that anonymization tools write in place of an identifier
 PLACEHOLDER_PATTERN = re.compile(r"(?i)(anon(ymous|ymi[sz]ed)?|unknown|none|n/?a|null|removed|[0x*]+)?")
 PATIENT_COLUMN_NAMES = ("patient", "patientid", "subject", "subjectid", "pid")
@@ -80,15 +89,32 @@ def assign_patients(
 
 
 def match_known_names(paths: pd.Series) -> pd.Series:
-    """Return the patient in the file name of a known collection, missing for other names."""
+    """Return the patient in the path of an image of a known collection, missing for other paths."""
     ids = [match_names(paths, pattern) for pattern in PATIENT_NAME_PATTERNS.values()]
     return to_text(pd.concat(ids, axis=1).bfill(axis=1).iloc[:, 0])
 
 
 def match_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
-    """Return the first group of the pattern at the start of each file name, missing without a match."""
-    matches = [pattern.match(PurePosixPath(path).stem) for path in paths]
+    """Return the first group of the pattern in each path, missing without a match."""
+    matches = map(pattern.search, paths)
     return pd.Series([match[1] if match else None for match in matches], index=paths.index, dtype=TEXT_DTYPE)
+
+
+def suggest_regex(paths: pd.Series, layout: str) -> str:
+    """Return a suggestion to use the folders inside class folders as patients, or nothing without such folders."""
+    n_folders_above = {"folders": 1, "split_folders": 2}.get(layout)
+    if n_folders_above is None:
+        return ""
+    parts = [path.split("/")[:-1] for path in paths]
+    for depth in range(n_folders_above, max(map(len, parts), default=0)):
+        folders = {names[depth] for names in parts if len(names) > depth}
+        n_others = sum(NO_PATIENT_FOLDER_PATTERN.fullmatch(name) is not None for name in folders)
+        if n_others == 0:
+            pattern = "^" + "[^/]+/" * depth + "([^/]+)/"
+            return f". If folders such as {min(folders)!r} are patients, pass `patient_regex={pattern!r}`"
+        if n_others < len(folders):
+            return ""
+    return ""
 
 
 def _read_column(rows: pd.DataFrame) -> pd.Series:

@@ -75,8 +75,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     header = [name.strip() for name in header]
     _reject_duplicate_columns(header, path)
     records = [(line, _drop_trailing_blanks(cells, len(header))) for line, cells in records]
-    _reject_ragged_rows(records, len(header), path)
     named_columns = [i for i, name in enumerate(header) if name]
+    _reject_ragged_rows(records, header, path)
     if len(named_columns) < len(header):
         log.info("columns without a name are left out of %s: %d", path.name, len(header) - len(named_columns))
     lines = pd.Index([line for line, _ in records], name="line", dtype="int64")
@@ -85,6 +85,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
     }
     table = pd.DataFrame(columns, index=lines)
     return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a text file without blanks around them and without blank lines. Raises as read_table does."""
+    path = Path(path)
+    return list(filter(None, map(str.strip, _decode(_read_bytes(path), path).splitlines())))
 
 
 def make_text_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -283,8 +289,11 @@ def _drop_trailing_blanks(cells: list[str], width: int) -> list[str]:
     return cells[:width] if not any(cell.strip() for cell in cells[width:]) else cells
 
 
-def _reject_ragged_rows(records: list[tuple[int, list[str]]], width: int, path: Path) -> None:
-    if ragged_lines := [line for line, cells in records if len(cells) != width]:
+def _reject_ragged_rows(records: list[tuple[int, list[str]]], header: list[str], path: Path) -> None:
+    """Raise DataError for rows of another length than the header; columns without a name at its end may be left out."""
+    width = len(header)
+    n_needed = max((i + 1 for i, name in enumerate(header) if name), default=width)
+    if ragged_lines := [line for line, cells in records if not n_needed <= len(cells) <= width]:
         lines = format_line_numbers(ragged_lines)
         problem = f"{len(ragged_lines):,} rows do not have {width} cells, as the header has ({lines})"
         fix = "Give every row as many cells as the header, and quote a cell that holds the separator"

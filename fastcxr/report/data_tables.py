@@ -17,6 +17,8 @@ PATIENT_ORIGIN_TEXTS = {
     "nih": "NIH file names",
     "kermany": "Kermany file names",
     "im": "IM-… file names",
+    "chexpert": "CheXpert paths",
+    "mimic": "MIMIC-CXR paths",
     "copy": "duplicate images",
 }
 SPLIT_ORIGIN_TEXTS = {

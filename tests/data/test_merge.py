@@ -75,6 +75,16 @@ def test_file_names_of_public_collections_identify_a_patient_in_all_sources(tmp_
     assert set(read_manifest([one, two])["patient"]) == {"00000013", "person7"}
 
 
+def test_folders_of_public_collections_identify_a_patient_in_all_sources(tmp_path):
+    names = ("patient00001/study1/view1_frontal.png", "p10/p10000032/s50414267/a.png")
+    one = make_folders(tmp_path / "one", 0, names=names[:1])
+    two = make_folders(tmp_path / "two", 10, names=names)
+    manifest = read_manifest([one, two])
+    assert set(manifest["patient"]) == {"patient00001", "10000032"}
+    text = "2 classes, 6 images, 1 patient from CheXpert paths, 1 patient from MIMIC-CXR paths"
+    assert describe_manifest(manifest) == text
+
+
 @pytest.mark.parametrize("is_same", [True, False])
 def test_viewer_file_names_identify_a_patient_in_two_sources_only_if_the_images_are_equal(tmp_path, caplog, is_same):
     names = [f"IM-000{number}-0001.png" for number in range(1, 5)]

@@ -7,7 +7,7 @@ import pytest
 from sample_images import make_dicom, make_reference, save_dicom
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.patients import assign_patients
+from fastcxr.data.patients import assign_patients, suggest_regex
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
 IMAGE = make_reference()
@@ -42,9 +42,13 @@ def assign_files(folder, **choices) -> pd.DataFrame:
         ("IM-0115-0001.jpeg", "IM-0115", "im"),
         ("IM-0533-0001-0002.jpeg", "IM-0533", "im"),
         ("NORMAL2-IM-0383-0001.jpeg", "NORMAL2-IM-0383", "im"),
+        ("train/patient00001/study1/view1_frontal.jpg", "patient00001", "chexpert"),
+        ("edema/patient64741/study12/view2_lateral_flipped.png", "patient64741", "chexpert"),
+        ("files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg", "10000032", "mimic"),
+        ("p19999987/s58621812/a.jpg", "19999987", "mimic"),
     ],
 )
-def test_file_names_of_known_collections_contain_the_patient(path, patient, origin):
+def test_paths_of_known_collections_contain_the_patient(path, patient, origin):
     assert assign(path) == [(patient, origin)]
 
 
@@ -66,9 +70,15 @@ def test_file_names_of_known_collections_contain_the_patient(path, patient, orig
         "ABNORMAL2-IM-0383-0001.png",
         "00012345-0000-4000-8000-000000000000.png",
         "covid-19-pneumonia-28.png",
+        "patient00001/study1/a.png",
+        "patient1/study1/view1_frontal.jpg",
+        "mypatient00001/study1/view1_frontal.jpg",
+        "p10/p10000032/a.jpg",
+        "p10/p1000003/s50414267/a.jpg",
+        "p10000032/s50414267.jpg",
     ],
 )
-def test_other_file_names_do_not_match(path):
+def test_other_paths_do_not_match(path):
     assert assign(path) == [(f"image:{path}", "image")]
 
 
@@ -148,3 +158,44 @@ def test_no_salt_is_created_without_dicom_files(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     assign("a.png")
     assert not (tmp_path / "config").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "folder", "pattern"),
+    [
+        (["a/p1/x.png", "b/p2/x.png"], "p1", "^[^/]+/([^/]+)/"),
+        (["a/p1/study1/x.png", "b/p2/study1/x.png"], "p1", "^[^/]+/([^/]+)/"),
+        (["a/images/p1/x.png", "b/masks/p2/x.png"], "p1", "^[^/]+/[^/]+/([^/]+)/"),
+        (["a/images_001/images/case 7/x.png"], "case 7", "^[^/]+/[^/]+/[^/]+/([^/]+)/"),
+    ],
+)
+def test_folders_in_a_class_are_suggested_as_patients(paths, folder, pattern):
+    text = f". If folders such as {folder!r} are patients, pass `patient_regex={pattern!r}`"
+    assert suggest_regex(pd.Series(paths), "folders") == text
+    assert "^[^/]+/" + pattern[1:] in suggest_regex("train/" + pd.Series(paths), "split_folders")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "s50414267",
+        "study1",
+        "study_2",
+        "images_001",
+        "images",
+        "masks",
+        "PNG",
+        "train",
+        "train_images",
+        "Test",
+        "part 3",
+    ],
+)
+def test_a_study_a_part_and_an_image_folder_are_never_suggested_as_patients(folder):
+    assert suggest_regex(pd.Series([f"a/{folder}/x.png", f"b/{folder}/y.png"]), "folders") == ""
+    assert suggest_regex(pd.Series([f"a/{folder}/x.png", "b/p1/y.png"]), "folders") == ""
+
+
+def test_nothing_is_suggested_without_folders_in_the_classes_and_for_tables():
+    assert suggest_regex(pd.Series(["a/x.png"]), "folders") == ""
+    assert suggest_regex(pd.Series(["a/p1/x.png"]), "csv") == ""

@@ -13,6 +13,7 @@ from fastcxr.io.tables import (
     format_names,
     is_table_name,
     read_header,
+    read_lines,
     read_table,
 )
 
@@ -157,3 +158,16 @@ def test_lines_that_are_no_json_objects_are_an_error_with_their_numbers(tmp_path
     path = write_file(tmp_path / "metadata.jsonl", '{"a": 1}\n[1]\n{"a"\n')
     with pytest.raises(DataError, match=r"E010 .*2 lines are not JSON objects \(lines 2, 3\). Write one object per"):
         read_table(path)
+
+
+def test_rows_may_leave_out_the_cells_of_columns_without_a_name_at_the_end(tmp_path):
+    table = read_table(write_file(tmp_path / "a.csv", "a,b,,\n1,2\n3,4,,\n"))
+    assert table.to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"]}
+    error = catch_error(write_file(tmp_path / "b.csv", "a,b,,\n1,2\n3\n"))
+    assert "1 rows do not have 4 cells, as the header has (line 3)" in check_message(error)
+
+
+def test_the_lines_of_a_text_file_are_without_blanks_and_blank_lines(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbfa.png\r\n\r\n b.png \r\n")
+    assert read_lines(path) == ["a.png", "b.png"]

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from fastcxr.data.readers import cohen, coronahack, covidx
+from fastcxr.data.readers import chexlocalize, chexpert, cohen, coronahack, covidx, nih
 from fastcxr.data.readers.public import PublicDataset
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
-    module.DATASET.name: module.DATASET for module in (cohen, coronahack, covidx)
+    module.DATASET.name: module.DATASET for module in (cohen, coronahack, covidx, nih, chexpert, chexlocalize)
 }
 
 
