@@ -1,6 +1,7 @@
 """Directives for text that the code already has, and formulas as MathML, which needs no script.
 
-The directives are `options` (of a dataclass) and `study` (the docstring of a recipe script).
+The directives are `options` (of a dataclass), `study` (the docstring of a recipe script) and `datasets` (the public
+datasets).
 """
 
 import ast
@@ -49,6 +50,32 @@ class Study(SphinxDirective):
         title, parts = read_study(script)
         items = [name + "".join(map(format_lines, group_lines(lines))) for name, lines in parts.items()]
         return parse(self, "\n".join([escape(title), "", *items]))
+
+
+class Datasets(SphinxDirective):
+    """The public datasets that fastcxr reads, with their names, labels, access and shared images."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a definition list."""
+        datasets = import_module("fastcxr.data.readers.registry").PUBLIC_DATASETS
+        items = [f"{escape(item.title)} (``{name}``)\n" + list_facts(item) for name, item in datasets.items()]
+        return parse(self, "\n".join(items))
+
+
+def list_facts(dataset) -> str:
+    """Return the facts of a public dataset as the lines of a definition."""
+    facts = [dataset.labels, f"{dataset.n_images:,} images" if dataset.n_images else ""]
+    lines = [f"{'; '.join(filter(None, facts))}. Access: {dataset.access} (`page <{dataset.page}>`__)."]
+    for variant, text in dataset.label_variants.items():
+        lines.append(f"``--label-variant {variant}``: {escape(text)}.")
+    lines += [f"Shares images with {escape(other)}: {escape(text)}." for other, text in dataset.overlaps.items()]
+    return "".join(f"   | {line}\n" for line in [escape_facts(lines[0]), *lines[1:]])
+
+
+def escape_facts(line: str) -> str:
+    """Escape a line of facts except the link at its end."""
+    facts, _, link = line.rpartition("(`page")
+    return f"{escape(facts)}(`page{link}"
 
 
 def read_study(script: Path) -> tuple[str, dict[str, list[str]]]:
@@ -119,5 +146,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     shorten_usage(import_module("fastcxr.cli.main").app)
     app.add_directive("options", Options)
     app.add_directive("study", Study)
+    app.add_directive("datasets", Datasets)
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True}

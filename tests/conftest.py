@@ -40,6 +40,14 @@ def without_figures():
         yield
 
 
+@pytest.fixture(scope="module")
+def without_maps():
+    """Train in this module without saliency maps, which take longer than training a small network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        yield
+
+
 @pytest.fixture
 def temporary(tmp_path, monkeypatch) -> Path:
     """An empty folder for the temporary files of this test."""

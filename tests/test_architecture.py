@@ -34,6 +34,7 @@ SHORT = {
     "version": "read by the build",
     "cli.option_names": "one conversion of messages, used by the output of all commands",
     "__main__": "entry point of python -m fastcxr",
+    "config.recipe_paths": "the two uses of paths that are not part of reading a recipe",
     "cli.main": "entry point of the command, which registers the commands",
     "progress.auto": "the choice between the displays, which are separate modules",
     "metrics.scoring_rules": "shared by calibration and bootstrap, and loads no scikit-learn",

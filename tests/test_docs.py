@@ -52,14 +52,6 @@ def write_image(file: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def without_maps():
-    """Train without saliency maps, which take a third of the time; `explain` draws them on two pages."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
-        yield
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, without_maps) -> Path:
     """A folder with the data and the run of the first `fastcxr train` of the quick start."""
     folder = tmp_path_factory.mktemp("docs")

@@ -56,7 +56,7 @@ def datasets(name: str | None = None, *, data: Path | None = None) -> int:
 
 def describe_dataset(dataset: "PublicDataset") -> dict[str, Any]:
     """Return the facts of a dataset for --json."""
-    names = ("name", "title", "n_images", "n_patients", "labels", "access", "page", "citation")
+    names = ("name", "title", "n_images", "n_patients", "counts_from", "labels", "access", "page", "citation")
     maps = ("files", "label_variants", "overlaps")
     return {name: getattr(dataset, name) for name in names} | {name: dict(getattr(dataset, name)) for name in maps}
 
@@ -64,8 +64,9 @@ def describe_dataset(dataset: "PublicDataset") -> dict[str, Any]:
 def format_facts(dataset: "PublicDataset") -> str:
     """Return the facts of a dataset, one per line."""
     sizes = ((dataset.n_images, "image"), (dataset.n_patients, "patient"))
+    counts = " of ".join(pluralize(number, unit) for number, unit in sizes if number)
     facts = {
-        "images": " of ".join(pluralize(number, unit) for number, unit in sizes if number) or NOT_CONFIRMED,
+        "images": f"{counts} ({dataset.counts_from})" if counts else NOT_CONFIRMED,
         "labels": dataset.labels or NOT_CONFIRMED,
         "access": dataset.access,
         "page": dataset.page,

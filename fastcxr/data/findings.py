@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError
@@ -74,9 +75,16 @@ def expand_label_lists(
     """
     given = [None if row is None else set(row) for row in labels]
     names = list(findings) or sorted(set().union(*(row for row in given if row)) - {NO_FINDING})
+    is_unknown = np.array([row is None for row in given], bool)
+    values = np.zeros((len(names), len(given)), np.int8)
+    number_by_name = {name: number for number, name in enumerate(names)}
+    for row, listed in enumerate(given):
+        for name in listed or ():
+            if name in number_by_name:
+                values[number_by_name[name], row] = 1
     columns = {
-        FINDING_PREFIX + name: pd.array([None if row is None else int(name in row) for row in given], FINDING_DTYPE)
-        for name in names
+        FINDING_PREFIX + name: pd.arrays.IntegerArray(values[number], is_unknown.copy())
+        for name, number in number_by_name.items()
     }
     return pd.DataFrame(columns, index=index)
 

@@ -39,7 +39,7 @@ from fastcxr.data.readers.detect import (
 from fastcxr.data.readers.folders import identify_file, list_class_images
 from fastcxr.data.readers.hdf5 import read_packed_manifest
 from fastcxr.data.readers.public import ReaderOptions
-from fastcxr.data.readers.registry import PUBLIC_DATASETS
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
 from fastcxr.data.readers.split_files import apply_split_files, name_split
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.row_checks import check_rows
@@ -101,7 +101,7 @@ def read_manifest(
         only_test: the images are only evaluated, so one class is enough.
         **options: data options of a Recipe, which help(Recipe) explains: data_format, relabel, classes, filter,
             columns, label_separator, label_variant, test_labels, split_file, keep_columns, deduplicate, patient_table,
-            patient_regex, patient_tag, skip_bad (for missing files and blank labels).
+            patient_regex, patient_tag, skip_bad, which here leaves out missing files and blank labels.
 
     Raises:
         DataError: the data cannot be used for training.
@@ -127,7 +127,7 @@ def read_manifest(
         rows = add_dicom_demographics(rows)
     _warn_missing_patients(rows, datasets, names)
     if len(datasets) > 1:
-        rows = _merge_datasets(rows, names)
+        rows = _merge_datasets(rows, datasets, names)
     elif recipe.deduplicate:
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     validate_classes(rows, data_path, only_test=only_test)
@@ -216,12 +216,19 @@ def _warn_missing_patients(rows: pd.DataFrame, datasets: list[DetectedDataset], 
             log.warning(prefix + NO_PATIENTS_WARNING + suggest_regex(part["path"], dataset.layout))
 
 
-def _merge_datasets(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def _merge_datasets(rows: pd.DataFrame, datasets: list[DetectedDataset], names: list[str]) -> pd.DataFrame:
     """Return the rows of several datasets without exact duplicates, with unambiguous sources and patients."""
     rows = scope_patient_ids(rows)
     counts = rows[INPUT_INDEX].value_counts(sort=False)
     inputs_text = ", ".join(f"{name} {pluralize(n, 'image')}" for name, n in counts.items())
     log.info("merged: %s; searching for duplicates", inputs_text)
+    layouts = [dataset.layout for dataset in datasets]
+    for sentence in describe_overlaps(layouts, layouts):
+        log.warning(
+            "%s. Only images with the same bytes or file name are recognised here: run `fastcxr audit`, which also "
+            "finds near-duplicates, before you trust a test on merged data",
+            sentence,
+        )
     rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     rows = disambiguate_sources(link_same_filenames(rows, rows[INPUT_INDEX]))
     if unused := sorted(set(names) - set(rows[INPUT_INDEX])):

@@ -59,10 +59,14 @@ def _strip_compression(name: str) -> str:
     return name[: -len(Path(name).suffix)] if name.casefold().endswith(COMPRESSION_SUFFIXES) else name
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_table(path: str | Path, columns: Iterable[str] | None = None) -> pd.DataFrame:
     """Read a CSV file as text, indexed by line number. Raises DataError with the numbers of all invalid lines.
 
     A file of JSON Lines becomes a table of its keys; lists in it stay JSON texts.
+
+    Args:
+        path: a file.
+        columns: columns to return, if the file has them; default: all.
     """
     path = Path(path)
     text = _decode(_read_bytes(path), path)
@@ -75,15 +79,14 @@ def read_table(path: str | Path) -> pd.DataFrame:
     header = [name.strip() for name in header]
     _reject_duplicate_columns(header, path)
     records = [(line, _drop_trailing_blanks(cells, len(header))) for line, cells in records]
-    named_columns = [i for i, name in enumerate(header) if name]
     _reject_ragged_rows(records, header, path)
-    if len(named_columns) < len(header):
-        log.info("columns without a name are left out of %s: %d", path.name, len(header) - len(named_columns))
+    if columns is None and "" in header:
+        log.info("columns without a name are left out of %s: %d", path.name, header.count(""))
+    wanted = set(header if columns is None else columns) - {""}
+    numbers = [i for i, name in enumerate(header) if name in wanted]
     lines = pd.Index([line for line, _ in records], name="line", dtype="int64")
-    columns = {
-        header[i]: pd.Series([cells[i] for _, cells in records], index=lines, dtype=TEXT_DTYPE) for i in named_columns
-    }
-    table = pd.DataFrame(columns, index=lines)
+    series = {header[i]: pd.Series([cells[i] for _, cells in records], lines, TEXT_DTYPE) for i in numbers}
+    table = pd.DataFrame(series, index=lines)
     return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
 
 

@@ -24,7 +24,7 @@ from fastcxr.report.training_summary import has_refitted_head
 from fastcxr.training.learner import validate_model_options
 from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
-from fastcxr.workflows.load import SPLITS_IGNORED_MESSAGE, Dataset
+from fastcxr.workflows.load import PUBLIC_DATASETS_KEY, SPLITS_IGNORED_MESSAGE, Dataset
 from fastcxr.workflows.run_dir import write_table
 from fastcxr.workflows.run_state import IMAGE_KEY, Folds, find_finished_report, validate_finished_folds
 from fastcxr.workflows.train import run
@@ -146,8 +146,10 @@ def write_pooled_files(run_dir: RunDir, fold_dirs: dict[str, Path], dataset: Dat
     models = {name: read_json(fold_dir / "model.json") for name, fold_dir in fold_dirs.items()}
     weights = dict.fromkeys(map(find_initial_weights, models.values()))
     refitted = [name for name, model in models.items() if has_refitted_head(model)]
-    run_dir.extra_metadata |= {"first_weights": " and ".join(weights), "refitted_heads": refitted}
     fold_records = {name: read_dataset_record(fold_dir) for name, fold_dir in fold_dirs.items()}
+    public = {name: None for record in fold_records.values() for name in record.run.get(PUBLIC_DATASETS_KEY, [])}
+    run_dir.extra_metadata |= {"first_weights": " and ".join(weights), "refitted_heads": refitted}
+    run_dir.extra_metadata |= {PUBLIC_DATASETS_KEY: list(public)}
     write_skipped(folder, pool_skipped([record.skipped for record in fold_records.values()]))
     run_dir.messages += pool_messages({name: r.run.get("messages") or [] for name, r in fold_records.items()}, unit)
     return manifest

@@ -11,10 +11,11 @@ import pandas as pd
 
 from fastcxr.config.fields import InferencePrecision, list_options
 from fastcxr.config.recipe import Recipe
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, ImageError, require_type
 from fastcxr.inference.predict import predict
-from fastcxr.io.files import write_json
+from fastcxr.io.files import read_json, write_json
 from fastcxr.io.formatting import pluralize
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, read_predictions, write_predictions
 from fastcxr.models.bundle import load_classifier
@@ -23,7 +24,7 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_notices import format_reasons
 from fastcxr.report.run_reader import read_findings
-from fastcxr.workflows.load import Dataset, load_dataset
+from fastcxr.workflows.load import PUBLIC_DATASETS_KEY, Dataset, load_dataset, name_public_datasets
 from fastcxr.workflows.overlap import FITTED_SPLITS, find_overlap
 from fastcxr.workflows.run_dir import OutputDir
 from fastcxr.workflows.train_dir import RunDir
@@ -63,6 +64,7 @@ def evaluate(
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
         validate_labels(manifest, classifier.labels)
         log.info("precision: %s", classifier.dtype_and_device)
+        warn_overlapping_datasets(recipe, Path(run))
         overlap = find_overlap(manifest, Path(run), classifier.input_spec.image_size, run_dir)
         manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, run_dir)
         overlap_counts = report_overlap(overlap, keep=keep_overlap)
@@ -77,6 +79,16 @@ def evaluate(
         run_dir.write_saliency_maps(classifier, manifest, predictions)
         write_json(run_dir.folder / MODEL_JSON_FILE, model_json)
     return run_dir.finish()
+
+
+def warn_overlapping_datasets(recipe: Recipe, run: Path) -> None:
+    """Log which public datasets in the data share images with those that the run was trained on, by construction."""
+    trained = read_json(run / "run.json").get(PUBLIC_DATASETS_KEY, [])
+    tested = name_public_datasets(recipe)
+    for sentence in describe_overlaps(trained, tested):
+        log.warning("%s. Images of the run that are recognised by content are left out of this evaluation", sentence)
+    for name in sorted(set(trained) & set(tested)):
+        log.warning("the run was trained on %s too: this is not external data", PUBLIC_DATASETS[name].title)
 
 
 def append_internal_test(predictions: Predictions, run: Path) -> Predictions:

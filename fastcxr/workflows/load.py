@@ -12,11 +12,13 @@ from fastcxr.data.duplicates import union_exact_duplicates
 from fastcxr.data.findings import require_single_label
 from fastcxr.data.manifest import (
     describe_manifest,
+    detect_datasets,
     drop_unreadable,
     read_manifest,
     read_written_manifest,
     replace_error_paths,
 )
+from fastcxr.data.readers.registry import PUBLIC_DATASETS
 from fastcxr.data.splits import (
     describe_split,
     has_given_splits,
@@ -32,6 +34,7 @@ from fastcxr.progress.base import Progress, record_logging, replay_logging
 from fastcxr.workflows.run_dir import OutputDir
 
 log = logging.getLogger("fastcxr")
+PUBLIC_DATASETS_KEY = "public_datasets"  # of run.json: names of the public datasets in the data
 SPLITS_IGNORED_MESSAGE = "given splits are not used"
 
 
@@ -121,6 +124,16 @@ def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False, allows_find
     if not allows_findings:
         require_single_label(manifest)
     return manifest
+
+
+def name_public_datasets(recipe: Recipe) -> list[str]:
+    """Return the names of the public datasets in the data of a recipe."""
+    with record_logging([]):  # reading the data logs the same messages
+        return [
+            dataset.layout
+            for dataset in detect_datasets(recipe.data or (), recipe.data_format)
+            if dataset.layout in PUBLIC_DATASETS
+        ]
 
 
 def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:

@@ -14,7 +14,13 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.load import Dataset, assign_recipe_splits, load_dataset
+from fastcxr.workflows.load import (
+    PUBLIC_DATASETS_KEY,
+    Dataset,
+    assign_recipe_splits,
+    load_dataset,
+    name_public_datasets,
+)
 from fastcxr.workflows.overlap import FEATURES_FILE
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.train_dir import RunDir
@@ -59,6 +65,7 @@ def run(
         cleanup.enter_context(configure_device(find_device(recipe.device), deterministic=recipe.deterministic))
         manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
+        run_dir.extra_metadata[PUBLIC_DATASETS_KEY] = name_public_datasets(recipe)
         check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)
         loaders.fastcxr.batch_size = batch_size

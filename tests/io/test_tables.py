@@ -48,6 +48,13 @@ def test_the_index_is_the_line_on_which_a_row_starts(tmp_path):
     assert table["path"].tolist() == ["a\n\nb.png", "c.png"]
 
 
+def test_only_the_columns_named_are_read(tmp_path, caplog):
+    file = write_file(tmp_path / "a.csv", ",path,report,label\n0,a.png,text,x\n")
+    table = read_table(file, ["label", "path", "view"])
+    assert table.to_dict("list") == {"path": ["a.png"], "label": ["x"]}
+    assert caplog.text == ""
+
+
 def test_all_rows_with_a_wrong_number_of_cells_are_listed(tmp_path):
     body = "a,b\n" * 3 + "a\n" * 25 + "a,b,c\n"
     text = check_message(catch_error(write_file(tmp_path / "a.csv", "path,label\n" + body)))

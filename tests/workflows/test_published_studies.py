@@ -1,4 +1,4 @@
-"""Tests that every variant of every published study trains on the sample, with small networks and random weights."""
+"""Tests that every variant and every backbone of the published studies trains on the sample, with random weights."""
 
 import csv
 import logging
@@ -10,6 +10,7 @@ import pytest
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.inference.predict import predict
+from fastcxr.models.backbones import find_backbone
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
@@ -19,7 +20,9 @@ from fastcxr.workflows.run_dir import OutputDir
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 SMALL = {"weights": "none", "image_size": 64, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "data_format": "csv"}
-LARGE_BACKBONES = ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")  # above 100 million parameters
+LARGE_BACKBONES = ("vgg16", "vgg19_bn")  # above 100 million parameters
+# each has the architecture of a smaller backbone of the studies
+DEEP_BACKBONES = ("resnet101", "resnet152", "densenet169", "densenet201", "efficientnet_b7")
 # labels of the synthetic images in each study
 LABELS = {
     "bolhassani2024": ("Normal", "Bacteria", "Virus", "COVID-19"),
@@ -29,12 +32,30 @@ LABELS = {
 }
 
 
+def read_variants() -> list[tuple[str, str, Recipe]]:
+    """Return study, name and recipe of every variant of all scripts."""
+    return [
+        (script.stem, variant, recipe)
+        for script in SCRIPTS
+        for variant, recipe in runpy.run_path(str(script))["RECIPES"].items()
+    ]
+
+
 def iterate_variants():
-    """Yield study and recipe of every variant of all scripts."""
-    for script in SCRIPTS:
-        for variant, recipe in runpy.run_path(str(script))["RECIPES"].items():
-            slow = [pytest.mark.slow] if recipe.backbone in LARGE_BACKBONES else []
-            yield pytest.param(script.stem, recipe, id=f"{script.stem}-{variant}", marks=slow)
+    """Yield study and recipe of every variant with a small backbone, and once if they are the same but for theirs."""
+    distinct = {}
+    for study, variant, recipe in read_variants():
+        distinct.setdefault((study, recipe.replace(backbone="resnet10t", **SMALL)), variant)
+    for (study, recipe), variant in distinct.items():
+        yield pytest.param(study, recipe, id=f"{study}-{variant}")
+
+
+def iterate_backbones():
+    """Yield study and recipe of the first variant with each backbone."""
+    variants = {recipe.backbone: (study, recipe) for study, _, recipe in reversed(read_variants())}
+    for backbone, variant in variants.items():
+        slow = [pytest.mark.slow] if backbone in LARGE_BACKBONES + DEEP_BACKBONES else []
+        yield pytest.param(*variant, id=backbone, marks=slow)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +96,29 @@ def make_small(recipe: Recipe, tables: list[Path]) -> Recipe:
     return recipe.replace(**SMALL, data=data, fold=1 if recipe.folds else None, ignore_given_splits=False)
 
 
-@pytest.mark.parametrize(("study", "recipe"), list(iterate_variants()))
+@pytest.mark.parametrize(("study", "recipe"), iterate_variants())
 def test_a_variant_trains_and_predicts(study, recipe, tables, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    small = make_small(recipe, tables[study])
-    manifest = assign_recipe_splits(load_dataset(small, OutputDir(tmp_path)), small)
-    learner = make_learner(make_loaders(manifest, small), small)
+    check_training_and_predictions(make_small(recipe, tables[study]), tmp_path)
+
+
+@pytest.mark.parametrize(("study", "recipe"), iterate_backbones())
+def test_a_backbone_of_a_study_trains_and_predicts(study, recipe, tables, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    check_training_and_predictions(make_small(recipe, tables[study]).replace(image_size=32), tmp_path)
+
+
+def test_every_backbone_of_a_study_is_found():
+    for _, _, recipe in read_variants():
+        assert find_backbone(recipe.backbone, "none").name == recipe.backbone.removeprefix("fastcxr:")
+
+
+def check_training_and_predictions(recipe: Recipe, folder: Path) -> None:
+    """Train by the recipe and check the losses, the weights and the predictions of the test images."""
+    manifest = assign_recipe_splits(load_dataset(recipe, OutputDir(folder)), recipe)
+    learner = make_learner(make_loaders(manifest, recipe), recipe)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    training = train(learner, small)
+    training = train(learner, recipe)
     losses = training.history["train_loss"]
     assert len(learner.dls.train) >= 1 and np.isfinite(losses).all()
     changed = [not old.equal(new) for old, new in zip(before, learner.model.parameters(), strict=True)]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.readers.chexpert import detect_split_tables, read_split_tables
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import DOCUMENTED_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import find_table
 
 SPLIT_BY_TABLE = {"val_labels.csv": "valid", "test_labels.csv": "test"}
@@ -49,6 +49,7 @@ DATASET = PublicDataset(
     labels="13 findings (several per image)",
     n_images=902,  # 234 and 668
     n_patients=700,
+    counts_from=DOCUMENTED_COUNTS,
     page="https://stanfordaimi.azurewebsites.net/datasets/23c56a0d-15de-405b-87c8-99c30138950c",
     access="form",
     citation="Saporta et al., Benchmarking saliency methods, Nature Machine Intelligence 2022",

@@ -18,19 +18,21 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from fastcxr.data.findings import FINDING_PREFIX, NO_FINDING, make_finding_labels, parse_finding_columns
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
 from fastcxr.data.readers.file_index import OTHER_SUFFIXES, FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
-from fastcxr.data.readers.tables import find_dataset_folder, find_table, make_path_columns
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
+from fastcxr.data.readers.tables import (
+    CHEXPERT_LABELS,
+    find_dataset_folder,
+    find_table,
+    make_path_columns,
+    parse_chexpert_labels,
+)
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import BLANK_VALUES, format_names, is_blank, read_header, read_table
 
 log = logging.getLogger("fastcxr")
-FINDINGS = (
-    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
-    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
-)  # fmt: skip
+FINDINGS = CHEXPERT_LABELS[1:]  # without No Finding
 REQUIRED_COLUMNS = ("Path", *FINDINGS)
 SPLIT_BY_TABLE = {"train.csv": "train", "valid.csv": "valid", "test.csv": "test", "test_labels.csv": "test"}
 PEOPLE_COLUMNS = {"Sex": "sex", "Age": "age"}
@@ -75,19 +77,13 @@ def _read_rows(path: Path, index: FileIndex) -> pd.DataFrame:
     table = read_table(path)
     reject_rows(is_blank(table["Path"]), "have no path", "Restore the table", path)
     names = table["Path"].str.strip().str.replace(r"^.*?(?=(?:train|val|valid|test)/patient\d)", "", regex=True)
-    findings = parse_finding_columns(table, FINDINGS, path)
-    if NO_FINDING in table:
-        no_finding = parse_finding_columns(table, [NO_FINDING], path)[FINDING_PREFIX + NO_FINDING] == 1
-    else:
-        no_finding = None
     rows = make_path_columns(names, _find_images(names, index), index.root).assign(
-        label=make_finding_labels(findings, no_finding),
         patient=names.str.extract(r"(?:^|/)(patient\d+)/", expand=False),
         view=_read_views(table),
     )
-    others = table.drop(columns=["Path", NO_FINDING, *FINDINGS], errors="ignore").rename(columns=PEOPLE_COLUMNS)
+    others = table.drop(columns=["Path", *CHEXPERT_LABELS], errors="ignore").rename(columns=PEOPLE_COLUMNS)
     others = clear_blank_cells(others, others.columns, BLANK_VALUES | {"unknown"})
-    return pd.concat([rows, others, findings], axis=1)
+    return pd.concat([rows, others, parse_chexpert_labels(table, path)], axis=1)
 
 
 def _read_views(table: pd.DataFrame) -> pd.Series:
@@ -150,8 +146,9 @@ DATASET = PublicDataset(
     detect=_detect,
     read=read_chexpert,
     labels="13 findings (several per image; 1, 0, -1 uncertain, blank not mentioned)",
-    n_images=223_648,  # 223,414 in train.csv and 234 in valid.csv
-    n_patients=64_740,
+    n_images=223_414,  # in train.csv
+    n_patients=64_540,
+    counts_from=TABLE_COUNTS,
     page="https://stanfordmlgroup.github.io/competitions/chexpert/",
     access="form",
     citation="Irvin et al., CheXpert, AAAI 2019",

@@ -10,7 +10,8 @@ from fastcxr.data.readers.csv_table import (
     clear_blank_cells,
     rename_reserved_columns,
 )
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions, find_table
+from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.tables import find_table_by_columns
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import BLANK_VALUES, TEXT_DTYPE, format_names, is_blank, read_table
@@ -67,7 +68,7 @@ DATASET = PublicDataset(
     name="cohen",
     title="Cohen's collection",
     required=f"a metadata.csv with the columns {', '.join(REQUIRED_COLUMNS)}",
-    detect=lambda path: find_table(path, REQUIRED_COLUMNS),
+    detect=lambda path: find_table_by_columns(path, REQUIRED_COLUMNS),
     read=read_cohen,
     labels="COVID-19 and other findings",
     missing_fix="Copy the missing images to the folder given in the table",

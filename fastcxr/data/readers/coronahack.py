@@ -18,7 +18,8 @@ from fastcxr.data.readers.csv_table import (
     rename_reserved_columns,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, list_split_files
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions, find_table
+from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.tables import find_table_by_columns
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, read_table, to_text
 
@@ -106,7 +107,7 @@ DATASET = PublicDataset(
     name="coronahack",
     title="CoronaHack",
     required=f"a table with the columns {', '.join(REQUIRED_COLUMNS)}",
-    detect=lambda path: find_table(path, REQUIRED_COLUMNS),
+    detect=lambda path: find_table_by_columns(path, REQUIRED_COLUMNS),
     read=read_coronahack,
     labels="Normal, Bacteria, Virus, COVID-19",
     page="https://www.kaggle.com/datasets/praveengovi/coronahack-chest-xraydataset",

@@ -89,7 +89,7 @@ class FileIndex:
         """Yield the files with the name of a path, then those with its stem, which are indexed only if needed."""
         name = path.rpartition("/")[2]
         yield self._paths_by_name.get(name, [])
-        yield self._image_paths_by_stem.get(PurePosixPath(path).stem, [])
+        yield self._image_paths_by_stem.get(name.rpartition(".")[0] or name, [])
         yield self._image_paths_by_stem.get(name, [])  # a name without extension may contain dots
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from fastcxr.data.findings import LABEL_SEPARATOR, NO_FINDING, expand_label_lists, make_finding_labels
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
 from fastcxr.data.readers.file_index import FileIndex
-from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import find_dataset_folder, find_table, make_path_columns
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import format_names, is_blank, read_header, read_lines, read_table, to_text
@@ -164,6 +164,7 @@ DATASET = PublicDataset(
     labels="14 findings (several per image)",
     n_images=112_120,
     n_patients=30_805,
+    counts_from=TABLE_COUNTS,
     page="https://nihcc.app.box.com/v/ChestXray-NIHCC",
     access="free",
     citation="Wang et al., ChestX-ray8, CVPR 2017",

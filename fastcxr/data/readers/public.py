@@ -1,16 +1,17 @@
 """Description of a public dataset: how it is recognised and read, where it is from, and which images it shares."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
 from fastcxr.errors import RecipeError
-from fastcxr.io.tables import read_header, suggest_name
+from fastcxr.io.tables import suggest_name
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 SEE_PAGE = "see its page"
+TABLE_COUNTS = "label table in torchxrayvision 1.5.7, counted in November 2026"
+DOCUMENTED_COUNTS = "documentation of torchxrayvision 1.5.7, read in November 2026"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class PublicDataset:
     labels: str = ""  # in words, e.g. "14 findings (several per image)"
     n_images: int | None = None  # of the complete dataset, None if not confirmed
     n_patients: int | None = None
+    counts_from: str = ""  # where both numbers were read, and when
     page: str = ""  # address of the dataset
     access: str = SEE_PAGE  # how to obtain it, e.g. "free", "form", "PhysioNet credentialed"
     citation: str = ""
@@ -70,10 +72,3 @@ class PublicDataset:
             fix = f"Pass one of {names}" if names else "Leave out `label_variant`: its labels have no variants"
             raise RecipeError(problem, fix, code="E022")
         return options.label_variant
-
-
-def find_table(path: Path, columns: Iterable[str]) -> Path | None:
-    """Return `path` if it is a table with these columns, else the first such table in the folder `path`, if any."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    tables = [file for file in files if file.name.casefold().endswith(TABLE_SUFFIXES) and file.is_file()]
-    return next((table for table in tables if set(columns) <= set(read_header(table))), None)

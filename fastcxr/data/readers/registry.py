@@ -1,15 +1,62 @@
 """Public datasets that fastcxr reads as they are downloaded, by the name that `data_format` and the catalogue use."""
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
-from fastcxr.data.readers import chexlocalize, chexpert, cohen, coronahack, covidx, nih
+from fastcxr.data.readers import (
+    brax,
+    chexlocalize,
+    chexpert,
+    cohen,
+    coronahack,
+    covidx,
+    mimic_cxr_jpg,
+    nih,
+    padchest,
+    rsna,
+    shenzhen,
+    siim_acr,
+    tbx11k,
+    vindr_cxr,
+)
 from fastcxr.data.readers.public import PublicDataset
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
-    module.DATASET.name: module.DATASET for module in (cohen, coronahack, covidx, nih, chexpert, chexlocalize)
+    dataset.name: dataset
+    for dataset in (
+        nih.DATASET,
+        chexpert.DATASET,
+        chexlocalize.DATASET,
+        mimic_cxr_jpg.DATASET,
+        padchest.DATASET,
+        vindr_cxr.VINDR_CXR,
+        vindr_cxr.VINBIGDATA,
+        brax.DATASET,
+        rsna.DATASET,
+        siim_acr.DATASET,
+        tbx11k.DATASET,
+        shenzhen.SHENZHEN,
+        shenzhen.MONTGOMERY,
+        coronahack.DATASET,
+        cohen.DATASET,
+        covidx.DATASET,
+    )
 }
 
 
 def detect_public_datasets(path: Path) -> dict[str, Path]:
     """Return the public datasets that a folder or table contains, each with the location for its reader."""
     return {name: found for name, dataset in PUBLIC_DATASETS.items() if (found := dataset.detect(path))}
+
+
+def describe_overlaps(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Return a sentence for each pair of a dataset in `names` and another in `others` that share images."""
+    pairs = {tuple(sorted(pair)) for pair in product(names, others) if set(pair) <= PUBLIC_DATASETS.keys()}
+    sentences = []
+    for one, other in sorted(pairs):
+        for a, b in ((one, other), (other, one)):
+            if one != other and (text := PUBLIC_DATASETS[a].overlaps.get(b)):
+                sentences.append(f"{PUBLIC_DATASETS[a].title} shares images with {PUBLIC_DATASETS[b].title}: {text}")
+                break
+    return sentences

@@ -78,7 +78,7 @@ def test_files_that_the_table_does_not_list_are_logged(tmp_path, caplog):
         ("x.jpg,Pnuemonia,TRAIN,,Virus", "'Pnuemonia' (line 10). Write Normal or Pnemonia"),
         ("x.jpg,Normal,TRAIN,,Virus", "name a pathogen (line 10). Correct the Label"),
         ("x.jpg,Normal,HOLDOUT,,", "neither TRAIN nor TEST (line 10). Write TRAIN or TEST"),
-        ("IM-0001-0001.jpeg,Pnemonia,TRAIN,,Virus", "IM-0001-0001.jpeg (lines 2, 10). Keep one label column"),
+        ("IM-0001-0001.jpeg,Pnemonia,TRAIN,,Virus", "IM-0001-0001.jpeg (lines 2, 10). Keep one row per image"),
     ],
 )
 def test_wrong_cells_are_an_error_with_the_line_number(tmp_path, row, text):

@@ -1,0 +1,43 @@
+"""Tests for registry.py: facts of the public datasets, and the images that they share."""
+
+import logging
+
+import pytest
+from public_datasets import make_cohen, make_coronahack
+
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
+
+
+@pytest.mark.parametrize("name", PUBLIC_DATASETS)
+def test_a_dataset_shares_images_with_datasets_of_the_registry(name):
+    dataset = PUBLIC_DATASETS[name]
+    assert dataset.name == name
+    assert set(dataset.overlaps) <= PUBLIC_DATASETS.keys() - {name}
+
+
+@pytest.mark.parametrize("name", PUBLIC_DATASETS)
+def test_a_dataset_states_its_labels_and_its_page_and_is_not_detected_in_an_empty_folder(name, tmp_path):
+    dataset = PUBLIC_DATASETS[name]
+    assert dataset.title
+    assert dataset.labels
+    assert dataset.required
+    assert dataset.page.startswith("https://")
+    assert bool(dataset.n_images) == bool(dataset.counts_from)  # a number is shown with its source
+    assert dataset.detect(tmp_path) is None
+
+
+def test_an_overlap_is_found_from_both_sides_and_once():
+    assert describe_overlaps(["cohen"], ["coronahack"]) == describe_overlaps(["coronahack"], ["cohen"])
+    assert describe_overlaps(["coronahack", "cohen"], ["coronahack", "cohen"]) == [
+        "CoronaHack shares images with Cohen's collection: its COVID-19 images"
+    ]
+    assert describe_overlaps(["folders", "csv"], ["cohen"]) == []
+
+
+def test_merging_datasets_that_share_images_is_a_warning_that_names_them(tmp_path, caplog):
+    make_cohen(tmp_path / "cohen")
+    make_coronahack(tmp_path / "coronahack")
+    with caplog.at_level(logging.WARNING, "fastcxr"):
+        read_manifest([tmp_path / "cohen", tmp_path / "coronahack"])
+    assert "CoronaHack shares images with Cohen's collection: its COVID-19 images" in caplog.text
