@@ -176,6 +176,5 @@ DATASET = PublicDataset(
         "images*/**/*.png": "images",
     },
     missing_fix="Unpack the missing parts, images_001 to images_012",
-    overlaps={"rsna": "its images are from NIH", "siim": "its images are from NIH"},
     read_boxes=read_boxes,
 )

@@ -197,7 +197,7 @@ def test_the_official_lists_are_obeyed_and_no_draw_divides_a_patient(tmp_path):
     for seed in range(50):
         drawn = split_by_patient(manifest, seed=seed, ignore_given_splits=True)
         assert (drawn.groupby("patient")["split"].nunique() == 1).all()
-        assert drawn["split"].value_counts(normalize=True)["test"] == pytest.approx(0.15, abs=0.03)
+        assert drawn["split"].value_counts(normalize=True)["test"] == pytest.approx(0.15, abs=0.06)  # of 4,000 images
         test_sets.add(frozenset(drawn.loc[drawn["split"] == "test", "patient"]))
     assert len(test_sets) == 50
 
