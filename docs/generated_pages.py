@@ -58,7 +58,11 @@ class Datasets(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a definition list."""
         datasets = import_module("fastcxr.data.readers.registry").PUBLIC_DATASETS
-        items = [f"{escape(item.title)} (``{name}``)\n" + list_facts(item) for name, item in datasets.items()]
+        items = [
+            f"{escape(item.title)} (``{name}``)\n" + list_facts(item)
+            for name, item in datasets.items()
+            if item.citation
+        ]
         return parse(self, "\n".join(items))
 
 

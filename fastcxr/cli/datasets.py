@@ -37,7 +37,7 @@ def datasets(name: str | None = None, *, data: Path | None = None) -> int:
         if data is not None:
             problem = "datasets with --data needs the name of a dataset"
             raise RecipeError(problem, f"Pass one of {', '.join(PUBLIC_DATASETS)} before --data")
-        catalogue = list(PUBLIC_DATASETS.values())
+        catalogue = [dataset for dataset in PUBLIC_DATASETS.values() if dataset.citation]  # no mere layouts
         if not is_json():
             show_catalogue(Console(), catalogue)
         print_result(None, {"datasets": [describe_dataset(dataset) for dataset in catalogue]})

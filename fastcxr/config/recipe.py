@@ -29,7 +29,8 @@ from fastcxr.io.run_folders import require_run_file
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
 DataFormat = Literal[
     "auto", "folders", "split_folders", "csv", "hdf5", "nih", "chexpert", "chexlocalize", "mimic_cxr_jpg", "padchest",
-    "vindr_cxr", "vinbigdata", "brax", "rsna", "siim", "tbx11k", "shenzhen", "montgomery", "coronahack", "cohen", "covidx",
+    "vindr_cxr", "vinbigdata", "brax", "rsna", "siim", "tbx11k", "shenzhen", "montgomery", "coronahack", "cohen",
+    "covidx", "covid_radiography", "kermany", "imagefolder",
 ]  # fmt: skip
 # a short name, and the names in the published studies
 STRATEGY_ALIASES = {"probe": "linear_probe", "shallow": "head", "deep": "full", "fine": "gradual"}

@@ -114,7 +114,7 @@ def read_header(path: str | Path) -> list[str]:
         with _open_binary(Path(path)) as file:
             text = _decode(file.readline(1_000_000), Path(path))
         if _is_json_lines(Path(path)):
-            return list(_parse_json_lines(text, Path(path)))
+            return list(map(str, _parse_json_lines(text, Path(path))))
         rows = _parse(text, detect_separator(text), Path(path))
     except (DataError, *COMPRESSION_ERRORS):
         return []

@@ -39,7 +39,7 @@ FOREIGN_SIGNATURES = {
     rb"RIFF....WEBP": "WebP",
     rb"....ftyp(heic|heix|mif1|msf1)": "HEIC",
     rb"....ftypavi[fs]": "AVIF",
-    rb"....ftyp": "video",
+    rb"....ftyp|RIFF....AVI |\x1a\x45\xdf\xa3|\0\0\x01\xba": "video",
     rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
     rb"\0\0\0\x0cJXL |\xff\x0a": "JPEG XL",
     rb"8BPS": "Photoshop",

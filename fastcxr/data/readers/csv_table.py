@@ -54,8 +54,12 @@ def read_label_table(path: str | Path, options: ReaderOptions = DEFAULT_OPTIONS)
 
 def is_label_table(path: str | Path) -> bool:
     """Return whether a file is a table with a path column, and a label column or a column per finding."""
-    path = Path(path)
-    if not is_table_name(path) or not path.is_file() or not has_role(header := read_header(path), "path"):
+    return is_table_name(path) and Path(path).is_file() and has_label_columns(path)
+
+
+def has_label_columns(path: str | Path) -> bool:
+    """Return whether a table has a path column, and a label column or a column per finding."""
+    if not has_role(header := read_header(path), "path"):
         return False
     if has_role(header, "label"):
         return True
@@ -72,7 +76,7 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
     labels, replaced = _read_labels(table, columns, path, options.label_separator)
-    table = _rename_roles(table.drop(columns=replaced), columns).assign(**labels)
+    table = _rename_roles(table.drop(columns=replaced), columns).assign(**{str(name): labels[name] for name in labels})
     reject_rows(is_blank(table["path"]), "have no path", "Fill in every path, or remove the rows", path)
     table = table.assign(split=_parse_splits(table, path))
     table = assign_files(table, find_table_files(table["path"], path.absolute().parent), path)
@@ -93,8 +97,7 @@ def _read_labels(
     """Return `label`, finding columns if there are several labels per image, and the columns that these replace."""
     if columns.get("label") == "label" and (written := find_written_columns(table)):
         return parse_written_columns(table, written, path), written
-    is_valid = find_column(table.columns, [IS_VALID_COLUMN])
-    indicators = find_indicator_columns(table, without=[*columns.values(), *filter(None, [is_valid])])
+    indicators = find_indicator_columns(table, without=columns.values())
     if "label" not in columns and indicators:
         return parse_indicator_columns(table, indicators, path), indicators
     _require_column(table, columns, "label", path, " and no columns of 0 and 1 for several findings")

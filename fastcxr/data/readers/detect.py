@@ -5,32 +5,48 @@ Data that fits several layouts is an error; --data-format selects one.
 
 import logging
 import stat
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
-from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
+from fastcxr.data.imaging.sniff import looks_like_image
+from fastcxr.data.readers.csv_table import is_label_table
 from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
-    SPLIT_ALIASES,
     ClassFolder,
+    find_split_folders,
+    is_mask_folder,
     list_folders,
     list_loose_files,
     list_output_folders,
+    log_masks,
 )
 from fastcxr.data.readers.hdf5 import is_hdf5
+from fastcxr.data.readers.label_tables import find_tables
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
-from fastcxr.errors import DataError, ImageError, InputMissingError, RecipeError
+from fastcxr.data.readers.signs import (
+    describe_tables,
+    find_name_sign,
+    iterate_files,
+    make_table_fix,
+    reject_doubtful_classes,
+)
+from fastcxr.data.readers.unsupported import reject_archives, reject_unsupported_file
+from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
-from fastcxr.io.tables import find_column, format_names, read_header, suggest_name
+from fastcxr.io.tables import find_table_stem, format_names, is_table_name, read_header, suggest_name
 
 log = logging.getLogger("fastcxr")
-TABLE_SUFFIXES = (".csv", ".tsv")
+MAX_SAMPLED_IMAGES = 20  # searched for in the tables above a folder without classes
 MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
+SPLIT_FIX = "Sort the images as train/<class>/, or pass a CSV with the columns path and label"
 
 
 FRAME_LAYOUT = "table"  # of a DataFrame
@@ -50,7 +66,7 @@ class DetectedDataset:
     def source(self) -> str:
         """Name of the folder or file, or folder of a DataFrame: the source of images that have no other."""
         if self.layout in ("csv", "hdf5"):
-            return self.path.stem
+            return find_table_stem(self.path) or self.path.stem
         return (self.path if self.path.is_dir() else self.path.absolute().parent).resolve().name
 
 
@@ -59,18 +75,24 @@ class DirectoryContent:
     """Folders and files at the top level of a data folder."""
 
     root: Path
-    split_folders: tuple[str, ...]  # names in SPLIT_ALIASES
+    split_folders: dict[str, str]  # split of each, see find_split_folders
+    mask_folders: tuple[str, ...]
     other_folders: tuple[str, ...]
     loose_files: tuple[str, ...]
-    label_tables: tuple[str, ...]  # loose files with the columns path and label
+
+    @cached_property
+    def label_tables(self) -> list[str]:
+        """Loose files with a path column, and a label column or findings; a table without a label column is read."""
+        return [name for name in self.loose_files if is_label_table(self.root / name)]
 
     @property
     def class_folders(self) -> list[ClassFolder]:
         """Class folders in the split folders."""
         return [
-            ClassFolder(f"{split}/{label}", label, SPLIT_ALIASES[split.casefold()])
-            for split in self.split_folders
-            for label in list_folders(str(self.root), split)
+            ClassFolder(f"{name}/{label}", label, split)
+            for name, split in self.split_folders.items()
+            for label in list_folders(str(self.root), name)
+            if not is_mask_folder(label)
         ]
 
 
@@ -130,20 +152,8 @@ def _detect_file(path: Path, layout: str) -> DetectedDataset:
         expected = "a file made by `fastcxr pack`" if layout == "hdf5" else "a folder"
         problem = f"the path is a file, and the data format {layout} needs {expected}"
         raise DataError(problem, "Pass a folder, or omit `data_format`", path=path, code="E036")
-    _reject_image_file(path)
+    reject_unsupported_file(path)
     return DetectedDataset("csv", path)
-
-
-def _reject_image_file(path: Path) -> None:
-    try:
-        with open_file(path) as file:
-            kind = detect_format(file.read(HEAD_BYTES))
-    except ImageError:  # the reader of the table raises an error
-        return
-    if kind:
-        problem = f"the path is a {kind} image, expected a folder of images or a table"
-        fix = "Pass the folder above the class folders, or a CSV with path and label"
-        raise DataError(problem, fix, path=path, code="E028")
 
 
 def _reject_folder(content: DirectoryContent) -> DetectedDataset:
@@ -162,20 +172,15 @@ def _require_public_dataset(path: Path, layout: str) -> DetectedDataset:
 
 def _read_directory(root: Path) -> DirectoryContent:
     folders, loose_files = list_folders(str(root)), list_loose_files(str(root))
+    splits = find_split_folders(folders)
+    others = [name for name in folders if name not in splits]
     return DirectoryContent(
         root,
-        tuple(name for name in folders if name.casefold() in SPLIT_ALIASES),
-        tuple(name for name in folders if name.casefold() not in SPLIT_ALIASES),
+        splits,
+        tuple(filter(is_mask_folder, others)),
+        tuple(name for name in others if not is_mask_folder(name)),
         tuple(loose_files),
-        tuple(name for name in loose_files if _is_label_table(root / name)),
     )
-
-
-def _is_label_table(path: Path) -> bool:
-    if path.suffix.casefold() not in TABLE_SUFFIXES or not path.is_file():
-        return False
-    header = read_header(path)
-    return all(find_column(header, [name]) for name in ("path", "label"))
 
 
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:
@@ -189,17 +194,31 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
             "or `data_format='folders'` for one class per folder"
         )
         raise DataError(problem, fix, path=content.root, code="E019")
-    if content.split_folders and content.class_folders:
-        return _make_split_dataset(content)
-    if content.label_tables and len(content.other_folders) < 2:
+    if content.label_tables and len(content.other_folders) < 2 and not content.class_folders:
         return _make_table_dataset(content)
-    return _make_split_dataset(content) if content.split_folders else _make_folder_dataset(content)
+    if content.split_folders:
+        dataset = _make_split_dataset(content)
+    else:
+        dataset = _make_folder_dataset(_leave_out_masks(content))
+        _reject_only_folder(content, dataset)
+    reject_doubtful_classes(content.root, dataset.folders, dataset.layout)
+    return dataset
+
+
+def _leave_out_masks(content: DirectoryContent) -> DirectoryContent:
+    """Return the content without the mask folders beside class folders, and log the number of their files."""
+    if not content.mask_folders or not content.other_folders:
+        return content
+    n_files = sum(1 for name in content.mask_folders for _ in iterate_files(content.root / name))
+    log_masks(n_files, content.mask_folders)
+    return replace(content, mask_folders=())
 
 
 def _choose_public_dataset(content: DirectoryContent, found: dict[str, Path]) -> DetectedDataset:
     """Return the detected dataset; raise DataError if there are several, or a table that is not one of its files."""
-    known_files = [pattern for name in found for pattern in PUBLIC_DATASETS[name].files]
-    own_tables = [name for name in content.label_tables if not any(fnmatch(name, pattern) for pattern in known_files)]
+    known_files = [pattern for name in found for pattern in (*PUBLIC_DATASETS[name].files, found[name].name)]
+    other_files = [name for name in content.loose_files if not any(fnmatch(name, pattern) for pattern in known_files)]
+    own_tables = [name for name in other_files if is_label_table(content.root / name)]
     layouts = [*found, *["csv"] * bool(own_tables)]
     if len(layouts) > 1:
         fix = f"Pass {' or '.join(f'`data_format={layout!r}`' for layout in layouts)}"
@@ -213,8 +232,8 @@ def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
     if not class_folders:
         splits = _quote_names(content.split_folders)
         problem = f"no class folders inside {splits}" if splits else "no folder called train"
-        fix = "Sort the images as train/<class>/, or pass a CSV with the columns path and label"
-        raise DataError(problem + _describe_other_tables(content), fix, path=content.root, code="E036")
+        table_text, fix = _describe_tables(content, SPLIT_FIX)
+        raise DataError(problem + table_text, fix, path=content.root, code="E036")
     stray_files = [
         f"{split}/{name}" for split in content.split_folders for name in list_loose_files(str(content.root), split)
     ]
@@ -226,20 +245,44 @@ def _make_split_dataset(content: DirectoryContent) -> DetectedDataset:
 
 
 def _make_folder_dataset(content: DirectoryContent) -> DetectedDataset:
-    names = sorted([*content.split_folders, *content.other_folders])
+    names = sorted([*content.split_folders, *content.mask_folders, *content.other_folders])
     if not names:
+        reject_archives(content.root, content.loose_files)
         n_files = len(content.loose_files)
         problem = f"0 images in class folders; {n_files:,} files are outside" if n_files else "0 images"
-        raise InputMissingError(problem + _describe_other_tables(content), LAYOUT_FIX, path=content.root, code="E002")
-    if len(names) == 1 and len(subfolders := list_folders(str(content.root), names[0])) > 1:
-        problem = f"only one class, the folder {names[0]!r}, with subfolders ({format_names(map(repr, subfolders), 5)})"
-        fix = f"If the subfolders are the classes, pass `data={str(content.root / names[0])!r}`"
-        raise DataError(problem, fix, path=content.root, code="E003")
-    if len(names) == 1 and (table_text := _describe_other_tables(content)):
-        problem = f"only one class, the folder {names[0]!r}{table_text}"
-        raise DataError(problem, LAYOUT_FIX, path=content.root, code="E003")
+        table_text, fix = _describe_tables(content, LAYOUT_FIX)
+        raise InputMissingError(problem + table_text, fix, path=content.root, code="E002")
     _log_ignored(content, content.loose_files)
     return DetectedDataset("folders", content.root, tuple(ClassFolder(name, name) for name in names))
+
+
+def _reject_only_folder(content: DirectoryContent, dataset: DetectedDataset) -> None:
+    """Raise DataError if the classes may be subfolders of the only class folder, or the labels of a table."""
+    if len(dataset.folders) > 1:
+        return
+    (name,) = (folder.path for folder in dataset.folders)
+    subfolders, (table_text, fix) = list_folders(str(content.root), name), _describe_tables(content, LAYOUT_FIX)
+    problem = f"only one class, the folder {name!r}"
+    if len(subfolders) > 1:
+        problem += f", with subfolders ({format_names(map(repr, subfolders), 5)})"
+        if find_name_sign(subfolders) is None:
+            fix = f"If the subfolders are the classes, pass `data={str(content.root / name)!r}`"
+    if len(subfolders) > 1 or table_text:
+        raise DataError(problem + table_text, fix, path=content.root, code="E003")
+
+
+def _describe_tables(content: DirectoryContent, fix: str) -> tuple[str, str]:
+    """Return a text on the tables that name the images of a folder without class folders, and the fix.
+
+    Without such tables, the text is on another table of the folder, and the fix is the one given.
+    """
+    images = islice(filter(looks_like_image, iterate_files(content.root)), MAX_SAMPLED_IMAGES)
+    tables = find_tables(content.root, list(images))
+    if not tables:
+        return _describe_other_tables(content), fix
+    folder = tables[0].parent
+    dataset_fix = "" if folder == content.root.resolve() else f" or, for a public dataset, {str(folder)!r}"
+    return describe_tables(tables), make_table_fix(tables) + dataset_fix
 
 
 def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
@@ -256,7 +299,7 @@ def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
 def _describe_other_tables(content: DirectoryContent) -> str:
     """Return `; x.csv has the columns ...` for the first table without path and label, or an empty text."""
     for name in content.loose_files:
-        if Path(name).suffix.casefold() in TABLE_SUFFIXES and name not in content.label_tables:
+        if is_table_name(name) and name not in content.label_tables:
             return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), 8)}"
     return ""
 
@@ -268,7 +311,7 @@ def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) 
         log.info("skipped %d other files and folders: %s", len(names), format_names(names))
 
 
-def _quote_names(names: tuple[str, ...]) -> str:
+def _quote_names(names: Iterable[str]) -> str:
     return format_names(map(repr, names), 5)
 
 

@@ -70,8 +70,8 @@ def parse_indicator_columns(table: pd.DataFrame, columns: list[str], path: Path)
     is_one_hot = bool((values.isin([0, 1]) & values.notna()).all(axis=None) and (values.sum(axis=1) == 1).all())
     if is_one_hot:
         log.info("%s: classes from the columns %s, with one 1 per row", path.name, format_names(columns))
-        labels = values.astype(int).idxmax(axis=1).str.removeprefix(FINDING_PREFIX)
-        return pd.DataFrame({"label": labels}, dtype=TEXT_DTYPE)
+        positions = values.astype(int).to_numpy().argmax(axis=1)
+        return pd.DataFrame({"label": [columns[k] for k in positions]}, values.index, dtype=TEXT_DTYPE)
     absent = [name for name in columns if is_no_finding(name)]
     log.info("%s: findings from %s", path.name, format_names(name for name in columns if name not in absent))
     states_none = (values[[FINDING_PREFIX + name for name in absent]] == 1).any(axis=1)
@@ -93,5 +93,5 @@ def parse_written_columns(table: pd.DataFrame, columns: list[str], path: Path) -
     """Return the finding columns of a manifest with `label`, as they were written."""
     names = {name: name.removeprefix(FINDING_PREFIX) for name in columns}
     findings = parse_finding_columns(table, names, path)
-    states_none = table["label"].fillna("").map(lambda label: NO_FINDING in split_labels(label))
-    return findings.assign(label=make_finding_labels(findings, states_none))
+    states_none = [NO_FINDING in split_labels(label) for label in table["label"].fillna("")]
+    return findings.assign(label=make_finding_labels(findings, pd.Series(states_none, table.index)))

@@ -10,12 +10,14 @@ import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.lock import LOCK_FILE_NAME
 from fastcxr.io.tables import TEXT_DTYPE, format_names
 
@@ -23,6 +25,8 @@ log = logging.getLogger("fastcxr")
 SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 SPLIT_ALIASES: dict[str, str] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_ALIASES |= dict.fromkeys(("val", "valid", "validation"), "valid")
+SEPARATOR = re.compile(r"[ _-]")
+MASK_FOLDER = re.compile(r"(.*[ _-])?(masks?|segmentations?|annotations?|thumbnails?)", re.IGNORECASE)
 OUTPUT_FOLDERS = "output folders of fastcxr"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # default parent of output folders
@@ -124,6 +128,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
+@cache  # called for each file of a dataset
+def is_mask_folder(name: str) -> bool:
+    """Return whether a folder name is that of masks, annotations or thumbnails, which belong to other images."""
+    return MASK_FOLDER.fullmatch(name) is not None
+
+
 def identify_file(path: str | Path) -> FileIdentity:
     """Return an identity of a file or folder that is the same for all links to it."""
     status = os.stat(path)  # pathlib takes 10 times as long, for each image of a dataset
@@ -139,6 +149,28 @@ def list_folders(root: str, subfolder: str = "") -> list[str]:
 def list_output_folders(root: str) -> list[str]:
     """Return the names of the output folders of fastcxr."""
     return [name for name in _list_visible_folders(root) if is_made_by_fastcxr(_join_path(root, name))]
+
+
+def enter_only_folder(path: Path, name: str) -> Path:
+    """Return the folder `name` inside a folder without other folders, as archives are unpacked, else the path."""
+    return path / name if path.is_dir() and list_folders(str(path)) == [name] else path
+
+
+def find_split_folders(names: Iterable[str]) -> dict[str, str]:
+    """Return the split of each folder called train, valid or test, or train_images if there is a test_images."""
+    splits_by_rest: dict[str, dict[str, str]] = {}
+    for name in names:
+        words = SEPARATOR.split(name.casefold())
+        aliases = [word for word in (words[0], words[-1]) if word in SPLIT_ALIASES]
+        if aliases:
+            rest = "" if len(words) == 1 else name.casefold().replace(aliases[0], "", 1)
+            splits_by_rest.setdefault(rest, {})[name] = SPLIT_ALIASES[aliases[0]]
+    return {
+        name: split
+        for rest, splits in splits_by_rest.items()
+        for name, split in splits.items()
+        if not rest or len(set(splits.values())) > 1
+    }
 
 
 def _list_visible_folders(root: str, subfolder: str = "") -> list[str]:
@@ -178,11 +210,29 @@ def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFr
     rows = [(folder, path, False) for folder, files, _ in listed for path in files]
     rows += [(folder, path, True) for folder, _, links in listed for path in walk.follow_links(links)]
     walk.log_skipped()
+    rows = _leave_out_masks(rows)
     _reject_empty_folders(root, folders, {folder for folder, _, _ in rows})
     files = sorted(_drop_repeated_files(root, rows), key=lambda row: row[1])
     reject_non_utf8_names(root, [path for _, path in files])
     records = [(path, folder.label, folder.split, f"{root}/{path}") for folder, path in files]
     return pd.DataFrame(records, columns=["path", "label", "split", "file"], dtype=TEXT_DTYPE)
+
+
+def _leave_out_masks(rows: list[tuple[ClassFolder, str, bool]]) -> list[tuple[ClassFolder, str, bool]]:
+    """Return the rows without files in mask folders inside their class folder; log the number of these."""
+    masks = {path for folder, path, _ in rows if _has_mask_folder(path.removeprefix(folder.path))}
+    if masks:
+        log_masks(len(masks), {path.rpartition("/")[0] for path in masks})
+    return [row for row in rows if row[1] not in masks]
+
+
+def _has_mask_folder(path: str) -> bool:
+    return any(map(is_mask_folder, path.split("/")[:-1]))
+
+
+def log_masks(n_files: int, folders: Iterable[str]) -> None:
+    """Log the number of files in mask folders, and the folders."""
+    log.info("left out %s in mask folders: %s", pluralize(n_files, "file"), format_names(sorted(folders), 5))
 
 
 def list_files_below(root: str | Path, *, log_names: bool = True) -> list[str]:

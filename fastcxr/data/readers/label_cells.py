@@ -44,7 +44,8 @@ def parse_label_cells(cells: pd.Series, path: Path, separator: str | None = None
         raise RecipeError("label_separator is empty", fix, code="E022")
     labels_by_cell = _split_cells(cells, path, separator)
     if all(len(labels) < 2 for labels in labels_by_cell.values()):
-        return pd.DataFrame({"label": cells.map(lambda cell: "".join(labels_by_cell[cell]))}, dtype=TEXT_DTYPE)
+        labels = ["".join(labels_by_cell[cell]) for cell in cells]
+        return pd.DataFrame({"label": labels}, cells.index, dtype=TEXT_DTYPE)
     lists = [labels_by_cell[cell] if cell else None for cell in cells]
     names = sorted({name for labels in labels_by_cell.values() for name in labels if not is_no_finding(name)})
     findings = expand_label_lists(lists, cells.index, names)
@@ -76,9 +77,18 @@ def _parse_list(cell: str) -> list[str] | None:
     if not match:
         return None
     content = next(group for group in match.groups() if group is not None)
-    if QUOTED.sub("", content).replace(",", "").strip():  # without quotes, the parts end at a comma
+    if not QUOTED.search(content):  # without quotes, the parts end at a comma
         return _split_text(content, ",") if match[1] is not None else None
-    return [text for item in QUOTED.findall(content) if (text := str(literal_eval(item)).strip())]
+    if QUOTED.sub("", content).replace(",", "").strip():
+        return None
+    return [text for item in QUOTED.findall(content) if (text := _unquote(item).strip())]
+
+
+def _unquote(item: str) -> str:
+    try:
+        return str(literal_eval(item))
+    except (SyntaxError, ValueError):  # a backslash that begins no escape sequence
+        return item[1:-1]
 
 
 def _split_text(text: str, pattern: str | re.Pattern) -> list[str]:

@@ -10,7 +10,10 @@ from fastcxr.data.readers import (
     chexpert,
     cohen,
     coronahack,
+    covid_radiography,
     covidx,
+    imagefolder,
+    kermany,
     mimic_cxr_jpg,
     nih,
     padchest,
@@ -41,6 +44,9 @@ PUBLIC_DATASETS: dict[str, PublicDataset] = {
         coronahack.DATASET,
         cohen.DATASET,
         covidx.DATASET,
+        covid_radiography.DATASET,
+        kermany.DATASET,
+        imagefolder.DATASET,
     )
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_image_pairs
-from fastcxr.data.readers.table_columns import find_role_columns
+from fastcxr.data.readers.table_columns import find_role_columns, has_role
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import (
@@ -94,8 +94,8 @@ def _parse_option(text: str) -> tuple[str | None, Path]:
     is_prefixed = bool(separator) and not Path(text).exists()
     path = Path(file if is_prefixed else text).expanduser()
     if is_prefixed and name.strip().casefold() not in SPLIT_ALIASES:
-        problem = f"split_files: no split is called {name.strip()!r}"
-        raise RecipeError(problem, "Use train, valid or test, such as test=FILE", code="E022")
+        problem = f"split_file: no split is called {name.strip()!r}"
+        raise RecipeError(problem, "Use train, valid or test", code="E022")
     if is_prefixed:
         return SPLIT_ALIASES[name.strip().casefold()], path
     match = LIST_NAME.match(path.name)
@@ -107,7 +107,7 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
     if is_table_name(path):
         return _read_table_list(path, split)
     if split is None:
-        fix = f"Pass it as train={path.name}, valid={path.name} or test={path.name}"
+        fix = f"Pass its split too, such as `split_file={[f'test={path.name}']}`"
         raise RecipeError(f"the name of {path.name} does not begin with a split", fix, code="E022")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -122,7 +122,7 @@ def _read_list(path: Path, split: str | None) -> list[tuple[str, str]]:
 
 def _read_table_list(path: Path, split: str | None) -> list[tuple[str, str]]:
     table = read_table(path)
-    columns = find_role_columns(table.columns, path)
+    columns = find_role_columns([name for name in table.columns if has_role([name], "path", "split")], path)
     if "path" not in columns or ("split" not in columns and split is None):
         problem = f"no columns path and split: the columns are {format_names(map(repr, table.columns), 8)}"
         raise DataError(problem, "Name the columns of a split list path and split", path=path, code="E011")

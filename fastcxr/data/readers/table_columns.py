@@ -22,9 +22,9 @@ ROLE_NAMES = {
 OPTIONAL_ROLES = ("patient", "source", "split")  # a similar name of these columns may be a misspelling
 
 
-def has_role(columns: Iterable[str], role: str) -> bool:
-    """Return whether one of the columns has a name of this role."""
-    return bool(_find_candidates(columns, role))
+def has_role(columns: Iterable[str], *roles: str) -> bool:
+    """Return whether one of the columns has a name of one of the roles."""
+    return any(_find_candidates(columns, role) for role in roles)
 
 
 def find_role_columns(columns: Iterable[str], path: Path, options: Sequence[str] = ()) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Find the files that a user's table names: by their path, else below the folder of the table by their name."""
 
+import os
 import posixpath
 import stat
 from collections.abc import Iterable
@@ -22,33 +23,38 @@ def find_table_files(cells: Iterable[str], folder: Path) -> list[str | None]:
     cells = list(cells)
     path_by_cell = {cell: _find_direct(cell, folder) for cell in dict.fromkeys(cells)}
     if missing := [cell for cell, path in path_by_cell.items() if path is None]:
-        index = FileIndex(folder)  # lists the folder, which a table with correct paths does not need
-        found = {cell: _search(cell, index) for cell in missing}
+        found = _search(missing, FileIndex(folder))  # lists the folder, which a table with correct paths does not need
         _reject_shared_files(path_by_cell, found, folder)
         path_by_cell |= found
     return [path_by_cell[cell] for cell in cells]
 
 
 def _find_direct(cell: str, folder: Path) -> str | None:
-    spellings = (cell, cell.strip(), cell.strip().replace("\\", "/"))
-    return next((name for name in spellings if _is_file(folder / name)), None)
+    spellings = dict.fromkeys((cell, cell.strip(), cell.strip().replace("\\", "/")))
+    return next((name for name in spellings if _is_file(os.path.join(folder, name))), None)
 
 
-def _is_file(path: Path) -> bool:
+def _is_file(path: str) -> bool:
     try:
-        return not stat.S_ISDIR(path.stat().st_mode)
+        return not stat.S_ISDIR(os.stat(path).st_mode)
     except (OSError, ValueError):  # no such file, no permission, or not a valid file name
         return False
 
 
-def _search(cell: str, index: FileIndex) -> str | None:
-    name = posixpath.normpath(cell.strip().replace("\\", "/"))
-    parent = posixpath.dirname(name)
-    if not parent or not (index.root / parent).is_dir():
-        return index.find([name])[0]
-    # test/1.png is not train/1.png: a folder that exists is part of the name
-    found = index.find([name], below=parent)[0]
-    return found if found and posixpath.dirname(found) == parent else None
+def _search(cells: list[str], index: FileIndex) -> dict[str, str | None]:
+    """Return the path below the root of each file, None if there is none; a folder that exists is part of its name."""
+    root = f"{index.root.as_posix()}/"
+    names = {cell: posixpath.normpath(cell.strip().replace("\\", "/")).removeprefix(root) for cell in cells}
+    groups: dict[str, list[str]] = {}
+    for cell, name in names.items():
+        groups.setdefault(posixpath.dirname(name), []).append(cell)
+    found: dict[str, str | None] = {}
+    for parent, group in groups.items():
+        is_given = bool(parent) and (index.root / parent).is_dir()  # test/1.png is not train/1.png
+        paths = index.find([names[cell] for cell in group], below=parent if is_given else "")
+        paths = [path if not is_given or posixpath.dirname(path or "") == parent else None for path in paths]
+        found |= dict(zip(group, paths, strict=True))
+    return found
 
 
 def _reject_shared_files(direct: dict[str, str | None], found: dict[str, str | None], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests for csv_table.py."""
 
+import gzip
 import logging
 import os
 
@@ -7,14 +8,11 @@ import pandas as pd
 import pytest
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import (
-    make_missing_files_fix,
-    read_label_table,
-    reject_blank_labels,
-    reject_duplicate_rows,
-    reject_missing_files,
-)
+from fastcxr.data.readers.csv_table import is_label_table, make_label_rows, read_label_table
+from fastcxr.data.readers.public import ReaderOptions
+from fastcxr.data.row_checks import check_rows
 from fastcxr.errors import DataError, FastcxrError, InputMissingError
+from fastcxr.io.tables import make_text_table
 
 FILES = ("a.png", "b.png", "sub/c d.png", "sub/e.png")
 
@@ -25,9 +23,13 @@ def table(tmp_path):
     return lambda text: write_file(tmp_path / "labels.csv", text)
 
 
+def read_checked(path) -> pd.DataFrame:
+    return check_rows(read_label_table(path), path)
+
+
 def get_error(path) -> str:
     with pytest.raises(FastcxrError) as caught:
-        read_label_table(path)
+        read_checked(path)
     return check_message(caught.value)
 
 
@@ -64,6 +66,41 @@ def test_a_column_with_a_name_similar_to_patient_or_split_is_a_warning(table, ca
     assert "patiens" in rows
 
 
+def test_columns_that_the_user_chooses_replace_those_with_the_names_of_the_manifest(table):
+    path = table("image,path,label,cls\na.png,1,x,u\nb.png,2,x,v\n")
+    rows = read_label_table(path, ReaderOptions(columns=("path=image", "label=cls")))
+    assert rows["path"].tolist() == ["a.png", "b.png"]
+    assert rows["label"].tolist() == ["u", "v"]
+    assert rows["given_path"].tolist() == ["1", "2"]
+    assert rows["given_label"].tolist() == ["x", "x"]
+
+
+def test_a_separator_of_the_user_gives_several_labels(table):
+    path = table('file_name,Finding Labels\na.png,"Edema, Mass"\nb.png,No Finding\n')
+    assert "FCX-E015" in get_error(path)
+    rows = read_label_table(path, ReaderOptions(label_separator=","))
+    assert rows["label"].tolist() == ["Edema|Mass", "No Finding"]
+    assert rows["finding_Mass"].tolist() == [1, 0]
+    rows = read_label_table(path, ReaderOptions(label_separator="none"))
+    assert rows["label"].tolist() == ["Edema, Mass", "No Finding"]
+    assert "finding_Mass" not in rows
+
+
+def test_lists_in_a_data_frame_are_several_labels_per_image(table, tmp_path):
+    frame = pd.DataFrame({"image": ["a", "b"], "labels": [["Edema", "Mass"], ["Mass"]]})
+    rows = make_label_rows(make_text_table(frame, tmp_path / "DataFrame"), tmp_path / "DataFrame")
+    assert rows["label"].tolist() == ["Edema|Mass", "Mass"]
+    assert rows["path"].tolist() == ["a.png", "b.png"]
+    assert rows.index.name == "row"
+
+
+def test_a_compressed_table_is_read_as_the_plain_one(table, tmp_path):
+    path = table("path,label\na.png,x\nb.png,y\n")
+    compressed = write_file(tmp_path / "labels.csv.gz", gzip.compress(path.read_bytes()))
+    pd.testing.assert_frame_equal(read_label_table(compressed), read_label_table(path))
+    assert is_label_table(compressed)
+
+
 def test_reserved_column_names_are_renamed(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     header = "path,label,file,error,prob_x,patient_origin,given_file\n"
@@ -81,8 +118,8 @@ def test_blank_paths_are_an_error_and_blank_labels_are_rejected_after_the_select
     rows = read_label_table(path := table("path,label\na.png,\nb.png,y\nsub/e.png,nan\n"))
     assert rows["label"].tolist() == ["", "y", ""]
     with pytest.raises(DataError, match=r"FCX-E012 .*2 rows have no label \(lines 2, 4\). Fill in every label"):
-        reject_blank_labels(rows, path)
-    reject_blank_labels(rows[rows["label"] == "y"], path)
+        check_rows(rows, path)
+    assert len(check_rows(rows[rows["label"] == "y"], path)) == 1
 
 
 def test_unknown_splits_are_an_error_with_line_numbers(table):
@@ -96,13 +133,13 @@ def test_missing_files_keep_their_name_and_are_rejected_after_the_selection(tabl
     assert rows["file"].isna().tolist() == [False, *[True] * 30]
     assert rows["path"].tolist()[:3] == ["b.png", "0.png", "1.png"]
     with pytest.raises(DataError) as caught:
-        reject_missing_files(rows, path, make_missing_files_fix(tmp_path))
+        check_rows(rows, path)
     text = check_message(caught.value)
     assert "FCX-E013" in text
     assert "30 files are missing: '0.png'" in text
     assert "lines 3, 4, 5" in text
     assert "22 and 10 more). Correct the paths (relative to " + str(tmp_path) in text
-    reject_missing_files(rows[rows["label"] == "y"], path, "")
+    assert len(check_rows(rows[rows["label"] == "y"], path)) == 1
 
 
 def test_rows_of_an_image_with_different_labels_are_an_error(table):
@@ -113,11 +150,11 @@ def test_rows_of_an_image_with_different_labels_are_an_error(table):
 
 def test_rows_that_agree_are_joined_and_counted(table, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    rows = read_label_table(
-        table("path,label,patient,box\na.png,x,1,5\nb.png,y,2,6\n./a.png,x,1,7\n9.png,x,,\n9.png,x,,\n")
+    rows = read_checked(
+        table("path,label,patient,box\na.png,x,1,5\nb.png,y,2,6\n./a.png,x,1,7\nsub/e.png,x,,\nsub/e.png,x,,\n")
     )
     assert rows.index.tolist() == [2, 3, 5]
-    assert rows["path"].tolist() == ["a.png", "b.png", "9.png"]
+    assert rows["path"].tolist() == ["a.png", "b.png", "sub/e.png"]
     assert rows["box"].tolist()[0] == "5"
     assert "2 rows of an image with an earlier row are left out: label, split and patient are the same" in caplog.text
 
@@ -128,14 +165,8 @@ def test_rows_of_an_image_with_two_patients_or_two_values_of_a_finding_are_an_er
     assert "2 rows repeat an image with different values of patient (lines 2, 4). Keep one row per image" in text
     text = get_error(table("path,Edema,Mass\na.png,1,0\nb.png,0,1\na.png,1,\n"))
     assert "different values of Mass (lines 2, 4)" in text
-    rows = read_label_table(table("path,Edema,Mass\na.png,1,0\nb.png,,1\na.png,1,0\n"))
+    rows = read_checked(table("path,Edema,Mass\na.png,1,0\nb.png,,1\na.png,1,0\n"))
     assert rows["finding_Mass"].tolist() == [0, 1]
-
-
-def test_rows_of_an_image_are_an_error_in_a_public_table(table):
-    rows = pd.DataFrame({"path": ["a.png", "a.png"], "label": "x", "split": "train", "file": None})
-    with pytest.raises(DataError, match="FCX-E014 .*2 rows repeat an image .*Keep one row per image"):
-        reject_duplicate_rows(rows, table("x"))
 
 
 def test_an_image_with_two_names_must_have_one_label_and_one_split(table, tmp_path):

@@ -5,7 +5,8 @@ import logging
 import pytest
 from toy_datasets import check_message, write_file, write_files
 
-from fastcxr.data.readers.csv_table import find_blank_labels, is_label_table, read_label_table
+from fastcxr.data.readers.csv_table import is_label_table, read_label_table
+from fastcxr.data.row_checks import check_rows
 from fastcxr.errors import DataError
 
 
@@ -31,9 +32,10 @@ def test_a_column_per_finding_gives_several_labels_and_a_blank_is_unknown(read, 
     assert "own.csv: findings from Edema, Mass" in caplog.text
 
 
-def test_rows_without_any_known_finding_have_no_label(read):
+def test_rows_without_any_known_finding_are_kept(read, tmp_path):
     rows = read("image,Edema,Mass\na.png,1,0\nb.png,,\nc.png,0,0\n")
-    assert find_blank_labels(rows).tolist() == [False, True, False]
+    assert rows["label"].tolist() == ["Edema", "", ""]
+    assert len(check_rows(rows, tmp_path)) == 3
 
 
 def test_columns_with_one_1_per_row_are_classes(read, caplog):
@@ -65,7 +67,7 @@ def test_columns_of_another_kind_are_no_findings_and_are_named(read, caplog):
     assert "no findings by their name, or have one value: sex, is_valid, fold, Hernia" in caplog.text
 
 
-def test_a_label_column_takes_precedence_and_the_log_says_so(read, caplog):
+def test_a_label_column_takes_precedence_with_a_log_line(read, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     rows = read("path,class,Edema,Mass\na.png,x,1,1\nb.png,y,0,1\nc.png,y,0,0\n")
     assert rows["label"].tolist() == ["x", "y", "y"]

@@ -40,6 +40,12 @@ def test_lists_of_one_label_are_one_label_per_image():
     assert parse("['normal']", '["covid"]', "[]")["label"].tolist() == ["normal", "covid", ""]
 
 
+def test_lists_with_unusual_elements():
+    assert parse(r"['C:\xyz']", '["it\'s"]', "[1]")["label"].tolist() == [r"C:\xyz", "it's", "1"]
+    with pytest.raises(DataError, match="E015 .*has two readings"):
+        parse("['Edema', nan]")
+
+
 def test_normal_is_no_finding_beside_several_labels():
     labels = parse("['normal']", "['infiltrates', 'pneumonia']")
     assert get_findings(labels) == {"infiltrates": [0, 1], "pneumonia": [0, 1]}

@@ -62,12 +62,13 @@ def test_a_list_with_another_name_follows_its_split(rows, write):
     holdout = write("holdout.txt", "./images_002/images/3.png\n1.2.3\n")
     assert get_splits(rows, f"test={holdout}") == [None, None, "test", "test"]
     text = get_error(RecipeError, rows, holdout)
-    assert "FCX-E022: the name of holdout.txt does not begin with a split. Pass it as train=holdout.txt" in text
+    assert "FCX-E022: the name of holdout.txt does not begin with a split. Pass its split too, such as" in text
+    assert "`split_file=['test=holdout.txt']`" in text
     assert "no split is called 'tset'. Use train, valid or test" in get_error(RecipeError, rows, f"tset={holdout}")
 
 
 def test_a_table_with_path_and_split_is_a_list(rows, write):
-    table = write("parts.csv", "Image Index,split\n1.png,Train\n3.png,val\n")
+    table = write("parts.csv", "Image Index,split,class,target\n1.png,Train,x,y\n3.png,val,x,y\n")
     assert get_splits(rows, table) == ["train", None, "valid", None]
     assert get_splits(rows, write("test.csv", "image\n2.png\n")) == [None, "test", None, None]
     text = get_error(DataError, rows, write("a.csv", "image,part\n1.png,x\n"))

@@ -22,7 +22,8 @@ def test_a_path_is_found_without_listing_the_folder(folder, monkeypatch):
 def test_a_name_is_found_below_the_folder_with_another_or_no_extension(folder):
     assert find_table_files(["b.png"], folder) == ["images/b.png"]
     assert find_table_files(["b", "1.2.3", "2.png"], folder) == ["images/b.png", "images/1.2.3.dcm", "test/2.jpg"]
-    assert find_table_files(["/elsewhere/data/images/b.png"], folder) == ["images/b.png"]
+    assert find_table_files([f"{folder}/images/b.jpg"], folder) == ["images/b.png"]
+    assert find_table_files(["/other/data/images/b.png"], folder) == ["images/b.png"]
 
 
 def test_a_file_in_another_folder_than_the_one_named_is_missing(folder):

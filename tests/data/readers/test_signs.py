@@ -1,0 +1,201 @@
+"""Tests for signs.py and label_tables.py: folders that are not classes."""
+
+import logging
+
+import pytest
+from layouts_class_folders import write_gray, write_mask
+from toy_datasets import check_message, write_file, write_files, write_two_classes
+
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.readers.detect import detect_layout, has_class_folders
+from fastcxr.data.readers.signs import find_name_sign
+from fastcxr.errors import DataError, FastcxrError
+
+
+def get_error(data, kind: type = DataError) -> str:
+    with pytest.raises(FastcxrError) as caught:
+        read_manifest(data)
+    assert isinstance(caught.value, kind)
+    return check_message(caught.value)
+
+
+def write_folders(root, *names: str):
+    """Write two images into each folder."""
+    return write_files(root, *(f"{name}/{name.replace('/', '_')}_{i}.png" for name in names for i in range(2)))
+
+
+@pytest.mark.parametrize(
+    ("names", "sign"),
+    [
+        (("images_001", "images_002"), "'images_001', 'images_002' differ only in a number"),
+        (("p10", "p11", "p9"), "differ only in a number"),
+        (("patient00001", "patient00002"), "differ only in a number"),
+        (("0", "1"), "'0', '1' differ only in a number"),
+        (("1.2.840.1", "1.2.840.27"), "differ only in a number"),
+        (("images_001", "normal"), "'images_001' is a name of files, parts or patients"),
+        (("Patient 1", "p2", "other"), "'Patient 1', 'p2' are names of files"),
+        (("images", "labels"), "'images', 'labels' are names of files"),
+        (("JPEGImages", "x"), "'JPEGImages' is a name of files, parts or patients"),
+        (("XRays", "TBs"), "'XRays' is a name"),
+        (("stage_2_train_images", "x"), "'stage_2_train_images' is a name"),
+        (("chest_xray", "normal"), "'chest_xray' is a name"),
+        (("04b1d7a8-9a5c", "e0a75b91-3f2d"), "are identifiers"),
+        ([f"finding {'abcdefghij'[i % 10]}{'x' * i}" for i in range(201)], "there are 201 folders"),
+        (("Covid-19", "Normal"), None),
+        (("Covid-19", "No_findings", "Pneumonia"), None),
+        (("images of covid", "images of normal"), None),
+        (("virus 1", "virus 2", "normal"), None),
+        (("x", "y"), None),
+        (("лёгкие", "норма"), None),
+        (("face", "deadbeefcafe"), None),
+    ],
+)
+def test_names_of_parts_kinds_and_patients_are_recognised(names, sign):
+    found = find_name_sign(names)
+    assert found is None if sign is None else sign in str(found)
+
+
+def test_the_error_names_the_sign_the_table_and_the_data_format(tmp_path):
+    write_folders(tmp_path, "images_001/images", "images_002/images")
+    text = get_error(tmp_path)
+    assert text.endswith("path and label, or `data_format='folders'` if the folders are the classes")
+    rows = "Image Index,Finding Labels\nimages_001_images_0.png,Mass\nimages_002_images_1.png,Hernia\n"
+    table = write_file(tmp_path / "Data_Entry_2017.csv", rows)
+    text = get_error(tmp_path)
+    assert f"FCX-E041 {tmp_path}: the folders may not be classes: 'images_001', 'images_002' differ" in text
+    assert "; the table Data_Entry_2017.csv names these images. " in text
+    assert f"Pass `data='{table}'`, or `data_format='folders'` if" in text
+
+
+@pytest.mark.parametrize(
+    ("named", "kind"), [("images_001", "only one class"), ("images_001/images", "0 images in class folders")]
+)
+def test_an_image_folder_named_alone_is_an_error_that_names_the_table_above(tmp_path, named, kind):
+    write_folders(tmp_path, "images_001/images", "images_002/images")
+    write_file(tmp_path / "boxes.csv", "Image Index,x\nimages_001_images_0.png,1\n")
+    table = write_file(tmp_path / "entries.csv", "Image Index,Finding Labels\nimages_001_images_0.png,Mass\n")
+    write_file(tmp_path / "other.csv", "Image Index,Finding Labels\nanother.png,Mass\n")
+    text = get_error(tmp_path / named, FastcxrError)
+    assert kind in text
+    assert "; the tables entries.csv, boxes.csv name these images. " in text
+    assert f"Pass `data='{table}'` or, for a public dataset, '{tmp_path}'" in text
+
+
+def test_folders_of_studies_below_one_folder_are_never_suggested_as_classes(tmp_path):
+    write_folders(tmp_path, "files/p10/s50414267", "files/p10/s50414268", "files/p11/s50414269")
+    text = get_error(tmp_path)
+    assert "only one class, the folder 'files', with subfolders ('p10', 'p11')" in text
+    assert "files'`" not in text
+    assert "'p10', 'p11' differ only in a number" in get_error(tmp_path / "files")
+
+
+def test_split_folders_with_words_around_the_split_are_read_as_splits(tmp_path):
+    names = [f"{split}/{label}" for split in ("train_images", "test_images") for label in ("normal", "pneumonia")]
+    manifest = read_manifest(write_folders(tmp_path, *names))
+    assert manifest.groupby(["split", "label"]).size().to_dict() == {
+        (split, label): 2 for split in ("test", "train") for label in ("normal", "pneumonia")
+    }
+    assert has_class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("xrays-train", "xrays-val"), ("Train data", "Test data"), ("validation", "TRAIN")])
+def test_the_split_may_be_the_first_or_the_last_word(tmp_path, names):
+    dataset = detect_layout(write_folders(tmp_path, *(f"{name}/{label}" for name in names for label in "ab")))
+    assert {folder.label for folder in dataset.folders} == {"a", "b"}
+    assert len({folder.split for folder in dataset.folders}) == 2
+
+
+def test_split_folders_with_other_classes_or_without_classes_are_an_error(tmp_path):
+    write_folders(tmp_path / "other", "train_images/a", "train_images/b", "test_images/a")
+    assert "the folders below 'test_images', 'train_images' differ" in get_error(tmp_path / "other")
+    write_folders(tmp_path / "none", "train_images", "test_images")
+    assert "no class folders inside 'test_images', 'train_images'" in get_error(tmp_path / "none")
+
+
+def test_splits_below_each_class_and_the_same_subfolders_are_an_error(tmp_path):
+    names = [f"{label}/{part}" for label in ("ill", "well") for part in ("train", "test")]
+    text = get_error(write_folders(tmp_path / "splits", *names))
+    assert "'ill' contains the splits 'test', 'train'" in text
+    names = [f"{hospital}/{label}" for hospital in ("north", "south") for label in ("ill", "well")]
+    text = get_error(write_folders(tmp_path / "hospitals", *names))
+    assert "every folder has the subfolders 'ill', 'well'" in text
+
+
+@pytest.mark.parametrize("subfolders", [("images",), ("p0", "p1", "p2")])
+def test_one_common_subfolder_and_numbered_patients_are_no_sign(tmp_path, subfolders):
+    names = [f"{label}/{name}" for label in ("ill", "well") for name in subfolders]
+    manifest = read_manifest(write_folders(tmp_path, *names))
+    assert set(manifest["label"]) == {"ill", "well"}
+
+
+def test_a_table_with_other_labels_for_the_files_is_an_error(tmp_path):
+    data = write_two_classes(tmp_path / "data")
+    table = write_file(data / "labels.csv", "file_name,Class\ncovid/a.png,covid\nnormal/c.png,Mass\n")
+    text = get_error(data)
+    assert "'c.png' is in the folder 'normal', but labels.csv gives it the label 'mass'" in text
+    assert f"Pass `data='{table}'`" in text
+    table.rename(tmp_path / "labels.csv")
+    assert "but labels.csv gives it" in get_error(data)
+    write_file(tmp_path / "labels.csv", "file_name,Class\na.png,COVID\nc.png,normal\nother.png,Mass\n")
+    assert set(read_manifest(data)["label"]) == {"covid", "normal"}
+
+
+def test_files_of_one_name_in_two_classes_are_matched_by_their_path(tmp_path):
+    write_files(tmp_path, *(f"{label}/{i}.png" for label in ("covid", "normal") for i in range(3)))
+    rows = "".join(f"{label}/{i}.png,{label}\n" for label in ("covid", "normal") for i in range(3))
+    write_file(tmp_path / "labels.csv", "path,label\n" + rows)
+    assert detect_layout(tmp_path).layout == "folders"
+
+
+def test_a_folder_without_an_image_is_an_error(tmp_path):
+    write_two_classes(tmp_path)
+    write_files(tmp_path, "about/licence.txt")
+    assert "'about' contains no image, but e.g. 'licence.txt'" in get_error(tmp_path)
+
+
+def test_as_many_folders_as_images_or_patients_are_an_error(tmp_path):
+    assert "every folder contains one image" in get_error(
+        write_files(tmp_path / "one", "a/1.png", "b/2.png", "c/3.png")
+    )
+    names = [
+        f"{name}/{patient:08d}_{i:03d}.png" for patient, name in enumerate(("anna", "ben", "eva")) for i in range(3)
+    ]
+    assert "every folder contains the images of one patient" in get_error(write_files(tmp_path / "patients", *names))
+
+
+def test_images_of_two_gray_levels_are_an_error(tmp_path):
+    for i in range(4):
+        write_gray(tmp_path / f"radiographs of all/{i}.png", i)
+        write_mask(tmp_path / f"lungs/{i}.jpg", i)
+    assert "the images of 'lungs' have two gray levels, as masks have" in get_error(tmp_path)
+
+
+def test_the_user_confirms_class_folders_with_the_data_format(tmp_path):
+    write_folders(tmp_path, "images_001", "images_002")
+    assert set(read_manifest(tmp_path, data_format="folders")["label"]) == {"images_001", "images_002"}
+    (tmp_path / "images_003").mkdir()
+    with pytest.raises(DataError, match="class folders without files: 'images_003'"):
+        read_manifest(tmp_path, data_format="folders")
+
+
+def test_mask_folders_beside_class_folders_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    write_two_classes(tmp_path)
+    write_files(tmp_path, "masks/a.png", "lung_segmentations/deep/a.png", "covid/Masks/a.png", "covid/Masks/b.png")
+    assert set(read_manifest(tmp_path)["label"]) == {"covid", "normal"}
+    assert "left out 2 files in mask folders: lung_segmentations, masks" in caplog.text
+    assert "left out 2 files in mask folders: covid/Masks" in caplog.text
+
+
+def test_images_and_masks_with_a_table_are_read_from_the_table(tmp_path):
+    write_files(tmp_path, "images/a.png", "images/b.png", "masks/a.png")
+    write_file(tmp_path / "labels.csv", "path,label\nimages/a.png,x\nimages/b.png,y\n")
+    assert read_manifest(tmp_path, only_test=True)["label"].tolist() == ["x", "y"]
+
+
+def test_one_class_folder_beside_a_table_is_read_if_the_user_confirms_it(tmp_path):
+    write_folders(tmp_path, "data/covid")
+    write_file(tmp_path / "labels.csv", "path,label\ndata/covid/data_covid_0.png,covid\n")
+    assert "only one class, the folder 'covid'; the table labels.csv names these images" in get_error(tmp_path / "data")
+    manifest = read_manifest(tmp_path / "data", data_format="folders", only_test=True)
+    assert manifest["label"].tolist() == ["covid", "covid"]
