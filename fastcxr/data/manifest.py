@@ -304,7 +304,9 @@ class ManifestSummary(str):
 
     def _repr_html_(self) -> str:
         rows = [[label, *map(int, numbers)] for label, *numbers in self.counts.itertuples()]
-        return f"<p>{escape_html(self)}</p>" + make_html_table([self.counts.index.name, *self.counts.columns], rows)
+        return f"<p>{escape_html(self)}</p>" + make_html_table(
+            [str(self.counts.index.name), *self.counts.columns], rows
+        )
 
 
 def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:

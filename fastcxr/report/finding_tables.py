@@ -1,5 +1,6 @@
 """Tables of a dataset with several labels per image: images of each finding, and number of findings per image."""
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -26,7 +27,7 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
     splits = list_splits(table)
     labelled = explode_labels(table)
     by_split = labelled.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=splits, fill_value=0)
-    counts = count_findings(table).sort_values("present", ascending=False, kind="stable")
+    counts = count_findings(table).sort_values(["present", "uncertain"], ascending=False, kind="stable")
     rows = [
         {"label": name, "splits": by_split.reindex([name], fill_value=0).iloc[0].tolist()} | counts.loc[name].to_dict()
         for name in counts.index
@@ -37,16 +38,13 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
         rows.append({"label": NO_FINDING, "splits": by_split.loc[NO_FINDING].tolist()} | present)
     sizes = [int((table["split"] == split).sum()) for split in splits]
     total = {"label": "all images", "splits": sizes, "present": len(table), "patients": table["patient"].nunique()}
-    states = [name for name in STATES if counts[name].any()]
+    states = [name for name in STATES if counts[name].sum() > 0]
     return {"splits": splits, "states": states, "rows": rows, "total": total} | _count_per_image(table)
 
 
 def _count_per_image(table: pd.DataFrame) -> dict[str, Any]:
-    n_findings = table["label"].map(lambda label: len(set(split_labels(label)) - {NO_FINDING}))
-    return {
-        "n_findings": {int(n): int(size) for n, size in n_findings.value_counts().sort_index().items()},
-        "n_unlabelled": int((table["label"] == "").sum()),
-    }
+    n_findings = Counter(len(set(split_labels(label)) - {NO_FINDING}) for label in table["label"])
+    return {"n_findings": dict(sorted(n_findings.items())), "n_unlabelled": int((table["label"] == "").sum())}
 
 
 def make_finding_context(table: dict[str, Any]) -> dict[str, Any]:

@@ -241,7 +241,8 @@ def _read_manifest(path: Path) -> pd.DataFrame:
     """Read every cell as text, except those of findings (see fastcxr.data.findings)."""
     table = _read_text_table(path, ("source", "path", "label", "patient", "split"))
     columns = {FINDING_PREFIX + name: name for name in list_findings(table)}
-    return table.assign(**parse_finding_columns(table, columns, path))
+    findings = parse_finding_columns(table, columns, path)
+    return table.assign(**{name: findings[name] for name in findings.columns})
 
 
 def _read_numbers(path: Path, columns: tuple[str, ...], text_columns: tuple[str, ...]) -> pd.DataFrame:

@@ -42,7 +42,8 @@ def describe(
         manifest = split_if_possible(load_dataset(recipe, output_dir, dataset), recipe)
         output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
-        n_images, n_decoded = len(manifest) + len(output_dir.skipped), len(dataset.image_cache.files)
+        assert dataset.decoded is not None  # load_dataset has opened the images
+        n_images, n_decoded = len(manifest) + len(output_dir.skipped), len(dataset.decoded)
         if n_decoded < n_images:
             output_dir.extra_metadata["decoded"] = {"images": n_decoded, "all_images": n_images}
         decoded = select_decoded(manifest, dataset.decoded)

@@ -95,11 +95,11 @@ class Dataset:
         """
         manifest = self.read_manifest()
         log.info(describe_manifest(manifest))
-        is_sampled = self.max_decoded is not None and len(manifest) > self.max_decoded
+        sample = self._draw_sample(manifest)
+        is_sampled = len(sample) < len(manifest)
         try:
             if self.image_cache is None or self.decoded is None:
                 with record_logging(self._image_records):
-                    sample = sample_patients(manifest, self.max_decoded, self.recipe.seed) if is_sampled else manifest
                     started = time.perf_counter()
                     self.decoded, self.image_cache = open_dataset_images(
                         sample, self.recipe.image_size, progress, self._image_errors, self.depths
@@ -111,10 +111,15 @@ class Dataset:
         self.image_cache.log_warnings()
         return manifest if is_sampled else self.decoded, self._image_errors
 
+    def _draw_sample(self, manifest: pd.DataFrame) -> pd.DataFrame:
+        if self.max_decoded is None or len(manifest) <= self.max_decoded:
+            return manifest
+        return sample_patients(manifest, self.max_decoded, self.recipe.seed)
+
 
 def _log_sample(n_decoded: int, n_images: int, seconds: float) -> None:
     text = "a random sample of %s of %s images was decoded, %s images/s; `decode_all=True` decodes all"
-    log.info(text, f"{n_decoded:,}", f"{n_images:,}", f"{n_decoded / seconds:,.0f}")
+    log.info(text, f"{n_decoded:,}", f"{n_images:,}", f"{n_decoded / seconds:.3g}")
 
 
 def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None = None) -> pd.DataFrame:

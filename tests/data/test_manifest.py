@@ -156,6 +156,18 @@ def test_the_description_names_every_origin():
     assert describe_manifest(manifest) == text + "1 image without a patient, treated as a separate patient"
 
 
+def test_the_description_of_findings_has_their_counts(tmp_path):
+    write_files(tmp_path, "a.png", "b.png", "c.png")
+    table = write_file(tmp_path / "t.csv", "path,patient,Edema,Mass\na.png,1,1,1\nb.png,1,1,0\nc.png,2,-1,\n")
+    summary = describe_manifest(read_manifest(table, only_test=True))
+    assert summary == "2 findings, 3 images, 2 patients from the patient column"
+    assert summary.counts.to_dict("index") == {
+        "Edema": {"present": 2, "absent": 0, "uncertain": 1, "unknown": 0, "patients": 1},
+        "Mass": {"present": 1, "absent": 1, "uncertain": 0, "unknown": 1, "patients": 1},
+    }
+    assert ">finding</th>" in summary._repr_html_()
+
+
 def test_dropping_unreadable_images_fails_if_a_class_becomes_too_small(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
     manifest = read_manifest(write_files(write_two_classes(tmp_path), "covid/e.png"))
