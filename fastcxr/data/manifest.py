@@ -304,9 +304,8 @@ class ManifestSummary(str):
 
     def _repr_html_(self) -> str:
         rows = [[label, *map(int, numbers)] for label, *numbers in self.counts.itertuples()]
-        return f"<p>{escape_html(self)}</p>" + make_html_table(
-            [str(self.counts.index.name), *self.counts.columns], rows
-        )
+        headings = [str(self.counts.index.name), *self.counts.columns]
+        return f"<p>{escape_html(self)}</p>" + make_html_table(headings, rows)
 
 
 def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:

@@ -38,7 +38,8 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
         rows.append({"label": NO_FINDING, "splits": by_split.loc[NO_FINDING].tolist()} | present)
     sizes = [int((table["split"] == split).sum()) for split in splits]
     total = {"label": "all images", "splits": sizes, "present": len(table), "patients": table["patient"].nunique()}
-    states = [name for name in STATES if counts[name].sum() > 0]
+    totals = counts.sum().to_dict()
+    states = [name for name in STATES if totals[name]]
     return {"splits": splits, "states": states, "rows": rows, "total": total} | _count_per_image(table)
 
 
