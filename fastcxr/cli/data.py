@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ def describe(
     options: Annotated[DescribeOptions, Parameter(name="*")] = DescribeOptions(),  # noqa: B008  it is frozen
     *,
     out: Path | None = None,
+    decode_all: Annotated[bool, Parameter(name="--all", negative=())] = False,
 ) -> int:
     """Describe a dataset before training: classes, splits, patients, images, gray values, unreadable files.
 
@@ -44,15 +46,20 @@ def describe(
     ----------
     out
         folder to create; default: runs/describe-DATA-NUMBER
+    decode_all
+        decode every image; default: a random sample of 2,000 images of a larger dataset
     """
     from fastcxr.workflows.describe import describe as describe_data
 
-    page = inspect_data(describe_data, "describe", options, out)
+    page = inspect_data(partial(describe_data, decode_all=decode_all), "describe", options, out)
     document = show_dataset(console, page.parent)
     print_result(page, {"folder": page.parent, "report": page, **document})
-    data_options = format_options(vars(options))
+    data_options, notes = format_options(vars(options)), []
+    if classes := document.get("training_classes"):
+        data_options += f" --classes {shlex.quote(','.join(classes))}"
+        notes = ["training on findings is not possible yet: train with one label per image, as below"]
     audit_step = f"check for leakage and shortcuts: fastcxr audit {data_options}"
-    print_next_steps(make_open_step(page), audit_step, f"train: fastcxr train {data_options}")
+    print_next_steps(make_open_step(page), *notes, audit_step, f"train: fastcxr train {data_options}")
     return PARTIAL_EXIT_CODE if document["unreadable"] else 0
 
 

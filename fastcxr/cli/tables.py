@@ -17,6 +17,8 @@ from fastcxr.progress.terminal import print_alert, print_plain, print_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from fastcxr.report.run_reader import DatasetRecord
+
 
 MAX_WIDTH = 10_000  # characters, more than any table has
 
@@ -119,24 +121,72 @@ def _format_time(timestamp: float) -> str:
 
 
 def show_dataset(console: Console, folder: Path) -> dict[str, Any]:
-    """Print the number of images of each class and split, and all unreadable files; return both for --json."""
+    """Print the images of each class or finding and split, and all unreadable files; return both for --json.
+
+    `training_classes`: two labels for training one label per image, only if there are several labels per image.
+    """
     from fastcxr.io.html import replace_unprintable
-    from fastcxr.report.data_tables import make_split_table
+    from fastcxr.report.data_tables import describe_decoded
+    from fastcxr.report.finding_tables import make_finding_table
     from fastcxr.report.run_reader import read_dataset_record
 
     record = read_dataset_record(folder)
-    split_table, unreadable = make_split_table(record), record.skipped.to_dict("records")
-    all_rows = [*split_table["rows"], {"label": "all", "cells": split_table["total"]}]
-    cells = [(row["label"], *(f"{cell['images']:,}" for cell in row["cells"])) for row in all_rows]
-    headings = ("", *split_table["splits"], "all")
-    rows = [tuple(map(replace_unprintable, row)) for row in cells]
-    print_table(console, _fill_table(tuple(map(replace_unprintable, headings)), rows))
+    finding_table, unreadable = make_finding_table(record), record.skipped.to_dict("records")
+    document = _show_finding_counts(console, finding_table) if finding_table else _show_class_counts(console, record)
     for row in unreadable:
         print_alert(console, replace_unprintable(f"FCX-{row['code']} {row['path']}: {row['reason']}"))
     if unreadable:
         print_alert(console, f"{pluralize(len(unreadable), 'unreadable image')} skipped", None)
-    counts = {row["label"]: dict(zip(headings[1:], row["cells"], strict=True)) for row in split_table["rows"]}
-    return {"classes": counts, "unreadable": unreadable}
+    if decoded := describe_decoded(record):
+        print_plain(console, decoded)
+        document["decoded"] = record.run["decoded"]
+    return document | {"unreadable": unreadable}
+
+
+def _show_class_counts(console: Console, record: "DatasetRecord") -> dict[str, Any]:
+    from fastcxr.report.data_tables import make_split_table
+
+    split_table = make_split_table(record)
+    all_rows = [*split_table["rows"], {"label": "all", "cells": split_table["total"]}]
+    cells = [(row["label"], *(f"{cell['images']:,}" for cell in row["cells"])) for row in all_rows]
+    headings = ("", *split_table["splits"], "all")
+    _print_counts(console, headings, cells)
+    return {
+        "classes": {row["label"]: dict(zip(headings[1:], row["cells"], strict=True)) for row in split_table["rows"]}
+    }
+
+
+def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, Any]:
+    from fastcxr.report.finding_tables import make_finding_context, select_classes
+
+    context = make_finding_context(table)
+    names = ("present", "patients", *table["states"])
+    cells = [
+        (row["label"], *(f"{n:,}" for n in row["splits"]), *(f"{row[name]:,}" if name in row else "" for name in names))
+        for row in [*context["rows"], context["total"]]
+    ]
+    _print_counts(console, ("", *table["splits"], *names), cells)
+    for line in filter(None, [context["others"], *context["remarks"]]):
+        print_plain(console, line)
+    counts = {
+        row["label"]: {name: n for name, n in row.items() if name not in ("label", "splits")}
+        | {"splits": dict(zip(table["splits"], row["splits"], strict=True))}
+        for row in [*table["rows"], table["total"]]
+    }
+    return {
+        "all_images": counts.pop(table["total"]["label"]),
+        "findings": counts,
+        "images_by_number_of_findings": table["n_findings"],
+        "images_without_known_finding": table["n_unlabelled"],
+        "training_classes": select_classes(table),
+    }
+
+
+def _print_counts(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from fastcxr.io.html import replace_unprintable
+
+    rows = [tuple(map(replace_unprintable, row)) for row in rows]
+    print_table(console, _fill_table(tuple(map(replace_unprintable, headings)), rows))
 
 
 def show_scout_table(console: Console, scores: "DataFrame") -> None:

@@ -6,13 +6,17 @@ Public collections crop and convert the images that they take from others, but k
 counts as the same image if the name is more than a counter.
 """
 
+import hashlib
 import logging
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,7 +34,9 @@ from fastcxr.io.tables import TEXT_DTYPE, format_names, to_text
 
 log = logging.getLogger("fastcxr")
 
+Result = TypeVar("Result")
 END_BYTES = 4096  # compared at both ends of a file before the whole file is read
+FILES_PER_TASK = 64  # a task for one small file takes longer than reading it
 MAX_SAMPLED_NAMES = 20  # compared to decide whether file names are counters
 SPLIT_PRIORITY = ("test", "valid", "train")  # of duplicates, that in test is kept: test sets stay comparable
 
@@ -57,7 +63,12 @@ def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame
 
 def union_exact_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with one patient for all patients of exact duplicates, because these must share a split."""
-    return union_patients(rows, group_exact_duplicates(rows["file"])) if "file" in rows else rows
+    return union_patients(rows, find_exact_duplicates(rows))
+
+
+def find_exact_duplicates(rows: pd.DataFrame) -> list[list[int]]:
+    """Return the rows of each set of images with the same bytes; none for a table without files."""
+    return group_exact_duplicates(rows["file"]) if "file" in rows else []
 
 
 def group_exact_duplicates(files: pd.Series) -> list[list[int]]:
@@ -182,28 +193,41 @@ def hash_files(files: pd.Series) -> pd.Series:
     has_packed = bool(is_packed.any())
     # a packed image has the checksum of its original file, whose size is unknown
     candidates = files[is_packed | (sizes.duplicated(keep=False) | has_packed) & (sizes >= 0)]
+    if not has_packed:  # uncompressed images often have one size: compare their ends before reading whole files
+        ends = pd.Series(_map_files(_read_ends, candidates), index=candidates.index, dtype="object")
+        candidates = candidates[ends.duplicated(keep=False)]
+    checksums = pd.Series(_map_files(compute_file_checksum, candidates), index=candidates.index, dtype="object")
+    return checksums.reindex(files.index).astype(TEXT_DTYPE)
+
+
+def _map_files(function: Callable[[str], Result], files: pd.Series) -> list[Result]:
+    """Return function(file) of each file, computed by all cores."""
+    names = files.tolist()
+    batches = [names[start : start + FILES_PER_TASK] for start in range(0, len(names), FILES_PER_TASK)]
     with ThreadPoolExecutor(count_cpus()) as pool:
-        if not has_packed:  # uncompressed images often have one size: compare their ends before reading whole files
-            ends = pd.Series(list(pool.map(_read_ends, candidates)), index=candidates.index, dtype="object")
-            candidates = candidates[ends.duplicated(keep=False)]
-        checksums = list(pool.map(compute_file_checksum, candidates))
-    return pd.Series(checksums, index=candidates.index, dtype="object").reindex(files.index).astype(TEXT_DTYPE)
+        return list(chain.from_iterable(pool.map(lambda batch: [function(file) for file in batch], batches)))
 
 
 def _read_size(file: str) -> int:
-    return Path(file).stat().st_size if Path(file).is_file() else -1
-
-
-def _read_ends(file: str) -> tuple[int, bytes, bytes]:
-    """Return the size of a file, its first and its last bytes; -1 and no bytes for an unreadable file."""
+    """Return the size of a regular file in bytes, -1 for anything else."""
     try:
-        with Path(file).open("rb") as content:
+        status = os.stat(file)
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def _read_ends(file: str) -> tuple[int, bytes]:
+    """Return the size of a file and a hash of its first and last bytes; -1 and no hash for an unreadable file."""
+    try:
+        with open(file, "rb", buffering=0) as content:
             first = content.read(END_BYTES)
             size = content.seek(0, os.SEEK_END)
             content.seek(max(0, size - END_BYTES))
-            return size, first, content.read()
+            # the bytes themselves would take 1 GB for 100,000 files
+            return size, hashlib.sha256(first + content.read()).digest()
     except OSError:
-        return -1, b"", b""
+        return -1, b""
 
 
 def compute_file_checksum(file: str) -> str | None:

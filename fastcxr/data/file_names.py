@@ -1,9 +1,9 @@
 """File names that identify a patient: find them by the DICOM header of the file, and replace them by salted hashes."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import pandas as pd
@@ -25,7 +25,7 @@ NOT_NAMES = {"anon", "anonymous", "anonymised", "anonymized", "name", "none", "p
 
 def has_dicom_name(file: str) -> bool:
     """Return whether the file name is usual for DICOM: checking the content would open every file."""
-    suffix = Path(file).suffix.casefold()
+    suffix = os.path.splitext(file)[1].casefold()
     return suffix in DICOM_SUFFIXES or not suffix.strip(".0123456789")
 
 

@@ -21,6 +21,7 @@ FINDING_PREFIX = "finding_"
 FINDING_DTYPE = "Int8"
 LABEL_SEPARATOR = "|"  # between the findings in `label`
 NO_FINDING = "No Finding"
+MAX_SHOWN_LABELS = 8  # groups of images in a report if there are several labels per image
 VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 
 
@@ -111,6 +112,26 @@ def make_finding_labels(findings: pd.DataFrame, no_finding: pd.Series | None = N
 def split_labels(label: Any) -> list[str]:
     """Return the findings in a cell of `label`, which is a text or missing."""
     return [part for part in label.split(LABEL_SEPARATOR) if part] if isinstance(label, str) else []
+
+
+def explode_labels(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row for each image and label in `label`, only the given ones; "A|B" of an image becomes two rows.
+
+    Rows with one label per image are returned unchanged.
+    """
+    if not is_multi_label(rows):
+        return rows
+    exploded = rows.assign(label=rows["label"].map(split_labels)).explode("label")
+    is_kept = exploded["label"].notna() if labels is None else exploded["label"].isin(labels)
+    return exploded[is_kept].astype({"label": TEXT_DTYPE})
+
+
+def list_shown_labels(rows: pd.DataFrame) -> list[str]:
+    """Return the labels whose images are shown: all classes, or "No Finding" and the most frequent findings."""
+    if not is_multi_label(rows):
+        return sorted(set(rows["label"]) - {""})
+    counts = explode_labels(rows)["label"].value_counts()
+    return sorted(counts.index, key=lambda name: (name != NO_FINDING, -counts[name], name))[:MAX_SHOWN_LABELS]
 
 
 def count_findings(rows: pd.DataFrame) -> pd.DataFrame:

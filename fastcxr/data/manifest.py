@@ -19,7 +19,7 @@ from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
-from fastcxr.data.findings import is_multi_label, list_findings
+from fastcxr.data.findings import count_findings, is_multi_label, list_findings
 from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
@@ -297,7 +297,11 @@ def _order_columns(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class ManifestSummary(str):
-    """Text with `counts`: a row for each class, and columns of images in each split, all images, and patients."""
+    """Text with `counts`.
+
+    A row for each class, and columns of images in each split, all images, and patients; or a row for each finding, see
+    count_findings.
+    """
 
     counts: pd.DataFrame
 
@@ -308,7 +312,8 @@ class ManifestSummary(str):
 
     def _repr_html_(self) -> str:
         rows = [[label, *map(int, numbers)] for label, *numbers in self.counts.itertuples()]
-        return f"<p>{escape_html(self)}</p>" + make_html_table(["class", *self.counts.columns], rows)
+        headings = [str(self.counts.index.name), *self.counts.columns]
+        return f"<p>{escape_html(self)}</p>" + make_html_table(headings, rows)
 
 
 def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
@@ -324,7 +329,8 @@ def describe_manifest(manifest: pd.DataFrame) -> ManifestSummary:
     if 0 < n_without_patient < len(manifest):
         each = "each " if n_without_patient > 1 else ""
         parts.append(f"{pluralize(n_without_patient, 'image')} without a patient, {each}treated as a separate patient")
-    return ManifestSummary(", ".join(parts), count_images_per_class(manifest))
+    counts = count_findings(manifest).rename_axis("finding") if findings else count_images_per_class(manifest)
+    return ManifestSummary(", ".join(parts), counts)
 
 
 def replace_error_paths(errors: Iterable[ImageError], manifest: pd.DataFrame) -> list[ImageError]:
@@ -376,4 +382,4 @@ def count_images_per_class(manifest: pd.DataFrame) -> pd.DataFrame:
     if len(with_patient):  # a patient may be in two classes, so the total is not the sum
         counts = counts.assign(patients=with_patient.groupby("label")["patient"].nunique())
         total = total.assign(patients=with_patient["patient"].nunique())
-    return pd.concat([counts, total]).fillna(0)
+    return pd.concat([counts, total]).fillna(0).rename_axis("class")

@@ -62,6 +62,7 @@ MATCH_KEYS: tuple[Callable[[str], str], ...] = (
     lambda path: PurePosixPath(path).name,
     lambda path: PurePosixPath(path).stem,  # collections published as PNG are redistributed as JPEG
 )
+PLAIN_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")  # 100,000 of these files are not opened to look for a DICOM header
 SALT_VARIABLE = "FASTCXR_SALT"
 
 
@@ -167,6 +168,8 @@ def _read_dicom_patients(rows: pd.DataFrame, tag: str | None) -> pd.Series:
 
 
 def _read_dicom_tag(file: str, tag: str) -> str | None:
+    if file.casefold().endswith(PLAIN_IMAGE_SUFFIXES):
+        return None
     try:
         with open_file(file) as handle:
             if not may_be_dicom(file, handle.read(HEAD_BYTES)):

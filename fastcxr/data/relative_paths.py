@@ -37,7 +37,7 @@ def make_paths_relative(rows: pd.DataFrame, *roots: str | Path) -> pd.DataFrame:
 
 def is_absolute(path: str) -> bool:
     """Return whether a path is absolute on any operating system."""
-    return path.startswith("/") or Path(path).is_absolute() or DRIVE.match(path) is not None
+    return path.startswith("/") or os.path.isabs(path) or DRIVE.match(path) is not None
 
 
 def _make_unique_names(given: pd.Series, taken: set[str], roots: list[str]) -> pd.Series:

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from fastcxr.data.duplicates import SPLIT_PRIORITY, group_exact_duplicates, union_exact_duplicates
+from fastcxr.data.duplicates import SPLIT_PRIORITY, find_exact_duplicates, union_exact_duplicates, union_patients
 from fastcxr.data.findings import is_multi_label, split_labels
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
@@ -48,22 +48,24 @@ def split_by_patient(
     if unit not in ("patient", "image"):
         problem = f"unknown split unit {unit!r}{suggest_name(unit, ('patient', 'image'))}"
         raise RecipeError(problem, "Choose patient or image", code="E022")
-    manifest = union_exact_duplicates(_add_split_columns(manifest))
+    manifest = _add_split_columns(manifest)
+    duplicates = find_exact_duplicates(manifest)
+    manifest, images = union_patients(manifest, duplicates), name_images(manifest, duplicates)
     if has_given_splits(manifest) and ignore_given_splits:
         log.info("the given splits are ignored, and new splits are drawn")
     elif has_given_splits(manifest):
         if earlier is not None:
             fix = "Leave out `earlier`, or remove the splits from the data"
             raise RecipeError("both the data and an earlier run give splits", fix, code="E018")
-        return _use_given_splits(manifest, unit, seed)
+        return _use_given_splits(manifest, images, unit, seed)
     if not is_multi_label(manifest):  # a rare finding may be in one split only
         require_two_groups(manifest.assign(split=None), unit)
-    keys = group_keys(manifest, unit)
+    keys = manifest["patient"] if unit == "patient" else images
     reused = {} if earlier is None else reuse_splits(manifest, keys, earlier, unit)
     split_by_group = assign_stratified(labels_per_group(manifest, keys), reused, seed=seed)
     origin = pd.Series(unit, index=manifest.index, dtype=TEXT_DTYPE).mask(keys.isin(list(reused)), "kept")
     manifest = manifest.assign(split=keys.map(split_by_group).astype(TEXT_DTYPE), split_origin=origin)
-    _validate_splits(manifest)
+    _validate_splits(manifest, images)
     return manifest
 
 
@@ -101,7 +103,7 @@ def _assign_unsplit_sources(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest.assign(split=split, split_origin=manifest["split_origin"].mask(has_no_splits, "patient"))
 
 
-def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
+def _use_given_splits(manifest: pd.DataFrame, images: pd.Series, unit: str, seed: int) -> pd.DataFrame:
     if set(manifest["split"].dropna()) <= set(SPLITS):
         manifest = _assign_unsplit_sources(manifest)
     is_blank = manifest["split"].isna()
@@ -113,19 +115,20 @@ def _use_given_splits(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFr
         problem = f"unknown split names {format_names(map(repr, unknown))}"
         raise DataError(problem, "Rename each to train, valid or test", code="E012")
     if not (manifest["split"] == "valid").any():
-        manifest = split_off_valid(manifest, unit, seed)
+        keys = manifest["patient"] if unit == "patient" else images
+        manifest = split_off_valid(manifest, keys, unit, seed)
         size = _describe_size(manifest[manifest["split"] == "valid"])
         log.info("no valid split is given: %s are moved from train to valid", size)
-    _validate_splits(manifest)
+    _validate_splits(manifest, images)
     if not (manifest["split"] == "test").any():
         log.warning("no test split is given: valid is used for model selection and for the reported metrics, which "
                     "inflates them")  # fmt: skip
     return manifest
 
 
-def split_off_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFrame:
-    """Move patients from train to valid, except those who are also in test: they would be in three splits."""
-    keys, is_train = group_keys(manifest, unit), manifest["split"] == "train"
+def split_off_valid(manifest: pd.DataFrame, keys: pd.Series, unit: str, seed: int) -> pd.DataFrame:
+    """Move groups (see group_keys) from train to valid, except those also in test: they would be in three splits."""
+    is_train = manifest["split"] == "train"
     test_patients = set(keys[manifest["split"] == "test"])
     train, keys = manifest[is_train], keys[is_train]
     fixed = dict.fromkeys(keys[keys.isin(test_patients)], "train")
@@ -138,14 +141,13 @@ def split_off_valid(manifest: pd.DataFrame, unit: str, seed: int) -> pd.DataFram
 
 def group_keys(manifest: pd.DataFrame, unit: str) -> pd.Series:
     """Return the group of each image that is kept in one split: its patient, or the image with its exact duplicates."""
-    return manifest["patient"] if unit == "patient" else _name_images(manifest)
+    return manifest["patient"] if unit == "patient" else name_images(manifest, find_exact_duplicates(manifest))
 
 
-def _name_images(manifest: pd.DataFrame) -> pd.Series:
+def name_images(manifest: pd.DataFrame, duplicates: list[list[int]]) -> pd.Series:
     """Return source and path of each image; exact duplicates get the first of their names."""
     names = _join_source_and_path(manifest)
-    groups = group_exact_duplicates(manifest["file"]) if "file" in manifest else []
-    first = {row: min(names[group]) for group in groups for row in group}
+    first = {row: min(names[group]) for group in duplicates for row in group}
     return names.mask(names.index.isin(first), pd.Series(first, dtype=TEXT_DTYPE))
 
 
@@ -162,8 +164,11 @@ def labels_per_group(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple
     return {key: tuple(sorted(names)) for key, names in labels.items()}
 
 
-def _validate_splits(manifest: pd.DataFrame) -> None:
-    """Raise DataError for a class without training images (E030); warn of problems that affect the metrics."""
+def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
+    """Raise DataError for a class without training images (E030); warn of problems that affect the metrics.
+
+    `images`: the name of each image, see name_images.
+    """
     label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
     splits_by_label = manifest.assign(label=label_lists).explode("label").groupby("label")["split"].agg(set)
     for split in SPLITS:
@@ -174,7 +179,6 @@ def _validate_splits(manifest: pd.DataFrame) -> None:
             raise DataError(f"no image of {names} is in train", fix, code="E030")
         if missing and (manifest["split"] == split).any():
             log.warning("no image of %s is in %s: this split has no metrics for it", names, split)
-    images = _name_images(manifest)
     is_divided = manifest["split"].groupby(images).transform("nunique") > 1
     if is_divided.any():
         text = ("%s with the same bytes are in more than one split, which inflates the metrics (such as %s): remove "
@@ -237,7 +241,8 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
         raise RecipeError(problem, "Pass `fold` with one of these, or leave it out to run all folds")
     held_out = manifest["fold"] == fold
     split = pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test")
-    return split_off_valid(manifest.assign(split=split, split_origin=unit), unit, seed + fold)
+    keys = group_keys(manifest, unit)
+    return split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
 
 
 def find_complete_sources(manifest: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Measure the gray values and file properties of the images of each class.
+"""Measure the gray values and file properties of the images of each class, or of the most frequent findings.
 
 The histogram of an image is the fraction of its pixels in each of 64 bins of the 256 gray values of `read_image`,
 including black margins. The histogram of a class is the mean over its images, which have equal weights.
@@ -13,6 +13,7 @@ import pandas as pd
 
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.index import file_signature
+from fastcxr.data.findings import explode_labels, list_shown_labels
 from fastcxr.data.imaging.read import read_image
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, open_file
 from fastcxr.data.readers.hdf5 import parse_reference
@@ -80,11 +81,20 @@ def _summarize_class(label: str, histogram_rows: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(dict(zip(HISTOGRAM_COLUMNS, columns, strict=True)))
 
 
+def sample_patients(manifest: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Return `count` random rows in their order, of as many different patients as possible; all if there are fewer."""
+    shuffled = manifest.sample(frac=1, random_state=seed)
+    rank = shuffled.groupby("patient").cumcount()  # of an image among those of its patient
+    return manifest.loc[rank.sort_values(kind="stable").index[:count].sort_values()]
+
+
 def sample_per_class(manifest: pd.DataFrame, count: int) -> pd.DataFrame:
     """Return `count` rows of each class, spread evenly over its patients, with different patients if possible.
 
-    Training images are preferred, because test images must not influence any decision.
+    Training images are preferred, because test images must not influence any decision. With several labels per image,
+    an image belongs to each of its findings, and has a row for each of those that are shown.
     """
+    manifest = explode_labels(manifest, list_shown_labels(manifest))
     train = manifest[manifest["split"] == "train"]
     samples = []
     for label, all_rows in manifest.groupby("label", sort=True):

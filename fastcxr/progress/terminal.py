@@ -10,9 +10,18 @@ from io import StringIO
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 from fastcxr.progress.base import Bar, Progress
 
@@ -73,7 +82,8 @@ class TerminalProgress(Progress):
                 print_plain(self.console, f"{text} ...")
             yield Bar()
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        counts = MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts)
         with RichProgress(*columns, console=self.console, transient=True) as rich_progress:
             yield _LiveBar(rich_progress, rich_progress.add_task(text, total=total))
 
@@ -93,6 +103,14 @@ class TerminalProgress(Progress):
             self.header_shown = True
         cells = "  ".join(f"{format_history_cell(name, row[name]):>{width}}" for name, (_, width) in columns.items())
         print_plain(self.console, cells + (f" {BEST_EPOCH_MARK}" if row.get("best") else ""))
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the mean rate of the last steps, nothing before the first."""
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
 class _LiveBar(Bar):

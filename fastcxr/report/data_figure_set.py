@@ -4,6 +4,7 @@ from functools import partial
 
 import pandas as pd
 
+from fastcxr.data.findings import is_multi_label
 from fastcxr.io.formatting import join_names, pluralize
 from fastcxr.report import data_figures
 from fastcxr.report.data_tables import make_histogram_name, make_patient_table, make_split_table
@@ -24,7 +25,7 @@ def make_dataset_figures(record: DatasetRecord) -> dict[str, SvgFigure]:
 
 def _make_class_count_figures(record: DatasetRecord) -> list[SvgFigure]:
     table = make_split_table(record)
-    if not table["splits"]:
+    if not table["splits"] or is_multi_label(record.table):  # the shares of findings do not add up to 100 %
         return []
     labels, splits = [row["label"] for row in table["rows"]], [SPLIT_NAMES.get(s, s) for s in table["splits"]]
     svg_figures = []
@@ -39,7 +40,8 @@ def _make_class_count_figures(record: DatasetRecord) -> list[SvgFigure]:
 
 def _make_demographic_figures(record: DatasetRecord) -> list[SvgFigure]:
     """Return the distributions of age and sex, as far as the data states them."""
-    patients = make_patient_table(record.table)
+    is_single = not is_multi_label(record.table)
+    patients = make_patient_table(record.table if is_single else record.table.assign(label="all images"))
     splits = [SPLIT_NAMES.get(split, split) for split in make_split_table(record)["splits"]] or ["all"]
     names = [SPLIT_NAMES.get(split, split) or "all" for split in patients["split"].tolist()]
     patients = patients.assign(split=pd.Categorical(names, splits))
@@ -67,7 +69,8 @@ def _make_histogram_figures(record: DatasetRecord) -> list[SvgFigure]:
             description = f"Gray value histogram of {label}, mean of {n_images}."
             svg_figures.append(to_svg_figure(plot, make_histogram_name(k), description))
     if 1 < len(means) <= data_figures.MAX_COMBINED_CLASSES:
-        description = f"Mean gray value histogram of each class; mean gray value: {join_names(means)}."
+        unit = "finding" if is_multi_label(record.table) else "class"
+        description = f"Mean gray value histogram of each {unit}; mean gray value: {join_names(means)}."
         plot = partial(data_figures.plot_mean_histograms, table, labels)
         svg_figures.append(to_svg_figure(plot, "histograms", description))
     return svg_figures

@@ -182,7 +182,7 @@ def list_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
 
 def _describe_exclusive_classes(record: DatasetRecord) -> dict[str, str]:
     """Return a sentence for each attribute that separates a class from all other classes."""
-    files, images = record.files, record.table.assign(images=1)
+    files, images = record.files, record.labelled_images.assign(images=1)
     sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
     found = {
         "source": find_exclusive_classes(images, "source"),
@@ -211,7 +211,7 @@ def _count_class_images(record: DatasetRecord, metrics: Metrics) -> dict[str, in
     if isinstance(record, RunRecord):
         per_class = get_primary_metrics(record, metrics).get("per_class", {})
         return {label: row["support"] for label, row in per_class.items()}
-    test_labels = record.manifest.loc[record.manifest["split"] == "test", "label"]
+    test_labels = record.labelled_images.loc[record.labelled_images["split"] == "test", "label"]
     counts = test_labels.value_counts()
     return {label: int(counts.get(label, 0)) for label in record.labels} if len(counts) else {}
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.data.demographics import find_demographic_column, has_value, parse_age, parse_sex
+from fastcxr.data.findings import is_multi_label
 from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.metrics.predictions import SPLITS
 from fastcxr.report.run_reader import DatasetRecord
@@ -21,6 +22,7 @@ PATIENT_ORIGIN_TEXTS = {
     "mimic": "MIMIC-CXR paths",
     "copy": "duplicate images",
 }
+MAX_CLASS_IMAGES = 6  # an image with several findings is shown for each of them
 SPLIT_ORIGIN_TEXTS = {
     "given": "given by the data",
     "patient": "drawn by patient (all images of a patient are in one split)",
@@ -32,7 +34,10 @@ SPLIT_ORIGIN_TEXTS = {
 
 def make_dataset_context(record: DatasetRecord) -> dict[str, Any]:
     """Return the template values of a dataset."""
+    is_finding = is_multi_label(record.table)
     return {
+        "unit": "finding" if is_finding else "class",
+        "units": "findings" if is_finding else "classes",
         "splits": make_split_table(record),
         "skipped": make_skipped_rows(record.skipped),
         "class_images": make_class_images(record),
@@ -44,11 +49,16 @@ def make_dataset_context(record: DatasetRecord) -> dict[str, Any]:
 def make_split_table(record: DatasetRecord) -> dict[str, Any]:
     """Return the number of images and patients of each class in each split."""
     table = record.table
-    present = set(table["split"])
-    splits = [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
+    splits = list_splits(table)
     rows_by_label = {label: table[table["label"] == label] for label in record.labels}
     rows = [{"label": label, "cells": _make_cells(rows, splits)} for label, rows in rows_by_label.items()]
     return {"splits": splits, "rows": rows, "total": _make_cells(table, splits), "remarks": _make_remarks(table)}
+
+
+def list_splits(table: pd.DataFrame) -> list[str]:
+    """Return the splits of a table, train, valid and test first."""
+    present = set(table["split"])
+    return [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
 
 
 def _make_cells(rows: pd.DataFrame, splits: list[str]) -> list[dict[str, int]]:
@@ -114,9 +124,12 @@ def make_skipped_rows(skipped: pd.DataFrame) -> list[dict[str, Any]]:
 def make_class_images(record: DatasetRecord) -> list[dict[str, Any]]:
     """Return thumbnails and name of the histogram for each class that has either of them."""
     images = record.thumbnails[(record.thumbnails["role"] == "sample") & (record.thumbnails["uri"] != "")]
-    labels = record.table.drop_duplicates(["source", "path"])[["source", "path", "label"]]
+    labels = record.labelled_images.drop_duplicates(["source", "path", "label"])[["source", "path", "label"]]
     images = images.merge(labels, on=["source", "path"], how="left").fillna({"label": ""})
-    images_by_label = {str(label): rows[["path", "uri"]].to_dict("records") for label, rows in images.groupby("label")}
+    images_by_label = {
+        str(label): rows[["path", "uri"]].head(MAX_CLASS_IMAGES).to_dict("records")
+        for label, rows in images.groupby("label")
+    }
     n_classes, measured_labels = len(record.labels), set(record.histograms["label"])
     return [
         {
@@ -139,7 +152,7 @@ def describe_measured_images(record: DatasetRecord) -> str:
     """Return the number of images behind the histograms: `200 of each class` or `a 82 and b 200`."""
     sizes = record.histograms.groupby("label")["images"].first().astype(int).to_dict()
     if len(set(sizes.values())) == 1:
-        return f"{next(iter(sizes.values())):,} of each class"
+        return f"{next(iter(sizes.values())):,} of each {'finding' if is_multi_label(record.table) else 'class'}"
     return join_names([f"{label} {n:,}" for label, n in sizes.items()])
 
 
@@ -151,7 +164,8 @@ def make_file_rows(record: DatasetRecord) -> list[dict[str, Any]]:
         files = record.files[record.files["label"] == label]
         if len(files):
             kinds = files.groupby("kind")["images"].sum().sort_values(ascending=False, kind="stable")
-            sources = record.table.loc[record.table["label"] == label, "source"].value_counts()
+            images = record.labelled_images
+            sources = images.loc[images["label"] == label, "source"].value_counts()
             row = {
                 "label": label,
                 "number": class_index,
@@ -179,20 +193,40 @@ def _summarize_sizes(files: pd.DataFrame) -> dict[str, str]:
 
 
 def make_tiles(record: DatasetRecord) -> list[tuple[str, str, str]]:
-    """Return the numbers at the top of the page as (name, value, explanation)."""
-    sizes, images_per_patient = record.table["label"].value_counts(), record.table["patient"].value_counts()
+    """Return the numbers of images, patients and classes at the top of the page as (name, value, explanation)."""
+    return [*make_image_tiles(record), *_make_class_tiles(record)]
+
+
+def make_image_tiles(record: DatasetRecord) -> list[tuple[str, str, str]]:
+    """Return the numbers of images and patients as (name, value, explanation)."""
+    images_per_patient = record.table["patient"].value_counts()
     n_images, n_patients, max_per_patient = len(record.table), len(images_per_patient), int(images_per_patient.max())
+    mean_per_patient = f"mean {n_images / n_patients:.1f} images per patient, maximum {max_per_patient:,}"
     n_skipped = len(record.skipped)
+    readable = f"{n_skipped:,} more unreadable" if n_skipped else "all files readable"
+    if decoded := record.run.get("decoded"):
+        readable = f"{n_skipped:,} unreadable in a sample of {decoded['images']:,}"
+    return [
+        ("Images", f"{n_images:,}", readable),
+        ("Patients", f"{n_patients:,}", mean_per_patient if max_per_patient > 1 else "one image per patient"),
+    ]
+
+
+def describe_decoded(record: DatasetRecord) -> str:
+    """Return how many images were decoded and how many of them are unreadable; empty if all were decoded."""
+    decoded = record.run.get("decoded")
+    if not decoded:
+        return ""
+    numbers = f"{decoded['images']:,} of {decoded['all_images']:,} images were decoded (random sample)"
+    return f"{numbers}; unreadable images: {len(record.skipped):,} of {decoded['images']:,}"
+
+
+def _make_class_tiles(record: DatasetRecord) -> list[tuple[str, str, str]]:
+    sizes, n_images = record.table["label"].value_counts(), len(record.table)
     (largest, n_largest), (smallest, n_smallest) = ((sizes.index[k], int(sizes.iloc[k])) for k in (0, -1))
     largest_share, smallest_share = format_percent(n_largest / n_images), format_percent(n_smallest / n_images)
     class_text = f"largest: {largest}, {largest_share}"
     smallest_class_tile = ("Smallest class", smallest_share, f"{smallest}, {pluralize(n_smallest, 'image')}")
     if n_smallest == n_largest:
         class_text, smallest_class_tile = "equal size", ("Each class", largest_share, pluralize(n_largest, "image"))
-    mean_per_patient = f"mean {n_images / n_patients:.1f} images per patient, maximum {max_per_patient:,}"
-    return [
-        ("Images", f"{n_images:,}", f"{n_skipped:,} more unreadable" if n_skipped else "all files readable"),
-        ("Patients", f"{n_patients:,}", mean_per_patient if max_per_patient > 1 else "one image per patient"),
-        ("Classes", f"{len(sizes):,}", class_text),
-        smallest_class_tile,
-    ]
+    return [("Classes", f"{len(sizes):,}", class_text), smallest_class_tile]

@@ -6,7 +6,8 @@ from typing import Any
 
 from fastcxr.report.data_figure_set import make_dataset_figures
 from fastcxr.report.data_notices import merge_repeated_messages
-from fastcxr.report.data_tables import make_dataset_context, make_tiles
+from fastcxr.report.data_tables import describe_decoded, make_dataset_context, make_image_tiles, make_tiles
+from fastcxr.report.finding_tables import make_finding_context, make_finding_table, make_finding_tiles
 from fastcxr.report.html import Page, render, write_page
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import DatasetRecord, map_uris, read_dataset_record, read_findings
@@ -28,10 +29,13 @@ def write_dataset_page(folder: str | Path) -> Path:
 def render_dataset_page(record: DatasetRecord, svg_figures: dict[str, SvgFigure]) -> str:
     """Return the page as HTML text."""
     all_notices = make_notices(record, page="describe")
+    findings = make_finding_table(record)
     context = {
         "record": record,
         "sources": list(record.table["source"].value_counts().index),
-        "tiles": make_tiles(record),
+        "tiles": [*make_image_tiles(record), *make_finding_tiles(findings)] if findings else make_tiles(record),
+        "findings": findings and make_finding_context(findings),
+        "decoded": describe_decoded(record),
         "messages": merge_repeated_messages(record),
         "cohort": make_dataset_context(record),
         "critical_notices": [n for n in all_notices if n.level == "critical"],

@@ -3,12 +3,20 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
 
 from fastcxr.config.validation import parse_prevalence
+from fastcxr.data.findings import (
+    FINDING_PREFIX,
+    explode_labels,
+    list_findings,
+    list_shown_labels,
+    parse_finding_columns,
+)
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, reject_other_format
@@ -55,8 +63,13 @@ class DatasetRecord:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every class, in the order of their colours."""
-        return tuple(sorted(set(self.manifest["label"]) - {""}))
+        """Every class, in the order of their colours; with several labels per image the most frequent findings."""
+        return tuple(list_shown_labels(self.manifest))
+
+    @cached_property
+    def labelled_images(self) -> pd.DataFrame:
+        """One row per image and label: an image with several findings has a row for each of those in `labels`."""
+        return explode_labels(self.table, self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +195,7 @@ def _read_dataset_fields(folder: Path) -> dict[str, Any]:
         "folder": folder,
         "recipe": {name: value for name, value in _read_json(folder / "recipe.json").items() if name != FORMAT_KEY},
         "run": _read_json(folder / "run.json"),
-        "manifest": _read_text_table(folder / "manifest.csv", ("source", "path", "label", "patient", "split")),
+        "manifest": _read_manifest(folder / "manifest.csv"),
         "skipped": _read_text_table(folder / "skipped.csv", ("path", "code", "reason")),
         "histograms": _read_numbers(
             folder / "histograms.csv", ("label", "bin", "mean", "low", "high", "images"), ("label",)
@@ -222,6 +235,14 @@ def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if missing_columns:
         raise _make_read_error(path, f"no column called {', '.join(missing_columns)}")
     return table
+
+
+def _read_manifest(path: Path) -> pd.DataFrame:
+    """Read every cell as text, except those of findings (see fastcxr.data.findings)."""
+    table = _read_text_table(path, ("source", "path", "label", "patient", "split"))
+    columns = {FINDING_PREFIX + name: name for name in list_findings(table)}
+    findings = parse_finding_columns(table, columns, path)
+    return table.assign(**{name: findings[name] for name in findings.columns})
 
 
 def _read_numbers(path: Path, columns: tuple[str, ...], text_columns: tuple[str, ...]) -> pd.DataFrame:

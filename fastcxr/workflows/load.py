@@ -1,6 +1,7 @@
 """Loading of the data of a recipe: manifest, image cache and splits."""
 
 import logging
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +28,7 @@ from fastcxr.data.splits import (
     split_by_patient,
     split_into_folds,
 )
+from fastcxr.data.statistics import sample_patients
 from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.run_folders import require_run_file
@@ -42,7 +44,8 @@ class Dataset:
     """The data of a recipe, shared by all of its runs: the manifest is read and the image cache opened once.
 
     Messages logged in the meantime are logged again for each later run, and stored in every run folder. `image_cache`
-    contains all images; it is None before open_images. `features_file` is the features.npz of the last run, if any.
+    contains all images, or the sample of `max_decoded`, and `decoded` is their manifest with bit depths; both are None
+    before open_images. `features_file` is the features.npz of the last run, if any.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Dataset:
         only_test: bool = False,
         depths: BitDepths | None = None,
         allows_findings: bool = False,
+        max_decoded: int | None = None,
     ):
         """Prepare the data of a recipe; nothing is read.
 
@@ -60,12 +64,14 @@ class Dataset:
             only_test: whether a single class is enough.
             depths: bit depths determined during training.
             allows_findings: whether the data may have several labels per image.
+            max_decoded: images to decode, a random sample of a larger dataset; default: all.
         """
         self.recipe, self.only_test, self.depths, self.allows_findings = recipe, only_test, depths, allows_findings
+        self.max_decoded = max_decoded
         self.image_cache: ImageCache | None = None
+        self.decoded: pd.DataFrame | None = None
         self.features_file: Path | None = None
         self._manifest: pd.DataFrame | None = None
-        self._manifest_with_depths: pd.DataFrame | None = None
         self._image_errors: list[ImageError] = []
         self._manifest_records: list[logging.LogRecord] = []
         self._image_records: list[logging.LogRecord] = []
@@ -83,19 +89,37 @@ class Dataset:
         return self._manifest
 
     def open_images(self, progress: Progress) -> tuple[pd.DataFrame, list[ImageError]]:
-        """Read every image into the image cache; return the manifest with bit depths, and the unreadable images."""
+        """Read every image into the image cache; return the manifest with bit depths, and the unreadable images.
+
+        If only a sample is decoded, the manifest still has all images, and no bit depths.
+        """
         manifest = self.read_manifest()
         log.info(describe_manifest(manifest))
+        sample = self._draw_sample(manifest)
+        is_sampled = len(sample) < len(manifest)
         try:
-            if self.image_cache is None or self._manifest_with_depths is None:
+            if self.image_cache is None or self.decoded is None:
                 with record_logging(self._image_records):
-                    self._manifest_with_depths, self.image_cache = open_dataset_images(
-                        manifest, self.recipe.image_size, progress, self._image_errors, self.depths
+                    started = time.perf_counter()
+                    self.decoded, self.image_cache = open_dataset_images(
+                        sample, self.recipe.image_size, progress, self._image_errors, self.depths
                     )
+                    if is_sampled:
+                        _log_sample(len(sample), len(manifest), time.perf_counter() - started)
         finally:
             replay_logging(self._image_records)
         self.image_cache.log_warnings()
-        return self._manifest_with_depths, self._image_errors
+        return manifest if is_sampled else self.decoded, self._image_errors
+
+    def _draw_sample(self, manifest: pd.DataFrame) -> pd.DataFrame:
+        if self.max_decoded is None or len(manifest) <= self.max_decoded:
+            return manifest
+        return sample_patients(manifest, self.max_decoded, self.recipe.seed)
+
+
+def _log_sample(n_decoded: int, n_images: int, seconds: float) -> None:
+    text = "a random sample of %s of %s images was decoded, %s images/s; `decode_all=True` decodes all"
+    log.info(text, f"{n_decoded:,}", f"{n_images:,}", f"{n_decoded / seconds:.3g}")
 
 
 def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None = None) -> pd.DataFrame:

@@ -115,11 +115,14 @@ class OutputDir(Progress):
         """Show a bar on the other display."""
         return self.progress.bar(total, text)
 
-    def write_dataset_tables(self, manifest: pd.DataFrame) -> None:
-        """Write manifest.csv, histograms.csv and file_stats.csv (file types and sizes of the images)."""
+    def write_dataset_tables(self, manifest: pd.DataFrame, decoded: pd.DataFrame | None = None) -> None:
+        """Write manifest.csv, histograms.csv and file_stats.csv (file types and sizes of the images).
+
+        `decoded`: rows of the manifest whose images are readable; default: all.
+        """
         write_manifest(manifest, self.folder / "manifest.csv")
         with self.guard("gray values, file types and sizes of the images"):
-            histograms, files = measure_images(manifest, progress=self)
+            histograms, files = measure_images(manifest if decoded is None else decoded, progress=self)
             write_table(self.folder / "histograms.csv", histograms)
             write_table(self.folder / "file_stats.csv", files)
 
@@ -156,8 +159,9 @@ def acquire_directory(folder: Path) -> None:
 
 
 def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Return example images of each class, with `role` "sample"."""
-    return sample_per_class(manifest, SAMPLES_PER_CLASS).assign(role="sample")
+    """Return example images of each class or frequent finding, each image once, with `role` "sample"."""
+    images = sample_per_class(manifest, SAMPLES_PER_CLASS).drop_duplicates(["source", "path"], ignore_index=True)
+    return images.assign(role="sample")
 
 
 def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = nullcontext) -> None:

@@ -6,10 +6,13 @@ import pandas as pd
 import pytest
 
 from fastcxr.data.findings import (
+    MAX_SHOWN_LABELS,
     count_findings,
     expand_label_lists,
+    explode_labels,
     keep_single_labels,
     list_findings,
+    list_shown_labels,
     make_finding_labels,
     parse_finding_columns,
     rename_findings,
@@ -93,3 +96,21 @@ def test_several_labels_stop_training_with_the_classes_to_choose(rows):
 @pytest.mark.parametrize(("label", "names"), [("a|b", ["a", "b"]), ("", []), (None, []), (float("nan"), [])])
 def test_a_label_is_split_into_its_findings(label, names):
     assert split_labels(label) == names
+
+
+def test_an_image_has_a_row_for_each_of_its_labels(rows):
+    exploded = explode_labels(rows)
+    assert list(zip(exploded.index, exploded["label"], strict=True)) == [
+        (2, "Edema"), (2, "Mass"), (3, "No Finding"), (4, "Fracture"),
+    ]  # fmt: skip
+    assert explode_labels(rows, ["Mass"])["label"].tolist() == ["Mass"]
+    single = pd.DataFrame({"label": ["a|b", ""]})
+    assert explode_labels(single) is single, "a class may contain the separator"
+
+
+def test_no_finding_and_the_most_frequent_findings_are_shown(rows):
+    assert list_shown_labels(rows) == ["No Finding", "Edema", "Fracture", "Mass"]
+    many = pd.DataFrame({"label": [f"F{n:02d}|F{n % 3:02d}" for n in range(20)] + ["No Finding"], "finding_F00": 1})
+    shown = list_shown_labels(many)
+    assert len(shown) == MAX_SHOWN_LABELS and shown[:4] == ["No Finding", "F00", "F01", "F02"]
+    assert list_shown_labels(pd.DataFrame({"label": [*"cab", ""]})) == ["a", "b", "c"]

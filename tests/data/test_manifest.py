@@ -1,5 +1,6 @@
 """Tests of reading, describing and writing manifests."""
 
+import io
 import logging
 import os
 import unicodedata
@@ -19,6 +20,7 @@ from fastcxr.data.manifest import (
     read_written_manifest,
     write_manifest,
 )
+from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingError, OutputError, RecipeError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -42,6 +44,26 @@ def test_class_folders_are_read_into_a_manifest(tmp_path):
     assert manifest["patient"].tolist() == [f"image:{path}" for path in manifest["path"]]
     assert set(manifest["patient_origin"]) == {"image"}
     assert manifest[["split", "split_origin"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG"])
+def test_no_image_is_opened_to_read_and_split_a_table(tmp_path, monkeypatch, suffix):
+    lines = [f"{n}{suffix},{'xy'[n % 2]},p{n // 2},F,0{n}0Y,PA" for n in range(8)]
+    write_file(tmp_path / "mine.csv", "\n".join(["path,label,patient,sex,age,view", *lines]))
+    for n in range(8):
+        (tmp_path / f"{n}{suffix}").write_bytes(bytes(n))
+    open_any = io.open
+
+    def open_table(file, *args, **options):
+        assert not str(file).endswith(suffix), f"{file} is opened"
+        return open_any(file, *args, **options)
+
+    monkeypatch.setattr("builtins.open", open_table)
+    monkeypatch.setattr(io, "open", open_table)  # of pathlib
+    manifest = split_by_patient(read_manifest(tmp_path / "mine.csv"))
+    assert manifest["split"].notna().all() and manifest["view"].tolist() == ["PA"] * 8
+    with pytest.raises(AssertionError, match="is opened"):
+        (tmp_path / f"0{suffix}").read_bytes()
 
 
 def test_split_folders_are_read_as_given_splits(tmp_path):
@@ -132,6 +154,18 @@ def test_the_description_names_every_origin():
     manifest = manifest.assign(patient_origin=["nih", "nih", "table", "image"])
     text = "2 classes, 4 images, 1 patient from the joined table, 1 patient from NIH file names, "
     assert describe_manifest(manifest) == text + "1 image without a patient, treated as a separate patient"
+
+
+def test_the_description_of_findings_has_their_counts(tmp_path):
+    write_files(tmp_path, "a.png", "b.png", "c.png")
+    table = write_file(tmp_path / "t.csv", "path,patient,Edema,Mass\na.png,1,1,1\nb.png,1,1,0\nc.png,2,-1,\n")
+    summary = describe_manifest(read_manifest(table, only_test=True))
+    assert summary == "2 findings, 3 images, 2 patients from the patient column"
+    assert summary.counts.to_dict("index") == {
+        "Edema": {"present": 2, "absent": 0, "uncertain": 1, "unknown": 0, "patients": 1},
+        "Mass": {"present": 1, "absent": 1, "uncertain": 0, "unknown": 1, "patients": 1},
+    }
+    assert ">finding</th>" in summary._repr_html_()
 
 
 def test_dropping_unreadable_images_fails_if_a_class_becomes_too_small(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Tests of merging sources and of duplicates, through read_manifest."""
 
 import logging
+import os
 import shutil
 
 import pandas as pd
@@ -144,6 +145,15 @@ def test_files_of_unique_size_are_not_opened_to_find_duplicates(tmp_path, monkey
     monkeypatch.setattr(duplicates, "_read_ends", lambda file: pytest.fail(file))
     monkeypatch.setattr(duplicates, "compute_file_checksum", lambda file: pytest.fail(file))
     assert duplicates.group_exact_duplicates(pd.Series(map(str, sizes))) == []
+
+
+def test_each_file_is_examined_once_by_one_stat(tmp_path, monkeypatch):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(PNG + bytes(number))
+    files, seen, stat = sorted(map(str, tmp_path.glob("*.png"))), [], os.stat
+    monkeypatch.setattr(os, "stat", lambda file, **options: seen.append(str(file)) or stat(file, **options))
+    assert duplicates.hash_files(pd.Series([*files, str(tmp_path), str(tmp_path / "x"), "zero\0byte"])).isna().all()
+    assert [seen.count(file) for file in files] == [1, 1, 1]
 
 
 def test_files_of_one_size_with_different_ends_are_not_hashed(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from sample_images import make_dicom, make_reference, save_dicom
 from toy_datasets import check_message, write_file, write_files
 
+from fastcxr.data import patients
 from fastcxr.data.patients import assign_patients, suggest_regex
 from fastcxr.errors import DataError, FastcxrError, RecipeError
 
@@ -126,15 +127,21 @@ def test_an_unusable_pattern_is_rejected_with_the_reason():
 
 
 def test_the_patient_of_a_dicom_file_is_stored_only_as_a_hash(tmp_path):
-    for file, patient_id in {"a.dcm": "ZZTESTID", "b.png": "ZZTESTID", "1.2.84": "ZZOTHER"}.items():
+    for file, patient_id in {"a.dcm": "ZZTESTID", "b.bin": "ZZTESTID", "1.2.84": "ZZOTHER"}.items():
         save_dicom(tmp_path / file, make_dicom(IMAGE, PatientID=patient_id))
     write_files(tmp_path, "c.png", "d.dcm")
     rows = assign_files(tmp_path).set_index("path")
     assert rows["patient_origin"].to_dict() == {
-        "1.2.84": "dicom", "a.dcm": "dicom", "b.png": "dicom", "c.png": "image", "d.dcm": "image"
+        "1.2.84": "dicom", "a.dcm": "dicom", "b.bin": "dicom", "c.png": "image", "d.dcm": "image"
     }  # fmt: skip
-    assert rows.loc["a.dcm", "patient"] == rows.loc["b.png", "patient"] != rows.loc["1.2.84", "patient"]
+    assert rows.loc["a.dcm", "patient"] == rows.loc["b.bin", "patient"] != rows.loc["1.2.84", "patient"]
     assert not rows.drop(columns="file").to_csv().count("ZZ")
+
+
+def test_files_with_an_image_suffix_are_not_opened_to_look_for_a_dicom_patient(tmp_path, monkeypatch):
+    monkeypatch.setattr(patients, "open_file", lambda file: pytest.fail(f"opened {file}"))
+    write_files(tmp_path, "a.png", "b.JPG", "c.jpeg")
+    assert assign_files(tmp_path)["patient_origin"].tolist() == ["image"] * 3
 
 
 def test_another_dicom_tag_may_identify_the_patient(tmp_path):

@@ -3,13 +3,14 @@
 import io
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, log_once, log_to
-from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress
+from fastcxr.progress.terminal import ConsoleMessages, TerminalProgress, _RateColumn
 
 ROW = {
     "epoch": 1, "stage": "head", "train_loss": 0.98765, "valid_loss": math.nan, "accuracy": 0.5, "auroc": 0.75,
@@ -46,6 +47,11 @@ def test_a_terminal_shows_a_live_bar():
         bar.advance(2)
     assert "checking images" in page.getvalue()
     assert "2/2" in page.getvalue()
+
+
+@pytest.mark.parametrize(("speed", "text"), [(1234.56, "1,234.6/s"), (None, "")])
+def test_a_live_bar_shows_the_rate(speed, text):
+    assert _RateColumn().render(SimpleNamespace(speed=speed)).plain == text
 
 
 def test_warnings_have_a_prefix_and_file_names_are_not_parsed_as_markup():

@@ -14,7 +14,7 @@ from fastcxr.cli.app import DescribeOptions
 from fastcxr.cli.main import main
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import OutputError
-from fastcxr.workflows.describe import describe
+from fastcxr.workflows.describe import describe, select_decoded
 
 
 @pytest.fixture
@@ -169,6 +169,102 @@ def test_an_error_leaves_no_folder(toys, tmp_path, monkeypatch):
     with pytest.raises(OutputError):
         describe(Recipe(data=str(toys)), tmp_path / "described")
     assert not (tmp_path / "described").exists()
+
+
+@pytest.fixture
+def findings(toys):
+    """Write a table of the findings of the toy images: a third has none, one, and two."""
+    label_by_class = {"clear": "No Finding", "haze": "Haze", "opacity": "Haze|Opacity"}
+    files = sorted(toys.glob("*/*.png"))
+    lines = [f"{file.relative_to(toys)},{label_by_class[file.parent.name]},{file.name[:8]}" for file in files]
+    (toys / "findings.csv").write_text("\n".join(["path,label,patient", *lines]))
+    return toys / "findings.csv"
+
+
+def test_findings_are_described_instead_of_combinations_of_them(call, findings, tmp_path):
+    done = call("--data", "toys/findings.csv", "--out", "described")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stderr.splitlines()]
+    assert next(row for row in rows if "present" in row) == ["train", "valid", "test", "present", "patients", "absent"]
+    assert ["20", "10", "10"] in [row[-3:] for row in rows if row[:1] == ["Haze"]]
+    assert ["10", "5", "20"] in [row[-3:] for row in rows if row[:1] == ["Opacity"]]
+    assert "Images by number of findings: 10 with 0, 10 with 1 and 10 with 2" in done.stderr
+    assert "2 findings, 30 images, 15 patients from the patient column" in done.stderr
+    assert "training on findings is not possible yet: train with one label per image" in done.stderr
+    assert "train: fastcxr train --data toys/findings.csv --classes 'No Finding,Haze'" in done.stderr
+    histograms = pd.read_csv(tmp_path / "described" / "histograms.csv")
+    assert histograms["label"].unique().tolist() == ["Haze", "No Finding", "Opacity"]
+    images = pd.read_csv(tmp_path / "described" / "figures" / "images.csv")
+    assert not images.duplicated(["source", "path"]).any()
+
+
+def test_json_has_the_counts_of_findings(call, findings):
+    document = json.loads(call("--data", "toys/findings.csv", "--json", "--out", "described").stdout)
+    haze = document["findings"]["Haze"]
+    assert (haze["present"], haze["patients"], haze["absent"], haze["unknown"]) == (20, 10, 10, 0)
+    assert sum(haze["splits"].values()) == 20
+    assert document["images_by_number_of_findings"] == {"0": 10, "1": 10, "2": 10}
+    assert (document["images_without_known_finding"], document["training_classes"]) == (0, ["No Finding", "Haze"])
+
+
+def test_the_manifest_of_findings_is_read_again_with_the_same_findings(call, findings, toys, tmp_path):
+    from fastcxr.data.manifest import read_manifest
+
+    lines = findings.read_text().splitlines()
+    columns = {"No Finding": "0,0", "Haze": "1,-1", "Haze|Opacity": ",1"}  # Haze, Opacity
+    rows = [f"{path},{patient},{columns[label]}" for path, label, patient in (line.split(",") for line in lines[1:])]
+    findings.write_text("\n".join(["path,patient,Haze,Opacity", *rows]))
+    assert call("--data", "toys/findings.csv", "--out", "described").returncode == 0
+    shutil.copy(tmp_path / "described" / "manifest.csv", toys / "manifest.csv")
+    written = pd.read_csv(toys / "manifest.csv", dtype=str, keep_default_na=False)
+    assert set(zip(written["finding_Haze"], written["finding_Opacity"], strict=True)) == {
+        ("0", "0"), ("1", "-1"), ("", "1"),
+    }  # fmt: skip
+    first, again = read_manifest(findings), read_manifest(toys / "manifest.csv")
+    names = ["path", "label", "patient", "finding_Haze", "finding_Opacity"]
+    pd.testing.assert_frame_equal(again[names], first[names])
+
+
+@pytest.fixture
+def small_sample(monkeypatch):
+    monkeypatch.setattr("fastcxr.workflows.describe.MAX_DECODED", 12)
+
+
+def test_a_random_sample_of_a_large_dataset_is_decoded(call, toys, tmp_path, small_sample):
+    done = call("--data", "toys", "--out", "described")
+    assert done.returncode == 0, done.stderr
+    statement = "12 of 30 images were decoded (random sample); unreadable images: 0 of 12"
+    assert statement in done.stderr and "--all decodes all" in done.stderr
+    assert statement in (tmp_path / "described" / "describe.html").read_text(encoding="utf-8")
+    assert len(pd.read_csv(tmp_path / "described" / "manifest.csv")) == 30
+    assert json.loads((tmp_path / "described" / "run.json").read_text())["decoded"] == {"images": 12, "all_images": 30}
+    files = pd.read_csv(tmp_path / "described" / "file_stats.csv")
+    assert files["images"].sum() <= 12
+    rows = [line.split() for line in done.stderr.splitlines()]
+    assert [row for row in rows if row[:1] == ["haze"] and row[-1] == "10"], "the splits are those of all images"
+
+
+def test_all_images_are_decoded_with_all_and_up_to_the_size_of_the_sample(call, toys, monkeypatch, small_sample):
+    assert "random sample" not in call("--data", "toys", "--all", "--out", "all").stderr
+    monkeypatch.setattr("fastcxr.workflows.describe.MAX_DECODED", 30)
+    assert "random sample" not in call("--data", "toys", "--out", "described").stderr
+
+
+def test_unreadable_images_of_a_sample_are_counted(call, toys, tmp_path, small_sample):
+    for file in toys.glob("*/*_000.png"):
+        file.write_bytes(b"<html>404</html>")
+    done = call("--data", "toys", "--out", "described")
+    n_bad = len(pd.read_csv(tmp_path / "described" / "skipped.csv"))
+    assert 0 < n_bad < 12 and done.returncode == 2, "some files are unreadable"
+    assert f"12 of 30 images were decoded (random sample); unreadable images: {n_bad} of 12" in done.stderr
+    assert len(pd.read_csv(tmp_path / "described" / "manifest.csv")) == 30 - n_bad, "images that were not decoded stay"
+
+
+def test_the_sample_keeps_the_bit_depths_of_its_images(toys):
+    manifest = pd.DataFrame({"source": "s", "path": ["a", "b", "c"], "bit_depth": ["8", None, None]})
+    decoded = manifest.iloc[1:].assign(bit_depth=["12", None])
+    assert select_decoded(manifest, decoded)[["path", "bit_depth"]].values.tolist()[0] == ["b", "12"]
+    assert "bit_depth" not in select_decoded(manifest, decoded.drop(columns="bit_depth"))
 
 
 def test_describe_does_not_import_torch(toys):

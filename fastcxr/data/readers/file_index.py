@@ -1,6 +1,6 @@
 """Index of the files below a folder: find the file of each table row by path, by file name or without its extension."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -76,19 +76,21 @@ class FileIndex:
                 if candidate in self._known_paths:
                     return candidate
             shorter = shorter.partition("/")[2]
-        file_name = path.rpartition("/")[2]
-        for groups, key in (
-            (self._paths_by_name, file_name),
-            (self._image_paths_by_stem, file_name.rpartition(".")[0] or file_name),
-            (self._image_paths_by_stem, file_name),  # a name without extension may contain dots
-        ):
-            candidates = [candidate for candidate in groups.get(key, ()) if candidate.startswith(prefix)]
+        for same_name in self._list_candidates(path.rstrip("/")):
+            candidates = [candidate for candidate in same_name if candidate.startswith(prefix)]
             if len(candidates) > 1:
                 problem = f"several files may be {name!r}: {format_names(candidates, 5)}"
                 raise DataError(problem, "Give the path below the folder in the table", path=self.root, code="E013")
             if candidates:
                 return candidates[0]
         return None
+
+    def _list_candidates(self, path: str) -> Iterator[list[str]]:
+        """Yield the files with the name of a path, then those with its stem, which are indexed only if needed."""
+        name = path.rpartition("/")[2]
+        yield self._paths_by_name.get(name, [])
+        yield self._image_paths_by_stem.get(name.rpartition(".")[0] or name, [])
+        yield self._image_paths_by_stem.get(name, [])  # a name without extension may contain dots
 
 
 def _group_paths(paths: Iterable[str], make_key: Callable[[str], str]) -> dict[str, list[str]]:

@@ -136,7 +136,7 @@ def is_mask_folder(name: str) -> bool:
 
 def identify_file(path: str | Path) -> FileIdentity:
     """Return an identity of a file or folder that is the same for all links to it."""
-    status = Path(path).stat()
+    status = os.stat(path)  # pathlib takes 10 times as long, for each image of a dataset
     return (status.st_dev, status.st_ino) if status.st_ino else str(Path(path).resolve())
 
 
