@@ -32,8 +32,8 @@ def describe(
 
     Of more than MAX_DECODED images a random sample is decoded, unless `decode_all`; manifest.csv lists all images.
     Unreadable images are left out and listed in skipped.csv. The splits are those of a training run; if a class is too
-    small to split, or only some images have a split, a warning is logged and no splits are shown. Raises FastcxrError for data or a folder that cannot be
-    used.
+    small to split, or only some images have a split, a warning is logged and no splits are shown. Raises FastcxrError
+    for data or a folder that cannot be used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         recipe = recipe.replace(skip_bad=True)
