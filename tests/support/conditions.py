@@ -42,13 +42,13 @@ def require(*packages: str, program: str | None = None) -> None:
         pytest.skip(f"optional program {program} is not installed")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real datasets."""
     return require_real("real_data")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_weights() -> Path:
     """ImageNet weights file of mobilenetv2_100."""
     return require_real("real_weights")
