@@ -165,10 +165,12 @@ def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
 
 
 def make_record(findings, recipe=(), **files):
+    table = pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9})
     return SimpleNamespace(
         findings=findings,
         files=pd.DataFrame(files or {"label": [], "kind": [], "width": [], "height": [], "images": []}),
-        table=pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9}),
+        table=table,
+        labelled_images=table,
         recipe=dict(recipe),
     )
 
@@ -185,7 +187,7 @@ def test_an_image_size_of_one_class_is_a_failed_check_with_and_without_an_audit(
     reused = [{"check": check, "title": "Width and height", "verdict": "FAIL", "message": "AUROC 1.", "fix": ""}]
     reused += [{"check": "sources", "title": "Sources", "verdict": "PASS"}]
     record = make_record(reused, **sizes)
-    record.table = record.table.assign(source="s")
+    record.table = record.labelled_images = record.table.assign(source="s")
     (text,) = [text for (text,) in find_failed_checks(record, {})]
     assert ("No other class has the image size" in text) == (check != "size")
     record.recipe = {"waive_audit": "measured"}
