@@ -25,6 +25,7 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from matplotlib import pyplot
 from PIL import Image
 from sample_images import make_dicom, make_reference, save_dicom
+from tiny_network import NAME
 from toy_images import write_toys
 
 import fastcxr
@@ -32,7 +33,7 @@ from fastcxr import Recipe, make_datablock, make_learner, make_loaders, predict,
 from fastcxr.errors import DataError, ModelError, TrainingError
 from fastcxr.models.bundle import load_model
 
-RECIPE = Recipe("resnet10t", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
+RECIPE = Recipe(NAME, weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,7 +268,7 @@ def test_pretrained_weights_on_loaders_without_normalization_give_a_warning(toys
 
     more = [Normalize.from_stats(*([0.5] * 3,) * 2)] if is_normalized else []
     loaders, recipe = make_own_loaders(toys, more=more), RECIPE.replace(weights="pretrained")
-    validate_own_loaders(loaders, find_backbone("resnet10t"), recipe)
+    validate_own_loaders(loaders, find_backbone(NAME), recipe)
     assert ("Add Normalize.from_stats" in caplog.text) is not is_normalized
 
 

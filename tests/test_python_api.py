@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_network import NAME
 
 import fastcxr
 from fastcxr import (
@@ -34,7 +35,7 @@ def results(tmp_path_factory):
     from toy_images import write_toys
 
     folder = tmp_path_factory.mktemp("api")
-    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
+    recipe = Recipe(NAME, weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
     manifest = split_by_patient(read_manifest(write_toys(folder / "toys", per_class=20)))
     loaders = make_loaders(manifest, recipe)
     learner = make_learner(loaders, recipe)

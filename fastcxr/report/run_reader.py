@@ -3,11 +3,13 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
 
+from fastcxr.audit.manifest_checks import find_exclusive_classes
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
@@ -57,6 +59,17 @@ class DatasetRecord:
     def labels(self) -> tuple[str, ...]:
         """Every class, in the order of their colours."""
         return tuple(sorted(set(self.manifest["label"]) - {""}))
+
+    @cached_property
+    def exclusive_classes(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Classes that a property of the image identifies, with the number of these images and of all, by property."""
+        files, images = self.files, self.table.assign(images=1)
+        sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
+        return {
+            "source": find_exclusive_classes(images, "source"),
+            "file type": find_exclusive_classes(files, "kind"),
+            "image size": find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_network import NAME
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
@@ -12,7 +13,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.optimizers import FASTAI_OPTIMIZERS, find_optimizer, find_weight_decay
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
+RECIPE = Recipe(NAME, weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
 
 
 def minimize(make, decay: float, steps: int = 20) -> torch.Tensor:

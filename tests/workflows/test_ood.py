@@ -21,7 +21,7 @@ from fastcxr.workflows.evaluate import evaluate
 from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import verify
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 OPTIONS = {"image_size": 64, "strategy": "linear_probe", "precision": "fp32", "batch_size": 8, "hflip_tta": False}
 RECIPE = Recipe("mobilenetv2_035", weights="none", **OPTIONS)
