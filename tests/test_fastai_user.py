@@ -186,7 +186,7 @@ def test_own_metrics_are_computed_for_a_head_fitted_on_features(manifest):
 @pytest.mark.parametrize("mixing", [MixUp, CutMix])
 @pytest.mark.parametrize("loss", ["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"])
 def test_mixup_and_cutmix_train_with_every_loss_and_class_weights(manifest, loss, mixing):
-    recipe = RECIPE.replace(loss=loss, class_weights="balanced", backbone="mobilenetv2_035")
+    recipe = RECIPE.replace(loss=loss, class_weights="balanced")
     learner = fit_quietly(make_learner(make_loaders(manifest, recipe), recipe), 1, cbs=mixing())
     assert np.isfinite(learner.recorder.values[-1][:2]).all()
     assert learner.loss_func.func.reduction == "mean"
@@ -268,10 +268,11 @@ def test_pretrained_weights_on_loaders_without_normalization_give_a_warning(toys
 
     more = [Normalize.from_stats(*([0.5] * 3,) * 2)] if is_normalized else []
     loaders, recipe = make_own_loaders(toys, more=more), RECIPE.replace(weights="pretrained")
-    validate_own_loaders(loaders, find_backbone(NAME), recipe)
+    validate_own_loaders(loaders, find_backbone("resnet10t"), recipe)
     assert ("Add Normalize.from_stats" in caplog.text) is not is_normalized
 
 
+@pytest.mark.usefixtures("without_figures", "without_maps")
 def test_a_report_after_own_calls_of_fit_states_them(learner, manifest, tmp_path):
     predictions = predict(learner, manifest)
     page = fastcxr.write_report(tmp_path / "run", RECIPE, learner, predictions=predictions)
