@@ -178,7 +178,7 @@ def test_a_test_loader_uses_the_image_cache_unless_its_files_are_others(toy_mani
 
 def test_get_preds_and_show_results_work(toy_manifest):
     learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
-    torch.nn.init.normal_(learner.model.classifier.weight)
+    torch.nn.init.normal_(learner.model.fc.weight)
     with learner.no_bar(), learner.no_logging():
         valid, truth = learner.get_preds()
         train, _ = learner.get_preds(ds_idx=0)

@@ -27,7 +27,7 @@ def run_training(manifest, recipe):
 
 def split_state(learner):
     state = learner.model.state_dict()
-    return {k: v.clone() for k, v in state.items() if "classifier" not in k}, state["classifier.weight"].clone()
+    return {k: v.clone() for k, v in state.items() if not k.startswith("fc.")}, state["fc.weight"].clone()
 
 
 def test_strategy_head_changes_only_the_head(toy_manifest):
