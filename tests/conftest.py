@@ -37,6 +37,7 @@ def without_figures():
     """Write the reports of this module without figures, which take longer than training a small network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.report.run_page.make_run_figures", lambda record, metrics: {})
+        patch.setattr("fastcxr.report.pages.make_dataset_figures", lambda record: {})
         yield
 
 

@@ -14,6 +14,8 @@ from doc_pages import DOCS, PAGES, ROOT, find_blocks, read_blocks, run_command, 
 from PIL import Image
 from sample_images import make_dicom, save_dicom
 
+from fastcxr.errors import RecipeError
+
 CODE_PAGES = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 # of a tag that loads something, and of a style sheet
@@ -96,9 +98,11 @@ def test_the_search_for_blocks_finds_a_block_without_a_mark():
 
 def test_a_command_gets_small_settings_instead_of_those_of_the_page():
     assert shrink(["train", "resnet18", "--epochs", "20", "--out", "a"]) == [
-        "train", "resnet18", "--out", "a", "--weights", "none", "--image-size", "32", "--epochs", "1",
+        "train", "mobilenetv2_035", "--out", "a", "--weights", "none", "--image-size", "32", "--epochs", "1",
     ]  # fmt: skip
     assert shrink(["describe", "--data", "a"]) == ["describe", "--data", "a"]
+    with pytest.raises(RecipeError, match="Did you mean 'resnet18'"):
+        shrink(["train", "resnet81"])
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.stem)

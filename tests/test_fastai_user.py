@@ -25,6 +25,7 @@ from fastai.vision.data import ImageBlock, ImageDataLoaders
 from matplotlib import pyplot
 from PIL import Image
 from sample_images import make_dicom, make_reference, save_dicom
+from tiny_network import NAME
 from toy_images import write_toys
 
 import fastcxr
@@ -32,7 +33,7 @@ from fastcxr import Recipe, make_datablock, make_learner, make_loaders, predict,
 from fastcxr.errors import DataError, ModelError, TrainingError
 from fastcxr.models.bundle import load_model
 
-RECIPE = Recipe("resnet10t", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
+RECIPE = Recipe(NAME, weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -185,7 +186,7 @@ def test_own_metrics_are_computed_for_a_head_fitted_on_features(manifest):
 @pytest.mark.parametrize("mixing", [MixUp, CutMix])
 @pytest.mark.parametrize("loss", ["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"])
 def test_mixup_and_cutmix_train_with_every_loss_and_class_weights(manifest, loss, mixing):
-    recipe = RECIPE.replace(loss=loss, class_weights="balanced", backbone="mobilenetv2_035")
+    recipe = RECIPE.replace(loss=loss, class_weights="balanced")
     learner = fit_quietly(make_learner(make_loaders(manifest, recipe), recipe), 1, cbs=mixing())
     assert np.isfinite(learner.recorder.values[-1][:2]).all()
     assert learner.loss_func.func.reduction == "mean"
@@ -271,6 +272,7 @@ def test_pretrained_weights_on_loaders_without_normalization_give_a_warning(toys
     assert ("Add Normalize.from_stats" in caplog.text) is not is_normalized
 
 
+@pytest.mark.usefixtures("without_figures", "without_maps")
 def test_a_report_after_own_calls_of_fit_states_them(learner, manifest, tmp_path):
     predictions = predict(learner, manifest)
     page = fastcxr.write_report(tmp_path / "run", RECIPE, learner, predictions=predictions)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_network import NAME
 
 import fastcxr
 from fastcxr import (
@@ -30,11 +31,11 @@ from fastcxr.workflows.compare import compare
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, without_maps):
     from toy_images import write_toys
 
     folder = tmp_path_factory.mktemp("api")
-    recipe = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
+    recipe = Recipe(NAME, weights="none", image_size=64, epochs=1, strategy="full", batch_size=8, figures="none")
     manifest = split_by_patient(read_manifest(write_toys(folder / "toys", per_class=20)))
     loaders = make_loaders(manifest, recipe)
     learner = make_learner(loaders, recipe)
@@ -49,7 +50,7 @@ def test_seven_calls_write_a_report_and_its_files(results):
     assert results[0].name == "report.html"
     assert json.loads((folder / "metrics.json").read_text())["test"]["n_images"] == 12
     assert len(pd.read_csv(folder / "manifest.csv")) == 60
-    assert json.loads((folder / "recipe.json").read_text())["backbone"] == "mobilenetv2_035"
+    assert json.loads((folder / "recipe.json").read_text())["backbone"] == NAME
 
 
 def test_the_dataset_is_audited(results):

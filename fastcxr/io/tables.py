@@ -174,8 +174,6 @@ def normalize_name(name: str) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
-            raise DataError("not a regular file", "Give a CSV file, or a folder of images", path=path, code="E010")
         with _open_binary(path) as file:
             return file.read()
     except FileNotFoundError as error:
@@ -188,6 +186,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _open_binary(path: Path) -> BinaryIO:
     """Open a file for reading, through a decompressor if its first bytes are those of a compressed file."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would block
+        raise DataError("not a regular file", "Give a CSV file, or a folder of images", path=path, code="E010")
     with path.open("rb") as file:
         head = file.read(6)
     if head.startswith(b"PK\x03\x04"):

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastcxr.audit.findings import FILE_FIX
-from fastcxr.audit.manifest_checks import find_exclusive_classes
 from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import get_primary_metrics
@@ -182,15 +181,8 @@ def list_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
 
 def _describe_exclusive_classes(record: DatasetRecord) -> dict[str, str]:
     """Return a sentence for each attribute that separates a class from all other classes."""
-    files, images = record.files, record.labelled_images.assign(images=1)
-    sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
-    found = {
-        "source": find_exclusive_classes(images, "source"),
-        "file type": find_exclusive_classes(files, "kind"),
-        "image size": find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
-    }
     texts = {}
-    for attribute, classes in found.items():
+    for attribute, classes in record.exclusive_classes.items():
         names = join_names([f"{label} ({n:,} of {pluralize(n_all, 'image')})" for label, (n, n_all) in classes.items()])
         if classes:
             text = f"No other class has the {attribute} of {names}. "

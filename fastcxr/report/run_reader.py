@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastcxr.audit.manifest_checks import find_exclusive_classes
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
@@ -70,6 +71,17 @@ class DatasetRecord:
     def labelled_images(self) -> pd.DataFrame:
         """One row per image and label: an image with several findings has a row for each of those in `labels`."""
         return explode_labels(self.table, self.labels)
+
+    @cached_property
+    def exclusive_classes(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Classes that a property of the image identifies, with the number of these images and of all, by property."""
+        files, images = self.files, self.labelled_images.assign(images=1)
+        sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
+        return {
+            "source": find_exclusive_classes(images, "source"),
+            "file type": find_exclusive_classes(files, "kind"),
+            "image size": find_exclusive_classes(files.assign(size=sizes), "size", single_value_only=True),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

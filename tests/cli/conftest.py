@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import TRAIN, fastcxr
+from cli_calls import TRAIN_WITH_FIGURES, fastcxr
 from toy_images import write_toys
 
 from fastcxr.cli.main import main
@@ -29,9 +29,10 @@ def call(monkeypatch, capfd):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A finished run, its data folder, and the completed command."""
+    """A finished run with figures and saliency maps, its data folder, and the completed command."""
     folder = tmp_path_factory.mktemp("finished")
     data = write_toys(folder / "toys", per_class=20)
-    done = fastcxr(*TRAIN, "--data", "toys", "--out", "run", "--predict-train", "--batch-size", "8", where=folder)
+    words = [*TRAIN_WITH_FIGURES, "--data", "toys", "--out", "run", "--predict-train", "--batch-size", "8"]
+    done = fastcxr(*words, where=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run", data, done

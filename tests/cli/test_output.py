@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cli_calls import TRAIN
+from cli_calls import TRAIN, TRAIN_WITH_FIGURES
 from rich.console import Console
 from toy_images import write_toys
 
@@ -24,7 +24,7 @@ from fastcxr.cli.suggestions import OUTPUT_OPTIONS
 from fastcxr.cli.tables import show_comparison, show_scout_table
 from fastcxr.io.files import read_json
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps")
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_the_run_folder_is_printed_once_and_only_if_it_is_used(call, work):
     assert done.stderr.count("reading images ...") == 1
 
 
-@pytest.mark.parametrize("words", [["resume", "run"], [*TRAIN, "--data", "toys", "--out", "run"]])
+@pytest.mark.parametrize("words", [["resume", "run"], [*TRAIN_WITH_FIGURES, "--data", "toys", "--out", "run"]])
 def test_a_finished_run_is_one_line_without_its_table(call, work, words):
     predict_train = ["--predict-train", "--batch-size", "8"] if words[0] == "train" else []
     done = call(*words, *predict_train, where=work)

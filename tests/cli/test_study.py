@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cyclopts import CycloptsError
 from public_datasets import make_cohen, make_coronahack
+from tiny_network import NAME
 from toy_images import write_toys
 
 from fastcxr.cli import study
@@ -20,11 +21,11 @@ from fastcxr.report.notices import Notice
 from fastcxr.workflows import study as published
 from fastcxr.workflows.load import read_recipe_manifest
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps")
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
-TINY = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
+TINY = Recipe(NAME, weights="none", image_size=64, epochs=1, strategy="full", batch_size=8)
 RECIPES = {"first": TINY, "second": TINY.replace(loss="focal", strategy=(Stage(name="mine"),))}
 
 
@@ -324,4 +325,4 @@ def test_help_after_a_variant_shows_the_options_with_its_values(capfd, variant):
     assert parse_and_run("study", RECIPES, {}, [variant, "--help"]) == 0
     shown = capfd.readouterr().out
     assert "--learning-rate" in shown
-    assert "mobilenetv2_035" in shown
+    assert NAME in shown

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from cli_calls import BACKBONE
 from planted_identifiers import NAME, ODD, tree_hash, write_bad, write_cohort
 
 from fastcxr.cli.main import main
 
-TRAIN = ["mobilenetv2_035", "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "full",
+TRAIN = [BACKBONE, "--weights", "none", "--image-size", "64", "--epochs", "1", "--strategy", "full",
          "--batch-size", "8"]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from synthetic_run import LABELS, build_run, make_manifest
 from fastcxr.cli.tables import show_headline
 from fastcxr.io.files import read_json, write_json
 from fastcxr.metrics.predictions import make_predictions, write_predictions
+from fastcxr.report import run_reader
 from fastcxr.report.notices import RULES, make_notices, read_critical_notices
 from fastcxr.report.run_page import write_run_report
 from fastcxr.report.run_reader import read_run_record
@@ -43,6 +44,20 @@ def test_own_calls_of_fit_are_a_note_and_the_recipe_does_not_describe_the_traini
     own = {notice.title for notice in make_notices(read_run_record(tmp_path), metrics)}
     assert "Trained by own calls of fastai" in own - fitted
     assert not any("both orientations" in title for title in own)
+
+
+def test_the_classes_that_a_property_identifies_are_computed_once_for_all_rules(run_folder, monkeypatch):
+    properties, find = [], run_reader.find_exclusive_classes
+
+    def find_and_count(table, column, **options):
+        properties.append(column)
+        return find(table, column, **options)
+
+    monkeypatch.setattr(run_reader, "find_exclusive_classes", find_and_count)
+    write_run_report(run_folder)
+    properties.clear()
+    make_notices(read_run_record(run_folder), read_json(run_folder / "metrics.json"))
+    assert properties == ["source", "kind", "size"]
 
 
 def test_the_rules_are_ordered_by_level():

@@ -18,12 +18,14 @@ import fastcxr
 import fastcxr.cli.main  # noqa: F401  registers the commands
 from fastcxr.cli.app import app
 from fastcxr.cli.output import run_to_exit_code
+from fastcxr.models.backbones import find_backbone
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 FENCE = re.compile(r"^(?P<mark>`{3,}|:{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark)\s*$", re.MULTILINE | re.DOTALL)
 SMALL = {"weights": "none", "image_size": 32, "epochs": 1}  # instead of the values on the page
+SMALL_BACKBONE = "mobilenetv2_035"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def run_fastcxr(arguments: list[str]) -> int:
 
 def shrink(arguments: list[str]) -> list[str]:
     """Return the arguments of a command with the settings of SMALL instead of those given."""
+    if arguments[0] == "train" and not arguments[1].startswith("-"):
+        arguments = ["train", replace_backbone(arguments[1]), *arguments[2:]]
     names = {"train": SMALL, "run": SMALL, "scout": ["image_size"]}.get(arguments[0], ())
     flags = {f"--{name.replace('_', '-')}": str(SMALL[name]) for name in names}
     kept, words = [], iter(arguments)
@@ -94,11 +98,21 @@ def shrink(arguments: list[str]) -> list[str]:
     return [*kept, *(part for pair in flags.items() for part in pair)]
 
 
+def replace_backbone(name: str) -> str:
+    """Return the name of a small backbone; `name` must be one that fastcxr finds."""
+    find_backbone(name, "none")
+    return SMALL_BACKBONE
+
+
 def run_python(page: Path, blocks: list[Block]) -> None:
-    """Execute the Python blocks of a page in one namespace, where Recipe has the settings of SMALL."""
+    """Execute the Python blocks of a page in one namespace, with small settings and a small backbone."""
     names = {"__name__": "docs"}
     with pytest.MonkeyPatch.context() as patch:
         recipe_class = fastcxr.Recipe
-        patch.setattr(fastcxr, "Recipe", lambda *args, **options: recipe_class(*args, **(options | SMALL)))
+
+        def make_small_recipe(*backbone: str, **options):
+            return recipe_class(*map(replace_backbone, backbone), **(options | SMALL))
+
+        patch.setattr(fastcxr, "Recipe", make_small_recipe)
         for block in blocks:
             exec(compile("\n" * block.line + block.text, page, "exec"), names)  # lines as on the page

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.data.cache.images import ImageCache, open_image_cache
@@ -17,7 +18,7 @@ from fastcxr.training.loaders import ImageLoader, encode_targets, find_cache_row
 
 matplotlib.use("Agg")
 RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=4, strategy="full", precision="fp32",
+    NAME, weights="none", image_size=64, batch_size=4, strategy="full", precision="fp32",
     augment=Augmentation(mult=2, do_flip=True),
 )  # fmt: skip
 SAMPLERS = [{}, {"sampler": "weighted"}, {"oversample": ("haze=3",)}]
@@ -177,7 +178,7 @@ def test_a_test_loader_uses_the_image_cache_unless_its_files_are_others(toy_mani
 
 def test_get_preds_and_show_results_work(toy_manifest):
     learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
-    torch.nn.init.normal_(learner.model.classifier.weight)
+    torch.nn.init.normal_(learner.model.fc.weight)
     with learner.no_bar(), learner.no_logging():
         valid, truth = learner.get_preds()
         train, _ = learner.get_preds(ds_idx=0)

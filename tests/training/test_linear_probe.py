@@ -191,7 +191,7 @@ def test_the_final_head_is_refitted_on_training_and_validation_images(toy_manife
     x, _ = standardize(cache, splits[0])
     both = splits[0].concat(splits[1])
     rows = np.concatenate([cache.features[view, both.rows] for view in range(2)]).astype(np.float64)
-    rows = (rows - learner.model.classifier.mean.cpu().numpy()) / learner.model.classifier.std.cpu().numpy()
+    rows = (rows - learner.model.fc.mean.cpu().numpy()) / learner.model.fc.std.cpu().numpy()
     model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels, 2))
     linear = find_head(learner.model).linear
     np.testing.assert_allclose(compute_probability(linear, x), model.predict_proba(x), atol=2e-3)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_network import NAME
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
@@ -12,7 +13,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.optimizers import FASTAI_OPTIMIZERS, find_optimizer, find_weight_decay
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
+RECIPE = Recipe(NAME, weights="none", image_size=32, batch_size=6, epochs=1, strategy="full")
 
 
 def minimize(make, decay: float, steps: int = 20) -> torch.Tensor:
@@ -68,13 +69,13 @@ def test_optimizers_support_frozen_groups_and_the_learning_rate_finder(toy_manif
     train(learner, recipe)
     after = learner.model.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed == {"classifier.weight", "classifier.bias"}
+    assert changed == {"fc.weight", "fc.bias"}
 
 
 def test_weight_decay_does_not_change_a_frozen_layer_with_an_old_gradient(toy_manifest):
     recipe = RECIPE.replace(optimizer="timm:adamw", strategy="head", weight_decay=0.1)
     learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
-    stem = learner.model.conv_stem.weight
+    stem = learner.model.conv1[0].weight
     stem.grad, before = torch.zeros_like(stem), stem.detach().clone()
     train(learner, recipe)
     assert torch.equal(stem, before)

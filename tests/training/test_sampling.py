@@ -5,13 +5,14 @@ from collections import Counter
 import pandas as pd
 import pytest
 import torch
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.errors import RecipeError
 from fastcxr.training.learner import count_labels, make_learner
 from fastcxr.training.loaders import make_loaders, make_sampler_options
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
 OVERSAMPLE, WEIGHTED = RECIPE.replace(oversample=("haze=3",)), RECIPE.replace(sampler="weighted")
 
 

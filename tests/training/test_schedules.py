@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from fastai.callback.core import Callback
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.training.learner import make_learner
@@ -12,9 +13,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.trainer import train
 
 RATE, STEPS_PER_EPOCH = 1e-3, 3
-RECIPE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=32, batch_size=6, epochs=4, strategy="full", learning_rate=RATE
-)
+RECIPE = Recipe(NAME, weights="none", image_size=32, batch_size=6, epochs=4, strategy="full", learning_rate=RATE)
 
 
 class RecordRates(Callback):

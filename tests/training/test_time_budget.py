@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError
@@ -17,7 +18,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import REPORT_SECONDS, Deadline, compute_epochs_in_time, measure_step_seconds
 from fastcxr.training.trainer import train
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=4, strategy="full")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=4, strategy="full")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError
@@ -15,7 +16,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.training.schedules import compute_group_rates, suggest_learning_rate
 from fastcxr.training.trainer import STRATEGIES, resolve_stages, train, unfreeze, warn_batchnorm_shift
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, epochs=1, strategy="full")
 CPU_RECIPE = RECIPE.replace(device="cpu")  # for results that are bit-identical only there
 
 
@@ -26,7 +27,7 @@ def run_training(manifest, recipe):
 
 def split_state(learner):
     state = learner.model.state_dict()
-    return {k: v.clone() for k, v in state.items() if "classifier" not in k}, state["classifier.weight"].clone()
+    return {k: v.clone() for k, v in state.items() if not k.startswith("fc.")}, state["fc.weight"].clone()
 
 
 def test_strategy_head_changes_only_the_head(toy_manifest):

@@ -2,8 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ from fastcxr.audit.manifest_checks import check_sources, find_exclusive_classes
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
 from fastcxr.report.data_notices import find_accepted_confounding, find_failed_checks, list_failed_checks
+from fastcxr.report.run_reader import read_run_record
 from fastcxr.workflows.audit import audit, check_before_training
 from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.train import run
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 MANIFEST_CHECKS = {"patients", "copies", "sources", "sizes"}  # run before every training
 
@@ -164,35 +165,31 @@ def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
     assert "1 image left out" in page.read_text()
 
 
-def make_record(findings, recipe=(), **files):
-    table = pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9})
-    return SimpleNamespace(
-        findings=findings,
-        files=pd.DataFrame(files or {"label": [], "kind": [], "width": [], "height": [], "images": []}),
-        table=table,
-        labelled_images=table,
-        recipe=dict(recipe),
-    )
+@pytest.fixture
+def record(run_folder):
+    """The record of a run with two sources, two classes, and no image files."""
+    manifest = pd.DataFrame({"source": ["s", "t"] * 9, "label": ["a", "b"] * 9})
+    files = pd.DataFrame({"label": [], "kind": [], "width": [], "height": [], "images": []})
+    return replace(read_run_record(run_folder), manifest=manifest, files=files, recipe={})
 
 
-def test_only_a_failed_check_of_sources_replaces_the_notice_about_sources():
+def test_only_a_failed_check_of_sources_replaces_the_notice_about_sources(record):
     for check, is_there in (("copies", True), ("sources", False)):
-        record = make_record([{"check": check, "title": check, "verdict": "FAIL"}])
-        assert ("Source and class" in [row["title"] for row in list_failed_checks(record)]) == is_there
+        checked = replace(record, findings=[{"check": check, "title": check, "verdict": "FAIL"}])
+        assert ("Source and class" in [row["title"] for row in list_failed_checks(checked)]) == is_there
 
 
 @pytest.mark.parametrize("check", ["size", "patients"])
-def test_an_image_size_of_one_class_is_a_failed_check_with_and_without_an_audit(check):
+def test_an_image_size_of_one_class_is_a_failed_check_with_and_without_an_audit(record, check):
     sizes = {"label": ["a", "b"], "kind": ["PNG"] * 2, "width": [64, 90], "height": [64, 90], "images": [20, 20]}
     reused = [{"check": check, "title": "Width and height", "verdict": "FAIL", "message": "AUROC 1.", "fix": ""}]
     reused += [{"check": "sources", "title": "Sources", "verdict": "PASS"}]
-    record = make_record(reused, **sizes)
-    record.table = record.labelled_images = record.table.assign(source="s")
+    record = replace(record, findings=reused, files=pd.DataFrame(sizes), manifest=record.manifest.assign(source="s"))
     (text,) = [text for (text,) in find_failed_checks(record, {})]
     assert ("No other class has the image size" in text) == (check != "size")
-    record.recipe = {"waive_audit": "measured"}
-    assert not list(find_failed_checks(record, {}))
-    ((accepted,),) = find_accepted_confounding(record, {})
+    waived = replace(record, recipe={"waive_audit": "measured"})
+    assert not list(find_failed_checks(waived, {}))
+    ((accepted,),) = find_accepted_confounding(waived, {})
     assert "failed. Reason given: measured" in accepted
 
 

@@ -30,7 +30,7 @@ from fastcxr.workflows.cross_validate import cross_validate, pool_manifest, pool
 from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import verify
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from fastcxr.workflows.cross_validate import cross_validate
 from fastcxr.workflows.load import assign_recipe_splits, read_recipe_manifest
 from fastcxr.workflows.verify import verify
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 RECIPE = Recipe(NAME, weights="none", image_size=64, strategy="linear_probe", leave_one_source_out=True)
 

@@ -13,7 +13,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.workflows.train import run
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 
 @pytest.fixture(scope="module", params=["full", "linear_probe"])

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from device_results import assert_identical
 from PIL import Image
+from tiny_network import NAME
 from toy_images import write_toys
 
 from fastcxr import explain
@@ -25,7 +26,7 @@ from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, epochs=1, batch_size=8, precision="fp32")
+RECIPE = Recipe(NAME, weights="none", image_size=64, epochs=1, batch_size=8, precision="fp32")
 BF16_TOLERANCE = 0.05  # of a probability, between two batch sizes or from float32
 
 

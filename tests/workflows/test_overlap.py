@@ -23,7 +23,7 @@ from fastcxr.workflows.overlap import CROP, FEATURES_FILE, NEAR_DUPLICATE, SAME_
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 from fastcxr.workflows.train import run as train
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 SIZE = 64
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_network import NAME
 from toy_images import write_toys
 
 from fastcxr.config.recipe import Recipe
@@ -92,7 +93,7 @@ def trained(table_of_paths, tmp_path_factory):
     """Train on that table, in a folder given by its absolute path."""
     folder = tmp_path_factory.mktemp("ZZTESTNAME") / "run"
     options = {"image_size": 64, "epochs": 1, "strategy": "full", "skip_bad": True, "predict_train": True}
-    recipe = Recipe("mobilenetv2_035", data=str(table_of_paths), weights="none", **options)
+    recipe = Recipe(NAME, data=str(table_of_paths), weights="none", **options)
     run(recipe, folder, command=shlex.join(["fastcxr", "train", "--data", str(table_of_paths), f"--out={folder}"]))
     return folder
 

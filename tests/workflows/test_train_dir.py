@@ -6,6 +6,7 @@ import logging
 import pandas as pd
 import pytest
 import torch
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ImageError, OutputError
@@ -20,9 +21,11 @@ from fastcxr.workflows import run_dir
 from fastcxr.workflows.train_dir import RunDir, write_report
 from fastcxr.workflows.verify import verify
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 PROBE = Recipe(
-    "mobilenetv2_035", weights="none", image_size=64, batch_size=8, strategy="linear_probe", precision="fp32"
-)
+    NAME, weights="none", image_size=64, batch_size=8, strategy="linear_probe", precision="fp32", figures="none",
+)  # fmt: skip
 ROW = {"epoch": 1, "stage": "all", "train_loss": 1.0, "best": True}
 
 

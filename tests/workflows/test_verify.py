@@ -14,7 +14,7 @@ from fastcxr.workflows.cross_validate import cross_validate
 from fastcxr.workflows.train import run
 from fastcxr.workflows.verify import find_differences, verify
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 @pytest.fixture(scope="module")
