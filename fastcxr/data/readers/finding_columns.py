@@ -15,7 +15,7 @@ from fastcxr.data.findings import (
     parse_finding_columns,
     split_labels,
 )
-from fastcxr.data.readers.label_cells import is_no_finding
+from fastcxr.data.readers.label_cells import is_no_finding, warn_contradictions
 from fastcxr.data.readers.table_columns import ROLE_NAMES
 from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, normalize_name
 
@@ -76,6 +76,7 @@ def parse_indicator_columns(table: pd.DataFrame, columns: list[str], path: Path)
     log.info("%s: findings from %s", path.name, format_names(name for name in columns if name not in absent))
     states_none = (values[[FINDING_PREFIX + name for name in absent]] == 1).any(axis=1)
     findings = values.drop(columns=[FINDING_PREFIX + name for name in absent])
+    warn_contradictions(findings, states_none.fillna(False), path)
     return findings.assign(label=make_finding_labels(findings, states_none))
 
 

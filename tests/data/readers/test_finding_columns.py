@@ -75,6 +75,12 @@ def test_a_label_column_takes_precedence_with_a_log_line(read, caplog):
     assert "own.csv: the label is class; not used: the columns Edema, Mass" in caplog.text
 
 
+def test_a_finding_in_a_row_of_no_finding_is_a_warning_with_its_line(read, caplog):
+    rows = read("path,No Finding,Edema,Support Devices\na.png,1,1,0\nb.png,1,,1\nc.png,,1,1\n")
+    assert rows["label"].tolist() == ["No Finding|Edema", "No Finding|Support Devices", "Edema|Support Devices"]
+    assert "own.csv: 1 row with a finding and a label such as No Finding or Normal (line 2)" in caplog.text
+
+
 def test_a_wrong_value_of_a_finding_is_an_error_with_its_line(read):
     body = "a.png,1,0\nb.png,0,1\n" * 10 + "c.png,7,0\n"
     with pytest.raises(DataError) as caught:
