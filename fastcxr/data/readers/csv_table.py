@@ -19,6 +19,7 @@ from fastcxr.data.readers.label_cells import parse_label_cells
 from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.data.readers.table_columns import find_role_columns, has_role
 from fastcxr.data.readers.table_files import find_table_files
+from fastcxr.data.readers.table_splits import find_path_splits, find_split_column
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import (
     BLANK_VALUES,
@@ -39,8 +40,8 @@ log = logging.getLogger("fastcxr")
 
 SCHEMA_COLUMNS = ("path", "label", "split", "file")  # without blank cells, or with their own
 RESERVED_COLUMNS = {"file", "predicted", "error", "ood_score", "in_distribution", "patient_origin", "split_origin"}
-IS_VALID_COLUMN = "is_valid"  # of fastai's data blocks
-SPLIT_BY_IS_VALID = {"true": "valid", "1": "valid", "1.0": "valid", "false": "train", "0": "train", "0.0": "train"}
+FLAG_COLUMNS = ("is_test", "is_valid")  # the second is that of fastai's data blocks
+FLAGS = {"true": "1", "1": "1", "1.0": "1", "false": "0", "0": "0", "0.0": "0"}
 DEFAULT_OPTIONS = ReaderOptions()
 
 
@@ -75,6 +76,8 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
     _require_column(table, columns, "path", path)
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
+    if "split" not in columns and not _find_flags(table):
+        columns |= find_split_column(table, columns.values(), path)
     labels, replaced = _read_labels(table, columns, path, options.label_separator)
     table = _rename_roles(table.drop(columns=replaced), columns).assign(**{str(name): labels[name] for name in labels})
     reject_rows(is_blank(table["path"]), "have no path", "Fill in every path, or remove the rows", path)
@@ -158,15 +161,21 @@ def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: str | Path, val
         raise DataError(problem, fix, path=path, code="E012")
 
 
+def _find_flags(table: pd.DataFrame) -> dict[str, str]:
+    """Return the column of each flag (is_test, is_valid) that the table has."""
+    found = {name: find_column(table.columns, [name]) for name in FLAG_COLUMNS}
+    return {name: column for name, column in found.items() if column}
+
+
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
-    is_valid_column = find_column(table.columns, [IS_VALID_COLUMN])
-    if is_valid_column and "split" in table:
-        problem = f"the columns split and {is_valid_column} both give splits"
+    flags = _find_flags(table)
+    if flags and "split" in table:
+        problem = f"the columns split and {format_names(flags.values())} both give splits"
         raise DataError(problem, "Remove one of them", path=path, code="E029")
-    if is_valid_column:
-        return _parse_is_valid(table[is_valid_column], path)
+    if flags:
+        return _parse_flags({name: table[column] for name, column in flags.items()}, path)
     if "split" not in table:
-        return pd.Series(index=table.index, dtype=TEXT_DTYPE)
+        return find_path_splits(table["path"], path)
     names = table["split"].str.strip().str.casefold()
     is_missing = is_blank(names, MISSING_VALUES)
     splits = to_text(names.map(SPLIT_ALIASES).where(~is_missing))
@@ -175,13 +184,22 @@ def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
     return splits
 
 
-def _parse_is_valid(cells: pd.Series, path: Path) -> pd.Series:
-    """Return valid for True and train for False, in the column that fastai uses for splits."""
-    is_missing = is_blank(cells, MISSING_VALUES)
-    splits = to_text(cells.str.strip().str.casefold().map(SPLIT_BY_IS_VALID).where(~is_missing))
-    is_unknown = splits.isna() & ~is_missing
-    reject_rows(is_unknown, f"have an unknown {cells.name}", "Use True (valid) or False (train)", path, cells)
-    return splits
+def _parse_flags(flags: dict[str, pd.Series], path: Path) -> pd.Series:
+    """Return the split of each row from truth values: test or valid if its flag is true, else train."""
+    values = {}
+    for name, cells in flags.items():
+        is_missing = is_blank(cells, MISSING_VALUES)
+        values[name] = to_text(cells.str.strip().str.casefold().map(FLAGS).where(~is_missing))
+        split = name.removeprefix("is_")
+        is_unknown = values[name].isna() & ~is_missing
+        reject_rows(is_unknown, f"have an unknown {cells.name}", f"Use True ({split}) or False", path, cells)
+    table = pd.DataFrame(values)
+    is_both = (table == "1").all(axis=1) & (len(values) > 1)
+    reject_rows(is_both, "are in both test and valid", "Set is_test or is_valid to False", path)
+    splits = pd.Series("train", table.index, dtype=TEXT_DTYPE).mask(table.isna().any(axis=1))
+    for name in values:
+        splits = splits.mask(table[name] == "1", name.removeprefix("is_"))
+    return to_text(splits)
 
 
 def assign_files(table: pd.DataFrame, paths: Iterable[str | None], path: Path) -> pd.DataFrame:
