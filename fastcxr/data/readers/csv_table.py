@@ -13,11 +13,12 @@ from fastcxr.data.readers.finding_columns import (
     find_written_columns,
     parse_indicator_columns,
     parse_written_columns,
+    reject_two_readings,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_non_utf8_names
 from fastcxr.data.readers.label_cells import parse_label_cells
 from fastcxr.data.readers.public import ReaderOptions
-from fastcxr.data.readers.table_columns import find_role_columns, has_role
+from fastcxr.data.readers.table_columns import find_role_columns, has_role, list_chosen_findings
 from fastcxr.data.readers.table_files import find_table_files
 from fastcxr.data.readers.table_splits import find_path_splits, find_split_column
 from fastcxr.errors import DataError, InputMissingError
@@ -42,6 +43,7 @@ SCHEMA_COLUMNS = ("path", "label", "split", "file")  # without blank cells, or w
 RESERVED_COLUMNS = {"file", "predicted", "error", "ood_score", "in_distribution", "patient_origin", "split_origin"}
 FLAG_COLUMNS = ("is_test", "is_valid")  # the second is that of fastai's data blocks
 FLAGS = {"true": "1", "1": "1", "1.0": "1", "false": "0", "0": "0", "0.0": "0"}
+MAX_LISTED_COLUMNS = 8  # in an error
 DEFAULT_OPTIONS = ReaderOptions()
 
 
@@ -78,7 +80,7 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
     if "split" not in columns and not _find_flags(table):
         columns |= find_split_column(table, columns.values(), path)
-    labels, replaced = _read_labels(table, columns, path, options.label_separator)
+    labels, replaced = _read_labels(table, columns, path, options)
     table = _rename_roles(table.drop(columns=replaced), columns).assign(**{str(name): labels[name] for name in labels})
     reject_rows(is_blank(table["path"]), "have no path", "Fill in every path, or remove the rows", path)
     table = table.assign(split=_parse_splits(table, path))
@@ -89,26 +91,30 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
 
 def _require_column(table: pd.DataFrame, columns: dict[str, str], role: str, path: Path, hint: str = "") -> None:
     if role not in columns:
-        problem = f"no column called {role}{suggest_name(role, table.columns)}{hint}"
+        names = format_names(map(repr, table.columns), MAX_LISTED_COLUMNS)
+        problem = f"no column called {role}{suggest_name(role, table.columns)}{hint}; the columns are {names}"
         fix = f"Rename the column that contains it to {role}, or pass `columns={[f'{role}=NAME']}`"
         raise DataError(problem, fix, path=path, code="E011")
 
 
 def _read_labels(
-    table: pd.DataFrame, columns: dict[str, str], path: Path, separator: str | None
+    table: pd.DataFrame, columns: dict[str, str], path: Path, options: ReaderOptions
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return `label`, finding columns if there are several labels per image, and the columns that these replace."""
+    if chosen := list_chosen_findings(table.columns, options.columns):
+        return parse_indicator_columns(table, chosen, path), chosen
     if columns.get("label") == "label" and (written := find_written_columns(table)):
         return parse_written_columns(table, written, path), written
     indicators = find_indicator_columns(table, without=columns.values())
     if "label" not in columns and indicators:
+        reject_two_readings(table, indicators, columns.values(), path)
         return parse_indicator_columns(table, indicators, path), indicators
     _require_column(table, columns, "label", path, " and no columns of 0 and 1 for several findings")
     column = columns["label"]
     if indicators:
         log.info("%s: the label is %s; not used: the columns %s", path.name, column, format_names(indicators, 5))
     cells = to_text(table[column].str.strip().mask(is_blank(table[column]), ""))
-    labels = parse_label_cells(cells, path, separator)
+    labels = parse_label_cells(cells, path, options.label_separator)
     if findings := list_findings(labels):
         log.info("%s: several labels per image: the findings %s", path.name, format_names(findings))
     return labels, []
