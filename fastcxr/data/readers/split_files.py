@@ -11,6 +11,7 @@ import pandas as pd
 from fastcxr.data.readers.file_index import get_file_name, get_image_stem, normalize_path
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_image_pairs
 from fastcxr.data.readers.table_columns import find_role_columns, has_role
+from fastcxr.data.readers.table_files import find_common_folder
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import (
@@ -73,6 +74,8 @@ def _read_entries(text: str, rows: pd.DataFrame) -> list[tuple[int, str, str]]:
     entries = _read_list(path, split)
     paths = rows["path"].tolist()
     find_images = _make_finder(paths)
+    if not any(find_images(name) for name, _ in entries) and find_common_folder([name for name, _ in entries]):
+        entries = [(get_file_name(normalize_path(name)), split) for name, split in entries]  # the folder has moved
     found = [(find_images(name), split, name) for name, split in entries]
     for positions, _, name in found:
         if len(positions) > 1:

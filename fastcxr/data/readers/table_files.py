@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastcxr.data.readers.file_index import FileIndex, normalize_path
+from fastcxr.data.readers.file_index import FileIndex, get_file_name, normalize_path
 from fastcxr.errors import DataError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import format_names
@@ -62,8 +62,9 @@ def _search_without_folder(cells: list[str], index: FileIndex) -> dict[str, str 
 
     It does not if all files were in one absolute folder, which is not there, and are now in one folder.
     """
-    folders, names = zip(*(normalize_path(cell).rpartition("/")[::2] for cell in cells), strict=True)
-    if not ABSOLUTE_PATH.match(cells[0].strip()) or len(set(folders)) > 1 or len(set(names)) < len(names):
+    folder = find_common_folder(cells)
+    names = [get_file_name(normalize_path(cell)) for cell in cells]
+    if folder is None or len(set(names)) < len(names):
         return {}
     found = dict(zip(cells, index.find(names), strict=True))
     paths = [path for path in found.values() if path is not None]
@@ -71,8 +72,15 @@ def _search_without_folder(cells: list[str], index: FileIndex) -> dict[str, str 
     if len(parents) != 1 or len(paths) < MIN_FOUND_FRACTION * len(cells):
         return {}
     text = "the folder %s of all paths does not exist: %s found by their names in %s"
-    log.warning(text, folders[0], pluralize(len(paths), "file"), index.root / parents.pop())
+    log.warning(text, folder, pluralize(len(paths), "file"), index.root / parents.pop())
     return found
+
+
+def find_common_folder(names: list[str]) -> str | None:
+    """Return the absolute folder in which all paths are, or None."""
+    folders = {normalize_path(name).rpartition("/")[0] for name in names if ABSOLUTE_PATH.match(name.strip())}
+    is_common = len(folders) == 1 and all(ABSOLUTE_PATH.match(name.strip()) for name in names)
+    return folders.pop() if is_common else None
 
 
 def _reject_shared_files(direct: dict[str, str | None], found: dict[str, str | None], folder: Path) -> None:
