@@ -37,6 +37,8 @@ MISSING_VALUES = BLANK_VALUES | {"na", "n/a", "none", "null", "-"}  # and by peo
 DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}  # by the first bytes of a file
 # of damaged and truncated files, and of zip archives with a password or another compression
 COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+MAX_HEADER_BYTES = 1_000_000
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 WORKBOOK_MEMBERS = {"[Content_Types].xml", "xl/workbook.xml"}  # of an Excel workbook, which is a zip archive
@@ -112,13 +114,23 @@ def read_header(path: str | Path) -> list[str]:
     """Return the column names of a table, the keys of the first object of JSON Lines; empty if it cannot be read."""
     try:
         with _open_binary(Path(path)) as file:
-            text = _decode(file.readline(1_000_000), Path(path))
+            text = _decode(_read_first_line(file), Path(path))
         if _is_json_lines(Path(path)):
             return list(map(str, _parse_json_lines(text, Path(path))))
         rows = _parse(text, detect_separator(text), Path(path))
     except (DataError, *COMPRESSION_ERRORS):
         return []
     return [name.strip() for name in rows[0][1]] if rows else []
+
+
+def _read_first_line(file: BinaryIO) -> bytes:
+    """Return the first line; in UTF-16, the byte of a line feed is half a character."""
+    line = file.readline(MAX_HEADER_BYTES)
+    if not line.startswith(UTF_16_MARKS):
+        return line
+    line += file.read(MAX_HEADER_BYTES)
+    text = line[: len(line) // 2 * 2].decode("utf-16", errors="ignore")
+    return text.partition("\n")[0].encode("utf-8")
 
 
 def detect_separator(text: str) -> str:
@@ -222,7 +234,7 @@ def suggest_path(path: Path) -> str:
 def _decode(content: bytes, path: Path) -> str:
     if content.startswith(b"\xd0\xcf\x11\xe0"):  # before 2007; later workbooks are zip archives
         raise DataError("an Excel workbook, not a CSV", "Save it as 'CSV UTF-8' first", path=path, code="E010")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

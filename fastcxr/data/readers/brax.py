@@ -53,7 +53,9 @@ def read_brax(location: Path, options: ReaderOptions) -> pd.DataFrame:  # noqa: 
     table = table.assign(PngPath=table["PngPath"].str.strip())
     reject_repeated_rows(table, "PngPath", path)
     index = FileIndex(location)
-    rows = make_path_columns(table["PngPath"], _find_images(table["PngPath"], index), index.root).assign(
+    rows = make_path_columns(
+        table["PngPath"], index.find(table["PngPath"].str.removeprefix("images/")), index.root
+    ).assign(
         split=pd.Series(index=table.index, dtype=TEXT_DTYPE),
         patient=table["PatientID"].str.strip(),
         sex=table["PatientSex"].str.strip(),
@@ -75,13 +77,6 @@ def _drop_strips(table: pd.DataFrame) -> pd.DataFrame:
         text = "BRAX: left out %s with a ratio of the sides above %d, which are no radiographs"
         log.info(text, pluralize(int(is_strip.sum()), "image"), MAX_SIDE_RATIO)
     return table[~is_strip]
-
-
-def _find_images(names: pd.Series, index: FileIndex) -> list[str | None]:
-    """Return the path of each image or None; a file of the same name in another series is another image."""
-    ends = names.str.removeprefix("images/").str.replace(r"\.[^./]*$", "", regex=True)
-    found = zip(index.find(names), ends, strict=True)
-    return [path if path and path.rpartition(".")[0].endswith(end) else None for path, end in found]
 
 
 def _detect(path: Path) -> Path | None:

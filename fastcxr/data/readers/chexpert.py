@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from fastcxr.data.imaging.sniff import IMAGE_SUFFIXES
 from fastcxr.data.readers.csv_table import clear_blank_cells, reject_rows
-from fastcxr.data.readers.file_index import OTHER_SUFFIXES, FileIndex
+from fastcxr.data.readers.file_index import FileIndex
 from fastcxr.data.readers.public import TABLE_COUNTS, PublicDataset, ReaderOptions
 from fastcxr.data.readers.tables import (
     CHEXPERT_LABELS,
@@ -106,7 +107,7 @@ def _find_images(names: Iterable[str], index: FileIndex) -> list[str | None]:
     wanted, path_by_key = set(keys), {}
     for path in index.paths:
         key = _make_key(path)
-        if key not in wanted or PurePosixPath(path).suffix.casefold() in OTHER_SUFFIXES:
+        if key not in wanted or PurePosixPath(path).suffix.casefold() not in IMAGE_SUFFIXES:
             continue
         if key in path_by_key:
             problem = f"two files may be the same image: {path_by_key[key]} and {path}"

@@ -13,12 +13,14 @@ from fastcxr.data.readers.finding_columns import (
     find_written_columns,
     parse_indicator_columns,
     parse_written_columns,
+    reject_two_readings,
 )
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_non_utf8_names
 from fastcxr.data.readers.label_cells import parse_label_cells
 from fastcxr.data.readers.public import ReaderOptions
-from fastcxr.data.readers.table_columns import find_role_columns, has_role
+from fastcxr.data.readers.table_columns import find_role_columns, has_role, list_chosen_findings
 from fastcxr.data.readers.table_files import find_table_files
+from fastcxr.data.readers.table_splits import find_path_splits, find_split_column
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import (
     BLANK_VALUES,
@@ -39,8 +41,9 @@ log = logging.getLogger("fastcxr")
 
 SCHEMA_COLUMNS = ("path", "label", "split", "file")  # without blank cells, or with their own
 RESERVED_COLUMNS = {"file", "predicted", "error", "ood_score", "in_distribution", "patient_origin", "split_origin"}
-IS_VALID_COLUMN = "is_valid"  # of fastai's data blocks
-SPLIT_BY_IS_VALID = {"true": "valid", "1": "valid", "1.0": "valid", "false": "train", "0": "train", "0.0": "train"}
+FLAG_COLUMNS = ("is_test", "is_valid")  # the second is that of fastai's data blocks
+FLAGS = {"true": "1", "1": "1", "1.0": "1", "false": "0", "0": "0", "0.0": "0"}
+MAX_LISTED_COLUMNS = 8  # in an error
 DEFAULT_OPTIONS = ReaderOptions()
 
 
@@ -75,7 +78,9 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
     _require_column(table, columns, "path", path)
     if table.empty:
         raise InputMissingError("0 images: the table has no rows", "Add one row per image", path=path, code="E002")
-    labels, replaced = _read_labels(table, columns, path, options.label_separator)
+    if "split" not in columns and not _find_flags(table):
+        columns |= find_split_column(table, columns.values(), path)
+    labels, replaced = _read_labels(table, columns, path, options)
     table = _rename_roles(table.drop(columns=replaced), columns).assign(**{str(name): labels[name] for name in labels})
     reject_rows(is_blank(table["path"]), "have no path", "Fill in every path, or remove the rows", path)
     table = table.assign(split=_parse_splits(table, path))
@@ -86,26 +91,30 @@ def make_label_rows(table: pd.DataFrame, path: Path, options: ReaderOptions = DE
 
 def _require_column(table: pd.DataFrame, columns: dict[str, str], role: str, path: Path, hint: str = "") -> None:
     if role not in columns:
-        problem = f"no column called {role}{suggest_name(role, table.columns)}{hint}"
+        names = format_names(map(repr, table.columns), MAX_LISTED_COLUMNS)
+        problem = f"no column called {role}{suggest_name(role, table.columns)}{hint}; the columns are {names}"
         fix = f"Rename the column that contains it to {role}, or pass `columns={[f'{role}=NAME']}`"
         raise DataError(problem, fix, path=path, code="E011")
 
 
 def _read_labels(
-    table: pd.DataFrame, columns: dict[str, str], path: Path, separator: str | None
+    table: pd.DataFrame, columns: dict[str, str], path: Path, options: ReaderOptions
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return `label`, finding columns if there are several labels per image, and the columns that these replace."""
+    if chosen := list_chosen_findings(table.columns, options.columns):
+        return parse_indicator_columns(table, chosen, path), chosen
     if columns.get("label") == "label" and (written := find_written_columns(table)):
         return parse_written_columns(table, written, path), written
     indicators = find_indicator_columns(table, without=columns.values())
     if "label" not in columns and indicators:
+        reject_two_readings(table, indicators, columns.values(), path)
         return parse_indicator_columns(table, indicators, path), indicators
     _require_column(table, columns, "label", path, " and no columns of 0 and 1 for several findings")
     column = columns["label"]
     if indicators:
         log.info("%s: the label is %s; not used: the columns %s", path.name, column, format_names(indicators, 5))
     cells = to_text(table[column].str.strip().mask(is_blank(table[column]), ""))
-    labels = parse_label_cells(cells, path, separator)
+    labels = parse_label_cells(cells, path, options.label_separator)
     if findings := list_findings(labels):
         log.info("%s: several labels per image: the findings %s", path.name, format_names(findings))
     return labels, []
@@ -158,15 +167,21 @@ def reject_rows(is_bad: pd.Series, problem: str, fix: str, path: str | Path, val
         raise DataError(problem, fix, path=path, code="E012")
 
 
+def _find_flags(table: pd.DataFrame) -> dict[str, str]:
+    """Return the column of each flag (is_test, is_valid) that the table has."""
+    found = {name: find_column(table.columns, [name]) for name in FLAG_COLUMNS}
+    return {name: column for name, column in found.items() if column}
+
+
 def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
-    is_valid_column = find_column(table.columns, [IS_VALID_COLUMN])
-    if is_valid_column and "split" in table:
-        problem = f"the columns split and {is_valid_column} both give splits"
+    flags = _find_flags(table)
+    if flags and "split" in table:
+        problem = f"the columns split and {format_names(flags.values())} both give splits"
         raise DataError(problem, "Remove one of them", path=path, code="E029")
-    if is_valid_column:
-        return _parse_is_valid(table[is_valid_column], path)
+    if flags:
+        return _parse_flags({name: table[column] for name, column in flags.items()}, path)
     if "split" not in table:
-        return pd.Series(index=table.index, dtype=TEXT_DTYPE)
+        return find_path_splits(table["path"], path)
     names = table["split"].str.strip().str.casefold()
     is_missing = is_blank(names, MISSING_VALUES)
     splits = to_text(names.map(SPLIT_ALIASES).where(~is_missing))
@@ -175,13 +190,22 @@ def _parse_splits(table: pd.DataFrame, path: Path) -> pd.Series:
     return splits
 
 
-def _parse_is_valid(cells: pd.Series, path: Path) -> pd.Series:
-    """Return valid for True and train for False, in the column that fastai uses for splits."""
-    is_missing = is_blank(cells, MISSING_VALUES)
-    splits = to_text(cells.str.strip().str.casefold().map(SPLIT_BY_IS_VALID).where(~is_missing))
-    is_unknown = splits.isna() & ~is_missing
-    reject_rows(is_unknown, f"have an unknown {cells.name}", "Use True (valid) or False (train)", path, cells)
-    return splits
+def _parse_flags(flags: dict[str, pd.Series], path: Path) -> pd.Series:
+    """Return the split of each row from truth values: test or valid if its flag is true, else train."""
+    values = {}
+    for name, cells in flags.items():
+        is_missing = is_blank(cells, MISSING_VALUES)
+        values[name] = to_text(cells.str.strip().str.casefold().map(FLAGS).where(~is_missing))
+        split = name.removeprefix("is_")
+        is_unknown = values[name].isna() & ~is_missing
+        reject_rows(is_unknown, f"have an unknown {cells.name}", f"Use True ({split}) or False", path, cells)
+    table = pd.DataFrame(values)
+    is_both = (table == "1").all(axis=1) & (len(values) > 1)
+    reject_rows(is_both, "are in both test and valid", "Set is_test or is_valid to False", path)
+    splits = pd.Series("train", table.index, dtype=TEXT_DTYPE).mask(table.isna().any(axis=1))
+    for name in values:
+        splits = splits.mask(table[name] == "1", name.removeprefix("is_"))
+    return to_text(splits)
 
 
 def assign_files(table: pd.DataFrame, paths: Iterable[str | None], path: Path) -> pd.DataFrame:

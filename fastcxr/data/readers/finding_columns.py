@@ -15,8 +15,9 @@ from fastcxr.data.findings import (
     parse_finding_columns,
     split_labels,
 )
-from fastcxr.data.readers.label_cells import is_no_finding
+from fastcxr.data.readers.label_cells import is_no_finding, warn_contradictions
 from fastcxr.data.readers.table_columns import ROLE_NAMES
+from fastcxr.errors import DataError
 from fastcxr.io.tables import TEXT_DTYPE, format_names, is_blank, normalize_name
 
 log = logging.getLogger("fastcxr")
@@ -28,6 +29,39 @@ OTHER_NAMES = re.compile(
     r"(is|has)?(male|female|train|training|valid|val|validation|test|testing|frontal|lateral|ap|pa|portable|labell?ed)"
     r"|(cv|k)?fold\d*|unnamed\d*|num(ber)?of\w+|\w*(count|index)|id|followup"
 )
+# findings of NIH, CheXpert, PadChest and VinDr-CXR, in lower case, letters only
+FINDING_NAMES = {
+    "aorticenlargement", "atelectasia", "atelectasis", "calcification", "cardiomegaly", "claviclefracture",
+    "consolidation", "copd", "copdsigns", "covid", "covid19", "edema", "effusion", "emphysema",
+    "enlargedcardiomediastinum", "enlargedpa", "fibrosis", "fibrosisscarring", "fracture", "hernia", "hiatalhernia",
+    "ild", "infiltrate", "infiltrates", "infiltration", "interstitialpattern", "laminaratelectasis", "lungcancer",
+    "lungcavity", "lungcyst", "lunglesion", "lungopacity", "lungtumor", "mass", "mediastinalshift", "nodule",
+    "nodulemass", "opacity", "otherdisease", "otherlesion", "pleuraleffusion", "pleuralother", "pleuralthickening",
+    "pneumonia", "pneumothorax", "pulmonaryfibrosis", "pulmonarymass", "ribfracture", "scoliosis", "supportdevices",
+    "tb", "tuberculosis",
+}  # fmt: skip
+MAX_CLASSES, MAX_CLASS_CHARACTERS = 50, 40  # of a column of text that may contain the label
+
+
+def reject_two_readings(table: pd.DataFrame, indicators: list[str], without: Iterable[str], path: Path) -> None:
+    """Raise DataError (E029) if a column of text may be the label, and few columns of 0 and 1 are known findings."""
+    is_known = [is_no_finding(name) or normalize_name(name) in FINDING_NAMES for name in indicators]
+    if 2 * sum(is_known) > len(indicators):
+        return
+    others = table.columns.difference([*indicators, *without], sort=False)
+    if labels := [name for name in others if not _has_other_name(name) and _has_classes(table[name])]:
+        problem = f"the labels may be the column {labels[0]!r} or the findings {format_names(indicators, 5)}"
+        options = [[f"label={labels[0]}"], [f"label={','.join(indicators)}"]]
+        fix = "Pass " + " or ".join(f"`columns={option}`" for option in options)
+        raise DataError(problem, fix, path=path, code="E029")
+
+
+def _has_classes(cells: pd.Series) -> bool:
+    """Return whether a column may be a label: 2 to 50 short texts, each in at least two rows."""
+    given = cells[~is_blank(cells)].str.strip()
+    counts = given.value_counts()
+    is_text = bool(given.str.contains("[^\\W\\d_]").all()) and bool((given.str.len() <= MAX_CLASS_CHARACTERS).all())
+    return is_text and 2 <= len(counts) <= MAX_CLASSES and bool((counts >= 2).all())
 
 
 def find_indicator_columns(table: pd.DataFrame, without: Iterable[str] = ()) -> list[str]:
@@ -76,6 +110,7 @@ def parse_indicator_columns(table: pd.DataFrame, columns: list[str], path: Path)
     log.info("%s: findings from %s", path.name, format_names(name for name in columns if name not in absent))
     states_none = (values[[FINDING_PREFIX + name for name in absent]] == 1).any(axis=1)
     findings = values.drop(columns=[FINDING_PREFIX + name for name in absent])
+    warn_contradictions(findings, states_none.fillna(False), path)
     return findings.assign(label=make_finding_labels(findings, states_none))
 
 

@@ -81,7 +81,7 @@ def read_mimic_cxr_jpg(location: Path, options: ReaderOptions) -> pd.DataFrame:
     subject, study = images["subject_id"], images["study_id"]
     names = "files/p" + subject.str[:2] + "/p" + subject + "/s" + study + "/" + images["dicom_id"] + ".jpg"
     index = FileIndex(location)
-    rows = make_path_columns(names, index.find(names), index.root).assign(
+    rows = make_path_columns(names, index.find(names, any_folder=True), index.root).assign(
         split=images["split"], patient=subject, view=parse_view(images["ViewPosition"])
     )
     others = clear_blank_cells(images, ["study_id", *(name for name in FILTER_COLUMNS if name in images)])

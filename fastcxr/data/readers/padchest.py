@@ -71,7 +71,7 @@ def read_padchest(location: Path, options: ReaderOptions) -> pd.DataFrame:  # no
     labels = _parse_labels(table["Labels"], path)
     names = table["ImageDir"].str.strip() + "/" + table["ImageID"].str.strip()
     index = FileIndex(location)
-    rows = make_path_columns(names, index.find(names), index.root).assign(
+    rows = make_path_columns(names, index.find(names, any_folder=True), index.root).assign(
         split=pd.Series(index=table.index, dtype=TEXT_DTYPE),
         patient=table["PatientID"].str.strip(),
         sex=table["PatientSex_DICOM"].str.strip(),

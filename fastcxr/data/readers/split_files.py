@@ -8,8 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from fastcxr.data.readers.file_index import get_file_name, get_image_stem, normalize_path
 from fastcxr.data.readers.folders import SPLIT_ALIASES, reject_image_pairs
 from fastcxr.data.readers.table_columns import find_role_columns, has_role
+from fastcxr.data.readers.table_files import find_common_folder
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import (
@@ -72,6 +74,8 @@ def _read_entries(text: str, rows: pd.DataFrame) -> list[tuple[int, str, str]]:
     entries = _read_list(path, split)
     paths = rows["path"].tolist()
     find_images = _make_finder(paths)
+    if not any(find_images(name) for name, _ in entries) and find_common_folder([name for name, _ in entries]):
+        entries = [(get_file_name(normalize_path(name)), split) for name, split in entries]  # the folder has moved
     found = [(find_images(name), split, name) for name, split in entries]
     for positions, _, name in found:
         if len(positions) > 1:
@@ -141,13 +145,11 @@ def _make_finder(paths: list[str]) -> Callable[[str], list[int]]:
     by_name, by_stem = defaultdict(list), defaultdict(list)
     for position, path in enumerate(paths):
         by_name[PurePosixPath(path).name].append(position)
-        by_stem[PurePosixPath(path).stem].append(position)
+        by_stem[get_image_stem(path)].append(position)
 
     def find(name: str) -> list[int]:
-        name = name.replace("\\", "/").removeprefix("./")
-        file = PurePosixPath(name)
-        # a name without extension may contain dots
-        for positions, key in ((by_name, file.name), (by_stem, file.name), (by_stem, file.stem)):
+        name = normalize_path(name)
+        for positions, key in ((by_name, get_file_name(name)), (by_stem, get_image_stem(name))):
             fitting = [position for position in positions.get(key, ()) if _have_same_folders(name, paths[position])]
             if fitting:
                 return [position for position in fitting if paths[position] == name] or fitting

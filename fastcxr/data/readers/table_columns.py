@@ -54,6 +54,26 @@ def find_role_columns(columns: Iterable[str], path: Path, options: Sequence[str]
     return chosen
 
 
+def list_chosen_findings(columns: Iterable[str], options: Sequence[str]) -> list[str]:
+    """Return the columns of findings in an option such as "label=Edema,Mass"; empty if there is none."""
+    columns = list(columns)
+    chosen = [_find_parts(name, columns) for role, _, name in _split_options(options) if role == "label"]
+    return chosen[0] if chosen else []
+
+
+def _find_parts(name: str, columns: list[str]) -> list[str]:
+    """Return the columns in a text such as "Edema,Mass", or an empty list if it is one column or not all exist."""
+    found = [find_column(columns, [part]) for part in name.split(",")]
+    parts = [column for column in found if column]
+    return parts if name not in columns and len(parts) == len(found) > 1 else []
+
+
+def _split_options(options: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return role, separator and name of each part of the options."""
+    texts = [part.partition("=") for option in options for part in NEXT_ROLE.split(option)]
+    return [(role.strip(), separator, name.strip()) for role, separator, name in texts]
+
+
 def _find_candidates(columns: Iterable[str], role: str) -> list[str]:
     return [name for name in columns if normalize_name(name) in ROLE_NAMES[role]]
 
@@ -70,15 +90,17 @@ def _choose_column(candidates: list[str], role: str, path: Path) -> str:
 def _parse_options(options: Sequence[str], columns: list[str]) -> dict[str, str]:
     """Return the column of each role in options such as "path=image" and "path=image,label=class"."""
     chosen: dict[str, str] = {}
-    for text in (part for option in options for part in NEXT_ROLE.split(option)):
-        role, separator, name = (part.strip() for part in text.partition("="))
+    for role, separator, name in _split_options(options):
         if not separator or not role or not name:
+            text = role + separator + name
             raise RecipeError(
                 f"columns {text!r} does not have the form role=column", "Pass `columns=['path=image']`", code="E022"
             )
         if role not in ROLE_NAMES:
             problem = f"columns: no role is called {role!r}{suggest_name(role, ROLE_NAMES)}"
             raise RecipeError(problem, f"Choose from {format_names(ROLE_NAMES)}", code="E022")
+        if role == "label" and _find_parts(name, columns):
+            continue  # see list_chosen_findings
         column = name if name in columns else find_column(columns, [name])
         if column is None:
             problem = f"columns: no column is called {name!r}{suggest_name(name, columns)}"

@@ -122,7 +122,7 @@ def find_location(
 def assign_images(rows: pd.DataFrame, names: pd.Series, index: FileIndex) -> pd.DataFrame:
     """Return the rows with `path` and `file` of the images with these names, and with `split`."""
     splits = rows["split"] if "split" in rows else pd.Series(index=rows.index, dtype=TEXT_DTYPE)
-    found = make_path_columns(names, index.find(names), index.root)
+    found = make_path_columns(names, index.find(names, any_folder=True), index.root)
     return rows.assign(path=found["path"], file=found["file"], split=splits)
 
 

@@ -52,9 +52,10 @@ def test_absolute_paths_and_paths_with_spaces_or_backslashes_are_found(table, tm
 
 def test_a_column_with_a_similar_name_is_suggested(table):
     text = get_error(table("pathh,label\n"))
-    assert "no column called path (did you mean 'pathh'?). Rename the column that contains it to path, or pass" in text
+    assert "no column called path (did you mean 'pathh'?); the columns are 'pathh', 'label'. Rename the column" in text
     text = get_error(table("path,labelled\na.png,x\n"))
     assert "no column called label (did you mean 'labelled'?) and no columns of 0 and 1 for several findings" in text
+    assert "for several findings; the columns are 'path', 'labelled'. Rename" in text
     assert "or pass `columns=['label=NAME']`" in text
     assert "FCX-E011" in get_error(table("x,y\n"))
 
@@ -99,6 +100,12 @@ def test_a_compressed_table_is_read_as_the_plain_one(table, tmp_path):
     compressed = write_file(tmp_path / "labels.csv.gz", gzip.compress(path.read_bytes()))
     pd.testing.assert_frame_equal(read_label_table(compressed), read_label_table(path))
     assert is_label_table(compressed)
+
+
+def test_a_table_in_utf_16_is_recognised(table, tmp_path):
+    path = write_file(tmp_path / "labels.csv", "path;label\na.png;Ödem\nb.png;y\n".encode("utf-16"))
+    assert is_label_table(path)
+    assert read_label_table(path)["label"].tolist() == ["Ödem", "y"]
 
 
 def test_reserved_column_names_are_renamed(table, caplog):

@@ -1,6 +1,7 @@
 """Tests for file_index.py."""
 
 import pytest
+from toy_datasets import write_files
 
 from fastcxr.data.readers.file_index import FileIndex
 from fastcxr.errors import DataError
@@ -44,5 +45,20 @@ def test_a_name_of_several_files_is_an_error_that_names_them(index):
         index.find(["1.png"])
 
 
-def test_the_search_may_be_limited_to_a_folder(index):
-    assert index.find(["1.png", "2.jpg"], below="b") == ["b/1.png", None]
+def test_a_name_that_differs_in_case_from_several_files_is_an_error_that_names_them(tmp_path):
+    write_files(tmp_path, "x/IMG.png", "x/Img.png", "x/one.PNG")
+    index = FileIndex(tmp_path)
+    assert index.find(["Img.png", "ONE"]) == ["x/Img.png", "x/one.PNG"]
+    with pytest.raises(DataError, match=r"several files may be 'img.png': x/IMG.png, x/Img.png. Give the path"):
+        index.find(["img.png"])
+
+
+def test_an_image_that_its_name_identifies_may_be_in_another_folder(index):
+    assert index.find(["c/2.jpg", "b/2.jpg"]) == [None, None]
+    assert index.find(["c/2.jpg", "b/2.jpg", "b/1.png"], any_folder=True) == ["a/2.jpg", "a/2.jpg", "b/1.png"]
+
+
+def test_the_longest_path_that_fits_is_found(tmp_path):
+    write_files(tmp_path, "a/1.png", "x/a/1.png", "y/x/b/2.png", "z/b/2.png")
+    names = ["old/x/a/1.png", "old/a/1.png", "x/b/2.png"]
+    assert FileIndex(tmp_path).find(names) == ["x/a/1.png", "a/1.png", "y/x/b/2.png"]

@@ -6,6 +6,7 @@ import pytest
 from toy_datasets import check_message, write_file, write_files
 
 from fastcxr.data.readers.csv_table import is_label_table, read_label_table
+from fastcxr.data.readers.public import ReaderOptions
 from fastcxr.data.row_checks import check_rows
 from fastcxr.errors import DataError
 
@@ -13,7 +14,7 @@ from fastcxr.errors import DataError
 @pytest.fixture
 def read(tmp_path):
     write_files(tmp_path, "a.png", "b.png", "c.png")
-    return lambda text: read_label_table(write_file(tmp_path / "own.csv", text))
+    return lambda text, *columns: read_label_table(write_file(tmp_path / "own.csv", text), ReaderOptions(columns))
 
 
 def list_values(rows, finding):
@@ -75,11 +76,51 @@ def test_a_label_column_takes_precedence_with_a_log_line(read, caplog):
     assert "own.csv: the label is class; not used: the columns Edema, Mass" in caplog.text
 
 
+def test_a_finding_in_a_row_of_no_finding_is_a_warning_with_its_line(read, caplog):
+    rows = read("path,No Finding,Edema,Support Devices\na.png,1,1,0\nb.png,1,,1\nc.png,,1,1\n")
+    assert rows["label"].tolist() == ["No Finding|Edema", "No Finding|Support Devices", "Edema|Support Devices"]
+    assert "own.csv: 1 row with a finding and a label such as No Finding or Normal (line 2)" in caplog.text
+
+
 def test_a_wrong_value_of_a_finding_is_an_error_with_its_line(read):
     body = "a.png,1,0\nb.png,0,1\n" * 10 + "c.png,7,0\n"
     with pytest.raises(DataError) as caught:
         read(f"path,Edema,Mass\n{body}")
     assert "1 cells of Edema are not 1, 0, -1 or blank: '7' (line 22)" in check_message(caught.value)
+
+
+DOUBTFUL = "path,died,Intubated,Diagnose\na.png,1,0,covid\nb.png,0,1,flu\nc.png,1,1,covid\nd.png,0,0,flu\n"
+
+
+def test_a_column_of_texts_beside_unknown_findings_is_an_error_that_names_both_readings(read):
+    with pytest.raises(DataError) as caught:
+        read(DOUBTFUL)
+    text = check_message(caught.value)
+    assert "FCX-E029" in text
+    assert "the labels may be the column 'Diagnose' or the findings died, Intubated" in text
+    assert "Pass `columns=['label=Diagnose']` or `columns=['label=died,Intubated']`" in text
+
+
+def test_the_user_chooses_the_label_or_the_findings(read):
+    assert read(DOUBTFUL, "label=Diagnose")["label"].tolist() == ["covid", "flu", "covid", "flu"]
+    rows = read(DOUBTFUL, "path=path,label=died,intubated")
+    assert rows["label"].tolist() == ["died", "Intubated", "died|Intubated", ""]
+    assert rows["finding_died"].tolist() == [1, 0, 1, 0]
+    rows = read(DOUBTFUL.replace("Diagnose", "label"), "label=died,Intubated")
+    assert rows["label"].tolist() == ["died", "Intubated", "died|Intubated", ""]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DOUBTFUL.replace("died", "Edema").replace("Intubated", "pleural effusion"),  # known findings
+        DOUBTFUL.replace("Diagnose", "view"),
+        DOUBTFUL.replace("covid", "2020-01-02").replace("flu", "7"),
+        DOUBTFUL.replace("c.png,1,1,covid", "c.png,1,1,other"),  # a text of one row is a remark
+    ],
+)
+def test_findings_without_another_reading_are_read(read, text):
+    assert len([name for name in read(text).columns if name.startswith("finding_")]) == 2
 
 
 def test_one_column_of_0_and_1_is_no_label(read):

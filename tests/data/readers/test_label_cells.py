@@ -101,3 +101,28 @@ def test_a_repeated_label_and_a_last_separator_are_one_label():
 def test_an_empty_separator_is_an_error():
     with pytest.raises(RecipeError, match="E022: label_separator is empty. Pass a character"):
         parse("a", separator="")
+
+
+def test_whole_numbers_are_one_class_however_they_are_written():
+    assert parse("0", "0.0", "1", "1.0", "1.", "")["label"].tolist() == ["0", "0", "1", "1", "1", ""]
+    assert get_findings(parse("1.0|2", "1", "normal")) == {"1": [1, 1, 0], "2": [1, 0, 0]}
+    assert parse("1.0", "1.5")["label"].tolist() == ["1.0", "1.5"]
+
+
+@pytest.mark.parametrize(
+    "cells", [("[1, 0]", "[0, 0]"), ("[1. 0.]", "[0. 1.]"), ("(0, 1)", ""), ("1|0", "0|1"), ("1 0", "0 1")]
+)
+def test_vectors_of_0_and_1_have_no_names(cells):
+    with pytest.raises(DataError) as caught:
+        parse(*cells)
+    text = check_message(caught.value)
+    assert f"FCX-E015 own.csv: the labels are vectors of 0 and 1 without names: {cells[0]!r} (line" in text
+    assert "Write one column of 0 and 1 per finding, with its name" in text
+    assert "finding_3" in parse("[0, 3]", "[1]")
+
+
+def test_a_finding_with_normal_is_a_warning_with_its_lines(caplog):
+    labels = parse("Edema", "Edema|Normal", "No Finding|Support Devices", "healthy")
+    assert labels["label"].tolist() == ["Edema", "No Finding|Edema", "No Finding|Support Devices", "No Finding"]
+    text = "own.csv: 1 row with a finding and a label such as No Finding or Normal (line 3)"
+    assert [record.message for record in caplog.records] == [text]

@@ -67,6 +67,18 @@ def test_a_list_with_another_name_follows_its_split(rows, write):
     assert "no split is called 'tset'. Use train, valid or test" in get_error(RecipeError, rows, f"tset={holdout}")
 
 
+def test_the_names_of_a_list_are_those_of_windows_or_uids_too(rows, write):
+    names = "D:\\nih\\images_001\\images\\1.png\nimages\\2.png\n1.2.3\n1.2.9\n"
+    assert get_splits(rows, write("test.txt", names)) == ["test", "test", None, "test"]
+    assert get_splits(rows.assign(path=["a.1.png", "b", "c", "1.2.3"]), write("test.txt", "a.1\n1.2.9\n"))[3] is None
+
+
+def test_the_absolute_folder_of_a_list_may_have_moved(rows, write):
+    names = "C:\\data\\x\\1.png\nC:\\data\\x\\3.png\n"
+    assert get_splits(rows, write("test.txt", names)) == ["test", None, "test", None]
+    assert "FCX-E032" in get_error(DataError, rows, write("test.txt", "C:\\x\\1.png\nC:\\y\\3.png\n"))
+
+
 def test_a_table_with_path_and_split_is_a_list(rows, write):
     table = write("parts.csv", "Image Index,split,class,target\n1.png,Train,x,y\n3.png,val,x,y\n")
     assert get_splits(rows, table) == ["train", None, "valid", None]
