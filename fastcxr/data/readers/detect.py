@@ -20,18 +20,17 @@ from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
     ClassFolder,
     find_split_folders,
-    is_mask_folder,
     list_folders,
     list_loose_files,
     list_output_folders,
-    log_masks,
 )
 from fastcxr.data.readers.hdf5 import is_hdf5
 from fastcxr.data.readers.label_tables import find_tables
+from fastcxr.data.readers.masks import is_mask_folder, log_masks
+from fastcxr.data.readers.name_signs import find_name_sign
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
 from fastcxr.data.readers.signs import (
     describe_tables,
-    find_name_sign,
     iterate_files,
     make_table_fix,
     reject_doubtful_classes,

@@ -26,6 +26,7 @@ CHEXPERT_LABELS = (
     NO_FINDING, "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
+MAX_FOLDERS = 50  # in which a dataset is looked for; more are classes, patients or studies
 VIEW_BY_CELL = dict.fromkeys(("l", "ll", "rl", "lateral"), "lateral") | {"pa": "PA", "ap": "AP", "ap_horizontal": "AP"}
 
 
@@ -43,7 +44,7 @@ def find_table_by_columns(path: Path, columns: Iterable[str]) -> Path | None:
 
 
 def find_dataset_folder(path: Path, is_dataset: Callable[[Path], bool]) -> Path | None:
-    """Return the folder if it is the dataset, else the folder in it that is, or None.
+    """Return the folder if it is the dataset, else the folder in it that is, or None; more than 50 are not searched.
 
     Raises:
         DataError: several folders in it are the dataset (E019).
@@ -52,7 +53,8 @@ def find_dataset_folder(path: Path, is_dataset: Callable[[Path], bool]) -> Path 
         return None
     if is_dataset(path):
         return path
-    names = [name for name in list_folders(str(path)) if is_dataset(path / name)]
+    folders = list_folders(str(path))
+    names = [name for name in folders if is_dataset(path / name)] if len(folders) <= MAX_FOLDERS else []
     if len(names) > 1:
         problem = f"several folders contain the same dataset: {format_names(names)}"
         raise DataError(problem, "Name one of them", path=path, code="E019")

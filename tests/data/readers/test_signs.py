@@ -3,12 +3,12 @@
 import logging
 
 import pytest
-from layouts_class_folders import write_gray, write_mask
+from layouts_class_folders import make_radiography, write_gray, write_mask
 from toy_datasets import check_message, write_file, write_files, write_two_classes
 
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.readers.detect import detect_layout, has_class_folders
-from fastcxr.data.readers.signs import find_name_sign
+from fastcxr.data.readers.name_signs import find_name_sign
 from fastcxr.errors import DataError, FastcxrError
 
 
@@ -41,7 +41,34 @@ def write_folders(root, *names: str):
         (("chest_xray", "normal"), "'chest_xray' is a name"),
         (("04b1d7a8-9a5c", "e0a75b91-3f2d"), "are identifiers"),
         ([f"finding {'abcdefghij'[i % 10]}{'x' * i}" for i in range(201)], "there are 201 folders"),
+        (("TrainingSet", "ValidationSet"), "are names of files"),
+        (("trainset", "testset"), "are names of files"),
+        (("trainA", "testB"), "are names of files"),
+        (("development", "evaluation"), "are names of files"),
+        (("labeled", "unlabelled"), "are names of files"),
+        (("part_one", "part_two"), "are names of files"),
+        (("images_a", "images_b"), "are names of files"),
+        (("first_batch", "second_batch"), "are names of files"),
+        (("set_a", "set_b"), "are names of files"),
+        (("Site A", "Site B"), "are names of files"),
+        (("Patient_A", "Patient_B"), "are names of files"),
+        (("normal", "bounding boxes", "Grad-CAM", "overlays"), "'Grad-CAM', 'bounding boxes', 'overlays' are names"),
+        (("normal", "normal_augmented"), "'normal_augmented' is a name of other versions of the images of 'normal'"),
+        (("covid", "covid_seg"), "'covid_seg' is a name of other versions"),
+        (("A001", "B002", "C003"), "are identifiers"),
+        (("P1-M45", "P2-F33"), "are names of files"),
+        (("12-AB", "7-XY"), "are identifiers"),
+        (("normal", "heat" + "maps"), "is a name of files"),
+        (("Infection Segmentation Data", "Lung Segmentation Data"), "are names of datasets"),
+        (("ChinaSet_AllFiles", "Montgomery"), "'ChinaSet_AllFiles' is a name of datasets"),
         (("Covid-19", "Normal"), None),
+        (("COVID-19", "Viral Pneumonia", "Lung_Opacity"), None),
+        (("TB", "benign"), None),
+        (("0_normal", "1_covid"), None),
+        (("no_1", "tb_1"), None),
+        (("normal data", "covid data"), None),
+        (("patients", "controls"), None),
+        (("gesund", "krank"), None),
         (("Covid-19", "No_findings", "Pneumonia"), None),
         (("images of covid", "images of normal"), None),
         (("virus 1", "virus 2", "normal"), None),
@@ -78,7 +105,7 @@ def test_an_image_folder_named_alone_is_an_error_that_names_the_table_above(tmp_
     text = get_error(tmp_path / named, FastcxrError)
     assert kind in text
     assert "; the tables entries.csv, boxes.csv name these images. " in text
-    assert f"Pass `data='{table}'` or, for a public dataset, '{tmp_path}'" in text
+    assert f"Pass `data='{table}'`" in text
 
 
 def test_folders_of_studies_below_one_folder_are_never_suggested_as_classes(tmp_path):
@@ -119,6 +146,39 @@ def test_splits_below_each_class_and_the_same_subfolders_are_an_error(tmp_path):
     names = [f"{hospital}/{label}" for hospital in ("north", "south") for label in ("ill", "well")]
     text = get_error(write_folders(tmp_path / "hospitals", *names))
     assert "every folder has the subfolders 'ill', 'well'" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "sign"),
+    [
+        (("north/covid", "south/normal"), "the folders contain class folders: 'covid', 'normal'"),
+        (("north/Normal", "north/TB", "south/Healthy", "south/Sick"), "the folders contain class folders: 'Healthy'"),
+        (("north/scar", "north/clear", "south/Scar", "south/CLEAR"), "every folder has the subfolders 'clear', 'scar'"),
+        (("north/a/train/x", "north/a/test/x", "south/x"), "'north' contains the splits 'test', 'train'"),
+        (("anna/2020-01-31", "anna/2021-02-01", "ben/2020-03-05"), "those of dates or studies, such as '2020-01-31'"),
+        (("anna/study1", "ben/study2"), "those of dates or studies, such as 'study1'"),
+    ],
+)
+def test_datasets_sites_and_patients_are_recognised_by_their_subfolders(tmp_path, names, sign):
+    assert sign in get_error(write_folders(tmp_path, *names))
+
+
+def test_a_folder_with_a_public_dataset_is_no_class(tmp_path):
+    make_radiography(tmp_path / "kaggle")
+    write_folders(tmp_path, "own")
+    assert "'kaggle' contains COVID-19 Radiography Database" in get_error(tmp_path)
+
+
+def test_subclasses_and_dates_below_classes_are_no_sign(tmp_path):
+    names = ("pneumonia/bacterial", "pneumonia/viral", "normal/2020-01-31")
+    assert set(read_manifest(write_folders(tmp_path, *names))["label"]) == {"pneumonia", "normal"}
+
+
+def test_many_folders_of_few_images_without_a_finding_in_their_names_are_an_error(tmp_path):
+    names = ["Doe_Jane", "Roe_Max", "Smith_John", "Wu_Li", "Poe_Ann"]
+    assert "none of the 5 folders has more than 2 images" in get_error(write_folders(tmp_path / "patients", *names))
+    names[0] = "Viral Pneumonia"
+    assert len(detect_layout(write_folders(tmp_path / "classes", *names)).folders) == 5
 
 
 @pytest.mark.parametrize("subfolders", [("images",), ("p0", "p1", "p2")])
@@ -170,6 +230,26 @@ def test_images_of_two_gray_levels_are_an_error(tmp_path):
     assert "the images of 'lungs' have two gray levels, as masks have" in get_error(tmp_path)
 
 
+def test_each_subfolder_of_a_class_is_searched_for_masks(tmp_path):
+    for i in range(4):
+        write_gray(tmp_path / f"covid/images/{i}.png", i)
+        write_mask(tmp_path / f"covid/lung/{i}.png", i)
+        write_gray(tmp_path / f"normal/images/{i}.png", i + 4)
+    assert "the images of 'covid/lung' have two gray levels, as masks have" in get_error(tmp_path)
+
+
+def test_masks_beside_their_images_are_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    masks = ("benign (1)_mask.png", "benign (1)_mask_1.png", "b-seg.jpg", "b gt.png", "mask_b.png")
+    write_files(tmp_path, *(f"benign/{name}" for name in ("benign (1).png", "b.png", *masks)))
+    write_files(tmp_path, "normal/c.png", "normal/d_mask.png", "normal/label.png")
+    manifest = read_manifest(tmp_path)
+    assert sorted(manifest["path"]) == [
+        "benign/b.png", "benign/benign (1).png", "normal/c.png", "normal/d_mask.png", "normal/label.png",
+    ]  # fmt: skip
+    assert "left out 5 masks beside their images: benign/b gt.png, benign/b-seg.jpg and 3 more" in caplog.text
+
+
 def test_the_user_confirms_class_folders_with_the_data_format(tmp_path):
     write_folders(tmp_path, "images_001", "images_002")
     assert set(read_manifest(tmp_path, data_format="folders")["label"]) == {"images_001", "images_002"}
@@ -185,6 +265,9 @@ def test_mask_folders_beside_class_folders_are_counted(tmp_path, caplog):
     assert set(read_manifest(tmp_path)["label"]) == {"covid", "normal"}
     assert "left out 2 files in mask folders: lung_segmentations, masks" in caplog.text
     assert "left out 2 files in mask folders: covid/Masks" in caplog.text
+    write_files(tmp_path, "normal/a_masks/a.png", "normal/b_masks/a.png")
+    read_manifest(tmp_path)
+    assert "left out 4 files in mask folders: covid/Masks, normal/a_masks and 1 more" in caplog.text
 
 
 def test_images_and_masks_with_a_table_are_read_from_the_table(tmp_path):
