@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.imaging.sniff import looks_like_image
+from fastcxr.data.readers.copies import leave_out_copies
 from fastcxr.data.readers.csv_table import is_label_table
 from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
@@ -31,11 +32,11 @@ from fastcxr.data.readers.name_signs import find_name_sign
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
 from fastcxr.data.readers.signs import (
     describe_tables,
-    iterate_files,
     make_table_fix,
     reject_doubtful_classes,
 )
 from fastcxr.data.readers.unsupported import reject_archives, reject_unsupported_file
+from fastcxr.data.readers.visible_files import iterate_files
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
@@ -185,6 +186,7 @@ def _read_directory(root: Path) -> DirectoryContent:
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:
     if found := detect_public_datasets(content.root):
         return _choose_public_dataset(content, found)
+    content = _leave_out_copies(content)
     if content.split_folders and content.other_folders:
         splits, classes = _quote_names(content.split_folders), _quote_names(content.other_folders)
         problem = f"the folder contains both splits ({splits}) and classes ({classes})"
@@ -202,6 +204,15 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
         _reject_only_folder(content, dataset)
     reject_doubtful_classes(content.root, dataset.folders, dataset.layout)
     return dataset
+
+
+def _leave_out_copies(content: DirectoryContent) -> DirectoryContent:
+    """Return the content without folders that are copies of those beside them."""
+    names = set(leave_out_copies(content.root, [*content.split_folders, *content.other_folders]))
+    splits = {name: split for name, split in content.split_folders.items() if name in names}
+    return replace(
+        content, split_folders=splits, other_folders=tuple(filter(names.__contains__, content.other_folders))
+    )
 
 
 def _leave_out_masks(content: DirectoryContent) -> DirectoryContent:

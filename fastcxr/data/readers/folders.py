@@ -26,7 +26,6 @@ SPLIT_ALIASES: dict[str, str] = {"train": "train", "training": "train", "test": 
 SPLIT_ALIASES |= dict.fromkeys(("val", "valid", "validation"), "valid")
 SEPARATOR = re.compile(r"[ _-]")
 CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words: JPEGImages
-MAX_DEPTH = 3  # of folders that each contain only the next one
 OUTPUT_FOLDERS = "output folders of fastcxr"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # default parent of output folders

@@ -4,7 +4,7 @@ A model trained on such folders predicts the part or the patient. Therefore dete
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -15,22 +15,21 @@ from fastcxr.data.imaging.read import read_with_remarks
 from fastcxr.data.imaging.sniff import looks_like_image
 from fastcxr.data.patients import match_known_names
 from fastcxr.data.readers.folders import (
-    MAX_DEPTH,
     SPLIT_ALIASES,
     ClassFolder,
     find_split_folders,
-    is_hidden,
     list_folders,
 )
 from fastcxr.data.readers.label_tables import describe_other_label, find_tables
-from fastcxr.data.readers.masks import find_masks, is_mask_folder
+from fastcxr.data.readers.masks import is_mask_folder
 from fastcxr.data.readers.name_signs import are_visits, differ_in_number, find_name_sign, has_label_word, quote_names
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
+from fastcxr.data.readers.visible_files import MAX_FIRST, enter_only_folders, iterate_files, iterate_first_files
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import format_names
 
 MAX_FILES, MAX_IMAGES = 1000, 20  # of a class
-MAX_FOLDERS, MAX_DECODED = 10, 3  # folders of a class, and images of each, that are searched for masks
+MAX_FOLDERS = 10  # of a class, that are searched for masks
 MAX_DATASETS = 20  # more folders are not searched for a public dataset
 MIN_PATIENTS, MAX_PATIENT_IMAGES = 5, 10  # folders, and images of each, that may be those of patients
 MASK_TOLERANCE, MIN_MASK_FRACTION = 8, 0.99  # gray levels, fraction of pixels: JPEG blurs the edges of a mask
@@ -74,7 +73,7 @@ def describe_tables(tables: Sequence[Path]) -> str:
 
 
 def _find_folder_sign(root: Path, folders: Sequence[ClassFolder]) -> str | None:
-    inner = [_enter_only_folders(root / folder.path) for folder in folders]
+    inner = [enter_only_folders(root / folder.path) for folder in folders]
     subfolders = [[name for name in list_folders(str(path)) if not is_mask_folder(name)] for path in inner]
     for folder, names in zip(folders, subfolders, strict=True):
         if len(set(find_split_folders(names).values())) > 1:
@@ -83,16 +82,6 @@ def _find_folder_sign(root: Path, folders: Sequence[ClassFolder]) -> str | None:
     if len(folders) > 1 and len(common) > 1 and not differ_in_number(common):  # numbered patients of each class
         return f"every folder has the subfolders {quote_names(sorted(set(subfolders[0])))}"
     return _find_dataset_sign(root, folders, subfolders) or _find_split_sign(folders)
-
-
-def _enter_only_folders(folder: Path) -> Path:
-    """Return the folder that contains more than one folder, of those that each contain only the next one."""
-    for _ in range(MAX_DEPTH):
-        names = list_folders(str(folder))
-        if len(names) != 1 or len(list_folders(str(folder / names[0]))) < 2:
-            break
-        folder /= names[0]
-    return folder
 
 
 def _find_dataset_sign(root: Path, folders: Sequence[ClassFolder], subfolders: Sequence[list[str]]) -> str | None:
@@ -145,7 +134,7 @@ def _find_content_sign(root: Path, folders_by_label: Mapping[str, Sequence[Path]
 def _find_masks(root: Path, class_folder: Path) -> str | None:
     """Return the first folder of a class whose images are masks, relative to the root; folders of a name once."""
     folders: dict[str, list[str]] = {}
-    for file in islice(iterate_first_files(class_folder), MAX_FOLDERS * MAX_DECODED):
+    for file in islice(iterate_first_files(class_folder), MAX_FOLDERS * MAX_FIRST):
         folders.setdefault(os.path.dirname(file), []).append(file)
     masks = (Path(folder) for folder, files in folders.items() if _are_masks(files))
     return next((path.relative_to(root).as_posix() for path in masks), None)
@@ -182,27 +171,3 @@ def _group_by_label(root: Path, folders: Iterable[ClassFolder]) -> dict[str, lis
     for folder in folders:
         groups.setdefault(folder.label, []).append(root / folder.path)
     return groups
-
-
-def iterate_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of the visible files below a folder in a fixed order, without masks."""
-    for parent, _, files in _walk(folder):
-        yield from (f"{parent}/{name}" for name in files)
-
-
-def iterate_first_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of three images of each folder below a folder; of folders with the same name, those of one."""
-    names = set()
-    for parent, _, files in _walk(folder):
-        images = islice((path for name in files if looks_like_image(path := f"{parent}/{name}")), MAX_DECODED)
-        if (name := os.path.basename(parent)) not in names:
-            found = list(images)
-            names |= {name} if found else set()
-            yield from found
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield each folder with its visible subfolders and files, sorted, without masks."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name) and not is_mask_folder(name))
-        yield parent, folders, sorted({name for name in files if not is_hidden(name)} - find_masks(files))

@@ -213,6 +213,29 @@ def test_a_folder_without_an_image_is_an_error(tmp_path):
     assert "'about' contains no image, but e.g. 'licence.txt'" in get_error(tmp_path)
 
 
+@pytest.mark.parametrize("copy", ["backup", "data/inner/chest"])
+def test_a_copy_of_the_class_folders_is_left_out_and_counted(tmp_path, caplog, copy):
+    caplog.set_level(logging.INFO, "fastcxr")
+    write_folders(tmp_path, "covid", "normal")
+    write_files(tmp_path / copy, *(f"{name}/{name}_0.png" for name in ("covid", "normal")))
+    name = copy.split("/")[0]
+    assert set(read_manifest(tmp_path)["label"]) == {"covid", "normal"}
+    assert f"left out 2 files of the folder {name}, a copy of the others" in caplog.text
+    (tmp_path / copy / "covid/covid_0.png").write_bytes(b"other")
+    text = get_error(tmp_path)
+    assert f"the inner folder {copy} differs from the outer one in 1 file (covid/covid_0.png)" in text
+    write_files(tmp_path / copy, "normal/more.png")
+    assert "differs from the outer one in 2 files" in get_error(tmp_path)
+    assert "differ" not in str(read_manifest(tmp_path, data_format="folders"))
+
+
+def test_a_copy_of_split_folders_is_left_out(tmp_path):
+    names = [f"{split}/{label}" for split in ("train", "test") for label in ("covid", "normal")]
+    write_folders(tmp_path, *names)
+    write_files(tmp_path / "download", *(f"{name}/{name.replace('/', '_')}_0.png" for name in names))
+    assert detect_layout(tmp_path).layout == "split_folders"
+
+
 def test_as_many_folders_as_images_or_patients_are_an_error(tmp_path):
     assert "every folder contains one image" in get_error(
         write_files(tmp_path / "one", "a/1.png", "b/2.png", "c/3.png")
