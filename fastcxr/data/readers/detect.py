@@ -28,15 +28,15 @@ from fastcxr.data.readers.folders import (
 from fastcxr.data.readers.hdf5 import is_hdf5
 from fastcxr.data.readers.label_tables import find_tables
 from fastcxr.data.readers.masks import is_mask_folder, log_masks
-from fastcxr.data.readers.name_signs import find_name_sign
-from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
+from fastcxr.data.readers.name_signs import find_name_sign, has_label_word
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets, find_public_dataset
 from fastcxr.data.readers.signs import (
     describe_tables,
     make_table_fix,
     reject_doubtful_classes,
 )
 from fastcxr.data.readers.unsupported import reject_archives, reject_unsupported_file
-from fastcxr.data.readers.visible_files import iterate_files
+from fastcxr.data.readers.visible_files import iterate_files, list_only_folders
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
@@ -119,7 +119,8 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
             "csv": _make_table_dataset,
             "hdf5": _reject_folder,
         }
-        dataset = detectors[layout](_read_directory(path))
+        content = _read_directory(path)
+        dataset = detectors[layout](content if layout == "hdf5" else _enter_only_folder(content))
         if output_folders := list_output_folders(str(path)):
             log.info("skipped %d %s: %s", len(output_folders), OUTPUT_FOLDERS, format_names(output_folders))
     log.info("data format: %s", _describe_dataset(dataset))
@@ -163,7 +164,7 @@ def _reject_folder(content: DirectoryContent) -> DetectedDataset:
 
 def _require_public_dataset(path: Path, layout: str) -> DetectedDataset:
     dataset = PUBLIC_DATASETS[layout]
-    location = dataset.detect(path)
+    location = find_public_dataset(layout, path)
     if location is None:
         problem = f"the data is not {dataset.title}, expected {dataset.required}"
         raise DataError(problem, "Pass its folder, or omit `data_format`", path=path, code="E036")
@@ -181,6 +182,24 @@ def _read_directory(root: Path) -> DirectoryContent:
         tuple(name for name in others if not is_mask_folder(name)),
         tuple(loose_files),
     )
+
+
+def _enter_only_folder(content: DirectoryContent) -> DirectoryContent:
+    """Return the content of the first folder with class folders or tables, of those that each contain only the next.
+
+    The only folder may also be a class with subfolders. Its name decides, or else the names of the subfolders.
+    """
+    for path in list_only_folders(content.root)[1:]:
+        inner = _read_directory(path)
+        names = (*inner.split_folders, *inner.other_folders)
+        is_class = has_label_word(path.name) and not any(map(has_label_word, names)) and not inner.split_folders
+        if inner.label_tables or (len(names) > 1 and not is_class):
+            parents = [parent for parent in path.parents if parent == content.root or content.root in parent.parents]
+            for masks in filter(None, (_read_directory(parent).mask_folders for parent in parents)):
+                log.info("skipped %d mask folders: %s", len(masks), format_names(masks))
+            log.info("data folder: %s, the only folder in %s", path.relative_to(content.root), content.root)
+            return inner
+    return content
 
 
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:

@@ -14,9 +14,9 @@ SPLIT_WORDS = {
 KIND_WORDS = {
     *SPLIT_WORDS, "annotation", "archive", "augmented", "backup", "bbox", "bmp", "bounding", "box", "boxes", "cam",
     "code", "contour", "copy", "csv", "cxr", "data", "database", "dataset", "dcm", "dicom", "doc", "document",
-    "enhanced", "file", "grad", "gradcam", "heat", "image", "img", "jpeg", "jpg", "json", "label", "map", "mask",
-    "metadata", "original", "overlay", "pdf", "photo", "png", "raw", "ray", "report", "saliency", "script", "seg",
-    "segmentation", "segmented", "text", "thumbnail", "tif", "tiff", "txt", "xlsx", "xml", "xray", "zip",
+    "enhanced", "extra", "file", "grad", "gradcam", "heat", "image", "img", "jpeg", "jpg", "json", "label", "map",
+    "mask", "metadata", "misc", "original", "overlay", "pdf", "photo", "png", "raw", "ray", "report", "saliency",
+    "script", "seg", "segmentation", "segmented", "text", "thumbnail", "tif", "tiff", "txt", "xlsx", "xml", "xray", "zip",
 }  # fmt: skip
 PART_WORDS = {  # followed by a number, or beside another word of this list or of the list above
     "batch", "case", "cd", "center", "centre", "chunk", "clinic", "disk", "exam", "fold", "folder", "hospital", "id",

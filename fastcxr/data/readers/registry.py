@@ -24,6 +24,7 @@ from fastcxr.data.readers import (
     vindr_cxr,
 )
 from fastcxr.data.readers.public import PublicDataset
+from fastcxr.data.readers.visible_files import list_only_folders
 
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
     dataset.name: dataset
@@ -53,7 +54,12 @@ PUBLIC_DATASETS: dict[str, PublicDataset] = {
 
 def detect_public_datasets(path: Path) -> dict[str, Path]:
     """Return the public datasets that a folder or table contains, each with the location for its reader."""
-    return {name: found for name, dataset in PUBLIC_DATASETS.items() if (found := dataset.detect(path))}
+    return {name: found for name in PUBLIC_DATASETS if (found := find_public_dataset(name, path))}
+
+
+def find_public_dataset(name: str, path: Path) -> Path | None:
+    """Return the location of a public dataset in a folder, or in the only folder inside it, or None."""
+    return next(filter(None, map(PUBLIC_DATASETS[name].detect, list_only_folders(path))), None)
 
 
 def describe_overlaps(names: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -108,12 +108,14 @@ def test_an_image_folder_named_alone_is_an_error_that_names_the_table_above(tmp_
     assert f"Pass `data='{table}'`" in text
 
 
-def test_folders_of_studies_below_one_folder_are_never_suggested_as_classes(tmp_path):
+def test_folders_of_studies_below_one_folder_are_never_classes(tmp_path):
     write_folders(tmp_path, "files/p10/s50414267", "files/p10/s50414268", "files/p11/s50414269")
     text = get_error(tmp_path)
-    assert "only one class, the folder 'files', with subfolders ('p10', 'p11')" in text
+    assert f"{tmp_path}/files: the folders may not be classes: 'p10', 'p11' differ only in a number" in text
     assert "files'`" not in text
     assert "'p10', 'p11' differ only in a number" in get_error(tmp_path / "files")
+    write_folders(tmp_path / "one class", "covid/p10", "covid/p11")
+    assert "only one class, the folder 'covid', with subfolders ('p10', 'p11')" in get_error(tmp_path / "one class")
 
 
 def test_split_folders_with_words_around_the_split_are_read_as_splits(tmp_path):
