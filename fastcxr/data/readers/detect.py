@@ -35,6 +35,7 @@ from fastcxr.data.readers.signs import (
     make_table_fix,
     reject_doubtful_classes,
 )
+from fastcxr.data.readers.table_columns import has_role
 from fastcxr.data.readers.unsupported import reject_archives, reject_unsupported_file
 from fastcxr.data.readers.visible_files import iterate_files, list_only_folders
 from fastcxr.errors import DataError, InputMissingError, RecipeError
@@ -43,6 +44,7 @@ from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import find_table_stem, format_names, is_table_name, read_header, suggest_name
 
 log = logging.getLogger("fastcxr")
+MAX_COLUMNS = 8  # of a table, named in a message
 MAX_SAMPLED_IMAGES = 20  # searched for in the tables above a folder without classes
 MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
@@ -311,9 +313,8 @@ def _describe_tables(content: DirectoryContent, fix: str) -> tuple[str, str]:
     """
     images = islice(filter(looks_like_image, iterate_files(content.root)), MAX_SAMPLED_IMAGES)
     tables = find_tables(content.root, list(images))
-    if not tables:
-        return _describe_other_tables(content), fix
-    return describe_tables(tables), make_table_fix(tables)
+    text = describe_tables(tables) if tables else _describe_other_tables(content)
+    return text, make_table_fix(content.root, tables, fix)
 
 
 def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
@@ -331,13 +332,15 @@ def _describe_other_tables(content: DirectoryContent) -> str:
     """Return `; x.csv has the columns ...` for the first table without path and label, or an empty text."""
     for name in content.loose_files:
         if is_table_name(name) and name not in content.label_tables:
-            return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), 8)}"
+            return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), MAX_COLUMNS)}"
     return ""
 
 
 def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) -> None:
     for table in set(names) & set(content.label_tables):
-        log.warning("%s is ignored although it has the columns path and label: pass it as `data` to use it", table)
+        header = read_header(content.root / table)
+        columns = "path and label" if has_role(header, "label") else format_names(header, MAX_COLUMNS)
+        log.warning("%s is ignored although it has the columns %s: pass it as `data` to use it", table, columns)
     if names:
         log.info("skipped %d other files and folders: %s", len(names), format_names(names))
 

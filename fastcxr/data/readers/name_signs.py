@@ -16,7 +16,8 @@ KIND_WORDS = {
     "code", "contour", "copy", "csv", "cxr", "data", "database", "dataset", "dcm", "dicom", "doc", "document",
     "enhanced", "extra", "file", "grad", "gradcam", "heat", "image", "img", "jpeg", "jpg", "json", "label", "map",
     "mask", "metadata", "misc", "original", "overlay", "pdf", "photo", "png", "raw", "ray", "report", "saliency",
-    "script", "seg", "segmentation", "segmented", "text", "thumbnail", "tif", "tiff", "txt", "xlsx", "xml", "xray", "zip",
+    "script", "seg", "segmentation", "segmented", "text", "thumbnail", "tif", "tiff", "txt", "xlsx", "xml", "xray",
+    "zip",
 }  # fmt: skip
 PART_WORDS = {  # followed by a number, or beside another word of this list or of the list above
     "batch", "case", "cd", "center", "centre", "chunk", "clinic", "disk", "exam", "fold", "folder", "hospital", "id",

@@ -20,7 +20,8 @@ from fastcxr.data.readers.folders import (
     find_split_folders,
     list_folders,
 )
-from fastcxr.data.readers.label_tables import describe_other_label, find_tables
+from fastcxr.data.readers.incomplete import describe_missing_file
+from fastcxr.data.readers.label_tables import N_PARENTS, describe_other_label, find_tables, has_labels
 from fastcxr.data.readers.masks import is_mask_folder
 from fastcxr.data.readers.name_signs import are_visits, differ_in_number, find_name_sign, has_label_word, quote_names
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
@@ -28,6 +29,7 @@ from fastcxr.data.readers.visible_files import MAX_FIRST, enter_only_folders, it
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import format_names
 
+TABLE_FIX = "Pass a CSV with the columns path and label"
 MAX_FILES, MAX_IMAGES = 1000, 20  # of a class
 MAX_FOLDERS = 10  # of a class, that are searched for masks
 MAX_DATASETS = 20  # more folders are not searched for a public dataset
@@ -52,16 +54,19 @@ def reject_doubtful_classes(root: Path, folders: Sequence[ClassFolder], layout: 
     files = chain.from_iterable(iterate_files(root / folder.path) for folder in folders)
     tables = find_tables(root, list(islice(filter(looks_like_image, files), MAX_IMAGES)))
     problem = f"the folders may not be classes: {sign}{describe_tables(tables)}"
-    fix = f"{make_table_fix(tables)}, or `data_format={layout!r}` if the folders are the classes"
+    fix = f"{make_table_fix(root, tables)}, or `data_format={layout!r}` if the folders are the classes"
     raise DataError(problem, fix, path=root, code="E041")
 
 
-def make_table_fix(tables: Sequence[Path]) -> str:
-    """Return which public dataset or table to pass as data."""
+def make_table_fix(root: Path, tables: Sequence[Path], default: str = TABLE_FIX) -> str:
+    """Return which public dataset or table to pass as data, which file of a dataset is missing, or the default."""
     for folder in dict.fromkeys(table.parent for table in tables):
         if found := detect_public_datasets(folder):
             return f"Pass `data={str(folder)!r}`, which is {PUBLIC_DATASETS[next(iter(found))].title}"
-    return f"Pass `data={str(tables[0])!r}`" if tables else "Pass a CSV with the columns path and label"
+    for folder in (root, *root.absolute().parents[:N_PARENTS]):
+        if missing := describe_missing_file(folder):
+            return f"Add {missing}"
+    return f"Pass `data={str(tables[0])!r}`" if tables and has_labels(tables[0]) else default
 
 
 def describe_tables(tables: Sequence[Path]) -> str:

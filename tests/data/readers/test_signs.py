@@ -202,6 +202,66 @@ def test_a_table_with_other_labels_for_the_files_is_an_error(tmp_path):
     assert set(read_manifest(data)["label"]) == {"covid", "normal"}
 
 
+@pytest.mark.parametrize(
+    ("rows", "label"),
+    [
+        ("filename,Diagnose\na.png,fibrosis\nc.png,normal\n", "fibrosis"),
+        ("filename,Edema,Mass\na.png,1,1\nc.png,0,0\n", "edema|mass"),
+        ("filename,Edema,Covid\na.png,1,0\nc.png,0,1\n", "edema"),
+    ],
+)
+def test_a_table_of_findings_or_with_another_label_column_is_an_error(tmp_path, rows, label):
+    data = write_two_classes(tmp_path)
+    table = write_file(data / "meta.csv", rows)
+    text = get_error(data)
+    assert f"'a.png' is in the folder 'covid', but meta.csv gives it the label '{label}'" in text
+    assert f"Pass `data='{table}'`" in text
+
+
+def test_tables_that_give_the_labels_of_the_folders_or_none_are_no_sign(tmp_path, caplog):
+    data = write_two_classes(tmp_path)
+    write_file(data / "findings.csv", "filename,Covid,Edema\na.png,1,1\nb.png,1,0\nc.png,0,0\n")
+    write_file(data / "patients.csv", "filename,patient,age,class_id\na.png,1,20,0\nc.png,2,30,1\n")
+    write_file(data / "boxes.csv", "filename,label,x_min\na.png,Mass,1\nc.png,Edema,2\n")
+    write_file(data / "sample_submission.csv", "filename,label\na.png,0\nc.png,1\n")
+    assert set(read_manifest(data)["label"]) == {"covid", "normal"}
+    assert "findings.csv is ignored although it has the columns filename, Covid, Edema: pass it" in caplog.text
+
+
+def test_the_suggested_table_has_labels_that_differ(tmp_path):
+    write_folders(tmp_path, "images_001", "images_002")
+    names = ["images_001_images_001_0.png", "images_002_images_002_0.png"]
+    (tmp_path / "images_001/images_001_0.png").rename(tmp_path / "images_001" / names[0])
+    for table, header, cells in (
+        ("a_submission.csv", "image,label", "01"), ("b_boxes.csv", "image,label,bbox", "01"),
+        ("c_same.csv", "image,label", "00"), ("d_other.csv", "image,width", "12"), ("e.csv", "uid,Edema,Mass", "01"),
+    ):  # fmt: skip
+        rest = ["," + str(i) for i in range(2)] if header.count(",") == 2 else ["", ""]
+        rows = "".join(f"{name},{cell}{end}\n" for name, cell, end in zip(names, cells, rest, strict=True))
+        write_file(tmp_path / table, f"{header}\n{rows}")
+    text = get_error(tmp_path)
+    assert "; the tables e.csv, c_same.csv, d_other.csv name these images. " in text
+    assert f"Pass `data='{tmp_path / 'e.csv'}'`" in text
+    for name in ("c_same.csv", "e.csv"):
+        (tmp_path / name).unlink()
+    assert "; the table d_other.csv names these images. Pass a CSV with the columns path and label" in get_error(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        (("test_list.txt", "BBox_List_2017.csv", "images_001/a.png", "images_002/b.png"),
+         "Data_Entry_2017*.csv (labels and patients) of NIH ChestX-ray14"),
+        (("stage_2_detailed_class_info.csv", "stage_2_train_images/a.png", "stage_2_test_images/b.png"),
+         "stage_2_train_labels.csv (one row per box) of "),
+    ],
+)  # fmt: skip
+def test_the_missing_file_of_a_public_dataset_is_named(tmp_path, files, missing):
+    assert f". Add {missing}" in get_error(write_files(tmp_path, *files))
+
+
 def test_files_of_one_name_in_two_classes_are_matched_by_their_path(tmp_path):
     write_files(tmp_path, *(f"{label}/{i}.png" for label in ("covid", "normal") for i in range(3)))
     rows = "".join(f"{label}/{i}.png,{label}\n" for label in ("covid", "normal") for i in range(3))
