@@ -38,10 +38,10 @@ def _detect(path: Path) -> Path | None:
 
 def _has_layout(folder: Path) -> bool:
     """Return whether a folder has exactly the four classes, each with a folder of images, besides a copy of them."""
-    names = list_folders(str(folder))
-    if set(names) - find_copies(folder, names).keys() != set(LABELS):
+    if not all((folder / label / "images").is_dir() for label in LABELS):
         return False
-    return all((folder / label / "images").is_dir() for label in LABELS)
+    names = list_folders(str(folder))
+    return set(names) - find_copies(folder, names).keys() == set(LABELS)
 
 
 DATASET = PublicDataset(

@@ -146,7 +146,7 @@ def list_output_folders(root: str) -> list[str]:
 
 def enter_only_folder(path: Path, name: str) -> Path:
     """Return the folder `name` inside a folder without other folders, as archives are unpacked, else the path."""
-    return path / name if path.is_dir() and list_folders(str(path)) == [name] else path
+    return path / name if (path / name).is_dir() and list_folders(str(path)) == [name] else path
 
 
 def find_split_folders(names: Iterable[str]) -> dict[str, str]:

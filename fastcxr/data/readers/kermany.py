@@ -21,10 +21,10 @@ from fastcxr.data.readers.folders import (
     enter_only_folder,
     find_split_folders,
     list_class_images,
-    list_files_below,
     list_folders,
 )
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
+from fastcxr.data.readers.visible_files import iterate_files
 from fastcxr.io.formatting import pluralize
 
 log = logging.getLogger("fastcxr")
@@ -49,7 +49,7 @@ def read_kermany(location: Path, _options: ReaderOptions) -> pd.DataFrame:
 
 def _compare_copy(location: Path, copy: Path, rows: pd.DataFrame) -> None:
     """Log the number of files in a copy; raise DataError if their names or sizes differ from the rows."""
-    copied = set(list_files_below(copy, log_names=False))
+    copied = {Path(file).relative_to(copy).as_posix() for file in iterate_files(copy)}
     if not copied:
         return
     different = copied ^ set(rows["path"])

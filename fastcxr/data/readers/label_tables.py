@@ -13,7 +13,7 @@ from fastcxr.data.readers.finding_columns import find_indicator_columns
 from fastcxr.data.readers.label_cells import is_no_finding
 from fastcxr.data.readers.table_columns import ROLE_NAMES
 from fastcxr.errors import DataError
-from fastcxr.io.tables import find_column, is_table_name, normalize_name, read_header, read_table
+from fastcxr.io.tables import find_column, is_blank, is_table_name, normalize_name, read_header, read_table
 
 MAX_TABLES, MAX_TABLE_BYTES = 50, 500_000_000  # of a folder; larger tables are no label tables
 N_PARENTS = 2  # folders above the data folder that may contain its table: nih/images_001/images
@@ -116,7 +116,8 @@ def _find_labels(names: pd.Series, labels: pd.Series, files: Iterable[str]) -> d
     for make_key in MATCH_KEYS:
         file_by_key = {make_key(file): file for file in files if file not in found}
         keys = names.map(make_key)
-        for key, label in zip(keys[is_known := keys.isin(file_by_key)], labels[is_known], strict=True):
+        is_known = keys.isin(file_by_key) & ~is_blank(labels)
+        for key, label in zip(keys[is_known], labels[is_known], strict=True):
             found.setdefault(file_by_key[key], set()).add(label)
     return found
 

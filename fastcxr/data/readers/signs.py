@@ -20,11 +20,10 @@ from fastcxr.data.readers.folders import (
     find_split_folders,
     list_folders,
 )
-from fastcxr.data.readers.incomplete import describe_missing_file
 from fastcxr.data.readers.label_tables import N_PARENTS, describe_other_label, find_tables, has_labels
 from fastcxr.data.readers.masks import is_mask_folder
 from fastcxr.data.readers.name_signs import are_visits, differ_in_number, find_name_sign, has_label_word, quote_names
-from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_missing_file, detect_public_datasets
 from fastcxr.data.readers.visible_files import MAX_FIRST, enter_only_folders, iterate_files, iterate_first_files
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import format_names

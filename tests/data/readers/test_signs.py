@@ -223,6 +223,7 @@ def test_tables_that_give_the_labels_of_the_folders_or_none_are_no_sign(tmp_path
     write_file(data / "findings.csv", "filename,Covid,Edema\na.png,1,1\nb.png,1,0\nc.png,0,0\n")
     write_file(data / "patients.csv", "filename,patient,age,class_id\na.png,1,20,0\nc.png,2,30,1\n")
     write_file(data / "boxes.csv", "filename,label,x_min\na.png,Mass,1\nc.png,Edema,2\n")
+    write_file(data / "predictions.csv", "path,label,predicted\na.png,,x\nc.png,,y\n")
     write_file(data / "sample_submission.csv", "filename,label\na.png,0\nc.png,1\n")
     assert set(read_manifest(data)["label"]) == {"covid", "normal"}
     assert "findings.csv is ignored although it has the columns filename, Covid, Edema: pass it" in caplog.text
