@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.readers.copies import find_copies, leave_out_copies
 from fastcxr.data.readers.folders import ClassFolder, enter_only_folder, list_class_images, list_folders
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
 
@@ -20,7 +21,12 @@ FOLDER = "COVID-19_Radiography_Dataset"
 
 
 def read_covid_radiography(location: Path, _options: ReaderOptions) -> pd.DataFrame:
-    """Return path, label, split (missing) and file of each image; masks are left out and counted."""
+    """Return path, label, split (missing) and file of each image; masks and a copy inside are left out and counted.
+
+    Raises:
+        DataError: a copy of the dataset inside it contains other files (E019).
+    """
+    leave_out_copies(location, list_folders(str(location)))
     rows = list_class_images(location, [ClassFolder(label, label) for label in LABELS])
     return rows.rename_axis(index="row")
 
@@ -31,10 +37,11 @@ def _detect(path: Path) -> Path | None:
 
 
 def _has_layout(folder: Path) -> bool:
-    """Return whether a folder has exactly the four classes, each with a folder of images."""
-    if set(list_folders(str(folder))) != set(LABELS):
+    """Return whether a folder has exactly the four classes, each with a folder of images, besides a copy of them."""
+    if not all((folder / label / "images").is_dir() for label in LABELS):
         return False
-    return all((folder / label / "images").is_dir() for label in LABELS)
+    names = list_folders(str(folder))
+    return set(names) - find_copies(folder, names).keys() == set(LABELS)
 
 
 DATASET = PublicDataset(

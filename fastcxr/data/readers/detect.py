@@ -15,34 +15,36 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.imaging.sniff import looks_like_image
+from fastcxr.data.readers.copies import leave_out_copies
 from fastcxr.data.readers.csv_table import is_label_table
 from fastcxr.data.readers.folders import (
     OUTPUT_FOLDERS,
     ClassFolder,
     find_split_folders,
-    is_mask_folder,
     list_folders,
     list_loose_files,
     list_output_folders,
-    log_masks,
 )
 from fastcxr.data.readers.hdf5 import is_hdf5
 from fastcxr.data.readers.label_tables import find_tables
-from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
+from fastcxr.data.readers.masks import is_mask_folder, log_masks
+from fastcxr.data.readers.name_signs import find_name_sign, has_label_word
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets, find_public_dataset
 from fastcxr.data.readers.signs import (
     describe_tables,
-    find_name_sign,
-    iterate_files,
     make_table_fix,
     reject_doubtful_classes,
 )
+from fastcxr.data.readers.table_columns import has_role
 from fastcxr.data.readers.unsupported import reject_archives, reject_unsupported_file
+from fastcxr.data.readers.visible_files import iterate_files, list_only_folders
 from fastcxr.errors import DataError, InputMissingError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import find_table_stem, format_names, is_table_name, read_header, suggest_name
 
 log = logging.getLogger("fastcxr")
+MAX_COLUMNS = 8  # of a table, named in a message
 MAX_SAMPLED_IMAGES = 20  # searched for in the tables above a folder without classes
 MISSING_DATA_FIX = "Check the name given as `data`"
 LAYOUT_FIX = "Sort the images into one folder per class, or pass a CSV with the columns path and label"
@@ -119,7 +121,8 @@ def detect_layout(data: str | Path, layout: str = "auto") -> DetectedDataset:
             "csv": _make_table_dataset,
             "hdf5": _reject_folder,
         }
-        dataset = detectors[layout](_read_directory(path))
+        content = _read_directory(path)
+        dataset = detectors[layout](content if layout == "hdf5" else _enter_only_folder(content))
         if output_folders := list_output_folders(str(path)):
             log.info("skipped %d %s: %s", len(output_folders), OUTPUT_FOLDERS, format_names(output_folders))
     log.info("data format: %s", _describe_dataset(dataset))
@@ -163,7 +166,7 @@ def _reject_folder(content: DirectoryContent) -> DetectedDataset:
 
 def _require_public_dataset(path: Path, layout: str) -> DetectedDataset:
     dataset = PUBLIC_DATASETS[layout]
-    location = dataset.detect(path)
+    location = find_public_dataset(layout, path)
     if location is None:
         problem = f"the data is not {dataset.title}, expected {dataset.required}"
         raise DataError(problem, "Pass its folder, or omit `data_format`", path=path, code="E036")
@@ -183,9 +186,28 @@ def _read_directory(root: Path) -> DirectoryContent:
     )
 
 
+def _enter_only_folder(content: DirectoryContent) -> DirectoryContent:
+    """Return the content of the first folder with class folders or tables, of those that each contain only the next.
+
+    The only folder may also be a class with subfolders. Its name decides, or else the names of the subfolders.
+    """
+    for path in list_only_folders(content.root)[1:]:
+        inner = _read_directory(path)
+        names = (*inner.split_folders, *inner.other_folders)
+        is_class = has_label_word(path.name) and not any(map(has_label_word, names)) and not inner.split_folders
+        if inner.label_tables or (len(names) > 1 and not is_class):
+            parents = [parent for parent in path.parents if parent == content.root or content.root in parent.parents]
+            for masks in filter(None, (_read_directory(parent).mask_folders for parent in parents)):
+                log.info("skipped %d mask folders: %s", len(masks), format_names(masks))
+            log.info("data folder: %s, the only folder in %s", path.relative_to(content.root), content.root)
+            return inner
+    return content
+
+
 def _detect_directory(content: DirectoryContent) -> DetectedDataset:
     if found := detect_public_datasets(content.root):
         return _choose_public_dataset(content, found)
+    content = _leave_out_copies(content)
     if content.split_folders and content.other_folders:
         splits, classes = _quote_names(content.split_folders), _quote_names(content.other_folders)
         problem = f"the folder contains both splits ({splits}) and classes ({classes})"
@@ -203,6 +225,15 @@ def _detect_directory(content: DirectoryContent) -> DetectedDataset:
         _reject_only_folder(content, dataset)
     reject_doubtful_classes(content.root, dataset.folders, dataset.layout)
     return dataset
+
+
+def _leave_out_copies(content: DirectoryContent) -> DirectoryContent:
+    """Return the content without folders that are copies of those beside them."""
+    names = set(leave_out_copies(content.root, [*content.split_folders, *content.other_folders]))
+    splits = {name: split for name, split in content.split_folders.items() if name in names}
+    return replace(
+        content, split_folders=splits, other_folders=tuple(filter(names.__contains__, content.other_folders))
+    )
 
 
 def _leave_out_masks(content: DirectoryContent) -> DirectoryContent:
@@ -282,9 +313,8 @@ def _describe_tables(content: DirectoryContent, fix: str) -> tuple[str, str]:
     """
     images = islice(filter(looks_like_image, iterate_files(content.root)), MAX_SAMPLED_IMAGES)
     tables = find_tables(content.root, list(images))
-    if not tables:
-        return _describe_other_tables(content), fix
-    return describe_tables(tables), make_table_fix(tables)
+    text = describe_tables(tables) if tables else _describe_other_tables(content)
+    return text, make_table_fix(content.root, tables, fix)
 
 
 def _make_table_dataset(content: DirectoryContent) -> DetectedDataset:
@@ -302,13 +332,15 @@ def _describe_other_tables(content: DirectoryContent) -> str:
     """Return `; x.csv has the columns ...` for the first table without path and label, or an empty text."""
     for name in content.loose_files:
         if is_table_name(name) and name not in content.label_tables:
-            return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), 8)}"
+            return f"; {name} has the columns {format_names(map(repr, read_header(content.root / name)), MAX_COLUMNS)}"
     return ""
 
 
 def _log_ignored(content: DirectoryContent, names: list[str] | tuple[str, ...]) -> None:
     for table in set(names) & set(content.label_tables):
-        log.warning("%s is ignored although it has the columns path and label: pass it as `data` to use it", table)
+        header = read_header(content.root / table)
+        columns = "path and label" if has_role(header, "label") else format_names(header, MAX_COLUMNS)
+        log.warning("%s is ignored although it has the columns %s: pass it as `data` to use it", table, columns)
     if names:
         log.info("skipped %d other files and folders: %s", len(names), format_names(names))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
-from fastcxr.data.readers.registry import PUBLIC_DATASETS
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, find_public_dataset
 from fastcxr.errors import DataError, RecipeError
 from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import suggest_name
@@ -47,7 +47,7 @@ def check_download(name: str, folder: str | Path) -> DownloadCheck:
     """
     dataset, folder = find_dataset(name), Path(folder).expanduser()
     reject_missing_paths([folder], "Pass the folder of the download")
-    location = dataset.detect(folder)
+    location = find_public_dataset(name, folder)
     if location is None:
         problem = f"the folder is not {dataset.title}, expected {dataset.required}"
         raise DataError(problem, "Pass the folder into which the dataset was unpacked", path=folder, code="E036")

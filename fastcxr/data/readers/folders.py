@@ -10,14 +10,13 @@ import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.data.readers.masks import find_masks, is_mask_folder, log_masks, log_masks_beside_images
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
-from fastcxr.io.formatting import pluralize
 from fastcxr.io.lock import LOCK_FILE_NAME
 from fastcxr.io.tables import TEXT_DTYPE, format_names
 
@@ -26,7 +25,7 @@ SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx"}
 SPLIT_ALIASES: dict[str, str] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_ALIASES |= dict.fromkeys(("val", "valid", "validation"), "valid")
 SEPARATOR = re.compile(r"[ _-]")
-MASK_FOLDER = re.compile(r"(.*[ _-])?(masks?|segmentations?|annotations?|thumbnails?)", re.IGNORECASE)
+CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words: JPEGImages
 OUTPUT_FOLDERS = "output folders of fastcxr"
 FileIdentity = tuple[int, int] | str
 RUNS_DIR = "runs"  # default parent of output folders
@@ -128,12 +127,6 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
-@cache  # called for each file of a dataset
-def is_mask_folder(name: str) -> bool:
-    """Return whether a folder name is that of masks, annotations or thumbnails, which belong to other images."""
-    return MASK_FOLDER.fullmatch(name) is not None
-
-
 def identify_file(path: str | Path) -> FileIdentity:
     """Return an identity of a file or folder that is the same for all links to it."""
     status = os.stat(path)  # pathlib takes 10 times as long, for each image of a dataset
@@ -153,7 +146,7 @@ def list_output_folders(root: str) -> list[str]:
 
 def enter_only_folder(path: Path, name: str) -> Path:
     """Return the folder `name` inside a folder without other folders, as archives are unpacked, else the path."""
-    return path / name if path.is_dir() and list_folders(str(path)) == [name] else path
+    return path / name if (path / name).is_dir() and list_folders(str(path)) == [name] else path
 
 
 def find_split_folders(names: Iterable[str]) -> dict[str, str]:
@@ -163,7 +156,8 @@ def find_split_folders(names: Iterable[str]) -> dict[str, str]:
         words = SEPARATOR.split(name.casefold())
         aliases = [word for word in (words[0], words[-1]) if word in SPLIT_ALIASES]
         if aliases:
-            rest = "" if len(words) == 1 else name.casefold().replace(aliases[0], "", 1)
+            is_split = set(words) <= {aliases[0], "set"}  # validation_set
+            rest = "" if is_split else name.casefold().replace(aliases[0], "", 1)
             splits_by_rest.setdefault(rest, {})[name] = SPLIT_ALIASES[aliases[0]]
     return {
         name: split
@@ -219,20 +213,24 @@ def list_class_images(root: str | Path, folders: list[ClassFolder]) -> pd.DataFr
 
 
 def _leave_out_masks(rows: list[tuple[ClassFolder, str, bool]]) -> list[tuple[ClassFolder, str, bool]]:
-    """Return the rows without files in mask folders inside their class folder; log the number of these."""
-    masks = {path for folder, path, _ in rows if _has_mask_folder(path.removeprefix(folder.path))}
-    if masks:
-        log_masks(len(masks), {path.rpartition("/")[0] for path in masks})
+    """Return the rows without masks in mask folders and beside their images; log the number of these."""
+    in_folders = {path for folder, path, _ in rows if _has_mask_folder(path.removeprefix(folder.path))}
+    names_by_folder: dict[str, list[str]] = {}
+    for _, path, _ in rows:
+        if path not in in_folders:
+            folder_path, _, name = path.rpartition("/")
+            names_by_folder.setdefault(folder_path, []).append(name)
+    beside = {f"{folder}/{name}" for folder, names in names_by_folder.items() for name in find_masks(names)}
+    if in_folders:
+        log_masks(len(in_folders), {path.rpartition("/")[0] for path in in_folders})
+    if beside:
+        log_masks_beside_images(beside)
+    masks = in_folders | beside
     return [row for row in rows if row[1] not in masks]
 
 
 def _has_mask_folder(path: str) -> bool:
     return any(map(is_mask_folder, path.split("/")[:-1]))
-
-
-def log_masks(n_files: int, folders: Iterable[str]) -> None:
-    """Log the number of files in mask folders, and the folders."""
-    log.info("left out %s in mask folders: %s", pluralize(n_files, "file"), format_names(sorted(folders), 5))
 
 
 def list_files_below(root: str | Path, *, log_names: bool = True) -> list[str]:
@@ -347,6 +345,8 @@ def is_made_by_fastcxr(folder: str) -> bool:
 def is_output_folder(folder: str, names: Iterable[str] = MARKER_KEYS) -> bool:
     """Return whether one of the named files of a folder is a JSON file with the keys that fastcxr writes."""
     for name in MARKER_KEYS.keys() & set(names):
+        if not os.path.isfile(f"{folder}/{name}"):  # the usual case, also of 20,000 folders of patients
+            continue
         try:
             content = read_json(f"{folder}/{name}")
         except (OSError, ValueError):

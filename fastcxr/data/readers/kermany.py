@@ -15,18 +15,17 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.patients import PATIENT_NAME_PATTERNS
+from fastcxr.data.readers.copies import find_copies, reject_difference
 from fastcxr.data.readers.folders import (
     ClassFolder,
     enter_only_folder,
     find_split_folders,
     list_class_images,
-    list_files_below,
     list_folders,
 )
 from fastcxr.data.readers.public import PublicDataset, ReaderOptions
-from fastcxr.errors import DataError
+from fastcxr.data.readers.visible_files import iterate_files
 from fastcxr.io.formatting import pluralize
-from fastcxr.io.tables import format_names
 
 log = logging.getLogger("fastcxr")
 LABELS = ("NORMAL", "PNEUMONIA")
@@ -43,25 +42,26 @@ def read_kermany(location: Path, _options: ReaderOptions) -> pd.DataFrame:
     splits = find_split_folders(list_folders(str(location)))
     folders = [ClassFolder(f"{name}/{label}", label, split) for name, split in splits.items() for label in LABELS]
     rows = list_class_images(location, folders)
-    if (location / FOLDER).is_dir():
-        _compare_copy(location, rows)
+    for copy in _find_copies(location):
+        _compare_copy(location, copy, rows)
     return rows.rename_axis(index="row")
 
 
-def _compare_copy(location: Path, rows: pd.DataFrame) -> None:
-    """Log the number of files in the inner folder; raise DataError if their names or sizes differ from the rows."""
-    copy = location / FOLDER
-    copied = set(list_files_below(copy, log_names=False))
+def _compare_copy(location: Path, copy: Path, rows: pd.DataFrame) -> None:
+    """Log the number of files in a copy; raise DataError if their names or sizes differ from the rows."""
+    copied = {Path(file).relative_to(copy).as_posix() for file in iterate_files(copy)}
     if not copied:
         return
     different = copied ^ set(rows["path"])
     different |= {path for path in copied - different if _get_size(copy / path) != _get_size(location / path)}
-    if different:
-        examples = format_names(sorted(different), 3)
-        problem = f"the inner folder {FOLDER} differs from the outer one in {pluralize(len(different), 'file')}"
-        fix = f"Remove one of the two, or pass `data={str(copy)!r}`"
-        raise DataError(f"{problem} ({examples})", fix, path=location, code="E019")
-    log.info("left out %s of the inner folder %s, a copy of the others", pluralize(len(copied), "file"), FOLDER)
+    reject_difference(location, copy, different)
+    name = copy.relative_to(location).as_posix()
+    log.info("left out %s of the inner folder %s, a copy of the others", pluralize(len(copied), "file"), name)
+
+
+def _find_copies(location: Path) -> list[Path]:
+    copies = find_copies(location, list_folders(str(location)))
+    return list((copies | ({FOLDER: location / FOLDER} if (location / FOLDER).is_dir() else {})).values())
 
 
 def _get_size(path: Path) -> int:
@@ -77,7 +77,7 @@ def _has_layout(folder: Path) -> bool:
     """Return whether a folder has train and test with exactly both classes, and patients of this dataset."""
     if not all((folder / split).is_dir() for split in ("train", "test")):
         return False
-    names = set(list_folders(str(folder))) - {FOLDER}
+    names = set(list_folders(str(folder))) - {copy.relative_to(folder).parts[0] for copy in _find_copies(folder)}
     if names != set(find_split_folders(names)):
         return False
     if any(set(list_folders(str(folder), name)) != set(LABELS) for name in names):

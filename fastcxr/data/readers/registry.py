@@ -24,7 +24,9 @@ from fastcxr.data.readers import (
     vindr_cxr,
 )
 from fastcxr.data.readers.public import PublicDataset
+from fastcxr.data.readers.visible_files import list_only_folders
 
+MIN_FILES = 2  # with a name of the dataset; one may be a file of the user
 PUBLIC_DATASETS: dict[str, PublicDataset] = {
     dataset.name: dataset
     for dataset in (
@@ -53,7 +55,31 @@ PUBLIC_DATASETS: dict[str, PublicDataset] = {
 
 def detect_public_datasets(path: Path) -> dict[str, Path]:
     """Return the public datasets that a folder or table contains, each with the location for its reader."""
-    return {name: found for name, dataset in PUBLIC_DATASETS.items() if (found := dataset.detect(path))}
+    folders = list_only_folders(path)
+    return {name: found for name in PUBLIC_DATASETS if (found := _detect_first(name, folders))}
+
+
+def find_public_dataset(name: str, path: Path) -> Path | None:
+    """Return the location of a public dataset in a folder, or in the only folder inside it, or None."""
+    return _detect_first(name, list_only_folders(path))
+
+
+def _detect_first(name: str, paths: Iterable[Path]) -> Path | None:
+    return next(filter(None, map(PUBLIC_DATASETS[name].detect, paths)), None)
+
+
+def describe_missing_file(folder: Path) -> str | None:
+    """Return the first missing file of the public dataset to which the other files of a folder belong, or None.
+
+    Only files and folders with a name of several words count: other data may have train.csv and images too.
+    """
+    for dataset in PUBLIC_DATASETS.values():
+        contents = {pattern.partition("/")[0]: content for pattern, content in reversed(list(dataset.files.items()))}
+        is_present = {name: any(folder.glob(name)) for name in contents if "_" in name or "-" in name}
+        missing = [name for name in dataset.files if is_present.get(name) is False]
+        if missing and sum(is_present.values()) >= MIN_FILES:
+            return f"{missing[0]} ({contents[missing[0]]}) of {dataset.title}"
+    return None
 
 
 def describe_overlaps(names: Iterable[str], others: Iterable[str]) -> list[str]:

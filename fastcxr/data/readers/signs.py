@@ -4,8 +4,7 @@ A model trained on such folders predicts the part or the patient. Therefore dete
 """
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,31 +18,21 @@ from fastcxr.data.readers.folders import (
     SPLIT_ALIASES,
     ClassFolder,
     find_split_folders,
-    is_hidden,
-    is_mask_folder,
     list_folders,
 )
-from fastcxr.data.readers.label_tables import describe_other_label, find_tables
-from fastcxr.data.readers.registry import PUBLIC_DATASETS, detect_public_datasets
+from fastcxr.data.readers.label_tables import N_PARENTS, describe_other_label, find_tables, has_labels
+from fastcxr.data.readers.masks import is_mask_folder
+from fastcxr.data.readers.name_signs import are_visits, differ_in_number, find_name_sign, has_label_word, quote_names
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_missing_file, detect_public_datasets
+from fastcxr.data.readers.visible_files import MAX_FIRST, enter_only_folders, iterate_files, iterate_first_files
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import format_names
 
-# words of folder names in the singular
-KIND_WORDS = {
-    *SPLIT_ALIASES, "annotation", "archive", "bbox", "bmp", "box", "boxes", "code", "csv", "cxr", "data", "dataset",
-    "dcm", "dicom", "doc", "document", "file", "image", "img", "jpeg", "jpg", "json", "label", "mask", "metadata",
-    "original", "pdf", "photo", "png", "raw", "ray", "report", "script", "seg", "segmentation", "text", "thumbnail",
-    "tif", "tiff", "txt", "xlsx", "xml", "xray", "zip",
-}  # fmt: skip
-PART_WORDS = {  # followed by a number
-    "batch", "case", "cd", "chunk", "disk", "exam", "fold", "folder", "id", "p", "part", "pat", "patient", "person",
-    "pid", "pt", "s", "series", "session", "set", "shard", "study", "sub", "subj", "subject", "visit", "volume",
-}  # fmt: skip
-FILLER_WORDS = {"chest", "stage", "x"}  # words without a meaning for the content of a folder: stage_2_train_images
-CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between two words: JPEGImages
-IDENTIFIER = re.compile(r"(?=.*\d)[0-9a-f.-]{12,}", re.IGNORECASE)  # UUID, UID or hash
-MAX_CLASSES = 200  # PadChest, the dataset with the most findings, has 174
-MAX_FILES, MAX_IMAGES, MAX_DECODED = 1000, 20, 3  # of a class
+TABLE_FIX = "Pass a CSV with the columns path and label"
+MAX_FILES, MAX_IMAGES = 1000, 20  # of a class
+MAX_FOLDERS = 10  # of a class, that are searched for masks
+MAX_DATASETS = 20  # more folders are not searched for a public dataset
+MIN_PATIENTS, MAX_PATIENT_IMAGES = 5, 10  # folders, and images of each, that may be those of patients
 MASK_TOLERANCE, MIN_MASK_FRACTION = 8, 0.99  # gray levels, fraction of pixels: JPEG blurs the edges of a mask
 
 
@@ -64,16 +53,19 @@ def reject_doubtful_classes(root: Path, folders: Sequence[ClassFolder], layout: 
     files = chain.from_iterable(iterate_files(root / folder.path) for folder in folders)
     tables = find_tables(root, list(islice(filter(looks_like_image, files), MAX_IMAGES)))
     problem = f"the folders may not be classes: {sign}{describe_tables(tables)}"
-    fix = f"{make_table_fix(tables)}, or `data_format={layout!r}` if the folders are the classes"
+    fix = f"{make_table_fix(root, tables)}, or `data_format={layout!r}` if the folders are the classes"
     raise DataError(problem, fix, path=root, code="E041")
 
 
-def make_table_fix(tables: Sequence[Path]) -> str:
-    """Return which public dataset or table to pass as data."""
+def make_table_fix(root: Path, tables: Sequence[Path], default: str = TABLE_FIX) -> str:
+    """Return which public dataset or table to pass as data, which file of a dataset is missing, or the default."""
     for folder in dict.fromkeys(table.parent for table in tables):
         if found := detect_public_datasets(folder):
             return f"Pass `data={str(folder)!r}`, which is {PUBLIC_DATASETS[next(iter(found))].title}"
-    return f"Pass `data={str(tables[0])!r}`" if tables else "Pass a CSV with the columns path and label"
+    for folder in (root, *root.absolute().parents[:N_PARENTS]):
+        if missing := describe_missing_file(folder):
+            return f"Add {missing}"
+    return f"Pass `data={str(tables[0])!r}`" if tables and has_labels(tables[0]) else default
 
 
 def describe_tables(tables: Sequence[Path]) -> str:
@@ -84,46 +76,40 @@ def describe_tables(tables: Sequence[Path]) -> str:
     return f"; the table {names} names these images" if len(tables) == 1 else f"; the tables {names} name these images"
 
 
-def find_name_sign(labels: Iterable[str]) -> str | None:
-    """Return why names are not those of classes, or None."""
-    labels = sorted(labels)
-    if len(labels) > 1 and _differ_in_number(labels):
-        return f"{_quote(labels)} differ only in a number"
-    if kinds := [label for label in labels if _is_kind(label)]:
-        return f"{_quote(kinds)} {'are names' if len(kinds) > 1 else 'is a name'} of files, parts or patients"
-    if labels and all(map(IDENTIFIER.fullmatch, labels)):
-        return f"{_quote(labels)} are identifiers"
-    return f"there are {len(labels):,} folders" if len(labels) > MAX_CLASSES else None
-
-
-def _differ_in_number(names: Iterable[str]) -> bool:
-    return len({re.sub(r"\d+", "#", name) for name in names}) == 1
-
-
-def _is_kind(label: str) -> bool:
-    """Return whether a name consists of words for kinds of files, or with a number of those for parts and patients."""
-    words = set(re.findall(r"[^\W\d_]+", CAMEL_CASE.sub(" ", label).casefold())) - FILLER_WORDS
-    known = KIND_WORDS | PART_WORDS if re.search(r"\d", label) else KIND_WORDS
-    return bool(words) and all(word in known or word.removesuffix("s") in known for word in words)
-
-
 def _find_folder_sign(root: Path, folders: Sequence[ClassFolder]) -> str | None:
-    subfolders = [
-        {name for name in list_folders(str(root), folder.path) if not is_mask_folder(name)} for folder in folders
-    ]
+    inner = [enter_only_folders(root / folder.path) for folder in folders]
+    subfolders = [[name for name in list_folders(str(path)) if not is_mask_folder(name)] for path in inner]
     for folder, names in zip(folders, subfolders, strict=True):
         if len(set(find_split_folders(names).values())) > 1:
-            return f"{folder.path!r} contains the splits {_quote(sorted(find_split_folders(names)))}"
-    common = set.intersection(*subfolders) if len(folders) > 1 else set()
-    if len(common) > 1 and not _differ_in_number(common):  # patients may be numbered in each class
-        return f"every folder has the subfolders {_quote(sorted(common))}"
+            return f"{folder.path!r} contains the splits {quote_names(sorted(find_split_folders(names)))}"
+    common = set.intersection(*({name.casefold() for name in names} for names in subfolders))
+    if len(folders) > 1 and len(common) > 1 and not differ_in_number(common):  # numbered patients of each class
+        return f"every folder has the subfolders {quote_names(sorted(set(subfolders[0])))}"
+    return _find_dataset_sign(root, folders, subfolders) or _find_split_sign(folders)
+
+
+def _find_dataset_sign(root: Path, folders: Sequence[ClassFolder], subfolders: Sequence[list[str]]) -> str | None:
+    """Return that the folders contain datasets, class folders, or the dates and studies of patients, or None."""
+    for folder, names in zip(folders, subfolders, strict=True):
+        if names and len(folders) <= MAX_DATASETS and (found := detect_public_datasets(root / folder.path)):
+            return f"{folder.path!r} contains {PUBLIC_DATASETS[next(iter(found))].title}"
+    if not all(subfolders) or any(has_label_word(folder.label) for folder in folders):
+        return None
+    if all(has_label_word(name) for names in subfolders for name in names):
+        return f"the folders contain class folders: {quote_names(sorted({n for names in subfolders for n in names}))}"
+    if len(folders) > 1 and all(map(are_visits, subfolders)):
+        return f"the folders contain those of dates or studies, such as {subfolders[0][0]!r}"
+    return None
+
+
+def _find_split_sign(folders: Sequence[ClassFolder]) -> str | None:
     classes: dict[str, set[str]] = {}
     for folder in folders:
         parent, _, label = folder.path.rpartition("/")
         if parent and parent.casefold() not in SPLIT_ALIASES:  # train_images
             classes.setdefault(parent, set()).add(label)
     if any(labels != next(iter(classes.values())) for labels in classes.values()):
-        return f"the folders below {_quote(classes)} differ"
+        return f"the folders below {quote_names(classes)} differ"
     return None
 
 
@@ -140,10 +126,22 @@ def _find_content_sign(root: Path, folders_by_label: Mapping[str, Sequence[Path]
         return "every folder contains the images of one patient"
     if other_label := describe_other_label(root, images):
         return other_label
-    masks = (label for label, found in images.items() if _are_masks(found[:MAX_DECODED]))
-    if label := next(masks, None):
-        return f"the images of {label!r} have two gray levels, as masks have"
+    masks = (name for path in chain.from_iterable(folders_by_label.values()) if (name := _find_masks(root, path)))
+    if name := next(masks, None):
+        return f"the images of {name!r} have two gray levels, as masks have"
+    n_images = max(map(len, images.values()), default=0)
+    if len(images) >= MIN_PATIENTS and n_images <= MAX_PATIENT_IMAGES and not any(map(has_label_word, images)):
+        return f"none of the {len(images)} folders has more than {n_images} images, as folders of patients"
     return None
+
+
+def _find_masks(root: Path, class_folder: Path) -> str | None:
+    """Return the first folder of a class whose images are masks, relative to the root; folders of a name once."""
+    folders: dict[str, list[str]] = {}
+    for file in islice(iterate_first_files(class_folder), MAX_FOLDERS * MAX_FIRST):
+        folders.setdefault(os.path.dirname(file), []).append(file)
+    masks = (Path(folder) for folder, files in folders.items() if _are_masks(files))
+    return next((path.relative_to(root).as_posix() for path in masks), None)
 
 
 def _are_patients(images: Mapping[str, list[str]]) -> bool:
@@ -177,14 +175,3 @@ def _group_by_label(root: Path, folders: Iterable[ClassFolder]) -> dict[str, lis
     for folder in folders:
         groups.setdefault(folder.label, []).append(root / folder.path)
     return groups
-
-
-def iterate_files(folder: Path) -> Iterator[str]:
-    """Yield the paths of the visible files below a folder in a fixed order, without those of mask folders."""
-    for parent, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not is_hidden(name) and not is_mask_folder(name))
-        yield from (f"{parent}/{name}" for name in sorted(files) if not is_hidden(name))
-
-
-def _quote(names: Iterable[str]) -> str:
-    return format_names(map(repr, names), 5)

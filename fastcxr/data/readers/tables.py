@@ -1,7 +1,9 @@
 """Helpers of the readers of public datasets: find the folder, the tables and the images of a dataset."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +28,7 @@ CHEXPERT_LABELS = (
     NO_FINDING, "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
+MAX_FOLDERS = 50  # in which a dataset is looked for; more are classes, patients or studies
 VIEW_BY_CELL = dict.fromkeys(("l", "ll", "rl", "lateral"), "lateral") | {"pa": "PA", "ap": "AP", "ap_horizontal": "AP"}
 
 
@@ -43,7 +46,7 @@ def find_table_by_columns(path: Path, columns: Iterable[str]) -> Path | None:
 
 
 def find_dataset_folder(path: Path, is_dataset: Callable[[Path], bool]) -> Path | None:
-    """Return the folder if it is the dataset, else the folder in it that is, or None.
+    """Return the folder if it is the dataset, else the folder in it that is, or None; more than 50 are not searched.
 
     Raises:
         DataError: several folders in it are the dataset (E019).
@@ -52,11 +55,17 @@ def find_dataset_folder(path: Path, is_dataset: Callable[[Path], bool]) -> Path 
         return None
     if is_dataset(path):
         return path
-    names = [name for name in list_folders(str(path)) if is_dataset(path / name)]
+    names = [name for name in list_folders(str(path)) if is_dataset(path / name)] if _has_few_folders(path) else []
     if len(names) > 1:
         problem = f"several folders contain the same dataset: {format_names(names)}"
         raise DataError(problem, "Name one of them", path=path, code="E019")
     return path / names[0] if names else None
+
+
+def _has_few_folders(path: Path) -> bool:
+    """Return whether a folder has at most 50 folders; no further ones are listed."""
+    with os.scandir(path) as entries:
+        return sum(1 for _ in islice((entry for entry in entries if entry.is_dir()), MAX_FOLDERS + 1)) <= MAX_FOLDERS
 
 
 def make_path_columns(names: pd.Series, found: Iterable[str | None], root: Path) -> pd.DataFrame:

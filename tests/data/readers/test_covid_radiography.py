@@ -24,6 +24,19 @@ def test_the_four_classes_are_read_and_the_masks_are_counted(tmp_path, caplog, n
     assert "left out 20 files in mask folders: COVID/masks, Lung_Opacity/masks" in caplog.text
 
 
+def test_a_copy_of_the_dataset_inside_it_is_left_out_and_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastcxr")
+    root = make_radiography(tmp_path / "data")
+    copy = make_radiography(root / "COVID-19_Radiography_Dataset")
+    assert DATASET.detect(root) == root
+    rows = read_manifest(root)
+    assert rows.groupby("label").size().to_dict() == dict.fromkeys(RADIOGRAPHY_LABELS, 5)
+    assert "left out 20 files of the folder COVID-19_Radiography_Dataset, a copy" in caplog.text
+    write_files(copy, "Normal/images/other.png")
+    with pytest.raises(DataError, match="differs from the outer one in 1 file"):
+        read_manifest(root)
+
+
 def test_further_classes_are_not_left_out(tmp_path):
     root = make_radiography(tmp_path / "own")
     write_files(root, "Tuberculosis/a.png")

@@ -110,12 +110,47 @@ def test_an_empty_folder_and_images_outside_class_folders_are_errors(tmp_path):
     )
 
 
-def test_the_error_for_one_class_suggests_its_subfolder(tmp_path):
-    write_two_classes(tmp_path / "download")
+@pytest.mark.parametrize(
+    ("inner", "names", "layout"),
+    [
+        ("download", ("covid", "normal"), "folders"),
+        ("Covid19-dataset", ("train/covid", "train/normal", "test/covid", "test/normal"), "split_folders"),
+        ("TB_Database/a/b", ("x", "TB"), "folders"),
+    ],
+)
+def test_an_only_folder_is_entered_and_logged(tmp_path, caplog, inner, names, layout):
+    caplog.set_level(logging.INFO, "fastcxr")
+    write_files(tmp_path, *(f"{inner}/{name}/{name.replace('/', '_')}_{i}.png" for name in names for i in range(2)))
+    write_files(tmp_path, "README.txt", "masks/a.png")
+    dataset = detect_layout(tmp_path)
+    assert (dataset.layout, dataset.path) == (layout, tmp_path / inner)
+    assert {folder.path for folder in dataset.folders} == set(names)
+    assert f"data folder: {inner}, the only folder in {tmp_path}" in caplog.text
+    assert "skipped 1 mask folders: masks" in caplog.text
+    assert detect_layout(tmp_path, layout) == dataset
+    write_files(tmp_path, "other/a.png")
+    assert detect_layout(tmp_path, "folders").path == tmp_path
+
+
+def test_a_table_in_an_only_folder_is_used(tmp_path):
+    table = write_file(write_files(tmp_path / "a/b", "images/a.png") / "labels.csv", "path,label\n")
+    assert detect_layout(tmp_path).path == table
+    assert detect_layout(tmp_path, "csv").path == table
+
+
+def test_an_only_folder_train_or_of_images_is_not_entered(tmp_path):
+    write_files(tmp_path / "split", "train/covid/a.png", "train/normal/b.png")
+    assert detect_layout(tmp_path / "split").path == tmp_path / "split"
+    write_files(tmp_path / "class", "covid/images/a.png")
+    assert detect_layout(tmp_path / "class", "folders").path == tmp_path / "class"
+
+
+def test_the_error_for_one_class_suggests_its_subfolders(tmp_path):
+    write_files(tmp_path, "covid/mild/a.png", "covid/severe/b.png")
     text = get_error(tmp_path)
     assert "FCX-E003" in text
-    assert "only one class, the folder 'download', with subfolders ('covid', 'normal')" in text
-    assert f"pass `data='{tmp_path}/download'`" in text
+    assert "only one class, the folder 'covid', with subfolders ('mild', 'severe')" in text
+    assert f"pass `data='{tmp_path}/covid'`" in text
 
 
 def test_the_error_for_one_class_names_the_columns_of_a_table(tmp_path):

@@ -3,10 +3,14 @@
 import logging
 
 import pytest
+from layouts_class_folders import make_radiography
 from public_datasets import make_cohen, make_coronahack
 
 from fastcxr.data.manifest import read_manifest
-from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
+from fastcxr.data.readers.detect import detect_layout
+from fastcxr.data.readers.download_check import check_download
+from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps, find_public_dataset
+from fastcxr.data.readers.tables import find_dataset_folder
 
 
 @pytest.mark.parametrize("name", PUBLIC_DATASETS)
@@ -25,6 +29,25 @@ def test_a_dataset_states_its_labels_and_its_page_and_is_not_detected_in_an_empt
     assert dataset.page.startswith("https://")
     assert bool(dataset.n_images) == bool(dataset.counts_from)  # a number is shown with its source
     assert dataset.detect(tmp_path) is None
+
+
+def test_a_dataset_in_only_folders_is_found_and_checked(tmp_path):
+    root = make_radiography(tmp_path / "a/b/c")
+    assert find_public_dataset("covid_radiography", tmp_path) == root
+    assert detect_layout(tmp_path).path == root
+    assert detect_layout(tmp_path, "covid_radiography").path == root
+    assert check_download("covid_radiography", tmp_path).location == root
+    (tmp_path / "a/labels.csv").write_text("path,label\n")
+    assert find_public_dataset("covid_radiography", tmp_path) is None
+
+
+@pytest.mark.parametrize(("n_folders", "n_searched"), [(50, 51), (51, 1)])
+def test_more_than_50_folders_are_not_searched_for_a_dataset(tmp_path, n_folders, n_searched):
+    for i in range(n_folders):
+        (tmp_path / f"patient{i}").mkdir()
+    searched = []
+    assert find_dataset_folder(tmp_path, lambda path: bool(searched.append(path))) is None
+    assert len(searched) == n_searched
 
 
 def test_an_overlap_is_found_from_both_sides_and_once():
