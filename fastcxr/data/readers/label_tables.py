@@ -63,7 +63,8 @@ def describe_other_label(root: Path, images: Mapping[str, Sequence[str]]) -> str
     """
     root = root.resolve()
     for path in (*_list_tables(root), *_list_tables(root.parent)):
-        name_column = find_column(read_header(path), ROLE_NAMES["path"])
+        header = read_header(path)
+        name_column = None if _is_prediction_table(header) else find_column(header, ROLE_NAMES["path"])
         table = _read_or_skip(path) if name_column and not _is_box_table(path) else None
         labels = None if table is None else _read_labels(table)
         if table is None or labels is None:
@@ -71,11 +72,17 @@ def describe_other_label(root: Path, images: Mapping[str, Sequence[str]]) -> str
         label_by_file = {
             os.path.relpath(os.path.realpath(f), path.parent): label for label in images for f in images[label]
         }
-        for file, given in _find_labels(table[name_column], labels, label_by_file).items():
+        labels = labels[~is_blank(labels)]
+        for file, given in _find_labels(table.loc[labels.index, name_column], labels, label_by_file).items():
             if not any(_is_same_label(label_by_file[file], label) for label in given):
                 text = f"{PurePosixPath(file).name!r} is in the folder {label_by_file[file]!r}"
                 return f"{text}, but {path.name} gives it the label {min(given)!r}"
     return None
+
+
+def _is_prediction_table(header: Sequence[str]) -> bool:
+    """Return whether a table is that of `fastcxr predict`, whose labels are those of the data, or blank."""
+    return "predicted" in header and any(name.startswith("prob_") for name in header)
 
 
 def _find_label_column(table: pd.DataFrame) -> str | None:

@@ -90,7 +90,7 @@ def test_one_option_may_have_several_roles_separated_by_commas():
     ("option", "text"),
     [
         (["path"], "columns 'path' does not have the form role=column. Pass `columns=['path=image']`"),
-        (["paht=image"], "columns: no role is called 'paht' (did you mean 'path'?). Choose from path, label"),
+        (["pathx=image"], "columns: no role is called 'pathx' (did you mean 'path'?). Choose from path, label"),
         (["path=imag"], "columns: no column is called 'imag' (did you mean 'image'?). Choose from image, x"),
         (["path=image", "path=x"], "columns: path is given twice. Give each role one column"),
         (["path=image", "label=image"], "columns: 'image' is given twice"),
