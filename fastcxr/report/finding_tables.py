@@ -35,7 +35,7 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
     is_normal = labelled["label"] == NO_FINDING
     if is_normal.any():
         present = {"present": int(is_normal.sum()), "patients": labelled.loc[is_normal, "patient"].nunique()}
-        rows.append({"label": NO_FINDING, "splits": by_split.loc[NO_FINDING].tolist()} | present)
+        rows.append({"label": NO_FINDING, "splits": by_split.loc[[NO_FINDING]].iloc[0].tolist()} | present)
     sizes = [int((table["split"] == split).sum()) for split in splits]
     total = {"label": "all images", "splits": sizes, "present": len(table), "patients": table["patient"].nunique()}
     totals = counts.sum().to_dict()

@@ -91,6 +91,8 @@ def read_settings() -> tuple:
 )
 def test_algorithms_are_selected_for_a_gpu_and_restored(monkeypatch, device, deterministic, expected):
     monkeypatch.delenv(devices.CUBLAS_VARIABLE, raising=False)
+    for name in ("benchmark", "deterministic"):  # an earlier test may have called fastai's set_seed
+        monkeypatch.setattr(torch.backends.cudnn, name, False)
     before = read_settings()
     with suppress(KeyError), configure_device(torch.device(device), deterministic=deterministic):
         assert read_settings() == expected

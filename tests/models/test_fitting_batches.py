@@ -7,7 +7,8 @@ import pytest
 import torch
 from device_results import assert_identical
 from torch import nn
-from training_probes import RECIPE, fit, make
+from training_probes import RECIPE as TINY_RECIPE
+from training_probes import fit, make
 
 from fastcxr import explain, predict
 from fastcxr.errors import DeviceError
@@ -19,6 +20,7 @@ from fastcxr.training.fit_ood import _compute_features
 from fastcxr.workflows.scout import measure_throughput
 
 WARNING = "out of memory"
+RECIPE = TINY_RECIPE.replace(backbone="mobilenetv2_035")  # these tests name its layers
 
 
 class SmallMemory:
@@ -128,7 +130,7 @@ def test_the_features_of_the_ood_detector_continue_with_smaller_batches(toy_mani
 
 
 def test_scout_measures_a_backbone_whose_batch_does_not_fit(toy_manifest, caplog):
-    learner, memory = make(toy_manifest), SmallMemory(3)
+    learner, memory = make(toy_manifest, RECIPE), SmallMemory(3)
     with learner.model.conv_stem.register_forward_pre_hook(memory):
         assert measure_throughput(learner) > 0
     assert sum(size for size in memory.sizes if size <= 3) >= 4 * learner.dls.train.bs

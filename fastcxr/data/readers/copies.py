@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fastcxr.data.readers.folders import list_folders
+from fastcxr.data.imaging.sniff import IMAGE_SUFFIXES
+from fastcxr.data.readers.folders import list_folders, list_loose_files
 from fastcxr.data.readers.masks import is_mask_folder
 from fastcxr.data.readers.visible_files import enter_only_folders, iterate_files
 from fastcxr.errors import DataError
@@ -27,9 +28,20 @@ def find_copies(root: Path, names: Sequence[str]) -> dict[str, Path]:
     for name in names if MIN_SIBLINGS < len(names) <= MAX_SEARCHED else ():
         siblings = {other.casefold() for other in names if other != name and not is_mask_folder(other)}
         folder = enter_only_folders(root / name)
+        if _has_images(root / name) or _is_link(root, folder):  # a class, perhaps with a link to the data folder
+            continue
         if len(siblings & {inner.casefold() for inner in list_folders(str(folder))}) >= MIN_SIBLINGS:
             copies[name] = folder
     return copies
+
+
+def _has_images(folder: Path) -> bool:
+    return any(name.casefold().endswith(IMAGE_SUFFIXES) for name in list_loose_files(str(folder)))
+
+
+def _is_link(root: Path, folder: Path) -> bool:
+    """Return whether a folder below the root is reached through a link."""
+    return folder.resolve() != root.resolve() / folder.relative_to(root)
 
 
 def leave_out_copies(root: Path, names: Sequence[str]) -> list[str]:

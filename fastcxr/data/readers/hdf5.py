@@ -49,6 +49,8 @@ def import_h5py() -> Any:
 def is_hdf5(path: str | Path) -> bool:
     """Return whether a file is HDF5 by its signature or by its suffix."""
     try:
+        if not Path(path).is_file():  # opening a FIFO would block
+            return False
         with Path(path).open("rb") as file:
             return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE or Path(path).suffix.casefold() in HDF5_SUFFIXES
     except OSError:
