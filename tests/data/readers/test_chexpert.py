@@ -165,6 +165,7 @@ def test_chexlocalize_has_a_valid_and_a_test_split(tmp_path, caplog):
     assert len(read(location / "test_labels.csv", chexlocalize.DATASET)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torchxrayvision")
 def test_the_counts_of_the_real_table_are_those_of_a_second_count(tmp_path):
     source = find_real_table("chexpert_train.csv.gz")

@@ -174,6 +174,7 @@ def test_boxes_are_a_side_table(tmp_path):
     assert len(read_boxes(root)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torchxrayvision")
 def test_the_counts_of_the_real_table_are_those_of_a_second_count(tmp_path):
     source = find_real_table("Data_Entry_2017_v2020.csv.gz")
@@ -213,6 +214,7 @@ def test_the_official_lists_are_obeyed_and_no_draw_divides_a_patient(tmp_path):
     assert len(test_sets) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torchxrayvision")
 def test_the_real_boxes_are_read(tmp_path):
     for name in ("Data_Entry_2017_v2020.csv.gz", "BBox_List_2017.csv.gz"):

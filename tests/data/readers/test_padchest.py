@@ -137,6 +137,7 @@ def test_a_repeated_image_is_an_error(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torchxrayvision")
 def test_counts_of_the_published_table(tmp_path, caplog):
     data = Path(importlib.util.find_spec("torchxrayvision").origin).parent / "data"

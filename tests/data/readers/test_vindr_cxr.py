@@ -140,6 +140,7 @@ def test_other_data_is_not_the_dataset(tmp_path):
     check_no_detection(VINDR_CXR, own, own.parent, labels, labels.parent, labels.parents[1], kaggle)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("torchxrayvision")
 def test_the_real_table_has_15000_images_of_three_readers(tmp_path, caplog):
     copy_real_table("vinbigdata-train.csv.gz", tmp_path / "train.csv.gz")
