@@ -68,7 +68,7 @@ class Datasets(SphinxDirective):
 
 def list_facts(dataset) -> str:
     """Return the facts of a public dataset as the lines of a definition."""
-    facts = [dataset.labels, f"{dataset.n_images:,} images" if dataset.n_images else ""]
+    facts = [dataset.labels, f"{dataset.n_images:,} images ({dataset.counts_from})" if dataset.n_images else ""]
     lines = [f"{'; '.join(filter(None, facts))}. Access: {dataset.access} (`page <{dataset.page}>`__)."]
     for variant, text in dataset.label_variants.items():
         lines.append(f"``--label-variant {variant}``: {escape(text)}.")
