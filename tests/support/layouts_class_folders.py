@@ -5,16 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from public_layouts import write_gray
 
 RADIOGRAPHY_LABELS = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 KERMANY_IMAGES = {"train": 6, "val": 2, "test": 3}  # of each class
-
-
-def write_gray(file: Path, number: int) -> Path:
-    """Write a small gray image of random pixels that differ for each number."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 12), np.uint8)).save(file)
-    return file
 
 
 def write_mask(file: Path, number: int) -> Path:

@@ -1,12 +1,10 @@
 """Small copies of MIMIC-CXR-JPG, PadChest and BRAX: layout and column names of the download, made-up rows."""
 
-import csv
-import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from public_layouts import write_gray, write_table
 
 REPORT = "ZZREPORT opacidad basal izquierda"  # no output, error or message may contain it
 PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
@@ -30,25 +28,6 @@ CHEXPERT_HEADER = (
     "Atelectasis,Cardiomegaly,Consolidation,Edema,Enlarged Cardiomediastinum,Fracture,Lung Lesion,Lung Opacity,"
     "No Finding,Pleural Effusion,Pleural Other,Pneumonia,Pneumothorax,Support Devices"
 )
-
-
-def write_gray(file: Path, number: int, dtype: type = np.uint8) -> Path:
-    """Write a gray image of random pixels that differ for each number."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, np.iinfo(dtype).max, (20, 24), dtype, endpoint=True)
-    Image.fromarray(pixels).save(file)
-    return file
-
-
-def write_table(path: Path, header: str | Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write a CSV file, compressed if the name ends in .gz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wt", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header.split(",") if isinstance(header, str) else header)
-        writer.writerows(rows)
-    return path
 
 
 def make_labels(**values: str) -> list[str]:

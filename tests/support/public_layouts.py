@@ -20,11 +20,12 @@ CHEXPERT_FINDINGS = (
 CHEXPERT_HEADER = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", *CHEXPERT_FINDINGS)
 
 
-def write_gray(file: Path, number: int, size: tuple[int, int] = (24, 20)) -> Path:
+def write_gray(file: Path, number: int, dtype: type = np.uint8, size: tuple[int, int] = (24, 20)) -> Path:
     """Write a gray image (width, height) [pixels] of random pixels that differ for each number."""
     file.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
-    pixels = np.random.default_rng(number).integers(0, 256, (height, width), np.uint8)
+    highest = np.iinfo(dtype).max
+    pixels = np.random.default_rng(number).integers(0, highest, (height, width), dtype, endpoint=True)
     Image.fromarray(pixels).save(file)
     return file
 
