@@ -91,7 +91,7 @@ def read_manifest(
     only_test: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
-    """Return the manifest of class folders (with or without train/ valid/ test/ above them), a table or a collection.
+    """Return the manifest of class folders (also below train/, valid/ and test/), a table or a public dataset.
 
     Args:
         data: class folders, a CSV, a DataFrame with the columns path and label, a public dataset or a packed file; or
@@ -112,14 +112,8 @@ def read_manifest(
     recipe = _apply_options(recipe or Recipe(), options)
     datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
-    reader_options = make_reader_options(recipe)
-    tables = [_read_dataset(dataset, name, reader_options) for dataset, name in zip(datasets, names, strict=True)]
-    if named_splits := find_named_splits(datasets):
-        names, tables = _join_named_splits(datasets, names, tables, named_splits)
-    if reader_options.split_files:
-        tables = [_apply_split_files(tables, reader_options.split_files)]
-    tables = _select_rows(tables, recipe)
-    rows = _check_datasets(tables, datasets, names, recipe)
+    names, tables = _read_datasets(datasets, names, make_reader_options(recipe))
+    rows = _check_datasets(_select_rows(tables, recipe), datasets, names, recipe)
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
     rows = assign_patients(rows, table=recipe.patient_table, regex=recipe.patient_regex, tag=recipe.patient_tag)
@@ -132,6 +126,18 @@ def read_manifest(
         rows = drop_exact_duplicates(rows, rows[INPUT_INDEX])
     validate_classes(rows, data_path, only_test=only_test)
     return _order_columns(rows)
+
+
+def _read_datasets(
+    datasets: list[DetectedDataset], names: list[str], options: ReaderOptions
+) -> tuple[list[str], list[pd.DataFrame]]:
+    """Return the name and the rows of each dataset, with the splits that names of datasets or split files give."""
+    tables = [_read_dataset(dataset, name, options) for dataset, name in zip(datasets, names, strict=True)]
+    if named_splits := find_named_splits(datasets):
+        names, tables = _join_named_splits(datasets, names, tables, named_splits)
+    if options.split_files:
+        tables = [_apply_split_files(tables, options.split_files)]
+    return names, tables
 
 
 def _apply_options(recipe: Recipe, options: dict[str, Any]) -> Recipe:

@@ -27,7 +27,7 @@ from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.tables import format_names, is_blank, read_header, read_lines, read_table, to_text
 
 log = logging.getLogger("fastcxr")
-TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "sample_labels.csv")  # the last: Kaggle's sample
+TABLE_NAMES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 REQUIRED_COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "View Position")
 BOX_TABLE_NAMES = ("BBox_List_2017.csv",)
 # the header is `Bbox [x,y,w,h],,,`, so that a comma splits the name of one column into four
