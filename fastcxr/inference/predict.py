@@ -41,6 +41,7 @@ READ_BATCH_SIZE = 32
 MAX_READER_THREADS = READ_BATCH_SIZE  # each holds a full-size image in memory
 FEATURE_CHUNK_ROWS = 1024  # rows of the feature cache in memory at once
 N_IMAGES_AHEAD = 3 * READ_BATCH_SIZE  # decoded while the network computes
+N_CACHE_THREADS, N_CHUNKS_AHEAD = 2, 8  # read from the image cache while the network computes: a batch of a GPU
 
 log = logging.getLogger("fastcxr")
 
@@ -330,12 +331,16 @@ def read_fitted_images(
     if image_cache is None or not all(file in row_by_file for file in files):
         yield from _decode_ahead(range(len(files)), files, size, depths, remarks)
         return
-    for start in range(0, len(files), READ_BATCH_SIZE):
-        batch = files[start : start + READ_BATCH_SIZE]
+
+    def read(start: int) -> np.ndarray | list[ImageOrError]:
+        rows = range(start, min(start + READ_BATCH_SIZE, len(files)))
         try:
-            images = image_cache.read([row_by_file[file] for file in batch])
+            return image_cache.read([row_by_file[files[row]] for row in rows])
         except ImageError:  # an image is damaged in the cache, and its file cannot be read: a row with an error
-            images = _decode_ahead(range(start, start + len(batch)), files, size, depths, remarks)
+            return list(_decode_ahead(rows, files, size, depths, remarks))
+
+    starts = range(0, len(files), READ_BATCH_SIZE)
+    for images in map_ahead(read, starts, n_threads=N_CACHE_THREADS, n_ahead=N_CHUNKS_AHEAD):
         yield from images
 
 

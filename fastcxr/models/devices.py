@@ -65,9 +65,8 @@ def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def configure_device(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Set threads and algorithms of torch for this block, and restore the settings afterwards.
 
-    torch uses at most as many threads as CPUs are available. On a GPU, cuDNN times its algorithms for each shape of a
-    batch and uses the fastest one; with `deterministic`, results are identical on the same machine and versions. On a
-    CPU they always are.
+    torch uses at most as many threads as CPUs are available. With `deterministic`, results on a GPU are identical on
+    the same machine and versions. On a CPU they always are.
 
     Raises TrainingError for an operation without a deterministic implementation.
     """
@@ -77,15 +76,30 @@ def configure_device(device: torch.device, *, deterministic: bool) -> Iterator[N
             torch.set_num_threads(count_cpus())
             settings.callback(torch.set_num_threads, n_threads)
         if device.type == "cuda":
+            settings.enter_context(search_algorithms(enabled=False))
             settings.enter_context(_select_cuda_algorithms(deterministic=deterministic))
         yield
 
 
 @contextmanager
+def search_algorithms(*, enabled: bool) -> Iterator[None]:
+    """Let cuDNN time its algorithms for each new shape of a batch in this block, or not.
+
+    The search takes longer than a short training: see benchmarks/README.md. fastai enables it when it is imported.
+    """
+    previous = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = previous
+
+
+@contextmanager
 def _select_cuda_algorithms(*, deterministic: bool) -> Iterator[None]:
-    settings = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    was_deterministic = torch.backends.cudnn.deterministic
     mode, workspace = torch.get_deterministic_debug_mode(), os.environ.get(CUBLAS_VARIABLE)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
+    torch.backends.cudnn.deterministic = deterministic
     if deterministic:
         torch.use_deterministic_algorithms(True)
         os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACE)
@@ -97,7 +111,7 @@ def _select_cuda_algorithms(*, deterministic: bool) -> Iterator[None]:
         problem = f"{str(error).split()[0]}, an operation of the network, is not deterministic on a GPU"
         raise TrainingError(problem, "Pass `deterministic=False`, or choose another backbone") from error
     finally:
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = settings
+        torch.backends.cudnn.deterministic = was_deterministic
         torch.set_deterministic_debug_mode(mode)
         if workspace is None:
             os.environ.pop(CUBLAS_VARIABLE, None)

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from fastcxr.models.device_errors import explain_device_errors, is_memory_error
+from fastcxr.models.devices import search_algorithms
 
 CPU_BATCH_SIZE = 32
 GPU_BATCH_SIZE = 256  # batches that suit the caches of a CPU leave most of a GPU idle
@@ -39,7 +40,8 @@ class FittingBatches:
             while first < n_images:
                 batch = slice(first, min(first + self.size, n_images))
                 try:
-                    result = function(batch)
+                    with search_algorithms(enabled=False):
+                        result = function(batch)
                 except (MemoryError, RuntimeError) as error:
                     if not is_memory_error(error) or batch.stop - batch.start == 1:
                         raise

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError, TrainingError, require_type
-from fastcxr.models.devices import configure_device
+from fastcxr.models.devices import configure_device, search_algorithms
 from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.precision import describe_precision, resolve_precision
 from fastcxr.models.state import get_learner_state, get_loaders_state, require_images, set_fitted_state
@@ -61,6 +61,8 @@ STRATEGIES = {
 }
 # at the peak of the one-cycle rate two epochs in a row can be worse than later ones: see benchmarks/README.md
 LP_FT_PATIENCE = 3
+# a search takes about as long as 500 steps, and saves a tenth of each later one: see "GPU" in benchmarks/README.md
+MIN_STEPS_FOR_SEARCH = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +257,7 @@ def fit_stage(
     rates, needs_recovery = compute_group_rates(learner, stage, plan.rate), False
     history_callback = checkpoint_callback.history_callback
     frozen_callbacks = [FreezeBatchNormStats()] if stage.batch_norm == "frozen" else []
+    is_long = plan.epochs * len(learner.dls.train) >= MIN_STEPS_FOR_SEARCH
     while True:
         try:  # recovery is inside: a second exception for the same dead worker may arrive during it
             if needs_recovery:
@@ -263,7 +266,7 @@ def fit_stage(
                 halve_workers(learner)
             scheduler = make_scheduler(learner, recipe, plan.epochs, rates)
             callbacks = [StopOnNonFiniteLoss(), history_callback, checkpoint_callback, *frozen_callbacks, scheduler]
-            with interrupt.defer_interrupts():
+            with interrupt.defer_interrupts(), search_algorithms(enabled=is_long and not recipe.deterministic):
                 fit_from_epoch(learner, checkpoint_callback.first_epoch, plan.epochs, rates, callbacks)
             return
         except (RuntimeError, ConnectionError, EOFError) as error:

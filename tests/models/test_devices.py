@@ -83,7 +83,7 @@ def read_settings() -> tuple:
 @pytest.mark.parametrize(
     ("device", "deterministic", "expected"),
     [
-        ("cuda", False, (True, False, 0, None)),
+        ("cuda", False, (False, False, 0, None)),
         ("cuda", True, (False, True, 2, ":4096:8")),
         ("cpu", False, (False, False, 0, None)),
         ("cpu", True, (False, False, 0, None)),
@@ -91,13 +91,13 @@ def read_settings() -> tuple:
 )
 def test_algorithms_are_selected_for_a_gpu_and_restored(monkeypatch, device, deterministic, expected):
     monkeypatch.delenv(devices.CUBLAS_VARIABLE, raising=False)
-    for name in ("benchmark", "deterministic"):  # an earlier test may have called fastai's set_seed
-        monkeypatch.setattr(torch.backends.cudnn, name, False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", device == "cuda")  # fastai enables it on a GPU
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # an earlier test may have called set_seed
     before = read_settings()
     with suppress(KeyError), configure_device(torch.device(device), deterministic=deterministic):
         assert read_settings() == expected
         raise KeyError
-    assert read_settings() == before == (False, False, 0, None)
+    assert read_settings() == before == (device == "cuda", False, 0, None)
 
 
 def test_a_workspace_of_cublas_that_the_user_set_is_kept(monkeypatch):
