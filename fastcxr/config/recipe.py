@@ -5,28 +5,28 @@ group and valid range of each field.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fastcxr.config.combinations import validate_combinations
 from fastcxr.config.components import Augmentation, Stage
 from fastcxr.config.fields import (
     document_options,
     list_path_options,
     option,
     reject_unknown_options,
-    unknown_name_error,
     validate_fields,
 )
-from fastcxr.config.validation import OPTIMIZERS, parse_oversample, parse_prevalence, parse_rate_slice, paths_to_text
+from fastcxr.config.validation import parse_oversample, parse_rate_slice, paths_to_text
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
 from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format_error
 from fastcxr.io.run_folders import require_run_file
 
 Strategy = Literal["lp_ft", "linear_probe", "head", "full", "gradual"]
+Loss = Literal["auto", "label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy", "asymmetric"]
 DataFormat = Literal[
     "auto", "folders", "split_folders", "csv", "hdf5", "nih", "chexpert", "chexlocalize", "mimic_cxr_jpg", "padchest",
     "vindr_cxr", "vinbigdata", "brax", "rsna", "siim", "tbx11k", "shenzhen", "montgomery", "coronahack", "cohen",
@@ -66,6 +66,18 @@ class Recipe:
     label_variant: str | None = option(
         None, help="variant of the labels of a public dataset, see fastcxr datasets NAME", group="Data"
     )
+    task: Literal["auto", "single_label", "multi_label"] = option(
+        "auto", help="one class per image, or several findings per image; auto: multi_label if the data has findings",
+        group="Data",
+    )  # fmt: skip
+    blank: tuple[str, ...] = option(
+        (), help="blank labels of findings: negative or unknown, or FINDING=POLICY; repeatable; default: that of the "
+        "dataset, else unknown", group="Data",
+    )  # fmt: skip
+    uncertain: tuple[str, ...] = option(
+        (), help="uncertain labels (-1) of findings in training: ignore, positive or negative, or FINDING=POLICY; "
+        "repeatable; default ignore; they are never evaluated", group="Data",
+    )  # fmt: skip
     test_labels: Literal["radiologist"] | None = option(
         None, help="labels of the test images of MIMIC-CXR-JPG by radiologists, not by a program", group="Data"
     )
@@ -198,28 +210,32 @@ class Recipe:
         None, help="weight decay; decoupled for radam and adamw (default 0.01), L2 for adam and sgd (default 0)",
         group="Training", minimum=0,
     )  # fmt: skip
-    loss: Literal["label_smoothing", "focal", "cross_entropy", "mse", "binary_cross_entropy"] = option(
-        "label_smoothing", help="loss function", group="Training", common=True
-    )
-    label_smoothing: float = option(
-        0.1, help="fraction of the target spread evenly over all classes", group="Training", minimum=0, below=1
-    )
+    loss: Loss = option(
+        "auto", help="loss function; auto: label_smoothing, for findings binary_cross_entropy of the known labels",
+        group="Training", common=True,
+    )  # fmt: skip
+    label_smoothing: float | None = option(
+        None, help="fraction of the target spread evenly over all classes, or over both values of a finding; default: "
+        "0.1 with the loss label_smoothing, 0 for findings", group="Training", minimum=0, below=1,
+    )  # fmt: skip
     focal_gamma: float = option(2.0, help="focusing parameter gamma of the focal loss", group="Training", minimum=0)
     class_weights: Literal["none", "balanced"] = option(
-        "none", help="class weights in the loss; balanced: inverse class frequency", group="Training"
-    )
+        "none", help="class weights in the loss; balanced: inverse class frequency, for findings the ratio of "
+        "negative to positive images as the weight of positive ones, from 0.1 to 10", group="Training",
+    )  # fmt: skip
     sampler: Literal["shuffle", "weighted"] = option(
-        "shuffle", help="sampling of training images; weighted: with replacement, all classes equally often",
-        group="Training",
+        "shuffle", help="sampling of training images; weighted: with replacement, all classes equally often, images "
+        "with rare findings more often", group="Training",
     )  # fmt: skip
     oversample: tuple[str, ...] = option(
         (),
         help="LABEL=N: images of a class used N times per epoch, each time with new augmentation; repeatable",
         group="Training",
     )
-    monitor: Literal["auroc", "accuracy", "valid_loss"] = option(
-        "valid_loss", help="validation metric that selects the best epoch", group="Training"
-    )
+    monitor: Literal["auto", "auroc", "accuracy", "valid_loss"] = option(
+        "auto", help="validation metric that selects the best epoch; auto: valid_loss, for findings auroc (macro)",
+        group="Training",
+    )  # fmt: skip
     patience: int | None = option(
         None, help="early stopping: epochs without improvement before a stage ends; 0: none; default: lp_ft 3, else 0",
         group="Training", minimum=0,
@@ -303,7 +319,7 @@ class Recipe:
         validate_fields(self)
         columns = (part.strip() for entry in self.keep_columns for part in entry.split(","))
         object.__setattr__(self, "keep_columns", tuple(part for part in columns if part))
-        _validate_combinations(self)
+        validate_combinations(self)
 
     def replace(self, **changes) -> "Recipe":
         """Return the recipe with these options changed."""
@@ -352,45 +368,6 @@ class Recipe:
     def oversample_factors(self) -> dict[str, int]:
         """How often each training image of the oversampled classes is used per epoch."""
         return dict(parse_oversample(entry) for entry in self.oversample)
-
-
-def _validate_combinations(recipe: Recipe) -> None:
-    """Check names with a prefix, and combinations of options. Raises RecipeError."""
-    if recipe.folds == 1:
-        raise RecipeError("folds is 1, it must be 0 or at least 2", "Pass `folds=2` or more, or leave it out")
-    if recipe.fold is not None and recipe.fold > recipe.folds:
-        problem = f"fold is {recipe.fold}, it must be at most the number of folds, {recipe.folds}"
-        raise RecipeError(problem, "Pass `folds=2` or more, and `fold` up to that number")
-    if recipe.folds and recipe.reuse_split:
-        raise RecipeError("`folds` and `reuse_split` cannot be combined", "Leave out `folds` or `reuse_split`")
-    if recipe.leave_one_source_out or recipe.test_source:
-        _validate_source_options(recipe)
-    if not recipe.optimizer.startswith("timm:") and recipe.optimizer not in OPTIMIZERS:
-        raise unknown_name_error(recipe.optimizer, [*OPTIMIZERS, "timm:NAME"], "optimizer cannot be")
-    if recipe.layer_lr_ratio != 1 and isinstance(recipe.strategy, str) and recipe.strategy not in ("full", "lp_ft"):
-        problem = f"layer_lr_ratio is {recipe.layer_lr_ratio:g}, but strategy {recipe.strategy} does not use it"
-        raise RecipeError(problem, "Choose `strategy='lp_ft'` or `strategy='full'`, or leave `layer_lr_ratio` out")
-    if recipe.lr_find_min >= recipe.lr_find_max:
-        problem = f"lr_find_min is {recipe.lr_find_min:g}, it must be below lr_find_max, {recipe.lr_find_max:g}"
-        raise RecipeError(problem, "Change one of them")
-    if recipe.time_limit is not None and not re.fullmatch(r"\d+(\.\d+)?[smh]", recipe.time_limit):
-        raise RecipeError(f"time_limit is {recipe.time_limit!r}", "Write a number and s, m or h, as 90s, 10m or 1.5h")
-    for entry in recipe.prevalence:
-        parse_prevalence(entry)
-    if len(recipe.oversample_factors) < len(recipe.oversample):
-        raise RecipeError("oversample names a class twice", "Pass one LABEL=N per class")
-    if recipe.oversample and recipe.sampler == "weighted":
-        raise RecipeError("`sampler='weighted'` and `oversample` cannot be combined", "Leave one of them out")
-
-
-def _validate_source_options(recipe: Recipe) -> None:
-    """Check that a held-out source is the only source of test images, with patients kept within one split."""
-    if recipe.leave_one_source_out and recipe.test_source:
-        raise RecipeError("`leave_one_source_out` and `test_source` cannot be combined", "Leave out `test_source`")
-    if recipe.folds or recipe.reuse_split:
-        raise RecipeError("a held-out source is the test set", "Leave out `folds` and `reuse_split`")
-    if recipe.split == "image":
-        raise RecipeError("a held-out source needs `split='patient'`", "Leave out `split='image'`")
 
 
 def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:

@@ -1,8 +1,9 @@
 """Findings: the labels of a dataset with several labels per image, one manifest column per finding.
 
-The column of Edema is `finding_Edema`, of the data type Int8: 1 present, 0 absent, -1 uncertain, missing unknown. The
-column `label` then holds the names of the present findings, joined by "|" ("No Finding" if the dataset states it, empty
-if no finding is known to be present). A dataset without such columns has one label per image.
+The column of Edema is `finding_Edema`, of the data type Int8: 1 present, 0 absent, -1 uncertain, -2 blank and read as
+absent (see label_policy), missing unknown. The column `label` then holds the names of the present findings, joined by
+"|" ("No Finding" if the dataset states it, empty if no finding is known to be present). A dataset without such columns
+has one label per image.
 """
 
 import logging
@@ -21,8 +22,9 @@ FINDING_PREFIX = "finding_"
 FINDING_DTYPE = "Int8"
 LABEL_SEPARATOR = "|"  # between the findings in `label`
 NO_FINDING = "No Finding"
+BLANK_AS_ABSENT = -2
 MAX_SHOWN_LABELS = 8  # groups of images in a report if there are several labels per image
-VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "-2": BLANK_AS_ABSENT}
 
 
 def list_findings(rows: pd.DataFrame) -> list[str]:
@@ -135,7 +137,10 @@ def list_shown_labels(rows: pd.DataFrame) -> list[str]:
 
 
 def count_findings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the images of each finding: present, absent, uncertain, unknown, and the patients with the finding."""
+    """Return the number of images of each finding by the state of its label, and the patients with the finding.
+
+    Columns present, absent, blank (read as absent), uncertain, unknown, patients.
+    """
     counts = {}
     for name in list_findings(rows):
         values = rows[FINDING_PREFIX + name]
@@ -143,13 +148,13 @@ def count_findings(rows: pd.DataFrame) -> pd.DataFrame:
         counts[name] = {
             "present": int(is_present.sum()),
             "absent": int((values == 0).sum()),
+            "blank": int((values == BLANK_AS_ABSENT).sum()),
             "uncertain": int((values == -1).sum()),
             "unknown": int(values.isna().sum()),
             "patients": rows.loc[is_present, "patient"].nunique() if "patient" in rows else 0,
         }
-    return pd.DataFrame.from_dict(
-        counts, orient="index", columns=["present", "absent", "uncertain", "unknown", "patients"]
-    )
+    columns = ["present", "absent", "blank", "uncertain", "unknown", "patients"]
+    return pd.DataFrame.from_dict(counts, orient="index", columns=columns)
 
 
 def rename_findings(rows: pd.DataFrame, new_names: Mapping[str, str]) -> pd.DataFrame:
@@ -171,7 +176,7 @@ def rename_findings(rows: pd.DataFrame, new_names: Mapping[str, str]) -> pd.Data
 def _merge_values(one: pd.Series, other: pd.Series) -> pd.Series:
     is_present = ((one == 1) | (other == 1)).fillna(False).astype(bool)
     is_uncertain = ((one == -1) | (other == -1)).fillna(False).astype(bool)
-    merged = one.mask(other.isna(), pd.NA).mask(one.isna(), pd.NA)
+    merged = one.mask(one == BLANK_AS_ABSENT, other).mask(other.isna(), pd.NA).mask(one.isna(), pd.NA)
     return merged.mask(is_uncertain, -1).mask(is_present, 1).astype(FINDING_DTYPE)
 
 

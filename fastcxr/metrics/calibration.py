@@ -35,7 +35,7 @@ def fit_calibration(predictions: Predictions) -> dict[str, Any]:
     counts = {"images": len(valid_predictions.table), "patients": int(valid_predictions.table["patient"].nunique())}
     if len(valid_predictions.table) < MIN_VALID_IMAGES:
         return {"temperature": 1.0, **counts, "reason": f"fewer than {MIN_VALID_IMAGES} validation images"}
-    return {"temperature": fit_temperature(valid_predictions.truth, valid_predictions.probability), **counts}
+    return {"temperature": fit_temperature(valid_predictions.class_index, valid_predictions.probability), **counts}
 
 
 def validate_calibration(calibration: Any, path: Path) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
 
 
 def _make_row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, Any]:
-    metrics = compute_metrics(part.truth, part.probability, part.labels)
-    intervals = confidence_intervals(part.truth, part.probability, part.labels, patients, metrics)["of"]
+    metrics = compute_metrics(part.class_index, part.probability, part.labels)
+    intervals = confidence_intervals(part.class_index, part.probability, part.labels, patients, metrics)["of"]
     values = flatten(metrics)
     estimates = {key: make_estimate(metric, values, intervals) for key, metric in TESTED_METRICS.items()}
     return {"name": name, "images": len(part.table), "patients": len(set(patients)), **estimates}
@@ -104,7 +104,7 @@ def _make_row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, A
 def _add_test_results(rows: list[dict[str, Any]], predictions: Mapping[str, Predictions], patients: np.ndarray) -> None:
     """Compare every model with the best one in the same draws of patients; Holm's p covers all pairs of models."""
     draws = {
-        name: bootstrap_metrics(part.truth, part.probability, part.labels, patients, SEED)
+        name: bootstrap_metrics(part.class_index, part.probability, part.labels, patients, SEED)
         for name, part in predictions.items()
     }
     pairs = list(combinations(rows, 2))  # those with the best model first

@@ -45,10 +45,10 @@ def _evaluate_split(
         "n_errors": int(is_unreadable.sum()),
         "n_unlabelled": int((~is_unreadable & (split_predictions.table["label"] == "")).sum()),
     }
-    metrics = compute_metrics(scorable.truth, scorable.probability, scorable.labels)
+    metrics = compute_metrics(scorable.class_index, scorable.probability, scorable.labels)
     patients = scorable.table["patient"].tolist()
-    metrics["calibration"] = compute_calibration(scorable.truth, scorable.probability, scorable.labels, patients)
-    intervals = confidence_intervals(scorable.truth, scorable.probability, scorable.labels, patients, metrics)
+    metrics["calibration"] = compute_calibration(scorable.class_index, scorable.probability, scorable.labels, patients)
+    intervals = confidence_intervals(scorable.class_index, scorable.probability, scorable.labels, patients, metrics)
     if calibration.get("thresholds"):
         metrics["thresholds"] = evaluate_thresholds(split_predictions, calibration, prevalence)
     ood_rate = compute_ood_rate(split_predictions)
@@ -56,6 +56,6 @@ def _evaluate_split(
     temperature = calibration.get("temperature", 1.0)
     if temperature != 1:
         uncalibrated_probability = scale_probabilities(scorable.probability, 1 / temperature)
-        uncalibrated = compute_calibration(scorable.truth, uncalibrated_probability, scorable.labels, patients)
+        uncalibrated = compute_calibration(scorable.class_index, uncalibrated_probability, scorable.labels, patients)
         metrics["uncalibrated"] = {name: uncalibrated[name] for name in ("log_loss", "brier", "ece", "ece_chance")}
     return counts | metrics | {"intervals": intervals}

@@ -1,5 +1,8 @@
 """Predictions of a model with the true labels, and predictions.csv, which stores them in full precision.
 
+There is one schema for one class per image and for several findings per image: a probability per label. Findings have
+in addition a column per finding with the label that is evaluated (truth_Edema: 1, 0, or blank for an unknown label).
+
 Cells that a spreadsheet would read as a formula are escaped in the file, and read back unchanged.
 """
 
@@ -12,6 +15,8 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.findings import FINDING_DTYPE, LABEL_SEPARATOR
+from fastcxr.data.label_policy import compute_truth
 from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.files import atomic_write
 from fastcxr.io.run_folders import require_run_file
@@ -21,18 +26,20 @@ PREDICTIONS_FILE = "predictions.csv"
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # out-of-fold predictions: each image is scored by a model that was not trained on it
-PROBABILITY_PREFIX = "prob_"
+PROBABILITY_PREFIX, TRUTH_PREFIX, DECISION_PREFIX = "prob_", "truth_", "decision_"
+DEFAULT_THRESHOLD = 0.5  # of a finding, before a threshold is fitted
 WARNINGS_COLUMN = "warnings"  # code and short text of each warning on the image, joined by "; "
 OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "ood_score", "in_distribution"  # columns of a model with an OOD detector
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions of n images for k classes.
+    """Predictions of n images for k classes, or for k findings of which an image may have several.
 
     table: the columns of predictions.csv, one row per image; a missing label, split or error is the empty string.
-    labels: the k classes, in the order of the probabilities.
-    Raises DataError for a missing column, a label that is not a class, or probabilities that do not sum to one.
+    labels: the k classes or findings, in the order of the probabilities.
+    Raises DataError for a missing column, a label that is not a class, or probabilities that do not sum to one; those
+    of findings are each between 0 and 1.
     """
 
     table: pd.DataFrame
@@ -44,9 +51,22 @@ class Predictions:
         _validate_rows(self)
 
     @property
-    def truth(self) -> np.ndarray:
-        """Position of each image's label in `labels`, shape (n,); -1 for an image without a label."""
+    def is_multi_label(self) -> bool:
+        """Whether the labels are findings of which an image may have several."""
+        return bool(self.labels) and TRUTH_PREFIX + self.labels[0] in self.table
+
+    @property
+    def class_index(self) -> np.ndarray:
+        """Position of each image's class in `labels`, shape (n,); -1 for an image without a label."""
         return pd.Index(self.labels).get_indexer(pd.Index(self.table["label"]))
+
+    @property
+    def truth(self) -> np.ndarray:
+        """Label of each image and class or finding, shape (n, k): 1 present, 0 absent, NaN unknown."""
+        if self.is_multi_label:
+            return self.table[[TRUTH_PREFIX + label for label in self.labels]].to_numpy(float, na_value=np.nan)
+        class_index = self.class_index[:, None]
+        return np.where(class_index < 0, np.nan, (class_index == np.arange(len(self.labels))).astype(float))
 
     @property
     def probability(self) -> np.ndarray:
@@ -79,8 +99,9 @@ class Predictions:
         return self._select_rows(self.table["fold"].astype(str) == name)
 
     def scorable(self) -> "Predictions":
-        """Return the rows with a label and a readable image."""
-        return self._select_rows((self.table["error"] == "") & (self.table["label"] != ""))
+        """Return the rows with a label, or a known label of any finding, and a readable image."""
+        has_label = ~np.isnan(self.truth).all(axis=1) if self.is_multi_label else (self.table["label"] != "").to_numpy()
+        return self._select_rows((self.table["error"] == "") & pd.Series(has_label, self.table.index))
 
     def metrics(self) -> pd.DataFrame:
         """Return the metrics of every split with their 95 % confidence intervals, clustered by patient.
@@ -96,7 +117,9 @@ class Predictions:
 
         parts = {split: self.for_split(split).scorable() for split in self.splits}
         tables = [
-            make_metrics_table(part.truth, part.probability, part.labels, part.table["patient"]).assign(split=split)
+            make_metrics_table(part.class_index, part.probability, part.labels, part.table["patient"])
+            .assign(split=split)
+            .assign(split=split)
             for split, part in parts.items()
         ]
         columns = ["split", "class", "metric", "value", "low", "high", "n_images"]
@@ -110,7 +133,7 @@ class Predictions:
         splits = []
         for split in self.splits:
             part = self.for_split(split).scorable()
-            metrics = compute_metrics(part.truth, part.probability, part.labels)
+            metrics = compute_metrics(part.class_index, part.probability, part.labels)
             n_patients = part.table["patient"].nunique()
             splits.append((split, len(part.table), n_patients, metrics["accuracy"], metrics["auroc"]["macro"]))
         return make_predictions_html(splits, self.table, self.probability)
@@ -120,29 +143,59 @@ class Predictions:
 
 
 def make_predictions(
-    manifest: pd.DataFrame, probability: np.ndarray, labels: Sequence[str], errors: Sequence[str] | None = None
+    manifest: pd.DataFrame,
+    probability: np.ndarray,
+    labels: Sequence[str],
+    errors: Sequence[str] | None = None,
+    *,
+    findings: bool = False,
 ) -> Predictions:
     """Combine a manifest of n rows with the probabilities of its images.
 
     A further column of the manifest with a name used by predictions.csv is renamed to `manifest_<name>`. The column
     `file`, an absolute path, is dropped.
 
-    `probability`: shape (n, k), rows sum to one; ignored for rows with an error. `errors`: why an image could not be
-    read, n in all, empty or None for a readable image.
+    Args:
+        manifest: manifest of n rows.
+        probability: shape (n, k), rows sum to one unless `findings`; ignored for rows with an error.
+        labels: names of the k classes or findings.
+        errors: why an image could not be read, n in all, empty or None for a readable image.
+        findings: whether the labels are findings of which an image may have several.
     """
     error_cells = np.array([error or "" for error in errors] if errors is not None else [""] * len(manifest), str)
     is_read = error_cells == ""
     probability = np.where(is_read[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
-    predicted_index = np.where(is_read, np.nan_to_num(probability, nan=-1.0).argmax(axis=1), len(labels))
     base_columns = {name: _to_text(manifest[name]) if name in manifest else "" for name in BASE_COLUMNS[:5]}
-    base_columns |= {"predicted": np.array([*labels, ""], dtype=object)[predicted_index], "error": error_cells}
-    probability_columns = {PROBABILITY_PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
-    columns = base_columns | probability_columns
+    predicted = _name_predicted(probability, labels, findings=findings)
+    base_columns |= {"predicted": predicted, "error": error_cells}
+    columns = base_columns | {PROBABILITY_PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
+    if findings:
+        truth = compute_truth(manifest, labels)
+        columns |= {TRUTH_PREFIX + label: _to_truth_cells(truth[:, k]) for k, label in enumerate(labels)}
     for name in manifest.columns:
         if name not in (*BASE_COLUMNS[:5], "file"):
-            is_reserved = name in _OWN_COLUMNS or name.startswith(PROBABILITY_PREFIX)
+            is_reserved = name in _OWN_COLUMNS or name.startswith(_OWN_PREFIXES)
             columns[f"manifest_{name}" if is_reserved else name] = manifest[name].to_numpy()
     return Predictions(pd.DataFrame(columns, index=range(len(manifest))), tuple(labels))
+
+
+def name_findings(is_present: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Return the names of the present findings of each image, joined by "|"; `is_present`: booleans, shape (n, k)."""
+    names = np.array(labels, dtype=object)
+    return np.array([LABEL_SEPARATOR.join(names[row]) for row in is_present], dtype=object)
+
+
+def _name_predicted(probability: np.ndarray, labels: Sequence[str], *, findings: bool) -> np.ndarray:
+    """Return the most probable class, or the findings that reach DEFAULT_THRESHOLD; empty for unreadable images."""
+    if findings:
+        return name_findings(np.nan_to_num(probability) >= DEFAULT_THRESHOLD, labels)
+    is_read = ~np.isnan(probability).all(axis=1)
+    predicted_index = np.where(is_read, np.nan_to_num(probability, nan=-1.0).argmax(axis=1), len(labels))
+    return np.array([*labels, ""], dtype=object)[predicted_index]
+
+
+def _to_truth_cells(truth: np.ndarray) -> pd.Series:
+    return pd.Series(truth).astype(FINDING_DTYPE)
 
 
 def mark_ood(predictions: Predictions, ood_scores: np.ndarray) -> Predictions:
@@ -190,6 +243,8 @@ def read_predictions(path: str | Path) -> Predictions:
         labels = _find_labels(table)
         names = [PROBABILITY_PREFIX + label for label in labels]
         columns = {name: table[name].replace("", "nan").astype(float) for name in names}
+        names = [TRUTH_PREFIX + label for label in labels if TRUTH_PREFIX + label in table]
+        columns |= {name: pd.to_numeric(table[name].replace("", None)).astype(FINDING_DTYPE) for name in names}
         return Predictions(table.assign(**columns), labels)
     except (ValueError, TypeError) as error:  # pandas raises TypeError for numbers that are not UTF-8
         if isinstance(error, DataError):
@@ -214,7 +269,7 @@ def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
     if predictions.primary_split is None:
         return predictions.table.iloc[:0]
     scorable = predictions.for_split(predictions.primary_split).scorable()
-    truth, probability, paths = scorable.truth, scorable.probability, scorable.table["path"]
+    truth, probability, paths = scorable.class_index, scorable.probability, scorable.table["path"]
     wrong = np.flatnonzero(probability.argmax(axis=1) != truth)
     # ties: higher confidence first, then by path, for a reproducible order
     order = np.lexsort((paths.iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]]))
@@ -222,6 +277,7 @@ def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
 
 
 _WRONG_FILE_FIX = "Pass a predictions.csv written by fastcxr, or its run folder"
+_OWN_PREFIXES = (PROBABILITY_PREFIX, TRUTH_PREFIX, DECISION_PREFIX)
 _OWN_COLUMNS = (*BASE_COLUMNS, OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN, WARNINGS_COLUMN)
 
 
@@ -243,11 +299,17 @@ def _validate_columns(table: pd.DataFrame, labels: tuple[str, ...]) -> None:
     missing = [name for name in names if name not in table.columns]
     if missing:
         raise DataError(f"no column called {', '.join(missing)}", _WRONG_FILE_FIX)
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    truths = [TRUTH_PREFIX + label in table for label in labels]
+    if any(truths) and not all(truths):
+        raise DataError("some findings have no column truth_FINDING", _WRONG_FILE_FIX)
+    if len(labels) < (1 if any(truths) else 2) or len(set(labels)) < len(labels):
         raise DataError(f"got the classes {list(labels)}, expected two or more different classes", _WRONG_FILE_FIX)
 
 
 def _validate_rows(predictions: Predictions) -> None:
+    if predictions.is_multi_label:
+        _validate_finding_rows(predictions)
+        return
     table, labels = predictions.table, predictions.labels
     unknown = sorted(set(table["label"]) - {"", *labels})
     if unknown:
@@ -261,3 +323,15 @@ def _validate_rows(predictions: Predictions) -> None:
         first_path = table["path"][is_read].iloc[int(is_invalid.argmax())]
         problem = f"the probabilities of {is_invalid.sum()} rows do not sum to one, first {first_path}"
         raise DataError(problem, "Predict again, or write a reason into the column error of these rows")
+
+
+def _validate_finding_rows(predictions: Predictions) -> None:
+    is_read = (predictions.table["error"] == "").to_numpy()
+    probability, truth = predictions.probability[is_read], predictions.truth
+    is_invalid = ~((probability >= 0) & (probability <= 1)).all(axis=1)  # True for NaN
+    if is_invalid.any():
+        first_path = predictions.table["path"][is_read].iloc[int(is_invalid.argmax())]
+        problem = f"the probabilities of {is_invalid.sum()} rows are not between 0 and 1, first {first_path}"
+        raise DataError(problem, "Predict again, or write a reason into the column error of these rows")
+    if not np.isin(truth[~np.isnan(truth)], (0, 1)).all():
+        raise DataError("a column truth_FINDING has other values than 0, 1 and blank", _WRONG_FILE_FIX)

@@ -64,7 +64,7 @@ def _compute_group_metrics(predictions: Predictions, is_selected: pd.Series) -> 
     counts = {"n_images": len(patients), "n_patients": len(set(patients))}
     if counts["n_patients"] < MIN_GROUP_PATIENTS:
         return counts
-    truth, probability, labels = group_predictions.truth, group_predictions.probability, group_predictions.labels
+    truth, probability, labels = group_predictions.class_index, group_predictions.probability, group_predictions.labels
     metrics = compute_metrics(truth, probability, labels)
     intervals = confidence_intervals(truth, probability, labels, patients, metrics)["of"]
     values = flatten(metrics)

@@ -25,7 +25,7 @@ def fit_thresholds(
         abstain: share of validation images on which the model abstains.
     """
     valid_predictions = predictions.for_split("valid").scorable()
-    truth, probability = valid_predictions.truth, valid_predictions.probability
+    truth, probability = valid_predictions.class_index, valid_predictions.probability
     thresholds = {
         label: threshold
         for k, label in enumerate(predictions.labels)
@@ -74,7 +74,7 @@ def evaluate_thresholds(
         of abstentions. answered_accuracy: accuracy on the other images. All are [value, low, high].
     """
     scorable = split_predictions.scorable()
-    truth, probability, patients = scorable.truth, scorable.probability, scorable.table["patient"].to_numpy()
+    truth, probability, patients = scorable.class_index, scorable.probability, scorable.table["patient"].to_numpy()
     if not len(truth):
         return {"per_class": {}}
     given, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")

@@ -101,7 +101,7 @@ def plot_calibration(predictions: Predictions, ax: Axes | None = None, *, split:
     """Plot the observed fraction of each class over its mean predicted probability. `split`: see plot_roc."""
     split, part = _select_split(predictions, split)
     patients = part.table["patient"].tolist()
-    lines = compute_calibration(part.truth, part.probability, part.labels, patients)["per_class"]
+    lines = compute_calibration(part.class_index, part.probability, part.labels, patients)["per_class"]
     return CurveDisplay(
         split=split,
         labels=part.labels,
@@ -116,7 +116,7 @@ def plot_calibration(predictions: Predictions, ax: Axes | None = None, *, split:
 def plot_confusion(predictions: Predictions, ax: Axes | None = None, *, split: str | None = None) -> ConfusionDisplay:
     """Plot the confusion matrix. `split`: see plot_roc."""
     split, part = _select_split(predictions, split)
-    matrix = compute_metrics(part.truth, part.probability, part.labels)["confusion_matrix"]
+    matrix = compute_metrics(part.class_index, part.probability, part.labels)["confusion_matrix"]
     return ConfusionDisplay(split=split, labels=part.labels, matrix=np.array(matrix)).plot(ax)
 
 
@@ -133,7 +133,7 @@ def _select_split(predictions: Predictions, split: str | None) -> tuple[str, Pre
 
 def _list_classes(part: Predictions) -> Sequence[tuple[str, np.ndarray, np.ndarray]]:
     """Return label, membership and scores of each class that has both positive and negative images."""
-    drawable_classes = list_drawable_classes(part.truth, len(part.labels))
+    drawable_classes = list_drawable_classes(part.class_index, len(part.labels))
     return [(part.labels[k], is_class, part.probability[:, k]) for k, is_class in drawable_classes]
 
 

@@ -79,7 +79,7 @@ def _make_curve_figures(scored: Predictions, split_metrics: dict[str, Any], spli
     lines = split_metrics["calibration"]["per_class"]
     slopes = {label: lines[label]["slope"][0] if lines[label] else None for label in labels}
     per_class = {name: _format_values(split_metrics[name]["per_class"]) for name in ("auroc", "average_precision")}
-    inputs = (scored.truth, scored.probability, labels)
+    inputs = (scored.class_index, scored.probability, labels)
     baseline_caption = "Dotted: chance level (the prevalence of the class)."
     return [
         to_svg_figure(

@@ -66,7 +66,7 @@ def _make_roc_figures(comparison: Comparison) -> dict[str, SvgFigure]:
         scores_by_model = {}
         for name, part in predictions.items():
             class_index = part.labels.index(label)
-            scores_by_model[name] = part.truth == class_index, part.probability[:, class_index]
+            scores_by_model[name] = part.class_index == class_index, part.probability[:, class_index]
         truth = next(iter(scores_by_model.values()))[0]
         if truth.any() and not truth.all():
             name, description = f"roc_{class_number}", f"ROC curves of {join_names(list(scores_by_model))} for {label}."

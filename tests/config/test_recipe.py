@@ -67,7 +67,7 @@ def test_a_recipe_is_the_same_after_json(recipe, tmp_path):
         ({"classes": "COVID-19"}, "must be tuple"),
         ({"relabel": (1,)}, "it must be str"),
         ({"data": ("a", 1)}, "it must be str"),
-        ({"loss": "mean_squared"}, "Choose from label_smoothing"),
+        ({"loss": "mean_squared"}, "Choose from auto, label_smoothing"),
         ({"loss": "binary_cros_entropy"}, "Did you mean 'binary_cross_entropy'?"),
         ({"sampler": "weighte"}, "Did you mean 'weighted'?"),
         ({"schedule": "onecycle"}, "Did you mean 'one_cycle'?"),

@@ -59,8 +59,8 @@ def test_the_columns_of_known_findings_are_kept_in_their_order():
 
 
 def test_counts_state_the_four_values_and_the_patients(rows):
-    assert count_findings(rows).loc["Edema"].tolist() == [1, 1, 1, 1, 1]
-    assert count_findings(rows).loc["Mass"].tolist() == [1, 1, 0, 2, 1]
+    assert count_findings(rows).loc["Edema"].tolist() == [1, 1, 0, 1, 1, 1]
+    assert count_findings(rows).loc["Mass"].tolist() == [1, 1, 0, 0, 2, 1]
 
 
 def test_a_renamed_finding_is_renamed_in_its_column_and_in_the_label(rows):

@@ -52,7 +52,7 @@ def test_two_equal_models_are_mostly_a_tie():
 
 def test_few_patients_widen_the_interval_of_a_difference_as_students_distribution_requires():
     models = {"x": draw(1, 1, n=20), "y": draw(3, 2, n=20)}
-    is_correct = [model.probability.argmax(axis=1) == model.truth for model in models.values()]
+    is_correct = [model.probability.argmax(axis=1) == model.class_index for model in models.values()]
     differences = np.subtract(*is_correct, dtype=float)
     patient_sums = (differences - differences.mean()).reshape(10, 2).sum(axis=1)
     error = np.sqrt((patient_sums**2).sum() * 10 / 9) / 20  # cluster-robust, closed form
@@ -72,7 +72,7 @@ def test_only_shared_images_count_in_any_order():
     assert found.n_shared_images == 100
     kept = x.table[x.table["path"].isin(some.table["path"])].reset_index(drop=True)
     expected = Predictions(kept, LABELS)
-    auroc = compute_metrics(expected.truth, expected.probability, LABELS)["auroc"]["macro"]
+    auroc = compute_metrics(expected.class_index, expected.probability, LABELS)["auroc"]["macro"]
     assert next(row for row in found.rows if row["name"] == "x")["auroc"][0] == pytest.approx(auroc)
 
 

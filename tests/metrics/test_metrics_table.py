@@ -29,7 +29,7 @@ def find_value(table: pd.DataFrame, split: str, label: str, metric: str) -> pd.S
 
 def test_the_values_agree_with_scikit_learn(predictions):
     table, part = predictions.metrics(), predictions.for_split("test")
-    truth, predicted = part.truth, part.probability.argmax(axis=1)
+    truth, predicted = part.class_index, part.probability.argmax(axis=1)
     accuracy = find_value(table, "test", "all classes", "accuracy")
     assert accuracy["value"] == pytest.approx(accuracy_score(truth, predicted))
     assert accuracy["n_images"] == len(truth)

@@ -98,7 +98,7 @@ def test_a_missing_label_or_split_becomes_an_empty_cell_and_truth_minus_one():
     manifest = make_manifest(n=4)
     manifest = manifest.assign(label=[None, *manifest["label"][1:]], split=None)
     predictions = make_predictions(manifest, make_probability(manifest.assign(label=LABELS[0])), LABELS)
-    assert predictions.truth[0] == -1 and predictions.table["label"][0] == ""
+    assert predictions.class_index[0] == -1 and predictions.table["label"][0] == ""
     assert predictions.splits == () and predictions.primary_split is None
 
 

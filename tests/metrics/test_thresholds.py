@@ -54,7 +54,7 @@ def test_thresholds_of_the_validation_split_are_applied_unchanged_to_test():
     assert fit_thresholds(both, 0.9, None, 0.0) == chosen
     threshold = chosen["thresholds"]["yes"]["threshold"]
     found = evaluate_thresholds(test, chosen, {})["per_class"]["yes"]
-    positive, is_predicted = test.truth == 1, test.probability[:, 1] >= threshold
+    positive, is_predicted = test.class_index == 1, test.probability[:, 1] >= threshold
     assert found["sensitivity"][0] == pytest.approx(is_predicted[positive].mean())
     assert found["specificity"][0] == pytest.approx((~is_predicted)[~positive].mean())
     assert found["sensitivity"][1:] == pytest.approx(list(wilson(is_predicted[positive].sum(), positive.sum())))
@@ -64,11 +64,11 @@ def test_a_specificity_may_be_the_target():
     valid = draw()
     chosen = fit_thresholds(valid, 0.95, 0.8, 0.0)["thresholds"]["yes"]
     assert chosen["wanted"] == {"specificity": 0.8}
-    assert (valid.probability[valid.truth == 0, 1] < chosen["threshold"]).mean() >= 0.8
+    assert (valid.probability[valid.class_index == 0, 1] < chosen["threshold"]).mean() >= 0.8
 
 
 def test_a_threshold_with_few_positives_is_unstable():
-    positives = int((draw(2 * MIN_STABLE_POSITIVES, seed=3).truth == 1).sum())
+    positives = int((draw(2 * MIN_STABLE_POSITIVES, seed=3).class_index == 1).sum())
     assert fit_thresholds(draw(2 * MIN_STABLE_POSITIVES, seed=3), 0.9, None, 0.0)["thresholds"]["yes"]["unstable"] == (
         positives < MIN_STABLE_POSITIVES
     )
@@ -98,7 +98,7 @@ def test_all_thresholds_share_the_draws_of_one_bootstrap(monkeypatch):
     found = evaluate_thresholds(repeated, chosen, {})
     assert len(calls) == 1
     weights = np.concatenate(list(draw_weights(repeated.table["patient"].to_numpy(), intervals.SEED)))
-    positive = repeated.truth == 1
+    positive = repeated.class_index == 1
     hit = positive & (repeated.probability[:, 1] >= chosen["thresholds"]["yes"]["threshold"])
     value, low, high = found["per_class"]["yes"]["sensitivity"]
     assert value == hit.sum() / positive.sum()
@@ -122,7 +122,7 @@ def test_the_model_abstains_on_the_least_confident_images():
     chosen = fit_thresholds(valid, 0.9, None, 0.2)
     found = evaluate_thresholds(valid, chosen, {})
     assert found["uncertain"][0] == pytest.approx(0.2, abs=0.01)
-    accuracy = (valid.probability.argmax(axis=1) == valid.truth).mean()
+    accuracy = (valid.probability.argmax(axis=1) == valid.class_index).mean()
     assert found["answered_accuracy"][0] > accuracy
     decided = apply_thresholds(valid, {"uncertain_below": chosen["uncertain_below"]}).table
     assert (decided["uncertain"] == "yes").mean() == pytest.approx(0.2, abs=0.01)
@@ -163,7 +163,7 @@ def test_a_class_missing_in_validation_has_no_threshold():
 
 def test_net_benefit_equals_its_formula():
     part = draw()
-    positive, score = part.truth == 1, part.probability[:, 1]
+    positive, score = part.class_index == 1, part.probability[:, 1]
     benefit, treat_all = net_benefit(positive, score)
     k = 19
     threshold, n = NET_BENEFIT_THRESHOLDS[k], len(score)

@@ -30,9 +30,9 @@ def test_the_roc_display_has_the_curves_of_scikit_learn(predictions, axes):
     display, part = plot_roc(predictions, axes), predictions.for_split("test")
     assert display.split == "test" and display.ax_ is axes
     for k, label in enumerate(LABELS):
-        expected = roc_curve(part.truth == k, part.probability[:, k])[:2]
+        expected = roc_curve(part.class_index == k, part.probability[:, k])[:2]
         np.testing.assert_allclose(display.curves[label], expected)
-        assert display.scores[label] == pytest.approx(roc_auc_score(part.truth == k, part.probability[:, k]))
+        assert display.scores[label] == pytest.approx(roc_auc_score(part.class_index == k, part.probability[:, k]))
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(texts) == len(LABELS) and f"(AUROC {display.scores[LABELS[0]]:.3f})" in texts[0]
 
@@ -40,14 +40,14 @@ def test_the_roc_display_has_the_curves_of_scikit_learn(predictions, axes):
 def test_the_confusion_display_has_the_matrix_of_scikit_learn(predictions, axes):
     display, part = plot_confusion(predictions, axes, split="valid"), predictions.for_split("valid")
     predicted = part.probability.argmax(axis=1)
-    expected = confusion_matrix(part.truth, predicted, labels=range(len(LABELS)))
+    expected = confusion_matrix(part.class_index, predicted, labels=range(len(LABELS)))
     np.testing.assert_array_equal(display.matrix, expected)
     assert f"{expected.max():,}" in {text.get_text() for text in axes.texts}
 
 
 def test_the_calibration_display_has_the_slope_of_the_report(predictions, axes):
     display, part = plot_calibration(predictions, axes), predictions.for_split("test")
-    lines = compute_calibration(part.truth, part.probability, LABELS, part.table["patient"].tolist())["per_class"]
+    lines = compute_calibration(part.class_index, part.probability, LABELS, part.table["patient"].tolist())["per_class"]
     assert display.scores == {label: line["slope"][0] for label, line in lines.items()}
     for label in LABELS:
         predicted, observed = display.curves[label]

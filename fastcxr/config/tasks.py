@@ -1,0 +1,44 @@
+"""The two tasks: one class per image, or several findings per image; options that a task sets or refuses."""
+
+from fastcxr.config.recipe import Recipe
+from fastcxr.errors import RecipeError
+
+SINGLE_LABEL, MULTI_LABEL = "single_label", "multi_label"
+DEFAULTS = {
+    SINGLE_LABEL: {"loss": "label_smoothing", "label_smoothing": 0.1, "monitor": "valid_loss"},
+    MULTI_LABEL: {"loss": "binary_cross_entropy", "label_smoothing": 0.0, "monitor": "auroc"},
+}
+FINDING_LOSSES = ("binary_cross_entropy", "focal", "asymmetric")
+# options without meaning for findings, with the reason; each has the value of the first item unless it is used
+REFUSED_FOR_FINDINGS = {
+    "oversample": ((), "an image with several findings has no single class", "Pass `sampler='weighted'`"),
+    "abstain_rate": (0.0, "each finding has a decision of its own", "Leave it out"),
+}
+
+
+def resolve_task(recipe: Recipe, task: str) -> Recipe:
+    """Return the recipe with the loss, label smoothing and monitored metric of a task where they are not given.
+
+    `task`: single_label or multi_label. Raises RecipeError for an option that has no meaning for the task.
+    """
+    given = {"loss": recipe.loss, "label_smoothing": recipe.label_smoothing, "monitor": recipe.monitor}
+    chosen = {name: DEFAULTS[task][name] if value in (None, "auto") else value for name, value in given.items()}
+    resolved = recipe.replace(**chosen)
+    if task == MULTI_LABEL:
+        _reject_single_label_options(resolved)
+    elif resolved.loss == "asymmetric":
+        raise RecipeError("the loss asymmetric is for findings", "Pass `loss='focal'`")
+    return resolved
+
+
+def _reject_single_label_options(recipe: Recipe) -> None:
+    if recipe.loss not in FINDING_LOSSES:
+        problem = f"the loss {recipe.loss} is for one class per image, and the data has findings"
+        raise RecipeError(
+            problem, f"Pass `loss=` {', '.join(map(repr, FINDING_LOSSES[:-1]))} or {FINDING_LOSSES[-1]!r}"
+        )
+    if recipe.monitor == "accuracy":
+        raise RecipeError("accuracy is not defined for findings", "Pass `monitor='auroc'` or `monitor='valid_loss'`")
+    for name, (neutral, reason, fix) in REFUSED_FOR_FINDINGS.items():
+        if getattr(recipe, name) != neutral:
+            raise RecipeError(f"`{name}` has no meaning for findings: {reason}", fix)
