@@ -20,6 +20,8 @@ from fastcxr.data.demographics import add_dicom_demographics, filters_demographi
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
 from fastcxr.data.findings import count_findings, is_multi_label, list_findings
+from fastcxr.data.label_options import apply_label_options, find_uncertain_policy
+from fastcxr.data.label_policy import reject_unknown_findings
 from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
@@ -113,7 +115,8 @@ def read_manifest(
     datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
     names, tables = _read_datasets(datasets, names, make_reader_options(recipe))
-    rows = _check_datasets(_select_rows(tables, recipe), datasets, names, recipe)
+    rows = _check_datasets(_select_rows(tables, datasets, recipe), datasets, names, recipe)
+    reject_unknown_findings(find_uncertain_policy(recipe), list_findings(rows), "uncertain")
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
     rows = assign_patients(rows, table=recipe.patient_table, regex=recipe.patient_regex, tag=recipe.patient_tag)
@@ -190,10 +193,11 @@ def _apply_split_files(tables: list[pd.DataFrame], files: tuple[str, ...]) -> pd
     return apply_split_files(tables[0], files)
 
 
-def _select_rows(tables: list[pd.DataFrame], recipe: Recipe) -> list[pd.DataFrame]:
-    """Return the tables with the rows that the recipe keeps, each with its index."""
+def _select_rows(tables: list[pd.DataFrame], datasets: list[DetectedDataset], recipe: Recipe) -> list[pd.DataFrame]:
+    """Return the tables with the rows that the recipe keeps, each with its index, and the labels of its task."""
     validate_kept_columns(tables, recipe.keep_columns)
     tables = filter_tables(tables, relabel=recipe.relabel, classes=recipe.classes)
+    tables = apply_label_options(tables, [PUBLIC_DATASETS.get(dataset.layout) for dataset in datasets], recipe)
     if filters_demographics(recipe.filter):  # otherwise the headers of fewer files are read, after filtering
         tables = [add_dicom_demographics(table) for table in tables]
     return filter_tables(tables, filter=recipe.filter)
@@ -211,7 +215,7 @@ def _check_datasets(
     if len(kinds) > 1:
         several = [name for name, table in zip(names, checked, strict=True) if is_multi_label(table)]
         problem = f"some datasets have one label per image, but {format_names(several)} has several"
-        fix = "Choose `classes` to use one label per image, or pass datasets of one kind"
+        fix = "Pass `task='multi_label'`, which makes each class a finding, or choose `classes` for one label per image"
         raise DataError(problem, fix, code="E015")
     return select_columns(concat_tables(checked, names), [*recipe.keep_columns, INPUT_INDEX])
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
+from fastcxr.config.tasks import resolve_task
 from fastcxr.errors import RecipeError, TrainingError, require_type
 from fastcxr.models.devices import configure_device, search_algorithms
 from fastcxr.models.heads import uses_feature_cache
@@ -125,9 +126,10 @@ def train(
 def _train(
     learner: Learner, recipe: Recipe, progress: Progress, deadline: Deadline, checkpoints: Checkpoints | None
 ) -> TrainingResult:
+    monitor = resolve_task(recipe, get_loaders_state(learner.dls).task).monitor
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
-    history_callback = HistoryCallback(BestEpoch(recipe.monitor), progress, n_epochs, deadline)
+    history_callback = HistoryCallback(BestEpoch(monitor), progress, n_epochs, deadline)
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
     precision, device = learner.fastcxr.precision, learner.dls.device
     is_auto = recipe.precision == "auto" and resolve_precision("auto", device) == precision
