@@ -24,8 +24,8 @@ class FindingLoss(nn.Module):
     """Binary cross-entropy of the known labels of findings: their sum, divided by the number of known labels.
 
     Attributes:
-        positive_weight: factor on the loss of a present finding, shape (k,), or None. It does not change the divisor, as
-            in torch's BCEWithLogitsLoss.
+        positive_weight: factor on the loss of a present finding, shape (k,), or None. It does not change the divisor,
+            as in torch's BCEWithLogitsLoss.
         smoothing: epsilon of the targets y (1 - epsilon) + epsilon / 2.
         reduction: "mean", "sum", or "none" for the mean of each image.
     """
