@@ -319,8 +319,12 @@ def _explain_batch(
     explainer: Explainer, predicted_rows: list[PredictedRow], images: list[ImageOrError], wanted: list[Wanted]
 ) -> Iterator[SaliencyMap]:
     is_readable = [not isinstance(image, ImageError) for image in images]
-    readable_parts = [list(compress(part, is_readable)) for part in (predicted_rows, images, wanted)]
-    maps = _explain_images(explainer, *readable_parts)
+    maps = _explain_images(
+        explainer,
+        list(compress(predicted_rows, is_readable)),
+        list(compress(images, is_readable)),
+        list(compress(wanted, is_readable)),
+    )
     for (row, _), image in zip(predicted_rows, images, strict=True):
         if isinstance(image, ImageError):
             error = f"FCX-{image.code} {image.problem}. {image.fix}"
