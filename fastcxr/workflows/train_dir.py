@@ -13,7 +13,7 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.errors import require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
