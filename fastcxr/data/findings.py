@@ -122,9 +122,10 @@ def encode_labels(rows: pd.DataFrame) -> pd.Series:
     names = list_findings(rows)
     if not names:
         return rows["label"]
-    columns = {name: rows[FINDING_PREFIX + name].astype(TEXT_DTYPE).fillna("?") for name in sorted(names)}
-    texts = pd.DataFrame({name: f"{name}=" + column for name, column in columns.items()})
-    return texts.agg(" ".join, axis=1).astype(TEXT_DTYPE)
+    text = pd.Series("", index=rows.index, dtype=TEXT_DTYPE)
+    for name in sorted(names):
+        text += f" {name}=" + rows[FINDING_PREFIX + name].astype(TEXT_DTYPE).fillna("?")
+    return text
 
 
 def explode_labels(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> pd.DataFrame:

@@ -25,7 +25,16 @@ def read_written_manifest(path: str | Path) -> pd.DataFrame:
     if missing := [name for name in MANIFEST_COLUMNS if name not in table]:
         problem = f"not a manifest of fastcxr: the columns {format_names(map(repr, missing))} are missing"
         raise DataError(problem, "Pass the manifest.csv of a run folder", path=path, code="E011")
-    findings = [name for name in table.columns if name.startswith(FINDING_PREFIX)]
-    values = parse_finding_columns(table, {name: name.removeprefix(FINDING_PREFIX) for name in findings}, Path(path))
-    texts = {name: to_text(table[name].where(table[name] != "")) for name in table.columns if name not in findings}
-    return pd.DataFrame({name: values[name] if name in findings else texts[name] for name in table.columns})
+    return _parse_cells(table, Path(path))
+
+
+def _parse_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return the table with findings as numbers, and other blank cells missing. Raises DataError for other numbers."""
+    findings = {name: name.removeprefix(FINDING_PREFIX) for name in table.columns if name.startswith(FINDING_PREFIX)}
+    values = parse_finding_columns(table, findings, path)
+    return pd.DataFrame(
+        {
+            name: values[name] if name in findings else to_text(table[name].where(table[name] != ""))
+            for name in table.columns
+        }
+    )

@@ -22,7 +22,7 @@ from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.threads import map_ahead
 from fastcxr.metrics.calibration import scale_probabilities
-from fastcxr.metrics.finding_calibration import scale_finding_probabilities
+from fastcxr.metrics.finding_calibration import calibrate_findings
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
@@ -267,7 +267,8 @@ def compute_probability(logits: torch.Tensor, classifier: Classifier) -> np.ndar
     # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
     logits = logits.cpu().double()
     if classifier.task == MULTI_LABEL:
-        return scale_finding_probabilities(logits.sigmoid().numpy(), classifier.labels, classifier.thresholds)
+        lines = classifier.thresholds.get("findings", {})
+        return calibrate_findings(logits.sigmoid().numpy(), classifier.labels, lines)
     return scale_probabilities(logits.softmax(dim=1).numpy(), classifier.temperature)
 
 
