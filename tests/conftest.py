@@ -59,6 +59,13 @@ def temporary(tmp_path, monkeypatch) -> Path:
     make_temporary_dir.cache_clear()
 
 
+@pytest.fixture
+def without_pyarrow():
+    """Store text as pandas does without pyarrow, which cannot store lone surrogates (names that are not UTF-8)."""
+    with pd.option_context("mode.string_storage", "python"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """Class folders of toy radiographs, shared by all tests."""
