@@ -101,7 +101,7 @@ class Predictions:
     def scorable(self) -> "Predictions":
         """Return the rows with a label, or a known label of any finding, and a readable image."""
         has_label = ~np.isnan(self.truth).all(axis=1) if self.is_multi_label else (self.table["label"] != "").to_numpy()
-        return self._select_rows((self.table["error"] == "") & pd.Series(has_label, self.table.index))
+        return self._select_rows((self.table["error"] == "") & np.asarray(has_label))
 
     def to_arrays(self, thresholds: Mapping[str, Any] | None = None) -> ScoredImages:
         """Return the arrays of these rows, which must all be scorable.
