@@ -14,6 +14,7 @@ from torch import nn
 
 from fastcxr.config.recipe import Recipe
 
+ALL = slice(None)
 POSITIVE_WEIGHT_RANGE = (0.1, 10.0)
 # values of Ridnik 2021
 GAMMA_POSITIVE, GAMMA_NEGATIVE = 1, 4
@@ -44,16 +45,29 @@ class FindingLoss(nn.Module):
             return losses.sum(dim=1) / n_known.clamp(min=1)
         return losses.sum() if self.reduction == "sum" else losses.sum() / n_known.sum().clamp(min=1)
 
-    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each label, 0 for unknown ones; same shape as both arguments, (..., k)."""
+    def compute_losses(
+        self, logits: torch.Tensor, truth: torch.Tensor, findings: torch.Tensor | slice = ALL
+    ) -> torch.Tensor:
+        """Return the loss of each label, 0 for unknown ones; same shape as logits and truth, (..., k).
+
+        `findings`: numbers of the findings in the last dimension, if these are not all.
+        """
         is_known = ~truth.isnan()
         target = torch.where(is_known, truth, 0.0).to(logits.dtype)
         target = target * (1 - self.smoothing) + self.smoothing / 2
         # masked before the loss too: the gradient of an unknown label is 0 even where its logit is NaN
         present, absent = self.compute_both_losses(torch.where(is_known, logits, 0.0))
         if self.positive_weight is not None:
-            present = present * self.positive_weight
+            present = present * self.positive_weight.to(logits.device)[findings]
         return torch.where(is_known, target * present + (1 - target) * absent, 0.0)
+
+    def compute_gradients(
+        self, logits: torch.Tensor, truth: torch.Tensor, findings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each label and its derivative by the logit; see compute_losses."""
+        logits = logits.detach().requires_grad_()
+        losses = self.compute_losses(logits, truth, findings)
+        return losses.detach(), torch.autograd.grad(losses.sum(), logits)[0]
 
     def compute_both_losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses if the finding is present and if it is absent, each of the shape of the logits."""
