@@ -22,7 +22,7 @@ from fastcxr.training.feature_split import (
 from fastcxr.training.finding_losses import FindingLoss
 from fastcxr.training.lbfgs import MAX_EVALUATIONS, MAX_GRADIENT, minimize
 
-SELECTION_GRADIENT = 3e-4  # largest gradient of the fits that only select a penalty; the loss changes by less than .001
+SELECTION_GRADIENT = 1e-3  # largest gradient of the fits that only select a penalty; the loss changes by less than .001
 MIN_VALID_POSITIVES = 30  # known validation images with a finding whose penalty is selected for it alone
 
 
@@ -80,7 +80,8 @@ class FindingObjective:
         # curvature of cross-entropy at the prevalence
         variance = (positives * negatives / (positives + negatives).square())[findings, None] * self.variances
         curvature = variance + penalties[:, None]
-        factors = (curvature.amin(dim=1, keepdim=True) / curvature).sqrt()
+        lowest = curvature.amin(dim=1)
+        factors = (lowest[:, None] / curvature).sqrt()
         known = len(self.feature_split.features) * (positives + negatives)
 
         def evaluate(points: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +92,7 @@ class FindingObjective:
             bar.advance()
             return values, self.scale(gradients, factors[rows])  # the scaling is symmetric
 
-        minima = minimize(evaluate, self.scale(start, 1 / factors), MAX_EVALUATIONS, max_gradient)
+        minima = minimize(evaluate, self.scale(start, 1 / factors), MAX_EVALUATIONS, max_gradient, 1 / lowest)
         return self.scale(minima, factors)
 
     def scale(self, weights: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 MAX_EVALUATIONS = 250
 MAX_GRADIENT = 3e-6  # largest absolute entry at a minimum; float32 gradients of a mean loss have errors near 1e-7
-CHECK_INTERVAL = 10  # evaluations between two checks for convergence
+CHECK_INTERVAL = 5  # evaluations between two checks for convergence
 N_PAIRS = 10  # steps in the history
 SUFFICIENT_DECREASE = 1e-4  # of the value, relative to that of a linear function (Armijo condition)
 MAX_SLOPE = 0.8  # after a step, relative to that before it
@@ -54,7 +54,11 @@ class State:
 
 
 def minimize(
-    evaluate: Evaluate, start: torch.Tensor, max_evaluations: int, max_gradient: float = MAX_GRADIENT
+    evaluate: Evaluate,
+    start: torch.Tensor,
+    max_evaluations: int,
+    max_gradient: float = MAX_GRADIENT,
+    first_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the minima of several functions, shape (s, p); of non-convex functions, local minima.
 
@@ -66,9 +70,11 @@ def minimize(
         start: first points, shape (s, p).
         max_evaluations: largest number of calls of `evaluate`.
         max_gradient: largest absolute entry of the gradient at a minimum.
+        first_scale: factor of each first step, which is against the gradient: 1 / curvature, shape (s,); default: at
+            most length 1.
     """
     minima, rows = start.clone(), torch.arange(len(start), device=start.device)
-    state = checked = make_state(start, *evaluate(start, rows))
+    state = checked = make_state(start, *evaluate(start, rows), first_scale)
     for number in range(1, max_evaluations):
         state = take_step(state, *evaluate(state.point + state.step, rows))
         minima[rows] = state.point
@@ -83,9 +89,11 @@ def minimize(
     return minima
 
 
-def make_state(point: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> State:
-    """Return the state before the first step, which has at most length 1."""
-    scale = (1 / gradient.abs().sum(dim=1)).clamp(max=1)
+def make_state(
+    point: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | None = None
+) -> State:
+    """Return the state before the first step, which has at most length 1 unless its scale is given."""
+    scale = (1 / gradient.abs().sum(dim=1)).clamp(max=1) if scale is None else scale
     history = point.new_zeros(len(point), N_PAIRS, point.shape[1])
     return State(point, value, gradient, -scale[:, None] * gradient, history, history, scale)
 
