@@ -175,7 +175,7 @@ def _score_patterns(folds: np.ndarray, patterns: np.ndarray, present: np.ndarray
 def auroc_within_folds(scores: np.ndarray, present: np.ndarray, absent: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return the AUROC of each column, shape (k,); NaN for a column with one class only. Ties count half.
 
-    Only images of the same fold are compared: each fold has a model of its own.
+    Only images of the same fold are compared: each fold has another model.
 
     Args:
         scores: Score of each row and column, shape (n, k).
