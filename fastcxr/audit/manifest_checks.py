@@ -206,13 +206,14 @@ def find_exclusive_labels(manifest: pd.DataFrame) -> dict[str, tuple[int, int]]:
 
 
 def check_label_sizes(manifest: pd.DataFrame) -> Finding:
-    """Check whether each split with reported metrics has enough images with each finding."""
+    """Check whether each split with reported metrics has enough images with each finding that any image has."""
     names, is_present = list_findings(manifest), compute_truth(manifest) == 1
     splits = [split for split in sorted(set(manifest["split"])) if split != "train"]
     counts = {
         (name, split): int(is_present[manifest["split"] == split, number].sum())
         for split in splits
         for number, name in enumerate(names)
+        if is_present[:, number].any()
     }
     make_finding = partial(
         Finding, check="sizes", title="Images per finding", value=float(min(counts.values())) if counts else None

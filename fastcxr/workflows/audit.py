@@ -24,7 +24,7 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.pages import write_audit_page
 from fastcxr.report.run_reader import read_findings
-from fastcxr.workflows.load import Dataset, assign_recipe_splits, load_dataset
+from fastcxr.workflows.load import assign_recipe_splits, load_dataset
 from fastcxr.workflows.run_dir import OutputDir, write_thumbnails
 
 log = logging.getLogger("fastcxr")
@@ -39,9 +39,7 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
     FastcxrError for data or a folder that cannot be used.
     """
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
-        recipe = recipe.replace(skip_bad=True)
-        dataset = Dataset(recipe, allows_findings=True)
-        manifest = assign_recipe_splits(load_dataset(recipe, output_dir, dataset), recipe)
+        manifest = assign_recipe_splits(load_dataset(recipe.replace(skip_bad=True), output_dir), recipe)
         output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}
         findings = run_checks(manifest, recipe.seed, output_dir)
