@@ -14,6 +14,7 @@ from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
     explode_labels,
+    is_multi_label,
     list_findings,
     list_shown_labels,
     parse_finding_columns,
@@ -122,7 +123,9 @@ class RunRecord(DatasetRecord):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Classes of the model, followed by those that occur in the images only."""
+        """Classes of the model, followed by those that occur in the images only; of findings the most frequent ones."""
+        if self.predictions.is_multi_label:
+            return tuple(list_shown_labels(self.table)) if is_multi_label(self.table) else ()
         model_labels = self.predictions.labels
         return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 
