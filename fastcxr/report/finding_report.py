@@ -13,6 +13,8 @@ from fastcxr.metrics.predictions import (
 from fastcxr.report.finding_figure_set import PANELS, list_panels
 from fastcxr.report.finding_rows import (
     describe_averaged,
+    describe_calibration_fit,
+    make_calibration_means,
     make_decision_rows,
     make_finding_calibration_rows,
     make_finding_rows,
@@ -40,9 +42,12 @@ def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) 
         "decisions": make_decision_rows(primary) if primary else [],
         "overall": make_overall_rows(primary) if primary else [],
         "calibration": make_finding_calibration_rows(primary, fitted) if primary and has_images else [],
+        "calibration_means": make_calibration_means(primary) if primary and has_images else [],
+        "calibration_fit": describe_calibration_fit(record.calibration),
         "panels": {kind: list_panels(primary, kind) if primary and has_images else [] for kind in PANELS},
         "reasons": {split: make_reason_rows(metrics[split]) for split in predictions.splits},
         "drops": make_drop_rows(metrics.get("external_drop", {}), list_drop_names(predictions.labels)),
+        "subgroups": [],
         "fold_metrics": {name: text for name, text in FOLD_METRICS.items() if name in record.folds},
         "label_tables": make_label_tables(record),
         "label_policy": describe_label_policy(record),

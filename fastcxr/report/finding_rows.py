@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names
+from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
 from fastcxr.report.tables import format_estimate
 
 MEANS = {"macro": "Macro average", "weighted": "Weighted average", "chexpert5": "CheXpert five"}
@@ -142,3 +142,43 @@ def make_overall_rows(split_metrics: Mapping[str, Any]) -> list[tuple[str, str]]
             interval = format_interval(dict(split_metrics), key, format_percent)
             rows.append((name, format_percent(split_metrics[key]) + (f" ({interval})" if interval else "")))
     return rows
+
+
+def make_calibration_means(split_metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return Brier score and log-loss over the findings, with interval and the value before scaling."""
+    calibration, before = split_metrics["calibration"], split_metrics.get("uncalibrated")
+    return [
+        {
+            "name": name,
+            "value": format_number(calibration[key]),
+            "interval": format_interval(dict(split_metrics), f"calibration.{key}", format_number),
+            "before": format_number(before[key]) if before else "",
+        }
+        for key, name in {"brier": "Brier score (0 to 1)", "log_loss": "Log-loss"}.items()
+        if calibration.get(key) is not None
+    ]
+
+
+def describe_calibration_fit(calibration: Mapping[str, Any]) -> list[str]:
+    """Return how the probabilities were calibrated, by the calibration of model.json; empty if it is unknown."""
+    fitted = calibration.get("findings") or {}
+    if not fitted:
+        return []
+    labels_by_method: dict[str, list[str]] = {}
+    for label, fit in fitted.items():
+        labels_by_method.setdefault(fit["method"], []).append(label)
+    if set(labels_by_method) == {"none"}:
+        return ["The probabilities are not scaled: too few validation images."]
+    parts = [
+        f"{METHOD_TEXTS[method]} for {join_names(labels) if len(labels) <= 5 else pluralize(len(labels), 'finding')}"
+        for method, labels in labels_by_method.items()
+    ]
+    images = pluralize(calibration["images"], "validation image") if calibration.get("images") else "validation images"
+    return [f"Fitted on {images}: {join_names(parts)}."]
+
+
+METHOD_TEXTS = {
+    "platt": "Platt scaling",
+    "temperature": "one shared temperature (few positive or few negative images)",
+    "none": "no scaling",
+}

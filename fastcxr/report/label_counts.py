@@ -21,8 +21,8 @@ STATES = ("present", "absent", "blank", "uncertain", "unknown")
 def make_label_tables(record: RunRecord) -> list[dict[str, Any]]:
     """Return for each split its name, number of images and rows with the labels of each finding of the model.
 
-    A row has the finding, the images in each of STATES (blank: read as absent), and the prevalence under the policy of
-    the recipe: present labels among the known ones. Empty if no table of the run has the labels.
+    A row has the finding, the images in each of STATES (blank: read as absent), and under the policy of the recipe the
+    known and positive labels and their ratio, the prevalence. Empty if no table of the run has the labels.
     """
     table, labels = record.table, list(record.predictions.labels)
     if not list_findings(table):
@@ -44,6 +44,7 @@ def _make_rows(rows: pd.DataFrame, labels: list[str], policy: LabelPolicy) -> li
             "name": label,
             "prevalence": format_percent(n_present[k] / n_known[k] if n_known[k] else None),
             "known": int(n_known[k]),
+            "positive": int(n_present[k]),
         }
         | (counts.loc[label, list(STATES)].to_dict() if label in counts.index else absent_everywhere)
         for k, label in enumerate(labels)
