@@ -19,7 +19,13 @@ from fastcxr.report.style import SvgFigure, to_svg_figure
 
 MAX_PANELS = 40  # findings with curves; PadChest has 174
 ROC, PRECISION_RECALL, RELIABILITY = "roc", "precision_recall", "reliability"
-FOREST, TRUE_PAIRS, PREDICTED_PAIRS = "auroc_forest", "co_occurrence_truth", "co_occurrence_predicted"
+FORESTS = {  # name, title and caption of the forest plot of each metric
+    "auroc": ("auroc_forest", "AUROC", "Diamonds: means over the findings. Gray: chance level."),
+    "average_precision": (
+        "average_precision_forest", "Average precision", "In the order of AUROC. Gray: chance level (the prevalence).",
+    ),
+}  # fmt: skip
+TRUE_PAIRS, PREDICTED_PAIRS = "co_occurrence_truth", "co_occurrence_predicted"
 
 
 def make_finding_figures(predictions: Predictions, metrics: Mapping[str, Any]) -> list[SvgFigure]:
@@ -30,7 +36,7 @@ def make_finding_figures(predictions: Predictions, metrics: Mapping[str, Any]) -
         return []
     scored = predictions.for_split(split).scorable()
     return [
-        *_make_forest(split_metrics, split),
+        *_make_forests(split_metrics, split),
         *_make_panels(scored, split_metrics),
         *_make_co_occurrence(split_metrics, split),
     ]
@@ -55,25 +61,34 @@ def _select_findings(split_metrics: Mapping[str, Any]) -> list[str]:
     return [label for label in defined if label in kept]
 
 
-def _make_forest(split_metrics: Mapping[str, Any], split: str) -> list[SvgFigure]:
-    intervals, auroc = split_metrics["intervals"]["of"], split_metrics["auroc"]
-    values = {label: (auroc["per_class"][label], f"auroc.per_class.{label}") for label in rank_findings(split_metrics)}
-    rows = [
-        figures.ForestRow(label, value, *intervals.get(dotted, (None, None)))
-        for label, (value, dotted) in values.items()
-        if value is not None
+def _make_forests(split_metrics: Mapping[str, Any], split: str) -> list[SvgFigure]:
+    """Return the forest plots of AUROC and average precision, both in the order of AUROC."""
+    svg_figures = []
+    for key, (name, title, caption) in FORESTS.items():
+        rows = _make_forest_rows(split_metrics, key)
+        if rows:
+            text = join_names([f"{row.name} {format_score(row.value)}" for row in rows])
+            description = f"{title} of each finding with its 95 % confidence interval, {format_split(split)}: {text}."
+            svg_figures.append(to_svg_figure(partial(figures.plot_forest, rows, title), name, description, caption))
+    return svg_figures
+
+
+def _make_forest_rows(split_metrics: Mapping[str, Any], key: str) -> list[figures.ForestRow]:
+    intervals, part = split_metrics["intervals"]["of"], split_metrics[key]
+    rows = []
+    for label in rank_findings(split_metrics):
+        if part["per_class"][label] is not None:
+            bounds = intervals.get(f"{key}.per_class.{label}", (None, None))
+            counts = split_metrics["per_class"][label]
+            prevalence = counts["positives"] / (counts["positives"] + counts["negatives"])
+            chance = 0.5 if key == "auroc" else prevalence
+            rows.append(figures.ForestRow(label, part["per_class"][label], *bounds, chance=chance))
+    means = [(name, part[mean], f"{key}.{mean}") for mean, name in MEANS.items() if part.get(mean) is not None]
+    return rows + [
+        figures.ForestRow(name, value, *intervals.get(dotted, (None, None)), is_mean=True)
+        for name, value, dotted in means
+        if len(rows) > 1
     ]
-    if not rows:
-        return []
-    rows += [
-        figures.ForestRow(name, auroc[key], *intervals.get(f"auroc.{key}", (None, None)), is_mean=True)
-        for key, name in MEANS.items()
-        if auroc.get(key) is not None
-    ]
-    text = join_names([f"{row.name} {format_score(row.value)}" for row in rows])
-    description = f"AUROC of each finding with its 95 % confidence interval, {format_split(split)}: {text}."
-    caption = "Diamonds: means over the findings. Dashed: chance level."
-    return [to_svg_figure(partial(figures.plot_forest, rows, "AUROC"), FOREST, description, caption)]
 
 
 def _make_panels(scored: Predictions, split_metrics: Mapping[str, Any]) -> list[SvgFigure]:

@@ -41,13 +41,17 @@ Curve = tuple[np.ndarray, np.ndarray]  # x and y
 
 @dataclass(frozen=True)
 class ForestRow:
-    """A value with its interval in a forest plot; `low` and `high` are None without an interval."""
+    """A value with its interval in a forest plot; `low` and `high` are None without an interval.
+
+    chance: the value of a model without information, marked by a gray line.
+    """
 
     name: str
     value: float
     low: float | None
     high: float | None
     is_mean: bool = False
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,12 @@ class Panel:
 
 @figure_style
 def plot_forest(rows: Sequence[ForestRow], title: str) -> Figure:
-    """Plot values with their intervals, the first row at the top; a dashed line marks 0.5, diamonds mark means."""
+    """Plot values with their intervals, the first row at the top; diamonds mark means, gray lines chance levels."""
     figure, axes = make_axes(4.4, 0.25 * len(rows) + 0.95, title)
     for position, row in enumerate(rows):
         color = TEXT_COLOR if row.is_mean else ACCENT_COLOR
+        if row.chance is not None:
+            axes.plot([row.chance] * 2, [position - 0.32, position + 0.32], color=FAINT_COLOR, linewidth=1.4)
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [position, position], color=color, linewidth=1.6)
         axes.plot(row.value, position, MEAN_MARKER if row.is_mean else "o", color=color, markersize=5)
@@ -78,9 +84,8 @@ def plot_forest(rows: Sequence[ForestRow], title: str) -> Figure:
     axes.set_yticks(range(len(rows)), [shorten(replace_unprintable(row.name), MAX_NAME_LENGTH) for row in rows])
     axes.tick_params(axis="y", labelcolor=TEXT_COLOR)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    lowest = min(min(row.value, row.value if row.low is None else row.low) for row in rows)
-    axes.set_xlim(min(0.48, np.floor(20 * lowest) / 20), 1.005)
-    axes.axvline(0.5, color=FAINT_COLOR, linewidth=1, linestyle=(0, (3, 3)))
+    lowest = min(value for row in rows for value in (row.value, row.low, row.chance) if value is not None)
+    axes.set_xlim(max(-0.01, np.floor(20 * lowest - 0.4) / 20), 1.005)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)

@@ -12,12 +12,14 @@ from fastcxr.metrics.predictions import (
 )
 from fastcxr.report.finding_figure_set import PANELS, list_panels
 from fastcxr.report.finding_rows import (
+    MIN_GROUP_POSITIVES,
     describe_averaged,
     describe_calibration_fit,
     make_calibration_means,
     make_decision_rows,
     make_finding_calibration_rows,
     make_finding_rows,
+    make_finding_subgroup_rows,
     make_mean_rows,
     make_overall_rows,
 )
@@ -25,7 +27,7 @@ from fastcxr.report.label_counts import describe_label_policy, make_label_tables
 from fastcxr.report.run_reader import RunRecord, map_uris
 from fastcxr.report.tables import make_drop_rows, make_reason_rows
 
-MAX_CARDS = 3  # most wrong images of each finding
+N_WRONG_PER_FINDING = 2  # the most wrong image with and the one without the finding
 FOLD_METRICS = {"auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match"}
 
 
@@ -47,7 +49,8 @@ def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) 
         "panels": {kind: list_panels(primary, kind) if primary and has_images else [] for kind in PANELS},
         "reasons": {split: make_reason_rows(metrics[split]) for split in predictions.splits},
         "drops": make_drop_rows(metrics.get("external_drop", {}), list_drop_names(predictions.labels)),
-        "subgroups": [],
+        "subgroups": make_finding_subgroup_rows(metrics.get("subgroups", {}), predictions.labels),
+        "min_positives": MIN_GROUP_POSITIVES,
         "fold_metrics": {name: text for name, text in FOLD_METRICS.items() if name in record.folds},
         "label_tables": make_label_tables(record),
         "label_policy": describe_label_policy(record),
@@ -63,7 +66,7 @@ def list_drop_names(labels: tuple[str, ...]) -> dict[str, str]:
 
 
 def make_wrong_groups(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the most wrong images of each finding: name and cards, at most MAX_CARDS of a finding.
+    """Return the N_WRONG_PER_FINDING most wrong images of each finding: name and cards.
 
     A card has path, patient, probability, truth (whether the finding is present), labels (present findings), is_ood,
     and the data: URIs of thumbnail and saliency map. With thumbnails, an image without one is left out.
@@ -71,7 +74,7 @@ def make_wrong_groups(record: RunRecord) -> list[dict[str, Any]]:
     images = record.thumbnails[record.thumbnails["role"] == "wrong"]
     uris, map_uri = map_uris(images), _map_finding_uris(record)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in select_most_wrong(record.predictions, MAX_CARDS).to_dict("records"):
+    for row in select_most_wrong(record.predictions, N_WRONG_PER_FINDING).to_dict("records"):
         finding, key = row["finding"], (row["source"], row["path"])
         card = {
             "path": row["path"],
@@ -85,7 +88,7 @@ def make_wrong_groups(record: RunRecord) -> list[dict[str, Any]]:
         }
         if not uris or card["uri"] or card["map"]:
             groups.setdefault(finding, []).append(card)
-    return [{"name": name, "cards": cards[:MAX_CARDS]} for name, cards in groups.items()]
+    return [{"name": name, "cards": cards} for name, cards in groups.items()]
 
 
 def _map_finding_uris(record: RunRecord) -> dict[tuple[str, str, str], str]:

@@ -1,13 +1,15 @@
 """Rows of the tables of findings in a run report: numbers formatted as text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
-from fastcxr.report.tables import format_estimate
+from fastcxr.io.formatting import MISSING, format_interval, format_number, format_percent, format_score, join_names, pluralize
+from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
+from fastcxr.report.tables import Cell, format_estimate
 
 MEANS = {"macro": "Macro average", "weighted": "Weighted average", "chexpert5": "CheXpert five"}
 CLASS_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
+MIN_GROUP_POSITIVES = 10  # of a finding in a subgroup; with fewer the interval of AUROC is about 0.3 wide
 COUNTS = ("positives", "negatives", "unknown")
 
 
@@ -89,7 +91,7 @@ def make_decision_rows(split_metrics: Mapping[str, Any]) -> list[dict[str, Any]]
 
 def _describe_threshold(threshold: Mapping[str, Any] | None) -> dict[str, Any]:
     if threshold is None:
-        return {"threshold": "0.500", "wanted": "not fitted", "unstable": False, "given_prevalence": ""}
+        return {"threshold": "0.500", "wanted": "", "unstable": False, "given_prevalence": ""}
     return {
         "threshold": format_score(threshold["threshold"]),
         "wanted": join_names([f"{name} {format_percent(value)}" for name, value in threshold["wanted"].items()]),
@@ -182,3 +184,39 @@ METHOD_TEXTS = {
     "temperature": "one shared temperature (few positive or few negative images)",
     "none": "no scaling",
 }
+
+
+def make_finding_subgroup_rows(subgroups: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each attribute, such as sex, a row per subgroup with macro AUROC, and AUROC of each finding.
+
+    groups: the measured subgroups. findings: rows with a name and a cell per subgroup, of the findings that have
+    MIN_GROUP_POSITIVES in some subgroup; (value, interval), or (MISSING, number of positive images).
+    """
+    tables = []
+    for attribute, groups in subgroups.items():
+        measured = {name: row for name, row in groups.items() if "support" in row}
+        findings = [
+            {"name": label, "cells": [_make_group_cell(row, label) for row in measured.values()]}
+            for label in labels
+            if any(row["support"][label] >= MIN_GROUP_POSITIVES for row in measured.values())
+        ]
+        rows = [_make_group_row(name, row, labels) for name, row in groups.items()]
+        head = {"name": attribute, "heads": [("AUROC,", "macro")], "groups": list(measured)}
+        tables.append(head | {"rows": rows, "findings": findings if len(measured) > 1 else []})
+    return tables
+
+
+def _make_group_row(name: str, row: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    counts = {"name": name, "images": row["n_images"], "patients": row["n_patients"]}
+    if "support" not in row:
+        return counts | {"cells": [], "why": f"fewer than {MIN_GROUP_PATIENTS} patients: not measured"}
+    n_averaged = len(row["averaged"])
+    note = (f"{n_averaged} of {len(labels)} findings",) if n_averaged < len(labels) else ()
+    return counts | {"cells": [(*format_estimate(row["auroc"]), *note)], "why": ""}
+
+
+def _make_group_cell(row: Mapping[str, Any], label: str) -> Cell:
+    n_positives = row["support"][label]
+    if n_positives < MIN_GROUP_POSITIVES:
+        return MISSING, f"{n_positives} positive"
+    return format_estimate(row["auroc_per_class"][label])

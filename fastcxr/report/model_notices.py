@@ -311,13 +311,22 @@ def _get_maps(record: RunRecord | SaliencyMaps) -> SaliencyMaps:
 
 
 def _describe_external_test(name: str, drop: Mapping[str, Any], split_metrics: Metrics) -> tuple[str, str]:
-    """Return the outcome and the text: of macro AUROC, or if classes differ, of the sensitivity that drops most."""
+    """Return the outcome and the text: of macro AUROC, or if classes differ, of the sensitivity that drops most.
+
+    If the findings differ, of the AUROC that drops most.
+    """
     estimates, unshared_text = drop["figures"], _describe_unshared_classes(drop["only"])
     sensitivities = {
         label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"per_class.{label}.sensitivity"))
     }
+    aurocs = {
+        label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"auroc.per_class.{label}"))
+    }
     if "auroc.macro" in estimates:
         row, metric, formatter, confusion_text = estimates["auroc.macro"], "Macro AUROC", format_score, ""
+    elif aurocs:
+        label = max(aurocs, key=lambda key: aurocs[key])
+        row, metric, formatter, confusion_text = estimates[f"auroc.per_class.{label}"], f"AUROC of {label}", format_score, ""
     elif sensitivities:
         label = max(sensitivities, key=lambda key: sensitivities[key])
         row, metric, formatter = estimates[f"per_class.{label}.sensitivity"], f"Sensitivity for {label}", format_percent

@@ -71,5 +71,5 @@ def build_finding_run(folder, findings=NIH, manifest=None, recipe=(), model=(), 
     if thumbnails:
         shown = manifest.assign(label=manifest["label"].str.partition("|")[0])
         write_histograms(folder, shown[shown["label"].isin(findings[:8])])
-        write_thumbnails(folder, manifest.iloc[:8], select_most_wrong(predictions, 8))
+        write_thumbnails(folder, manifest.iloc[:8], select_most_wrong(predictions, 2))
     return folder
