@@ -13,6 +13,12 @@ from fastcxr.io.formatting import format_number, format_percent, format_score, j
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.report import finding_figures as figures
 from fastcxr.report.figures import compute_reliability_points
+from fastcxr.report.finding_panels import (
+    Panel,
+    compute_precision_recall_points,
+    compute_roc_points,
+    draw_panel,
+)
 from fastcxr.report.finding_rows import MEANS, rank_findings
 from fastcxr.report.html import format_split
 from fastcxr.report.style import SvgFigure, to_svg_figure
@@ -100,38 +106,37 @@ def _make_panels(scored: Predictions, split_metrics: Mapping[str, Any]) -> list[
         is_present, scores = truth[is_known, position] == 1, probability[is_known, position]
         for kind, make_panel in PANELS.items():
             panel = make_panel(label, is_present, scores, split_metrics)
-            plot = partial(figures.plot_panel, panel)
             description = f"{PANEL_TITLES[kind]} of {label}; {panel.text}."
-            svg_figures.append(to_svg_figure(plot, name_panel(kind, position), description))
+            svg_figures.append(SvgFigure(name_panel(kind, position), draw_panel(panel, description)))
     return svg_figures
 
 
-def _make_roc_panel(label: str, is_present: np.ndarray, scores: np.ndarray, metrics: Mapping[str, Any]) -> figures.Panel:
+def _make_roc_panel(label: str, is_present: np.ndarray, scores: np.ndarray, metrics: Mapping[str, Any]) -> Panel:
     text = f"AUROC {format_score(metrics['auroc']['per_class'][label])}"
-    return figures.Panel(label, figures.compute_roc_points(is_present, scores), text, "1 − specificity")
+    return Panel(label, compute_roc_points(is_present, scores), text, "1 − specificity")
 
 
 def _make_precision_recall_panel(
     label: str, is_present: np.ndarray, scores: np.ndarray, metrics: Mapping[str, Any]
-) -> figures.Panel:
+) -> Panel:
     text = f"AP {format_score(metrics['average_precision']['per_class'][label])}"
-    curve = figures.compute_precision_recall_points(is_present, scores)
-    return figures.Panel(label, curve, text, "recall", baseline=float(is_present.mean()), is_text_low=False)
+    curve = compute_precision_recall_points(is_present, scores)
+    return Panel(label, curve, text, "recall", baseline=float(is_present.mean()), is_text_low=False)
 
 
 def _make_reliability_panel(
     label: str, is_present: np.ndarray, scores: np.ndarray, metrics: Mapping[str, Any]
-) -> figures.Panel:
+) -> Panel:
     line = metrics["calibration"]["per_class"].get(label)
     text = f"slope {format_number(line['slope'][0])}" if line else "no slope"
     curve = compute_reliability_points(is_present, scores)
     is_text_low = bool(curve[1][-1] > 0.3)  # the last bin is at the right
-    return figures.Panel(
+    return Panel(
         label, curve, text, "predicted", has_points=True, is_text_low=is_text_low, is_text_left=not is_text_low
     )
 
 
-PANELS: dict[str, Callable[..., figures.Panel]] = {
+PANELS: dict[str, Callable[..., Panel]] = {
     ROC: _make_roc_panel,
     PRECISION_RECALL: _make_precision_recall_panel,
     RELIABILITY: _make_reliability_panel,

@@ -1,22 +1,15 @@
-"""Matplotlib figures of findings: forest plot, small panels of curves, co-occurrence.
-
-A panel shows one finding and is narrow, so that a page places two panels side by side on a phone, and six on a screen.
-Curves have at most MAX_CURVE_POINTS points: the page of 100,000 images stays small.
-"""
+"""Matplotlib figures of findings: forest plot and co-occurrence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from fastcxr.io.formatting import format_score
 from fastcxr.io.html import replace_unprintable
-from fastcxr.report.figures import DOTTED
 from fastcxr.report.style import (
     ACCENT_COLOR,
     FAINT_COLOR,
@@ -29,14 +22,11 @@ from fastcxr.report.style import (
     shorten,
 )
 
-MAX_CURVE_POINTS = 160  # of a panel of 1.4 inches: more points are closer than a pixel
 MAX_LABELLED_CELLS = 16  # findings of a heat map with the share in each cell
-MAX_NAME_LENGTH, MAX_PANEL_NAME_LENGTH = 24, 22
-PANEL_INCHES = 1.95
+MAX_NAME_LENGTH = 24
 MEAN_MARKER = "D"
 SHARE_COLORS = LinearSegmentedColormap.from_list("share", ["#ffffff", ACCENT_COLOR])
 
-Curve = tuple[np.ndarray, np.ndarray]  # x and y
 
 
 @dataclass(frozen=True)
@@ -52,20 +42,6 @@ class ForestRow:
     high: float | None
     is_mean: bool = False
     chance: float | None = None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A curve of one finding between 0 and 1. `baseline`: height of a dotted line; None: the diagonal is dashed."""
-
-    name: str
-    curve: Curve
-    text: str
-    x_label: str
-    baseline: float | None = None
-    has_points: bool = False
-    is_text_low: bool = True
-    is_text_left: bool = False
 
 
 @figure_style
@@ -91,57 +67,6 @@ def plot_forest(rows: Sequence[ForestRow], title: str) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("95 % confidence interval")
     return figure
-
-
-@figure_style
-def plot_panel(panel: Panel) -> Figure:
-    """Plot the curve of one finding, with the name of the finding as title and a number inside the axes."""
-    figure = Figure(figsize=(PANEL_INCHES, PANEL_INCHES))
-    axes = figure.add_axes((0.155, 0.2, 0.815, 0.68))
-    figure.text(0.01, 0.925, shorten(replace_unprintable(panel.name), MAX_PANEL_NAME_LENGTH), **_PANEL_TITLE)
-    _style_panel_axes(axes, panel.x_label)
-    if panel.baseline is None:
-        axes.plot([0, 1], [0, 1], color=FAINT_COLOR, linewidth=1, linestyle=(0, (3, 3)))
-    else:
-        axes.axhline(panel.baseline, color=ACCENT_COLOR, **DOTTED)
-    axes.plot(*panel.curve, color=ACCENT_COLOR, linewidth=1.5, marker="o" if panel.has_points else "", markersize=2.8)
-    y, vertical = (0.04, "bottom") if panel.is_text_low else (0.97, "top")
-    x, horizontal = (0.04, "left") if panel.is_text_left else (0.97, "right")
-    axes.text(x, y, panel.text, transform=axes.transAxes, va=vertical, ha=horizontal, **_PANEL_TEXT)
-    return figure
-
-
-_PANEL_TITLE: dict[str, Any] = {"fontsize": 9, "fontweight": "bold", "color": TEXT_COLOR, "va": "center"}
-_PANEL_TEXT: dict[str, Any] = {"fontsize": 9, "color": TEXT_COLOR}
-
-
-def _style_panel_axes(axes: Axes, x_label: str) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.tick_params(labelsize=8, length=2, pad=2)
-    axes.set_xlabel(x_label, fontsize=8, labelpad=1.5)
-
-
-def compute_roc_points(is_present: np.ndarray, scores: np.ndarray) -> Curve:
-    """Return 1 − specificity and sensitivity at each threshold, at most MAX_CURVE_POINTS of them."""
-    false_rate, true_rate, _ = roc_curve(is_present, scores)
-    return _thin_curve(false_rate, true_rate, false_rate + true_rate)
-
-
-def compute_precision_recall_points(is_present: np.ndarray, scores: np.ndarray) -> Curve:
-    """Return recall and precision at each threshold, at most MAX_CURVE_POINTS of them."""
-    precision, recall, _ = precision_recall_curve(is_present, scores)
-    return _thin_curve(recall[::-1], precision[::-1], recall[::-1])
-
-
-def _thin_curve(x: np.ndarray, y: np.ndarray, position: np.ndarray) -> Curve:
-    """Return points of a curve at equal steps of `position`, which increases from the first to the last point."""
-    if len(x) <= MAX_CURVE_POINTS:
-        return x, y
-    steps = np.linspace(position[0], position[-1], MAX_CURVE_POINTS - 2)
-    chosen = np.unique(np.r_[0, np.searchsorted(position, steps).clip(0, len(x) - 1), len(x) - 1])
-    return x[chosen], y[chosen]
 
 
 @figure_style

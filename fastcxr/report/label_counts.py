@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fastcxr.data.findings import count_findings, list_findings
+from fastcxr.data.findings import BLANK_AS_ABSENT, FINDING_PREFIX, list_findings
 from fastcxr.data.label_policy import BLANK_POLICIES, UNCERTAIN_POLICIES, LabelPolicy, compute_truth, parse_policy
 from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.report.data_tables import list_splits
@@ -15,7 +15,8 @@ from fastcxr.report.run_reader import RunRecord
 BLANK_MESSAGE = "blank labels of findings:"  # start of the message of fastcxr.data.label_options
 BLANK_TEXTS = {"negative": "absent", "unknown": "unknown"}
 UNCERTAIN_TEXTS = {"ignore": "ignored", "positive": "read as present", "negative": "read as absent"}
-STATES = ("present", "absent", "blank", "uncertain", "unknown")
+VALUES = {"present": 1, "absent": 0, "blank": BLANK_AS_ABSENT, "uncertain": -1}
+STATES = (*VALUES, "unknown")
 
 
 def make_label_tables(record: RunRecord) -> list[dict[str, Any]]:
@@ -35,10 +36,12 @@ def make_label_tables(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _make_rows(rows: pd.DataFrame, labels: list[str], policy: LabelPolicy) -> list[dict[str, Any]]:
-    counts = count_findings(rows)
+    columns = [FINDING_PREFIX + label for label in labels]
+    values = rows.reindex(columns=columns).to_numpy(float, na_value=np.nan)  # a finding without a column is unknown
+    states = {name: (values == value).sum(axis=0) for name, value in VALUES.items()}
+    states["unknown"] = np.isnan(values).sum(axis=0)
     truth = compute_truth(rows, labels, policy)
     n_known, n_present = (~np.isnan(truth)).sum(axis=0), np.nansum(truth, axis=0)
-    absent_everywhere = dict.fromkeys(STATES, 0) | {"unknown": len(rows)}
     return [
         {
             "name": label,
@@ -46,7 +49,7 @@ def _make_rows(rows: pd.DataFrame, labels: list[str], policy: LabelPolicy) -> li
             "known": int(n_known[k]),
             "positive": int(n_present[k]),
         }
-        | (counts.loc[label, list(STATES)].to_dict() if label in counts.index else absent_everywhere)
+        | {name: int(column[k]) for name, column in states.items()}
         for k, label in enumerate(labels)
     ]
 

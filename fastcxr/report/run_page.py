@@ -83,7 +83,7 @@ def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]])
     extra_metrics = {
         "folds": summarize_folds(record.folds) if len(record.folds) else {},
         "external_drop": external_drops(record.predictions, metrics),
-        "subgroups": compute_subgroup_metrics(record.predictions),
+        "subgroups": compute_subgroup_metrics(record.predictions, record.calibration.get("thresholds")),
     }
     return {name: part for name, part in extra_metrics.items() if part}
 
