@@ -16,6 +16,7 @@ from fastcxr.report.run_reader import DatasetRecord, RunRecord
 
 Found = Iterator[tuple[str, ...]]  # text, names in the title
 Metrics = Mapping[str, Any]
+MAX_LISTED = 12  # classes or findings in one notice
 MIN_CLASS_IMAGES = 20  # below it one image moves the sensitivity of the class by more than five points
 EXCLUSIVE_ATTRIBUTES = {  # with the check of the audit that includes them, and the fix
     "source": ("sources", "Add images of all classes from the same sources."),
@@ -135,9 +136,19 @@ def find_small_classes(record: DatasetRecord, metrics: Metrics) -> Found:
     if counts:
         n_min = min(counts.values())
         points = f"{'up to ' * (n_min > 1)}{100 / n_min:.0f} points"
-        sizes = join_names([f"{label} {n}" for label, n in counts.items()])
+        sizes = _list_smallest(counts)
         unit = "finding" if is_multi_label(record.table) else "class"
         yield f"In the {name_split(_get_split(record))}: {sizes}. One image changes the sensitivity by {points}.", unit
+
+
+def _list_smallest(counts: Mapping[str, int]) -> str:
+    """Return the number of images of each class; of many, the smallest ones first and the number of the others."""
+    texts = [f"{label} {n}" for label, n in counts.items()]
+    if len(texts) <= MAX_LISTED:
+        return join_names(texts)
+    smallest = sorted(counts, key=lambda label: counts[label])[: MAX_LISTED - 1]
+    others = pluralize(len(counts) - len(smallest), "other")
+    return join_names([*(f"{label} {counts[label]}" for label in smallest), others])
 
 
 def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:

@@ -61,7 +61,9 @@ def name_panel(kind: str, position: int) -> str:
 
 def _select_findings(split_metrics: Mapping[str, Any]) -> list[str]:
     """Return the findings with curves by AUROC: of more than MAX_PANELS those with most positive images."""
-    defined = [label for label in rank_findings(split_metrics) if split_metrics["auroc"]["per_class"][label] is not None]
+    defined = [
+        label for label in rank_findings(split_metrics) if split_metrics["auroc"]["per_class"][label] is not None
+    ]
     by_count = sorted(defined, key=lambda label: -split_metrics["per_class"][label]["positives"])
     kept = set(by_count[:MAX_PANELS])
     return [label for label in defined if label in kept]

@@ -28,7 +28,6 @@ MEAN_MARKER = "D"
 SHARE_COLORS = LinearSegmentedColormap.from_list("share", ["#ffffff", ACCENT_COLOR])
 
 
-
 @dataclass(frozen=True)
 class ForestRow:
     """A value with its interval in a forest plot; `low` and `high` are None without an interval.

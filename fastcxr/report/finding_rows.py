@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastcxr.io.formatting import MISSING, format_interval, format_number, format_percent, format_score, join_names, pluralize
+from fastcxr.io.formatting import (
+    MISSING,
+    format_interval,
+    format_number,
+    format_percent,
+    format_score,
+    join_names,
+    pluralize,
+)
 from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
 from fastcxr.report.tables import Cell, format_estimate
 

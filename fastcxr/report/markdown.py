@@ -28,6 +28,11 @@ from fastcxr.report.run_reader import RunRecord
 from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
 from fastcxr.report.training_summary import describe_training, describe_valid_predictions
 
+STATE_TEXTS = {
+    "present": "positive", "absent": "negative", "blank": "blank (read as absent)", "uncertain": "uncertain",
+    "unknown": "unknown",
+}  # fmt: skip
+
 
 def make_model_card(record: RunRecord, metrics: Mapping[str, Any]) -> str:
     """Return the content of MODEL_CARD.md."""
@@ -130,8 +135,9 @@ def _list_splits(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _describe_counts(row: Mapping[str, Any]) -> str:
-    """Return `Edema 12 positive of 340 known (3.5 %)`: under the label policy."""
-    return f"{row['name']} {row['positive']:,} positive of {row['known']:,} known ({row['prevalence']})"
+    """Return the labels of a finding by state, and its prevalence under the label policy."""
+    texts = [f"{row[name]:,} {text}" for name, text in STATE_TEXTS.items()]
+    return f"{row['name']}: {', '.join(texts)}; prevalence {row['prevalence']}"
 
 
 def _count_unlabelled(record: RunRecord) -> int:

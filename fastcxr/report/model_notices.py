@@ -319,14 +319,17 @@ def _describe_external_test(name: str, drop: Mapping[str, Any], split_metrics: M
     sensitivities = {
         label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"per_class.{label}.sensitivity"))
     }
-    aurocs = {
-        label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"auroc.per_class.{label}"))
-    }
+    aurocs = {label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"auroc.per_class.{label}"))}
     if "auroc.macro" in estimates:
         row, metric, formatter, confusion_text = estimates["auroc.macro"], "Macro AUROC", format_score, ""
     elif aurocs:
         label = max(aurocs, key=lambda key: aurocs[key])
-        row, metric, formatter, confusion_text = estimates[f"auroc.per_class.{label}"], f"AUROC of {label}", format_score, ""
+        row, metric, formatter, confusion_text = (
+            estimates[f"auroc.per_class.{label}"],
+            f"AUROC of {label}",
+            format_score,
+            "",
+        )
     elif sensitivities:
         label = max(sensitivities, key=lambda key: sensitivities[key])
         row, metric, formatter = estimates[f"per_class.{label}.sensitivity"], f"Sensitivity for {label}", format_percent

@@ -111,7 +111,8 @@ def _make_context(
         "fold_refits": describe_fold_refits(record),
         "training": describe_training(record),
         "is_fit_only": is_fit_only(record),
-        "monitor": (record.model.get("choices") or {}).get("monitor") or resolve_recipe(record).get("monitor")
+        "monitor": (record.model.get("choices") or {}).get("monitor")
+        or resolve_recipe(record).get("monitor")
         or "the monitored metric",
         "image_level": is_image_level(record),
         "critical_notices": [n for n in all_notices if n.level == "critical"],

@@ -225,7 +225,9 @@ def make_drop_rows(drops: dict[str, dict[str, Any]], metric_names: dict[str, str
 
     `metric_names`: text by dotted name, in the order of the rows.
     """
-    return [{"name": name, "rows": _make_drop_metric_rows(drop["figures"], metric_names)} for name, drop in drops.items()]
+    return [
+        {"name": name, "rows": _make_drop_metric_rows(drop["figures"], metric_names)} for name, drop in drops.items()
+    ]
 
 
 def name_drop_metrics(labels: tuple[str, ...]) -> dict[str, str]:

@@ -64,7 +64,13 @@ def build_finding_run(folder, findings=NIH, manifest=None, recipe=(), model=(), 
     write_predictions(predictions, folder / "predictions.csv")
     manifest.to_csv(folder / "manifest.csv", index=False)
     make_history(top2=False).drop(columns="accuracy").to_csv(folder / "history.csv", index=False)
-    options = RECIPE | {"loss": "auto", "label_smoothing": None, "monitor": "auto", "blank": [], "uncertain": ["ignore"]}
+    options = RECIPE | {
+        "loss": "auto",
+        "label_smoothing": None,
+        "monitor": "auto",
+        "blank": [],
+        "uncertain": ["ignore"],
+    }
     content = make_model(findings) | {"kind": "multi_label", "calibration": {"temperature": 1.0}} | dict(model)
     for name, part in (("recipe", options | dict(recipe)), ("model", content), ("run", RUN)):
         (folder / f"{name}.json").write_text(json.dumps(part))
