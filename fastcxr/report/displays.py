@@ -100,7 +100,7 @@ def plot_roc(predictions: Predictions, ax: Axes | None = None, *, split: str | N
 
 
 def plot_calibration(predictions: Predictions, ax: Axes | None = None, *, split: str | None = None) -> CurveDisplay:
-    """Plot the observed fraction of each class or finding over its mean predicted probability. `split`: see plot_roc."""
+    """Plot the observed fraction of each class or finding over its mean probability. `split`: see plot_roc."""
     split, part = _select_split(predictions, split)
     lines = compute_image_calibration(part.to_arrays())["per_class"]
     return CurveDisplay(

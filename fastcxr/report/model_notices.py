@@ -38,8 +38,8 @@ def find_implausible_auroc(record: RunRecord, metrics: Metrics) -> Found:
     if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("external_drop") or has_failed_check:
         return
     single_source_text = (
-        f"All images have the same source. If each {_name_label(record)} came from a different hospital or device, the metrics do not "
-        "measure the disease. Name the sources with --data A --data B or with a column source. "
+        f"All images have the same source. If each {_name_label(record)} came from a different hospital or device, the "
+        "metrics do not measure the disease. Name the sources with --data A --data B or with a column source. "
     )
     yield (
         f"Macro AUROC is {format_score(auroc)}. Models with such values have been found to detect the hospital and not "
