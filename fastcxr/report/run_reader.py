@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.audit.manifest_checks import find_exclusive_classes
+from fastcxr.audit.manifest_checks import find_exclusive_classes, find_exclusive_labels
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
     explode_labels,
+    is_multi_label,
     list_findings,
     list_shown_labels,
     parse_finding_columns,
@@ -62,7 +63,7 @@ class DatasetRecord:
         """One row per image."""
         return self.manifest
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Every class, in the order of their colours; with several labels per image the most frequent findings."""
         return tuple(list_shown_labels(self.manifest))
@@ -74,7 +75,12 @@ class DatasetRecord:
 
     @cached_property
     def exclusive_classes(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Classes that a property of the image identifies, with the number of these images and of all, by property."""
+        """Classes that a property of the image identifies, with the number of these images and of all, by property.
+
+        With several labels per image, only the source is compared: an audit checks the other properties.
+        """
+        if is_multi_label(self.table):
+            return {"source": find_exclusive_labels(self.table)}
         files, images = self.files, self.labelled_images.assign(images=1)
         sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
         return {
@@ -120,9 +126,11 @@ class RunRecord(DatasetRecord):
         """Prevalence of each class for which the recipe states one."""
         return dict(parse_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Classes of the model, followed by those that occur in the images only."""
+        """Classes of the model, followed by those that occur in the images only; of findings the most frequent ones."""
+        if self.predictions.is_multi_label:
+            return tuple(list_shown_labels(self.table)) if is_multi_label(self.table) else ()
         model_labels = self.predictions.labels
         return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 

@@ -233,16 +233,26 @@ def _make_probability_bars(row: dict[Hashable, Any], labels: tuple[str, ...]) ->
     return {"guess": labels[ranked[0][1]], "bars": bars}
 
 
-def make_drop_rows(drops: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return for each external test set the internal and external value of each metric, and the difference."""
-    return [{"name": name, "rows": _make_drop_metric_rows(drop["figures"], labels)} for name, drop in drops.items()]
+def make_drop_rows(drops: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return for each external test set the internal and external value of each metric, and the difference.
+
+    `metric_names`: text by dotted name, in the order of the rows.
+    """
+    return [
+        {"name": name, "rows": _make_drop_metric_rows(drop["figures"], metric_names)} for name, drop in drops.items()
+    ]
 
 
-def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
+def name_drop_metrics(labels: tuple[str, ...]) -> dict[str, str]:
+    """Return the text of each metric of classes that is compared with an external test set, by its dotted name."""
     metric_names = {MACRO_AUROC: "AUROC, macro", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy"}
     for label in labels:
         metric_names |= {f"per_class.{label}.{part}": f"{label}: {part}" for part in ("sensitivity", "specificity")}
         metric_names[f"auroc.per_class.{label}"] = f"{label}: AUROC"
+    return metric_names
+
+
+def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
