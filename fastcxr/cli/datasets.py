@@ -60,7 +60,7 @@ def format_entry(dataset: "PublicDataset") -> str:
 
 def describe_dataset(dataset: "PublicDataset") -> dict[str, Any]:
     """Return the facts of a dataset for --json."""
-    names = ("name", "title", "n_images", "n_patients", "counts_from", "labels", "access", "page", "citation")
+    names = ("name", "title", "n_images", "n_patients", "counts_from", "labels", "access", "page", "citation", "blank")
     maps = ("files", "label_variants", "overlaps")
     return {name: getattr(dataset, name) for name in names} | {name: dict(getattr(dataset, name)) for name in maps}
 
@@ -75,6 +75,7 @@ def format_facts(dataset: "PublicDataset") -> str:
         "access": dataset.access,
         "page": dataset.page,
         "citation": dataset.citation,
+        "blank labels": f"read as absent: {dataset.blank_reason}" if dataset.blank == "negative" else "",
         "expected": dataset.required,
     }
     lines = [dataset.title, *(f"  {heading}: {text}" for heading, text in facts.items() if text)]

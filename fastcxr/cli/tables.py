@@ -157,22 +157,24 @@ def _show_class_counts(console: Console, record: "DatasetRecord") -> dict[str, A
 
 
 def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, Any]:
+    from fastcxr.io.formatting import format_percent
     from fastcxr.report.finding_tables import make_finding_context, select_classes
 
     context = make_finding_context(table)
     names = ("present", "patients", *table["states"])
     cells = [
-        (row["label"], *(f"{n:,}" for n in row["splits"]), *(f"{row[name]:,}" if name in row else "" for name in names))
+        (
+            row["label"],
+            *(f"{n:,}" for n in row["splits"]),
+            *(f"{row[name]:,}" if name in row else "" for name in names),
+            format_percent(row["prevalence"]) if "prevalence" in row else "",
+        )
         for row in [*context["rows"], context["total"]]
     ]
-    _print_counts(console, ("", *table["splits"], *names), cells)
+    _print_counts(console, ("", *table["splits"], *names, "prevalence"), cells)
     for line in filter(None, [context["others"], *context["remarks"]]):
         print_plain(console, line)
-    counts = {
-        row["label"]: {name: n for name, n in row.items() if name not in ("label", "splits")}
-        | {"splits": dict(zip(table["splits"], row["splits"], strict=True))}
-        for row in [*table["rows"], table["total"]]
-    }
+    counts = {row["label"]: _make_finding_document(row, table) for row in [*table["rows"], table["total"]]}
     return {
         "all_images": counts.pop(table["total"]["label"]),
         "findings": counts,
@@ -180,6 +182,15 @@ def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, A
         "images_without_known_finding": table["n_unlabelled"],
         "training_classes": select_classes(table),
     }
+
+
+def _make_finding_document(row: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of a finding; `splits` has the images with the finding, `states` all counts of each split."""
+    counts = {name: n for name, n in row.items() if name not in ("label", "splits")}
+    document = counts | {"splits": dict(zip(table["splits"], row["splits"], strict=True))}
+    if "prevalence" not in row:
+        return document
+    return document | {"states": {split: rows[row["label"]] for split, rows in table["by_split"].items()}}
 
 
 def _print_counts(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -19,7 +19,13 @@ from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
-from fastcxr.data.findings import count_findings, is_multi_label, list_findings
+from fastcxr.data.findings import (
+    count_findings,
+    is_multi_label,
+    list_findings,
+)
+from fastcxr.data.label_options import apply_label_options, find_uncertain_policy
+from fastcxr.data.label_policy import reject_unknown_findings
 from fastcxr.data.merge import (
     INPUT_INDEX,
     assign_split_origins,
@@ -45,18 +51,15 @@ from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.row_checks import check_rows
 from fastcxr.data.stratify import validate_classes
 from fastcxr.errors import DataError, ImageError, RecipeError, require_type
-from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.html import escape_html, make_html_table
 from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import (
     MISSING_VALUES,
     TEXT_DTYPE,
-    escape_formulas,
     format_names,
     is_blank,
     make_text_table,
-    read_table,
     to_text,
 )
 
@@ -113,7 +116,8 @@ def read_manifest(
     datasets = detect_datasets(data, recipe.data_format, root)
     names = make_unique_names(dataset.source for dataset in datasets)
     names, tables = _read_datasets(datasets, names, make_reader_options(recipe))
-    rows = _check_datasets(_select_rows(tables, recipe), datasets, names, recipe)
+    rows = _check_datasets(_select_rows(tables, datasets, recipe), datasets, names, recipe)
+    reject_unknown_findings(find_uncertain_policy(recipe), list_findings(rows), "uncertain")
     data_path = datasets[0].path if len(datasets) == 1 else None
     validate_classes(rows.assign(patient=rows["path"]), data_path, only_test=only_test)
     rows = assign_patients(rows, table=recipe.patient_table, regex=recipe.patient_regex, tag=recipe.patient_tag)
@@ -190,10 +194,11 @@ def _apply_split_files(tables: list[pd.DataFrame], files: tuple[str, ...]) -> pd
     return apply_split_files(tables[0], files)
 
 
-def _select_rows(tables: list[pd.DataFrame], recipe: Recipe) -> list[pd.DataFrame]:
-    """Return the tables with the rows that the recipe keeps, each with its index."""
+def _select_rows(tables: list[pd.DataFrame], datasets: list[DetectedDataset], recipe: Recipe) -> list[pd.DataFrame]:
+    """Return the tables with the rows that the recipe keeps, each with its index, and the labels of its task."""
     validate_kept_columns(tables, recipe.keep_columns)
     tables = filter_tables(tables, relabel=recipe.relabel, classes=recipe.classes)
+    tables = apply_label_options(tables, [PUBLIC_DATASETS.get(dataset.layout) for dataset in datasets], recipe)
     if filters_demographics(recipe.filter):  # otherwise the headers of fewer files are read, after filtering
         tables = [add_dicom_demographics(table) for table in tables]
     return filter_tables(tables, filter=recipe.filter)
@@ -211,7 +216,7 @@ def _check_datasets(
     if len(kinds) > 1:
         several = [name for name, table in zip(names, checked, strict=True) if is_multi_label(table)]
         problem = f"some datasets have one label per image, but {format_names(several)} has several"
-        fix = "Choose `classes` to use one label per image, or pass datasets of one kind"
+        fix = "Pass `task='multi_label'`, which makes each class a finding, or choose `classes` for one label per image"
         raise DataError(problem, fix, code="E015")
     return select_columns(concat_tables(checked, names), [*recipe.keep_columns, INPUT_INDEX])
 
@@ -351,29 +356,13 @@ def drop_unreadable(manifest: pd.DataFrame, errors: Iterable[ImageError], *, onl
     """Return the manifest without unreadable files. Raises DataError if a class becomes too small (E004, E005)."""
     is_bad = manifest["file"].isin([error.path for error in errors])
     kept = manifest[~is_bad].reset_index(drop=True)
-    if lost_labels := sorted(set(manifest["label"]) - set(kept["label"])):
+    lost_labels = [] if is_multi_label(manifest) else sorted(set(manifest["label"]) - set(kept["label"]))
+    if lost_labels:
         problem = f"no readable image is left of {format_names(map(repr, lost_labels))}"
         raise DataError(problem, "Repair images of this class, or leave out the class", code="E005")
     validate_classes(kept, only_test=only_test)
     log.info("left out %s of %s images", f"{is_bad.sum():,}", f"{len(manifest):,}")
     return kept
-
-
-def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
-    """Write the manifest without `file` as CSV, atomically."""
-    require_type("manifest", manifest, pd.DataFrame)
-    table = escape_formulas(manifest.drop(columns="file", errors="ignore"))
-    # with this line end, a carriage return in a file name is quoted too
-    atomic_write(path, table.to_csv(index=False, lineterminator="\r\n"))
-
-
-def read_written_manifest(path: str | Path) -> pd.DataFrame:
-    """Return the manifest.csv of an earlier run: all columns as text, blank cells missing, no `file`."""
-    table = read_table(path).reset_index(drop=True)
-    if missing := [name for name in MANIFEST_COLUMNS if name not in table]:
-        problem = f"not a manifest of fastcxr: the columns {format_names(map(repr, missing))} are missing"
-        raise DataError(problem, "Pass the manifest.csv of a run folder", path=path, code="E011")
-    return table.assign(**{name: to_text(table[name].where(table[name] != "")) for name in table.columns})
 
 
 def count_images_per_class(manifest: pd.DataFrame) -> pd.DataFrame:

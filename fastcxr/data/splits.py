@@ -10,7 +10,8 @@ from itertools import combinations
 import pandas as pd
 
 from fastcxr.data.duplicates import SPLIT_PRIORITY, find_exact_duplicates, union_exact_duplicates, union_patients
-from fastcxr.data.findings import is_multi_label, split_labels
+from fastcxr.data.findings import explode_labels, is_multi_label, list_findings, split_labels
+from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
@@ -169,12 +170,13 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
 
     `images`: the name of each image, see name_images.
     """
-    label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
-    splits_by_label = manifest.assign(label=label_lists).explode("label").groupby("label")["split"].agg(set)
+    if is_multi_label(manifest):
+        warn_of_missing_findings(manifest)
+    splits_by_label = {} if is_multi_label(manifest) else manifest.groupby("label")["split"].agg(set)
     for split in SPLITS:
         missing = [label for label, splits in splits_by_label.items() if split not in splits]
         names = format_names(map(repr, missing))
-        if missing and split == "train" and not is_multi_label(manifest):
+        if missing and split == "train":
             fix = "Add patients of every class to train, or leave out the class"
             raise DataError(f"no image of {names} is in train", fix, code="E030")
         if missing and (manifest["split"] == split).any():
@@ -190,6 +192,24 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
         counts = ", ".join(f"{number:,} in {pair}" for pair, number in pairs.items() if number)
         log.warning("patients are in more than one split, which inflates the metrics: %s (such as %s)",
                     counts, format_names(shared["patient"].head(5)))  # fmt: skip
+
+
+def warn_of_missing_findings(manifest: pd.DataFrame) -> None:
+    """Log the findings that no image of a split has, with their patients in all splits.
+
+    Unlike a class, a finding may be in one split only: it is rare, or the data gives the splits.
+    """
+    is_present = dict(zip(list_findings(manifest), (compute_truth(manifest) == 1).T, strict=True))
+    patients = {name: manifest.loc[rows, "patient"].nunique() for name, rows in is_present.items()}
+    if nowhere := [name for name, n in patients.items() if not n]:
+        log.warning("no image has %s: nothing can be learned or measured of it", format_names(nowhere))
+    for split in dict.fromkeys([*SPLITS, *sorted(set(manifest["split"]))]):
+        is_in_split = (manifest["split"] == split).to_numpy(bool)
+        missing = [name for name, rows in is_present.items() if patients[name] and not rows[is_in_split].any()]
+        if missing and is_in_split.any():
+            names = format_names(f"{name} ({pluralize(patients[name], 'patient')})" for name in missing)
+            effect = "it is not learned" if split == "train" else "this split has no AUROC for it"
+            log.warning("no image of %s has %s: %s", split, names, effect)
 
 
 def find_shared_patients(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -214,13 +234,13 @@ def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient
     """Return the manifest with a stratified column `fold`, 1 to `folds`; given splits are ignored.
 
     A patient and exact duplicates of an image are in one fold; with the unit image, this applies to duplicates only.
-    Raises DataError (E004) for a class with fewer patients (or images) than folds.
+    Raises DataError (E004) for a class with fewer patients (or images) than folds; a finding may be rarer.
     """
     require_type("manifest", manifest, pd.DataFrame)
     manifest = union_exact_duplicates(manifest)
     keys = group_keys(manifest, unit)
     labels = labels_per_group(manifest, keys)
-    for label in sorted(manifest["label"].unique()):
+    for label in [] if is_multi_label(manifest) else sorted(manifest["label"].unique()):
         n_groups = sum(label in group_labels for group_labels in labels.values())
         if n_groups < folds:
             problem = f"class {label!r} has {pluralize(n_groups, unit)}, fewer than {folds} folds"
@@ -242,15 +262,22 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
     held_out = manifest["fold"] == fold
     split = pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test")
     keys = group_keys(manifest, unit)
-    return split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
+    selected = split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
+    if is_multi_label(selected):
+        warn_of_missing_findings(selected)
+    return selected
 
 
 def find_complete_sources(manifest: pd.DataFrame) -> list[str]:
     """Return the sources with every class, each of which can be held out while the others still have every class.
 
+    With findings, these are the sources with images of any label.
     Raises DataError (E023) for fewer than two such sources.
     """
-    table = pd.crosstab(manifest["source"], manifest["label"])
+    labelled = explode_labels(manifest)
+    table = pd.crosstab(labelled["source"], labelled["label"]).reindex(
+        sorted(manifest["source"].unique()), fill_value=0
+    )
     complete = list(table.index[(table > 0).all(axis=1)])
     if len(complete) < 2:
         gaps = [f"{name} lacks {', '.join(row.index[row == 0])}" for name, row in table.iterrows() if (row == 0).any()]
@@ -278,7 +305,10 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
         text = "%s of other sources left out: their patients or exact duplicates are in %s, which is held out"
         log.warning(text, pluralize(int(is_shared.sum()), "image"), source)
     others = manifest[~is_held_out & ~is_shared]
-    if lost_labels := sorted(set(manifest["label"]) - set(others["label"])):
+    lost_labels = sorted(set(explode_labels(manifest)["label"]) - set(explode_labels(others)["label"]))
+    if lost_labels and is_multi_label(manifest):
+        log.warning("without %s, no training image has %s", source, format_names(lost_labels))
+    elif lost_labels:
         problem = f"without {source}, no image of {', '.join(lost_labels)} is left for training"
         raise DataError(problem, "Hold out another source", code="E023")
     labels = labels_per_group(others, others["patient"])

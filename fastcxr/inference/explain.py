@@ -76,6 +76,19 @@ class Explainer:
         return "no image could be read for the sanity check" if self.check is None else self.check.failure_reason
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Numbers of the classes to explain in an image; `first`: None for the most probable class."""
+
+    first: int | None
+    others: Sequence[int]
+
+    def list_classes(self, probability: np.ndarray) -> list[int]:
+        """Return the classes, each once; `probability`: of each class, shape (k,)."""
+        first = int(probability.argmax()) if self.first is None else self.first
+        return list(dict.fromkeys([first, *self.others]))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SaliencyMap:
     """Positive evidence for one class of the model (`class_name`) in one image; a label of the image is not used.
@@ -156,7 +169,7 @@ def explain(
     method: Method = "grad_cam",
     progress: Progress | None = None,
 ) -> Explanations:
-    """Compute saliency maps for the most probable class of each image and for `classes`; all are held in memory.
+    """Compute saliency maps for the most probable class or finding of each image and for `classes`; all stay in memory.
 
     Probabilities and out-of-distribution verdicts are those of `predict` for the same model and images. `images`: a
     manifest, or files, folders, gray arrays and Pillow images; see make_image_table.
@@ -258,18 +271,23 @@ def explain_rows(
     progress: Progress | None = None,
     predictions: Predictions | None = None,
     remarks: dict[int, Remarks] | None = None,
+    row_classes: Sequence[str] | None = None,
 ) -> Iterator[SaliencyMap]:
     """Yield, row by row, the map of the most probable class and those of `classes`; one map with an error per bad file.
 
     Only a few images are in memory at a time. `table`: columns source, path and file. `predictions`: those of `predict`
     for these rows if known; otherwise they are computed in the batches of `predict`. `remarks`: see read_fitted_images.
+    `row_classes`: the class or finding to explain in each row, instead of the most probable one.
     """
-    class_indices = find_class_indices(explainer.classifier.labels, classes)
+    labels = explainer.classifier.labels
+    class_indices = find_class_indices(labels, classes)
+    first_indices = find_class_indices(labels, row_classes) if row_classes is not None else [None] * len(table)
+    wanted = iter([Wanted(first, class_indices) for first in first_indices])
     files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
     images = read_fitted_images(files, explainer.classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "explaining") as bar:
         for predicted_rows, batch in _predict_batches(explainer, table[["source", "path"]], images, predictions):
-            yield from _explain_batch(explainer, predicted_rows, batch, class_indices)
+            yield from _explain_batch(explainer, predicted_rows, batch, list(islice(wanted, len(batch))))
             bar.advance(len(batch))
 
 
@@ -298,11 +316,14 @@ def list_rows(predictions: Predictions) -> list[PredictedRow]:
 
 
 def _explain_batch(
-    explainer: Explainer, predicted_rows: list[PredictedRow], images: list[ImageOrError], class_indices: list[int]
+    explainer: Explainer, predicted_rows: list[PredictedRow], images: list[ImageOrError], wanted: list[Wanted]
 ) -> Iterator[SaliencyMap]:
     is_readable = [not isinstance(image, ImageError) for image in images]
     maps = _explain_images(
-        explainer, list(compress(predicted_rows, is_readable)), list(compress(images, is_readable)), class_indices
+        explainer,
+        list(compress(predicted_rows, is_readable)),
+        list(compress(images, is_readable)),
+        list(compress(wanted, is_readable)),
     )
     for (row, _), image in zip(predicted_rows, images, strict=True):
         if isinstance(image, ImageError):
@@ -313,12 +334,12 @@ def _explain_batch(
 
 
 def _explain_images(
-    explainer: Explainer, predicted_rows: list[PredictedRow], readable_images: list, class_indices: list[int]
+    explainer: Explainer, predicted_rows: list[PredictedRow], readable_images: list, wanted: list[Wanted]
 ) -> Iterator[list[SaliencyMap]]:
-    """Yield the maps of each image: first the most probable class, then the other requested ones."""
+    """Yield the maps of each image, in the order of Wanted.list_classes."""
     images = np.stack(readable_images)
     inputs, labels = make_inputs(explainer.classifier, images), explainer.classifier.labels
-    classes = [list(dict.fromkeys([int(values.argmax()), *class_indices])) for _, values in predicted_rows]
+    classes = [one.list_classes(values) for one, (_, values) in zip(wanted, predicted_rows, strict=True)]
     row_of_map = [row for row, row_classes in enumerate(classes) for _ in row_classes]
     class_of_map = torch.tensor([k for row_classes in classes for k in row_classes], device=inputs.device)
     maps = iter(explainer.attribute(explainer.classifier.network, inputs[row_of_map], class_of_map).cpu().numpy())

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.bit_depth import BitDepths, find_depths, find_unknown_sources, warn_unknown_sources
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.file_names import find_identifying_paths, hash_name_columns, warn_identifying_paths
@@ -21,6 +22,7 @@ from fastcxr.inference.openvino import OpenVINOFeatureExtractor, OpenVINONetwork
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.threads import map_ahead
 from fastcxr.metrics.calibration import scale_probabilities
+from fastcxr.metrics.finding_calibration import calibrate_findings
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
@@ -114,7 +116,7 @@ def _score_cached_features(learner: "Learner", table: pd.DataFrame) -> "Scores |
     if logits is None:
         return None
     classifier = extract_classifier(learner)
-    probability = compute_probability(logits, classifier.temperature)
+    probability = compute_probability(logits, classifier)
     return Scores(probability, _compute_cached_ood_scores(learner, files, classifier.ood_detector))
 
 
@@ -246,7 +248,7 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
         logits, features = compute_logits(classifier, batch)
         if classifier.hflip_tta:
             logits = (logits.float() + compute_logits(classifier, batch.flip(3))[0].float()) / 2
-    probability = compute_probability(logits, classifier.temperature)
+    probability = compute_probability(logits, classifier)
     if classifier.precision == "fp16" and not np.isfinite(probability).all():
         problem = "an output of the network is NaN or infinite in float16, whose largest number is 65,504"
         raise ModelError(problem, "Pass `precision='fp32'`", code="E310")
@@ -255,14 +257,19 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
     return Scores(probability, detector.compute_scores(features))
 
 
-def compute_probability(logits: torch.Tensor, temperature: float) -> np.ndarray:
-    """Return probabilities from logits, both of shape (n, k); each row sums to one.
+def compute_probability(logits: torch.Tensor, classifier: Classifier) -> np.ndarray:
+    """Return probabilities from logits, both of shape (n, k): softmax of classes, or sigmoid of each finding.
 
     The probabilities of all commands and reports come from this function. The temperature is applied to them by
-    scale_probabilities, as it is at the end of a training run, so that no digit differs.
+    scale_probabilities, as it is at the end of a training run, so that no digit differs; likewise the calibration lines
+    of findings.
     """
     # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
-    return scale_probabilities(logits.cpu().double().softmax(dim=1).numpy(), temperature)
+    logits = logits.cpu().double()
+    if classifier.task == MULTI_LABEL:
+        lines = classifier.thresholds.get("findings", {})
+        return calibrate_findings(logits.sigmoid().numpy(), classifier.labels, lines)
+    return scale_probabilities(logits.softmax(dim=1).numpy(), classifier.temperature)
 
 
 def compute_logits(classifier: Classifier, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -299,7 +306,8 @@ def _make_predictions(
     remarks: Sequence[Mapping[int, Remarks]],
     errors: Sequence[str] | None = None,
 ) -> Predictions:
-    predictions = make_predictions(table, scores.probability, classifier.labels, errors)
+    findings = classifier.task == MULTI_LABEL
+    predictions = make_predictions(table, scores.probability, classifier.labels, errors, findings=findings)
     if scores.ood_score is not None:
         predictions = mark_ood(predictions, scores.ood_score)
     texts = [[format_remarks(part[row]) for part in remarks if row in part] for row in range(len(table))]

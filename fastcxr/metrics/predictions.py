@@ -100,8 +100,10 @@ class Predictions:
 
     def scorable(self) -> "Predictions":
         """Return the rows with a label, or a known label of any finding, and a readable image."""
-        has_label = ~np.isnan(self.truth).all(axis=1) if self.is_multi_label else (self.table["label"] != "").to_numpy()
-        return self._select_rows((self.table["error"] == "") & pd.Series(has_label, self.table.index))
+        is_read = self.table["error"] == ""
+        if self.is_multi_label:
+            return self._select_rows(is_read & self._has_known_label())
+        return self._select_rows(is_read & (self.table["label"] != ""))
 
     def to_arrays(self, thresholds: Mapping[str, Any] | None = None) -> ScoredImages:
         """Return the arrays of these rows, which must all be scorable.
@@ -145,6 +147,10 @@ class Predictions:
             second = metrics["average_precision"]["macro"] if self.is_multi_label else metrics["accuracy"]
             splits.append((split, len(part.table), part.table["patient"].nunique(), second, metrics["auroc"]["macro"]))
         return make_predictions_html(splits, self.table, self.probability, is_multi_label=self.is_multi_label)
+
+    def _has_known_label(self) -> pd.Series:
+        columns = [TRUTH_PREFIX + label for label in self.labels]
+        return self.table[columns].notna().any(axis=1)
 
     def _select_rows(self, is_selected: pd.Series) -> "Predictions":
         return Predictions(self.table[is_selected].reset_index(drop=True), self.labels)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastcxr.config.fields import InferencePrecision, unknown_name_error
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
 from fastcxr.data.bit_depth import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError, make_type_error, require_type
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
@@ -53,11 +54,13 @@ class Classifier:
 
     Attributes:
         network: the network; its outputs are logits, shape (n, n_classes).
-        labels: class names in the order of the logits.
+        labels: names of the classes or findings in the order of the logits.
+        task: whether an image has one class (single_label) or several findings (multi_label).
         input_spec: size and normalization of the input.
         precision: "fp32", "fp16" or "bf16".
-        temperature: divisor of the logits before the softmax.
-        thresholds: thresholds of the classes and of abstention, for fastcxr.metrics.thresholds.apply_thresholds.
+        temperature: divisor of the logits before the softmax; findings have a line each in `thresholds`.
+        thresholds: calibration of model.json: thresholds of the classes and of abstention, for
+            fastcxr.metrics.thresholds.apply_thresholds, and the calibration lines of findings.
         ood_detector: out-of-distribution detector, or None.
         hflip_tta: test-time augmentation: average the probabilities of an image and its flipped image.
         bit_depths: bit depths of images with more than 8 bits whose files do not state one.
@@ -66,6 +69,7 @@ class Classifier:
     network: nn.Module
     labels: tuple[str, ...]
     input_spec: InputSpec
+    task: str = SINGLE_LABEL
     precision: str = "fp32"
     temperature: float = 1.0
     thresholds: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +102,8 @@ class Ensemble:
     members: tuple[Classifier, ...]
 
     def __post_init__(self):
-        if any((one.labels, one.input_spec) != (self.labels, self.input_spec) for one in self.members):
+        first = self.labels, self.input_spec, self.task
+        if any((one.labels, one.input_spec, one.task) != first for one in self.members):
             problem = "the models of the folds differ in their classes, image size or normalization"
             raise ModelError(problem, "Run all folds again with the same recipe and data")
 
@@ -111,6 +116,11 @@ class Ensemble:
     def input_spec(self) -> InputSpec:
         """Size and normalization of the input."""
         return self.members[0].input_spec
+
+    @property
+    def task(self) -> str:
+        """Whether an image has one class (single_label) or several findings (multi_label)."""
+        return self.members[0].task
 
     @property
     def bit_depths(self) -> BitDepths:
@@ -147,7 +157,7 @@ class Ensemble:
 def _describe_model(model: Classifier | Ensemble) -> str:
     size = model.input_spec.image_size
     parts = [
-        f"{len(model.labels)} classes: {', '.join(model.labels)}",
+        f"{len(model.labels)} {'findings' if model.task == MULTI_LABEL else 'classes'}: {', '.join(model.labels)}",
         f"{size} x {size} pixels",
         model.dtype_and_device,
         "with OOD detector" if model.has_ood_detector else "no OOD detector: every image gets a class",
@@ -167,6 +177,7 @@ def extract_classifier(learner: "Learner") -> Classifier:
         network=cast(nn.Module, learner.model),  # fastai has no type annotations
         labels=tuple(learner.dls.vocab),
         input_spec=loaders_state.input_spec,
+        task=loaders_state.task,
         precision=state.precision,
         ood_detector=state.ood_detector,
         # only a head fitted on cached features is fitted on flipped images too
@@ -193,7 +204,7 @@ def save_model(
         folder / MODEL_JSON_FILE,
         {
             FORMAT_KEY: MODEL_FORMAT,
-            "kind": "single_label",
+            "kind": classifier.task,
             "labels": list(classifier.labels),
             "backbone": get_learner_state(learner).backbone,
             "head": asdict(head_config(recipe)),
@@ -290,6 +301,7 @@ def load_classifier(
         network=network.eval().to(torch_device),
         labels=tuple(model_json["labels"]),
         input_spec=input_spec,
+        task=model_json.get("kind", SINGLE_LABEL),
         precision=resolve_precision(precision, torch_device),
         temperature=float(calibration.get("temperature", 1.0)),
         thresholds=calibration,

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
 from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
@@ -99,7 +100,7 @@ def _is_checksum_table(files: Any) -> bool:
 def _is_label_list(labels: Any) -> bool:
     return (
         isinstance(labels, list)
-        and 2 <= len(labels) <= MAX_LABELS
+        and 1 <= len(labels) <= MAX_LABELS  # a model of findings may have one
         and all(isinstance(label, str) and 0 < len(label) <= 1000 for label in labels)
         and len(set(labels)) == len(labels)
     )
@@ -159,6 +160,7 @@ def _is_fitted_on(fitted: Any) -> bool:
 
 
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda kind: kind in (SINGLE_LABEL, MULTI_LABEL),
     "files": _is_checksum_table,
     "labels": _is_label_list,
     "input_spec": _is_input_spec,

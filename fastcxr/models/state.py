@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
 from fastcxr.data.cache.images import ImageCache
+from fastcxr.data.findings import is_multi_label
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.models.device_images import DeviceImages
 from fastcxr.models.ood import OODDetector
@@ -38,6 +40,11 @@ class LoadersState:
     """The size for `batch_size="auto"`; None before train has chosen it."""
     images: DeviceImages | None = field(init=False)
     """The images of the image cache on the device of the loaders, which all loaders and passes share."""
+
+    @property
+    def task(self) -> str:
+        """Whether an image has one class (single_label) or several findings (multi_label)."""
+        return MULTI_LABEL if is_multi_label(self.manifest) else SINGLE_LABEL
 
     def __post_init__(self):
         self.images = None if self.image_cache is None else DeviceImages(self.image_cache)

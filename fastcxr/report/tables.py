@@ -8,7 +8,6 @@ import pandas as pd
 
 from fastcxr.data.findings import split_labels
 from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
-from fastcxr.metrics.comparison import TESTED_METRICS
 from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, PROBABILITY_PREFIX, select_most_wrong
 from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
@@ -16,7 +15,11 @@ from fastcxr.report.run_reader import RunRecord, SaliencyMaps, map_uris
 
 Cell = tuple[str, str]  # a metric, and its interval or another second line
 Formatter = Callable[[float | None], str]
-METRIC_FORMATTERS: dict[str, Formatter] = {"auroc": format_score, "accuracy": format_percent}
+METRIC_FORMATTERS: dict[str, Formatter] = {  # of the leaderboard
+    "auroc": format_score,
+    "accuracy": format_percent,
+    "average_precision": format_score,
+}
 UNIFORM_BORDER_SHARE = 1 - 0.7**2  # area outside the central field, the border share of a uniform map
 MAX_BORDER_SHARE = 0.5  # a higher median border share of a class is a warning
 CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1")
@@ -29,9 +32,19 @@ def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "name": row["name"],
             "images": f"{row['images']:,}",
-            "metrics": [_format_leaderboard_cell(row, key) for key in TESTED_METRICS],
+            "metrics": [_format_leaderboard_cell(row, key) for key in METRIC_FORMATTERS if key in row],
+            "label_policy": row.get("label_policy", ""),
         }
         for row in rows
+    ]
+
+
+def format_finding_comparison(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each finding that was compared its AUROC in each model; empty for models of one class per image."""
+    return [
+        {"finding": finding, "models": [_format_leaderboard_cell(row["findings"][finding], "auroc") for row in rows]}
+        for finding, cell in rows[0].get("findings", {}).items()
+        if cell["auroc"]
     ]
 
 

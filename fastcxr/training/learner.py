@@ -14,12 +14,14 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.losses import BaseLoss
 from fastai.metrics import AccumMetric, accuracy, top_k_accuracy
 from fastai.optimizer import Optimizer
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL, resolve_task
 from fastcxr.errors import require_type
 from fastcxr.models.backbones import (
     describe_backbone,
@@ -29,13 +31,15 @@ from fastcxr.models.backbones import (
     validate_pretrained,
 )
 from fastcxr.models.devices import find_device
-from fastcxr.models.heads import head_config
+from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
-from fastcxr.models.state import LearnerState
+from fastcxr.models.state import LearnerState, get_loaders_state
 from fastcxr.models.weights import XRV_PREFIX, find_weights_file
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
+from fastcxr.training.finding_losses import make_finding_loss
+from fastcxr.training.finding_targets import is_finding_target
 from fastcxr.training.loaders import make_input_spec
 from fastcxr.training.losses import MoveLossesToCpu, SmoothLoss, WeightedAvgLoss, make_loss
 from fastcxr.training.mixed_precision import MixedPrecision
@@ -125,7 +129,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     probabilities differ from those of the report and of `fastcxr predict`.
 
     Args:
-        loaders: those of make_loaders or make_datablock, or other fastai DataLoaders with one class per image. A
+        loaders: those of make_loaders or make_datablock, or other fastai DataLoaders with one class per image, or with
+            encoded findings (NaN: unknown). A
             Learner with other DataLoaders is for fastai's own calls: train, predict and write_report of fastcxr refuse
             it, because they cannot repeat its preprocessing.
         recipe: the experiment.
@@ -138,6 +143,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     require_type("loaders", loaders, DataLoaders)
     require_type("recipe", recipe, Recipe)
     backbone = find_backbone(recipe.backbone, recipe.weights)
+    task = find_task(loaders)
+    options = resolve_task(recipe, task)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
     if weights_choice:
         log.info(weights_choice)
@@ -145,6 +152,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
+    if task == MULTI_LABEL:  # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)
+        set_output_bias(network, compute_prior_log_odds(collect_targets(loaders)))
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
     # lr_find saves the weights temporarily; a private folder keeps the file out of the user's folders
@@ -152,10 +161,10 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     learner = CxrLearner(
         loaders,
         network.to(loaders.device),
-        loss_func=make_loss(recipe, count_labels(loaders) if recipe.class_weights == "balanced" else None),
+        loss_func=make_task_loss(options, loaders),
         opt_func=find_optimizer(recipe.optimizer),  # pyright: ignore[reportArgumentType]  annotated as an Optimizer
         splitter=layer_groups,
-        metrics=make_metrics(len(loaders.vocab)),
+        metrics=make_finding_metrics() if task == MULTI_LABEL else make_metrics(len(loaders.vocab)),
         cbs=[FrozenModulesEval(), ChannelsLast(), MixedPrecision(), MoveLossesToCpu(), FitHistory()],
         lr=recipe.learning_rate if recipe.learning_rate != "find" else 1e-3,
         wd=find_weight_decay(recipe),
@@ -169,6 +178,34 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     return learner.set_precision(resolve_precision(recipe.precision, loaders.device))
 
 
+def find_task(loaders: DataLoaders) -> str:
+    """Return whether the loaders have one class per image (single_label) or findings (multi_label)."""
+    if hasattr(loaders, "fastcxr"):
+        return get_loaders_state(loaders).task
+    return MULTI_LABEL if is_finding_target(loaders.one_batch()[1]) else SINGLE_LABEL
+
+
+def make_task_loss(recipe: Recipe, loaders: DataLoaders) -> BaseLoss:
+    """Return the loss of a recipe whose task is resolved."""
+    needs_counts = recipe.class_weights == "balanced"
+    if find_task(loaders) == SINGLE_LABEL:
+        return make_loss(recipe, count_labels(loaders) if needs_counts else None)
+    return make_finding_loss(recipe, collect_targets(loaders) if needs_counts else None)
+
+
+def compute_prior_log_odds(targets: np.ndarray) -> torch.Tensor:
+    """Return the log odds of each finding among its known labels, shape (k,); one image is added to both counts."""
+    positives, negatives = (targets == 1).sum(axis=0) + 1, (targets == 0).sum(axis=0) + 1
+    return torch.tensor(np.log(positives / negatives), dtype=torch.float32)
+
+
+def collect_targets(loaders: DataLoaders) -> np.ndarray:
+    """Return the targets of the training images, shape (n, k)."""
+    if hasattr(loaders, "fastcxr"):
+        return loaders.train.targets[0].numpy()
+    return torch.stack([torch.as_tensor(targets) for targets in loaders.train_ds.tls[1]]).float().numpy()
+
+
 def count_labels(loaders: DataLoaders) -> np.ndarray:
     """Return the number of training images of each class, in the order of `loaders.vocab`; shape (k,)."""
     items = loaders.train.items
@@ -176,6 +213,11 @@ def count_labels(loaders: DataLoaders) -> np.ndarray:
         return items["label"].value_counts().reindex(list(loaders.vocab), fill_value=0).to_numpy()
     class_numbers = [int(label) for label in loaders.train_ds.tls[1]]
     return np.bincount(class_numbers, minlength=len(loaders.vocab))
+
+
+def make_finding_metrics() -> list:
+    """Return the metric of each epoch for findings: the macro AUROC of those with both classes."""
+    return [AccumMetric(compute_finding_auroc_from_logits, name="auroc", flatten=False)]
 
 
 def make_metrics(n_classes: int) -> list:
@@ -204,3 +246,16 @@ def compute_macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float
     if not np.isfinite(scores).all() or not scored_classes:
         return float("nan")
     return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in scored_classes]))
+
+
+def compute_finding_auroc_from_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return the macro AUROC over the findings with present and absent images; `truth`: (n, k), NaN unknown."""
+    scores, labels = logits.float().cpu().numpy(), truth.cpu().numpy()
+    if not np.isfinite(scores).all():
+        return float("nan")
+    values = []
+    for k in range(scores.shape[1]):
+        is_known = np.isfinite(labels[:, k])
+        if len(np.unique(labels[is_known, k])) == 2:
+            values.append(roc_auc_score(labels[is_known, k], scores[is_known, k]))
+    return float(np.mean(values)) if values else float("nan")

@@ -18,7 +18,7 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL, TfmdLists
 from fastai.data.transforms import ColReader, IndexSplitter, Normalize, ToTensor
-from fastai.torch_core import TensorCategory, TensorImageBW
+from fastai.torch_core import TensorBase, TensorCategory, TensorImageBW, TensorMultiCategory
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fasttransform import DisplayedTransform
@@ -27,8 +27,10 @@ from PIL import Image
 from fastcxr.config.recipe import DEFAULT_BATCH_SIZE, Recipe
 from fastcxr.data.bit_depth import COLUMN, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.data.findings import require_single_label
+from fastcxr.data.findings import is_multi_label, list_findings
 from fastcxr.data.imaging.read import fit_square, read_image
+from fastcxr.data.label_options import find_uncertain_policy
+from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, ImageError, RecipeError, require_type
@@ -39,6 +41,13 @@ from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
 from fastcxr.training.augmentation import RandomAugmentation
+from fastcxr.training.finding_losses import weigh_rows
+from fastcxr.training.finding_targets import (
+    TargetReader,
+    append_targets,
+    is_finding_target,
+    make_finding_block,
+)
 
 log = logging.getLogger("fastcxr")
 
@@ -110,19 +119,19 @@ class ManifestBlock(DataBlock):
             **options: further arguments of fastai's DataLoaders, such as `bs`.
         """
         recipe, manifest = self.recipe, self.manifest if source is None else read_split_manifest(source, self.recipe)
-        train_labels = select_training_rows(manifest).query("split == 'train'")["label"]
+        train_rows = select_training_rows(manifest).query("split == 'train'")
         if image_cache is None:
             manifest, image_cache = open_dataset_images(manifest, recipe.image_size)
         image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
         state = LoadersState(input_spec=self.input_spec, manifest=manifest, image_cache=image_cache, recipe=recipe)
         defaults = {
             # train chooses the size for "auto"
-            "bs": min(DEFAULT_BATCH_SIZE if recipe.batch_size == "auto" else recipe.batch_size, len(train_labels)),
+            "bs": min(DEFAULT_BATCH_SIZE if recipe.batch_size == "auto" else recipe.batch_size, len(train_rows)),
             "num_workers": recipe.workers,
             "device": find_device(recipe.device),
         }
         if "dl_type" not in options:
-            train_options = {"images": state.images, **make_sampler_options(train_labels, recipe)}
+            train_options = {"images": state.images, **make_sampler_options(train_rows, recipe)}
             defaults |= {"dl_type": ImageLoader, "dl_kwargs": (train_options, {"images": state.images})}
         loaders = super().dataloaders(manifest, str(path), verbose, **(defaults | options))
         loaders.fastcxr = state  # pyright: ignore[reportAttributeAccessIssue]  fastai's classes accept attributes
@@ -162,11 +171,13 @@ def make_datablock(
     device = find_device(recipe.device)
     mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (input_spec.mean, input_spec.std))
     image_block = ImageBlock(Radiograph)  # pyright: ignore[reportArgumentType]  annotated as an instance
+    findings = list_findings(manifest)
+    label_block = CategoryBlock(vocab=sorted(manifest["label"].unique()))
     block = ManifestBlock(
-        blocks=[image_block, CategoryBlock(vocab=sorted(manifest["label"].unique()))],
-        get_items=lambda source: select_training_rows(read_split_manifest(source, recipe)),
+        blocks=[image_block, make_finding_block(findings) if findings else label_block],
+        get_items=lambda source: select_items(read_split_manifest(source, recipe), recipe),
         get_x=read_row,
-        get_y=ColReader("label"),
+        get_y=TargetReader(findings) if findings else ColReader("label"),
         splitter=lambda rows: IndexSplitter(rows.index[rows["split"] == "valid"])(rows),
         item_tfms=[FitSquare(input_spec.image_size)],
         batch_tfms=[
@@ -182,11 +193,8 @@ def make_datablock(
 def read_split_manifest(source: pd.DataFrame | str | Path, recipe: Recipe) -> pd.DataFrame:
     """Return a manifest unchanged; read other data, and split it by the recipe's unit and seed."""
     if isinstance(source, pd.DataFrame):
-        require_single_label(source)
         return source
-    manifest = read_manifest(source)
-    require_single_label(manifest)
-    return split_by_patient(manifest, unit=recipe.split, seed=recipe.seed)
+    return split_by_patient(read_manifest(source), unit=recipe.split, seed=recipe.seed)
 
 
 def select_training_rows(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -196,6 +204,12 @@ def select_training_rows(manifest: pd.DataFrame) -> pd.DataFrame:
             fix = "Call split_by_patient first, or correct the split column"
             raise DataError(f"no image is in the {split} split", fix, code="E027")
     return manifest[manifest["split"].isin(["train", "valid"])].reset_index(drop=True)
+
+
+def select_items(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """Return the train and valid rows, with the targets of findings if there are any."""
+    rows = select_training_rows(manifest)
+    return append_targets(rows, recipe) if is_multi_label(rows) else rows
 
 
 def read_row(row: pd.Series) -> np.ndarray:
@@ -285,7 +299,7 @@ class ImageLoader(TfmdDL):
         return torch.device(self.device or "cpu")
 
     def create_batches(self, samps: Sequence[int]) -> Iterator:
-        """Yield batches of gray uint8 images, shape (n, 1, size, size), and class numbers."""
+        """Yield batches of gray uint8 images, shape (n, 1, size, size), and class numbers or targets of findings."""
         if self.cache_rows is None:
             yield from super().create_batches(samps)
             return
@@ -294,17 +308,24 @@ class ImageLoader(TfmdDL):
         images = cast(DeviceImages, self.images).read_batches((self.cache_rows[rows] for rows in batches), device)
         for rows, pixels in zip(batches, images, strict=True):
             indices = move_async(torch.tensor(rows), device)
-            yield TensorImageBW(pixels[:, None]), *(TensorCategory(one[indices]) for one in targets)
+            yield TensorImageBW(pixels[:, None]), *(wrap_targets(one[indices]) for one in targets)
 
     @cached_property
     def targets(self) -> list[torch.Tensor]:
-        """The class numbers of all rows, shape (n,); empty without labels."""
+        """The class numbers of all rows, shape (n,), or the targets of findings, (n, k); empty without labels."""
         return [encode_targets(target_list) for target_list in self.dataset.tls[1:]]
+
+
+def wrap_targets(targets: torch.Tensor) -> TensorBase:
+    """Return the targets of a batch as fastai's tensor for class numbers or for findings."""
+    return TensorMultiCategory(targets) if is_finding_target(targets) else TensorCategory(targets)
 
 
 def encode_targets(targets: TfmdLists) -> torch.Tensor:
     """Return all targets of a dataset as a tensor; rows with equal labels are encoded once."""
     reader = targets.tfms.fs[0]
+    if isinstance(reader, TargetReader):
+        return torch.from_numpy(targets.items[reader.columns].to_numpy(np.float32))
     if not (isinstance(reader, ColReader) and list(reader.cols) == ["label"]):
         return torch.stack([torch.as_tensor(targets[row]) for row in range(len(targets))]).as_subclass(torch.Tensor)
     _, first_rows, codes = np.unique(targets.items["label"].to_numpy(), return_index=True, return_inverse=True)
@@ -322,8 +343,12 @@ def find_cache_rows(dataset: Any, image_cache: ImageCache | None) -> np.ndarray 
     return None if None in cache_rows else np.array(cache_rows, np.int64)
 
 
-def make_sampler_options(labels: pd.Series, recipe: Recipe) -> dict[str, Any]:
-    """Return the ImageLoader options that sample training rows with these labels."""
+def make_sampler_options(rows: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:
+    """Return the ImageLoader options that sample these training rows."""
+    if findings := list_findings(rows):
+        truth = compute_truth(rows, findings, find_uncertain_policy(recipe))
+        return {"weights": weigh_rows(truth)} if recipe.sampler == "weighted" else {}
+    labels = rows["label"]
     if recipe.class_weights == "balanced" and (recipe.sampler == "weighted" or recipe.oversample):
         log.warning("rare classes get more weight twice, by `class_weights` and by sampling. Fix: Omit one of them")
     if recipe.sampler == "weighted":

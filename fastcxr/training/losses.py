@@ -39,6 +39,10 @@ class WeightedLoss(nn.Module):
         """Return the unweighted loss of each image, shape (n,)."""
         raise NotImplementedError
 
+    def compute_total_weight(self, truth: torch.Tensor) -> torch.Tensor | int:
+        """Return the divisor of the mean loss of a batch: the sum of the class weights of its images."""
+        return len(truth) if self.weight is None else self.weight[truth].sum()
+
 
 class LabelSmoothingCrossEntropy(WeightedLoss):
     """Cross-entropy with targets (1 - epsilon) * one-hot + epsilon / k (Szegedy 2016).
@@ -116,7 +120,8 @@ class SoftmaxLoss(BaseLoss):
 class WeightedAvgLoss(AvgLoss):
     """The weighted mean loss over all images of an epoch, as if they were one batch; summed on the device.
 
-    fastai averages batch losses by batch size. In a batch of one class the class weights would then cancel.
+    fastai averages batch losses by batch size. In a batch of one class the class weights would then cancel, and batches
+    with few known labels of findings would count as much as others.
     """
 
     def reset(self) -> None:
@@ -124,18 +129,18 @@ class WeightedAvgLoss(AvgLoss):
         self.total, self.batch_weights = 0.0, []
 
     def accumulate(self, learn: Learner) -> None:
-        """Add a batch, weighted by the sum of the class weights of its images."""
-        # None: a loss of the user, or that of MixUp or CutMix, which is a mean over the images
-        weight = getattr(getattr(learn.loss_func, "func", None), "weight", None)
+        """Add a batch, weighted by the divisor of its mean loss: a sum of class weights, or a number of labels."""
+        # len: a loss of the user, or that of MixUp or CutMix, which is a mean over the images
+        compute_total_weight = getattr(getattr(learn.loss_func, "func", None), "compute_total_weight", len)
         truth, loss = cast(tuple, learn.yb)[0], cast(torch.Tensor, learn.loss)
-        batch_weight = len(truth) if weight is None else weight[truth].sum()
+        batch_weight = compute_total_weight(truth)
         self.total += loss.detach().mean() * batch_weight
         self.batch_weights.append(batch_weight)
 
     @property
     def value(self) -> torch.Tensor | float | None:
-        """The mean so far; None before the first batch."""
-        return self.total / sum(map(float, self.batch_weights)) if self.batch_weights else None
+        """The mean so far; None before the first batch, 0 if no label is known."""
+        return self.total / (sum(map(float, self.batch_weights)) or 1.0) if self.batch_weights else None
 
 
 class SmoothLoss(AvgSmoothLoss):

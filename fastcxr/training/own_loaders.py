@@ -10,6 +10,7 @@ from fastai.data.transforms import Normalize
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError
 from fastcxr.models.backbones import Backbone
+from fastcxr.training.finding_targets import is_finding_target
 
 log = logging.getLogger("fastcxr")
 
@@ -35,9 +36,12 @@ def validate_own_loaders(loaders: DataLoaders, backbone: Backbone, recipe: Recip
 
 
 def _validate_labels(batch: Sequence[torch.Tensor]) -> None:
-    """Raise DataError unless a batch has images and one class number for each of them."""
+    """Raise DataError unless a batch has images and one class number, or one number per finding, for each of them."""
     labels = batch[1] if len(batch) == 2 else None
+    if labels is not None and is_finding_target(labels):
+        return
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         found = f"{len(batch)} parts" if labels is None else f"labels of shape {tuple(labels.shape)} ({labels.dtype})"
         problem = f"a batch has {found}, expected images and one class number per image"
-        raise DataError(problem, "Pass blocks=(ImageBlock, CategoryBlock)")
+        fix = "Pass blocks=(ImageBlock, CategoryBlock), or for findings MultiCategoryBlock(encoded=True)"
+        raise DataError(problem, fix)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.config.recipe import Recipe, Stage
+from fastcxr.config.tasks import resolve_task
 from fastcxr.errors import RecipeError, TrainingError, require_type
 from fastcxr.models.devices import configure_device, search_algorithms
 from fastcxr.models.heads import uses_feature_cache
@@ -61,7 +62,8 @@ STRATEGIES = {
 }
 # at the peak of the one-cycle rate two epochs in a row can be worse than later ones: see benchmarks/README.md
 LP_FT_PATIENCE = 3
-# a search takes about as long as 500 steps, and saves a tenth of each later one: see "GPU" in benchmarks/README.md
+# estimated: a search takes seconds for each shape of a batch, and saves about a tenth of each step of resnet50 on an
+# H200; see "GPU" in benchmarks/README.md
 MIN_STEPS_FOR_SEARCH = 5000
 
 
@@ -125,9 +127,10 @@ def train(
 def _train(
     learner: Learner, recipe: Recipe, progress: Progress, deadline: Deadline, checkpoints: Checkpoints | None
 ) -> TrainingResult:
+    monitor = resolve_task(recipe, get_loaders_state(learner.dls).task).monitor
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
     n_epochs = sum(stage.epochs for stage in stages) + uses_feature_cache(recipe)
-    history_callback = HistoryCallback(BestEpoch(recipe.monitor), progress, n_epochs, deadline)
+    history_callback = HistoryCallback(BestEpoch(monitor), progress, n_epochs, deadline)
     checkpoint_callback = CheckpointCallback(checkpoints, history_callback)
     precision, device = learner.fastcxr.precision, learner.dls.device
     is_auto = recipe.precision == "auto" and resolve_precision("auto", device) == precision

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST, find_complete_sources
 from fastcxr.errors import DataError
 from fastcxr.io.files import CHECKSUMS_FILE, read_json, write_json
@@ -34,6 +34,7 @@ log = logging.getLogger("fastcxr")
 IMAGE_WARNING = "FCX-W2"  # start of the codes of image warnings, which are the same in every fold
 FOLD_METRICS = (
     "n_images", "n_patients", "accuracy", "balanced_accuracy", "auroc", "average_precision", "top2_accuracy",
+    "exact_match", "hamming_loss",
 )  # fmt: skip
 
 
@@ -235,5 +236,5 @@ def pool_messages(fold_messages: dict[str, list[dict[str, str]]], unit: str) -> 
 def read_fold_metrics(fold_dir: Path, name: str) -> dict[str, Any]:
     """Return a row of folds.csv: the test metrics of a run, macro averages where a metric has several values."""
     test_metrics = read_json(fold_dir / "metrics.json")["test"]
-    metrics = {name: test_metrics[name] for name in FOLD_METRICS}
+    metrics = {name: test_metrics[name] for name in FOLD_METRICS if name in test_metrics}
     return {"fold": name} | {name: v["macro"] if isinstance(v, dict) else v for name, v in metrics.items()}

@@ -38,7 +38,7 @@ def describe(
     with OutputDir(folder, command).open(progress or make_default_progress()) as output_dir:
         recipe = recipe.replace(skip_bad=True)
         max_decoded = None if decode_all else MAX_DECODED
-        dataset = Dataset(recipe, only_test=True, allows_findings=True, max_decoded=max_decoded)
+        dataset = Dataset(recipe, only_test=True, max_decoded=max_decoded)
         manifest = split_if_possible(load_dataset(recipe, output_dir, dataset), recipe)
         output_dir.announce()
         output_dir.extra_metadata = {"cohort": describe_manifest(manifest), "seed": recipe.seed}

@@ -1,6 +1,7 @@
 """Evaluation of a finished run on external data, without training."""
 
 import logging
+import re
 from collections import Counter
 from dataclasses import asdict
 from difflib import SequenceMatcher
@@ -11,13 +12,23 @@ import pandas as pd
 
 from fastcxr.config.fields import InferencePrecision, list_options
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.data.findings import FINDING_PREFIX, list_findings
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, ImageError, require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import read_json, write_json
 from fastcxr.io.formatting import pluralize
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, read_predictions, write_predictions
+from fastcxr.io.tables import format_names
+from fastcxr.metrics.predictions import (
+    PROBABILITY_PREFIX,
+    TRUTH_PREFIX,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import load_classifier
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
@@ -59,10 +70,11 @@ def evaluate(
     classifier = load_classifier(run, precision=precision, device=device)
     model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
     # the report of an evaluation has figures, also if the run is a fold
-    recipe = training_recipe.replace(figures="all", **{name: asdict(data)[name] for name in DATA_FIELDS})
+    data_options = {name: asdict(data)[name] for name in DATA_FIELDS} | {"task": classifier.task}
+    recipe = training_recipe.replace(figures="all", **data_options)
     with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
         manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
-        validate_labels(manifest, classifier.labels)
+        (validate_findings if classifier.task == MULTI_LABEL else validate_labels)(manifest, classifier.labels)
         log.info("precision: %s", classifier.dtype_and_device)
         warn_overlapping_datasets(recipe, Path(run))
         overlap = find_overlap(manifest, Path(run), classifier.input_spec.image_size, run_dir)
@@ -70,6 +82,8 @@ def evaluate(
         overlap_counts = report_overlap(overlap, keep=keep_overlap)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
+        if predictions.is_multi_label:
+            predictions = apply_thresholds(predictions, classifier.thresholds)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
         tested = {"run": Path(run).resolve().name, "failed": failed_messages, "overlap": overlap_counts}
         run_dir.extra_metadata = {"tested": tested}
@@ -107,7 +121,11 @@ def append_internal_test(predictions: Predictions, run: Path) -> Predictions:
     internal_table = run_predictions.for_split(split).table.assign(split=INTERNAL_TEST)
     combined = pd.concat([predictions.table, internal_table], ignore_index=True)
     probability_columns = [PROBABILITY_PREFIX + label for label in predictions.labels]
-    text_columns = {name: combined[name].fillna("") for name in combined.columns if name not in probability_columns}
+    text_columns = {
+        name: combined[name].astype(object).fillna("")
+        for name in combined.columns
+        if name not in probability_columns and not name.startswith((TRUTH_PREFIX, FINDING_PREFIX))
+    }
     return Predictions(combined.assign(**text_columns), predictions.labels)
 
 
@@ -165,6 +183,33 @@ def validate_labels(manifest: pd.DataFrame, model_labels: tuple[str, ...]) -> No
         f"Pass `relabel={relabel}`{choices}, or exclude these images with `classes`",
         code="E302",
     )
+
+
+def validate_findings(manifest: pd.DataFrame, findings: tuple[str, ...]) -> None:
+    """Log the findings that only the data or only the model has. Raise DataError if they have none in common.
+
+    A finding that the data does not label stays unknown. The message suggests a name for a finding with a similar one.
+    """
+    labelled = list_findings(manifest)
+    unknown, missing = (
+        [n for n in one if n not in other] for one, other in ((labelled, findings), (findings, labelled))
+    )
+    pairs = [f"{a}={b}" for a in unknown for b in missing if is_similar_finding(a, b)]
+    if len(missing) == len(findings):
+        problem = f"the data has the findings {', '.join(labelled)}, those of the model are {', '.join(findings)}"
+        fix = f"Pass `relabel={pairs}`" if pairs else f"Pass `relabel={[f'{labelled[0]}=FINDING']}`"
+        raise DataError(problem, fix, code="E302")
+    suggestion = f". If names differ only, pass `relabel={pairs}`" if pairs else ""
+    if missing:
+        log.warning("findings of the model that the data does not label: %s%s", format_names(missing), suggestion)
+    if unknown:
+        log.info("findings of the data that the model does not have, not evaluated: %s", format_names(unknown))
+
+
+def is_similar_finding(data_finding: str, model_finding: str) -> bool:
+    """Return whether two findings are spellings of one, or one name is the other with more words."""
+    first, second = (set(re.split(r"[\W_]+", name.casefold())) for name in (data_finding, model_finding))
+    return first <= second or second <= first or is_similar_label(data_finding, model_finding)
 
 
 def is_similar_label(data_label: str, model_label: str) -> bool:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.file_names import find_identifying_paths, warn_identifying_paths
+from fastcxr.data.findings import split_labels
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference.explain import (
     Explainer,
@@ -31,6 +32,7 @@ from fastcxr.workflows.run_state import IMAGE_KEY
 MAPS_DIR = "figures/maps"
 N_MISCLASSIFIED = 12  # misclassified images shown
 N_TYPICAL_PER_CLASS = 2  # correctly classified images shown
+N_TYPICAL_PER_FINDING, MAX_EXPLAINED_FINDINGS = 1, 14
 N_MEASURED_PER_CLASS = 6  # images whose border share is measured
 N_CHECKED_IMAGES = 4  # images of a run used for the sanity check
 
@@ -71,13 +73,15 @@ def write_run_saliency(
 
     Classes, probabilities and out-of-distribution verdicts are those of `predictions`, which are in predictions.csv.
     """
-    table = choose_images(predictions).merge(manifest.drop(columns="role", errors="ignore"), on=IMAGE_KEY)
+    choose = choose_finding_images if predictions.is_multi_label else choose_images
+    table = choose(predictions).merge(manifest.drop(columns=["role", "finding"], errors="ignore"), on=IMAGE_KEY)
     if not len(table):
         return
     split_table = predictions.for_split(predictions.primary_split).table
     chosen = Predictions(table[IMAGE_KEY].merge(split_table, on=IMAGE_KEY), predictions.labels)
     explainer = make_explainer(classifier, table, image_cache=image_cache, n_checked=N_CHECKED_IMAGES)
-    maps = explain_rows(explainer, table, (), image_cache, Progress(), chosen)
+    row_classes = table["finding"].tolist() if "finding" in table else None
+    maps = explain_rows(explainer, table, (), image_cache, Progress(), chosen, row_classes=row_classes)
     saliency_maps = zip(table["role"], maps, strict=True)
     written = write_saliency_maps(folder, saliency_maps, THUMBNAIL_PIXELS, ("wrong", "typical"))
     write_saliency_metadata(folder, explainer, "grad_cam", written)
@@ -101,6 +105,30 @@ def choose_images(predictions: Predictions) -> pd.DataFrame:
     return pd.concat(chosen)[["source", "path", "role"]].reset_index(drop=True)
 
 
+def choose_finding_images(predictions: Predictions) -> pd.DataFrame:
+    """Return the images and findings to explain: columns source, path, role and finding; roles as in choose_images.
+
+    Typical are the images with a finding that has the highest probability there. Measured are evenly spaced images that
+    reach the threshold of a finding. At most MAX_EXPLAINED_FINDINGS findings are explained, those with most images.
+    """
+    scorable = predictions.for_split(predictions.primary_split or "").scorable()
+    truth, probability, keys = scorable.truth, scorable.probability, scorable.table[IMAGE_KEY]
+    parts = [select_most_wrong(predictions, N_MISCLASSIFIED)[[*IMAGE_KEY, "finding"]].assign(role="wrong")]
+    order = np.argsort(-(truth == 1).sum(axis=0), kind="stable")[:MAX_EXPLAINED_FINDINGS]
+    predicted = [set(split_labels(names)) for names in scorable.table["predicted"]]
+    for k in order:
+        name = scorable.labels[k]
+        present = np.flatnonzero(truth[:, k] == 1)
+        typical = present[np.argsort(-probability[present, k], kind="stable")][:N_TYPICAL_PER_FINDING]
+        reached = np.flatnonzero([name in names for names in predicted])
+        positions = np.linspace(0, len(reached) - 1, min(N_MEASURED_PER_CLASS, len(reached))).round().astype(int)
+        parts += [
+            keys.iloc[rows].assign(finding=name, role=role)
+            for role, rows in (("typical", typical), ("measured", reached[np.unique(positions)]))
+        ]
+    return pd.concat(parts)[[*IMAGE_KEY, "role", "finding"]].reset_index(drop=True)
+
+
 def write_saliency_maps(
     folder: Path, saliency_maps: Iterable[tuple[str, SaliencyMap]], image_size: int, drawn_roles: Sequence[str] = ("",)
 ) -> pd.DataFrame:
@@ -121,7 +149,8 @@ def write_saliency_maps(
 def write_saliency_metadata(folder: Path, explainer: Explainer, method: Method, map_table: pd.DataFrame) -> None:
     """Write explain.json: the method, its sanity check, and the median border share of each predicted class."""
     check = explainer.check
-    measured = map_table[(map_table["class"] == map_table["predicted"]) & map_table["border_share"].notna()]
+    is_predicted = [label in split_labels(names) or label == names for label, names in _list_predicted(map_table)]
+    measured = map_table[pd.Series(is_predicted, index=map_table.index, dtype=bool) & map_table["border_share"].notna()]
     measured = measured[measured["role"].isin(["", "measured"])]  # the worst errors are not representative
     border_shares = measured.groupby("class")["border_share"].agg(["median", "size"])
     metadata = {
@@ -133,3 +162,8 @@ def write_saliency_metadata(folder: Path, explainer: Explainer, method: Method, 
         },
     }
     write_json(folder / "explain.json", metadata)
+
+
+def _list_predicted(map_table: pd.DataFrame) -> Iterable[tuple[str, str]]:
+    """Return the explained class or finding and the predicted ones of each map."""
+    return zip(map_table["class"], map_table["predicted"], strict=True)

@@ -7,18 +7,19 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL, resolve_task
 from fastcxr.data.bit_depth import BitDepths, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.duplicates import union_exact_duplicates
-from fastcxr.data.findings import require_single_label
+from fastcxr.data.findings import is_multi_label, list_findings
 from fastcxr.data.manifest import (
     describe_manifest,
     detect_datasets,
     drop_unreadable,
     read_manifest,
-    read_written_manifest,
     replace_error_paths,
 )
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.readers.registry import PUBLIC_DATASETS
 from fastcxr.data.splits import (
     describe_split,
@@ -31,6 +32,7 @@ from fastcxr.data.splits import (
 from fastcxr.data.statistics import sample_patients
 from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.io.formats import reject_other_format
+from fastcxr.io.formatting import pluralize
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.progress.base import Progress, record_logging, replay_logging
 from fastcxr.workflows.run_dir import OutputDir
@@ -54,7 +56,6 @@ class Dataset:
         *,
         only_test: bool = False,
         depths: BitDepths | None = None,
-        allows_findings: bool = False,
         max_decoded: int | None = None,
     ):
         """Prepare the data of a recipe; nothing is read.
@@ -63,11 +64,9 @@ class Dataset:
             recipe: recipe with the data options.
             only_test: whether a single class is enough.
             depths: bit depths determined during training.
-            allows_findings: whether the data may have several labels per image.
             max_decoded: images to decode, a random sample of a larger dataset; default: all.
         """
-        self.recipe, self.only_test, self.depths, self.allows_findings = recipe, only_test, depths, allows_findings
-        self.max_decoded = max_decoded
+        self.recipe, self.only_test, self.depths, self.max_decoded = recipe, only_test, depths, max_decoded
         self.image_cache: ImageCache | None = None
         self.decoded: pd.DataFrame | None = None
         self.features_file: Path | None = None
@@ -81,9 +80,7 @@ class Dataset:
         try:
             if self._manifest is None:
                 with record_logging(self._manifest_records):
-                    self._manifest = read_recipe_manifest(
-                        self.recipe, only_test=self.only_test, allows_findings=self.allows_findings
-                    )
+                    self._manifest = read_recipe_manifest(self.recipe, only_test=self.only_test)
         finally:
             replay_logging(self._manifest_records)
         return self._manifest
@@ -139,14 +136,16 @@ def load_dataset(recipe: Recipe, output_dir: OutputDir, dataset: Dataset | None 
     return union_exact_duplicates(manifest)
 
 
-def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False, allows_findings: bool = False) -> pd.DataFrame:
+def read_recipe_manifest(recipe: Recipe, *, only_test: bool = False) -> pd.DataFrame:
     """Return the manifest of the recipe's data without reading any image.
 
-    `allows_findings`: whether the data may have several labels per image, otherwise a DataError (E015).
+    Raises RecipeError for an option that has no meaning for the task of the data.
     """
     manifest = read_manifest(recipe.data or (), recipe, only_test=only_test)
-    if not allows_findings:
-        require_single_label(manifest)
+    task = MULTI_LABEL if is_multi_label(manifest) else SINGLE_LABEL
+    resolve_task(recipe, task)
+    if task == MULTI_LABEL:
+        log.info("task: %s, %s", task, pluralize(len(list_findings(manifest)), "finding"))
     return manifest
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastai.learner import AvgLoss, AvgSmoothLoss
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import SINGLE_LABEL, resolve_task
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.losses import SmoothLoss, WeightedAvgLoss, compute_class_weights, make_loss
@@ -23,7 +24,8 @@ WEIGHTS = torch.tensor(COUNTS.sum() / (3 * COUNTS), dtype=torch.float32)
 @pytest.mark.parametrize("weighted", ["none", "balanced"])
 @pytest.mark.parametrize(("name", "epsilon"), [("cross_entropy", 0.0), ("label_smoothing", 0.1)])
 def test_cross_entropy_agrees_with_its_definition(name, epsilon, weighted):
-    loss = make_loss(Recipe(loss=name, class_weights=weighted), COUNTS)(LOGITS, TRUTH)
+    recipe = resolve_task(Recipe(loss=name, class_weights=weighted), SINGLE_LABEL)
+    loss = make_loss(recipe, COUNTS)(LOGITS, TRUTH)
     target = torch.full((8, 3), epsilon / 3)
     target[torch.arange(8), TRUTH] += 1 - epsilon
     losses = -(target * LOGITS.log_softmax(dim=1)).sum(dim=1)

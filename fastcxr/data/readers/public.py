@@ -57,6 +57,8 @@ class PublicDataset:
     citation: str = ""
     files: Mapping[str, str] = field(default_factory=dict)  # pattern below the location to its content; for the check
     label_variants: Mapping[str, str] = field(default_factory=dict)  # name to description, the default first
+    blank: str = "unknown"  # policy for blank labels, see fastcxr.data.label_policy
+    blank_reason: str = ""  # why, completes "blank labels of NAME are read as absent: ..."
     missing_fix: str = "Complete the download"  # what to do about missing files
     overlaps: Mapping[str, str] = field(default_factory=dict)  # name of another dataset to which images it shares
     read_boxes: Callable[[Path], pd.DataFrame] | None = None  # path, finding, x, y, width, height [pixels]
