@@ -63,7 +63,7 @@ class DatasetRecord:
         """One row per image."""
         return self.manifest
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Every class, in the order of their colours; with several labels per image the most frequent findings."""
         return tuple(list_shown_labels(self.manifest))
@@ -126,9 +126,11 @@ class RunRecord(DatasetRecord):
         """Prevalence of each class for which the recipe states one."""
         return dict(parse_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Classes of the model, followed by those that occur in the images only."""
+        """Classes of the model, followed by those that occur in the images only; of findings the most frequent ones."""
+        if self.predictions.is_multi_label:
+            return tuple(list_shown_labels(self.table)) if is_multi_label(self.table) else ()
         model_labels = self.predictions.labels
         return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
-from fastcxr.metrics.comparison import TESTED_METRICS
 from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, PROBABILITY_PREFIX, select_most_wrong
 from fastcxr.metrics.subgroups import MIN_GROUP_PATIENTS
@@ -15,7 +14,11 @@ from fastcxr.report.run_reader import RunRecord, SaliencyMaps, map_uris
 
 Cell = tuple[str, str]  # a metric, and its interval or another second line
 Formatter = Callable[[float | None], str]
-METRIC_FORMATTERS: dict[str, Formatter] = {"auroc": format_score, "accuracy": format_percent}
+METRIC_FORMATTERS: dict[str, Formatter] = {  # of the leaderboard
+    "auroc": format_score,
+    "accuracy": format_percent,
+    "average_precision": format_score,
+}
 UNIFORM_BORDER_SHARE = 1 - 0.7**2  # area outside the central field, the border share of a uniform map
 MAX_BORDER_SHARE = 0.5  # a higher median border share of a class is a warning
 CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1")
@@ -28,9 +31,19 @@ def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "name": row["name"],
             "images": f"{row['images']:,}",
-            "metrics": [_format_leaderboard_cell(row, key) for key in TESTED_METRICS],
+            "metrics": [_format_leaderboard_cell(row, key) for key in METRIC_FORMATTERS if key in row],
+            "label_policy": row.get("label_policy", ""),
         }
         for row in rows
+    ]
+
+
+def format_finding_comparison(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each finding that was compared its AUROC in each model; empty for models of one class per image."""
+    return [
+        {"finding": finding, "models": [_format_leaderboard_cell(row["findings"][finding], "auroc") for row in rows]}
+        for finding, cell in rows[0].get("findings", {}).items()
+        if cell["auroc"]
     ]
 
 
@@ -220,16 +233,26 @@ def _make_probability_bars(row: dict[Hashable, Any], labels: tuple[str, ...]) ->
     return {"guess": labels[ranked[0][1]], "bars": bars}
 
 
-def make_drop_rows(drops: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return for each external test set the internal and external value of each metric, and the difference."""
-    return [{"name": name, "rows": _make_drop_metric_rows(drop["figures"], labels)} for name, drop in drops.items()]
+def make_drop_rows(drops: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return for each external test set the internal and external value of each metric, and the difference.
+
+    `metric_names`: text by dotted name, in the order of the rows.
+    """
+    return [
+        {"name": name, "rows": _make_drop_metric_rows(drop["figures"], metric_names)} for name, drop in drops.items()
+    ]
 
 
-def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
+def name_drop_metrics(labels: tuple[str, ...]) -> dict[str, str]:
+    """Return the text of each metric of classes that is compared with an external test set, by its dotted name."""
     metric_names = {MACRO_AUROC: "AUROC, macro", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy"}
     for label in labels:
         metric_names |= {f"per_class.{label}.{part}": f"{label}: {part}" for part in ("sensitivity", "specificity")}
         metric_names[f"auroc.per_class.{label}"] = f"{label}: AUROC"
+    return metric_names
+
+
+def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,

@@ -1,10 +1,12 @@
 """Comparison of finished runs: a leaderboard with paired tests, and ROC curves of all runs in one figure per class."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, make_type_error
 from fastcxr.io.files import atomic_write
 from fastcxr.io.formats import reject_other_format
@@ -15,7 +17,7 @@ from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
 from fastcxr.report.style import SvgFigure, to_svg_figure
-from fastcxr.report.tables import format_leaderboard
+from fastcxr.report.tables import format_finding_comparison, format_leaderboard
 from fastcxr.workflows.run_dir import acquire_directory
 
 
@@ -41,12 +43,26 @@ def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
     folder = Path(folder)
     acquire_directory(folder)
     n_images, n_patients = comparison.n_shared_images, comparison.n_patients
-    summary = {"rows": comparison.rows, "n_shared_images": n_images, "patients": n_patients}
+    rows = _add_label_policies(comparison.rows, run_dir_by_name)
+    summary = {"rows": rows, "n_shared_images": n_images, "patients": n_patients}
     atomic_write(folder / "compare.json", json.dumps(summary, indent=2) + "\n")
     svg_figures = _make_roc_figures(comparison) if n_images else {}
-    context = summary | {"models": format_leaderboard(comparison.rows), "curves": list(svg_figures)}
-    context |= {"critical_notices": [], "notices": []}
+    context = summary | {"models": format_leaderboard(rows), "findings": format_finding_comparison(rows)}
+    context |= {"curves": list(svg_figures), "critical_notices": [], "notices": []}
     return write_page(folder / "compare.html", render("compare.html.jinja", context, svg_figures), svg_figures)
+
+
+def _add_label_policies(rows: list[dict[str, Any]], run_dirs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Return the rows with `label_policy`, the options for blank and uncertain labels, if the runs differ in them."""
+    policies = {}
+    for name, run_dir in run_dirs.items():
+        if "findings" in rows[0] and (run_dir / "recipe.json").is_file():
+            recipe = Recipe.from_json(run_dir)
+            parts = {"blank": recipe.blank, "uncertain": recipe.uncertain}
+            policies[name] = "; ".join(f"{option} {', '.join(given) or 'default'}" for option, given in parts.items())
+    if len(set(policies.values())) < 2:
+        return rows
+    return [row | {"label_policy": policies.get(row["name"], "not known")} for row in rows]
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
@@ -60,13 +76,14 @@ def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def _make_roc_figures(comparison: Comparison) -> dict[str, SvgFigure]:
-    predictions = {row["name"]: comparison.predictions[row["name"]] for row in comparison.rows}
+    images = {row["name"]: comparison.predictions[row["name"]].to_arrays() for row in comparison.rows}
     svg_figures = {}
-    for class_number, label in enumerate(sorted(next(iter(predictions.values())).labels), 1):
+    for class_number, label in enumerate(sorted(next(iter(images.values())).labels), 1):
         scores_by_model = {}
-        for name, part in predictions.items():
-            class_index = part.labels.index(label)
-            scores_by_model[name] = part.class_index == class_index, part.probability[:, class_index]
+        for name, part in images.items():
+            k = list(part.labels).index(label)
+            known = part.known[:, k]
+            scores_by_model[name] = part.positive[known, k], part.probability[known, k]
         truth = next(iter(scores_by_model.values()))[0]
         if truth.any() and not truth.all():
             name, description = f"roc_{class_number}", f"ROC curves of {join_names(list(scores_by_model))} for {label}."

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from finding_predictions import FINDINGS, simulate_findings
 
+from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, OutputError
-from fastcxr.metrics.predictions import make_predictions, write_predictions
+from fastcxr.metrics.predictions import Predictions, make_predictions, write_predictions
 from fastcxr.workflows.compare import compare
 
 LABELS = ("clear", "haze")
@@ -61,3 +63,34 @@ def test_an_invalid_comparison_writes_no_file(runs, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputError, match="not empty"):
         compare(runs, runs[0])
+
+
+@pytest.fixture
+def finding_runs(tmp_path):
+    """Return two run folders of findings that were trained with different policies for uncertain labels."""
+    predictions, folders = simulate_findings(60, unknown=0.2), []
+    for seed, policy in ((1, "ignore"), (2, "positive")):
+        noise = np.random.default_rng(seed).random(predictions.probability.shape)
+        probability = (predictions.probability + seed * noise) / (1 + seed)
+        columns = {f"prob_{label}": probability[:, k] for k, label in enumerate(predictions.labels)}
+        folder = tmp_path / policy
+        folder.mkdir()
+        write_predictions(Predictions(predictions.table.assign(**columns), FINDINGS), folder / "predictions.csv")
+        (folder / "recipe.json").write_text(Recipe("mobilenetv2_100", uncertain=(policy,)).to_json())
+        folders.append(folder)
+    return folders
+
+
+def test_findings_are_compared_one_by_one_and_training_labels_are_shown(finding_runs, tmp_path):
+    page = compare(finding_runs, tmp_path / "out")
+    rows, text = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"], page.read_text()
+    assert [row["label_policy"] for row in rows] == [
+        "blank default; uncertain ignore", "blank default; uncertain positive",
+    ]  # fmt: skip
+    assert rows[0]["label_policy"] in text and "Labels in training" in text
+    for label in FINDINGS:
+        value, low, high = rows[1]["findings"][label]["auroc"]
+        assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
+        assert f"difference {rows[1]['findings'][label]['auroc_difference'][0]:.3f}, p" in text
+    assert "AUROC by finding" in text and "Average precision, macro" in text and "Accuracy" not in text
+    assert len(list((tmp_path / "out" / "figures").glob("roc_*.svg"))) == len(FINDINGS)
