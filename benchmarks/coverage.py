@@ -13,6 +13,7 @@ from scipy.stats import norm
 from fastcxr.metrics.analytic_intervals import Z_95, auroc_interval, delong
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.intervals import confidence_intervals
+from fastcxr.metrics.scored_images import ScoredImages
 
 LABELS = ["no", "yes"]
 SITUATIONS = {  # number of images of each class or of patients, true AUROC
@@ -44,7 +45,7 @@ def compute_reported_interval(truth: np.ndarray, score: np.ndarray, patient: np.
     one = norm.cdf(score)
     probability, truth = np.stack([1 - one, one], axis=1), truth.astype(int)
     metrics = compute_metrics(truth, probability, LABELS)
-    return confidence_intervals(truth, probability, LABELS, patient, metrics)["of"]["auroc.per_class.yes"]
+    return confidence_intervals(ScoredImages(truth, probability, LABELS, patient), metrics)["of"]["auroc.per_class.yes"]
 
 
 def compute_delong_interval(truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:

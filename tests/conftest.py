@@ -98,7 +98,6 @@ def few_draws():
     """Compute the intervals of this module from 200 bootstrap draws instead of 2,000."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.metrics.bootstrap.N_DRAWS", 200)
-        patch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 100)
         yield
 
 

@@ -95,8 +95,7 @@ def predict(
 
 def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *, has_ood_detector: bool) -> int:
     """Write the CSV, print errors and numbers of images, and return the exit code."""
-    from fastcxr.metrics.predictions import drop_blank_truth, write_predictions
-    from fastcxr.metrics.thresholds import find_ood_rows
+    from fastcxr.metrics.predictions import drop_blank_truth, find_ood_rows, write_predictions
 
     if csv or not is_json():
         write_predictions(predictions, csv or sys.stdout)

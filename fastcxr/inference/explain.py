@@ -254,7 +254,7 @@ def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
 
 
 def find_class_indices(classifier: Classifier, names: Iterable[str]) -> list[int]:
-    """Return the positions of the named classes or findings. Raises RecipeError for one that the model does not have."""
+    """Return the positions of these classes or findings. Raises RecipeError for one that the model does not have."""
     labels, names = classifier.labels, list(names)
     noun = "finding" if classifier.task == MULTI_LABEL else "class"
     for name in names:

@@ -5,6 +5,7 @@ A draw is a row of image weights, and every metric is computed from weights. 2,0
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -12,31 +13,43 @@ from scipy.sparse import csr_array
 from fastcxr.metrics.scoring_rules import compute_brier_scores, compute_log_losses
 
 N_DRAWS = 2000
+MAX_BOOTSTRAP_PATIENTS = 20_000  # with findings; above, AUROC intervals are analytic, and there are fewer draws
+N_DRAWS_OF_LARGE_SETS = 200
 MAX_WEIGHTS_IN_MEMORY = 1 << 21  # 16 MiB as float64
 MetricDraws = dict[str, np.ndarray]
 
 
-def bootstrap_metrics(
-    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: np.ndarray, seed: int
-) -> MetricDraws:
-    """Return each metric of every draw, shape (N_DRAWS,), by dotted name; NaN if the metric is undefined in the draw.
+class DrawnMetrics(Protocol):
+    """Inputs of metrics that are computed from weights of the images."""
 
-    `truth`: positions in `labels`, shape (n,). `probability`: shape (n, k). `patients`: of each image, shape (n,).
+    def compute(self, weights: np.ndarray) -> MetricDraws:
+        """Return every metric of each draw, shape (draws,); `weights`: shape (draws, n)."""
+        ...
+
+
+def bootstrap_metrics(inputs: DrawnMetrics, patients: np.ndarray, seed: int, n_draws: int | None = None) -> MetricDraws:
+    """Return each metric of every draw, shape (n_draws,), by dotted name; NaN if the metric is undefined in the draw.
+
+    `patients`: of each image, shape (n,). `n_draws`: default N_DRAWS.
     """
-    inputs = MetricInputs.of(truth, probability, labels)
-    batches = [inputs.compute(weights) for weights in draw_bootstrap_weights(patients, seed)]
+    batches = [inputs.compute(weights) for weights in draw_bootstrap_weights(patients, seed, n_draws)]
     return {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
 
 
-def draw_bootstrap_weights(patients: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def find_n_draws(n_patients: int) -> int:
+    """Return the number of draws for findings."""
+    return N_DRAWS if n_patients <= MAX_BOOTSTRAP_PATIENTS else N_DRAWS_OF_LARGE_SETS
+
+
+def draw_bootstrap_weights(patients: np.ndarray, seed: int, n_draws: int | None = None) -> Iterator[np.ndarray]:
     """Yield the weights of some draws at a time, shape (draws, n): how often each image is drawn."""
     _, patient_index = np.unique(patients, return_inverse=True)
-    n_patients, rng, n_left = patient_index.max() + 1, np.random.default_rng(seed), N_DRAWS
+    n_patients, rng, n_left = patient_index.max() + 1, np.random.default_rng(seed), n_draws or N_DRAWS
     while n_left:
-        n_draws = min(n_left, max(1, MAX_WEIGHTS_IN_MEMORY // len(patient_index)))
-        patient_counts = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_draws)
+        n_batch = min(n_left, max(1, MAX_WEIGHTS_IN_MEMORY // len(patient_index)))
+        patient_counts = rng.multinomial(n_patients, np.full(n_patients, 1 / n_patients), size=n_batch)
         yield patient_counts[:, patient_index].astype(float)
-        n_left -= n_draws
+        n_left -= n_batch
 
 
 def is_in_top2(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
@@ -63,7 +76,7 @@ class MetricInputs:
 
     @classmethod
     def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "MetricInputs":
-        """Prepare the inputs; arguments as in `bootstrap_metrics`."""
+        """Prepare the inputs; `truth`: positions in `labels`, shape (n,), `probability`: shape (n, k)."""
         predicted, rows, k = probability.argmax(axis=1), np.arange(len(truth)), len(labels)
         means = {
             "calibration.log_loss": compute_log_losses(truth, probability),
@@ -89,7 +102,7 @@ class MetricInputs:
             ranking_metrics = zip(*(ranking.compute(columns) for ranking in self.rankings), strict=True)
         for name, per_class in zip(("auroc", "average_precision"), ranking_metrics, strict=True):
             metrics |= dict(zip((f"{name}.per_class.{label}" for label in self.labels), per_class, strict=True))
-            metrics[f"{name}.macro"] = _average_defined(per_class)
+            metrics[f"{name}.macro"] = average_defined(per_class)
         return metrics | {name: weights @ values / total for name, values in self.means.items()}
 
 
@@ -105,15 +118,16 @@ class Ranking:
     groups: csr_array
 
     @classmethod
-    def of(cls, positive: np.ndarray, score: np.ndarray) -> "Ranking":
-        """Rank the images by `score`; both arguments have shape (n,)."""
+    def of(cls, positive: np.ndarray, score: np.ndarray, known: np.ndarray | None = None) -> "Ranking":
+        """Rank the images by `score`, only those with a `known` label if it is given; each has shape (n,)."""
         order = np.argsort(-score, kind="stable").astype(np.int32)
+        order = order if known is None else order[known[order]]
         positives = order[positive[order]]
         scores, first = np.unique(-score[positives], return_index=True)
         edges = np.stack([np.searchsorted(-score[order], scores, side=side) for side in ("left", "right")], axis=1)
         return cls(
-            _make_group_indicators(positives, first[1:], len(order)),
-            _make_group_indicators(order, edges.ravel(), len(order)),
+            _make_group_indicators(positives, first[1:], len(score)),
+            _make_group_indicators(order, edges.ravel(), len(score)),
         )
 
     def compute(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,13 +168,13 @@ def _compute_count_metrics(
         "precision": np.where(support > 0, np.where(predicted > 0, n_correct / predicted, 0.0), np.nan),
         "f1": np.where(support > 0, 2 * n_correct / (support + predicted), np.nan),
     }
-    metrics = {"accuracy": n_correct.sum(axis=1) / total, "balanced_accuracy": _average_defined(recall.T)}
+    metrics = {"accuracy": n_correct.sum(axis=1) / total, "balanced_accuracy": average_defined(recall.T)}
     for k, label in enumerate(labels):
         metrics |= {f"per_class.{label}.{name}": column[:, k] for name, column in columns.items()}
     return metrics
 
 
-def _average_defined(columns: Iterable[np.ndarray]) -> np.ndarray:
+def average_defined(columns: Iterable[np.ndarray]) -> np.ndarray:
     """Return the mean over the classes with a finite value in a draw; NaN if no class has one."""
     table = np.stack(list(columns))
     is_defined = np.isfinite(table)

@@ -1,20 +1,31 @@
-"""Temperature scaling, fitted on validation images, and calibration metrics.
+"""Calibration that is fitted on validation images, and calibration metrics.
 
-A temperature changes the probabilities, but not their order within an image.
+One class per image: a temperature, which changes the probabilities, but not their order within an image. Findings: see
+finding_calibration.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, log_softmax, logit, softmax
+from scipy.special import log_softmax, softmax
 
 from fastcxr.errors import ModelError
-from fastcxr.metrics.analytic_intervals import Z_95
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions
-from fastcxr.metrics.scoring_rules import MIN_PROBABILITY, compute_brier_scores, compute_log_losses
+from fastcxr.metrics.calibration_line import fit_calibration_line
+from fastcxr.metrics.finding_calibration import (
+    calibrate_findings,
+    compute_finding_calibration,
+    fit_finding_calibration,
+    is_finite_number,
+    is_valid_finding_row,
+    uncalibrate_findings,
+)
+from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, find_ood_rows, name_predicted
+from fastcxr.metrics.scored_images import ScoredImages
+from fastcxr.metrics.scoring_rules import compute_brier_scores, compute_log_losses
 
 SMALLEST_PROBABILITY = np.finfo(float).tiny  # keeps the logarithm of a probability finite
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
@@ -22,19 +33,23 @@ MIN_VALID_IMAGES = 30  # validation images needed to fit a temperature
 N_BINS = 15
 N_SIMULATIONS, SEED = 1000, 0
 CELLS = 1 << 20  # random numbers in memory at once (8 MiB as float64)
-MAX_NEWTON_STEPS = 100
-MAX_SLOPE, MAX_CONDITION_NUMBER = 50.0, 1e12  # beyond either, the classes do not overlap and no line can be fitted
 
 
 def fit_calibration(predictions: Predictions) -> dict[str, Any]:
     """Return `temperature` and the `images` and `patients` of the validation split that it was fitted on.
 
-    With fewer than MIN_VALID_IMAGES images the temperature is 1, and `reason` states it.
+    Findings have the temperature 1 and `findings`: see `fit_finding_calibration`. With fewer than MIN_VALID_IMAGES
+    images there is no scaling, and `reason` states it.
     """
     valid_predictions = predictions.for_split("valid").scorable()
     counts = {"images": len(valid_predictions.table), "patients": int(valid_predictions.table["patient"].nunique())}
-    if len(valid_predictions.table) < MIN_VALID_IMAGES:
-        return {"temperature": 1.0, **counts, "reason": f"fewer than {MIN_VALID_IMAGES} validation images"}
+    is_small = counts["images"] < MIN_VALID_IMAGES
+    reason = {"reason": f"fewer than {MIN_VALID_IMAGES} validation images"} if is_small else {}
+    if predictions.is_multi_label:
+        rows = fit_finding_calibration(valid_predictions.to_arrays(), is_scaled=not is_small)
+        return {"temperature": 1.0, "findings": rows, **counts, **reason}
+    if is_small:
+        return {"temperature": 1.0, **counts, **reason}
     return {"temperature": fit_temperature(valid_predictions.class_index, valid_predictions.probability), **counts}
 
 
@@ -42,24 +57,23 @@ def validate_calibration(calibration: Any, path: Path) -> dict[str, Any]:
     """Return the calibration of a model.json, empty for files of earlier versions.
 
     Raises:
-        ModelError: a temperature is not a positive number, or a threshold is not a finite number.
+        ModelError: a temperature or slope is not a positive number, or a threshold or intercept is not a finite number.
     """
     if calibration is None:
         return {}
     thresholds = calibration.get("thresholds", {}) if isinstance(calibration, Mapping) else None
     rows = list(thresholds.values()) if isinstance(thresholds, Mapping) else [None]
+    findings = calibration.get("findings", {}) if isinstance(calibration, Mapping) else None
+    finding_rows = list(findings.values()) if isinstance(findings, Mapping) else [None]
     if (
-        all(isinstance(row, Mapping) and _is_finite_number(row.get("threshold")) for row in rows)
-        and _is_finite_number(calibration.get("temperature", 1.0))
+        all(isinstance(row, Mapping) and is_finite_number(row.get("threshold")) for row in rows)
+        and all(map(is_valid_finding_row, finding_rows))
+        and is_finite_number(calibration.get("temperature", 1.0))
         and calibration.get("temperature", 1.0) > 0
-        and (calibration.get("uncertain_below") is None or _is_finite_number(calibration["uncertain_below"]))
+        and (calibration.get("uncertain_below") is None or is_finite_number(calibration["uncertain_below"]))
     ):
         return dict(calibration)
     raise ModelError("the calibration is invalid", "Copy the run folder again", path=path, code="E301")
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:
@@ -83,15 +97,46 @@ def scale_probabilities(probability: np.ndarray, temperature: float) -> np.ndarr
     return softmax(np.log(np.clip(probability, SMALLEST_PROBABILITY, 1)) / temperature, axis=1)
 
 
-def scale_predictions(predictions: Predictions, temperature: float) -> Predictions:
-    """Return the predictions with temperature-scaled probabilities."""
-    scaled = scale_probabilities(predictions.probability, temperature)
-    columns = {PROBABILITY_PREFIX + label: scaled[:, k] for k, label in enumerate(predictions.labels)}
+def calibrate_probabilities(
+    probability: np.ndarray, labels: Sequence[str], calibration: Mapping[str, Any]
+) -> np.ndarray:
+    """Return calibrated probabilities, shape (n, k); rows of NaN remain NaN. `calibration`: that of model.json."""
+    if "findings" in calibration:
+        return calibrate_findings(probability, labels, calibration["findings"])
+    return scale_probabilities(probability, calibration.get("temperature", 1.0))
+
+
+def scale_predictions(predictions: Predictions, calibration: Mapping[str, Any]) -> Predictions:
+    """Return the predictions with calibrated probabilities; `calibration`: that of model.json."""
+    scaled = calibrate_probabilities(predictions.probability, predictions.labels, calibration)
+    columns: dict[str, Any] = {PROBABILITY_PREFIX + label: scaled[:, k] for k, label in enumerate(predictions.labels)}
+    if predictions.is_multi_label:  # other findings may reach the threshold
+        predicted = name_predicted(scaled, predictions.labels, findings=True)
+        columns["predicted"] = np.where(find_ood_rows(predictions), "", predicted)
     return Predictions(predictions.table.assign(**columns), predictions.labels)
 
 
+def uncalibrate(images: ScoredImages, calibration: Mapping[str, Any]) -> ScoredImages | None:
+    """Return the images with their probabilities before calibration, None if it did not change them."""
+    temperature, findings = calibration.get("temperature", 1.0), calibration.get("findings", {})
+    if images.is_multi_label:
+        if all((row["slope"], row["intercept"]) == (1, 0) for row in findings.values()):
+            return None
+        return replace(images, probability=uncalibrate_findings(images.probability, images.labels, findings))
+    if temperature == 1:
+        return None
+    return replace(images, probability=scale_probabilities(images.probability, 1 / temperature))
+
+
+def compute_image_calibration(images: ScoredImages) -> dict[str, Any]:
+    """Return the calibration metrics of one split, for one class per image or for findings."""
+    if images.is_multi_label:
+        return compute_finding_calibration(images)
+    return compute_calibration(images.truth, images.probability, images.labels, images.patients)
+
+
 def compute_calibration(
-    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: Sequence[str]
+    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: Sequence[str] | np.ndarray
 ) -> dict[str, Any]:
     """Return the calibration metrics of one split; None for each of them without images.
 
@@ -127,36 +172,3 @@ def _compute_eces(confidence: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
     bin_index = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
     bin_membership = np.eye(N_BINS)[bin_index]
     return np.abs((is_correct - confidence) @ bin_membership).sum(axis=1) / len(confidence)
-
-
-def fit_calibration_line(
-    positive: np.ndarray, probability: np.ndarray, patient_index: np.ndarray
-) -> dict[str, list[float]] | None:
-    """Return intercept and slope of a logistic regression of truth on log odds (Cox 1958), each [value, low, high].
-
-    Perfect values are 0 and 1. The intervals are robust to clusters of images of one patient (Liang 1986). None if the
-    class is absent, or separated so well that no line can be fitted. All arguments have shape (n,).
-    """
-    if positive.all() or not positive.any():
-        return None
-    log_odds = logit(np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
-    design_matrix, coefficients = np.stack([np.ones_like(log_odds), log_odds], axis=1), np.array([0.0, 1.0])
-    for _ in range(MAX_NEWTON_STEPS):
-        predicted = expit(design_matrix @ coefficients)
-        information = design_matrix.T @ (design_matrix * (predicted * (1 - predicted))[:, None])
-        if abs(coefficients[1]) > MAX_SLOPE or np.linalg.cond(information) > MAX_CONDITION_NUMBER:
-            return None
-        residual = positive - predicted
-        step = np.linalg.solve(information, design_matrix.T @ residual)
-        coefficients = coefficients + step / max(1.0, np.abs(step).max())  # damped: at most 1 per step
-        if np.abs(step).max() < 1e-8:
-            margin = Z_95 * _compute_clustered_errors(design_matrix * residual[:, None], information, patient_index)
-            intercept, slope = np.stack([coefficients, coefficients - margin, coefficients + margin], axis=1).tolist()
-            return {"intercept": intercept, "slope": slope}
-    return None
-
-
-def _compute_clustered_errors(scores: np.ndarray, information: np.ndarray, patient_index: np.ndarray) -> np.ndarray:
-    cluster_sums, inverse = np.zeros((patient_index.max() + 1, scores.shape[1])), np.linalg.inv(information)
-    np.add.at(cluster_sums, patient_index, scores)
-    return np.sqrt(np.diag(inverse @ (cluster_sums.T @ cluster_sums) @ inverse))

@@ -1,7 +1,7 @@
 """Paired comparison of several models on the images that all of them scored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import combinations
 from typing import Any
@@ -11,14 +11,17 @@ import pandas as pd
 from scipy.stats import t as student
 
 from fastcxr.errors import DataError
-from fastcxr.metrics.bootstrap import bootstrap_metrics
-from fastcxr.metrics.classification import compute_metrics
-from fastcxr.metrics.intervals import SEED, confidence_intervals, flatten, make_estimate
-from fastcxr.metrics.predictions import Predictions
+from fastcxr.metrics.bootstrap import MetricDraws, bootstrap_metrics, find_n_draws
+from fastcxr.metrics.findings import compute_image_metrics
+from fastcxr.metrics.intervals import SEED, Estimate, confidence_intervals, flatten, make_estimate, make_inputs
+from fastcxr.metrics.predictions import TRUTH_PREFIX, Predictions
+from fastcxr.metrics.scored_images import ScoredImages
 
 TESTED_METRICS = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # of the leaderboard, ranked by the first
+TESTED_FINDING_METRICS = {"auroc": "auroc.macro", "average_precision": "average_precision.macro"}
 SIGNIFICANCE_LEVEL = 0.05
 IMAGE_KEY = ["source", "path"]
+Tested = tuple[str, str, list[dict[str, Any]]]  # dotted name of a metric, its key, and the cells of each model with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,8 @@ class Comparison:
     rows: one per model, the best first, with name, images, patients, and [value, low, high] of each metric of
     TESTED_METRICS. If the models share images, every row but the first compares the best model with its own:
     `auroc_difference` [difference, low, high], `auroc_p` (adjusted by Holm) and `auroc_tie`; likewise for accuracy.
+    Models of findings have TESTED_FINDING_METRICS instead, and `findings`: for each finding `auroc` and the same tests
+    of it, adjusted over all findings and pairs of models.
     """
 
     rows: list[dict[str, Any]]
@@ -43,7 +48,8 @@ def compare_models(models: Mapping[str, Predictions]) -> Comparison:
     patients; without shared images there is no test.
 
     Raises:
-        DataError: the models have different classes, or an image has two labels.
+        DataError: the models have different classes, or an image has two labels, or a finding that is known to one
+            model has another label or none in the data of the other.
     """
     predictions = {name: model.for_split(model.primary_split).scorable() for name, model in models.items()}
     _validate_classes(predictions)
@@ -56,11 +62,14 @@ def compare_models(models: Mapping[str, Predictions]) -> Comparison:
     patients = {
         name: (first if len(shared_images) else part).table["patient"].to_numpy() for name, part in predictions.items()
     }
-    aligned = {name: Predictions(part.table, tuple(sorted(part.labels))) for name, part in predictions.items()}
-    rows = [_make_row(name, part, patients[name]) for name, part in aligned.items()]
+    images = {
+        name: replace(Predictions(part.table, tuple(sorted(part.labels))).to_arrays(), patients=patients[name])
+        for name, part in predictions.items()
+    }
+    rows = [_make_row(name, part) for name, part in images.items()]
     rows.sort(key=lambda row: -(row["auroc"][0] if row["auroc"] else -1))
     if len(shared_images):
-        _add_test_results(rows, aligned, patients[rows[0]["name"]])
+        _add_test_results(rows, images)
     return Comparison(
         rows=rows,
         n_shared_images=len(shared_images),
@@ -70,11 +79,14 @@ def compare_models(models: Mapping[str, Predictions]) -> Comparison:
 
 
 def _validate_classes(predictions: Mapping[str, Predictions]) -> None:
-    (first, first_labels), *other_models = [(name, set(part.labels)) for name, part in predictions.items()]
-    for name, labels in other_models:
-        if labels != first_labels:
-            first_names, names = (", ".join(sorted(part)) for part in (first_labels, labels))
-            problem = f"{first} has the classes {first_names}, but {name} has {names}"
+    (first, first_part), *other_models = predictions.items()
+    for name, part in other_models:
+        if (set(part.labels), part.is_multi_label) != (set(first_part.labels), first_part.is_multi_label):
+            first_text, text = (
+                f"the {'findings' if model.is_multi_label else 'classes'} {', '.join(sorted(model.labels))}"
+                for model in (first_part, part)
+            )
+            problem = f"{first} has {first_text}, but {name} has {text}"
             raise DataError(problem, "Compare models with the same classes", code="E311")
 
 
@@ -84,40 +96,69 @@ def _select_images(model_predictions: Predictions, shared_images: pd.MultiIndex)
 
 
 def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
-    (first, first_table), *other_models = [(name, part.table) for name, part in predictions.items()]
-    for name, table in other_models:
-        is_different = first_table["label"] != table["label"]
+    (first, first_part), *other_models = predictions.items()
+    columns = [TRUTH_PREFIX + label for label in first_part.labels] if first_part.is_multi_label else ["label"]
+    for name, part in other_models:
+        tables = (first_part.table[columns], part.table[columns])
+        is_same = (tables[0] == tables[1]).fillna(False) | (tables[0].isna() & tables[1].isna())
+        is_different = ~is_same.astype(bool).all(axis=1)
         if is_different.any():
-            path = first_table.loc[is_different, "path"].iloc[0]
-            problem = f"{first} and {name} have different labels for {int(is_different.sum()):,} images, first {path}"
+            path = first_part.table.loc[is_different, "path"].iloc[0]
+            n_different = f"{int(is_different.sum()):,} images"
+            problem = f"{first} and {name} have different labels for {n_different}, first {path}"
             raise DataError(problem, "Train and test both models on the same labels", code="E312")
 
 
-def _make_row(name: str, part: Predictions, patients: np.ndarray) -> dict[str, Any]:
-    metrics = compute_metrics(part.class_index, part.probability, part.labels)
-    intervals = confidence_intervals(part.class_index, part.probability, part.labels, patients, metrics)["of"]
+def _make_row(name: str, images: ScoredImages) -> dict[str, Any]:
+    metrics = compute_image_metrics(images)
+    intervals = confidence_intervals(images, metrics)["of"]
     values = flatten(metrics)
-    estimates = {key: make_estimate(metric, values, intervals) for key, metric in TESTED_METRICS.items()}
-    return {"name": name, "images": len(part.table), "patients": len(set(patients)), **estimates}
+    row = {"name": name, "images": len(images.truth), "patients": len(set(images.patients))}
+    row |= {key: make_estimate(metric, values, intervals) for key, metric in _list_tested_metrics(images).items()}
+    if images.is_multi_label:
+        estimates = {label: make_estimate(f"auroc.per_class.{label}", values, intervals) for label in images.labels}
+        row["findings"] = {label: {"auroc": estimate} for label, estimate in estimates.items()}
+    return row
 
 
-def _add_test_results(rows: list[dict[str, Any]], predictions: Mapping[str, Predictions], patients: np.ndarray) -> None:
-    """Compare every model with the best one in the same draws of patients; Holm's p covers all pairs of models."""
-    draws = {
-        name: bootstrap_metrics(part.class_index, part.probability, part.labels, patients, SEED)
-        for name, part in predictions.items()
-    }
-    pairs = list(combinations(rows, 2))  # those with the best model first
-    for key, name in TESTED_METRICS.items():
-        tests = [_compare_pair(*pair, key, [draws[row["name"]][name] for row in pair]) for pair in pairs]
-        # the best model is selected on the same data, hence the adjustment for every pair
-        adjusted_p = holm([p for _, p in tests])
-        for row, (difference, _), p in zip(rows[1:], tests, adjusted_p, strict=False):
-            row |= {f"{key}_difference": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
+def _list_tested_metrics(images: ScoredImages) -> dict[str, str]:
+    return TESTED_FINDING_METRICS if images.is_multi_label else TESTED_METRICS
+
+
+def _add_test_results(rows: list[dict[str, Any]], images: Mapping[str, ScoredImages]) -> None:
+    """Compare every model with the best one in the same draws of patients; Holm's p covers all pairs of models.
+
+    The tests of single findings are adjusted together, over all findings and pairs.
+    """
+    best, n_patients = images[rows[0]["name"]], rows[0]["patients"]
+    n_draws = find_n_draws(n_patients) if best.is_multi_label else None
+    draws = {name: bootstrap_metrics(make_inputs(part), best.patients, SEED, n_draws) for name, part in images.items()}
+    families: list[list[Tested]] = [[(name, key, rows)] for key, name in _list_tested_metrics(best).items()]
+    if best.is_multi_label:
+        cells = {label: [row["findings"][label] for row in rows] for label in best.labels}
+        families.append([(f"auroc.per_class.{label}", "auroc", of) for label, of in cells.items() if of[0]["auroc"]])
+    for family in families:
+        _test_family(family, [draws[row["name"]] for row in rows], n_patients)
+
+
+def _test_family(family: Sequence[Tested], draws: Sequence[MetricDraws], n_patients: int) -> None:
+    """Add the test results of these metrics, adjusted together; `draws`: of each model, the best one first."""
+    pairs = list(combinations(range(len(draws)), 2))  # those with the best model first
+    tests = [
+        _compare_pair([cells[model][key] for model in pair], [draws[model][name] for model in pair], n_patients)
+        for name, key, cells in family
+        for pair in pairs
+    ]
+    # the best model is selected on the same data, hence the adjustment for every pair
+    adjusted_p = holm([p for _, p in tests])
+    for number, (_, key, cells) in enumerate(family):
+        first = number * len(pairs)
+        for cell, (difference, _), p in zip(cells[1:], tests[first:], adjusted_p[first:], strict=False):
+            cell |= {f"{key}_difference": difference, f"{key}_p": p, f"{key}_tie": bool(p >= SIGNIFICANCE_LEVEL)}
 
 
 def _compare_pair(
-    first: dict[str, Any], second: dict[str, Any], key: str, draws: Sequence[np.ndarray]
+    estimates: Sequence[Estimate | None], draws: Sequence[np.ndarray], n_patients: int
 ) -> tuple[list[float], float]:
     """Return the difference of a metric as [value, low, high], and its two-sided p.
 
@@ -125,16 +166,16 @@ def _compare_pair(
     Student's distribution (Cameron and Miller 2015, for clusters). Without them, equal models with few patients differ
     significantly too often.
     """
-    difference = first[key][0] - second[key][0] if first[key] and second[key] else 0.0
+    first, second = estimates
+    difference = first[0] - second[0] if first and second else 0.0
     draw_differences = draws[0] - draws[1]
     draw_differences = draw_differences[np.isfinite(draw_differences)]
     standard_error = float(draw_differences.std(ddof=1)) if len(draw_differences) > 1 else 0.0
     if not standard_error:  # for example with one patient
         return [difference, difference, difference], float(difference == 0)
-    n = second["patients"]
-    standard_error *= (n / (n - 1)) ** 0.5
-    margin = float(student.ppf(0.975, n - 1)) * standard_error
-    p = float(2 * student.sf(abs(difference) / standard_error, n - 1))
+    standard_error *= (n_patients / (n_patients - 1)) ** 0.5
+    margin = float(student.ppf(0.975, n_patients - 1)) * standard_error
+    p = float(2 * student.sf(abs(difference) / standard_error, n_patients - 1))
     return [difference, difference - margin, difference + margin], p
 
 

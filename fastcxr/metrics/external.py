@@ -2,7 +2,8 @@
 
 The sets are independent samples, so the interval of a difference follows from the two intervals (MOVER: Zou and Donner
 2008, doi:10.1002/sim.3095); for two proportions this is Newcombe's method 10 (1998, Statistics in Medicine 17:873).
-A metric that depends on a class without images in one of the sets is not compared.
+A metric that depends on a class without images in one of the sets is not compared. Means over findings are compared
+if they are over the same findings in both sets.
 """
 
 import math
@@ -16,6 +17,7 @@ from fastcxr.metrics.predictions import OUT_OF_FOLD, Predictions
 
 MACRO_AUROC = "auroc.macro"
 MEAN_METRICS = (MACRO_AUROC, "balanced_accuracy", "accuracy")
+FINDING_MEANS = (MACRO_AUROC, "auroc.weighted", "average_precision.macro")
 
 
 def external_drops(predictions: Predictions, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -40,8 +42,10 @@ def compute_drop(internal: Mapping[str, Any], external: Mapping[str, Any]) -> di
         classes: those with images in both sets. only: those with images in one set, by set. figures: by dotted name of
         the metric, `internal`, `external` and `drop` (internal minus external), each [value, low, high].
     """
+    is_multi_label = "averaged" in internal["auroc"]
+    count = "positives" if is_multi_label else "support"
     present_classes = [
-        [label for label, row in part["per_class"].items() if row["support"]] for part in (internal, external)
+        [label for label, row in part["per_class"].items() if row[count]] for part in (internal, external)
     ]
     shared_classes = [label for label in present_classes[0] if label in present_classes[1]]
     unshared_classes = {
@@ -49,8 +53,10 @@ def compute_drop(internal: Mapping[str, Any], external: Mapping[str, Any]) -> di
         for name, labels in zip(("internal", "external"), present_classes, strict=True)
     }
     names = [f"per_class.{label}.sensitivity" for label in shared_classes]
-    if not any(unshared_classes.values()):  # otherwise the negative images are of different classes
-        names = [*MEAN_METRICS, *names, *(f"per_class.{label}.specificity" for label in shared_classes)]
+    if is_multi_label or not any(unshared_classes.values()):  # otherwise the negative images are of different classes
+        has_equal_means = not is_multi_label or internal["auroc"]["averaged"] == external["auroc"]["averaged"]
+        means = FINDING_MEANS if is_multi_label else MEAN_METRICS
+        names = [*means * has_equal_means, *names, *(f"per_class.{label}.specificity" for label in shared_classes)]
         names += [f"auroc.per_class.{label}" for label in shared_classes]
     figures = {}
     flat_metrics = [(flatten(part), part["intervals"]["of"]) for part in (internal, external)]

@@ -11,49 +11,80 @@ from typing import Any
 import numpy as np
 
 from fastcxr.metrics.analytic_intervals import Interval, auroc_interval, logit_interval, newcombe, wilson
-from fastcxr.metrics.bootstrap import N_DRAWS, bootstrap_metrics, draw_bootstrap_weights, is_in_top2
+from fastcxr.metrics.bootstrap import (
+    MAX_BOOTSTRAP_PATIENTS,
+    DrawnMetrics,
+    MetricInputs,
+    bootstrap_metrics,
+    draw_bootstrap_weights,
+    find_n_draws,
+    is_in_top2,
+)
+from fastcxr.metrics.clustered_auroc import compute_clustered_auroc_intervals
+from fastcxr.metrics.findings import FindingInputs, find_chexpert_findings
+from fastcxr.metrics.scored_images import ScoredImages
 
 SEED = 0
 UNBOUNDED_METRICS = ("calibration.log_loss", "calibration.brier")
 MIN_PATIENTS = 2
-MIN_DEFINED_DRAWS = N_DRAWS // 2  # in which a metric must be defined
+MIN_DEFINED_SHARE = 0.5  # of the draws in which a metric must be defined
 Estimate = list[Any]  # [value, low, high] of metrics.json; low and high are None without an interval
 
 
-def confidence_intervals(
-    truth: np.ndarray,
-    probability: np.ndarray,
-    labels: Sequence[str],
-    patients: Sequence[str] | np.ndarray,
-    metrics: Mapping[str, Any],
-) -> dict[str, Any]:
+def confidence_intervals(images: ScoredImages, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return `unit` (image or patient), `level`, and `of`: [low, high] by dotted name of the metric.
 
-    A metric that is None, or undefined in half of the draws, has no interval. `truth`: positions in `labels`, shape
-    (n,). `probability`: shape (n, k). `patients`: of each image, n in all. `metrics`: those of `compute_metrics`.
+    A metric that is None, or undefined in half of the draws, has no interval. Findings have in addition `method`, a
+    text, and `n_draws`. `metrics`: those of `compute_image_metrics`.
     """
-    patients = np.asarray(patients)
-    names, patient_index = np.unique(patients, return_inverse=True)
+    names, patient_index = np.unique(images.patients, return_inverse=True)
+    is_clustered, n_draws = len(names) < len(images.patients), None
+    method: dict[str, Any] = {}
+    if images.is_multi_label:
+        n_draws = find_n_draws(len(names))
+        method = {"method": describe_method(len(names), is_clustered), "n_draws": n_draws}
     if len(names) < MIN_PATIENTS:
-        return {"unit": "patient", "level": 0.95, "of": {}}
-    is_clustered = len(names) < len(patients)
+        return {"unit": "patient", "level": 0.95, **method, "of": {}}
     values = flatten(metrics)
+    inputs = make_inputs(images)
     intervals = {
         name: interval
-        for name, draws in bootstrap_metrics(truth, probability, labels, patients, SEED).items()
+        for name, draws in bootstrap_metrics(inputs, images.patients, SEED, n_draws).items()
         if (interval := _compute_bootstrap_interval(values.get(name), draws, name not in UNBOUNDED_METRICS)) is not None
     }
-    analytic = _compute_analytic_intervals(truth, probability, labels, patient_index if is_clustered else None)
-    analytic |= _compute_perfect_intervals(analytic, values, labels)
+    analytic = _compute_analytic_intervals(images, patient_index if is_clustered else None)
+    analytic |= _compute_perfect_intervals(analytic, values, images.labels)
     for name, interval in analytic.items():
         if values.get(name) is not None and (not is_clustered or values[name] in (0.0, 1.0)):
             intervals[name] = interval
+    if images.is_multi_label and len(names) > MAX_BOOTSTRAP_PATIENTS:
+        intervals |= compute_clustered_auroc_intervals(images, patient_index, find_chexpert_findings(images.labels))
     ordered = {name: [float(edge) for edge in intervals[name]] for name in values if name in intervals}
-    return {"unit": "patient" if is_clustered else "image", "level": 0.95, "of": ordered}
+    return {"unit": "patient" if is_clustered else "image", "level": 0.95, **method, "of": ordered}
+
+
+def make_inputs(images: ScoredImages) -> DrawnMetrics:
+    """Return the inputs of `bootstrap_metrics`."""
+    if images.is_multi_label:
+        return FindingInputs.of(images)
+    return MetricInputs.of(images.truth, images.probability, images.labels)
+
+
+def describe_method(n_patients: int, is_clustered: bool) -> str:
+    """Return how the intervals of findings are computed; `is_clustered`: whether patients have several images."""
+    draws = f"bootstrap over patients, {find_n_draws(n_patients):,} draws"
+    if n_patients > MAX_BOOTSTRAP_PATIENTS:
+        auroc = "AUROC: by formula, clustered by patient (Obuchowski 1997)"
+    elif is_clustered:
+        return draws
+    else:
+        auroc = "AUROC of a finding: by formula (DeLong 1988)"
+    proportions = "" if is_clustered else "; proportions: by formula (Wilson 1927)"
+    return f"{auroc}{proportions}; other metrics: {draws}"
 
 
 def estimate_proportions(
-    proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray
+    proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray, n_draws: int | None = None
 ) -> list[Estimate | None]:
     """Return the share of hits among the eligible images, as [value, low, high]; None without an eligible image.
 
@@ -62,10 +93,11 @@ def estimate_proportions(
     Args:
         proportions: hits and eligible images of each proportion, booleans of shape (n,).
         patients: the patient of each image, shape (n,).
+        n_draws: number of bootstrap draws; default N_DRAWS.
     """
     _, patient_index = np.unique(patients, return_inverse=True)
     is_clustered = len(patients) > 0 and patient_index.max() + 1 < len(patients)
-    draws = _draw_proportions(proportions, patients) if is_clustered else [None] * len(proportions)
+    draws = _draw_proportions(proportions, patients, n_draws) if is_clustered else [None] * len(proportions)
     estimates: list[Estimate | None] = []
     for (is_hit, is_eligible), column in zip(proportions, draws, strict=True):
         if not is_eligible.any():
@@ -78,14 +110,17 @@ def estimate_proportions(
     return estimates
 
 
-def _draw_proportions(proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray) -> list[np.ndarray]:
-    """Return each proportion in every draw, shape (N_DRAWS,); NaN in a draw without an eligible image."""
+def _draw_proportions(
+    proportions: Sequence[tuple[np.ndarray, np.ndarray]], patients: np.ndarray, n_draws: int | None
+) -> list[np.ndarray]:
+    """Return each proportion in every draw, shape (n_draws,); NaN in a draw without an eligible image."""
     if not proportions:
         return []
     hits, eligible = (np.stack(columns, axis=1).astype(float) for columns in zip(*proportions, strict=True))
     with np.errstate(invalid="ignore"):
         batches = [
-            (weights @ (hits * eligible)) / (weights @ eligible) for weights in draw_bootstrap_weights(patients, SEED)
+            (weights @ (hits * eligible)) / (weights @ eligible)
+            for weights in draw_bootstrap_weights(patients, SEED, n_draws)
         ]
     return list(np.concatenate(batches).T)
 
@@ -111,8 +146,8 @@ def _compute_bootstrap_interval(value: float | None, draws: np.ndarray, is_propo
 
     For proportions, the standard error on the logit scale has better coverage than percentiles.
     """
-    draws = draws[np.isfinite(draws)]
-    if value is None or len(draws) < MIN_DEFINED_DRAWS:
+    n_draws, draws = len(draws), draws[np.isfinite(draws)]
+    if value is None or len(draws) < MIN_DEFINED_SHARE * n_draws:
         return None
     if not is_proportion:
         low, high = np.quantile(draws, [0.025, 0.975])
@@ -120,22 +155,23 @@ def _compute_bootstrap_interval(value: float | None, draws: np.ndarray, is_propo
     return logit_interval(value, float(draws.std(ddof=1))) if 0 < value < 1 else None
 
 
-def _compute_analytic_intervals(
-    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patient_index: np.ndarray | None
-) -> dict[str, Interval]:
+def _compute_analytic_intervals(images: ScoredImages, patient_index: np.ndarray | None) -> dict[str, Interval]:
     """Return intervals by formula. `patient_index`: patient of each image; None: images are independent."""
-    predicted, is_any = probability.argmax(axis=1), np.ones(len(truth), bool)
-    proportions = {"accuracy": (truth == predicted, is_any)}
-    if len(labels) > 2:
-        proportions["top2_accuracy"] = (is_in_top2(truth, probability), is_any)
-    intervals = {}
-    for k, label in enumerate(labels):
-        positive, is_predicted = truth == k, predicted == k
+    proportions, intervals = _list_image_proportions(images), {}
+    for k, label in enumerate(images.labels):
+        known, positive, is_predicted = images.known[:, k], images.positive[:, k], images.predicted[:, k]
+        negative = known & ~positive
         proportions[f"per_class.{label}.sensitivity"] = (is_predicted, positive)
-        proportions[f"per_class.{label}.specificity"] = (~is_predicted, ~positive)
-        proportions[f"per_class.{label}.precision"] = (positive, is_predicted)
-        if positive.any() and not positive.all():
-            intervals[f"auroc.per_class.{label}"] = _compute_auroc_interval(positive, probability[:, k], patient_index)
+        proportions[f"per_class.{label}.specificity"] = (~is_predicted, negative)
+        if images.is_multi_label:
+            proportions[f"per_class.{label}.ppv"] = (positive, known & is_predicted)
+            proportions[f"per_class.{label}.npv"] = (negative, known & ~is_predicted)
+        else:
+            proportions[f"per_class.{label}.precision"] = (positive, is_predicted)
+        if positive.any() and negative.any():
+            known_index = None if patient_index is None else patient_index[known]
+            score = images.probability[known, k]
+            intervals[f"auroc.per_class.{label}"] = _compute_auroc_interval(positive[known], score, known_index)
     return intervals | {
         name: _compute_wilson_interval(is_hit, is_eligible, patient_index)
         for name, (is_hit, is_eligible) in proportions.items()
@@ -143,16 +179,28 @@ def _compute_analytic_intervals(
     }
 
 
+def _list_image_proportions(images: ScoredImages) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return hits and eligible images of the metrics that are a share of all images."""
+    is_any = np.ones(len(images.truth), bool)
+    if images.is_multi_label:
+        return {"exact_match": (~((images.predicted != images.positive) & images.known).any(axis=1), is_any)}
+    proportions = {"accuracy": (images.truth == images.probability.argmax(axis=1), is_any)}
+    if len(images.labels) > 2:
+        proportions["top2_accuracy"] = (is_in_top2(images.truth, images.probability), is_any)
+    return proportions
+
+
 def _compute_perfect_intervals(
     intervals: Mapping[str, Interval], values: Mapping[str, Any], labels: Sequence[str]
 ) -> dict[str, Interval]:
     """Return conservative intervals of means that equal 1: from the mean lower bound of their components to 1."""
-    components = {
-        "balanced_accuracy": [f"per_class.{label}.sensitivity" for label in labels],
-        "auroc.macro": [f"auroc.per_class.{label}" for label in labels],
-    }
+    aurocs = [f"auroc.per_class.{label}" for label in labels]
+    components = {"balanced_accuracy": [f"per_class.{label}.sensitivity" for label in labels]}
+    components |= dict.fromkeys(("auroc.macro", "auroc.weighted", "auroc.chexpert5"), aurocs)
     for label in labels:
-        components[f"per_class.{label}.f1"] = [f"per_class.{label}.{name}" for name in ("sensitivity", "precision")]
+        components[f"per_class.{label}.f1"] = [
+            f"per_class.{label}.{name}" for name in ("sensitivity", "precision", "ppv")
+        ]
     lows = {name: [intervals[part][0] for part in of if part in intervals] for name, of in components.items()}
     return {name: (float(np.mean(low)), 1.0) for name, low in lows.items() if low and values.get(name) == 1}
 

@@ -1,14 +1,15 @@
 """The main metrics of one split as a table, with confidence intervals."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.metrics.intervals import confidence_intervals, flatten
+from fastcxr.metrics.scored_images import ScoredImages
 
-ALL_CLASSES = "all classes"
+ALL_CLASSES, ALL_FINDINGS = "all classes", "all findings"
 OVERALL_METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced_accuracy",
@@ -24,33 +25,45 @@ CLASS_METRICS = {
     "precision": "per_class.{}.precision",
     "f1": "per_class.{}.f1",
 }
+OVERALL_FINDING_METRICS = {
+    "auroc": "auroc.macro",
+    "auroc_weighted": "auroc.weighted",
+    "average_precision": "average_precision.macro",
+    "average_precision_weighted": "average_precision.weighted",
+    "exact_match": "exact_match",
+    "hamming_loss": "hamming_loss",
+}
+FINDING_METRICS = {
+    "auroc": "auroc.per_class.{}",
+    "average_precision": "average_precision.per_class.{}",
+    **{name: f"per_class.{{}}.{name}" for name in ("sensitivity", "specificity", "ppv", "npv", "f1", "brier")},
+}
 
 
-def make_metrics_table(
-    truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], patients: Sequence[str] | pd.Series
-) -> pd.DataFrame:
+def make_metrics_table(images: ScoredImages) -> pd.DataFrame:
     """Return a row for each metric, of all classes and of each class.
 
     Columns class, metric, value, low, high (95 % confidence interval) and n_images: all images, or those with the
-    label of the row. For the arguments see confidence_intervals.
+    label of the row.
     """
-    metrics = compute_metrics(truth, probability, labels)
+    metrics = compute_image_metrics(images)
     values = flatten(metrics)
-    intervals = confidence_intervals(truth, probability, labels, np.asarray(patients), metrics)["of"]
-    n_images = {ALL_CLASSES: len(truth)} | {label: int((truth == k).sum()) for k, label in enumerate(labels)}
+    intervals = confidence_intervals(images, metrics)["of"]
+    n_images = dict(zip(images.labels, images.positive.sum(axis=0).tolist(), strict=True))
     rows = [
-        (label, metric, values[name], *intervals.get(name, (np.nan, np.nan)), n_images[label])
-        for label, metric, name in _list_metrics(labels)
+        (label, metric, values[name], *intervals.get(name, (np.nan, np.nan)), n_images.get(label, len(images.truth)))
+        for label, metric, name in _list_metrics(images)
     ]
     table = pd.DataFrame(rows, columns=["class", "metric", "value", "low", "high", "n_images"])
     return table.astype({"value": float, "low": float, "high": float})
 
 
-def _list_metrics(labels: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _list_metrics(images: ScoredImages) -> Iterator[tuple[str, str, str]]:
     """Yield class, name in the table, and dotted name of each metric."""
-    for metric, name in OVERALL_METRICS.items():
-        if len(labels) > 2 or metric != "top2_accuracy":  # of two classes, the two most probable are both of them
-            yield ALL_CLASSES, metric, name
-    for label in labels:
-        for metric, name in CLASS_METRICS.items():
+    is_multi_label = images.is_multi_label
+    for metric, name in (OVERALL_FINDING_METRICS if is_multi_label else OVERALL_METRICS).items():
+        if len(images.labels) > 2 or metric != "top2_accuracy":  # of two classes, the two most probable are both
+            yield ALL_FINDINGS if is_multi_label else ALL_CLASSES, metric, name
+    for label in images.labels:
+        for metric, name in (FINDING_METRICS if is_multi_label else CLASS_METRICS).items():
             yield label, metric, name.format(label)

@@ -7,10 +7,10 @@ Cells that a spreadsheet would read as a formula are escaped in the file, and re
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,13 @@ from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.files import atomic_write
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import escape_formulas, unescape_formulas
+from fastcxr.metrics.scored_images import DEFAULT_THRESHOLD, ScoredImages, list_thresholds
 
 PREDICTIONS_FILE = "predictions.csv"
 BASE_COLUMNS = ("source", "path", "patient", "label", "split", "predicted", "error")
 SPLITS = ("train", "valid", "test")
 OUT_OF_FOLD = "oof"  # out-of-fold predictions: each image is scored by a model that was not trained on it
 PROBABILITY_PREFIX, TRUTH_PREFIX, DECISION_PREFIX = "prob_", "truth_", "decision_"
-DEFAULT_THRESHOLD = 0.5  # of a finding, before a threshold is fitted
 WARNINGS_COLUMN = "warnings"  # code and short text of each warning on the image, joined by "; "
 OOD_SCORE_COLUMN, IN_DISTRIBUTION_COLUMN = "ood_score", "in_distribution"  # columns of a model with an OOD detector
 
@@ -105,6 +105,17 @@ class Predictions:
             return self._select_rows(is_read & self._has_known_label())
         return self._select_rows(is_read & (self.table["label"] != ""))
 
+    def to_arrays(self, thresholds: Mapping[str, Any] | None = None) -> ScoredImages:
+        """Return the arrays of these rows, which must all be scorable.
+
+        `thresholds`: of the findings, as in the calibration of model.json.
+        """
+        patients = self.table["patient"].to_numpy()
+        if not self.is_multi_label:
+            return ScoredImages(self.class_index, self.probability, self.labels, patients)
+        cutoffs = list_thresholds(thresholds or {}, self.labels)
+        return ScoredImages(self.truth, self.probability, self.labels, patients, cutoffs)
+
     def metrics(self) -> pd.DataFrame:
         """Return the metrics of every split with their 95 % confidence intervals, clustered by patient.
 
@@ -112,33 +123,30 @@ class Predictions:
             Columns split, class ("all classes" or a label), metric, value, low, high and n_images (all images of the
             split, or those with the label of the row). A metric that is undefined is NaN, as are the bounds of a metric
             without an interval. Each class is compared with the others; auroc and average_precision of all classes are
-            macro averages.
+            macro averages. Findings have the class "all findings" instead, and their decisions are at 0.5.
         """
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
         from fastcxr.metrics.metrics_table import make_metrics_table
 
-        parts = {split: self.for_split(split).scorable() for split in self.splits}
         tables = [
-            make_metrics_table(part.class_index, part.probability, part.labels, part.table["patient"])
-            .assign(split=split)
-            .assign(split=split)
-            for split, part in parts.items()
+            make_metrics_table(self.for_split(split).scorable().to_arrays()).assign(split=split)
+            for split in self.splits
         ]
         columns = ["split", "class", "metric", "value", "low", "high", "n_images"]
         return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
     def _repr_html_(self) -> str:
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
-        from fastcxr.metrics.classification import compute_metrics
         from fastcxr.metrics.display import make_predictions_html
+        from fastcxr.metrics.findings import compute_image_metrics
 
         splits = []
         for split in self.splits:
             part = self.for_split(split).scorable()
-            metrics = compute_metrics(part.class_index, part.probability, part.labels)
-            n_patients = part.table["patient"].nunique()
-            splits.append((split, len(part.table), n_patients, metrics["accuracy"], metrics["auroc"]["macro"]))
-        return make_predictions_html(splits, self.table, self.probability)
+            metrics = compute_image_metrics(part.to_arrays())
+            second = metrics["average_precision"]["macro"] if self.is_multi_label else metrics["accuracy"]
+            splits.append((split, len(part.table), part.table["patient"].nunique(), second, metrics["auroc"]["macro"]))
+        return make_predictions_html(splits, self.table, self.probability, is_multi_label=self.is_multi_label)
 
     def _has_known_label(self) -> pd.Series:
         columns = [TRUTH_PREFIX + label for label in self.labels]
@@ -172,7 +180,7 @@ def make_predictions(
     is_read = error_cells == ""
     probability = np.where(is_read[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
     base_columns = {name: _to_text(manifest[name]) if name in manifest else "" for name in BASE_COLUMNS[:5]}
-    predicted = _name_predicted(probability, labels, findings=findings)
+    predicted = name_predicted(probability, labels, findings=findings)
     base_columns |= {"predicted": predicted, "error": error_cells}
     columns = base_columns | {PROBABILITY_PREFIX + label: probability[:, k] for k, label in enumerate(labels)}
     if findings:
@@ -191,7 +199,7 @@ def name_findings(is_present: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     return np.array([LABEL_SEPARATOR.join(names[row]) for row in is_present], dtype=object)
 
 
-def _name_predicted(probability: np.ndarray, labels: Sequence[str], *, findings: bool) -> np.ndarray:
+def name_predicted(probability: np.ndarray, labels: Sequence[str], *, findings: bool) -> np.ndarray:
     """Return the most probable class, or the findings that reach DEFAULT_THRESHOLD; empty for unreadable images."""
     if findings:
         return name_findings(np.nan_to_num(probability) >= DEFAULT_THRESHOLD, labels)
@@ -229,6 +237,11 @@ def drop_blank_truth(predictions: Predictions) -> pd.DataFrame:
     truth = [TRUTH_PREFIX + label for label in labels]
     has_decisions = predictions.is_multi_label and DECISION_PREFIX + labels[0] in table
     return table.drop(columns=truth) if has_decisions and table[truth].isna().all(axis=None) else table
+
+
+def find_ood_rows(predictions: Predictions) -> np.ndarray:
+    """Return which images are out-of-distribution, booleans of shape (n,); all False without an OOD detector."""
+    return (predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", predictions.table.index)) == "no").to_numpy()
 
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
@@ -291,15 +304,34 @@ def _find_predictions_file(path: Path) -> Path:
 
 
 def select_most_wrong(predictions: Predictions, n_images: int) -> pd.DataFrame:
-    """Return the misclassified rows of the primary split, lowest probability of the true class first."""
+    """Return the most wrong rows of the primary split.
+
+    These are the misclassified images, lowest probability of the true class first. Of findings they are `n_images` of
+    each finding, named in the column `finding`: first those with the finding and the lowest probability, at most half
+    of them, then those without it and the highest probability.
+    """
     if predictions.primary_split is None:
         return predictions.table.iloc[:0]
     scorable = predictions.for_split(predictions.primary_split).scorable()
+    if predictions.is_multi_label:
+        return _select_most_wrong_findings(scorable, n_images)
     truth, probability, paths = scorable.class_index, scorable.probability, scorable.table["path"]
     wrong = np.flatnonzero(probability.argmax(axis=1) != truth)
     # ties: higher confidence first, then by path, for a reproducible order
     order = np.lexsort((paths.iloc[wrong], -probability.max(axis=1)[wrong], probability[wrong, truth[wrong]]))
     return scorable.table.iloc[wrong[order][:n_images]].reset_index(drop=True)
+
+
+def _select_most_wrong_findings(scorable: Predictions, n_images: int) -> pd.DataFrame:
+    truth, probability, paths = scorable.truth, scorable.probability, scorable.table["path"].to_numpy()
+    rows, findings = [], []
+    for k, label in enumerate(scorable.labels):
+        missed, false_alarms = np.flatnonzero(truth[:, k] == 1), np.flatnonzero(truth[:, k] == 0)
+        missed = missed[np.lexsort((paths[missed], probability[missed, k]))][: (n_images + 1) // 2]
+        order = np.lexsort((paths[false_alarms], -probability[false_alarms, k]))
+        chosen = [*missed, *false_alarms[order][: n_images - len(missed)]]
+        rows, findings = rows + chosen, findings + [label] * len(chosen)
+    return scorable.table.iloc[rows].reset_index(drop=True).assign(finding=findings)
 
 
 _WRONG_FILE_FIX = "Pass a predictions.csv written by fastcxr, or its run folder"

@@ -6,8 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fastcxr.metrics.bootstrap import find_n_draws
 from fastcxr.metrics.intervals import estimate_proportions
-from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
+from fastcxr.metrics.predictions import (
+    DECISION_PREFIX,
+    IN_DISTRIBUTION_COLUMN,
+    Predictions,
+    find_ood_rows,
+    name_findings,
+)
+from fastcxr.metrics.scored_images import ScoredImages, list_thresholds
 
 MIN_STABLE_POSITIVES = 50  # positive validation images below which a threshold is unstable
 NET_BENEFIT_THRESHOLDS = np.linspace(0.01, 0.5, 50)  # threshold probabilities of decision curves
@@ -16,7 +24,7 @@ NET_BENEFIT_THRESHOLDS = np.linspace(0.01, 0.5, 50)  # threshold probabilities o
 def fit_thresholds(
     predictions: Predictions, sensitivity: float, specificity: float | None, abstain: float
 ) -> dict[str, Any]:
-    """Choose the one-vs-rest `thresholds` and `uncertain_below`, the confidence for abstention or None.
+    """Choose the one-vs-rest `thresholds` and `uncertain_below`, the confidence for abstention or None (for findings).
 
     Args:
         predictions: only their validation split is used.
@@ -25,15 +33,21 @@ def fit_thresholds(
         abstain: share of validation images on which the model abstains.
     """
     valid_predictions = predictions.for_split("valid").scorable()
-    truth, probability = valid_predictions.class_index, valid_predictions.probability
+    images = valid_predictions.to_arrays()
     thresholds = {
         label: threshold
         for k, label in enumerate(predictions.labels)
-        if (threshold := _choose_threshold(truth == k, probability[:, k], sensitivity, specificity))
+        if (threshold := _choose_threshold(*_select_known(images, k), sensitivity, specificity))
     }
-    confidence = probability.max(axis=1)
-    uncertain_below = float(np.quantile(confidence, abstain)) if abstain and len(confidence) else None
+    confidence = images.probability.max(axis=1)
+    has_abstention = abstain and len(confidence) and not predictions.is_multi_label
+    uncertain_below = float(np.quantile(confidence, abstain)) if has_abstention else None
     return {"thresholds": thresholds, "uncertain_below": uncertain_below}
+
+
+def _select_known(images: ScoredImages, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return truth and probability of a class or finding, of the images whose label is known."""
+    return images.positive[images.known[:, k], k], images.probability[images.known[:, k], k]
 
 
 def _choose_threshold(
@@ -71,10 +85,11 @@ def evaluate_thresholds(
 
     Returns:
         per_class: sensitivity, specificity, and ppv and npv if the prevalence of the class is given. uncertain: share
-        of abstentions. answered_accuracy: accuracy on the other images. All are [value, low, high].
+        of abstentions. answered_accuracy: accuracy on the other images; both not for findings. All are
+        [value, low, high].
     """
-    scorable = split_predictions.scorable()
-    truth, probability, patients = scorable.class_index, scorable.probability, scorable.table["patient"].to_numpy()
+    images = split_predictions.scorable().to_arrays()
+    truth, probability = images.truth, images.probability
     if not len(truth):
         return {"per_class": {}}
     given, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
@@ -82,19 +97,24 @@ def evaluate_thresholds(
     proportions: dict[Any, tuple[np.ndarray, np.ndarray]] = {}  # hits and eligible images
     for label in labels:
         k = split_predictions.labels.index(label)
-        positive, is_predicted = truth == k, probability[:, k] >= given[label]["threshold"]
-        proportions[label, "sensitivity"] = (is_predicted, positive)
-        proportions[label, "specificity"] = (~is_predicted, ~positive)
-    if uncertain_below is not None:
+        is_predicted = probability[:, k] >= given[label]["threshold"]
+        proportions[label, "sensitivity"] = (is_predicted, images.positive[:, k])
+        proportions[label, "specificity"] = (~is_predicted, images.negative[:, k])
+    if uncertain_below is not None and not images.is_multi_label:
         is_answered, is_any = probability.max(axis=1) >= uncertain_below, np.ones(len(truth), bool)
         proportions["uncertain"] = (~is_answered, is_any)
         proportions["answered_accuracy"] = (probability.argmax(axis=1) == truth, is_answered)
-    estimates = dict(zip(proportions, estimate_proportions(list(proportions.values()), patients), strict=True))
+    values = estimate_proportions(list(proportions.values()), images.patients, _find_n_draws(split_predictions))
+    estimates = dict(zip(proportions, values, strict=True))
     rows = {}
     for label in labels:
         row = {name: estimates.pop((label, name)) for name in ("sensitivity", "specificity")}
         rows[label] = dict(given[label]) | row | compute_predictive_values(row, prevalence.get(label))
     return {"per_class": rows} | estimates
+
+
+def _find_n_draws(predictions: Predictions) -> int | None:
+    return find_n_draws(predictions.table["patient"].nunique()) if predictions.is_multi_label else None
 
 
 def compute_predictive_values(row: Mapping[str, Any], prevalence: float | None) -> dict[str, Any]:
@@ -128,13 +148,15 @@ def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np
 
 
 def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
-    """Return the predictions with the columns `above_threshold` and `uncertain`.
+    """Return the predictions with the columns `above_threshold` and `uncertain`; for findings see `_decide_findings`.
 
     above_threshold: the classes whose thresholds the image reaches, separated by semicolons; empty if it is
     out-of-distribution. uncertain: "yes" if the image is out-of-distribution, if its highest probability is below the
     abstention threshold, or if it reaches the thresholds of no class or of several classes; otherwise "no"; empty for
     an unreadable image. A class without a threshold is never reached; without any threshold this rule does not apply.
     """
+    if predictions.is_multi_label:
+        return _decide_findings(predictions, thresholds.get("thresholds", {}))
     probability, is_ood = predictions.probability, find_ood_rows(predictions)
     is_read = predictions.table["error"].eq("").to_numpy()
     rows, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
@@ -148,9 +170,18 @@ def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) ->
     return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
 
 
-def find_ood_rows(predictions: Predictions) -> np.ndarray:
-    """Return which images are out-of-distribution, booleans of shape (n,); all False without an OOD detector."""
-    return (predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", predictions.table.index)) == "no").to_numpy()
+def _decide_findings(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
+    """Return the predictions with `decision_FINDING` (yes or no), and the findings with yes in `predicted`.
+
+    A finding without a threshold is decided at DEFAULT_THRESHOLD. An unreadable or out-of-distribution image has no
+    decisions: its cells are empty.
+    """
+    is_decided = predictions.table["error"].eq("").to_numpy() & ~find_ood_rows(predictions)
+    is_present = predictions.probability >= list_thresholds(thresholds, predictions.labels)  # False for NaN
+    decisions = np.where(is_decided[:, None], np.where(is_present, "yes", "no"), "")
+    columns = {DECISION_PREFIX + label: decisions[:, k] for k, label in enumerate(predictions.labels)}
+    columns["predicted"] = name_findings(is_present & is_decided[:, None], predictions.labels)
+    return Predictions(predictions.table.assign(**columns), predictions.labels)
 
 
 def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
@@ -163,5 +194,6 @@ def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
     if not has_ood_score.any():
         return {}
     is_ood = find_ood_rows(split_predictions)
-    [proportion] = estimate_proportions([(is_ood, has_ood_score)], table["patient"].to_numpy())
+    n_draws = _find_n_draws(split_predictions)
+    [proportion] = estimate_proportions([(is_ood, has_ood_score)], table["patient"].to_numpy(), n_draws)
     return {"n_images": int(has_ood_score.sum()), "n_ood": int(is_ood.sum()), "proportion": proportion}

@@ -68,7 +68,7 @@ def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
-    """Return for each predicted class or finding the median border share, the number of images, and whether it is too high."""
+    """Return the median border share of each predicted class or finding, its images, and whether it is too high."""
     return [
         {
             "label": label,

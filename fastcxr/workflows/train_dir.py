@@ -136,7 +136,7 @@ class RunDir(OutputDir):
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
         calibration = fit_calibration(predictions)
-        predictions = scale_predictions(predictions, calibration["temperature"])
+        predictions = scale_predictions(predictions, calibration)
         targets = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain_rate
         calibration |= fit_thresholds(predictions, *targets)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)

@@ -141,7 +141,7 @@ def test_metrics_include_the_calibration_before_scaling():
     truth, probability = draw(400)
     miscalibrated = to_predictions(truth, scale_probabilities(probability, 0.3))
     fitted = fit_calibration(miscalibrated)
-    after = evaluate_predictions(scale_predictions(miscalibrated, fitted["temperature"]), fitted)["valid"]
+    after = evaluate_predictions(scale_predictions(miscalibrated, fitted), fitted)["valid"]
     assert after["calibration"]["log_loss"] < after["uncalibrated"]["log_loss"]
     assert after["uncalibrated"]["log_loss"] == pytest.approx(
         evaluate_predictions(miscalibrated)["valid"]["calibration"]["log_loss"]

@@ -28,7 +28,6 @@ def draw(noise, seed, n=200, truth_seed=0, split="test", labels=LABELS):
 @pytest.fixture(autouse=True)
 def fewer_draws(monkeypatch):
     monkeypatch.setattr(bootstrap, "N_DRAWS", 400)
-    monkeypatch.setattr("fastcxr.metrics.intervals.MIN_DEFINED_DRAWS", 200)
 
 
 def test_a_clearly_better_model_is_ranked_first_without_a_tie():

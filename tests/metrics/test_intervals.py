@@ -12,6 +12,7 @@ from fastcxr.metrics.analytic_intervals import auroc_interval, newcombe, wilson
 from fastcxr.metrics.calibration import compute_calibration
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.intervals import confidence_intervals, flatten
+from fastcxr.metrics.scored_images import ScoredImages
 
 LABELS = ["a", "b", "c"]
 
@@ -25,7 +26,8 @@ def draw(n=120, k=3, seed=0, signal=0.3):
 
 
 def compute_intervals(truth, probability, patients, labels=LABELS):
-    return confidence_intervals(truth, probability, labels, patients, compute_metrics(truth, probability, labels))
+    images = ScoredImages(truth, probability, labels, np.asarray(patients))
+    return confidence_intervals(images, compute_metrics(truth, probability, labels))
 
 
 def test_weighted_metrics_equal_those_of_repeated_images():
@@ -45,9 +47,10 @@ def test_weighted_metrics_equal_those_of_repeated_images():
 def test_metrics_do_not_depend_on_the_number_of_draws_in_memory(monkeypatch):
     truth, probability = draw()
     patients = np.arange(120) // 2
-    whole = bootstrap.bootstrap_metrics(truth, probability, LABELS, patients, 0)
+    inputs = bootstrap.MetricInputs.of(truth, probability, LABELS)
+    whole = bootstrap.bootstrap_metrics(inputs, patients, 0)
     monkeypatch.setattr(bootstrap, "MAX_WEIGHTS_IN_MEMORY", 7 * 120)
-    for name, pieces in bootstrap.bootstrap_metrics(truth, probability, LABELS, patients, 0).items():
+    for name, pieces in bootstrap.bootstrap_metrics(inputs, patients, 0).items():
         np.testing.assert_allclose(pieces, whole[name], rtol=0, atol=1e-12)
 
 
@@ -55,7 +58,11 @@ def test_memory_does_not_grow_with_the_number_of_pairs_of_classes(monkeypatch):
     monkeypatch.setattr(bootstrap, "N_DRAWS", 20)
     truth, probability = draw(n=3000, k=100)
     labels = [f"class {k}" for k in range(100)]
-    peak = peak_memory(lambda: bootstrap.bootstrap_metrics(truth, probability, labels, np.arange(3000), 0))
+
+    def draw_all():
+        bootstrap.bootstrap_metrics(bootstrap.MetricInputs.of(truth, probability, labels), np.arange(3000), 0)
+
+    peak = peak_memory(draw_all)
     assert peak < 40e6, "indicators of all pairs of classes would take 240 MB, and their product 800 MB"
 
 

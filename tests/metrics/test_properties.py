@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fastcxr.metrics.analytic_intervals import auroc_interval, newcombe, wilson
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.intervals import confidence_intervals, flatten
+from fastcxr.metrics.scored_images import ScoredImages
 
 LABELS = ["a", "b", "c"]
 
@@ -80,8 +81,8 @@ def test_every_interval_of_a_split_contains_its_metric(seed, n, images):
     probability = rng.dirichlet(np.ones(3), n)
     truth = rng.integers(0, 3, n)
     metrics = compute_metrics(truth, probability, LABELS)
-    patients = [f"p{i // images}" for i in range(n)]
-    found = confidence_intervals(truth, probability, LABELS, patients, metrics)["of"]
+    patients = np.array([f"p{i // images}" for i in range(n)])
+    found = confidence_intervals(ScoredImages(truth, probability, LABELS, patients), metrics)["of"]
     flat = flatten(metrics)
     assert found
     for name, (low, high) in found.items():
