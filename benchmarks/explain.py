@@ -17,7 +17,7 @@ from common import make_parser
 from torch import nn
 
 from fastcxr import Recipe, load_model
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.synthetic.sample import find_or_write_sample
 from fastcxr.inference.explain import find_attribution_method, make_inputs
 from fastcxr.inference.predict import read_fitted_images, score_batch

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from fastcxr.cli.study import study_main
     from fastcxr.data.image_table import make_image_table
     from fastcxr.data.imaging.read import read_image
-    from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
+    from fastcxr.data.manifest import describe_manifest, read_manifest
+    from fastcxr.data.manifest_file import write_manifest
     from fastcxr.data.splits import select_fold, split_by_patient, split_into_folds
     from fastcxr.data.synthetic.sample import find_or_write_sample
     from fastcxr.inference.explain import explain
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "read_manifest": "fastcxr.data.manifest",
     "describe_manifest": "fastcxr.data.manifest",
-    "write_manifest": "fastcxr.data.manifest",
+    "write_manifest": "fastcxr.data.manifest_file",
     "make_image_table": "fastcxr.data.image_table",
     "read_image": "fastcxr.data.imaging.read",
     "find_or_write_sample": "fastcxr.data.synthetic.sample",

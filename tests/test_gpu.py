@@ -132,7 +132,7 @@ def test_a_killed_training_resumes_with_the_result_of_an_uninterrupted_one(recip
 def test_lower_precisions_have_the_auroc_of_fp32(many_toys, recipe, precision, strategy):
     if precision == "bf16" and not is_bf16_native(torch.device("cuda")):
         pytest.skip("bfloat16 is not native on this GPU")
-    # so many epochs that the classes are separated: an AUROC near .5 would differ by chance
+    # enough epochs to separate the classes: an AUROC near .5 would differ by chance
     recipe = recipe.replace(strategy=strategy, learning_rate=0.02, epochs=30)
     aurocs = []
     for name in ("fp32", precision):

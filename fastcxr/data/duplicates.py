@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.findings import have_contrary_findings, is_multi_label, join_findings
 from fastcxr.data.imaging.read import read_with_remarks
 from fastcxr.data.imaging.sniff import HEAD_BYTES, detect_format, may_be_dicom, open_file
 from fastcxr.data.readers.folders import reject_image_pairs
@@ -49,7 +50,7 @@ def drop_exact_duplicates(rows: pd.DataFrame, inputs: pd.Series) -> pd.DataFrame
     """
     groups = group_exact_duplicates(rows["file"])
     _reject_label_conflicts(rows, inputs, groups)
-    rows = union_patients(rows, groups)
+    rows = union_patients(join_findings(rows, groups), groups)
     priority = rows["split"].map({split: i for i, split in enumerate(SPLIT_PRIORITY)}).fillna(len(SPLIT_PRIORITY))
     dropped = {}  # the kept row of each dropped one
     for group in groups:
@@ -240,7 +241,8 @@ def compute_file_checksum(file: str) -> str | None:
 
 def _reject_label_conflicts(rows: pd.DataFrame, inputs: pd.Series, groups: list[list[int]]) -> None:
     names, labels = inputs + "/" + rows["path"] + " " + rows["label"].map(repr), rows["label"]
-    pairs = [(first, i) for first, *others in groups for i in others if labels[i] != labels[first]]
+    differ = have_contrary_findings if is_multi_label(rows) else (lambda rows, i, first: labels[i] != labels[first])
+    pairs = [(first, i) for first, *others in groups for i in others if differ(rows, i, first)]
     try:
         reject_image_pairs("", [(names[first], names[i]) for first, i in pairs], "E008")
     except DataError as error:

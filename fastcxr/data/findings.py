@@ -23,6 +23,7 @@ FINDING_DTYPE = "Int8"
 LABEL_SEPARATOR = "|"  # between the findings in `label`
 NO_FINDING = "No Finding"
 BLANK_AS_ABSENT = -2
+JOIN_ORDER = (BLANK_AS_ABSENT, -1, 0, 1)  # of the values that duplicates of an image have, the last one is kept
 MAX_SHOWN_LABELS = 8  # groups of images in a report if there are several labels per image
 VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "-2": BLANK_AS_ABSENT}
 
@@ -116,6 +117,17 @@ def split_labels(label: Any) -> list[str]:
     return [part for part in label.split(LABEL_SEPARATOR) if part] if isinstance(label, str) else []
 
 
+def encode_labels(rows: pd.DataFrame) -> pd.Series:
+    """Return the label of each row as text that differs if any finding does: `Edema=1 Mass=? Nodule=-1`."""
+    names = list_findings(rows)
+    if not names:
+        return rows["label"]
+    text = pd.Series("", index=rows.index, dtype=TEXT_DTYPE)
+    for name in sorted(names):
+        text += f" {name}=" + rows[FINDING_PREFIX + name].astype(TEXT_DTYPE).fillna("?")
+    return text
+
+
 def explode_labels(rows: pd.DataFrame, labels: Sequence[str] | None = None) -> pd.DataFrame:
     """Return a row for each image and label in `label`, only the given ones; "A|B" of an image becomes two rows.
 
@@ -178,6 +190,34 @@ def _merge_values(one: pd.Series, other: pd.Series) -> pd.Series:
     is_uncertain = ((one == -1) | (other == -1)).fillna(False).astype(bool)
     merged = one.mask(one == BLANK_AS_ABSENT, other).mask(other.isna(), pd.NA).mask(one.isna(), pd.NA)
     return merged.mask(is_uncertain, -1).mask(is_present, 1).astype(FINDING_DTYPE)
+
+
+def have_contrary_findings(rows: pd.DataFrame, one: Any, other: Any) -> bool:
+    """Return whether a finding is present in one row and labelled absent in the other; both are index labels."""
+    columns = [FINDING_PREFIX + name for name in list_findings(rows)]
+    pair = [rows.loc[row, columns].fillna(BLANK_AS_ABSENT).to_numpy(int) for row in (one, other)]
+    return bool((((pair[0] == 1) & (pair[1] == 0)) | ((pair[0] == 0) & (pair[1] == 1))).any())
+
+
+def join_findings(rows: pd.DataFrame, groups: Iterable[Sequence[Any]]) -> pd.DataFrame:
+    """Return the rows with the labels of all rows of a group in each of them; the groups are duplicates of an image.
+
+    A finding is present or absent if one of the rows says so, else uncertain, else blank and read as absent.
+    """
+    groups = [list(group) for group in groups]
+    if not groups or not is_multi_label(rows):
+        return rows
+    columns = [FINDING_PREFIX + name for name in list_findings(rows)]
+    joined = rows.copy()
+    for group in groups:
+        for column in columns:
+            values = set(rows.loc[group, column].dropna().astype(int))
+            if values:
+                joined.loc[group, column] = max(values, key=JOIN_ORDER.index)
+        is_normal = any(NO_FINDING in split_labels(label) for label in rows.loc[group, "label"])
+        flags = pd.Series(is_normal, index=group)
+        joined.loc[group, "label"] = make_finding_labels(joined.loc[group, columns], flags)
+    return joined
 
 
 def keep_single_labels(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

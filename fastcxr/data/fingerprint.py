@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastcxr.data.duplicates import compute_file_checksum
+from fastcxr.data.findings import encode_labels
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.io.cpus import count_cpus
 from fastcxr.version import VERSION
@@ -27,7 +28,7 @@ def manifest_fingerprint(manifest: pd.DataFrame) -> str:
     """
     rows = manifest.sort_values(IMAGE_KEY)
     patient_codes, _ = pd.factorize(rows["patient"])
-    columns = [rows[name].tolist() for name in (*IMAGE_KEY, "label", "split")]
+    columns = [rows[name].tolist() for name in (*IMAGE_KEY, "split")] + [encode_labels(rows).tolist()]
     sizes = [0 if parse_reference(file) else Path(file).stat().st_size for file in rows["file"]]
     return _hash_json([VERSION, *columns, patient_codes.tolist(), sizes])
 

@@ -19,7 +19,11 @@ from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
 from fastcxr.data.filters import filter_tables
-from fastcxr.data.findings import count_findings, is_multi_label, list_findings
+from fastcxr.data.findings import (
+    count_findings,
+    is_multi_label,
+    list_findings,
+)
 from fastcxr.data.label_options import apply_label_options, find_uncertain_policy
 from fastcxr.data.label_policy import reject_unknown_findings
 from fastcxr.data.merge import (
@@ -47,18 +51,15 @@ from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.data.row_checks import check_rows
 from fastcxr.data.stratify import validate_classes
 from fastcxr.errors import DataError, ImageError, RecipeError, require_type
-from fastcxr.io.files import atomic_write
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.html import escape_html, make_html_table
 from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import (
     MISSING_VALUES,
     TEXT_DTYPE,
-    escape_formulas,
     format_names,
     is_blank,
     make_text_table,
-    read_table,
     to_text,
 )
 
@@ -355,29 +356,13 @@ def drop_unreadable(manifest: pd.DataFrame, errors: Iterable[ImageError], *, onl
     """Return the manifest without unreadable files. Raises DataError if a class becomes too small (E004, E005)."""
     is_bad = manifest["file"].isin([error.path for error in errors])
     kept = manifest[~is_bad].reset_index(drop=True)
-    if lost_labels := sorted(set(manifest["label"]) - set(kept["label"])):
+    lost_labels = [] if is_multi_label(manifest) else sorted(set(manifest["label"]) - set(kept["label"]))
+    if lost_labels:
         problem = f"no readable image is left of {format_names(map(repr, lost_labels))}"
         raise DataError(problem, "Repair images of this class, or leave out the class", code="E005")
     validate_classes(kept, only_test=only_test)
     log.info("left out %s of %s images", f"{is_bad.sum():,}", f"{len(manifest):,}")
     return kept
-
-
-def write_manifest(manifest: pd.DataFrame, path: str | Path) -> None:
-    """Write the manifest without `file` as CSV, atomically."""
-    require_type("manifest", manifest, pd.DataFrame)
-    table = escape_formulas(manifest.drop(columns="file", errors="ignore"))
-    # with this line end, a carriage return in a file name is quoted too
-    atomic_write(path, table.to_csv(index=False, lineterminator="\r\n"))
-
-
-def read_written_manifest(path: str | Path) -> pd.DataFrame:
-    """Return the manifest.csv of an earlier run: all columns as text, blank cells missing, no `file`."""
-    table = read_table(path).reset_index(drop=True)
-    if missing := [name for name in MANIFEST_COLUMNS if name not in table]:
-        problem = f"not a manifest of fastcxr: the columns {format_names(map(repr, missing))} are missing"
-        raise DataError(problem, "Pass the manifest.csv of a run folder", path=path, code="E011")
-    return table.assign(**{name: to_text(table[name].where(table[name] != "")) for name in table.columns})
 
 
 def count_images_per_class(manifest: pd.DataFrame) -> pd.DataFrame:

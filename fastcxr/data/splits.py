@@ -11,7 +11,7 @@ from itertools import chain, combinations
 import pandas as pd
 
 from fastcxr.data.duplicates import SPLIT_PRIORITY, find_exact_duplicates, union_exact_duplicates, union_patients
-from fastcxr.data.findings import is_multi_label, split_labels
+from fastcxr.data.findings import explode_labels, is_multi_label, split_labels
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
@@ -260,9 +260,13 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
 def find_complete_sources(manifest: pd.DataFrame) -> list[str]:
     """Return the sources with every class, each of which can be held out while the others still have every class.
 
+    With findings, these are the sources with images of any label.
     Raises DataError (E023) for fewer than two such sources.
     """
-    table = pd.crosstab(manifest["source"], manifest["label"])
+    labelled = explode_labels(manifest)
+    table = pd.crosstab(labelled["source"], labelled["label"]).reindex(
+        sorted(manifest["source"].unique()), fill_value=0
+    )
     complete = list(table.index[(table > 0).all(axis=1)])
     if len(complete) < 2:
         gaps = [f"{name} lacks {', '.join(row.index[row == 0])}" for name, row in table.iterrows() if (row == 0).any()]
@@ -290,7 +294,10 @@ def hold_out_source(manifest: pd.DataFrame, source: str, seed: int = 42) -> pd.D
         text = "%s of other sources left out: their patients or exact duplicates are in %s, which is held out"
         log.warning(text, pluralize(int(is_shared.sum()), "image"), source)
     others = manifest[~is_held_out & ~is_shared]
-    if lost_labels := sorted(set(manifest["label"]) - set(others["label"])):
+    lost_labels = sorted(set(explode_labels(manifest)["label"]) - set(explode_labels(others)["label"]))
+    if lost_labels and is_multi_label(manifest):
+        log.warning("without %s, no training image has %s", source, format_names(lost_labels))
+    elif lost_labels:
         problem = f"without {source}, no image of {', '.join(lost_labels)} is left for training"
         raise DataError(problem, "Hold out another source", code="E023")
     labels = labels_per_group(others, others["patient"])

@@ -48,7 +48,7 @@ def set_batch_size(learner: Learner, size: int) -> None:
 def choose_batch_size(learner: Learner) -> int:
     """Set and return the largest power of two that fits into memory and leaves MIN_STEPS_PER_EPOCH steps per epoch.
 
-    The unfrozen layer groups are trained. Weights and random numbers are restored, and the optimizer is created again.
+    The unfrozen layer groups are trained. Weights and random numbers are restored, and a new optimizer is created.
     Raises TrainingError if a batch of one image does not fit into the memory of the GPU.
     """
     n_images, n_available = learner.dls.train.n, read_available_memory()
@@ -86,6 +86,8 @@ def fits_gpu(learner: Learner, size: int) -> bool:
     device = learner.dls.device
     n_used, n_free = torch.cuda.memory_allocated(device), read_free_memory(device)
     torch.cuda.reset_peak_memory_stats(device)
+    if learner.opt is None:  # it is None before the first training, and after each one
+        learner.create_opt()
     try:
         compute_gradients(learner)
         cast(Optimizer, learner.opt).step()
@@ -127,7 +129,7 @@ def count_fitting_images(learner: Learner, n_available_bytes: int) -> int:
 
 @contextmanager
 def restore_state(learner: Learner) -> Iterator[None]:
-    """Restore weights, random numbers and the order of the images after this block, and create the optimizer again.
+    """Restore weights, random numbers and the order of the images after this block, and create a new optimizer.
 
     In the block, the network is in evaluation mode, because batch norm cannot train with one image.
     """

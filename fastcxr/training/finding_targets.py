@@ -37,7 +37,7 @@ class TargetReader:
 
 def make_finding_block(findings: Sequence[str]) -> TransformBlock:
     """Return fastai's block for the targets of these findings."""
-    return TransformBlock(type_tfms=EncodeFindings(list(findings)))
+    return TransformBlock(type_tfms=[EncodeFindings(list(findings))])
 
 
 def append_targets(rows: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:

@@ -62,7 +62,8 @@ STRATEGIES = {
 }
 # at the peak of the one-cycle rate two epochs in a row can be worse than later ones: see benchmarks/README.md
 LP_FT_PATIENCE = 3
-# a search takes about as long as 500 steps, and saves a tenth of each later one: see "GPU" in benchmarks/README.md
+# estimated: a search takes seconds for each shape of a batch, and saves about a tenth of each step of resnet50 on an
+# H200; see "GPU" in benchmarks/README.md
 MIN_STEPS_FOR_SEARCH = 5000
 
 

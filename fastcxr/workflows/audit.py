@@ -15,7 +15,8 @@ from fastcxr.audit.shortcut_probes import check_shortcuts
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
-from fastcxr.data.manifest import describe_manifest, write_manifest
+from fastcxr.data.manifest import describe_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.io.files import read_json, write_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress

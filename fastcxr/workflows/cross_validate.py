@@ -9,7 +9,7 @@ import pandas as pd
 
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST, find_complete_sources
 from fastcxr.errors import DataError
 from fastcxr.io.files import CHECKSUMS_FILE, read_json, write_json

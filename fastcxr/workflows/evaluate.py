@@ -28,6 +28,7 @@ from fastcxr.metrics.predictions import (
     read_predictions,
     write_predictions,
 )
+from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import load_classifier
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress
@@ -81,6 +82,8 @@ def evaluate(
         overlap_counts = report_overlap(overlap, keep=keep_overlap)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
+        if predictions.is_multi_label:
+            predictions = apply_thresholds(predictions, classifier.thresholds)
         failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
         tested = {"run": Path(run).resolve().name, "failed": failed_messages, "overlap": overlap_counts}
         run_dir.extra_metadata = {"tested": tested}

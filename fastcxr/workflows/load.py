@@ -17,9 +17,9 @@ from fastcxr.data.manifest import (
     detect_datasets,
     drop_unreadable,
     read_manifest,
-    read_written_manifest,
     replace_error_paths,
 )
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.readers.registry import PUBLIC_DATASETS
 from fastcxr.data.splits import (
     describe_split,

@@ -12,7 +12,7 @@ from fastai.learner import Learner
 from PIL import Image
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.errors import DataError, require_type
 from fastcxr.io.formatting import pluralize
 from fastcxr.models.bundle import Classifier, load_classifier

@@ -19,7 +19,7 @@ from fastcxr.audit.near_duplicates import match_near_duplicates
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.duplicates import get_stem, is_distinctive_name
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.merge import has_global_id
 from fastcxr.data.same_image import is_same_image
 from fastcxr.errors import DataError

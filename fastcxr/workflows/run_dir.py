@@ -18,7 +18,7 @@ import pandas as pd
 
 from fastcxr.data.bit_depth import read_depths
 from fastcxr.data.imaging.read import encode_thumbnail_jpeg, read_image
-from fastcxr.data.manifest import write_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.statistics import measure_images, sample_per_class
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.io.cpus import count_cpus

@@ -8,7 +8,8 @@ import pandas as pd
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
-from fastcxr.data.manifest import read_written_manifest
+from fastcxr.data.findings import encode_labels
+from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
@@ -104,7 +105,11 @@ def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder
 def compare_manifests(
     saved: pd.DataFrame, current: pd.DataFrame, key: Sequence[str], columns: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Match rows by `key`; return those only in `current`, only in `saved`, and in both with different `columns`."""
+    """Match rows by `key`; return those only in `current`, only in `saved`, and in both with different `columns`.
+
+    The column label stands for the labels of all findings, if there are several.
+    """
+    saved, current = (table.assign(label=encode_labels(table)) for table in (saved, current))
     merged = saved[[*key, *columns]].merge(current[[*key, *columns]], on=list(key), how="outer", indicator=True)
     is_new, is_missing = merged["_merge"].eq("right_only"), merged["_merge"].eq("left_only")
     is_changed = pd.Series(False, index=merged.index)

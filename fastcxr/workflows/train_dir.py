@@ -13,14 +13,14 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.data.manifest import read_written_manifest, write_manifest
+from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.errors import require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.predictions import Predictions, select_most_wrong, write_predictions
-from fastcxr.metrics.thresholds import fit_thresholds
+from fastcxr.metrics.thresholds import apply_thresholds, fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
@@ -139,6 +139,8 @@ class RunDir(OutputDir):
         predictions = scale_predictions(predictions, calibration)
         targets = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain_rate
         calibration |= fit_thresholds(predictions, *targets)
+        if predictions.is_multi_label:
+            predictions = apply_thresholds(predictions, calibration)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         # the rest reads images again and may fail: the model is already saved

@@ -14,7 +14,7 @@ from fastcxr.cli import study
 from fastcxr.cli.study import parse_and_run, parse_overrides, run_script
 from fastcxr.config.recipe import Augmentation, Recipe, Stage
 from fastcxr.config.recipe_paths import redact_paths
-from fastcxr.data.manifest import write_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.errors import InputMissingError, RecipeError, WeightsError
 from fastcxr.io.files import write_json
 from fastcxr.report.notices import Notice

@@ -25,7 +25,8 @@ from fastcxr.data.cache.quota import CannotStoreError
 from fastcxr.data.imaging import sniff
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
-from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError
 

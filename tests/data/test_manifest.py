@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_datasets import check_message, make_manifest, write_file, write_files, write_two_classes
 
-from fastcxr.data.manifest import (
-    MANIFEST_COLUMNS,
-    describe_manifest,
-    drop_unreadable,
-    read_manifest,
-    read_written_manifest,
-    write_manifest,
-)
+from fastcxr.data.manifest import MANIFEST_COLUMNS, describe_manifest, drop_unreadable, read_manifest
+from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.data.splits import split_by_patient
 from fastcxr.errors import DataError, FastcxrError, ImageError, InputMissingError, OutputError, RecipeError
 

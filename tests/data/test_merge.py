@@ -12,7 +12,8 @@ from toy_datasets import PNG, check_message
 
 from fastcxr.data import duplicates
 from fastcxr.data.duplicates import is_distinctive_name
-from fastcxr.data.manifest import describe_manifest, read_manifest, write_manifest
+from fastcxr.data.manifest import describe_manifest, read_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.merge import make_unique_names
 from fastcxr.data.pack import pack_dataset
 from fastcxr.data.splits import split_by_patient

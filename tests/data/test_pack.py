@@ -13,7 +13,8 @@ from toy_datasets import check_message
 
 from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import check_images, fit_square, read_image
-from fastcxr.data.manifest import read_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.pack import pack_dataset, shuffle_rows
 from fastcxr.data.readers.hdf5 import read_packed_image
 from fastcxr.errors import BadImagesError, DataError, ImageError, OutputError, RecipeError

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from toy_datasets import check_message, make_copied, make_manifest
 
 from fastcxr.audit.manifest_checks import check_duplicates
-from fastcxr.data.manifest import read_manifest, read_written_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.data.patients import pseudonymize
 from fastcxr.data.splits import describe_split, find_shared_patients, select_fold, split_by_patient, split_into_folds
 from fastcxr.errors import DataError, FastcxrError, RecipeError

@@ -141,7 +141,7 @@ def test_a_loaded_model_uses_the_precision_of_training_if_it_is_native(
 ):
     monkeypatch.setattr("fastcxr.models.precision.is_bf16_native", lambda device: native)
     save_model(tmp_path, trained, RECIPE, {"precision": trained_precision})
-    assert load_model(tmp_path).precision == expected
+    assert load_model(tmp_path, device="cpu").precision == expected
 
 
 def test_a_model_trained_in_float16_is_used_in_float16_where_it_is_native(trained, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_model_trained_in_float16_is_used_in_float16_where_it_is_native(traine
 def test_a_requested_precision_is_used(trained, tmp_path, monkeypatch, trained_precision, requested, native, expected):
     monkeypatch.setattr("fastcxr.models.precision.is_bf16_native", lambda device: native)
     save_model(tmp_path, trained, RECIPE, {"precision": trained_precision})
-    assert load_model(tmp_path, precision=requested).precision == expected
+    assert load_model(tmp_path, precision=requested, device="cpu").precision == expected
 
 
 def test_an_unknown_precision_is_rejected_with_a_suggestion(folder):

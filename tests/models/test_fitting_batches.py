@@ -85,6 +85,13 @@ def test_a_lost_gpu_is_not_tried_again():
     assert sizes == [4]
 
 
+def test_cudnn_searches_no_algorithms_while_a_batch_is_computed(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as fastai sets it
+    searches = list(FittingBatches(2).compute(lambda batch: torch.backends.cudnn.benchmark, 4))
+    assert searches == [False, False]
+    assert torch.backends.cudnn.benchmark
+
+
 def test_the_first_batch_is_larger_on_a_gpu():
     assert choose_batch_size(torch.device("cpu")) == CPU_BATCH_SIZE == 32
     assert choose_batch_size(torch.device("cuda")) > CPU_BATCH_SIZE

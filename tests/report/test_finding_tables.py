@@ -8,7 +8,7 @@ from html_page import Page
 from synthetic_run import write_histograms, write_thumbnails
 
 from fastcxr.data.findings import explode_labels, list_shown_labels
-from fastcxr.data.manifest import write_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.statistics import sample_per_class
 from fastcxr.errors import DataError
 from fastcxr.report.data_tables import make_class_images, make_file_rows

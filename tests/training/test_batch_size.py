@@ -15,6 +15,7 @@ from fastcxr.training.batch_size import (
     choose_batch_size,
     compute_rate_factor,
     count_fitting_images,
+    fits_gpu,
     floor_to_power_of_two,
     halve_until,
     is_too_large,
@@ -27,9 +28,12 @@ from fastcxr.training.trainer import train
 RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size="auto", epochs=1, strategy="full")
 
 
+CPU_RECIPE = RECIPE.replace(device="cpu")  # on a GPU a step is tried, and no estimate of the memory is used
+
+
 @pytest.fixture
 def learner(toy_manifest):
-    return make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
+    return make_learner(make_loaders(toy_manifest, CPU_RECIPE), CPU_RECIPE)
 
 
 @pytest.fixture
@@ -93,8 +97,9 @@ def test_the_estimate_counts_activations_per_image_and_parameters_once():
     assert count_fitting_images(Learner, int(n_available)) == 7
 
 
-def test_the_search_changes_neither_weights_nor_random_numbers(learner, free_memory):
+def test_the_search_changes_neither_weights_nor_random_numbers(toy_manifest, free_memory):
     free_memory(2**50)
+    learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)  # on a GPU if there is one
     weights = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     numbers, order = torch.get_rng_state(), learner.dls.train.rng.getstate()
     choose_batch_size(learner)
@@ -142,6 +147,19 @@ def test_a_size_is_halved_until_it_fits():
     tried = []
     assert halve_until(lambda size: tried.append(size) or size <= 16, 128) == 16
     assert tried == [128, 64, 32, 16]
+
+
+@pytest.mark.parametrize(("n_free", "expected"), [(112, True), (110, False)])
+def test_a_step_is_tried_with_a_new_optimizer_and_fits_into_a_share_of_the_free_memory(
+    learner, monkeypatch, n_free, expected
+):
+    numbers = {"memory_allocated": 0, "max_memory_allocated": 100, "reset_peak_memory_stats": None, "empty_cache": None}
+    for name, number in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, number=number: number)
+    monkeypatch.setattr(module, "read_free_memory", lambda device: n_free)
+    assert learner.opt is None, "train creates one only when it unfreezes layers"
+    assert fits_gpu(learner, 4) == expected
+    assert learner.opt.state_dict()["state"]
 
 
 def test_an_image_that_does_not_fit_raises_with_a_fix():

@@ -96,8 +96,11 @@ def test_fifty_steps_equal_those_of_fastai(name, options):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_parameters_of_a_group_may_have_several_dtypes(name, dtype):
     expected = Training(ORIGINALS[name], dtype).run().state()
-    tolerance = 1e-6 if dtype == torch.float64 else 0.02
-    assert_equal(Training(FASTAI_OPTIMIZERS[name], dtype).run().state(), expected, tolerance)
+    found = Training(FASTAI_OPTIMIZERS[name], dtype).run().state()
+    if dtype == torch.float64:
+        assert_equal(found, expected, 1e-6)
+    else:  # on a CPU, torch._foreach_mul_ rounds a momentum of 0.95 to 0.949: an average over 20 steps is 2 % smaller
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0.04)
 
 
 def test_parameters_without_a_gradient_are_skipped(name):

@@ -192,7 +192,7 @@ def test_the_final_head_is_refitted_on_training_and_validation_images(toy_manife
     both = splits[0].concat(splits[1])
     rows = np.concatenate([cache.features[view, both.rows] for view in range(2)]).astype(np.float64)
     rows = (rows - learner.model.fc.mean.cpu().numpy()) / learner.model.fc.std.cpu().numpy()
-    model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels, 2))
+    model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels.cpu(), 2))
     linear = find_head(learner.model).linear
     np.testing.assert_allclose(compute_probability(linear, x), model.predict_proba(x), atol=2e-3)
     assert not torch.allclose(before, linear.weight, atol=1e-3)

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from fastai.callback.core import Callback
 from safetensors.torch import save_file
 from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.errors import RecipeError
+from fastcxr.training import trainer
 from fastcxr.training.callbacks import BestEpoch
 from fastcxr.training.learner import compute_macro_auroc, make_learner
 from fastcxr.training.loaders import make_loaders
@@ -215,3 +217,17 @@ def test_fastai_methods_work_on_the_learner(toy_manifest):
         probability, truth = learner.get_preds()
     assert probability.shape == (6, 3)
     torch.testing.assert_close(torch.as_tensor(probability.sum(dim=1)), torch.ones(6))
+
+
+@pytest.mark.parametrize(
+    ("min_steps", "deterministic", "expected"), [(6, False, True), (7, False, False), (6, True, False)]
+)
+def test_cudnn_searches_algorithms_only_in_long_stages(toy_manifest, monkeypatch, min_steps, deterministic, expected):
+    monkeypatch.setattr(trainer, "MIN_STEPS_FOR_SEARCH", min_steps)  # two epochs of three steps
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not expected)
+    recipe, searches = RECIPE.replace(epochs=2, deterministic=deterministic, device="cpu"), []
+    learner = make_learner(make_loaders(toy_manifest, recipe), recipe)
+    learner.add_cb(Callback(before_batch=lambda callback: searches.append(torch.backends.cudnn.benchmark)))
+    train(learner, recipe)
+    assert searches == [expected] * 8  # and one validation batch per epoch
+    assert torch.backends.cudnn.benchmark is not expected

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from toy_images import write_toys
 
-from fastcxr.data.manifest import read_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.pack import pack_dataset
 from fastcxr.errors import DataError
 from fastcxr.workflows.evaluate import drop_overlap, validate_labels

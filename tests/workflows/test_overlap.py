@@ -13,7 +13,8 @@ from toy_images import draw_chest
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.manifest import read_manifest, write_manifest
+from fastcxr.data.manifest import read_manifest
+from fastcxr.data.manifest_file import write_manifest
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_checksums
 from fastcxr.progress.base import Progress
