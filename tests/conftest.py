@@ -101,6 +101,20 @@ def few_draws():
         yield
 
 
+@pytest.fixture(scope="session")
+def finding_run(tmp_path_factory):
+    """A run trained on findings, without report pages, and the table of its labels."""
+    from toy_findings import train_findings, write_finding_toys  # torch takes seconds to import
+
+    folder = tmp_path_factory.mktemp("findings")
+    data = write_finding_toys(folder / "toys")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_model_card", "make_claim_checklist", "render_report"):
+            patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
+        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        return train_findings(folder / "run", data), data
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     """A complete run folder."""

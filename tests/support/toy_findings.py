@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from cli_calls import BACKBONE
 from PIL import Image
-from tiny_network import NAME
+
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.workflows.train import run
@@ -43,5 +44,5 @@ def write_finding_toys(folder: Path, n_images: int = 80, findings: tuple[str, ..
 
 def train_findings(folder: Path, data: Path, **options) -> Path:
     """Train the tiny network for one epoch; return the run folder."""
-    run(Recipe(NAME, data=str(data), **(OPTIONS | {"strategy": "full"} | options)), folder)
+    run(Recipe(BACKBONE, data=str(data), **(OPTIONS | {"strategy": "full"} | options)), folder)
     return folder
