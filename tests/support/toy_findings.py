@@ -7,7 +7,6 @@ import pandas as pd
 from cli_calls import BACKBONE
 from PIL import Image
 
-
 from fastcxr.config.recipe import Recipe
 from fastcxr.workflows.train import run
 

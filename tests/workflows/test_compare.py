@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.cli.tables import show_comparison
+from fastcxr.config.recipe import Recipe
+from fastcxr.errors import DataError, InputMissingError, OutputError
 from fastcxr.metrics.predictions import make_predictions, write_predictions
 from fastcxr.workflows.compare import compare
 
@@ -61,3 +64,65 @@ def test_an_invalid_comparison_writes_no_file(runs, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(OutputError, match="not empty"):
         compare(runs, runs[0])
+
+
+FINDINGS = ("Edema", "Mass")
+N_IMAGES = 120
+
+
+@pytest.fixture
+def finding_runs(tmp_path):
+    """Return two run folders of models of findings, trained with different policies, with a few unknown labels."""
+    draw = np.random.default_rng(0)
+    truth = (draw.random((N_IMAGES, 2)) < 0.4).astype(int)
+    truth_cells = pd.DataFrame(truth, columns=[f"finding_{name}" for name in FINDINGS]).astype("Int8")
+    truth_cells.iloc[:6, 0] = pd.NA
+    rows = pd.DataFrame({
+        "source": "s", "path": [f"{i}.png" for i in range(N_IMAGES)], "label": "",
+        "patient": [f"p{i // 3}" for i in range(N_IMAGES)], "split": "test",
+    }).join(truth_cells)  # fmt: skip
+    folders = []
+    for name, noise, uncertain in (("accurate", 0.6, ["ignore"]), ("inaccurate", 6.0, ["positive", "Mass=negative"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        logits = 2 * truth - 1 + noise * draw.normal(size=truth.shape)
+        predictions = make_predictions(rows, 1 / (1 + np.exp(-logits)), FINDINGS, findings=True)
+        write_predictions(predictions, folder / "predictions.csv")
+        recipe = Recipe(uncertain=uncertain)
+        (folder / "recipe.json").write_text(recipe.to_json())
+        (folder / "run.json").write_text(json.dumps({"public_datasets": ["chexpert"]}))
+        folders.append(folder)
+    return folders
+
+
+def test_findings_are_compared_one_by_one_with_the_policies_of_training(finding_runs, tmp_path):
+    page = compare(finding_runs, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["accurate", "inaccurate"]
+    assert [row["policies"] for row in rows] == [
+        {"blank": "negative", "uncertain": "ignore"},
+        {"blank": "negative", "uncertain": "positive, Mass=negative"},
+    ]
+    text = page.read_text()
+    assert "positive, Mass=negative" in text and "Average precision, macro" in text and "Accuracy" not in text
+    for name in FINDINGS:
+        value, low, high = rows[1]["findings"][name]["auroc"]
+        assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
+    assert (tmp_path / "out" / "figures" / "roc_2.svg").exists()
+
+
+def test_findings_of_other_evaluated_labels_are_refused(finding_runs, tmp_path):
+    path = finding_runs[1] / "predictions.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[7, "truth_Edema"] = ""
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match="have different labels for 1 images, first 7.png") as error:
+        compare(finding_runs, tmp_path / "out")
+    assert error.value.code == "E312"
+
+
+def test_the_terminal_shows_policies_and_average_precision(finding_runs, tmp_path, capsys):
+    compare(finding_runs, tmp_path / "out")
+    show_comparison(Console(width=200), tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "average precision, macro" in shown and "positive, Mass=negative" in shown and "accuracy" not in shown
