@@ -1,7 +1,7 @@
-"""Losses of findings with unknown labels, and the weights of rare findings.
+"""Losses and macro AUROC of findings with unknown labels, and the weights of rare findings.
 
 Truth has shape (n, k): 1 present, 0 absent, NaN unknown; MixUp mixes it. The loss of an unknown label and its gradient
-are exactly zero. No function waits for the GPU.
+are exactly zero. No loss waits for the GPU.
 """
 
 from typing import Any
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.losses import BaseLoss
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from fastcxr.config.recipe import Recipe
 
+ALL = slice(None)
 POSITIVE_WEIGHT_RANGE = (0.1, 10.0)
 # values of Ridnik 2021
 GAMMA_POSITIVE, GAMMA_NEGATIVE = 1, 4
@@ -21,7 +23,7 @@ PROBABILITY_MARGIN = 0.05  # negatives below this probability have no loss
 
 
 class FindingLoss(nn.Module):
-    """Binary cross-entropy of the known labels of findings: their sum, divided by the number of known labels.
+    """Base class: summed loss of the known labels of findings, divided by their number.
 
     Attributes:
         positive_weight: factor on the loss of a present finding, shape (k,), or None. It does not change the divisor,
@@ -44,24 +46,64 @@ class FindingLoss(nn.Module):
             return losses.sum(dim=1) / n_known.clamp(min=1)
         return losses.sum() if self.reduction == "sum" else losses.sum() / n_known.sum().clamp(min=1)
 
-    def compute_losses(self, logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """Return the loss of each label, 0 for unknown ones; same shape as both arguments, (..., k)."""
+    def compute_losses(
+        self, logits: torch.Tensor, truth: torch.Tensor, findings: torch.Tensor | slice = ALL
+    ) -> torch.Tensor:
+        """Return the loss of each label, 0 for unknown ones; same shape as logits and truth, (..., k).
+
+        `findings`: numbers of the findings in the last dimension, if these are not all.
+        """
         is_known = ~truth.isnan()
-        target = torch.where(is_known, truth, 0.0).to(logits.dtype)
-        target = target * (1 - self.smoothing) + self.smoothing / 2
         # masked before the loss too: the gradient of an unknown label is 0 even where its logit is NaN
         present, absent = self.compute_both_losses(torch.where(is_known, logits, 0.0))
-        if self.positive_weight is not None:
-            present = present * self.positive_weight
-        return torch.where(is_known, target * present + (1 - target) * absent, 0.0)
+        present_weight, absent_weight = self.compute_label_weights(truth, findings)
+        return torch.where(is_known, present_weight * present + absent_weight * absent, 0.0)
+
+    def compute_label_weights(
+        self, truth: torch.Tensor, findings: torch.Tensor | slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights of the losses of a present and of an absent finding; 0 for the loss of the other value."""
+        target = truth.float().nan_to_num(0.0)
+        if self.smoothing:
+            target = target * (1 - self.smoothing) + self.smoothing / 2
+        if self.positive_weight is None:
+            return target, 1 - target
+        return target * self.positive_weight.to(truth.device)[findings], 1 - target
 
     def compute_both_losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses if the finding is present and if it is absent, each of the shape of the logits."""
-        return -F.logsigmoid(logits), -F.logsigmoid(-logits)
+        raise NotImplementedError
+
+    def compute_gradients(
+        self, logits: torch.Tensor, truth: torch.Tensor, findings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each label and its derivative by the logit; see compute_losses."""
+        logits = logits.detach().requires_grad_()
+        losses = self.compute_losses(logits, truth, findings)
+        return losses.detach(), torch.autograd.grad(losses.sum(), logits)[0]
 
     def compute_total_weight(self, truth: torch.Tensor) -> torch.Tensor:
         """Return the divisor of the mean loss of a batch: the number of known labels."""
         return (~truth.isnan()).sum()
+
+
+class FindingCrossEntropy(FindingLoss):
+    """Binary cross-entropy."""
+
+    def compute_both_losses(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses if the finding is present and if it is absent."""
+        return -F.logsigmoid(logits), -F.logsigmoid(-logits)
+
+    def compute_gradients(
+        self, logits: torch.Tensor, truth: torch.Tensor, findings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss of each label and its derivative by the logit, without a backward pass."""
+        present_weight, absent_weight = self.compute_label_weights(truth, findings)
+        log_present, is_known = F.logsigmoid(logits), ~truth.isnan()
+        total_weight = present_weight + absent_weight
+        losses = absent_weight * logits - total_weight * log_present
+        gradients = total_weight * logits.sigmoid() - present_weight
+        return losses * is_known, gradients * is_known
 
 
 class FocalFindingLoss(FindingLoss):
@@ -119,7 +161,7 @@ def make_finding_loss(recipe: Recipe, truth: np.ndarray | None = None) -> Sigmoi
         options["positive_weight"] = compute_positive_weights(truth)
     if recipe.loss == "focal":
         return SigmoidLoss(FocalFindingLoss, gamma=recipe.focal_gamma, **options)
-    return SigmoidLoss(AsymmetricFindingLoss if recipe.loss == "asymmetric" else FindingLoss, **options)
+    return SigmoidLoss(AsymmetricFindingLoss if recipe.loss == "asymmetric" else FindingCrossEntropy, **options)
 
 
 def compute_positive_weights(truth: np.ndarray) -> torch.Tensor:
@@ -140,3 +182,19 @@ def weigh_rows(truth: np.ndarray) -> list[float]:
     """
     is_present = np.column_stack([truth == 1, ~(truth == 1).any(axis=1)])
     return np.where(is_present, 1 / np.maximum(is_present.sum(axis=0), 1), 0.0).max(axis=1).tolist()
+
+
+def compute_finding_auroc_from_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
+    """Return the mean AUROC over the findings with known positives and negatives, both of shape (n, k).
+
+    NaN if there is no such finding or a logit is not finite. Unknown labels are left out.
+    """
+    scores, labels = logits.detach().float().cpu().numpy(), truth.detach().cpu().numpy()
+    if not np.isfinite(scores).all():
+        return float("nan")
+    aurocs = []
+    for finding_scores, finding_labels in zip(scores.T, labels.T, strict=True):
+        is_known = ~np.isnan(finding_labels)
+        if len(set(finding_labels[is_known])) == 2:
+            aurocs.append(roc_auc_score(finding_labels[is_known], finding_scores[is_known]))
+    return float(np.mean(aurocs)) if aurocs else float("nan")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 Evaluate = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+MAX_EVALUATIONS = 250
 MAX_GRADIENT = 3e-6  # largest absolute entry at a minimum; float32 gradients of a mean loss have errors near 1e-7
-CHECK_INTERVAL = 10  # evaluations between two checks for convergence
+CHECK_INTERVAL = 5  # evaluations between two checks for convergence
 N_PAIRS = 10  # steps in the history
 SUFFICIENT_DECREASE = 1e-4  # of the value, relative to that of a linear function (Armijo condition)
 MAX_SLOPE = 0.8  # after a step, relative to that before it
@@ -52,7 +53,13 @@ class State:
         return State(*(tensor[rows] for tensor in vars(self).values()))
 
 
-def minimize(evaluate: Evaluate, start: torch.Tensor, max_evaluations: int) -> torch.Tensor:
+def minimize(
+    evaluate: Evaluate,
+    start: torch.Tensor,
+    max_evaluations: int,
+    max_gradient: float = MAX_GRADIENT,
+    first_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the minima of several functions, shape (s, p); of non-convex functions, local minima.
 
     A function is left out once its gradient is nearly zero, or once rounding errors hide its decrease.
@@ -62,15 +69,18 @@ def minimize(evaluate: Evaluate, start: torch.Tensor, max_evaluations: int) -> t
             (n, p). The second argument holds the numbers of these functions, shape (n,).
         start: first points, shape (s, p).
         max_evaluations: largest number of calls of `evaluate`.
+        max_gradient: largest absolute entry of the gradient at a minimum.
+        first_scale: factor of each first step, which is against the gradient: 1 / curvature, shape (s,); default: at
+            most length 1.
     """
     minima, rows = start.clone(), torch.arange(len(start), device=start.device)
-    state = checked = make_state(start, *evaluate(start, rows))
+    state = checked = make_state(start, *evaluate(start, rows), first_scale)
     for number in range(1, max_evaluations):
         state = take_step(state, *evaluate(state.point + state.step, rows))
         minima[rows] = state.point
         if number % CHECK_INTERVAL == 0:
             is_lower = (state.value < checked.value) | (state.largest_gradient < checked.largest_gradient)
-            is_active = (state.largest_gradient > MAX_GRADIENT) & is_lower  # False for NaN
+            is_active = (state.largest_gradient > max_gradient) & is_lower  # False for NaN
             active = is_active.nonzero()[:, 0]  # waits for the device
             if not len(active):
                 break
@@ -79,9 +89,11 @@ def minimize(evaluate: Evaluate, start: torch.Tensor, max_evaluations: int) -> t
     return minima
 
 
-def make_state(point: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> State:
-    """Return the state before the first step, which has at most length 1."""
-    scale = (1 / gradient.abs().sum(dim=1)).clamp(max=1)
+def make_state(
+    point: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | None = None
+) -> State:
+    """Return the state before the first step, which has at most length 1 unless its scale is given."""
+    scale = (1 / gradient.abs().sum(dim=1)).clamp(max=1) if scale is None else scale
     history = point.new_zeros(len(point), N_PAIRS, point.shape[1])
     return State(point, value, gradient, -scale[:, None] * gradient, history, history, scale)
 
@@ -142,14 +154,16 @@ def apply_inverse_hessian(
         changes: change of the gradient in each step, shape (s, m, p).
         scale: factor of the initial inverse Hessian, a multiple of the identity; shape (s,).
     """
-    scale, column = scale[:, None, None], gradient[:, :, None]
+    # row vectors: torch multiplies a batch of matrices by column vectors many times slower on a CPU
+    scale, row = scale[:, None, None], gradient[:, None, :]
     products = steps @ changes.mT
     curvature = products.diagonal(dim1=1, dim2=2)
     triangle = products.triu() + torch.diag_embed((curvature == 0).to(products))  # ones for pairs that are left out
-    first = torch.linalg.solve_triangular(triangle, steps @ column, upper=True)
-    second = curvature[:, :, None] * first + scale * (changes @ (changes.mT @ first - column))
-    second = torch.linalg.solve_triangular(triangle.mT, second, upper=False)
-    return (scale * (column - changes.mT @ first) + steps.mT @ second)[:, :, 0]
+    first = torch.linalg.solve_triangular(triangle, (row @ steps.mT).mT, upper=True).mT
+    projected = row - first @ changes
+    second = (curvature[:, None] * first - scale * (projected @ changes.mT)).mT
+    second = torch.linalg.solve_triangular(triangle.mT, second, upper=False).mT
+    return (scale * projected + second @ steps)[:, 0]
 
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

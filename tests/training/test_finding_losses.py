@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import fastai.callback.progress  # noqa: F401  adds no_bar to Learner
 import numpy as np
 import pytest
 import torch
@@ -9,10 +10,16 @@ import torch.nn.functional as F
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoader, DataLoaders
 from fastai.learner import Learner
+from sklearn.metrics import roc_auc_score
 from timm.loss import AsymmetricLossMultiLabel
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.training.finding_losses import compute_positive_weights, make_finding_loss, weigh_rows
+from fastcxr.training.finding_losses import (
+    compute_finding_auroc_from_logits,
+    compute_positive_weights,
+    make_finding_loss,
+    weigh_rows,
+)
 from fastcxr.training.losses import WeightedAvgLoss
 
 UNKNOWN = float("nan")
@@ -156,3 +163,20 @@ def test_the_weight_of_an_image_is_that_of_its_rarest_finding():
 
 def test_no_image_without_a_finding_needs_no_weight():
     assert weigh_rows(np.array([[1.0], [1.0]])) == [0.5, 0.5]
+
+
+def test_the_macro_auroc_is_the_mean_over_findings_with_both_values_of_their_known_labels():
+    truth = TRUTH.clone()
+    truth[:, 1], truth[:, 2] = 0, UNKNOWN
+    expected = []
+    for finding in (0, 3, 4):
+        is_known = ~truth[:, finding].isnan()
+        expected.append(roc_auc_score(truth[is_known, finding], LOGITS[is_known, finding]))
+    assert compute_finding_auroc_from_logits(LOGITS, truth) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("logits", "truth"), [(LOGITS, torch.ones(40, 5)), (LOGITS * UNKNOWN, TRUTH)], ids=["one", "nan"]
+)
+def test_the_macro_auroc_is_undefined_without_two_values_or_with_undefined_logits(logits, truth):
+    assert np.isnan(compute_finding_auroc_from_logits(logits, truth))

@@ -18,9 +18,9 @@ from fastcxr.errors import TrainingError
 from fastcxr.inference.predict import predict
 from fastcxr.models.bundle import extract_classifier
 from fastcxr.models.heads import find_head
-from fastcxr.training import linear_probe
+from fastcxr.training import feature_split, linear_probe
 from fastcxr.training.feature_cache import make_feature_cache
-from fastcxr.training.linear_probe import make_feature_split
+from fastcxr.training.feature_split import make_feature_split
 from fastcxr.training.losses import LabelSmoothingCrossEntropy
 from fastcxr.training.trainer import train
 
@@ -40,7 +40,7 @@ def uneven(toy_manifest):
 def standardize(cache, split):
     """Return standardized features of all views and class numbers, computed without the head."""
     rows = np.concatenate([cache.features[view, split.rows] for view in range(len(cache.features))]).astype(np.float64)
-    scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), linear_probe.MIN_DEVIATION)
+    scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), feature_split.MIN_DEVIATION)
     return scaled, np.tile(split.labels.cpu().numpy(), len(cache.features))
 
 
@@ -147,7 +147,7 @@ def test_labels_and_pixels_of_test_images_do_not_change_the_head(toy_manifest, t
 def test_the_chunk_size_does_not_change_the_head(uneven, one_strength, monkeypatch):
     recipe = RECIPE.replace(class_weights="balanced", oversample=("haze=3",))
     expected, row = fit(uneven, recipe)
-    monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(feature_split, "CHUNK_ROWS", 4)
     chunked, same_row = fit(uneven, recipe)
     cache = make_feature_cache(chunked, recipe, SILENT)
     sizes = [len(chunk) for chunk, _, _ in make_feature_split(chunked.dls.train, cache).chunks()]
@@ -160,7 +160,7 @@ def test_the_chunk_size_does_not_change_the_head(uneven, one_strength, monkeypat
 def test_constant_features_get_small_weights(toy_manifest, one_strength):
     learner, row = fit(toy_manifest)
     head = find_head(learner.model)
-    is_constant = head.std <= linear_probe.MIN_DEVIATION
+    is_constant = head.std <= feature_split.MIN_DEVIATION
     assert is_constant.any(), "some channels of a random network are dead"
     assert head.linear.weight[:, is_constant].abs().max() < head.linear.weight[:, ~is_constant].abs().max()
     assert np.isfinite(row["train_loss"])
@@ -294,7 +294,7 @@ def make_random_split(rows=60, features=5, offset=0.0):
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, rows))
     values = (rng.normal(size=(rows, features)) + np.eye(3, features)[labels] + offset).astype(np.float32)
-    return linear_probe.FeatureSplit(CountingFeatures(values), np.arange(rows), labels, torch.ones(rows))
+    return feature_split.FeatureSplit(CountingFeatures(values), np.arange(rows), labels, torch.ones(rows))
 
 
 def make_random_head(split):
@@ -309,15 +309,15 @@ def fit_random_split(split):
 
 @pytest.mark.parametrize("memory", [60 * 5 * 4, 60 * 5 * 2])
 def test_a_fit_reads_features_once_if_they_fit_into_memory(monkeypatch, memory):
-    monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(linear_probe, "MAX_CACHED_BYTES", memory)
+    monkeypatch.setattr(feature_split, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", memory)
     split = make_random_split()
     fit_random_split(split)
     assert split.features.reads == 2 * 8, "8 chunks each for training and validation"
 
 
 def test_each_pass_over_features_on_disk_serves_all_penalties(monkeypatch):
-    monkeypatch.setattr(linear_probe, "MAX_CACHED_BYTES", 0)
+    monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", 0)
     reads = {}
     for strengths in ((0.01,), (3.0, 1.0, 0.1, 0.01)):
         monkeypatch.setattr(linear_probe, "L2_STRENGTHS", strengths)
@@ -361,10 +361,10 @@ def test_a_fit_converges_without_reaching_the_limit_of_evaluations(monkeypatch):
 
 
 def test_half_precision_in_memory_gives_nearly_the_same_fit(monkeypatch):
-    monkeypatch.setattr(linear_probe, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(feature_split, "CHUNK_ROWS", 8)
     fits = []
     for memory in (60 * 5 * 4, 60 * 5 * 2, 0):
-        monkeypatch.setattr(linear_probe, "MAX_CACHED_BYTES", memory)
+        monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", memory)
         split = make_random_split(offset=300.0)  # half precision without centring rounds these to multiples of 0.25
         fits.append(fit_random_split(split))
     single, half, uncached = fits
@@ -374,7 +374,7 @@ def test_half_precision_in_memory_gives_nearly_the_same_fit(monkeypatch):
 
 
 def test_features_beyond_the_range_of_half_precision_are_not_cached():
-    assert linear_probe.make_half_precision_cache(iter([torch.zeros(2, 3), torch.full((2, 3), 1e6)])) is None
+    assert feature_split.make_half_precision_cache(iter([torch.zeros(2, 3), torch.full((2, 3), 1e6)])) is None
 
 
 def test_a_fitted_learner_does_not_keep_features_in_memory(toy_manifest):
