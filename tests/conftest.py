@@ -42,6 +42,15 @@ def without_figures():
 
 
 @pytest.fixture(scope="module")
+def without_pages():
+    """Write the reports of this module without the text of report, model card and checklist."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_model_card", "make_claim_checklist", "render_report"):
+            patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
+        yield
+
+
+@pytest.fixture(scope="module")
 def without_maps():
     """Train in this module without saliency maps, which take longer than training a small network."""
     with pytest.MonkeyPatch.context() as patch:

@@ -227,9 +227,9 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
     """Print the rows of scout.csv, with the reason for each backbone without a rank."""
     rows = []
     for row in scores.to_dict("records"):
-        metrics = costs = ("-", "-")
+        metrics, costs = ("-", "-" if "accuracy" in row else ""), ("-", "-")
         if not math.isnan(row["auroc"]):
-            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else "-"
+            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
             metrics = f"{row['auroc']:.3f} ± {row['auroc_sd']:.3f}", accuracy
         if not math.isnan(row["images_per_second"]):
             costs = f"{row['images_per_second']:,.0f}", f"{row['parameters'] / 1e6:.1f} M"

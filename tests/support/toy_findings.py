@@ -26,11 +26,16 @@ def draw_findings(present: tuple[str, ...], number: int, size: int = 72) -> np.n
     return image.clip(0, 255).astype(np.uint8)
 
 
-def write_finding_toys(folder: Path, n_images: int = 80, findings: tuple[str, ...] = FINDINGS) -> Path:
-    """Write images, two a patient, and labels.csv with 1, 0, -1 (uncertain) and blank (unknown); return its path."""
+def write_finding_toys(
+    folder: Path, n_images: int = 80, findings: tuple[str, ...] = FINDINGS, *, first: int = 0
+) -> Path:
+    """Write images, two a patient, and labels.csv with 1, 0, -1 (uncertain) and blank (unknown); return its path.
+
+    `first`: number of the first image; other numbers are other images and patients.
+    """
     (folder / "images").mkdir(parents=True)
     draw, rows = np.random.default_rng(7), []
-    for number in range(n_images):
+    for number in range(first, first + n_images):
         labels = {name: int(draw.random() < 0.4) for name in findings}
         present = tuple(name for name, value in labels.items() if value)
         file = f"images/{number // 2:08d}_{number % 2:03d}.png"
