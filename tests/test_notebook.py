@@ -169,6 +169,7 @@ def test_describe_manifest_counts_no_patients_without_patient_identifiers(toy_ma
     assert "patients" not in describe_manifest(unknown)._repr_html_()
 
 
+@pytest.mark.usefixtures("without_pyarrow")
 def test_describe_manifest_escapes_hostile_labels(toy_manifest):
     page = describe_manifest(toy_manifest.assign(label=HOSTILE))._repr_html_()
     assert ESCAPED in page
@@ -182,6 +183,7 @@ def make_example(split: str = "test", label: str = "haze", count: int = 6):
     return make_predictions(table, [[0.75, 0.25]] * count, ("haze", "clear"), ["FCX-E101 <i>cut off</i>"] + [""] * 5)
 
 
+@pytest.mark.usefixtures("without_pyarrow")
 def test_predictions_show_the_metrics_of_each_split_and_a_few_rows():
     page = make_example()._repr_html_()
     assert "6 images, 1 unreadable; the first 5:" in page
@@ -192,6 +194,7 @@ def test_predictions_show_the_metrics_of_each_split_and_a_few_rows():
     assert "<i>" not in page
 
 
+@pytest.mark.usefixtures("without_pyarrow")
 def test_predictions_of_unlabelled_images_show_no_metrics():
     page = make_example(split="", label="")._repr_html_()
     assert "AUROC" not in page

@@ -1,20 +1,32 @@
 """Checks of the manifest and of exact duplicates, fast enough to run before every training."""
 
+from collections import Counter
 from functools import partial
 
 import pandas as pd
 
 from fastcxr.audit.findings import Finding, format_count
 from fastcxr.data.duplicates import hash_files
+from fastcxr.data.findings import NO_FINDING, is_multi_label, list_findings, split_labels
+from fastcxr.data.label_policy import FINDINGS_BESIDE_NO_FINDING, compute_truth
+from fastcxr.io.tables import format_names
 
 MIN_SPLIT_IMAGES = 20  # images of a class in a split: one image changes the sensitivity by 5 percentage points
+MIN_SOURCE_LABELS = 10  # images with and without a finding, below which its sources are not compared
 EXCLUSIVE_FRACTION = 0.9  # of the images of a class: the property alone has an AUROC of .95 or more
 MAX_SHOWN_GROUPS = 12  # groups of images in one finding
+MAX_NAMED = 8  # labels in a message
 
 
 def check_manifest(manifest: pd.DataFrame) -> list[Finding]:
-    """Check patients across splits, exact duplicates, sources against classes, and the number of images per class."""
+    """Check patients across splits, exact duplicates, sources against classes, and the number of images per class.
+
+    With several labels per image, sources and numbers are checked for each label, and "No Finding" against the others.
+    """
     manifest = manifest.reset_index(drop=True)
+    if is_multi_label(manifest):
+        of_labels = [check_label_sources(manifest), check_label_sizes(manifest), check_no_finding(manifest)]
+        return [check_patients(manifest), check_duplicates(manifest), *of_labels]
     return [check_patients(manifest), check_duplicates(manifest), check_sources(manifest), check_class_sizes(manifest)]
 
 
@@ -56,10 +68,12 @@ def check_duplicates(manifest: pd.DataFrame) -> Finding:
         groups=tuple(tuple(rows.index[:4]) for rows in reported[:MAX_SHOWN_GROUPS]),
     )  # fmt: skip
     if not conflicting:
-        message = f"Exact duplicates within one split and class: {format_count(len(groups))}."
+        unit = "label" if is_multi_label(manifest) else "class"
+        message = f"Exact duplicates within one split and {unit}: {format_count(len(groups))}."
         return make_finding(verdict="WARN", message=message, fix="Pass --deduplicate.")
     n_relabelled = sum(rows["label"].nunique() > 1 for rows in conflicting)
-    message = f"Exact duplicates across splits or classes: {format_count(len(conflicting))}" + (
+    units = "labels" if is_multi_label(manifest) else "classes"
+    message = f"Exact duplicates across splits or {units}: {format_count(len(conflicting))}" + (
         f", {n_relabelled:,} of them with several labels." if n_relabelled else "."
     )
     fix = "Pass --deduplicate; if the labels differ, keep one image of each group."
@@ -150,3 +164,93 @@ def check_class_sizes(manifest: pd.DataFrame) -> Finding:
     return make_finding(
         verdict="WARN", message=message, fix="Report confidence intervals, or pass --folds 5 to test on every image."
     )
+
+
+def check_label_sources(manifest: pd.DataFrame) -> Finding:
+    """Check whether the source of an image determines one of its labels."""
+    make_finding = partial(Finding, check="sources", title="Sources and findings")
+    if manifest["source"].nunique() < 2:
+        message = "All images have the same source: sources cannot be compared or used as external test sets."
+        return make_finding(verdict="PASS", message=message)
+    exclusive = find_exclusive_labels(manifest)
+    if not exclusive:
+        return make_finding(verdict="PASS", message="Every finding is present and absent in images of common sources.")
+    shares = {label: n / n_all for label, (n, n_all) in exclusive.items()}
+    ranked = sorted(shares, key=lambda label: -shares[label])
+    names = format_names(
+        (f"{label} ({exclusive[label][0]:,} of {exclusive[label][1]:,})" for label in ranked), MAX_NAMED
+    )
+    message = (
+        f"Images from sources where every other image has the opposite label: {names}. "
+        "The model may learn the source instead of the finding."
+    )
+    fix = "Add images with and without these findings from each source, or mark their labels as unknown in one source."
+    return make_finding(verdict="FAIL", message=message, fix=fix, value=shares[ranked[0]])
+
+
+def find_exclusive_labels(manifest: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Return the labels that the source identifies: images in sources without the opposite label, and all images.
+
+    The name of an absent finding begins with "no". Unknown labels are left out.
+    """
+    truth, exclusive = compute_truth(manifest), {}
+    for number, name in enumerate(list_findings(manifest)):
+        counts = [manifest.loc[truth[:, number] == value, "source"].value_counts() for value in (1, 0)]
+        if min(one.sum() for one in counts) < MIN_SOURCE_LABELS:
+            continue
+        for label, one, other in ((name, *counts), (f"no {name}", *reversed(counts))):
+            n_images, n_exclusive = int(one.sum()), int(one[~one.index.isin(other.index)].sum())
+            if n_exclusive >= EXCLUSIVE_FRACTION * n_images:
+                exclusive[label] = n_exclusive, n_images
+    return exclusive
+
+
+def check_label_sizes(manifest: pd.DataFrame) -> Finding:
+    """Check whether each split with reported metrics has enough images with each finding that any image has."""
+    names, is_present = list_findings(manifest), compute_truth(manifest) == 1
+    splits = [split for split in sorted(set(manifest["split"])) if split != "train"]
+    counts = {
+        (name, split): int(is_present[manifest["split"] == split, number].sum())
+        for split in splits
+        for number, name in enumerate(names)
+        if is_present[:, number].any()
+    }
+    make_finding = partial(
+        Finding, check="sizes", title="Images per finding", value=float(min(counts.values())) if counts else None
+    )
+    too_few = sorted((n, key) for key, n in counts.items() if n < MIN_SPLIT_IMAGES)
+    if not too_few:
+        message = f"At least {MIN_SPLIT_IMAGES} images with each finding in each split."
+        return make_finding(verdict="PASS", message=message)
+    examples = format_names((f"{name} {n} in {split}" for n, (name, split) in too_few), MAX_NAMED)
+    message = (
+        f"Fewer than {MIN_SPLIT_IMAGES} images with a finding: {examples}. "
+        "One image then changes the sensitivity by five percentage points or more."
+    )
+    return make_finding(
+        verdict="WARN", message=message, fix="Report confidence intervals, or pass --folds 5 to test on every image."
+    )
+
+
+def check_no_finding(manifest: pd.DataFrame) -> Finding:
+    """Check whether images labelled "No Finding" have a finding; a support device is none."""
+    make_finding = partial(Finding, check="no_finding", title=f"{NO_FINDING} and findings", chance_level=0.0)
+    labels = {row: split_labels(label) for row, label in enumerate(manifest["label"])}
+    n_stated = sum(NO_FINDING in names for names in labels.values())
+    if not n_stated:
+        return make_finding(verdict="PASS", message=f"No image is labelled {NO_FINDING}.")
+    allowed = {NO_FINDING, *FINDINGS_BESIDE_NO_FINDING}
+    found = {row: [n for n in names if n not in allowed] for row, names in labels.items() if NO_FINDING in names}
+    conflicting = {row: names for row, names in found.items() if names}
+    make_finding = partial(make_finding, value=float(len(conflicting)))
+    if not conflicting:
+        return make_finding(verdict="PASS", message=f"No image labelled {NO_FINDING} has a finding.")
+    counts = Counter(name for names in conflicting.values() for name in names)
+    examples = format_names((f"{name} {n:,}" for name, n in counts.most_common()), MAX_NAMED)
+    message = (
+        f"Images labelled {NO_FINDING} that have a finding: {len(conflicting):,} of {n_stated:,} ({examples}). "
+        "The label of the finding is used."
+    )
+    fix = f"Correct these labels, or ask the makers of the dataset what {NO_FINDING} means beside a finding."
+    groups = tuple((row,) for row in list(conflicting)[:MAX_SHOWN_GROUPS])
+    return make_finding(verdict="WARN", message=message, fix=fix, groups=groups)

@@ -98,7 +98,7 @@ def _check_attribute(
     auroc, chance_level, best_class = _score_attributes(table, labels, folds)
     verdict = _grade_auroc(auroc, chance_level)
     message = f"This property alone predicts {best_class} (against the rest) with an AUROC of {auroc:.3f}. "
-    message += _describe_typical_values(table.iloc[:, 0], labels)
+    message += describe_typical_values(table.iloc[:, 0], labels)
     fix = "" if verdict == "PASS" else fix
     return Finding(
         check=name, title=title, verdict=verdict, message=message, fix=fix, value=auroc, chance_level=chance_level
@@ -113,7 +113,7 @@ def _grade_auroc(auroc: float, chance_level: float) -> Verdict:
 
 def _score_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray) -> tuple[float, float, str]:
     """Return the highest AUROC of a class, the 95th percentile with shuffled labels, and that class."""
-    indicators = pd.get_dummies(table.apply(_discretize)).to_numpy(float)
+    indicators = make_indicators(table)
 
     def best(classes: np.ndarray) -> tuple[float, str]:
         return max((value, name) for name, value in score_indicators(indicators, classes, folds).items())
@@ -121,6 +121,11 @@ def _score_attributes(table: pd.DataFrame, labels: np.ndarray, folds: np.ndarray
     (auroc, best_class), rng = best(labels), np.random.default_rng(SEED)
     chance_level = float(np.quantile([best(rng.permutation(labels))[0] for _ in range(N_PERMUTATIONS)], 0.95))
     return auroc, chance_level, best_class
+
+
+def make_indicators(table: pd.DataFrame) -> np.ndarray:
+    """Return the values of the properties as binary columns, shape (n, values)."""
+    return pd.get_dummies(table.apply(_discretize)).to_numpy(float)
 
 
 def _discretize(column: pd.Series) -> pd.Series:
@@ -134,7 +139,8 @@ def _discretize(column: pd.Series) -> pd.Series:
     return names.where((frequencies >= MIN_COMMON_FRACTION) | column.isna(), bins)
 
 
-def _describe_typical_values(column: pd.Series, labels: np.ndarray) -> str:
+def describe_typical_values(column: pd.Series, labels: np.ndarray) -> str:
+    """Return a sentence with the median or most frequent value of each label."""
     is_number = pd.api.types.is_numeric_dtype(column)
     groups = column.groupby(labels)
     typical = groups.median().map(_format_number) if is_number else groups.agg(lambda values: values.mode().iloc[0])

@@ -9,6 +9,7 @@ import pandas as pd
 from fastcxr.audit.findings import Finding, format_count
 from fastcxr.audit.image_features import ImageFeatures, compute_perceptual_hashes
 from fastcxr.audit.manifest_checks import MAX_SHOWN_GROUPS
+from fastcxr.data.findings import is_multi_label
 
 MAX_HASH_DISTANCE_BITS = 32  # of 256; unrelated radiographs differ in 70 or more
 MIN_CORRELATION = 0.93  # of two thumbnails; unrelated ones reach 0.924
@@ -84,7 +85,8 @@ def check_near_duplicates(manifest: pd.DataFrame, features: ImageFeatures) -> Fi
     reported = conflicting or cross_patient
     make_finding = partial(make_finding, value=float(len(reported)), groups=tuple(reported[:MAX_SHOWN_GROUPS]))
     if conflicting:
-        message = f"Near-duplicates in several splits or classes: {format_count(len(conflicting), 'pair')}."
+        units = "labels" if is_multi_label(manifest) else "classes"
+        message = f"Near-duplicates in several splits or {units}: {format_count(len(conflicting), 'pair')}."
         fix = "Check the images below; remove one image of each pair, or assign both to the same patient."
         return make_finding(verdict="FAIL", message=message, fix=fix)
     if cross_patient:

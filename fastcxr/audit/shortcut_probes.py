@@ -9,11 +9,15 @@ from fastcxr.audit.findings import Finding, Verdict
 from fastcxr.audit.image_features import THUMBNAIL_PIXELS, ImageFeatures
 from fastcxr.audit.metadata import MIN_CLASS_IMAGES, check_metadata
 from fastcxr.audit.probe_models import N_FOLDS, SEED, assign_folds, score_pixels
+from fastcxr.data.findings import explode_labels, is_multi_label, list_shown_labels
 from fastcxr.progress.base import Progress
 
 EDGE_FRACTION, CORNER_FRACTION, CENTRE_FRACTION = 0.05, 0.12, 0.75  # of the image side
 MIN_SOURCE_IMAGES = 20  # images of a class from a source, below which the source is not compared
 SOURCE_WARN_AUROC = 0.9
+MAX_LEAK_LABELS = 3  # with several labels per image: labels within which the source is predicted
+EDGE_FIX = "Crop to the lungs, or process all classes in the same way; then repeat the audit."
+CENTRE_FIX = "Check saliency maps before you report metrics: class information is outside the lungs."
 
 
 def check_shortcuts(manifest: pd.DataFrame, image_features: ImageFeatures, progress: Progress) -> list[Finding]:
@@ -44,7 +48,7 @@ def check_shortcuts(manifest: pd.DataFrame, image_features: ImageFeatures, progr
             _make_probe_finding("gray", "Gray-value histogram", probe(image_features.histogram), full_auroc),
         ]
     shuffled_auroc = score_pixels(images, np.random.default_rng(SEED).permutation(labels), folds)
-    return [*findings, *check_source_leak(manifest, images), _check_negative_control(shuffled_auroc)]
+    return [*findings, *check_source_leak(manifest, images), check_negative_control(shuffled_auroc)]
 
 
 def extract_edge(images: np.ndarray) -> np.ndarray:
@@ -70,30 +74,34 @@ def mask_centre(images: np.ndarray) -> np.ndarray:
     return masked
 
 
-def _grade(auroc: float) -> Verdict:
+def grade_pixels(auroc: float) -> Verdict:
+    """Return the verdict on the AUROC of a class from a part of the image."""
     return "FAIL" if auroc >= 0.85 else "WARN" if auroc >= 0.70 else "PASS"
 
 
 def _make_probe_finding(check: str, title: str, auroc: float, full_auroc: float) -> Finding:
-    verdict = _grade(auroc)
+    verdict = grade_pixels(auroc)
     message = f"AUROC of the class from this input alone: {auroc:.3f}; from the whole image: {full_auroc:.3f}."
-    fix = "Crop to the lungs, or process all classes in the same way; then repeat the audit."
-    fix = "" if verdict == "PASS" else fix
+    fix = "" if verdict == "PASS" else EDGE_FIX
     return Finding(check=check, title=title, verdict=verdict, message=message, fix=fix, value=auroc, chance_level=0.5)
 
 
 def _make_masked_centre_finding(auroc: float, full_auroc: float) -> Finding:
-    retained = (auroc - 0.5) / (full_auroc - 0.5) if full_auroc > 0.6 else 0.0
-    verdict = _grade(auroc) if retained > 0.5 else "PASS"
+    verdict = grade_pixels(auroc) if is_retained(auroc, full_auroc) else "PASS"
     message = f"AUROC of the class with the centre masked: {auroc:.3f}; from the whole image: {full_auroc:.3f}."
-    fix = "Check saliency maps before you report metrics: class information is outside the lungs."
+    fix = "" if verdict == "PASS" else CENTRE_FIX
     return Finding(
-        check="centre", title="Masked centre", verdict=verdict, message=message, fix="" if verdict == "PASS" else fix,
-        value=auroc, chance_level=0.5,
-    )  # fmt: skip
+        check="centre", title="Masked centre", verdict=verdict, message=message, fix=fix, value=auroc, chance_level=0.5
+    )
 
 
-def _check_negative_control(auroc: float) -> Finding:
+def is_retained(auroc: float, full_auroc: float) -> bool:
+    """Return whether more than half of the information of the whole image remains with the masked centre."""
+    return full_auroc > 0.6 and (auroc - 0.5) / (full_auroc - 0.5) > 0.5
+
+
+def check_negative_control(auroc: float) -> Finding:
+    """Check that shuffled labels cannot be predicted, which needs enough images."""
     make_finding = partial(
         Finding, check="shuffled", title="Negative control (shuffled labels)", value=auroc, chance_level=0.5
     )
@@ -112,7 +120,9 @@ def check_source_leak(manifest: pd.DataFrame, images: np.ndarray) -> list[Findin
         manifest: One row per image.
         images: Gray values from 0 to 1, shape (n, height, width).
     """
-    scores = [(score_source_leak(manifest, images, label), label) for label in sorted(manifest["label"].unique())]
+    labels = list_shown_labels(manifest)
+    labels = labels[:MAX_LEAK_LABELS] if is_multi_label(manifest) else labels
+    scores = [(score_source_leak(manifest, images, label), label) for label in labels]
     scores = [(auroc, label) for auroc, label in scores if auroc is not None]
     if not scores:
         return []
@@ -129,7 +139,7 @@ def check_source_leak(manifest: pd.DataFrame, images: np.ndarray) -> list[Findin
 
 def score_source_leak(manifest: pd.DataFrame, images: np.ndarray, label: str) -> float | None:
     """Return the macro AUROC of the source from pixels within one class, or None with fewer than two large sources."""
-    rows = manifest.reset_index(drop=True)
+    rows = explode_labels(manifest.reset_index(drop=True), [label])
     rows = rows[rows["label"] == label]
     counts = rows["source"].value_counts()
     rows = rows[rows["source"].isin(counts.index[counts >= MIN_SOURCE_IMAGES])]

@@ -54,12 +54,15 @@ def describe(
     page = inspect_data(partial(describe_data, decode_all=decode_all), "describe", options, out)
     document = show_dataset(console, page.parent)
     print_result(page, {"folder": page.parent, "report": page, **document})
-    data_options, notes = format_options(vars(options)), []
+    data_options = format_options(vars(options))
+    steps = [
+        f"check for leakage and shortcuts: fastcxr audit {data_options}",
+        f"train: fastcxr train {data_options}",
+    ]
     if classes := document.get("training_classes"):
-        data_options += f" --classes {shlex.quote(','.join(classes))}"
-        notes = ["training on findings is not possible yet: train with one label per image, as below"]
-    audit_step = f"check for leakage and shortcuts: fastcxr audit {data_options}"
-    print_next_steps(make_open_step(page), *notes, audit_step, f"train: fastcxr train {data_options}")
+        class_options = f"--classes {shlex.quote(','.join(classes))}"
+        steps.append(f"or train one label per image: fastcxr train {data_options} {class_options}")
+    print_next_steps(make_open_step(page), *steps)
     return PARTIAL_EXIT_CODE if document["unreadable"] else 0
 
 

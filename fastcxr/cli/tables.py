@@ -93,16 +93,14 @@ def show_comparison(console: Console, folder: Path) -> dict[str, Any]:
 def _make_leaderboard(rows: Sequence[dict[str, Any]], separator: str) -> Table:
     from fastcxr.report.tables import format_leaderboard
 
-    formatted = format_leaderboard(rows)
     cells = []
-    for row in formatted:
-        cells.append([row["name"], *row["policies"]])
+    for row in format_leaderboard(rows):
+        cells.append([row["name"], row["label_policy"]])
         for metric in row["metrics"]:
             p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
             cells[-1] += [f"{metric['value']}{separator}({metric['interval']})", p_value]
-    policies = ("blank", "uncertain") if formatted[0]["policies"] else ()
-    titles = [title for metric in formatted[0]["metrics"] for title in (metric["title"], "p")]
-    return _fill_table(("", *policies, *titles), cells, 1 + len(policies))
+    second = "average precision, macro" if "findings" in rows[0] else "accuracy"
+    return _fill_table(("", "labels in training", "AUROC, macro", "p", second, "p"), cells, n_text_columns=2)
 
 
 def show_top_findings(console: Console, predictions: "Predictions") -> dict[str, int]:
@@ -191,22 +189,24 @@ def _show_class_counts(console: Console, record: "DatasetRecord") -> dict[str, A
 
 
 def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, Any]:
+    from fastcxr.io.formatting import format_percent
     from fastcxr.report.finding_tables import make_finding_context, select_classes
 
     context = make_finding_context(table)
     names = ("present", "patients", *table["states"])
     cells = [
-        (row["label"], *(f"{n:,}" for n in row["splits"]), *(f"{row[name]:,}" if name in row else "" for name in names))
+        (
+            row["label"],
+            *(f"{n:,}" for n in row["splits"]),
+            *(f"{row[name]:,}" if name in row else "" for name in names),
+            format_percent(row["prevalence"]) if "prevalence" in row else "",
+        )
         for row in [*context["rows"], context["total"]]
     ]
-    _print_counts(console, ("", *table["splits"], *names), cells)
+    _print_counts(console, ("", *table["splits"], *names, "prevalence"), cells)
     for line in filter(None, [context["others"], *context["remarks"]]):
         print_plain(console, line)
-    counts = {
-        row["label"]: {name: n for name, n in row.items() if name not in ("label", "splits")}
-        | {"splits": dict(zip(table["splits"], row["splits"], strict=True))}
-        for row in [*table["rows"], table["total"]]
-    }
+    counts = {row["label"]: _make_finding_document(row, table) for row in [*table["rows"], table["total"]]}
     return {
         "all_images": counts.pop(table["total"]["label"]),
         "findings": counts,
@@ -214,6 +214,15 @@ def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, A
         "images_without_known_finding": table["n_unlabelled"],
         "training_classes": select_classes(table),
     }
+
+
+def _make_finding_document(row: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of a finding; `splits` has the images with the finding, `states` all counts of each split."""
+    counts = {name: n for name, n in row.items() if name not in ("label", "splits")}
+    document = counts | {"splits": dict(zip(table["splits"], row["splits"], strict=True))}
+    if "prevalence" not in row:
+        return document
+    return document | {"states": {split: rows[row["label"]] for split, rows in table["by_split"].items()}}
 
 
 def _print_counts(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

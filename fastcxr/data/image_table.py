@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastcxr.data.imaging.memory import MemoryImage
 from fastcxr.data.imaging.sniff import looks_like_image
-from fastcxr.data.readers.folders import list_files_below
+from fastcxr.data.readers.folders import list_files_below, reject_non_utf8_names
 from fastcxr.data.readers.hdf5 import is_hdf5, parse_reference, read_packed_manifest
 from fastcxr.data.relative_paths import make_paths_relative
 from fastcxr.errors import DataError, InputMissingError, RecipeError
@@ -40,7 +40,8 @@ def make_image_table(
         log_names: whether messages contain file names.
 
     Raises:
-        DataError: an input of another type, an array of another shape, or a table without files.
+        DataError: an input of another type, an array of another shape, a table without files, or a name of a file that
+            is not UTF-8, which pandas with pyarrow cannot store.
         InputMissingError: there is no image, or a path does not exist.
         RecipeError: an empty path.
     """
@@ -108,6 +109,7 @@ def _list_files(path: Path, *, is_only: bool, log_names: bool) -> list[tuple[str
         source, below = path.resolve().name, list_images_below(path.absolute(), log_names=log_names)
         prefix = "" if is_only else f"{given}/".removeprefix("./")
         return [(source, prefix + name, f"{absolute}/{name}") for name in below]
+    reject_non_utf8_names(path.absolute().parent, [given])
     if not is_hdf5(path):
         return [(path.absolute().parent.name, given, absolute)]
     packed = make_paths_relative(read_packed_manifest(path)[list(COLUMNS)])

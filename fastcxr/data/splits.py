@@ -11,7 +11,8 @@ from itertools import chain, combinations
 import pandas as pd
 
 from fastcxr.data.duplicates import SPLIT_PRIORITY, find_exact_duplicates, union_exact_duplicates, union_patients
-from fastcxr.data.findings import explode_labels, is_multi_label, split_labels
+from fastcxr.data.findings import explode_labels, is_multi_label, list_findings, split_labels
+from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
@@ -170,12 +171,13 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
 
     `images`: the name of each image, see name_images.
     """
-    label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
-    splits_by_label = manifest.assign(label=label_lists).explode("label").groupby("label")["split"].agg(set)
+    if is_multi_label(manifest):
+        warn_of_missing_findings(manifest)
+    splits_by_label = {} if is_multi_label(manifest) else manifest.groupby("label")["split"].agg(set)
     for split in SPLITS:
         missing = [label for label, splits in splits_by_label.items() if split not in splits]
         names = format_names(map(repr, missing))
-        if missing and split == "train" and not is_multi_label(manifest):
+        if missing and split == "train":
             fix = "Add patients of every class to train, or leave out the class"
             raise DataError(f"no image of {names} is in train", fix, code="E030")
         if missing and (manifest["split"] == split).any():
@@ -191,6 +193,24 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
         counts = ", ".join(f"{number:,} in {pair}" for pair, number in pairs.items() if number)
         log.warning("patients are in more than one split, which inflates the metrics: %s (such as %s)",
                     counts, format_names(shared["patient"].head(5)))  # fmt: skip
+
+
+def warn_of_missing_findings(manifest: pd.DataFrame) -> None:
+    """Log the findings that no image of a split has, with their patients in all splits.
+
+    Unlike a class, a finding may be in one split only: it is rare, or the data gives the splits.
+    """
+    is_present = dict(zip(list_findings(manifest), (compute_truth(manifest) == 1).T, strict=True))
+    patients = {name: manifest.loc[rows, "patient"].nunique() for name, rows in is_present.items()}
+    if nowhere := [name for name, n in patients.items() if not n]:
+        log.warning("no image has %s: nothing can be learned or measured of it", format_names(nowhere))
+    for split in dict.fromkeys([*SPLITS, *sorted(set(manifest["split"]))]):
+        is_in_split = (manifest["split"] == split).to_numpy(bool)
+        missing = [name for name, rows in is_present.items() if patients[name] and not rows[is_in_split].any()]
+        if missing and is_in_split.any():
+            names = format_names(f"{name} ({pluralize(patients[name], 'patient')})" for name in missing)
+            effect = "it is not learned" if split == "train" else "this split has no AUROC for it"
+            log.warning("no image of %s has %s: %s", split, names, effect)
 
 
 def find_shared_patients(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +274,10 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
     held_out = manifest["fold"] == fold
     split = pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test")
     keys = group_keys(manifest, unit)
-    return split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
+    selected = split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
+    if is_multi_label(selected):
+        warn_of_missing_findings(selected)
+    return selected
 
 
 def find_complete_sources(manifest: pd.DataFrame) -> list[str]:

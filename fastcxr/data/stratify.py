@@ -3,6 +3,8 @@
 A group is never divided between splits. The groups are shuffled, and each is assigned to the split that is most below
 its target for the stratum (the groups with the same labels). Before that, every split gets a group of each class if
 possible. The order depends on the names of groups, never on the names of labels: a renamed class keeps its split.
+
+A group with several labels counts for each of them, as in iterative stratification (Sechidis et al. 2011).
 """
 
 import hashlib

@@ -41,7 +41,7 @@ class PatientComponents:
                 factors[part, number] = n_patients / (n_patients - 1) if n_patients > 1 else math.nan
                 if part == 0:
                     parts[2, :, number] = np.bincount(index, minlength=shape[0])
-        return cls(aurocs, *parts, factors)
+        return cls(aurocs, parts[0], parts[1], parts[2], factors)
 
     def compute_covariance(self) -> np.ndarray:
         """Return the covariance of the AUROCs, shape (k, k); NaN for a finding with one patient in a class.

@@ -120,12 +120,12 @@ def compute_finding_calibration(images: ScoredImages) -> dict[str, Any]:
     _, patient_index = np.unique(np.asarray(images.patients), return_inverse=True)
     positive, known = images.positive, images.known
     losses = compute_label_losses(positive, images.probability)
-    averaged = np.flatnonzero(positive.any(axis=0) & images.negative.any(axis=0))
+    averaged = np.flatnonzero(positive.any(axis=0) & images.negative.any(axis=0)).tolist()
     means = {
-        name: float(np.mean([loss[known[:, k], k].mean() for k in averaged])) if len(averaged) else None
+        name: float(np.mean([loss[known[:, k], k].mean() for k in averaged])) if averaged else None
         for name, loss in zip(("brier", "log_loss"), losses, strict=True)
     }
-    lines = dict.fromkeys(images.labels)
+    lines: dict[str, Any] = dict.fromkeys(images.labels)
     for k in averaged:
         of_finding = known[:, k]
         columns = positive[of_finding, k], images.probability[of_finding, k], patient_index[of_finding]

@@ -31,18 +31,27 @@ MIN_DEFINED_SHARE = 0.5  # of the draws in which a metric must be defined
 Estimate = list[Any]  # [value, low, high] of metrics.json; low and high are None without an interval
 
 
-def confidence_intervals(images: ScoredImages, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def confidence_intervals(
+    images: ScoredImages, metrics: Mapping[str, Any], n_patients: int | None = None
+) -> dict[str, Any]:
     """Return `unit` (image or patient), `level`, and `of`: [low, high] by dotted name of the metric.
 
     A metric that is None, or undefined in half of the draws, has no interval. Findings have in addition `method`, a
-    text, and `n_draws`. `metrics`: those of `compute_image_metrics`.
+    text, and `n_draws`.
+
+    Args:
+        images: the images.
+        metrics: those of `compute_image_metrics`.
+        n_patients: number of patients that decides the method for findings, for example that of the whole split for a
+            subgroup; default: those of the images.
     """
     names, patient_index = np.unique(images.patients, return_inverse=True)
     is_clustered, n_draws = len(names) < len(images.patients), None
     method: dict[str, Any] = {}
     if images.is_multi_label:
-        n_draws = find_n_draws(len(names))
-        method = {"method": describe_method(len(names), is_clustered), "n_draws": n_draws}
+        n_patients = n_patients or len(names)
+        n_draws = find_n_draws(n_patients)
+        method = {"method": describe_method(n_patients, is_clustered), "n_draws": n_draws}
     if len(names) < MIN_PATIENTS:
         return {"unit": "patient", "level": 0.95, **method, "of": {}}
     values = flatten(metrics)
@@ -54,10 +63,12 @@ def confidence_intervals(images: ScoredImages, metrics: Mapping[str, Any]) -> di
     }
     analytic = _compute_analytic_intervals(images, patient_index if is_clustered else None)
     analytic |= _compute_perfect_intervals(analytic, values, images.labels)
+    if values.get("hamming_loss") in (0.0, 1.0):  # the labels of a patient count as one
+        analytic["hamming_loss"] = wilson(len(names) * values["hamming_loss"], len(names))
     for name, interval in analytic.items():
         if values.get(name) is not None and (not is_clustered or values[name] in (0.0, 1.0)):
             intervals[name] = interval
-    if images.is_multi_label and len(names) > MAX_BOOTSTRAP_PATIENTS:
+    if images.is_multi_label and n_patients and n_patients > MAX_BOOTSTRAP_PATIENTS:
         intervals |= compute_clustered_auroc_intervals(images, patient_index, find_chexpert_findings(images.labels))
     ordered = {name: [float(edge) for edge in intervals[name]] for name in values if name in intervals}
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, **method, "of": ordered}

@@ -75,7 +75,8 @@ def _compute_group_metrics(
         return counts
     images = group_predictions.to_arrays(thresholds)
     metrics = compute_image_metrics(images)
-    values, intervals = flatten(metrics), confidence_intervals(images, metrics)["of"]
+    n_patients = int(predictions.table["patient"].nunique())  # one method for all groups
+    values, intervals = flatten(metrics), confidence_intervals(images, metrics, n_patients)["of"]
 
     def list_estimates(name: str) -> dict[str, Estimate | None]:
         return {label: make_estimate(name.format(label), values, intervals) for label in images.labels}

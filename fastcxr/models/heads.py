@@ -175,6 +175,15 @@ def _list_heads(network: nn.Module) -> Sequence[nn.Module]:
     return custom_heads or _find_classifiers(network)
 
 
+def set_output_bias(network: nn.Module, bias: torch.Tensor) -> None:
+    """Set the bias of the last layer of each head; `bias`: of each output, shape (k,). Layers without bias are kept."""
+    for head in _list_heads(network):
+        layers = [module for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        if layers and layers[-1].bias is not None:
+            with torch.no_grad():
+                layers[-1].bias.copy_(bias)
+
+
 def find_head_parameters(network: nn.Module) -> set[str]:
     """Return the names of the head's parameters."""
     head_ids = {id(parameter) for parameter in find_head(network).parameters()}

@@ -12,14 +12,16 @@ from fastcxr.report.run_reader import DatasetRecord
 
 MAX_ROWS = 40  # findings in a table; PadChest has 174
 MAX_COUNTED = 5  # images with more findings are counted together
-STATES = ("absent", "uncertain", "unknown")
+STATES = ("absent", "blank", "uncertain", "unknown")
+STATE_HEADINGS = {"blank": "blank, read as absent"}
 
 
 def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
     """Return the images of each finding, the most frequent first; None for a dataset with one label per image.
 
-    rows: label, splits (images with the finding in each split), present and patients, absent, uncertain and unknown
-    images. total: the same of all images, with the number of images in `present`. states: those of STATES that occur.
+    rows: label, splits (images with the finding in each split), the counts of count_findings, and the prevalence (None
+    without any known label). total: the same of all images, with the number of images in `present`. states: those of
+    STATES that occur. by_split: the rows without `splits` of each split.
     """
     table = record.table
     if not list_findings(table):
@@ -29,8 +31,8 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
     by_split = labelled.groupby(["label", "split"]).size().unstack(fill_value=0).reindex(columns=splits, fill_value=0)
     counts = count_findings(table).sort_values(["present", "uncertain"], ascending=False, kind="stable")
     rows = [
-        {"label": name, "splits": by_split.reindex([name], fill_value=0).iloc[0].tolist()} | counts.loc[name].to_dict()
-        for name in counts.index
+        {"label": name, "splits": by_split.reindex([name], fill_value=0).iloc[0].tolist()} | row
+        for name, row in _make_rows(counts).items()
     ]
     is_normal = labelled["label"] == NO_FINDING
     if is_normal.any():
@@ -40,7 +42,20 @@ def make_finding_table(record: DatasetRecord) -> dict[str, Any] | None:
     total = {"label": "all images", "splits": sizes, "present": len(table), "patients": table["patient"].nunique()}
     totals = counts.sum().to_dict()
     states = [name for name in STATES if totals[name]]
-    return {"splits": splits, "states": states, "rows": rows, "total": total} | _count_per_image(table)
+    states_by_split = {
+        split: _make_rows(count_findings(table[table["split"] == split]).loc[counts.index]) for split in splits
+    }
+    document = {"splits": splits, "states": states, "rows": rows, "total": total, "by_split": states_by_split}
+    return document | _count_per_image(table)
+
+
+def _make_rows(counts: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the counts of each finding with its prevalence: of the images that are present, absent or blank."""
+    rows = {}
+    for name, row in counts.iterrows():
+        n_known = int(row["present"] + row["absent"] + row["blank"])
+        rows[name] = row.to_dict() | {"prevalence": row["present"] / n_known if n_known else None}
+    return rows
 
 
 def _count_per_image(table: pd.DataFrame) -> dict[str, Any]:
@@ -51,7 +66,8 @@ def _count_per_image(table: pd.DataFrame) -> dict[str, Any]:
 def make_finding_context(table: dict[str, Any]) -> dict[str, Any]:
     """Return the table for the page and the terminal: at most MAX_ROWS findings, the other findings as a text.
 
-    others: the number of findings left out, empty if all are shown. remarks: sentences on the findings per image.
+    others: the number of findings left out, empty if all are shown. remarks: sentences on the findings per image and on
+    the prevalence. headings: the name of each state.
     """
     normal = [row for row in table["rows"] if row["label"] == NO_FINDING]
     findings = [row for row in table["rows"] if row["label"] != NO_FINDING]
@@ -60,7 +76,19 @@ def make_finding_context(table: dict[str, Any]) -> dict[str, Any]:
     if hidden:
         most = pluralize(hidden[0]["present"], "image")
         others = f"{pluralize(len(hidden), 'more finding')}, each present in at most {most}"
-    return table | {"rows": shown + normal, "others": others, "remarks": _describe_per_image(table)}
+    headings = {state: STATE_HEADINGS.get(state, state) for state in table["states"]}
+    remarks = [*_describe_per_image(table), *_describe_prevalence(table["states"])]
+    return table | {"rows": shown + normal, "others": others, "remarks": remarks, "headings": headings}
+
+
+def _describe_prevalence(states: list[str]) -> list[str]:
+    """Return which labels the prevalence counts, if some are blank, uncertain or unknown."""
+    counted = [name for name in ("present", "absent", "blank") if name in ("present", *states)]
+    left_out = [name for name in ("uncertain", "unknown") if name in states]
+    if not left_out and "blank" not in counted:
+        return []
+    text = f"Prevalence: present of {join_names(counted)}"
+    return [f"{text}; {join_names(left_out)} labels are left out" if left_out else text]
 
 
 def _describe_per_image(table: dict[str, Any]) -> list[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.audit.manifest_checks import find_exclusive_classes
+from fastcxr.audit.manifest_checks import find_exclusive_classes, find_exclusive_labels
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
     explode_labels,
+    is_multi_label,
     list_findings,
     list_shown_labels,
     parse_finding_columns,
@@ -80,7 +81,12 @@ class DatasetRecord:
 
     @cached_property
     def exclusive_classes(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """Classes that a property of the image identifies, with the number of these images and of all, by property."""
+        """Classes that a property of the image identifies, with the number of these images and of all, by property.
+
+        With several labels per image, only the source is compared: an audit checks the other properties.
+        """
+        if is_multi_label(self.table):
+            return {"source": find_exclusive_labels(self.table)}
         files, images = self.files, self.labelled_images.assign(images=1)
         sizes = [f"{width:g} × {height:g}" for width, height in zip(files["width"], files["height"], strict=True)]
         return {

@@ -15,11 +15,10 @@ from fastcxr.report.run_reader import RunRecord, SaliencyMaps, map_uris
 
 Cell = tuple[str, str]  # a metric, and its interval or another second line
 Formatter = Callable[[float | None], str]
-# of a leaderboard: title and format; accuracy of one class per image, average precision of findings
-LEADERBOARD_METRICS: dict[str, tuple[str, Formatter]] = {
-    "auroc": ("AUROC, macro", format_score),
-    "accuracy": ("accuracy", format_percent),
-    "average_precision": ("average precision, macro", format_score),
+METRIC_FORMATTERS: dict[str, Formatter] = {  # of the leaderboard
+    "auroc": format_score,
+    "accuracy": format_percent,
+    "average_precision": format_score,
 }
 UNIFORM_BORDER_SHARE = 1 - 0.7**2  # area outside the central field, the border share of a uniform map
 MAX_BORDER_SHARE = 0.5  # a higher median border share of a class is a warning
@@ -28,36 +27,33 @@ MAX_CLASS_COLUMNS = 5  # with more classes, subgroup tables have no sensitivity 
 
 
 def format_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each model its metrics, the differences from the best model, and p values; of findings also policies.
-
-    policies: how the training read blank and uncertain labels; empty for one class per image.
-    """
+    """Return for each model its metrics, the differences from the best model, and p values."""
     return [
         {
             "name": row["name"],
             "images": f"{row['images']:,}",
-            "policies": list(row.get("policies", {}).values()),
-            "metrics": [_format_leaderboard_cell(row, key) for key in LEADERBOARD_METRICS if key in row],
+            "metrics": [_format_leaderboard_cell(row, key) for key in METRIC_FORMATTERS if key in row],
+            "label_policy": row.get("label_policy", ""),
         }
         for row in rows
     ]
 
 
-def format_finding_leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return for each finding the AUROC of each model, compared with the best model; empty for one class per image."""
+def format_finding_comparison(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each finding that was compared its AUROC in each model; empty for models of one class per image."""
     return [
-        {"label": label, "metrics": [_format_leaderboard_cell(row["findings"][label], "auroc") for row in rows]}
-        for label in rows[0].get("findings", ())
+        {"finding": finding, "models": [_format_leaderboard_cell(row["findings"][finding], "auroc") for row in rows]}
+        for finding, cell in rows[0].get("findings", {}).items()
+        if cell["auroc"]
     ]
 
 
 def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
-    (title, formatter), p = LEADERBOARD_METRICS[key], row.get(f"{key}_p")
+    formatter, p = METRIC_FORMATTERS[key], row.get(f"{key}_p")
     is_percent = formatter is format_percent
     value, interval = format_estimate(row[key], formatter)
     differences = [f"{100 * x:.1f}" if is_percent else format_number(x) for x in row.get(f"{key}_difference") or ()]
     return {
-        "title": title,
         "value": value,
         "interval": interval,
         "behind": differences[0] + " points" * is_percent if differences else "",

@@ -31,7 +31,7 @@ from fastcxr.models.backbones import (
     validate_pretrained,
 )
 from fastcxr.models.devices import find_device
-from fastcxr.models.heads import head_config
+from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState, get_loaders_state
@@ -152,6 +152,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
+    if task == MULTI_LABEL:  # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)
+        set_output_bias(network, compute_prior_log_odds(collect_targets(loaders)))
     if loaders.device.type == "cpu":
         keep_malloc_arenas()
     # lr_find saves the weights temporarily; a private folder keeps the file out of the user's folders
@@ -189,6 +191,12 @@ def make_task_loss(recipe: Recipe, loaders: DataLoaders) -> BaseLoss:
     if find_task(loaders) == SINGLE_LABEL:
         return make_loss(recipe, count_labels(loaders) if needs_counts else None)
     return make_finding_loss(recipe, collect_targets(loaders) if needs_counts else None)
+
+
+def compute_prior_log_odds(targets: np.ndarray) -> torch.Tensor:
+    """Return the log odds of each finding among its known labels, shape (k,); one image is added to both counts."""
+    positives, negatives = (targets == 1).sum(axis=0) + 1, (targets == 0).sum(axis=0) + 1
+    return torch.tensor(np.log(positives / negatives), dtype=torch.float32)
 
 
 def collect_targets(loaders: DataLoaders) -> np.ndarray:

@@ -9,11 +9,13 @@ import pandas as pd
 
 from fastcxr.audit.findings import Finding, sort_by_verdict
 from fastcxr.audit.image_features import extract_features
+from fastcxr.audit.label_probes import check_label_shortcuts
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.audit.near_duplicates import check_near_duplicates
 from fastcxr.audit.shortcut_probes import check_shortcuts
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import read_depths
+from fastcxr.data.findings import is_multi_label
 from fastcxr.data.fingerprint import content_fingerprint, manifest_fingerprint
 from fastcxr.data.manifest import describe_manifest
 from fastcxr.data.manifest_file import write_manifest
@@ -52,9 +54,9 @@ def run_checks(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Fi
     """Run all checks of a manifest with splits; return the findings, failed checks first."""
     features = extract_features(manifest["file"].tolist(), progress, read_depths(manifest))
     sampled_rows = manifest.sample(min(MAX_PROBE_IMAGES, len(manifest)), random_state=seed).index.sort_values()
-    probe_findings = check_shortcuts(
-        manifest.loc[sampled_rows].reset_index(drop=True), features.select_rows(sampled_rows.to_numpy()), progress
-    )
+    check = check_label_shortcuts if is_multi_label(manifest) else check_shortcuts
+    sampled = manifest.loc[sampled_rows].reset_index(drop=True)
+    probe_findings = check(sampled, features.select_rows(sampled_rows.to_numpy()), progress)
     return sort_by_verdict([*check_manifest(manifest), check_near_duplicates(manifest, features), *probe_findings])
 
 

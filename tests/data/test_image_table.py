@@ -1,5 +1,8 @@
 """Files, folders, arrays and Pillow images become one table, and read_image reads each of its rows."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +25,13 @@ def test_a_single_path_is_one_image_and_not_a_sequence_of_letters(toy_manifest):
     table = make_image_table(file)
     assert table["file"].tolist() == [file]
     assert table["path"].tolist() == [file.rpartition("/")[2]]
+
+
+def test_a_file_whose_name_is_not_utf8_is_an_error_with_its_fix(tmp_path):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png"))
+    Image.fromarray(GRAY).save(file)
+    with pytest.raises(DataError, match=r"not UTF-8: b'.*/\\xe9\.png'\. Rename the files"):
+        make_image_table(file)
 
 
 def test_a_folder_given_as_text_lists_the_files_below_it(toy_folder, toy_manifest):

@@ -60,6 +60,7 @@ def test_any_path_and_any_probability_is_read_back_unchanged(tmp_path_factory, p
     assert (after.probability == before.probability).all()
 
 
+@pytest.mark.usefixtures("without_pyarrow")
 @pytest.mark.parametrize("path", ["=cmd|' /C calc'!A0", "+1.png", "-x.png", "@sum.png", "\udce9.png"])
 def test_a_path_like_a_formula_or_not_in_utf8_is_read_back_unchanged(tmp_path, path):
     before = rows((0, [0.9, 0.1]))

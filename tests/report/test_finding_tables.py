@@ -82,10 +82,35 @@ def test_each_finding_has_its_images_by_value_and_split(record):
     assert table["states"] == ["absent", "uncertain", "unknown"]
 
 
+def test_blank_labels_read_as_absent_are_counted_apart_and_in_the_prevalence(tmp_path):
+    images = [
+        ("A", "train", 1, 0, 0),
+        *[("", "train", -2, 0, 0)] * 2,
+        ("", "test", -1, 0, None),
+        ("", "test", 0, 0, -2),
+    ]
+    record = read_dataset_record(build(tmp_path / "described", make_rows(images)))
+    table = make_finding_table(record)
+    edema = next(row for row in table["rows"] if row["label"] == "Edema")
+    assert [edema[name] for name in ("present", "absent", "blank", "uncertain", "unknown")] == [1, 1, 2, 1, 0]
+    assert edema["prevalence"] == 0.25, "the uncertain label is left out"
+    assert table["states"] == ["absent", "blank", "uncertain", "unknown"]
+    assert [table["by_split"][split]["Edema"]["prevalence"] for split in ("train", "test")] == [1 / 3, 0]
+    text = Page(write_dataset_page(record.folder).read_text(encoding="utf-8")).text
+    assert "Present Absent Blank, read as absent Uncertain Unknown Prevalence" in text
+    assert "Edema train 1 0 2 0 0 33.3 % Edema test 0 1 0 1 0 0.0 %" in text
+
+
+def test_the_prevalence_of_a_finding_without_known_labels_is_missing(tmp_path):
+    record = read_dataset_record(build(tmp_path / "described", make_rows([("No Finding", "train", None, 0, -1)] * 2)))
+    prevalence = {row["label"]: row.get("prevalence") for row in make_finding_table(record)["rows"]}
+    assert prevalence == {"Edema": None, "Mass": 0, "Nodule": None, "No Finding": None}
+
+
 def test_images_are_counted_by_their_number_of_findings(record):
     table = make_finding_table(record)
     assert (table["n_findings"], table["n_unlabelled"]) == ({0: 3, 1: 3, 2: 1}, 1)
-    assert make_finding_context(table)["remarks"] == [
+    assert make_finding_context(table)["remarks"][:2] == [
         "Images by number of findings: 3 with 0, 3 with 1 and 1 with 2",
         "Images without any known finding, not labelled No Finding: 1 (14.3 %)",
     ]
@@ -121,8 +146,10 @@ def test_the_page_names_findings_and_not_classes(record):
         "Findings and splits",
         "Findings 3 most frequent: Edema, 42.9 %",
         "Several findings 14.3 % 1 image",
-        "Finding Train Validation Test Present Absent Uncertain Unknown",
-        "Edema 2 0 1 3 2 patients 3 1 0",
+        "Finding Train Validation Test Present Absent Uncertain Unknown Prevalence",
+        "Edema 2 0 1 3 2 patients 3 1 0 50.0 %",
+        "Prevalence: present of present and absent; uncertain and unknown labels are left out.",
+        "Finding Split Present Absent Uncertain Unknown Prevalence Edema train 2 1 1 0 66.7 %",
         "All images 4 1 2 7 6 patients",
         "An image with several findings belongs to each of them.",
     ):

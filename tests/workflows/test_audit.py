@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from public_layouts import make_nih, write_gray
 from tiny_network import NAME
 from toy_images import write_toys
 
@@ -163,6 +164,18 @@ def test_the_page_counts_unreadable_images(leaky_data, tmp_path):
     (leaky_data / "train" / "clear" / "unreadable.png").write_bytes(b"no image")
     page = audit(Recipe(data=str(leaky_data)), tmp_path / "audit")
     assert "1 image left out" in page.read_text()
+
+
+def test_an_audit_of_findings_checks_each_finding(tmp_path):
+    data = make_nih(tmp_path / "nih")
+    for number, file in enumerate(data.glob("images_*/images/*.png")):
+        write_gray(file, number, size=(72, 64))
+    page = audit(Recipe(data=str(data)), tmp_path / "audit")
+    findings = {row["check"]: row for row in json.loads((tmp_path / "audit" / "audit.json").read_text())["findings"]}
+    assert {"no_finding", "sources", "sizes", "view", "age", "edge", "likeness", "shuffled"} <= set(findings)
+    assert "Infiltration 0 in test" in findings["sizes"]["message"]
+    assert "View" in findings["view"]["title"] and findings["view"]["chance_level"] > 0.5
+    assert "Images per finding" in page.read_text()
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from finding_predictions import FINDINGS, simulate_findings
 from rich.console import Console
 
 from fastcxr.cli.tables import show_comparison
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, InputMissingError, OutputError
-from fastcxr.metrics.predictions import make_predictions, write_predictions
+from fastcxr.metrics.predictions import Predictions, make_predictions, write_predictions
 from fastcxr.workflows.compare import compare
 
 LABELS = ("clear", "haze")
@@ -66,63 +67,51 @@ def test_an_invalid_comparison_writes_no_file(runs, tmp_path):
         compare(runs, runs[0])
 
 
-FINDINGS = ("Edema", "Mass")
-N_IMAGES = 120
-
-
 @pytest.fixture
 def finding_runs(tmp_path):
-    """Return two run folders of models of findings, trained with different policies, with a few unknown labels."""
-    draw = np.random.default_rng(0)
-    truth = (draw.random((N_IMAGES, 2)) < 0.4).astype(int)
-    truth_cells = pd.DataFrame(truth, columns=[f"finding_{name}" for name in FINDINGS]).astype("Int8")
-    truth_cells.iloc[:6, 0] = pd.NA
-    rows = pd.DataFrame({
-        "source": "s", "path": [f"{i}.png" for i in range(N_IMAGES)], "label": "",
-        "patient": [f"p{i // 3}" for i in range(N_IMAGES)], "split": "test",
-    }).join(truth_cells)  # fmt: skip
-    folders = []
-    for name, noise, uncertain in (("accurate", 0.6, ["ignore"]), ("inaccurate", 6.0, ["positive", "Mass=negative"])):
-        folder = tmp_path / name
+    """Return two run folders of findings that were trained with different policies for uncertain labels."""
+    predictions, folders = simulate_findings(60, unknown=0.2), []
+    for seed, policy in ((1, "ignore"), (2, "positive")):
+        noise = np.random.default_rng(seed).random(predictions.probability.shape)
+        probability = (predictions.probability + seed * noise) / (1 + seed)
+        columns = {f"prob_{label}": probability[:, k] for k, label in enumerate(predictions.labels)}
+        folder = tmp_path / policy
         folder.mkdir()
-        logits = 2 * truth - 1 + noise * draw.normal(size=truth.shape)
-        predictions = make_predictions(rows, 1 / (1 + np.exp(-logits)), FINDINGS, findings=True)
-        write_predictions(predictions, folder / "predictions.csv")
-        recipe = Recipe(uncertain=uncertain)
-        (folder / "recipe.json").write_text(recipe.to_json())
-        (folder / "run.json").write_text(json.dumps({"public_datasets": ["chexpert"]}))
+        write_predictions(Predictions(predictions.table.assign(**columns), FINDINGS), folder / "predictions.csv")
+        (folder / "recipe.json").write_text(Recipe("mobilenetv2_100", uncertain=(policy,)).to_json())
         folders.append(folder)
     return folders
 
 
-def test_findings_are_compared_one_by_one_with_the_policies_of_training(finding_runs, tmp_path):
+def test_findings_are_compared_one_by_one_and_training_labels_are_shown(finding_runs, tmp_path):
     page = compare(finding_runs, tmp_path / "out")
-    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["accurate", "inaccurate"]
-    assert [row["policies"] for row in rows] == [
-        {"blank": "negative", "uncertain": "ignore"},
-        {"blank": "negative", "uncertain": "positive, Mass=negative"},
-    ]
-    text = page.read_text()
-    assert "positive, Mass=negative" in text and "Average precision, macro" in text and "Accuracy" not in text
-    for name in FINDINGS:
-        value, low, high = rows[1]["findings"][name]["auroc"]
+    rows, text = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"], page.read_text()
+    assert [row["label_policy"] for row in rows] == [
+        "blank default; uncertain ignore", "blank default; uncertain positive",
+    ]  # fmt: skip
+    assert rows[0]["label_policy"] in text and "Labels in training" in text
+    for label in FINDINGS:
+        value, low, high = rows[1]["findings"][label]["auroc"]
         assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
-    assert (tmp_path / "out" / "figures" / "roc_2.svg").exists()
+        assert f"difference {rows[1]['findings'][label]['auroc_difference'][0]:.3f}, p" in text
+    assert "AUROC by finding" in text and "Average precision, macro" in text and "Accuracy" not in text
+    assert len(list((tmp_path / "out" / "figures").glob("roc_*.svg"))) == len(FINDINGS)
 
 
-def test_findings_of_other_evaluated_labels_are_refused(finding_runs, tmp_path):
+def test_findings_with_other_evaluated_labels_are_refused(finding_runs, tmp_path):
     path = finding_runs[1] / "predictions.csv"
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    table.loc[7, "truth_Edema"] = ""
+    column = f"truth_{FINDINGS[0]}"
+    row = table.index[table[column] == "1"][0]
+    table.loc[row, column] = ""
     table.to_csv(path, index=False)
-    with pytest.raises(DataError, match="have different labels for 1 images, first 7.png") as error:
+    with pytest.raises(DataError, match="different labels for 1 images") as error:
         compare(finding_runs, tmp_path / "out")
     assert error.value.code == "E312"
 
 
-def test_the_terminal_shows_policies_and_average_precision(finding_runs, tmp_path, capsys):
+def test_the_terminal_shows_the_training_labels_and_average_precision(finding_runs, tmp_path, capsys):
     compare(finding_runs, tmp_path / "out")
     show_comparison(Console(width=200), tmp_path / "out")
     shown = capsys.readouterr().out
-    assert "average precision, macro" in shown and "positive, Mass=negative" in shown and "accuracy" not in shown
+    assert "average precision, macro" in shown and "uncertain positive" in shown and "accuracy" not in shown

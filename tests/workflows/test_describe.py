@@ -185,13 +185,15 @@ def test_findings_are_described_instead_of_combinations_of_them(call, findings, 
     done = call("--data", "toys/findings.csv", "--out", "described")
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stderr.splitlines()]
-    assert next(row for row in rows if "present" in row) == ["train", "valid", "test", "present", "patients", "absent"]
-    assert ["20", "10", "10"] in [row[-3:] for row in rows if row[:1] == ["Haze"]]
-    assert ["10", "5", "20"] in [row[-3:] for row in rows if row[:1] == ["Opacity"]]
+    headings = ["train", "valid", "test", "present", "patients", "absent", "prevalence"]
+    assert next(row for row in rows if "present" in row) == headings
+    assert ["20", "10", "10", "66.7", "%"] in [row[-5:] for row in rows if row[:1] == ["Haze"]]
+    assert ["10", "5", "20", "33.3", "%"] in [row[-5:] for row in rows if row[:1] == ["Opacity"]]
     assert "Images by number of findings: 10 with 0, 10 with 1 and 10 with 2" in done.stderr
     assert "2 findings, 30 images, 15 patients from the patient column" in done.stderr
-    assert "training on findings is not possible yet: train with one label per image" in done.stderr
-    assert "train: fastcxr train --data toys/findings.csv --classes 'No Finding,Haze'" in done.stderr
+    assert "train: fastcxr train --data toys/findings.csv\n" in done.stderr
+    step = "or train one label per image: fastcxr train --data toys/findings.csv --classes 'No Finding,Haze'"
+    assert step in done.stderr
     histograms = pd.read_csv(tmp_path / "described" / "histograms.csv")
     assert histograms["label"].unique().tolist() == ["Haze", "No Finding", "Opacity"]
     images = pd.read_csv(tmp_path / "described" / "figures" / "images.csv")
@@ -202,7 +204,10 @@ def test_json_has_the_counts_of_findings(call, findings):
     document = json.loads(call("--data", "toys/findings.csv", "--json", "--out", "described").stdout)
     haze = document["findings"]["Haze"]
     assert (haze["present"], haze["patients"], haze["absent"], haze["unknown"]) == (20, 10, 10, 0)
-    assert sum(haze["splits"].values()) == 20
+    assert sum(haze["splits"].values()) == 20 and haze["prevalence"] == pytest.approx(2 / 3)
+    test = haze["states"]["test"]
+    assert test["present"] == haze["splits"]["test"]
+    assert test["prevalence"] == pytest.approx(test["present"] / (test["present"] + test["absent"]))
     assert document["images_by_number_of_findings"] == {"0": 10, "1": 10, "2": 10}
     assert (document["images_without_known_finding"], document["training_classes"]) == (0, ["No Finding", "Haze"])
 
