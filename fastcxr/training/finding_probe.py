@@ -137,8 +137,8 @@ def fit_findings(
 ) -> ProbeFit:
     """Return the heads of all findings with the penalties of the lowest validation loss.
 
-    One penalty serves all findings; a finding with MIN_VALID_POSITIVES has the penalty of its own lowest loss. The fits
-    of all penalties end early, and only those with the selected penalties are continued. A finding without known
+    One penalty serves all findings; a finding with MIN_VALID_POSITIVES has the penalty that is best for it alone. The
+    fits of all penalties end early, and only those with the selected penalties are continued. A finding without known
     positives or negatives has zero weights and its log odds as bias.
 
     Raises TrainingError for a NaN or infinite loss.

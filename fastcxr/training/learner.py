@@ -38,7 +38,7 @@ from fastcxr.models.state import LearnerState, get_loaders_state
 from fastcxr.models.weights import XRV_PREFIX, find_weights_file
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
-from fastcxr.training.finding_losses import make_finding_loss
+from fastcxr.training.finding_losses import compute_finding_auroc_from_logits, make_finding_loss
 from fastcxr.training.finding_targets import is_finding_target
 from fastcxr.training.loaders import make_input_spec
 from fastcxr.training.losses import MoveLossesToCpu, SmoothLoss, WeightedAvgLoss, make_loss
@@ -246,16 +246,3 @@ def compute_macro_auroc(probability: torch.Tensor, truth: torch.Tensor) -> float
     if not np.isfinite(scores).all() or not scored_classes:
         return float("nan")
     return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in scored_classes]))
-
-
-def compute_finding_auroc_from_logits(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """Return the macro AUROC over the findings with present and absent images; `truth`: (n, k), NaN unknown."""
-    scores, labels = logits.float().cpu().numpy(), truth.cpu().numpy()
-    if not np.isfinite(scores).all():
-        return float("nan")
-    values = []
-    for k in range(scores.shape[1]):
-        is_known = np.isfinite(labels[:, k])
-        if len(np.unique(labels[is_known, k])) == 2:
-            values.append(roc_auc_score(labels[is_known, k], scores[is_known, k]))
-    return float(np.mean(values)) if values else float("nan")
