@@ -28,7 +28,10 @@ from fastcxr.report.run_reader import RunRecord, map_uris
 from fastcxr.report.tables import make_drop_rows, make_reason_rows
 
 N_WRONG_PER_FINDING = 2  # the most wrong image with and the one without the finding
-FOLD_METRICS = {"auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match"}
+FOLD_METRICS = {
+    "auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match",
+    "hamming_loss": "Hamming loss",
+}  # fmt: skip
 
 
 def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) -> dict[str, Any]:
