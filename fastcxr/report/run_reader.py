@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.audit.manifest_checks import find_exclusive_classes, find_exclusive_labels
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
@@ -43,6 +44,11 @@ class SaliencyMaps:
 
     table: pd.DataFrame
     metadata: dict[str, Any]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the maps are those of findings, of which an image may have several."""
+        return self.metadata.get("task") == MULTI_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)

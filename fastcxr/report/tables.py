@@ -64,13 +64,14 @@ def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
-    """Return for each predicted class the median border share, the number of images, and whether it is too high."""
+    """Return the median border share of each predicted class or finding, its images, and whether it is too high."""
     return [
         {
             "label": label,
             "share": format_percent(found["median"]),
             "images": pluralize(found["images"], "image"),
             "is_far": found["median"] > MAX_BORDER_SHARE,
+            "is_finding": maps.is_multi_label,
         }
         for label, found in (maps.metadata.get("border_share") or {}).items()
     ]
