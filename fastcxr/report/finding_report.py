@@ -13,6 +13,7 @@ from fastcxr.metrics.predictions import (
 from fastcxr.report.finding_figure_set import PANELS, list_panels
 from fastcxr.report.finding_rows import (
     MIN_GROUP_POSITIVES,
+    N_WRONG_PER_FINDING,
     describe_averaged,
     describe_calibration_fit,
     make_calibration_means,
@@ -27,7 +28,6 @@ from fastcxr.report.label_counts import describe_label_policy, make_label_tables
 from fastcxr.report.run_reader import RunRecord, map_uris
 from fastcxr.report.tables import make_drop_rows, make_reason_rows
 
-N_WRONG_PER_FINDING = 2  # the most wrong image with and the one without the finding
 FOLD_METRICS = {
     "auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match",
     "hamming_loss": "Hamming loss",

@@ -18,6 +18,7 @@ from fastcxr.report.tables import Cell, format_estimate
 MEANS = {"macro": "Macro average", "weighted": "Weighted average", "chexpert5": "CheXpert five"}
 CLASS_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 MIN_GROUP_POSITIVES = 10  # of a finding in a subgroup; with fewer the interval of AUROC is about 0.3 wide
+N_WRONG_PER_FINDING = 2  # images shown: the most wrong one with the finding and the one without it
 COUNTS = ("positives", "negatives", "unknown")
 
 
