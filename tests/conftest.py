@@ -49,6 +49,15 @@ def without_figures():
 
 
 @pytest.fixture(scope="module")
+def without_pages():
+    """Write the reports of this module without the text of report, model card and checklist."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_model_card", "make_claim_checklist", "render_report"):
+            patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
+        yield
+
+
+@pytest.fixture(scope="module")
 def without_maps():
     """Train in this module without saliency maps, which take longer than training a small network."""
     with pytest.MonkeyPatch.context() as patch:
@@ -113,6 +122,20 @@ def few_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastcxr.metrics.bootstrap.N_DRAWS", 200)
         yield
+
+
+@pytest.fixture(scope="session")
+def finding_run(tmp_path_factory):
+    """A run trained on findings, without report pages, and the table of its labels."""
+    from toy_findings import train_findings, write_finding_toys  # torch takes seconds to import
+
+    folder = tmp_path_factory.mktemp("findings")
+    data = write_finding_toys(folder / "toys")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_model_card", "make_claim_checklist", "render_report"):
+            patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
+        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        return train_findings(folder / "run", data), data
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from fastcxr.cli.output import (
     to_json_rows,
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
-from fastcxr.cli.tables import show_cache
+from fastcxr.cli.tables import show_cache, show_top_findings
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
@@ -50,6 +50,10 @@ def predict(
     uncertain=yes: out-of-distribution, highest probability below the abstention threshold, or thresholds of no class or
     of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique and never
     absolute: for one folder it is the path below it, else the path as given.
+
+    A model of findings writes the probability (prob_FINDING) and the decision (decision_FINDING, yes or no) of each
+    finding instead, and in the column predicted the findings that reach their thresholds. An out-of-distribution image
+    has no decisions. The three most probable findings of each image are printed.
 
     Parameters
     ----------
@@ -91,8 +95,7 @@ def predict(
 
 def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *, has_ood_detector: bool) -> int:
     """Write the CSV, print errors and numbers of images, and return the exit code."""
-    from fastcxr.metrics.predictions import write_predictions
-    from fastcxr.metrics.thresholds import find_ood_rows
+    from fastcxr.metrics.predictions import drop_blank_truth, find_ood_rows, write_predictions
 
     if csv or not is_json():
         write_predictions(predictions, csv or sys.stdout)
@@ -101,12 +104,20 @@ def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *,
         print_warning(f"{row['path']}: {row['error']}")
     n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
     n_classified = len(predictions.table) - n_unreadable - n_ood
-    summary = f"{pluralize(n_classified, 'image')} classified, {n_unreadable:,} unreadable"
-    ood_text = f", {n_ood:,} out-of-distribution (no class assigned)"
-    print_line(summary + (ood_text if has_ood_detector else ""))
-    counts = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
-    print_result(None, counts | {"predictions": to_json_rows(predictions.table)})
+    counts: dict[str, object] = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
+    if predictions.is_multi_label:
+        counts["findings"] = show_top_findings(console, predictions)
+    print_line(_describe_counts(predictions, n_classified, n_unreadable, n_ood if has_ood_detector else None))
+    rows = to_json_rows(drop_blank_truth(predictions)) if is_json() else []
+    print_result(None, counts | {"predictions": rows})
     return PARTIAL_EXIT_CODE if n_unreadable else 0
+
+
+def _describe_counts(predictions: "Predictions", n_classified: int, n_unreadable: int, n_ood: int | None) -> str:
+    """Return the numbers of images as a line; `n_ood`: None for a model without an OOD detector."""
+    verb, missing = ("predicted", "no decisions") if predictions.is_multi_label else ("classified", "no class assigned")
+    summary = f"{pluralize(n_classified, 'image')} {verb}, {n_unreadable:,} unreadable"
+    return summary + ("" if n_ood is None else f", {n_ood:,} out-of-distribution ({missing})")
 
 
 @app.command(
@@ -115,7 +126,7 @@ def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *,
 def explain(
     folder: Path,
     *images: str,
-    classes: Annotated[tuple[str, ...], Parameter(name="--class")] = (),
+    classes: Annotated[tuple[str, ...], Parameter(name=("--class", "--finding"))] = (),
     method: Literal["grad_cam", "integrated_gradients", "occlusion"] = "grad_cam",
     precision: Precision = "trained",
     device: Device = "auto",
@@ -133,7 +144,7 @@ def explain(
     images
         image files, DICOM files, folders of them, or packed files
     classes
-        class to explain besides the predicted one; repeatable
+        class or finding to explain besides the most probable one; repeatable
     method
         attribution method; all but grad_cam need captum (an optional dependency) and take longer
     out

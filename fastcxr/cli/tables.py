@@ -17,10 +17,12 @@ from fastcxr.progress.terminal import print_alert, print_plain, print_table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from fastcxr.metrics.predictions import Predictions
     from fastcxr.report.run_reader import DatasetRecord
 
 
 MAX_WIDTH = 10_000  # characters, more than any table has
+N_TOP_FINDINGS, MAX_PREDICTED_ROWS = 3, 20  # of `predict`
 
 
 def show_headline(console: Console, folder: Path) -> None:
@@ -93,11 +95,41 @@ def _make_leaderboard(rows: Sequence[dict[str, Any]], separator: str) -> Table:
 
     cells = []
     for row in format_leaderboard(rows):
-        cells.append([row["name"]])
+        cells.append([row["name"], row["label_policy"]])
         for metric in row["metrics"]:
             p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
             cells[-1] += [f"{metric['value']}{separator}({metric['interval']})", p_value]
-    return _fill_table(("", "AUROC, macro", "p", "accuracy", "p"), cells)
+    second = "average precision, macro" if "findings" in rows[0] else "accuracy"
+    return _fill_table(("", "labels in training", "AUROC, macro", "p", second, "p"), cells, n_text_columns=2)
+
+
+def show_top_findings(console: Console, predictions: "Predictions") -> dict[str, int]:
+    """Print the most probable findings of each image with their decisions; return the number of images by finding.
+
+    At most MAX_PREDICTED_ROWS images are printed. `predictions`: with the columns of apply_thresholds. An image without
+    decisions is out-of-distribution.
+    """
+    from fastcxr.io.html import replace_unprintable
+    from fastcxr.metrics.predictions import DECISION_PREFIX
+
+    table, labels = predictions.table, predictions.labels
+    readable = (table["error"] == "").to_numpy().nonzero()[0]
+    rows = []
+    for row in readable[:MAX_PREDICTED_ROWS]:
+        probability = predictions.probability[row]
+        cells = [replace_unprintable(table["path"].iloc[row])]
+        for k in (-probability).argsort(kind="stable")[:N_TOP_FINDINGS]:
+            decision = table[DECISION_PREFIX + labels[k]].iloc[row] or "out-of-distribution"
+            cells.append(f"{replace_unprintable(labels[k])} {probability[k]:.3f} {decision}")
+        rows.append(cells)
+    n_columns = min(N_TOP_FINDINGS, len(labels))
+    print_table(console, _fill_table(("image", *("highest", "second", "third")[:n_columns]), rows, 1 + n_columns))
+    if len(readable) > MAX_PREDICTED_ROWS:
+        print_plain(console, f"and {pluralize(len(readable) - MAX_PREDICTED_ROWS, 'more image')}")
+    counts = {label: int((table[DECISION_PREFIX + label] == "yes").sum()) for label in labels}
+    decided = [f"{label} {n:,}" for label, n in sorted(counts.items(), key=lambda item: -item[1]) if n]
+    print_plain(console, f"images that reach the threshold: {', '.join(decided) or 'none'}")
+    return counts
 
 
 def show_cache(console: Console, entries: list, feature_files: list[Path]) -> None:
@@ -204,9 +236,10 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
     """Print the rows of scout.csv, with the reason for each backbone without a rank."""
     rows = []
     for row in scores.to_dict("records"):
-        metrics = costs = ("-", "-")
+        metrics, costs = ("-", "-" if "accuracy" in row else ""), ("-", "-")
         if not math.isnan(row["auroc"]):
-            metrics = f"{row['auroc']:.3f} ± {row['auroc_sd']:.3f}", f"{row['accuracy']:.1%}"
+            accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
+            metrics = f"{row['auroc']:.3f} ± {row['auroc_sd']:.3f}", accuracy
         if not math.isnan(row["images_per_second"]):
             costs = f"{row['images_per_second']:,.0f}", f"{row['parameters'] / 1e6:.1f} M"
         rows.append((row["backbone"], *metrics, *costs, row["note"]))

@@ -26,6 +26,7 @@ BLANK_AS_ABSENT = -2
 JOIN_ORDER = (BLANK_AS_ABSENT, -1, 0, 1)  # of the values that duplicates of an image have, the last one is kept
 MAX_SHOWN_LABELS = 8  # groups of images in a report if there are several labels per image
 VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "-2": BLANK_AS_ABSENT}
+VALUE_BY_CELL |= {"-2.0": BLANK_AS_ABSENT}  # the text of a column with missing values
 
 
 def list_findings(rows: pd.DataFrame) -> list[str]:
@@ -238,13 +239,13 @@ def keep_single_labels(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFra
 
 
 def require_single_label(rows: pd.DataFrame) -> None:
-    """Raise DataError (E015) for a dataset with several labels per image."""
+    """Raise DataError (E015) for a dataset with several labels per image, if the task is one label per image."""
     if findings := list_findings(rows):
         counts = count_findings(rows)["present"].sort_values(ascending=False, kind="stable")
         text = format_names((f"{name} ({n:,})" for name, n in counts.items()), 5)
-        problem = f"the data has several labels per image, {len(findings)} findings: {text}"
+        problem = f"`task='single_label'`, but the data has several labels per image, {len(findings)} findings: {text}"
         examples = [str(name) for name in counts.index[:2]]
         is_normal = [NO_FINDING in split_labels(label) for label in rows["label"]]
         classes = [NO_FINDING, examples[0]] if any(is_normal) else examples
-        fix = f"fastcxr trains one label per image: `classes={classes}` keeps the images with exactly one of these"
+        fix = f"Leave out `task`, or pass `classes={classes}`, which keeps the images with exactly one of these"
         raise DataError(problem, fix, code="E015")

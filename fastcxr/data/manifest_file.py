@@ -29,12 +29,16 @@ def read_written_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def _parse_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return the table with findings as numbers, and other blank cells missing. Raises DataError for other numbers."""
+    """Return the table with findings as numbers, and other blank cells missing. Raises DataError for other numbers.
+
+    The label of an image without a known finding stays an empty text.
+    """
     findings = {name: name.removeprefix(FINDING_PREFIX) for name in table.columns if name.startswith(FINDING_PREFIX)}
     values = parse_finding_columns(table, findings, path)
-    return pd.DataFrame(
+    cells = pd.DataFrame(
         {
             name: values[name] if name in findings else to_text(table[name].where(table[name] != ""))
             for name in table.columns
         }
     )
+    return cells.fillna({"label": ""}) if findings else cells

@@ -5,7 +5,8 @@ are kept, and problems with them are reported as warnings.
 """
 
 import logging
-from itertools import combinations
+from collections.abc import Mapping
+from itertools import chain, combinations
 
 import pandas as pd
 
@@ -234,20 +235,31 @@ def split_into_folds(manifest: pd.DataFrame, folds: int, *, unit: str = "patient
     """Return the manifest with a stratified column `fold`, 1 to `folds`; given splits are ignored.
 
     A patient and exact duplicates of an image are in one fold; with the unit image, this applies to duplicates only.
-    Raises DataError (E004) for a class with fewer patients (or images) than folds; a finding may be rarer.
+    Raises DataError (E004) for a class with fewer patients (or images) than folds. A rare finding may be absent from
+    some folds; there need to be as many patients as folds.
     """
     require_type("manifest", manifest, pd.DataFrame)
     manifest = union_exact_duplicates(manifest)
     keys = group_keys(manifest, unit)
     labels = labels_per_group(manifest, keys)
-    for label in [] if is_multi_label(manifest) else sorted(manifest["label"].unique()):
+    if is_multi_label(manifest):
+        if len(labels) < folds:
+            problem = f"the data has {pluralize(len(labels), unit)}, fewer than {folds} folds"
+            raise DataError(problem, f"Pass `folds={max(len(labels), 2)}` or fewer", code="E004")
+    else:
+        _require_class_in_folds(labels, folds, unit)
+    fold_percent = {str(fold): 1 for fold in range(1, folds + 1)}
+    fold_by_group = assign_stratified(labels, {}, seed=seed, split_percent=fold_percent)
+    return manifest.assign(fold=keys.map(fold_by_group).astype("int64"))
+
+
+def _require_class_in_folds(labels: Mapping[str, tuple[str, ...]], folds: int, unit: str) -> None:
+    """Raise DataError (E004) for a class with fewer groups than folds. `labels`: of each group."""
+    for label in sorted(set(chain.from_iterable(labels.values()))):
         n_groups = sum(label in group_labels for group_labels in labels.values())
         if n_groups < folds:
             problem = f"class {label!r} has {pluralize(n_groups, unit)}, fewer than {folds} folds"
             raise DataError(problem, f"Pass `folds={max(n_groups, 2)}` or fewer, or leave out the class", code="E004")
-    fold_percent = {str(fold): 1 for fold in range(1, folds + 1)}
-    fold_by_group = assign_stratified(labels, {}, seed=seed, split_percent=fold_percent)
-    return manifest.assign(fold=keys.map(fold_by_group).astype("int64"))
 
 
 def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", seed: int = 42) -> pd.DataFrame:

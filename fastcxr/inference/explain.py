@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from PIL import Image
 from torch import nn
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.bit_depth import find_depths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.image_table import ImageInput, make_image_table
@@ -252,14 +253,15 @@ def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
     return compute_maps
 
 
-def find_class_indices(labels: Sequence[str], names: Iterable[str]) -> list[int]:
-    """Return the positions of the named classes. Raises RecipeError for a class that the model does not have."""
-    names = list(names)
+def find_class_indices(classifier: Classifier, names: Iterable[str]) -> list[int]:
+    """Return the positions of these classes or findings. Raises RecipeError for one that the model does not have."""
+    labels, names = classifier.labels, list(names)
+    noun = "finding" if classifier.task == MULTI_LABEL else "class"
     for name in names:
         if name not in labels:
             suggestions = get_close_matches(name, labels, n=1)
             fix = f"Did you mean {suggestions[0]!r}? " if suggestions else ""
-            raise RecipeError(f"the model has no class called {name!r}", f"{fix}Choose from {', '.join(labels)}")
+            raise RecipeError(f"the model has no {noun} called {name!r}", f"{fix}Choose from {', '.join(labels)}")
     return [list(labels).index(name) for name in names]
 
 
@@ -279,9 +281,10 @@ def explain_rows(
     for these rows if known; otherwise they are computed in the batches of `predict`. `remarks`: see read_fitted_images.
     `row_classes`: the class or finding to explain in each row, instead of the most probable one.
     """
-    labels = explainer.classifier.labels
-    class_indices = find_class_indices(labels, classes)
-    first_indices = find_class_indices(labels, row_classes) if row_classes is not None else [None] * len(table)
+    class_indices = find_class_indices(explainer.classifier, classes)
+    first_indices = (
+        find_class_indices(explainer.classifier, row_classes) if row_classes is not None else [None] * len(table)
+    )
     wanted = iter([Wanted(first, class_indices) for first in first_indices])
     files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
     images = read_fitted_images(files, explainer.classifier.input_spec.image_size, image_cache, depths, remarks)

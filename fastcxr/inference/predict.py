@@ -24,6 +24,7 @@ from fastcxr.io.threads import map_ahead
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.metrics.finding_calibration import calibrate_findings
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
+from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
@@ -64,7 +65,8 @@ def predict(
     Probabilities include the temperature of a Classifier, and test-time augmentation. A Learner has no temperature:
     it is fitted when the run is saved. fastai's `learner.get_preds` and `learner.predict` apply neither.
 
-    An unreadable file yields a row without probabilities and with a reason in the column error. The last column holds
+    A Classifier of findings adds the decision on each finding; see metrics.thresholds.apply_thresholds. An unreadable
+    file yields a row without probabilities and with a reason in the column error. The last column holds
     the warnings on each image. If the model has an out-of-distribution detector, an out-of-distribution image has no
     predicted class; see metrics.predictions.mark_ood. Without one, every readable image has a predicted class, and the
     columns ood_score and in_distribution are missing; a message states it.
@@ -139,7 +141,8 @@ def _score_images(
 def log_missing_detector(classifier: Classifier | Ensemble) -> None:
     """Log that the model cannot recognize out-of-distribution images, if it has no detector."""
     if not classifier.has_ood_detector:
-        log.info("this model has no out-of-distribution detector: every readable image gets a class")
+        result = "decisions" if classifier.task == MULTI_LABEL else "a class"
+        log.info("this model has no out-of-distribution detector: every readable image gets %s", result)
 
 
 def predict_images(
@@ -260,9 +263,8 @@ def score_batch(classifier: Classifier, images: np.ndarray) -> Scores:
 def compute_probability(logits: torch.Tensor, classifier: Classifier) -> np.ndarray:
     """Return probabilities from logits, both of shape (n, k): softmax of classes, or sigmoid of each finding.
 
-    The probabilities of all commands and reports come from this function. The temperature is applied to them by
-    scale_probabilities, as it is at the end of a training run, so that no digit differs; likewise the calibration lines
-    of findings.
+    The probabilities of all commands and reports come from this function. It applies the temperature, or the
+    calibration lines of findings, as the end of a training run does, so that no digit differs.
     """
     # float64, because scikit-learn requires rows that sum to one; on the CPU, because Apple GPUs have no float64
     logits = logits.cpu().double()
@@ -310,6 +312,8 @@ def _make_predictions(
     predictions = make_predictions(table, scores.probability, classifier.labels, errors, findings=findings)
     if scores.ood_score is not None:
         predictions = mark_ood(predictions, scores.ood_score)
+    if findings and classifier.thresholds:  # those of a Learner are chosen when the run is saved
+        predictions = apply_thresholds(predictions, classifier.thresholds)
     texts = [[format_remarks(part[row]) for part in remarks if row in part] for row in range(len(table))]
     warnings = {WARNINGS_COLUMN: ["; ".join(filter(None, parts)) for parts in texts]}
     return Predictions(predictions.table.assign(**warnings), predictions.labels)

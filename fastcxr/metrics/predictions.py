@@ -228,15 +228,26 @@ def mark_ood(predictions: Predictions, ood_scores: np.ndarray) -> Predictions:
     return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
 
 
+def drop_blank_truth(predictions: Predictions) -> pd.DataFrame:
+    """Return the columns of predictions.csv: without those of the truth if decisions are there and no label is known.
+
+    The columns of the decisions then state that the labels are findings.
+    """
+    table, labels = predictions.table, predictions.labels
+    truth = [TRUTH_PREFIX + label for label in labels]
+    has_decisions = predictions.is_multi_label and DECISION_PREFIX + labels[0] in table
+    return table.drop(columns=truth) if has_decisions and table[truth].isna().all(axis=None) else table
+
+
 def find_ood_rows(predictions: Predictions) -> np.ndarray:
     """Return which images are out-of-distribution, booleans of shape (n,); all False without an OOD detector."""
     return (predictions.table.get(IN_DISTRIBUTION_COLUMN, pd.Series("", predictions.table.index)) == "no").to_numpy()
 
 
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
-    """Write predictions.csv to a path or an open stream, in full precision."""
+    """Write predictions.csv to a path or an open stream, in full precision; see drop_blank_truth."""
     require_type("predictions", predictions, Predictions)
-    table = escape_formulas(predictions.table)
+    table = escape_formulas(drop_blank_truth(predictions))
     text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # pandas does not quote a single carriage return, and reads it as the end of a row
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
@@ -262,6 +273,8 @@ def read_predictions(path: str | Path) -> Predictions:
         labels = _find_labels(table)
         names = [PROBABILITY_PREFIX + label for label in labels]
         columns = {name: table[name].replace("", "nan").astype(float) for name in names}
+        if labels and TRUTH_PREFIX + labels[0] not in table and DECISION_PREFIX + labels[0] in table:
+            table = _insert_blank_truth(table, labels)
         names = [TRUTH_PREFIX + label for label in labels if TRUTH_PREFIX + label in table]
         columns |= {name: pd.to_numeric(table[name].replace("", None)).astype(FINDING_DTYPE) for name in names}
         return Predictions(table.assign(**columns), labels)
@@ -270,6 +283,13 @@ def read_predictions(path: str | Path) -> Predictions:
             raise DataError(error.problem, error.fix, path=path, code=error.code) from error
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(f"not a predictions.csv ({reason})", _WRONG_FILE_FIX, path=path) from error
+
+
+def _insert_blank_truth(table: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Return the table with the columns that drop_blank_truth leaves out, after the probabilities."""
+    start = table.columns.get_loc(PROBABILITY_PREFIX + labels[-1]) + 1  # pyright: ignore[reportOperatorIssue]  a number
+    truth = pd.DataFrame("", index=table.index, columns=[TRUTH_PREFIX + label for label in labels])
+    return pd.concat([table.iloc[:, :start], truth, table.iloc[:, start:]], axis=1)
 
 
 def _find_predictions_file(path: Path) -> Path:

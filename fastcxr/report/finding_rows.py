@@ -53,7 +53,12 @@ RANKING_METRICS = ("auroc", "average_precision")
 
 
 def make_mean_rows(split_metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the means over the findings: name, AUROC and average precision, each as (value, interval)."""
+    """Return the means over the findings: name, AUROC and average precision, each as (value, interval).
+
+    Empty for one finding.
+    """
+    if len(split_metrics["labels"]) < 2:
+        return []
     return [
         {"name": text}
         | {

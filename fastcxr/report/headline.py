@@ -32,12 +32,13 @@ def get_primary_metrics(record: RunRecord, metrics: Mapping[str, Any]) -> Mappin
 
 
 def describe_intervals(split_metrics: Mapping[str, Any] | None) -> str:
-    """Return the confidence level and the sampling unit of the intervals; "" without intervals."""
+    """Return confidence level, sampling unit and, if it is stated, method of the intervals; "" without intervals."""
     intervals = (split_metrics or {}).get("intervals") or {}
     if not intervals.get("of"):
         return ""
     unit_text = ", clustered by patient" if intervals["unit"] == "patient" else "; each patient has one image"
-    return f"95 % confidence intervals{unit_text}."
+    method = f" ({intervals['method']})" if "method" in intervals else ""
+    return f"95 % confidence intervals{unit_text}{method}."
 
 
 def make_headline_rows(
@@ -59,7 +60,8 @@ def _list_metrics(parts: list[Mapping[str, Any]]) -> list[Metric]:
     """Return the metrics of the task of these splits, without those that say nothing or are not computed."""
     if any(part.get("task") == MULTI_LABEL for part in parts):
         has_five = any("chexpert5" in part["auroc"] for part in parts)
-        return [metric for metric in FINDING_METRICS if metric[1] != "auroc.chexpert5" or has_five]
+        is_shown = {"auroc.chexpert5": has_five, "auroc.weighted": any(len(part["labels"]) > 1 for part in parts)}
+        return [metric for metric in FINDING_METRICS if is_shown.get(metric[1], True)]
     # with two classes top-2 accuracy is always 1
     has_top2 = any(len(part["labels"]) > 2 for part in parts)
     return [metric for metric in METRICS if metric[1] != "top2_accuracy" or has_top2]

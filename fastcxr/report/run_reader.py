@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.audit.manifest_checks import find_exclusive_classes, find_exclusive_labels
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.config.validation import parse_prevalence
 from fastcxr.data.findings import (
     FINDING_PREFIX,
@@ -43,6 +44,11 @@ class SaliencyMaps:
 
     table: pd.DataFrame
     metadata: dict[str, Any]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the maps are those of findings, of which an image may have several."""
+        return self.metadata.get("task") == MULTI_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +111,12 @@ class RunRecord(DatasetRecord):
     saliency_maps: SaliencyMaps  # no rows if the run has none
     missing_files: tuple[str, ...]
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
         """One row per image: the manifest, or the predictions if there is none."""
-        return self.manifest if len(self.manifest) else self.predictions.table
+        if len(self.manifest):
+            return self.manifest
+        return _parse_findings(self.predictions.table, self.folder / "predictions.csv")
 
     @property
     def calibration(self) -> dict[str, Any]:
@@ -259,7 +267,10 @@ def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _read_manifest(path: Path) -> pd.DataFrame:
     """Read every cell as text, except those of findings (see fastcxr.data.findings)."""
-    table = _read_text_table(path, ("source", "path", "label", "patient", "split"))
+    return _parse_findings(_read_text_table(path, ("source", "path", "label", "patient", "split")), path)
+
+
+def _parse_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     columns = {FINDING_PREFIX + name: name for name in list_findings(table)}
     findings = parse_finding_columns(table, columns, path)
     return table.assign(**{name: findings[name] for name in findings.columns})

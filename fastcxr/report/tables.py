@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fastcxr.data.findings import split_labels
 from fastcxr.io.formatting import format_interval, format_number, format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, PROBABILITY_PREFIX, select_most_wrong
@@ -63,13 +64,14 @@ def _format_leaderboard_cell(row: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def make_border_share_rows(maps: SaliencyMaps) -> list[dict[str, Any]]:
-    """Return for each predicted class the median border share, the number of images, and whether it is too high."""
+    """Return the median border share of each predicted class or finding, its images, and whether it is too high."""
     return [
         {
             "label": label,
             "share": format_percent(found["median"]),
             "images": pluralize(found["images"], "image"),
             "is_far": found["median"] > MAX_BORDER_SHARE,
+            "is_finding": maps.is_multi_label,
         }
         for label, found in (maps.metadata.get("border_share") or {}).items()
     ]
@@ -89,10 +91,22 @@ def describe_sanity_check(maps: SaliencyMaps) -> str:
 
 
 def make_saliency_cards(maps: SaliencyMaps, role: str = "") -> list[dict[Hashable, Any]]:
-    """Return the rows of saliency.csv with this role, with probability as a number and border share as text."""
+    """Return the rows of saliency.csv with this role, with probability as a number and border share as text.
+
+    other: the prediction, if it is not (or, of findings, does not include) the explained class; else empty.
+    """
     rows = maps.table[maps.table["role"] == role]
     border_shares = [format_percent(share) for share in pd.to_numeric(rows["border_share"])]
-    return rows.assign(probability=pd.to_numeric(rows["probability"]), border_share=border_shares).to_dict("records")
+    others = [_describe_other_prediction(row) for row in rows.to_dict("records")]
+    numbers = pd.to_numeric(rows["probability"])
+    return rows.assign(probability=numbers, border_share=border_shares, other=others).to_dict("records")
+
+
+def _describe_other_prediction(row: dict[Hashable, Any]) -> str:
+    labels = split_labels(row["predicted"])
+    if row[IN_DISTRIBUTION_COLUMN] == "no" or row["class"] in (row["predicted"], *labels):
+        return ""
+    return f"predicted {', '.join(labels) or 'none'}"
 
 
 def make_class_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:

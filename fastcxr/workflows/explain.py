@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.file_names import find_identifying_paths, warn_identifying_paths
 from fastcxr.data.findings import split_labels
@@ -48,9 +49,9 @@ def write_explanation(
 ) -> tuple[Path, int]:
     """Write saliency maps of all rows of `table` into a new folder; return the page and the number of unreadable rows.
 
-    Raises RecipeError for an unknown class, OutputError for a folder that is not empty.
+    Raises RecipeError for an unknown class or finding, OutputError for a folder that is not empty.
     """
-    find_class_indices(classifier.labels, classes)
+    find_class_indices(classifier, classes)
     explainer = make_explainer(classifier, table, method)
     acquire_directory(folder)
     remarks: dict[int, Remarks] = {}
@@ -155,6 +156,7 @@ def write_saliency_metadata(folder: Path, explainer: Explainer, method: Method, 
     border_shares = measured.groupby("class")["border_share"].agg(["median", "size"])
     metadata = {
         "method": method,
+        **({"task": MULTI_LABEL} if explainer.classifier.task == MULTI_LABEL else {}),
         "failure_reason": explainer.failure_reason,
         "check": check and {"correlation": list(check.correlation), "images": check.images, "passed": check.is_passed},
         "border_share": {

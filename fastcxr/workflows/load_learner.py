@@ -12,6 +12,8 @@ from fastai.learner import Learner
 from PIL import Image
 
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.data.findings import FINDING_PREFIX, NO_FINDING
 from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.errors import DataError, require_type
 from fastcxr.io.formatting import pluralize
@@ -87,8 +89,11 @@ def make_empty_loaders(classifier: Classifier, manifest: pd.DataFrame, recipe: R
     with TemporaryDirectory(prefix="fastcxr-") as temporary_dir:
         file = f"{temporary_dir}/gradient.png"  # fastai reads one item to learn the types of a batch
         Image.linear_gradient("L").save(file)
-        rows = [(file, label, split) for label in classifier.labels for split in ("train", "valid")]
+        labels = [NO_FINDING] if classifier.task == MULTI_LABEL else classifier.labels
+        rows = [(file, label, split) for label in labels for split in ("train", "valid")]
         table = pd.DataFrame(rows, columns=["file", "label", "split"])
+        if classifier.task == MULTI_LABEL:
+            table[[FINDING_PREFIX + name for name in classifier.labels]] = 0
         block = make_datablock(table, recipe, classifier.input_spec)
         options = {"device": find_device(recipe.device), "dl_type": LoaderWithoutImages}
         loaders = DataBlock.dataloaders(block, table, **options).new_empty()

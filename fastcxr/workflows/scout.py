@@ -18,6 +18,10 @@ from torch import nn
 
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.data.findings import FINDING_PREFIX, is_multi_label, list_findings
+from fastcxr.data.label_options import find_uncertain_policy
+from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.errors import RecipeError, TrainingError, WeightsError
 from fastcxr.io.files import atomic_write
@@ -34,7 +38,12 @@ from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
 from fastcxr.report.style import to_svg
 from fastcxr.training.feature_cache import FeatureCache, make_feature_cache
-from fastcxr.training.learner import compute_macro_auroc, make_learner
+from fastcxr.training.learner import (
+    compute_finding_auroc_from_logits,
+    compute_macro_auroc,
+    find_task,
+    make_learner,
+)
 from fastcxr.training.linear_probe import FeatureSplit, compute_all_logits, fit_probe
 from fastcxr.training.loaders import make_loaders
 from fastcxr.workflows.load import load_dataset
@@ -47,12 +56,12 @@ DEFAULT_BACKBONES = (
     "resnet50", "densenet121", "regnety_008", "convnext_tiny", "vit_small_patch16_224", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 N_SAMPLE_IMAGES = 500
-MIN_CLASS_IMAGES = 30  # in the sample
+MIN_CLASS_IMAGES = 30  # of each class, and with each finding, in the sample
 N_FOLDS = 5
 N_TIMED_BATCHES = 4  # the first is a warm-up
 TABLE_FILE = "scout.csv"
 UNRANKED_MESSAGE = "%s is not ranked: %s"
-RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "auroc_sd", "accuracy")
+RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "auroc_sd")  # and accuracy of classes
 
 
 def scout(
@@ -110,18 +119,27 @@ def make_ranking(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def sample_manifest(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
-    """Return about N_SAMPLE_IMAGES images in folds, stratified, with MIN_CLASS_IMAGES or more of each class."""
+    """Return about N_SAMPLE_IMAGES images in folds, stratified, with MIN_CLASS_IMAGES or more of each class or finding.
+
+    All images of a class or finding with fewer images are in the sample.
+    """
     sample_fraction = min(1.0, N_SAMPLE_IMAGES / len(manifest))
     shuffled = manifest.sample(frac=1, random_state=recipe.seed)
-    class_samples = [
-        group.head(max(MIN_CLASS_IMAGES, round(sample_fraction * len(group)))) for _, group in shuffled.groupby("label")
-    ]
-    return split_into_folds(pd.concat(class_samples, ignore_index=True), N_FOLDS, unit=recipe.split, seed=recipe.seed)
+    if is_multi_label(shuffled):
+        is_present = shuffled[[FINDING_PREFIX + name for name in list_findings(shuffled)]].eq(1).fillna(False)
+        groups = [shuffled[is_present[column].astype(bool)] for column in is_present]
+        groups.append(shuffled[~is_present.any(axis=1).astype(bool)])
+    else:
+        groups = [group for _, group in shuffled.groupby("label")]
+    samples = pd.concat([group.head(max(MIN_CLASS_IMAGES, round(sample_fraction * len(group)))) for group in groups])
+    samples = samples[~samples.index.duplicated()].reset_index(drop=True)
+    return split_into_folds(samples, N_FOLDS, unit=recipe.split, seed=recipe.seed)
 
 
 def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:
     """Return a row of the table; after an error it has only a note."""
-    row = {"backbone": recipe.backbone} | dict.fromkeys(RESULT_COLUMNS, np.nan)
+    names = RESULT_COLUMNS if is_multi_label(manifest) else (*RESULT_COLUMNS, "accuracy")
+    row = {"backbone": recipe.backbone} | dict.fromkeys(names, np.nan)
     try:
         return row | measure_candidate(recipe, manifest, progress)
     except (RecipeError, TrainingError) as error:
@@ -167,7 +185,7 @@ def measure_throughput(learner: Learner) -> float:
 def cross_validate_head(
     learner: Learner, recipe: Recipe, manifest: pd.DataFrame, progress: Progress
 ) -> dict[str, float]:
-    """Return AUROC (mean and standard deviation) and accuracy over the folds.
+    """Return AUROC (mean and standard deviation) and, of classes, accuracy over the folds.
 
     Each fold is held out once; the next fold selects the L2 penalty.
     """
@@ -178,28 +196,47 @@ def cross_validate_head(
     folds = sorted(manifest["fold"].unique())
     for number, fold in enumerate(folds):
         valid_fold = folds[(number + 1) % len(folds)]
+        is_train = ~manifest["fold"].isin([fold, valid_fold])
         train, valid, test = (
-            select_features(manifest[rows], feature_cache, labels, device)
-            for rows in (
-                ~manifest["fold"].isin([fold, valid_fold]),
-                manifest["fold"] == valid_fold,
-                manifest["fold"] == fold,
+            select_features(part, feature_cache, make_targets(part, labels, part_recipe).to(device))
+            for part, part_recipe in (
+                (manifest[is_train], recipe),
+                (manifest[manifest["fold"] == valid_fold], None),
+                (manifest[manifest["fold"] == fold], None),
             )
         )
         head_fit = fit_probe(head, loss, train, valid, progress)
-        probability = compute_all_logits(head_fit.weight, head, test).softmax(dim=1)
-        accuracy_of_fold = float((probability.argmax(dim=1) == test.labels).float().mean())
-        results.append((compute_macro_auroc(probability, test.labels), accuracy_of_fold))
-    auroc, accuracy = np.array(results).T
-    return {"auroc": float(auroc.mean()), "auroc_sd": float(auroc.std(ddof=1)), "accuracy": float(accuracy.mean())}
+        logits = compute_all_logits(head_fit.weight, head, test)
+        results.append(compute_fold_metrics(logits, test.labels, find_task(learner.dls)))
+    metrics = {name: np.array([result[name] for result in results]) for name in results[0]}
+    means = {name: float(values.mean()) for name, values in metrics.items()}
+    return means | {"auroc_sd": float(metrics["auroc"].std(ddof=1))}
 
 
-def select_features(
-    table: pd.DataFrame, feature_cache: FeatureCache, labels: list[str], device: torch.device
-) -> FeatureSplit:
-    """Return the features and labels of the images in `table`, each image once; a fit computes on `device`."""
-    targets = torch.tensor([labels.index(label) for label in table["label"]], device=device)
-    rows, weights = feature_cache.find_rows(table["file"].tolist()), torch.ones(len(table), device=device)
+def compute_fold_metrics(logits: torch.Tensor, targets: torch.Tensor, task: str) -> dict[str, float]:
+    """Return the macro AUROC and, of classes, the accuracy of a held-out fold; `targets`: see make_targets."""
+    if task == MULTI_LABEL:
+        return {"auroc": compute_finding_auroc_from_logits(logits, targets)}
+    probability = logits.softmax(dim=1)
+    accuracy = float((probability.argmax(dim=1) == targets).float().mean())
+    return {"auroc": compute_macro_auroc(probability, targets), "accuracy": accuracy}
+
+
+def make_targets(table: pd.DataFrame, labels: list[str], recipe: Recipe | None) -> torch.Tensor:
+    """Return the class numbers, shape (n,), or the targets of findings, shape (n, k).
+
+    `recipe`: of training images, whose uncertain labels it decides on; None for other images.
+    """
+    if not is_multi_label(table):
+        return torch.tensor([labels.index(label) for label in table["label"]])
+    if recipe is None:
+        return torch.from_numpy(compute_truth(table, labels))
+    return torch.from_numpy(compute_truth(table.assign(split="train"), labels, find_uncertain_policy(recipe)))
+
+
+def select_features(table: pd.DataFrame, feature_cache: FeatureCache, targets: torch.Tensor) -> FeatureSplit:
+    """Return the features and targets of the images in `table`, each image once; a fit computes on their device."""
+    rows, weights = feature_cache.find_rows(table["file"].tolist()), torch.ones(len(table), device=targets.device)
     return FeatureSplit(feature_cache.features, rows, targets, weights)
 
 

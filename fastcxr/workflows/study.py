@@ -16,6 +16,7 @@ PublishedMetrics = Mapping[str, Mapping[str, float]]
 # heading and format of a metric; other metrics are formatted as percent under their own name
 METRIC_FORMATS = {
     "auroc": ("AUROC", format_score),
+    "average_precision": ("average precision", format_score),
     "top2_accuracy": ("top-2 accuracy", format_percent),
     "f1": ("F1", format_percent),
 }

@@ -141,6 +141,8 @@ class RunDir(OutputDir):
         calibration |= fit_thresholds(predictions, *targets)
         if predictions.is_multi_label:
             predictions = apply_thresholds(predictions, calibration)
+        if predictions.is_multi_label:
+            predictions = apply_thresholds(predictions, calibration)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         # the rest reads images again and may fail: the model is already saved

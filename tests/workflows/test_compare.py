@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from finding_predictions import FINDINGS, simulate_findings
+from rich.console import Console
 
+from fastcxr.cli.tables import show_comparison
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.errors import DataError, InputMissingError, OutputError
 from fastcxr.metrics.predictions import Predictions, make_predictions, write_predictions
 from fastcxr.workflows.compare import compare
 
@@ -84,13 +86,30 @@ def finding_runs(tmp_path):
 def test_findings_are_compared_one_by_one_and_training_labels_are_shown(finding_runs, tmp_path):
     page = compare(finding_runs, tmp_path / "out")
     rows, text = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"], page.read_text()
-    assert [row["label_policy"] for row in rows] == [
-        "blank default; uncertain ignore", "blank default; uncertain positive",
-    ]  # fmt: skip
-    assert rows[0]["label_policy"] in text and "Labels in training" in text
+    assert [row["label_policy"] for row in rows] == ["uncertain ignore", "uncertain positive"]
+    assert rows[0]["label_policy"] in text and "Labels<br>in training" in text
     for label in FINDINGS:
         value, low, high = rows[1]["findings"][label]["auroc"]
         assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
         assert f"difference {rows[1]['findings'][label]['auroc_difference'][0]:.3f}, p" in text
-    assert "AUROC by finding" in text and "Average precision, macro" in text and "Accuracy" not in text
+    assert "AUROC by finding" in text and "precision, macro" in text and "Accuracy" not in text
     assert len(list((tmp_path / "out" / "figures").glob("roc_*.svg"))) == len(FINDINGS)
+
+
+def test_findings_with_other_evaluated_labels_are_refused(finding_runs, tmp_path):
+    path = finding_runs[1] / "predictions.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    column = f"truth_{FINDINGS[0]}"
+    row = table.index[table[column] == "1"][0]
+    table.loc[row, column] = ""
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match="different labels for 1 images") as error:
+        compare(finding_runs, tmp_path / "out")
+    assert error.value.code == "E312"
+
+
+def test_the_terminal_shows_the_training_labels_and_average_precision(finding_runs, tmp_path, capsys):
+    compare(finding_runs, tmp_path / "out")
+    show_comparison(Console(width=200), tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "average precision, macro" in shown and "uncertain positive" in shown and "accuracy" not in shown

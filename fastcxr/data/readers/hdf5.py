@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from fastcxr.data.imaging.intensity import validate_size
+from fastcxr.data.readers.finding_columns import find_written_columns, parse_written_columns
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.tables import to_text
 
@@ -81,6 +82,8 @@ def read_packed_manifest(path: Path) -> pd.DataFrame:
         except H5PY_ERRORS as error:
             problem = f"the HDF5 file is damaged ({_format_error(error)})"
             raise DataError(problem, DAMAGED_FILE_FIX, path=path, code="E021") from error
+    if finding_columns := find_written_columns(rows):
+        rows = rows.assign(**parse_written_columns(rows, finding_columns, path))
     return rows.assign(file=[f"{path.absolute()}#{number}" for number in range(len(rows))])
 
 
