@@ -57,6 +57,7 @@ BASE = Recipe(
         max_warp=0.0, max_lighting=0.0,
     ),
 )  # fmt: skip
+# --weights FILE takes a checkpoint of CheXNet with 14 findings: its backbone is loaded, the head of four classes is new
 CHEXNET = BASE.replace(backbone="densenet121", weights="xrv:densenet121-res224-nih")
 PNEUMONIA_CLASSES = ("Bacteria", "Virus")
 

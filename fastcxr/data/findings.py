@@ -26,6 +26,7 @@ BLANK_AS_ABSENT = -2
 JOIN_ORDER = (BLANK_AS_ABSENT, -1, 0, 1)  # of the values that duplicates of an image have, the last one is kept
 MAX_SHOWN_LABELS = 8  # groups of images in a report if there are several labels per image
 VALUE_BY_CELL = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1, "-2": BLANK_AS_ABSENT}
+VALUE_BY_CELL |= {"-2.0": BLANK_AS_ABSENT}  # the text of a column with missing values
 
 
 def list_findings(rows: pd.DataFrame) -> list[str]:

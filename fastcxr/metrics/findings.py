@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcxr.errors import DataError
 from fastcxr.metrics.bootstrap import MetricDraws, Ranking, average_defined
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.scored_images import ScoredImages
@@ -40,7 +41,12 @@ def compute_finding_metrics(images: ScoredImages) -> dict[str, Any]:
 
     `auroc` and `average_precision` have `macro` and `weighted` means (by the number of positives) over the findings of
     `averaged`, which have both classes. `auroc.chexpert5` is present if all five findings of CheXpert are.
+
+    Raises:
+        DataError: an image has no probability.
     """
+    if not np.isfinite(images.probability).all():
+        raise DataError("an image has no probability", "Exclude it with Predictions.scorable()", code="E309")
     draws = FindingInputs.of(images).compute(np.ones((1, len(images.truth))))
     values = {name: float(column[0]) if np.isfinite(column[0]) else None for name, column in draws.items()}
     positives, negatives = images.positive.sum(axis=0), images.negative.sum(axis=0)

@@ -2,7 +2,8 @@
 
 If every patient has one image: Wilson for a proportion, logit-DeLong for an AUROC (Newcombe at 0 or 1). Metrics without
 a formula, and all metrics if patients have several images, use a bootstrap over patients. At 0 or 1, where all draws
-are equal, the formula is used with the number of patients as the number of images.
+are equal, the formula is used with the number of patients as the number of images. AUROCs of findings use a formula for
+clusters above MAX_BOOTSTRAP_PATIENTS patients (clustered_auroc).
 """
 
 from collections.abc import Mapping, Sequence

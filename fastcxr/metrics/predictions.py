@@ -76,7 +76,7 @@ class Predictions:
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that have rows: train, valid, test, then others by name."""
-        present = set(self.table["split"]) - {""}
+        present = set(self.table["split"].unique()) - {""}
         return (*(s for s in SPLITS if s in present), *sorted(present - set(SPLITS)))
 
     @property

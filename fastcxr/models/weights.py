@@ -50,6 +50,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         state = rename_chexnet_keys(_unwrap_state_dict(read_state_dict(path)))
     network_state = network.state_dict()
     dropped = _find_mismatched_head_keys(state, network_state, find_head_modules(network))
+    n_outputs = sorted({len(state[key]) for key in dropped if key.endswith(".bias")})
     state = {key: value for key, value in state.items() if key not in dropped}
     optional_keys = find_head_state_keys(network)
     optional_keys |= {key for key in network_state if key.endswith("num_batches_tracked")}  # unused, not in older files
@@ -68,7 +69,8 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise WeightsError(problem, "Copy or download the file again", path=path, code="E204")
     network.load_state_dict(state, strict=False)
     if dropped:
-        log.info("weights loaded from %s, except for layers of the head that differ", Path(path).name)
+        text = "weights loaded from %s; the head is new, because that of the file differs (outputs: %s)"
+        log.info(text, Path(path).name, ", ".join(map(str, n_outputs)) or "unknown")
 
 
 def find_weights_file(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastcxr.audit.findings import FILE_FIX
+from fastcxr.data.findings import is_multi_label
 from fastcxr.io.formatting import format_percent, format_score, join_names, pluralize
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.headline import get_primary_metrics
@@ -15,6 +16,7 @@ from fastcxr.report.run_reader import DatasetRecord, RunRecord
 
 Found = Iterator[tuple[str, ...]]  # text, names in the title
 Metrics = Mapping[str, Any]
+MAX_LISTED = 12  # classes or findings in one notice
 MIN_CLASS_IMAGES = 20  # below it one image moves the sensitivity of the class by more than five points
 EXCLUSIVE_ATTRIBUTES = {  # with the check of the audit that includes them, and the fix
     "source": ("sources", "Add images of all classes from the same sources."),
@@ -123,7 +125,8 @@ def find_absent_classes(record: DatasetRecord, metrics: Metrics) -> Found:
     absent = [label for label, n in _count_class_images(record, metrics).items() if n == 0]
     if absent:
         split = _get_split(record)
-        text = f"{'Its' if len(absent) == 1 else 'Their'} metrics are missing; means cover the other classes."
+        units = "findings" if is_multi_label(record.table) else "classes"
+        text = f"{'Its' if len(absent) == 1 else 'Their'} metrics are missing; means cover the other {units}."
         yield text, "held-out image" if split == OUT_OF_FOLD else f"{split} image", join_names(absent, "or")
 
 
@@ -133,8 +136,19 @@ def find_small_classes(record: DatasetRecord, metrics: Metrics) -> Found:
     if counts:
         n_min = min(counts.values())
         points = f"{'up to ' * (n_min > 1)}{100 / n_min:.0f} points"
-        sizes = join_names([f"{label} {n}" for label, n in counts.items()])
-        yield (f"In the {name_split(_get_split(record))}: {sizes}. One image changes the sensitivity by {points}.",)
+        sizes = _list_smallest(counts)
+        unit = "finding" if is_multi_label(record.table) else "class"
+        yield f"In the {name_split(_get_split(record))}: {sizes}. One image changes the sensitivity by {points}.", unit
+
+
+def _list_smallest(counts: Mapping[str, int]) -> str:
+    """Return the number of images of each class; of many, the smallest ones first and the number of the others."""
+    texts = [f"{label} {n}" for label, n in counts.items()]
+    if len(texts) <= MAX_LISTED:
+        return join_names(texts)
+    smallest = sorted(counts, key=lambda label: counts[label])[: MAX_LISTED - 1]
+    others = pluralize(len(counts) - len(smallest), "other")
+    return join_names([*(f"{label} {counts[label]}" for label in smallest), others])
 
 
 def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:
@@ -174,7 +188,8 @@ def list_failed_checks(record: RunRecord) -> list[dict[str, Any]]:
     for attribute, text in _describe_exclusive_classes(record).items():
         check, fix = EXCLUSIVE_ATTRIBUTES[attribute]
         if check not in names:
-            rows.append({"title": f"{attribute.capitalize()} and class", "message": text, "fix": fix})
+            unit = "finding" if is_multi_label(record.table) else "class"
+            rows.append({"title": f"{attribute.capitalize()} and {unit}", "message": text, "fix": fix})
     # an image-level split has its own rule
     return [row for row in failed if row["check"] != "patients"] + rows
 
@@ -185,7 +200,8 @@ def _describe_exclusive_classes(record: DatasetRecord) -> dict[str, str]:
     for attribute, classes in record.exclusive_classes.items():
         names = join_names([f"{label} ({n:,} of {pluralize(n_all, 'image')})" for label, (n, n_all) in classes.items()])
         if classes:
-            text = f"No other class has the {attribute} of {names}. "
+            unit = "finding" if is_multi_label(record.table) else "class"
+            text = f"No other {unit} has the {attribute} of {names}. "
             texts[attribute] = f"{text}A model may learn the {attribute} instead of the disease."
     return texts
 
@@ -202,7 +218,7 @@ def _count_class_images(record: DatasetRecord, metrics: Metrics) -> dict[str, in
     """Return the test images of each class; of a dataset without test split, nothing."""
     if isinstance(record, RunRecord):
         per_class = get_primary_metrics(record, metrics).get("per_class", {})
-        return {label: row["support"] for label, row in per_class.items()}
+        return {label: row["positives" if "positives" in row else "support"] for label, row in per_class.items()}
     test_labels = record.labelled_images.loc[record.labelled_images["split"] == "test", "label"]
     counts = test_labels.value_counts()
     return {label: int(counts.get(label, 0)) for label in record.labels} if len(counts) else {}
@@ -221,11 +237,12 @@ def _compare_with_patient_split(image_level_metrics: Metrics, record: RunRecord)
     if not image_level_metrics or not record.patient_split_metrics:
         return ""
     (accuracy, auroc), (image_accuracy, image_auroc) = (
-        (part["accuracy"], part["auroc"]["macro"]) for part in (record.patient_split_metrics, image_level_metrics)
+        (part.get("accuracy"), part["auroc"]["macro"]) for part in (record.patient_split_metrics, image_level_metrics)
     )
-    if None in (accuracy, auroc, image_accuracy, image_auroc):
+    if auroc is None or image_auroc is None:
         return ""
-    return (
-        f"With a patient-level split: accuracy {format_percent(accuracy)} "
-        f"({100 * (accuracy - image_accuracy):+.1f} points), AUROC {format_score(auroc)} ({auroc - image_auroc:+.3f})."
-    )
+    auroc_text = f"AUROC {format_score(auroc)} ({auroc - image_auroc:+.3f})"
+    if accuracy is None or image_accuracy is None:  # of findings
+        return f"With a patient-level split: {auroc_text}."
+    points = 100 * (accuracy - image_accuracy)
+    return f"With a patient-level split: accuracy {format_percent(accuracy)} ({points:+.1f} points), {auroc_text}."

@@ -13,13 +13,12 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from fastcxr.errors import DataError, require_type
 from fastcxr.io.formatting import format_score
 from fastcxr.io.html import replace_unprintable
-from fastcxr.metrics.calibration import compute_calibration
+from fastcxr.metrics.calibration import compute_image_calibration
 from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.report.figures import (
     compute_reliability_points,
     draw_confusion_matrix,
-    list_drawable_classes,
     style_unit_axes,
 )
 from fastcxr.report.style import class_line, shorten
@@ -29,11 +28,11 @@ MAX_NAME_LENGTH = 18
 
 @dataclass(kw_only=True, eq=False)
 class CurveDisplay:
-    """One curve per class, each class against the others.
+    """One curve per class, each class against the others, or one curve per finding.
 
     Attributes:
         split: the split of the images.
-        labels: the classes.
+        labels: the classes or findings.
         title: what the vertical axis shows.
         x_label: what the horizontal axis shows.
         curves: x and y of each curve by class; a class without positive or without negative images has none.
@@ -83,7 +82,10 @@ class ConfusionDisplay:
 
 
 def plot_roc(predictions: Predictions, ax: Axes | None = None, *, split: str | None = None) -> CurveDisplay:
-    """Plot the ROC curve of each class. `split`: default: the split of the main metrics (test, if there is one)."""
+    """Plot the ROC curve of each class or finding.
+
+    `split`: default: the split of the main metrics (test, if there is one).
+    """
     split, part = _select_split(predictions, split)
     classes = _list_classes(part)
     return CurveDisplay(
@@ -98,10 +100,9 @@ def plot_roc(predictions: Predictions, ax: Axes | None = None, *, split: str | N
 
 
 def plot_calibration(predictions: Predictions, ax: Axes | None = None, *, split: str | None = None) -> CurveDisplay:
-    """Plot the observed fraction of each class over its mean predicted probability. `split`: see plot_roc."""
+    """Plot the observed fraction of each class or finding over its mean probability. `split`: see plot_roc."""
     split, part = _select_split(predictions, split)
-    patients = part.table["patient"].tolist()
-    lines = compute_calibration(part.class_index, part.probability, part.labels, patients)["per_class"]
+    lines = compute_image_calibration(part.to_arrays())["per_class"]
     return CurveDisplay(
         split=split,
         labels=part.labels,
@@ -114,7 +115,11 @@ def plot_calibration(predictions: Predictions, ax: Axes | None = None, *, split:
 
 
 def plot_confusion(predictions: Predictions, ax: Axes | None = None, *, split: str | None = None) -> ConfusionDisplay:
-    """Plot the confusion matrix. `split`: see plot_roc."""
+    """Plot the confusion matrix. `split`: see plot_roc. Raises DataError for findings, which have none."""
+    require_type("predictions", predictions, Predictions)
+    if predictions.is_multi_label:
+        problem = "an image can have several findings, so there is no confusion matrix"
+        raise DataError(problem, "Plot `plot_roc` or `plot_calibration`, or use `predictions.metrics()`")
     split, part = _select_split(predictions, split)
     matrix = compute_metrics(part.class_index, part.probability, part.labels)["confusion_matrix"]
     return ConfusionDisplay(split=split, labels=part.labels, matrix=np.array(matrix)).plot(ax)
@@ -132,9 +137,14 @@ def _select_split(predictions: Predictions, split: str | None) -> tuple[str, Pre
 
 
 def _list_classes(part: Predictions) -> Sequence[tuple[str, np.ndarray, np.ndarray]]:
-    """Return label, membership and scores of each class that has both positive and negative images."""
-    drawable_classes = list_drawable_classes(part.class_index, len(part.labels))
-    return [(part.labels[k], is_class, part.probability[:, k]) for k, is_class in drawable_classes]
+    """Return label, membership and scores of each class that has both positive and negative images.
+
+    Images whose label of a finding is unknown are left out for this finding.
+    """
+    images = part.to_arrays()
+    is_known, is_present, scores = images.known, images.positive, images.probability
+    rows = [(label, is_present[is_known[:, k], k], scores[is_known[:, k], k]) for k, label in enumerate(images.labels)]
+    return [row for row in rows if row[1].any() and not row[1].all()]
 
 
 def _make_pyplot_axes() -> Axes:

@@ -10,6 +10,7 @@ from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.report import figures
 from fastcxr.report.data_figure_set import make_dataset_figures
+from fastcxr.report.finding_figure_set import make_finding_figures
 from fastcxr.report.html import format_split
 from fastcxr.report.run_reader import RunRecord
 from fastcxr.report.style import SvgFigure, to_svg_figure
@@ -26,7 +27,7 @@ def make_run_figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> d
     svg_figures = [
         *_make_learning_figures(record.history),
         *_make_lr_find_figures(record),
-        *_make_test_figures(record, metrics),
+        *_make_metrics_figures(record, metrics),
     ]
     return {figure.name: figure for figure in svg_figures} | make_dataset_figures(record)
 
@@ -58,7 +59,13 @@ def _make_lr_find_figures(record: RunRecord) -> list[SvgFigure]:
     return svg_figures
 
 
-def _make_test_figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[SvgFigure]:
+def _make_metrics_figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[SvgFigure]:
+    if record.predictions.is_multi_label:
+        return make_finding_figures(record.predictions, metrics)
+    return _make_class_figures(record, metrics)
+
+
+def _make_class_figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> list[SvgFigure]:
     """Return the confusion matrix and the curves of the primary split."""
     split, labels = record.predictions.primary_split, record.predictions.labels
     split_metrics = metrics.get(split) if split else None

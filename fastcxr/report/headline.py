@@ -3,17 +3,26 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.run_reader import RunRecord
 
-METRICS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+Metric = tuple[str, str, Callable[[float | None], str]]  # name, dotted name in metrics.json, format
+METRICS: tuple[Metric, ...] = (
     ("Accuracy", "accuracy", format_percent),
     ("Balanced accuracy", "balanced_accuracy", format_percent),
-    ("AUROC, macro", "auroc", format_score),
+    ("AUROC, macro", "auroc.macro", format_score),
     ("Top-2 accuracy", "top2_accuracy", format_percent),
 )
+FINDING_METRICS: tuple[Metric, ...] = (
+    ("AUROC, macro", "auroc.macro", format_score),
+    ("AUROC, weighted", "auroc.weighted", format_score),
+    ("AUROC, CheXpert five", "auroc.chexpert5", format_score),
+    ("Average precision, macro", "average_precision.macro", format_score),
+)
+FOLD_NAMES = {"auroc.macro": "auroc", "average_precision.macro": "average_precision"}  # names of columns in folds.csv
 COUNTS = (("Images", "n_images"), ("Patients", "n_patients"))
 
 
@@ -23,30 +32,39 @@ def get_primary_metrics(record: RunRecord, metrics: Mapping[str, Any]) -> Mappin
 
 
 def describe_intervals(split_metrics: Mapping[str, Any] | None) -> str:
-    """Return the confidence level and the sampling unit of the intervals; "" without intervals."""
+    """Return confidence level, sampling unit and, if it is stated, method of the intervals; "" without intervals."""
     intervals = (split_metrics or {}).get("intervals") or {}
     if not intervals.get("of"):
         return ""
     unit_text = ", clustered by patient" if intervals["unit"] == "patient" else "; each patient has one image"
-    return f"95 % confidence intervals{unit_text}."
+    method = f" ({intervals['method']})" if "method" in intervals else ""
+    return f"95 % confidence intervals{unit_text}{method}."
 
 
 def make_headline_rows(
     primary: Mapping[str, Any] | None, secondary: Mapping[str, Any] | None
 ) -> list[tuple[str, str, str, str]]:
     """Return rows of (metric, primary value, its interval, secondary value) as text."""
-    # with two classes top-2 accuracy is always 1
-    has_top2 = any(part and len(part["labels"]) > 2 for part in (primary, secondary))
     return [
         (
             name,
-            _format_metric(primary, key, formatter),
-            format_interval(dict(primary or {}), f"{key}.macro" if key == "auroc" else key, formatter),
-            _format_metric(secondary, key, formatter),
+            formatter(_get_value(primary, key)),
+            format_interval(dict(primary or {}), key, formatter),
+            formatter(_get_value(secondary, key)),
         )
-        for name, key, formatter in METRICS
-        if key != "top2_accuracy" or has_top2
+        for name, key, formatter in _list_metrics([part for part in (primary, secondary) if part])
     ]
+
+
+def _list_metrics(parts: list[Mapping[str, Any]]) -> list[Metric]:
+    """Return the metrics of the task of these splits, without those that say nothing or are not computed."""
+    if any(part.get("task") == MULTI_LABEL for part in parts):
+        has_five = any("chexpert5" in part["auroc"] for part in parts)
+        is_shown = {"auroc.chexpert5": has_five, "auroc.weighted": any(len(part["labels"]) > 1 for part in parts)}
+        return [metric for metric in FINDING_METRICS if is_shown.get(metric[1], True)]
+    # with two classes top-2 accuracy is always 1
+    has_top2 = any(len(part["labels"]) > 2 for part in parts)
+    return [metric for metric in METRICS if metric[1] != "top2_accuracy" or has_top2]
 
 
 def make_headline_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -65,7 +83,7 @@ def make_terminal_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], li
         secondary = find_secondary_split(metrics).replace("_", " ")
         return ("", "test", "95 % CI", secondary), make_headline_table(metrics)
     pooled, folds = metrics[OUT_OF_FOLD], metrics["folds"]
-    keys = {name: key for name, key, _ in METRICS}
+    keys = {name: FOLD_NAMES.get(key, key) for name, key, _ in _list_metrics([pooled])}
     rows = [
         (name, value, interval, format_mean_sd(folds.get(keys[name])))
         for name, value, interval, _ in make_headline_rows(pooled, None)
@@ -88,6 +106,8 @@ def format_mean_sd(fold_statistics: Mapping[str, Any] | None) -> str:
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _format_metric(split_metrics: Mapping[str, Any] | None, key: str, formatter: Callable[[float | None], str]) -> str:
-    value = (split_metrics or {}).get(key)
-    return formatter(value.get("macro") if isinstance(value, dict) else value)
+def _get_value(split_metrics: Mapping[str, Any] | None, dotted_name: str) -> float | None:
+    value: Any = split_metrics or {}
+    for name in dotted_name.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -38,8 +38,8 @@ def find_implausible_auroc(record: RunRecord, metrics: Metrics) -> Found:
     if auroc is None or auroc <= MAX_PLAUSIBLE_AUROC or metrics.get("external_drop") or has_failed_check:
         return
     single_source_text = (
-        "All images have the same source. If each class came from a different hospital or device, the metrics do not "
-        "measure the disease. Name the sources with --data A --data B or with a column source. "
+        f"All images have the same source. If each {_name_label(record)} came from a different hospital or device, the "
+        "metrics do not measure the disease. Name the sources with --data A --data B or with a column source. "
     )
     yield (
         f"Macro AUROC is {format_score(auroc)}. Models with such values have been found to detect the hospital and not "
@@ -65,21 +65,56 @@ def find_constant_predictions(record: RunRecord, metrics: Metrics) -> Found:
 
 
 def find_never_predicted_classes(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield the classes that the model predicts for no image, unless it predicts one class for all."""
+    """Yield the classes that the model predicts for no image, unless it predicts one class for all.
+
+    Of findings, those that are present in some image and reach the threshold in none.
+    """
+    split = name_split(record.predictions.primary_split)
+    if record.predictions.is_multi_label:
+        missed = {
+            label: row["positives"]
+            for label, row in get_primary_metrics(record, metrics).get("per_class", {}).items()
+            if row["positives"] and row["sensitivity"] == 0 and row["specificity"] in (1, None)
+        }
+        if missed:
+            sizes = join_names([f"{label} {n:,}" for label, n in missed.items()])
+            text = f"Positive images in the {split}: {sizes}. None reaches the threshold."
+            yield f"{text} AUROC shows whether the probabilities separate the images.", join_names(list(missed), "or")
+        return
     true_counts, predicted = _count_confusion_matrix(record, metrics)
     missed = {label: n for label, n in true_counts.items() if label not in predicted}
     if missed and len(predicted) > 1:
         sizes = join_names([f"{label} {n}" for label, n in missed.items()])
-        text = f"In the {name_split(record.predictions.primary_split)}: {sizes}. None was detected."
         yield (
-            f"{text} Accuracy can be high nevertheless, if these classes have few images.",
+            f"In the {split}: {sizes}. None was detected."
+            " Accuracy can be high nevertheless, if these classes have few images.",
             join_names(list(missed), "or"),
         )
 
 
+def find_always_predicted_findings(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield the findings that reach the threshold in all images, although they are absent in some."""
+    if not record.predictions.is_multi_label:
+        return
+    per_class = get_primary_metrics(record, metrics).get("per_class", {})
+    labels = [
+        label
+        for label, row in per_class.items()
+        if row["negatives"] and row["specificity"] == 0 and row["sensitivity"] in (1, None)
+    ]
+    if labels:
+        text = f"Every image of the {name_split(record.predictions.primary_split)} reaches the threshold."
+        yield f"{text} The decision says nothing; AUROC may be useful nevertheless.", join_names(labels)
+
+
 def find_constant_folds(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield the folds whose model predicts one class for all images, unless all folds predict the same class."""
+    """Yield the folds whose model predicts one class for all images, unless all folds predict the same class.
+
+    Findings have no such folds: an image may have none of them.
+    """
     predictions, constant_labels = record.predictions, {}
+    if predictions.is_multi_label:
+        return
     for name in predictions.folds if predictions.primary_split == OUT_OF_FOLD else ():
         rows = predictions.for_split(OUT_OF_FOLD).for_fold(name).scorable()
         predicted = set(rows.probability.argmax(axis=1))
@@ -96,11 +131,12 @@ def find_constant_folds(record: RunRecord, metrics: Metrics) -> Found:
 
 
 def find_class_mismatch(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield the classes of model.json and predictions.csv if they differ."""
+    """Yield the classes or findings of model.json and predictions.csv if they differ."""
     labels = record.model.get("labels")
     if labels and list(labels) != list(record.predictions.labels):
         model_labels, predicted_labels = join_names(list(map(str, labels))), join_names(list(record.predictions.labels))
-        yield (f"model.json has {model_labels}; predictions.csv has {predicted_labels}.",)
+        units = "findings" if record.predictions.is_multi_label else "classes"
+        yield f"model.json has {model_labels}; predictions.csv has {predicted_labels}.", units
 
 
 def find_unreadable_images(record: RunRecord, metrics: Metrics) -> Found:
@@ -131,7 +167,7 @@ def find_missing_external_test(record: RunRecord, metrics: Metrics) -> Found:
     text = "The test images come from the sources of training. Run fastcxr evaluate RUN --data OTHER on external data."
     if record.table["source"].nunique() == 1:
         text += " All images have the same source. "
-        text += "If each class came from a different hospital, the model could learn the hospital."
+        text += f"If each {_name_label(record)} came from a different hospital, the model could learn the hospital."
     yield (text,)
 
 
@@ -145,14 +181,14 @@ def find_ood_images(rate: str, record: RunRecord, metrics: Metrics) -> Found:
         interval = f"95 % confidence interval {format_percent(low)} to {format_percent(high)}"
         images = f"{ood_rate['n_ood']:,} of {pluralize(ood_rate['n_images'], 'image')}"
         text = f"In the {name_split(record.predictions.primary_split)}: {images} ({format_percent(value)}, {interval})."
-        text += " They get no predicted class; all other metrics include them."
+        text += f" They get no {_name_prediction(record)}; all other metrics include them."
         yield (f"{text} {OOD_RATE_MEANING[rate == 'internal']}",)
 
 
 def find_missing_ood_detector(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield that the model predicts a class for any image."""
+    """Yield that the model predicts a class or findings for any image."""
     if not get_primary_metrics(record, metrics).get("ood"):
-        yield ("Any image gets a predicted class, even one of another body part.",)
+        yield (f"Any image gets a {_name_prediction(record)}, even one of another body part.",)
 
 
 def find_withheld_maps(record: RunRecord | SaliencyMaps, metrics: Metrics) -> Found:
@@ -231,14 +267,23 @@ def find_missing_files(record: RunRecord, metrics: Metrics) -> Found:
         yield (f"{join_names(list(record.missing_files))}. The report omits their content.",)
 
 
+def _name_label(record: RunRecord) -> str:
+    return "finding" if record.predictions.is_multi_label else "class"
+
+
+def _name_prediction(record: RunRecord) -> str:
+    return "decision" if record.predictions.is_multi_label else "predicted class"
+
+
 def _is_own_training(record: RunRecord) -> bool:
     return bool((record.model.get("choices") or {}).get("own_training"))
 
 
 def _count_confusion_matrix(record: RunRecord, metrics: Metrics) -> tuple[dict[str, int], list[str]]:
-    """Return the images of each true class that has any, and the predicted classes."""
+    """Return the images of each true class that has any, and the predicted classes; nothing of findings."""
     split_metrics = get_primary_metrics(record, metrics)
-    labels, matrix = split_metrics.get("labels", []), split_metrics.get("confusion_matrix", [])
+    matrix = split_metrics.get("confusion_matrix", [])
+    labels = split_metrics["labels"] if matrix else []
     true_counts = {label: sum(row) for label, row in zip(labels, matrix, strict=True) if sum(row)}
     return true_counts, [label for label, column in zip(labels, zip(*matrix, strict=True), strict=True) if any(column)]
 
@@ -266,13 +311,25 @@ def _get_maps(record: RunRecord | SaliencyMaps) -> SaliencyMaps:
 
 
 def _describe_external_test(name: str, drop: Mapping[str, Any], split_metrics: Metrics) -> tuple[str, str]:
-    """Return the outcome and the text: of macro AUROC, or if classes differ, of the sensitivity that drops most."""
+    """Return the outcome and the text: of macro AUROC, or if classes differ, of the sensitivity that drops most.
+
+    If the findings differ, of the AUROC that drops most.
+    """
     estimates, unshared_text = drop["figures"], _describe_unshared_classes(drop["only"])
     sensitivities = {
         label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"per_class.{label}.sensitivity"))
     }
+    aurocs = {label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"auroc.per_class.{label}"))}
     if "auroc.macro" in estimates:
         row, metric, formatter, confusion_text = estimates["auroc.macro"], "Macro AUROC", format_score, ""
+    elif aurocs:
+        label = max(aurocs, key=lambda key: aurocs[key])
+        row, metric, formatter, confusion_text = (
+            estimates[f"auroc.per_class.{label}"],
+            f"AUROC of {label}",
+            format_score,
+            "",
+        )
     elif sensitivities:
         label = max(sensitivities, key=lambda key: sensitivities[key])
         row, metric, formatter = estimates[f"per_class.{label}.sensitivity"], f"Sensitivity for {label}", format_percent
@@ -310,8 +367,8 @@ def _format_estimate(estimate: list[float | None], formatter: Callable[[float | 
 
 
 def _describe_confusion(split_metrics: Metrics, label: str) -> str:
-    """Return the most frequent wrong prediction for a class."""
-    if not split_metrics:
+    """Return the most frequent wrong prediction for a class; empty for a finding."""
+    if "confusion_matrix" not in split_metrics:
         return ""
     labels = split_metrics["labels"]
     row = split_metrics["confusion_matrix"][labels.index(label)]

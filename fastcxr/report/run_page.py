@@ -13,6 +13,7 @@ from fastcxr.metrics.subgroups import compute_subgroup_metrics
 from fastcxr.report.data_notices import is_image_level, merge_repeated_messages
 from fastcxr.report.data_tables import make_dataset_context
 from fastcxr.report.figure_set import make_run_figures
+from fastcxr.report.finding_report import make_finding_metrics_context
 from fastcxr.report.headline import describe_intervals, find_secondary_split, make_headline_rows
 from fastcxr.report.html import render, write_page
 from fastcxr.report.markdown import make_claim_checklist, make_model_card
@@ -32,6 +33,7 @@ from fastcxr.report.tables import (
     make_saliency_cards,
     make_subgroup_rows,
     make_threshold_rows,
+    name_drop_metrics,
 )
 from fastcxr.report.training_summary import (
     describe_fitted_on,
@@ -39,6 +41,7 @@ from fastcxr.report.training_summary import (
     describe_training,
     describe_valid_predictions,
     is_fit_only,
+    resolve_recipe,
 )
 
 
@@ -80,7 +83,7 @@ def compute_extra_metrics(record: RunRecord, metrics: dict[str, dict[str, Any]])
     extra_metrics = {
         "folds": summarize_folds(record.folds) if len(record.folds) else {},
         "external_drop": external_drops(record.predictions, metrics),
-        "subgroups": compute_subgroup_metrics(record.predictions),
+        "subgroups": compute_subgroup_metrics(record.predictions, record.calibration.get("thresholds")),
     }
     return {name: part for name, part in extra_metrics.items() if part}
 
@@ -89,14 +92,18 @@ def render_report(
     record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure] | None
 ) -> str:
     """Return the page as HTML text. `svg_figures`: None if none was drawn, which the page then states."""
-    return render("report.html.jinja", _make_context(record, metrics, svg_figures or {}), svg_figures)
+    context = _make_context(record, metrics, svg_figures or {}) | _make_headline_context(record, metrics)
+    if record.predictions.is_multi_label:
+        context |= make_finding_metrics_context(record, metrics)
+        return render("finding_report.html.jinja", context, svg_figures)
+    return render("report.html.jinja", context | _make_class_context(record, metrics), svg_figures)
 
 
 def _make_context(
     record: RunRecord, metrics: dict[str, dict[str, Any]], svg_figures: dict[str, SvgFigure]
 ) -> dict[str, Any]:
-    all_notices, cards = make_notices(record, metrics), make_misclassified_cards(record)
-    context = {
+    all_notices = make_notices(record, metrics)
+    return {
         "record": record,
         "title": _make_title(record),
         "fitted_on": describe_fitted_on(record),
@@ -104,13 +111,14 @@ def _make_context(
         "fold_refits": describe_fold_refits(record),
         "training": describe_training(record),
         "is_fit_only": is_fit_only(record),
+        "monitor": (record.model.get("choices") or {}).get("monitor")
+        or resolve_recipe(record).get("monitor")
+        or "the monitored metric",
         "image_level": is_image_level(record),
         "critical_notices": [n for n in all_notices if n.level == "critical"],
         "notices": [n for n in all_notices if n.level != "critical"],
         "messages": merge_repeated_messages(record),
         "cohort": make_dataset_context(record),
-        "misclassified": cards,
-        "has_maps": any(card["map"] for card in cards),
         "typical": make_saliency_cards(record.saliency_maps, "typical"),
         "border_shares": make_border_share_rows(record.saliency_maps),
         "sanity_check": describe_sanity_check(record.saliency_maps),
@@ -119,12 +127,10 @@ def _make_context(
         "fold_summary": summarize_folds(record.folds),
         "lr_find_figures": [figure for name, figure in svg_figures.items() if name.startswith("learning_rate_")],
     }
-    return context | _make_metrics_context(record, metrics)
 
 
-def _make_metrics_context(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    predictions = record.predictions
-    primary_split, splits, labels = predictions.primary_split, predictions.splits, predictions.labels
+def _make_headline_context(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    primary_split, splits = record.predictions.primary_split, record.predictions.splits
     primary = metrics[primary_split] if primary_split else None
     secondary_split = find_secondary_split(metrics)
     if secondary_split not in metrics or (primary_split != "test" and secondary_split != INTERNAL_TEST):
@@ -135,14 +141,25 @@ def _make_metrics_context(record: RunRecord, metrics: dict[str, dict[str, Any]])
         "secondary_split": secondary_split,
         "headline": make_headline_rows(primary, metrics[secondary_split] if secondary_split else None),
         "intervals": describe_intervals(primary),
+    }
+
+
+def _make_class_context(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the template values of the metrics and errors of classes."""
+    predictions, cards = record.predictions, make_misclassified_cards(record)
+    splits, labels = predictions.splits, predictions.labels
+    primary = metrics[predictions.primary_split] if predictions.primary_split else None
+    return {
         "classes": {split: make_class_rows(metrics[split]) for split in splits},
         "calibration": make_calibration_rows(primary) if primary else [],
         "thresholds": make_threshold_rows(primary) if primary else [],
         "calibration_lines": make_calibration_line_rows(primary) if primary else [],
         "reasons": {split: make_reason_rows(metrics[split]) for split in splits},
+        "misclassified": cards,
+        "has_maps": any(card["map"] for card in cards),
         "n_misclassified": _count_misclassified(primary),
         "confusions": make_confusion_rows(primary) if primary else [],
-        "drops": make_drop_rows(metrics.get("external_drop", {}), labels),
+        "drops": make_drop_rows(metrics.get("external_drop", {}), name_drop_metrics(labels)),
         "subgroups": make_subgroup_rows(metrics.get("subgroups", {}), labels),
     }
 

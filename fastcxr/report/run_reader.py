@@ -69,7 +69,7 @@ class DatasetRecord:
         """One row per image."""
         return self.manifest
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Every class, in the order of their colours; with several labels per image the most frequent findings."""
         return tuple(list_shown_labels(self.manifest))
@@ -111,10 +111,12 @@ class RunRecord(DatasetRecord):
     saliency_maps: SaliencyMaps  # no rows if the run has none
     missing_files: tuple[str, ...]
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
         """One row per image: the manifest, or the predictions if there is none."""
-        return self.manifest if len(self.manifest) else self.predictions.table
+        if len(self.manifest):
+            return self.manifest
+        return _parse_findings(self.predictions.table, self.folder / "predictions.csv")
 
     @property
     def calibration(self) -> dict[str, Any]:
@@ -132,9 +134,11 @@ class RunRecord(DatasetRecord):
         """Prevalence of each class for which the recipe states one."""
         return dict(parse_prevalence(entry) for entry in self.recipe.get("prevalence") or ())
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Classes of the model, followed by those that occur in the images only."""
+        """Classes of the model, followed by those that occur in the images only; of findings the most frequent ones."""
+        if self.predictions.is_multi_label:
+            return tuple(list_shown_labels(self.table)) if is_multi_label(self.table) else ()
         model_labels = self.predictions.labels
         return (*model_labels, *sorted(set(self.table["label"]) - {*model_labels, ""}))
 
@@ -263,7 +267,10 @@ def _read_text_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _read_manifest(path: Path) -> pd.DataFrame:
     """Read every cell as text, except those of findings (see fastcxr.data.findings)."""
-    table = _read_text_table(path, ("source", "path", "label", "patient", "split"))
+    return _parse_findings(_read_text_table(path, ("source", "path", "label", "patient", "split")), path)
+
+
+def _parse_findings(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     columns = {FINDING_PREFIX + name: name for name in list_findings(table)}
     findings = parse_finding_columns(table, columns, path)
     return table.assign(**{name: findings[name] for name in findings.columns})

@@ -93,21 +93,20 @@ def describe_sanity_check(maps: SaliencyMaps) -> str:
 def make_saliency_cards(maps: SaliencyMaps, role: str = "") -> list[dict[Hashable, Any]]:
     """Return the rows of saliency.csv with this role, with probability as a number and border share as text.
 
-    `verdict`: the predicted class if it is not the explained one, or the findings that reach their thresholds.
+    other: the prediction, if it is not (or, of findings, does not include) the explained class; else empty.
     """
     rows = maps.table[maps.table["role"] == role]
     border_shares = [format_percent(share) for share in pd.to_numeric(rows["border_share"])]
-    verdicts = [_describe_prediction(row, is_multi_label=maps.is_multi_label) for row in rows.to_dict("records")]
-    rows = rows.assign(probability=pd.to_numeric(rows["probability"]), border_share=border_shares, verdict=verdicts)
-    return rows.assign(is_finding=maps.is_multi_label).to_dict("records")
+    others = [_describe_other_prediction(row) for row in rows.to_dict("records")]
+    numbers = pd.to_numeric(rows["probability"])
+    return rows.assign(probability=numbers, border_share=border_shares, other=others).to_dict("records")
 
 
-def _describe_prediction(row: dict[Hashable, Any], *, is_multi_label: bool) -> str:
-    if row[IN_DISTRIBUTION_COLUMN] == "no" or row["class"] in ("", row["predicted"]):
+def _describe_other_prediction(row: dict[Hashable, Any]) -> str:
+    labels = split_labels(row["predicted"])
+    if row[IN_DISTRIBUTION_COLUMN] == "no" or row["class"] in (row["predicted"], *labels):
         return ""
-    if is_multi_label:
-        return f"predicted {join_names(split_labels(row['predicted'])) or 'no finding'}"
-    return f"predicted {row['predicted']}"
+    return f"predicted {', '.join(labels) or 'none'}"
 
 
 def make_class_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -248,16 +247,26 @@ def _make_probability_bars(row: dict[Hashable, Any], labels: tuple[str, ...]) ->
     return {"guess": labels[ranked[0][1]], "bars": bars}
 
 
-def make_drop_rows(drops: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return for each external test set the internal and external value of each metric, and the difference."""
-    return [{"name": name, "rows": _make_drop_metric_rows(drop["figures"], labels)} for name, drop in drops.items()]
+def make_drop_rows(drops: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
+    """Return for each external test set the internal and external value of each metric, and the difference.
+
+    `metric_names`: text by dotted name, in the order of the rows.
+    """
+    return [
+        {"name": name, "rows": _make_drop_metric_rows(drop["figures"], metric_names)} for name, drop in drops.items()
+    ]
 
 
-def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], labels: tuple[str, ...]) -> list[dict[str, Any]]:
+def name_drop_metrics(labels: tuple[str, ...]) -> dict[str, str]:
+    """Return the text of each metric of classes that is compared with an external test set, by its dotted name."""
     metric_names = {MACRO_AUROC: "AUROC, macro", "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy"}
     for label in labels:
         metric_names |= {f"per_class.{label}.{part}": f"{label}: {part}" for part in ("sensitivity", "specificity")}
         metric_names[f"auroc.per_class.{label}"] = f"{label}: AUROC"
+    return metric_names
+
+
+def _make_drop_metric_rows(estimates: dict[str, dict[str, Any]], metric_names: dict[str, str]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fastcxr.config.tasks import DEFAULTS, MULTI_LABEL, SINGLE_LABEL
 from fastcxr.io.formatting import format_learning_rate, join_names, pluralize
 from fastcxr.report.html import MONITOR_NAMES, SPLIT_NAMES
+from fastcxr.report.label_counts import describe_masked_labels
 from fastcxr.report.run_reader import RunRecord
 
 PROBE_STAGE = "probe"  # history.csv has one row for the fit of the head
@@ -84,7 +86,12 @@ def describe_training(record: RunRecord) -> list[str]:
         unit = "source" if record.recipe.get("leave_one_source_out") else "fold"
         text = f"One model per {unit}; the CLAIM.md of each {unit} lists the stages, learning rates and epochs."
         return [*_describe_strategy(record.recipe), text, *filter(None, [describe_fold_refits(record)])]
-    return [*_describe_strategy(record.recipe), *_describe_stages(record), *_describe_selection(record)]
+    return [
+        *_describe_strategy(record.recipe),
+        *_describe_stages(record),
+        *_describe_finding_loss(record),
+        *_describe_selection(record),
+    ]
 
 
 def _describe_strategy(recipe: Mapping[str, Any]) -> list[str]:
@@ -99,7 +106,7 @@ def _describe_strategy(recipe: Mapping[str, Any]) -> list[str]:
 def _describe_stages(record: RunRecord) -> list[str]:
     history, has_probe, choices = record.history, _has_probe(record.model), _get_choices(record.model)
     rates = [row for row in choices.get("learning_rates") or [] if isinstance(row, dict)]
-    recipe = dict(record.recipe)
+    recipe = resolve_recipe(record)
     if recipe.get("batch_size") == "auto" and "batch_size" in choices:
         recipe["batch_size"] = choices["batch_size"]
     n_epochs = history["stage"].value_counts(sort=False).to_dict() if "stage" in history else {}
@@ -112,12 +119,30 @@ def _describe_stages(record: RunRecord) -> list[str]:
     return [_describe_probe(record), *stages] if has_probe else stages
 
 
+def resolve_recipe(record: RunRecord) -> dict[str, Any]:
+    """Return the recipe with the loss, label smoothing and monitored metric of its task where it leaves them open."""
+    task = MULTI_LABEL if record.predictions.is_multi_label else SINGLE_LABEL
+    defaults = {name: value for name, value in DEFAULTS[task].items() if record.recipe.get(name, "") in (None, "auto")}
+    return record.recipe | defaults
+
+
+def _describe_finding_loss(record: RunRecord) -> list[str]:
+    """Return sentences on the loss of findings and its unknown labels; empty for one class per image."""
+    recipe = resolve_recipe(record)
+    if not record.predictions.is_multi_label or not isinstance(recipe.get("loss"), str):
+        return []
+    smoothing = recipe.get("label_smoothing")
+    smoothing_text = f"label smoothing {smoothing:g}" if smoothing else "no label smoothing"
+    loss = f"Loss: {_humanize(recipe['loss'])} over the known labels of all findings, {smoothing_text}."
+    return [loss, *filter(None, [describe_masked_labels(record)])]
+
+
 def _describe_probe(record: RunRecord) -> str:
-    probe, recipe = _get_choices(record.model).get("probe") or {}, record.recipe
+    probe, recipe = _get_choices(record.model).get("probe") or {}, resolve_recipe(record)
     penalty = "selected by validation loss"
     if probe:
         tried = join_names([f"{l2:g}" for l2 in probe["l2_tried"]])
-        penalty = f"{probe['l2']:g}, the one of {tried} with the lowest validation loss"
+        penalty = f"{_format_penalty(probe['l2'])}, the one of {tried} with the lowest validation loss"
     views = " of each image and its flipped image" if probe.get("views", 1) > 1 else ""
     return (
         f"Stage {PROBE_STAGE}: {_name_model(recipe)} on standardized features{views} from the frozen backbone, "
@@ -125,9 +150,20 @@ def _describe_probe(record: RunRecord) -> str:
     )
 
 
+def _format_penalty(l2: float | Mapping[str, float]) -> str:
+    """Return one penalty of all labels, or the range of the penalties of findings."""
+    if not isinstance(l2, Mapping):
+        return f"{l2:g}"
+    low, high = min(l2.values()), max(l2.values())
+    return f"{low:g}" if low == high else f"{low:g} to {high:g} by finding"
+
+
 def _name_model(recipe: Mapping[str, Any]) -> str:
     """Return the statistical model of the head that minimizes the loss of the recipe."""
     loss = recipe.get("loss")
+    if loss in ("binary_cross_entropy", "asymmetric"):
+        text = "independent logistic regressions, one per finding, fitted together on the known labels"
+        return text if loss == "binary_cross_entropy" else f"{text} with {_humanize(loss)} loss"
     if loss == "cross_entropy":
         return "multinomial logistic regression"
     if loss == "label_smoothing":

@@ -53,16 +53,19 @@ def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
 
 
 def _add_label_policies(rows: list[dict[str, Any]], run_dirs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return the rows with `label_policy`, the options for blank and uncertain labels, if the runs differ in them."""
-    policies = {}
-    for name, run_dir in run_dirs.items():
-        if "findings" in rows[0] and (run_dir / "recipe.json").is_file():
-            recipe = Recipe.from_json(run_dir)
-            parts = {"blank": recipe.blank, "uncertain": recipe.uncertain}
-            policies[name] = "; ".join(f"{option} {', '.join(given) or 'default'}" for option, given in parts.items())
-    if len(set(policies.values())) < 2:
+    """Return the rows of findings with `label_policy`, the options for unclear labels in which the runs differ."""
+    names = [row["name"] for row in rows if (run_dirs[row["name"]] / "recipe.json").is_file()]
+    if "findings" not in rows[0] or not names:
         return rows
-    return [row | {"label_policy": policies.get(row["name"], "not known")} for row in rows]
+    recipes = {name: Recipe.from_json(run_dirs[name]) for name in names}
+    options = [
+        name for name in ("blank", "uncertain") if len({getattr(recipe, name) for recipe in recipes.values()}) > 1
+    ]
+    policies = {
+        name: "; ".join(f"{option} {', '.join(getattr(recipe, option)) or 'default'}" for option in options)
+        for name, recipe in recipes.items()
+    }
+    return [row | {"label_policy": policies.get(row["name"], "not known")} for row in rows] if options else rows
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:

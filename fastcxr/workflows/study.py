@@ -7,7 +7,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.io.files import read_json
 from fastcxr.io.formatting import MISSING, format_percent, format_score
 from fastcxr.io.tables import find_column
@@ -30,10 +29,10 @@ def compare_with_paper(run_dirs: Mapping[str, Path | None], paper: PublishedMetr
     """
     metrics_by_variant = {variant: read_primary_metrics(run_dir) for variant, run_dir in run_dirs.items()}
     paper = {variant: paper.get(variant, {}) for variant in run_dirs}
-    parts = [part for part in metrics_by_variant.values() if part]
-    is_multi_label = bool(parts) and all(part.get("task") == MULTI_LABEL for part in parts)
-    names_by_class = {"": ["auroc", "average_precision"] if is_multi_label else ["accuracy", "auroc"]}
-    if not is_multi_label and any(len(part["labels"]) > 2 for part in parts):  # it is always 1 for two classes
+    has_findings = any(is_multi_label(part) for part in metrics_by_variant.values())
+    names_by_class: dict[str, list[str]] = {"": ["auroc"] if has_findings else ["accuracy", "auroc"]}
+    n_labels = max((len(part.get("labels", ())) for part in metrics_by_variant.values()), default=0)
+    if n_labels > 2 and not has_findings:  # it is always 1 for two classes
         names_by_class[""].append("top2_accuracy")
     for name in dict.fromkeys(name for metrics in paper.values() for name in metrics):
         names_by_class.setdefault(split_metric_name(name)[0], []).append(name)
@@ -85,7 +84,14 @@ def find_metric(split_metrics: Mapping[str, Any], name: str) -> float | None:
         return split_metrics.get(metric)
     per_class = split_metrics.get("per_class", {})
     class_name = label if label in per_class else find_column(per_class, [label])
+    if metric == "auroc":
+        return split_metrics.get("auroc_per_class", {}).get(class_name)
     return per_class.get(class_name, {}).get(metric)
+
+
+def is_multi_label(split_metrics: Mapping[str, Any]) -> bool:
+    """Return whether the metrics are those of findings."""
+    return split_metrics.get("task") == "multi_label"
 
 
 def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, list[str]]:
@@ -100,17 +106,11 @@ def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, lis
 def read_primary_metrics(run_dir: Path | None) -> dict[str, Any]:
     """Return the metrics of the test split, else of the pooled folds, else of validation; {} for an unfinished run.
 
-    `auroc` is the macro average. Of findings, so is `average_precision`, and both are also in `per_class`.
+    `auroc` is the macro average, `auroc_per_class` has the values of the classes or findings.
     """
     if run_dir is None or not (run_dir / "metrics.json").is_file():
         return {}
     metrics = read_json(run_dir / "metrics.json")
     split_metrics = next(metrics[split] for split in ("test", "oof", "valid") if split in metrics)
-    if split_metrics.get("task") != MULTI_LABEL:
-        return split_metrics | {"auroc": split_metrics["auroc"]["macro"]}
-    ranking = {name: split_metrics[name] for name in ("auroc", "average_precision")}
-    per_class = {
-        label: row | {name: part["per_class"][label] for name, part in ranking.items()}
-        for label, row in split_metrics["per_class"].items()
-    }
-    return split_metrics | {name: part["macro"] for name, part in ranking.items()} | {"per_class": per_class}
+    auroc = split_metrics["auroc"]
+    return split_metrics | {"auroc": auroc["macro"], "auroc_per_class": auroc.get("per_class", {})}

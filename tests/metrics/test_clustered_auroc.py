@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from finding_predictions import FINDINGS, simulate_findings, to_predictions
+from recording_progress import peak_memory
 
 from fastcxr.metrics import bootstrap
 from fastcxr.metrics.analytic_intervals import auroc_interval, delong, newcombe
@@ -103,3 +104,11 @@ def test_both_methods_agree(n_patients, tolerance, monkeypatch):
     assert len(names) == 8
     for name in names:
         assert analytic["of"][name] == pytest.approx(drawn["of"][name], abs=tolerance), name
+
+
+@pytest.mark.slow
+def test_a_test_set_of_the_size_of_chestxray14_needs_little_memory(few_draws):
+    predictions = simulate_findings(56_000, [f"finding {k}" for k in range(14)], unknown=0.1, prevalence=0.05)
+    found = {}
+    assert peak_memory(lambda: found.update(evaluate_predictions(predictions)["test"])) < 1e9
+    assert found["n_images"] > 110_000 and len(found["intervals"]["of"]) == 4 + 14 * 8 + 4

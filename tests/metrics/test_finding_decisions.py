@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("few_draws")
 def test_thresholds_reach_their_target_on_the_known_labels_of_the_validation_split():
     valid = simulate_findings(200, unknown=0.3, split="valid")
     chosen = fit_thresholds(valid, 0.9, None, 0.1)
-    assert chosen["uncertain_below"] is None, "each finding has a decision of its own"
+    assert chosen["uncertain_below"] is None, "abstention is for one class per image"
     found = evaluate_thresholds(valid, chosen, {"Edema": 0.02})["per_class"]
     for k, label in enumerate(FINDINGS):
         known = ~np.isnan(valid.truth[:, k])

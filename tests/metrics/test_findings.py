@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from fastcxr.errors import DataError
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.findings import FindingInputs, compute_finding_metrics
 from fastcxr.metrics.intervals import flatten
@@ -203,3 +205,12 @@ def test_decisions_use_the_thresholds_of_the_calibration():
 def test_a_finding_may_have_a_dot_in_its_name():
     found = evaluate_predictions(simulate_findings(60, ("a.b", "c")))["test"]
     assert math.isfinite(found["auroc"]["per_class"]["a.b"]) and "auroc.per_class.a.b" in found["intervals"]["of"]
+
+
+def test_an_image_without_a_probability_is_refused_with_a_fix():
+    images = simulate_findings(20).to_arrays()
+    probability = images.probability.copy()
+    probability[3, 1] = np.nan
+    with pytest.raises(DataError, match=r"no probability.*scorable\(\)") as error:
+        compute_finding_metrics(replace(images, probability=probability))
+    assert error.value.code == "E309"

@@ -93,6 +93,20 @@ def test_chexnet_weights_fill_the_backbone_under_another_head(original, checkpoi
     torch.testing.assert_close(network.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize(("n_findings", "is_replaced"), [(14, False), (8, True)])
+def test_the_head_of_14_findings_is_loaded_for_as_many_and_otherwise_replaced(
+    original, checkpoint, n_findings, is_replaced, caplog
+):
+    caplog.set_level("INFO", "fastcxr")
+    network = make_network(find_backbone("densenet121", checkpoint), n_findings, checkpoint, 64)
+    state, original_state = network.state_dict(), original.densenet121.state_dict()
+    assert torch.equal(state["features.norm5.running_var"], original_state["features.norm5.running_var"])
+    weight, original_weight = state["classifier.weight"], original_state["classifier.0.weight"]
+    assert torch.equal(weight, original_weight) if not is_replaced else not weight.any()
+    reported = "the head is new, because that of the file differs (outputs: 14)"
+    assert (reported in caplog.text) == is_replaced
+
+
 def test_chexnet_weights_in_another_network_raise_an_error_that_lists_the_keys(checkpoint):
     with pytest.raises(WeightsError) as caught:
         make_network(find_backbone("densenet169", checkpoint), 3, checkpoint, 64)

@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
+from finding_run import make_finding_manifest, make_finding_probability
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
@@ -71,3 +72,24 @@ def test_without_axes_a_new_figure_is_drawn(predictions):
 def test_a_split_without_images_names_those_that_there_are(predictions):
     with pytest.raises(DataError, match="in the split 'tset'; the predictions have .*valid.*test"):
         plot_roc(predictions, split="tset")
+
+
+@pytest.fixture(scope="module")
+def finding_predictions():
+    findings = ("Edema", "Mass")
+    manifest = make_finding_manifest(findings, 200).assign(split="test")
+    return make_predictions(manifest, make_finding_probability(manifest, findings), findings, findings=True)
+
+
+def test_curves_of_findings_leave_out_unknown_labels(finding_predictions, axes):
+    display = plot_roc(finding_predictions, axes)
+    truth, is_known = finding_predictions.truth[:, 0], ~np.isnan(finding_predictions.truth[:, 0])
+    expected = roc_auc_score(truth[is_known], finding_predictions.probability[is_known, 0])
+    assert not is_known.all()
+    assert display.scores["Edema"] == pytest.approx(expected, abs=1e-12)
+    assert set(plot_calibration(finding_predictions, Figure().add_subplot()).curves) == {"Edema", "Mass"}
+
+
+def test_findings_have_no_confusion_matrix(finding_predictions, axes):
+    with pytest.raises(DataError, match="several findings, so there is no confusion matrix"):
+        plot_confusion(finding_predictions, axes)

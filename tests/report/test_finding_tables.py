@@ -161,7 +161,7 @@ def test_the_page_names_findings_and_not_classes(record):
 def test_notices_are_about_findings_and_not_about_combinations_of_them(record):
     notices = {notice.title: notice.text for notice in make_notices(record, page="describe")}
     assert "No test image of Mass" in notices
-    assert "Edema 1" in notices["Few images of a class"] and "|" not in notices["Few images of a class"]
+    assert "Edema 1" in notices["Few images of a finding"] and "|" not in notices["Few images of a finding"]
 
 
 def test_the_classes_for_training_are_no_finding_and_a_frequent_finding(record):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.findings import FINDING_PREFIX, list_findings
 from fastcxr.data.patients import PATIENT_COLUMN_NAMES
 from fastcxr.data.readers.finding_columns import (
+    MIN_COLUMNS,
     find_indicator_columns,
     find_written_columns,
+    has_only_indicators,
     parse_indicator_columns,
     parse_written_columns,
     reject_two_readings,
@@ -105,7 +108,10 @@ def _read_labels(
         return parse_indicator_columns(table, chosen, path), chosen
     if columns.get("label") == "label" and (written := find_written_columns(table)):
         return parse_written_columns(table, written, path), written
-    indicators = find_indicator_columns(table, without=columns.values())
+    min_columns = 1 if options.task == MULTI_LABEL else MIN_COLUMNS
+    indicators = find_indicator_columns(table, columns.values(), min_columns)
+    if options.task == MULTI_LABEL and has_only_indicators(table[columns.get("label", columns["path"])]):
+        return parse_indicator_columns(table, [columns["label"]], path), [columns["label"]]
     if "label" not in columns and indicators:
         reject_two_readings(table, indicators, columns.values(), path)
         return parse_indicator_columns(table, indicators, path), indicators

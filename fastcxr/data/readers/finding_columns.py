@@ -64,15 +64,17 @@ def _has_classes(cells: pd.Series) -> bool:
     return is_text and 2 <= len(counts) <= MAX_CLASSES and bool((counts >= 2).all())
 
 
-def find_indicator_columns(table: pd.DataFrame, without: Iterable[str] = ()) -> list[str]:
-    """Return the columns of 0, 1, -1 and blanks that may be findings: at least two, or none.
+def find_indicator_columns(
+    table: pd.DataFrame, without: Iterable[str] = (), min_columns: int = MIN_COLUMNS
+) -> list[str]:
+    """Return the columns of 0, 1, -1 and blanks that may be findings: at least `min_columns`, or none.
 
     Columns of a known role, with the same value in every row, or with a name such as `fold` are left out.
     """
     skipped = {*without, *(name for name in table.columns if _has_other_name(name))}
     names = [name for name in table.columns if name not in skipped and _has_indicators(table[name])]
     names = [name for name in names if table[name].fillna("").str.strip().nunique() > 1]
-    return names if len(names) >= MIN_COLUMNS else []
+    return names if len(names) >= min_columns else []
 
 
 def _has_other_name(column: str) -> bool:
@@ -101,7 +103,9 @@ def parse_indicator_columns(table: pd.DataFrame, columns: list[str], path: Path)
         log.info(text, path.name, format_names(others))
     cells = table[columns].apply(_normalize_cells)
     values = parse_finding_columns(cells, columns, path)
-    is_one_hot = bool((values.isin([0, 1]) & values.notna()).all(axis=None) and (values.sum(axis=1) == 1).all())
+    is_one_hot = len(columns) > 1 and bool(
+        (values.isin([0, 1]) & values.notna()).all(axis=None) and (values.sum(axis=1) == 1).all()
+    )
     if is_one_hot:
         log.info("%s: classes from the columns %s, with one 1 per row", path.name, format_names(columns))
         positions = values.astype(int).to_numpy().argmax(axis=1)
@@ -117,10 +121,11 @@ def parse_indicator_columns(table: pd.DataFrame, columns: list[str], path: Path)
 def find_written_columns(table: pd.DataFrame) -> list[str]:
     """Return the finding columns that fastcxr wrote, if the table is a manifest with several labels per image."""
     names = [name for name in table.columns if name.startswith(FINDING_PREFIX) and name != FINDING_PREFIX]
-    return names if all(_has_only_indicators(table[name]) for name in names) else []
+    return names if all(has_only_indicators(table[name]) for name in names) else []
 
 
-def _has_only_indicators(cells: pd.Series) -> bool:
+def has_only_indicators(cells: pd.Series) -> bool:
+    """Return whether all cells are 1, 0, -1 or blank."""
     return bool((is_blank(cells) | cells.str.strip().isin(list(VALUE_BY_CELL))).all())
 
 

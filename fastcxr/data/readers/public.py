@@ -20,6 +20,7 @@ class ReaderOptions:
 
     columns: tuple[str, ...] = ()  # "path=image", for tables of the user
     label_separator: str | None = None
+    task: str = "auto"  # "multi_label": a single column of 0 and 1 of the user's table is a finding
     split_files: tuple[str, ...] = ()  # text files or tables with the names of the images of a split
     label_variant: str | None = None  # one of PublicDataset.label_variants; None: the first
     test_labels: str | None = None  # "radiologist": MIMIC-CXR-JPG's labels of the test set
