@@ -52,6 +52,8 @@ from fastcxr.progress.base import Progress
 N_LABEL_PERMUTATIONS = 100
 FAIL_AUROC, WARN_AUROC = 0.9, 0.65  # of a property
 MIN_FAIL_IMAGES = 20  # with and without a finding, below which a check does not fail
+N_PIXEL_PROBES = 4  # edge, corners, masked centre, gray values
+N_CONTROLS = 3  # permutations of the labels for the negative control
 SIGNIFICANCE = 0.05  # for all comparisons together
 MAX_NAMED = 6  # further labels in a message
 SEVERITY = {"PASS": 0, "WARN": 1, "FAIL": 2}
@@ -85,9 +87,13 @@ class LabelledImages:
     patients: np.ndarray
 
     def count_patients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the number of patients with and without each label, both of shape (k,)."""
-        by_patient = [pd.DataFrame(self.truth == value).groupby(self.patients).any().sum() for value in (1, 0)]
-        return by_patient[0].to_numpy(), by_patient[1].to_numpy()
+        """Return the effective number of patients with and without each label, both of shape (k,).
+
+        A patient with many images counts less than as many patients: (sum of images)^2 / sum of images^2 (Kish 1965).
+        """
+        counts = [pd.DataFrame(self.truth == value).groupby(self.patients).sum().to_numpy(float) for value in (1, 0)]
+        present, absent = (images.sum(axis=0) ** 2 / (images**2).sum(axis=0) for images in counts)
+        return present, absent
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +144,17 @@ def check_label_shortcuts(manifest: pd.DataFrame, image_features: ImageFeatures,
             return score_pixels_of_labels(features, truth, images.folds)
 
         full = probe(thumbnails)
-        make_finding = partial(_make_pixel_finding, images, full)
+        permuted = probe(
+            thumbnails, np.concatenate([images.truth[order] for order in orders[1 : N_CONTROLS + 1]], axis=1)
+        )
+        make_finding = partial(_make_pixel_finding, images, full, _compute_chance_levels(images, permuted))
         findings += [
             make_finding("edge", "Image edge", probe(extract_edge(thumbnails)), EDGE_FIX),
             make_finding("corners", "Image corners", probe(extract_corners(thumbnails)), EDGE_FIX),
             make_finding("centre", "Masked centre", probe(mask_centre(thumbnails)), CENTRE_FIX),
             make_finding("gray", "Gray-value histogram", probe(image_features.histogram), EDGE_FIX),
         ]
-        control = float(np.nanmean(probe(thumbnails, images.truth[orders[1]])))
-    return [*findings, *check_source_leak(manifest, thumbnails), check_negative_control(control)]
+    return [*findings, *check_source_leak(manifest, thumbnails), check_negative_control(float(np.nanmean(permuted)))]
 
 
 def select_labels(manifest: pd.DataFrame) -> LabelledImages:
@@ -291,12 +299,31 @@ def _list_others(verdicts: Sequence[Verdict], auroc: np.ndarray, names: Sequence
     return f" Also above the limit: {format_names((f'{names[n]} {auroc[n]:.3f}' for n in others), MAX_NAMED)}."
 
 
+def _compute_chance_levels(images: LabelledImages, permuted: np.ndarray) -> np.ndarray:
+    """Return the chance level of each label for the pixel probes, shape (k,), corrected by Bonferroni.
+
+    The standard error is that of the effective number of patients, widened if permuted labels vary more.
+
+    Args:
+        images: Labels of the images.
+        permuted: AUROC of each label from the whole image with permuted labels, shape (permutations * k,).
+    """
+    errors = standard_error_of_chance(*images.count_patients())
+    standardized = (permuted.reshape(-1, len(errors)) - 0.5) / errors
+    widening = max(float(np.sqrt(np.nanmean(standardized**2))), 1.0)
+    return 0.5 + norm.isf(SIGNIFICANCE / (N_PIXEL_PROBES * len(errors))) * widening * errors
+
+
 def _make_pixel_finding(
-    images: LabelledImages, full: np.ndarray, check: str, title: str, auroc: np.ndarray, fix: str
+    images: LabelledImages,
+    full: np.ndarray,
+    chance_level: np.ndarray,
+    check: str,
+    title: str,
+    auroc: np.ndarray,
+    fix: str,
 ) -> Finding:
-    """Return the result of a probe; the standard error of chance counts patients, corrected by Bonferroni."""
-    n_tests = 4 * len(images.names)
-    chance_level = 0.5 + norm.isf(SIGNIFICANCE / n_tests) * standard_error_of_chance(*images.count_patients())
+    n_tests = N_PIXEL_PROBES * len(images.names)
     verdicts: list[Verdict] = [
         grade_pixels(one) if one > chance and (check != "centre" or is_retained(one, whole)) else "PASS"
         for one, chance, whole in zip(auroc, chance_level, full, strict=True)

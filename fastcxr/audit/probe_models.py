@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 N_FOLDS, SEED = 5, 0
 N_COMPONENTS = 40  # principal components of the pixels
 INVERSE_REGULARIZATION = 0.1  # C of the logistic regression
-N_NEWTON_STEPS = 10
+N_NEWTON_STEPS = 7
 MAX_COLUMNS = 1000  # permuted labels in memory at once
 
 

@@ -255,14 +255,14 @@ def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
 
 def find_class_indices(classifier: Classifier, names: Iterable[str]) -> list[int]:
     """Return the positions of these classes or findings. Raises RecipeError for one that the model does not have."""
-    labels, names = classifier.labels, list(names)
+    labels, names = list(classifier.labels), list(names)
     noun = "finding" if classifier.task == MULTI_LABEL else "class"
     for name in names:
         if name not in labels:
             suggestions = get_close_matches(name, labels, n=1)
             fix = f"Did you mean {suggestions[0]!r}? " if suggestions else ""
             raise RecipeError(f"the model has no {noun} called {name!r}", f"{fix}Choose from {', '.join(labels)}")
-    return [list(labels).index(name) for name in names]
+    return [labels.index(name) for name in names]
 
 
 def explain_rows(
@@ -281,11 +281,9 @@ def explain_rows(
     for these rows if known; otherwise they are computed in the batches of `predict`. `remarks`: see read_fitted_images.
     `row_classes`: the class or finding to explain in each row, instead of the most probable one.
     """
-    class_indices = find_class_indices(explainer.classifier, classes)
-    first_indices = (
-        find_class_indices(explainer.classifier, row_classes) if row_classes is not None else [None] * len(table)
-    )
-    wanted = iter([Wanted(first, class_indices) for first in first_indices])
+    find_indices = partial(find_class_indices, explainer.classifier)
+    first_indices = [None] * len(table) if row_classes is None else find_indices(row_classes)
+    wanted = iter([Wanted(first, others) for others in [find_indices(classes)] for first in first_indices])
     files, depths = table["file"].tolist(), find_depths(table, explainer.classifier.bit_depths)
     images = read_fitted_images(files, explainer.classifier.input_spec.image_size, image_cache, depths, remarks)
     with (progress or make_default_progress()).bar(len(table), "explaining") as bar:
@@ -322,12 +320,8 @@ def _explain_batch(
     explainer: Explainer, predicted_rows: list[PredictedRow], images: list[ImageOrError], wanted: list[Wanted]
 ) -> Iterator[SaliencyMap]:
     is_readable = [not isinstance(image, ImageError) for image in images]
-    maps = _explain_images(
-        explainer,
-        list(compress(predicted_rows, is_readable)),
-        list(compress(images, is_readable)),
-        list(compress(wanted, is_readable)),
-    )
+    readable_parts: Any = [list(compress(part, is_readable)) for part in (predicted_rows, images, wanted)]
+    maps = _explain_images(explainer, *readable_parts)
     for (row, _), image in zip(predicted_rows, images, strict=True):
         if isinstance(image, ImageError):
             error = f"FCX-{image.code} {image.problem}. {image.fix}"

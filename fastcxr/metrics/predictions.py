@@ -108,13 +108,18 @@ class Predictions:
     def to_arrays(self, thresholds: Mapping[str, Any] | None = None) -> ScoredImages:
         """Return the arrays of these rows, which must all be scorable.
 
-        `thresholds`: of the findings, as in the calibration of model.json.
+        `thresholds`: of the findings, as in the calibration of model.json. Without them, the decisions of the table
+        count, which in pooled folds are those of several models, and DEFAULT_THRESHOLD where there is none.
         """
         patients = self.table["patient"].to_numpy()
         if not self.is_multi_label:
             return ScoredImages(self.class_index, self.probability, self.labels, patients)
-        cutoffs = list_thresholds(thresholds or {}, self.labels)
-        return ScoredImages(self.truth, self.probability, self.labels, patients, cutoffs)
+        is_present = self.probability >= list_thresholds(thresholds or {}, self.labels)
+        columns = [DECISION_PREFIX + label for label in self.labels]
+        if not thresholds and set(columns) <= set(self.table):
+            decisions = self.table[columns].to_numpy()
+            is_present = np.where(decisions == "", is_present, decisions == "yes")
+        return ScoredImages(self.truth, self.probability, self.labels, patients, is_present)
 
     def metrics(self) -> pd.DataFrame:
         """Return the metrics of every split with their 95 % confidence intervals, clustered by patient.
@@ -123,7 +128,7 @@ class Predictions:
             Columns split, class ("all classes" or a label), metric, value, low, high and n_images (all images of the
             split, or those with the label of the row). A metric that is undefined is NaN, as are the bounds of a metric
             without an interval. Each class is compared with the others; auroc and average_precision of all classes are
-            macro averages. Findings have the class "all findings" instead, and their decisions are at 0.5.
+            macro averages. Findings have the class "all findings" instead.
         """
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
         from fastcxr.metrics.metrics_table import make_metrics_table

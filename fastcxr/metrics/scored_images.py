@@ -16,14 +16,15 @@ class ScoredImages:
 
     truth: positions in `labels`, shape (n,); of findings, labels of shape (n, k): 1 present, 0 absent, NaN unknown.
     probability: shape (n, k). labels: k classes or findings. patients: of each image, shape (n,).
-    thresholds: of the findings, shape (k,); None for DEFAULT_THRESHOLD, and for one class per image.
+    decisions: whether an image has a finding by the model, booleans of shape (n, k); None for one class per image, and
+    for findings that are decided at DEFAULT_THRESHOLD.
     """
 
     truth: np.ndarray
     probability: np.ndarray
     labels: Sequence[str]
     patients: np.ndarray
-    thresholds: np.ndarray | None = None
+    decisions: np.ndarray | None = None
 
     @property
     def is_multi_label(self) -> bool:
@@ -47,9 +48,9 @@ class ScoredImages:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """Whether the class is the most probable one, or the finding reaches its threshold; booleans, shape (n, k)."""
+        """Whether the class is the most probable one, or the image has the finding by the model; shape (n, k)."""
         if self.is_multi_label:
-            return self.probability >= (DEFAULT_THRESHOLD if self.thresholds is None else self.thresholds)
+            return self.probability >= DEFAULT_THRESHOLD if self.decisions is None else self.decisions
         return self.probability.argmax(axis=1)[:, None] == np.arange(len(self.labels))
 
 

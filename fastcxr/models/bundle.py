@@ -156,11 +156,12 @@ class Ensemble:
 
 def _describe_model(model: Classifier | Ensemble) -> str:
     size = model.input_spec.image_size
+    labels, result = ("findings", "decisions") if model.task == MULTI_LABEL else ("classes", "a class")
     parts = [
-        f"{len(model.labels)} {'findings' if model.task == MULTI_LABEL else 'classes'}: {', '.join(model.labels)}",
+        f"{len(model.labels)} {labels}: {', '.join(model.labels)}",
         f"{size} x {size} pixels",
         model.dtype_and_device,
-        "with OOD detector" if model.has_ood_detector else "no OOD detector: every image gets a class",
+        "with OOD detector" if model.has_ood_detector else f"no OOD detector: every image gets {result}",
     ]
     return f"<{type(model).__name__}: {'; '.join(parts)}>"
 

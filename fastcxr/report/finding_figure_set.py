@@ -149,7 +149,7 @@ PANEL_TITLES = {
 
 
 def _make_co_occurrence(split_metrics: Mapping[str, Any], split: str) -> list[SvgFigure]:
-    """Return the heat maps of labels and decisions, the most frequent finding first, of at most MAX_PANELS findings."""
+    """Return the matrices of labels and decisions, the most frequent finding first, of at most MAX_PANELS findings."""
     pairs = split_metrics["co_occurrence"]
     truth, predicted = (np.array(pairs[name], dtype=float) for name in ("truth", "predicted"))
     order = np.argsort(-truth.diagonal(), kind="stable")[:MAX_PANELS]

@@ -22,7 +22,7 @@ from fastcxr.report.style import (
     shorten,
 )
 
-MAX_LABELLED_CELLS = 16  # findings of a heat map with the share in each cell
+MAX_LABELLED_CELLS = 16  # findings of a matrix with the share in each cell
 MAX_NAME_LENGTH = 24
 MEAN_MARKER = "D"
 SHARE_COLORS = LinearSegmentedColormap.from_list("share", ["#ffffff", ACCENT_COLOR])

@@ -10,11 +10,14 @@ from fastcxr.metrics.predictions import (
     TRUTH_PREFIX,
     select_most_wrong,
 )
+from fastcxr.metrics.thresholds import MIN_STABLE_POSITIVES
 from fastcxr.report.finding_figure_set import PANELS, list_panels
 from fastcxr.report.finding_rows import (
     MIN_GROUP_POSITIVES,
+    N_WRONG_PER_FINDING,
     describe_averaged,
     describe_calibration_fit,
+    find_common_target,
     make_calibration_means,
     make_decision_rows,
     make_finding_calibration_rows,
@@ -27,8 +30,11 @@ from fastcxr.report.label_counts import describe_label_policy, make_label_tables
 from fastcxr.report.run_reader import RunRecord, map_uris
 from fastcxr.report.tables import make_drop_rows, make_reason_rows
 
-N_WRONG_PER_FINDING = 2  # the most wrong image with and the one without the finding
-FOLD_METRICS = {"auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match"}
+MAX_CARD_LABELS = 6  # labels of an image in its card
+FOLD_METRICS = {
+    "auroc": "AUROC", "average_precision": "Average precision", "exact_match": "Exact match",
+    "hamming_loss": "Hamming loss",
+}  # fmt: skip
 
 
 def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,11 +43,14 @@ def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) 
     primary = metrics[predictions.primary_split] if predictions.primary_split else None
     has_images = bool(primary and primary["n_images"])
     fitted = record.calibration.get("findings") or {}
+    decisions = make_decision_rows(primary) if primary else []
     return {
         "averaged": describe_averaged(primary) if primary else [],
         "findings": {split: make_finding_rows(metrics[split]) for split in predictions.splits},
         "means": {split: make_mean_rows(metrics[split]) for split in predictions.splits},
-        "decisions": make_decision_rows(primary) if primary else [],
+        "decisions": decisions,
+        "target": find_common_target(decisions),
+        "min_stable": MIN_STABLE_POSITIVES,
         "overall": make_overall_rows(primary) if primary else [],
         "calibration": make_finding_calibration_rows(primary, fitted) if primary and has_images else [],
         "calibration_means": make_calibration_means(primary) if primary and has_images else [],
@@ -81,7 +90,7 @@ def make_wrong_groups(record: RunRecord) -> list[dict[str, Any]]:
             "patient": row["patient"],
             "probability": row[PROBABILITY_PREFIX + finding],
             "truth": row[TRUTH_PREFIX + finding] == 1,
-            "labels": split_labels(row["label"]),
+            "labels": _shorten_labels(split_labels(row["label"])),
             "is_ood": row.get(IN_DISTRIBUTION_COLUMN) == "no",
             "uri": uris.get(key, ""),
             "map": map_uri.get((*key, finding), ""),
@@ -89,6 +98,11 @@ def make_wrong_groups(record: RunRecord) -> list[dict[str, Any]]:
         if not uris or card["uri"] or card["map"]:
             groups.setdefault(finding, []).append(card)
     return [{"name": name, "cards": cards} for name, cards in groups.items()]
+
+
+def _shorten_labels(labels: list[str]) -> list[str]:
+    n_others = len(labels) - MAX_CARD_LABELS
+    return labels if n_others <= 1 else [*labels[:MAX_CARD_LABELS], f"{n_others} more"]
 
 
 def _map_finding_uris(record: RunRecord) -> dict[tuple[str, str, str], str]:

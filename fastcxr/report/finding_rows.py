@@ -18,6 +18,8 @@ from fastcxr.report.tables import Cell, format_estimate
 MEANS = {"macro": "Macro average", "weighted": "Weighted average", "chexpert5": "CheXpert five"}
 CLASS_METRICS = ("sensitivity", "specificity", "ppv", "npv", "f1")
 MIN_GROUP_POSITIVES = 10  # of a finding in a subgroup; with fewer the interval of AUROC is about 0.3 wide
+N_WRONG_PER_FINDING = 2  # images shown: the most wrong one with the finding and the one without it
+MAX_NAMED = 16  # findings in one sentence
 COUNTS = ("positives", "negatives", "unknown")
 
 
@@ -80,7 +82,8 @@ def describe_averaged(split_metrics: Mapping[str, Any]) -> list[str]:
     if not left_out:
         return [f"Macro averages are means over all {len(labels)} findings."] if len(labels) > 1 else []
     text = f"Macro averages are means over {len(averaged)} of {len(labels)} findings"
-    sentences = [f"{text}: {join_names(averaged)}." if averaged else "No finding can be averaged."]
+    names = f": {join_names(averaged)}" if len(averaged) <= MAX_NAMED else ""  # else those left out are named only
+    sentences = [f"{text}{names}." if averaged else "No finding can be averaged."]
     names_by_reason: dict[str, list[str]] = {}
     for label in left_out:
         row = split_metrics["per_class"][label]
@@ -114,6 +117,12 @@ def _describe_threshold(threshold: Mapping[str, Any] | None) -> dict[str, Any]:
         "given_ppv": format_estimate(threshold.get("ppv"), format_percent),
         "given_npv": format_estimate(threshold.get("npv"), format_percent),
     }
+
+
+def find_common_target(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the target of all fitted thresholds in rows of make_decision_rows; empty if there are several or none."""
+    targets = {row["wanted"] for row in rows} - {""}
+    return targets.pop() if len(targets) == 1 else ""
 
 
 def make_finding_calibration_rows(

@@ -57,7 +57,7 @@ def make_headline_rows(
 
 
 def _list_metrics(parts: list[Mapping[str, Any]]) -> list[Metric]:
-    """Return the metrics of the task of these splits, without those that say nothing or are not computed."""
+    """Return the metrics of the task of these splits, without those that are trivial or not computed."""
     if any(part.get("task") == MULTI_LABEL for part in parts):
         has_five = any("chexpert5" in part["auroc"] for part in parts)
         is_shown = {"auroc.chexpert5": has_five, "auroc.weighted": any(len(part["labels"]) > 1 for part in parts)}

@@ -104,7 +104,7 @@ def find_always_predicted_findings(record: RunRecord, metrics: Metrics) -> Found
     ]
     if labels:
         text = f"Every image of the {name_split(record.predictions.primary_split)} reaches the threshold."
-        yield f"{text} The decision says nothing; AUROC may be useful nevertheless.", join_names(labels)
+        yield f"{text} The decision has no information; AUROC may be useful nevertheless.", join_names(labels)
 
 
 def find_constant_folds(record: RunRecord, metrics: Metrics) -> Found:

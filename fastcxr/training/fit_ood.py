@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_float64_device
 from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
@@ -22,7 +23,7 @@ from fastcxr.models.heads import find_stages, forward_with_features
 from fastcxr.models.ood import ARRAY_FIELDS, OODDetector
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import make_blank_image, normalize
-from fastcxr.models.state import find_learner_state
+from fastcxr.models.state import find_learner_state, get_loaders_state
 from fastcxr.progress.base import Progress
 
 if TYPE_CHECKING:
@@ -46,25 +47,26 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | No
     blank_image = make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device)
     stage_channels = find_stages(cast(nn.Module, learner.model), blank_image)
     if not stage_channels:
-        return _log_no_detector("the network's stages are unknown")
+        return _log_no_detector(learner, "the network's stages are unknown")
     train, valid = (_subsample(loader.items) for loader in (learner.dls.train, learner.dls.valid))
     patients = valid["patient"].nunique()
     if patients < MIN_VALID_PATIENTS:
-        return _log_no_detector(f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
+        return _log_no_detector(learner, f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
     device = find_float64_device(learner.dls.device)
     train_features, valid_features = (
         torch.from_numpy(_compute_features(learner, table["file"].tolist(), stage_channels, progress)).to(device)
         for table in (train, valid)
     )
     if not (train_features.isfinite().all() and valid_features.isfinite().all()):
-        return _log_no_detector("features of its stages are NaN or infinite")
+        return _log_no_detector(learner, "features of its stages are NaN or infinite")
     detector = fit_mahalanobis(train_features, stage_channels)
     threshold = compute_conformal_limit(detector.compute_scores(valid_features))
     return replace(detector, threshold=threshold, images=len(valid), patients=patients)
 
 
-def _log_no_detector(reason: str) -> None:
-    log.info("no OOD detector: %s; predict assigns a class to every image", reason)
+def _log_no_detector(learner: "Learner", reason: str) -> None:
+    result = "decisions" if get_loaders_state(learner.dls).task == MULTI_LABEL else "a class"
+    log.info("no OOD detector: %s; predict assigns %s to every image", reason, result)
 
 
 def fit_mahalanobis(features: torch.Tensor, stage_channels: Mapping[str, int]) -> OODDetector:

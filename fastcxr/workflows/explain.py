@@ -26,6 +26,7 @@ from fastcxr.io.files import atomic_write, write_json
 from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.models.bundle import Classifier
 from fastcxr.progress.base import Progress
+from fastcxr.report.finding_rows import N_WRONG_PER_FINDING
 from fastcxr.report.saliency_page import write_saliency_page
 from fastcxr.workflows.run_dir import THUMBNAIL_PIXELS, acquire_directory, write_table
 from fastcxr.workflows.run_state import IMAGE_KEY
@@ -88,6 +89,11 @@ def write_run_saliency(
     write_saliency_metadata(folder, explainer, "grad_cam", written)
 
 
+def select_wrong_images(predictions: Predictions) -> pd.DataFrame:
+    """Return the rows of the most wrong images that the report shows, with the column `finding` for findings."""
+    return select_most_wrong(predictions, N_WRONG_PER_FINDING if predictions.is_multi_label else N_MISCLASSIFIED)
+
+
 def choose_images(predictions: Predictions) -> pd.DataFrame:
     """Return the images to explain: columns source, path and role.
 
@@ -98,7 +104,7 @@ def choose_images(predictions: Predictions) -> pd.DataFrame:
     table = scorable.table.assign(confidence=scorable.probability.max(axis=1))
     correct = table[table["label"] == table["predicted"]].sort_values(["confidence", "path"], ascending=[False, True])
     typical = correct.groupby("label").head(N_TYPICAL_PER_CLASS).sort_values("label", kind="stable")
-    misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)
+    misclassified = select_wrong_images(predictions)
     chosen = [misclassified.assign(role="wrong"), typical.assign(role="typical")]
     for _, rows in table[table["predicted"] != ""].groupby("predicted"):
         positions = np.unique(np.linspace(0, len(rows) - 1, min(N_MEASURED_PER_CLASS, len(rows))).round().astype(int))
@@ -114,8 +120,9 @@ def choose_finding_images(predictions: Predictions) -> pd.DataFrame:
     """
     scorable = predictions.for_split(predictions.primary_split or "").scorable()
     truth, probability, keys = scorable.truth, scorable.probability, scorable.table[IMAGE_KEY]
-    parts = [select_most_wrong(predictions, N_MISCLASSIFIED)[[*IMAGE_KEY, "finding"]].assign(role="wrong")]
     order = np.argsort(-(truth == 1).sum(axis=0), kind="stable")[:MAX_EXPLAINED_FINDINGS]
+    wrong = select_wrong_images(predictions)[[*IMAGE_KEY, "finding"]].assign(role="wrong")
+    parts = [wrong[wrong["finding"].isin([scorable.labels[k] for k in order])]]
     predicted = [set(split_labels(names)) for names in scorable.table["predicted"]]
     for k in order:
         name = scorable.labels[k]

@@ -19,7 +19,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
-from fastcxr.metrics.predictions import Predictions, select_most_wrong, write_predictions
+from fastcxr.metrics.predictions import Predictions, write_predictions
 from fastcxr.metrics.thresholds import apply_thresholds, fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
 from fastcxr.models.state import require_images
@@ -28,7 +28,7 @@ from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.explain import MAPS_DIR, N_MISCLASSIFIED, write_run_saliency
+from fastcxr.workflows.explain import MAPS_DIR, select_wrong_images, write_run_saliency
 from fastcxr.workflows.overlap import write_features
 from fastcxr.workflows.recipe_check import reject_other_recipe
 from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
@@ -155,7 +155,8 @@ class RunDir(OutputDir):
 
     def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
         """Write thumbnails of example images of each class and of the worst errors."""
-        misclassified = select_most_wrong(predictions, N_MISCLASSIFIED)[IMAGE_KEY].merge(manifest, on=IMAGE_KEY)
+        wrong = select_wrong_images(predictions)[IMAGE_KEY].drop_duplicates()  # an image may be wrong for two findings
+        misclassified = wrong.merge(manifest, on=IMAGE_KEY)
         images = pd.concat([select_sample_images(manifest), misclassified.assign(role="wrong")])
         write_thumbnails(self.folder, images, self.guard)
 

@@ -5,10 +5,14 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
+from rich.console import Console
 from toy_findings import FINDINGS
 
-from fastcxr.metrics.predictions import read_predictions
+from fastcxr.cli.tables import show_top_findings
+from fastcxr.metrics.predictions import make_predictions, mark_ood, read_predictions
+from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import load_model
 
 N_IMAGES = 80
@@ -101,3 +105,18 @@ def test_openvino_predicts_the_same_probabilities(call, finding_run, images):
     )
     for name in FINDINGS:
         assert float(one[f"prob_{name}"]) == pytest.approx(float(other[f"prob_{name}"]), abs=0.01)
+
+
+@pytest.mark.parametrize("labels", [("Edema",), tuple(f"F{number:02d}" for number in range(40))])
+def test_one_and_forty_findings_and_images_without_decisions_are_shown(capsys, labels):
+    rows = pd.DataFrame({"source": "s", "path": ["a.png", "b.png", "c.png"], "patient": ""})
+    probability = np.tile(np.linspace(0.1, 0.9, len(labels)), (3, 1))
+    predictions = make_predictions(rows, probability, labels, ["", "", "FCX-E103 damaged"], findings=True)
+    decided = apply_thresholds(mark_ood(predictions, np.array([0.5, 1.5, np.nan])), {})
+    counts = show_top_findings(Console(width=200), decided)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[1].startswith("a.png") and lines[2].startswith("b.png")
+    top = f"{labels[-1]} {probability[0, -1]:.3f}"
+    assert f"{top} {'yes' if len(labels) > 1 else 'no'}" in lines[1]
+    assert f"{top} out-of-distribution" in lines[2]
+    assert sum(counts.values()) == (probability[0] >= 0.5).sum()

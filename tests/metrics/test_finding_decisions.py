@@ -56,6 +56,21 @@ def test_decisions_are_yes_or_no_and_empty_for_unreadable_and_ood_images():
     assert (rate["n_images"], rate["n_ood"], rate["proportion"][0]) == (3, 1, pytest.approx(1 / 3))
 
 
+def test_without_thresholds_the_decisions_of_the_table_are_evaluated():
+    predictions = simulate_findings(60, unknown=0.2)
+    thresholds = {label: {"threshold": 0.1} for label in FINDINGS}
+    decided = apply_thresholds(predictions, {"thresholds": thresholds})
+    expected = evaluate_predictions(predictions, {"thresholds": thresholds})["test"]["per_class"]
+    assert evaluate_predictions(decided)["test"]["per_class"] == expected
+    at_default = evaluate_predictions(predictions)["test"]["per_class"]
+    assert at_default != expected
+    marked = mark_ood(predictions, np.full(len(predictions.table), 2.0))
+    undecided = apply_thresholds(marked, {"thresholds": thresholds})
+    assert (
+        evaluate_predictions(undecided)["test"]["per_class"] == evaluate_predictions(predictions)["test"]["per_class"]
+    )
+
+
 def test_groups_have_the_metrics_of_scikit_learn_for_each_finding():
     predictions = simulate_findings(200, unknown=0.2)
     view = pd.Series(np.where(np.arange(len(predictions.table)) % 3 == 0, "AP", "PA"))

@@ -1,7 +1,5 @@
 """Tests for the report of findings: page, model card, checklist and figures."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +8,10 @@ from html_page import Page
 from sklearn.metrics import auc, roc_auc_score
 
 from fastcxr.data.findings import FINDING_PREFIX
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.files import read_json
 from fastcxr.metrics.evaluate import evaluate_predictions
-from fastcxr.metrics.predictions import make_predictions
+from fastcxr.metrics.predictions import OUT_OF_FOLD, make_predictions
 from fastcxr.report.finding_figure_set import make_finding_figures
 from fastcxr.report.finding_panels import (
     MAX_CURVE_POINTS,
@@ -22,9 +21,9 @@ from fastcxr.report.finding_panels import (
     draw_panel,
 )
 from fastcxr.report.finding_rows import describe_averaged, make_finding_rows, rank_findings
-from fastcxr.report.headline import make_headline_table
+from fastcxr.report.headline import make_headline_table, make_terminal_table
 from fastcxr.report.label_counts import describe_label_policy, make_label_tables
-from fastcxr.report.run_page import render_report, write_run_report
+from fastcxr.report.run_page import compute_run_metrics, render_report, write_run_report
 from fastcxr.report.run_reader import read_run_record
 
 HOSTILE = '<b>Mass & "x"</b>'
@@ -164,8 +163,8 @@ def test_card_and_checklist_state_task_policy_loss_and_calibration(page, run_fol
 
 
 def test_a_threshold_is_shown_with_its_target_and_few_positives(page):
-    assert "unstable: 9 positive validation images" in page.text
-    assert re.search(r"0\.250 sensitivity 90\.0 %", page.text)
+    assert "Edema unstable: 9 positives 0.250" in page.text
+    assert "selected on the validation split (target: sensitivity 90.0 %)." in page.text
 
 
 def test_the_most_wrong_images_of_a_finding_have_label_and_probability(page):
@@ -232,3 +231,37 @@ def test_a_panel_has_its_name_number_and_description():
 def test_all_findings_in_the_mean_are_stated_in_one_sentence():
     metrics = evaluate_predictions(make_test_predictions(FINDINGS[:2]))["test"]
     assert describe_averaged(metrics) == ["Macro averages are means over all 2 findings."]
+
+
+def test_folds_have_their_own_table_and_the_terminal_has_their_mean(tmp_path):
+    findings = FINDINGS[:2]
+    manifest = make_finding_manifest(findings, 160).assign(split=OUT_OF_FOLD)
+    manifest["fold"] = np.where(np.arange(160) < 80, "1", "2")
+    build_finding_run(tmp_path, findings, manifest, thumbnails=False)
+    (tmp_path / "model.json").unlink()
+    folds = pd.DataFrame({"fold": ["1", "2"], "n_images": 80, "n_patients": 40, "auroc": [0.7, 0.8]})
+    folds.assign(average_precision=0.5, exact_match=0.6, hamming_loss=0.1).to_csv(tmp_path / "folds.csv", index=False)
+    record = read_run_record(tmp_path)
+    metrics = compute_run_metrics(record)
+    text = Page(render_report(record, metrics, None)).text
+    assert "Fold Images Patients AUROC Average precision Exact match Hamming loss" in text
+    assert "0.750 ± 0.071" in text
+    headings, rows = make_terminal_table(metrics)
+    assert headings[3] == "mean ± SD of 2 folds"
+    assert rows[0][0] == "AUROC, macro"
+    assert rows[0][3] == "0.750 ± 0.071"
+    assert rows[1][3] == "–"  # weighted AUROC is not in folds.csv
+
+
+def test_an_external_test_set_is_compared_by_auroc(tmp_path):
+    findings = FINDINGS[:2]
+    manifest = make_finding_manifest(findings, 200)
+    is_external = np.arange(200) >= 100
+    manifest = manifest.assign(split=np.where(is_external, "test", INTERNAL_TEST))
+    manifest["source"] = np.where(is_external, "other", "made-up")
+    build_finding_run(tmp_path, findings, manifest, thumbnails=False)
+    record = read_run_record(tmp_path)
+    text = Page(render_report(record, compute_run_metrics(record), None)).text
+    assert "Internal and external test" in text
+    assert "Atelectasis: AUROC" in text
+    assert "Macro AUROC is" in text

@@ -83,7 +83,8 @@ def read_packed_manifest(path: Path) -> pd.DataFrame:
             problem = f"the HDF5 file is damaged ({_format_error(error)})"
             raise DataError(problem, DAMAGED_FILE_FIX, path=path, code="E021") from error
     if finding_columns := find_written_columns(rows):
-        rows = rows.assign(**parse_written_columns(rows, finding_columns, path))
+        findings = parse_written_columns(rows, finding_columns, path)
+        rows[findings.columns] = findings
     return rows.assign(file=[f"{path.absolute()}#{number}" for number in range(len(rows))])
 
 
