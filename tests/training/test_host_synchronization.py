@@ -1,6 +1,7 @@
 """A training step on a GPU does not wait for the GPU, except in float16."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.training import non_finite_loss
+from fastcxr.training.finding_losses import make_finding_loss
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
+from fastcxr.training.losses import WeightedAvgLoss
 from fastcxr.training.trainer import train
 
 RECIPE = Recipe(
@@ -84,6 +87,20 @@ def test_no_step_reads_a_value(toy_manifest, monkeypatch, precision):
     recipe, reads = RECIPE.replace(precision=precision, schedule="constant", device="cpu"), []
     assert run_training(toy_manifest, recipe, lambda: RecordReads(reads), MaskingOptimizer) == 6
     assert reads == []
+
+
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "focal", "asymmetric"])
+def test_no_loss_of_findings_reads_a_value(name):
+    truth = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    loss = make_finding_loss(Recipe(loss=name, class_weights="balanced", label_smoothing=0.1), truth.numpy())
+    logits, reads, metric = torch.zeros(2, 2, requires_grad=True), [], WeightedAvgLoss()
+    metric.reset()
+    with RecordReads(reads):
+        value = loss(logits, truth)
+        value.backward()
+        metric.accumulate(SimpleNamespace(loss=value, loss_func=loss, yb=(truth,)))
+    assert reads == []
+    assert logits.grad.count_nonzero() == 3
 
 
 @contextmanager
