@@ -12,7 +12,7 @@ FINDING_LOSSES = ("binary_cross_entropy", "focal", "asymmetric")
 # options without meaning for findings, with the reason; each has the value of the first item unless it is used
 REFUSED_FOR_FINDINGS = {
     "oversample": ((), "an image with several findings has no single class", "Pass `sampler='weighted'`"),
-    "abstain_rate": (0.0, "each finding has a decision of its own", "Leave it out"),
+    "abstain_rate": (0.0, "each finding is decided separately", "Leave it out"),
 }
 
 

@@ -203,7 +203,7 @@ def have_contrary_findings(rows: pd.DataFrame, one: Any, other: Any) -> bool:
 def join_findings(rows: pd.DataFrame, groups: Iterable[Sequence[Any]]) -> pd.DataFrame:
     """Return the rows with the labels of all rows of a group in each of them; the groups are duplicates of an image.
 
-    A finding is present or absent if one of the rows says so, else uncertain, else blank and read as absent.
+    A finding is present or absent if it is in one of the rows, else uncertain, else blank and read as absent.
     """
     groups = [list(group) for group in groups]
     if not groups or not is_multi_label(rows):

@@ -107,7 +107,7 @@ def compare_manifests(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Match rows by `key`; return those only in `current`, only in `saved`, and in both with different `columns`.
 
-    The column label stands for the labels of all findings, if there are several.
+    With several findings, the labels of all of them are compared as the column label.
     """
     saved, current = (table.assign(label=encode_labels(table)) for table in (saved, current))
     merged = saved[[*key, *columns]].merge(current[[*key, *columns]], on=list(key), how="outer", indicator=True)
