@@ -107,29 +107,36 @@ def show_top_findings(console: Console, predictions: "Predictions") -> dict[str,
     """Print the most probable findings of each image with their decisions; return the number of images by finding.
 
     At most MAX_PREDICTED_ROWS images are printed. `predictions`: with the columns of apply_thresholds. An image without
-    decisions is out-of-distribution.
+    decisions is out-of-distribution. In a narrow terminal a probability is below the name of its finding.
     """
-    from fastcxr.io.html import replace_unprintable
     from fastcxr.metrics.predictions import DECISION_PREFIX
 
-    table, labels = predictions.table, predictions.labels
-    readable = (table["error"] == "").to_numpy().nonzero()[0]
-    rows = []
-    for row in readable[:MAX_PREDICTED_ROWS]:
-        probability = predictions.probability[row]
-        cells = [replace_unprintable(table["path"].iloc[row])]
-        for k in (-probability).argsort(kind="stable")[:N_TOP_FINDINGS]:
-            decision = table[DECISION_PREFIX + labels[k]].iloc[row] or "out-of-distribution"
-            cells.append(f"{replace_unprintable(labels[k])} {probability[k]:.3f} {decision}")
-        rows.append(cells)
-    n_columns = min(N_TOP_FINDINGS, len(labels))
-    print_table(console, _fill_table(("image", *("highest", "second", "third")[:n_columns]), rows, 1 + n_columns))
-    if len(readable) > MAX_PREDICTED_ROWS:
-        print_plain(console, f"and {pluralize(len(readable) - MAX_PREDICTED_ROWS, 'more image')}")
-    counts = {label: int((table[DECISION_PREFIX + label] == "yes").sum()) for label in labels}
+    table = _make_top_findings(predictions, " ")
+    if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum > console.width:
+        table = _make_top_findings(predictions, "\n")
+    print_table(console, table)
+    n_more = int((predictions.table["error"] == "").sum()) - MAX_PREDICTED_ROWS
+    if n_more > 0:
+        print_plain(console, f"and {pluralize(n_more, 'more image')}")
+    counts = {label: int((predictions.table[DECISION_PREFIX + label] == "yes").sum()) for label in predictions.labels}
     decided = [f"{label} {n:,}" for label, n in sorted(counts.items(), key=lambda item: -item[1]) if n]
     print_plain(console, f"images that reach the threshold: {', '.join(decided) or 'none'}")
     return counts
+
+
+def _make_top_findings(predictions: "Predictions", separator: str) -> Table:
+    from fastcxr.io.html import replace_unprintable
+    from fastcxr.metrics.predictions import DECISION_PREFIX
+
+    table, labels, rows = predictions.table, predictions.labels, []
+    for row in (table["error"] == "").to_numpy().nonzero()[0][:MAX_PREDICTED_ROWS]:
+        probability = predictions.probability[row]
+        rows.append([replace_unprintable(table["path"].iloc[row])])
+        for k in (-probability).argsort(kind="stable")[:N_TOP_FINDINGS]:
+            decision = table[DECISION_PREFIX + labels[k]].iloc[row] or "out-of-distribution"
+            rows[-1].append(f"{replace_unprintable(labels[k])}{separator}{probability[k]:.3f} {decision}")
+    headings = ("image", "highest", "second", "third")[: 1 + len(labels)]
+    return _fill_table(headings, rows, len(headings))
 
 
 def show_cache(console: Console, entries: list, feature_files: list[Path]) -> None:

@@ -152,7 +152,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
         validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
-    if task == MULTI_LABEL:  # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)
+    # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)
+    if task == MULTI_LABEL and len(loaders.train_ds):
         set_output_bias(network, compute_prior_log_odds(collect_targets(loaders)))
     if loaders.device.type == "cpu":
         keep_malloc_arenas()

@@ -120,3 +120,13 @@ def test_one_and_forty_findings_and_images_without_decisions_are_shown(capsys, l
     assert f"{top} {'yes' if len(labels) > 1 else 'no'}" in lines[1]
     assert f"{top} out-of-distribution" in lines[2]
     assert sum(counts.values()) == (probability[0] >= 0.5).sum()
+
+
+def test_in_a_narrow_terminal_the_probability_is_below_the_finding(capsys):
+    rows = pd.DataFrame({"source": "s", "path": ["a.png"], "patient": ""})
+    labels = ("Pleural_Thickening", "Infiltration", "Consolidation")
+    predictions = make_predictions(rows, np.array([[0.9, 0.5, 0.1]]), labels, findings=True)
+    show_top_findings(Console(width=60), apply_thresholds(predictions, {}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["a.png", *labels]
+    assert lines[2].split() == ["0.900", "yes", "0.500", "yes", "0.100", "no"]

@@ -354,3 +354,12 @@ def test_the_ozturk_dataset_is_split_by_patient(real_data):
         fractions = rows["split"].value_counts(normalize=True)
         assert all(abs(fractions[name] - fraction) < 0.02 for name, fraction in FRACTIONS.items())
     assert len(find_shared_patients(split_by_patient(manifest, unit="image"))) > 50
+
+
+def test_a_rare_finding_may_be_absent_from_a_fold_but_every_fold_has_patients():
+    table = make_manifest([(f"p{number}", "Edema" if number == 0 else "") for number in range(12)])
+    table = table.assign(finding_Edema=(table["label"] == "Edema").astype("Int8"))
+    folds = split_into_folds(table, 5)
+    assert set(folds["fold"]) == {1, 2, 3, 4, 5} and folds.groupby("patient")["fold"].nunique().max() == 1
+    with pytest.raises(DataError, match="4 patients, fewer than 5 folds.*folds=4"):
+        split_into_folds(table[:4], 5)
