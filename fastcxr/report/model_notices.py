@@ -315,7 +315,9 @@ def _describe_external_test(name: str, drop: Mapping[str, Any], split_metrics: M
 
     If the findings differ, of the AUROC that drops most.
     """
-    estimates, unshared_text = drop["figures"], _describe_unshared_classes(drop["only"])
+    estimates = drop["figures"]
+    affected = "Means over findings" if "confusion_matrix" not in split_metrics else "AUROC, accuracy and specificity"
+    unshared_text = _describe_unshared_classes(drop["only"], affected)
     sensitivities = {
         label: row["drop"][0] for label in drop["classes"] if (row := estimates.get(f"per_class.{label}.sensitivity"))
     }
@@ -376,10 +378,10 @@ def _describe_confusion(split_metrics: Metrics, label: str) -> str:
     return f"{n:,} of {pluralize(sum(row), 'image')} of {label} were predicted as {prediction}." if n else ""
 
 
-def _describe_unshared_classes(unshared_classes: Mapping[str, list[str]]) -> str:
+def _describe_unshared_classes(unshared_classes: Mapping[str, list[str]], affected: str) -> str:
     texts = [
         f"The {side} test set has no image of {join_names(unshared_classes[other], 'or')}."
         for side, other in (("external", "internal"), ("internal", "external"))
         if unshared_classes.get(other)
     ]
-    return " ".join([*texts, "AUROC, accuracy and specificity are therefore not comparable."]) if texts else ""
+    return " ".join([*texts, f"{affected} are therefore not comparable."]) if texts else ""
