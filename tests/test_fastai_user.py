@@ -14,7 +14,7 @@ from device_results import assert_identical
 from fastai.callback.core import Callback
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import SaveModelCallback
-from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
+from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
 from fastai.data.transforms import Normalize, RandomSplitter, get_image_files, parent_label
 from fastai.interpret import ClassificationInterpretation
 from fastai.learner import load_learner
@@ -232,7 +232,7 @@ def make_own_loaders(toys, **options):
     block = DataBlock(
         blocks=options.pop("blocks", (ImageBlock, CategoryBlock)),
         get_items=get_image_files,
-        get_y=parent_label,
+        get_y=options.pop("get_y", parent_label),
         splitter=RandomSplitter(seed=1),
         item_tfms=Resize(options.pop("size", 64)),
         batch_tfms=[*aug_transforms(do_flip=False), *options.pop("more", ())],
@@ -258,7 +258,7 @@ def test_own_loaders_that_do_not_fit_the_network_name_the_fix(toys):
     with pytest.raises(DataError, match=r"no batch: 48 images, batch size 64. Pass a smaller batch size, as bs=8"):
         make_learner(ImageDataLoaders.from_folder(toys, valid_pct=0.2, item_tfms=Resize(64)), RECIPE)
     with pytest.raises(DataError, match=r"expected images and one class number per image. Pass blocks=\(ImageBlock"):
-        make_learner(make_own_loaders(toys, blocks=(ImageBlock, MultiCategoryBlock)), RECIPE)
+        make_learner(make_own_loaders(toys, blocks=(ImageBlock, RegressionBlock), get_y=lambda file: 1.0), RECIPE)
 
 
 @pytest.mark.parametrize("is_normalized", [True, False])

@@ -93,14 +93,17 @@ def show_comparison(console: Console, folder: Path) -> dict[str, Any]:
 def _make_leaderboard(rows: Sequence[dict[str, Any]], separator: str) -> Table:
     from fastcxr.report.tables import format_leaderboard
 
-    cells = []
-    for row in format_leaderboard(rows):
+    models, cells = format_leaderboard(rows), []
+    n_text_columns = 1 + any(row["label_policy"] for row in models)  # an empty column is left out
+    for row in models:
         cells.append([row["name"], row["label_policy"]])
         for metric in row["metrics"]:
             p_value = f"{metric['p']} tie" if metric["tie"] else metric["p"]
             cells[-1] += [f"{metric['value']}{separator}({metric['interval']})", p_value]
     second = "average precision, macro" if "findings" in rows[0] else "accuracy"
-    return _fill_table(("", "labels in training", "AUROC, macro", "p", second, "p"), cells, n_text_columns=2)
+    return _fill_table(
+        ("", "labels in training", "AUROC, macro", "p", second, "p"), cells, n_text_columns=n_text_columns
+    )
 
 
 def show_top_findings(console: Console, predictions: "Predictions") -> dict[str, int]:

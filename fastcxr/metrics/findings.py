@@ -13,7 +13,6 @@ import numpy as np
 
 from fastcxr.errors import DataError
 from fastcxr.metrics.bootstrap import MetricDraws, Ranking, average_defined
-from fastcxr.metrics.classification import compute_metrics
 from fastcxr.metrics.scored_images import ScoredImages
 from fastcxr.metrics.scoring_rules import compute_label_losses
 
@@ -31,6 +30,9 @@ CHEXPERT_FINDINGS = (
 
 def compute_image_metrics(images: ScoredImages) -> dict[str, Any]:
     """Return every metric of one split, for one class per image or for findings."""
+    # scikit-learn takes a second to import, and predict does not need it
+    from fastcxr.metrics.classification import compute_metrics
+
     if images.is_multi_label:
         return compute_finding_metrics(images)
     return compute_metrics(images.truth, images.probability, images.labels)

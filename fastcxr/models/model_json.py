@@ -43,6 +43,8 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("not a model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
     invalid = [name for name, is_valid in FIELD_CHECKS.items() if name in model_json and not is_valid(model_json[name])]
+    if not invalid and model_json.get("kind") != MULTI_LABEL and len(model_json.get("labels", ())) == 1:
+        invalid = ["labels"]
     missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
     if invalid or missing:
         problem = f"invalid value of {invalid[0]!r}" if invalid else f"missing key {missing[0]!r}"

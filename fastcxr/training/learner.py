@@ -143,13 +143,13 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     require_type("loaders", loaders, DataLoaders)
     require_type("recipe", recipe, Recipe)
     backbone = find_backbone(recipe.backbone, recipe.weights)
+    if not hasattr(loaders, "fastcxr"):
+        validate_own_loaders(loaders, backbone, recipe)
     task = find_task(loaders)
     options = resolve_task(recipe, task)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)
     if weights_choice:
         log.info(weights_choice)
-    if not hasattr(loaders, "fastcxr"):
-        validate_own_loaders(loaders, backbone, recipe)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
     network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
     # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)

@@ -156,8 +156,8 @@ def test_the_description_of_findings_has_their_counts(tmp_path):
     summary = describe_manifest(read_manifest(table, only_test=True))
     assert summary == "2 findings, 3 images, 2 patients from the patient column"
     assert summary.counts.to_dict("index") == {
-        "Edema": {"present": 2, "absent": 0, "uncertain": 1, "unknown": 0, "patients": 1},
-        "Mass": {"present": 1, "absent": 1, "uncertain": 0, "unknown": 1, "patients": 1},
+        "Edema": {"present": 2, "absent": 0, "blank": 0, "uncertain": 1, "unknown": 0, "patients": 1},
+        "Mass": {"present": 1, "absent": 1, "blank": 0, "uncertain": 0, "unknown": 1, "patients": 1},
     }
     assert ">finding</th>" in summary._repr_html_()
 

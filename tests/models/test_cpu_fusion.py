@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from fastcxr.models.heads import HeadConfig, find_head, forward_with_features, r
 from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import InputSpec
 
+needs_bf16 = pytest.mark.skipif(
+    os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX", reason="oneDNN is limited to AVX (conftest.py), without bfloat16"
+)
 INPUT_SPEC = InputSpec(image_size=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
@@ -117,6 +121,7 @@ def test_stage_features_and_a_multi_scale_head_do_not_change():
     assert find_head(fused) is not find_head(network)
 
 
+@needs_bf16
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_035", "mobilenetv3_small_050"])
 @torch.no_grad()
 def test_in_bfloat16_the_error_is_similar_to_that_of_the_unfused_network(name):
@@ -129,6 +134,7 @@ def test_in_bfloat16_the_error_is_similar_to_that_of_the_unfused_network(name):
     assert 0 < errors[0] < 1.5 * errors[1] < 0.3
 
 
+@needs_bf16
 @torch.no_grad()
 def test_in_bfloat16_biases_and_the_stem_stay_in_float32():
     fused_convs = list_fused_convs(fuse_for_inference(make_network("mobilenetv2_100"), INPUT_SPEC, "bf16"))
@@ -136,6 +142,7 @@ def test_in_bfloat16_biases_and_the_stem_stay_in_float32():
     assert [conv.weight.dtype for conv in fused_convs[:4]] == [*3 * [torch.float32], torch.bfloat16]
 
 
+@needs_bf16
 @torch.no_grad()
 def test_a_large_bias_that_cancels_a_large_sum_is_not_rounded():
     convolution, norm = nn.Conv2d(64, 1, 1, bias=False), nn.BatchNorm2d(1).eval()
@@ -183,7 +190,7 @@ def test_the_inputs_of_a_zero_initialized_head_are_traced(head):
     assert head_inputs and all(inputs.any() for inputs in head_inputs)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=needs_bf16), "fp32"])
 def test_fusion_in_inference_mode_has_the_same_result(precision):
     network = make_network("mobilenetv2_035")
     expected = fuse_for_inference(network, INPUT_SPEC, precision)

@@ -56,7 +56,7 @@ def test_weighted_sampling_draws_all_classes_equally_often(uneven):
 
 
 def test_sampling_weights_are_reciprocal_class_counts():
-    options = make_sampler_options(pd.Series(list("aaab")), RECIPE.replace(sampler="weighted"))
+    options = make_sampler_options(pd.DataFrame({"label": list("aaab")}), RECIPE.replace(sampler="weighted"))
     assert options == {"weights": [1 / 3, 1 / 3, 1 / 3, 1.0]}
 
 
