@@ -104,8 +104,8 @@ def read_manifest(
         only_test: the images are only evaluated, so one class is enough.
         **options: data options of a Recipe, which help(Recipe) explains: data_format, relabel, classes, filter,
             columns, label_separator, label_variant, task, blank, uncertain, test_labels, split_file, keep_columns,
-            deduplicate, patient_table, patient_regex, patient_tag, skip_bad, which here leaves out missing files and blank
-            labels.
+            deduplicate, patient_table, patient_regex, patient_tag, skip_bad, which here leaves out missing files and
+            blank labels.
 
     Raises:
         DataError: the data cannot be used for training.
