@@ -133,6 +133,7 @@ module.run(Recipe.from_json(sys.argv[1]), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_bits(table, tmp_path):
     recipe = make_recipe(table, epochs=2, class_weights="balanced", sampler="weighted", loss="focal")
     (tmp_path / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
