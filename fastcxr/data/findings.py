@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError
-from fastcxr.io.tables import TEXT_DTYPE, format_line_numbers, format_names, is_blank
+from fastcxr.io.tables import TEXT_DTYPE, format_line_numbers, format_names, is_blank, suggest_name
 
 log = logging.getLogger("fastcxr")
 FINDING_PREFIX = "finding_"
@@ -118,9 +118,12 @@ def split_labels(label: Any) -> list[str]:
     return [part for part in label.split(LABEL_SEPARATOR) if part] if isinstance(label, str) else []
 
 
-def encode_labels(rows: pd.DataFrame) -> pd.Series:
-    """Return the label of each row as text that differs if any finding does: `Edema=1 Mass=? Nodule=-1`."""
-    names = list_findings(rows)
+def encode_labels(rows: pd.DataFrame, findings: Iterable[str] | None = None) -> pd.Series:
+    """Return the label of each row as text that differs if any finding does: ` Edema=1 Mass=? Nodule=-1`.
+
+    `findings`: those that count; default: all. Without findings the text is the class.
+    """
+    names = list_findings(rows) if findings is None else list(findings)
     if not names:
         return rows["label"]
     text = pd.Series("", index=rows.index, dtype=TEXT_DTYPE)
@@ -191,6 +194,19 @@ def _merge_values(one: pd.Series, other: pd.Series) -> pd.Series:
     is_uncertain = ((one == -1) | (other == -1)).fillna(False).astype(bool)
     merged = one.mask(one == BLANK_AS_ABSENT, other).mask(other.isna(), pd.NA).mask(one.isna(), pd.NA)
     return merged.mask(is_uncertain, -1).mask(is_present, 1).astype(FINDING_DTYPE)
+
+
+def keep_findings(rows: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
+    """Return the rows with these findings only; "No Finding" of an image stays. Raises DataError for unknown names."""
+    known = list_findings(rows)
+    for name in findings:
+        if name not in (*known, NO_FINDING):
+            problem = f"no finding is called {name!r}{suggest_name(name, known)}"
+            raise DataError(problem, f"Choose from {format_names(known)}", code="E022")
+    kept = {NO_FINDING, *findings}
+    labels = [LABEL_SEPARATOR.join(name for name in split_labels(label) if name in kept) for label in rows["label"]]
+    dropped = [FINDING_PREFIX + name for name in known if name not in kept]
+    return rows.drop(columns=dropped).assign(label=pd.Series(labels, rows.index, dtype=TEXT_DTYPE))
 
 
 def have_contrary_findings(rows: pd.DataFrame, one: Any, other: Any) -> bool:

@@ -5,6 +5,7 @@ labels of training images are ignored, or count as present or absent. Those of o
 metric would otherwise measure the guess.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,9 +21,10 @@ from fastcxr.data.findings import (
     make_finding_labels,
     split_labels,
 )
-from fastcxr.errors import RecipeError
-from fastcxr.io.tables import suggest_name
+from fastcxr.errors import DataError, RecipeError
+from fastcxr.io.tables import format_names, suggest_name
 
+log = logging.getLogger("fastcxr")
 BLANK_POLICIES = ("negative", "unknown")
 UNCERTAIN_POLICIES = ("ignore", "positive", "negative")
 VALUE_BY_UNCERTAIN_POLICY = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
@@ -84,7 +86,8 @@ def apply_blank_policy(rows: pd.DataFrame, policy: LabelPolicy) -> pd.DataFrame:
     """Return the rows of one dataset with BLANK_AS_ABSENT for the blank labels that are read as absent.
 
     These are all blank labels of a finding with the policy "negative". With "unknown" they are those of images that are
-    labelled "No Finding" and have no finding: the label states that the others are absent.
+    labelled "No Finding" and have no finding: the label states that the others are absent. Labels that were read with
+    another policy before, as those of a packed file, are read again.
     """
     findings = list_findings(rows)
     if not findings:
@@ -95,8 +98,35 @@ def apply_blank_policy(rows: pd.DataFrame, policy: LabelPolicy) -> pd.DataFrame:
         values, is_absent = rows[FINDING_PREFIX + name], np.ones(len(rows), bool)
         if policy.find(name) == "unknown":
             is_absent = is_normal & (name not in FINDINGS_BESIDE_NO_FINDING)
-        columns[FINDING_PREFIX + name] = values.mask(values.isna() & is_absent, BLANK_AS_ABSENT).astype(FINDING_DTYPE)
+        is_blank = values.isna() | (values == BLANK_AS_ABSENT).fillna(False)
+        blank = pd.Series(np.where(is_absent, BLANK_AS_ABSENT, np.nan), values.index).astype(FINDING_DTYPE)
+        columns[FINDING_PREFIX + name] = values.mask(is_blank, blank).astype(FINDING_DTYPE)
     return rows.assign(**columns)
+
+
+def drop_unlearnable_findings(
+    rows: pd.DataFrame, uncertain: LabelPolicy | None = None, *, only_train: bool = True
+) -> pd.DataFrame:
+    """Return the rows without the findings that cannot be learned, and log their names.
+
+    A finding can be learned if a training image has it and another does not, under the policy for uncertain labels.
+    `only_train`: False counts all rows, so that all folds have the same findings. Raises DataError if none is left.
+    """
+    findings = list_findings(rows)
+    if not findings:
+        return rows
+    counted = rows[rows["split"] == "train"] if only_train else rows.assign(split="train")
+    truth = compute_truth(counted, findings, uncertain)
+    has_both = (truth == 1).any(axis=0) & (truth == 0).any(axis=0)
+    dropped = [name for name, is_learnable in zip(findings, has_both, strict=True) if not is_learnable]
+    if len(dropped) == len(findings):
+        problem = f"no training image has a finding that another training image does not have: {', '.join(findings)}"
+        fix = "Check the labels, or pass `blank='negative'` if blank labels mean absent"
+        raise DataError(problem, fix, code="E003")
+    if dropped:
+        text = "findings left out, because no training image has them, or none is known not to have them: %s"
+        log.warning(text, format_names(dropped, len(dropped)))
+    return rows.drop(columns=[FINDING_PREFIX + name for name in dropped])
 
 
 def compute_truth(

@@ -15,6 +15,7 @@ import pandas as pd
 
 from fastcxr.config.fields import list_options, unknown_option_error
 from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.columns import select_columns, validate_kept_columns
 from fastcxr.data.demographics import add_dicom_demographics, filters_demographics
 from fastcxr.data.duplicates import drop_exact_duplicates, link_same_filenames
@@ -198,7 +199,9 @@ def _apply_split_files(tables: list[pd.DataFrame], files: tuple[str, ...]) -> pd
 def _select_rows(tables: list[pd.DataFrame], datasets: list[DetectedDataset], recipe: Recipe) -> list[pd.DataFrame]:
     """Return the tables with the rows that the recipe keeps, each with its index, and the labels of its task."""
     validate_kept_columns(tables, recipe.keep_columns)
-    tables = filter_tables(tables, relabel=recipe.relabel, classes=recipe.classes)
+    # with findings, apply_label_options selects those of `classes`
+    classes = () if recipe.task == MULTI_LABEL else recipe.classes
+    tables = filter_tables(tables, relabel=recipe.relabel, classes=classes)
     tables = apply_label_options(tables, [PUBLIC_DATASETS.get(dataset.layout) for dataset in datasets], recipe)
     if filters_demographics(recipe.filter):  # otherwise the headers of fewer files are read, after filtering
         tables = [add_dicom_demographics(table) for table in tables]

@@ -12,6 +12,8 @@ from fastcxr.data.bit_depth import BitDepths, open_dataset_images
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.duplicates import union_exact_duplicates
 from fastcxr.data.findings import is_multi_label, list_findings
+from fastcxr.data.label_options import find_uncertain_policy
+from fastcxr.data.label_policy import drop_unlearnable_findings
 from fastcxr.data.manifest import (
     describe_manifest,
     detect_datasets,
@@ -180,4 +182,5 @@ def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame
             manifest, unit=unit, seed=seed, earlier=earlier, ignore_given_splits=ignore_given_splits
         )
     log.info(describe_split(manifest))
-    return manifest
+    has_other_runs = bool(recipe.fold or recipe.test_source)  # which must have the same findings
+    return drop_unlearnable_findings(manifest, find_uncertain_policy(recipe), only_train=not has_other_runs)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
-from fastcxr.data.findings import encode_labels
+from fastcxr.data.findings import encode_labels, list_findings
 from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, OutputError
@@ -109,7 +109,8 @@ def compare_manifests(
 
     With several findings, the labels of all of them are compared as the column label.
     """
-    saved, current = (table.assign(label=encode_labels(table)) for table in (saved, current))
+    findings = [name for name in list_findings(saved) if name in list_findings(current)]  # a run leaves some out
+    saved, current = (table.assign(label=encode_labels(table, findings)) for table in (saved, current))
     merged = saved[[*key, *columns]].merge(current[[*key, *columns]], on=list(key), how="outer", indicator=True)
     is_new, is_missing = merged["_merge"].eq("right_only"), merged["_merge"].eq("left_only")
     is_changed = pd.Series(False, index=merged.index)

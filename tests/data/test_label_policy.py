@@ -4,18 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastcxr.data.findings import count_findings
+from fastcxr.data.findings import count_findings, keep_findings, list_findings
 from fastcxr.data.label_policy import (
     BLANK_POLICIES,
     UNCERTAIN_POLICIES,
     LabelPolicy,
     apply_blank_policy,
     compute_truth,
+    drop_unlearnable_findings,
     make_findings_from_classes,
     parse_policy,
     reject_unknown_findings,
 )
-from fastcxr.errors import RecipeError
+from fastcxr.errors import DataError, RecipeError
 
 NAN = np.nan
 
@@ -84,3 +85,31 @@ def test_classes_become_findings_and_no_finding_their_absence():
     assert rows["finding_Mass"].tolist() == [1, 0, 0]
     assert rows["label"].tolist() == ["Mass", "No Finding", "Edema"]
     assert "finding_No Finding" not in rows
+
+
+def test_labels_that_were_read_with_another_policy_are_read_again(rows):
+    absent = apply_blank_policy(rows, LabelPolicy("negative"))
+    unknown = apply_blank_policy(absent, LabelPolicy("unknown"))
+    pd.testing.assert_frame_equal(unknown, apply_blank_policy(rows, LabelPolicy("unknown")))
+
+
+def test_findings_that_cannot_be_learned_are_left_out(rows, caplog):
+    data = rows.assign(finding_Mass=pd.array([1, 0, None, None], "Int8"))
+    assert drop_unlearnable_findings(data).filter(like="finding_").columns.tolist() == ["finding_Mass"]
+    assert "findings left out, because no training image has them" in caplog.text
+    assert "Edema and Support Devices" in caplog.text or "Edema, Support Devices" in caplog.text
+    # the uncertain label of Edema in training counts as absent, and of all rows the device is present once
+    kept = drop_unlearnable_findings(data, LabelPolicy("negative"))
+    assert kept.filter(like="finding_").columns.tolist() == ["finding_Edema", "finding_Mass"]
+
+
+def test_data_without_any_finding_to_learn_is_rejected(rows):
+    with pytest.raises(DataError, match="no training image has a finding"):
+        drop_unlearnable_findings(rows[["label", "split", "finding_Support Devices"]])
+
+
+def test_chosen_findings_keep_their_columns_and_labels(rows):
+    kept = keep_findings(rows, ["Edema"])
+    assert list_findings(kept) == ["Edema"] and kept["label"].tolist() == ["Edema", "", "No Finding", ""]
+    with pytest.raises(DataError, match="'Oedema'.*Edema"):
+        keep_findings(rows, ["Oedema"])

@@ -69,11 +69,16 @@ def find_indicator_columns(
 ) -> list[str]:
     """Return the columns of 0, 1, -1 and blanks that may be findings: at least `min_columns`, or none.
 
-    Columns of a known role, with the same value in every row, or with a name such as `fold` are left out.
+    Columns of a known role, with a name such as `fold`, or with the same value in every row and a name that is no known
+    finding are left out.
     """
     skipped = {*without, *(name for name in table.columns if _has_other_name(name))}
     names = [name for name in table.columns if name not in skipped and _has_indicators(table[name])]
-    names = [name for name in names if table[name].fillna("").str.strip().nunique() > 1]
+    names = [
+        name
+        for name in names
+        if table[name].fillna("").str.strip().nunique() > 1 or normalize_name(name) in FINDING_NAMES
+    ]
     return names if len(names) >= min_columns else []
 
 

@@ -61,11 +61,11 @@ def test_truth_values_are_0_and_1(read):
 
 def test_columns_of_another_kind_are_no_findings_and_are_named(read, caplog):
     caplog.set_level(logging.INFO, "fastcxr")
-    rows = read("path,sex,is_valid,fold,Hernia,Edema,Mass\na.png,0,1,0,0,1,1\nb.png,1,0,1,0,0,0\n")
-    assert [name for name in rows.columns if name.startswith("finding_")] == ["finding_Edema", "finding_Mass"]
+    rows = read("path,sex,is_valid,fold,marker,Hernia,Edema\na.png,0,1,0,0,0,1\nb.png,1,0,1,0,0,0\n")
+    assert [name for name in rows.columns if name.startswith("finding_")] == ["finding_Hernia", "finding_Edema"]
     assert rows["split"].tolist() == ["valid", "train"]
     assert rows["sex"].tolist() == ["0", "1"]
-    assert "no findings by their name, or have one value: sex, is_valid, fold, Hernia" in caplog.text
+    assert "no findings by their name, or have one value: sex, is_valid, fold, marker" in caplog.text
 
 
 def test_a_label_column_takes_precedence_with_a_log_line(read, caplog):
