@@ -48,6 +48,13 @@ def test_a_finding_that_no_image_reaches_is_a_warning(tmp_path, record):
     assert "None reaches the threshold" in notice.text
 
 
+def test_a_finding_without_validation_images_is_named(tmp_path, record):
+    manifest = record.manifest[record.manifest["split"] != "test"].reset_index(drop=True)
+    folder = build_finding_run(tmp_path, FINDINGS, manifest, thumbnails=False)
+    found = find_notices(folder, lambda table: table.assign(truth_Mass=0))
+    assert "No validation image of Mass" in found
+
+
 def test_only_findings_with_an_auroc_are_referred_to_it(tmp_path, record):
     folder = build_finding_run(tmp_path, FINDINGS, record.manifest, thumbnails=False)
     hint = "shows whether the probabilities separate the images"
