@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 
 
 MAX_WIDTH = 10_000  # characters, more than any table has
+LEFT_OUT_FIRST = ("absent", "unknown", "blank", "uncertain")  # states without a column in a narrow terminal
 N_TOP_FINDINGS, MAX_PREDICTED_ROWS = 3, 20  # of `predict`
 
 
 def show_headline(console: Console, folder: Path) -> None:
     """Print the headline of a report as a table, and its critical notices, comparisons and warnings."""
     from fastcxr.io.html import replace_unprintable
-    from fastcxr.report.headline import make_terminal_table
+    from fastcxr.report.headline import describe_averaged_findings, make_terminal_table
     from fastcxr.report.notices import read_terminal_notices
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     headings, rows = make_terminal_table(metrics)
     print_table(console, _fill_table(headings, rows))
+    if averaged := describe_averaged_findings(metrics):
+        print_plain(console, averaged)
     styles = {"critical": "bold red", "warning": "bold yellow"}
     for notice in read_terminal_notices(folder):
         prefix = "warning: " if notice.level == "warning" else ""
@@ -80,7 +83,7 @@ def show_comparison(console: Console, folder: Path) -> dict[str, Any]:
     """
     comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     table = _make_leaderboard(comparison["rows"], " ")
-    if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum > console.width:
+    if _is_too_wide(console, table):
         table = _make_leaderboard(comparison["rows"], "\n")
     print_table(console, table)
     if n_images := comparison["n_shared_images"]:
@@ -115,7 +118,7 @@ def show_top_findings(console: Console, predictions: "Predictions") -> dict[str,
     from fastcxr.metrics.predictions import DECISION_PREFIX
 
     table = _make_top_findings(predictions, " ")
-    if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum > console.width:
+    if _is_too_wide(console, table):
         table = _make_top_findings(predictions, "\n")
     print_table(console, table)
     n_more = int((predictions.table["error"] == "").sum()) - MAX_PREDICTED_ROWS
@@ -213,7 +216,8 @@ def _show_finding_counts(console: Console, table: dict[str, Any]) -> dict[str, A
         )
         for row in [*context["rows"], context["total"]]
     ]
-    _print_counts(console, ("", *table["splits"], *names, "prevalence"), cells)
+    left_out_first = [name for name in LEFT_OUT_FIRST if name in table["states"]] + table["splits"][::-1] + ["patients"]
+    _print_counts(console, ("", *table["splits"], *names, "prevalence"), cells, left_out_first)
     for line in filter(None, [context["others"], *context["remarks"]]):
         print_plain(console, line)
     counts = {row["label"]: _make_finding_document(row, table) for row in [*table["rows"], table["total"]]}
@@ -235,11 +239,33 @@ def _make_finding_document(row: dict[str, Any], table: dict[str, Any]) -> dict[s
     return document | {"states": {split: rows[row["label"]] for split, rows in table["by_split"].items()}}
 
 
-def _print_counts(console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_counts(
+    console: Console, headings: Sequence[str], rows: Iterable[Sequence[str]], left_out_first: Iterable[str] = ()
+) -> None:
+    """Print a table of counts; in a narrow terminal without some columns, which a line names.
+
+    The columns of `left_out_first` are left out in this order until the names in the first column are complete.
+    """
     from fastcxr.io.html import replace_unprintable
 
-    rows = [tuple(map(replace_unprintable, row)) for row in rows]
-    print_table(console, _fill_table(tuple(map(replace_unprintable, headings)), rows))
+    rows, left_out = [tuple(map(replace_unprintable, row)) for row in rows], []
+    headings = tuple(map(replace_unprintable, headings))
+    table = _fill_table(headings, rows)
+    for heading in left_out_first:
+        if not _is_too_wide(console, table):
+            break
+        shown = [k for k, name in enumerate(headings) if name not in (*left_out, heading)]
+        left_out.append(heading)
+        table = _fill_table([headings[k] for k in shown], [[row[k] for k in shown] for row in rows])
+    print_table(console, table)
+    if left_out:
+        names = [name for name in headings if name in left_out]
+        print_plain(console, f"Not shown in this narrow terminal: {', '.join(names)} (see the page, or --json)")
+
+
+def _is_too_wide(console: Console, table: Table) -> bool:
+    """Return whether the table has lines that are longer than those of the terminal."""
+    return console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum > console.width
 
 
 def show_scout_table(console: Console, scores: "DataFrame") -> None:

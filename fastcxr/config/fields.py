@@ -151,6 +151,8 @@ def _validate_type(name: str, value: Any, type_hint: Any) -> None:
     if literals and isinstance(value, str):
         raise unknown_name_error(value, literals, f"{name} cannot be")
     expected = " or ".join([*literals, *(getattr(cls, "__name__", str(cls)) for cls in classes)])
+    if type(value) in [get_args(hint)[0] for hint in alternatives if get_origin(hint) is tuple]:
+        expected = f"a tuple, as {(value,)!r}"
     fix = f"Pass `{name}='none'`" if value is None and "none" in literals else f"Change {name}"
     raise RecipeError(f"{name} is {value!r}, it must be {expected}", fix)
 

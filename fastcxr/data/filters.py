@@ -42,7 +42,9 @@ def rename_labels(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd
         if new_names.setdefault(old_label, new_label) != new_label:
             problem = f"relabel gives {old_label!r} two names, {new_names[old_label]!r} and {new_label!r}"
             raise RecipeError(problem, "Give each class one name", code="E022")
-    log.info("relabelled: %s", format_names(f"{old} to {new} ({counts[old]:,})" for old, new in new_names.items()))
+    unit = " present" if any(map(is_multi_label, tables)) else ""
+    renamed = format_names(f"{old} to {new} ({counts[old]:,}{unit})" for old, new in new_names.items())
+    log.info("relabelled: %s", renamed)
     return [_rename(table, new_names) for table in tables]
 
 
@@ -69,8 +71,9 @@ def keep_classes(tables: list[pd.DataFrame], options: Sequence[str]) -> list[pd.
     ]
     labels = {label for table in kept for label in table["label"]}
     if lost := [name for name in classes if name not in labels and counts[name]]:
-        names = format_names(f"{name} ({counts[name]:,})" for name in lost)
-        problem = f"no image has only one of the classes {format_names(classes)} and this is {names}"
+        names = format_names(f"{name} ({pluralize(int(counts[name]), 'image')})" for name in lost)
+        verb = "never occurs" if len(lost) == 1 else "never occur"
+        problem = f"{names} {verb} without another of the classes {format_names(classes)}"
         raise DataError(problem, f"Leave {format_names(lost)} out of `classes`, or choose other classes", code="E005")
     return kept
 

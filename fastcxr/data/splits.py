@@ -5,14 +5,14 @@ are kept, and problems with them are reported as warnings.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain, combinations
 
 import pandas as pd
 
 from fastcxr.data.duplicates import SPLIT_PRIORITY, find_exact_duplicates, union_exact_duplicates, union_patients
 from fastcxr.data.findings import explode_labels, is_multi_label, list_findings, split_labels
-from fastcxr.data.label_policy import compute_truth
+from fastcxr.data.label_policy import UNCERTAIN_POLICIES, compute_truth, parse_policy
 from fastcxr.data.merge import NO_SPLIT_ORIGIN
 from fastcxr.data.stratify import NO_SPLIT_CODE, SPLIT_PERCENT, assign_stratified, require_two_groups
 from fastcxr.errors import DataError, RecipeError, require_type
@@ -33,6 +33,7 @@ def split_by_patient(
     seed: int = 42,
     earlier: pd.DataFrame | None = None,
     ignore_given_splits: bool = False,
+    uncertain: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Return the manifest with `split` and `split_origin`: 70 % of the patients train, 15 % valid, 15 % test.
 
@@ -45,6 +46,7 @@ def split_by_patient(
         seed: seed of the random assignment.
         earlier: manifest of an earlier run, whose patients keep their split.
         ignore_given_splits: draw new splits even if the data gives splits.
+        uncertain: policy of the recipe for uncertain labels; only the warnings of missing findings depend on it.
     """
     require_type("manifest", manifest, pd.DataFrame)
     if unit not in ("patient", "image"):
@@ -59,7 +61,9 @@ def split_by_patient(
         if earlier is not None:
             fix = "Leave out `earlier`, or remove the splits from the data"
             raise RecipeError("both the data and an earlier run give splits", fix, code="E018")
-        return _use_given_splits(manifest, images, unit, seed)
+        manifest = _use_given_splits(manifest, images, unit, seed)
+        warn_of_missing_findings(manifest, uncertain)
+        return manifest
     if not is_multi_label(manifest):  # a rare finding may be in one split only
         require_two_groups(manifest.assign(split=None), unit)
     keys = manifest["patient"] if unit == "patient" else images
@@ -68,6 +72,7 @@ def split_by_patient(
     origin = pd.Series(unit, index=manifest.index, dtype=TEXT_DTYPE).mask(keys.isin(list(reused)), "kept")
     manifest = manifest.assign(split=keys.map(split_by_group).astype(TEXT_DTYPE), split_origin=origin)
     _validate_splits(manifest, images)
+    warn_of_missing_findings(manifest, uncertain)
     return manifest
 
 
@@ -171,8 +176,6 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
 
     `images`: the name of each image, see name_images.
     """
-    if is_multi_label(manifest):
-        warn_of_missing_findings(manifest)
     splits_by_label = {} if is_multi_label(manifest) else manifest.groupby("label")["split"].agg(set)
     for split in SPLITS:
         missing = [label for label, splits in splits_by_label.items() if split not in splits]
@@ -195,18 +198,26 @@ def _validate_splits(manifest: pd.DataFrame, images: pd.Series) -> None:
                     counts, format_names(shared["patient"].head(5)))  # fmt: skip
 
 
-def warn_of_missing_findings(manifest: pd.DataFrame) -> None:
-    """Log the findings that no image of a split has, with their patients in all splits.
+def warn_of_missing_findings(manifest: pd.DataFrame, uncertain: Sequence[str] = ()) -> None:
+    """Log the findings that no image of a split has, with their patients in all splits; nothing for classes.
 
-    Unlike a class, a finding may be in one split only: it is rare, or the data gives the splits.
+    Unlike a class, a finding may be in one split only: it is rare, or the data gives the splits. `uncertain`: see
+    split_by_patient; uncertain labels that are trained as present count in train only.
     """
-    is_present = dict(zip(list_findings(manifest), (compute_truth(manifest) == 1).T, strict=True))
+    findings, policy = list_findings(manifest), parse_policy(uncertain, UNCERTAIN_POLICIES, "uncertain", "ignore")
+    is_present = dict(zip(findings, (compute_truth(manifest) == 1).T, strict=True))
+    is_trained = dict(zip(findings, (compute_truth(manifest, uncertain=policy) == 1).T, strict=True))
     patients = {name: manifest.loc[rows, "patient"].nunique() for name, rows in is_present.items()}
-    if nowhere := [name for name, n in patients.items() if not n]:
-        log.warning("no image has %s: nothing can be learned or measured of it", format_names(nowhere))
+    nowhere = [name for name, n in patients.items() if not n]
+    if lost := [name for name in nowhere if not is_trained[name].any()]:
+        log.warning("no image has %s: nothing can be learned or measured of it", format_names(lost))
+    if guessed := [f"{name} ({is_trained[name].sum():,} images)" for name in nowhere if is_trained[name].any()]:
+        text = "%s: only uncertain labels, which are trained as present; no metric can be measured of it"
+        log.warning(text, format_names(guessed))
     for split in dict.fromkeys([*SPLITS, *sorted(set(manifest["split"]))]):
         is_in_split = (manifest["split"] == split).to_numpy(bool)
-        missing = [name for name, rows in is_present.items() if patients[name] and not rows[is_in_split].any()]
+        has_finding = is_trained if split == "train" else is_present
+        missing = [name for name, rows in has_finding.items() if patients[name] and not rows[is_in_split].any()]
         if missing and is_in_split.any():
             names = format_names(f"{name} ({pluralize(patients[name], 'patient')})" for name in missing)
             effect = "it is not learned" if split == "train" else "this split has no AUROC for it"
@@ -262,10 +273,12 @@ def _require_class_in_folds(labels: Mapping[str, tuple[str, ...]], folds: int, u
             raise DataError(problem, f"Pass `folds={max(n_groups, 2)}` or fewer, or leave out the class", code="E004")
 
 
-def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", seed: int = 42) -> pd.DataFrame:
+def select_fold(
+    manifest: pd.DataFrame, fold: int, *, unit: str = "patient", seed: int = 42, uncertain: Sequence[str] = ()
+) -> pd.DataFrame:
     """Return the manifest of one fold: its images are test, 15 of 85 other patients are valid, and the rest train.
 
-    Early stopping and all other decisions use valid, never the held-out images.
+    Early stopping and all other decisions use valid, never the held-out images. `uncertain`: see split_by_patient.
     """
     require_type("manifest", manifest, pd.DataFrame)
     if fold not in set(manifest["fold"]):
@@ -275,8 +288,7 @@ def select_fold(manifest: pd.DataFrame, fold: int, *, unit: str = "patient", see
     split = pd.Series("train", index=manifest.index, dtype="str").mask(held_out, "test")
     keys = group_keys(manifest, unit)
     selected = split_off_valid(manifest.assign(split=split, split_origin=unit), keys, unit, seed + fold)
-    if is_multi_label(selected):
-        warn_of_missing_findings(selected)
+    warn_of_missing_findings(selected, uncertain)
     return selected
 
 

@@ -130,8 +130,8 @@ class SaliencyMap:
     @property
     def note(self) -> str:
         """Why there is no map to show; empty if there is one."""
-        is_empty = self.saliency is not None and not self.saliency.any()
-        return self.error or self.failure_reason or ("no evidence for this class in the image" if is_empty else "")
+        text = "" if self.saliency is None or self.saliency.any() else f"no evidence for {self.class_name} in the image"
+        return self.error or self.failure_reason or text
 
     def to_row(self) -> dict[str, str | float]:
         """Return one row of saliency.csv."""

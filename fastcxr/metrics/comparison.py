@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from fastcxr.errors import DataError
+from fastcxr.io.formatting import pluralize
 from fastcxr.metrics.bootstrap import MetricDraws, bootstrap_metrics, find_n_draws
 from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.metrics.intervals import SEED, Estimate, confidence_intervals, flatten, make_estimate, make_inputs
@@ -20,6 +21,7 @@ from fastcxr.metrics.scored_images import ScoredImages
 TESTED_METRICS = {"auroc": "auroc.macro", "accuracy": "accuracy"}  # of the leaderboard, ranked by the first
 TESTED_FINDING_METRICS = {"auroc": "auroc.macro", "average_precision": "average_precision.macro"}
 SIGNIFICANCE_LEVEL = 0.05
+LABELS_DIFFER_CODE = "E312"  # error code of models with different labels of the same images
 IMAGE_KEY = ["source", "path"]
 Tested = tuple[str, str, list[dict[str, Any]]]  # dotted name of a metric, its key, and the cells of each model with it
 
@@ -104,9 +106,9 @@ def _validate_labels(predictions: Mapping[str, Predictions]) -> None:
         is_different = ~is_same.astype(bool).all(axis=1)
         if is_different.any():
             path = first_part.table.loc[is_different, "path"].iloc[0]
-            n_different = f"{int(is_different.sum()):,} images"
+            n_different = pluralize(int(is_different.sum()), "image")
             problem = f"{first} and {name} have different labels for {n_different}, first {path}"
-            raise DataError(problem, "Train and test both models on the same labels", code="E312")
+            raise DataError(problem, "Train and test both models on the same labels", code=LABELS_DIFFER_CODE)
 
 
 def _make_row(name: str, images: ScoredImages) -> dict[str, Any]:

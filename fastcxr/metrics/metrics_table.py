@@ -1,6 +1,7 @@
 """The main metrics of one split as a table, with confidence intervals."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.metrics.intervals import confidence_intervals, flatten
 from fastcxr.metrics.scored_images import ScoredImages
 
+log = logging.getLogger("fastcxr")
 ALL_CLASSES, ALL_FINDINGS = "all classes", "all findings"
 OVERALL_METRICS = {
     "accuracy": "accuracy",
@@ -38,6 +40,15 @@ FINDING_METRICS = {
     "average_precision": "average_precision.per_class.{}",
     **{name: f"per_class.{{}}.{name}" for name in ("sensitivity", "specificity", "ppv", "npv", "f1", "brier")},
 }
+
+
+def make_split_metrics_table(images_by_split: Mapping[str, ScoredImages]) -> pd.DataFrame:
+    """Return the rows of make_metrics_table for each split, with the column `split`; log if no image has a label."""
+    if not any(len(images.truth) for images in images_by_split.values()):
+        log.warning("no metrics: no image has both a split and a known label of the model")
+    tables = [make_metrics_table(images).assign(split=split) for split, images in images_by_split.items()]
+    columns = ["split", "class", "metric", "value", "low", "high", "n_images"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def make_metrics_table(images: ScoredImages) -> pd.DataFrame:

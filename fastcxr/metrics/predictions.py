@@ -131,14 +131,9 @@ class Predictions:
             macro averages. Findings have the class "all findings" instead.
         """
         # scikit-learn takes a second to import, and reading predictions.csv does not need it
-        from fastcxr.metrics.metrics_table import make_metrics_table
+        from fastcxr.metrics.metrics_table import make_split_metrics_table
 
-        tables = [
-            make_metrics_table(self.for_split(split).scorable().to_arrays()).assign(split=split)
-            for split in self.splits
-        ]
-        columns = ["split", "class", "metric", "value", "low", "high", "n_images"]
-        return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+        return make_split_metrics_table({split: self.for_split(split).scorable().to_arrays() for split in self.splits})
 
     def _repr_html_(self) -> str:
         # scikit-learn takes a second to import, and reading predictions.csv does not need it

@@ -127,7 +127,8 @@ def find_absent_classes(record: DatasetRecord, metrics: Metrics) -> Found:
         split = _get_split(record)
         units = "findings" if is_multi_label(record.table) else "classes"
         text = f"{'Its' if len(absent) == 1 else 'Their'} metrics are missing; means cover the other {units}."
-        yield text, "held-out image" if split == OUT_OF_FOLD else f"{split} image", join_names(absent, "or")
+        adjective = {OUT_OF_FOLD: "held-out", "valid": "validation"}.get(str(split), split)
+        yield text, f"{adjective} image", join_names(absent, "or")
 
 
 def find_small_classes(record: DatasetRecord, metrics: Metrics) -> Found:

@@ -5,7 +5,8 @@ from typing import Any
 
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.splits import INTERNAL_TEST
-from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score
+from fastcxr.io.formatting import MISSING, format_interval, format_percent, format_score, pluralize
+from fastcxr.io.tables import format_names
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 from fastcxr.report.run_reader import RunRecord
 
@@ -23,6 +24,7 @@ FINDING_METRICS: tuple[Metric, ...] = (
     ("Average precision, macro", "average_precision.macro", format_score),
 )
 FOLD_NAMES = {"auroc.macro": "auroc", "average_precision.macro": "average_precision"}  # names of columns in folds.csv
+MAX_AVERAGED = 5  # findings that the terminal names
 COUNTS = (("Images", "n_images"), ("Patients", "n_patients"))
 
 
@@ -90,6 +92,18 @@ def make_terminal_table(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], li
     ]
     rows += [(name, f"{pooled[key]:,}", "", "") for name, key in COUNTS]
     return ("", "out of fold", "95 % CI", f"mean ± SD of {folds['count']} folds"), rows
+
+
+def describe_averaged_findings(metrics: Mapping[str, Any]) -> str:
+    """Return which findings the macro means of the test split or the pooled folds cover; "" if all, or for classes."""
+    part = metrics.get("test") or metrics.get(OUT_OF_FOLD) or metrics.get("valid") or {}
+    if part.get("task") != MULTI_LABEL:
+        return ""
+    labels, averaged = part["labels"], [name for name, auroc in part["auroc"]["per_class"].items() if auroc is not None]
+    if not averaged or len(averaged) == len(labels):
+        return ""
+    names = format_names(averaged, MAX_AVERAGED)
+    return f"AUROC, macro: mean over {len(averaged)} of {pluralize(len(labels), 'finding')}: {names}"
 
 
 def find_secondary_split(metrics: Mapping[str, Any]) -> str:

@@ -91,9 +91,15 @@ def _explain_blank(record: RunRecord) -> str:
     if entries:
         policy = parse_policy(entries, BLANK_POLICIES, "blank", "default of the dataset")
         return f"Policy: {_describe_policy(policy, BLANK_TEXTS)}."
-    messages = [str(line.get("text", "")) for line in record.run.get("messages") or [] if isinstance(line, Mapping)]
+    reasons = read_blank_reasons(record.run)
+    return f"Policy: {'; '.join(reasons)}." if reasons else ""
+
+
+def read_blank_reasons(run: Mapping[str, Any]) -> list[str]:
+    """Return the reasons for the policy for blank labels, each once, that a run has logged; `run`: run.json."""
+    messages = [str(line.get("text", "")) for line in run.get("messages") or [] if isinstance(line, Mapping)]
     reasons = [text.partition(" unknown (")[2].removesuffix(")") for text in messages if text.startswith(BLANK_MESSAGE)]
-    return f"Policy: {'; '.join(dict.fromkeys(filter(None, reasons)))}." if any(reasons) else ""
+    return list(dict.fromkeys(filter(None, reasons)))
 
 
 def _read_uncertain_policy(recipe: Mapping[str, Any]) -> LabelPolicy:

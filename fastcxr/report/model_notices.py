@@ -71,15 +71,19 @@ def find_never_predicted_classes(record: RunRecord, metrics: Metrics) -> Found:
     """
     split = name_split(record.predictions.primary_split)
     if record.predictions.is_multi_label:
+        primary = get_primary_metrics(record, metrics)
         missed = {
             label: row["positives"]
-            for label, row in get_primary_metrics(record, metrics).get("per_class", {}).items()
+            for label, row in primary.get("per_class", {}).items()
             if row["positives"] and row["sensitivity"] == 0 and row["specificity"] in (1, None)
         }
         if missed:
             sizes = join_names([f"{label} {n:,}" for label, n in missed.items()])
             text = f"Positive images in the {split}: {sizes}. None reaches the threshold."
-            yield f"{text} AUROC shows whether the probabilities separate the images.", join_names(list(missed), "or")
+            measured = [label for label in missed if primary["auroc"]["per_class"][label] is not None]
+            of = f" of {join_names(measured)}" if len(measured) < len(missed) else ""
+            hint = f" AUROC{of} shows whether the probabilities separate the images." if measured else ""
+            yield text + hint, join_names(list(missed), "or")
         return
     true_counts, predicted = _count_confusion_matrix(record, metrics)
     missed = {label: n for label, n in true_counts.items() if label not in predicted}
@@ -96,15 +100,17 @@ def find_always_predicted_findings(record: RunRecord, metrics: Metrics) -> Found
     """Yield the findings that reach the threshold in all images, although they are absent in some."""
     if not record.predictions.is_multi_label:
         return
-    per_class = get_primary_metrics(record, metrics).get("per_class", {})
+    primary = get_primary_metrics(record, metrics)
     labels = [
         label
-        for label, row in per_class.items()
+        for label, row in primary.get("per_class", {}).items()
         if row["negatives"] and row["specificity"] == 0 and row["sensitivity"] in (1, None)
     ]
     if labels:
         text = f"Every image of the {name_split(record.predictions.primary_split)} reaches the threshold."
-        yield f"{text} The decision has no information; AUROC may be useful nevertheless.", join_names(labels)
+        is_measured = any(primary["auroc"]["per_class"][label] is not None for label in labels)
+        hint = "; AUROC may be useful nevertheless" if is_measured else ""
+        yield f"{text} The decision has no information{hint}.", join_names(labels)
 
 
 def find_constant_folds(record: RunRecord, metrics: Metrics) -> Found:

@@ -194,7 +194,8 @@ def read_split_manifest(source: pd.DataFrame | str | Path, recipe: Recipe) -> pd
     """Return a manifest unchanged; read other data, and split it by the recipe's unit and seed."""
     if isinstance(source, pd.DataFrame):
         return source
-    return split_by_patient(read_manifest(source), unit=recipe.split, seed=recipe.seed)
+    manifest = read_manifest(source)
+    return split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, uncertain=recipe.uncertain)
 
 
 def select_training_rows(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import InputMissingError, make_type_error
-from fastcxr.io.files import atomic_write
+from fastcxr.errors import DataError, InputMissingError, make_type_error
+from fastcxr.io.files import atomic_write, read_json
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.metrics.comparison import Comparison, compare_models
+from fastcxr.metrics.comparison import LABELS_DIFFER_CODE, Comparison, compare_models
 from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
+from fastcxr.report.label_counts import read_blank_reasons
 from fastcxr.report.style import SvgFigure, to_svg_figure
 from fastcxr.report.tables import format_finding_comparison, format_leaderboard
 from fastcxr.workflows.run_dir import acquire_directory
@@ -37,9 +38,7 @@ def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
         reject_other_format(run_dir)
         require_run_file(run_dir, PREDICTIONS_FILE)
     run_dir_by_name = dict(zip(_make_unique_names(run_dirs), run_dirs, strict=True))
-    comparison = compare_models(
-        {name: read_predictions(run_dir / PREDICTIONS_FILE) for name, run_dir in run_dir_by_name.items()}
-    )
+    comparison = _compare_models(run_dir_by_name)
     folder = Path(folder)
     acquire_directory(folder)
     n_images, n_patients = comparison.n_shared_images, comparison.n_patients
@@ -50,6 +49,31 @@ def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
     context = summary | {"models": format_leaderboard(rows), "findings": format_finding_comparison(rows)}
     context |= {"curves": list(svg_figures), "critical_notices": [], "notices": []}
     return write_page(folder / "compare.html", render("compare.html.jinja", context, svg_figures), svg_figures)
+
+
+def _compare_models(run_dirs: Mapping[str, Path]) -> Comparison:
+    """Compare the models of the runs; if their labels differ (E312), the error states a difference in `blank`."""
+    try:
+        return compare_models({name: read_predictions(folder / PREDICTIONS_FILE) for name, folder in run_dirs.items()})
+    except DataError as error:
+        is_about_labels = error.code == LABELS_DIFFER_CODE
+        policies = {name: _describe_blank(folder) for name, folder in run_dirs.items()} if is_about_labels else {}
+        if "" in policies.values() or len(set(policies.values())) < 2:
+            raise
+        problem = f"{error.problem}: {join_names([f'{name} has {text}' for name, text in policies.items()])}"
+        raise DataError(problem, "Train the runs with the same `blank`", code=error.code) from error
+
+
+def _describe_blank(folder: Path) -> str:
+    """Return how a run reads blank labels, such as `blank=negative`; empty for a run without this information."""
+    if not all((folder / name).is_file() for name in ("recipe.json", "run.json")):
+        return ""
+    if entries := Recipe.from_json(folder).blank:
+        return f"blank={', '.join(entries)}"
+    defaults = [
+        reason.partition(",")[0].partition(":")[0] for reason in read_blank_reasons(read_json(folder / "run.json"))
+    ]
+    return join_names(defaults) or "no blank labels"
 
 
 def _add_label_policies(rows: list[dict[str, Any]], run_dirs: Mapping[str, Path]) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame
         manifest = hold_out_source(manifest, recipe.test_source, seed=seed)
     elif recipe.fold:
         manifest = split_into_folds(manifest, recipe.folds, unit=unit, seed=seed)
-        manifest = select_fold(manifest, recipe.fold, unit=unit, seed=seed)
+        manifest = select_fold(manifest, recipe.fold, unit=unit, seed=seed, uncertain=recipe.uncertain)
     else:
         earlier = None
         if recipe.reuse_split:
@@ -179,7 +179,12 @@ def assign_recipe_splits(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame
             require_run_file(recipe.reuse_split, "manifest.csv")
             earlier = read_written_manifest(Path(recipe.reuse_split) / "manifest.csv")
         manifest = split_by_patient(
-            manifest, unit=unit, seed=seed, earlier=earlier, ignore_given_splits=ignore_given_splits
+            manifest,
+            unit=unit,
+            seed=seed,
+            earlier=earlier,
+            ignore_given_splits=ignore_given_splits,
+            uncertain=recipe.uncertain,
         )
     log.info(describe_split(manifest))
     has_other_runs = bool(recipe.fold or recipe.test_source)  # which must have the same findings

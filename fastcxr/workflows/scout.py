@@ -162,7 +162,7 @@ def measure_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress
 
 def make_candidate_learner(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> Learner:
     """Return a learner of the candidate with the sample. Raise WeightsError, or RecipeError for its head."""
-    fold_manifest = select_fold(manifest, 1, unit=recipe.split, seed=recipe.seed)
+    fold_manifest = select_fold(manifest, 1, unit=recipe.split, seed=recipe.seed, uncertain=recipe.uncertain)
     return make_learner(make_loaders(fold_manifest, recipe, progress), recipe)
 
 

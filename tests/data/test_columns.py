@@ -102,5 +102,5 @@ def test_free_text_and_identifiers_are_recognized_by_the_cells():
 
 def test_a_recipe_splits_columns_to_keep_at_commas():
     assert Recipe(keep_columns=("a, b", "c")).keep_columns == ("a", "b", "c")
-    with pytest.raises(RecipeError, match="keep_columns is 'scanner', it must be tuple"):
+    with pytest.raises(RecipeError, match="keep_columns is 'scanner', it must be a tuple, as \\('scanner',\\)"):
         Recipe(keep_columns="scanner")

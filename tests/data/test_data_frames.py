@@ -104,7 +104,7 @@ def test_the_options_are_those_of_a_recipe(toy_folder):
     [
         ({"patient_tabel": "p.csv"}, "no option called 'patient_tabel'. Did you mean 'patient_table'"),
         ({"epochs": 3}, "read_manifest has no option called 'epochs'"),
-        ({"classes": "clear"}, "classes is 'clear', it must be tuple"),
+        ({"classes": "clear"}, "classes is 'clear', it must be a tuple, as .'clear',."),
     ],
 )
 def test_another_option_is_an_error(toy_folder, option, message):

@@ -94,6 +94,22 @@ def test_nothing_is_logged_if_every_split_has_every_finding(caplog):
     assert not caplog.records
 
 
+def test_the_warning_of_a_missing_finding_respects_the_policy_for_uncertain_labels(caplog):
+    manifest = split_by_patient(make_findings())
+    manifest["finding_Edema"] = manifest["finding_Edema"].mask(manifest["finding_Edema"] == 1, -1)
+    is_train = manifest["split"] == "train"
+    manifest["finding_Mass"] = manifest["finding_Mass"].mask(is_train & (manifest["finding_Mass"] == 1), -1)
+    n_uncertain = int((is_train & (manifest["finding_Edema"] == -1)).sum())
+    with caplog.at_level(logging.WARNING, "fastcxr"):
+        warn_of_missing_findings(manifest, ("positive",))
+        assert f"Edema ({n_uncertain} images): only uncertain labels, which are trained as present" in caplog.text
+        assert "nothing can be learned" not in caplog.text and "it is not learned" not in caplog.text
+        caplog.clear()
+        warn_of_missing_findings(manifest, ("positive", "Edema=ignore", "Mass=ignore"))
+    assert "no image has Edema: nothing can be learned" in caplog.text
+    assert "no image of train has Mass" in caplog.text and "only uncertain labels" not in caplog.text
+
+
 def test_uncertain_and_blank_labels_do_not_count_as_present():
     manifest = make_findings(100)
     split = split_by_patient(manifest)

@@ -5,6 +5,7 @@ import logging
 import pandas as pd
 import pytest
 
+from fastcxr.data.filters import filter_tables
 from fastcxr.data.findings import (
     MAX_SHOWN_LABELS,
     count_findings,
@@ -84,6 +85,17 @@ def test_chosen_classes_keep_the_images_with_exactly_one_of_them(rows, caplog):
     assert kept.index.tolist() == [3, 4]
     assert "2 of 4 (1 have several of them, the others none)" in caplog.text
     assert keep_single_labels(rows, ["Edema", "No Finding"])["label"].tolist() == ["Edema", "No Finding"]
+
+
+def test_a_renamed_finding_is_logged_with_its_present_images_and_a_lost_class_is_named(rows, caplog):
+    rows = rows.assign(source="a")
+    with caplog.at_level(logging.INFO, "fastcxr"):
+        filter_tables([rows], relabel=("Mass=Lump",))
+    assert "relabelled: Mass to Lump (1 present)" in caplog.text
+    expected = r"Edema \(1 image\), Mass \(1 image\) never occur without another of the classes Edema, Mass, Fracture"
+    with pytest.raises(DataError, match=expected) as caught:
+        filter_tables([rows], classes=("Edema", "Mass", "Fracture"))
+    assert caught.value.code == "E005"
 
 
 def test_several_labels_stop_training_with_the_classes_to_choose(rows):

@@ -131,7 +131,7 @@ def test_a_constant_map_has_51_percent_in_the_border():
 def test_an_empty_map_is_not_shown_and_has_a_note():
     blank = np.zeros((8, 8), np.uint8)
     saliency_map = SaliencyMap(source="a", path="b", class_name="haze", image=blank, saliency=blank)
-    assert saliency_map.normalized is None and saliency_map.note == "no evidence for this class in the image"
+    assert saliency_map.normalized is None and saliency_map.note == "no evidence for haze in the image"
 
 
 def test_the_overlay_keeps_the_image_where_saliency_is_zero():

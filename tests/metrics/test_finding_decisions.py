@@ -164,7 +164,7 @@ def test_models_whose_evaluated_labels_differ_are_refused():
         changed[row, 1] = other
         models = {"x": base, "y": to_predictions(changed, base.probability, patients=range(len(truth)))}
         with pytest.raises(
-            DataError, match=rf"x and y have different labels for 1 images, first {row:06}\.png"
+            DataError, match=rf"x and y have different labels for 1 image, first {row:06}\.png"
         ) as error:
             compare_models(models)
         assert error.value.code == "E312"

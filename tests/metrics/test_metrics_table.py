@@ -53,10 +53,13 @@ def test_values_and_intervals_are_those_of_metrics_json_for_every_split(predicti
             np.testing.assert_allclose(row[["value", "low", "high"]].to_numpy(float), expected)
 
 
-def test_predictions_without_splits_have_an_empty_table(predictions):
+def test_predictions_without_splits_have_an_empty_table_and_a_warning(predictions, caplog):
     manifest = make_manifest(LABELS, 20, 0).assign(split="")
     table = make_predictions(manifest, make_probability(manifest, LABELS, 0), LABELS).metrics()
+    assert "no metrics: no image has both a split and a known label" in caplog.text
+    caplog.clear()
     assert table.empty and list(table.columns) == list(predictions.metrics().columns)
+    assert not caplog.text
 
 
 def test_two_classes_have_no_top2_accuracy():

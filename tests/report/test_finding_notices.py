@@ -9,6 +9,7 @@ from fastcxr.metrics.external import compute_drop
 from fastcxr.metrics.predictions import Predictions, write_predictions
 from fastcxr.report.data_notices import MAX_LISTED, _list_smallest
 from fastcxr.report.finding_rows import make_finding_subgroup_rows
+from fastcxr.report.headline import describe_averaged_findings
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import SaliencyMaps, read_run_record
 from fastcxr.report.tables import make_saliency_cards
@@ -45,6 +46,36 @@ def test_a_finding_that_no_image_reaches_is_a_warning(tmp_path, record):
     notice = found["No image is predicted as Edema"]
     assert notice.level == "warning"
     assert "None reaches the threshold" in notice.text
+
+
+def test_a_finding_without_validation_images_is_named(tmp_path, record):
+    manifest = record.manifest[record.manifest["split"] != "test"].reset_index(drop=True)
+    folder = build_finding_run(tmp_path, FINDINGS, manifest, thumbnails=False)
+    found = find_notices(folder, lambda table: table.assign(truth_Mass=0))
+    assert "No validation image of Mass" in found
+
+
+def test_only_findings_with_an_auroc_are_referred_to_it(tmp_path, record):
+    folder = build_finding_run(tmp_path, FINDINGS, record.manifest, thumbnails=False)
+    hint = "shows whether the probabilities separate the images"
+    low = dict.fromkeys(["prob_Edema", "prob_Mass"], 0.1)
+    found = find_notices(folder, lambda table: table.assign(**low))
+    assert f"AUROC {hint}" in found["No image is predicted as Edema or Mass"].text
+    found = find_notices(
+        folder, lambda table: table.assign(truth_Mass=table["truth_Mass"].mask(table["truth_Mass"] == 0))
+    )
+    assert f"AUROC of Edema {hint}" in found["No image is predicted as Edema or Mass"].text
+    found = find_notices(folder, lambda table: table.assign(truth_Edema=1))
+    assert hint not in found["No image is predicted as Edema or Mass"].text
+
+
+def test_the_terminal_states_which_findings_the_macro_means_cover(record):
+    metrics = evaluate_predictions(record.predictions)
+    assert describe_averaged_findings(metrics) == "", "all findings"
+    table = record.predictions.table
+    changed = Predictions(table.assign(truth_Mass=table["truth_Mass"].mask(table["truth_Mass"] == 0)), FINDINGS)
+    text = describe_averaged_findings(evaluate_predictions(changed))
+    assert text == "AUROC, macro: mean over 1 of 2 findings: Edema"
 
 
 def test_a_finding_that_all_images_reach_is_a_warning(tmp_path, record):

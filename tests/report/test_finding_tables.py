@@ -1,12 +1,15 @@
 """Tests for finding_tables.py and the page of a dataset with several labels per image."""
 
 import json
+import sys
 
 import pandas as pd
 import pytest
 from html_page import Page
+from rich.console import Console
 from synthetic_run import write_histograms, write_thumbnails
 
+from fastcxr.cli.tables import show_dataset
 from fastcxr.data.findings import explode_labels, list_shown_labels
 from fastcxr.data.manifest_file import write_manifest
 from fastcxr.data.statistics import sample_per_class
@@ -80,6 +83,29 @@ def test_each_finding_has_its_images_by_value_and_split(record):
     }
     assert (table["total"]["splits"], table["total"]["present"], table["total"]["patients"]) == ([4, 1, 2], 7, 6)
     assert table["states"] == ["absent", "uncertain", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (60, "train, valid, test, absent, blank, uncertain, unknown"),
+        (80, "absent, blank, uncertain, unknown"),
+        (120, ""),
+    ],
+)
+def test_a_narrow_terminal_shows_complete_names_and_fewer_columns(tmp_path, capsys, width, left_out):
+    name, images = "Enlarged Cardiomediastinum", [*IMAGES, ("", "train", 0, -2, 0)]
+    rows = make_rows(images).rename(columns={"finding_Edema": f"finding_{name}"})
+    rows["label"] = rows["label"].str.replace("Edema", name)
+    document = show_dataset(Console(width=width, file=sys.stdout), build(tmp_path / "described", rows))
+    lines = capsys.readouterr().out.splitlines()
+    left_out_line = f"Not shown in this narrow terminal: {left_out} (see the page, or --json)"
+    assert (left_out_line in lines) == bool(left_out), lines
+    names = ["train", "valid", "test", "present", "patients", "absent", "blank", "uncertain", "unknown", "prevalence"]
+    assert lines[0].split() == [heading for heading in names if heading not in left_out.split(", ")]
+    assert all(len(line) <= width for line in lines[:5])
+    assert next(line for line in lines if line.startswith(name)).endswith("%")
+    assert {"absent", "uncertain", "unknown"} <= set(document["findings"][name])
 
 
 def test_blank_labels_read_as_absent_are_counted_apart_and_in_the_prevalence(tmp_path):

@@ -103,9 +103,18 @@ def test_findings_with_other_evaluated_labels_are_refused(finding_runs, tmp_path
     row = table.index[table[column] == "1"][0]
     table.loc[row, column] = ""
     table.to_csv(path, index=False)
-    with pytest.raises(DataError, match="different labels for 1 images") as error:
+    with pytest.raises(DataError, match="different labels for 1 image") as error:
         compare(finding_runs, tmp_path / "out")
-    assert error.value.code == "E312"
+    assert error.value.code == "E312" and "blank" not in str(error.value)
+    for folder, blank in zip(finding_runs, [(), ("negative",)], strict=True):
+        (folder / "recipe.json").write_text(Recipe("mobilenetv2_100", blank=blank).to_json())
+    default = "blank labels of findings: 0 read as absent, 26 unknown (blank=unknown, the default: no label is guessed)"
+    (finding_runs[0] / "run.json").write_text(json.dumps({"messages": [{"text": default}]}))
+    (finding_runs[1] / "run.json").write_text("{}")
+    names = [folder.name for folder in finding_runs]
+    with pytest.raises(DataError, match=f"{names[0]} has blank=unknown and {names[1]} has blank=negative") as error:
+        compare(finding_runs, tmp_path / "out")
+    assert error.value.code == "E312" and error.value.fix == "Train the runs with the same `blank`"
 
 
 def test_the_terminal_shows_the_training_labels_and_average_precision(finding_runs, tmp_path, capsys):
