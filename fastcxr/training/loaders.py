@@ -194,7 +194,7 @@ def read_split_manifest(source: pd.DataFrame | str | Path, recipe: Recipe) -> pd
     """Return a manifest unchanged; read other data, and split it by the recipe's unit and seed."""
     if isinstance(source, pd.DataFrame):
         return source
-    manifest = read_manifest(source)
+    manifest = read_manifest(source, recipe)
     return split_by_patient(manifest, unit=recipe.split, seed=recipe.seed, uncertain=recipe.uncertain)
 
 
