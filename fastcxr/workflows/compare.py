@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, make_type_error
-from fastcxr.io.files import atomic_write
+from fastcxr.io.files import atomic_write, read_json
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import join_names
 from fastcxr.io.run_folders import require_run_file
@@ -16,9 +16,12 @@ from fastcxr.metrics.comparison import Comparison, compare_models
 from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
+from fastcxr.report.label_counts import name_blank_policy
 from fastcxr.report.style import SvgFigure, to_svg_figure
 from fastcxr.report.tables import format_finding_comparison, format_leaderboard
 from fastcxr.workflows.run_dir import acquire_directory
+
+LABEL_OPTIONS = ("blank", "uncertain")  # options for unclear labels, which make a difference in training
 
 
 def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
@@ -53,19 +56,21 @@ def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
 
 
 def _add_label_policies(rows: list[dict[str, Any]], run_dirs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return the rows of findings with `label_policy`, the options for unclear labels in which the runs differ."""
+    """Return the rows of findings with `label_policy`, the policies for unclear labels in which the runs differ."""
     names = [row["name"] for row in rows if (run_dirs[row["name"]] / "recipe.json").is_file()]
     if "findings" not in rows[0] or not names:
         return rows
-    recipes = {name: Recipe.from_json(run_dirs[name]) for name in names}
-    options = [
-        name for name in ("blank", "uncertain") if len({getattr(recipe, name) for recipe in recipes.values()}) > 1
-    ]
-    policies = {
-        name: "; ".join(f"{option} {', '.join(getattr(recipe, option)) or 'default'}" for option in options)
-        for name, recipe in recipes.items()
-    }
-    return [row | {"label_policy": policies.get(row["name"], "not known")} for row in rows] if options else rows
+    policies = {name: _read_label_policies(run_dirs[name]) for name in names}
+    options = [option for option in LABEL_OPTIONS if len({policy[option] for policy in policies.values()}) > 1]
+    texts = {name: "; ".join(f"{option} {policy[option]}" for option in options) for name, policy in policies.items()}
+    return [row | {"label_policy": texts.get(row["name"], "not known")} for row in rows] if options else rows
+
+
+def _read_label_policies(run_dir: Path) -> dict[str, str]:
+    """Return the policy in effect of each of LABEL_OPTIONS as text; the default for blank labels is in run.json."""
+    recipe, run_path = Recipe.from_json(run_dir), run_dir / "run.json"
+    run = read_json(run_path) if run_path.is_file() else {}
+    return {"blank": name_blank_policy(recipe.blank, run), "uncertain": ", ".join(recipe.uncertain) or "ignore"}
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:
