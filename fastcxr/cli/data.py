@@ -26,9 +26,9 @@ from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import join_names
 from fastcxr.progress.terminal import TerminalProgress
 
-AUDIT_REUSED = "fastcxr train shows these findings if images, labels, splits and patients are the same"
+AUDIT_REUSED = "fastcxr train shows these results if images, labels, splits and patients are the same"
 AUDIT_NOT_REUSED = (
-    "fastcxr train does not show these findings: it searches the folders in runs/ only. Leave out --out, or pass "
+    "fastcxr train does not show these results: it searches the folders in runs/ only. Leave out --out, or pass "
     "--out runs/NAME"
 )
 

@@ -211,8 +211,9 @@ METHOD_TEXTS = {
 def make_finding_subgroup_rows(subgroups: Mapping[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each attribute, such as sex, a row per subgroup with macro AUROC, and AUROC of each finding.
 
-    groups: the measured subgroups. findings: rows with a name and a cell per subgroup, of the findings that have
-    MIN_GROUP_POSITIVES in some subgroup; (value, interval), or (MISSING, number of positive images).
+    groups: the measured subgroups. unmeasured: a sentence with the sizes of the subgroups if none is measured, else
+    empty. findings: rows with a name and a cell per subgroup, of the findings that have MIN_GROUP_POSITIVES in some
+    subgroup; (value, interval), or (MISSING, number of positive images).
     """
     tables = []
     for attribute, groups in subgroups.items():
@@ -224,8 +225,14 @@ def make_finding_subgroup_rows(subgroups: Mapping[str, Any], labels: Sequence[st
         ]
         rows = [_make_group_row(name, row, labels) for name, row in groups.items()]
         head = {"name": attribute, "heads": [("AUROC,", "macro")], "groups": list(measured)}
+        head["unmeasured"] = "" if measured else _describe_small_groups(attribute, groups)
         tables.append(head | {"rows": rows, "findings": findings if len(measured) > 1 else []})
     return tables
+
+
+def _describe_small_groups(attribute: str, groups: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{name}: {row['n_patients']:,}" for name, row in groups.items())
+    return f"{attribute.capitalize()}: not measured, fewer than {MIN_GROUP_PATIENTS} patients in each group ({sizes})."
 
 
 def _make_group_row(name: str, row: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:

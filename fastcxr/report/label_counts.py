@@ -1,6 +1,6 @@
 """Labels of findings by state and split, and the policy for blank and uncertain labels in words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,8 @@ import pandas as pd
 
 from fastcxr.data.findings import BLANK_AS_ABSENT, FINDING_PREFIX, list_findings
 from fastcxr.data.label_policy import BLANK_POLICIES, UNCERTAIN_POLICIES, LabelPolicy, compute_truth, parse_policy
+from fastcxr.data.readers.public import PublicDataset
+from fastcxr.data.readers.registry import PUBLIC_DATASETS
 from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.report.data_tables import list_splits
 from fastcxr.report.run_reader import RunRecord
@@ -86,20 +88,55 @@ def describe_masked_labels(record: RunRecord) -> str:
 
 
 def _explain_blank(record: RunRecord) -> str:
-    """Return the policy for blank labels: the option of the recipe, or the default of the dataset that was logged."""
-    entries = record.recipe.get("blank") or ()
-    if entries:
-        policy = parse_policy(entries, BLANK_POLICIES, "blank", "default of the dataset")
-        return f"Policy: {_describe_policy(policy, BLANK_TEXTS)}."
-    reasons = read_blank_reasons(record.run)
-    return f"Policy: {'; '.join(reasons)}." if reasons else ""
+    """Return the policy for blank labels in effect: the option of the recipe, or the defaults of the datasets."""
+    policy = parse_policy(record.recipe.get("blank") or (), BLANK_POLICIES, "blank", "")
+    if policy.default or not record.run:
+        default = policy.default or "default of the dataset"
+        return f"Policy: {_describe_policy(LabelPolicy(default, policy.exceptions), BLANK_TEXTS)}."
+    reasons = [
+        f"{BLANK_TEXTS[dataset.blank]}, the default for {dataset.title}"
+        + (f": {dataset.blank_reason}" if dataset.blank_reason else "")
+        for dataset in _list_public_datasets(record.run)
+    ] or [_read_other_reason(record.run)]
+    exceptions = [f"{finding}: {BLANK_TEXTS[name]}" for finding, name in policy.exceptions.items()]
+    return f"Policy: {'; '.join([*reasons, *exceptions])}."
 
 
-def read_blank_reasons(run: Mapping[str, Any]) -> list[str]:
-    """Return the reasons for the policy for blank labels, each once, that a run has logged; `run`: run.json."""
-    messages = [str(line.get("text", "")) for line in run.get("messages") or [] if isinstance(line, Mapping)]
-    reasons = [text.partition(" unknown (")[2].removesuffix(")") for text in messages if text.startswith(BLANK_MESSAGE)]
-    return list(dict.fromkeys(filter(None, reasons)))
+def _read_other_reason(run: Mapping[str, Any]) -> str:
+    """Return the logged reason for the labels of data that is no public dataset, else the default."""
+    lines = [str(line.get("text", "")) for line in run.get("messages") or [] if isinstance(line, Mapping)]
+    reasons = [text.partition(" unknown (")[2].removesuffix(")") for text in lines if text.startswith(BLANK_MESSAGE)]
+    decided = [reason for reason in reasons if reason.startswith("decided")]
+    return decided[0] if decided else "unknown, the default: no label is guessed"
+
+
+def name_blank_policy(entries: Iterable[str], run: Mapping[str, Any]) -> str:
+    """Return the policy in effect for blank labels, such as `negative (default for CheXpert), Edema=unknown`.
+
+    Args:
+        entries: option `blank` of the recipe.
+        run: content of run.json; empty if it is missing.
+    """
+    policy = parse_policy(entries, BLANK_POLICIES, "blank", "")
+    titles_by_policy: dict[str, list[str]] = {}
+    for dataset in _list_public_datasets(run):
+        titles_by_policy.setdefault(dataset.blank, []).append(dataset.title)
+    parts = [f"{name} (default for {join_names(titles)})" for name, titles in titles_by_policy.items()]
+    parts = parts or ["unknown (default)" if run else "default of the dataset"]
+    exceptions = [f"{finding}={name}" for finding, name in policy.exceptions.items()]
+    return ", ".join([*([policy.default] if policy.default else parts), *exceptions])
+
+
+def _list_public_datasets(run: Mapping[str, Any]) -> list[PublicDataset]:
+    """Return the public datasets that run.json lists; those of an evaluation are only named in its messages."""
+    lines = [str(line.get("text", "")) for line in run.get("messages") or [] if isinstance(line, Mapping)]
+    texts = [text for text in lines if text.startswith(BLANK_MESSAGE)]
+    names = run.get("public_datasets") or []
+    return [
+        dataset
+        for name, dataset in PUBLIC_DATASETS.items()
+        if name in names or any(f"default for {dataset.title}: " in text for text in texts)
+    ]
 
 
 def _read_uncertain_policy(recipe: Mapping[str, Any]) -> LabelPolicy:

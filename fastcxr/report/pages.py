@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastcxr.data.findings import list_findings
 from fastcxr.report.data_figure_set import make_dataset_figures
 from fastcxr.report.data_notices import merge_repeated_messages
 from fastcxr.report.data_tables import describe_decoded, make_dataset_context, make_image_tiles, make_tiles
@@ -53,11 +54,22 @@ def write_audit_page(folder: str | Path) -> Page:
         "record": record,
         "sources": list(record.table["source"].value_counts().index),
         "tiles": [(head, counts[verdict]) for verdict, head in VERDICT_HEADINGS.items()],
-        "findings": [finding | {"images": _find_group_images(record, finding)} for finding in findings],
+        "findings": [
+            finding | _find_shown_numbers(record, finding) | {"images": _find_group_images(record, finding)}
+            for finding in findings
+        ],
         "critical_notices": [],
         "notices": make_notices(record, page="audit"),
     }
     return write_page(record.folder / "audit.html", render("audit.html.jinja", context, {}), {})
+
+
+def _find_shown_numbers(record: DatasetRecord, finding: dict[str, Any]) -> dict[str, float | None]:
+    """Return value and chance level of a check; of several labels per image, None for the zeros of a count."""
+    value, chance_level = finding["value"], finding["chance_level"]
+    if list_findings(record.table) and chance_level == 0:
+        value, chance_level = value or None, None
+    return {"value": value, "chance_level": chance_level}
 
 
 def _find_group_images(record: DatasetRecord, finding: dict[str, Any]) -> list[list[dict[str, Any]]]:

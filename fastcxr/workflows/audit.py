@@ -1,4 +1,4 @@
-"""Data audit: check a dataset for leakage and shortcuts before training, and write the findings."""
+"""Data audit: check a dataset for leakage and shortcuts before training, and write the results."""
 
 import logging
 from dataclasses import asdict
@@ -77,7 +77,7 @@ def check_before_training(folder: Path, manifest: pd.DataFrame, *, reuse_audit: 
         manifest_checks = {row["check"] for row in rows}
         rows += [row for row in read_findings(audit_folder) if row["check"] not in manifest_checks]
         content["reused_audit"] = {"folder": audit_folder.name, "date": date}
-        log.info("findings of the audit in %s of %s are reused (`reuse_audit=False` ignores it)", audit_folder, date)
+        log.info("results of the audit in %s of %s are reused (`reuse_audit=False` ignores it)", audit_folder, date)
     write_json(folder / "audit.json", content)
 
 
@@ -94,7 +94,7 @@ def find_audit(manifest: pd.DataFrame) -> tuple[Path, str] | None:
         try:
             saved, date = read_json(folder / "audit.json"), read_json(folder / "run.json")["started"][:10]
         except (OSError, ValueError, KeyError):
-            log.warning("the audit in %s cannot be read: the run does not use its findings", folder)
+            log.warning("the audit in %s cannot be read: the run does not use its results", folder)
             continue
         if saved.get("cohort") == fingerprint and saved.get("content") == content_fingerprint(manifest):
             return folder, date

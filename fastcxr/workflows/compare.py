@@ -16,10 +16,12 @@ from fastcxr.metrics.comparison import LABELS_DIFFER_CODE, Comparison, compare_m
 from fastcxr.metrics.predictions import PREDICTIONS_FILE, read_predictions
 from fastcxr.report import figures
 from fastcxr.report.html import render, write_page
-from fastcxr.report.label_counts import read_blank_reasons
+from fastcxr.report.label_counts import name_blank_policy
 from fastcxr.report.style import SvgFigure, to_svg_figure
 from fastcxr.report.tables import format_finding_comparison, format_leaderboard
 from fastcxr.workflows.run_dir import acquire_directory
+
+LABEL_OPTIONS = ("blank", "uncertain")  # options for unclear labels, which make a difference in training
 
 
 def compare(runs: Iterable[str | Path], folder: str | Path) -> Path:
@@ -65,31 +67,28 @@ def _compare_models(run_dirs: Mapping[str, Path]) -> Comparison:
 
 
 def _describe_blank(folder: Path) -> str:
-    """Return how a run reads blank labels, such as `blank=negative`; empty for a run without this information."""
+    """Return how a run reads blank labels, such as `blank negative`; empty for a run without this information."""
     if not all((folder / name).is_file() for name in ("recipe.json", "run.json")):
         return ""
-    if entries := Recipe.from_json(folder).blank:
-        return f"blank={', '.join(entries)}"
-    defaults = [
-        reason.partition(",")[0].partition(":")[0] for reason in read_blank_reasons(read_json(folder / "run.json"))
-    ]
-    return join_names(defaults) or "no blank labels"
+    return f"blank {name_blank_policy(Recipe.from_json(folder).blank, read_json(folder / 'run.json'))}"
 
 
 def _add_label_policies(rows: list[dict[str, Any]], run_dirs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """Return the rows of findings with `label_policy`, the options for unclear labels in which the runs differ."""
+    """Return the rows of findings with `label_policy`, the policies for unclear labels in which the runs differ."""
     names = [row["name"] for row in rows if (run_dirs[row["name"]] / "recipe.json").is_file()]
     if "findings" not in rows[0] or not names:
         return rows
-    recipes = {name: Recipe.from_json(run_dirs[name]) for name in names}
-    options = [
-        name for name in ("blank", "uncertain") if len({getattr(recipe, name) for recipe in recipes.values()}) > 1
-    ]
-    policies = {
-        name: "; ".join(f"{option} {', '.join(getattr(recipe, option)) or 'default'}" for option in options)
-        for name, recipe in recipes.items()
-    }
-    return [row | {"label_policy": policies.get(row["name"], "not known")} for row in rows] if options else rows
+    policies = {name: _read_label_policies(run_dirs[name]) for name in names}
+    options = [option for option in LABEL_OPTIONS if len({policy[option] for policy in policies.values()}) > 1]
+    texts = {name: "; ".join(f"{option} {policy[option]}" for option in options) for name, policy in policies.items()}
+    return [row | {"label_policy": texts.get(row["name"], "not known")} for row in rows] if options else rows
+
+
+def _read_label_policies(run_dir: Path) -> dict[str, str]:
+    """Return the policy in effect of each of LABEL_OPTIONS as text; the default for blank labels is in run.json."""
+    recipe, run_path = Recipe.from_json(run_dir), run_dir / "run.json"
+    run = read_json(run_path) if run_path.is_file() else {}
+    return {"blank": name_blank_policy(recipe.blank, run), "uncertain": ", ".join(recipe.uncertain) or "ignore"}
 
 
 def _make_unique_names(run_dirs: Sequence[Path]) -> list[str]:

@@ -213,7 +213,7 @@ def test_an_audit_states_whether_training_reuses_it(call, work, out, is_reused):
     shown = call("audit", "--data", "toys", "--out", out, where=work).stderr.splitlines()[-1]
     assert shown == (AUDIT_REUSED if is_reused else AUDIT_NOT_REUSED)
     done = call(*TRAIN, "--data", "toys", "--out", "new", where=work)
-    assert ("findings of the audit in" in done.stderr) == is_reused
+    assert ("results of the audit in" in done.stderr) == is_reused
 
 
 def test_the_run_folder_is_printed_once_and_only_if_it_is_used(call, work):

@@ -133,6 +133,14 @@ def test_subgroups_have_macro_auroc_and_findings_with_enough_positive_images():
     assert table["rows"][0]["cells"] == [("0.800", "0.700–0.900", "1 of 2 findings")]
     assert table["rows"][2]["why"] == "fewer than 20 patients: not measured"
     assert table["findings"] == [{"name": "Edema", "cells": [("0.800", "0.700–0.900"), ("–", "3 positive")]}]
+    assert table["unmeasured"] == ""
+
+
+def test_an_attribute_without_a_measured_subgroup_is_one_sentence():
+    groups = {name: {"n_images": n, "n_patients": n} for name, n in {"female": 9, "male": 12}.items()}
+    [table] = make_finding_subgroup_rows({"sex": groups}, FINDINGS)
+    expected = "Sex: not measured, fewer than 20 patients in each group (female: 9, male: 12)."
+    assert table["unmeasured"] == expected
 
 
 @pytest.mark.parametrize(

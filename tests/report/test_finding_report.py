@@ -1,5 +1,7 @@
 """Tests for the report of findings: page, model card, checklist and figures."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,7 @@ from fastcxr.report.finding_panels import (
 )
 from fastcxr.report.finding_rows import describe_averaged, make_finding_rows, rank_findings
 from fastcxr.report.headline import make_headline_table, make_terminal_table
-from fastcxr.report.label_counts import describe_label_policy, make_label_tables
+from fastcxr.report.label_counts import describe_label_policy, make_label_tables, name_blank_policy
 from fastcxr.report.run_page import compute_run_metrics, render_report, write_run_report
 from fastcxr.report.run_reader import read_run_record
 
@@ -115,10 +117,10 @@ def test_a_finding_without_positive_test_images_is_named_and_has_no_curve(page, 
     assert "nan" not in page.text.lower().split()
 
 
-def test_the_headline_has_the_means_and_the_mean_of_chexpert_has_none(metrics):
+def test_the_headline_has_the_means_without_that_of_chexpert_which_is_undefined(metrics):
     rows = {name: value for name, value, *_ in make_headline_table(metrics)}
-    assert list(rows)[:4] == ["AUROC, macro", "AUROC, weighted", "AUROC, CheXpert five", "Average precision, macro"]
-    assert rows["AUROC, CheXpert five"] == "–"
+    assert list(rows)[:3] == ["AUROC, macro", "AUROC, weighted", "Average precision, macro"]
+    assert metrics["test"]["auroc"]["chexpert5"] is None
     assert rows["AUROC, macro"] == f"{metrics['test']['auroc']['macro']:.3f}"
 
 
@@ -140,13 +142,23 @@ def test_the_counts_of_labels_follow_the_policy(record):
     assert "Uncertain labels: ignored, except Edema: read as present in training" in policy
 
 
-def test_the_default_of_the_dataset_is_read_from_the_messages_of_the_run(record):
-    text = "blank labels of findings: 5 read as absent, 0 unknown (the default for NIH: all labels are lists)"
-    record.run["messages"].append({"level": "info", "text": text})
-    try:
-        assert "Policy: the default for NIH: all labels are lists." in describe_label_policy(record)[0]
-    finally:
-        record.run["messages"].pop()
+LOGGED = "blank labels of findings: 5 read as absent, 0 unknown (the default for CheXpert: REASON)"
+
+
+@pytest.mark.parametrize(
+    ("run", "in_report", "in_comparison"),
+    [
+        ({"public_datasets": ["chexpert"]}, "absent, the default for CheXpert: ", "negative (default for CheXpert)"),
+        ({"messages": [{"text": LOGGED}]}, "absent, the default for CheXpert: ", "negative (default for CheXpert)"),
+        ({"public_datasets": []}, "unknown, the default: no label is guessed.", "unknown (default)"),
+    ],
+)
+def test_the_default_for_blank_labels_is_that_of_the_datasets_of_the_run(record, run, in_report, in_comparison):
+    sentence = describe_label_policy(dataclasses.replace(record, run=run))[0]
+    assert f"Policy: {in_report}" in sentence
+    assert name_blank_policy((), run) == in_comparison
+    assert name_blank_policy(("Edema=unknown",), run) == f"{in_comparison}, Edema=unknown"
+    assert name_blank_policy(("unknown",), run) == "unknown"
 
 
 def test_card_and_checklist_state_task_policy_loss_and_calibration(page, run_folder):

@@ -89,7 +89,7 @@ def test_a_run_reuses_the_findings_of_an_audit_of_the_same_data(audited_recipe, 
     assert reused["edge"]["verdict"] == "FAIL" and {"patients", "copies", "likeness"} <= set(reused)
     date = json.loads(Path("runs/audit-toys-1/run.json").read_text())["started"][:10]
     assert content["reused_audit"] == {"folder": "audit-toys-1", "date": date}
-    assert f"findings of the audit in runs/audit-toys-1 of {date} are reused (`reuse_audit=False`" in caplog.text
+    assert f"results of the audit in runs/audit-toys-1 of {date} are reused (`reuse_audit=False`" in caplog.text
     assert f"Folder: audit-toys-1. Date: {date}. It checked the same images" in text
     assert reused["edge"]["message"] in text and "Confounded: do not use these metrics" in text
 
@@ -175,7 +175,9 @@ def test_an_audit_of_findings_checks_each_finding(tmp_path):
     assert {"no_finding", "sources", "sizes", "view", "age", "edge", "likeness", "shuffled"} <= set(findings)
     assert "Infiltration 0 in test" in findings["sizes"]["message"]
     assert "View" in findings["view"]["title"] and findings["view"]["chance_level"] > 0.5
-    assert "Images per finding" in page.read_text()
+    text = page.read_text()
+    assert "Images per finding" in text and "<h2>Checks</h2>" in text and "<h2>Findings</h2>" not in text
+    assert "<td>0</td><td>0</td>" not in text  # the message states that there are no duplicates
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_findings_are_compared_one_by_one_and_training_labels_are_shown(finding_
     page = compare(finding_runs, tmp_path / "out")
     rows, text = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"], page.read_text()
     assert [row["label_policy"] for row in rows] == ["uncertain ignore", "uncertain positive"]
-    assert rows[0]["label_policy"] in text and "Labels<br>in training" in text
+    assert rows[0]["label_policy"] in text and "<br>labels in training" in text
     for label in FINDINGS:
         value, low, high = rows[1]["findings"][label]["auroc"]
         assert f"{value:.3f}" in text and f"{low:.3f}–{high:.3f}" in text
@@ -122,3 +122,13 @@ def test_the_terminal_shows_the_training_labels_and_average_precision(finding_ru
     show_comparison(Console(width=200), tmp_path / "out")
     shown = capsys.readouterr().out
     assert "average precision, macro" in shown and "uncertain positive" in shown and "accuracy" not in shown
+
+
+def test_the_default_for_blank_labels_is_compared_as_the_policy_in_effect(finding_runs, tmp_path):
+    (finding_runs[0] / "run.json").write_text('{"public_datasets": ["chexpert"]}')
+    (finding_runs[1] / "run.json").write_text('{"public_datasets": []}')
+    compare(finding_runs, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    texts = {row["name"]: row["label_policy"] for row in rows}
+    assert texts["ignore"] == "blank negative (default for CheXpert); uncertain ignore"
+    assert texts["positive"] == "blank unknown (default); uncertain positive"
