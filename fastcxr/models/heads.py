@@ -176,10 +176,13 @@ def _list_heads(network: nn.Module) -> Sequence[nn.Module]:
 
 
 def set_output_bias(network: nn.Module, bias: torch.Tensor) -> None:
-    """Set the bias of the last layer of each head; `bias`: of each output, shape (k,). Layers without bias are kept."""
+    """Set the bias of the last layer of each new head; `bias`: of each output, shape (k,).
+
+    A new head has a bias of zero. Layers without bias, and heads with loaded weights, are kept.
+    """
     for head in _list_heads(network):
         layers = [module for module in head.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        if layers and layers[-1].bias is not None:
+        if layers and layers[-1].bias is not None and not layers[-1].bias.any():
             with torch.no_grad():
                 layers[-1].bias.copy_(bias)
 

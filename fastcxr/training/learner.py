@@ -130,9 +130,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
 
     Args:
         loaders: those of make_loaders or make_datablock, or other fastai DataLoaders with one class per image, or with
-            encoded findings (NaN: unknown). A
-            Learner with other DataLoaders is for fastai's own calls: train, predict and write_report of fastcxr refuse
-            it, because they cannot repeat its preprocessing.
+            encoded findings (NaN: unknown). A Learner with other DataLoaders is for fastai's own calls: train, predict
+            and write_report of fastcxr refuse it, because they cannot repeat its preprocessing.
         recipe: the experiment.
 
     Raises:

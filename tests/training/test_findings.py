@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.callback.mixup import MixUp
+from safetensors.torch import save_file
 from tiny_network import NAME
 
 from fastcxr import Recipe, make_learner, make_loaders, predict, read_manifest, split_by_patient, train
@@ -72,6 +73,16 @@ def test_the_bias_starts_at_the_prevalence(manifest):
     bias = [layer for layer in find_head(learner.model).modules() if isinstance(layer, torch.nn.Linear)][-1].bias
     counts = [(targets[name].eq(1).sum() + 1) / (targets[name].eq(0).sum() + 1) for name in FINDINGS]
     np.testing.assert_allclose(bias.detach(), np.log(counts), rtol=1e-5)
+
+
+def test_a_loaded_head_keeps_its_bias(manifest, tmp_path):
+    new = make_learner(make_loaders(manifest, RECIPE), RECIPE)
+    state = new.model.state_dict()
+    state["fc.bias"] = torch.tensor([1.0, 2, 3])
+    save_file(state, tmp_path / "weights.safetensors")
+    recipe = RECIPE.replace(weights=str(tmp_path / "weights.safetensors"))
+    loaded = make_learner(make_loaders(manifest, recipe), recipe)
+    assert loaded.model.state_dict()["fc.bias"].tolist() == [1, 2, 3]
 
 
 def test_predictions_have_a_probability_and_the_truth_of_each_finding(learner, manifest):
