@@ -89,7 +89,10 @@ class Recipe:
         (), help="OLD=NEW: new name of a label, applied before filters; repeatable", group="Data"
     )
     classes: tuple[str, ...] = option(
-        (), help="labels to keep: A,B or repeated; with several labels per image, images with one of them", group="Data"
+        (),
+        help="labels to keep: A,B or repeated; with findings, images with exactly one of them, or with the task "
+        "multi_label these findings",
+        group="Data",
     )
     filter: tuple[str, ...] = option(
         (), help="COLUMN=VALUE,VALUE: rows to keep, by their values in a column; repeatable", group="Data"
