@@ -12,6 +12,8 @@ from fastcxr.data.label_policy import FINDINGS_BESIDE_NO_FINDING, compute_truth
 from fastcxr.io.tables import format_names
 
 MIN_SPLIT_IMAGES = 20  # images of a class in a split: one image changes the sensitivity by 5 percentage points
+FEW_IMAGES_EFFECT = "One image then changes the sensitivity by five percentage points or more."
+FEW_IMAGES_FIX = "Report confidence intervals, or pass --folds 5 to test on every image."
 MIN_SOURCE_LABELS = 10  # images with and without a finding, below which its sources are not compared
 EXCLUSIVE_FRACTION = 0.9  # of the images of a class: the property alone has an AUROC of .95 or more
 MAX_SHOWN_GROUPS = 12  # groups of images in one finding
@@ -157,13 +159,8 @@ def check_class_sizes(manifest: pd.DataFrame) -> Finding:
     if not too_small:
         message = f"At least {MIN_SPLIT_IMAGES} images of each class in each split."
         return make_finding(verdict="PASS", message=message)
-    message = (
-        f"Fewer than {MIN_SPLIT_IMAGES} images: {', '.join(too_small)}. "
-        "One image then changes the sensitivity by five percentage points or more."
-    )
-    return make_finding(
-        verdict="WARN", message=message, fix="Report confidence intervals, or pass --folds 5 to test on every image."
-    )
+    message = f"Fewer than {MIN_SPLIT_IMAGES} images: {', '.join(too_small)}. " + FEW_IMAGES_EFFECT
+    return make_finding(verdict="WARN", message=message, fix=FEW_IMAGES_FIX)
 
 
 def check_label_sources(manifest: pd.DataFrame) -> Finding:
@@ -223,13 +220,8 @@ def check_label_sizes(manifest: pd.DataFrame) -> Finding:
         message = f"At least {MIN_SPLIT_IMAGES} images with each finding in each split."
         return make_finding(verdict="PASS", message=message)
     examples = format_names((f"{name} {n} in {split}" for n, (name, split) in too_few), MAX_NAMED)
-    message = (
-        f"Fewer than {MIN_SPLIT_IMAGES} images with a finding: {examples}. "
-        "One image then changes the sensitivity by five percentage points or more."
-    )
-    return make_finding(
-        verdict="WARN", message=message, fix="Report confidence intervals, or pass --folds 5 to test on every image."
-    )
+    message = f"Fewer than {MIN_SPLIT_IMAGES} images with a finding: {examples}. " + FEW_IMAGES_EFFECT
+    return make_finding(verdict="WARN", message=message, fix=FEW_IMAGES_FIX)
 
 
 def check_no_finding(manifest: pd.DataFrame) -> Finding:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.io.files import read_json
 from fastcxr.io.formatting import MISSING, format_percent, format_score
 from fastcxr.io.tables import find_column
@@ -91,7 +92,7 @@ def find_metric(split_metrics: Mapping[str, Any], name: str) -> float | None:
 
 def is_multi_label(split_metrics: Mapping[str, Any]) -> bool:
     """Return whether the metrics are those of findings."""
-    return split_metrics.get("task") == "multi_label"
+    return split_metrics.get("task") == MULTI_LABEL
 
 
 def group_critical_notices(run_dirs: Mapping[str, Path | None]) -> dict[str, list[str]]:
