@@ -14,16 +14,13 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.models.checkpoint_file import read_state_dict
 from fastcxr.models.convert import Converted, State, convert_state, find_tensors
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, XRV_WEIGHTS
 from fastcxr.models.heads import find_head_modules, find_head_state_keys
 
 log = logging.getLogger("fastcxr")
 MAX_SHOWN_KEYS = 6  # keys listed in an error
-XRV_PREFIX = "xrv:"  # marks names of torchxrayvision weights
-XRV_MEAN, XRV_STD = (0.5,), (1 / 2048,)  # scale gray values from 0..1 to -1024..1024
-XRV_DENSENETS = ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")
-# name of the weights: backbone and image size (pixels) of their training
-XRV_WEIGHTS = {f"densenet121-res224-{data}": ("densenet121", 224) for data in XRV_DENSENETS}
-XRV_WEIGHTS["resnet50-res512-all"] = ("resnet50", 512)
+HUGGING_FACE = "Hugging Face "  # before the name of a layout that is published with other names too
 LEGACY_KEY_PATTERN = re.compile(r"\b(norm|conv)\.([12])\.")
 
 
@@ -41,7 +38,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     n_outputs = sorted({len(state[key]) for key in dropped if key.endswith(".bias")})
     state = {key: value for key, value in state.items() if key not in dropped}
     if problems := _list_mismatches(state, network):
-        raise _make_mismatch_error(tensors, converted, network, problems, path)
+        raise _make_mismatch_error(tensors, converted, problems, path)
     non_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if non_finite:
         problem = f"NaN or infinite values in {_format_keys(non_finite)}"
@@ -71,12 +68,33 @@ def _list_mismatches(state: State, network: nn.Module) -> list[str]:
     return [f"{name}: {_format_keys(keys)}" for name, keys in mismatches.items() if keys]
 
 
-def _make_mismatch_error(
-    tensors: State, converted: Converted, network: nn.Module, problems: list[str], path: str | Path
-) -> WeightsError:
-    problem = f"the weights do not fit the backbone ({'; '.join(problems)})"
+def _make_mismatch_error(tensors: State, converted: Converted, problems: list[str], path: str | Path) -> WeightsError:
+    if names := _find_fitting_encoders(tensors, converted):
+        problem = f"the file holds another network than the backbone: {converted.found}"
+        return WeightsError(problem, f"Pass {' or '.join(names)} as the backbone", path=path, code="E205")
+    found = f"; found: {converted.found}" if converted.found else ""
+    problem = f"the weights do not fit the backbone ({'; '.join(problems)}{found})"
     fix = "Pass the backbone that these weights were saved from, or another file"
     return WeightsError(problem, fix, path=path, code="E205")
+
+
+def _find_fitting_encoders(tensors: State, converted: Converted) -> list[str]:
+    """Return the names of the encoders of this layout whose network has exactly the names and shapes of the file.
+
+    Their networks are made on the meta device, which takes no memory.
+    """
+    tensors, names = {key: value.to("meta") for key, value in tensors.items()}, []
+    layout = (converted.layout or "").removeprefix(HUGGING_FACE)
+    for encoder in ENCODERS.values():
+        if layout != encoder.layout.removeprefix(HUGGING_FACE):
+            continue
+        with torch.device("meta"):
+            network = make_encoder_network(encoder, 2, encoder.image_size)
+            state = convert_state(tensors, network).state
+        dropped = _find_mismatched_head_keys(state, network.state_dict(), find_head_modules(network))
+        if not _list_mismatches({key: value for key, value in state.items() if key not in dropped}, network):
+            names.append(encoder.name)
+    return names
 
 
 def _find_mismatched_head_keys(state: dict, network_state: dict, head_modules: list[str]) -> set[str]:

@@ -7,7 +7,7 @@ equal.
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -256,5 +256,22 @@ def test_a_tensor_of_no_known_family_and_a_missing_one_are_errors(tmp_path, adde
     checkpoint = publish(layout, make_network(layout).state_dict())
     checkpoint["model"] = {key: value for key, value in checkpoint["model"].items() if key != removed} | added
     torch.save(checkpoint, tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match=re.escape(f"({message})")):
+    with pytest.raises(WeightsError, match=re.escape(f"({message}; found: MAE, 2 blocks")):
         load_weights(make_network(layout), tmp_path / "weights.pth")
+
+
+@torch.inference_mode()
+def test_a_file_of_an_encoder_for_another_backbone_names_the_encoder(tmp_path):
+    layout = replace(PUBLISHED["EVA-X-S, fused"], network="eva02_tiny_patch14_224")
+    whole = timm.create_model(layout.network, num_classes=0, **layout.options)
+    torch.save(publish(layout, whole.state_dict()), tmp_path / "weights.pt")
+    message = (
+        "weights.pt: the file holds another network than the backbone: EVA-02, 12 blocks of width 192, patch 16, "
+        "224 px. Pass eva-x-tiny as the backbone"
+    )
+    for name in ("resnet10t", "eva02_small_patch14_224"):
+        with pytest.raises(WeightsError, match=re.escape(message)):
+            load_weights(timm.create_model(name, num_classes=2), tmp_path / "weights.pt")
+    torch.save(publish(layout, make_network(layout).state_dict()), tmp_path / "weights.pt")  # of no encoder: two blocks
+    with pytest.raises(WeightsError, match="missing keys.*; found: EVA-02, 2 blocks of width 192.*saved from"):
+        load_weights(timm.create_model("resnet10t", num_classes=2), tmp_path / "weights.pt")
