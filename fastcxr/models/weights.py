@@ -32,7 +32,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     is_file = not str(path).startswith(XRV_PREFIX)
     tensors = rename_chexnet_keys(find_tensors(read_state_dict(path))) if is_file else read_xrv_weights(str(path))
-    converted = convert_state(tensors, network)
+    converted = _convert(tensors, network, path)
     state, head_keys = converted.state, find_head_state_keys(network)
     dropped = _find_mismatched_head_keys(state, network.state_dict(), find_head_modules(network))
     n_outputs = sorted({len(state[key]) for key in dropped if key.endswith(".bias")})
@@ -53,6 +53,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if dropped:
         text = "weights loaded from %s; the head is new, because that of the file differs (outputs: %s)"
         log.info(text, Path(path).name, ", ".join(map(str, n_outputs)) or "unknown")
+
+
+def _convert(tensors: State, network: nn.Module, path: str | Path) -> Converted:
+    try:
+        return convert_state(tensors, network)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:  # tensors that no network of the layout has
+        problem = f"the tensors do not have the names or shapes of their layout ({type(error).__name__})"
+        raise WeightsError(problem, "Pass another file, or download it again", path=path, code="E205") from error
 
 
 def _list_mismatches(state: State, network: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from timm.layers.mlp import SwiGLUPacked
 from torch import nn
 
@@ -131,6 +132,45 @@ def test_siglip_has_equal_pooled_features(save, caplog):
     assert "SigLIP, 2 blocks of width 1152, patch 14, 224 px" in caplog.text
 
 
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": N_BLOCKS, "intermediate_size": 96}
+SMALL_TIMM = {"embed_dim": 64, "num_heads": 2, "mlp_ratio": 1.5}
+
+
+@pytest.mark.needs("transformers")
+@torch.inference_mode()
+def test_a_state_dict_of_transformers_5_has_the_names_of_its_network(tmp_path):
+    reference = make_dinov2(64, 2, 224, num_register_tokens=4, use_swiglu_ffn=True)
+    torch.save(reference.state_dict(), tmp_path / "weights.pth")
+    options = {"embed_dim": 64, "num_heads": 2} | CHEXFOUND_MLP | {"mlp_ratio": 5.5}
+    network = make_timm("vit_small_patch14_reg4_dinov2", 224, **options)
+    load_weights(network, tmp_path / "weights.pth")
+    assert compare_tokens(reference, network, 224)[0] <= 1e-6
+
+
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize("kind", ["Siglip", "CLIP"])
+@torch.inference_mode()
+def test_the_image_tower_of_a_model_with_text_is_read(tmp_path, caplog, kind):
+    import transformers
+
+    caplog.set_level("INFO", "fastcxr")
+    vision = SMALL | {"image_size": 64, "patch_size": 16}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=SMALL | {"vocab_size": 50})
+    reference = randomize(getattr(transformers, f"{kind}Model")(config))
+    reference.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["vision_model.embeddings.position_ids"] = torch.arange(16)  # in files of transformers 4
+    save_file(state, tmp_path / "model.safetensors")
+    name, activation = {"Siglip": ("siglip", "gelu_tanh"), "CLIP": ("clip", "quick_gelu")}[kind]
+    network = make_timm(f"vit_base_patch16_{name}_224", 64, act_layer=activation, **SMALL_TIMM)
+    load_weights(network, tmp_path / "model.safetensors")
+    images = make_images(64)
+    assert (reference.vision_model(images).pooler_output - network(images)).abs().max() <= 1e-5
+    assert re.search(
+        r"2 blocks of width 64, patch 16, 64 px; prefix vision_model. removed; dropped:.* text tower", caplog.text
+    )
+
+
 @dataclass(frozen=True)
 class Published:
     """A layout without a reference implementation: its network in timm, its names, and what else is in its files."""
@@ -166,6 +206,15 @@ PUBLISHED = {
         "vit_small_patch14_dinov2", {"patch_size": 16}, (CHUNKS,),
         "DINOv2, 2 blocks of width 384, patch 16, no registers, 224 px; dropped: mask token (1)",
         extra=("mask_token",),
+    ),
+    "CheXFound": Published(
+        "vit_small_patch14_reg4_dinov2", {"patch_size": 16, **CHEXFOUND_MLP},
+        (CHUNKS, ("^reg_token", "register_tokens"), (r"mlp\.fc1\.", "mlp.w12."), (r"mlp\.fc2\.", "mlp.w3.")),
+        "DINOv2, 2 blocks of width 384, patch 16, 4 registers, 224 px; prefix teacher.backbone. removed; "
+        "dropped: mask token (1), projection head (2), student (2)",
+        prefix="teacher.backbone.",
+        extra=("teacher.backbone.mask_token", "teacher.dino_head.mlp.0.weight", "student.ibot_head.mlp.0.weight",
+               "student.backbone.cls_token", "student.backbone.patch_embed.proj.weight"),
     ),
     "RAD-DINO, Meta's names": Published(
         "vit_small_patch14_dinov2", {}, (),
@@ -228,6 +277,9 @@ def publish(layout: Published, state: dict[str, torch.Tensor]) -> dict:
         for pattern, name in layout.names:
             key = re.sub(pattern, name, key)
         published[layout.prefix + key] = value[CLIP_VECTORS.get(key, ())]
+    if "reg_token" in state:  # Meta adds a position embedding to the class token too
+        positions = published[layout.prefix + "pos_embed"]
+        published[layout.prefix + "pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     published |= {key: torch.ones(3, 2) for key in layout.extra}
     return {layout.container: published, "epoch": 3, "best": np.float64(0.9), "args": argparse.Namespace(lr=1e-3)}
 
