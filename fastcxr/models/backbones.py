@@ -22,8 +22,8 @@ from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
 from fastcxr.models.encoder_files import (
+    describe_licence,
     describe_pixels,
-    describe_terms,
     fetch_weights,
     find_cached_file,
     validate_access,
@@ -131,6 +131,10 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
     is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
     names = {"pretrained": pretrained_name, "none": "random weights"}
+    terms = {}
+    if backbone.library == "chest" and weights != "none":
+        encoder = ENCODERS[backbone.name]
+        terms = {"licence": describe_licence(encoder), "citation": encoder.citation}
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -138,7 +142,7 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
         "weights": Path(weights).name if is_file else names.get(weights, weights),
         "weights_sha256": compute_sha256(weights) if is_file else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
+    } | terms
 
 
 def list_torchvision_names() -> list[str]:
@@ -239,7 +243,6 @@ def _make_chest_network(backbone: Backbone, n_classes: int, image_size: int) -> 
 
 
 def _load_encoder_weights(network: nn.Module, encoder: Encoder, weights: str, image_size: int) -> None:
-    log.info(describe_terms(encoder))
     for line in describe_pixels(encoder, image_size):
         log.info(line)
     if weights == "pretrained":

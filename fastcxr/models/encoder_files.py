@@ -30,6 +30,7 @@ def fetch_weights(encoder: Encoder) -> Path:
         return cached
     validate_access(encoder)
     assert encoder.repo, "validate_access raises without a repository"
+    log.info(describe_terms(encoder))
     log.info("downloading %s of %s from %s", encoder.file, encoder.name, urlparse(ENDPOINT).netloc)
     try:
         path = Path(hf_hub_download(encoder.repo, encoder.file))
@@ -70,11 +71,15 @@ def validate_access(encoder: Encoder) -> None:
 
 def describe_terms(encoder: Encoder) -> str:
     """Describe licence and access in one line, with the page and date of what was read."""
-    licence_page = encoder.read_on.get("licence")
-    licence = f"{encoder.licence} ({licence_page}, read {READ_DATE})" if licence_page else f"see {encoder.page}"
     gate = {"gated": "gated", "page": f"file from {encoder.page}"}.get(encoder.access, "not gated")
     access = gate if "access" in encoder.read_on or encoder.access == "page" else f"see {encoder.page}"
-    return f"{encoder.name}: licence {licence}; access: {access}"
+    return f"weights of {encoder.name}: licence {describe_licence(encoder)}; access: {access}"
+
+
+def describe_licence(encoder: Encoder) -> str:
+    """Return the licence with the page and date of its reading, or where to read it."""
+    page = encoder.read_on.get("licence")
+    return f"{encoder.licence} ({page}, read {READ_DATE})" if page else f"see {encoder.page}"
 
 
 def describe_source(encoder: Encoder) -> str:

@@ -31,7 +31,8 @@ from fastcxr.models.backbones import (
     validate_pretrained,
 )
 from fastcxr.models.devices import find_device
-from fastcxr.models.encoders import XRV_PREFIX, find_image_size
+from fastcxr.models.encoder_files import describe_terms
+from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, find_image_size
 from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
@@ -112,13 +113,16 @@ def validate_model_options(recipe: Recipe) -> None:
     """
     find_device(recipe.device)
     backbone = find_backbone(recipe.backbone, recipe.weights)
+    image_size = find_image_size(recipe)
+    if backbone.library == "chest" and recipe.weights != "none":
+        log.info(describe_terms(ENCODERS[backbone.name]))
     if recipe.weights == "pretrained":
         validate_pretrained(backbone)
     elif recipe.weights != "none":
         if not recipe.weights.startswith(XRV_PREFIX):
             find_weights_file(recipe.weights)
         with torch.random.fork_rng(devices=[]), silence_logging():
-            make_network(backbone, 2, recipe.weights, find_image_size(recipe), head_config(recipe))
+            make_network(backbone, 2, recipe.weights, image_size, head_config(recipe))
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
