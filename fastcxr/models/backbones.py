@@ -26,6 +26,7 @@ from fastcxr.models.encoder_files import (
     describe_licence,
     describe_pixels,
     fetch_weights,
+    find_cached_file,
     validate_access,
     validate_pixels,
 )
@@ -273,7 +274,7 @@ def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int)
         fix = f"Pass `image_size={backbone.native_size}`, or choose a timm backbone, which supports other sizes"
         raise RecipeError(problem, fix)
     is_pretrained = weights == "pretrained"
-    if is_pretrained and not _is_cached(backbone):
+    if is_pretrained and not is_cached(backbone):
         _announce_download(backbone)
     tag = backbone.tag if is_pretrained else None
     network = _create_network(backbone, torchvision.models.get_model, backbone.name, weights=tag)
@@ -308,11 +309,14 @@ def validate_pretrained(backbone: Backbone) -> None:
         read_xrv_weights(encoder.xrv_weights)
     elif encoder:
         validate_access(encoder)
-    elif not _is_cached(backbone):
+    elif not is_cached(backbone):
         _validate_host(backbone)
 
 
-def _is_cached(backbone: Backbone) -> bool:
+def is_cached(backbone: Backbone) -> bool:
+    """Return whether the pretrained weights are on this computer."""
+    if backbone.library == "chest":
+        return find_cached_file(ENCODERS[backbone.name]) is not None
     if backbone.library == "torchvision":
         return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(backbone.url or "").path).name).exists()
     return _find_cached_file(backbone) is not None
