@@ -79,7 +79,9 @@ def _list_mismatches(state: State, network: nn.Module) -> list[str]:
 def _make_mismatch_error(tensors: State, converted: Converted, problems: list[str], path: str | Path) -> WeightsError:
     if names := _find_fitting_encoders(tensors, converted):
         problem = f"the file holds another network than the backbone: {converted.found}"
-        return WeightsError(problem, f"Pass {' or '.join(names)} as the backbone", path=path, code="E205")
+        return WeightsError(
+            problem, f"Pass {' or '.join(names)} as the backbone if these are its weights", path=path, code="E205"
+        )
     found = f"; found: {converted.found}" if converted.found else ""
     problem = f"the weights do not fit the backbone ({'; '.join(problems)}{found})"
     fix = "Pass the backbone that these weights were saved from, or another file"
