@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastcxr.errors import InputMissingError, WeightsError
+from fastcxr.models.encoders import ENCODERS
 
 MIN_SAFE_TORCH = "2.10"  # earlier versions can run code in spite of weights_only: CVE-2025-32434, CVE-2026-24747
 # raised by safetensors, zipfile and torch for damaged files; any other exception is a bug
@@ -33,6 +34,8 @@ def find_weights_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         fix = "Pass `weights='pretrained'`, `weights='none'`, or a .safetensors or .pth file"
+        if str(path) in ENCODERS:
+            fix = f"Pass {path} as the backbone: it is the name of a chest encoder with its weights"
         raise InputMissingError("weights file not found", fix, path=path)
     return path
 
