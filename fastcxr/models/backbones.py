@@ -21,17 +21,19 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.encoder_files import (
+    describe_licence,
     describe_pixels,
-    describe_terms,
     fetch_weights,
+    find_cached_file,
     validate_access,
     validate_pixels,
 )
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, XRV_MEAN, XRV_PREFIX, XRV_STD, Encoder
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, use_float64_head, zero_init
-from fastcxr.models.weights import find_weights_file, find_xrv_weights, load_weights, read_xrv_weights
+from fastcxr.models.weights import find_xrv_weights, load_weights, read_xrv_weights
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}
@@ -130,6 +132,10 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
     is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
     names = {"pretrained": pretrained_name, "none": "random weights"}
+    terms = {}
+    if backbone.library == "chest" and weights != "none":
+        encoder = ENCODERS[backbone.name]
+        terms = {"licence": describe_licence(encoder), "citation": encoder.citation}
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -137,7 +143,7 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
         "weights": Path(weights).name if is_file else names.get(weights, weights),
         "weights_sha256": compute_sha256(weights) if is_file else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
+    } | terms
 
 
 def list_torchvision_names() -> list[str]:
@@ -238,7 +244,6 @@ def _make_chest_network(backbone: Backbone, n_classes: int, image_size: int) -> 
 
 
 def _load_encoder_weights(network: nn.Module, encoder: Encoder, weights: str, image_size: int) -> None:
-    log.info(describe_terms(encoder))
     for line in describe_pixels(encoder, image_size):
         log.info(line)
     if weights == "pretrained":
@@ -269,7 +274,7 @@ def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int)
         fix = f"Pass `image_size={backbone.native_size}`, or choose a timm backbone, which supports other sizes"
         raise RecipeError(problem, fix)
     is_pretrained = weights == "pretrained"
-    if is_pretrained and not _is_cached(backbone):
+    if is_pretrained and not is_cached(backbone):
         _announce_download(backbone)
     tag = backbone.tag if is_pretrained else None
     network = _create_network(backbone, torchvision.models.get_model, backbone.name, weights=tag)
@@ -304,11 +309,14 @@ def validate_pretrained(backbone: Backbone) -> None:
         read_xrv_weights(encoder.xrv_weights)
     elif encoder:
         validate_access(encoder)
-    elif not _is_cached(backbone):
+    elif not is_cached(backbone):
         _validate_host(backbone)
 
 
-def _is_cached(backbone: Backbone) -> bool:
+def is_cached(backbone: Backbone) -> bool:
+    """Return whether the pretrained weights are on this computer."""
+    if backbone.library == "chest":
+        return find_cached_file(ENCODERS[backbone.name]) is not None
     if backbone.library == "torchvision":
         return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(backbone.url or "").path).name).exists()
     return _find_cached_file(backbone) is not None

@@ -3,6 +3,7 @@
 import logging
 import socket
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -16,6 +17,7 @@ from fastcxr.models.encoders import READ_DATE, Encoder
 
 log = logging.getLogger("fastcxr")
 PREPROCESSOR_FILE = "preprocessor_config.json"  # of the hub: pixels of the weights beside it
+XRV_FOLDER = Path("~/.torchxrayvision/models_data")  # of the weights that torchxrayvision downloads
 MAX_PIXEL_DIFFERENCE = 1e-3  # of mean and std, which are published with four digits
 
 
@@ -28,6 +30,7 @@ def fetch_weights(encoder: Encoder) -> Path:
         return cached
     validate_access(encoder)
     assert encoder.repo, "validate_access raises without a repository"
+    log.info(describe_terms(encoder))
     log.info("downloading %s of %s from %s", encoder.file, encoder.name, urlparse(ENDPOINT).netloc)
     try:
         path = Path(hf_hub_download(encoder.repo, encoder.file))
@@ -40,7 +43,10 @@ def fetch_weights(encoder: Encoder) -> Path:
 
 
 def find_cached_file(encoder: Encoder) -> Path | None:
-    """Return the weights file in the cache of the hub, or None."""
+    """Return the weights file in the cache of the hub or of an installed torchxrayvision, or None."""
+    if encoder.access == "package":
+        xrv_path = XRV_FOLDER.expanduser() / encoder.file
+        return xrv_path if xrv_path.is_file() and find_spec("torchxrayvision") else None
     path = try_to_load_from_cache(encoder.repo, encoder.file) if encoder.repo else None
     return Path(path) if isinstance(path, str) else None
 
@@ -65,11 +71,23 @@ def validate_access(encoder: Encoder) -> None:
 
 def describe_terms(encoder: Encoder) -> str:
     """Describe licence and access in one line, with the page and date of what was read."""
-    licence_page = encoder.read_on.get("licence")
-    licence = f"{encoder.licence} ({licence_page}, read {READ_DATE})" if licence_page else f"see {encoder.page}"
     gate = {"gated": "gated", "page": f"file from {encoder.page}"}.get(encoder.access, "not gated")
     access = gate if "access" in encoder.read_on or encoder.access == "page" else f"see {encoder.page}"
-    return f"{encoder.name}: licence {licence}; access: {access}"
+    return f"weights of {encoder.name}: licence {describe_licence(encoder)}; access: {access}"
+
+
+def describe_licence(encoder: Encoder) -> str:
+    """Return the licence with the page and date of its reading, or where to read it."""
+    page = encoder.read_on.get("licence")
+    return f"{encoder.licence} ({page}, read {READ_DATE})" if page else f"see {encoder.page}"
+
+
+def describe_source(encoder: Encoder) -> str:
+    """Describe in a few words where the weights are: file and page, or the package that downloads them."""
+    if encoder.access == "package":
+        return "torchxrayvision downloads it" if find_spec("torchxrayvision") else 'pip install "fastcxr[xrv]"'
+    verb = "accept the terms on" if encoder.access == "gated" else "get it from"
+    return f"{encoder.file or 'the weights file'}: {verb} {encoder.page}"
 
 
 def describe_pixels(encoder: Encoder, image_size: int) -> list[str]:

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.errors import InputMissingError, RecipeError, WeightsError
 from fastcxr.models import encoder_files
-from fastcxr.models.backbones import find_backbone, make_network, validate_pretrained
+from fastcxr.models.backbones import describe_backbone, find_backbone, make_network, validate_pretrained
 from fastcxr.models.encoder_files import describe_pixels, describe_terms, validate_pixels
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, find_image_size, find_patch_size
 from fastcxr.models.preprocessing import InputSpec, normalize
+from fastcxr.training.learner import validate_model_options
 
 GRAY = 128
 
@@ -86,7 +87,9 @@ def test_facts_that_were_not_read_are_not_shown():
     for encoder in ENCODERS.values():
         assert set(encoder.read_on) <= {"licence", "access", "image_size", "normalization", "interpolation"}
         assert ("licence" in encoder.read_on) == bool(encoder.licence)
-    assert describe_terms(ENCODERS["biomedclip"]).startswith("biomedclip: licence see https://huggingface.co/")
+    assert describe_terms(ENCODERS["biomedclip"]).startswith(
+        "weights of biomedclip: licence see https://huggingface.co/"
+    )
     assert "licence MIT" in describe_terms(ENCODERS["rad-dino"]) and "not gated" in describe_terms(ENCODERS["rad-dino"])
     assert describe_pixels(ENCODERS["rad-dino"], 518) == []
     assert "normalization of medsiglip" in describe_pixels(ENCODERS["medsiglip"], 448)[0]
@@ -132,7 +135,17 @@ def test_weights_in_the_names_of_timm_are_loaded_with_licence_and_pixels_stated(
     file = tmp_path / "eva.safetensors"
     state = make_encoder_network(encoder, 3, 224).state_dict()
     save_file({key: value for key, value in state.items() if not key.startswith("head.")}, file)
+    recipe = Recipe(backbone="eva-x-tiny", weights=str(file))
     with caplog.at_level("INFO", "fastcxr"):
-        network = make_network(find_backbone("eva-x-tiny", str(file)), 2, str(file), 224)
+        validate_model_options(recipe)
+    backbone = find_backbone("eva-x-tiny", str(file))
+    network = make_network(backbone, 2, str(file), 224)
+    record = describe_backbone(backbone, str(file), network)
+    assert record["licence"].startswith("MIT") and record["weights"] == file.name
     assert torch.equal(network.state_dict()["blocks.0.attn.proj.weight"], state["blocks.0.attn.proj.weight"])
     assert "licence MIT" in caplog.text
+
+
+def test_the_name_of_an_encoder_as_weights_is_suggested_as_the_backbone():
+    with pytest.raises(InputMissingError, match="Pass rad-dino as the backbone"):
+        validate_model_options(Recipe(backbone="resnet18", weights="rad-dino"))
