@@ -21,6 +21,7 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.encoder_files import (
     describe_licence,
     describe_pixels,
@@ -32,7 +33,7 @@ from fastcxr.models.encoder_files import (
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, XRV_MEAN, XRV_PREFIX, XRV_STD, Encoder
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, use_float64_head, zero_init
-from fastcxr.models.weights import find_weights_file, find_xrv_weights, load_weights, read_xrv_weights
+from fastcxr.models.weights import find_xrv_weights, load_weights, read_xrv_weights
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}

@@ -27,6 +27,7 @@ from fastcxr.errors import RecipeError, TrainingError, WeightsError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone, is_cached, validate_pretrained
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_device, find_float64_device, read_clock
 from fastcxr.models.encoder_files import describe_source
@@ -35,7 +36,6 @@ from fastcxr.models.fitting_batches import FittingBatches
 from fastcxr.models.heads import MultiScaleHead, find_head
 from fastcxr.models.precision import autocast
 from fastcxr.models.registry import find_encoder, find_known_parameters
-from fastcxr.models.weights import find_weights_file
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
