@@ -78,6 +78,7 @@ class TrainingResult:
         curves: Loss curves of the learning rate finder (stage, rate, loss).
         best: Monitored metric, epoch and value of the best epoch.
         probe: How the head was fitted on cached features (FittedProbe.describe); empty if it was not.
+        feature_map: Two-dimensional map of the features of images (make_feature_map); may have no rows.
     """
 
     history: pd.DataFrame
@@ -85,6 +86,7 @@ class TrainingResult:
     curves: pd.DataFrame
     best: dict[str, Any]
     probe: dict[str, Any] = field(default_factory=dict)
+    feature_map: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ def _train(
             f"no epoch fits into the time limit of {recipe.time_limit}",
             "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
-    detector = fit_ood_detector(learner, history_callback.progress)
+    detector, feature_map = fit_ood_detector(learner, history_callback.progress)
     set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return TrainingResult(
@@ -164,6 +166,7 @@ def _train(
         curves=pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)]),
         best=history_callback.best.summary(),
         probe=probe,
+        feature_map=feature_map,
     )
 
 
