@@ -50,7 +50,7 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> tuple[OODDetecto
     blank_image = make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device)
     stage_channels = find_stages(cast(nn.Module, learner.model), blank_image)
     if not stage_channels:
-        return _log_no_detector(learner, "the network's stages are unknown"), EMPTY_MAP
+        return _log_no_features(learner, "the network's stages are unknown")
     train, valid = (_subsample(loader.items, MAX_SPLIT_IMAGES) for loader in (learner.dls.train, learner.dls.valid))
     patients = valid["patient"].nunique()
     has_detector = patients >= MIN_VALID_PATIENTS
@@ -63,8 +63,8 @@ def fit_ood_detector(learner: "Learner", progress: Progress) -> tuple[OODDetecto
         for table in (train, valid)
     )
     if not (train_features.isfinite().all() and valid_features.isfinite().all()):
-        return _log_no_detector(learner, "features of its stages are NaN or infinite"), EMPTY_MAP
-    feature_map = map_features(pd.concat([train, valid]), torch.cat([train_features, valid_features]))
+        return _log_no_features(learner, "features of its stages are NaN or infinite")
+    feature_map = map_features(pd.concat([train, valid]), train_features, valid_features)
     if not has_detector:
         return None, feature_map
     detector = fit_mahalanobis(train_features, stage_channels)
@@ -77,14 +77,21 @@ def _log_no_detector(learner: "Learner", reason: str) -> None:
     log.info("no OOD detector: %s; predict assigns %s to every image", reason, result)
 
 
-def map_features(images: pd.DataFrame, features: torch.Tensor) -> pd.DataFrame:
+def _log_no_features(learner: "Learner", reason: str) -> tuple[None, pd.DataFrame]:
+    _log_no_detector(learner, reason)
+    log.info("no feature map: %s", reason)
+    return None, EMPTY_MAP
+
+
+def map_features(images: pd.DataFrame, train_features: torch.Tensor, valid_features: torch.Tensor) -> pd.DataFrame:
     """Return the map of at most MAX_MAP_IMAGES evenly spaced images; no rows if it fails, with a warning.
 
-    `features`: shape (n, d).
+    `images`: the training images, followed by the validation images. Features of each: shape (n, d).
     """
     with skip_on_error("feature map"):
-        rows = select_evenly(len(images), MAX_MAP_IMAGES)
-        selected = features[rows].double()
+        rows, n_train = select_evenly(len(images), MAX_MAP_IMAGES), len(train_features)
+        parts = train_features[rows[rows < n_train]], valid_features[rows[rows >= n_train] - n_train]
+        selected = torch.cat(parts).double()
         mean, deviation = compute_standardization(selected)
         return make_feature_map(images.iloc[rows], ((selected - mean) / deviation).float().cpu().numpy())
     return EMPTY_MAP
@@ -161,7 +168,7 @@ def _compute_features(
         with autocast(precision, device):
             return forward_with_features(network, images, stage_channels)[1].cpu().numpy()
 
-    with progress.bar(len(files), "fitting the OOD detector") as bar, torch.no_grad():
+    with progress.bar(len(files), "computing features") as bar, torch.no_grad():
         for features in FittingBatches(choose_batch_size(device)).compute(compute_batch, len(files)):
             feature_batches.append(features)
             bar.advance(len(features))

@@ -138,6 +138,7 @@ def test_no_detector_is_fitted_without_known_stages(many_toys, caplog):
     with caplog.at_level(logging.INFO, logger="fastcxr"):
         assert fit_ood_detector(learner, SILENT)[0] is None
     assert "no OOD detector: the network's stages are unknown" in caplog.text
+    assert "no feature map: the network's stages are unknown" in caplog.text
 
 
 def test_large_splits_are_subsampled(many_toys, monkeypatch):
