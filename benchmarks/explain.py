@@ -81,14 +81,16 @@ def measure(folder: Path, data: Path) -> None:
         print(f"    {name:<20} {steps}   highest {max(row[-1] for row in rows):.2f}", flush=True)
 
 
-def use_small_encoders(names: list[str]) -> None:
-    """Replace these encoders by small ones, which can be trained from random weights in minutes."""
-    table = dict(encoders.ENCODERS)
-    for name in names:
+def register_small_encoders(names: list[str]) -> list[str]:
+    """Add small versions of these encoders, which are trained in minutes, to the table, and return their names."""
+    table, small_names = dict(encoders.ENCODERS), [f"small-{name}" for name in names]
+    for name, small_name in zip(names, small_names, strict=True):
         scale = {"init_values": 1.0} if "dinov2" in table[name].architecture else {}  # 1e-5 needs long training
-        table[name] = replace(table[name], image_size=112, options={**table[name].options, **SMALL, **scale})
+        options = {**table[name].options, **SMALL, **scale}
+        table[small_name] = replace(table[name], name=small_name, image_size=112, options=options)
     for module in (backbones, encoders):
         module.ENCODERS = table
+    return small_names
 
 
 def main() -> None:
@@ -100,7 +102,7 @@ def main() -> None:
     given = parser.parse_args()
     names = given.names or (ENCODER_NAMES if given.encoders else NAMES)
     if given.encoders:
-        use_small_encoders(names)
+        names = register_small_encoders(names)
         start = Recipe(data=given.data, epochs=given.epochs or 8, optimizer="adamw", learning_rate=5e-4)
     else:
         start = Recipe(data=str(find_or_write_sample()), epochs=given.epochs or 3)

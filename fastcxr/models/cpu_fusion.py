@@ -22,7 +22,7 @@ from torch.nn.functional import conv2d
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fastcxr.models.heads import find_head
-from fastcxr.models.precision import Fp32Conv2d, autocast, is_plain_conv, keep_stem_fp32
+from fastcxr.models.precision import Fp32Conv2d, autocast, has_batch_norm, is_plain_conv, keep_stem_fp32
 from fastcxr.models.preprocessing import InputSpec, make_blank_image
 
 log = logging.getLogger("fastcxr")
@@ -96,7 +96,7 @@ def fuse_for_inference(network: nn.Module, input_spec: InputSpec, precision: str
     unfused = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
     device = next(unfused.parameters()).device
     is_supported = precision == "fp32" or (precision == "bf16" and has_onednn(device))
-    return fuse_blocks(unfused, input_spec, precision) if is_supported else unfused
+    return fuse_blocks(unfused, input_spec, precision) if is_supported and has_batch_norm(network) else unfused
 
 
 def fuse_blocks(network: nn.Module, input_spec: InputSpec, precision: str) -> nn.Module:

@@ -106,12 +106,19 @@ def is_plain_conv(module: object) -> TypeGuard[nn.Conv2d]:
     return type(module) in (nn.Conv2d, Fp32Conv2d)
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Return whether a network has 2D batch norms, which most transformers do not have."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
 def keep_stem_fp32(network: nn.Module, input_spec: InputSpec) -> None:
     """Keep the stem of a network in float32 under bfloat16 autocast, by changing the class of its convolutions.
 
     The stem consists of the first convolutions that a batch norm follows, as long as each has at most
     MAX_STEM_MULTIPLICATIONS and all together at most MAX_STEM_COST_SHARE of all multiplications.
     """
+    if not has_batch_norm(network):
+        return
     calls: list[tuple[nn.Module, int]] = []
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:

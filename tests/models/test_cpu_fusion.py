@@ -14,7 +14,7 @@ from torch import nn
 from fastcxr.models import cpu_fusion
 from fastcxr.models.cpu_fusion import ConvBnAct, fuse_for_inference, make_noise_image, trace
 from fastcxr.models.heads import HeadConfig, find_head, forward_with_features, replace_head, zero_init
-from fastcxr.models.precision import autocast
+from fastcxr.models.precision import autocast, keep_stem_fp32
 from fastcxr.models.preprocessing import InputSpec
 
 needs_bf16 = pytest.mark.skipif(
@@ -221,3 +221,12 @@ def test_fuse_for_inference_is_the_only_entry_point_and_private_operators_are_no
     assert "cpu_fusion" not in from_package and from_module <= {"fuse_for_inference"}
     if file != Path(cpu_fusion.__file__):
         assert "torch.ops" not in {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_without_batch_norm_is_copied_without_a_forward_pass(precision):
+    network, calls = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, num_classes=3), []
+    network.register_forward_pre_hook(lambda module, inputs: calls.append(inputs))
+    keep_stem_fp32(network, INPUT_SPEC)
+    fused = fuse_for_inference(network, INPUT_SPEC, precision)
+    assert not calls and fused is not network and not fused.training

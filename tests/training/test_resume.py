@@ -12,7 +12,8 @@ from fastai.callback.core import Callback
 from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
-from fastcxr.errors import DeviceError, StorageError, TrainingError
+from fastcxr.errors import DeviceError, ModelError, StorageError, TrainingError
+from fastcxr.models import param_groups
 from fastcxr.training import interrupt, resume
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.learner import make_learner
@@ -217,3 +218,10 @@ def test_a_lost_gpu_ends_the_training_with_resume_as_the_fix(toy_manifest, tmp_p
     with pytest.raises(DeviceError, match=r"the GPU was lost \(unspecified launch failure\).*`fastcxr resume`"):
         train(learner, recipe, checkpoints=checkpoints)
     assert checkpoints.read()["epoch"] == 1  # the first epoch is saved
+
+
+def test_a_checkpoint_with_other_layer_groups_is_refused(toy_manifest, tmp_path, checkpoint_every_batch, monkeypatch):
+    run_training(toy_manifest, RECIPE, tmp_path, crash_after=2)
+    monkeypatch.setattr(param_groups, "N_BACKBONE_GROUPS", 2)
+    with pytest.raises(ModelError, match="the checkpoint has 5 layer groups, expected 3. Resume with the fastcxr"):
+        run_training(toy_manifest, RECIPE, tmp_path)
