@@ -205,20 +205,23 @@ def cache(*, clear: bool = False) -> int:
     clear
         removal of all files that no running process is using
     """
-    from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
+    from fastcxr.data.cache.features import clear_feature_cache, list_feature_files, list_unfinished_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
 
     folder = find_image_cache_dir()
     if not clear:
-        entries, feature_files = list_cache_entries(), list_feature_files()
-        print_result(folder, {"folder": folder, "images": list(map(asdict, entries)), "features": feature_files})
-        show_cache(console, entries, feature_files)
+        entries, feature_files, unfinished_files = list_cache_entries(), list_feature_files(), list_unfinished_files()
+        document = {"features": feature_files, "unfinished_features": unfinished_files}
+        print_result(folder, {"folder": folder, "images": list(map(asdict, entries))} | document)
+        show_cache(console, entries, feature_files, unfinished_files)
         return 0
     freed_bytes, entries_in_use = clear_image_cache()
     freed_bytes += clear_feature_cache()
-    print_result(folder, {"folder": folder, "freed_bytes": freed_bytes, "images": list(map(asdict, entries_in_use))})
+    files_in_use = list_unfinished_files()
+    document = {"images": list(map(asdict, entries_in_use)), "unfinished_features": files_in_use}
+    print_result(folder, {"folder": folder, "freed_bytes": freed_bytes} | document)
     print_line(f"freed {freed_bytes / 1e6:,.1f} MB")
-    if entries_in_use:
+    if entries_in_use or files_in_use:
         print_line("in use by a running process, not removed:")
-        show_cache(console, entries_in_use, [])
+        show_cache(console, entries_in_use, [], files_in_use)
     return 0

@@ -151,15 +151,20 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
 def test_cached_features_are_one_row_and_are_cleared(call, toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
-        with open_feature_array(name, (2, 500, 700)) as (array, _):
-            array[:] = 1
+        with open_feature_array(name, (1000, 700)) as array:
+            array.values[:] = 1
+            array.finish_rows(1000)
         file = next((tmp_path / "fastcxr" / "features").glob(f"{name}-*.npy"))
         os.utime(file, (then, then))
     row = call("cache").stderr.splitlines()[-1].split()
     assert row[:4] == ["features", "2", "files", "5.6"]
     assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"
+    with open_feature_array("c", (1000, 700)) as array:
+        array.finish_rows(10)
+        assert "unfinished features" in call("cache", "--clear").stderr, "in use"
+    assert call("cache").stderr.splitlines()[-1].split()[:5] == ["unfinished", "features", "1", "file", "2.8"]
     open_image_cache(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
-    assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "features"]
-    assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
+    assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "unfinished"]
+    assert re.search(r"freed [23]\.\d MB\n", call("cache", "--clear").stderr)
     assert "the cache is empty" in call("cache").stderr
     assert not (tmp_path / "fastcxr" / "features").exists()
