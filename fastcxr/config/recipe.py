@@ -44,7 +44,8 @@ class Recipe:
     """Options of one experiment; `recipe.replace(epochs=10)` returns the recipe with one option changed."""
 
     backbone: str = option(
-        "mobilenetv2_100", help="timm or torchvision name; torchvision:NAME selects torchvision",
+        "mobilenetv2_100", help="timm or torchvision name, torchvision:NAME, or a chest encoder, as rad-dino (see "
+        "fastcxr models --chest)",
         group="Model", common=True, kw_only=False,
     )  # fmt: skip
 
@@ -139,12 +140,13 @@ class Recipe:
     )
 
     weights: str = option(
-        "pretrained", help="pretrained, none, file (.safetensors or plain state dict), or xrv:NAME of torchxrayvision",
+        "pretrained", help="pretrained, none, file (.safetensors or checkpoint), or xrv:NAME of torchxrayvision",
         group="Model", common=True, is_path=True,
     )  # fmt: skip
-    image_size: int = option(
-        224, help="side of the square input image [pixels]", group="Model", common=True, minimum=16, alias="size"
-    )
+    image_size: int | Literal["auto"] = option(
+        "auto", help="side of the square input image [pixels]; auto: size of the weights of a chest encoder, else 224",
+        group="Model", common=True, minimum=16, alias="size",
+    )  # fmt: skip
     head_hidden: tuple[int, ...] = option(
         (),
         help="size of a hidden layer with ReLU between the features and the classes; repeatable",

@@ -1,4 +1,4 @@
-"""Backbones from timm, torchvision and fastcxr: lookup by name, construction, and initial weights."""
+"""Backbones from timm, torchvision and fastcxr, and chest encoders: lookup by name, construction, initial weights."""
 
 import logging
 import socket
@@ -21,8 +21,17 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
+from fastcxr.models.encoder_files import (
+    describe_licence,
+    describe_pixels,
+    fetch_weights,
+    validate_access,
+    validate_pixels,
+)
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.encoders import ENCODERS, XRV_MEAN, XRV_PREFIX, XRV_STD, Encoder
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, use_float64_head, zero_init
-from fastcxr.models.weights import XRV_MEAN, XRV_PREFIX, XRV_STD, find_xrv_weights, load_weights
+from fastcxr.models.weights import find_weights_file, find_xrv_weights, load_weights, read_xrv_weights
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}
@@ -48,7 +57,7 @@ class Backbone:
 
 
 def find_backbone(name: str, weights: str = "pretrained") -> Backbone:
-    """Return the backbone called `name`, with an optional prefix "timm:", "torchvision:" or "fastcxr:".
+    """Return the backbone called `name`, with an optional prefix "chest:", "timm:", "torchvision:" or "fastcxr:".
 
     A name without a prefix is searched in this order. With weights "pretrained", a timm name without pretrained weights
     resolves to the same architecture with weights (efficientnet_b7 to tf_efficientnet_b7).
@@ -58,8 +67,10 @@ def find_backbone(name: str, weights: str = "pretrained") -> Backbone:
         WeightsError: there are no pretrained weights.
     """
     library, _, base_name = name.rpartition(":")
-    if library not in ("", "timm", "torchvision", "fastcxr"):
+    if library not in ("", "chest", "timm", "torchvision", "fastcxr"):
         raise RecipeError(f"unknown library {library!r}", "Pass timm:NAME or torchvision:NAME")
+    if library in ("", "chest") and base_name in ENCODERS:
+        return _find_encoder_backbone(ENCODERS[base_name], weights)
     if library in ("", "timm") and timm.is_model(base_name):
         backbone = _find_timm_backbone(base_name, weights)
     elif library in ("", "torchvision") and base_name in list_torchvision_names():
@@ -89,7 +100,9 @@ def make_network(
 
     Raise WeightsError if the weights are not available or do not fit.
     """
-    if backbone.library == "fastcxr":
+    if backbone.library == "chest":
+        network = _make_chest_network(backbone, n_classes, image_size)
+    elif backbone.library == "fastcxr":
         network = FASTCXR_BACKBONES[backbone.name](n_classes)
     elif backbone.library == "torchvision":
         network = _make_torchvision_network(backbone, weights, image_size)
@@ -99,7 +112,9 @@ def make_network(
         replace_head(network, n_classes, head, torch.zeros(1, len(backbone.mean), image_size, image_size))
     zero_init(network)
     use_float64_head(network)
-    if weights not in ("pretrained", "none"):
+    if backbone.library == "chest" and weights != "none":
+        _load_encoder_weights(network, ENCODERS[backbone.name], weights, image_size)
+    elif weights not in ("pretrained", "none"):
         load_weights(network, weights)
     return network
 
@@ -109,9 +124,16 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
 
     The name of the weights is, for example, mobilenetv2_100.ra_in1k, IMAGENET1K_V2, a file name or "random weights".
     """
+    if backbone.library == "chest" and weights == "pretrained":
+        encoder = ENCODERS[backbone.name]
+        weights = encoder.xrv_weights or str(fetch_weights(encoder))
     is_file = weights not in ("pretrained", "none") and not weights.startswith(XRV_PREFIX)
     pretrained_name = backbone.full_name if backbone.library == "timm" else backbone.tag
     names = {"pretrained": pretrained_name, "none": "random weights"}
+    terms = {}
+    if backbone.library == "chest" and weights != "none":
+        encoder = ENCODERS[backbone.name]
+        terms = {"licence": describe_licence(encoder), "citation": encoder.citation}
     return {
         "library": backbone.library,
         "name": backbone.name,
@@ -119,7 +141,7 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
         "weights": Path(weights).name if is_file else names.get(weights, weights),
         "weights_sha256": compute_sha256(weights) if is_file else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
+    } | terms
 
 
 def list_torchvision_names() -> list[str]:
@@ -178,6 +200,16 @@ def _find_fastcxr_backbone(name: str, weights: str) -> Backbone:
     )  # fmt: skip
 
 
+def _find_encoder_backbone(encoder: Encoder, weights: str) -> Backbone:
+    if weights.startswith(XRV_PREFIX) and weights != encoder.xrv_weights:
+        problem = f"{weights} are not weights of {encoder.name}"
+        raise RecipeError(problem, f"Pass {find_xrv_weights(weights)[0]} as the backbone, or leave `weights` out")
+    return Backbone(
+        library="chest", name=encoder.name, tag=None, native_size=encoder.image_size, mean=encoder.mean,
+        std=encoder.std, fixed_size=encoder.is_transformer, url=encoder.page,
+    )  # fmt: skip
+
+
 def _adapt_to_xrv_weights(backbone: Backbone, weights: str) -> Backbone:
     """Set the input of torchxrayvision's weights: one channel, gray values from -1024 to 1024."""
     architecture, size = find_xrv_weights(weights)
@@ -188,13 +220,35 @@ def _adapt_to_xrv_weights(backbone: Backbone, weights: str) -> Backbone:
 
 
 def _make_unknown_name_error(name: str, library: str) -> RecipeError:
-    names = {"timm": timm.list_models, "torchvision": list_torchvision_names, "fastcxr": FASTCXR_BACKBONES.keys}
+    names = {
+        "chest": ENCODERS.keys,
+        "timm": timm.list_models,
+        "torchvision": list_torchvision_names,
+        "fastcxr": FASTCXR_BACKBONES.keys,
+    }
     known_names = [known for owner, list_names in names.items() if library in ("", owner) for known in list_names()]
     close = get_close_matches(name, known_names, n=1) or get_close_matches(f"{name}_100", known_names, n=1)
     problem = f"unknown backbone {name!r}" + (f" in {library}" if library else "")
     if not close:
         return RecipeError(problem, "Run `fastcxr models` for a list")
     return RecipeError(problem, f"Did you mean {close[0]!r}? Run `fastcxr models '*{name[:8]}*'` for similar names")
+
+
+def _make_chest_network(backbone: Backbone, n_classes: int, image_size: int) -> nn.Module:
+    def make_network_of(name: str) -> nn.Module:
+        return make_encoder_network(ENCODERS[name], n_classes, image_size)
+
+    return _create_network(backbone, make_network_of, backbone.name)
+
+
+def _load_encoder_weights(network: nn.Module, encoder: Encoder, weights: str, image_size: int) -> None:
+    for line in describe_pixels(encoder, image_size):
+        log.info(line)
+    if weights == "pretrained":
+        weights = encoder.xrv_weights or str(fetch_weights(encoder))
+    if not weights.startswith(XRV_PREFIX):
+        validate_pixels(encoder, find_weights_file(weights))
+    load_weights(network, weights)
 
 
 def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:
@@ -248,7 +302,12 @@ def _make_unreachable_error(backbone: Backbone) -> WeightsError:
 
 def validate_pretrained(backbone: Backbone) -> None:
     """Raise WeightsError if the pretrained weights are neither on this computer nor on a host whose name resolves."""
-    if not _is_cached(backbone):
+    encoder = ENCODERS[backbone.name] if backbone.library == "chest" else None
+    if encoder and encoder.xrv_weights:
+        read_xrv_weights(encoder.xrv_weights)
+    elif encoder:
+        validate_access(encoder)
+    elif not _is_cached(backbone):
         _validate_host(backbone)
 
 

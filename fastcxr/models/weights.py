@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fastcxr.errors import InputMissingError, RecipeError, WeightsError
+from fastcxr.models.encoders import XRV_PREFIX, XRV_WEIGHTS
 from fastcxr.models.heads import find_head_modules, find_head_state_keys
 
 log = logging.getLogger("fastcxr")
@@ -29,12 +30,6 @@ DAMAGED_FILE_ERRORS = (
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"  # of all pickle protocols that torch.save has used
 MAX_SHOWN_KEYS = 6  # keys listed in an error
-XRV_PREFIX = "xrv:"  # marks names of torchxrayvision weights
-XRV_MEAN, XRV_STD = (0.5,), (1 / 2048,)  # scale gray values from 0..1 to -1024..1024
-XRV_DENSENETS = ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")
-# name of the weights: backbone and image size (pixels) of their training
-XRV_WEIGHTS = {f"densenet121-res224-{data}": ("densenet121", 224) for data in XRV_DENSENETS}
-XRV_WEIGHTS["resnet50-res512-all"] = ("resnet50", 512)
 LEGACY_KEY_PATTERN = re.compile(r"\b(norm|conv)\.([12])\.")
 
 

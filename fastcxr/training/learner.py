@@ -31,11 +31,13 @@ from fastcxr.models.backbones import (
     validate_pretrained,
 )
 from fastcxr.models.devices import find_device
+from fastcxr.models.encoder_files import describe_terms
+from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, find_image_size
 from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState, get_loaders_state
-from fastcxr.models.weights import XRV_PREFIX, find_weights_file
+from fastcxr.models.weights import find_weights_file
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
 from fastcxr.training.finding_losses import compute_finding_auroc_from_logits, make_finding_loss
@@ -111,13 +113,16 @@ def validate_model_options(recipe: Recipe) -> None:
     """
     find_device(recipe.device)
     backbone = find_backbone(recipe.backbone, recipe.weights)
+    image_size = find_image_size(recipe)
+    if backbone.library == "chest" and recipe.weights != "none":
+        log.info(describe_terms(ENCODERS[backbone.name]))
     if recipe.weights == "pretrained":
         validate_pretrained(backbone)
     elif recipe.weights != "none":
         if not recipe.weights.startswith(XRV_PREFIX):
             find_weights_file(recipe.weights)
         with torch.random.fork_rng(devices=[]), silence_logging():
-            make_network(backbone, 2, recipe.weights, recipe.image_size, head_config(recipe))
+            make_network(backbone, 2, recipe.weights, image_size, head_config(recipe))
 
 
 def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
@@ -150,7 +155,8 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
     if weights_choice:
         log.info(weights_choice)
     torch.manual_seed(recipe.seed)  # head initialization does not depend on earlier random numbers
-    network = make_network(backbone, len(loaders.vocab), recipe.weights, recipe.image_size, head_config(recipe))
+    image_size = find_image_size(recipe)
+    network = make_network(backbone, len(loaders.vocab), recipe.weights, image_size, head_config(recipe))
     # otherwise the first epochs only learn that findings are rare (Lin 2017, section 4.1)
     if task == MULTI_LABEL and len(loaders.train_ds):
         set_output_bias(network, compute_prior_log_odds(collect_targets(loaders)))

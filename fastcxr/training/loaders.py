@@ -37,6 +37,7 @@ from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.device_images import DeviceImages
 from fastcxr.models.devices import find_device, move_async
+from fastcxr.models.encoders import find_image_size
 from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.state import LoadersState
 from fastcxr.progress.base import Progress
@@ -121,7 +122,7 @@ class ManifestBlock(DataBlock):
         recipe, manifest = self.recipe, self.manifest if source is None else read_split_manifest(source, self.recipe)
         train_rows = select_training_rows(manifest).query("split == 'train'")
         if image_cache is None:
-            manifest, image_cache = open_dataset_images(manifest, recipe.image_size)
+            manifest, image_cache = open_dataset_images(manifest, find_image_size(recipe))
         image_cache.log_warnings(again=False)  # load_dataset logged those of the whole run
         state = LoadersState(input_spec=self.input_spec, manifest=manifest, image_cache=image_cache, recipe=recipe)
         defaults = {
@@ -151,9 +152,10 @@ def make_loaders(
     require_type("recipe", recipe, Recipe)
     seed_everything(recipe.seed)  # before the loaders are made: each draws its shuffling seed on creation
     select_training_rows(manifest)  # raises before any image is read
-    image_cache = image_cache and image_cache.select(manifest["file"].tolist(), recipe.image_size)
+    image_size = find_image_size(recipe)
+    image_cache = image_cache and image_cache.select(manifest["file"].tolist(), image_size)
     if image_cache is None:
-        manifest, image_cache = open_dataset_images(manifest, recipe.image_size, progress)
+        manifest, image_cache = open_dataset_images(manifest, image_size, progress)
     return make_datablock(manifest, recipe).dataloaders(image_cache=image_cache)
 
 
@@ -222,7 +224,7 @@ def read_row(row: pd.Series) -> np.ndarray:
 def make_input_spec(recipe: Recipe) -> InputSpec:
     """Return the recipe's image size with the normalization of the backbone's weights."""
     backbone = find_backbone(recipe.backbone, recipe.weights)
-    return InputSpec(image_size=recipe.image_size, mean=backbone.mean, std=backbone.std)
+    return InputSpec(image_size=find_image_size(recipe), mean=backbone.mean, std=backbone.std)
 
 
 def seed_everything(seed: int) -> None:

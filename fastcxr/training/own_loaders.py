@@ -10,6 +10,7 @@ from fastai.data.transforms import Normalize
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError
 from fastcxr.models.backbones import Backbone
+from fastcxr.models.encoders import find_image_size
 from fastcxr.training.finding_targets import is_finding_target
 
 log = logging.getLogger("fastcxr")
@@ -22,10 +23,11 @@ def validate_own_loaders(loaders: DataLoaders, backbone: Backbone, recipe: Recip
         raise DataError(problem, "Pass a smaller batch size, as bs=8")
     batch = loaders.one_batch()
     _validate_labels(batch)
-    shape, expected_shape = tuple(batch[0].shape[1:]), (len(backbone.mean), recipe.image_size, recipe.image_size)
+    image_size = find_image_size(recipe)
+    shape, expected_shape = tuple(batch[0].shape[1:]), (len(backbone.mean), image_size, image_size)
     if shape != expected_shape:
         problem = f"the images of a batch have the shape {shape}, the network of the recipe expects {expected_shape}"
-        fix = f"Pass ImageBlock() for three channels and item_tfms=Resize({recipe.image_size}), or change image_size"
+        fix = f"Pass ImageBlock() for three channels and item_tfms=Resize({image_size}), or change image_size"
         raise DataError(problem, f"{fix} of the recipe")
     if recipe.weights != "none" and not any(isinstance(step, Normalize) for step in loaders.train.after_batch.fs):
         mean, std = (tuple(round(value, 3) for value in values) for values in (backbone.mean, backbone.std))

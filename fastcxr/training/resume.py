@@ -21,11 +21,13 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import TrainingError
 from fastcxr.models.device_errors import explain_device_errors, is_memory_error
 from fastcxr.models.devices import read_clock
+from fastcxr.models.encoders import find_image_size
 from fastcxr.training import interrupt
 from fastcxr.training.callbacks import HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
 
 CHECKPOINT_INTERVAL_MINUTES = 3.0  # within an epoch; a checkpoint is also written after each epoch
+
 log = logging.getLogger("fastcxr")
 WORKER_ERROR_TEXT = "DataLoader worker"  # in torch's error for a worker that was killed or lacks shared memory
 
@@ -214,7 +216,7 @@ def explain_training_errors(recipe: Recipe, batch_size: int) -> Iterator[None]:
             if not is_memory_error(error):
                 raise
             raise TrainingError(
-                f"out of memory: {batch_size} images of {recipe.image_size} px per batch, {recipe.backbone}, "
+                f"out of memory: {batch_size} images of {find_image_size(recipe)} px per batch, {recipe.backbone}, "
                 f"precision {recipe.precision}",
                 f"Pass `batch_size={max(1, batch_size // 2)}`, or a smaller `image_size`"
                 + (", or `precision='auto'`" if recipe.precision == "fp32" else ""),

@@ -36,6 +36,7 @@ from fastcxr.errors import BadImagesError, ImageError
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.run_folders import require_run_file
+from fastcxr.models.encoders import find_image_size
 from fastcxr.progress.base import Progress, record_logging, replay_logging
 from fastcxr.workflows.run_dir import OutputDir
 
@@ -101,7 +102,7 @@ class Dataset:
                 with record_logging(self._image_records):
                     started = time.perf_counter()
                     self.decoded, self.image_cache = open_dataset_images(
-                        sample, self.recipe.image_size, progress, self._image_errors, self.depths
+                        sample, find_image_size(self.recipe), progress, self._image_errors, self.depths
                     )
                     if is_sampled:
                         _log_sample(len(sample), len(manifest), time.perf_counter() - started)

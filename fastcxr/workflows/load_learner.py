@@ -71,8 +71,8 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
     require_type("folder", folder, str, Path)
     classifier = load_classifier(folder, precision="fp32", device=device)
     backbone = "{library}:{name}".format(**read_model_json(folder)["backbone"])
-    own_options = {"backbone": backbone, "weights": "none", "precision": "fp32", "device": device}
-    recipe = read_run_config(Path(folder)).replace(**own_options)
+    own_options = {"backbone": backbone, "weights": "none", "image_size": classifier.input_spec.image_size}
+    recipe = read_run_config(Path(folder)).replace(**own_options, precision="fp32", device=device)
     manifest = read_written_manifest(Path(folder) / "manifest.csv")
     if data is None:
         recipe = recipe.replace(class_weights="none")  # the empty loaders have no images to count

@@ -29,10 +29,11 @@ from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_device, find_float64_device, read_clock
+from fastcxr.models.encoders import XRV_PREFIX
 from fastcxr.models.fitting_batches import FittingBatches
 from fastcxr.models.heads import MultiScaleHead, find_head
 from fastcxr.models.precision import autocast
-from fastcxr.models.weights import XRV_PREFIX, find_weights_file
+from fastcxr.models.weights import find_weights_file
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
