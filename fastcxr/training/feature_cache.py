@@ -54,7 +54,7 @@ class FrozenNetwork:
 
     Attributes:
         network: the network on its device.
-        backbone: name of the backbone.
+        backbone: library and name of the backbone.
         images: decoded images.
         input_spec: size and normalization of the images.
         precision: "fp32", "fp16" or "bf16".
@@ -76,20 +76,26 @@ class FrozenNetwork:
         """Device of the network."""
         return next(self.network.parameters()).device
 
+    @property
+    def n_stage_features(self) -> int:
+        """Number of features of the stages, which precede those of the last layer."""
+        head = find_head(self.network)
+        return sum(head.channels) if isinstance(head, MultiScaleHead) else 0
+
 
 def make_feature_cache(learner: Learner, recipe: Recipe, progress: Progress) -> FeatureCache:
     """Read or compute the features of all images of the learner's dataset, and of the flipped ones with `hflip_tta`.
 
     No label is used: images of all splits may share the pass.
     """
-    return compute_features(find_frozen_network(learner, recipe), progress, hflip_tta=recipe.hflip_tta)
+    return compute_features(find_frozen_network(learner), progress, hflip_tta=recipe.hflip_tta)
 
 
-def find_frozen_network(learner: Learner, recipe: Recipe) -> FrozenNetwork:
+def find_frozen_network(learner: Learner) -> FrozenNetwork:
     """Return the network and the images of a learner whose recipe uses cached features."""
-    state = learner.dls.fastcxr
+    state, backbone = learner.dls.fastcxr, "{library}:{name}".format(**learner.fastcxr.backbone)
     return FrozenNetwork(
-        network=cast(nn.Module, learner.model), backbone=recipe.backbone, images=state.images,
+        network=cast(nn.Module, learner.model), backbone=backbone, images=state.images,
         input_spec=state.input_spec, precision=learner.fastcxr.precision,
     )  # fmt: skip
 

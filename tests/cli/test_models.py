@@ -1,6 +1,7 @@
 """The commands predict, explain, models and cache."""
 
 import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -168,3 +169,36 @@ def test_cached_features_are_one_row_and_are_cleared(call, toy_folder, tmp_path,
     assert re.search(r"freed [23]\.\d MB\n", call("cache", "--clear").stderr)
     assert "the cache is empty" in call("cache").stderr
     assert not (tmp_path / "fastcxr" / "features").exists()
+
+
+def test_embed_writes_a_row_for_each_readable_image(call, finished, tmp_path):
+    run, data, _ = finished
+    (tmp_path / "new").mkdir()
+    for file in sorted((data / "haze").glob("*.png"))[:3]:
+        (tmp_path / "new" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "new" / "broken.png").write_bytes(b"no image")
+    done = call("embed", run, "new", "--to", "features.npz", where=tmp_path)
+    assert done.returncode == 2, "one file could not be read"
+    assert done.stdout == "features.npz\n"
+    assert "broken.png" in done.stderr and "3 rows with vectors of " in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith("written to features.npz, 1 unreadable")
+    document = json.loads(call("embed", run, "new", "--to", "features.npz", "--json").stdout)
+    counts = [document[name] for name in ("file", "n_images", "n_unreadable")]
+    assert counts == ["features.npz", 3, 1] and [one["path"] for one in document["unreadable"]] == ["broken.png"]
+    assert document["metadata"]["run"] == "run" and document["metadata"]["dimension"] == document["n_features"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["no_such_network", "toys", "--to", "x.npz"], "unknown backbone 'no_such_network'"),
+        (["resnet18", "--to", "x.npz"], "no images given"),
+        (["resnet18", "toys", "--to", "x.csv"], "does not end in .parquet or .npz"),
+        (["resnet18", "toys"], "--to has no value"),
+        ([], "Example: fastcxr embed rad-dino my_xrays --to"),
+    ],
+)
+def test_an_invalid_embed_command_is_an_error_of_one_line(call, toy_folder, words, text):
+    done = call("embed", *words, where=toy_folder.parent)
+    assert done.returncode == 64 or "no images" in text
+    assert text in done.stderr.splitlines()[-1]

@@ -100,7 +100,7 @@ def test_changed_pixels_under_the_same_name_need_another_pass(toy_manifest, pass
 
 def test_the_key_ignores_image_cache_slots_and_is_random_without_checksums(toy_manifest):
     learner = make(toy_manifest)
-    frozen = find_frozen_network(learner, RECIPE)
+    frozen = find_frozen_network(learner)
     cache, key = frozen.images.cache, make_cache_key(frozen)
     frozen.images.cache = type(cache)(cache.files, 64, cache.mapped, cache.locations + [100, 0])
     assert make_cache_key(frozen) == key
