@@ -183,6 +183,19 @@ HEAVY_LIBRARIES = TORCH | {
 }
 
 
+def test_encoders_are_listed_without_loading_torch():
+    code = f"""import sys
+from fastcxr.cli.main import main
+sys.argv[1:] = ["models", "--chest"]
+try:
+    main()
+finally:
+    print(*({TORCH!r} & set(sys.modules)), file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "rad-dino" in done.stdout
+    assert not done.stderr.strip()
+
+
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["--version"]])
 def test_help_is_shown_without_loading_numerical_or_image_libraries(words):
     code = f"""import sys

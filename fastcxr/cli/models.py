@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from fastcxr.cli.app import MODELS, Device, EmbedOptions, Precision, app, find_next_run_dir
+from fastcxr.cli.model_lists import (
+    format_backbone_list,
+    format_encoder,
+    format_encoder_list,
+    make_encoder_commands,
+)
 from fastcxr.cli.output import (
     PARTIAL_EXIT_CODE,
     console,
@@ -213,29 +219,35 @@ def embed(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
-@app.command(group=MODELS, synonym=COMMAND_SYNONYMS["models"], usage="Usage: fastcxr models [PATTERN]")
-def models(pattern: str = "*") -> int:
+@app.command(group=MODELS, synonym=COMMAND_SYNONYMS["models"], usage="Usage: fastcxr models [PATTERN] [OPTIONS]")
+def models(pattern: str = "*", *, chest: bool = False) -> int:
     """List backbones with number of parameters, native image size and available pretrained weights.
+
+    The exact name of a chest encoder shows all its facts, and the command that trains with it.
 
     Parameters
     ----------
     pattern
         part of a name, or a pattern with wildcards such as 'resnet*'
+    chest
+        encoders trained on chest radiographs only, with access and licence
     """
-    from fastcxr.models.registry import list_backbones
+    from fastcxr.models.registry import describe_encoder, find_encoder, list_backbones, list_encoders
 
-    rows = list_backbones(pattern)
+    if encoder := find_encoder(pattern):
+        facts = describe_encoder(encoder)
+        facts["train"] = make_encoder_commands(facts)
+        print_result("\n".join(format_encoder(facts)), facts)
+        return 0
+    rows = iter(list_encoders(pattern)) if chest else list_backbones(pattern)
     first = next(rows, None)
     if first is None:
         raise InputMissingError(f"no backbone matches {pattern!r}", "Pass a shorter part of the name")
     if is_json():
         print_result(None, [first, *rows])
         return 0
-    print(f"{'name':<52} {'library':<12} {'parameters':>11} {'native px':>9}  pretrained")
-    for row in chain([first], rows):
-        parameters = f"{row['parameters'] / 1e6:.1f} M"
-        pretrained_text = "yes" if row["pretrained"] else "no"
-        print(f"{row['name']:<52} {row['library']:<12} {parameters:>11} {row['native_size']:>9}  {pretrained_text}")
+    for line in format_encoder_list(chain([first], rows)) if chest else format_backbone_list(chain([first], rows)):
+        print(line)
     return 0
 
 

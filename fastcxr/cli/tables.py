@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 10_000  # characters, more than any table has
 LEFT_OUT_FIRST = ("absent", "unknown", "blank", "uncertain")  # states without a column in a narrow terminal
+SCOUT_OUT_OF_REACH = "out of reach: pass --weights NAME=FILE; name an open one to download it"
 N_TOP_FINDINGS, MAX_PREDICTED_ROWS = 3, 20  # of `predict`
 
 
@@ -276,20 +277,30 @@ def _is_too_wide(console: Console, table: Table) -> bool:
 
 
 def show_scout_table(console: Console, scores: "DataFrame") -> None:
-    """Print the rows of scout.csv, with the reason for each backbone without a rank."""
-    rows = []
+    """Print the rows of scout.csv, then the reason for each backbone without a rank."""
+    from fastcxr.workflows.scout import OUT_OF_REACH
+
+    rows, notes = [], {"not ranked": [], SCOUT_OUT_OF_REACH: []}
     for row in scores.to_dict("records"):
-        metrics, costs = ("-", "-" if "accuracy" in row else ""), ("-", "-")
+        title, is_timed = "not ranked", not math.isnan(row["images_per_second"])
+        metrics, costs = ("-", "-" if "accuracy" in row else ""), ("-", "-", "-")
         if not math.isnan(row["auroc"]):
             accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else ""
             metrics = f"{row['auroc']:.3f} ± {row['auroc_sd']:.3f}", accuracy
-        if not math.isnan(row["images_per_second"]):
-            costs = f"{row['images_per_second']:,.0f}", f"{row['parameters'] / 1e6:.1f} M"
-        rows.append((row["backbone"], *metrics, *costs, row["note"]))
-    table = _fill_table(("backbone", "AUROC", "accuracy", "images/s", "parameters", "note"), rows)
-    if table.columns[-1].header == "note":
-        table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
-    print_table(console, table)
+        if is_timed:
+            seconds = f"{row['seconds_per_1000_images']:,.0f}"
+            costs = str(row["image_size"]), seconds, f"{row['parameters'] / 1e6:.1f} M"
+        if row["note"].startswith(OUT_OF_REACH):
+            title = SCOUT_OUT_OF_REACH
+        else:
+            rows.append((row["backbone"], *metrics, *costs))
+        if row["note"]:
+            notes[title].append(f"  {row['backbone']}: " + row["note"].removeprefix(f"{OUT_OF_REACH}: "))
+    print_table(console, _fill_table(("backbone", "AUROC", "accuracy", "px", "s/1,000", "params"), rows))
+    print_plain(console, "s/1,000: seconds of the network for 1,000 images on this device")
+    for title, lines in notes.items():
+        for line in [title, *lines] if lines else []:
+            print_plain(console, line)
 
 
 def show_runs(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -114,6 +114,7 @@ def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=Tr
 def scout(
     *backbones: str,
     options: Annotated[ScoutOptions, Parameter(name="*")] = ScoutOptions(),  # noqa: B008  it is frozen
+    chest: bool = False,
     weights: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
@@ -123,20 +124,25 @@ def scout(
     ----------
     backbones
         candidates; default: twelve of different architectures
+    chest
+        chest encoders whose weights are on this computer as candidates; the others are listed, and not downloaded
     weights
         NAME=FILE: weights file of a candidate; default: pretrained weights; repeatable
     out
         folder to create; default: runs/scout-DATA-NUMBER
     """
-    from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights
+    from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights, scout_encoders
     from fastcxr.workflows.scout import scout as scout_backbones
 
     for name in backbones:
         reject_path_as_backbone(name)
     recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
-    candidates, weights_files = backbones or DEFAULT_BACKBONES, parse_weights(weights)
-    table = scout_backbones(recipe, candidates, weights_files, folder, TerminalProgress(console))
+    weights_files, progress = parse_weights(weights), TerminalProgress(console)
+    if chest:
+        table = scout_encoders(recipe, backbones, weights_files, folder, progress)
+    else:
+        table = scout_backbones(recipe, backbones or DEFAULT_BACKBONES, weights_files, folder, progress)
     show_scout_table(console, table)
     figure = folder / "scout.svg"
     print_result(figure, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})

@@ -21,17 +21,19 @@ from torch import nn
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.encoder_files import (
     describe_licence,
     describe_pixels,
     fetch_weights,
+    find_cached_file,
     validate_access,
     validate_pixels,
 )
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, XRV_MEAN, XRV_PREFIX, XRV_STD, Encoder
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, replace_head, use_float64_head, zero_init
-from fastcxr.models.weights import find_weights_file, find_xrv_weights, load_weights, read_xrv_weights
+from fastcxr.models.weights import find_xrv_weights, load_weights, read_xrv_weights
 
 log = logging.getLogger("fastcxr")
 FASTCXR_BACKBONES = {"baseline_cnn": baseline_cnn.BaselineCNN}
@@ -272,7 +274,7 @@ def _make_torchvision_network(backbone: Backbone, weights: str, image_size: int)
         fix = f"Pass `image_size={backbone.native_size}`, or choose a timm backbone, which supports other sizes"
         raise RecipeError(problem, fix)
     is_pretrained = weights == "pretrained"
-    if is_pretrained and not _is_cached(backbone):
+    if is_pretrained and not is_cached(backbone):
         _announce_download(backbone)
     tag = backbone.tag if is_pretrained else None
     network = _create_network(backbone, torchvision.models.get_model, backbone.name, weights=tag)
@@ -307,11 +309,14 @@ def validate_pretrained(backbone: Backbone) -> None:
         read_xrv_weights(encoder.xrv_weights)
     elif encoder:
         validate_access(encoder)
-    elif not _is_cached(backbone):
+    elif not is_cached(backbone):
         _validate_host(backbone)
 
 
-def _is_cached(backbone: Backbone) -> bool:
+def is_cached(backbone: Backbone) -> bool:
+    """Return whether the pretrained weights are on this computer."""
+    if backbone.library == "chest":
+        return find_cached_file(ENCODERS[backbone.name]) is not None
     if backbone.library == "torchvision":
         return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(backbone.url or "").path).name).exists()
     return _find_cached_file(backbone) is not None

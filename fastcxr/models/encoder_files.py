@@ -3,6 +3,7 @@
 import logging
 import socket
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -16,6 +17,7 @@ from fastcxr.models.encoders import READ_DATE, Encoder
 
 log = logging.getLogger("fastcxr")
 PREPROCESSOR_FILE = "preprocessor_config.json"  # of the hub: pixels of the weights beside it
+XRV_FOLDER = Path("~/.torchxrayvision/models_data")  # of the weights that torchxrayvision downloads
 MAX_PIXEL_DIFFERENCE = 1e-3  # of mean and std, which are published with four digits
 
 
@@ -41,7 +43,10 @@ def fetch_weights(encoder: Encoder) -> Path:
 
 
 def find_cached_file(encoder: Encoder) -> Path | None:
-    """Return the weights file in the cache of the hub, or None."""
+    """Return the weights file in the cache of the hub or of an installed torchxrayvision, or None."""
+    if encoder.access == "package":
+        xrv_path = XRV_FOLDER.expanduser() / encoder.file
+        return xrv_path if xrv_path.is_file() and find_spec("torchxrayvision") else None
     path = try_to_load_from_cache(encoder.repo, encoder.file) if encoder.repo else None
     return Path(path) if isinstance(path, str) else None
 
@@ -75,6 +80,14 @@ def describe_licence(encoder: Encoder) -> str:
     """Return the licence with the page and date of its reading, or where to read it."""
     page = encoder.read_on.get("licence")
     return f"{encoder.licence} ({page}, read {READ_DATE})" if page else f"see {encoder.page}"
+
+
+def describe_source(encoder: Encoder) -> str:
+    """Describe in a few words where the weights are: file and page, or the package that downloads them."""
+    if encoder.access == "package":
+        return "torchxrayvision downloads it" if find_spec("torchxrayvision") else 'pip install "fastcxr[xrv]"'
+    verb = "accept the terms on" if encoder.access == "gated" else "get it from"
+    return f"{encoder.file or 'the weights file'}: {verb} {encoder.page}"
 
 
 def describe_pixels(encoder: Encoder, image_size: int) -> list[str]:

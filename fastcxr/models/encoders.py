@@ -19,6 +19,9 @@ XRV_DENSENETS = ("all", "nih", "pc", "chex", "rsna", "mimic_nb", "mimic_ch")
 # name of the weights: backbone and image size (pixels) of their training
 XRV_WEIGHTS = {f"densenet121-res224-{data}": ("densenet121", 224) for data in XRV_DENSENETS}
 XRV_WEIGHTS["resnet50-res512-all"] = ("resnet50", 512)
+XRV_FILE_PREFIXES = {"all": "nih-pc-chex-mimic_ch-google-openi-kaggle", "rsna": "kaggle"}  # others: name of the data
+XRV_DENSENET_FILE = "{}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
+XRV_RESNET_FILE = "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt"
 CHEST_PREFIX = "chest:"  # of a name that is an encoder
 READ_DATE = "26 November 2026"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -139,9 +142,12 @@ def _make_medical_mae(size: str, architecture: str, figures: str | None, **optio
 
 def _make_xrv(name: str) -> Encoder:
     architecture, size = XRV_WEIGHTS[name]
+    data = name.rpartition("-")[2]
+    densenet_file = XRV_DENSENET_FILE.format(XRV_FILE_PREFIXES.get(data, data))
     return Encoder(
-        name=name, page=XRV_PAGE, access="package", architecture=architecture, options={"in_chans": 1},
-        features="pooled", layout="torchxrayvision", image_size=size, mean=XRV_MEAN, std=XRV_STD,
+        name=name, page=XRV_PAGE, file=densenet_file if architecture == "densenet121" else XRV_RESNET_FILE,
+        access="package", architecture=architecture, options={"in_chans": 1}, features="pooled",
+        layout="torchxrayvision", image_size=size, mean=XRV_MEAN, std=XRV_STD,
         licence="Apache-2.0 (code)", citation="torchxrayvision, arXiv:2111.00595",
         read_on=dict.fromkeys(("licence", "access", "image_size", "normalization"), XRV_PAGE),
     )  # fmt: skip

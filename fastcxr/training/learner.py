@@ -30,6 +30,7 @@ from fastcxr.models.backbones import (
     make_network,
     validate_pretrained,
 )
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.devices import find_device
 from fastcxr.models.encoder_files import describe_terms
 from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, find_image_size
@@ -37,7 +38,6 @@ from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.state import LearnerState, get_loaders_state
-from fastcxr.models.weights import find_weights_file
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
 from fastcxr.training.finding_losses import compute_finding_auroc_from_logits, make_finding_loss

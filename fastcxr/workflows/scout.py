@@ -26,14 +26,16 @@ from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.errors import RecipeError, TrainingError, WeightsError
 from fastcxr.io.files import atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
-from fastcxr.models.backbones import find_backbone
+from fastcxr.models.backbones import find_backbone, is_cached, validate_pretrained
+from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_device, find_float64_device, read_clock
-from fastcxr.models.encoders import XRV_PREFIX
+from fastcxr.models.encoder_files import describe_source
+from fastcxr.models.encoders import CHEST_PREFIX, ENCODERS, XRV_PREFIX
 from fastcxr.models.fitting_batches import FittingBatches
 from fastcxr.models.heads import MultiScaleHead, find_head
 from fastcxr.models.precision import autocast
-from fastcxr.models.weights import find_weights_file
+from fastcxr.models.registry import find_encoder, find_known_parameters
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
@@ -59,10 +61,15 @@ DEFAULT_BACKBONES = (
 N_SAMPLE_IMAGES = 500
 MIN_CLASS_IMAGES = 30  # of each class, and with each finding, in the sample
 N_FOLDS = 5
+REFERENCE_BACKBONE = "mobilenetv2_100"  # with ImageNet weights, among the chest encoders
 N_TIMED_BATCHES = 4  # the first is a warm-up
+MAX_BATCH_SECONDS = 5.0  # of a timed batch, which has fewer images on a slow device
 TABLE_FILE = "scout.csv"
 UNRANKED_MESSAGE = "%s is not ranked: %s"
-RESULT_COLUMNS = ("parameters", "images_per_second", "note", "auroc", "auroc_sd")  # and accuracy of classes
+OUT_OF_REACH = "out of reach"  # first words of the note on an encoder without weights
+INTEGER_COLUMNS = ("image_size", "parameters")
+COST_COLUMNS = ("images_per_second", "seconds_per_1000_images")  # of the network on this device, without reading images
+RESULT_COLUMNS = (*INTEGER_COLUMNS, *COST_COLUMNS, "note", "auroc", "auroc_sd")  # and accuracy of classes
 
 
 def scout(
@@ -74,21 +81,58 @@ def scout(
 ) -> pd.DataFrame:
     """Rank backbones by the AUROC of a linear probe; write scout.csv and scout.svg into a new folder.
 
-    A backbone without available weights is timed with random weights and has a note instead of an AUROC. A backbone
-    without a supported head has only a note. `weights`: weights files by backbone; the others use those of the recipe.
+    A backbone without available weights is timed with random weights and has a note instead of an AUROC. A chest
+    encoder without available weights, and a backbone without a supported head, have only a note. `weights`: weights
+    files by backbone; the others use those of the recipe.
 
     Raises RecipeError for an unknown backbone, before the data is read, and FastcxrError for data that cannot be used.
     """
     if unknown_names := set(weights) - set(backbones):
         raise unknown_name_error(min(unknown_names), backbones, "weights are given for a backbone not in the list:")
-    recipes = [recipe.replace(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
-    validate_candidates(recipes)
+    return rank_candidates(recipe, make_candidates(recipe, backbones, weights), [], folder, progress)
+
+
+def scout_encoders(
+    recipe: Recipe,
+    backbones: Sequence[str],
+    weights: dict[str, str],
+    folder: str | Path,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Rank the chest encoders whose weights are on this computer, as scout does; nothing is downloaded for the others.
+
+    Candidates are also `backbones`, the names in `weights`, and REFERENCE_BACKBONE if its weights are on this computer.
+    All other encoders have a row with a note only.
+    """
+    names = list(dict.fromkeys([*backbones, *weights]))
+    given = {name.removeprefix(CHEST_PREFIX) for name in names}
+    others = [name for name in (*ENCODERS, REFERENCE_BACKBONE) if name not in given]
+    available = [name for name in others if is_cached(find_backbone(name))]
+    missing = [make_out_of_reach_row(name) for name in others if name in ENCODERS and name not in available]
+    return rank_candidates(recipe, make_candidates(recipe, [*names, *available], weights), missing, folder, progress)
+
+
+def make_candidates(recipe: Recipe, backbones: Sequence[str], weights: dict[str, str]) -> list[Recipe]:
+    """Return the recipe with each backbone and its weights."""
+    return [recipe.replace(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
+
+
+def rank_candidates(
+    recipe: Recipe,
+    candidates: Sequence[Recipe],
+    unranked: Sequence[dict[str, Any]],
+    folder: str | Path,
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """Return and write the ranking of the candidates on the data of `recipe`; `unranked`: further rows."""
+    validate_candidates(candidates)
     with ScoutDir(folder).open(progress or make_default_progress()) as scout_dir:
         manifest, rows = sample_manifest(load_dataset(recipe, scout_dir), recipe), []
-        for candidate in recipes:
+        for candidate in candidates:
             rows.append(evaluate_candidate(candidate, manifest, scout_dir))
-            table = make_ranking(rows)
-            write_table(scout_dir.folder / TABLE_FILE, table)  # after each candidate, for an interruption
+            write_table(scout_dir.folder / TABLE_FILE, make_ranking(rows))  # in case of an interruption
+        table = make_ranking([*rows, *unranked])
+        write_table(scout_dir.folder / TABLE_FILE, table)
         description = "AUROC of a linear head on each frozen backbone versus its speed"
         with skip_on_error("figure scout"):
             atomic_write(scout_dir.folder / "scout.svg", to_svg(plot_speed_and_auroc(table), "scout", description))
@@ -107,7 +151,7 @@ def validate_candidates(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError for an unknown device, backbone or weights, InputMissingError for a missing weights file."""
     for recipe in recipes:
         find_device(recipe.device)
-        # ImageNet weights that are not available yield a note in the table, not an error
+        # weights that are not available yield a note in the table, not an error
         find_backbone(recipe.backbone, "none" if recipe.weights == "pretrained" else recipe.weights)
         if recipe.weights not in ("pretrained", "none") and not recipe.weights.startswith(XRV_PREFIX):
             find_weights_file(recipe.weights)
@@ -115,8 +159,8 @@ def validate_candidates(recipes: Sequence[Recipe]) -> None:
 
 def make_ranking(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a table, best AUROC first, rows without AUROC last."""
-    table = pd.DataFrame(rows).astype({"parameters": "Int64"})  # integers with missing values
-    return table.sort_values("auroc", ascending=False, na_position="last", ignore_index=True)
+    table = pd.DataFrame(rows).astype(dict.fromkeys(INTEGER_COLUMNS, "Int64"))  # integers with missing values
+    return table.sort_values("auroc", ascending=False, na_position="last", ignore_index=True, kind="stable")
 
 
 def sample_manifest(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
@@ -148,16 +192,34 @@ def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progres
         return row | {"note": error.problem}
 
 
+def make_out_of_reach_row(name: str) -> dict[str, Any]:
+    """Return the row of a chest encoder without weights: its parameters, and a note on where the weights are."""
+    note = f"{OUT_OF_REACH}: {describe_source(ENCODERS[name])}"
+    columns = dict.fromkeys(RESULT_COLUMNS, np.nan)
+    return {"backbone": name} | columns | {"parameters": find_known_parameters(name, "chest"), "note": note}
+
+
 def measure_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:
-    """Return size, speed and metrics of a candidate; without its weights only size and speed."""
+    """Return size, speed and metrics of a candidate; without its weights only size and speed.
+
+    A chest encoder whose weights cannot be fetched is not timed.
+    """
+    encoder = find_encoder(recipe.backbone) if recipe.weights == "pretrained" else None
     try:
+        if encoder:
+            validate_pretrained(find_backbone(encoder.name))  # before the network is constructed
         learner, note = make_candidate_learner(recipe, manifest, progress), ""
     except WeightsError as error:
         log.warning(UNRANKED_MESSAGE, recipe.backbone, error.problem)
+        if encoder:
+            return make_out_of_reach_row(encoder.name) | {"backbone": recipe.backbone}
         note = "pretrained weights not available" if recipe.weights == "pretrained" else error.problem
         learner = make_candidate_learner(recipe.replace(weights="none"), manifest, progress)
     n_parameters = sum(parameter.numel() for parameter in cast(nn.Module, learner.model).parameters())
-    row = {"parameters": n_parameters, "images_per_second": measure_throughput(learner), "note": note}
+    sizes = {"image_size": learner.dls.fastcxr.input_spec.image_size, "parameters": n_parameters}
+    throughput = measure_throughput(learner)
+    costs = dict(zip(COST_COLUMNS, (throughput, round_to_3_digits(1000 / throughput)), strict=True))
+    row = sizes | costs | {"note": note}
     return row if note else row | cross_validate_head(learner, recipe, manifest, progress)
 
 
@@ -173,14 +235,24 @@ def measure_throughput(learner: Learner) -> float:
     device, input_spec, precision = learner.dls.device, learner.dls.fastcxr.input_spec, learner.fastcxr.precision
     batch = torch.zeros(learner.dls.train.bs, len(input_spec.mean), *[input_spec.image_size] * 2)
     batch = batch.to(device, memory_format=torch.channels_last)
-    network, batch_seconds = fuse_for_inference(cast(nn.Module, learner.model), input_spec, precision), []
+    network = fuse_for_inference(cast(nn.Module, learner.model), input_spec, precision)
     batches = FittingBatches(len(batch))
-    for _ in range(N_TIMED_BATCHES):
+
+    def measure_seconds(n_images: int) -> float:
         started = read_clock(device)
         with autocast(precision, device):
-            deque(batches.compute(lambda rows: network(batch[rows]), len(batch)), maxlen=0)
-        batch_seconds.append(read_clock(device) - started)
-    return round(len(batch) / float(np.median(batch_seconds[1:])), 1)
+            deque(batches.compute(lambda rows: network(batch[rows]), n_images), maxlen=0)
+        return read_clock(device) - started
+
+    measure_seconds(1)  # a warm-up
+    n_images = min(len(batch), max(1, int(MAX_BATCH_SECONDS / measure_seconds(1))))
+    batch_seconds = [measure_seconds(n_images) for _ in range(N_TIMED_BATCHES)]
+    return round_to_3_digits(n_images / float(np.median(batch_seconds[1:])))
+
+
+def round_to_3_digits(value: float) -> float:
+    """Return the value with three significant digits."""
+    return float(f"{value:.3g}")
 
 
 def cross_validate_head(

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from sample_images import make_dicom, make_reference, save_dicom
 
+from fastcxr.cli.model_lists import format_encoder, make_encoder_commands
 from fastcxr.data.cache.features import open_feature_array
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.models.bundle import load_model
+from fastcxr.models.encoders import ENCODERS
+from fastcxr.models.registry import describe_encoder
 
 
 def test_predict_writes_one_row_per_file_and_an_error_for_each_unreadable_file(call, finished, tmp_path):
@@ -129,6 +132,75 @@ def test_models_lists_parameters_size_and_weights(call):
     lines = call("models", "vgg16").stdout.splitlines()
     assert lines[1].split() == ["vgg16", "timm", "138.4", "M", "224", "yes"]
     assert any(line.startswith("torchvision:vgg16 ") for line in lines)
+
+
+def test_models_chest_lists_the_encoders_with_access_and_licence(call):
+    lines = call("models", "--chest").stdout.splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines[1:] if not line.startswith(" ")}
+    assert list(rows) == list(ENCODERS)
+    assert rows["rad-dino"][:4] == ["86.6", "M", "518", "open"]
+    assert rows["chexzero"][:5] == ["87.5", "M", "-", "by", "hand"]
+    following = {
+        name: lines[number + 1] for number, line in enumerate(lines[1:], 1) if (name := line.split()[0]) in rows
+    }
+    assert following["ark6"] == "    licence: Arizona State University: non-commercial research, patent pending"
+    assert following["biomedclip"] == f"    access, licence: see {ENCODERS['biomedclip'].page}"
+    assert all(len(line) <= 80 for line in lines if "https://" not in line)
+    assert len(call("models", "*eva*", "--chest").stdout.splitlines()) == 1 + 3 * 2
+
+
+def test_the_exact_name_of_an_encoder_shows_its_facts_and_the_command_that_trains_with_it(call):
+    text = call("models", "rad-dino").stdout
+    facts = read_facts(text)
+    assert (facts["image size"], facts["mean"], facts["std"]) == ("518 px", "0.5307", "0.2583")
+    assert facts["licence"].startswith("MIT") and facts["access"].startswith("open")
+    assert facts["interpolation"].startswith("see https://huggingface.co/microsoft/rad-dino") and "bicubic" not in text
+    assert facts["read on"].startswith("https://huggingface.co/microsoft/rad-dino (26 November 2026: licence, access")
+    assert facts["reported"].endswith("(arXiv:2505.10823)")
+    assert "  fastcxr train rad-dino --data DIR\n" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert read_facts(call("models", "chest:rad-dino").stdout) == facts
+    by_hand = call("models", "chexfound").stdout
+    assert by_hand.endswith("it:\n  fastcxr train chexfound --data DIR --weights teacher_checkpoint.pth\n")
+
+
+def read_facts(text: str) -> dict[str, str]:
+    """Return the facts of `models NAME`, with continued lines joined."""
+    facts, label = {}, ""
+    for line in (line for line in text.splitlines() if line.startswith("  ")):
+        label = line[:18].strip() or label
+        facts[label] = f"{facts.get(label, '')} {line[18:]}".strip()
+    return facts
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_fact_of_an_encoder_that_was_not_read_is_not_printed(name):
+    encoder, lines = ENCODERS[name], list(format_encoder(describe(name)))
+    facts = read_facts("\n".join(lines))
+    labels = {"licence": ["licence"], "image_size": ["image size"], "normalization": ["mean", "std"]}
+    for fact, names in labels.items():
+        for label in names:
+            assert facts[label].startswith("see https://") == (fact not in encoder.read_on), label
+    assert facts["interpolation"].startswith("see https://")
+    assert not any(len(line) > 80 for line in lines if "https://" not in line and ".pt" not in line)
+
+
+def describe(name: str) -> dict:
+    facts = describe_encoder(ENCODERS[name])
+    return facts | {"train": make_encoder_commands(facts)}
+
+
+def test_the_facts_of_an_encoder_are_a_json_document(call):
+    facts = json.loads(call("models", "medsiglip", "--json").stdout)
+    assert facts["normalization"] == {"value": None, "page": ENCODERS["medsiglip"].page, "read": None}
+    assert facts["access"]["value"] == "gated" and facts["access"]["read"] == "26 November 2026"
+    assert facts["train"][0] == "fastcxr train medsiglip --data DIR"
+    rows = json.loads(call("models", "--chest", "--json").stdout)
+    assert [row["name"] for row in rows] == list(ENCODERS) and rows[0]["native_size"] == 518
+
+
+def test_the_exact_name_of_a_network_of_timm_is_a_list(call):
+    assert call("models", "resnet18").stdout.splitlines()[0].startswith("name ")
 
 
 def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch):

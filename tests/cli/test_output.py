@@ -270,9 +270,10 @@ def test_a_comparison_shows_every_name_in_full(tmp_path, width):
 
 def test_a_table_has_no_column_without_text():
     page = StringIO()
-    scores = {"auroc": 0.9, "auroc_sd": 0.01, "accuracy": 0.8, "images_per_second": 9.0, "parameters": 2e6, "note": ""}
-    show_scout_table(Console(file=page, width=80), pd.DataFrame([{"backbone": "a"} | scores]))
-    assert page.getvalue().splitlines()[0].split() == ["backbone", "AUROC", "accuracy", "images/s", "parameters"]
+    scores = {"auroc": 0.9, "auroc_sd": 0.01, "parameters": 2e6, "note": "", "image_size": 224}
+    costs = {"images_per_second": 9.0, "seconds_per_1000_images": 111.0}
+    show_scout_table(Console(file=page, width=80), pd.DataFrame([{"backbone": "a"} | scores | costs]))
+    assert page.getvalue().splitlines()[0].split() == ["backbone", "AUROC", "px", "s/1,000", "params"]
 
 
 def test_an_interrupted_training_is_called_interrupted_and_names_resume(call, work, monkeypatch):

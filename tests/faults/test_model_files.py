@@ -1,7 +1,11 @@
 """Tests that hostile or damaged model files are rejected in one line and run no code."""
 
+import argparse
+import os
 import shutil
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hostile_files import (
@@ -21,7 +25,7 @@ from torch.torch_version import TorchVersion
 from fastcxr.errors import FastcxrError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models.bundle import load_model
-from fastcxr.models.weights import read_state_dict
+from fastcxr.models.checkpoint_file import read_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,45 @@ def test_a_changed_bit_in_a_checkpoint_is_found_and_the_old_format_is_read(tmp_p
         read_state_dict(tmp_path / "w.pth")
     torch.save({"w": torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     assert read_state_dict(tmp_path / "w.pth")["w"].tolist() == [1, 1]
+
+
+def test_options_and_numpy_numbers_beside_the_weights_are_read(tmp_path):
+    beside = {"args": argparse.Namespace(lr=1e-3, layers=[1, 2]), "best": np.float64(0.9), "epoch": np.int64(3)}
+    allowed = set(torch.serialization.get_safe_globals())
+    for zipped in (True, False):
+        torch.save({"w": torch.ones(2)} | beside, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        assert read_state_dict(tmp_path / "w.pth")["w"].tolist() == [1, 1]
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    assert argparse.Namespace not in allowed
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [(Fraction(1, 2), "fractions.Fraction"), (np.zeros(2), r"numpy\.\w+\.multiarray\._reconstruct")]
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_another_class_is_refused_by_its_name(tmp_path, value, name, zipped):
+    torch.save({"w": torch.ones(2), "other": value}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=rf"E206 .*other objects than tensors \({name}\), which can run code"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_call_of_the_system_is_refused_by_its_name_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail("it was run"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os.system, "__module__", "posix")
+        patch.setattr(os.system, "__qualname__", "system")
+        patch.setattr("posix.system", os.system)
+        torch.save({"args": argparse.Namespace(command=Command())}, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match=r"E206 .*other objects than tensors \(posix.system\)"):
+            read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_torchscript_archive_is_refused_with_its_own_advice(tmp_path):
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="E206 .*TorchScript archive.*torch.jit.load"):
+        read_state_dict(tmp_path / "w.pt")

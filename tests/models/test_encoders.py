@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import RecipeError, WeightsError
+from fastcxr.errors import InputMissingError, RecipeError, WeightsError
 from fastcxr.models import encoder_files
 from fastcxr.models.backbones import describe_backbone, find_backbone, make_network, validate_pretrained
 from fastcxr.models.encoder_files import describe_pixels, describe_terms, validate_pixels
@@ -144,3 +144,8 @@ def test_weights_in_the_names_of_timm_are_loaded_with_licence_and_pixels_stated(
     assert record["licence"].startswith("MIT") and record["weights"] == file.name
     assert torch.equal(network.state_dict()["blocks.0.attn.proj.weight"], state["blocks.0.attn.proj.weight"])
     assert "licence MIT" in caplog.text
+
+
+def test_the_name_of_an_encoder_as_weights_is_suggested_as_the_backbone():
+    with pytest.raises(InputMissingError, match="Pass rad-dino as the backbone"):
+        validate_model_options(Recipe(backbone="resnet18", weights="rad-dino"))

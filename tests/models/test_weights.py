@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -11,6 +12,7 @@ import fastcxr
 from fastcxr.errors import InputMissingError, WeightsError
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig
+from fastcxr.models.weights import load_weights
 
 BACKBONE = "mobilenetv2_035"
 
@@ -66,6 +68,45 @@ def test_every_other_mismatch_raises_an_error_that_lists_the_keys(imagenet_state
 def test_older_files_without_num_batches_tracked_are_loaded(imagenet_state, tmp_path):
     save_file({k: v for k, v in imagenet_state.items() if "num_batches" not in k}, tmp_path / "w.safetensors")
     build(weights=str(tmp_path / "w.safetensors"))
+
+
+def test_a_checkpoint_that_holds_itself_is_rejected(tmp_path):
+    content = {"epoch": 1}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="missing keys"):
+        build(weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(("n_file", "n_network"), [(3, 1), (1, 3)])
+@torch.inference_mode()
+def test_one_and_three_channels_have_the_same_output_for_gray_images(tmp_path, caplog, n_file, n_network):
+    caplog.set_level("INFO", "fastcxr")
+    torch.manual_seed(3)
+    original, network = (timm.create_model("resnet10t", in_chans=n, num_classes=2).eval() for n in (n_file, n_network))
+    save_file(original.state_dict(), tmp_path / "w.safetensors")
+    load_weights(network, tmp_path / "w.safetensors")
+    gray = torch.randn(1, 1, 64, 64)
+    outputs = [model(gray.expand(-1, n, -1, -1)) for model, n in ((original, n_file), (network, n_network))]
+    torch.testing.assert_close(*outputs)
+    assert f"first layer adapted from {n_file} to {n_network} channels" in caplog.text
+
+
+def test_tables_of_swin_windows_are_resampled_as_stated(tmp_path, caplog):
+    caplog.set_level("INFO", "fastcxr")
+    options = {"depths": (1, 1), "num_heads": (3, 6), "num_classes": 2}
+    original = timm.create_model("swin_tiny_patch4_window7_224", **options)
+    network = timm.create_model("swin_tiny_patch4_window7_224", img_size=192, window_size=6, **options)
+    save_file(original.state_dict(), tmp_path / "w.safetensors")
+    load_weights(network, tmp_path / "w.safetensors")
+    assert "tables of relative positions resampled from 13 x 13 to 11 x 11" in caplog.text
+
+
+def test_patches_of_another_size_are_not_resampled(tmp_path):
+    small = {"depth": 1, "num_classes": 2}
+    save_file(timm.create_model("vit_tiny_patch16_224", **small).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="different shapes: patch_embed.proj.weight, pos_embed"):
+        load_weights(timm.create_model("vit_tiny_patch16_224", patch_size=14, **small), tmp_path / "w.safetensors")
 
 
 class CodeOnLoad:

@@ -11,15 +11,21 @@ from toy_images import write_toys
 from fastcxr.cli.main import main
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe
+from fastcxr.data.splits import split_into_folds
 from fastcxr.errors import InputMissingError, RecipeError, TrainingError
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.encoders import ENCODERS, find_image_size
 from fastcxr.progress.base import Progress
 from fastcxr.workflows.scout import (
     MIN_CLASS_IMAGES,
     N_SAMPLE_IMAGES,
     evaluate_candidate,
+    make_candidate_learner,
+    measure_throughput,
     parse_weights,
     sample_manifest,
     scout,
+    scout_encoders,
 )
 
 
@@ -47,7 +53,8 @@ def test_a_backbone_with_weights_has_cross_validated_metrics(scouted):
     row = scouted[0].iloc[0]
     assert row["backbone"] == "mobilenetv2_035"
     assert 0 <= row["auroc"] <= 1 and row["auroc_sd"] >= 0 and 0 <= row["accuracy"] <= 1
-    assert row["images_per_second"] > 0 and row["parameters"] > 300_000
+    assert row["images_per_second"] > 0 and row["parameters"] > 300_000 and row["image_size"] == 64
+    assert row["seconds_per_1000_images"] == pytest.approx(1000 / row["images_per_second"], rel=0.01)
 
 
 def test_a_backbone_without_weights_has_a_note_and_no_auroc(scouted):
@@ -97,6 +104,77 @@ def test_a_table_with_missing_values_is_written_and_shown(partly_ranked, capsys)
     assert line.split()[1:5] == ["-"] * 4 and "nan" not in line
 
 
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
+    """No weights of encoders in the caches, and no network."""
+    monkeypatch.setattr("fastcxr.models.encoder_files.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("fastcxr.models.encoder_files.XRV_FOLDER", tmp_path / "xrv")
+    monkeypatch.setattr("fastcxr.models.backbones._find_cached_file", lambda _: None)
+    monkeypatch.setattr("fastcxr.models.encoder_files.urllib.request.getproxies", dict)
+    monkeypatch.setattr("fastcxr.models.encoder_files.socket.getaddrinfo", raise_no_network)
+
+
+def raise_no_network(*_):
+    raise OSError("no network")
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_encoders_with_a_file_are_ranked_and_the_others_are_listed_with_their_pages(tmp_path, capsys):
+    data, file = write_toys(tmp_path / "toys", per_class=14), tmp_path / "eva.safetensors"
+    save_file(make_encoder_network(ENCODERS["eva-x-tiny"], 3, 64).state_dict(), file)
+    recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
+    table = scout_encoders(recipe, (), {"eva-x-tiny": str(file)}, tmp_path / "out").set_index("backbone")
+    assert table.index[0] == "eva-x-tiny" and table["auroc"].notna().sum() == 1
+    assert set(table.index) == set(ENCODERS), "no reference, because its weights are not on this computer"
+    others = table.drop("eva-x-tiny")
+    assert others["note"].str.startswith("out of reach: ").all() and others["images_per_second"].isna().all()
+    assert ENCODERS["chexfound"].page in others.loc["chexfound", "note"]
+    assert others.loc["rad-dino", "parameters"] == 86_579_712
+    assert pd.read_csv(tmp_path / "out" / "scout.csv")["backbone"].tolist() == table.index.tolist()
+    show_scout_table(Console(width=80), table.reset_index())
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[:2]] == ["backbone", "eva-x-tiny"] and shown[2].startswith("s/1,000:")
+    assert "  chexfound: teacher_checkpoint.pth: get it from https://github.com/RPIDIAL/CheXFound" in shown
+    assert all(len(line) <= 80 for line in shown if "https://" not in line)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_named_encoder_out_of_reach_is_a_note_and_is_not_timed(monkeypatch):
+    monkeypatch.setattr("fastcxr.workflows.scout.make_candidate_learner", None)
+    row = evaluate_candidate(Recipe("chest:rad-dino"), pd.DataFrame(), Progress())
+    assert row["backbone"] == "chest:rad-dino" and np.isnan(row["images_per_second"])
+    assert row["note"] == "out of reach: model.safetensors: get it from https://huggingface.co/microsoft/rad-dino"
+
+
+def test_encoders_at_hand_and_the_reference_are_candidates_with_their_image_sizes(tmp_path, toy_folder, monkeypatch):
+    found = {"rad-dino", "mobilenetv2_100"}
+    monkeypatch.setattr("fastcxr.workflows.scout.is_cached", lambda backbone: backbone.name in found)
+    sizes = {}
+
+    def evaluate(recipe, *rest):
+        sizes[recipe.backbone] = find_image_size(recipe)
+        return make_row(recipe, *rest)
+
+    monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", evaluate)
+    scout_encoders(Recipe(data=str(toy_folder)), ("resnet18",), {}, tmp_path / "out")
+    assert sizes == {"resnet18": 224, "rad-dino": 518, "mobilenetv2_100": 224}
+
+
+def test_an_unknown_name_among_the_encoders_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.workflows.scout.load_dataset", None)
+    with pytest.raises(RecipeError, match="Did you mean 'eva-x-small'"):
+        scout_encoders(Recipe(), (), {"eva-x-smal": "w.pt"}, tmp_path / "out")
+
+
+def test_a_slow_network_is_timed_with_few_images(toy_manifest, monkeypatch):
+    recipe = Recipe("mobilenetv2_035", strategy="linear_probe", weights="none", image_size=32)
+    learner, sizes = make_candidate_learner(recipe, split_into_folds(toy_manifest, 5), Progress()), []
+    with learner.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0]))):
+        monkeypatch.setattr("fastcxr.workflows.scout.MAX_BATCH_SECONDS", 0.0)
+        measure_throughput(learner)
+    assert set(sizes) == {1}
+
+
 @pytest.mark.parametrize(
     ("names", "weights", "error", "fix"),
     [
@@ -118,7 +196,8 @@ def test_a_missing_device_is_an_error_and_not_a_note(tmp_path):
 
 
 def make_row(recipe, *_):
-    return {"backbone": recipe.backbone, "parameters": 1, "images_per_second": 1.0, "note": "", "auroc": 0.5}
+    sizes = {"image_size": 64, "parameters": 1, "images_per_second": 1.0}
+    return {"backbone": recipe.backbone, "note": "", "auroc": 0.5} | sizes
 
 
 def test_an_interrupted_scout_keeps_the_finished_candidates(tmp_path, toy_folder, monkeypatch):
