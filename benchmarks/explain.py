@@ -1,14 +1,17 @@
 """Change of saliency maps when the weights of a trained network are replaced by random ones, group by group.
 
     python benchmarks/explain.py [--data DIR --weights FILE] [--epochs 3] [NAME ...]
+    python benchmarks/explain.py --encoders --data DIR [--epochs 8] [NAME ...]
 
 With --data and --weights: a linear probe of mobilenetv2_100. Each NAME is trained from random weights on the bundled
-sample. Grad-CAM is compared with maps that ignore the weights, or depend on them in part. The table contains the mean
-correlation after each step, and the highest final value of one check.
+sample; with --encoders, each is a chest encoder, reduced to four blocks of width 192, on DIR at 112 px. Grad-CAM is
+compared with maps that ignore the weights, or depend on them in part. The table contains the mean correlation after
+each step, and the highest final value of one check.
 """
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,14 @@ from fastcxr.data.synthetic.sample import find_or_write_sample
 from fastcxr.inference.explain import find_attribution_method, make_inputs
 from fastcxr.inference.predict import read_fitted_images, score_batch
 from fastcxr.inference.sanity_check import AttributionMethod, run_sanity_check
+from fastcxr.models import backbones, encoders
 from fastcxr.workflows.explain import N_CHECKED_IMAGES
 from fastcxr.workflows.train import run
 
 NAMES = ["resnet18", "densenet121", "convnext_atto", "vit_tiny_patch16_224"]
+# of each kind: class token; the same and patch mean, with registers; patch mean; attention pool
+ENCODER_NAMES = ["biomedclip", "chexfound", "eva-x-tiny", "medsiglip"]
+SMALL = {"depth": 4, "embed_dim": 192, "num_heads": 3, "patch_size": 16}
 N_CHECKS = 4  # checks per network, each of as many images as in a run
 
 
@@ -74,14 +81,30 @@ def measure(folder: Path, data: Path) -> None:
         print(f"    {name:<20} {steps}   highest {max(row[-1] for row in rows):.2f}", flush=True)
 
 
+def use_small_encoders(names: list[str]) -> None:
+    """Replace these encoders by small ones, which can be trained from random weights in minutes."""
+    table = dict(encoders.ENCODERS)
+    for name in names:
+        scale = {"init_values": 1.0} if "dinov2" in table[name].architecture else {}  # 1e-5 needs long training
+        table[name] = replace(table[name], image_size=112, options={**table[name].options, **SMALL, **scale})
+    for module in (backbones, encoders):
+        module.ENCODERS = table
+
+
 def main() -> None:
     """Train and measure each network."""
     parser = make_parser(__doc__, (), ["data", "weights"])
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
-    parser.add_argument("--epochs", type=int, default=3, help="epochs on the bundled sample")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--epochs", type=int, help="epochs from random weights; default 3, for encoders 8")
+    parser.add_argument("--encoders", action="store_true", help="train small encoders on DIR")
     given = parser.parse_args()
-    sample = Recipe(data=str(find_or_write_sample()), weights="none", strategy="full", epochs=given.epochs)
-    recipes = [sample.replace(backbone=name) for name in given.names]
+    names = given.names or (ENCODER_NAMES if given.encoders else NAMES)
+    if given.encoders:
+        use_small_encoders(names)
+        start = Recipe(data=given.data, epochs=given.epochs or 8, optimizer="adamw", learning_rate=5e-4)
+    else:
+        start = Recipe(data=str(find_or_write_sample()), epochs=given.epochs or 3)
+    recipes = [start.replace(backbone=name, weights="none", strategy="full") for name in names]
     if given.data and given.weights:
         recipes.insert(0, Recipe("mobilenetv2_100", data=given.data, weights=given.weights, strategy="linear_probe"))
     for recipe in recipes:

@@ -1,7 +1,7 @@
 """Directives for text that the code already has, and formulas as MathML, which needs no script.
 
-The directives are `options` (of a dataclass), `study` (the docstring of a recipe script) and `datasets` (the public
-datasets).
+The directives are `options` (of a dataclass), `study` (the docstring of a recipe script), `datasets` (the public
+datasets) and `encoders` (the chest encoders).
 """
 
 import ast
@@ -64,6 +64,30 @@ class Datasets(SphinxDirective):
             if item.citation
         ]
         return parse(self, "\n".join(items))
+
+
+class Encoders(SphinxDirective):
+    """The chest encoders, with image size, access, layout of the file, licence and citation."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a definition list."""
+        encoders = import_module("fastcxr.models.encoders").ENCODERS
+        describe = import_module("fastcxr.models.registry").describe_encoder
+        return parse(self, "\n".join(format_encoder(describe(encoder)) for encoder in encoders.values()))
+
+
+def format_encoder(facts: dict) -> str:
+    """Return the facts of a chest encoder as a definition; of those that were not read only "see page"."""
+    values = {name: facts[name]["value"] for name in ("image_size", "access", "licence")}
+    sizes = [f"{facts['parameters'] / 1e6:.1f} M parameters"]
+    sizes += [f"{values['image_size']} pixels"] if values["image_size"] else []
+    access = {"page": "by hand", None: "see page"}.get(values["access"], values["access"])
+    lines = [
+        f"{facts['kind']}, {', '.join(sizes)}. Access: {access} (`page <{facts['page']}>`__).",
+        f"File: {escape(facts['file'] or 'see page')}. Layout: {escape(facts['layout'])}.",
+        f"Licence: {escape(values['licence'] or 'see page')}. {escape(facts['citation'])}.",
+    ]
+    return f"``{facts['name']}``\n" + "".join(f"   | {line}\n" for line in lines)
 
 
 def list_facts(dataset) -> str:
@@ -151,5 +175,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("options", Options)
     app.add_directive("study", Study)
     app.add_directive("datasets", Datasets)
+    app.add_directive("encoders", Encoders)
     app.add_html_math_renderer("mathml", (visit_inline_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True}

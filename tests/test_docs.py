@@ -136,6 +136,21 @@ def test_the_site_loads_nothing_from_another_host(site):
 
 
 @pytest.mark.needs("sphinx", "myst_parser", "furo")
+def test_the_page_of_chest_encoders_has_every_encoder_and_no_fact_that_was_not_read(site):
+    from fastcxr.models.encoders import ENCODERS
+
+    text = (site / "howto" / "chest_encoders.html").read_text(encoding="utf-8")
+    terms = re.findall(
+        r"<dt><code[^>]*><span class=\"pre\">(.*?)</span></code>.*?</dt>\s*<dd>(.*?)</dd>", text, re.DOTALL
+    )
+    assert [name for name, _ in terms] == list(ENCODERS)
+    for name, facts in terms:
+        encoder = ENCODERS[name]
+        assert (f"{encoder.image_size} pixels" in facts) == ("image_size" in encoder.read_on)
+        assert ("Licence: see page" in facts) == ("licence" not in encoder.read_on)
+
+
+@pytest.mark.needs("sphinx", "myst_parser", "furo")
 def test_the_references_have_every_command_option_and_public_name(site):
     import fastcxr
     from fastcxr.cli.main import app

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_WIDTH = 10_000  # characters, more than any table has
 LEFT_OUT_FIRST = ("absent", "unknown", "blank", "uncertain")  # states without a column in a narrow terminal
-SCOUT_OUT_OF_REACH = "out of reach: pass --weights NAME=FILE; name an open one to download it"
+SCOUT_OUT_OF_REACH = "out of reach: pass --weights NAME=FILE, or name an open one to download it"
 N_TOP_FINDINGS, MAX_PREDICTED_ROWS = 3, 20  # of `predict`
 
 
@@ -296,8 +296,9 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
             rows.append((row["backbone"], *metrics, *costs))
         if row["note"]:
             notes[title].append(f"  {row['backbone']}: " + row["note"].removeprefix(f"{OUT_OF_REACH}: "))
-    print_table(console, _fill_table(("backbone", "AUROC", "accuracy", "px", "s/1,000", "params"), rows))
-    print_plain(console, "s/1,000: seconds of the network for 1,000 images on this device")
+    if rows:
+        print_table(console, _fill_table(("backbone", "AUROC", "accuracy", "px", "s/1,000", "params"), rows))
+        print_plain(console, "s/1,000: seconds of the network for 1,000 images on this device")
     for title, lines in notes.items():
         for line in [title, *lines] if lines else []:
             print_plain(console, line)

@@ -2,7 +2,7 @@
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization": each channel
 of the last spatial map is weighted by its contribution to the class logit, and only positive evidence is kept. A
-MultiScaleHead is explained at each of its stages, and the contributions are added.
+MultiScaleHead is explained at each of its stages, a class token at each attention, and the contributions are added.
 """
 
 import math
@@ -17,38 +17,42 @@ from torch.nn.functional import interpolate
 from fastcxr.errors import ModelError
 from fastcxr.models.heads import MultiScaleHead, find_head, is_channels_last
 
+ATTENTION_INPUT = ".norm1"  # end of the name of the norm before an attention, in the blocks of timm
+
 
 def find_target_layers(network: nn.Module, image: torch.Tensor) -> tuple[str, ...]:
     """Return the names of the modules to explain, from stem to head; `image`: a batch of one for a trial run.
 
-    The last one is the last map before pooling of which the head uses several positions: the input of the last
-    attention for a transformer that reads only its class token. The stages of a MultiScaleHead precede it.
+    One is the last map before pooling of which the features use several positions. The stages of a MultiScaleHead are
+    others, and the inputs of all attentions if the features contain the class token, which reads the patches there.
 
     Raises:
         ModelError: the network has no such map.
     """
     maps, features = _record_maps(network, image)
-    n_positions = _count_used_positions(maps, features, network) if maps else {}
+    gradients = _compute_gradients(maps, features) if maps else {}
+    n_positions = {name: _count_positions(to_feature_maps(gradients[name], network)) for name in gradients}
     last_layer = next((name for name in reversed(n_positions) if n_positions[name] > 1), None)
     if last_layer is None:
         raise ModelError("the network has no spatial map for Grad-CAM", "Pass `method='occlusion'`", code="E308")
-    head, earlier = find_head(network), list(maps)[: list(maps).index(last_layer)]
-    return (*(name for name in getattr(head, "stages", ()) if name in earlier), last_layer)
+    layers = {last_layer, *getattr(find_head(network), "stages", ())}
+    last_gradient = gradients[last_layer]
+    if last_gradient[:, : _count_prefix_tokens(last_gradient, network)].any():
+        layers |= {name for name in maps if name.endswith(ATTENTION_INPUT)}
+    return tuple(name for name in maps if name in layers)
 
 
-def _count_used_positions(
-    maps: dict[str, torch.Tensor], features: list[torch.Tensor], network: nn.Module
-) -> dict[str, int]:
-    """Return the number of positions of each map that influence the features; maps without influence are omitted."""
+def _compute_gradients(maps: dict[str, torch.Tensor], features: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the gradient of the features at each map that influences them."""
     generator = torch.Generator().manual_seed(0)
     # features instead of logits: the weights of an untrained head may be zero
     projections = ((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in features)
     gradients = torch.autograd.grad(reduce(torch.add, projections), list(maps.values()), allow_unused=True)
-    return {
-        name: int(to_feature_maps(gradient, network).abs().sum(dim=(0, 1)).count_nonzero())
-        for name, gradient in zip(maps, gradients, strict=True)
-        if gradient is not None
-    }
+    return {name: gradient for name, gradient in zip(maps, gradients, strict=True) if gradient is not None}
+
+
+def _count_positions(gradient: torch.Tensor) -> int:
+    return int(gradient.abs().sum(dim=(0, 1)).count_nonzero())
 
 
 def grad_cam(network: nn.Module, layers: tuple[str, ...], images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -79,12 +83,18 @@ def _compute_layer_map(output: torch.Tensor, gradient: torch.Tensor, network: nn
 
 @contextmanager
 def detach_outputs(network: nn.Module, layers: tuple[str, ...]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the outputs of these modules and end gradients there, which prevents counting a contribution twice."""
+    """Collect the outputs of these modules and end gradients there, which prevents counting a contribution twice.
+
+    Gradients of class and register tokens, which have no position, continue to the patches that these tokens read.
+    """
     outputs: dict[str, torch.Tensor] = {}
 
     def detach_output(name: str, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         outputs[name] = output.detach().float().requires_grad_()
-        return outputs[name].to(output.dtype, copy=True)  # a copy: some networks modify it in place
+        detached = outputs[name].to(output.dtype, copy=True)  # a copy: some networks modify it in place
+        if not (n_prefix_tokens := _count_prefix_tokens(output, network)):
+            return detached
+        return torch.cat([output[:, :n_prefix_tokens], detached[:, n_prefix_tokens:]], dim=1)
 
     with ExitStack() as hooks:
         for name in layers:
@@ -147,6 +157,11 @@ def _is_feature_map(output: torch.Tensor, network: nn.Module) -> bool:
 
 def _has_channels_last(output: torch.Tensor, network: nn.Module) -> bool:
     return is_channels_last(network) and output.shape[1] == output.shape[2]
+
+
+def _count_prefix_tokens(output: torch.Tensor, network: nn.Module) -> int:
+    grid = _find_token_grid(output.shape[1], network) if output.ndim == 3 else None
+    return grid[1] if grid else 0
 
 
 def _find_token_grid(n_tokens: int, network: nn.Module) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ import torch
 from scipy.stats import rankdata
 from torch import nn
 
-from fastcxr.models.param_groups import layer_groups
+from fastcxr.models.param_groups import merged_layer_groups
 
 N_CHECK_IMAGES = 8
 N_RANDOMISATIONS = 4  # of all weights: the maps of a single random network may resemble the original ones by chance
@@ -76,7 +76,7 @@ def randomise_cascade(network: nn.Module, randomised: nn.Module, seed: int) -> I
     """Copy the weights of `network` into `randomised`, then randomise one more layer group per step, head to stem."""
     randomised.load_state_dict(network.state_dict())
     generator = torch.Generator().manual_seed(seed)
-    for group in reversed(layer_groups(randomised)):
+    for group in reversed(merged_layer_groups(randomised)):
         for parameter in group:
             randomise(parameter, generator)
         yield

@@ -27,6 +27,8 @@ class ClassAndPatchMean(nn.Module):
 def make_encoder_network(encoder: Encoder, n_classes: int, image_size: int) -> nn.Module:
     """Return timm's network of an encoder with random weights and a linear head for `n_classes` classes.
 
+    The features of its stages are means of the patch tokens, without class and register tokens.
+
     Raises what timm raises for an image size that the network cannot have.
     """
     options = dict(encoder.options)
@@ -41,6 +43,7 @@ def make_encoder_network(encoder: Encoder, n_classes: int, image_size: int) -> n
         network.global_pool, network.fc_norm = "", ClassAndPatchMean(network.num_prefix_tokens)
         network.num_features = network.head_hidden_size = 2 * network.embed_dim
         network.head = nn.Linear(network.num_features, n_classes)
+    network.n_unpooled_tokens = getattr(network, "num_prefix_tokens", 0)  # read by heads.find_n_unpooled_tokens
     if hasattr(network, "blocks"):
         n_blocks = len(network.blocks)
         last_blocks = sorted({-(-n_blocks * part // N_DEPTHS) - 1 for part in range(1, N_DEPTHS + 1)})

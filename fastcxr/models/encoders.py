@@ -186,6 +186,7 @@ _ENCODERS = (
     Encoder(
         name="medsiglip", page="https://huggingface.co/google/medsiglip-448", repo="google/medsiglip-448",
         file="model.safetensors", access="gated", architecture="vit_so400m_patch14_siglip_384",
+        options={"act_layer": "gelu_tanh"},  # as the network of Hugging Face
         features="attention_pool", layout="SigLIP", image_size=448, mean=(0.5,) * 3, std=(0.5,) * 3,
         licence="Health AI Developer Foundations terms", citation="MedSigLIP, Google, July 2025",
         read_on={
@@ -204,8 +205,9 @@ _ENCODERS = (
         reported=(Reported(f".828 to .830: {EIGHT_ENCODERS}", "arXiv:2505.10823"),),
     ),
     Encoder(
-        name="chexzero", page="https://github.com/rajpurkarlab/CheXzero", architecture="vit_base_patch32_clip_224",
-        layout="OpenAI CLIP", mean=(0.39799,) * 3, std=(0.32721,) * 3, licence="MIT (code)",
+        name="chexzero", page="https://github.com/rajpurkarlab/CheXzero",
+        architecture="vit_base_patch32_clip_quickgelu_224", layout="OpenAI CLIP",
+        mean=(0.39799,) * 3, std=(0.32721,) * 3, licence="MIT (code)",
         citation="CheXzero, Nature Biomedical Engineering 2022",
         read_on={"licence": "https://github.com/rajpurkarlab/CheXzero"},
     ),

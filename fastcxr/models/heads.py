@@ -68,7 +68,7 @@ class MultiScaleHead(nn.Module):
             raise RecipeError(problem, "Pass `strategy='gradual'`, or choose another backbone")
         stage_channels = find_stages(network, image)
         self.stages, self.channels, self.stage_features = tuple(stage_channels), tuple(stage_channels.values()), []
-        self.channels_last = is_channels_last(network)
+        self.channels_last, self.n_unpooled_tokens = is_channels_last(network), find_n_unpooled_tokens(network)
         for index, name in enumerate(stage_channels):
             stage = network.get_submodule(name)
             stage.register_forward_hook(self.store_features)
@@ -85,7 +85,8 @@ class MultiScaleHead(nn.Module):
 
     def store_features(self, stage: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         """Store the pooled output of a stage for the head."""
-        self.stage_features.append(pool_features(output, self.channels[len(self.stage_features)], self.channels_last))
+        n_channels = self.channels[len(self.stage_features)]
+        self.stage_features.append(pool_features(output, n_channels, self.channels_last, self.n_unpooled_tokens))
 
     def forward(self, last_features: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (n, n_classes), from the last layer's features, shape (n, in_features)."""
@@ -119,7 +120,8 @@ def find_stages(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
         if stage_channels:
             run_in_eval_mode(network, image)
     maps = {name: output for name, output in outputs.items() if isinstance(output, torch.Tensor) and output.ndim > 2}
-    pooled = {name: pool_features(maps[name], stage_channels[name], is_channels_last(network)) for name in maps}
+    layout = is_channels_last(network), find_n_unpooled_tokens(network)
+    pooled = {name: pool_features(maps[name], stage_channels[name], *layout) for name in maps}
     return {name: stage_channels[name] for name in maps if pooled[name].shape == (1, stage_channels[name])}
 
 
@@ -138,11 +140,25 @@ def is_channels_last(network: nn.Module) -> bool:
     return getattr(network, "output_fmt", None) == "NHWC"
 
 
-def pool_features(maps: torch.Tensor, n_channels: int, channels_last: bool = False) -> torch.Tensor:
+def find_n_unpooled_tokens(network: nn.Module) -> int:
+    """Return how many class and register tokens, which come first, are left out of the mean of the tokens.
+
+    make_encoder_network sets the number. It is 0 for other networks, so that runs saved by earlier versions of fastcxr
+    predict the same.
+    """
+    return getattr(network, "n_unpooled_tokens", 0)
+
+
+def pool_features(
+    maps: torch.Tensor, n_channels: int, channels_last: bool = False, n_unpooled_tokens: int = 0
+) -> torch.Tensor:
     """Return the mean over all positions of feature maps or tokens, shape (n, channels).
 
     `channels_last` decides if both the second and the last dimension of a map have `n_channels` entries.
+    `n_unpooled_tokens`: number of first tokens that are no positions; maps have none.
     """
+    if maps.ndim == 3:
+        return maps[:, n_unpooled_tokens:].mean(dim=1)
     is_channels_second = (
         maps.ndim == 4 and maps.shape[1] == n_channels and not (channels_last and maps.shape[3] == n_channels)
     )
@@ -272,12 +288,12 @@ def forward_with_features(
     """
     if isinstance(network, StageFeatureExtractor):
         return network(images)
-    features, channels_last = [], is_channels_last(network)
+    features, layout = [], (is_channels_last(network), find_n_unpooled_tokens(network))
     with ExitStack() as hooks:
         for name, n_channels in stage_channels.items():
             # pooled at once: later layers may change the output in place
             def store(stage: nn.Module, inputs: tuple, output: torch.Tensor, n_channels: int = n_channels) -> None:
-                features.append(pool_features(output, n_channels, channels_last).float())
+                features.append(pool_features(output, n_channels, *layout).float())
 
             hooks.enter_context(network.get_submodule(name).register_forward_hook(store))
         logits = network(images)

@@ -13,16 +13,17 @@ from timm.models.vision_transformer import _convert_dinov2, _convert_openai_clip
 State = dict[str, torch.Tensor]
 DINOV2 = "DINOv2"  # with Meta's own names
 TIMM_ANCHOR = "patch_embed.proj.weight"
-PROJECTIONS = ("query", "key", "value")
+# names of Hugging Face's files, and those of its networks since transformers 5 (q_proj, gate_proj)
 HF_DINOV2_NAMES = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.", ""),  # cls_token, mask_token, register_tokens
     (r"^encoder\.layer\.", "blocks."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r".attn.\1."),
     (r"\.mlp\.weights_in\.", ".mlp.w12."),
-    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.w3."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
 )
@@ -41,6 +42,7 @@ HF_CLIP_NAMES = (
     (r"^head\.layernorm\.", "attn_pool.norm."),
     (r"^head\.mlp\.", "attn_pool.mlp."),
 )
+QKV = (".attn.q.", ".attn.k.", ".attn.v.")
 POOL_PROJECTION = re.compile(r"^head\.attention\.in_proj_(weight|bias)$")
 
 
@@ -61,7 +63,8 @@ class Layout:
 
 def convert_hf_dinov2(state: State) -> State:
     """Convert the names of Hugging Face's DINOv2, with or without registers, MLP or SwiGLU."""
-    return convert_dinov2(_join_attention(_rename(state, HF_DINOV2_NAMES), PROJECTIONS))
+    renamed = _join(_rename(state, HF_DINOV2_NAMES), QKV, ".attn.qkv.")
+    return convert_dinov2(_join(renamed, (".mlp.gate_proj.", ".mlp.up_proj."), ".mlp.w12."))
 
 
 def convert_dinov2(state: State) -> State:
@@ -73,7 +76,7 @@ def convert_dinov2(state: State) -> State:
 
 def convert_hf_clip(state: State) -> State:
     """Convert the names of Hugging Face's CLIP and SigLIP, with attention pooling where the file has it."""
-    renamed = _join_attention(_rename(state, HF_CLIP_NAMES), tuple("qkv"))
+    renamed = _join(_rename(state, HF_CLIP_NAMES), QKV, ".attn.qkv.")
     converted = {}
     for key, value in renamed.items():
         if match := POOL_PROJECTION.match(key):
@@ -143,14 +146,14 @@ def _rename(state: State, names: tuple[tuple[str, str], ...]) -> State:
     return renamed
 
 
-def _join_attention(state: State, names: tuple[str, ...]) -> State:
-    """Join the three projections of each attention layer, called `names`, in the order query, key, value."""
+def _join(state: State, parts: tuple[str, ...], joined: str) -> State:
+    """Join the rows of tensors whose names differ in one of `parts`, in this order, under a name with `joined`."""
     groups = {}
     for key in state:
-        block, found, kind = key.rpartition(f".attn.{names[0]}.")
-        parts = [f"{block}.attn.{name}.{kind}" for name in names]
-        if found and all(part in state for part in parts):
-            groups[f"{block}.attn.qkv.{kind}"] = parts
-    used = {part for parts in groups.values() for part in parts}
+        before, found, after = key.rpartition(parts[0])
+        keys = [f"{before}{part}{after}" for part in parts]
+        if found and all(part in state for part in keys):
+            groups[f"{before}{joined}{after}"] = keys
+    used = {key for keys in groups.values() for key in keys}
     rest = {key: value for key, value in state.items() if key not in used}
-    return rest | {name: torch.cat([state[part] for part in parts]) for name, parts in groups.items()}
+    return rest | {name: torch.cat([state[key] for key in keys]) for name, keys in groups.items()}

@@ -3,20 +3,41 @@
 from itertools import groupby
 
 from timm.models._manipulate import group_with_matcher  # timm's own order of the layers of each network
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fastcxr.models.heads import find_head_parameters
 
 N_BACKBONE_GROUPS = 4  # with the head five: enough for learning rates that decrease towards the stem, few to report
+TRANSFORMERS = (Beit, Eva, SwinTransformer, SwinTransformerV2, VisionTransformer)
 
 
 def layer_groups(network: nn.Module) -> list[list[nn.Parameter]]:
-    """Split all parameters into three to five layer groups from stem to head; the last group is the head."""
-    head_names = find_head_parameters(network)
-    layers = [[name for name in layer if name not in head_names] for layer in _list_layers(network)]
-    backbone_groups = _merge_layers([layer for layer in layers if layer], N_BACKBONE_GROUPS)
+    """Split all parameters into layer groups from stem to head; the last group is the head.
+
+    A transformer of timm has a group of its embeddings and one of each block; the norm and the attention pool after the
+    last block belong to it. Other networks have three to five groups. With n groups, `layer_lr_ratio` = d ** -(n - 1)
+    is a layer-wise decay d (Bao 2021, arXiv:2106.08254): the rate of each group is d times that of the next.
+    """
+    if not isinstance(network, TRANSFORMERS):
+        return merged_layer_groups(network)
+    *layers, after_blocks = _list_backbone_layers(network)
+    return _make_groups(network, [*layers[:-1], layers[-1] + after_blocks])
+
+
+def merged_layer_groups(network: nn.Module) -> list[list[nn.Parameter]]:
+    """Split all parameters into three to five groups of consecutive layers; the last group is the head."""
+    layers = [layer for layer in _list_backbone_layers(network) if layer]
+    return _make_groups(network, _merge_layers(layers, N_BACKBONE_GROUPS))
+
+
+def _make_groups(network: nn.Module, backbone_groups: list[list[str]]) -> list[list[nn.Parameter]]:
     parameters = dict(network.named_parameters())
-    return [[parameters[name] for name in group] for group in [*backbone_groups, sorted(head_names)]]
+    return [[parameters[name] for name in group] for group in [*backbone_groups, sorted(find_head_parameters(network))]]
 
 
 def find_frozen(network: nn.Module) -> list[nn.Module]:
@@ -36,6 +57,12 @@ def find_frozen(network: nn.Module) -> list[nn.Module]:
         if not is_training and (own_parameters or not all_parameters):
             frozen.append(module)
     return frozen
+
+
+def _list_backbone_layers(network: nn.Module) -> list[list[str]]:
+    """List parameter names by layer from the stem, without the head; the last layer, that of the head, may be empty."""
+    head_names = find_head_parameters(network)
+    return [[name for name in layer if name not in head_names] for layer in _list_layers(network)]
 
 
 def _list_layers(network: nn.Module) -> list[list[str]]:

@@ -32,7 +32,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     """
     is_file = not str(path).startswith(XRV_PREFIX)
     tensors = rename_chexnet_keys(find_tensors(read_state_dict(path))) if is_file else read_xrv_weights(str(path))
-    converted = convert_state(tensors, network)
+    converted = _convert(tensors, network, path)
     state, head_keys = converted.state, find_head_state_keys(network)
     dropped = _find_mismatched_head_keys(state, network.state_dict(), find_head_modules(network))
     n_outputs = sorted({len(state[key]) for key in dropped if key.endswith(".bias")})
@@ -55,6 +55,14 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         log.info(text, Path(path).name, ", ".join(map(str, n_outputs)) or "unknown")
 
 
+def _convert(tensors: State, network: nn.Module, path: str | Path) -> Converted:
+    try:
+        return convert_state(tensors, network)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:  # tensors that no network of the layout has
+        problem = f"the tensors do not have the names or shapes of their layout ({type(error).__name__})"
+        raise WeightsError(problem, "Pass another file, or download it again", path=path, code="E205") from error
+
+
 def _list_mismatches(state: State, network: nn.Module) -> list[str]:
     """Describe the keys that are missing, unknown, or of another shape, one text for each of the three."""
     network_state = network.state_dict()
@@ -71,7 +79,9 @@ def _list_mismatches(state: State, network: nn.Module) -> list[str]:
 def _make_mismatch_error(tensors: State, converted: Converted, problems: list[str], path: str | Path) -> WeightsError:
     if names := _find_fitting_encoders(tensors, converted):
         problem = f"the file holds another network than the backbone: {converted.found}"
-        return WeightsError(problem, f"Pass {' or '.join(names)} as the backbone", path=path, code="E205")
+        return WeightsError(
+            problem, f"Pass {' or '.join(names)} as the backbone if these are its weights", path=path, code="E205"
+        )
     found = f"; found: {converted.found}" if converted.found else ""
     problem = f"the weights do not fit the backbone ({'; '.join(problems)}{found})"
     fix = "Pass the backbone that these weights were saved from, or another file"

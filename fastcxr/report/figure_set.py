@@ -10,6 +10,7 @@ from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.report import figures
 from fastcxr.report.data_figure_set import make_dataset_figures
+from fastcxr.report.feature_map import make_feature_map_figures
 from fastcxr.report.finding_figure_set import make_finding_figures
 from fastcxr.report.html import format_split
 from fastcxr.report.run_reader import RunRecord
@@ -28,6 +29,7 @@ def make_run_figures(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> d
         *_make_learning_figures(record.history),
         *_make_lr_find_figures(record),
         *_make_metrics_figures(record, metrics),
+        *make_feature_map_figures(record),
     ]
     return {figure.name: figure for figure in svg_figures} | make_dataset_figures(record)
 

@@ -12,6 +12,7 @@ from fastcxr.metrics.external import external_drops
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
 from fastcxr.report.data_notices import is_image_level, merge_repeated_messages
 from fastcxr.report.data_tables import make_dataset_context
+from fastcxr.report.feature_map import FIGURE_PREFIX, describe_feature_map
 from fastcxr.report.figure_set import make_run_figures
 from fastcxr.report.finding_report import make_finding_metrics_context
 from fastcxr.report.headline import describe_intervals, find_secondary_split, make_headline_rows
@@ -125,6 +126,8 @@ def _make_context(
         "folds": record.folds.to_dict("records"),
         "by_source": bool(record.recipe.get("leave_one_source_out")),
         "fold_summary": summarize_folds(record.folds),
+        "feature_map": describe_feature_map(record),
+        "feature_map_figures": [figure for name, figure in svg_figures.items() if name.startswith(FIGURE_PREFIX)],
         "lr_find_figures": [figure for name, figure in svg_figures.items() if name.startswith("learning_rate_")],
     }
 

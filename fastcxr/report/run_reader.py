@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fastcxr.audit.manifest_checks import find_exclusive_classes, find_exclusive_labels
@@ -26,6 +27,7 @@ from fastcxr.io.formats import FORMAT_KEY, reject_other_format
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration import validate_calibration
+from fastcxr.metrics.feature_map import COORDINATES, FEATURE_MAP_FILE, TEXT_COLUMNS
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OUT_OF_FOLD, Predictions, read_predictions
 
 # files of every finished run; other files are optional
@@ -109,6 +111,7 @@ class RunRecord(DatasetRecord):
     reused_audit: dict[str, str]  # folder and date of an earlier audit with some of the findings, or empty
     patient_split_metrics: dict[str, Any]  # metrics of patient-level folds, or empty
     saliency_maps: SaliencyMaps  # no rows if the run has none
+    feature_map: pd.DataFrame  # see make_feature_map; no rows if the run has none
     missing_files: tuple[str, ...]
 
     @cached_property
@@ -167,6 +170,7 @@ def read_run_record(folder: str | Path) -> RunRecord:
         reused_audit=_read_json(folder / "audit.json").get("reused_audit") or {},
         patient_split_metrics=_read_json(folder / PATIENT_SPLIT_DIR / "metrics.json").get(OUT_OF_FOLD, {}),
         saliency_maps=read_saliency_maps(folder),
+        feature_map=read_feature_map(folder / FEATURE_MAP_FILE),
         missing_files=tuple(name for name in _list_expected_files(folder) if not (folder / name).is_file()),
     )
 
@@ -190,6 +194,15 @@ def read_saliency_maps(folder: Path) -> SaliencyMaps:
     if IN_DISTRIBUTION_COLUMN not in table:
         table = table.assign(**{IN_DISTRIBUTION_COLUMN: ""})
     return SaliencyMaps(table=table, metadata=_read_json(folder / "explain.json"))
+
+
+def read_feature_map(path: Path) -> pd.DataFrame:
+    """Read feature_map.csv; no rows if it does not exist. Raise DataError for a coordinate that is not finite."""
+    table = _read_numbers(path, (*TEXT_COLUMNS, *COORDINATES), TEXT_COLUMNS)
+    coordinates = table[list(COORDINATES)].to_numpy(float)
+    if not np.isfinite(coordinates).all():
+        raise _make_read_error(path, "a coordinate is empty or infinite")
+    return table
 
 
 def read_findings(folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Fit a Mahalanobis out-of-distribution (OOD) detector on pooled features of the network's stages.
+"""Fit a Mahalanobis out-of-distribution (OOD) detector on pooled features of the network's stages, and map them.
 
 The score is the squared Mahalanobis distance (Lee 2018, arXiv:1807.03888) under the covariance of a probabilistic PCA
 (Tipping 1999, doi:10.1111/1467-9868.00196). Labels are not used. The threshold is a conformal quantile (Vovk 2005) of
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.io.optional_outputs import skip_on_error
+from fastcxr.metrics.feature_map import EMPTY_MAP, MAX_MAP_IMAGES, make_feature_map, select_evenly
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_float64_device
 from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
@@ -38,30 +40,36 @@ MIN_DEVIATION = 1e-4  # floor for deviations and variances, against division by 
 MIN_RELATIVE_DEVIATION = 0.01  # of the median deviation: floor for near-constant channels, against huge distances
 
 
-def fit_ood_detector(learner: "Learner", progress: Progress) -> OODDetector | None:
-    """Fit the OOD detector on training images and its threshold on validation images.
+def fit_ood_detector(learner: "Learner", progress: Progress) -> tuple[OODDetector | None, pd.DataFrame]:
+    """Fit the OOD detector on training images and its threshold on validation images; return it with the feature map.
 
-    Features come from the feature cache if the learner has one, otherwise from a pass over the images. Return None and
-    log the reason if the network's stages are unknown, validation patients are too few, or features are not finite.
+    Features come from the feature cache if the learner has one, otherwise from a pass over the images. The detector is
+    None if the network's stages are unknown, validation patients are too few, or features are not finite. The map (see
+    make_feature_map) then has no rows, except if patients are too few. The reason is logged.
     """
     blank_image = make_blank_image(learner.dls.fastcxr.input_spec, learner.dls.device)
     stage_channels = find_stages(cast(nn.Module, learner.model), blank_image)
     if not stage_channels:
-        return _log_no_detector(learner, "the network's stages are unknown")
-    train, valid = (_subsample(loader.items) for loader in (learner.dls.train, learner.dls.valid))
+        return _log_no_detector(learner, "the network's stages are unknown"), EMPTY_MAP
+    train, valid = (_subsample(loader.items, MAX_SPLIT_IMAGES) for loader in (learner.dls.train, learner.dls.valid))
     patients = valid["patient"].nunique()
-    if patients < MIN_VALID_PATIENTS:
-        return _log_no_detector(learner, f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
+    has_detector = patients >= MIN_VALID_PATIENTS
+    if not has_detector:
+        _log_no_detector(learner, f"got {patients} validation patients, expected at least {MIN_VALID_PATIENTS}")
+        train, valid = (_subsample(table, MAX_MAP_IMAGES // 2) for table in (train, valid))
     device = find_float64_device(learner.dls.device)
     train_features, valid_features = (
         torch.from_numpy(_compute_features(learner, table["file"].tolist(), stage_channels, progress)).to(device)
         for table in (train, valid)
     )
     if not (train_features.isfinite().all() and valid_features.isfinite().all()):
-        return _log_no_detector(learner, "features of its stages are NaN or infinite")
+        return _log_no_detector(learner, "features of its stages are NaN or infinite"), EMPTY_MAP
+    feature_map = map_features(pd.concat([train, valid]), torch.cat([train_features, valid_features]))
+    if not has_detector:
+        return None, feature_map
     detector = fit_mahalanobis(train_features, stage_channels)
     threshold = compute_conformal_limit(detector.compute_scores(valid_features))
-    return replace(detector, threshold=threshold, images=len(valid), patients=patients)
+    return replace(detector, threshold=threshold, images=len(valid), patients=patients), feature_map
 
 
 def _log_no_detector(learner: "Learner", reason: str) -> None:
@@ -69,17 +77,35 @@ def _log_no_detector(learner: "Learner", reason: str) -> None:
     log.info("no OOD detector: %s; predict assigns %s to every image", reason, result)
 
 
+def map_features(images: pd.DataFrame, features: torch.Tensor) -> pd.DataFrame:
+    """Return the map of at most MAX_MAP_IMAGES evenly spaced images; no rows if it fails, with a warning.
+
+    `features`: shape (n, d).
+    """
+    with skip_on_error("feature map"):
+        rows = select_evenly(len(images), MAX_MAP_IMAGES)
+        selected = features[rows].double()
+        mean, deviation = compute_standardization(selected)
+        return make_feature_map(images.iloc[rows], ((selected - mean) / deviation).float().cpu().numpy())
+    return EMPTY_MAP
+
+
 def fit_mahalanobis(features: torch.Tensor, stage_channels: Mapping[str, int]) -> OODDetector:
     """Return a detector with threshold 1, fitted on features of training images, shape (n, d), on their device."""
     features = features.double()
-    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
-    floor = (MIN_RELATIVE_DEVIATION * deviation.quantile(0.5)).clamp(min=MIN_DEVIATION)
-    deviation = deviation.clamp(min=floor)
+    mean, deviation = compute_standardization(features)
     directions, *variances = fit_probabilistic_pca((features - mean) / deviation)
     variances = (variance.clamp(min=MIN_DEVIATION) for variance in variances)
     # contiguous: safetensors stores the memory buffer and would change the order of a transposed array
     arrays = [array.float().contiguous().cpu().numpy() for array in (mean, deviation, directions, *variances)]
     return OODDetector(stage_channels=stage_channels, **dict(zip(ARRAY_FIELDS, arrays, strict=True)))
+
+
+def compute_standardization(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each feature, shape (d,); the deviation of constant ones has a floor."""
+    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+    floor = (MIN_RELATIVE_DEVIATION * deviation.quantile(0.5)).clamp(min=MIN_DEVIATION)
+    return mean, deviation.clamp(min=floor)
 
 
 def fit_probabilistic_pca(scaled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -115,9 +141,9 @@ def read_cached_features(learner: "Learner", files: list[str], stage_channels: M
     return cache.features[0][cache.find_rows(files), : sum(stage_channels.values())]
 
 
-def _subsample(table: pd.DataFrame) -> pd.DataFrame:
-    """Return at most MAX_SPLIT_IMAGES evenly spaced rows."""
-    return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(len(table), MAX_SPLIT_IMAGES)).astype(int))]
+def _subsample(table: pd.DataFrame, max_images: int) -> pd.DataFrame:
+    """Return at most `max_images` evenly spaced rows."""
+    return table.iloc[select_evenly(len(table), max_images)]
 
 
 def _compute_features(

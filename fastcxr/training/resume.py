@@ -18,7 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import TrainingError
+from fastcxr.errors import ModelError, TrainingError
 from fastcxr.models.device_errors import explain_device_errors, is_memory_error
 from fastcxr.models.devices import read_clock
 from fastcxr.models.encoders import find_image_size
@@ -79,6 +79,7 @@ class CheckpointCallback(Callback):
             for parameter in self.model.parameters():
                 parameter.grad = None  # a lost worker can raise mid-step and leave gradients
             self.model.load_state_dict(self.saved_state["network"])
+            self.validate_groups(self.saved_state["optimizer"])
             self.opt.load_state_dict(self.saved_state["optimizer"])
             _move_optimizer_state(self.opt, self.dls.device)
             smooth_loss = self.recorder.smooth_loss
@@ -88,6 +89,13 @@ class CheckpointCallback(Callback):
         elif self.checkpoints:
             self.checkpoints.validate_free_space(sum(t.nbytes for t in self.model.state_dict().values()))
             self.write(0, 0)
+
+    def validate_groups(self, optimizer_state: dict[str, Any]) -> None:
+        """Raise ModelError for an optimizer with other layer groups, as transformers had in earlier versions."""
+        n_saved, n_groups = len(optimizer_state["hypers"]), len(self.opt.hypers)
+        if n_saved != n_groups:
+            fix = "Resume with the fastcxr version that started the run, or choose another `folder` for a new run"
+            raise ModelError(f"the checkpoint has {n_saved} layer groups, expected {n_groups}", fix, code="E303")
 
     def before_epoch(self) -> None:
         """Restore the loaders' generators, which shuffle the epoch."""

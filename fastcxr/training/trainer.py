@@ -15,6 +15,7 @@ from fastcxr.config.tasks import resolve_task
 from fastcxr.errors import RecipeError, TrainingError, require_type
 from fastcxr.models.devices import configure_device, search_algorithms
 from fastcxr.models.heads import uses_feature_cache
+from fastcxr.models.param_groups import N_BACKBONE_GROUPS
 from fastcxr.models.precision import describe_precision, resolve_precision
 from fastcxr.models.state import get_learner_state, get_loaders_state, require_images, set_fitted_state
 from fastcxr.progress.auto import make_default_progress
@@ -77,6 +78,7 @@ class TrainingResult:
         curves: Loss curves of the learning rate finder (stage, rate, loss).
         best: Monitored metric, epoch and value of the best epoch.
         probe: How the head was fitted on cached features (FittedProbe.describe); empty if it was not.
+        feature_map: Two-dimensional map of the features of images (make_feature_map); may have no rows.
     """
 
     history: pd.DataFrame
@@ -84,6 +86,7 @@ class TrainingResult:
     curves: pd.DataFrame
     best: dict[str, Any]
     probe: dict[str, Any] = field(default_factory=dict)
+    feature_map: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ def _train(
             f"no epoch fits into the time limit of {recipe.time_limit}",
             "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
-    detector = fit_ood_detector(learner, history_callback.progress)
+    detector, feature_map = fit_ood_detector(learner, history_callback.progress)
     set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return TrainingResult(
@@ -163,6 +166,7 @@ def _train(
         curves=pd.concat([EMPTY_CURVE, *(plan.curve for plan in plans)]),
         best=history_callback.best.summary(),
         probe=probe,
+        feature_map=feature_map,
     )
 
 
@@ -304,9 +308,31 @@ def resolve_stages(recipe: Recipe, n_groups: int) -> list[ResolvedStage]:
         stages = STRATEGIES["full"]
     elif recipe.strategy == "lp_ft" and recipe.layer_lr_ratio != 1:  # the recipe gives the rates of all layer groups
         stages = [replace(stage, scale=1.0, multiples=None) for stage in stages]
-    if isinstance(recipe.strategy, str):  # these are written for five groups; a smaller network lacks the first ones
-        stages = [replace(stage, multiples=stage.multiples and stage.multiples[-n_groups:]) for stage in stages]
+    if isinstance(recipe.strategy, str):
+        stages = [_adapt_to_groups(stage, n_groups) for stage in stages]
     return [_fill_defaults(stage, recipe, n_groups) for stage in stages]
+
+
+def _adapt_to_groups(stage: Stage, n_groups: int) -> Stage:
+    """Return a stage, written for four groups of the backbone and the head, for a network of `n_groups` groups.
+
+    A network with fewer groups lacks the first ones. In one with more, as in a transformer, a quarter of the backbone's
+    groups replaces each of the four.
+    """
+    groups, multiples = stage.groups, stage.multiples
+    if n_groups <= N_BACKBONE_GROUPS + 1:
+        return replace(stage, multiples=multiples and multiples[-n_groups:])
+    if groups != "all":
+        groups = 1 + _count_groups(groups - 1, n_groups)
+    if multiples:
+        *quarters, head = multiples
+        n_multiples = _count_groups(len(quarters), n_groups)
+        multiples = (*(quarters[i * len(quarters) // n_multiples] for i in range(n_multiples)), head)
+    return replace(stage, groups=groups, multiples=multiples)
+
+
+def _count_groups(n_quarters: int, n_groups: int) -> int:
+    return round(n_quarters / N_BACKBONE_GROUPS * (n_groups - 1))
 
 
 def _fill_defaults(stage: Stage, recipe: Recipe, n_groups: int) -> ResolvedStage:

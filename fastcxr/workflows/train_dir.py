@@ -19,6 +19,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
+from fastcxr.metrics.feature_map import FEATURE_MAP_FILE
 from fastcxr.metrics.predictions import Predictions, write_predictions
 from fastcxr.metrics.thresholds import apply_thresholds, fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
@@ -135,6 +136,8 @@ class RunDir(OutputDir):
         write_table(folder / "history.csv", training.history)
         if len(training.curves):
             write_table(folder / "learning_rate.csv", training.curves)
+        if len(training.feature_map):
+            write_table(folder / FEATURE_MAP_FILE, training.feature_map)
         calibration = fit_calibration(predictions)
         predictions = scale_predictions(predictions, calibration)
         targets = self.recipe.sensitivity, self.recipe.specificity, self.recipe.abstain_rate

@@ -22,6 +22,7 @@ def test_a_run_writes_its_files_and_prints_the_path_of_the_report(finished):
         "recipe.json", "manifest.csv", "history.csv", "model.safetensors", "model.json", "predictions.csv",
         "metrics.json", "report.html", "run.json", "figures", "histograms.csv", "file_stats.csv",
         "audit.json", "MODEL_CARD.md", "CLAIM.md", "SHA256SUMS", "saliency.csv", "explain.json", "features.npz",
+        "feature_map.csv",
     }  # fmt: skip
 
 

@@ -1,13 +1,21 @@
-"""Grad-CAM marks the positions of the evidence, for maps and tokens, and at each stage of a MultiScaleHead."""
+"""Grad-CAM marks the positions of the evidence: of maps and tokens, at each stage of a MultiScaleHead, for encoders."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from tiny_encoders import SIZE, TINY_ENCODERS
 from torch import nn
 
 from fastcxr.errors import ModelError
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam, to_feature_maps
+from fastcxr.inference.sanity_check import run_sanity_check
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.heads import HeadConfig, find_head
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.heads import HeadConfig, MultiScaleHead, find_head, replace_head
+from fastcxr.training.feature_cache import output_head_features
+
+STRIPES_SIDE = 16  # pixels
 
 
 class CornerNetwork(nn.Module):
@@ -66,17 +74,17 @@ def build(name, config=None, size=64):
 
 
 @pytest.mark.parametrize(
-    ("name", "last"),
+    "names",
     [
         ("mobilenetv2_035", "bn2"), ("resnet10t", "layer4"), ("densenet121", "features"), ("convnext_atto", "norm_pre"),
-        ("vit_tiny_patch16_224", "blocks.11.norm1"), ("baseline_cnn", "pool"),
+        ("vit_tiny_patch16_224", *(f"blocks.{number}.norm1" for number in range(12))), ("baseline_cnn", "pool"),
         ("torchvision:squeezenet1_1", "classifier.0"), ("torchvision:resnet18", "layer4"),
     ],
 )  # fmt: skip
-def test_the_last_map_is_found_with_an_untrained_head(name, last):
-    network, images = build(name)
+def test_the_last_map_and_the_attentions_of_a_class_token_are_found_with_an_untrained_head(names):
+    network, images = build(names[0])
     layers = find_target_layers(network, images[:1].clone())
-    assert layers == (last,)
+    assert layers == names[1:]
     assert grad_cam(network, layers, images, torch.tensor([0, 2])).abs().sum() == 0, "an untrained head has no evidence"
     for part in find_head(network).modules():
         if hasattr(part, "weight"):
@@ -96,6 +104,16 @@ def test_maps_with_channels_last_are_converted():
     network.output_fmt = "NHWC"
     maps = torch.rand(2, 7, 7, 5)
     assert torch.equal(to_feature_maps(maps, network), maps.movedim(3, 1))
+
+
+def test_the_evidence_that_a_class_token_reads_in_an_early_block_is_marked():
+    network = make_encoder_network(TINY_ENCODERS["rad-dino"], 2, SIZE).eval().requires_grad_(False)
+    nn.init.normal_(network.head.weight)
+    for block in network.blocks[1:]:
+        nn.init.zeros_(block.attn.proj.weight)  # only the first block moves information between tokens
+    images, layers = torch.rand(2, 3, SIZE, SIZE), find_target_layers(network, torch.rand(1, 3, SIZE, SIZE))
+    saliency = torch.stack([grad_cam(network, layers, images, torch.full((2,), k)) for k in range(2)])
+    assert (saliency.amax(dim=(2, 3)) > 0).any()
 
 
 def test_an_early_stage_of_a_multi_scale_head_contributes_its_map():
@@ -140,3 +158,53 @@ def test_no_hook_remains_in_the_network():
     grad_cam(network, find_target_layers(network, images[:1].clone()), images, torch.tensor([0, 1]))
     after = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
     assert after == before
+
+
+def draw_stripes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Return noise with a square of stripes: images (n, 3, size, size), directions (n,), row and column (n, 2)."""
+    rng = np.random.default_rng(seed)
+    images, corners = rng.normal(size=(count, SIZE, SIZE)) / 2, 8 * rng.integers(0, 6, (count, 2))
+    stripes = np.broadcast_to(np.where(np.arange(STRIPES_SIDE) % 4 < 2, 2.0, -2.0), (STRIPES_SIDE, STRIPES_SIDE))
+    for number, (row, column) in enumerate(corners):
+        images[number, row:, column:][:STRIPES_SIDE, :STRIPES_SIDE] += stripes if number % 2 else stripes.T
+    return torch.from_numpy(images).float()[:, None].expand(-1, 3, -1, -1), torch.arange(count) % 2, corners
+
+
+@torch.no_grad()
+def fit_two_classes(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> None:
+    """Fit the linear layer of the head by logistic regression."""
+    head, found = find_head(network), []
+    if isinstance(head, MultiScaleHead):
+        with output_head_features(head):
+            features = network(images)
+        head.mean.copy_(features.mean(dim=0))
+        head.std.copy_(features.std(dim=0))
+    layer = head.linear if isinstance(head, MultiScaleHead) else head
+    hook = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0].numpy()))
+    network(images)
+    hook.remove()
+    mean, scale = found[0].mean(axis=0), found[0].std(axis=0)
+    fit = LogisticRegression(C=0.1, max_iter=500).fit((found[0] - mean) / scale, classes)
+    weight = torch.from_numpy(fit.coef_[0] / scale).float()
+    layer.weight.copy_(torch.stack([-weight, weight]))
+    layer.bias.copy_(layer.weight @ torch.from_numpy(-mean))
+
+
+@pytest.mark.parametrize("multi_scale", [False, True])
+@pytest.mark.parametrize("name", TINY_ENCODERS)
+def test_maps_of_each_kind_of_encoder_mark_the_evidence_and_pass_the_sanity_check(name, multi_scale):
+    torch.manual_seed(0)
+    network = make_encoder_network(TINY_ENCODERS[name], 2, SIZE)
+    if multi_scale:
+        replace_head(network, 2, HeadConfig(multi_scale=True), torch.zeros(1, 3, SIZE, SIZE))
+    fit_two_classes(network.eval().requires_grad_(False), *draw_stripes(100, seed=0)[:2])
+    images, classes, corners = draw_stripes(8, seed=1)
+    layers = find_target_layers(network, images[:1].clone())
+    check = run_sanity_check(network, lambda *given: grad_cam(given[0], layers, *given[1:]), images, classes)
+    assert check.is_passed, check.summary
+    if name == "ark6" and not multi_scale:  # two positions a side, of random weights
+        return
+    assert torch.equal(network(images).argmax(dim=1), classes)
+    maps = grad_cam(network, layers, images, classes)
+    inside = [part[r:, c:][:STRIPES_SIDE, :STRIPES_SIDE].mean() for part, (r, c) in zip(maps, corners, strict=True)]
+    assert (torch.stack(inside) / maps.mean(dim=(1, 2))).mean() > 3

@@ -16,7 +16,7 @@ from fastcxr.inference.sanity_check import (
 )
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.heads import find_head
-from fastcxr.models.param_groups import layer_groups
+from fastcxr.models.param_groups import merged_layer_groups
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_grad_cam_changes_with_the_weights(network):
         network, lambda *given: grad_cam(given[0], layers, *given[1:]), images, torch.arange(8) % 3
     )
     assert check.is_passed and check.failure_reason == ""
-    assert len(check.correlation) == len(layer_groups(network))
+    assert len(check.correlation) == len(merged_layer_groups(network))
 
 
 def test_the_verdict_uses_the_step_with_all_weights_randomised():
@@ -60,7 +60,7 @@ def test_the_verdict_uses_the_step_with_all_weights_randomised():
 
 def test_groups_are_randomised_from_the_head_down_in_a_copy_of_the_network(network):
     before = [parameter.clone() for parameter in network.parameters()]
-    is_in_group = [[any(p is q for q in group) for p in network.parameters()] for group in layer_groups(network)]
+    is_in_group = [[any(p is q for q in group) for p in network.parameters()] for group in merged_layer_groups(network)]
     other = copy.deepcopy(network)
     for step, _ in enumerate(randomise_cascade(network, other, seed=0), start=1):
         changed = [not torch.equal(p, q) for p, q in zip(before, other.parameters(), strict=True)]

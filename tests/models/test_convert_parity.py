@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from timm.layers.mlp import SwiGLUPacked
 from torch import nn
 
 from fastcxr.errors import WeightsError
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.encoders import ENCODERS
 from fastcxr.models.weights import load_weights
 
 N_BLOCKS = 2
@@ -40,6 +43,12 @@ def make_images(size: int, channels: int = 3) -> torch.Tensor:
 
 def make_timm(name: str, size: int, **options) -> nn.Module:
     return timm.create_model(name, img_size=size, num_classes=0, depth=N_BLOCKS, **options).eval()
+
+
+def make_encoder(name: str, size: int, **options) -> nn.Module:
+    encoder = ENCODERS[name]
+    options = encoder.options | {"depth": N_BLOCKS} | options
+    return make_encoder_network(replace(encoder, options=options), 2, size).eval()
 
 
 @torch.inference_mode()
@@ -79,7 +88,7 @@ def make_dinov2(width: int = 768, heads: int = 12, size: int = 518, patch: int =
 @pytest.mark.needs("transformers")
 def test_dinov2_of_hugging_face_has_equal_tokens_at_518_px(save, caplog):
     caplog.set_level("INFO", "fastcxr")
-    reference, network = make_dinov2(), make_timm("vit_base_patch14_dinov2", 518)
+    reference, network = make_dinov2(), make_encoder("rad-dino", 518)
     load_weights(network, save(reference))
     assert compare_tokens(reference, network, 518)[0] <= 1e-6
     found = "Hugging Face DINOv2, 2 blocks of width 768, patch 14, no registers, 518 px; dropped: mask token (1)"
@@ -89,7 +98,7 @@ def test_dinov2_of_hugging_face_has_equal_tokens_at_518_px(save, caplog):
 @pytest.mark.needs("transformers")
 def test_dinov2_without_registers_differs_at_224_px_as_stated(save, caplog):
     caplog.set_level("INFO", "fastcxr")
-    reference, network = make_dinov2(), make_timm("vit_base_patch14_dinov2", 224)
+    reference, network = make_dinov2(), make_encoder("rad-dino", 224)
     load_weights(network, save(reference))
     assert "position embeddings resampled from 37 x 37 to 16 x 16" in caplog.text
     assert "features differ by up to 3 % at 224 px" in caplog.text
@@ -110,7 +119,7 @@ def test_dinov2_with_registers_has_equal_tokens_also_at_224_px(save, caplog, siz
 @pytest.mark.needs("transformers")
 def test_the_shape_of_chexfound_has_equal_tokens(save):
     reference = make_dinov2(1024, 16, 512, patch=16, num_register_tokens=4, use_swiglu_ffn=True)
-    network = make_timm("vit_large_patch14_reg4_dinov2", 512, patch_size=16, **CHEXFOUND_MLP)
+    network = make_encoder("chexfound", 512)
     load_weights(network, save(reference))
     assert compare_tokens(reference, network, 512)[0] <= 1e-6
 
@@ -124,11 +133,51 @@ def test_siglip_has_equal_pooled_features(save, caplog):
     config = SiglipVisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=N_BLOCKS,
                                 num_attention_heads=16, image_size=224, patch_size=14)  # fmt: skip
     reference = randomize(SiglipVisionModel(config))
-    network = make_timm("vit_so400m_patch14_siglip_384", 224, act_layer="gelu_tanh")
+    network = make_encoder("medsiglip", 224)
     load_weights(network, save(reference))
     images = make_images(224)
-    assert (reference(images).pooler_output - network(images)).abs().max() <= 1e-5
+    features = network.forward_head(network.forward_features(images), pre_logits=True)
+    assert (reference(images).pooler_output - features).abs().max() <= 1e-5
     assert "SigLIP, 2 blocks of width 1152, patch 14, 224 px" in caplog.text
+
+
+SMALL = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": N_BLOCKS, "intermediate_size": 96}
+SMALL_TIMM = {"embed_dim": 64, "num_heads": 2, "mlp_ratio": 1.5}
+
+
+@pytest.mark.needs("transformers")
+@torch.inference_mode()
+def test_a_state_dict_of_transformers_5_has_the_names_of_its_network(tmp_path):
+    reference = make_dinov2(64, 2, 224, num_register_tokens=4, use_swiglu_ffn=True)
+    torch.save(reference.state_dict(), tmp_path / "weights.pth")
+    options = {"embed_dim": 64, "num_heads": 2} | CHEXFOUND_MLP | {"mlp_ratio": 5.5}
+    network = make_timm("vit_small_patch14_reg4_dinov2", 224, **options)
+    load_weights(network, tmp_path / "weights.pth")
+    assert compare_tokens(reference, network, 224)[0] <= 1e-6
+
+
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize("kind", ["Siglip", "CLIP"])
+@torch.inference_mode()
+def test_the_image_tower_of_a_model_with_text_is_read(tmp_path, caplog, kind):
+    import transformers
+
+    caplog.set_level("INFO", "fastcxr")
+    vision = SMALL | {"image_size": 64, "patch_size": 16}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=SMALL | {"vocab_size": 50})
+    reference = randomize(getattr(transformers, f"{kind}Model")(config))
+    reference.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["vision_model.embeddings.position_ids"] = torch.arange(16)  # in files of transformers 4
+    save_file(state, tmp_path / "model.safetensors")
+    network = make_encoder({"Siglip": "medsiglip", "CLIP": "chexzero"}[kind], 64, patch_size=16, **SMALL_TIMM)
+    load_weights(network, tmp_path / "model.safetensors")
+    images = make_images(64)
+    features = network.forward_head(network.forward_features(images), pre_logits=True)
+    assert (reference.vision_model(images).pooler_output - features).abs().max() <= 1e-5
+    assert re.search(
+        r"2 blocks of width 64, patch 16, 64 px; prefix vision_model. removed; dropped:.* text tower", caplog.text
+    )
 
 
 @dataclass(frozen=True)
@@ -166,6 +215,15 @@ PUBLISHED = {
         "vit_small_patch14_dinov2", {"patch_size": 16}, (CHUNKS,),
         "DINOv2, 2 blocks of width 384, patch 16, no registers, 224 px; dropped: mask token (1)",
         extra=("mask_token",),
+    ),
+    "CheXFound": Published(
+        "vit_small_patch14_reg4_dinov2", {"patch_size": 16, **CHEXFOUND_MLP},
+        (CHUNKS, ("^reg_token", "register_tokens"), (r"mlp\.fc1\.", "mlp.w12."), (r"mlp\.fc2\.", "mlp.w3.")),
+        "DINOv2, 2 blocks of width 384, patch 16, 4 registers, 224 px; prefix teacher.backbone. removed; "
+        "dropped: mask token (1), projection head (2), student (2)",
+        prefix="teacher.backbone.",
+        extra=("teacher.backbone.mask_token", "teacher.dino_head.mlp.0.weight", "student.ibot_head.mlp.0.weight",
+               "student.backbone.cls_token", "student.backbone.patch_embed.proj.weight"),
     ),
     "RAD-DINO, Meta's names": Published(
         "vit_small_patch14_dinov2", {}, (),
@@ -228,6 +286,9 @@ def publish(layout: Published, state: dict[str, torch.Tensor]) -> dict:
         for pattern, name in layout.names:
             key = re.sub(pattern, name, key)
         published[layout.prefix + key] = value[CLIP_VECTORS.get(key, ())]
+    if "reg_token" in state:  # Meta adds a position embedding to the class token too
+        positions = published[layout.prefix + "pos_embed"]
+        published[layout.prefix + "pos_embed"] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     published |= {key: torch.ones(3, 2) for key in layout.extra}
     return {layout.container: published, "epoch": 3, "best": np.float64(0.9), "args": argparse.Namespace(lr=1e-3)}
 
@@ -269,9 +330,8 @@ def test_a_file_of_an_encoder_for_another_backbone_names_the_encoder(tmp_path):
         "weights.pt: the file holds another network than the backbone: EVA-02, 12 blocks of width 192, patch 16, "
         "224 px. Pass eva-x-tiny as the backbone"
     )
-    for name in ("resnet10t", "eva02_small_patch14_224"):
-        with pytest.raises(WeightsError, match=re.escape(message)):
-            load_weights(timm.create_model(name, num_classes=2), tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match=re.escape(message)):
+        load_weights(timm.create_model("eva02_small_patch14_224", num_classes=2, depth=1), tmp_path / "weights.pt")
     torch.save(publish(layout, make_network(layout).state_dict()), tmp_path / "weights.pt")  # of no encoder: two blocks
     with pytest.raises(WeightsError, match="missing keys.*; found: EVA-02, 2 blocks of width 192.*saved from"):
         load_weights(timm.create_model("resnet10t", num_classes=2), tmp_path / "weights.pt")

@@ -1,16 +1,20 @@
-"""Three to five layer groups contain each parameter once, in the order from stem to head."""
+"""Layer groups contain each parameter once, from stem to head: three to five, or one for each block."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from fastcxr.models.backbones import find_backbone, make_network
+from fastcxr.models.encoder_network import make_encoder_network
+from fastcxr.models.encoders import ENCODERS
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig, find_head
-from fastcxr.models.param_groups import layer_groups
+from fastcxr.models.param_groups import layer_groups, merged_layer_groups
 from fastcxr.training.learner import FrozenModulesEval
 
 NAMES = [
@@ -26,8 +30,18 @@ def build(name: str, head: HeadConfig = LINEAR_HEAD) -> nn.Module:
 
 
 def check_groups(network: nn.Module) -> None:
-    groups = layer_groups(network)
+    groups = merged_layer_groups(network)
     assert 3 <= len(groups) <= 5
+    check_order(network, groups)
+    if not hasattr(network, "patch_embed"):
+        assert list(map(list_ids, layer_groups(network))) == list(map(list_ids, groups))
+
+
+def list_ids(group: list[nn.Parameter]) -> list[int]:
+    return [id(parameter) for parameter in group]
+
+
+def check_order(network: nn.Module, groups: list[list[nn.Parameter]]) -> None:
     ids = [id(parameter) for group in groups for parameter in group]
     assert sorted(ids) == sorted(map(id, network.parameters()))
     assert {id(parameter) for parameter in groups[-1]} == {
@@ -46,6 +60,31 @@ def test_a_head_of_several_layers_is_one_group(name):
     network = build(name, HeadConfig(hidden=(32, 16), dropout=0.1))
     check_groups(network)
     assert len(layer_groups(network)[-1]) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("rad-dino", 12), ("eva-x-tiny", 12), ("chexfound", 24), ("medsiglip", 27), ("ark6", 2 + 2 + 18 + 2)],
+)
+def test_a_transformer_has_a_group_for_each_block(name, blocks):
+    with torch.device("meta"):
+        network = make_encoder_network(ENCODERS[name], 3, ENCODERS[name].image_size)
+    groups = layer_groups(network)
+    assert len(groups) == 1 + blocks + 1, "embeddings, blocks, head"
+    check_order(network, groups)
+    name_by_id = {id(parameter): name for name, parameter in network.named_parameters()}
+    names = [[name_by_id[id(parameter)] for parameter in group] for group in groups]
+    assert any(name.startswith("patch_embed") for name in names[0])
+    assert {name.partition(".")[0] for name in names[1]} <= {"blocks", "layers"}
+    assert {name.partition(".")[0] for group in names[2:-2] for name in group} <= {"blocks", "layers"}
+    assert all(name.startswith("head.") for name in names[-1]), "the attention pool is not part of the head"
+    assert 3 <= len(merged_layer_groups(network)) <= 5
+
+
+def test_a_ratio_gives_the_rates_of_layer_wise_decay():
+    n_groups, decay = len(layer_groups(build("vit_tiny_patch16_224"))), 0.8
+    rates = np.geomspace(1 / decay ** -(n_groups - 1), 1, n_groups)  # as compute_group_rates
+    np.testing.assert_allclose(rates, decay ** np.arange(n_groups - 1, -1, -1.0))
 
 
 def test_the_baseline_cnn_has_one_group_for_each_convolution_and_one_for_the_head():

@@ -109,6 +109,23 @@ def test_patches_of_another_size_are_not_resampled(tmp_path):
         load_weights(timm.create_model("vit_tiny_patch16_224", patch_size=14, **small), tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"patch_embed.proj.weight": torch.tensor(1.0)},
+        {"patch_embed.proj.weight": torch.zeros(4, 3, 16, 16), "pos_embed": torch.zeros(3)},
+        {"patch_embed.proj.weight": torch.zeros(4, 3, 16, 16), "register_tokens": torch.zeros(1, 4, 4)},
+        {"encoder.layer.0.layer_scale1.lambda1": torch.zeros(3), "embeddings.register_tokens": torch.zeros(3)},
+        {"visual.class_embedding": torch.tensor(1.0), "visual.positional_embedding": torch.zeros(2)},
+    ],
+)
+def test_tensors_of_impossible_shapes_are_rejected(tmp_path, tensors):
+    save_file(tensors, tmp_path / "w.safetensors")
+    for name in (BACKBONE, "vit_tiny_patch16_224", "eva02_tiny_patch14_224"):
+        with pytest.raises(WeightsError, match="E205 .*w.safetensors"):
+            load_weights(timm.create_model(name, num_classes=2), tmp_path / "w.safetensors")
+
+
 class CodeOnLoad:
     def __reduce__(self):
         return exec, ("raise SystemExit('code ran')",)

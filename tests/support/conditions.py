@@ -11,6 +11,7 @@ import pytest
 
 REAL = {"real_data": "FASTCXR_REAL_DATA", "real_weights": "FASTCXR_REAL_WEIGHTS"}  # fixture to variable
 NOT_SET = "{} is not set: it is the path of real radiographs or weights, which are not part of the project"
+INSTALLED_AS = {"umap": "umap-learn"}  # package index name of a package, if it differs
 MISSING = re.compile(r"optional (?:package|program) (\S+) is not installed")
 
 
@@ -37,7 +38,7 @@ def require(*packages: str, program: str | None = None) -> None:
     """Skip the test if one of these packages, or the program, is not installed."""
     for name in packages:
         if not importlib.util.find_spec(name):
-            pytest.skip(f"optional package {name} is not installed: pip install {name}")
+            pytest.skip(f"optional package {name} is not installed: pip install {INSTALLED_AS.get(name, name)}")
     if program and not shutil.which(program):
         pytest.skip(f"optional program {program} is not installed")
 

@@ -88,7 +88,7 @@ def test_no_detector_is_fitted_on_nan_features(many_toys, monkeypatch, caplog):
         module, "_compute_features", lambda learner, files, *arguments: np.full((len(files), 8), np.nan)
     )
     with caplog.at_level(logging.INFO, logger="fastcxr"):
-        assert fit_ood_detector(make(many_toys), SILENT) is None
+        assert fit_ood_detector(make(many_toys), SILENT)[0] is None
     assert "no OOD detector: features of its stages are NaN or infinite" in caplog.text
 
 
@@ -136,7 +136,7 @@ def test_no_detector_is_fitted_on_too_few_validation_patients(toy_manifest, capl
 def test_no_detector_is_fitted_without_known_stages(many_toys, caplog):
     learner = make(many_toys, RECIPE.replace(backbone="torchvision:squeezenet1_1", strategy="full"))
     with caplog.at_level(logging.INFO, logger="fastcxr"):
-        assert fit_ood_detector(learner, SILENT) is None
+        assert fit_ood_detector(learner, SILENT)[0] is None
     assert "no OOD detector: the network's stages are unknown" in caplog.text
 
 
@@ -150,7 +150,7 @@ def test_large_splits_are_subsampled(many_toys, monkeypatch):
         return compute(learner, files, *arguments)
 
     monkeypatch.setattr(module, "_compute_features", record_and_compute)
-    assert fit_ood_detector(learner, SILENT).images == 25
+    assert fit_ood_detector(learner, SILENT)[0].images == 25
     assert [len(set(files)) for files in file_lists] == [25, 25]
     assert {file.split("/")[-2] for file in file_lists[0]} == {"clear", "haze", "opacity"}
 
@@ -163,6 +163,47 @@ def test_the_detector_uses_stage_features_without_those_of_the_last_layer(many_t
     assert len(learner.fastcxr.ood_detector.mean) == sum(learner.fastcxr.ood_detector.stage_channels.values())
 
 
+def test_the_feature_map_has_the_images_of_the_detector_without_another_pass(many_toys, monkeypatch):
+    learner, n_images = make(many_toys, RECIPE.replace(strategy="full")), []
+    compute = module._compute_features
+
+    def count_and_compute(learner, files, *arguments):
+        n_images.append(len(files))
+        return compute(learner, files, *arguments)
+
+    monkeypatch.setattr(module, "_compute_features", count_and_compute)
+    detector, feature_map = fit_ood_detector(learner, SILENT)
+    assert detector and n_images == [len(learner.dls.train.items), len(learner.dls.valid.items)]
+    images = many_toys[many_toys["split"] != "test"]
+    assert sorted(feature_map["path"]) == sorted(images["path"])
+    patients = images.set_index("path")["patient"]
+    assert (patients[feature_map["nearest_path"]].to_numpy() != feature_map["patient"].to_numpy()).all()
+
+
+def test_large_maps_are_subsampled_evenly(many_toys, monkeypatch):
+    monkeypatch.setattr(module, "MAX_MAP_IMAGES", 40)
+    feature_map = train(make(many_toys), RECIPE, SILENT).feature_map
+    assert len(feature_map) == 40
+    assert feature_map["split"].value_counts().to_dict() == {"train": 20, "valid": 20}
+    assert feature_map["label"].nunique() == 3
+
+
+def test_a_map_that_cannot_be_made_costs_no_detector(many_toys, monkeypatch, caplog):
+    def fail(images, features):
+        raise ValueError("no map")
+
+    monkeypatch.setattr(module, "make_feature_map", fail)
+    detector, feature_map = fit_ood_detector(make(many_toys), SILENT)
+    assert detector and feature_map.empty
+    assert "feature map left out: ValueError: no map" in caplog.text
+
+
+def test_few_patients_have_a_map_but_no_detector(toy_manifest):
+    detector, feature_map = fit_ood_detector(make(toy_manifest), SILENT)
+    assert detector is None
+    assert set(feature_map["split"]) == {"train", "valid"}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])  # with and without a feature cache
 def test_scores_on_the_gpu_are_those_of_the_cpu(many_toys, strategy):
@@ -171,7 +212,7 @@ def test_scores_on_the_gpu_are_those_of_the_cpu(many_toys, strategy):
         learner = make(many_toys, recipe.replace(device=device))
         if strategy == "linear_probe":
             fit_head(learner, recipe, SILENT)
-        set_fitted_state(learner, ood_detector=fit_ood_detector(learner, SILENT))
+        set_fitted_state(learner, ood_detector=fit_ood_detector(learner, SILENT)[0])
         scores.append(predict(extract_classifier(learner), many_toys, splits=None).table["ood_score"])
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-2)
     assert ((scores[0] > 1) == (scores[1] > 1))[(scores[0] - 1).abs() > 1e-2].all()

@@ -134,9 +134,9 @@ def test_after_a_fit_by_the_user_predictions_are_those_of_a_fresh_forward_pass(p
     predictions = predict(probe_learner, many_toys, splits=None)
     assert_identical(predictions.probability, compute_fresh_probability(probe_learner, many_toys))
     assert "ood_score" not in predictions.table, "the OOD detector was fitted on features of other weights"
-    fresh_detector = fit_ood_detector(probe_learner, SILENT)
+    fresh_detector, _ = fit_ood_detector(probe_learner, SILENT)
     probe_learner.fastcxr.fitted_probe = None
-    expected_detector = fit_ood_detector(probe_learner, SILENT)
+    expected_detector, _ = fit_ood_detector(probe_learner, SILENT)
     assert_identical(fresh_detector.mean, expected_detector.mean)
 
 
@@ -148,7 +148,7 @@ def test_after_a_second_training_of_all_layers_nothing_of_the_fitted_head_is_use
     assert_identical(table.probability, compute_fresh_probability(probe_learner, many_toys))
     detector = probe_learner.fastcxr.ood_detector
     assert detector is extract_classifier(probe_learner).ood_detector
-    assert_identical(detector.mean, fit_ood_detector(probe_learner, SILENT).mean)
+    assert_identical(detector.mean, fit_ood_detector(probe_learner, SILENT)[0].mean)
     fitted = describe_fitted_images(probe_learner)
     assert fitted["splits"] == ["train", "valid"], "the training started from a head fitted on validation images too"
     assert fitted["valid_predictions"] == "saved_model"

@@ -169,6 +169,18 @@ def test_every_strategy_supports_three_to_five_groups(monkeypatch, name, groups)
     assert multiples == (0.1, 0.2, 0.3, 0.4, 0.5)[-groups:]
 
 
+def test_a_strategy_for_five_groups_is_adapted_to_the_blocks_of_a_transformer(monkeypatch):
+    recipe = RECIPE.replace(strategy="gradual", weights="pretrained")
+    assert [stage.groups for stage in resolve_stages(recipe, 14)] == [1, 7, 14], "head, upper half, all"
+    (stage,) = resolve_stages(recipe.replace(strategy="lp_ft"), 14)
+    assert stage.multiples == (*[0.1] * 4, *[0.2] * 3, *[0.3] * 3, *[0.5] * 3, 0.1)
+    monkeypatch.setitem(STRATEGIES, "full", (Stage(groups=3, multiples=(0.1, 1.0)),))
+    (stage,) = resolve_stages(recipe.replace(strategy="full"), 9)
+    assert (stage.groups, stage.multiples) == (5, (0.1, 0.1, 1.0))
+    own = RECIPE.replace(strategy=(Stage(groups=3),))
+    assert resolve_stages(own, 14)[0].groups == 3, "stages of a recipe count the groups of its network"
+
+
 def test_a_curve_without_a_valley_gives_no_rate_but_a_reason():
     rates = np.geomspace(1e-7, 10, 100)
     valley = np.where(rates < 1e-4, 1.0, np.where(rates < 0.1, 1 - 0.2 * np.log10(rates / 1e-4), 5.0))

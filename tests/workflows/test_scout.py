@@ -21,6 +21,8 @@ from fastcxr.workflows.scout import (
     N_SAMPLE_IMAGES,
     evaluate_candidate,
     make_candidate_learner,
+    make_out_of_reach_row,
+    make_ranking,
     measure_throughput,
     parse_weights,
     sample_manifest,
@@ -100,8 +102,17 @@ def test_a_table_with_missing_values_is_written_and_shown(partly_ranked, capsys)
     table = pd.read_csv(partly_ranked[1] / "scout.csv", dtype={"parameters": "Int64"}).set_index("backbone")
     assert table["parameters"].isna().to_dict() == {GOOD: False, NONE: False, NO_HEAD: True, OTHER: False}
     show_scout_table(Console(width=200), partly_ranked[0])
-    line = next(line for line in capsys.readouterr().out.splitlines() if NO_HEAD in line)
-    assert line.split()[1:5] == ["-"] * 4 and "nan" not in line
+    lines = capsys.readouterr().out.splitlines()
+    row, note = (line for line in lines if NO_HEAD in line)
+    assert row.split()[1:] == ["-"] * 5 and "nan" not in row
+    assert lines.index(note) > lines.index("not ranked") and "this backbone has a Conv2d" in note
+    row, note = (line for line in lines if NONE in line)
+    assert row.split()[3] == "64" and note == f"  {NONE}: pretrained weights not available"
+
+
+def test_without_a_candidate_only_the_encoders_out_of_reach_are_shown(capsys):
+    show_scout_table(Console(width=80), make_ranking([make_out_of_reach_row("ark6")]))
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["out of reach", "  ark6"]
 
 
 @pytest.fixture
