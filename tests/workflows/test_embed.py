@@ -10,18 +10,23 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_encoders import TINY_ENCODERS
 from tiny_network import NAME
 from toy_findings import write_finding_toys
 from toy_images import write_toys
 from training_probes import RECIPE, SILENT, fit, make
 
 from fastcxr import embed
+from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import BadImagesError, DataError, InputMissingError, OutputError, RecipeError
+from fastcxr.models import backbones, encoders
 from fastcxr.models.bundle import save_model
-from fastcxr.models.preprocessing import normalize
+from fastcxr.models.heads import find_head
+from fastcxr.models.preprocessing import InputSpec, normalize
 from fastcxr.training import feature_cache
 from fastcxr.training.feature_cache import make_feature_cache
+from fastcxr.workflows import embed as module_under_test
 
 SMALL = {"image_size": 64, "device": "cpu", "precision": "fp32"}
 
@@ -77,6 +82,29 @@ def test_an_encoder_gives_the_pooled_features_of_its_last_layer_with_patients_an
     assert metadata["encoder"] == f"timm:{NAME}" and metadata["weights"] == "tiny.safetensors"
     assert len(metadata["weights_sha256"]) == 64 and metadata["precision"] == "fp32"
     assert (metadata["image_size"], metadata["mean"], metadata["dimension"]) == (64, [0.5] * 3, 8)
+
+
+@pytest.mark.parametrize("name", TINY_ENCODERS)
+def test_a_chest_encoder_gives_the_input_of_its_linear_head(toy_manifest, name, monkeypatch):
+    for module in (encoders, backbones):
+        monkeypatch.setattr(module, "ENCODERS", dict(TINY_ENCODERS))
+    networks, make_plain_network = [], backbones.make_network
+
+    def make_and_keep(*given):
+        networks.append(make_plain_network(*given))
+        return networks[-1]
+
+    monkeypatch.setattr(module_under_test, "make_network", make_and_keep)
+    found = embed(name, toy_manifest[:5], weights="none", device="cpu", precision="fp32")
+    encoder, inputs = TINY_ENCODERS[name], []
+    find_head(networks[-1]).register_forward_pre_hook(lambda head, given: inputs.append(given[0]))
+    images = open_image_cache(toy_manifest["file"][:5], encoder.image_size).read(range(5))
+    spec = InputSpec(image_size=encoder.image_size, mean=encoder.mean, std=encoder.std)
+    with torch.no_grad():
+        networks[-1].eval()(normalize(torch.from_numpy(images)[:, None], spec))
+    np.testing.assert_allclose(found.vectors, inputs[0].flatten(1), atol=1e-4)
+    assert found.metadata["encoder"] == f"chest:{name}" and found.metadata["mean"] == list(encoder.mean)
+    assert found.metadata["image_size"] == encoder.image_size
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "full"])
