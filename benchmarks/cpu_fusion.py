@@ -67,11 +67,11 @@ def cross_validate(given: argparse.Namespace) -> dict[str, float]:
     feature_seconds, n_images = [], []
     fill_feature_cache = feature_cache.fill_feature_cache
 
-    def fill_and_time(features, *arguments):
+    def fill_and_time(arrays, *arguments):
         started = time.perf_counter()
-        fill_feature_cache(features, *arguments)
+        fill_feature_cache(arrays, *arguments)
         feature_seconds.append(time.perf_counter() - started)
-        n_images.append(features.shape[0] * features.shape[1])
+        n_images.append(sum(len(array.values) for array in arrays))
 
     feature_cache.fill_feature_cache = fill_and_time
     with tempfile.TemporaryDirectory() as folder:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
     from fastcxr.training.trainer import train
+    from fastcxr.workflows.embed import embed
     from fastcxr.workflows.evaluate import evaluate
     from fastcxr.workflows.load_learner import load_learner_from_run
     from fastcxr.workflows.train_dir import write_report
@@ -58,6 +59,7 @@ _MODULES = {
     "load_learner_from_run": "fastcxr.workflows.load_learner",
     "predict": "fastcxr.inference.predict",
     "explain": "fastcxr.inference.explain",
+    "embed": "fastcxr.workflows.embed",
     "Predictions": "fastcxr.metrics.predictions",
     "read_predictions": "fastcxr.metrics.predictions",
     "write_predictions": "fastcxr.metrics.predictions",
@@ -72,10 +74,11 @@ _MODULES = {
 
 __all__ = [
     "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest",
-    "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_learner_from_run", "load_model",
-    "make_datablock", "make_image_table", "make_learner", "make_loaders", "plot_calibration", "plot_confusion",
-    "plot_roc", "predict", "read_image", "read_manifest", "read_predictions", "select_fold", "split_by_patient",
-    "split_into_folds", "study_main", "train", "write_manifest", "write_predictions", "write_report",
+    "embed", "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_learner_from_run",
+    "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders", "plot_calibration",
+    "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions", "select_fold",
+    "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest", "write_predictions",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from cyclopts import App, Group, Parameter, Token, convert
 
 from fastcxr.cli.output import console, print_line
 from fastcxr.config.fields import GROUPS, InferencePrecision, list_options
-from fastcxr.config.recipe import STRATEGY_ALIASES, Augmentation, Recipe, Strategy
+from fastcxr.config.recipe import EMBED_OPTIONS, STRATEGY_ALIASES, Augmentation, Recipe, Strategy
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.version import VERSION
@@ -112,6 +112,7 @@ if TYPE_CHECKING:  # each class has some of the fields of Recipe
     PackOptions = Recipe
     ScoutOptions = Recipe
     EvaluateOptions = Recipe
+    EmbedOptions = Recipe
 else:
     TrainOptions = make_options_class("TrainOptions", *TRAIN_FIELDS, common_panel=True)
     DescribeOptions = make_options_class("DescribeOptions", *DESCRIBE_FIELDS)
@@ -120,6 +121,7 @@ else:
         "ScoutOptions", *DATA_FIELDS, "split", "image_size", "seed", "device", "precision"
     )
     EvaluateOptions = make_options_class("EvaluateOptions", *DATA_FIELDS)
+    EmbedOptions = make_options_class("EmbedOptions", *EMBED_OPTIONS)
 
 
 def inspect_data(inspect: Callable[..., Path], command: str, options: DescribeOptions, out: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Commands on models and the cache: predict, explain, models, cache."""
+"""Commands on models and the cache: predict, explain, embed, models, cache."""
 
 import sys
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fastcxr.cli.app import MODELS, Device, Precision, app, find_next_run_dir
+from fastcxr.cli.app import MODELS, Device, EmbedOptions, Precision, app, find_next_run_dir
 from fastcxr.cli.model_lists import (
     format_backbone_list,
     format_encoder,
@@ -176,6 +176,49 @@ def explain(
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 
 
+@app.command(
+    group=MODELS, synonym=COMMAND_SYNONYMS["embed"], usage="Usage: fastcxr embed MODEL DATA... --to FILE [OPTIONS]"
+)
+def embed(
+    model: str,
+    *data: str,
+    to: Path,
+    hash_names: bool = False,
+    options: Annotated[EmbedOptions, Parameter(name="*")] = EmbedOptions(),  # noqa: B008  it is frozen
+) -> int:
+    """Write the feature vector of each image, with its patient and label, for analyses with other programs.
+
+    The vector is what the head of the network receives from its last layer. Columns: path, patient, label, source and
+    vector, and for images with findings a column per finding. An interrupted command continues when it is repeated.
+
+    Parameters
+    ----------
+    model
+        run folder with one model, or name of a backbone, such as rad-dino
+    data
+        class folders, CSV, public dataset or packed file; or images and folders without subfolders, which have no
+        patients and labels
+    to
+        file to write, ending in .parquet or .npz
+    hash_names
+        salted hashes in place of file and folder names, as in predict
+    """
+    from fastcxr.workflows.embed import embed as embed_images
+
+    if not data:
+        raise InputMissingError("no images given", "Pass a dataset, or images, after the model")
+    found = embed_images(model, data, to, hash_names=hash_names, progress=TerminalProgress(console), **asdict(options))
+    for error in found.errors:
+        print_warning(str(error))
+    n_images, n_unreadable = len(found.table), len(found.errors)
+    size = f"{pluralize(n_images, 'row')} with vectors of {found.vectors.shape[1]:,} features"
+    print_line(f"{size} written to {to}, {n_unreadable:,} unreadable")
+    unreadable = [{"path": error.path, "error": f"{error.problem}. {error.fix}"} for error in found.errors]
+    counts = {"n_images": n_images, "n_features": found.vectors.shape[1], "n_unreadable": n_unreadable}
+    print_result(to, {"file": to} | counts | {"unreadable": unreadable, "metadata": found.metadata})
+    return PARTIAL_EXIT_CODE if n_unreadable else 0
+
+
 @app.command(group=MODELS, synonym=COMMAND_SYNONYMS["models"], usage="Usage: fastcxr models [PATTERN] [OPTIONS]")
 def models(pattern: str = "*", *, chest: bool = False) -> int:
     """List backbones with number of parameters, native image size and available pretrained weights.
@@ -217,20 +260,23 @@ def cache(*, clear: bool = False) -> int:
     clear
         removal of all files that no running process is using
     """
-    from fastcxr.data.cache.features import clear_feature_cache, list_feature_files
+    from fastcxr.data.cache.features import clear_feature_cache, list_feature_files, list_unfinished_files
     from fastcxr.data.cache.quota import clear_image_cache, find_image_cache_dir, list_cache_entries
 
     folder = find_image_cache_dir()
     if not clear:
-        entries, feature_files = list_cache_entries(), list_feature_files()
-        print_result(folder, {"folder": folder, "images": list(map(asdict, entries)), "features": feature_files})
-        show_cache(console, entries, feature_files)
+        entries, feature_files, unfinished_files = list_cache_entries(), list_feature_files(), list_unfinished_files()
+        document = {"features": feature_files, "unfinished_features": unfinished_files}
+        print_result(folder, {"folder": folder, "images": list(map(asdict, entries))} | document)
+        show_cache(console, entries, feature_files, unfinished_files)
         return 0
     freed_bytes, entries_in_use = clear_image_cache()
     freed_bytes += clear_feature_cache()
-    print_result(folder, {"folder": folder, "freed_bytes": freed_bytes, "images": list(map(asdict, entries_in_use))})
+    files_in_use = list_unfinished_files()
+    document = {"images": list(map(asdict, entries_in_use)), "unfinished_features": files_in_use}
+    print_result(folder, {"folder": folder, "freed_bytes": freed_bytes} | document)
     print_line(f"freed {freed_bytes / 1e6:,.1f} MB")
-    if entries_in_use:
+    if entries_in_use or files_in_use:
         print_line("in use by a running process, not removed:")
-        show_cache(console, entries_in_use, [])
+        show_cache(console, entries_in_use, [], files_in_use)
     return 0

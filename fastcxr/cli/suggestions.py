@@ -32,6 +32,7 @@ OPTIONAL_PATTERN = re.compile(r"\[.*?\]")  # in the usage of a command
 EXAMPLE_VALUES = {
     "FOLDER": "runs/first", "RUN": "runs/first", "IMAGES...": "image.png", "DATA": "my_xrays", "DATA...": "my_xrays",
     "FILE": "my_xrays.h5", "SCRIPT": "recipes/rachha2020.py", "VARIANT": "resnet101",
+    "MODEL": "rad-dino",
 }  # fmt: skip
 COMMAND_SYNONYMS = {
     "train": ("fit", "finetune", "fine-tune", "learn"),
@@ -39,6 +40,7 @@ COMMAND_SYNONYMS = {
     "evaluate": ("eval", "test", "validate", "external"),
     "explain": ("gradcam", "grad-cam", "saliency"),
     "describe": ("summary", "info", "stats", "eda"),
+    "embed": ("features", "embeddings", "extract", "encode"),
     "list": ("ls", "runs", "history"),
     "models": ("backbones", "zoo"),
     "audit": ("check", "leakage"),

@@ -146,19 +146,26 @@ def _make_top_findings(predictions: "Predictions", separator: str) -> Table:
     return _fill_table(headings, rows, len(headings))
 
 
-def show_cache(console: Console, entries: list, feature_files: list[Path]) -> None:
-    """Print the image caches as a table, the most recent first, and the total of the feature caches in the last row."""
-    if not entries and not feature_files:
+def show_cache(console: Console, entries: list, feature_files: list[Path], unfinished_files: list[Path]) -> None:
+    """Print the image caches as a table, the most recent first, then the totals of the features.
+
+    Args:
+        console: the console.
+        entries: image caches.
+        feature_files: files of complete features, the most recently used first.
+        unfinished_files: files of features of interrupted or running computations.
+    """
+    if not (entries or feature_files or unfinished_files):
         print_plain(console, "the cache is empty")
         return
     table = _make_table(("size", "images", "MB", "last used"), n_text_columns=0)
     for entry in entries:
         images = "unreadable" if entry.n_images is None else f"{entry.n_images:,}"
         table.add_row(f"{entry.size} px", images, f"{entry.n_bytes / 1e6:,.1f}", _format_time(entry.last_used))
-    if feature_files:
-        n_files, last_used = pluralize(len(feature_files), "file"), _format_time(feature_files[0].stat().st_mtime)
-        n_bytes = sum(file.stat().st_size for file in feature_files)
-        table.add_row("features", n_files, f"{n_bytes / 1e6:,.1f}", last_used)
+    for name, files in (("features", feature_files), ("unfinished features", unfinished_files)):
+        if files:
+            n_bytes, last_used = sum(file.stat().st_size for file in files), max(file.stat().st_mtime for file in files)
+            table.add_row(name, pluralize(len(files), "file"), f"{n_bytes / 1e6:,.1f}", _format_time(last_used))
     print_table(console, table)
 
 

@@ -14,6 +14,7 @@ from fastcxr.config.combinations import validate_combinations
 from fastcxr.config.components import Augmentation, Stage
 from fastcxr.config.fields import (
     document_options,
+    list_options,
     list_path_options,
     option,
     reject_unknown_options,
@@ -379,3 +380,9 @@ def _make_from_mapping(dataclass_type: type, values: Mapping[str, Any]) -> Any:
     if not isinstance(values, Mapping):
         raise TypeError(f"a {dataclass_type.__name__} must be a mapping of names to values")
     return dataclass_type(**{name: tuple(item) if isinstance(item, list) else item for name, item in values.items()})
+
+
+EMBED_OPTIONS = (  # of a recipe that have a meaning for feature vectors
+    *list_options(Recipe, "Data", without=("data", "keep_columns", "split_file", "test_labels")),
+    "weights", "image_size", "device", "precision",
+)  # fmt: skip

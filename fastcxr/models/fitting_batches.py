@@ -30,12 +30,11 @@ class FittingBatches:
     def __init__(self, size: int):
         self.size, self.has_warned = size, False
 
-    def compute(self, function: Callable[[slice], Result], n_images: int) -> Iterator[Result]:
-        """Yield the results of `function` for consecutive slices of `n_images` images.
+    def compute(self, function: Callable[[slice], Result], n_images: int, first: int = 0) -> Iterator[Result]:
+        """Yield the results of `function` for consecutive slices of `n_images` images, from image `first`.
 
         Raises DeviceError if one image does not fit into memory, or the GPU was lost.
         """
-        first = 0
         with explain_device_errors():
             while first < n_images:
                 batch = slice(first, min(first + self.size, n_images))

@@ -37,6 +37,7 @@ HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line ha
 }
 
 BEST_EPOCH_MARK = "*"
+RATE_SECONDS = 300.0  # of which a bar shows the rate; a batch of a large network on a CPU takes over a minute
 
 # printed lines, for --log-file; NullHandler: without a file they are not printed a second time
 LINE_LOG = logging.getLogger("fastcxr.terminal")
@@ -84,7 +85,8 @@ class TerminalProgress(Progress):
             return
         counts = MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), *counts)
-        with RichProgress(*columns, console=self.console, transient=True) as rich_progress:
+        options = {"console": self.console, "transient": True, "speed_estimate_period": RATE_SECONDS}
+        with RichProgress(*columns, **options) as rich_progress:
             yield _LiveBar(rich_progress, rich_progress.add_task(text, total=total))
 
     def output_folder(self, line: str) -> None:

@@ -28,13 +28,13 @@ class FeatureSplit:
     """Cached features of one split. The fit computes on the device of its labels.
 
     Attributes:
-        features: Features of the dataset, shape (views, n, d).
+        features: Features of the dataset in each view, shape (n, d).
         rows: Rows of the split in `features`.
         labels: Class number of each row, shape (n,); for findings truth of shape (n, k), NaN for unknown labels.
         sample_weights: How often an epoch shows each row.
     """
 
-    features: np.ndarray
+    features: Sequence[np.ndarray]
     rows: np.ndarray
     labels: torch.Tensor
     sample_weights: torch.Tensor
@@ -59,16 +59,16 @@ class FeatureSplit:
     @cached_property
     def cached_chunks(self) -> tuple[list[torch.Tensor], torch.Tensor | None] | None:
         """All chunks on the device, and the vector subtracted from each row; None if they exceed MAX_CACHED_BYTES."""
-        n_values = len(self.features) * len(self.rows) * self.features.shape[2]
+        n_values = len(self.features) * len(self.rows) * self.features[0].shape[1]
         if 4 * n_values <= MAX_CACHED_BYTES:
             return list(self.read_chunks()), None
         return make_half_precision_cache(self.read_chunks()) if 2 * n_values <= MAX_CACHED_BYTES else None
 
     def read_chunks(self) -> Iterator[torch.Tensor]:
         """Yield the features of each chunk from disk."""
-        for view in range(len(self.features)):
+        for view_features in self.features:
             for chunk_slice in self.chunk_slices:
-                chunk = np.ascontiguousarray(self.features[view, self.rows[chunk_slice]])
+                chunk = np.ascontiguousarray(view_features[self.rows[chunk_slice]])
                 yield torch.from_numpy(chunk).to(self.device)
 
     def concat(self, other: "FeatureSplit") -> "FeatureSplit":

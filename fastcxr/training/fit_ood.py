@@ -145,7 +145,7 @@ def read_cached_features(learner: "Learner", files: list[str], stage_channels: M
     """Return the stage features of these files from the feature cache as a copy, shape (n, d)."""
     cache = learner.fastcxr.fitted_probe.cache
     # the features of the last layer follow those of the stages
-    return cache.features[0, cache.find_rows(files), : sum(stage_channels.values())]
+    return cache.features[0][cache.find_rows(files), : sum(stage_channels.values())]
 
 
 def _subsample(table: pd.DataFrame, max_images: int) -> pd.DataFrame:

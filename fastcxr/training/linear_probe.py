@@ -119,7 +119,9 @@ def predict_from_features(learner: Learner, files: Sequence[str], held_out: Sequ
 
 
 @torch.no_grad()
-def _classify_rows(features: np.ndarray, rows: np.ndarray, head: MultiScaleHead, weight: torch.Tensor) -> torch.Tensor:
+def _classify_rows(
+    features: Sequence[np.ndarray], rows: np.ndarray, head: MultiScaleHead, weight: torch.Tensor
+) -> torch.Tensor:
     """Return the logits of these rows of the feature cache as a forward pass of the network computes them."""
     head = copy.deepcopy(head).eval()
     set_head_weight(head, weight)

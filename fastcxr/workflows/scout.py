@@ -177,8 +177,10 @@ def sample_manifest(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     else:
         groups = [group for _, group in shuffled.groupby("label")]
     samples = pd.concat([group.head(max(MIN_CLASS_IMAGES, round(sample_fraction * len(group)))) for group in groups])
-    samples = samples[~samples.index.duplicated()].reset_index(drop=True)
-    return split_into_folds(samples, N_FOLDS, unit=recipe.split, seed=recipe.seed)
+    samples = samples[~samples.index.duplicated()]
+    folds = split_into_folds(samples.reset_index(drop=True), N_FOLDS, unit=recipe.split, seed=recipe.seed)
+    # in the order of the manifest: a sample of all images shares the cached features of a training
+    return folds.set_axis(samples.index).sort_index().reset_index(drop=True)
 
 
 def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:

@@ -224,15 +224,53 @@ def test_the_cache_is_shown_and_cleared(call, toy_folder, tmp_path, monkeypatch)
 def test_cached_features_are_one_row_and_are_cleared(call, toy_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, then in (("a", 1_000_000_000), ("b", 1_600_000_000)):
-        with open_feature_array(name, (2, 500, 700)) as (array, _):
-            array[:] = 1
+        with open_feature_array(name, (1000, 700)) as array:
+            array.values[:] = 1
+            array.finish_rows(1000)
         file = next((tmp_path / "fastcxr" / "features").glob(f"{name}-*.npy"))
         os.utime(file, (then, then))
     row = call("cache").stderr.splitlines()[-1].split()
     assert row[:4] == ["features", "2", "files", "5.6"]
     assert row[4] in ("2020-09-13", "2020-09-14"), "the last use of any"
+    with open_feature_array("c", (1000, 700)) as array:
+        array.finish_rows(10)
+        assert "unfinished features" in call("cache", "--clear").stderr, "in use"
+    assert call("cache").stderr.splitlines()[-1].split()[:5] == ["unfinished", "features", "1", "file", "2.8"]
     open_image_cache(sorted(map(str, toy_folder.glob("*/*.png"))), 48)
-    assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "features"]
-    assert re.search(r"freed [56]\.\d MB\n", call("cache", "--clear").stderr)
+    assert [line.split()[0] for line in call("cache").stderr.splitlines()] == ["size", "48", "unfinished"]
+    assert re.search(r"freed [23]\.\d MB\n", call("cache", "--clear").stderr)
     assert "the cache is empty" in call("cache").stderr
     assert not (tmp_path / "fastcxr" / "features").exists()
+
+
+def test_embed_writes_a_row_for_each_readable_image(call, finished, tmp_path):
+    run, data, _ = finished
+    (tmp_path / "new").mkdir()
+    for file in sorted((data / "haze").glob("*.png"))[:3]:
+        (tmp_path / "new" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "new" / "broken.png").write_bytes(b"no image")
+    done = call("embed", run, "new", "--to", "features.npz", where=tmp_path)
+    assert done.returncode == 2, "one file could not be read"
+    assert done.stdout == "features.npz\n"
+    assert "broken.png" in done.stderr and "3 rows with vectors of " in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith("written to features.npz, 1 unreadable")
+    document = json.loads(call("embed", run, "new", "--to", "features.npz", "--json").stdout)
+    counts = [document[name] for name in ("file", "n_images", "n_unreadable")]
+    assert counts == ["features.npz", 3, 1] and [one["path"] for one in document["unreadable"]] == ["broken.png"]
+    assert document["metadata"]["run"] == "run" and document["metadata"]["dimension"] == document["n_features"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["no_such_network", "toys", "--to", "x.npz"], "unknown backbone 'no_such_network'"),
+        (["resnet18", "--to", "x.npz"], "no images given"),
+        (["resnet18", "toys", "--to", "x.csv"], "does not end in .parquet or .npz"),
+        (["resnet18", "toys"], "--to has no value"),
+        ([], "Example: fastcxr embed rad-dino my_xrays --to"),
+    ],
+)
+def test_an_invalid_embed_command_is_an_error_of_one_line(call, toy_folder, words, text):
+    done = call("embed", *words, where=toy_folder.parent)
+    assert done.returncode == 64 or "no images" in text
+    assert text in done.stderr.splitlines()[-1]

@@ -123,7 +123,7 @@ def test_the_feature_pass_continues_with_smaller_batches(toy_manifest, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "found"))
     monkeypatch.setattr("fastcxr.training.feature_cache.normalize", normalize_few)
     found = fit(toy_manifest)[0].fastcxr.fitted_probe.cache.features
-    assert_identical(found, expected, cpu_tolerance=1e-5)
+    assert_identical(np.stack(found), np.stack(expected), cpu_tolerance=1e-5)
     assert len(list_warnings(caplog)) == 1
 
 

@@ -128,7 +128,7 @@ def test_cached_features_of_some_files_are_a_copy_without_the_others(learner, ma
     found, n_features = module.read_cached_features(learner, files, stage_channels), sum(stage_channels.values())
     np.testing.assert_array_equal(found, bank.features[0][bank.find_rows(files)][:, :n_features])
     assert found.base is None or found.base.size == 3 * n_features
-    assert not np.shares_memory(found, bank.features)
+    assert not np.shares_memory(found, bank.features[0])
 
 
 def test_a_loaded_ood_detector_has_the_same_scores(learner, folder, many_toys):

@@ -39,7 +39,7 @@ def uneven(toy_manifest):
 
 def standardize(cache, split):
     """Return standardized features of all views and class numbers, computed without the head."""
-    rows = np.concatenate([cache.features[view, split.rows] for view in range(len(cache.features))]).astype(np.float64)
+    rows = np.concatenate([cache.features[view][split.rows] for view in range(len(cache.features))]).astype(np.float64)
     scaled = (rows - rows.mean(axis=0)) / np.maximum(rows.std(axis=0), feature_split.MIN_DEVIATION)
     return scaled, np.tile(split.labels.cpu().numpy(), len(cache.features))
 
@@ -190,7 +190,7 @@ def test_the_final_head_is_refitted_on_training_and_validation_images(toy_manife
     splits = [make_feature_split(loader, cache) for loader in learner.dls]
     x, _ = standardize(cache, splits[0])
     both = splits[0].concat(splits[1])
-    rows = np.concatenate([cache.features[view, both.rows] for view in range(2)]).astype(np.float64)
+    rows = np.concatenate([cache.features[view][both.rows] for view in range(2)]).astype(np.float64)
     rows = (rows - learner.model.fc.mean.cpu().numpy()) / learner.model.fc.std.cpu().numpy()
     model = LogisticRegression(C=1 / (0.3 * 48), max_iter=10_000, tol=1e-9).fit(rows, np.tile(both.labels.cpu(), 2))
     linear = find_head(learner.model).linear
@@ -280,10 +280,7 @@ class CountingFeatures:
     """Features of one view that count read operations."""
 
     def __init__(self, features):
-        self.array, self.shape, self.reads = features[None], features[None].shape, 0
-
-    def __len__(self):
-        return len(self.array)
+        self.array, self.shape, self.reads = features, features.shape, 0
 
     def __getitem__(self, key):
         self.reads += 1
@@ -294,11 +291,11 @@ def make_random_split(rows=60, features=5, offset=0.0):
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 3, rows))
     values = (rng.normal(size=(rows, features)) + np.eye(3, features)[labels] + offset).astype(np.float32)
-    return feature_split.FeatureSplit(CountingFeatures(values), np.arange(rows), labels, torch.ones(rows))
+    return feature_split.FeatureSplit((CountingFeatures(values),), np.arange(rows), labels, torch.ones(rows))
 
 
 def make_random_head(split):
-    width = split.features.shape[2]
+    width = split.features[0].shape[1]
     return SimpleNamespace(linear=torch.nn.Linear(width, 3), mean=torch.zeros(width), std=torch.ones(width))
 
 
@@ -313,7 +310,7 @@ def test_a_fit_reads_features_once_if_they_fit_into_memory(monkeypatch, memory):
     monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", memory)
     split = make_random_split()
     fit_random_split(split)
-    assert split.features.reads == 2 * 8, "8 chunks each for training and validation"
+    assert split.features[0].reads == 2 * 8, "8 chunks each for training and validation"
 
 
 def test_each_pass_over_features_on_disk_serves_all_penalties(monkeypatch):
@@ -323,7 +320,7 @@ def test_each_pass_over_features_on_disk_serves_all_penalties(monkeypatch):
         monkeypatch.setattr(linear_probe, "L2_STRENGTHS", strengths)
         split = make_random_split()
         fit_random_split(split)
-        reads[len(strengths)] = split.features.reads
+        reads[len(strengths)] = split.features[0].reads
     assert reads[4] <= 1.5 * reads[1]
 
 
@@ -344,7 +341,7 @@ def test_a_fit_converges_without_reaching_the_limit_of_evaluations(monkeypatch):
     rng = np.random.default_rng(0)
     split = make_random_split(rows=400, features=80)
     common = rng.normal(size=(400, 1)).astype(np.float32)
-    split.features.array[0] += 5 * common * (np.arange(80) < 40) + 100 * (np.arange(80) == 7)
+    split.features[0].array += 5 * common * (np.arange(80) < 40) + 100 * (np.arange(80) == 7)
     head = make_random_head(split)
     linear_probe.set_standardization(head, split)
     bars = []
@@ -352,7 +349,7 @@ def test_a_fit_converges_without_reaching_the_limit_of_evaluations(monkeypatch):
     l2, loss = (1.0, 0.01), LabelSmoothingCrossEntropy(0.0)
     weights = linear_probe.fit_lbfgs(torch.zeros(2, 3, 81), head, split, loss, l2, bar)
     assert len(bars) <= 60, "without scaling along the principal axes there are more than 100"
-    x, y = (torch.from_numpy(split.features.array[0]).double() - head.mean) / head.std, split.labels
+    x, y = (torch.from_numpy(split.features[0].array).double() - head.mean) / head.std, split.labels
     for weight, penalty in zip(weights.double(), l2, strict=True):
         weight.requires_grad_()
         losses = torch.nn.functional.cross_entropy(x @ weight[:, :-1].T + weight[:, -1], y)
@@ -368,7 +365,7 @@ def test_half_precision_in_memory_gives_nearly_the_same_fit(monkeypatch):
         split = make_random_split(offset=300.0)  # half precision without centring rounds these to multiples of 0.25
         fits.append(fit_random_split(split))
     single, half, uncached = fits
-    assert single.weight.equal(uncached.weight) and split.features.reads > 100
+    assert single.weight.equal(uncached.weight) and split.features[0].reads > 100
     torch.testing.assert_close(half.weight, single.weight, atol=5e-3, rtol=0)
     assert not half.weight.equal(single.weight)
 

@@ -233,20 +233,22 @@ def test_a_warning_of_some_folds_is_prefixed_with_their_names():
 def test_without_a_cache_all_folds_share_one_decoding_and_one_pass_for_each_type_of_features(
     toy_folder, tmp_path, temporary, monkeypatch
 ):
-    decoded, looked, read, fill = [], [], index.read_open_image, feature_cache.fill_feature_cache
+    decoded, passes, read, fill = [], [], index.read_open_image, feature_cache.fill_feature_cache
     compared, extract = [], overlap.extract_features
     monkeypatch.setattr(
         overlap, "extract_features", lambda *given: (compared.append(len(given[0])), extract(*given))[1]
     )
     monkeypatch.setattr(index, "read_open_image", lambda *asked: (decoded.append(asked[1]), read(*asked))[1])
     monkeypatch.setattr(
-        feature_cache, "fill_feature_cache", lambda found, *rest: (looked.append(len(found[0])), fill(found, *rest))
+        feature_cache,
+        "fill_feature_cache",
+        lambda given, *rest: (passes.append(len(given[0].values)), fill(given, *rest)),
     )
     monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
     recipe = Recipe(NAME, data=str(toy_folder), weights="none", image_size=64, strategy="linear_probe", folds=2)
     cross_validate(recipe, tmp_path / "run")
     assert len(decoded) == len(set(decoded)) == 30
-    assert looked == compared == [30]
+    assert passes == compared == [30]
     features = [(tmp_path / "run" / f"fold-{fold}" / "features.npz").read_bytes() for fold in (1, 2)]
     assert features[0] == features[1]
 

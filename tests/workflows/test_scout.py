@@ -6,6 +6,7 @@ import pytest
 import timm
 from rich.console import Console
 from safetensors.torch import save_file
+from tiny_network import NAME
 from toy_images import write_toys
 
 from fastcxr.cli.main import main
@@ -16,6 +17,10 @@ from fastcxr.errors import InputMissingError, RecipeError, TrainingError
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, find_image_size
 from fastcxr.progress.base import Progress
+from fastcxr.training import feature_cache
+from fastcxr.training.feature_cache import make_feature_cache
+from fastcxr.training.learner import make_learner
+from fastcxr.training.loaders import make_loaders
 from fastcxr.workflows.scout import (
     MIN_CLASS_IMAGES,
     N_SAMPLE_IMAGES,
@@ -246,6 +251,16 @@ def test_a_large_dataset_is_sampled_by_class_with_a_minimum_per_class():
     counts = sample_manifest(table, Recipe())["label"].value_counts()
     assert counts["common"] == round(3000 * N_SAMPLE_IMAGES / 3040)
     assert counts["rare"] == MIN_CLASS_IMAGES
+
+
+def test_a_dataset_that_needs_no_sample_shares_its_features_with_a_training(toy_manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = Recipe(NAME, weights="none", image_size=64, strategy="linear_probe", precision="fp32", device="cpu")
+    learner = make_candidate_learner(recipe, sample_manifest(toy_manifest, recipe), Progress())
+    expected = make_feature_cache(learner, recipe, Progress())
+    monkeypatch.setattr(feature_cache, "fill_feature_cache", None)
+    found = make_feature_cache(make_learner(make_loaders(toy_manifest, recipe), recipe), recipe, Progress())
+    assert np.array_equal(found.features, expected.features)
 
 
 def test_weights_of_a_backbone_that_is_not_listed_are_rejected(tmp_path):
