@@ -92,7 +92,8 @@ class CheckpointCallback(Callback):
 
     def validate_groups(self, optimizer_state: dict[str, Any]) -> None:
         """Raise ModelError for an optimizer with other layer groups, as transformers had in earlier versions."""
-        n_saved, n_groups = len(optimizer_state["hypers"]), len(self.opt.hypers)
+        saved_groups = optimizer_state.get("hypers") or optimizer_state["param_groups"]  # fastai's names or torch's
+        n_saved, n_groups = len(saved_groups), len(self.opt.hypers)
         if n_saved != n_groups:
             fix = "Resume with the fastcxr version that started the run, or choose another `folder` for a new run"
             raise ModelError(f"the checkpoint has {n_saved} layer groups, expected {n_groups}", fix, code="E303")
