@@ -177,7 +177,7 @@ def explain(
 
 
 @app.command(
-    group=MODELS, synonym=COMMAND_SYNONYMS["embed"], usage="Usage: fastcxr embed MODEL DATA... --to FILE [OPTIONS]"
+    group=MODELS, synonym=COMMAND_SYNONYMS["embed"], usage="Usage: fastcxr embed MODEL DATA... --to FEATURES [OPTIONS]"
 )
 def embed(
     model: str,

@@ -32,7 +32,7 @@ OPTIONAL_PATTERN = re.compile(r"\[.*?\]")  # in the usage of a command
 EXAMPLE_VALUES = {
     "FOLDER": "runs/first", "RUN": "runs/first", "IMAGES...": "image.png", "DATA": "my_xrays", "DATA...": "my_xrays",
     "FILE": "my_xrays.h5", "SCRIPT": "recipes/rachha2020.py", "VARIANT": "resnet101",
-    "MODEL": "rad-dino",
+    "MODEL": "rad-dino", "FEATURES": "features.parquet",
 }  # fmt: skip
 COMMAND_SYNONYMS = {
     "train": ("fit", "finetune", "fine-tune", "learn"),
