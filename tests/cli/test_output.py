@@ -49,7 +49,7 @@ COMMANDS = {
     "predict": (["predict", "run", "toys"], {"n_classified", "n_unreadable", "n_ood", "predictions"}),
     "explain": (["explain", "run", "toys/haze"], {"folder", "report", "n_unreadable", "maps"}),
     "pack": (["pack", "toys", "--to", "c.h5"], {"file", "n_bytes", "n_images"}),
-    "cache": (["cache"], {"folder", "images", "features"}),
+    "cache": (["cache"], {"folder", "images", "features", "unfinished_features"}),
 }
 
 
