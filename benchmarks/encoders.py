@@ -20,6 +20,7 @@ import torch
 from common import get_processor_seconds, make_parser, parse_or_measure, run_in_subprocess
 from torch import nn
 
+from fastcxr.io.cpus import count_cpus
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.cpu_fusion import fuse_for_inference
 from fastcxr.models.devices import find_device, read_clock
@@ -78,7 +79,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=count_cpus())
     names = parse_or_measure(parser, ENCODERS, measure).names
     device = find_device("auto")
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

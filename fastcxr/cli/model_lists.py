@@ -76,7 +76,7 @@ def format_encoder(facts: Mapping[str, Any]) -> Iterator[str]:
         "std": [_format_fact(facts["normalization"], _format_channels(normalization.get("std", ())))],
         "interpolation": [
             _format_fact(facts["interpolation"], str(facts["interpolation"]["value"])),
-            "fastcxr resizes with an antialiased bilinear filter",
+            "fastcxr pads to a square, and resizes with an antialiased bilinear filter",
         ],
         "licence": [_format_fact(facts["licence"], str(facts["licence"]["value"]))],
         "access": [_format_fact(facts["access"], ACCESS_TEXTS.get(access, ""))],

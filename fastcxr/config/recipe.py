@@ -46,7 +46,7 @@ class Recipe:
 
     backbone: str = option(
         "mobilenetv2_100", help="timm or torchvision name, torchvision:NAME, or a chest encoder, as rad-dino (see "
-        "fastcxr models --chest)",
+        "fastcxr models)",
         group="Model", common=True, kw_only=False,
     )  # fmt: skip
 

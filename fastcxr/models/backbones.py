@@ -117,7 +117,8 @@ def make_network(
     if backbone.library == "chest" and weights != "none":
         _load_encoder_weights(network, ENCODERS[backbone.name], weights, image_size)
     elif weights not in ("pretrained", "none"):
-        load_weights(network, weights)
+        layout = load_weights(network, weights).layout
+        _warn_of_encoder_pixels(backbone, layout, image_size)
     return network
 
 
@@ -251,6 +252,16 @@ def _load_encoder_weights(network: nn.Module, encoder: Encoder, weights: str, im
     if not weights.startswith(XRV_PREFIX):
         validate_pixels(encoder, find_weights_file(weights))
     load_weights(network, weights)
+
+
+def _warn_of_encoder_pixels(backbone: Backbone, layout: str | None, image_size: int) -> None:
+    """Warn if the file may hold the weights of an encoder, whose pixels the plain name of its network does not have."""
+    names = [one.name for one in ENCODERS.values() if (one.architecture, one.layout) == (backbone.name, layout)]
+    if backbone.library == "timm" and layout and names:
+        text = (
+            "the images have %d px, mean %g and std %g; if these are the weights of %s, pass its name as the backbone"
+        )
+        log.warning(text, image_size, backbone.mean[0], backbone.std[0], " or ".join(names))
 
 
 def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:

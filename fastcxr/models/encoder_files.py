@@ -94,11 +94,16 @@ def describe_pixels(encoder: Encoder, image_size: int) -> list[str]:
     """Return what a user should know about the input: another size, or pixels that were not read on their page."""
     lines = []
     if image_size != encoder.image_size:
+        was_read = "image_size" in encoder.read_on
+        origin = (
+            f"was trained at {encoder.image_size} px" if was_read else f"is used at {encoder.image_size} px by default"
+        )
         resampled = ", its position embeddings are resampled" if encoder.is_transformer else ""
-        lines.append(f"{encoder.name} was trained at {encoder.image_size} px, here {image_size} px{resampled}")
+        lines.append(f"{encoder.name} {origin.format(encoder.image_size)}, here {image_size} px{resampled}")
     if unread := [name for name in ("image_size", "normalization") if name not in encoder.read_on]:
         names = " and ".join(name.replace("_", " ") for name in unread)
-        lines.append(f"{names} of {encoder.name} were not read on a page of its authors: compare with {encoder.page}")
+        verb = "were" if len(unread) > 1 else "was"
+        lines.append(f"{names} of {encoder.name} {verb} not read on a page of its authors: compare with {encoder.page}")
     return lines
 
 

@@ -1,7 +1,7 @@
 """Encoders that were trained on chest radiographs: one table of their weights, networks, pixels and licences.
 
-A fact of the table is shown only if it was read on its page (`read_on`, READ_DATE). The other values are used, and
-shown as "see PAGE".
+A fact of the table is shown only if it was read (`read_on`, READ_DATE). The other values are used, and shown as
+"see PAGE".
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ XRV_FILE_PREFIXES = {"all": "nih-pc-chex-mimic_ch-google-openi-kaggle", "rsna": 
 XRV_DENSENET_FILE = "{}-densenet121-d121-tw-lr001-rot45-tr15-sc15-seed0-best.pt"
 XRV_RESNET_FILE = "pc-nih-rsna-siim-vin-resnet50-test512-e400-state.pt"
 CHEST_PREFIX = "chest:"  # of a name that is an encoder
-READ_DATE = "26 November 2026"
+READ_DATE = "26 and 27 November 2026"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RAD_DINO_MEAN, RAD_DINO_STD = (0.5307,) * 3, (0.2583,) * 3
@@ -34,7 +34,10 @@ RAYDINO_PAGE = "https://ai.meta.com/resources/models-and-libraries/raydino-downl
 RAYDINO_README = "https://github.com/facebookresearch/dinov2"
 MEDICAL_MAE_PAGE, XRV_PAGE = "https://github.com/lambert-x/medical_mae", "https://pypi.org/project/torchxrayvision"
 EVA_X_PAGE, ARK_PAGE = "https://github.com/hustvl/EVA-X", "https://github.com/jlianglab/Ark"
-CHEXFOUND_PAGE = "https://github.com/RPIDIAL/CheXFound"
+CHEXFOUND_PAGE, CHEXNET_PAGE = "https://github.com/RPIDIAL/CheXFound", "https://github.com/arnoweng/CheXNet"
+RAD_DINO_PAGE = "https://huggingface.co/microsoft/rad-dino"
+BIOMEDCLIP_REPO = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+USER_PROGRAM = "a public program of other authors that uses these weights"
 EIGHT_ENCODERS = "mean AUROC of 7 classes, adapters on frozen encoders, 8,842 radiographs"
 
 
@@ -69,7 +72,8 @@ class Encoder:
         interpolation: filter of the resizing in pretraining. fastcxr resizes with an antialiased bilinear filter.
         licence: licence of the weights, empty if it was not read.
         citation: the study.
-        read_on: page of each fact that was read: licence, access, image_size, normalization, interpolation.
+        read_on: where each fact was read: licence, access, image_size, normalization, interpolation. A page, or a
+            description if it is not a page of the authors.
         reported: figures of studies.
     """
 
@@ -113,7 +117,8 @@ def _make_eva_x(size: str, name: str, **options: Any) -> Encoder:
         features="patch_mean", layout="EVA-02", mean=CHEST_MEAN, std=CHEST_STD,
         licence="MIT (badge of the README; the repository has no LICENSE file)",
         citation="EVA-X, npj Digital Medicine 2025",
-        read_on=dict.fromkeys(("licence", "access", "image_size", "normalization"), EVA_X_PAGE),
+        read_on=dict.fromkeys(("licence", "access", "image_size"), EVA_X_PAGE)
+        | {"normalization": f"{EVA_X_PAGE} (custom_transforms.py; augment.py has that of ImageNet)"},
         reported=tuple(Reported(f"{figure}: {text}", EVA_X_PAGE) for figure, text in zip(reported, texts, strict=True)
                        if figure),
     )  # fmt: skip
@@ -135,7 +140,7 @@ def _make_medical_mae(size: str, architecture: str, figures: str | None, **optio
         features="patch_mean" if is_transformer else "pooled", layout="MAE" if is_transformer else "timm",
         mean=CHEST_MEAN, std=CHEST_STD, licence="Apache-2.0",
         citation="Medical MAE, arXiv:2210.12843",
-        read_on=dict.fromkeys(("licence", "image_size"), MEDICAL_MAE_PAGE),
+        read_on={"licence": MEDICAL_MAE_PAGE},
         reported=(Reported(figures, MEDICAL_MAE_PAGE),) if figures else (),
     )  # fmt: skip
 
@@ -156,8 +161,8 @@ def _make_xrv(name: str) -> Encoder:
 _ENCODERS = (
     _make_rad_dino(
         "rad-dino", "RAD-DINO, arXiv:2401.10815", licence="MIT (model card; MSRLA in revisions of 2024)",
-        read_on=dict.fromkeys(("licence", "access", "image_size", "normalization"),
-                              "https://huggingface.co/microsoft/rad-dino"),
+        read_on={"licence": RAD_DINO_PAGE, "access": RAD_DINO_PAGE, "normalization": USER_PROGRAM,
+                 "image_size": f"{RAD_DINO_PAGE} (37 x 37 patches of 14 px)"},
         reported=(Reported(f".907 to .911: {EIGHT_ENCODERS}", "arXiv:2505.10823"),),
     ),
     _make_rad_dino("rad-dino-maira-2", "RAD-DINO, arXiv:2401.10815; trained on more data"),
@@ -197,11 +202,11 @@ _ENCODERS = (
         reported=(Reported(f".910: {EIGHT_ENCODERS} (MLP)", "arXiv:2505.10823"),),
     ),
     Encoder(
-        name="biomedclip", page="https://huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-        repo="microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224", file="open_clip_pytorch_model.bin",
-        access="open", architecture="vit_base_patch16_224", layout="open_clip", mean=CLIP_MEAN, std=CLIP_STD,
+        name="biomedclip", page=f"https://huggingface.co/{BIOMEDCLIP_REPO}", repo=BIOMEDCLIP_REPO,
+        file="open_clip_pytorch_model.bin", access="open", architecture="vit_base_patch16_224", layout="open_clip",
+        mean=CLIP_MEAN, std=CLIP_STD,
         citation="BiomedCLIP, arXiv:2303.00915",
-        read_on={"image_size": "https://huggingface.co/microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"},
+        read_on={"image_size": "the name of the repository"},
         reported=(Reported(f".828 to .830: {EIGHT_ENCODERS}", "arXiv:2505.10823"),),
     ),
     Encoder(
@@ -215,10 +220,11 @@ _ENCODERS = (
         name="xray-dino", page=RAYDINO_PAGE, file="xray_dino_vitl16_pretrained-ad31c2b0.pth",
         architecture="vit_large_patch14_dinov2", options={"patch_size": 16}, features="both", layout="DINOv2",
         image_size=512, licence="FAIR Noncommercial Research", citation="XRay-DINO, facebookresearch/dinov2",
-        read_on=dict.fromkeys(("licence", "access", "image_size", "normalization"), RAYDINO_README),
+        read_on=dict.fromkeys(("licence", "access", "image_size"), RAYDINO_README)
+        | {"normalization": USER_PROGRAM},
     ),
     Encoder(
-        name="chexnet", page="https://github.com/arnoweng/CheXNet", file="model.pth.tar", architecture="densenet121",
+        name="chexnet", page=CHEXNET_PAGE, file="model.pth.tar", architecture="densenet121",
         features="pooled", layout="CheXNet", citation="CheXNet, arXiv:1711.05225",
         read_on={"image_size": "https://arxiv.org/abs/1711.05225"},
     ),
@@ -240,8 +246,8 @@ def find_image_size(recipe: Recipe) -> int:
     if encoder is None:
         return recipe.image_size
     if recipe.weights != "none" and (reason := find_size_problem(encoder, recipe.image_size)):
-        problem = f"{encoder.name} was trained at {encoder.image_size} px and cannot be used at {recipe.image_size} px"
-        raise RecipeError(f"{problem}: {reason}", "Leave `image_size` out to use the size of its weights")
+        problem = f"the weights of {encoder.name} cannot be used at {recipe.image_size} px: {reason}"
+        raise RecipeError(problem, f"Leave `image_size` out to use {encoder.image_size} px")
     return recipe.image_size
 
 

@@ -24,8 +24,8 @@ HUGGING_FACE = "Hugging Face "  # before the name of a layout that is published 
 LEGACY_KEY_PATTERN = re.compile(r"\b(norm|conv)\.([12])\.")
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
-    """Load weights from a file or from torchxrayvision (xrv:NAME) into `network`, in place.
+def load_weights(network: nn.Module, path: str | Path) -> Converted:
+    """Load weights from a file or from torchxrayvision (xrv:NAME) into `network`, in place; return what was found.
 
     The file may have another layout (see convert_state). Layers of the head with other names or shapes keep their
     initial values. Raise WeightsError with the keys for every other mismatch, and for NaN or infinite values.
@@ -53,6 +53,7 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     if dropped:
         text = "weights loaded from %s; the head is new, because that of the file differs (outputs: %s)"
         log.info(text, Path(path).name, ", ".join(map(str, n_outputs)) or "unknown")
+    return converted
 
 
 def _convert(tensors: State, network: nn.Module, path: str | Path) -> Converted:

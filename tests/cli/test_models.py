@@ -155,7 +155,9 @@ def test_the_exact_name_of_an_encoder_shows_its_facts_and_the_command_that_train
     assert (facts["image size"], facts["mean"], facts["std"]) == ("518 px", "0.5307", "0.2583")
     assert facts["licence"].startswith("MIT") and facts["access"].startswith("open")
     assert facts["interpolation"].startswith("see https://huggingface.co/microsoft/rad-dino") and "bicubic" not in text
-    assert facts["read on"].startswith("https://huggingface.co/microsoft/rad-dino (26 November 2026: licence, access")
+    assert facts["read on"].startswith(
+        "https://huggingface.co/microsoft/rad-dino (26 and 27 November 2026: licence, access"
+    )
     assert facts["reported"].endswith("(arXiv:2505.10823)")
     assert "  fastcxr train rad-dino --data DIR\n" in text
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -193,7 +195,7 @@ def describe(name: str) -> dict:
 def test_the_facts_of_an_encoder_are_a_json_document(call):
     facts = json.loads(call("models", "medsiglip", "--json").stdout)
     assert facts["normalization"] == {"value": None, "page": ENCODERS["medsiglip"].page, "read": None}
-    assert facts["access"]["value"] == "gated" and facts["access"]["read"] == "26 November 2026"
+    assert facts["access"]["value"] == "gated" and facts["access"]["read"] == "26 and 27 November 2026"
     assert facts["train"][0] == "fastcxr train medsiglip --data DIR"
     rows = json.loads(call("models", "--chest", "--json").stdout)
     assert [row["name"] for row in rows] == list(ENCODERS) and rows[0]["native_size"] == 518

@@ -18,6 +18,7 @@ from fastcxr.models.preprocessing import InputSpec, normalize
 from fastcxr.training.learner import validate_model_options
 
 GRAY = 128
+SAME_NETWORKS = [name for name in ENCODERS if name.startswith("densenet121-res224-") and not name.endswith("-all")]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(encoder_files.urllib.request, "getproxies", dict)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in SAME_NETWORKS])
 def test_the_network_of_an_encoder_has_its_input_and_a_new_head(name):
     encoder = ENCODERS[name]
     backbone = find_backbone(name, "none")
@@ -93,7 +94,19 @@ def test_facts_that_were_not_read_are_not_shown():
     assert "licence MIT" in describe_terms(ENCODERS["rad-dino"]) and "not gated" in describe_terms(ENCODERS["rad-dino"])
     assert describe_pixels(ENCODERS["rad-dino"], 518) == []
     assert "normalization of medsiglip" in describe_pixels(ENCODERS["medsiglip"], 448)[0]
-    assert "resampled" in describe_pixels(ENCODERS["rad-dino"], 224)[0]
+    assert describe_pixels(ENCODERS["rad-dino"], 224)[0].startswith("rad-dino was trained at 518 px, here 224 px")
+    assert describe_pixels(ENCODERS["chexzero"], 96)[0].startswith("chexzero is used at 224 px by default, here 96 px")
+    assert "normalization of chexnet was not read" in describe_pixels(ENCODERS["chexnet"], 224)[0]
+
+
+def test_the_file_of_an_encoder_under_the_name_of_its_network_is_a_warning(tmp_path, caplog):
+    file = tmp_path / "mae.pth"
+    torch.manual_seed(0)
+    state = make_encoder_network(ENCODERS["medical-mae-small"], 2, 224).state_dict()
+    encoder_state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    torch.save({"model": encoder_state | {"decoder_embed.weight": torch.zeros(8, 384)}}, file)
+    make_network(find_backbone("vit_small_patch16_224", str(file)), 2, str(file), 224)
+    assert "pass its name as the backbone" in caplog.text and "medical-mae-small" in caplog.text
 
 
 @pytest.mark.usefixtures("no_network")
