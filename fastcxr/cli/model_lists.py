@@ -65,7 +65,7 @@ def format_encoder(facts: Mapping[str, Any]) -> Iterator[str]:
         "hub id": [facts["repo"] or "none"],
         "file": [facts["file"] or f"see {facts['page']}"],
         "layout": [f"{facts['layout']} (names of the tensors in the file)"],
-        "cached": [facts["cached"] or "no"],
+        "cached": [facts["cached_file"] or "no"],
         "network": [f"{facts['architecture']} of timm" + (f" with {options}" if options else "")],
         "parameters": [f"{_format_parameters(facts['parameters'])} without a head"],
         "features": [f"{FEATURE_TEXTS[facts['features']]}: input of the head"],

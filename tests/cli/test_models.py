@@ -197,6 +197,8 @@ def test_the_facts_of_an_encoder_are_a_json_document(call):
     assert facts["train"][0] == "fastcxr train medsiglip --data DIR"
     rows = json.loads(call("models", "--chest", "--json").stdout)
     assert [row["name"] for row in rows] == list(ENCODERS) and rows[0]["native_size"] == 518
+    row = next(row for row in rows if row["name"] == "medsiglip")
+    assert facts["cached"] is row["cached"] and bool(facts["cached_file"]) == facts["cached"]
 
 
 def test_the_exact_name_of_a_network_of_timm_is_a_list(call):
