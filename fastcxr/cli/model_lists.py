@@ -1,10 +1,11 @@
 """Lines of `fastcxr models`: the list of backbones, the list of chest encoders, and all facts of one encoder."""
 
+import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-TERMINAL_WIDTH = 80  # characters
+MAX_WIDTH = 80  # characters of a line
 LABEL_WIDTH = 16  # characters, of the names of facts
 ACCESS_TEXTS = {
     "open": "open: fastcxr downloads the file",
@@ -65,7 +66,7 @@ def format_encoder(facts: Mapping[str, Any]) -> Iterator[str]:
         "hub id": [facts["repo"] or "none"],
         "file": [facts["file"] or f"see {facts['page']}"],
         "layout": [f"{facts['layout']} (names of the tensors in the file)"],
-        "cached": [facts["cached"] or "no"],
+        "cached": [facts["cached_file"] or "no"],
         "network": [f"{facts['architecture']} of timm" + (f" with {options}" if options else "")],
         "parameters": [f"{_format_parameters(facts['parameters'])} without a head"],
         "features": [f"{FEATURE_TEXTS[facts['features']]}: input of the head"],
@@ -124,9 +125,9 @@ def _format_parameters(n: int) -> str:
 
 
 def _wrap(label: str, text: str) -> list[str]:
-    """Return a fact as lines of at most 80 characters, except where an address or a file name is longer."""
-    indent = " " * (LABEL_WIDTH + 2)
+    """Return a fact as lines that fit the terminal, except where an address or a file name is longer."""
+    indent, width = " " * (LABEL_WIDTH + 2), min(MAX_WIDTH, shutil.get_terminal_size().columns)
     return textwrap.wrap(
-        text, TERMINAL_WIDTH, initial_indent=f"  {label:<{LABEL_WIDTH}}", subsequent_indent=indent,
+        text, width, initial_indent=f"  {label:<{LABEL_WIDTH}}", subsequent_indent=indent,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip

@@ -242,7 +242,12 @@ def models(pattern: str = "*", *, chest: bool = False) -> int:
     rows = iter(list_encoders(pattern)) if chest else list_backbones(pattern)
     first = next(rows, None)
     if first is None:
-        raise InputMissingError(f"no backbone matches {pattern!r}", "Pass a shorter part of the name")
+        from fastcxr.models.backbones import suggest_backbone
+
+        library, _, name = pattern.rpartition(":")
+        close = suggest_backbone(name, "chest" if chest else library)
+        fix = f"Did you mean {close!r}?" if close else "Pass a shorter part of the name"
+        raise InputMissingError(f"no backbone matches {pattern!r}", fix)
     if is_json():
         print_result(None, [first, *rows])
         return 0

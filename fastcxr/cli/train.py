@@ -18,8 +18,8 @@ from fastcxr.cli.app import (
     set_default_data,
 )
 from fastcxr.cli.launch import print_finished_run, start_training
-from fastcxr.cli.option_names import format_options
-from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, to_json_rows
+from fastcxr.cli.option_names import format_options, name_options
+from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning, to_json_rows
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe
@@ -131,7 +131,7 @@ def scout(
     out
         folder to create; default: runs/scout-DATA-NUMBER
     """
-    from fastcxr.workflows.scout import DEFAULT_BACKBONES, parse_weights, scout_encoders
+    from fastcxr.workflows.scout import DEFAULT_BACKBONES, TABLE_FILE, UNRANKED_FIX, parse_weights, scout_encoders
     from fastcxr.workflows.scout import scout as scout_backbones
 
     for name in backbones:
@@ -144,11 +144,13 @@ def scout(
     else:
         table = scout_backbones(recipe, backbones or DEFAULT_BACKBONES, weights_files, folder, progress)
     show_scout_table(console, table)
-    figure = folder / "scout.svg"
-    print_result(figure, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})
-    if table["auroc"].notna().any():
-        best = table["backbone"].iloc[0]
-        values = vars(options) | {"weights": weights_files.get(best, "pretrained")}
-        train_step = f"train the best: fastcxr train {best} {format_options(values)}"
-        print_next_steps(make_open_step(figure), train_step)
+    figure = folder / "scout.svg" if table["auroc"].notna().any() else None
+    print_result(figure or folder / TABLE_FILE, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})
+    if not figure:
+        print_warning(f"no candidate was ranked, only timed. {name_options(UNRANKED_FIX)}")
+        return 0
+    best = table["backbone"].iloc[0]
+    values = vars(options) | {"weights": weights_files.get(best, "pretrained")}
+    train_step = f"train the best: fastcxr train {best} {format_options(values)}"
+    print_next_steps(make_open_step(figure), train_step)
     return 0

@@ -168,7 +168,14 @@ def unknown_option_error(name: str, known: Iterable[str], owner: str) -> RecipeE
 
 def unknown_name_error(name: str, known: Iterable[str], prefix: str) -> RecipeError:
     """Return the error for an unknown name, with the most similar known name in the fix."""
+    known_names = list(known)
+    close = find_similar_name(name, known_names)
+    fix = f"Did you mean {close!r}?" if close else f"Choose from {', '.join(known_names)}"
+    return RecipeError(f"{prefix} {name!r}", fix)
+
+
+def find_similar_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the most similar known name, without regard to upper and lower case, or None."""
     known_names = {text.lower(): text for text in known}
     close = get_close_matches(name.lower(), known_names, n=1)
-    fix = f"Did you mean {known_names[close[0]]!r}?" if close else f"Choose from {', '.join(known_names.values())}"
-    return RecipeError(f"{prefix} {name!r}", fix)
+    return known_names[close[0]] if close else None

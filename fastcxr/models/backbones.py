@@ -5,7 +5,6 @@ import socket
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlparse
@@ -18,6 +17,7 @@ from huggingface_hub.constants import ENDPOINT
 from timm.models import PretrainedCfg, get_pretrained_cfg, list_pretrained
 from torch import nn
 
+from fastcxr.config.fields import find_similar_name
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
 from fastcxr.models import baseline_cnn
@@ -222,7 +222,8 @@ def _adapt_to_xrv_weights(backbone: Backbone, weights: str) -> Backbone:
     return replace(backbone, tag=None, native_size=size, mean=XRV_MEAN, std=XRV_STD, url=None)
 
 
-def _make_unknown_name_error(name: str, library: str) -> RecipeError:
+def suggest_backbone(name: str, library: str = "") -> str | None:
+    """Return the most similar name of a backbone of one library, or of all libraries, or None."""
     names = {
         "chest": ENCODERS.keys,
         "timm": timm.list_models,
@@ -230,11 +231,15 @@ def _make_unknown_name_error(name: str, library: str) -> RecipeError:
         "fastcxr": FASTCXR_BACKBONES.keys,
     }
     known_names = [known for owner, list_names in names.items() if library in ("", owner) for known in list_names()]
-    close = get_close_matches(name, known_names, n=1) or get_close_matches(f"{name}_100", known_names, n=1)
+    return find_similar_name(name, known_names) or find_similar_name(f"{name}_100", known_names)
+
+
+def _make_unknown_name_error(name: str, library: str) -> RecipeError:
+    close = suggest_backbone(name, library)
     problem = f"unknown backbone {name!r}" + (f" in {library}" if library else "")
     if not close:
         return RecipeError(problem, "Run `fastcxr models` for a list")
-    return RecipeError(problem, f"Did you mean {close[0]!r}? Run `fastcxr models '*{name[:8]}*'` for similar names")
+    return RecipeError(problem, f"Did you mean {close!r}? Run `fastcxr models '*{close[:8]}*'` for similar names")
 
 
 def _make_chest_network(backbone: Backbone, n_classes: int, image_size: int) -> nn.Module:

@@ -83,9 +83,10 @@ def describe_licence(encoder: Encoder) -> str:
 
 
 def describe_source(encoder: Encoder) -> str:
-    """Describe in a few words where the weights are: file and page, or the package that downloads them."""
+    """Describe in a few words how to get the weights: file and page, or the package that downloads them."""
     if encoder.access == "package":
-        return "torchxrayvision downloads it" if find_spec("torchxrayvision") else 'pip install "fastcxr[xrv]"'
+        is_installed = find_spec("torchxrayvision")
+        return "name it to download it" if is_installed else 'pip install "fastcxr[xrv]", then name it'
     verb = "accept the terms on" if encoder.access == "gated" else "get it from"
     return f"{encoder.file or 'the weights file'}: {verb} {encoder.page}"
 

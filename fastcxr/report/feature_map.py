@@ -27,6 +27,7 @@ from fastcxr.report.style import (
 )
 
 FIGURE_PREFIX = "feature_map_"
+MIN_SHARE_IMAGES = 30  # with fewer, the share of images like their nearest image has a wide confidence interval
 MAX_GROUPS = 10  # more groups in one panel are unreadable: the most frequent ones are shown, the others in gray
 UNSTATED, OTHERS = "not stated", "others"
 WIDTH, AXES_TOP, AXES_HEIGHT, MARGIN = 302, 20, 250, 7  # points; see scatter.svg.jinja
@@ -79,6 +80,9 @@ def describe_feature_map(record: RunRecord) -> str:
     if group:
         unit = "finding" if record.predictions.is_multi_label else "class"
         text += f" If points group by {group} and not by {unit}, the model can identify the {group} (a confounder)."
+    nearest = compute_nearest_share(table, table["label"])
+    if not nearest or nearest.n_images < MIN_SHARE_IMAGES:
+        return text
     return f"{text} Nearest image: the image of another patient with the most similar features."
 
 
@@ -94,7 +98,7 @@ def make_feature_map_figures(record: RunRecord) -> list[SvgFigure]:
         return []
     labels = record.labels
     names = name_main_findings(table["label"]) if is_multi_label else table["label"]
-    note = " An image with several findings counts for the most frequent one." if is_multi_label else ""
+    note = "An image with several findings counts for the most frequent one." if is_multi_label else ""
     panels = [_make_panel(table, names, labels, "finding" if is_multi_label else "class", note=note)]
     if column := find_group_column(table):
         names = table[column].replace("", UNSTATED)
@@ -109,11 +113,12 @@ def _make_panel(
 ) -> SvgFigure:
     groups = group_points(_scale(table[list(COORDINATES)].to_numpy(float)), names, order, first_number)
     counts = join_names([f"{group.name} {pluralize(len(group.points), 'image')}" for group in groups])
-    nearest, caption = compute_nearest_share(table, names), ""
-    if nearest:
+    nearest, caption = compute_nearest_share(table, names), note
+    if nearest and nearest.n_images >= MIN_SHARE_IMAGES:
         images = pluralize(nearest.n_images, "validation image")
         by_chance = f"{format_percent(nearest.chance)} expected by chance"
-        caption = f"Same {unit} as the nearest image: {format_percent(nearest.share)} of {images} ({by_chance}).{note}"
+        caption = f"Same {unit} as the nearest image: {format_percent(nearest.share)} of {images} ({by_chance}). {note}"
+    caption = caption.strip()
     description = f"Map of the features by {unit}: {counts}. {caption}".strip()
     return SvgFigure(
         FIGURE_PREFIX + unit, draw_map(groups, f"By {unit}", table["method"].iloc[0], description), caption

@@ -22,7 +22,8 @@ from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL, resolve_task
-from fastcxr.errors import require_type
+from fastcxr.errors import RecipeError, require_type
+from fastcxr.io.formatting import pluralize
 from fastcxr.models.backbones import (
     describe_backbone,
     describe_weights_choice,
@@ -37,6 +38,7 @@ from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, find_image_size
 from fastcxr.models.heads import head_config, set_output_bias
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.precision import forbid_tf32, keep_malloc_arenas, keep_stem_fp32, resolve_precision
+from fastcxr.models.preprocessing import InputSpec
 from fastcxr.models.state import LearnerState, get_loaders_state
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.callbacks import FitHistory
@@ -141,14 +143,36 @@ def make_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
 
     Raises:
         DataError: the batches of other DataLoaders do not fit the network.
-        RecipeError: unknown backbone or optimizer.
+        RecipeError: unknown backbone or optimizer, or loaders made for a backbone with other pixels.
         WeightsError: the weights cannot be loaded.
     """
     require_type("loaders", loaders, DataLoaders)
     require_type("recipe", recipe, Recipe)
+    if hasattr(loaders, "fastcxr"):
+        validate_input_spec(get_loaders_state(loaders).input_spec, recipe)
+    else:
+        validate_own_loaders(loaders, find_backbone(recipe.backbone, recipe.weights), recipe)
+    return build_learner(loaders, recipe)
+
+
+def validate_input_spec(input_spec: InputSpec, recipe: Recipe) -> None:
+    """Raise RecipeError if the loaders give other pixels than the recipe's backbone and weights expect."""
+    expected = make_input_spec(recipe)
+    if input_spec != expected:
+        given, wanted = _describe_input_spec(input_spec), _describe_input_spec(expected)
+        problem = f"the loaders give images of {given}, but {recipe.backbone} of the recipe expects {wanted}"
+        raise RecipeError(problem, "Make the loaders with this recipe: make_loaders(data, recipe)")
+
+
+def _describe_input_spec(input_spec: InputSpec) -> str:
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (input_spec.mean, input_spec.std))
+    channels = pluralize(len(input_spec.mean), "channel")
+    return f"{input_spec.image_size} px, {channels}, mean ({mean}) and std ({std})"
+
+
+def build_learner(loaders: DataLoaders, recipe: Recipe) -> Learner:
+    """Return the learner of make_learner without a check of the loaders, whose pixels a stored run can determine."""
     backbone = find_backbone(recipe.backbone, recipe.weights)
-    if not hasattr(loaders, "fastcxr"):
-        validate_own_loaders(loaders, backbone, recipe)
     task = find_task(loaders)
     options = resolve_task(recipe, task)
     weights_choice = describe_weights_choice(recipe.backbone, backbone, recipe.weights)

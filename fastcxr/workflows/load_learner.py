@@ -21,7 +21,7 @@ from fastcxr.models.bundle import Classifier, load_classifier
 from fastcxr.models.devices import find_device
 from fastcxr.models.model_json import read_model_json
 from fastcxr.models.state import LoadersState, make_no_images_error
-from fastcxr.training.learner import make_learner
+from fastcxr.training.learner import build_learner
 from fastcxr.training.loaders import make_datablock
 from fastcxr.workflows.load import read_recipe_manifest
 from fastcxr.workflows.run_state import IMAGE_KEY, read_run_config
@@ -79,7 +79,7 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
         loaders = make_empty_loaders(classifier, manifest, recipe)
     else:
         loaders = make_datablock(attach_files(manifest, data, recipe), recipe, classifier.input_spec).dataloaders()
-    learner = make_learner(loaders, recipe)
+    learner = build_learner(loaders, recipe)
     learner.model = classifier.network
     return learner
 

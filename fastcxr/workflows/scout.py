@@ -23,8 +23,9 @@ from fastcxr.data.findings import FINDING_PREFIX, is_multi_label, list_findings
 from fastcxr.data.label_options import find_uncertain_policy
 from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.splits import select_fold, split_into_folds
-from fastcxr.errors import RecipeError, TrainingError, WeightsError
+from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsError
 from fastcxr.io.files import atomic_write
+from fastcxr.io.formatting import join_names
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone, is_cached, validate_pretrained
 from fastcxr.models.checkpoint_file import find_weights_file
@@ -65,6 +66,7 @@ REFERENCE_BACKBONE = "mobilenetv2_100"  # with ImageNet weights, among the chest
 N_TIMED_BATCHES = 4  # the first is a warm-up
 MAX_BATCH_SECONDS = 5.0  # of a timed batch, which has fewer images on a slow device
 TABLE_FILE = "scout.csv"
+UNRANKED_FIX = "Pass `weights=NAME=FILE`, or name an open encoder while online"
 UNRANKED_MESSAGE = "%s is not ranked: %s"
 OUT_OF_REACH = "out of reach"  # first words of the note on an encoder without weights
 INTEGER_COLUMNS = ("image_size", "parameters")
@@ -79,13 +81,15 @@ def scout(
     folder: str | Path,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Rank backbones by the AUROC of a linear probe; write scout.csv and scout.svg into a new folder.
+    """Rank backbones by the AUROC of a linear probe; write scout.csv and, of ranked ones, scout.svg into a new folder.
 
     A backbone without available weights is timed with random weights and has a note instead of an AUROC. A chest
     encoder without available weights, and a backbone without a supported head, have only a note. `weights`: weights
     files by backbone; the others use those of the recipe.
 
     Raises RecipeError for an unknown backbone, before the data is read, and FastcxrError for data that cannot be used.
+    If no backbone can be ranked or timed, raises WeightsError for missing weights, else TrainingError; scout.csv has
+    the reasons.
     """
     if unknown_names := set(weights) - set(backbones):
         raise unknown_name_error(min(unknown_names), backbones, "weights are given for a backbone not in the list:")
@@ -102,13 +106,13 @@ def scout_encoders(
     """Rank the chest encoders whose weights are on this computer, as scout does; nothing is downloaded for the others.
 
     Candidates are also `backbones`, the names in `weights`, and REFERENCE_BACKBONE if its weights are on this computer.
-    All other encoders have a row with a note only.
+    All others have a row with a note only. Raises the errors of scout.
     """
     names = list(dict.fromkeys([*backbones, *weights]))
     given = {name.removeprefix(CHEST_PREFIX) for name in names}
     others = [name for name in (*ENCODERS, REFERENCE_BACKBONE) if name not in given]
     available = [name for name in others if is_cached(find_backbone(name))]
-    missing = [make_out_of_reach_row(name) for name in others if name in ENCODERS and name not in available]
+    missing = [make_out_of_reach_row(name) for name in others if name not in available]
     return rank_candidates(recipe, make_candidates(recipe, [*names, *available], weights), missing, folder, progress)
 
 
@@ -133,10 +137,24 @@ def rank_candidates(
             write_table(scout_dir.folder / TABLE_FILE, make_ranking(rows))  # in case of an interruption
         table = make_ranking([*rows, *unranked])
         write_table(scout_dir.folder / TABLE_FILE, table)
-        description = "AUROC of a linear head on each frozen backbone versus its speed"
-        with skip_on_error("figure scout"):
-            atomic_write(scout_dir.folder / "scout.svg", to_svg(plot_speed_and_auroc(table), "scout", description))
+        if table["auroc"].notna().any():
+            description = "AUROC of a linear head on each frozen backbone versus its speed"
+            with skip_on_error("figure scout"):
+                atomic_write(scout_dir.folder / "scout.svg", to_svg(plot_speed_and_auroc(table), "scout", description))
+        if table["images_per_second"].isna().all():
+            raise make_unranked_error(table, scout_dir.folder / TABLE_FILE)
     return table
+
+
+def make_unranked_error(table: pd.DataFrame, path: Path) -> FastcxrError:
+    """Return the error for a table in which no candidate is ranked or timed; `path`: of the table."""
+    n_missing = int(table["note"].str.startswith(OUT_OF_REACH).sum())
+    n_failed = len(table) - n_missing
+    counts = [f"{n:,} {reason}" for n, reason in ((n_missing, "without weights"), (n_failed, "failed")) if n]
+    problem = f"no candidate was ranked: {join_names(counts)}, see the notes of the table"
+    if n_missing:
+        return WeightsError(problem, UNRANKED_FIX, path=path)
+    return TrainingError(problem, "Choose other backbones or weights", path=path)
 
 
 class ScoutDir(OutputDir):
@@ -195,10 +213,11 @@ def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progres
 
 
 def make_out_of_reach_row(name: str) -> dict[str, Any]:
-    """Return the row of a chest encoder without weights: its parameters, and a note on where the weights are."""
-    note = f"{OUT_OF_REACH}: {describe_source(ENCODERS[name])}"
-    columns = dict.fromkeys(RESULT_COLUMNS, np.nan)
-    return {"backbone": name} | columns | {"parameters": find_known_parameters(name, "chest"), "note": note}
+    """Return the row of a chest encoder or the reference without weights: parameters, and a note on its weights."""
+    encoder, columns = find_encoder(name), dict.fromkeys(RESULT_COLUMNS, np.nan)
+    note = f"{OUT_OF_REACH}: {describe_source(encoder) if encoder else 'reference, name it to download it'}"
+    n_parameters = find_known_parameters(name, "chest" if encoder else "timm")
+    return {"backbone": name} | columns | {"parameters": n_parameters, "note": note}
 
 
 def measure_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:

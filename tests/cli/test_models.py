@@ -166,6 +166,14 @@ def test_the_exact_name_of_an_encoder_shows_its_facts_and_the_command_that_train
     assert by_hand.endswith("it:\n  fastcxr train chexfound --data DIR --weights teacher_checkpoint.pth\n")
 
 
+def test_the_facts_of_an_encoder_fit_a_narrow_terminal(call, monkeypatch):
+    wide = read_facts(call("models", "ark6").stdout)
+    monkeypatch.setenv("COLUMNS", "60")
+    text = call("models", "ark6").stdout
+    assert read_facts(text) == wide
+    assert all(len(line) <= 60 for line in text.partition("train with it:")[0].splitlines() if "https://" not in line)
+
+
 def read_facts(text: str) -> dict[str, str]:
     """Return the facts of `models NAME`, with continued lines joined."""
     facts, label = {}, ""
@@ -199,6 +207,8 @@ def test_the_facts_of_an_encoder_are_a_json_document(call):
     assert facts["train"][0] == "fastcxr train medsiglip --data DIR"
     rows = json.loads(call("models", "--chest", "--json").stdout)
     assert [row["name"] for row in rows] == list(ENCODERS) and rows[0]["native_size"] == 518
+    row = next(row for row in rows if row["name"] == "medsiglip")
+    assert facts["cached"] is row["cached"] and bool(facts["cached_file"]) == facts["cached"]
 
 
 def test_the_exact_name_of_a_network_of_timm_is_a_list(call):

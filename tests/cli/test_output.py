@@ -71,6 +71,10 @@ def test_the_lists_of_runs_models_and_backbones_are_json_arrays(call, work):
     done = call("scout", "mobilenetv2_035", "--data", "toys", "--json", "--image-size", "64", where=work)
     assert [row["backbone"] for row in json.loads(done.stdout)["backbones"]] == ["mobilenetv2_035"]
     assert json.loads(done.stdout)["backbones"][0]["auroc"] is None, "NaN is no JSON"
+    assert json.loads(done.stdout)["figure"] is None and done.returncode == 0
+    folder = Path(json.loads(done.stdout)["folder"])
+    assert (work / folder / "scout.csv").exists() and not (work / folder / "scout.svg").exists()
+    assert "no candidate was ranked, only timed. Pass --weights NAME=FILE" in done.stderr.splitlines()[-1]
 
 
 def test_the_json_of_predict_has_the_values_of_the_table(call, work):

@@ -74,6 +74,8 @@ def test_unreadable_files_can_be_skipped_and_are_counted_in_the_report(call, dam
         (["pack", "TOYS"], 64, "--to has no value. Pass --to VALUE"),
         (["train", "--lr"], 64, "--lr has no value. Pass --lr VALUE"),
         (["models", "no_such_backbone"], 66, "Pass a shorter part"),
+        (["models", "rad-dinoo"], 66, "Did you mean 'rad-dino'?"),
+        (["models", "RAD-DINO", "--chest"], 66, "Did you mean 'rad-dino'?"),
     ],
 )
 def test_every_error_is_one_line_with_a_fix(call, words, code, fix, toy_folder, tmp_path):

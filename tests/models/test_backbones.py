@@ -93,6 +93,7 @@ def test_normalization_follows_the_weights_of_both_libraries():
         ("keras:resnet50", "Pass timm:NAME or torchvision:NAME"),
         ("resnet50.nonsense", "Choose from a1_in1k"),
         ("fastcxr:baseline_cn", "Did you mean 'baseline_cnn'?"),
+        ("RAD-DINO", "Did you mean 'rad-dino'? Run `fastcxr models '*rad-dino*'`"),
     ],
 )
 def test_an_unknown_name_is_rejected_with_a_suggestion(name, fix):

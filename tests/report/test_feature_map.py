@@ -87,6 +87,16 @@ def test_the_report_shows_the_map_and_what_to_look_for(run_folder):
     assert "feature-map" not in page.ids
 
 
+def test_a_map_of_few_validation_images_states_no_share(tmp_path):
+    manifest = make_finding_manifest(n=100)
+    record = read_run_record(write_run(tmp_path / "run", manifest, build_finding_run))
+    assert 0 < (record.feature_map["split"] == "valid").sum() < module.MIN_SHARE_IMAGES
+    figures = make_feature_map_figures(record)
+    note = "An image with several findings counts for the most frequent one."
+    assert [figure.caption for figure in figures] == [note, ""]
+    assert "earest image" not in describe_feature_map(record) + figures[0].svg
+
+
 def test_data_of_one_source_has_one_panel_or_one_by_view(tmp_path, manifest):
     table = manifest.assign(source="kermany")
     record = read_run_record(write_run(tmp_path / "one", table))

@@ -27,6 +27,15 @@ def run_training(manifest, recipe):
     return learner, train(learner, recipe)
 
 
+def test_loaders_of_a_backbone_with_other_pixels_are_rejected(toy_manifest):
+    loaders = make_loaders(toy_manifest, RECIPE)
+    with pytest.raises(RecipeError, match=r"images of 64 px, 3 channels, .* expects 96 px.* Make the loaders with"):
+        make_learner(loaders, RECIPE.replace(image_size=96))
+    with pytest.raises(RecipeError, match=r"mean \(0.5, .* but eva-x-tiny of the recipe .* mean \(0.5056, "):
+        make_learner(loaders, RECIPE.replace(backbone="eva-x-tiny"))
+    assert make_learner(loaders, RECIPE.replace(loss="focal", batch_size=2)).dls is loaders, "same pixels"
+
+
 def split_state(learner):
     state = learner.model.state_dict()
     return {k: v.clone() for k, v in state.items() if not k.startswith("fc.")}, state["fc.weight"].clone()

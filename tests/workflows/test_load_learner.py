@@ -1,5 +1,6 @@
 """A run folder becomes a fastai Learner, with or without its images."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from toy_images import write_toys
 from fastcxr import load_learner_from_run, load_model, predict, read_manifest, train, write_report
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DataError, InputMissingError
+from fastcxr.models.state import get_loaders_state
 from fastcxr.workflows.train import run
 
 pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
@@ -38,6 +40,15 @@ def test_the_learner_has_the_weights_and_the_preprocessing_of_the_run(trained):
     assert label == classifier.labels[int(unscaled.argmax())]
     np.testing.assert_allclose(predict(learner, table[:1], splits=None).probability[0], unscaled, atol=1e-5)
     assert len(learner.dls.train_ds) == 0
+
+
+def test_a_run_keeps_its_own_normalization(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    model = json.loads((folder / "model.json").read_text())
+    model["input_spec"]["mean"] = [0.4, 0.4, 0.4]  # of an older version
+    (folder / "model.json").write_text(json.dumps(model))
+    for data in (None, trained[1]):
+        assert get_loaders_state(load_learner_from_run(folder, data).dls).input_spec.mean == (0.4, 0.4, 0.4)
 
 
 @pytest.mark.parametrize(

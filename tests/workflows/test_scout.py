@@ -13,7 +13,7 @@ from fastcxr.cli.main import main
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.splits import split_into_folds
-from fastcxr.errors import InputMissingError, RecipeError, TrainingError
+from fastcxr.errors import InputMissingError, RecipeError, TrainingError, WeightsError
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, find_image_size
 from fastcxr.progress.base import Progress
@@ -24,6 +24,7 @@ from fastcxr.training.loaders import make_loaders
 from fastcxr.workflows.scout import (
     MIN_CLASS_IMAGES,
     N_SAMPLE_IMAGES,
+    REFERENCE_BACKBONE,
     evaluate_candidate,
     make_candidate_learner,
     make_out_of_reach_row,
@@ -125,6 +126,7 @@ def no_weights(monkeypatch, tmp_path):
     """No weights of encoders in the caches, and no network."""
     monkeypatch.setattr("fastcxr.models.encoder_files.try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr("fastcxr.models.encoder_files.XRV_FOLDER", tmp_path / "xrv")
+    monkeypatch.setattr("fastcxr.models.encoder_files.find_spec", lambda _: None)
     monkeypatch.setattr("fastcxr.models.backbones._find_cached_file", lambda _: None)
     monkeypatch.setattr("fastcxr.models.encoder_files.urllib.request.getproxies", dict)
     monkeypatch.setattr("fastcxr.models.encoder_files.socket.getaddrinfo", raise_no_network)
@@ -141,10 +143,13 @@ def test_encoders_with_a_file_are_ranked_and_the_others_are_listed_with_their_pa
     recipe = Recipe(data=str(data), strategy="linear_probe", image_size=64)
     table = scout_encoders(recipe, (), {"eva-x-tiny": str(file)}, tmp_path / "out").set_index("backbone")
     assert table.index[0] == "eva-x-tiny" and table["auroc"].notna().sum() == 1
-    assert set(table.index) == set(ENCODERS), "no reference, because its weights are not on this computer"
+    assert set(table.index) == {*ENCODERS, REFERENCE_BACKBONE}
     others = table.drop("eva-x-tiny")
     assert others["note"].str.startswith("out of reach: ").all() and others["images_per_second"].isna().all()
     assert ENCODERS["chexfound"].page in others.loc["chexfound", "note"]
+    assert "reference, name it to download it" in others.loc[REFERENCE_BACKBONE, "note"]
+    assert 'pip install "fastcxr[xrv]", then name it' in others.loc["densenet121-res224-all", "note"]
+    assert others.loc[REFERENCE_BACKBONE, "parameters"] == 3_504_872
     assert others.loc["rad-dino", "parameters"] == 86_579_712
     assert pd.read_csv(tmp_path / "out" / "scout.csv")["backbone"].tolist() == table.index.tolist()
     show_scout_table(Console(width=80), table.reset_index())
@@ -174,6 +179,33 @@ def test_encoders_at_hand_and_the_reference_are_candidates_with_their_image_size
     monkeypatch.setattr("fastcxr.workflows.scout.evaluate_candidate", evaluate)
     scout_encoders(Recipe(data=str(toy_folder)), ("resnet18",), {}, tmp_path / "out")
     assert sizes == {"resnet18": 224, "rad-dino": 518, "mobilenetv2_100": 224}
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_scout_that_neither_ranks_nor_times_a_candidate_is_an_error(toy_folder, tmp_path, monkeypatch, capfd):
+    words = ["scout", "rad-dino", "--chest", "--data", str(toy_folder), "--out", "scouted"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["fastcxr", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capfd.readouterr()
+    assert end.value.code == WeightsError.exit_code and shown.out == ""
+    reason, error = shown.err.splitlines()[-2:]
+    assert "rad-dino is not ranked: the weights of rad-dino cannot be downloaded" in reason
+    assert f"scouted/scout.csv: no candidate was ranked: {len(ENCODERS) + 1} without weights" in error
+    assert error.endswith("Pass --weights NAME=FILE, or name an open encoder while online")
+    assert len(pd.read_csv(tmp_path / "scouted" / "scout.csv")) == len(ENCODERS) + 1
+    assert not (tmp_path / "scouted" / "scout.svg").exists()
+
+
+def test_candidates_that_all_fail_are_an_error(toy_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise TrainingError("NaN loss", "Pass --precision fp32")
+
+    monkeypatch.setattr("fastcxr.workflows.scout.measure_candidate", fail)
+    with pytest.raises(TrainingError, match="no candidate was ranked: 1 failed, see the notes"):
+        scout(Recipe(data=str(toy_folder)), ("resnet18",), {}, tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "scout.csv")["note"].tolist() == ["NaN loss"]
 
 
 def test_an_unknown_name_among_the_encoders_is_rejected(tmp_path, monkeypatch):
