@@ -30,7 +30,9 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), show_default=format_default, consume_multiple=True),
     version=f"fastcxr {VERSION}",
     help="Train, evaluate and compare classifiers of chest X-rays. For research, not for diagnosis.",
+    suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False  # output.run_to_exit_code prints what is done and how to continue
 # panels of `fastcxr --help`
 DATASETS, TRAINING, RUNS, MODELS = (
     Group(name, sort_key=number) for number, name in enumerate(("Datasets", "Training", "Runs", "Models and cache"))

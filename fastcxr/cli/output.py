@@ -125,8 +125,8 @@ def _run_and_print_error(command: Callable[[], int | None]) -> int:
         if device_error := find_device_error(error):
             return print_error(device_error)
         raise
-    except KeyboardInterrupt:
-        return print_error(make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE))
+    except KeyboardInterrupt as interrupt:
+        return print_error(make_interrupt_error(interrupt))
 
 
 def _write_json() -> None:
@@ -178,6 +178,13 @@ def _describe_error(error: FastcxrError) -> dict[str, Any]:
         "path": error.path,
     }
     return fields | ({"images": list(map(_describe_error, error.errors))} if isinstance(error, BadImagesError) else {})
+
+
+def make_interrupt_error(interrupt: KeyboardInterrupt) -> FastcxrError:
+    """Return the error for Ctrl-C; a note of the exception states what is done and kept."""
+    if done := getattr(interrupt, "__notes__", []):
+        return make_error(f"interrupted: {done[0]}", "Repeat the command to continue", INTERRUPTED_EXIT_CODE)
+    return make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE)
 
 
 def make_error(problem: str, fix: str, exit_code: int) -> FastcxrError:

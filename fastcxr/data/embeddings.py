@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastcxr.data.findings import BLANK_AS_ABSENT, FINDING_PREFIX, is_multi_label, list_findings
 from fastcxr.errors import ImageError, OutputError, RecipeError
-from fastcxr.io.files import atomic_file
+from fastcxr.io.files import atomic_file, validate_writable
 
 TEXT_COLUMNS = ("path", "patient", "label", "source")
 VECTOR_COLUMN, METADATA_KEY = "vector", "fastcxr"
@@ -54,6 +54,7 @@ def validate_embedding_file(path: str | Path) -> None:
         raise RecipeError(f"the file name {path.name!r} does not end in .parquet or .npz", "Choose one of both")
     if not path.parent.is_dir():
         raise OutputError("this folder does not exist", "Create it, or choose another file", path=path.parent)
+    validate_writable(path)
     if path.suffix.lower() == ".parquet":
         import_pyarrow()
 

@@ -29,7 +29,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     if not overwrite and path.exists():
         raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
-    temporary_path = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
+    temporary_path = _name_temporary(path)
     try:
         temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
         yield temporary_path
@@ -40,12 +40,33 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, FastcxrError):
             raise
-        error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
-        problem = f"cannot be written ({error.strerror or error})"
-        raise error_class(problem, "Free disk space, or choose another folder", path=path) from error
+        raise _make_write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary_path.unlink()
+
+
+def validate_writable(path: str | Path) -> None:
+    """Raise the error of atomic_file, before a long computation, if `path` is a folder or its folder is read-only."""
+    path = Path(path)
+    temporary_path = _name_temporary(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary_path.touch(exist_ok=False)
+        temporary_path.unlink()
+    except OSError as error:
+        raise _make_write_error(path, error) from error
+
+
+def _name_temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
+
+
+def _make_write_error(path: Path, error: OSError) -> OutputError:
+    error_class = StorageError if error.errno in DISK_ERRNOS else OutputError
+    problem = f"cannot be written ({error.strerror or error})"
+    return error_class(problem, "Free disk space, or choose another folder", path=path)
 
 
 def atomic_write(path: str | Path, content: bytes | str) -> None:

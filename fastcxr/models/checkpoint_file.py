@@ -26,18 +26,32 @@ DAMAGED_FILE_ERRORS = (
 )  # fmt: skip
 ZIP_SIGNATURE = b"PK\x03\x04"
 PICKLE_SIGNATURE = b"\x80"  # of all pickle protocols that torch.save has used
+GIT_LFS_SIGNATURE = b"version https://git-lfs"
+SNIFFED_BYTES = 512
+TEXT_CONTROLS = str.maketrans("", "", "\ufeff\t\n\r\f")  # control characters of text files
+INVALID = "\ufffd"  # in place of bytes that are no text
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]{1,80})")  # in the messages of torch's unpickler
 
 
 def find_weights_file(path: str | Path) -> Path:
-    """Return the path of a weights file. Raise InputMissingError if it does not exist."""
+    """Return the path of a weights file. Raise InputMissingError if it does not exist or is a folder."""
     path = Path(path)
+    if path.is_dir():
+        raise InputMissingError("this is a folder", _make_folder_fix(path), path=path)
     if not path.is_file():
         fix = "Pass `weights='pretrained'`, `weights='none'`, or a .safetensors or .pth file"
         if str(path) in ENCODERS:
             fix = f"Pass {path} as the backbone: it is the name of a chest encoder with its weights"
         raise InputMissingError("weights file not found", fix, path=path)
     return path
+
+
+def _make_folder_fix(folder: Path) -> str:
+    """Name the weights file in a folder, as of a download from the hub: model.safetensors, or the only one."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in WEIGHTS_SUFFIXES)
+    chosen = [file for file in files if file.name == "model.safetensors"] or files
+    return f"Pass the weights file in it{f', {chosen[0]}' if len(chosen) == 1 else ''}"
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
@@ -52,6 +66,7 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
         fix = "If you trust it, pass the result of torch.save(load_learner(FILE).model.state_dict(), 'weights.pth')"
         raise WeightsError(problem, fix, path=path, code="E206")
     try:
+        _reject_text(path)
         return load_file(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
     except UnpicklingError as error:
         found = REFUSED_CLASS.search(str(error))
@@ -76,8 +91,26 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
-        raise TypeError(f"got a {type(state).__name__}, expected a dict of tensors")
+        problem = f"the file contains a {type(state).__name__}, expected tensors by name"
+        raise WeightsError(problem, "Save them with torch.save(model.state_dict(), FILE)", path=path, code="E204")
     return state
+
+
+def _reject_text(path: Path) -> None:
+    """Raise WeightsError for what a failed download leaves: an empty file, a page, or a pointer of Git LFS."""
+    with path.open("rb") as file:
+        start = file.read(SNIFFED_BYTES)
+    text = start.decode("utf-8", "replace").translate(TEXT_CONTROLS)
+    if start.startswith(GIT_LFS_SIGNATURE):
+        problem, fix = "the file is a Git LFS pointer, without the weights", "Run `git lfs pull` in its repository"
+        raise WeightsError(problem, fix, path=path, code="E204")
+    if not start:
+        problem = "the file is empty (0 bytes)"
+    elif text.isprintable() and INVALID not in text[:-1]:  # the last character may be cut
+        problem = "the file is a text or HTML page, as from a download that needs a confirmation"
+    else:
+        return
+    raise WeightsError(problem, "Download it again in a browser", path=path, code="E204")
 
 
 def _list_allowed_globals() -> list[Callable | tuple[Callable, str]]:

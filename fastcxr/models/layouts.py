@@ -132,6 +132,23 @@ def describe_transformer(name: str, state: State) -> str:
     return ", ".join(words)
 
 
+def describe_convolutional(state: State) -> str | None:
+    """Describe a convolutional network by its first layer, or return None if the file has less than two convolutions.
+
+    The order of the tensors is not that of the layers in all files: the first layer is the one that receives an image.
+    """
+    kernels = {key: value.shape for key, value in state.items() if value.ndim == 4}
+    if len(kernels) < 2:
+        return None
+    by_channels = ([key for key, shape in kernels.items() if shape[1] == n] for n in (3, 1))
+    first = next(filter(None, by_channels), [])
+    if len(first) != 1:
+        return "a convolutional network"
+    n_channels, height, width = kernels[first[0]][1:]
+    channels = "1 channel" if n_channels == 1 else f"{n_channels} channels"
+    return f"a convolutional network: first layer {first[0].removesuffix('.weight')} {height} x {width}, {channels}"
+
+
 def find_grid(n_tokens: int) -> int:
     """Return the side of the grid of patches, from the number of positions with or without those of other tokens."""
     return int(n_tokens**0.5)

@@ -17,6 +17,7 @@ from fastcxr.models.convert import Converted, State, convert_state, find_tensors
 from fastcxr.models.encoder_network import make_encoder_network
 from fastcxr.models.encoders import ENCODERS, XRV_PREFIX, XRV_WEIGHTS
 from fastcxr.models.heads import find_head_modules, find_head_state_keys
+from fastcxr.models.layouts import describe_convolutional
 
 log = logging.getLogger("fastcxr")
 MAX_SHOWN_KEYS = 6  # keys listed in an error
@@ -32,8 +33,11 @@ def load_weights(network: nn.Module, path: str | Path) -> Converted:
     """
     is_file = not str(path).startswith(XRV_PREFIX)
     tensors = rename_chexnet_keys(find_tensors(read_state_dict(path))) if is_file else read_xrv_weights(str(path))
+    if not tensors:
+        fix = "Pass a file with a state dict, as of torch.save(model.state_dict(), FILE)"
+        raise WeightsError("no tensors in the file", fix, path=path, code="E204")
     converted = _convert(tensors, network, path)
-    state, head_keys = converted.state, find_head_state_keys(network)
+    state = converted.state
     dropped = _find_mismatched_head_keys(state, network.state_dict(), find_head_modules(network))
     n_outputs = sorted({len(state[key]) for key in dropped if key.endswith(".bias")})
     state = {key: value for key, value in state.items() if key not in dropped}
@@ -44,14 +48,13 @@ def load_weights(network: nn.Module, path: str | Path) -> Converted:
         problem = f"NaN or infinite values in {_format_keys(non_finite)}"
         raise WeightsError(problem, "Copy or download the file again", path=path, code="E204")
     network.load_state_dict(state, strict=False)
-    changes = [] if head_keys & set(state) or dropped else ["the head is new"]
     if converted.found or converted.changes:
         found = converted.found or f"{len(tensors)} tensors"
-        log.info("%s: %s", Path(path).name, "; ".join([found, *converted.changes, *changes]))
+        log.info("%s: %s", Path(path).name, "; ".join([found, *converted.changes]))
     if converted.resampled:
         log.info("%s: %s", Path(path).name, converted.resampled)
     if dropped:
-        text = "weights loaded from %s; the head is new, because that of the file differs (outputs: %s)"
+        text = "weights loaded from %s, without its head, which differs (outputs: %s)"
         log.info(text, Path(path).name, ", ".join(map(str, n_outputs)) or "unknown")
     return converted
 
@@ -83,7 +86,8 @@ def _make_mismatch_error(tensors: State, converted: Converted, problems: list[st
         return WeightsError(
             problem, f"Pass {' or '.join(names)} as the backbone if these are its weights", path=path, code="E205"
         )
-    found = f"; found: {converted.found}" if converted.found else ""
+    description = converted.found or describe_convolutional(tensors)
+    found = f"; found: {description}" if description else ""
     problem = f"the weights do not fit the backbone ({'; '.join(problems)}{found})"
     fix = "Pass the backbone that these weights were saved from, or another file"
     return WeightsError(problem, fix, path=path, code="E205")

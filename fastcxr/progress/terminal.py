@@ -3,6 +3,7 @@
 import logging
 import math
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line ha
 
 BEST_EPOCH_MARK = "*"
 RATE_SECONDS = 300.0  # of which a bar shows the rate; a batch of a large network on a CPU takes over a minute
+PIPE_SECONDS = 60.0  # between two lines of a bar in a pipe
 
 # printed lines, for --log-file; NullHandler: without a file they are not printed a second time
 LINE_LOG = logging.getLogger("fastcxr.terminal")
@@ -77,11 +79,9 @@ class TerminalProgress(Progress):
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
-        """Show a live bar, removed at the end of the block; in a pipe print one line, except for epochs."""
+        """Show a live bar, removed at the end of the block; in a pipe print a line per minute, except for epochs."""
         if not self.console.is_terminal:
-            if not text.startswith("epoch"):
-                print_plain(self.console, f"{text} ...")
-            yield Bar()
+            yield Bar() if text.startswith("epoch") else _PipeBar(self.console, total, text)
             return
         counts = MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), *counts)
@@ -121,6 +121,21 @@ class _LiveBar(Bar):
 
     def advance(self, steps: int = 1) -> None:
         self.rich_progress.advance(self.task, steps)
+
+
+class _PipeBar(Bar):
+    """Lines with the finished steps, the first one at the start."""
+
+    def __init__(self, console: Console, total: int, text: str):
+        self.console, self.total, self.text = console, total, text
+        self.n_finished, self.printed_at = 0, time.monotonic()
+        print_plain(console, f"{text} ...")
+
+    def advance(self, steps: int = 1) -> None:
+        self.n_finished += steps
+        if time.monotonic() - self.printed_at >= PIPE_SECONDS:
+            self.printed_at = time.monotonic()
+            print_plain(self.console, f"{self.text}: {self.n_finished:,} of {self.total:,}")
 
 
 class ConsoleMessages(logging.Handler):

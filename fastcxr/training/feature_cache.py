@@ -111,14 +111,25 @@ def compute_features(frozen: FrozenNetwork, progress: Progress, *, hflip_tta: bo
         for view in views:
             in_use = [array.path for array in arrays if array.path]
             arrays.append(stack.enter_context(open_feature_array(_name_view(key, view), shape, in_use)))
-            if 0 < arrays[-1].n_finished < len(files):
-                done = f"{arrays[-1].n_finished:,} of {len(files):,} {view}"
+            if done := _describe_finished(arrays[-1], view):
                 log.info("an interrupted run has computed the features of %s: continuing after them", done)
         if not all(array.is_complete for array in arrays):
-            with progress.bar(len(views) * len(files), "computing features") as bar:
-                fill_feature_cache(arrays, frozen, bar)
+            try:
+                with progress.bar(len(views) * len(files), "computing features") as bar:
+                    fill_feature_cache(arrays, frozen, bar)
+            except KeyboardInterrupt as interrupt:
+                done = [_describe_finished(array, view) for array, view in zip(arrays, views, strict=True)]
+                if all(array.is_kept for array in arrays if not array.is_complete) and any(done):
+                    interrupt.add_note(f"{next(filter(None, done))} are done")
+                raise
     row_by_file = {file: row for row, file in enumerate(files)}
     return FeatureCache(tuple(array.values for array in arrays), row_by_file, hflip_tta)
+
+
+def _describe_finished(array: FeatureArray, view: str) -> str | None:
+    """Describe how many images of an array are computed, or return None if none or all are."""
+    n_images = len(array.values)
+    return f"{array.n_finished:,} of {n_images:,} {view}" if 0 < array.n_finished < n_images else None
 
 
 def _name_view(key: str, view: str) -> str:

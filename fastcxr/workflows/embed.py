@@ -52,6 +52,7 @@ from fastcxr.workflows.load import read_recipe_manifest
 
 log = logging.getLogger("fastcxr")
 MAX_SAMPLED_IMAGES = 20  # searched for in the tables above a folder of images
+TERMS = ("licence", "citation")  # of a chest encoder, in the entry `backbone` of model.json
 UNLABELLED_FIX = "For vectors without labels, pass the folders that contain the images, or the images"
 
 
@@ -166,10 +167,11 @@ def load_run(folder: Path, recipe: Recipe) -> FeatureNetwork:
     classifier = load_classifier(folder, precision=recipe.precision, device=recipe.device)
     backbone = "{library}:{name}".format(**model_json["backbone"])
     weights = {"weights": WEIGHTS_FILE, "weights_sha256": model_json["files"][WEIGHTS_FILE]}
+    terms = {key: model_json["backbone"][key] for key in TERMS if key in model_json["backbone"]}
     return FeatureNetwork(
         network=classifier.network, backbone=backbone, input_spec=classifier.input_spec,
         precision=classifier.precision, depths=classifier.bit_depths,
-        metadata={"run": folder.resolve().name, "encoder": backbone} | weights,
+        metadata={"run": folder.resolve().name, "encoder": backbone} | weights | terms,
     )  # fmt: skip
 
 
@@ -198,7 +200,7 @@ def load_encoder(recipe: Recipe) -> FeatureNetwork:
             keep_stem_fp32(network, input_spec)
     record = describe_backbone(backbone, recipe.weights, network)
     name = f"{backbone.library}:{backbone.name}"
-    facts = {key: record[key] for key in ("weights", "weights_sha256", "licence", "citation") if key in record}
+    facts = {key: record[key] for key in ("weights", "weights_sha256", *TERMS) if key in record}
     return FeatureNetwork(
         network=network, backbone=name, input_spec=input_spec, precision=precision, metadata={"encoder": name} | facts
     )

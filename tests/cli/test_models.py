@@ -273,6 +273,25 @@ def test_embed_writes_a_row_for_each_readable_image(call, finished, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("note", "text"),
+    [
+        ("352 of 700 images are done", "interrupted: 352 of 700 images are done. Repeat the command to continue"),
+        (None, "interrupted. Repeat the command"),
+    ],
+)
+def test_an_interrupted_embed_command_states_what_is_done(call, toy_folder, monkeypatch, note, text):
+    def stop(*args, **kwargs):
+        interrupt = KeyboardInterrupt()
+        if note:
+            interrupt.add_note(note)
+        raise interrupt
+
+    monkeypatch.setattr("fastcxr.workflows.embed.embed", stop)
+    done = call("embed", "resnet18", "toys", "--to", "x.npz", where=toy_folder.parent)
+    assert done.returncode == 130 and done.stderr.splitlines()[-1] == f"fastcxr: {text}"
+
+
+@pytest.mark.parametrize(
     ("words", "text"),
     [
         (["no_such_network", "toys", "--to", "x.npz"], "unknown backbone 'no_such_network'"),

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from fastcxr.errors import OutputError, StorageError
-from fastcxr.io.files import atomic_file, atomic_write, compute_sha256, read_json, write_json
+from fastcxr.io.files import atomic_file, atomic_write, compute_sha256, read_json, validate_writable, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path, monkeypatch):
@@ -18,6 +18,17 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path
         atomic_write(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_found_without_writing_it(tmp_path, monkeypatch):
+    atomic_write(tmp_path / "a.npz", "old")
+    validate_writable(tmp_path / "a.npz")
+    validate_writable(tmp_path / "new.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"] and (tmp_path / "a.npz").read_text() == "old"
+    error = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr("pathlib.Path.touch", lambda *args, **kwargs: (_ for _ in ()).throw(error))
+    with pytest.raises(OutputError, match=r"a.npz: cannot be written \(Permission denied\). Free disk space"):
+        validate_writable(tmp_path / "a.npz")
 
 
 def test_json_over_the_size_limit_is_not_read(tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_the_head_of_14_findings_is_loaded_for_as_many_and_otherwise_replaced(
     assert torch.equal(state["features.norm5.running_var"], original_state["features.norm5.running_var"])
     weight, original_weight = state["classifier.weight"], original_state["classifier.0.weight"]
     assert torch.equal(weight, original_weight) if not is_replaced else not weight.any()
-    reported = "the head is new, because that of the file differs (outputs: 14)"
+    reported = "without its head, which differs (outputs: 14)"
     assert (reported in caplog.text) == is_replaced
 
 

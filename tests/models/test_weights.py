@@ -74,7 +74,7 @@ def test_a_checkpoint_that_holds_itself_is_rejected(tmp_path):
     content = {"epoch": 1}
     content["model"] = content
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="missing keys"):
+    with pytest.raises(WeightsError, match="E204 .*no tensors in the file"):
         build(weights=str(tmp_path / "w.pth"))
 
 
@@ -138,11 +138,61 @@ def test_a_file_with_code_is_rejected_and_the_code_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x00" * 500])
-def test_a_file_without_weights_is_rejected(tmp_path, name, content):
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", r"is empty \(0 bytes\). Download it again in a browser"),
+        ("\ufeff<html>\r\n\tnot found: é</html>".encode(), "is a text or HTML page.* Download it again in a browser"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer.* Run `git lfs pull`"),
+        (b"\x00" * 500, ""),
+        (b"\xff" * 500, ""),
+    ],
+)
+def test_a_file_without_weights_is_rejected(tmp_path, name, content, text):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=name):
+    with pytest.raises(WeightsError, match=f"E204 .*{name}.*{text}"):
         build(weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([torch.zeros(1)], "contains a list, expected tensors by name"),
+        (torch.zeros(1), "contains a Tensor, expected tensors by name"),
+        ({}, "no tensors in the file"),
+    ],
+)
+def test_a_file_without_tensors_by_name_is_rejected(tmp_path, content, text):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=f"E204 .*{text}"):
+        build(weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["config.json", "model.safetensors", "pytorch_model.bin"], "in it, .*model.safetensors$"),
+        (["README.md", "encoder.pt"], "in it, .*encoder.pt$"),
+        (["first.pth", "second.pth"], "in it$"),
+    ],
+)
+def test_the_error_for_a_folder_names_its_weights_file(tmp_path, names, text):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(InputMissingError, match=f"is a folder. Pass the weights file {text}"):
+        build(weights=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_channels", "text"),
+    [("resnet18", 3, "conv1 7 x 7, 3 channels"), (BACKBONE, 3, "conv_stem 3 x 3, 3 channels"),
+     ("resnet18", 1, "conv1 7 x 7, 1 channel")],
+)  # fmt: skip
+def test_the_error_describes_a_convolutional_network_in_a_transformer(tmp_path, name, n_channels, text):
+    save_file(timm.create_model(name, in_chans=n_channels).state_dict(), tmp_path / "w.safetensors")
+    network = timm.create_model("vit_tiny_patch16_224", depth=1)
+    with pytest.raises(WeightsError, match=f"found: a convolutional network: first layer {text}"):
+        load_weights(network, tmp_path / "w.safetensors")
 
 
 def test_an_image_is_rejected_as_a_file_not_written_by_torch(tmp_path):

@@ -41,6 +41,16 @@ def test_a_pipe_receives_plain_lines_of_at_most_80_characters():
     assert "\r" not in page.getvalue()
 
 
+def test_a_long_bar_in_a_pipe_prints_a_line_per_minute(monkeypatch):
+    console, page = shown(terminal=False)
+    times = iter([0.0, 30.0, 61.0, 61.0, 119.0])
+    monkeypatch.setattr("fastcxr.progress.terminal.time.monotonic", lambda: next(times))
+    with TerminalProgress(console).bar(3000, "computing features") as bar:
+        for _ in range(3):
+            bar.advance(600)
+    assert page.getvalue().splitlines() == ["computing features ...", "computing features: 1,200 of 3,000"]
+
+
 def test_a_terminal_shows_a_live_bar():
     console, page = shown(terminal=True)
     with TerminalProgress(console).bar(2, "checking images") as bar:

@@ -38,3 +38,13 @@ def test_tags_in_names_are_escaped(run_folder):
     (run_folder / "recipe.json").write_text(json.dumps(recipe | {"backbone": "<script>alert(1)</script>"}))
     write_run_report(run_folder)
     assert "<script>" not in (run_folder / "MODEL_CARD.md").read_text()
+
+
+def test_the_card_of_a_chest_encoder_has_its_licence_and_citation(card, run_folder):
+    assert "Licence of the initial weights" not in card
+    model = json.loads((run_folder / "model.json").read_text())
+    model["backbone"] |= {"licence": "MIT (page)", "citation": "EVA-X, 2025"}
+    (run_folder / "model.json").write_text(json.dumps(model))
+    write_run_report(run_folder)
+    card = (run_folder / "MODEL_CARD.md").read_text()
+    assert "- Licence of the initial weights: MIT (page)\n- Citation of the initial weights: EVA-X, 2025\n" in card

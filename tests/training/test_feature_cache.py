@@ -73,7 +73,7 @@ def test_an_interrupted_pass_is_continued_with_an_equal_result(
         return normalize(*arguments)
 
     monkeypatch.setattr(module, "normalize", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         make_feature_cache(make(toy_manifest), RECIPE, SILENT)
     caplog.set_level(logging.INFO, "fastcxr")
     progress = Counted()
@@ -85,6 +85,24 @@ def test_an_interrupted_pass_is_continued_with_an_equal_result(
     assert progress.seen[progress.seen.index((60, "computing features")) + 1] == n_done, "the bar starts there"
     shown = f"{n_done} of 30 images" if stopped_at < 3 else "12 of 30 flipped images"
     assert f"an interrupted run has computed the features of {shown}" in caplog.text
+    assert interrupt.value.__notes__ == [f"{shown} are done"]
+
+
+def test_an_interrupted_pass_without_disk_cache_is_not_called_done(toy_manifest, temporary, monkeypatch):
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0")
+    monkeypatch.setattr(module, "choose_batch_size", lambda device: 12)
+    calls = []
+
+    def stop(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return normalize(*arguments)
+
+    monkeypatch.setattr(module, "normalize", stop)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        make_feature_cache(make(toy_manifest), RECIPE, SILENT)
+    assert not hasattr(interrupt.value, "__notes__")
 
 
 def test_changed_pixels_under_the_same_name_need_another_pass(toy_manifest, passes, tmp_path):

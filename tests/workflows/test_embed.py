@@ -121,6 +121,16 @@ def test_a_run_gives_the_vectors_of_its_network(toy_folder, toy_manifest, tmp_pa
     assert found.metadata["weights_sha256"] == checksum
 
 
+def test_a_run_of_a_chest_encoder_has_its_licence_and_citation(toy_manifest, run, tmp_path):
+    assert "licence" not in embed(run, toy_manifest[:2], device="cpu").metadata
+    folder, terms = shutil.copytree(run, tmp_path / "run"), {"licence": "MIT (page)", "citation": "EVA-X, 2025"}
+    model_json = json.loads((folder / "model.json").read_text())
+    model_json["backbone"] |= terms
+    (folder / "model.json").write_text(json.dumps(model_json))
+    metadata = embed(folder, toy_manifest[:2], device="cpu").metadata
+    assert {key: metadata[key] for key in terms} == terms
+
+
 def test_vectors_and_a_linear_probe_share_their_computation(toy_folder, weights, run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     filled, fill = [], feature_cache.fill_feature_cache
@@ -291,6 +301,9 @@ def test_a_file_that_cannot_be_written_is_an_error_before_any_computation(toy_fo
         embed("no_network", toy_folder, tmp_path / "features.csv")
     with pytest.raises(OutputError, match="this folder does not exist"):
         embed("no_network", toy_folder, tmp_path / "missing" / "features.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(OutputError, match=r"folder.npz: cannot be written \(Is a directory\)"):
+        embed("no_network", toy_folder, tmp_path / "folder.npz")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(OutputError, match=r"FCX-E203.*pip install 'fastcxr\[parquet\]'"):
         embed("no_network", toy_folder, tmp_path / "features.parquet")

@@ -67,6 +67,12 @@ class FeatureArray:
         """Whether all rows are computed."""
         return self.n_finished == len(self.values)
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether a later run continues after the finished rows, if the array is not complete."""
+        folder = self.path.parent if self.path else Path()
+        return folder.suffix == UNFINISHED_SUFFIX and folder.parent == find_feature_cache_dir()
+
     def finish_rows(self, stop: int) -> None:
         """State that all rows before `stop` are computed; they are recorded at most every RECORD_SECONDS."""
         self.n_finished = stop
