@@ -86,7 +86,7 @@ def test_short_names_of_other_libraries_are_accepted(parsed):
     [
         (["resnet5O"], 64, "Did you mean 'resnet50'"),
         (["mobilenetv2_035", "--weights", "nowhere.pth"], 66, "Pass --weights"),
-        (["mobilenetv2_035", "--weights", "damaged.safetensors"], 69, "Copy or download"),
+        (["mobilenetv2_035", "--weights", "damaged.safetensors"], 69, "Download it again"),
         (["resnet18", "--weights", "other.safetensors"], 69, "Pass the backbone that these weights were saved from"),
         (["mobilenetv2_035", "--weights", "none", "--device", "cuda:99"], 64, "--device auto"),
     ],

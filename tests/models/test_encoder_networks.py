@@ -22,6 +22,7 @@ from fastcxr.models.encoders import ENCODERS, Encoder, find_patch_size
 from fastcxr.models.heads import find_head, find_stages, forward_with_features
 from fastcxr.models.param_groups import find_frozen, layer_groups
 from fastcxr.models.preprocessing import make_blank_image
+from fastcxr.models.registry import find_known_parameters
 from fastcxr.training.feature_cache import output_head_features
 from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.trainer import train
@@ -43,18 +44,12 @@ def shrink(encoder: Encoder) -> Encoder:
     return replace(encoder, image_size=3 * find_patch_size(encoder), options={**encoder.options, "depth": 2})
 
 
-def count_parameters(encoder: Encoder) -> int:
-    with torch.device("meta"):
-        network = make_encoder_network(encoder, 3, encoder.image_size)
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def list_networks() -> list:
     """List the encoders whose networks differ; those above 100 million parameters are slow."""
     first_names: dict[tuple, str] = {}
     for name, encoder in ENCODERS.items():
         first_names.setdefault((encoder.architecture, encoder.features, str(encoder.options)), name)
-    is_large = {name: count_parameters(ENCODERS[name]) > MAX_PARAMETERS for name in first_names.values()}
+    is_large = {name: find_known_parameters(name, "chest") > MAX_PARAMETERS for name in first_names.values()}
     return [pytest.param(name, marks=[pytest.mark.slow] if is_large[name] else []) for name in is_large]
 
 
