@@ -23,8 +23,9 @@ from fastcxr import Recipe, load_model
 from fastcxr.data.manifest_file import read_written_manifest
 from fastcxr.data.synthetic.sample import find_or_write_sample
 from fastcxr.inference.explain import find_attribution_method, make_inputs
-from fastcxr.inference.predict import read_fitted_images, score_batch
+from fastcxr.inference.images import read_fitted_images
 from fastcxr.inference.sanity_check import AttributionMethod, run_sanity_check
+from fastcxr.inference.torch_scorer import score_batch
 from fastcxr.models import backbones, encoders
 from fastcxr.workflows.explain import N_CHECKED_IMAGES
 from fastcxr.workflows.train import run

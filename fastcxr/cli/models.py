@@ -77,7 +77,7 @@ def predict(
     """
     from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict as predict_table
-    from fastcxr.metrics.thresholds import apply_thresholds
+    from fastcxr.metrics.decisions import apply_thresholds
     from fastcxr.models.bundle import load_model
 
     if not images:

@@ -25,21 +25,15 @@ from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.errors import ImageError, ModelError, RecipeError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
-from fastcxr.inference.predict import (
-    ImageOrError,
-    find_model_device,
-    fuse_classifier,
-    log_image_warnings,
-    predict_images,
-    read_fitted_images,
-    score_images,
-)
+from fastcxr.inference.images import ImageOrError, log_image_warnings, read_fitted_images
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
+from fastcxr.inference.scores import make_scored_predictions, score_images_or_errors
+from fastcxr.inference.torch_scorer import TorchScorer, find_model_device
 from fastcxr.io.html import escape_html
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.device_errors import explain_device_errors
-from fastcxr.models.fitting_batches import FittingBatches, choose_batch_size
+from fastcxr.models.fitting_batches import FittingBatches
 from fastcxr.models.precision import forbid_tf32
 from fastcxr.models.preprocessing import make_blank_image, normalize
 from fastcxr.progress.auto import make_default_progress
@@ -67,7 +61,7 @@ class Explainer:
     """
 
     classifier: Classifier
-    scorer: Classifier
+    scorer: TorchScorer
     attribute: AttributionMethod
     check: SanityCheck | None = None
 
@@ -204,7 +198,7 @@ def make_explainer(
     classifier = replace(source_classifier, network=network, precision="fp32")  # gradients in bfloat16 are imprecise
     explainer = Explainer(
         classifier=classifier,
-        scorer=fuse_classifier(source_classifier),
+        scorer=TorchScorer(source_classifier),
         attribute=attribute_in_batches(find_attribution_method(method, classifier)),
     )
     table = table.iloc[_order_evenly(len(table), n_checked)]
@@ -214,7 +208,7 @@ def make_explainer(
     if not images:
         return explainer
     inputs = make_inputs(classifier, np.stack(images))
-    probability = score_images(explainer.scorer, np.stack(images), FittingBatches(BATCH_SIZE)).probability
+    probability = explainer.scorer.score(np.stack(images)).probability
     predicted = torch.from_numpy(probability.argmax(axis=1)).to(inputs.device)
     check = run_sanity_check(network, explainer.attribute, inputs, predicted)
     return replace(explainer, check=check)
@@ -297,18 +291,18 @@ def _predict_batches(
 ) -> Iterator[tuple[list[PredictedRow], list[ImageOrError]]]:
     """Yield predictions and images of BATCH_SIZE rows at a time."""
     known_rows = None if predictions is None else list_rows(predictions)
-    n_predicted = choose_batch_size(find_model_device(explainer.scorer))
-    batches = FittingBatches(n_predicted)
+    n_predicted = explainer.scorer.batch_size
     for start in range(0, len(names), n_predicted):
         rows, batch = slice(start, start + n_predicted), list(islice(images, n_predicted))
-        predicted_rows = (
-            list_rows(predict_images(explainer.scorer, names[rows], batch, batches))
-            if known_rows is None
-            else known_rows[rows]
-        )
+        predicted_rows = _predict_rows(explainer.scorer, names[rows], batch) if known_rows is None else known_rows[rows]
         for first in range(0, len(batch), BATCH_SIZE):
             part = slice(first, first + BATCH_SIZE)
             yield predicted_rows[part], batch[part]
+
+
+def _predict_rows(scorer: TorchScorer, names: pd.DataFrame, batch: list[ImageOrError]) -> list[PredictedRow]:
+    scores, errors = score_images_or_errors(scorer, batch, len(batch))
+    return list_rows(make_scored_predictions(names, scores, scorer, errors=errors))
 
 
 def list_rows(predictions: Predictions) -> list[PredictedRow]:

@@ -9,13 +9,11 @@ import pandas as pd
 from fastcxr.metrics.bootstrap import find_n_draws
 from fastcxr.metrics.intervals import estimate_proportions
 from fastcxr.metrics.predictions import (
-    DECISION_PREFIX,
     IN_DISTRIBUTION_COLUMN,
     Predictions,
     find_ood_rows,
-    name_findings,
 )
-from fastcxr.metrics.scored_images import ScoredImages, list_thresholds
+from fastcxr.metrics.scored_images import ScoredImages
 
 MIN_STABLE_POSITIVES = 50  # positive validation images below which a threshold is unstable
 NET_BENEFIT_THRESHOLDS = np.linspace(0.01, 0.5, 50)  # threshold probabilities of decision curves
@@ -145,43 +143,6 @@ def net_benefit(positive: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np
     is_predicted = score[:, None] >= NET_BENEFIT_THRESHOLDS
     true_positives, false_positives = ((is_predicted & part[:, None]).mean(axis=0) for part in (positive, ~positive))
     return true_positives - false_positives * odds, positive.mean() - (1 - positive.mean()) * odds
-
-
-def apply_thresholds(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
-    """Return the predictions with the columns `above_threshold` and `uncertain`; for findings see `_decide_findings`.
-
-    above_threshold: the classes whose thresholds the image reaches, separated by semicolons; empty if it is
-    out-of-distribution. uncertain: "yes" if the image is out-of-distribution, if its highest probability is below the
-    abstention threshold, or if it reaches the thresholds of no class or of several classes; otherwise "no"; empty for
-    an unreadable image. A class without a threshold is never reached; without any threshold this rule does not apply.
-    """
-    if predictions.is_multi_label:
-        return _decide_findings(predictions, thresholds.get("thresholds", {}))
-    probability, is_ood = predictions.probability, find_ood_rows(predictions)
-    is_read = predictions.table["error"].eq("").to_numpy()
-    rows, uncertain_below = thresholds.get("thresholds", {}), thresholds.get("uncertain_below")
-    minimums = [rows.get(label, {}).get("threshold", np.inf) for label in predictions.labels]
-    is_reached = (probability >= np.array(minimums)) & ~is_ood[:, None]  # False for NaN
-    names = ["; ".join(np.array(predictions.labels)[row]) for row in is_reached]
-    is_abstained = probability.max(axis=1) < (uncertain_below or 0)  # False for NaN
-    is_ambiguous = bool(rows) & (is_reached.sum(axis=1) != 1)
-    uncertain = np.where(is_ood | is_abstained | is_ambiguous, "yes", "no")
-    extra_columns = {"above_threshold": names, "uncertain": np.where(is_read, uncertain, "")}
-    return Predictions(predictions.table.assign(**extra_columns), predictions.labels)
-
-
-def _decide_findings(predictions: Predictions, thresholds: Mapping[str, Any]) -> Predictions:
-    """Return the predictions with `decision_FINDING` (yes or no), and the findings with yes in `predicted`.
-
-    A finding without a threshold is decided at DEFAULT_THRESHOLD. An unreadable or out-of-distribution image has no
-    decisions: its cells are empty.
-    """
-    is_decided = predictions.table["error"].eq("").to_numpy() & ~find_ood_rows(predictions)
-    is_present = predictions.probability >= list_thresholds(thresholds, predictions.labels)  # False for NaN
-    decisions = np.where(is_decided[:, None], np.where(is_present, "yes", "no"), "")
-    columns = {DECISION_PREFIX + label: decisions[:, k] for k, label in enumerate(predictions.labels)}
-    columns["predicted"] = name_findings(is_present & is_decided[:, None], predictions.labels)
-    return Predictions(predictions.table.assign(**columns), predictions.labels)
 
 
 def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Classifier:
         precision: "fp32", "fp16" or "bf16".
         temperature: divisor of the logits before the softmax; findings have a line each in `thresholds`.
         thresholds: calibration of model.json: thresholds of the classes and of abstention, for
-            fastcxr.metrics.thresholds.apply_thresholds, and the calibration lines of findings.
+            fastcxr.metrics.decisions.apply_thresholds, and the calibration lines of findings.
         ood_detector: out-of-distribution detector, or None.
         hflip_tta: test-time augmentation: average the probabilities of an image and its flipped image.
         bit_depths: bit depths of images with more than 8 bits whose files do not state one.

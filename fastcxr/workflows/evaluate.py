@@ -21,6 +21,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.io.files import read_json, write_json
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.tables import format_names
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import (
     PROBABILITY_PREFIX,
     TRUTH_PREFIX,
@@ -28,7 +29,6 @@ from fastcxr.metrics.predictions import (
     read_predictions,
     write_predictions,
 )
-from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import load_classifier
 from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
 from fastcxr.progress.auto import make_default_progress

@@ -21,7 +21,7 @@ from fastcxr.inference.explain import (
     find_class_indices,
     make_explainer,
 )
-from fastcxr.inference.predict import log_image_warnings
+from fastcxr.inference.images import log_image_warnings
 from fastcxr.io.files import atomic_write, write_json
 from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.models.bundle import Classifier

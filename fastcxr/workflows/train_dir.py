@@ -19,9 +19,10 @@ from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.feature_map import FEATURE_MAP_FILE
 from fastcxr.metrics.predictions import Predictions, write_predictions
-from fastcxr.metrics.thresholds import apply_thresholds, fit_thresholds
+from fastcxr.metrics.thresholds import fit_thresholds
 from fastcxr.models.bundle import Classifier, extract_classifier, save_model
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress

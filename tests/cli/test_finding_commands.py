@@ -11,8 +11,8 @@ from rich.console import Console
 from toy_findings import FINDINGS
 
 from fastcxr.cli.tables import show_top_findings
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import make_predictions, mark_ood, read_predictions
-from fastcxr.metrics.thresholds import apply_thresholds
 from fastcxr.models.bundle import load_model
 
 N_IMAGES = 80

@@ -15,7 +15,8 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import COLUMN, BitDepths, find_depths
 from fastcxr.data.image_table import make_image_table
 from fastcxr.data.manifest import read_manifest
-from fastcxr.inference.predict import predict, read_fitted_images
+from fastcxr.inference.images import read_fitted_images
+from fastcxr.inference.predict import predict
 from fastcxr.models.bundle import load_model, save_model
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders

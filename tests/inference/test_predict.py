@@ -17,7 +17,8 @@ from fastcxr.data.image_table import make_image_table
 from fastcxr.data.imaging.read import fit_square, read_image
 from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.errors import ModelError
-from fastcxr.inference import predict as module
+from fastcxr.inference import images as module
+from fastcxr.inference import torch_scorer
 from fastcxr.inference.predict import predict
 from fastcxr.io import threads
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
@@ -56,7 +57,7 @@ def test_the_network_receives_the_normalized_image(toy_manifest):
 
 @pytest.mark.parametrize("batch", [1, 4, 7, 100])
 def test_an_unreadable_file_yields_one_row_with_an_error_at_any_position(toy_manifest, tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(module, "choose_batch_size", lambda device: batch)
+    monkeypatch.setattr(torch_scorer, "choose_batch_size", lambda device: batch)
     monkeypatch.setattr(module, "N_IMAGES_AHEAD", batch)
     table = toy_manifest.assign(label="a")
     (tmp_path / "bad.png").write_bytes(b"no image")

@@ -8,12 +8,13 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 from fastcxr.errors import DataError
 from fastcxr.metrics.comparison import compare_models, holm
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import compute_drop, external_drops
 from fastcxr.metrics.intervals import flatten
 from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood, select_most_wrong
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
-from fastcxr.metrics.thresholds import apply_thresholds, compute_ood_rate, evaluate_thresholds, fit_thresholds
+from fastcxr.metrics.thresholds import compute_ood_rate, evaluate_thresholds, fit_thresholds
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 

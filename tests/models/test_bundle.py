@@ -17,7 +17,7 @@ from torch import nn
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
-from fastcxr.inference import predict as module
+from fastcxr.inference import torch_scorer as module
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.calibration import scale_probabilities
 from fastcxr.models import backbones, bundle, devices

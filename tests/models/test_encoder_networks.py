@@ -14,7 +14,8 @@ from training_probes import RECIPE, SILENT, make
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.inference.explain import find_attribution_method, make_inputs
-from fastcxr.inference.predict import predict, read_fitted_images
+from fastcxr.inference.images import read_fitted_images
+from fastcxr.inference.predict import predict
 from fastcxr.models import backbones, encoders
 from fastcxr.models.bundle import Classifier, extract_classifier, load_classifier, save_model
 from fastcxr.models.encoder_network import N_DEPTHS, make_encoder_network

@@ -11,10 +11,10 @@ from PIL import Image
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.image_table import make_image_table
 from fastcxr.errors import InputMissingError, ModelError
-from fastcxr.inference import predict as module
+from fastcxr.inference import torch_scorer as module
 from fastcxr.inference.openvino import to_openvino
 from fastcxr.inference.predict import predict
-from fastcxr.metrics.thresholds import apply_thresholds
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.models.bundle import extract_classifier, load_model, save_model
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner

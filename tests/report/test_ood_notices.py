@@ -9,9 +9,10 @@ import pytest
 from synthetic_run import build_run, make_manifest, make_probability
 
 from fastcxr.metrics.analytic_intervals import wilson
+from fastcxr.metrics.decisions import apply_thresholds, find_ood_rows
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.predictions import Predictions, make_predictions, mark_ood, read_predictions, write_predictions
-from fastcxr.metrics.thresholds import apply_thresholds, compute_ood_rate, find_ood_rows
+from fastcxr.metrics.thresholds import compute_ood_rate
 from fastcxr.report.run_page import write_run_report
 
 pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")

@@ -18,7 +18,8 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.data.cache import index
 from fastcxr.errors import DataError, InputMissingError, ModelError, OutputError, RecipeError
 from fastcxr.inference.explain import explain
-from fastcxr.inference.predict import Scores, predict
+from fastcxr.inference.predict import predict
+from fastcxr.inference.scores import Scores
 from fastcxr.metrics.predictions import read_predictions
 from fastcxr.models.bundle import Ensemble, load_classifier, load_model
 from fastcxr.models.device_images import DeviceImages
@@ -329,7 +330,7 @@ def test_the_ood_score_of_an_ensemble_is_the_mean_score(pooled, toy_manifest, mo
         value = scores.setdefault(id(classifier.network), 0.4 + 0.5 * len(scores))
         return Scores(np.full((len(images), 3), 1 / 3), np.full(len(images), value))
 
-    monkeypatch.setattr("fastcxr.inference.predict.score_batch", score_constant)
+    monkeypatch.setattr("fastcxr.inference.torch_scorer.score_batch", score_constant)
     members = [replace(one, ood_detector=object()) for one in load_model(pooled[1]).members]
     table = predict(Ensemble(members=tuple(members)), toy_manifest, splits=None).table
     np.testing.assert_allclose(table["ood_score"], 0.9)  # of 0.4, 0.9 and 1.4

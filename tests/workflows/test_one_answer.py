@@ -15,7 +15,7 @@ from fastcxr.cli import models as cli
 from fastcxr.cli.output import PARTIAL_EXIT_CODE
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.image_table import make_image_table
-from fastcxr.inference import predict as module
+from fastcxr.inference import torch_scorer as module
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, read_predictions
 from fastcxr.models.bundle import load_model

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import features
-from platformdirs import user_cache_path
 
 from fastcxr.data.cache.index import INDEX_FILE
 from fastcxr.data.imaging.read import READER_VERSION
@@ -127,6 +126,8 @@ def temporary_cache() -> CacheDir:
 
 def find_image_cache_dir() -> Path:
     """Return the folder of the user's image caches, for example ~/.cache/fastcxr/images. Raises NoHomeFolderError."""
+    from platformdirs import user_cache_path  # only training needs it, and an exported model may run without it
+
     try:
         folder = user_cache_path("fastcxr", appauthor=False)
     except RuntimeError:
