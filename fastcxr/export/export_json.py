@@ -1,0 +1,103 @@
+"""export.json, which describes an exported model: labels, thresholds, input, files with checksums, and the check.
+
+The file can come from an untrusted source: it is validated before any file that it lists is opened.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
+from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.io.files import compute_sha256, read_json
+from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format, make_format_error
+
+EXPORT_JSON_FILE, ONNX_FILE = "export.json", "model.onnx"
+INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score"  # of the ONNX graph
+TARGETS = ("onnx", "timm")
+MAX_LABELS, MAX_IMAGE_PIXELS = 10_000, 4096
+COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
+
+
+def is_export(folder: str | Path) -> bool:
+    """Return whether a folder is an exported model."""
+    return (Path(folder) / EXPORT_JSON_FILE).is_file()
+
+
+def read_export_json(folder: str | Path, target: str = "onnx") -> dict[str, Any]:
+    """Read and validate the export.json of an exported model, and the checksums of the files that it lists.
+
+    Raises:
+        InputMissingError: export.json, or a file that it lists, is missing.
+        ModelError: export.json is invalid or of another version or target, or a file is damaged.
+    """
+    folder = Path(folder)
+    path = folder / EXPORT_JSON_FILE
+    if not path.is_file():
+        problem = f"no {EXPORT_JSON_FILE} in this folder: it is not an exported model"
+        raise InputMissingError(problem, "Export a run with `fastcxr export`", path=folder, code="E304")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ModelError("export.json cannot be parsed", COPY_AGAIN_FIX, path=path, code="E301") from error
+    if isinstance(content, dict) and not is_format(content.get(FORMAT_KEY), EXPORT_FORMAT):
+        raise make_format_error(folder)
+    invalid = [name for name, is_valid in FIELD_CHECKS.items() if not _is_valid(content, name, is_valid)]
+    if invalid:
+        problem = f"invalid or missing value of {invalid[0]!r}"
+        raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301")
+    if content["target"] != target:
+        problem = f"this export is for {content['target']}, expected one for {target}"
+        raise ModelError(problem, f"Export the run with `to={target!r}`", path=folder, code="E305")
+    for name, checksum in content["files"].items():
+        _validate_file(folder / name, checksum)
+    return content
+
+
+def _validate_file(path: Path, checksum: str) -> None:
+    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+        raise ModelError("a link to a file outside the folder", "Copy the file itself", path=path, code="E301")
+    if not path.is_file():
+        raise InputMissingError("the export is incomplete: this file is missing", COPY_AGAIN_FIX, path=path)
+    if compute_sha256(path) != checksum:
+        problem = "sha256 differs from export.json: the file is damaged or replaced"
+        raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301")
+
+
+def _is_valid(content: Any, name: str, check: Callable[[Any], bool]) -> bool:
+    return isinstance(content, dict) and name in content and check(content[name])
+
+
+def _is_label_list(labels: Any) -> bool:
+    return (
+        isinstance(labels, list)
+        and 1 <= len(labels) <= MAX_LABELS
+        and all(isinstance(label, str) and 0 < len(label) <= 1000 for label in labels)
+        and len(set(labels)) == len(labels)
+    )
+
+
+def _is_checksum_table(files: Any) -> bool:
+    return (
+        isinstance(files, dict)
+        and bool(files)
+        and all(
+            name == Path(name).name and not name.startswith(".") and isinstance(checksum, str)
+            for name, checksum in files.items()
+        )
+    )
+
+
+FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "target": lambda target: target in TARGETS,
+    "task": lambda task: task in (SINGLE_LABEL, MULTI_LABEL),
+    "labels": _is_label_list,
+    "image_size": lambda size: type(size) is int and 16 <= size <= MAX_IMAGE_PIXELS,
+    "calibration": lambda calibration: isinstance(calibration, dict),
+    "bit_depths": lambda depths: isinstance(depths, dict) and set(depths) == {"sources", "default"},
+    "has_ood_detector": lambda value: isinstance(value, bool),
+    "files": _is_checksum_table,
+    "check": lambda check: isinstance(check, dict),
+    "versions": lambda versions: isinstance(versions, dict),
+    "notices": lambda notices: isinstance(notices, list),
+}
