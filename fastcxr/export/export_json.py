@@ -15,6 +15,7 @@ from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format, make_format
 EXPORT_JSON_FILE, ONNX_FILE = "export.json", "model.onnx"
 INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score"  # of the ONNX graph
 TARGETS = ("onnx", "timm")
+WARNING = "For research, not for diagnosis"
 MAX_LABELS, MAX_IMAGE_PIXELS = 10_000, 4096
 COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
 
