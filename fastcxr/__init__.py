@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastcxr.data.manifest_file import write_manifest
     from fastcxr.data.splits import select_fold, split_by_patient, split_into_folds
     from fastcxr.data.synthetic.sample import find_or_write_sample
+    from fastcxr.export.exported_model import load_export
     from fastcxr.inference.explain import explain
     from fastcxr.inference.predict import predict
     from fastcxr.metrics.evaluate import evaluate_predictions
@@ -56,6 +57,7 @@ _MODULES = {
     "make_learner": "fastcxr.training.learner",
     "train": "fastcxr.training.trainer",
     "load_model": "fastcxr.models.bundle",
+    "load_export": "fastcxr.export.exported_model",
     "load_learner_from_run": "fastcxr.workflows.load_learner",
     "predict": "fastcxr.inference.predict",
     "explain": "fastcxr.inference.explain",
@@ -74,10 +76,10 @@ _MODULES = {
 
 __all__ = [
     "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest",
-    "embed", "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_learner_from_run",
-    "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders", "plot_calibration",
-    "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions", "select_fold",
-    "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest", "write_predictions",
+    "embed", "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_export",
+    "load_learner_from_run", "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders",
+    "plot_calibration", "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions",
+    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest", "write_predictions",
     "write_report",
 ]  # fmt: skip
 
