@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fastcxr.training.trainer import train
     from fastcxr.workflows.embed import embed
     from fastcxr.workflows.evaluate import evaluate
+    from fastcxr.workflows.export import export_model
     from fastcxr.workflows.load_learner import load_learner_from_run
     from fastcxr.workflows.train_dir import write_report
 
@@ -57,6 +58,7 @@ _MODULES = {
     "make_learner": "fastcxr.training.learner",
     "train": "fastcxr.training.trainer",
     "load_model": "fastcxr.models.bundle",
+    "export_model": "fastcxr.workflows.export",
     "load_export": "fastcxr.export.exported_model",
     "load_learner_from_run": "fastcxr.workflows.load_learner",
     "predict": "fastcxr.inference.predict",
@@ -75,12 +77,12 @@ _MODULES = {
 }
 
 __all__ = [
-    "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest",
-    "embed", "evaluate", "evaluate_predictions", "explain", "find_or_write_sample", "load_export",
+    "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest", "embed",
+    "evaluate", "evaluate_predictions", "explain", "export_model", "find_or_write_sample", "load_export",
     "load_learner_from_run", "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders",
     "plot_calibration", "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions",
-    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest", "write_predictions",
-    "write_report",
+    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest",
+    "write_predictions", "write_report",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
 ONNX_FILE = "model.onnx"
 INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score"  # of the ONNX graph
 TARGETS = ("onnx", "timm")
+WARNING = "For research, not for diagnosis"
 MAX_LABELS, MAX_IMAGE_PIXELS = 10_000, 4096
 COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
 

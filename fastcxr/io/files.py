@@ -1,10 +1,11 @@
-"""Atomic file writes (after a crash a file has its old or its new content), strict JSON, and checksums."""
+"""Atomic writes (after a crash a file has its old or its new content), strict JSON, and checksums."""
 
 import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,37 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary_path.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which is renamed to `path` if the block succeeds, else removed.
+
+    Folders above `path` are created, and removed again after an error.
+
+    Raises OutputError if `path` is a file or a folder with files, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        problem = "this folder is not empty" if path.is_dir() else "a file, expected a new folder"
+        raise OutputError(problem, "Choose another `folder`, or remove it", path=path)
+    temporary_path, created = _name_temporary(path), [parent for parent in path.parents if not parent.exists()]
+    try:
+        temporary_path.mkdir(parents=True)
+        yield temporary_path
+        if path.is_dir():
+            path.rmdir()  # some systems cannot rename to an existing empty folder
+        temporary_path.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if isinstance(error, FastcxrError):
+            raise
+        raise _make_write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary_path, ignore_errors=True)
+        for parent in created:
+            with suppress(OSError):  # it has files, such as the new folder
+                parent.rmdir()
 
 
 def validate_writable(path: str | Path) -> None:

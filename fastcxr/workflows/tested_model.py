@@ -80,13 +80,20 @@ def _load_tested_run(run: Path, precision: InferencePrecision, device: str) -> T
     )
 
 
+def _select_shared_entries(model_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry `model` of export.json; of several folds the entries that describe all of their networks."""
+    if "members" not in model_json:
+        return dict(model_json)
+    return {name: model_json["members"][0][name] for name in ("backbone", "head", "input_spec", "hflip_tta")}
+
+
 def _describe_export(model: ExportedModel) -> TestedModel:
     content, path = model.description, model.folder / EXPORT_JSON_FILE
     try:
         recipe = Recipe.from_content(content["recipe"], path)
-        run_name, model_json = str(content["run"]["name"]), dict(content.get("model") or {})
+        run_name, model_json = str(content["run"]["name"]), _select_shared_entries(content["model"])
         notices = [{name: str(row[name]) for name in ("title", "text")} for row in content["notices"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
         problem = f"the facts on the training cannot be read ({type(error).__name__})"
