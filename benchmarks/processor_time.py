@@ -25,12 +25,12 @@ PARTS = {
     "workflows.train_dir.write_features": "thumbnails of all images (features.npz)",
     "report.run_page.make_run_figures": "figures",
     "report.run_page.compute_run_metrics": "metrics with intervals",
-    "workflows.train_dir.write_run_report": "pages, model cards and checklists",
+    "workflows.result_dir.write_run_report": "pages, model cards and checklists",
     "workflows.train.validate_model_options": "network and its weights",
     "workflows.cross_validate.validate_model_options": "network and its weights",
     "workflows.train.make_learner": "network and its weights",
     "workflows.run_dir.measure_images": "gray values and files of the data page",
-    "workflows.train_dir.write_thumbnails": "example images",
+    "workflows.result_dir.write_thumbnails": "example images",
 }
 
 

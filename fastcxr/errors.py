@@ -71,6 +71,12 @@ class WeightsError(FastcxrError):
     exit_code = 69
 
 
+class PackageError(FastcxrError, ImportError):
+    """A Python package that is not installed."""
+
+    exit_code = 69
+
+
 class OutputError(FastcxrError, OSError):
     """An output path that is not writable, or exists already."""
 

@@ -61,7 +61,7 @@ def without_pages():
 def without_maps():
     """Train in this module without saliency maps, which take longer than training a small network."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        patch.setattr("fastcxr.workflows.result_dir.ResultDir.write_saliency_maps", lambda *arguments: None)
         yield
 
 
@@ -134,7 +134,7 @@ def finding_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_model_card", "make_claim_checklist", "render_report"):
             patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
-        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        patch.setattr("fastcxr.workflows.result_dir.ResultDir.write_saliency_maps", lambda *arguments: None)
         return train_findings(folder / "run", data), data
 
 

@@ -27,7 +27,7 @@ from fastcxr.cli.output import (
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_cache, show_top_findings
-from fastcxr.errors import InputMissingError, OutputError, RecipeError
+from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
 
@@ -63,7 +63,8 @@ def predict(
     Parameters
     ----------
     folder
-        run folder of the trained model; of a run with folds: mean of the probabilities of all folds
+        run folder of the trained model; of a run with folds: mean of the probabilities of all folds; or folder of an
+        exported model, which needs onnxruntime and no torch
     images
         image files, DICOM files, folders of them, or packed files
     csv
@@ -72,29 +73,23 @@ def predict(
         salted hashes in place of file and folder names: HMAC-SHA256 of the path, with the salt of patient
         pseudonyms (FASTCXR_SALT)
     engine
-        inference engine; openvino (an optional dependency) is faster on a CPU
+        inference engine of a run; openvino (an optional dependency) is faster on a CPU; an export uses onnxruntime
     """
     from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict as predict_table
     from fastcxr.metrics.decisions import apply_thresholds
-    from fastcxr.models.bundle import load_model
+    from fastcxr.workflows.load_scorer import load_scorer
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
-    if engine == "openvino" and device not in ("auto", "cpu"):
-        raise RecipeError(f"--engine openvino runs on the CPU only: got --device {device}", "Leave one of them out")
-    classifier = load_model(folder, precision=precision, device="cpu" if engine == "openvino" else device)
+    scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
-    print_line(f"precision: {classifier.dtype_and_device}")
-    if engine == "openvino":
-        from fastcxr.inference.openvino import model_to_openvino
-
-        classifier = model_to_openvino(classifier)
-    predicted = predict_table(classifier, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
+    print_line(f"precision: {scorer.dtype_and_device}")
+    predicted = predict_table(scorer, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
     return write_and_print_predictions(
-        apply_thresholds(predicted, classifier.thresholds), csv, has_ood_detector=classifier.has_ood_detector
+        apply_thresholds(predicted, scorer.thresholds), csv, has_ood_detector=scorer.has_ood_detector
     )
 
 

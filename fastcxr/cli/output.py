@@ -22,6 +22,7 @@ from rich.console import Console
 from fastcxr.cli.option_names import name_options
 from fastcxr.cli.suggestions import describe_usage_error
 from fastcxr.errors import BadImagesError, FastcxrError, OutputError, RecipeError
+from fastcxr.io.packages import make_command_package_error
 from fastcxr.progress.base import log_to
 from fastcxr.progress.terminal import LINE_LOG, ConsoleMessages, print_alert, print_plain
 
@@ -119,8 +120,14 @@ def _run_and_print_error(command: Callable[[], int | None]) -> int:
         return print_error(describe_usage_error(error))
     except FastcxrError as error:
         return print_error(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "fastcxr").partition(".")[0] == "fastcxr":
+            raise
+        return print_error(make_command_package_error(error.name or ""))
     except (MemoryError, RuntimeError) as error:
-        from fastcxr.models.device_errors import find_device_error  # torch takes seconds to load
+        if "torch" not in sys.modules:  # an exported model runs without it
+            raise
+        from fastcxr.models.device_errors import find_device_error
 
         if device_error := find_device_error(error):
             return print_error(device_error)

@@ -27,6 +27,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.packages import EVALUATION_MODULES, require_packages
 from fastcxr.io.run_folders import RUNS_DIR
 from fastcxr.progress.terminal import TerminalProgress
 
@@ -94,13 +95,14 @@ def evaluate(
     Parameters
     ----------
     run
-        run folder of the trained model
+        run folder of the trained model, or folder of its export, which needs onnxruntime and no torch
     keep_overlap
         evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, crops,
         other images of the same patients
     out
         folder to create; default: runs/RUN-on-DATA-NUMBER
     """
+    require_packages(EVALUATION_MODULES, "an evaluation")  # before the import, which needs most of them
     from fastcxr.workflows.evaluate import evaluate as evaluate_run
 
     if options.data is None:

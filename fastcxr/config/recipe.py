@@ -21,7 +21,7 @@ from fastcxr.config.fields import (
     validate_fields,
 )
 from fastcxr.config.validation import parse_oversample, parse_rate_slice, paths_to_text
-from fastcxr.errors import ModelError, RecipeError
+from fastcxr.errors import FastcxrError, ModelError, RecipeError
 from fastcxr.io.files import STATE_DIR, read_json
 from fastcxr.io.formats import FORMAT_KEY, RECIPE_FORMAT, is_format, make_format_error
 from fastcxr.io.run_folders import require_run_file
@@ -345,16 +345,21 @@ class Recipe:
             require_run_file(path, "recipe.json")
             path = path / "recipe.json"
         try:
-            values = dict(read_json(path))
-            if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
-                folder = Path(path).parent
-                raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
-            return _make_from_mapping(cls, values)
-        except (RecipeError, ModelError):
+            return cls.from_content(read_json(path), path)
+        except FastcxrError:
             raise
         except (OSError, ValueError, TypeError) as error:
             problem = f"the recipe cannot be read ({type(error).__name__})"
             raise ModelError(problem, "Name a run folder that fastcxr made", path=path) from error
+
+    @classmethod
+    def from_content(cls, content: Any, path: Path) -> "Recipe":
+        """Return the recipe of the content of `path`, a recipe.json. Raises what from_json raises, and TypeError."""
+        values = dict(content)
+        if not is_format(values.pop(FORMAT_KEY, None), RECIPE_FORMAT):
+            folder = path.parent
+            raise make_format_error(folder.parent if folder.name == STATE_DIR else folder)
+        return _make_from_mapping(cls, values)
 
     def to_json(self) -> str:
         """Return the recipe as the text of recipe.json."""

@@ -11,18 +11,14 @@ from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format, make_format_error
+from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
 
-EXPORT_JSON_FILE, ONNX_FILE = "export.json", "model.onnx"
+ONNX_FILE = "model.onnx"
 INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score"  # of the ONNX graph
 TARGETS = ("onnx", "timm")
 WARNING = "For research, not for diagnosis"
 MAX_LABELS, MAX_IMAGE_PIXELS = 10_000, 4096
 COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
-
-
-def is_export(folder: str | Path) -> bool:
-    """Return whether a folder is an exported model."""
-    return (Path(folder) / EXPORT_JSON_FILE).is_file()
 
 
 def read_export_json(folder: str | Path, target: str = "onnx") -> dict[str, Any]:
@@ -34,7 +30,7 @@ def read_export_json(folder: str | Path, target: str = "onnx") -> dict[str, Any]
     """
     folder = Path(folder)
     path = folder / EXPORT_JSON_FILE
-    if not path.is_file():
+    if not is_export(folder):
         problem = f"no {EXPORT_JSON_FILE} in this folder: it is not an exported model"
         raise InputMissingError(problem, "Export a run with `fastcxr export`", path=folder, code="E304")
     try:

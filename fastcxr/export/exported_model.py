@@ -11,6 +11,7 @@ from fastcxr.data.bit_depth import BitDepths
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.export.export_json import INPUT_NAME, ONNX_FILE, OOD_NAME, PROBABILITY_NAME, read_export_json
 from fastcxr.inference.scores import Scorer, Scores
+from fastcxr.io.cpus import count_cpus
 
 BATCH_SIZE = 32
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -61,8 +62,10 @@ def load_export(folder: str | Path, device: str = "auto") -> ExportedModel:
     if provider not in onnxruntime.get_available_providers():
         problem = f"onnxruntime does not support the device {device!r} here"
         raise RecipeError(problem, "Pass `device='cpu'`, or install onnxruntime-gpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count_cpus()  # the default counts all cores of the machine, also in a container
     try:
-        session = onnxruntime.InferenceSession(path, providers=[provider])
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # the errors of onnxruntime have no common base class
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         problem = f"onnxruntime cannot load the model ({first_line})"

@@ -45,6 +45,7 @@ class Scorer(ABC):
         has_ood_detector: whether the scores include OOD scores.
         batch_size: number of images of a call of `score`; it may decrease if memory is too small.
         image_cache: the image cache of the loaders of a Learner, None for another model.
+        dtype_and_device: precision, engine and device in words, for example `bfloat16 on cpu`.
     """
 
     labels: tuple[str, ...]
@@ -54,6 +55,7 @@ class Scorer(ABC):
     bit_depths: BitDepths
     has_ood_detector: bool
     batch_size: int
+    dtype_and_device: str
     image_cache: ImageCache | None = None
 
     @abstractmethod

@@ -36,10 +36,14 @@ class TorchScorer(Scorer):
     Args:
         model: the model; its networks do not change.
         learner: the Learner that it was extracted from.
+        dtype_and_device: precision and device in words; default: those of the network.
     """
 
-    def __init__(self, model: Classifier | Ensemble, learner: "Learner | None" = None):
+    def __init__(
+        self, model: Classifier | Ensemble, learner: "Learner | None" = None, dtype_and_device: str | None = None
+    ):
         self.model, self.learner = model, learner
+        self.dtype_and_device = dtype_and_device or model.dtype_and_device
         self.labels, self.task, self.image_size = model.labels, model.task, model.input_spec.image_size
         self.thresholds, self.bit_depths = model.thresholds, model.bit_depths
         self.has_ood_detector = model.has_ood_detector

@@ -10,6 +10,10 @@ from fastcxr.io.formatting import join_names
 
 RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
+EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
+EXPORT_FIX = (
+    "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate` and load_export"
+)
 
 
 def list_runs(parent: Path = RUNS_DIR) -> Iterator[Path]:
@@ -19,11 +23,18 @@ def list_runs(parent: Path = RUNS_DIR) -> Iterator[Path]:
             yield recipe.parent
 
 
+def is_export(folder: str | Path) -> bool:
+    """Return whether a folder is an exported model."""
+    return (Path(folder) / EXPORT_JSON_FILE).is_file()
+
+
 def require_run_file(folder: str | Path, name: str, fix: str | None = None) -> None:
     """Raise InputMissingError unless the run folder has the file `name`; by default the fix names other runs."""
     folder = Path(folder)
     if (folder / name).is_file():
         return
+    if is_export(folder):
+        raise InputMissingError(f"an exported model, which has no {name}", EXPORT_FIX, path=folder, code="E304")
     reject_unfinished(folder / name)
     if folder.is_dir():
         is_run = (folder / "recipe.json").is_file()

@@ -33,6 +33,11 @@ def _find_default_device() -> torch.device:
     return torch.device("mps", 0) if torch.backends.mps.is_available() else torch.device("cpu")
 
 
+def describe_gpu() -> str:
+    """Return the name of the current GPU of CUDA, or `no GPU`."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
 def find_float64_device(device: torch.device) -> torch.device:
     """Return the device, or the CPU for an Apple GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device

@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fastcxr.models.encoder_files import find_cached_file
 from fastcxr.models.encoders import CHEST_PREFIX, ENCODERS, READ_DATE, Encoder, find_patch_size
 
 PARAMETERS_FILE = Path(__file__).with_name("parameters.csv")
@@ -64,7 +63,7 @@ def _make_encoder_row(encoder: Encoder) -> dict[str, Any]:
         "access": facts["access"]["value"],
         "licence": facts["licence"]["value"],
         "page": encoder.page,
-        "cached": find_cached_file(encoder) is not None,
+        "cached": _find_cached_file(encoder) is not None,
     }
 
 
@@ -96,9 +95,15 @@ def find_read_facts(encoder: Encoder) -> dict[str, dict[str, Any]]:
     }
 
 
+def _find_cached_file(encoder: Encoder) -> Path | None:
+    from fastcxr.models.encoder_files import find_cached_file  # loads huggingface_hub
+
+    return find_cached_file(encoder)
+
+
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """Return all facts of an encoder, as `fastcxr models NAME` shows them."""
-    cached_file = find_cached_file(encoder)
+    cached_file = _find_cached_file(encoder)
     return {
         "name": encoder.name,
         "kind": _find_kind(encoder),

@@ -54,6 +54,12 @@ def find_failed_training_checks(record: RunRecord, metrics: Metrics) -> Found:
         yield (f"{message} The test data may have the same fault; good metrics do not exclude it.",)
 
 
+def find_export_notices(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield each critical notice of the run whose export was evaluated."""
+    for notice in (record.run.get("tested") or {}).get("notices") or []:
+        yield notice["text"], notice["title"]
+
+
 def find_kept_overlap(record: RunRecord, metrics: Metrics) -> Found:
     """Yield the number of images that overlap with training images of the evaluated model, and that the user kept."""
     overlap = (record.run.get("tested") or {}).get("overlap") or {}

@@ -110,9 +110,11 @@ def _describe_threshold(threshold: Mapping[str, Any] | None) -> dict[str, Any]:
         return {"threshold": "0.500", "wanted": "", "unstable": False, "given_prevalence": ""}
     return {
         "threshold": format_score(threshold["threshold"]),
-        "wanted": join_names([f"{name} {format_percent(value)}" for name, value in threshold["wanted"].items()]),
-        "unstable": threshold["unstable"],
-        "fitted_positives": threshold["positives"],
+        "wanted": join_names(
+            [f"{name} {format_percent(value)}" for name, value in threshold.get("wanted", {}).items()]
+        ),
+        "unstable": threshold.get("unstable", False),
+        "fitted_positives": threshold.get("positives", 0),
         "given_prevalence": format_percent(threshold["prevalence"]) if "prevalence" in threshold else "",
         "given_ppv": format_estimate(threshold.get("ppv"), format_percent),
         "given_npv": format_estimate(threshold.get("npv"), format_percent),

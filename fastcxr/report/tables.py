@@ -178,16 +178,19 @@ def make_calibration_line_rows(split_metrics: dict[str, Any]) -> list[dict[str, 
 
 
 def make_threshold_rows(split_metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the threshold of each class, its target, and its metrics on this split."""
+    """Return the threshold of each class, its target, and its metrics on this split.
+
+    The mean threshold of several folds has no target and no number of images.
+    """
     rows = (split_metrics.get("thresholds") or {}).get("per_class", {})
     return [
         {
             "name": label,
             "number": split_metrics["labels"].index(label),
             "threshold": format_score(row["threshold"]),
-            "wanted": join_names([f"{name} {format_percent(value)}" for name, value in row["wanted"].items()]),
-            "positives": row["positives"],
-            "unstable": row["unstable"],
+            "wanted": join_names([f"{name} {format_percent(value)}" for name, value in row.get("wanted", {}).items()]),
+            "positives": row.get("positives", 0),
+            "unstable": row.get("unstable", False),
             "prevalence": format_percent(row["prevalence"]) if "prevalence" in row else "",
         }
         | {key: format_estimate(row.get(key), format_percent) for key in ("sensitivity", "specificity", "ppv", "npv")}

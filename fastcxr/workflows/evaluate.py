@@ -1,4 +1,7 @@
-"""Evaluation of a finished run on external data, without training."""
+"""Evaluation of a finished run, or of its export, on external data, without training.
+
+An export is evaluated without torch and fastai.
+"""
 
 import logging
 import re
@@ -29,16 +32,15 @@ from fastcxr.metrics.predictions import (
     read_predictions,
     write_predictions,
 )
-from fastcxr.models.bundle import load_classifier
-from fastcxr.models.model_json import MODEL_JSON_FILE, read_model_json
+from fastcxr.models.model_json import MODEL_JSON_FILE
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.report.data_notices import format_reasons
-from fastcxr.report.run_reader import read_findings
 from fastcxr.workflows.load import PUBLIC_DATASETS_KEY, Dataset, load_dataset, name_public_datasets
 from fastcxr.workflows.overlap import FITTED_SPLITS, find_overlap
+from fastcxr.workflows.result_dir import ResultDir
 from fastcxr.workflows.run_dir import OutputDir
-from fastcxr.workflows.train_dir import RunDir
+from fastcxr.workflows.tested_model import load_tested_model
 
 log = logging.getLogger("fastcxr")
 MIN_LABEL_SIMILARITY = 0.8  # "covid" and "covid19" have 0.83
@@ -58,41 +60,67 @@ def evaluate(
 ) -> Path:
     """Evaluate the model of `run` on all images of `data`, in a new `folder`; return the path of report.html.
 
-    No parameter or threshold is fitted, so all images are in the test split. `data`: a recipe of which only the data
-    options are used. `precision`, `device`: see load_classifier. `keep_overlap`: whether images are kept that overlap
-    with training or validation images of the run (see find_overlap); the report then has a critical notice.
+    No parameter or threshold is fitted, so all images are in the test split. An export has no images of the training,
+    no predictions and no network: overlap with them, the metrics of the internal test set and saliency maps are then
+    missing, as the log states.
 
-    Raises DataError for a label that is not a class of the model, or if all images overlap with training images.
+    Args:
+        run: run folder with one model, or folder of an export.
+        data: a recipe of which only the data options are used.
+        folder: the folder to create.
+        progress: progress display.
+        command: the command line, for run.json.
+        precision: see load_classifier; an export has one precision.
+        device: see load_classifier and load_export.
+        keep_overlap: whether images are kept that overlap with training or validation images of the run (see
+            find_overlap); the report then has a critical notice.
+
+    Raises:
+        DataError: a label is not a class of the model, or all images overlap with training images.
+        PackageError: the model is that of a run, and torch is not installed.
     """
     require_type("run", run, str, Path)
     require_type("data", data, Recipe, fix="Pass a recipe with the data, as Recipe(data='other_hospital')")
     require_type("folder", folder, str, Path)
-    classifier = load_classifier(run, precision=precision, device=device)
-    model_json, training_recipe = read_model_json(run), Recipe.from_json(Path(run) / "recipe.json")
+    model = load_tested_model(run, precision, device)
+    scorer = model.scorer
     # the report of an evaluation has figures, also if the run is a fold
-    data_options = {name: asdict(data)[name] for name in DATA_FIELDS} | {"task": classifier.task}
-    recipe = training_recipe.replace(figures="all", **data_options)
-    with RunDir(folder, recipe, command).open(progress or make_default_progress()) as run_dir:
-        manifest = load_dataset(recipe, run_dir, Dataset(recipe, only_test=True, depths=classifier.bit_depths))
-        (validate_findings if classifier.task == MULTI_LABEL else validate_labels)(manifest, classifier.labels)
-        log.info("precision: %s", classifier.dtype_and_device)
-        warn_overlapping_datasets(recipe, Path(run))
-        overlap = find_overlap(manifest, Path(run), classifier.input_spec.image_size, run_dir)
-        manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, run_dir)
-        overlap_counts = report_overlap(overlap, keep=keep_overlap)
+    data_options = {name: asdict(data)[name] for name in DATA_FIELDS} | {"task": scorer.task}
+    recipe = model.recipe.replace(figures="all", **data_options)
+    with ResultDir(folder, recipe, command).open(progress or make_default_progress()) as result_dir:
+        manifest = load_dataset(recipe, result_dir, Dataset(recipe, only_test=True, depths=scorer.bit_depths))
+        (validate_findings if scorer.task == MULTI_LABEL else validate_labels)(manifest, scorer.labels)
+        log.info("precision: %s", scorer.dtype_and_device)
+        overlap_counts = {}
+        if model.run:
+            warn_overlapping_datasets(recipe, model.run)
+            overlap = find_overlap(manifest, model.run, scorer.image_size, result_dir)
+            manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, result_dir)
+            overlap_counts = report_overlap(overlap, keep=keep_overlap)
+        else:
+            log_missing_in_export(model.tested["run"])
         manifest = manifest.assign(split="test", split_origin="given")
-        predictions = predict(classifier, manifest, splits=None, progress=run_dir, log_warnings=False)
+        predictions = predict(scorer, manifest, splits=None, progress=result_dir, log_warnings=False)
         if predictions.is_multi_label:
-            predictions = apply_thresholds(predictions, classifier.thresholds)
-        failed_messages = [row["message"] for row in read_findings(Path(run)) if row["verdict"] == "FAIL"]
-        tested = {"run": Path(run).resolve().name, "failed": failed_messages, "overlap": overlap_counts}
-        run_dir.extra_metadata = {"tested": tested}
-        run_dir.write_dataset_tables(manifest)
-        write_predictions(append_internal_test(predictions, Path(run)), run_dir.folder / "predictions.csv")
-        run_dir.write_thumbnails(manifest, predictions)
-        run_dir.write_saliency_maps(classifier, manifest, predictions)
-        write_json(run_dir.folder / MODEL_JSON_FILE, model_json)
-    return run_dir.finish()
+            predictions = apply_thresholds(predictions, scorer.thresholds)
+        tested = {**model.tested, "overlap": overlap_counts}
+        result_dir.extra_metadata = {"tested": tested, "machine": model.machine}
+        result_dir.write_dataset_tables(manifest)
+        stored = append_internal_test(predictions, model.run) if model.run else predictions
+        write_predictions(stored, result_dir.folder / "predictions.csv")
+        result_dir.write_thumbnails(manifest, predictions)
+        if model.classifier:
+            result_dir.write_saliency_maps(model.classifier, manifest, predictions)
+        write_json(result_dir.folder / MODEL_JSON_FILE, model.model_json)
+    return result_dir.finish()
+
+
+def log_missing_in_export(run_name: str) -> None:
+    """Log which parts of an evaluation need the run folder."""
+    text = "the export of run %s has no images of the training: overlap of this data with them is unknown"
+    log.warning(text, run_name)
+    text = "an export has no predictions of the test split and no network: the report has no comparison with the "
+    log.info("%sinternal test set and no saliency maps; pass the run folder for them", text)
 
 
 def warn_overlapping_datasets(recipe: Recipe, run: Path) -> None:

@@ -21,16 +21,14 @@ from fastcxr.inference.explain import (
 from fastcxr.inference.images import log_image_warnings
 from fastcxr.inference.saliency_maps import SaliencyMap, encode_pair_jpeg, find_class_indices
 from fastcxr.io.files import atomic_write, write_json
-from fastcxr.metrics.predictions import Predictions, select_most_wrong
+from fastcxr.metrics.predictions import Predictions
 from fastcxr.models.bundle import Classifier
 from fastcxr.progress.base import Progress
-from fastcxr.report.finding_rows import N_WRONG_PER_FINDING
 from fastcxr.report.saliency_page import write_saliency_page
-from fastcxr.workflows.run_dir import THUMBNAIL_PIXELS, acquire_directory, write_table
+from fastcxr.workflows.run_dir import THUMBNAIL_PIXELS, acquire_directory, select_wrong_images, write_table
 from fastcxr.workflows.run_state import IMAGE_KEY
 
 MAPS_DIR = "figures/maps"
-N_MISCLASSIFIED = 12  # misclassified images shown
 N_TYPICAL_PER_CLASS = 2  # correctly classified images shown
 N_TYPICAL_PER_FINDING, MAX_EXPLAINED_FINDINGS = 1, 14
 N_MEASURED_PER_CLASS = 6  # images whose border share is measured
@@ -85,11 +83,6 @@ def write_run_saliency(
     saliency_maps = zip(table["role"], maps, strict=True)
     written = write_saliency_maps(folder, saliency_maps, THUMBNAIL_PIXELS, ("wrong", "typical"))
     write_saliency_metadata(folder, explainer, "grad_cam", written)
-
-
-def select_wrong_images(predictions: Predictions) -> pd.DataFrame:
-    """Return the rows of the most wrong images that the report shows, with the column `finding` for findings."""
-    return select_most_wrong(predictions, N_WRONG_PER_FINDING if predictions.is_multi_label else N_MISCLASSIFIED)
 
 
 def choose_images(predictions: Predictions) -> pd.DataFrame:

@@ -7,10 +7,10 @@ import logging
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,12 +26,16 @@ from fastcxr.io.files import STATE_DIR, atomic_write, write_json
 from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock, reject_locked
 from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.io.tables import escape_formulas
+from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.progress.base import Bar, Progress, log_to
+from fastcxr.report.finding_rows import N_WRONG_PER_FINDING
 
 Guard = Callable[[str], AbstractContextManager]  # takes the name of an output; decides about errors in its block
 SAMPLES_PER_CLASS, THUMBNAIL_PIXELS = 6, 192
+N_MISCLASSIFIED = 12  # misclassified images shown
 REPORTED_PACKAGES = (
-    "fastcxr", "torch", "torchvision", "timm", "fastai", "scikit-learn", "numpy", "pandas", "pillow", "pydicom",
+    "fastcxr", "torch", "torchvision", "timm", "fastai", "onnxruntime", "scikit-learn", "numpy", "pandas", "pillow",
+    "pydicom",
 )  # fmt: skip
 
 
@@ -106,8 +110,8 @@ class OutputDir(Progress):
             "command": redact_command(self.command),
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 1),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in REPORTED_PACKAGES},
-            "machine": f"{platform.system()} {platform.machine()}, {count_cpus()} processors",
+            "versions": {"python": platform.python_version()} | find_versions(REPORTED_PACKAGES),
+            "machine": describe_machine(),
             "messages": self.messages,
         } | self.extra_metadata
 
@@ -133,6 +137,20 @@ class OutputDir(Progress):
             {"path": path_by_file.get(e.path, ""), "code": e.code, "reason": f"{e.problem}. {e.fix}"} for e in errors
         ]
         write_table(self.folder / "skipped.csv", pd.DataFrame(self.skipped, columns=["path", "code", "reason"]))
+
+
+def find_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the version of each package that is installed: an exported model runs without torch."""
+    versions = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def describe_machine() -> str:
+    """Return the operating system, the processor and the number of processors."""
+    return f"{platform.system()} {platform.machine()}, {count_cpus()} processors"
 
 
 class _MessageHandler(logging.Handler):
@@ -162,6 +180,11 @@ def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:
     """Return example images of each class or frequent finding, each image once, with `role` "sample"."""
     images = sample_per_class(manifest, SAMPLES_PER_CLASS).drop_duplicates(["source", "path"], ignore_index=True)
     return images.assign(role="sample")
+
+
+def select_wrong_images(predictions: Predictions) -> pd.DataFrame:
+    """Return the rows of the most wrong images that the report shows, with the column `finding` for findings."""
+    return select_most_wrong(predictions, N_WRONG_PER_FINDING if predictions.is_multi_label else N_MISCLASSIFIED)
 
 
 def write_thumbnails(folder: Path, images: pd.DataFrame, guard: Guard = nullcontext) -> None:

@@ -1,6 +1,5 @@
 """Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
-import shutil
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -12,43 +11,37 @@ from fastai.learner import Learner
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
-from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.errors import require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
-from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.feature_map import FEATURE_MAP_FILE
 from fastcxr.metrics.predictions import Predictions, write_predictions
 from fastcxr.metrics.thresholds import fit_thresholds
-from fastcxr.models.bundle import Classifier, extract_classifier, save_model
+from fastcxr.models.bundle import extract_classifier, save_model
+from fastcxr.models.devices import describe_gpu
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
-from fastcxr.report.run_page import write_run_report
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
 from fastcxr.workflows.audit import check_before_training
-from fastcxr.workflows.explain import MAPS_DIR, select_wrong_images, write_run_saliency
 from fastcxr.workflows.overlap import write_features
 from fastcxr.workflows.recipe_check import reject_other_recipe
-from fastcxr.workflows.run_dir import OutputDir, select_sample_images, write_table, write_thumbnails
+from fastcxr.workflows.result_dir import ResultDir
+from fastcxr.workflows.run_dir import write_table
 from fastcxr.workflows.run_state import (
     IMAGE_HASH_COLUMN,
-    IMAGE_KEY,
     acquire_or_resume,
     validate_unchanged_images,
-    write_run_config,
 )
 
 INITIAL_MANIFEST = "initial_manifest.csv"  # in the checkpoint folder: the images at the start of the run
 
 
-class RunDir(OutputDir):
+class RunDir(ResultDir):
     """A run folder. While it is open, it records log messages, every epoch and checkpoints."""
-
-    guard = staticmethod(skip_on_error)  # a failed figure or table must not lose a trained model
 
     def __init__(
         self,
@@ -59,8 +52,8 @@ class RunDir(OutputDir):
         resume: bool = False,
         mirror: str | Path | None = None,
     ):
-        super().__init__(folder, command)
-        self.recipe, self.resume, self.is_resumed = recipe, resume, False
+        super().__init__(folder, recipe, command)
+        self.resume, self.is_resumed = resume, False
         self.history_rows: list[dict[str, Any]] = []
         self.image_hashes: list[str] | None = None
         self.checkpoints = Checkpoints(self.folder / STATE_DIR, mirror)
@@ -79,7 +72,7 @@ class RunDir(OutputDir):
 
     def setup(self) -> None:
         """Write the recipe; restore the checkpoints from the mirror if the folder has none."""
-        self.command = write_run_config(self.folder, self.recipe, self.command)
+        super().setup()
         if self.checkpoints.mirror:
             mirror = Path(self.checkpoints.mirror)
             acquire_or_resume(mirror, self.recipe)
@@ -93,8 +86,7 @@ class RunDir(OutputDir):
     def metadata(self) -> dict[str, Any]:
         """Return the content of run.json, with the name of the GPU."""
         metadata = super().metadata()
-        gpu_name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        return metadata | {"machine": f"{metadata['machine']}, {gpu_name}"}
+        return metadata | {"machine": f"{metadata['machine']}, {describe_gpu()}"}
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Add a row to history.csv and show it on the other display."""
@@ -116,7 +108,7 @@ class RunDir(OutputDir):
 
     def finish(self) -> Path:
         """Write the report and remove the checkpoints; return the path of report.html."""
-        report_path = write_run_report(self.folder, figures=self.recipe.draws_figures)
+        report_path = super().finish()
         self.checkpoints.remove()
         return report_path
 
@@ -145,8 +137,6 @@ class RunDir(OutputDir):
         calibration |= fit_thresholds(predictions, *targets)
         if predictions.is_multi_label:
             predictions = apply_thresholds(predictions, calibration)
-        if predictions.is_multi_label:
-            predictions = apply_thresholds(predictions, calibration)
         save_model(folder, learner, self.recipe, collect_choices(learner, self.recipe, training), calibration)
         write_predictions(predictions, folder / "predictions.csv")
         # the rest reads images again and may fail: the model is already saved
@@ -156,27 +146,6 @@ class RunDir(OutputDir):
             write_features(folder, manifest, self, earlier_features)
         if not self.recipe.folds:  # saliency maps of a fold are made with fastcxr explain
             self.write_saliency_maps(extract_classifier(learner), manifest, predictions, image_cache)
-
-    def write_thumbnails(self, manifest: pd.DataFrame, predictions: Predictions) -> None:
-        """Write thumbnails of example images of each class and of the worst errors."""
-        wrong = select_wrong_images(predictions)[IMAGE_KEY].drop_duplicates()  # an image may be wrong for two findings
-        misclassified = wrong.merge(manifest, on=IMAGE_KEY)
-        images = pd.concat([select_sample_images(manifest), misclassified.assign(role="wrong")])
-        write_thumbnails(self.folder, images, self.guard)
-
-    def write_saliency_maps(
-        self,
-        classifier: Classifier,
-        manifest: pd.DataFrame,
-        predictions: Predictions,
-        image_cache: ImageCache | None = None,
-    ) -> None:
-        """Write saliency maps of the worst errors and of typical images; if one fails, remove all."""
-        with skip_on_error("saliency maps") as attempt:
-            write_run_saliency(self.folder, classifier, manifest, predictions, image_cache)
-        if attempt.reason:
-            (self.folder / "saliency.csv").unlink(missing_ok=True)
-            shutil.rmtree(self.folder / MAPS_DIR, ignore_errors=True)
 
 
 def write_report(

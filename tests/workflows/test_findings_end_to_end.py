@@ -52,7 +52,7 @@ def read_metrics(folder) -> dict:
 def run_folder(table, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "many"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastcxr.workflows.train_dir.RunDir.write_saliency_maps", lambda *arguments: None)
+        patch.setattr("fastcxr.workflows.result_dir.ResultDir.write_saliency_maps", lambda *arguments: None)
         run(make_recipe(table), folder)
     return folder
 

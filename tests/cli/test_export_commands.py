@@ -1,0 +1,144 @@
+"""Commands that use an exported model, in environments without torch, and those that need its run."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mean_export import NOTICE, write_mean_export
+from only_these import EVALUATE_PACKAGES, PREDICT_PACKAGES
+from PIL import Image
+from sample_images import make_dicom, save_dicom
+from toy_images import draw_toy, write_toys
+
+from fastcxr.config.tasks import MULTI_LABEL
+
+pytestmark = [pytest.mark.needs("onnx", "onnxruntime"), pytest.mark.usefixtures("without_figures")]
+ONLY_THESE = Path(__file__).parents[1] / "support" / "only_these.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with an export, and with images of several types."""
+    folder = tmp_path_factory.mktemp("export")
+    write_mean_export(folder / "export")
+    (folder / "images").mkdir()
+    gray = draw_toy("haze", 1)
+    save_dicom(folder / "film.dcm", make_dicom(gray.astype("uint16") * 16, BitsStored=12))
+    Image.fromarray(gray).save(folder / "images" / "a.jpg")
+    Image.fromarray(gray // 8).save(folder / "images" / "dark.png")
+    (folder / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def run_with(packages, *words, where) -> subprocess.CompletedProcess:
+    """Run the command in a process that can import these packages and what they require."""
+    command = [sys.executable, str(ONLY_THESE), ",".join(packages), *map(str, words)]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def test_an_export_predicts_files_and_folders_without_torch_as_with_it(call, folder):
+    words = ["predict", "export", "film.dcm", "images"]
+    expected = call(*words, where=folder)
+    done = run_with(PREDICT_PACKAGES, *words, "--csv", "predictions.csv", where=folder)
+    assert (done.returncode, expected.returncode) == (2, 2), done.stderr
+    assert (folder / "predictions.csv").read_text() == expected.stdout
+    assert "precision: float32 with onnxruntime on cpu" in done.stderr.splitlines()
+    rows = {row["path"]: row for row in csv.DictReader(expected.stdout.splitlines())}
+    assert rows["images/dark.png"]["in_distribution"] == "no" and not rows["images/dark.png"]["predicted"]
+    assert rows["images/broken.png"]["error"].startswith("FCX-E1")
+    assert rows["film.dcm"]["prob_haze"] and rows["images/a.jpg"]["predicted"]
+    done = run_with(PREDICT_PACKAGES, *words, "--json", where=folder)
+    document = json.loads(done.stdout)
+    assert (document["n_classified"], document["n_unreadable"], document["n_ood"]) == (2, 1, 1)
+    found = {row["path"]: row["prob_haze"] for row in document["predictions"] if not row["error"]}
+    assert found == {path: float(row["prob_haze"]) for path, row in rows.items() if row["prob_haze"]}
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["predict", "--help"]])
+def test_help_is_shown_with_few_packages(folder, words):
+    done = run_with(PREDICT_PACKAGES, *words, where=folder)
+    assert done.returncode == 0, done.stderr
+    assert "fastcxr" in done.stdout
+
+
+def test_an_export_of_findings_has_decisions_and_hashed_names(call, folder, tmp_path):
+    export = write_mean_export(tmp_path / "export", labels=("Edema", "Nodule"), task=MULTI_LABEL)
+    done = call("predict", export, folder / "images", "--hash-names")
+    table = pd.read_csv(pd.io.common.StringIO(done.stdout))
+    assert {"prob_Edema", "decision_Nodule", "predicted"} <= set(table.columns)
+    assert "a.jpg" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("option", [["--engine", "openvino"], ["--precision", "bf16"]])
+def test_an_option_of_a_run_is_rejected_for_an_export(call, folder, option):
+    done = call("predict", folder / "export", folder / "images", *option)
+    assert done.returncode == 64
+    assert f"got {' '.join(option)}. Leave it out, or pass the run folder" in done.stderr.splitlines()[-1]
+
+
+def test_an_export_for_timm_does_not_predict(call, folder, tmp_path):
+    done = call("predict", write_mean_export(tmp_path / "export", target="timm"), folder / "images")
+    assert done.returncode == 65
+    assert "this export is for timm, expected one for onnx" in done.stderr.splitlines()[-1]
+
+
+def test_the_model_of_a_run_needs_torch_and_the_error_names_an_export(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").write_text("{}")
+    done = run_with(PREDICT_PACKAGES, "predict", tmp_path / "run", "images", where=folder)
+    assert (done.returncode, done.stdout) == (69, "")
+    (line,) = done.stderr.splitlines()
+    assert "FCX-E203: the model of the run run needs torch, torchvision, fastai, timm and safetensors" in line
+    assert "or export the run with `fastcxr export`" in line
+    done = run_with(PREDICT_PACKAGES, "predict", tmp_path / "other", "images", where=folder)
+    assert done.stderr.startswith("fastcxr: FCX-E304"), "the wrong folder, not the packages"
+
+
+@pytest.mark.parametrize(
+    ("words", "packages"),
+    [
+        (["evaluate", "export", "--data", "images"], "scikit-learn scipy matplotlib jinja2 filelock platformdirs"),
+        (["describe", "--data", "images"], "fastcxr"),
+    ],
+)
+def test_a_command_names_the_packages_that_it_lacks_before_it_starts(folder, words, packages):
+    done = run_with(PREDICT_PACKAGES, *words, "--out", "out", where=folder)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fastcxr: FCX-E203: ") and f"`pip install {packages}`" in line
+    assert done.returncode == 69 and not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["explain", "embed", "resume", "report", "verify", "compare"])
+def test_a_command_that_needs_the_run_states_it(call, folder, command):
+    more = {"explain": ["images"], "embed": ["images", "--to", "a.npz"], "compare": ["images"]}
+    done = call(command, "export", *more.get(command, []), where=folder)
+    (line,) = done.stderr.splitlines()
+    assert "FCX-E304 export: an exported model, which has no " in line
+    assert "Pass the run folder that was exported" in line
+
+
+def test_an_export_is_evaluated_without_torch(call, folder, tmp_path):
+    write_toys(tmp_path / "toys", per_class=6)
+    words = ["evaluate", folder / "export", "--data", "toys", "--out", "external"]
+    done = run_with(EVALUATE_PACKAGES, *words, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run_json = json.loads((tmp_path / "external" / "run.json").read_text())
+    tested = {"run": "first", "failed": [], "export": "export", "overlap": {}}
+    assert run_json["tested"] == tested | {"notices": [{name: NOTICE[name] for name in ("title", "text")}]}
+    page = (tmp_path / "external" / "report.html").read_text()
+    assert "External test of the model of run first, exported to export and run with onnxruntime." in page
+    assert "overlap of this data with them is unknown" in page
+    assert f"The run of the exported model has a critical notice: {NOTICE['title']}" in page
+    table = pd.read_csv(tmp_path / "external" / "predictions.csv", keep_default_na=False)
+    predicted = pd.read_csv(pd.io.common.StringIO(call("predict", folder / "export", "toys", where=tmp_path).stdout))
+    pd.testing.assert_series_equal(table["prob_haze"], predicted["prob_haze"])
+    assert call("verify", tmp_path / "external").returncode == 0
+    assert call("report", tmp_path / "external").returncode == 0
+    shutil.copytree(tmp_path / "external", tmp_path / "other")
+    done = call("compare", "external", "other", "--out", "compared", where=tmp_path)
+    assert (tmp_path / "compared" / "compare.html").exists(), done.stderr
