@@ -107,7 +107,7 @@ def test_saliency_of_an_unreadable_file_states_why(client):
 @pytest.mark.parametrize(
     ("files", "data", "status", "text"),
     [
-        ([IMAGE], {"label": "brigth"}, 400, "Did you mean 'bright'?"),
+        ([IMAGE], {"label": "brightt"}, 400, "Did you mean 'bright'?"),
         ([IMAGE, IMAGE], {}, 400, "2 files, expected one"),
         ([IMAGE], {"size": "1"}, 400, "the text field 'size' is unknown"),
     ],
