@@ -51,9 +51,7 @@ class ServeOptions:
                 raise RecipeError(f"the allowed host {name!r} is not a host name", fix)
         if is_reachable(self.host, self.allowed_hosts) and not self.token:
             problem = "a server that other computers can reach requires a token"
-            raise RecipeError(
-                problem, "Pass the result of choose_token(host, allowed_hosts), or listen at 127.0.0.1 only"
-            )
+            raise RecipeError(problem, "Pass the result of choose_token(host, allowed_hosts)")
         if self.token and (len(self.token) < MIN_TOKEN_CHARACTERS or not is_plain_text(self.token)):
             problem = f"the token has {len(self.token)} characters, expected at least {MIN_TOKEN_CHARACTERS} of ASCII"
             raise RecipeError(f"{problem} without spaces", f"Set {TOKEN_VARIABLE} to a longer secret, or unset it")
