@@ -6,7 +6,8 @@ from pathlib import Path
 from fastcxr.cli.app import MODELS, Device, Precision, app
 from fastcxr.cli.output import is_json, print_line, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
-from fastcxr.errors import ModelError, RecipeError
+from fastcxr.errors import RecipeError
+from fastcxr.io.packages import require_packages
 
 SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -44,7 +45,7 @@ def serve(
     """
     if is_json():
         raise RecipeError("serve has no JSON document", "Leave out --json: the API answers with JSON")
-    _require_packages()
+    require_packages(SERVE_PACKAGES, "serve")
     from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
     from fastcxr.serve.server import serve_model
     from fastcxr.workflows.serve import load_served_model
@@ -63,14 +64,3 @@ def serve(
     serve_model(model, options, show_url)
     print_line("stopped")
     return 0
-
-
-def _require_packages() -> None:
-    import importlib
-
-    for name in SERVE_PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            problem = f"serve requires the package {name}, which is not installed ({error})"
-            raise ModelError(problem, "Run `pip install 'fastcxr[serve]'`", code="E203") from error

@@ -59,11 +59,11 @@ class Worker:
 
         Args:
             function: the computation.
-            wait_for_end: returns when the client has left; a computation that has not begun is then dropped.
+            wait_for_end: returns when the client has left; a computation that has not started is then dropped.
 
         Raises:
             ClientLeft: the client left before the result.
-            RequestError: the server stops, and the computation has not begun.
+            RequestError: the server stops, and the computation has not started.
         """
         future = self.submit(function)
         result, end = asyncio.wrap_future(future), asyncio.ensure_future(wait_for_end())
@@ -79,7 +79,7 @@ class Worker:
             result.cancel()
 
     def stop(self) -> None:
-        """Reject new requests and those whose computation has not begun; the running one ends."""
+        """Reject new requests and those whose computation has not started; the running one ends."""
         self.is_stopping = True
         with suppress(Empty):
             while job := self.jobs.get_nowait():

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from fastcxr.config.fields import InferencePrecision
-from fastcxr.export.export_json import is_export
-from fastcxr.export.exported_model import ExportedModel, load_export
+from fastcxr.export.exported_model import ExportedModel
 from fastcxr.inference.occlusion import ImageExplainer, OcclusionExplainer
 from fastcxr.inference.scores import Scorer
 from fastcxr.serve.served_model import ServedModel
+from fastcxr.workflows.load_scorer import load_scorer
 
 MODEL_CARD_FILE, METRICS_FILE = "MODEL_CARD.md", "metrics.json"
 THUMBNAIL_PATTERN, N_CHECK_IMAGES = "figures/images/*.jpg", 8
@@ -44,16 +44,6 @@ def load_served_model(
         model_card=read_model_card(folder),
         explainer=make_image_explainer(folder, scorer),
     )
-
-
-def load_scorer(folder: Path, *, precision: InferencePrecision, device: str) -> Scorer:
-    """Return the scorer of a run or an export."""
-    if is_export(folder):
-        return load_export(folder, device)
-    from fastcxr.inference.torch_scorer import TorchScorer
-    from fastcxr.models.bundle import load_model
-
-    return TorchScorer(load_model(folder, precision=precision, device=device))
 
 
 def list_notices(folder: Path, scorer: Scorer) -> list[dict[str, str]]:
