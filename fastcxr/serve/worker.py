@@ -76,7 +76,7 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            result.cancel()
+            future.cancel()  # not `result`, which passes it on later: the thread may then compute already
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""
