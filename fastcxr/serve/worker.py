@@ -76,7 +76,7 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            result.cancel()
+            future.cancel()  # at once: `result` would pass it on later, when the thread may have begun
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""
