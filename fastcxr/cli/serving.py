@@ -1,6 +1,7 @@
 """The command serve: a local page and a JSON API for the model of a run or an export."""
 
 import os
+import sys
 from pathlib import Path
 
 from fastcxr.cli.app import MODELS, Device, Precision, app
@@ -59,6 +60,7 @@ def serve(
 
     def show_url(url: str) -> None:
         print_result(f"serving {model.name} at {url}", None)
+        sys.stdout.flush()  # a program that started the server reads the line from a pipe
         print_line("For research, not for diagnosis. Ctrl-C ends the server")
 
     serve_model(model, options, show_url)
