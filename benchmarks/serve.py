@@ -45,12 +45,12 @@ class Server:
 
     def __init__(self, folder: str, temporary: Path):
         command = [sys.executable, "-W", "ignore", "-m", "fastcxr", "serve", folder, "--port", "0", "--quiet"]
-        environment = os.environ | {"TMPDIR": str(temporary)}
+        environment = os.environ | {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
         self.temporary, start = temporary, time.perf_counter()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         self.url = urlsplit(self.process.stdout.readline().split()[-1])
         self.start_seconds = time.perf_counter() - start
-        self.bytes_before = self.read_written_bytes()
+        self.names_before, self.bytes_before = self.list_temporary(), self.read_written_bytes()
 
     def connect(self) -> HTTPConnection:
         return HTTPConnection(self.url.hostname, self.url.port, timeout=120)
@@ -63,6 +63,10 @@ class Server:
     def read_written_bytes(self) -> int:
         """Return the bytes that the process has caused to be written to a disk."""
         return int(Path(f"/proc/{self.process.pid}/io").read_text().split("\nwrite_bytes:")[1].split()[0])
+
+    def list_temporary(self) -> set[str]:
+        """Return the files and folders in the folder for temporary files; torch makes an empty one."""
+        return {str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")}
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -183,7 +187,7 @@ def main() -> None:
         memory_after = server.read_memory()
         latency = measure_latency(server, bodies, options.latency)
         n_written = server.read_written_bytes() - server.bytes_before
-        names = [str(path.relative_to(temporary)) for path in Path(temporary).rglob("*")]
+        names = server.list_temporary() - server.names_before
         exit_code = server.stop()
     difference = np.abs(probability - expected[np.arange(options.good) % len(files)]).max()
     print(f"start {server.start_seconds:.1f} s, first answer {1000 * (first[2] - first[0]):.0f} ms")

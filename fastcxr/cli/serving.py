@@ -8,7 +8,7 @@ from fastcxr.cli.app import MODELS, Device, Precision, app
 from fastcxr.cli.output import is_json, print_line, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.errors import RecipeError
-from fastcxr.io.packages import require_packages
+from fastcxr.io.packages import find_missing, make_package_error
 
 SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -46,7 +46,8 @@ def serve(
     """
     if is_json():
         raise RecipeError("serve has no JSON document", "Leave out --json: the API answers with JSON")
-    require_packages(SERVE_PACKAGES, "serve")
+    if missing := find_missing(SERVE_PACKAGES):
+        raise make_package_error(missing, "serve", "Run `pip install 'fastcxr[serve]'`")
     from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
     from fastcxr.serve.server import serve_model
     from fastcxr.workflows.serve import load_served_model
