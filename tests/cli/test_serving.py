@@ -1,12 +1,19 @@
 """The command serve, and what it loads from a run folder."""
 
 import json
+import signal
+import subprocess
 import sys
+from pathlib import Path
 
+import httpx
 import pytest
-from served_models import make_served_model
+from mean_export import LABELS, NOTICE, write_mean_export
+from only_these import PREDICT_PACKAGES
+from served_models import make_fields, make_png_bytes, make_served_model
 
 from fastcxr.data.imaging.memory import FileInMemory
+from fastcxr.export.exported_model import load_export
 from fastcxr.inference.explain_one import GradCamExplainer
 from fastcxr.inference.occlusion import OcclusionExplainer
 from fastcxr.inference.predict import predict
@@ -16,6 +23,8 @@ from fastcxr.serve import server
 from fastcxr.serve.options import ServeOptions
 from fastcxr.workflows import serve as workflow
 from fastcxr.workflows.serve import list_notices, load_served_model, make_image_explainer, read_model_card
+
+ONLY_THESE = Path(__file__).parents[1] / "support" / "only_these.py"
 
 
 @pytest.fixture
@@ -76,8 +85,9 @@ def test_an_invalid_option_is_an_error_with_a_fix(call, served, words, text):
 def test_a_missing_package_is_an_error_with_the_command(call, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = call("serve", "run")
-    assert done.returncode == 65
-    assert "FCX-E203" in done.stderr and "pip install 'fastcxr[serve]'" in done.stderr
+    assert done.returncode == 69
+    assert "FCX-E203" in done.stderr and "serve needs uvicorn" in done.stderr
+    assert "pip install 'fastcxr[serve]'" in done.stderr
 
 
 def test_a_folder_that_is_no_run_is_an_error(call, tmp_path):
@@ -103,6 +113,37 @@ def test_the_model_of_a_run_has_its_card_and_grad_cam_with_its_thumbnails(finish
     assert found["label"] == "haze" and "Rank correlation" in found["note"] + str(model.explainer.note)
     ensemble = TorchScorer(Ensemble(members=(load_model(run, device="cpu"),) * 2))
     assert isinstance(make_image_explainer(run, ensemble), OcclusionExplainer)
+
+
+def test_an_export_is_served_without_torch(tmp_path):
+    export = write_mean_export(tmp_path / "export")
+    (export / "MODEL_CARD.md").write_text("# Model card: mean")
+    packages = ",".join((*PREDICT_PACKAGES, "starlette", "uvicorn", "python-multipart"))
+    command = [sys.executable, str(ONLY_THESE), packages, "serve", str(export), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            assert line.startswith("serving export at http://127.0.0.1:"), process.communicate()[1]
+            with httpx.Client(base_url=line.split()[-1], timeout=30) as client:
+                description = client.get("model.json").json()
+                predicted = client.post("predict", files=make_fields(("a.png", make_png_bytes(200)))).json()
+                found = client.post("saliency", files=make_fields(("a.png", make_png_bytes(200)))).json()
+        finally:
+            process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "CRITICAL: Image-level split" in errors
+    assert description["notices"] == [NOTICE] and description["model_card"] == "# Model card: mean"
+    assert description["thresholds"] == dict.fromkeys(LABELS, 0.35) and description["saliency"] == "occlusion"
+    row = predict(load_export(export), [FileInMemory("a.png", make_png_bytes(200))]).table.iloc[0]
+    assert predicted["predictions"][0]["prob_haze"] == row["prob_haze"] and predicted["critical"] == [NOTICE["title"]]
+    assert found["label"] == row["predicted"] and found["image"].startswith("data:image/jpeg;base64,")
+
+
+def test_invalid_notices_of_an_export_are_left_out(tmp_path):
+    notices = [NOTICE, "text", {"level": "critical"}, NOTICE | {"title": 7}, NOTICE | {"more": "x"}]
+    export = write_mean_export(tmp_path / "export", notices=notices)
+    assert list_notices(export, load_export(export)) == [NOTICE, NOTICE]
 
 
 def test_the_notices_of_a_run_are_its_critical_ones(finished, tmp_path, monkeypatch):
