@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from doc_pages import DOCS, PAGES, ROOT, find_blocks, read_blocks, run_command, run_python, shrink, split_commands
+from doc_pages import (
+    DOCS,
+    PAGES,
+    ROOT,
+    SMALL_BACKBONE,
+    find_blocks,
+    read_blocks,
+    run_command,
+    run_python,
+    shrink,
+    split_commands,
+)
 from PIL import Image
 from sample_images import make_dicom, save_dicom
 
@@ -98,7 +109,7 @@ def test_the_search_for_blocks_finds_a_block_without_a_mark():
 
 def test_a_command_gets_small_settings_instead_of_those_of_the_page():
     assert shrink(["train", "resnet18", "--epochs", "20", "--out", "a"]) == [
-        "train", "mobilenetv2_035", "--out", "a", "--weights", "none", "--image-size", "32", "--epochs", "1",
+        "train", SMALL_BACKBONE, "--out", "a", "--weights", "none", "--image-size", "32", "--epochs", "1",
     ]  # fmt: skip
     assert shrink(["describe", "--data", "a"]) == ["describe", "--data", "a"]
     with pytest.raises(RecipeError, match="Did you mean 'resnet18'"):

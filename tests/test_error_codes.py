@@ -13,7 +13,15 @@ from fastcxr.cli import output
 ROOT = Path(__file__).parent.parent
 PACKAGE, LIST = ROOT / "fastcxr", ROOT / "docs" / "error-codes.md"
 CODE = re.compile(r"[EW]\d{3}")
-RANGES = {"E0": "data, tables", "E1": "images", "E2": "weights", "E3": "models", "E4": "outputs", "W2": "Warnings"}
+RANGES = {
+    "E0": "data, tables",
+    "E1": "images",
+    "E2": "weights",
+    "E3": "models",
+    "E4": "outputs",
+    "E5": "server",
+    "W2": "Warnings",
+}
 
 
 def read_rows() -> list[tuple[str, str, str, str]]:

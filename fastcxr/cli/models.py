@@ -24,7 +24,6 @@ from fastcxr.cli.output import (
     print_next_steps,
     print_result,
     print_warning,
-    to_json_rows,
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_cache, show_top_findings
@@ -96,29 +95,29 @@ def predict(
 
 def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *, has_ood_detector: bool) -> int:
     """Write the CSV, print errors and numbers of images, and return the exit code."""
-    from fastcxr.metrics.predictions import drop_blank_truth, find_ood_rows, write_predictions
+    from fastcxr.metrics.decisions import count_decided_images, make_prediction_rows
+    from fastcxr.metrics.predictions import write_predictions
 
     if csv or not is_json():
         write_predictions(predictions, csv or sys.stdout)
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
         print_warning(f"{row['path']}: {row['error']}")
-    n_unreadable, n_ood = int(is_unreadable.sum()), int(find_ood_rows(predictions).sum())
-    n_classified = len(predictions.table) - n_unreadable - n_ood
-    counts: dict[str, object] = {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
+    numbers = count_decided_images(predictions)
+    counts: dict[str, object] = dict(numbers)
     if predictions.is_multi_label:
         counts["findings"] = show_top_findings(console, predictions)
-    print_line(_describe_counts(predictions, n_classified, n_unreadable, n_ood if has_ood_detector else None))
-    rows = to_json_rows(drop_blank_truth(predictions)) if is_json() else []
+    print_line(_describe_counts(predictions, numbers, has_ood_detector=has_ood_detector))
+    rows = make_prediction_rows(predictions) if is_json() else []
     print_result(None, counts | {"predictions": rows})
-    return PARTIAL_EXIT_CODE if n_unreadable else 0
+    return PARTIAL_EXIT_CODE if numbers["n_unreadable"] else 0
 
 
-def _describe_counts(predictions: "Predictions", n_classified: int, n_unreadable: int, n_ood: int | None) -> str:
-    """Return the numbers of images as a line; `n_ood`: None for a model without an OOD detector."""
+def _describe_counts(predictions: "Predictions", numbers: dict[str, int], *, has_ood_detector: bool) -> str:
+    """Return the numbers of images as a line."""
     verb, missing = ("predicted", "no decisions") if predictions.is_multi_label else ("classified", "no class assigned")
-    summary = f"{pluralize(n_classified, 'image')} {verb}, {n_unreadable:,} unreadable"
-    return summary + ("" if n_ood is None else f", {n_ood:,} out-of-distribution ({missing})")
+    summary = f"{pluralize(numbers['n_classified'], 'image')} {verb}, {numbers['n_unreadable']:,} unreadable"
+    return summary + (f", {numbers['n_ood']:,} out-of-distribution ({missing})" if has_ood_detector else "")
 
 
 @app.command(
@@ -152,7 +151,7 @@ def explain(
         folder to create; default: runs/explain-RUN-NUMBER
     """
     from fastcxr.data.image_table import make_image_table
-    from fastcxr.io.tables import read_table
+    from fastcxr.io.tables import read_table, to_json_rows
     from fastcxr.models.bundle import load_classifier
     from fastcxr.workflows.explain import write_explanation
 

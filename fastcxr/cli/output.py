@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,8 +210,3 @@ def print_next_steps(*steps: str) -> None:
 def make_open_step(page: Path) -> str:
     """Return the next step that opens a page."""
     return f"open {shlex.quote(str(page))}"
-
-
-def to_json_rows(table: Any) -> Sequence[dict[str, Any]]:
-    """Return the rows of a DataFrame with plain Python values, None for a missing one."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")

@@ -39,6 +39,7 @@ COMMAND_SYNONYMS = {
     "predict": ("infer", "inference", "classify"),
     "evaluate": ("eval", "test", "validate", "external"),
     "explain": ("gradcam", "grad-cam", "saliency"),
+    "serve": ("server", "api", "web", "gui"),
     "describe": ("summary", "info", "stats", "eda"),
     "embed": ("features", "embeddings", "extract", "encode"),
     "export": ("convert", "onnx", "deploy", "save"),

@@ -19,7 +19,7 @@ from fastcxr.cli.app import (
 )
 from fastcxr.cli.launch import print_finished_run, start_training
 from fastcxr.cli.option_names import format_options, name_options
-from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning, to_json_rows
+from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.config.recipe import Recipe
@@ -131,6 +131,7 @@ def scout(
     out
         folder to create; default: runs/scout-DATA-NUMBER
     """
+    from fastcxr.io.tables import to_json_rows
     from fastcxr.workflows.scout import DEFAULT_BACKBONES, TABLE_FILE, UNRANKED_FIX, parse_weights, scout_encoders
     from fastcxr.workflows.scout import scout as scout_backbones
 

@@ -1,4 +1,4 @@
-"""Images to predict or explain, as a table: files, folders, packed datasets, arrays and Pillow images."""
+"""Images to predict or explain, as a table: files, folders, packed datasets, and images and files in memory."""
 
 import logging
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fastcxr.data.imaging.memory import MemoryImage
+from fastcxr.data.imaging.memory import FileInMemory, MemoryImage
 from fastcxr.data.imaging.sniff import looks_like_image
 from fastcxr.data.readers.folders import list_files_below, reject_non_utf8_names
 from fastcxr.data.readers.hdf5 import is_hdf5, parse_reference, read_packed_manifest
@@ -19,7 +19,7 @@ from fastcxr.io.paths import reject_missing_paths
 from fastcxr.io.tables import format_names, to_text
 
 log = logging.getLogger("fastcxr")
-ImageInput = str | Path | np.ndarray | Image.Image
+ImageInput = str | Path | np.ndarray | Image.Image | FileInMemory
 COLUMNS = ("source", "path", "file")
 MEMORY_SOURCE = "memory"  # source of images that are in no file
 
@@ -36,7 +36,8 @@ def make_image_table(
 
     Args:
         images: one of these, or several: a file; a folder, for all images below it; a packed dataset; a gray array,
-            shape (height, width), with the path `array-0`; a Pillow image. A manifest is returned unchanged.
+            shape (height, width), with the path `array-0`; a Pillow image; a file in memory,
+            FileInMemory(name, content), whose path is its name. A manifest is returned unchanged.
         log_names: whether messages contain file names.
 
     Raises:
@@ -83,13 +84,15 @@ def _reject_missing_inputs(inputs: Iterable[object], *, log_names: bool) -> None
 
 def _list_rows(
     image: object, number: int, *, is_only: bool, log_names: bool
-) -> Iterable[tuple[str, str, str | MemoryImage]]:
+) -> Iterable[tuple[str, str, str | MemoryImage | FileInMemory]]:
     """Return source, path and file of the images of one input, which is at position `number`."""
     if isinstance(image, np.ndarray | Image.Image):
         name = _make_memory_name(image, number)
         return [(MEMORY_SOURCE, name, MemoryImage(name, image))]
+    if isinstance(image, FileInMemory):
+        return [(MEMORY_SOURCE, image.name, image)]
     if not isinstance(image, str | Path):
-        problem = f"image {number} is {image!r:.40}, expected a path, a gray array or a Pillow image"
+        problem = f"image {number} is {image!r:.40}, expected a path, a gray array, a Pillow image or a FileInMemory"
         raise DataError(problem, "Pass one of them, or a list of them", code="E128")
     if not str(image).strip():  # an empty name would mean the current folder
         raise RecipeError("an image argument is empty", "Pass a file or a folder; . is the current folder", code="E024")

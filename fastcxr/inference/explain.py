@@ -1,11 +1,8 @@
 """Saliency maps of a classifier, shown only if they pass a sanity check."""
 
-import base64
 import copy
-import io
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from itertools import compress, islice
 from typing import Any, Literal
@@ -14,18 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.learner import Learner
-from PIL import Image
 from torch import nn
 
-from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.bit_depth import find_depths
 from fastcxr.data.cache.images import ImageCache
 from fastcxr.data.image_table import ImageInput, make_image_table
 from fastcxr.data.imaging.sniff import Remarks
-from fastcxr.errors import ImageError, ModelError, RecipeError
+from fastcxr.errors import ImageError, ModelError
 from fastcxr.inference.captum import import_captum, integrated_gradients, occlusion
 from fastcxr.inference.grad_cam import find_target_layers, grad_cam
 from fastcxr.inference.images import ImageOrError, log_image_warnings, read_fitted_images
+from fastcxr.inference.saliency_maps import SaliencyMap, find_class_indices, make_pair_uri
 from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, SanityCheck, run_sanity_check
 from fastcxr.inference.scores import make_scored_predictions, score_images_or_errors
 from fastcxr.inference.torch_scorer import TorchScorer, find_model_device
@@ -43,13 +39,7 @@ BATCH_SIZE = 8  # maps that are computed at once
 CAPTUM_METHODS = {"integrated_gradients": integrated_gradients, "occlusion": occlusion}
 PredictedRow = tuple[dict[Hashable, Any], np.ndarray]
 Method = Literal["grad_cam", "integrated_gradients", "occlusion"]
-BORDER_SHARE_OF_SIDE = 0.15  # width of the border at each side of the image
-CLIP_PERCENTILE = 99.5  # shown as the maximum: a single extreme pixel would leave all others dark
 MAX_SHOWN_MAPS, SHOWN_MAP_PIXELS = 12, 224  # in a notebook
-# from low to high saliency: dark red, orange, yellow; low saliency is transparent
-COLORMAP_POSITIONS = (0.0, 0.35, 0.7, 1.0)
-COLORMAP_RGB = np.array([(90, 0, 60), (200, 30, 30), (250, 140, 20), (255, 240, 120)], float)
-OPACITY, GAP_PIXELS = 0.7, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,58 +72,6 @@ class Wanted:
         """Return the classes, each once; `probability`: of each class, shape (k,)."""
         first = int(probability.argmax()) if self.first is None else self.first
         return list(dict.fromkeys([first, *self.others]))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SaliencyMap:
-    """Positive evidence for one class of the model (`class_name`) in one image; a label of the image is not used.
-
-    predicted, in_distribution, probability (of `class_name`): as in the row of `predict` for this image; an
-    out-of-distribution image has no predicted class, and in_distribution is empty without a detector. image: the input
-    of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class logit, at least 0,
-    same shape. failure_reason: why the map is withheld. error: why the image could not be read; the fields after `path`
-    then keep their defaults.
-    """
-
-    source: str
-    path: str
-    predicted: str = ""
-    class_name: str = ""
-    probability: float = float("nan")
-    in_distribution: str = ""
-    image: np.ndarray | None = None
-    saliency: np.ndarray | None = None
-    failure_reason: str = ""
-    error: str = ""
-
-    @property
-    def normalized(self) -> np.ndarray | None:
-        """The map scaled to 0 to 1; None if it is withheld or zero everywhere."""
-        if self.saliency is None or self.failure_reason or not self.saliency.any():
-            return None
-        clip_value = np.percentile(self.saliency, CLIP_PERCENTILE) or self.saliency.max()
-        return np.clip(self.saliency / clip_value, 0, 1)
-
-    @property
-    def border_share(self) -> float:
-        """Share of the saliency in the border of the image, padding included; NaN without a map to show."""
-        if self.saliency is None or self.normalized is None:
-            return float("nan")
-        return compute_border_share(self.saliency)
-
-    @property
-    def note(self) -> str:
-        """Why there is no map to show; empty if there is one."""
-        text = "" if self.saliency is None or self.saliency.any() else f"no evidence for {self.class_name} in the image"
-        return self.error or self.failure_reason or text
-
-    def to_row(self) -> dict[str, str | float]:
-        """Return one row of saliency.csv."""
-        return {
-            "source": self.source, "path": self.path, "predicted": self.predicted, "class": self.class_name,
-            "probability": self.probability, "border_share": self.border_share, "note": self.note, "error": self.error,
-            IN_DISTRIBUTION_COLUMN: self.in_distribution,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,18 +185,6 @@ def attribute_in_batches(attribute: AttributionMethod) -> AttributionMethod:
     return compute_maps
 
 
-def find_class_indices(classifier: Classifier, names: Iterable[str]) -> list[int]:
-    """Return the positions of these classes or findings. Raises RecipeError for one that the model does not have."""
-    labels, names = list(classifier.labels), list(names)
-    noun = "finding" if classifier.task == MULTI_LABEL else "class"
-    for name in names:
-        if name not in labels:
-            suggestions = get_close_matches(name, labels, n=1)
-            fix = f"Did you mean {suggestions[0]!r}? " if suggestions else ""
-            raise RecipeError(f"the model has no {noun} called {name!r}", f"{fix}Choose from {', '.join(labels)}")
-    return [labels.index(name) for name in names]
-
-
 def explain_rows(
     explainer: Explainer,
     table: pd.DataFrame,
@@ -356,13 +282,6 @@ def _order_evenly(rows: int, n_first: int) -> list[int]:
     return sorted(first_indices) + [row for row in range(rows) if row not in first_indices]
 
 
-def compute_border_share(saliency: np.ndarray) -> float:
-    """Return the share of a map, shape (size, size), in the outer 15 % of each side; 0.51 for a constant map."""
-    border_pixels = round(BORDER_SHARE_OF_SIDE * saliency.shape[0])
-    center = saliency[border_pixels:-border_pixels, border_pixels:-border_pixels]
-    return float(1 - center.sum(dtype=float) / saliency.sum(dtype=float))
-
-
 def _make_card_html(saliency_map: SaliencyMap) -> str:
     caption, image_html = saliency_map.path, ""
     if saliency_map.class_name:
@@ -370,25 +289,7 @@ def _make_card_html(saliency_map: SaliencyMap) -> str:
     if saliency_map.in_distribution == "no":
         caption += " (out-of-distribution: no predicted class)"
     if saliency_map.image is not None and saliency_map.normalized is not None:
-        jpeg = encode_pair_jpeg(saliency_map.image, saliency_map.normalized, SHOWN_MAP_PIXELS)
-        data = base64.b64encode(jpeg).decode()
-        image_html = f'<img src="data:image/jpeg;base64,{data}" width="{2 * SHOWN_MAP_PIXELS}" alt="">'
+        uri = make_pair_uri(saliency_map.image, saliency_map.normalized, SHOWN_MAP_PIXELS)
+        image_html = f'<img src="{uri}" width="{2 * SHOWN_MAP_PIXELS}" alt="">'
     note = f"<br><b>{escape_html(saliency_map.note)}</b>" if saliency_map.note else ""
     return f'<figure style="margin:0">{image_html}<figcaption>{escape_html(caption)}{note}</figcaption></figure>'
-
-
-def overlay_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """Return RGB bytes, shape (size, size, 3), of gray bytes and saliency from 0 to 1, both of shape (size, size)."""
-    color = np.stack([np.interp(saliency, COLORMAP_POSITIONS, channel) for channel in COLORMAP_RGB.T], axis=2)
-    alpha = OPACITY * saliency[..., None]
-    return (image[..., None] * (1 - alpha) + color * alpha).round().astype(np.uint8)
-
-
-def encode_pair_jpeg(image: np.ndarray, saliency: np.ndarray, size: int) -> bytes:
-    """Return the image and its overlay side by side, each `size` pixels wide, as a JPEG without metadata."""
-    pair = Image.new("RGB", (2 * size + GAP_PIXELS, size), "white")
-    for x_offset, panel in ((0, image), (size + GAP_PIXELS, overlay_saliency(image, saliency))):
-        pair.paste(Image.fromarray(panel).resize((size, size), Image.Resampling.BILINEAR), (x_offset, 0))
-    buffer = io.BytesIO()
-    pair.save(buffer, "JPEG", quality=85, optimize=True)
-    return buffer.getvalue()

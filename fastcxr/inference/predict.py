@@ -51,8 +51,8 @@ def predict(
 
     Args:
         model: a Learner, or the result of load_model or load_export.
-        images: a manifest, or files, folders, gray arrays and Pillow images; see make_image_table. A path that does not
-            exist raises InputMissingError.
+        images: a manifest, or files, folders, gray arrays, Pillow images and files in memory (FileInMemory); see
+            make_image_table. A path that does not exist raises InputMissingError.
         splits: splits of a manifest to predict; None, or a manifest without splits: all rows.
         progress: progress display.
         log_warnings: log the warnings of decoding.

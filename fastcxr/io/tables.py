@@ -322,6 +322,11 @@ def _reject_duplicate_columns(header: list[str], path: Path) -> None:
         raise DataError(problem, "Give each column a different name", path=path, code="E029")
 
 
+def to_json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows with plain Python values, None for a missing one."""
+    return cast("list[dict[str, Any]]", table.astype(object).where(table.notna(), None).to_dict("records"))
+
+
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Escape column names and text cells that a spreadsheet would run as formulas."""
     return _map_text_cells(table, escape_cell)

@@ -1,11 +1,21 @@
-"""Decisions on images: the thresholds of a model applied to its probabilities. Loads neither scipy nor scikit-learn."""
+"""Decisions on images: the thresholds of a model applied to its probabilities, and the rows of `predict --json`.
+
+Loads neither scipy nor scikit-learn.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastcxr.metrics.predictions import DECISION_PREFIX, Predictions, find_ood_rows, name_findings
+from fastcxr.io.tables import to_json_rows
+from fastcxr.metrics.predictions import (
+    DECISION_PREFIX,
+    Predictions,
+    drop_blank_truth,
+    find_ood_rows,
+    name_findings,
+)
 from fastcxr.metrics.scored_images import list_thresholds
 
 
@@ -44,3 +54,15 @@ def _decide_findings(predictions: Predictions, thresholds: Mapping[str, Any]) ->
     columns = {DECISION_PREFIX + label: decisions[:, k] for k, label in enumerate(predictions.labels)}
     columns["predicted"] = name_findings(is_present & is_decided[:, None], predictions.labels)
     return Predictions(predictions.table.assign(**columns), predictions.labels)
+
+
+def count_decided_images(predictions: Predictions) -> dict[str, int]:
+    """Return the numbers of classified, unreadable and out-of-distribution images."""
+    n_unreadable, n_ood = int(predictions.table["error"].ne("").sum()), int(find_ood_rows(predictions).sum())
+    n_classified = len(predictions.table) - n_unreadable - n_ood
+    return {"n_classified": n_classified, "n_unreadable": n_unreadable, "n_ood": n_ood}
+
+
+def make_prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return the rows of `predict --json` and of the server: the columns of predictions.csv, None for NaN."""
+    return to_json_rows(drop_blank_truth(predictions))

@@ -269,12 +269,18 @@ def _warn_of_encoder_pixels(backbone: Backbone, layout: str | None, image_size: 
         log.warning(text, image_size, backbone.mean[0], backbone.std[0], " or ".join(names))
 
 
-def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:
-    options: dict[str, Any] = {"num_classes": n_classes}
+def make_timm_options(backbone: Backbone, image_size: int) -> dict[str, Any]:
+    """Return the arguments of timm.create_model for the image size and the channels of a backbone of timm."""
+    options: dict[str, Any] = {}
     if backbone.fixed_size and image_size != backbone.native_size:
         options["img_size"] = image_size
     if len(backbone.mean) != 3:
         options["in_chans"] = len(backbone.mean)
+    return options
+
+
+def _make_timm_network(backbone: Backbone, n_classes: int, weights: str, image_size: int) -> nn.Module:
+    options = {"num_classes": n_classes} | make_timm_options(backbone, image_size)
     if weights != "pretrained":
         return _create_network(backbone, timm.create_model, backbone.name, **options)
     if cached_file := _find_cached_file(backbone):

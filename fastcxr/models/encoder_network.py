@@ -24,13 +24,8 @@ class ClassAndPatchMean(nn.Module):
         return torch.cat([tokens[:, 0], tokens[:, self.n_prefix_tokens :].mean(dim=1)], dim=1)
 
 
-def make_encoder_network(encoder: Encoder, n_classes: int, image_size: int) -> nn.Module:
-    """Return timm's network of an encoder with random weights and a linear head for `n_classes` classes.
-
-    The features of its stages are means of the patch tokens, without class and register tokens.
-
-    Raises what timm raises for an image size that the network cannot have.
-    """
+def make_encoder_options(encoder: Encoder, image_size: int) -> dict[str, Any]:
+    """Return the arguments of timm.create_model for an encoder, without the number of classes."""
     options = dict(encoder.options)
     if encoder.has_swiglu:
         options |= {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
@@ -38,6 +33,17 @@ def make_encoder_network(encoder: Encoder, n_classes: int, image_size: int) -> n
         options["img_size"] = image_size
         if "ref_feat_shape" in options:  # rotary position embeddings keep the scale of pretraining
             options["ref_feat_shape"] = (encoder.image_size // options["patch_size"],) * 2
+    return options
+
+
+def make_encoder_network(encoder: Encoder, n_classes: int, image_size: int) -> nn.Module:
+    """Return timm's network of an encoder with random weights and a linear head for `n_classes` classes.
+
+    The features of its stages are means of the patch tokens, without class and register tokens.
+
+    Raises what timm raises for an image size that the network cannot have.
+    """
+    options = make_encoder_options(encoder, image_size)
     network: Any = timm.create_model(encoder.architecture, num_classes=n_classes, **options)
     if encoder.features == "both":
         network.global_pool, network.fc_norm = "", ClassAndPatchMean(network.num_prefix_tokens)

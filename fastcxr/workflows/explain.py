@@ -15,13 +15,11 @@ from fastcxr.data.imaging.sniff import Remarks
 from fastcxr.inference.explain import (
     Explainer,
     Method,
-    SaliencyMap,
-    encode_pair_jpeg,
     explain_rows,
-    find_class_indices,
     make_explainer,
 )
 from fastcxr.inference.images import log_image_warnings
+from fastcxr.inference.saliency_maps import SaliencyMap, encode_pair_jpeg, find_class_indices
 from fastcxr.io.files import atomic_write, write_json
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.models.bundle import Classifier

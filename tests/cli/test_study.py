@@ -21,7 +21,7 @@ from fastcxr.report.notices import Notice
 from fastcxr.workflows import study as published
 from fastcxr.workflows.load import read_recipe_manifest
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))

@@ -9,7 +9,7 @@ from fastcxr.cli.suggestions import COMMAND_SYNONYMS, SYNONYMS, suggest_option
 from fastcxr.cli.train import train
 from fastcxr.config.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 def option_names(command: str) -> list[str]:

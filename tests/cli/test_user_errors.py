@@ -10,7 +10,7 @@ from toy_images import write_toys
 
 from fastcxr.cli.app import app
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 @pytest.fixture

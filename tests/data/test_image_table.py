@@ -79,7 +79,7 @@ def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
     [
         (np.zeros((64, 64, 3), np.uint8), r"array-0 has the shape \(64, 64, 3\), expected .* PIL.Image.fromarray"),
         ([GRAY, GRAY > 9], "array-1 has the type bool, expected integers or floats. Convert it"),
-        (7, "image 0 is 7, expected a path, a gray array or a Pillow image. Pass one of them"),
+        (7, "image 0 is 7, expected a path, a gray array, a Pillow image or a FileInMemory. Pass one of them"),
         (pd.DataFrame({"path": ["a.png"]}), r"no column 'source', 'file'. Pass read_manifest\(table\)"),
     ],
 )

@@ -80,7 +80,7 @@ def test_the_order_of_rows_does_not_change_the_splits(manifest):
 
 
 @given(manifests(), st.permutations(range(8)), st.sampled_from(["patient", "image"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_renamed_labels_and_the_order_of_rows_change_neither_splits_nor_folds(manifest, new_numbers, unit):
     renamed = manifest.assign(label=["other " + str(new_numbers[int(name[6:])]) for name in manifest["label"]])
     renamed = renamed.sample(frac=1, random_state=1).reset_index(drop=True)

@@ -14,8 +14,8 @@ from torch import nn
 from fastcxr import explain
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.inference import explain as module
-from fastcxr.inference.explain import SaliencyMap, compute_border_share, overlay_saliency
 from fastcxr.inference.predict import predict
+from fastcxr.inference.saliency_maps import SaliencyMap, compute_border_share, overlay_saliency
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.bundle import Classifier
 from fastcxr.models.heads import HeadConfig, find_head

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError
@@ -15,7 +16,7 @@ from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 
 pytestmark = pytest.mark.needs("openvino")
-RECIPE = Recipe("mobilenetv2_035", weights="none", image_size=64, batch_size=6, strategy="full", precision="fp32")
+RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=6, strategy="full", precision="fp32")
 
 
 def make_classifier(manifest, recipe):

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from tiny_network import NAME
 
 import fastcxr
 import fastcxr.cli.main  # noqa: F401  registers the commands
@@ -25,7 +26,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 FENCE = re.compile(r"^(?P<mark>`{3,}|:{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark)\s*$", re.MULTILINE | re.DOTALL)
 SMALL = {"weights": "none", "image_size": 32, "epochs": 1}  # instead of the values on the page
-SMALL_BACKBONE = "mobilenetv2_035"
+SMALL_BACKBONE = NAME
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fastcxr.errors import DataError, OutputError
 from fastcxr.metrics.predictions import Predictions
 from fastcxr.workflows.cross_validate import cross_validate, reject_inconsistent_folds
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_pages", "without_maps", "few_draws")
 
 
 RECIPE = Recipe(NAME, weights="none", image_size=64, batch_size=8, folds=2, strategy="linear_probe")

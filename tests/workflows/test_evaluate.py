@@ -13,7 +13,7 @@ from fastcxr.workflows.overlap import find_overlap
 from fastcxr.workflows.run_dir import OutputDir
 from fastcxr.workflows.run_state import IMAGE_HASH_COLUMN
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = pytest.mark.usefixtures("without_figures", "few_draws")
 
 
 @pytest.fixture

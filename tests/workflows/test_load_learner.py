@@ -15,7 +15,7 @@ from fastcxr.errors import DataError, InputMissingError
 from fastcxr.models.state import get_loaders_state
 from fastcxr.workflows.train import run
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_pages", "without_maps", "few_draws")
 
 
 @pytest.fixture(scope="module", params=["full", "linear_probe"])

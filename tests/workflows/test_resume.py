@@ -24,7 +24,7 @@ from fastcxr.training.resume import CheckpointCallback
 from fastcxr.workflows.run_state import find_resumable_run, read_run_config
 from fastcxr.workflows.train import run
 
-pytestmark = pytest.mark.usefixtures("without_figures", "without_maps", "few_draws")
+pytestmark = pytest.mark.usefixtures("without_figures", "without_pages", "without_maps", "few_draws")
 
 # on a CPU, where a resumed run has the same files
 RECIPE = Recipe(

@@ -1,8 +1,8 @@
-"""Images in memory: arrays and Pillow images, read by the same rules as files.
+"""Images in memory: arrays, Pillow images and encoded files, read by the same rules as files on a disk.
 
 An array has gray values with 0 as black. Bytes are unchanged. Integers of more than 8 bits are scaled by their bit
 depth: that of the training images, else the smallest usual one. Floats: 0..1 times 255, 0..255 unchanged, else
-min..max.
+min..max. The content of a file is decoded as the file itself is.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from fastcxr.data.imaging.intensity import validate_size
 from fastcxr.data.imaging.raster import PILLOW_ERRORS, from_colour, reject_transparent, values_to_gray
-from fastcxr.errors import DataError, ImageError
+from fastcxr.errors import DataError, ImageError, require_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,24 @@ class MemoryImage:
     def __post_init__(self):
         if isinstance(self.pixels, np.ndarray):
             _validate_array(self.pixels, self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class FileInMemory:
+    """Content of an image file in memory, such as a PNG or a DICOM file.
+
+    name: file name, by which a DICOM file without signature is recognized, as on a disk. content: all bytes.
+    """
+
+    name: str
+    content: bytes
+
+    def __post_init__(self):
+        require_type("name", self.name, str, fix="Pass the name of the file")
+        require_type("content", self.content, bytes, fix="Pass the bytes of the file, as Path(file).read_bytes()")
 
     def __str__(self) -> str:
         return self.name

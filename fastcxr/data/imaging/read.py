@@ -11,7 +11,7 @@ Rules of `read_image`:
 - The EXIF orientation is applied. TIFF files with white as zero and MONOCHROME1 are inverted.
 - DICOM: modality LUT or rescale, then VOI LUT or first window, else the full range of BitsStored; see
   `fastcxr.data.imaging.voi_lut`.
-- Arrays and Pillow images: see `fastcxr.data.imaging.memory`.
+- Arrays, Pillow images and files in memory: see `fastcxr.data.imaging.memory`.
 - `cohort.h5#17` is an image of a packed dataset, to which the rules were applied when it was packed.
 - Sizes are checked in the header before any pixel is decoded. A damaged file raises an ImageError.
 """
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from PIL import Image
 
-from fastcxr.data.imaging.memory import MemoryImage, read_memory_image
+from fastcxr.data.imaging.memory import FileInMemory, MemoryImage, read_memory_image
 from fastcxr.data.imaging.raster import read_raster
 from fastcxr.data.imaging.sniff import (
     DICOM_SUFFIXES,
@@ -51,17 +51,19 @@ READER_VERSION = 5  # increase it if pixels or warnings of any reader change: ca
 BATCH_FILES = 1024  # files submitted to the threads at once, to limit the queue
 
 
-def read_image(path: str | Path | MemoryImage, depth: int | None = None) -> np.ndarray:
+def read_image(path: str | Path | MemoryImage | FileInMemory, depth: int | None = None) -> np.ndarray:
     """Return an image as uint8, shape (height, width), with 0 as black. Raises ImageError.
 
     Args:
-        path: The file, or an image in memory.
+        path: The file, or a file or an image in memory.
         depth: Bits per pixel of an image with more than 8 bits whose file states no depth.
     """
     if isinstance(path, MemoryImage):
         image = read_memory_image(path, depth)
         _reject_blank(image, path.name)
         return image
+    if isinstance(path, FileInMemory):
+        return read_open_image(io.BytesIO(path.content), path.name, depth)
     require_type("path", path, str, Path)
     path = str(path)
     if parse_reference(path):

@@ -1,0 +1,76 @@
+"""The command serve: a local page and a JSON API for the model of a run or an export."""
+
+import os
+from pathlib import Path
+
+from fastcxr.cli.app import MODELS, Device, Precision, app
+from fastcxr.cli.output import is_json, print_line, print_result, print_warning
+from fastcxr.cli.suggestions import COMMAND_SYNONYMS
+from fastcxr.errors import ModelError, RecipeError
+
+SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart")
+
+
+@app.command(group=MODELS, synonym=COMMAND_SYNONYMS["serve"], usage="Usage: fastcxr serve FOLDER [OPTIONS]")
+def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_host: tuple[str, ...] = (),
+    max_waiting: int = 8,
+    precision: Precision = "trained",
+    device: Device = "auto",
+) -> int:
+    """Serve a page and a JSON API on this computer, which predict images without storing them.
+
+    Answers POST /predict with the rows of predict --json and POST /saliency with a saliency map; GET / is the page.
+    Uploaded images stay in memory, and no file name is logged. Ctrl-C or SIGTERM ends the server with exit code 0 after
+    the running requests. A host other than 127.0.0.1, and --allow-host, require a token: that of the variable
+    FASTCXR_TOKEN, else a random one in the URL that is printed.
+
+    Parameters
+    ----------
+    folder
+        run folder of the trained model, or folder of an export
+    host
+        address to listen at; 0.0.0.0: all networks of this computer
+    port
+        port to listen at; 0: a free one
+    allow_host
+        further host name of requests, such as that of the proxy of a notebook; repeatable
+    max_waiting
+        requests that wait while another one is computed; further ones are rejected with the status 429
+    """
+    if is_json():
+        raise RecipeError("serve has no JSON document", "Leave out --json: the API answers with JSON")
+    _require_packages()
+    from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
+    from fastcxr.serve.server import serve_model
+    from fastcxr.workflows.serve import load_served_model
+
+    token = choose_token(host, allow_host, os.environ.get(TOKEN_VARIABLE, ""))
+    options = ServeOptions(host=host, port=port, allowed_hosts=allow_host, token=token, max_waiting=max_waiting)
+    model = load_served_model(folder, precision=precision, device=device)
+    for notice in model.notices:
+        if notice["level"] == "critical":
+            print_warning(f"CRITICAL: {notice['title']}. {notice['text']}")
+
+    def show_url(url: str) -> None:
+        print_result(f"serving {model.name} at {url}", None)
+        print_line("For research, not for diagnosis. Ctrl-C ends the server")
+
+    serve_model(model, options, show_url)
+    print_line("stopped")
+    return 0
+
+
+def _require_packages() -> None:
+    import importlib
+
+    for name in SERVE_PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            problem = f"serve requires the package {name}, which is not installed ({error})"
+            raise ModelError(problem, "Run `pip install 'fastcxr[serve]'`", code="E203") from error

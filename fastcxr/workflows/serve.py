@@ -1,0 +1,86 @@
+"""Load what a server needs from the folder of a run or an export: model, notices, model card and saliency method."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastcxr.config.fields import InferencePrecision
+from fastcxr.export.exported_model import ExportedModel
+from fastcxr.inference.occlusion import ImageExplainer, OcclusionExplainer
+from fastcxr.inference.scores import Scorer
+from fastcxr.serve.served_model import ServedModel
+from fastcxr.workflows.load_scorer import load_scorer
+
+MODEL_CARD_FILE, METRICS_FILE = "MODEL_CARD.md", "metrics.json"
+THUMBNAIL_PATTERN, N_CHECK_IMAGES = "figures/images/*.jpg", 8
+MAX_CARD_BYTES = 1_000_000
+NOTICE_KEYS = ("level", "title", "text")
+
+
+def load_served_model(
+    folder: str | Path, *, precision: InferencePrecision = "trained", device: str = "auto"
+) -> ServedModel:
+    """Load the model of a run folder or of an export for a server.
+
+    The saliency maps are those of Grad-CAM for a run with one model, else those of occlusion.
+
+    Args:
+        folder: folder of a run, of a run with folds, or of an export.
+        precision: of the model of a run; see models.bundle.load_classifier.
+        device: see load_scorer.
+
+    Raises:
+        InputMissingError: a file of the model is missing.
+        ModelError: a file of the model is damaged or invalid.
+        PackageError: the model is that of a run, and torch is not installed.
+        RecipeError: the device is not available, or an option does not apply to this model.
+    """
+    folder = Path(folder)
+    scorer = load_scorer(folder, precision=precision, device=device)
+    return ServedModel(
+        name=folder.resolve().name,
+        scorer=scorer,
+        notices=list_notices(folder, scorer),
+        model_card=read_model_card(folder),
+        explainer=make_image_explainer(folder, scorer),
+    )
+
+
+def list_notices(folder: Path, scorer: Scorer) -> list[dict[str, str]]:
+    """Return the critical notices of an export, or of a run that has metrics."""
+    if isinstance(scorer, ExportedModel):
+        return list(_select_valid(scorer.description["notices"]))
+    if not (folder / METRICS_FILE).is_file():  # of a single fold
+        return []
+    from fastcxr.report.notices import read_critical_notices  # the report of a run, which an export does not need
+
+    return [asdict(notice) for notice in read_critical_notices(folder)]
+
+
+def _select_valid(notices: Iterable[Any]) -> Iterable[dict[str, str]]:
+    """Yield the notices of export.json that have all texts: the file may come from an untrusted source."""
+    for notice in notices:
+        if isinstance(notice, dict) and all(isinstance(notice.get(key), str) for key in NOTICE_KEYS):
+            yield {key: notice[key] for key in NOTICE_KEYS}
+
+
+def read_model_card(folder: Path) -> str:
+    """Return the model card, or an empty text if there is none."""
+    path = folder / MODEL_CARD_FILE
+    if not path.is_file() or path.stat().st_size > MAX_CARD_BYTES:
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def make_image_explainer(folder: Path, scorer: Scorer) -> ImageExplainer:
+    """Return Grad-CAM for a run with one model, and occlusion for an ensemble and an export."""
+    if isinstance(scorer, ExportedModel):
+        return OcclusionExplainer(scorer)
+    from fastcxr.inference.explain_one import GradCamExplainer
+    from fastcxr.inference.torch_scorer import TorchScorer
+    from fastcxr.models.bundle import Classifier
+
+    if isinstance(scorer, TorchScorer) and isinstance(scorer.model, Classifier):
+        return GradCamExplainer(scorer, sorted(folder.glob(THUMBNAIL_PATTERN))[:N_CHECK_IMAGES])
+    return OcclusionExplainer(scorer)
