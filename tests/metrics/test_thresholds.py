@@ -8,7 +8,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.metrics import intervals
 from fastcxr.metrics.analytic_intervals import logit_interval, wilson
-from fastcxr.metrics.calibration import validate_calibration
+from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.metrics.predictions import make_predictions
 from fastcxr.metrics.thresholds import (
     MIN_STABLE_POSITIVES,
