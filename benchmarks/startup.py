@@ -4,7 +4,7 @@
 
 Each command is a new process; the commands alternate. The table has the median and the least of the wall time, and the
 median of the processor time, which depends less on other work of the machine. The other rows are parts of the first
-one, each in a process of its own, including the start of Python. PYTHON: interpreter of an environment without torch;
+one, each in a new process, including the start of Python. PYTHON: interpreter of an environment without torch;
 default: this one.
 """
 

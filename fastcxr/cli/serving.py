@@ -1,12 +1,14 @@
 """The command serve: a local page and a JSON API for the model of a run or an export."""
 
 import os
+import sys
 from pathlib import Path
 
 from fastcxr.cli.app import MODELS, Device, Precision, app
 from fastcxr.cli.output import is_json, print_line, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
-from fastcxr.errors import ModelError, RecipeError
+from fastcxr.errors import RecipeError
+from fastcxr.io.packages import find_missing, make_package_error
 
 SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -44,7 +46,8 @@ def serve(
     """
     if is_json():
         raise RecipeError("serve has no JSON document", "Leave out --json: the API answers with JSON")
-    _require_packages()
+    if missing := find_missing(SERVE_PACKAGES):
+        raise make_package_error(missing, "serve", "Run `pip install 'fastcxr[serve]'`")
     from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
     from fastcxr.serve.server import serve_model
     from fastcxr.workflows.serve import load_served_model
@@ -58,19 +61,9 @@ def serve(
 
     def show_url(url: str) -> None:
         print_result(f"serving {model.name} at {url}", None)
+        sys.stdout.flush()  # a program that started the server reads the line from a pipe
         print_line("For research, not for diagnosis. Ctrl-C ends the server")
 
     serve_model(model, options, show_url)
     print_line("stopped")
     return 0
-
-
-def _require_packages() -> None:
-    import importlib
-
-    for name in SERVE_PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            problem = f"serve requires the package {name}, which is not installed ({error})"
-            raise ModelError(problem, "Run `pip install 'fastcxr[serve]'`", code="E203") from error

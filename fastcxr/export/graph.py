@@ -144,5 +144,5 @@ def copy_as_float32(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     for module in network.modules():
         if type(module) is Float64Linear:
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
     return network

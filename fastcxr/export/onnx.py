@@ -13,11 +13,12 @@ from fastcxr.errors import ModelError
 from fastcxr.export.export_json import INPUT_NAME, ONNX_FILE, OOD_NAME, PROBABILITY_NAME, WARNING
 from fastcxr.export.graph import ModelGraph
 from fastcxr.io.files import compute_sha256
+from fastcxr.io.packages import require_packages
 from fastcxr.models.bundle import Classifier, Ensemble
 from fastcxr.version import VERSION
 
 log = logging.getLogger("fastcxr")
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # the default of torch.onnx; onnxruntime has it since 1.17, its build for web pages too
 MAX_FILE_BYTES = 1_500_000_000  # above it the weights are a second file: a protobuf message holds at most 2 GB
 N_TRACED_IMAGES = 2  # torch.export makes a number of images a constant if it is 1
@@ -25,16 +26,6 @@ RESIZING = (
     "8-bit gray image, resized with Pillow's antialiased bilinear filter so that its longer side has the image size, "
     "centred on a black square, without cropping"
 )
-
-
-def require_onnx() -> None:
-    """Raise ModelError unless the packages that write and run ONNX files are installed."""
-    for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            problem = f"{name}, which an export to ONNX needs, is not installed ({error})"
-            raise ModelError(problem, "Run `pip install 'fastcxr[onnx]'`", code="E203") from error
 
 
 def write_onnx(model: Classifier | Ensemble, folder: Path) -> dict[str, Any]:
@@ -48,7 +39,7 @@ def write_onnx(model: Classifier | Ensemble, folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: the network cannot be converted, or a package is missing.
     """
-    require_onnx()
+    require_packages(ONNX_PACKAGES, "an export to ONNX")
     program, has_ood, notices = _convert(model)
     _describe_in_file(program.model, model)
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in _list_tensors(model))
@@ -65,7 +56,7 @@ def write_onnx(model: Classifier | Ensemble, folder: Path) -> dict[str, Any]:
         "outputs": outputs,
         "opset": OPSET,
         "files": {path.name: compute_sha256(path) for path in sorted(folder.glob(f"{ONNX_FILE}*"))},
-        "versions": {name: importlib.import_module(name).__version__ for name in ("torch", *PACKAGES)},
+        "versions": {name: importlib.import_module(name).__version__ for name in ("torch", *ONNX_PACKAGES)},
         "notices": notices,
     }
 

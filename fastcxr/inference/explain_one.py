@@ -35,7 +35,7 @@ class GradCamExplainer(ImageExplainer):
         explainer = self.explainer or self._make_explainer(image)
         rows = explain_rows(explainer, table, progress=Progress(), row_classes=None if label is None else [label])
         saliency_map = next(iter(rows))
-        if not saliency_map.error and explainer.check is not None:  # otherwise the next image is tried
+        if explainer.check is not None:  # otherwise it is made with the next image
             self.explainer = explainer
             self.note = f"{type(self).note} {explainer.check.summary}"
         return saliency_map

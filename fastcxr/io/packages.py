@@ -12,6 +12,7 @@ from fastcxr.io.formatting import join_names
 DISTRIBUTION_BY_MODULE = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
+    "python_multipart": "python-multipart",
     "sklearn": "scikit-learn",
 }  # names for pip that differ from the name of the module
 TORCH_MODULES = ("torch", "torchvision", "fastai", "timm", "safetensors")  # of training, and of the model of a run

@@ -49,21 +49,22 @@ class ServeOptions:
             if not name or any(character in name for character in "/:*@ "):
                 fix = "Pass the name alone, such as hub.example.org, without scheme, port and path"
                 raise RecipeError(f"the allowed host {name!r} is not a host name", fix)
+        if is_reachable(self.host, self.allowed_hosts) and not self.token:
+            problem = "a server that other computers can reach requires a token"
+            raise RecipeError(problem, "Pass the result of choose_token(host, allowed_hosts)")
         if self.token and (len(self.token) < MIN_TOKEN_CHARACTERS or not is_plain_text(self.token)):
             problem = f"the token has {len(self.token)} characters, expected at least {MIN_TOKEN_CHARACTERS} of ASCII"
             raise RecipeError(f"{problem} without spaces", f"Set {TOKEN_VARIABLE} to a longer secret, or unset it")
 
-    @property
-    def is_reachable(self) -> bool:
-        """Whether other computers can reach the server, directly or through a proxy."""
-        return not is_loopback(self.host) or bool(self.allowed_hosts)
-
 
 def choose_token(host: str, allowed_hosts: tuple[str, ...], given: str = "") -> str:
     """Return the given token, or a random one if other computers can reach the server, else an empty one."""
-    if given or not ServeOptions(host=host, allowed_hosts=allowed_hosts).is_reachable:
-        return given
-    return secrets.token_urlsafe(TOKEN_BYTES)
+    return given or (secrets.token_urlsafe(TOKEN_BYTES) if is_reachable(host, allowed_hosts) else "")
+
+
+def is_reachable(host: str, allowed_hosts: tuple[str, ...]) -> bool:
+    """Return whether other computers can reach the server, directly or through a proxy."""
+    return not is_loopback(host) or bool(allowed_hosts)
 
 
 def is_plain_text(text: str) -> bool:

@@ -189,5 +189,6 @@ def name_cookie(options: ServeOptions) -> str:
 def _make_cookie(options: ServeOptions, *, is_secure: bool) -> str:
     cookie, name = SimpleCookie(), name_cookie(options)
     cookie[name] = options.token
-    cookie[name].update({"httponly": True, "samesite": "Strict", "secure": is_secure})
+    for attribute, value in {"httponly": True, "samesite": "Strict", "secure": is_secure}.items():
+        cookie[name][attribute] = value
     return cookie.output(header="").strip()

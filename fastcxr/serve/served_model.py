@@ -84,8 +84,9 @@ class ServedModel:
             saliency_map = explainer.explain_image(file, label)
         except RecipeError as error:
             raise RequestError(400, error.problem, error.fix, code="E504") from error
-        image, normalized = saliency_map.image, saliency_map.normalized
-        has_map = image is not None and normalized is not None
+        uri, image, normalized = "", saliency_map.image, saliency_map.normalized
+        if image is not None and normalized is not None:
+            uri = make_pair_uri(image, normalized, max(MIN_SHOWN_PIXELS, len(image)))
         return {
             "warning": RESEARCH_WARNING,
             "critical": self.critical_titles,
@@ -93,7 +94,7 @@ class ServedModel:
             "probability": None if saliency_map.error else saliency_map.probability,
             "method": explainer.method,
             "note": saliency_map.note or explainer.note,
-            "image": make_pair_uri(image, normalized, max(MIN_SHOWN_PIXELS, len(image))) if has_map else "",
+            "image": uri,
         }
 
 

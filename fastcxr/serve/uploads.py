@@ -1,6 +1,7 @@
 """Read the files of a multipart request into memory, within limits. Nothing is written to a disk."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -114,6 +115,7 @@ class _UploadReader:
             "on_header_end": self._on_header_end, "on_headers_finished": self._on_headers_finished,
             "on_end": self._on_end,
         }  # fmt: skip
+        logging.getLogger(MultipartParser.__module__).setLevel(logging.CRITICAL)  # its warnings quote the body
         try:
             self.parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:

@@ -59,11 +59,11 @@ class Worker:
 
         Args:
             function: the computation.
-            wait_for_end: returns when the client has left; a computation that has not begun is then dropped.
+            wait_for_end: returns when the client has left; a computation that has not started is then dropped.
 
         Raises:
             ClientLeft: the client left before the result.
-            RequestError: the server stops, and the computation has not begun.
+            RequestError: the server stops, and the computation has not started.
         """
         future = self.submit(function)
         result, end = asyncio.wrap_future(future), asyncio.ensure_future(wait_for_end())
@@ -76,10 +76,10 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            result.cancel()
+            future.cancel()  # not `result`, which passes it on later: the thread may then compute already
 
     def stop(self) -> None:
-        """Reject new requests and those whose computation has not begun; the running one ends."""
+        """Reject new requests and those whose computation has not started; the running one ends."""
         self.is_stopping = True
         with suppress(Empty):
             while job := self.jobs.get_nowait():

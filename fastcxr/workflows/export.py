@@ -21,12 +21,13 @@ from fastcxr.errors import FastcxrError, ImageError, InputMissingError, require_
 from fastcxr.export.check import compare_scorers
 from fastcxr.export.export_json import EXPORT_JSON_FILE, TARGETS, WARNING
 from fastcxr.export.exported_model import load_export
-from fastcxr.export.onnx import require_onnx, write_onnx
+from fastcxr.export.onnx import ONNX_PACKAGES, write_onnx
 from fastcxr.inference.images import read_fitted_images
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import atomic_folder, atomic_write, write_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.packages import require_packages
 from fastcxr.metrics.feature_map import select_evenly
 from fastcxr.models.bundle import Classifier, Ensemble, load_model
 from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below, read_model_json
@@ -76,7 +77,7 @@ def export_model(
     if to not in TARGETS:
         raise unknown_name_error(str(to), TARGETS, "unknown value of `to`")
     if to == "onnx":
-        require_onnx()
+        require_packages(ONNX_PACKAGES, "an export to ONNX")
     run, folder, progress = Path(run), Path(folder), progress or make_default_progress()
     model = load_model(run, precision="fp32", device="cpu")
     with atomic_folder(folder) as temporary_dir:

@@ -1,4 +1,4 @@
-"""Files, folders, arrays and Pillow images become one table, and read_image reads each of its rows."""
+"""Files, folders, and images and files in memory become one table, and read_image reads each of its rows."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mutated_files import draw_mutants, write_kinds
 from PIL import Image
 from toy_images import draw_toy
 
 from fastcxr.data.image_table import make_image_table
-from fastcxr.data.imaging.read import read_image
-from fastcxr.errors import DataError, ImageError, InputMissingError
+from fastcxr.data.imaging.memory import FileInMemory
+from fastcxr.data.imaging.read import read_image, read_with_remarks
+from fastcxr.errors import ArgumentTypeError, DataError, ImageError, InputMissingError
 
 GRAY = draw_toy("haze", 0)
 
@@ -72,6 +74,40 @@ def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
         image.save(tmp_path / name, exif=image.getexif())
         np.testing.assert_array_equal(read_one(image), read_image(tmp_path / name))
         np.testing.assert_array_equal(read_one(Image.open(tmp_path / name)), read_image(tmp_path / name))
+
+
+def read_or_describe(image, depth):
+    try:
+        pixels, remarks = read_with_remarks(image, depth)
+        return pixels.tobytes(), pixels.shape, remarks
+    except ImageError as error:
+        return error.code, error.problem, error.fix
+
+
+@pytest.mark.parametrize("depth", [None, 12])
+def test_a_file_in_memory_is_read_as_the_file_is(tmp_path, depth):
+    (tmp_path / "mutants").mkdir()
+    (tmp_path / "empty.png").touch()
+    Image.fromarray(GRAY).save(tmp_path / "wrong.dcm", "PNG")  # E121: the name of a DICOM file
+    others = [tmp_path / "empty.png", tmp_path / "wrong.dcm"]
+    outcomes = set()
+    for file in [*write_kinds(tmp_path), *others, *draw_mutants(tmp_path / "mutants", 40, seed=1)]:
+        in_memory = FileInMemory(file.name, file.read_bytes())
+        assert read_or_describe(in_memory, depth) == (found := read_or_describe(file, depth))
+        outcomes.add(found[0] if isinstance(found[0], str) else "read")
+    assert {"read", "E101", "E121"} < outcomes
+
+
+def test_files_in_memory_are_rows_with_their_names_also_if_these_are_equal():
+    files = [FileInMemory("a.png", b"1"), FileInMemory("a.png", b"1"), FileInMemory("cohort.h5#3", b"2")]
+    table = make_image_table(files)
+    assert table["path"].tolist() == ["a.png", "a.png", "cohort.h5#3"] and set(table["source"]) == {"memory"}
+    assert table["file"].tolist() == files
+
+
+def test_the_content_of_a_file_in_memory_must_be_bytes():
+    with pytest.raises(ArgumentTypeError, match=r"`content` is of type str, expected bytes. Pass the bytes"):
+        FileInMemory("a.png", "content")
 
 
 @pytest.mark.parametrize(

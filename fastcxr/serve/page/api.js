@@ -19,21 +19,21 @@ export class NoServerError extends Error {
 }
 
 export async function readModel() {
-  return readAnswer(await send("/model.json", {}));
+  return readAnswer(await send("model.json", {}));
 }
 
 // Return the rows of predictions for [name, blob] pairs, in their order, and the summary of the server.
 export async function predict(parts, options) {
   const form = new FormData();
   for (const [name, blob] of parts) form.append("files", blob, name);
-  return post("/predict", form, options);
+  return post("predict", form, options);
 }
 
 export async function makeSaliencyMap(name, blob, label, options) {
   const form = new FormData();
   form.append("files", blob, name);
   form.append("label", label);
-  return post("/saliency", form, options);
+  return post("saliency", form, options);
 }
 
 // Repeat a refused request after the time that the server states; onBusy(seconds) is called before each wait.
@@ -58,7 +58,7 @@ async function send(path, options) {
 
 async function isAlive() {
   try {
-    return (await fetch("/healthz", { cache: "no-store" })).ok;
+    return (await fetch("healthz", { cache: "no-store" })).ok;
   } catch {
     return false;
   }

@@ -116,7 +116,7 @@ async function sendBatch(batch, signal) {
     const answer = await predict(parts.map(([entry, blob]) => [entry.file.name || "image", blob]), { signal, onBusy: showBusy });
     parts.forEach(([entry], k) => showRow(entry, answer.predictions[k], answer.critical));
   } catch (error) {
-    const isOneFileToBlame = [400, 413, 415].includes(error.status);
+    const isOneFileToBlame = [400, 408, 413, 415].includes(error.status);
     if (!isOneFileToBlame) throw error;
     if (parts.length === 1) failEntry(parts[0][0], error.message);
     else for (const [entry] of parts) await sendBatch([entry], signal);

@@ -198,8 +198,10 @@ function makeMapControls(entry, row, model, actions, { element, image, thumbnail
 
   function showMap(answer) {
     const hasImage = answer.image.startsWith("data:image/");
-    const title = `${METHODS[answer.method] ?? answer.method}, ${answer.label} ${formatProbability(answer.probability)}.`;
-    const sides = "Left: the model input. Right: the input with the saliency map; yellow marks the largest contribution.";
+    const probability = answer.probability === null ? "" : ` ${formatProbability(answer.probability)}`;
+    const title = `${METHODS[answer.method] ?? answer.method}, ${answer.label}${probability}.`;
+    const sides = "Left: the model input. Right: the input with the saliency map; yellow marks the largest contribution. "
+      + "A contributing region is not necessarily a sign of the disease.";
     if (hasImage) {
       const alt = `Model input of ${entry.name}, and the input with the saliency map of ${answer.label}`;
       fill(image, make("img", { src: answer.image, alt, class: "map" }));
@@ -208,7 +210,7 @@ function makeMapControls(entry, row, model, actions, { element, image, thumbnail
     }
     element.classList.toggle("mapped", hasImage);
     hide.hidden = !hasImage;
-    fill(note, make("b", {}, title), " ", hasImage ? sides : "No map.", " ", answer.note);
+    fill(note, make("b", {}, title), " ", hasImage ? `${sides} ${answer.note}` : `No map: ${answer.note}.`);
   }
 
   const label = make("label", {}, make("span", {}, isMultiLabel(model) ? "Finding " : "Class "), select);

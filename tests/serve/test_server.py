@@ -1,0 +1,124 @@
+"""A server in its own process: start, requests, signals and exit code; and the address that it listens at."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from served_models import make_fields, make_png_bytes
+
+from fastcxr.errors import OutputError
+from fastcxr.serve.options import ServeOptions
+from fastcxr.serve.server import format_url, open_socket
+
+SUPPORT = Path(__file__).parent.parent / "support"
+FILES = make_fields(("a.png", make_png_bytes()))
+TOKEN = "correct-horse-battery"
+# a server of an exported model needs none of them
+HEAVY = {
+    "torch", "torchvision", "fastai", "timm", "scipy", "sklearn", "matplotlib", "platformdirs", "filelock", "jinja2",
+    "safetensors", "huggingface_hub",
+}  # fmt: skip
+CODE = """
+import sys, time
+sys.path.insert(0, {support!r})
+from served_models import make_served_model
+from fastcxr.serve.options import ServeOptions
+from fastcxr.serve.server import serve_model
+
+model = make_served_model()
+score = model.scorer.score
+model.scorer.score = lambda images: (time.sleep({seconds}), score(images))[1]
+serve_model(model, ServeOptions(port=0), lambda url: print(url, flush=True))
+print("stopped", *(sys.modules.keys() & {heavy}), flush=True)
+"""
+
+
+@pytest.fixture
+def start_server():
+    """Start a server whose model takes some seconds, and return its process and URL."""
+    processes = []
+
+    def start(seconds: float = 0) -> tuple[subprocess.Popen, str]:
+        code = CODE.format(support=str(SUPPORT), seconds=seconds, heavy=HEAVY)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_server_predicts_and_ends_with_exit_code_0_after_sigterm(start_server):
+    process, url = start_server()
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
+    with httpx.Client(base_url=url) as client:  # its connection stays open during the stop
+        answer = client.post("predict", files=FILES)
+        assert answer.status_code == 200 and answer.json()["n_classified"] == 1
+        assert "server" not in answer.headers
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "stopped\n"), errors
+    assert errors == ""
+
+
+def test_a_client_that_leaves_releases_its_place_and_a_running_request_ends_after_sigint(start_server):
+    process, url = start_server(seconds=1)
+    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(1) as pool:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + "predict", files=FILES, timeout=0.1)
+        while client.get("healthz").json()["requests"]:
+            time.sleep(0.01)
+        assert client.post("predict", files=FILES).status_code == 200
+        running = pool.submit(httpx.post, url + "predict", files=FILES, timeout=30)
+        while not client.get("healthz").json()["requests"]:
+            time.sleep(0.01)
+        time.sleep(0.2)  # a request whose computation has not started is rejected by the stop
+        process.send_signal(signal.SIGINT)
+        assert running.result(timeout=30).status_code == 200
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_an_address_in_use_is_an_error_with_a_fix():
+    with open_socket("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        with pytest.raises(OutputError, match=rf"FCX-E507: the address 127.0.0.1:{port} is in use.*0 for a free one"):
+            open_socket("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
+def test_an_address_of_another_computer_is_an_error_with_a_fix(host):
+    with pytest.raises(OutputError, match=r"cannot listen at .*Choose an address of this computer"):
+        open_socket(host, 0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_ipv6_is_supported():
+    with open_socket("::1", 0) as listening:
+        assert listening.family == socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000/"),
+        ("::1", "http://[::1]:8000/"),
+        ("0.0.0.0", f"http://127.0.0.1:8000/?token={TOKEN}"),
+        ("192.168.1.5", f"http://192.168.1.5:8000/?token={TOKEN}"),
+    ],
+)
+def test_the_url_can_be_opened_in_a_browser(host, url):
+    token = TOKEN if "token" in url else ""
+    assert format_url(ServeOptions(host=host, token=token)) == url
