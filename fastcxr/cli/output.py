@@ -125,7 +125,7 @@ def _run_and_print_error(command: Callable[[], int | None]) -> int:
             raise
         return print_error(make_command_package_error(error.name or ""))
     except (MemoryError, RuntimeError) as error:
-        if "torch" not in sys.modules:  # an exported model runs without it
+        if sys.modules.get("torch") is None:  # an exported model runs without it
             raise
         from fastcxr.models.device_errors import find_device_error
 

@@ -12,12 +12,13 @@ from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format, make_format_error
 from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
+from fastcxr.metrics.calibration_entry import is_valid_calibration
+from fastcxr.models.model_json import MAX_IMAGE_PIXELS, are_depths, is_label_list
 
 ONNX_FILE = "model.onnx"
 INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score"  # of the ONNX graph
 TARGETS = ("onnx", "timm")
 WARNING = "For research, not for diagnosis"
-MAX_LABELS, MAX_IMAGE_PIXELS = 10_000, 4096
 COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
 
 
@@ -65,15 +66,6 @@ def _is_valid(content: Any, name: str, check: Callable[[Any], bool]) -> bool:
     return isinstance(content, dict) and name in content and check(content[name])
 
 
-def _is_label_list(labels: Any) -> bool:
-    return (
-        isinstance(labels, list)
-        and 1 <= len(labels) <= MAX_LABELS
-        and all(isinstance(label, str) and 0 < len(label) <= 1000 for label in labels)
-        and len(set(labels)) == len(labels)
-    )
-
-
 def _is_checksum_table(files: Any) -> bool:
     return (
         isinstance(files, dict)
@@ -88,10 +80,10 @@ def _is_checksum_table(files: Any) -> bool:
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "target": lambda target: target in TARGETS,
     "task": lambda task: task in (SINGLE_LABEL, MULTI_LABEL),
-    "labels": _is_label_list,
+    "labels": is_label_list,
     "image_size": lambda size: type(size) is int and 16 <= size <= MAX_IMAGE_PIXELS,
-    "calibration": lambda calibration: isinstance(calibration, dict),
-    "bit_depths": lambda depths: isinstance(depths, dict) and set(depths) == {"sources", "default"},
+    "calibration": is_valid_calibration,
+    "bit_depths": are_depths,
     "has_ood_detector": lambda value: isinstance(value, bool),
     "files": _is_checksum_table,
     "check": lambda check: isinstance(check, dict),

@@ -1,6 +1,7 @@
 """An exported model, run with onnxruntime: without torch, fastai and timm."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def load_export(folder: str | Path, device: str = "auto") -> ExportedModel:
 
     Raises:
         InputMissingError: the folder is not an export, or is incomplete.
-        ModelError: it is damaged, or onnxruntime is not installed or cannot load it.
+        ModelError: it is damaged or inconsistent, or onnxruntime is not installed or cannot load it.
         RecipeError: the device is not available.
     """
     description = read_export_json(folder)
@@ -70,7 +71,21 @@ def load_export(folder: str | Path, device: str = "auto") -> ExportedModel:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         problem = f"onnxruntime cannot load the model ({first_line})"
         raise ModelError(problem, "Export the run again, or update onnxruntime", path=path, code="E305") from error
+    if list_shapes(session) != (expected := expect_shapes(description)):
+        problem = f"the inputs and outputs are {list_shapes(session)}, expected {expected}"
+        raise ModelError(problem, "Export the run again", path=path, code="E305")
     return ExportedModel(Path(folder), description, session)
+
+
+def list_shapes(session: Any) -> dict[str, list[int]]:
+    """Return the shape of each input and output without the number of images, by name."""
+    return {one.name: list(one.shape[1:]) for one in (*session.get_inputs(), *session.get_outputs())}
+
+
+def expect_shapes(description: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the shapes that the content of export.json implies; see list_shapes."""
+    shapes = {INPUT_NAME: [description["image_size"]] * 2, PROBABILITY_NAME: [len(description["labels"])]}
+    return shapes | ({OOD_NAME: []} if description["has_ood_detector"] else {})
 
 
 def _import_onnxruntime() -> Any:

@@ -7,20 +7,16 @@ finding_calibration.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from fastcxr.errors import ModelError
 from fastcxr.metrics.calibration_line import fit_calibration_line
 from fastcxr.metrics.finding_calibration import (
     calibrate_findings,
     compute_finding_calibration,
     fit_finding_calibration,
-    is_finite_number,
-    is_valid_finding_row,
     uncalibrate_findings,
 )
 from fastcxr.metrics.predictions import PROBABILITY_PREFIX, Predictions, find_ood_rows, name_predicted
@@ -51,29 +47,6 @@ def fit_calibration(predictions: Predictions) -> dict[str, Any]:
     if is_small:
         return {"temperature": 1.0, **counts, **reason}
     return {"temperature": fit_temperature(valid_predictions.class_index, valid_predictions.probability), **counts}
-
-
-def validate_calibration(calibration: Any, path: Path) -> dict[str, Any]:
-    """Return the calibration of a model.json, empty for files of earlier versions.
-
-    Raises:
-        ModelError: a temperature or slope is not a positive number, or a threshold or intercept is not a finite number.
-    """
-    if calibration is None:
-        return {}
-    thresholds = calibration.get("thresholds", {}) if isinstance(calibration, Mapping) else None
-    rows = list(thresholds.values()) if isinstance(thresholds, Mapping) else [None]
-    findings = calibration.get("findings", {}) if isinstance(calibration, Mapping) else None
-    finding_rows = list(findings.values()) if isinstance(findings, Mapping) else [None]
-    if (
-        all(isinstance(row, Mapping) and is_finite_number(row.get("threshold")) for row in rows)
-        and all(map(is_valid_finding_row, finding_rows))
-        and is_finite_number(calibration.get("temperature", 1.0))
-        and calibration.get("temperature", 1.0) > 0
-        and (calibration.get("uncertain_below") is None or is_finite_number(calibration["uncertain_below"]))
-    ):
-        return dict(calibration)
-    raise ModelError("the calibration is invalid", "Copy the run folder again", path=path, code="E301")
 
 
 def fit_temperature(truth: np.ndarray, probability: np.ndarray) -> float:

@@ -64,17 +64,6 @@ def _fit_line(positive: np.ndarray, log_odds: np.ndarray, *, has_intercept: bool
     return float(math.exp(optimum.x[0])), float(optimum.x[1])
 
 
-def is_valid_finding_row(row: Any) -> bool:
-    """Return whether the calibration of a finding in a model.json has a positive slope and a finite intercept."""
-    is_complete = isinstance(row, Mapping) and all(is_finite_number(row.get(name)) for name in ("slope", "intercept"))
-    return is_complete and row["slope"] > 0
-
-
-def is_finite_number(value: Any) -> bool:
-    """Return whether a value of a model.json is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def compute_log_odds(probability: np.ndarray) -> np.ndarray:
     """Return finite log odds of probabilities, NaN for NaN."""
     return logit(np.clip(probability, SMALLEST_PROBABILITY, LARGEST_PROBABILITY))

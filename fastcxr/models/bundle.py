@@ -19,7 +19,7 @@ from fastcxr.data.bit_depth import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError, make_type_error, require_type
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
 from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
-from fastcxr.metrics.calibration import validate_calibration
+from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.devices import find_device
 from fastcxr.models.heads import HeadConfig, find_stages, head_config

@@ -7,7 +7,7 @@ links prevent reading files outside the run folder.
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("not a model.json of fastcxr", COPY_AGAIN_FIX, path=path, code="E301") from error
-    invalid = [name for name, is_valid in FIELD_CHECKS.items() if name in model_json and not is_valid(model_json[name])]
+    invalid = find_invalid_entries(model_json)
     if not invalid and model_json.get("kind") != MULTI_LABEL and len(model_json.get("labels", ())) == 1:
         invalid = ["labels"]
     missing = [name for name in ("labels", "input_spec", "backbone", "choices") if name not in model_json]
@@ -50,6 +50,11 @@ def read_model_json(folder: str | Path) -> dict[str, Any]:
         problem = f"invalid value of {invalid[0]!r}" if invalid else f"missing key {missing[0]!r}"
         raise ModelError(problem, f"{COPY_AGAIN_FIX}. {OTHER_VERSION_FIX}", path=path, code="E301")
     return model_json
+
+
+def find_invalid_entries(model_json: Mapping[str, Any]) -> list[str]:
+    """Return the names of the entries with invalid values; a missing entry is not one."""
+    return [name for name, is_valid in FIELD_CHECKS.items() if name in model_json and not is_valid(model_json[name])]
 
 
 def list_models_below(folder: str | Path, unit: str) -> list[Path]:
@@ -99,7 +104,8 @@ def _is_checksum_table(files: Any) -> bool:
     )
 
 
-def _is_label_list(labels: Any) -> bool:
+def is_label_list(labels: Any) -> bool:
+    """Return whether a value of a file is a list of different names, of at most MAX_LABELS classes or findings."""
     return (
         isinstance(labels, list)
         and 1 <= len(labels) <= MAX_LABELS  # a model of findings may have one
@@ -140,7 +146,8 @@ def _is_backbone(backbone: Any) -> bool:
     )
 
 
-def _are_depths(depths: Any) -> bool:
+def are_depths(depths: Any) -> bool:
+    """Return whether a value of a file has the fields of BitDepths."""
     return (
         isinstance(depths, dict)
         and set(depths) == {"sources", "default"}
@@ -164,12 +171,12 @@ def _is_fitted_on(fitted: Any) -> bool:
 FIELD_CHECKS: dict[str, Callable[[Any], bool]] = {
     "kind": lambda kind: kind in (SINGLE_LABEL, MULTI_LABEL),
     "files": _is_checksum_table,
-    "labels": _is_label_list,
+    "labels": is_label_list,
     "input_spec": _is_input_spec,
     "head": _is_head_config,
     "backbone": _is_backbone,
     "choices": lambda choices: isinstance(choices, dict),
     "hflip_tta": lambda value: isinstance(value, bool),
-    "bit_depths": _are_depths,
+    "bit_depths": are_depths,
     "fitted_on": _is_fitted_on,
 }

@@ -33,6 +33,7 @@ def load_served_model(
     Raises:
         InputMissingError: a file of the model is missing.
         ModelError: a file of the model is damaged or invalid.
+        PackageError: the model is that of a run, and torch is not installed.
         RecipeError: the device is not available, or an option does not apply to this model.
     """
     folder = Path(folder)

@@ -13,7 +13,7 @@ from fastcxr.export.exported_model import ExportedModel, load_export
 from fastcxr.inference.scores import Scorer
 from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
 from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
-from fastcxr.models.model_json import read_model_json
+from fastcxr.models.model_json import find_invalid_entries, read_model_json
 from fastcxr.report.run_reader import read_findings
 from fastcxr.workflows.load_scorer import require_torch, validate_export_options
 from fastcxr.workflows.run_dir import describe_machine
@@ -93,6 +93,8 @@ def _describe_export(model: ExportedModel) -> TestedModel:
         recipe = Recipe.from_content(content["recipe"], path)
         run_name, model_json = str(content["run"]["name"]), _select_shared_entries(content["model"])
         notices = [{name: str(row[name]) for name in ("title", "text")} for row in content["notices"]]
+        if invalid := find_invalid_entries(model_json):
+            raise ValueError(invalid[0])
     except (LookupError, TypeError, ValueError) as error:
         if isinstance(error, ModelError):
             raise

@@ -15,7 +15,10 @@ from PIL import Image
 from sample_images import make_dicom, save_dicom
 from toy_images import draw_toy, write_toys
 
+from fastcxr import load_export, load_model
 from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.workflows.verify import find_differences
 
 pytestmark = [pytest.mark.needs("onnx", "onnxruntime"), pytest.mark.usefixtures("without_figures")]
 ONLY_THESE = Path(__file__).parents[1] / "support" / "only_these.py"
@@ -122,9 +125,11 @@ def test_a_command_that_needs_the_run_states_it(call, folder, command):
     assert "Pass the run folder that was exported" in line
 
 
-def test_an_export_is_evaluated_without_torch(call, folder, tmp_path):
+def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp_path):
+    network = {"backbone": {"library": "timm", "name": "resnet50"}, "head": {}, "input_spec": {}, "hflip_tta": True}
+    export = write_mean_export(tmp_path / "export", model={"members": [network | {"choices": {}}]})
     write_toys(tmp_path / "toys", per_class=6)
-    words = ["evaluate", folder / "export", "--data", "toys", "--out", "external"]
+    words = ["evaluate", export, "--data", "toys", "--out", "external"]
     done = run_with(EVALUATE_PACKAGES, *words, where=tmp_path)
     assert done.returncode == 0, done.stderr
     run_json = json.loads((tmp_path / "external" / "run.json").read_text())
@@ -135,10 +140,88 @@ def test_an_export_is_evaluated_without_torch(call, folder, tmp_path):
     assert "overlap of this data with them is unknown" in page
     assert f"The run of the exported model has a critical notice: {NOTICE['title']}" in page
     table = pd.read_csv(tmp_path / "external" / "predictions.csv", keep_default_na=False)
-    predicted = pd.read_csv(pd.io.common.StringIO(call("predict", folder / "export", "toys", where=tmp_path).stdout))
+    predicted = pd.read_csv(pd.io.common.StringIO(call("predict", export, "toys", where=tmp_path).stdout))
     pd.testing.assert_series_equal(table["prob_haze"], predicted["prob_haze"])
     assert call("verify", tmp_path / "external").returncode == 0
     assert call("report", tmp_path / "external").returncode == 0
     shutil.copytree(tmp_path / "external", tmp_path / "other")
     done = call("compare", "external", "other", "--out", "compared", where=tmp_path)
     assert (tmp_path / "compared" / "compare.html").exists(), done.stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"calibration": {"thresholds": {"haze": {"threshold": "0.5"}}}},
+        {"calibration": {"thresholds": 3}},
+        {"bit_depths": {"sources": 3, "default": None}},
+        {"labels": ["haze", "haze"]},
+    ],
+)
+def test_invalid_values_of_export_json_are_an_error_of_one_line(call, folder, tmp_path, changes):
+    export, (name,) = write_mean_export(tmp_path / "export"), changes
+    content = json.loads((export / "export.json").read_text()) | changes
+    (export / "export.json").write_text(json.dumps(content))
+    done = call("predict", export, folder / "images")
+    assert done.returncode == 65
+    assert f"FCX-E301 {tmp_path}/export/export.json: invalid or missing value of '{name}'" in done.stderr
+
+
+@pytest.mark.parametrize("changes", [{"labels": ["a", "b"]}, {"image_size": 64}, {"has_ood_detector": False}])
+def test_a_graph_that_does_not_match_export_json_is_not_run(folder, tmp_path, changes):
+    export = write_mean_export(tmp_path / "export")
+    content = json.loads((export / "export.json").read_text()) | changes
+    (export / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="FCX-E305.*the inputs and outputs are .*, expected "):
+        load_export(export)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"run": {}}, "KeyError"),
+        ({"recipe": {"format": 2, "backbone": 7}}, "RecipeError"),
+        ({"model": {"members": []}}, "IndexError"),
+        ({"model": {"backbone": 3}}, "ValueError"),
+        ({"notices": [3]}, "TypeError"),
+    ],
+)
+def test_an_evaluation_needs_the_facts_on_the_training(call, folder, tmp_path, changes, reason):
+    export = write_mean_export(tmp_path / "export", **changes)
+    done = call("evaluate", export, "--data", folder / "images", "--out", tmp_path / "out")
+    assert done.returncode == 65
+    assert f"export.json: the facts on the training cannot be read ({reason})" in done.stderr
+
+
+def test_python_predicts_with_an_export_without_torch(folder):
+    code = """
+import sys
+from fastcxr import load_export, predict
+print(predict(load_export("export"), ["film.dcm"]).probability.shape)
+print({"torch", "fastai", "timm"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["(1, 3)", "set()"]
+
+
+def test_load_model_names_load_export(folder):
+    with pytest.raises(InputMissingError, match="an exported model, which has no model.json.*load_export"):
+        load_model(folder / "export")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("onnxscript")
+def test_the_metrics_of_an_export_are_those_of_its_run(call, finished, tmp_path):
+    run, data, _ = finished
+    assert call("export", run, "--data", data, "--out", tmp_path / "export").returncode == 0
+    other = write_toys(tmp_path / "other", per_class=6, first=100)
+    metrics = []
+    for model, options in ((run, ["--precision", "fp32", "--device", "cpu"]), (tmp_path / "export", [])):
+        folder = tmp_path / f"on-{model.name}"
+        done = call("evaluate", model, "--data", other, "--out", folder, *options)
+        assert done.returncode == 0, done.stderr
+        metrics.append(json.loads((folder / "metrics.json").read_text()))
+        assert call("verify", folder).returncode == 0
+    assert set(metrics[0]) - set(metrics[1]) == {"internal_test", "external_drop"}
+    differences = list(find_differences(metrics[0]["test"], metrics[1]["test"]))
+    assert max((abs(one - other) for _, one, other in differences), default=0) < 1e-5

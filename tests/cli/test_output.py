@@ -6,7 +6,9 @@ import re
 import shlex
 import shutil
 import signal
+import sys
 from datetime import UTC, datetime
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from toy_images import write_toys
 from fastcxr.cli.app import app
 from fastcxr.cli.data import AUDIT_NOT_REUSED, AUDIT_REUSED, list_remedies
 from fastcxr.cli.option_names import DATA_PLACEHOLDER, format_options
-from fastcxr.cli.output import OutputOptions
+from fastcxr.cli.output import OutputOptions, run_to_exit_code
 from fastcxr.cli.suggestions import OUTPUT_OPTIONS
 from fastcxr.cli.tables import show_comparison, show_scout_table
 from fastcxr.io.files import read_json
@@ -337,3 +339,23 @@ def test_list_reports_that_there_are_no_runs(call, tmp_path):
     done = call("list", where=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (0, "no runs in runs")
     assert call("list", "nowhere", where=tmp_path).returncode == 66
+
+
+def test_an_error_without_torch_is_not_replaced_by_a_missing_package(monkeypatch):
+    def fail() -> int:
+        raise RuntimeError("of another library")
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails
+    monkeypatch.delitem(sys.modules, "fastcxr.models.device_errors", raising=False)
+    with pytest.raises(RuntimeError, match="of another library"):
+        run_to_exit_code(fail)
+
+
+@pytest.mark.parametrize(("module", "is_line"), [("no_such_package.part", True), ("fastcxr.no_such_module", False)])
+def test_a_missing_package_is_an_error_of_one_line_and_a_missing_module_of_fastcxr_a_traceback(capfd, module, is_line):
+    if not is_line:
+        with pytest.raises(ModuleNotFoundError):
+            run_to_exit_code(lambda: import_module(module))
+        return
+    assert run_to_exit_code(lambda: import_module(module)) == 69
+    assert "FCX-E203: this command needs no_such_package, which is not installed" in capfd.readouterr().err

@@ -11,8 +11,8 @@ from fastcxr.metrics.calibration import (
     calibrate_probabilities,
     fit_calibration,
     scale_predictions,
-    validate_calibration,
 )
+from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.finding_calibration import MIN_CLASS_IMAGES, uncalibrate_findings
 from fastcxr.metrics.predictions import Predictions, mark_ood

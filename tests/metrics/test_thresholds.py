@@ -8,12 +8,12 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.metrics import intervals
 from fastcxr.metrics.analytic_intervals import logit_interval, wilson
-from fastcxr.metrics.calibration import validate_calibration
+from fastcxr.metrics.calibration_entry import validate_calibration
+from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import make_predictions
 from fastcxr.metrics.thresholds import (
     MIN_STABLE_POSITIVES,
     NET_BENEFIT_THRESHOLDS,
-    apply_thresholds,
     compute_predictive_values,
     evaluate_thresholds,
     find_threshold_at_sensitivity,
