@@ -77,6 +77,7 @@ class Worker:
         finally:
             end.cancel()
             future.cancel()  # at once: `result` would pass it on later, when the thread may have begun
+            result.cancel()  # otherwise asyncio logs an error of a running computation, which nothing awaits
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""
