@@ -76,7 +76,7 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            future.cancel()  # at once: `result` would pass it on later, when the thread may have begun
+            future.cancel()  # at once: `result` would pass it on later, when the thread may have started it
             result.cancel()  # otherwise asyncio logs an error of a running computation, which nothing awaits
 
     def stop(self) -> None:
