@@ -48,6 +48,16 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def exported(trained):
+    """An export of the trained run and the URL of its server."""
+    folder = trained[0].parent
+    done = fastcxr("export", trained[0], "--out", folder / "export")
+    assert done.returncode == 0, done.stderr
+    with start_server(folder / "export", folder / "export.log") as url:
+        yield folder / "export", url
+
+
+@pytest.fixture(scope="session")
 def browser():
     from playwright.sync_api import sync_playwright
 
@@ -115,12 +125,12 @@ def predict_with_command(run, files, folder):
     return predictions.table.set_index(predictions.table["path"].str.split("/").str[-1]), predictions
 
 
-@pytest.mark.parametrize("kind", ["export", "run"])
+@pytest.mark.parametrize("kind", ["export", "run", "export of the run"])
 def test_dropped_files_give_the_results_of_the_command_and_a_reason(kind, open_page, three_files, tmp_path, request):
     if kind == "export":
         model, url = request.getfixturevalue("export"), request.getfixturevalue("export_url")
     else:
-        model, url = request.getfixturevalue("trained")
+        model, url = request.getfixturevalue("trained" if kind == "run" else "exported")
     page = open_page(url)
     drop_files(page, three_files)
     expect(page.locator("#status")).to_contain_text("2 images classified, 1 without result")
