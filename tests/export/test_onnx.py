@@ -127,6 +127,14 @@ def test_no_tensor_of_the_file_is_float64(exported):
     assert onnx.TensorProto.DOUBLE not in types
 
 
+def test_a_large_model_has_its_weights_in_a_second_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
+    classifier = make_random_classifier("baseline_cnn", 64)
+    entries = write_onnx(classifier, tmp_path)
+    assert entries["files"].keys() == {ONNX_FILE, f"{ONNX_FILE}.data"} == {path.name for path in tmp_path.iterdir()}
+    compare_scorers(TorchScorer(classifier), load(tmp_path, classifier, entries), make_random_images(3, 64))
+
+
 def test_the_exporter_prints_nothing(tmp_path, capfd):
     write_onnx(make_random_classifier("baseline_cnn", 64), tmp_path)
     assert capfd.readouterr() == ("", "")
