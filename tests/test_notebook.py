@@ -117,6 +117,20 @@ def test_the_notebook_of_external_validation_shows_the_difference(tmp_path):
     assert "auroc.macro" in pages(outputs["difference"])
 
 
+@pytest.mark.slow
+@pytest.mark.needs("nbformat", "nbclient", "ipykernel", "onnx", "onnxruntime", "onnxscript")
+def test_the_notebook_of_findings_predicts_with_its_export(tmp_path):
+    outputs = run_notebook(NOTEBOOK.with_name("findings.ipynb"), tmp_path)
+    assert "3 findings" in pages(outputs["manifest"])
+    assert "auroc" in pages(outputs["metrics"])
+    assert "threshold" in pages(outputs["thresholds"])
+    assert "image/png" in mime_types(outputs["calibration"])
+    assert "<div" in pages(outputs["saliency"])
+    assert "haze" in pages(outputs["exported-predictions"])
+    difference = next(output.text for output in outputs["exported-predictions"] if output.output_type == "stream")
+    assert float(difference.split()[-1]) < 1e-4
+
+
 @pytest.mark.needs("nbformat")
 @pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_stored_outputs_are_those_of_the_quickstart_and_small(path):

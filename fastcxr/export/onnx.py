@@ -82,12 +82,13 @@ def _trace(graph: ModelGraph) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on deprecated parts of torch, which the exporter itself uses
+            shapes = {INPUT_NAME: {0: torch.export.Dim("n")}}
+            # not strict: hooks, which collect the features of stages, run as they are
+            program = torch.export.export(graph.eval(), (images,), dynamic_shapes=shapes, strict=False)
             return torch.onnx.export(
-                graph.eval(),
-                (images,),
+                program,
                 input_names=[INPUT_NAME],
                 output_names=[PROBABILITY_NAME, OOD_NAME][: 1 + graph.with_ood],
-                dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("n")}},
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,

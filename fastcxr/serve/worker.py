@@ -76,7 +76,8 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            future.cancel()  # not `result`, which passes it on later: the thread may then compute already
+            future.cancel()  # at once: `result` would pass it on later, when the thread may have started it
+            result.cancel()  # otherwise asyncio logs an error of a running computation, which nothing awaits
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""

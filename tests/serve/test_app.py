@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from mutated_files import IDENTITY, write_kinds
 from PIL import Image
-from served_models import NOTICE, make_client, make_fields, make_png_bytes, make_served_model
+from served_models import NOTICE, GrayScorer, make_client, make_fields, make_png_bytes, make_served_model
 
 from fastcxr.cli.models import write_and_print_predictions
 from fastcxr.cli.output import OutputOptions, run_to_exit_code, use_output_options
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.serve.responses import CONTENT_SECURITY_POLICY, SECURITY_HEADERS
@@ -53,6 +54,16 @@ def test_predict_returns_the_rows_of_predict_json(client, kinds, capsys):
     for row, other, file in zip(found["predictions"], expected.pop("predictions"), kinds, strict=True):
         assert row == other | {"source": "memory", "path": file.name}
     assert {name: found[name] for name in expected} == expected
+
+
+def test_the_rows_of_findings_have_decisions(monkeypatch):
+    monkeypatch.setattr(GrayScorer, "task", MULTI_LABEL)
+    monkeypatch.setattr(GrayScorer, "thresholds", {"thresholds": {"bright": {"threshold": 0.2}}})
+    client = make_client()
+    assert client.get("/model.json").json()["thresholds"] == {"dark": 0.5, "bright": 0.2}
+    found = client.post("/predict", files=make_fields(IMAGE)).json()["predictions"][0]
+    assert (found["decision_dark"], found["decision_bright"], found["predicted"]) == ("yes", "yes", "dark|bright")
+    assert "truth_dark" not in found and "above_threshold" not in found
 
 
 def test_each_answer_states_the_warning_and_the_critical_notices(client):

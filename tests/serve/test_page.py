@@ -5,46 +5,56 @@ import re
 import shutil
 
 import httpx
+import numpy as np
 import pytest
 from cli_calls import fastcxr
+from mean_export import write_mean_export
 from page_server import Watch, drop_files, start_server
 from PIL import Image
 from sample_images import make_dicom, save_dicom
-from toy_findings import FINDINGS, draw_findings
-from toy_images import LABELS, draw_toy, write_toys
+from toy_images import draw_toy, write_toys
 
+from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.metrics.predictions import read_predictions
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("playwright", "uvicorn", "starlette", program="chromium")]
-TRAIN = [
-    "train", "resnet10t", "--weights", "none", "--strategy", "full", "--image-size", "64", "--batch-size", "8",
-    "--epochs", "2", "--figures", "none", "--split", "image",
-]  # fmt: skip
+pytestmark = [pytest.mark.slow, pytest.mark.needs("playwright", "onnx", "onnxruntime", program="chromium")]
+TRAIN = ["train", "resnet10t", "--weights", "none", "--strategy", "full", "--image-size", "64", "--epochs", "2"]
 TOKEN = "a-token-of-the-tests-of-the-page"
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 LONG_NAME = "a_long_file_name_" + 12 * "ofthearchive" + ".png"
 
 
 @pytest.fixture(scope="session")
-def stamped_run(tmp_path_factory):
-    """A run of single-label images whose metrics are under a critical warning: its split ignores the patients."""
-    folder = tmp_path_factory.mktemp("stamped")
-    data = write_toys(folder / "toys", per_class=60)
-    done = fastcxr(*TRAIN, "--data", data, "--out", folder / "run")
+def export(tmp_path_factory):
+    """An exported model of single-label images, with a critical warning and an OOD detector; see mean_export."""
+    return write_mean_export(tmp_path_factory.mktemp("single") / "export", size=64)
+
+
+@pytest.fixture(scope="session")
+def export_url(export):
+    with start_server(export, export.with_suffix(".log")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of a network of PyTorch and the URL of its server."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = write_toys(folder / "toys", per_class=20)
+    done = fastcxr(*TRAIN, "--batch-size", "8", "--figures", "none", "--data", data, "--out", folder / "run")
     assert done.returncode == 0, done.stderr
-    return folder / "run"
+    with start_server(folder / "run", folder / "log.txt") as url:
+        yield folder / "run", url
 
 
 @pytest.fixture(scope="session")
-def single_url(stamped_run, tmp_path_factory):
-    with start_server(stamped_run, tmp_path_factory.mktemp("single") / "log.txt") as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def finding_url(finding_run, tmp_path_factory):
-    with start_server(finding_run[0], tmp_path_factory.mktemp("finding") / "log.txt") as url:
-        yield url
+def exported(trained):
+    """An export of the trained run and the URL of its server."""
+    folder = trained[0].parent
+    done = fastcxr("export", trained[0], "--out", folder / "export")
+    assert done.returncode == 0, done.stderr
+    with start_server(folder / "export", folder / "export.log") as url:
+        yield folder / "export", url
 
 
 @pytest.fixture(scope="session")
@@ -115,91 +125,97 @@ def predict_with_command(run, files, folder):
     return predictions.table.set_index(predictions.table["path"].str.split("/").str[-1]), predictions
 
 
-def test_dropped_files_give_the_results_of_the_command_and_a_reason(
-    open_page, single_url, stamped_run, three_files, tmp_path
-):
-    page = open_page(single_url)
+@pytest.mark.parametrize("kind", ["export", "run", "export of the run"])
+def test_dropped_files_give_the_results_of_the_command_and_a_reason(kind, open_page, three_files, tmp_path, request):
+    if kind == "export":
+        model, url = request.getfixturevalue("export"), request.getfixturevalue("export_url")
+    else:
+        model, url = request.getfixturevalue("trained" if kind == "run" else "exported")
+    page = open_page(url)
     drop_files(page, three_files)
-    expect(page.locator("#status")).to_contain_text("1 without result")
-    table, predictions = predict_with_command(stamped_run, three_files, tmp_path)
+    expect(page.locator("#status")).to_contain_text("2 images classified, 1 without result")
+    table, predictions = predict_with_command(model, three_files, tmp_path)
     for name in ("scan.png", "inverted.dcm"):
         expected = {label: table.loc[name, f"prob_{label}"] for label in predictions.labels}
         card = find_card(page, name)
         assert read_values(card) == pytest.approx(expected, abs=1e-6)
-        is_ood = table.loc[name, "in_distribution"] == "no"
-        expect(card.locator(".verdict")).to_contain_text("no predicted" if is_ood else table.loc[name, "predicted"])
+        expect(card.locator(".verdict b")).to_have_text(table.loc[name, "predicted"])
+        expect(card.locator(".bar-row.present .of")).to_have_text(table.loc[name, "predicted"])
     expect(find_card(page, "broken.png").locator(".reason")).to_contain_text(table.loc["broken.png", "error"])
     assert find_card(page, "scan.png").locator("img").evaluate("image => image.naturalWidth") == 72
     expect(find_card(page, "inverted.dcm")).to_contain_text("The browser cannot show this file")
 
 
-def test_out_of_distribution_uncertain_and_warnings_are_in_words(open_page, single_url, three_files):
-    change = {"thresholds": dict.fromkeys(LABELS, 0.1), "uncertain_below": 0.9, "has_ood_detector": True}
-    page = open_page(single_url, before=lambda page: change_model(page, single_url, lambda content: content | change))
-    answer = {"critical": [], "predictions": [OOD_ROW, UNCERTAIN_ROW]}
-    page.route("**/predict", lambda route: route.fulfill(json=answer))
-    page.set_input_files("#files", three_files[:2])
-    ood, uncertain = page.locator(".card-text").first, page.locator(".card-text").last
-    expect(ood).to_contain_text("Out-of-distribution: no predicted class")
-    expect(ood).to_contain_text("Most probable: haze >0.999")
-    expect(ood).to_contain_text("Unlike the training images: OOD score 1.234 (above 1 is out-of-distribution).")
-    assert ood.get_by_text("Uncertain").count() == 0
-    expect(uncertain).to_contain_text("Predicted haze 0.500")
-    expect(uncertain).to_contain_text("In-distribution: OOD score 0.500")
-    expect(uncertain).to_contain_text("the highest probability is below the abstention threshold of 0.900")
-    expect(uncertain).to_contain_text("2 classes reach their thresholds (clear, haze)")
-    expect(uncertain).to_contain_text("Warning: an image in colour FCX-W203")
-    expect(uncertain).to_contain_text("Warning: another; with a clause FCX-W204")
+def test_out_of_distribution_uncertain_and_warnings_are_in_words(open_page, export_url, tmp_path):
+    squares = np.indices((64, 64)).sum(axis=0) % 2
+    for name, gray in (("dark", 20), ("middle", 114)):
+        Image.fromarray((gray + 2 * squares).astype(np.uint8)).save(tmp_path / f"{name}.png")
+    red = Image.fromarray(np.stack([150 + 100 * squares, 90 * squares, 90 * squares], axis=-1).astype(np.uint8))
+    red.save(tmp_path / "red.png")
+    page = open_page(export_url)
+    page.set_input_files("#files", [tmp_path / f"{name}.png" for name in ("dark", "middle", "red")])
+    expect(page.locator("#status")).to_contain_text("2 images classified, 0 without result, 1 out-of-distribution")
+    dark, middle, red = (find_card(page, f"{name}.png") for name in ("dark", "middle", "red"))
+    expect(dark).to_contain_text("Out-of-distribution: no predicted class")
+    expect(dark).to_contain_text("Most probable: clear 0.")
+    expect(dark).to_contain_text(re.compile(r"Unlike the training images: OOD score 1\.\d{3} \(above 1 is out-of"))
+    assert dark.get_by_text("Uncertain").count() == 0 and dark.locator(".present").count() == 0
+    expect(middle).to_contain_text(re.compile(r"In-distribution: OOD score 0\.\d{3}"))
+    expect(middle).to_contain_text(
+        "Uncertain: the highest probability is below the abstention threshold of 0.340; no class reaches its threshold."
+    )
+    expect(red).to_contain_text(re.compile("Warning: .*colour.* FCX-W203"))
 
 
-PROBABILITIES = {"prob_clear": 0.45, "prob_haze": 0.5, "prob_opacity": 0.05}
-WARNINGS = "FCX-W203 an image in colour; FCX-W204 another; with a clause"
-UNCERTAIN_ROW = {"predicted": "haze", "error": "", "in_distribution": "yes", "uncertain": "yes", "ood_score": 0.5}
-UNCERTAIN_ROW |= PROBABILITIES | {"warnings": WARNINGS}
-OOD_ROW = UNCERTAIN_ROW | {"predicted": "", "in_distribution": "no", "ood_score": 1.234, "prob_haze": 0.99999}
-
-
-def test_findings_have_bars_by_probability_and_the_decisions_of_the_command(
-    open_page, finding_url, finding_run, tmp_path
-):
+def test_findings_have_bars_by_probability_and_the_decisions_of_the_command(open_page, tmp_path):
+    findings = [f"Finding {number}" for number in range(12)]
+    calibration = {"thresholds": {name: {"threshold": 0.5} for name in findings}}
+    changes = {"task": MULTI_LABEL, "calibration": calibration, "notices": []}
+    export = write_mean_export(tmp_path / "export", labels=findings, size=64, **changes)
     file = tmp_path / "chest.png"
-    Image.fromarray(draw_findings(("haze", "nodule"), 901)).save(file)
-    page = open_page(finding_url)
-    page.set_input_files("#files", file)
-    expect(page.locator("#status")).to_contain_text("0 without result")
-    table, _ = predict_with_command(finding_run[0], [file], tmp_path)
-    values = read_values(find_card(page, "chest.png"))
-    assert values == pytest.approx({label: table.loc["chest.png", f"prob_{label}"] for label in FINDINGS}, abs=1e-6)
+    Image.fromarray(draw_toy("haze", 902)).save(file)
+    with start_server(export, tmp_path / "log.txt") as url:
+        page = open_page(url)
+        page.set_input_files("#files", file)
+        expect(page.locator("#status")).to_contain_text("1 image classified")
+        card = find_card(page, "chest.png")
+        values, present = read_values(card), card.locator(".bar-row.present .of").all_text_contents()
+        ticks = [card.locator(".track u").count(), page.locator(".stamp").count(), page.locator(".critical").count()]
+        verdict = card.locator(".verdict").inner_text()
+    table, _ = predict_with_command(export, [file], tmp_path)
+    assert values == pytest.approx({name: table.loc["chest.png", f"prob_{name}"] for name in findings}, abs=1e-6)
     assert list(values.values()) == sorted(values.values(), reverse=True)
-    present = {label for label in FINDINGS if table.loc["chest.png", f"decision_{label}"] == "yes"}
-    assert set(page.locator(".bar-row.present .of").all_inner_texts()) == present
-    assert page.locator(".track u").count() == len(FINDINGS)  # a threshold on each bar
-    assert page.locator(".stamp").count() == 0 and page.locator(".critical").count() == 0
+    reached = [name for name in values if table.loc["chest.png", f"decision_{name}"] == "yes"]
+    assert present == reached and 0 < len(reached) < 12
+    assert verdict == f"{len(reached)} findings above threshold: {', '.join(reached)}"
+    assert ticks == [12, 0, 0]  # a threshold on each bar, and no critical warning
 
 
-def test_critical_warnings_are_on_the_page_and_on_each_result(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_critical_warnings_are_on_the_page_and_on_each_result(open_page, export_url, three_files):
+    page = open_page(export_url)
     expect(page.locator(".critical")).to_contain_text("Image-level split")
     drop_files(page, three_files[:2])
     expect(page.locator(".card .stamp")).to_have_text(2 * [re.compile("Critical: .*Image-level split")])
     assert page.get_by_text("For research, not for diagnosis").first.is_visible()
 
 
-def test_a_saliency_map_is_shown_with_its_note(open_page, single_url, three_files):
-    page = open_page(single_url)
+@pytest.mark.parametrize(("kind", "method"), [("export", "Occlusion"), ("run", "Grad-CAM")])
+def test_a_saliency_map_is_shown_with_its_note(kind, method, open_page, three_files, request):
+    url = request.getfixturevalue("export_url") if kind == "export" else request.getfixturevalue("trained")[1]
+    page = open_page(url)
     page.set_input_files("#files", three_files[1])
     card = find_card(page, "inverted.dcm")
     card.get_by_role("combobox", name="Class").select_option("opacity")
     card.get_by_role("button", name="Show saliency map").click()
-    expect(card.locator(".map-note")).to_contain_text("Grad-CAM, opacity")
+    expect(card.locator(".map-note")).to_contain_text(f"{method}, opacity 0.", timeout=30_000)
     width, height = card.locator(".image img").evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert width > 2 * height > 0  # the model input, a gap, and the map
     card.get_by_role("button", name="Hide saliency map").click()
     expect(card).to_contain_text("The browser cannot show this file")
 
 
-def test_the_page_is_usable_with_a_keyboard_alone(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_the_page_is_usable_with_a_keyboard_alone(open_page, export_url, three_files):
+    page = open_page(export_url)
     page.keyboard.press("Tab")
     outline = page.locator(".choose label").evaluate("label => getComputedStyle(label).outlineStyle")
     assert page.evaluate("document.activeElement.id") == "files" and outline == "solid"
@@ -209,7 +225,7 @@ def test_the_page_is_usable_with_a_keyboard_alone(open_page, single_url, three_f
     expect(page.locator("#status")).to_contain_text("0 without result")
     press_until_focus(page, "Show saliency map")
     page.keyboard.press("Enter")
-    expect(page.locator(".map-note").first).to_contain_text("Grad-CAM")
+    expect(page.locator(".map-note").first).to_contain_text("Occlusion")
     assert page.evaluate("document.activeElement.textContent") == "Show saliency map"
     press_until_focus(page, "Remove inverted.dcm")
     page.keyboard.press("Enter")
@@ -232,14 +248,14 @@ def press_until_focus(page, name, n_presses=30):
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_the_page_does_not_scroll_sideways(open_page, single_url, three_files, tmp_path, viewport):
+def test_the_page_does_not_scroll_sideways(open_page, export_url, three_files, tmp_path, viewport):
     long = tmp_path / LONG_NAME
     shutil.copy(three_files[0], long)
-    page = open_page(single_url, viewport, before=lambda page: change_model(page, single_url, lengthen))
+    page = open_page(export_url, viewport, before=lambda page: change_model(page, export_url, lengthen))
     drop_files(page, [*three_files, long])
     expect(page.locator("#status")).to_contain_text("1 without result")
     find_card(page, LONG_NAME).get_by_role("button", name="Show saliency map").click()
-    expect(find_card(page, LONG_NAME).locator(".map-note")).to_contain_text("Grad-CAM")
+    expect(find_card(page, LONG_NAME).locator(".map-note")).to_contain_text("Occlusion")
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
@@ -257,8 +273,8 @@ def lengthen(content):
     }
 
 
-def test_reloading_keeps_nothing(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_reloading_keeps_nothing(open_page, export_url, three_files):
+    page = open_page(export_url)
     drop_files(page, three_files)
     expect(page.locator(".card")).to_have_count(3)
     page.reload()
@@ -268,8 +284,8 @@ def test_reloading_keeps_nothing(open_page, single_url, three_files):
     assert stored == [0, 0, ""]
 
 
-def test_a_busy_server_is_asked_again_after_the_time_that_it_states(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_a_busy_server_is_asked_again_after_the_time_that_it_states(open_page, export_url, three_files):
+    page = open_page(export_url)
     page.watch.expected = ("429",)
     answers = [(429, {"Retry-After": "1"}, {"error": "FCX-E505 the server is busy", "code": "E505"})]
 
@@ -285,8 +301,8 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_states(open_page, s
     expect(page.locator("#status")).to_contain_text("0 without result")
 
 
-def test_a_missing_server_is_reported_and_the_files_can_be_sent_again(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_a_missing_server_is_reported_and_the_files_can_be_sent_again(open_page, export_url, three_files):
+    page = open_page(export_url)
     page.watch.expected = ("ERR_FAILED",)
     for path in ("**/predict", "**/healthz"):
         page.route(path, lambda route: route.abort())
@@ -300,11 +316,11 @@ def test_a_missing_server_is_reported_and_the_files_can_be_sent_again(open_page,
     expect(page.get_by_role("alert")).to_be_empty()
 
 
-def test_requests_respect_the_limits_of_the_server(open_page, single_url, three_files, tmp_path):
+def test_requests_respect_the_limits_of_the_server(open_page, export_url, three_files, tmp_path):
     (tmp_path / "large.png").write_bytes(bytes(60_000))
     limits = {"max_files": 2, "max_file_bytes": 50_000, "max_request_bytes": 100_000, "max_waiting": 1}
     page = open_page(
-        single_url, before=lambda page: change_model(page, single_url, lambda content: content | {"limits": limits})
+        export_url, before=lambda page: change_model(page, export_url, lambda content: content | {"limits": limits})
     )
     sent = []
     page.on("request", lambda request: sent.append(request.url.rsplit("/", 1)[-1]))
@@ -315,9 +331,9 @@ def test_requests_respect_the_limits_of_the_server(open_page, single_url, three_
     expect(find_card(page, "large.png").locator(".reason")).to_contain_text(reason)
 
 
-def test_one_rejected_file_does_not_reject_the_others(open_page, single_url, three_files):
+def test_one_rejected_file_does_not_reject_the_others(open_page, export_url, three_files):
     """The server rejects a whole request for one file: each file is then sent in its own request."""
-    page = open_page(single_url)
+    page = open_page(export_url)
     page.watch.expected = ("413",)
     page.route("**/predict", reject_dicom)
     page.set_input_files("#files", three_files[:2])
@@ -331,10 +347,10 @@ def reject_dicom(route):
     return route.fulfill(status=413, json={"error": "FCX-E503 the file has more than 1 MB", "code": "E503"})
 
 
-def test_downloads_have_all_rows_and_no_formula(open_page, single_url, stamped_run, three_files, tmp_path):
+def test_downloads_have_all_rows_and_no_formula(open_page, export_url, export, three_files, tmp_path):
     formula = tmp_path / "=1+1.png"
     shutil.copy(three_files[0], formula)
-    page = open_page(single_url)
+    page = open_page(export_url)
     page.set_input_files("#files", [*three_files, formula])
     expect(page.locator("#status")).to_contain_text("1 without result")
     paths = {}
@@ -343,7 +359,7 @@ def test_downloads_have_all_rows_and_no_formula(open_page, single_url, stamped_r
             page.click(f"#{suffix}")
         paths[suffix] = tmp_path / download.value.suggested_filename
         download.value.save_as(paths[suffix])
-    expected = predict_with_command(stamped_run, [*three_files, formula], tmp_path)[1].table
+    expected = predict_with_command(export, [*three_files, formula], tmp_path)[1].table
     found = read_predictions(paths["csv"])
     assert list(found.table.columns) == list(expected.columns)
     assert found.table["path"].tolist() == ["scan.png", "inverted.dcm", "broken.png", "=1+1.png"]
@@ -356,16 +372,17 @@ def test_downloads_have_all_rows_and_no_formula(open_page, single_url, stamped_r
     assert document["warning"] == "For research, not for diagnosis" and "Image-level split" in document["critical"]
 
 
-def test_no_text_of_a_file_or_a_model_becomes_html(open_page, single_url, three_files, tmp_path):
+def test_no_text_of_a_file_or_a_model_becomes_html(open_page, export_url, three_files, tmp_path):
     markup = "<img src=x onerror=alert(1)>"
-    named = tmp_path / f"{markup}.png"
+    named = tmp_path / f"{markup}\u202egnp.png"  # an override of the direction of text, which hides a suffix
     shutil.copy(three_files[0], named)
     card = f"# A card {markup}\n\n- [ ] to do {markup}\n  - nested `code`\n\n| a | b |\n|---|---|\n| 1 | **2** |\n"
     notices = [{"level": "critical", "title": f"Title {markup}", "text": markup}]
     change = {"model_card": card, "notices": notices, "name": f"run {markup}"}
-    page = open_page(single_url, before=lambda page: change_model(page, single_url, lambda content: content | change))
+    page = open_page(export_url, before=lambda page: change_model(page, export_url, lambda content: content | change))
     page.set_input_files("#files", named)
     expect(page.locator("#status")).to_contain_text("0 without result")
+    expect(page.locator(".card h3")).to_have_text(f"{markup}\ufffdgnp.png")
     page.click("#model-card-part summary")
     expect(page.locator("#model-card h3")).to_have_text(f"A card {markup}")
     assert page.locator("#model-card td b").inner_text() == "2"
@@ -374,15 +391,26 @@ def test_no_text_of_a_file_or_a_model_becomes_html(open_page, single_url, three_
     expect(page.locator(".critical")).to_contain_text(markup)
 
 
-def test_files_of_one_name_have_different_paths(open_page, single_url, three_files):
-    page = open_page(single_url)
+def test_a_dropped_folder_gives_its_files_with_their_paths(open_page, export_url, three_files, tmp_path):
+    (tmp_path / "study/series").mkdir(parents=True)
+    shutil.copy(three_files[1], tmp_path / "study/series/IM1")
+    for name in ("scan.png", ".hidden.png"):
+        shutil.copy(three_files[0], tmp_path / "study" / name)
+    page = open_page(export_url)
+    drop_files(page, [tmp_path / "study", three_files[0]])
+    expect(page.locator("#status")).to_contain_text("3 images classified")
+    expect(page.locator(".card h3")).to_have_text(["study/scan.png", "study/series/IM1", "scan.png"])
+
+
+def test_files_of_one_name_have_different_paths(open_page, export_url, three_files):
+    page = open_page(export_url)
     for _ in range(2):
         page.set_input_files("#files", three_files[0])
     expect(page.locator(".card h3")).to_have_text(["scan (2).png", "scan.png"])
 
 
-def test_a_token_opens_the_page_and_a_request_without_it_is_refused(open_page, stamped_run, three_files, tmp_path):
-    with start_server(stamped_run, tmp_path / "log.txt", token=TOKEN) as url:
+def test_a_token_opens_the_page_and_a_request_without_it_is_refused(open_page, export, three_files, tmp_path):
+    with start_server(export, tmp_path / "log.txt", token=TOKEN) as url:
         address = url.split("?")[0]
         assert httpx.get(f"{address}model.json").status_code == 403
         page = open_page(url)
@@ -393,9 +421,9 @@ def test_a_token_opens_the_page_and_a_request_without_it_is_refused(open_page, s
         expect(page.locator("#limits")).to_contain_text("per file")
 
 
-def test_another_host_and_another_origin_are_refused(single_url, three_files):
+def test_another_host_and_another_origin_are_refused(export_url, three_files):
     files = {"files": ("scan.png", three_files[0].read_bytes())}
-    assert httpx.get(single_url, headers={"Host": "attacker.example"}).status_code == 400
-    refused = httpx.post(f"{single_url}predict", files=files, headers={"Origin": "http://attacker.example"})
+    assert httpx.get(export_url, headers={"Host": "attacker.example"}).status_code == 400
+    refused = httpx.post(f"{export_url}predict", files=files, headers={"Origin": "http://attacker.example"})
     assert refused.status_code == 403 and refused.json()["code"] == "E501"
-    assert httpx.post(f"{single_url}predict", files=files).status_code == 200
+    assert httpx.post(f"{export_url}predict", files=files).status_code == 200

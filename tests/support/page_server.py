@@ -1,6 +1,5 @@
 """A server of `fastcxr serve` in a process, and a browser for its page that accepts no error and no other host."""
 
-import base64
 import os
 import subprocess
 import sys
@@ -10,15 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 START_SECONDS = 120
-DROP = """([files]) => {
-  const transfer = new DataTransfer();
-  for (const [name, type, text] of files) {
-    const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-    transfer.items.add(new File([bytes], name, { type }));
-  }
-  return transfer;
-}"""
-TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 @contextmanager
@@ -46,13 +36,15 @@ def wait_for_url(process: subprocess.Popen, log: Path) -> str:
     raise AssertionError(f"the server did not start:\n{log.read_text()}")
 
 
-def drop_files(page, files: list[Path]) -> None:
-    """Drop files on the page as a user does: with a drop event that has them."""
-    contents = [
-        [file.name, TYPES.get(file.suffix, ""), base64.b64encode(file.read_bytes()).decode("ascii")] for file in files
-    ]
-    transfer = page.evaluate_handle(DROP, [contents])
-    page.locator("#drop").dispatch_event("drop", {"dataTransfer": transfer})
+def drop_files(page, paths: list[Path]) -> None:
+    """Drag files and folders from the desktop over the page, and drop them, as the browser itself reports it."""
+    page.locator("#drop").scroll_into_view_if_needed()
+    box = page.locator("#drop").bounding_box()
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data}
+        session.send("Input.dispatchDragEvent", event)
 
 
 class Watch:

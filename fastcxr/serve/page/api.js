@@ -14,7 +14,7 @@ export class RequestError extends Error {
 // No answer: the server is not running, or the connection failed.
 export class NoServerError extends Error {
   constructor() {
-    super("The server does not answer. Check that fastcxr serve is still running and connected, then send again.");
+    super("The server does not answer. Check that fastcxr serve is still running, then try again.");
   }
 }
 

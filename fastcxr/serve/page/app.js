@@ -159,7 +159,7 @@ function stopAfter(error) {
 function showAlert(message, label, action) {
   const button = make("button", { type: "button" }, label);
   button.addEventListener("click", action);
-  fill(find("alert"), make("p", { class: "alert" }, message, " ", button));
+  fill(find("alert"), make("p", { class: "alert" }, make("span", {}, message), button));
 }
 
 function showBusy(seconds) {

@@ -14,6 +14,8 @@ export function showModel(model) {
   fill(find("notices"), model.notices.map(makeNotice));
   const { max_files: nFiles, max_file_bytes: fileBytes } = model.limits;
   fill(find("limits"), `At most ${formatBytes(fileBytes)} per file. The page sends more than ${pluralize(nFiles, "file")} in several requests.`);
+  find("files").disabled = false;
+  find("model").hidden = false;
   fill(find("facts"), makeFacts(model), makeThresholds(model));
   find("model-card-part").hidden = !model.model_card;
   fill(find("model-card"), renderMarkdown(model.model_card));

@@ -1,0 +1,163 @@
+"""The ONNX file agrees with the classifier, describes itself, and holds nothing of the machine that wrote it."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_classifiers import HIDDEN, LABELS, MULTI_SCALE, make_random_classifier, make_random_images
+from tiny_network import NAME
+
+from fastcxr.errors import ModelError
+from fastcxr.export import onnx as module
+from fastcxr.export.check import compare_scorers
+from fastcxr.export.export_json import ONNX_FILE
+from fastcxr.export.exported_model import ExportedModel
+from fastcxr.export.graph import OODScore
+from fastcxr.export.onnx import require_onnx, write_onnx
+from fastcxr.inference.torch_scorer import TorchScorer
+from fastcxr.models.bundle import Ensemble
+from fastcxr.models.heads import LINEAR_HEAD
+
+pytestmark = pytest.mark.needs("onnx", "onnxscript", "onnxruntime")
+
+
+def load(folder: Path, model, entries) -> ExportedModel:
+    import onnxruntime
+
+    description = {
+        "labels": model.labels, "task": model.task, "image_size": model.input_spec.image_size,
+        "calibration": dict(model.thresholds), "bit_depths": {}, "has_ood_detector": entries["has_ood_detector"],
+    }  # fmt: skip
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    return ExportedModel(folder, description, session)
+
+
+def check_export(model, folder):
+    """Export a model and compare it; also one image, which an exporter could have made a constant."""
+    exported = load(folder, model, write_onnx(model, folder))
+    images = make_random_images(9, model.input_spec.image_size)
+    check = compare_scorers(TorchScorer(model), exported, images)
+    np.testing.assert_allclose(
+        exported.score(images[:1]).probability, exported.score(images).probability[:1], atol=1e-6
+    )
+    return check
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return make_random_classifier(NAME, 64, MULTI_SCALE, hflip_tta=True)
+
+
+@pytest.fixture(scope="module")
+def exported(classifier, tmp_path_factory):
+    """The folder of an export, and what the function returned."""
+    folder = tmp_path_factory.mktemp("exported")
+    return folder, write_onnx(classifier, folder)
+
+
+def test_a_linear_probe_agrees_with_its_file(classifier, exported):
+    folder, entries = exported
+    images = make_random_images(9, 64)
+    check = compare_scorers(TorchScorer(classifier), load(folder, classifier, entries), images)
+    assert check["max_difference"] < 1e-5
+    assert check["max_ood_difference"] < 1e-3
+    assert check["same_class"] == check["images"] == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "options"),
+    [
+        ("test_vit", LINEAR_HEAD, {}),
+        ("torchvision:squeezenet1_0", HIDDEN, {"has_lines": True}),
+        ("baseline_cnn", LINEAR_HEAD, {}),
+    ],
+)
+def test_a_network_agrees_with_its_file(name, head, options, tmp_path):
+    assert check_export(make_random_classifier(name, 64, head, **options), tmp_path)["max_difference"] < 1e-5
+
+
+def test_an_ensemble_agrees_with_its_file(tmp_path):
+    members = tuple(make_random_classifier("baseline_cnn", 64, seed=seed) for seed in range(2))
+    assert check_export(Ensemble(members=members), tmp_path)["max_difference"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "convnext_tiny", "vit_small_patch16_224", "torchvision:mobilenet_v3_small"]
+)
+def test_a_network_of_usual_size_agrees_with_its_file(name, tmp_path):
+    classifier = make_random_classifier(name, 224, MULTI_SCALE)
+    check = check_export(classifier, tmp_path)
+    assert check["max_difference"] < 1e-5
+    assert (check["max_ood_difference"] is None) == (classifier.ood_detector is None)
+
+
+def test_the_file_describes_itself(exported, classifier):
+    import onnx
+
+    folder, entries = exported
+    model = onnx.load(folder / ONNX_FILE)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(properties["labels"]) == list(LABELS)
+    assert properties["warning"] == "For research, not for diagnosis"
+    assert properties["task"] == "single_label"
+    assert entries["files"].keys() == {ONNX_FILE} == {path.name for path in folder.iterdir()}
+    assert model.opset_import[0].version == entries["opset"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "any number of images"
+
+
+def test_the_file_holds_no_folder_of_this_machine(exported):
+    content = (exported[0] / ONNX_FILE).read_bytes()
+    for part in (str(Path(module.__file__).parents[2]), str(Path(torch.__file__).parent), "site-packages", ".py"):
+        assert part.encode() not in content
+
+
+def test_no_tensor_of_the_file_is_float64(exported):
+    import onnx
+
+    graph = onnx.load(exported[0] / ONNX_FILE).graph
+    types = {tensor.data_type for tensor in graph.initializer} | {
+        value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]
+    }
+    assert onnx.TensorProto.FLOAT in types
+    assert onnx.TensorProto.DOUBLE not in types
+
+
+def test_the_exporter_prints_nothing(tmp_path, capfd):
+    write_onnx(make_random_classifier("baseline_cnn", 64), tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_ood_score_that_cannot_be_converted_is_left_out_with_a_warning(tmp_path, monkeypatch, caplog):
+    def fail(self, features):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(OODScore, "forward", fail)
+    with caplog.at_level(logging.WARNING, "fastcxr"):
+        entries = write_onnx(make_random_classifier(NAME), tmp_path)
+    assert "no OOD score" in caplog.text
+    assert not entries["has_ood_detector"]
+    assert list(entries["outputs"]) == ["probabilities"]
+    assert [notice["level"] for notice in entries["notices"]] == ["warning"]
+
+
+def test_a_network_that_cannot_be_converted_is_an_error_of_one_line(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ModelError, match=r"FCX-E307: .*ONNX \(no such operator\)\. Train with another") as info:
+        write_onnx(make_random_classifier("baseline_cnn", 64), tmp_path)
+    assert "\n" not in str(info.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_an_error_with_the_command_that_installs_it(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModelError, match=rf"FCX-E203: {package}, .*pip install 'fastcxr\[onnx\]'"):
+        require_onnx()
