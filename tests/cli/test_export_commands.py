@@ -13,6 +13,7 @@ from mean_export import NOTICE, write_mean_export
 from only_these import EVALUATE_PACKAGES, PREDICT_PACKAGES
 from PIL import Image
 from sample_images import make_dicom, save_dicom
+from toy_findings import FINDINGS, write_finding_toys
 from toy_images import draw_toy, write_toys
 
 from fastcxr import load_export, load_model
@@ -126,7 +127,8 @@ def test_a_command_that_needs_the_run_states_it(call, folder, command):
 
 
 def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp_path):
-    network = {"backbone": {"library": "timm", "name": "resnet50"}, "head": {}, "input_spec": {}, "hflip_tta": True}
+    network = {"backbone": {"library": "timm", "name": "resnet50"}, "head": {}, "hflip_tta": True}
+    network["input_spec"] = {"image_size": 32, "mean": [0.5], "std": [0.2]}
     export = write_mean_export(tmp_path / "export", model={"members": [network | {"choices": {}}]})
     write_toys(tmp_path / "toys", per_class=6)
     words = ["evaluate", export, "--data", "toys", "--out", "external"]
@@ -147,6 +149,18 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     shutil.copytree(tmp_path / "external", tmp_path / "other")
     done = call("compare", "external", "other", "--out", "compared", where=tmp_path)
     assert (tmp_path / "compared" / "compare.html").exists(), done.stderr
+
+
+def test_an_export_of_findings_is_evaluated(call, tmp_path):
+    data = write_finding_toys(tmp_path / "toys", n_images=24)
+    export = write_mean_export(tmp_path / "export", labels=FINDINGS, task=MULTI_LABEL)
+    done = call("evaluate", export, "--data", data, "--out", tmp_path / "external")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "external" / "metrics.json").read_text())
+    assert (metrics["test"]["labels"], metrics["test"]["n_images"]) == (list(FINDINGS), 24)
+    table = pd.read_csv(tmp_path / "external" / "predictions.csv")
+    assert table["decision_haze"].eq("yes").equals(table["prob_haze"] >= 0.35)
+    assert call("verify", tmp_path / "external").returncode == 0
 
 
 @pytest.mark.parametrize(
