@@ -78,6 +78,7 @@ class Worker:
             end.cancel()
             future.cancel()  # at once: `result` would pass it on later, when the thread may have started it
             result.cancel()  # otherwise asyncio logs an error of a running computation, which nothing awaits
+            del future, result, function  # an error refers to this frame: the files of a request would stay in memory
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""
