@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_classifiers import HIDDEN, LABELS, MULTI_SCALE, make_random_classifier, make_random_images
+from tiny_encoders import TINY_ENCODERS
 from tiny_network import NAME
 
 from fastcxr.errors import ModelError, PackageError
@@ -71,13 +72,20 @@ def test_a_linear_probe_agrees_with_its_file(classifier, exported):
 @pytest.mark.parametrize(
     ("name", "head", "options"),
     [
-        ("test_vit", LINEAR_HEAD, {}),
         ("torchvision:squeezenet1_0", HIDDEN, {"has_lines": True}),
         ("baseline_cnn", LINEAR_HEAD, {}),
     ],
 )
 def test_a_network_agrees_with_its_file(name, head, options, tmp_path):
     assert check_export(make_random_classifier(name, 64, head, **options), tmp_path)["max_difference"] < 1e-5
+
+
+def test_a_transformer_agrees_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.models.backbones.ENCODERS", TINY_ENCODERS)
+    classifier = make_random_classifier("chest:chexfound", 64, MULTI_SCALE)  # class token and patch mean
+    check = check_export(classifier, tmp_path)
+    assert check["max_difference"] < 1e-5
+    assert check["max_ood_difference"] is not None
 
 
 def test_an_ensemble_agrees_with_its_file(tmp_path):
