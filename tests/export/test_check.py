@@ -52,7 +52,11 @@ def test_rounding_is_accepted_and_measured():
 @pytest.mark.parametrize(
     ("probability", "ood_score", "reason"),
     [
-        (changed(PROBABILITY, (0, 1), 0.3002), OOD_SCORE, "its probabilities differ by 0.0002, expected at most 0.0001"),
+        (
+            changed(PROBABILITY, (0, 1), 0.3002),
+            OOD_SCORE,
+            "its probabilities differ by 0.0002, expected at most 0.0001",
+        ),
         (changed(PROBABILITY, (0, 1), np.nan), OOD_SCORE, "its probabilities differ by nan"),
         (changed(PROBABILITY, 1, [0.1, 0.44999, 0.45001]), OOD_SCORE, "of 1 of 4 images differs"),
         (PROBABILITY, changed(OOD_SCORE, 0, 0.402), "its OOD scores differ by 0.002"),

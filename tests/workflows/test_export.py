@@ -105,7 +105,9 @@ def test_moved_images_are_replaced_by_the_sample_with_a_message(
 ):
     reuse_export()
     run = shutil.copytree(finding_run[0], tmp_path / "run")
-    assert json.loads((run / "recipe.json").read_text())["data"] == "labels.csv", "of an absolute path only the name is kept"
+    assert json.loads((run / "recipe.json").read_text())["data"] == "labels.csv", (
+        "of an absolute path only the name is kept"
+    )
     monkeypatch.setattr(module, "find_or_write_sample", lambda: write_toys(tmp_path / "sample"))
     monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.INFO, "fastcxr"):
@@ -156,7 +158,9 @@ def test_a_folder_for_timm_has_the_entries_of_its_writer(finding_run, tmp_path, 
     stub = SimpleNamespace(write_timm_folder=write_timm_folder)
     monkeypatch.setitem(sys.modules, "fastcxr.export.timm_folder", stub)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # is not needed
-    description = read_export_json(export_model(finding_run[0], tmp_path / "export", "timm", data=finding_run[1]), "timm")
+    description = read_export_json(
+        export_model(finding_run[0], tmp_path / "export", "timm", data=finding_run[1]), "timm"
+    )
     assert description["versions"].keys() == {"fastcxr", "timm"}
     assert description["check"]["data"] == "test images of the run"
 
