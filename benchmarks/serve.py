@@ -46,8 +46,9 @@ class Server:
     def __init__(self, folder: str, temporary: Path):
         command = [sys.executable, "-W", "ignore", "-m", "fastcxr", "serve", folder, "--port", "0", "--quiet"]
         environment = os.environ | {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}  # libtiff prints lines on damaged files
         self.temporary, start = temporary, time.perf_counter()
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(command, text=True, env=environment, **pipes)
         self.url = urlsplit(self.process.stdout.readline().split()[-1])
         self.start_seconds = time.perf_counter() - start
         self.names_before, self.bytes_before = self.list_temporary(), self.read_written_bytes()
@@ -181,10 +182,11 @@ def main() -> None:
         connection = server.connect()
         first = [time.perf_counter(), post(connection, bodies[0]), time.perf_counter()]
         send_good(server, bodies, N_SETTLED, options.clients)
-        memory_before = server.read_memory()
+        memory = [server.read_memory()]
         counts = send_hostile(server, options.hostile, bodies[0])
+        memory.append(server.read_memory())
         probability, seconds = send_good(server, bodies, options.good, options.clients)
-        memory_after = server.read_memory()
+        memory.append(server.read_memory())
         latency = measure_latency(server, bodies, options.latency)
         n_written = server.read_written_bytes() - server.bytes_before
         names = server.list_temporary() - server.names_before
@@ -195,9 +197,8 @@ def main() -> None:
     print(f"good: {options.good} uploads, largest difference from predict {difference:.1e}")
     print(f"throughput with {options.clients} clients: {options.good / seconds:.1f} images/s")
     print(f"latency of one client [ms]: median {np.median(latency):.0f}, 95 % below {np.quantile(latency, 0.95):.0f}")
-    print(
-        f"memory [MB]: {memory_before:.0f} before, {memory_after:.0f} after ({memory_after / memory_before - 1:+.1%})"
-    )
+    first_text, hostile_text, good_text = (f"{value:.0f} ({value / memory[0] - 1:+.1%})" for value in memory)
+    print(f"memory [MB]: {first_text}; after hostile uploads {hostile_text}; after good uploads {good_text}")
     print(f"temporary files: {names or 'none'}; bytes written to a disk: {n_written}; exit code {exit_code}")
 
 

@@ -12,7 +12,7 @@ from fastcxr.metrics.scored_images import list_thresholds
 TOLERANCE = 1e-4  # largest difference of a probability; float32 rounding is a hundredth of it
 # largest difference of an OOD score, relative to scores above 1: small variances magnify the rounding of the features
 OOD_TOLERANCE = 1e-3
-# a verdict may differ if the score is so near its limit that rounding decides it, as the decision on 1 of 200 images by a
+# a verdict may differ if the score is so near its limit that rounding decides it: that was so for 1 of 200 images and a
 # network that was trained for one epoch, whose probabilities were nearly equal
 PROBABILITY_TIE, OOD_TIE = 1e-5, 1e-4
 REFUSED_FIX = "Predict with the run itself, or export it with other versions of torch and onnxruntime"

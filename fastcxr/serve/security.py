@@ -68,20 +68,18 @@ class SecurityMiddleware:
             is_body_read = is_body_read or not message.get("more_body", False)
             return message
 
-        request = Request(scope, receive_body)
+        request, response = Request(scope, receive_body), None
         try:
-            if (response := check_request(request, self.options)) is not None:
-                await response(scope, receive_body, send_with_headers)
-            else:
+            if (response := check_request(request, self.options)) is None:
                 await self.app(scope, receive_body, send_with_headers)
         except ClientLeft:
             status = CLIENT_LEFT_STATUS
-        except Exception as error:
-            failure = error if isinstance(error, RequestError) else make_unexpected_error(error)
-            if not status:
-                if not is_body_read and request.method not in SAFE_METHODS and failure.status != SLOW_BODY_STATUS:
-                    await discard_body(Request(scope, receive_body).stream())
-                await make_error_response(failure)(scope, receive_body, send_with_headers)
+        except Exception as error:  # no reference is kept: its traceback contains the files of the request
+            response = make_error_response(error if isinstance(error, RequestError) else make_unexpected_error(error))
+        if response is not None and not status:
+            if not is_body_read and request.method not in SAFE_METHODS and response.status_code != SLOW_BODY_STATUS:
+                await discard_body(Request(scope, receive_body).stream())
+            await response(scope, receive_body, send_with_headers)
         milliseconds = 1000 * (time.monotonic() - start)
         path = scope["path"] if scope["path"] in self.known_paths else "(unknown path)"  # it may contain a name
         n_files = scope.get(N_FILES_KEY)

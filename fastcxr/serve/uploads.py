@@ -47,21 +47,23 @@ async def read_upload(request: Request, options: ServeOptions, text_names: Seque
         RequestError: no or too many files, too many bytes, a body that is not multipart, or that arrives too slowly.
         ClientLeft: the client closed the connection before the end of the body.
     """
-    reader = _UploadReader(find_boundary(request), options, text_names)
+    reader, n_bytes = UploadReader(options, text_names), 0
+    parser = reader.make_parser(find_boundary(request))
     validate_length(request, options)
-    n_bytes = 0
     try:
         async with asyncio.timeout(options.body_seconds):
             async for chunk in request.stream():
                 n_bytes += len(chunk)
                 if n_bytes > options.max_request_bytes:
                     raise make_size_error("request", options.max_request_bytes)
-                reader.write(chunk)
+                parser.write(chunk)
     except TimeoutError as error:
         problem = f"the request did not arrive within {options.body_seconds:g} s"
         raise RequestError(408, problem, "Send fewer or smaller files", code="E503") from error
     except ClientDisconnect as error:
         raise ClientLeft from error
+    except FormParserError as error:
+        raise RequestError(400, "the body is not valid multipart", MULTIPART_FIX, code="E504") from error
     return reader.finish()
 
 
@@ -102,13 +104,19 @@ async def discard_body(stream: AsyncIterator[bytes]) -> None:
                     return
 
 
-class _UploadReader:
-    """Parser of a multipart body with limits; python-multipart calls the methods `_on_...`."""
+class UploadReader:
+    """Files of a multipart body within limits; the parser calls the methods `_on_...`.
 
-    def __init__(self, boundary: bytes, options: ServeOptions, text_names: Sequence[str]):
+    It does not refer to its parser: in a cycle of references the files would stay in memory after the request.
+    """
+
+    def __init__(self, options: ServeOptions, text_names: Sequence[str]):
         self.options, self.text_names = options, text_names
         self.upload, self.part, self.is_complete = Upload(), _Part(), False
         self.header_name, self.header_value, self.headers = bytearray(), bytearray(), {}
+
+    def make_parser(self, boundary: bytes) -> MultipartParser:
+        """Return the parser of a body. Raises RequestError for an invalid boundary."""
         callbacks: Any = {
             "on_part_begin": self._on_part_begin, "on_part_data": self._on_part_data, "on_part_end": self._on_part_end,
             "on_header_field": self._on_header_field, "on_header_value": self._on_header_value,
@@ -117,16 +125,9 @@ class _UploadReader:
         }  # fmt: skip
         logging.getLogger(MultipartParser.__module__).setLevel(logging.CRITICAL)  # its warnings quote the body
         try:
-            self.parser = MultipartParser(boundary, callbacks)
+            return MultipartParser(boundary, callbacks)
         except FormParserError as error:
             raise RequestError(400, "the boundary of the request is invalid", MULTIPART_FIX, code="E504") from error
-
-    def write(self, chunk: bytes) -> None:
-        """Parse the next bytes. Raises RequestError if they are not multipart, or exceed a limit."""
-        try:
-            self.parser.write(chunk)
-        except FormParserError as error:
-            raise RequestError(400, "the body is not valid multipart", MULTIPART_FIX, code="E504") from error
 
     def finish(self) -> Upload:
         """Return the upload. Raises RequestError if the body ended too early, or has no file."""

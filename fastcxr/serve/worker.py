@@ -11,12 +11,35 @@ from typing import Any, TypeVar
 from fastcxr.serve.responses import RequestError
 
 Result = TypeVar("Result")
-Job = tuple[Future, Callable[[], Any]]
 RETRY_SECONDS = 2  # after which a rejected client may repeat its request
 
 
 class ClientLeft(Exception):
     """The client closed the connection before its response."""
+
+
+class _Job:
+    """A computation in the queue, with its future result."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function: Callable[[], Any] | None = function
+        self.future: Future[Any] = Future()
+
+    def cancel(self) -> None:
+        """Drop the computation, unless it runs: it refers to the files of its request."""
+        if self.future.cancel():
+            self.function = None
+
+    def compute(self) -> None:
+        """Compute the result, unless the job is cancelled."""
+        function, self.function = self.function, None
+        if not self.future.set_running_or_notify_cancel() or function is None:
+            return
+        try:
+            self.future.set_result(function())
+        except BaseException as error:  # it belongs to the request: the thread must not end
+            self.future.set_exception(error)
+            del self  # the error refers to this frame
 
 
 class Worker:
@@ -28,16 +51,19 @@ class Worker:
 
     def __init__(self, max_waiting: int):
         self.max_places, self.n_places, self.is_stopping = max_waiting + 1, 0, False
-        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
         # a daemon: a computation that exceeds the time of a stop does not keep the process
         self.thread = threading.Thread(target=self._compute_jobs, name="fastcxr-worker", daemon=True)
         self.thread.start()
 
     def submit(self, function: Callable[[], Result]) -> "Future[Result]":
         """Return the future result of a computation."""
-        future: Future[Result] = Future()
-        self.jobs.put((future, function))
-        return future
+        return self._add(function).future
+
+    def _add(self, function: Callable[[], Any]) -> _Job:
+        job = _Job(function)
+        self.jobs.put(job)
+        return job
 
     @contextmanager
     def hold_place(self) -> Iterator[None]:
@@ -65,8 +91,8 @@ class Worker:
             ClientLeft: the client left before the result.
             RequestError: the server stops, and the computation has not started.
         """
-        future = self.submit(function)
-        result, end = asyncio.wrap_future(future), asyncio.ensure_future(wait_for_end())
+        job = self._add(function)
+        result, end = asyncio.wrap_future(job.future), asyncio.ensure_future(wait_for_end())
         try:
             await asyncio.wait({result, end}, return_when=asyncio.FIRST_COMPLETED)
             if result.cancelled():
@@ -76,27 +102,22 @@ class Worker:
             return result.result()
         finally:
             end.cancel()
-            future.cancel()  # at once: `result` would pass it on later, when the thread may have started it
+            job.cancel()  # at once: `result` would pass it on later, when the thread may have started it
             result.cancel()  # otherwise asyncio logs an error of a running computation, which nothing awaits
+            del job, result, function  # an error refers to this frame: the files of a request would stay in memory
 
     def stop(self) -> None:
         """Reject new requests and those whose computation has not started; the running one ends."""
         self.is_stopping = True
         with suppress(Empty):
             while job := self.jobs.get_nowait():
-                job[0].cancel()
+                job.cancel()
         self.jobs.put(None)
 
     def _compute_jobs(self) -> None:
         while job := self.jobs.get():
-            future, function = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function())
-            except BaseException as error:  # it belongs to the request: the thread must not end
-                future.set_exception(error)
-            del job, future, function  # otherwise the files of a request stay in memory until the next one
+            job.compute()
+            del job  # otherwise its result stays in memory until the next one
 
 
 def make_stopping_error() -> RequestError:

@@ -22,6 +22,7 @@ from fastcxr.export.check import compare_scorers
 from fastcxr.export.export_json import EXPORT_JSON_FILE, TARGETS, WARNING
 from fastcxr.export.exported_model import load_export
 from fastcxr.export.onnx import ONNX_PACKAGES, write_onnx
+from fastcxr.export.timm_folder import write_timm_folder
 from fastcxr.inference.images import read_fitted_images
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import atomic_folder, atomic_write, write_json
@@ -108,8 +109,6 @@ def write_timm_export(
     model: Classifier | Ensemble, folder: Path, description: dict[str, Any], images: np.ndarray
 ) -> dict[str, Any]:
     """Write the folder for timm and compare it with the model; return the content of export.json."""
-    from fastcxr.export.timm_folder import write_timm_folder  # pyright: ignore[reportMissingImports]
-
     entries = write_timm_folder(model, folder, description["model"], images)
     return merge_entries(description, {"has_ood_detector": False} | entries)
 

@@ -55,7 +55,7 @@ def test_rounding_is_accepted_and_measured():
         (
             changed(PROBABILITY, (0, 1), 0.3002),
             OOD_SCORE,
-            "its probabilities differ by 0.0002, expected at most 0.0001",
+            "probabilities differ by 0.0002, expected at most 0.0001",
         ),
         (changed(PROBABILITY, (0, 1), np.nan), OOD_SCORE, "its probabilities differ by nan"),
         (changed(PROBABILITY, 1, [0.1, 0.44999, 0.45001]), OOD_SCORE, "of 1 of 4 images differs"),

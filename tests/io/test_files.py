@@ -8,7 +8,15 @@ from contextlib import nullcontext
 import pytest
 
 from fastcxr.errors import OutputError, StorageError
-from fastcxr.io.files import atomic_file, atomic_write, compute_sha256, read_json, validate_writable, write_json
+from fastcxr.io.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    compute_sha256,
+    read_json,
+    validate_writable,
+    write_json,
+)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path, monkeypatch):
@@ -55,6 +63,31 @@ def test_a_temporary_file_is_renamed_only_if_the_block_succeeds(tmp_path):
     with pytest.raises(OutputError, match="exists already. Choose another name"), atomic_file(tmp_path / "a.h5"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_folder_appears_only_if_the_block_succeeds(tmp_path):
+    with atomic_folder(tmp_path / "above" / "a") as temporary:
+        (temporary / "file").touch()
+        assert not (tmp_path / "above" / "a").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["above", "a", "file"]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "b" / "c"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["above"], "folders above it are removed too"
+    with pytest.raises(StorageError, match="No space left.*Free disk space"), atomic_folder(tmp_path / "b"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_empty_folder_is_replaced_and_a_folder_with_files_is_kept(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as temporary:
+        (temporary / "file").touch()
+    assert (tmp_path / "empty" / "file").is_file()
+    with pytest.raises(OutputError, match="not empty. Choose another `folder`"), atomic_folder(tmp_path / "empty"):
+        pass
+    with pytest.raises(OutputError, match="a file, expected a new folder"), atomic_folder(tmp_path / "empty" / "file"):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty", "file"]
 
 
 def write_large(path, content):

@@ -1,5 +1,6 @@
 """Multipart requests: limits, malformed bodies, damaged files, and no file on the disk."""
 
+import gc
 import random
 import tempfile
 
@@ -7,7 +8,8 @@ import pytest
 from mutated_files import IDENTITY, draw_mutants
 from served_models import make_client, make_fields, make_png_bytes, make_served_model
 
-from fastcxr.serve.uploads import shorten_name
+from fastcxr.data.imaging.memory import FileInMemory
+from fastcxr.serve.uploads import UploadReader, shorten_name
 
 PNG = make_png_bytes()
 FILE = ("a.png", PNG)
@@ -153,6 +155,28 @@ def test_large_uploads_are_not_written_to_a_disk(no_disk, monkeypatch):
     answer = client.post("/predict", files=make_fields(("a.png", large), ("b.dcm", large), ("c.png", PNG)))
     assert answer.json()["n_unreadable"] == 1  # b.dcm is no DICOM file
     assert written == [] and list(no_disk.iterdir()) == []
+
+
+def test_no_upload_stays_in_memory_after_its_request():
+    model = make_served_model()
+    client = make_client(model, max_files=2)
+    part = make_part(content=PNG + bytes(100_000))
+    bodies = [part + b"--x--\r\n", part + b"--x- damaged", part, part * 3 + b"--x--\r\n"]
+    codes = []
+    gc.collect()
+    gc.disable()  # the collector runs rarely in the command
+    try:
+        for path in ("/predict", "/saliency"):
+            codes += [
+                client.post(path, content=body, headers={"Content-Type": BOUNDARY}).status_code for body in bodies
+            ]
+        model.scorer.score = lambda images: 1 / 0
+        codes.append(client.post("/predict", content=bodies[0], headers={"Content-Type": BOUNDARY}).status_code)
+        found = [one for one in gc.get_objects() if type(one) in (FileInMemory, UploadReader)]
+    finally:
+        gc.enable()
+    assert codes == [200, 400, 400, 413, 200, 400, 400, 413, 500]
+    assert found == []
 
 
 def test_damaged_files_are_rows_and_the_server_keeps_working(tmp_path, no_disk):

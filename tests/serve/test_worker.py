@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 
 import httpx
 import pytest
@@ -96,11 +97,18 @@ def test_a_client_that_leaves_while_it_waits_is_not_computed():
     async def stay():
         await asyncio.sleep(30)
 
+    class Files:
+        """What a request holds in memory."""
+
     async def run():
         running = asyncio.create_task(worker.compute(lambda: may_end.wait(20), stay))
         await asyncio.sleep(0)
+        files = Files()
         with pytest.raises(ClientLeft):
-            await worker.compute(lambda: computed.append("left"), leave)
+            await worker.compute(lambda files=files: computed.append(files), leave)
+        reference = weakref.ref(files)
+        del files
+        assert reference() is None, "the files stay in memory as long as another request is computed"
         may_end.set()
         await running
         return await worker.compute(lambda: "next", stay)

@@ -1,5 +1,7 @@
 """Classifiers with random weights, calibration and out-of-distribution detector, without training."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from tiny_network import NAME
@@ -56,7 +58,7 @@ def make_random_classifier(
 
 
 def set_batch_norm(network: nn.Module, spec: InputSpec) -> None:
-    """Set the statistics of the batch norms to those of random images: otherwise the outputs of all images are equal."""
+    """Set the statistics of the batch norms to those of random images: otherwise all outputs are equal."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -84,4 +86,4 @@ def make_random_detector(network: nn.Module, spec: InputSpec) -> OODDetector | N
         noise=np.array([0.05], np.float32),
     )
     scores = detector.compute_scores(torch.from_numpy(features))
-    return OODDetector(**vars(detector) | {"threshold": float(np.median(scores))})
+    return replace(detector, threshold=float(np.median(scores)))

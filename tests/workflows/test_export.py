@@ -4,14 +4,13 @@ import json
 import logging
 import shutil
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from toy_findings import FINDINGS
 from toy_images import write_toys
 
-from fastcxr.errors import InputMissingError, ModelError, OutputError, RecipeError
+from fastcxr.errors import InputMissingError, ModelError, OutputError, PackageError, RecipeError
 from fastcxr.export.export_json import read_export_json
 from fastcxr.export.exported_model import load_export
 from fastcxr.inference.predict import predict
@@ -148,21 +147,14 @@ def test_a_run_with_folds_is_the_mean_of_its_models(finding_run, reuse_export, t
     assert description["check"]["data"] == "test images of the run"
 
 
-def test_a_folder_for_timm_has_the_entries_of_its_writer(finding_run, tmp_path, monkeypatch):
-    def write_timm_folder(model, folder, model_json, images):
-        (folder / "config.json").write_text(model_json["backbone"]["name"])
-        files = {"config.json": compute_sha256(folder / "config.json")}
-        check = {"images": len(images), "max_difference": 0.0, "same_class": None}
-        return {"target": "timm", "files": files, "check": check, "versions": {"timm": "1.0"}}
-
-    stub = SimpleNamespace(write_timm_folder=write_timm_folder)
-    monkeypatch.setitem(sys.modules, "fastcxr.export.timm_folder", stub)
+def test_a_folder_for_timm_is_checked_with_the_same_images(finding_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # is not needed
-    description = read_export_json(
-        export_model(finding_run[0], tmp_path / "export", "timm", data=finding_run[1]), "timm"
-    )
+    run, data = finding_run
+    description = read_export_json(export_model(run, tmp_path / "export", "timm", data=data), "timm")
     assert description["versions"].keys() == {"fastcxr", "timm"}
     assert description["check"]["data"] == "test images of the run"
+    assert description["check"]["images"] > 1
+    assert {*description["files"], "export.json"} <= {path.name for path in (tmp_path / "export").iterdir()}
 
 
 def test_errors_are_raised_before_a_conversion(finding_run, tmp_path, monkeypatch):
@@ -177,6 +169,6 @@ def test_errors_are_raised_before_a_conversion(finding_run, tmp_path, monkeypatc
         export_model(tmp_path / "no_run", tmp_path / "export")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(module, "load_model", None)
-    with pytest.raises(ModelError, match="FCX-E203: onnxruntime"):
+    with pytest.raises(PackageError, match="FCX-E203: an export to ONNX needs onnxruntime"):
         export_model(finding_run[0], tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
