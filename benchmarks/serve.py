@@ -61,6 +61,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
+    def read_processor_seconds(self) -> float:
+        """Return the processor time of all threads, which depends less on other programs than the latency."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def read_written_bytes(self) -> int:
         """Return the bytes that the process has caused to be written to a disk."""
         return int(Path(f"/proc/{self.process.pid}/io").read_text().split("\nwrite_bytes:")[1].split()[0])
@@ -187,7 +192,9 @@ def main() -> None:
         memory.append(server.read_memory())
         probability, seconds = send_good(server, bodies, options.good, options.clients)
         memory.append(server.read_memory())
+        processor_seconds = -server.read_processor_seconds()
         latency = measure_latency(server, bodies, options.latency)
+        processor_seconds += server.read_processor_seconds()
         n_written = server.read_written_bytes() - server.bytes_before
         names = server.list_temporary() - server.names_before
         exit_code = server.stop()
@@ -197,6 +204,7 @@ def main() -> None:
     print(f"good: {options.good} uploads, largest difference from predict {difference:.1e}")
     print(f"throughput with {options.clients} clients: {options.good / seconds:.1f} images/s")
     print(f"latency of one client [ms]: median {np.median(latency):.0f}, 95 % below {np.quantile(latency, 0.95):.0f}")
+    print(f"processor time [ms]: {1000 * processor_seconds / options.latency:.0f} for each upload of one client")
     first_text, hostile_text, good_text = (f"{value:.0f} ({value / memory[0] - 1:+.1%})" for value in memory)
     print(f"memory [MB]: {first_text}; after hostile uploads {hostile_text}; after good uploads {good_text}")
     print(f"temporary files: {names or 'none'}; bytes written to a disk: {n_written}; exit code {exit_code}")

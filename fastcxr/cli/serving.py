@@ -49,21 +49,22 @@ def serve(
     if missing := find_missing(SERVE_PACKAGES):
         raise make_package_error(missing, "serve", "Run `pip install 'fastcxr[serve]'`")
     from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
-    from fastcxr.serve.server import serve_model
+    from fastcxr.serve.server import open_socket, serve_model
     from fastcxr.workflows.serve import load_served_model
 
     token = choose_token(host, allow_host, os.environ.get(TOKEN_VARIABLE, ""))
     options = ServeOptions(host=host, port=port, allowed_hosts=allow_host, token=token, max_waiting=max_waiting)
-    model = load_served_model(folder, precision=precision, device=device)
-    for notice in model.notices:
-        if notice["level"] == "critical":
-            print_warning(f"CRITICAL: {notice['title']}. {notice['text']}")
+    with open_socket(host, port) as listening:
+        model = load_served_model(folder, precision=precision, device=device)
+        for notice in model.notices:
+            if notice["level"] == "critical":
+                print_warning(f"CRITICAL: {notice['title']}. {notice['text']}")
 
-    def show_url(url: str) -> None:
-        print_result(f"serving {model.name} at {url}", None)
-        sys.stdout.flush()  # a program that started the server reads the line from a pipe
-        print_line("For research, not for diagnosis. Ctrl-C ends the server")
+        def show_url(url: str) -> None:
+            print_result(f"serving {model.name} at {url}", None)
+            sys.stdout.flush()  # a program that started the server reads the line from a pipe
+            print_line("For research, not for diagnosis. Ctrl-C ends the server")
 
-    serve_model(model, options, show_url)
+        serve_model(model, options, listening, show_url)
     print_line("stopped")
     return 0

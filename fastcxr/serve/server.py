@@ -21,32 +21,34 @@ KEEP_ALIVE_SECONDS = 15
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # an address that a browser can open
 
 
-def serve_model(model: ServedModel, options: ServeOptions, show_url: Callable[[str], None]) -> None:
+def serve_model(
+    model: ServedModel, options: ServeOptions, listening: socket.socket, show_url: Callable[[str], None]
+) -> None:
     """Answer requests until SIGINT or SIGTERM; the running requests end before the function returns.
 
     Args:
         model: the model; a first prediction is made before the server is ready.
         options: address, token and limits.
+        listening: the result of `open_socket` for this address.
         show_url: receives the URL of the page when the server is ready.
-
-    Raises:
-        OutputError: the address is in use or is not one of this computer.
     """
-    with open_socket(options.host, options.port) as listening:
-        options = replace(options, port=listening.getsockname()[1])
-        worker = Worker(options.max_waiting)
-        worker.submit(model.warm_up).result()
-        config = uvicorn.Config(
-            make_app(model, options, worker), http="h11", ws="none", lifespan="off", log_config=None,
-            log_level="critical", access_log=False, server_header=False, proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(options.stop_seconds),
-        )  # fmt: skip
-        _Server(config, worker, lambda: show_url(format_url(options))).run([listening])
+    options = replace(options, port=listening.getsockname()[1])
+    worker = Worker(options.max_waiting)
+    worker.submit(model.warm_up).result()
+    config = uvicorn.Config(
+        make_app(model, options, worker), http="h11", ws="none", lifespan="off", log_config=None,
+        log_level="critical", access_log=False, server_header=False, proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(options.stop_seconds),
+    )  # fmt: skip
+    _Server(config, worker, lambda: show_url(format_url(options))).run([listening])
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address. Raises OutputError if it cannot."""
+    """Return a socket that listens at an address; to be called before a model is loaded, which takes seconds.
+
+    Raises OutputError if the address is in use or is not one of this computer.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)

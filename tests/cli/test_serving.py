@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -32,11 +33,12 @@ def served(monkeypatch):
     """Replace the server, and return the models and options that it receives."""
     calls = []
 
-    def serve_model(model, options, show_url):
+    def serve_model(model, options, listening, show_url):
         calls.append((model, options))
         show_url(server.format_url(options))
 
     monkeypatch.setattr(server, "serve_model", serve_model)
+    monkeypatch.setattr(server, "open_socket", lambda host, port: nullcontext())
     monkeypatch.setattr(workflow, "load_served_model", lambda folder, **options: make_served_model(name=folder.name))
     return calls
 
@@ -90,8 +92,14 @@ def test_a_missing_package_is_an_error_with_the_command(call, monkeypatch):
     assert "pip install 'fastcxr[serve]'" in done.stderr
 
 
+def test_a_port_in_use_is_an_error_before_the_model_is_loaded(call):
+    with server.open_socket("127.0.0.1", 0) as listening:
+        done = call("serve", "missing", "--port", listening.getsockname()[1])
+    assert done.returncode == 73 and "FCX-E507" in done.stderr and "is in use" in done.stderr
+
+
 def test_a_folder_that_is_no_run_is_an_error(call, tmp_path):
-    done = call("serve", tmp_path)
+    done = call("serve", tmp_path, "--port", "0")
     assert done.returncode == 66 and "not a run" in done.stderr
 
 

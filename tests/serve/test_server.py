@@ -30,12 +30,13 @@ import sys, time
 sys.path.insert(0, {support!r})
 from served_models import make_served_model
 from fastcxr.serve.options import ServeOptions
-from fastcxr.serve.server import serve_model
+from fastcxr.serve.server import open_socket, serve_model
 
 model = make_served_model()
 score = model.scorer.score
 model.scorer.score = lambda images: (time.sleep({seconds}), score(images))[1]
-serve_model(model, ServeOptions(port=0), lambda url: print(url, flush=True))
+with open_socket("127.0.0.1", 0) as listening:
+    serve_model(model, ServeOptions(), listening, lambda url: print(url, flush=True))
 print("stopped", *(sys.modules.keys() & {heavy}), flush=True)
 """
 
