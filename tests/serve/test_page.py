@@ -177,7 +177,7 @@ def test_findings_have_bars_by_probability_and_the_decisions_of_the_command(open
     with start_server(export, tmp_path / "log.txt") as url:
         page = open_page(url)
         page.set_input_files("#files", file)
-        expect(page.locator("#status")).to_contain_text("1 image classified")
+        expect(page.locator("#status")).to_contain_text("1 image predicted")
         card = find_card(page, "chest.png")
         values, present = read_values(card), card.locator(".bar-row.present .of").all_text_contents()
         ticks = [card.locator(".track u").count(), page.locator(".stamp").count(), page.locator(".critical").count()]
@@ -187,7 +187,7 @@ def test_findings_have_bars_by_probability_and_the_decisions_of_the_command(open
     assert list(values.values()) == sorted(values.values(), reverse=True)
     reached = [name for name in values if table.loc["chest.png", f"decision_{name}"] == "yes"]
     assert present == reached and 0 < len(reached) < 12
-    assert verdict == f"{len(reached)} findings above threshold: {', '.join(reached)}"
+    assert verdict == f"{len(reached)} findings reach their thresholds: {', '.join(reached)}"
     assert ticks == [12, 0, 0]  # a threshold on each bar, and no critical warning
 
 

@@ -2,7 +2,7 @@
 // Files and results exist in the memory of this page only.
 
 import { makeSaliencyMap, NoServerError, predict, readModel } from "./api.js";
-import { makeCard, summarize } from "./card.js";
+import { isMultiLabel, makeCard, summarize } from "./card.js";
 import { saveText, toCsv, toJson } from "./download.js";
 import { fill, find, formatBytes, make, pluralize } from "./dom.js";
 import { takeDroppedFiles } from "./drop.js";
@@ -180,7 +180,8 @@ function showSummary(sent) {
   const count = (isCounted) => rows.filter(isCounted).length;
   const nUnreadable = count((row) => row.error);
   const nOod = count((row) => row.in_distribution === "no");
-  const counts = `${pluralize(rows.length - nUnreadable - nOod, "image")} classified, ${nUnreadable} without result`;
+  const verb = isMultiLabel(model) ? "predicted" : "classified";
+  const counts = `${pluralize(rows.length - nUnreadable - nOod, "image")} ${verb}, ${nUnreadable} without result`;
   const named = sent.filter((entry) => entry.row).map((entry) => `${entry.name}: ${summarize(entry.row, model)}.`);
   const ood = model.has_ood_detector ? `, ${nOod} out-of-distribution` : "";
   fill(find("status"), `${counts}${ood}.`, make("span", { class: "hidden" }, named.length <= MAX_SUMMARIES ? ` ${named.join(" ")}` : ""));

@@ -58,7 +58,7 @@ export function summarize(row, model) {
   if (row.in_distribution === "no") return "out-of-distribution";
   if (!isMultiLabel(model)) return `predicted ${row.predicted}, probability ${formatProbability(row[`prob_${row.predicted}`])}`;
   const present = listPresent(row, model);
-  return present.length ? `findings above threshold: ${present.join(", ")}` : "no finding reaches its threshold";
+  return present.length ? `${countReached(present)}: ${present.join(", ")}` : "no finding reaches its threshold";
 }
 
 function sortByProbability(pairs) {
@@ -67,6 +67,10 @@ function sortByProbability(pairs) {
 
 function listPresent(row, model) {
   return listProbabilities(row, model).map(([label]) => label).filter((label) => row[`decision_${label}`] === "yes");
+}
+
+function countReached(findings) {
+  return findings.length === 1 ? "1 finding reaches its threshold" : `${findings.length} findings reach their thresholds`;
 }
 
 function makeStamp(titles) {
@@ -107,7 +111,7 @@ function makeVerdict(row, model) {
   }
   const present = listPresent(row, model);
   if (!present.length) return make("p", { class: "verdict" }, make("b", {}, "No finding reaches its threshold"));
-  const heading = make("span", {}, `${pluralize(present.length, "finding")} above threshold: `);
+  const heading = make("span", {}, `${countReached(present)}: `);
   return make("p", { class: "verdict" }, heading, make("b", {}, present.join(", ")));
 }
 

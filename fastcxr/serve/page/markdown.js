@@ -67,7 +67,7 @@ function takeTable(lines) {
   while (lines.length && lines[0].includes("|")) rows.push(splitCells(lines.shift()));
   const makeRow = (tag, cells) => make("tr", {}, cells.map((cell) => make(tag, {}, renderInline(cell))));
   const body = make("tbody", {}, rows.map((row) => makeRow("td", row)));
-  return make("div", { class: "scroll", tabindex: "0" }, make("table", {}, make("thead", {}, makeRow("th", head)), body));
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, make("table", {}, make("thead", {}, makeRow("th", head)), body));
 }
 
 function splitCells(line) {
