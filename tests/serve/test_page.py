@@ -215,7 +215,8 @@ def test_a_saliency_map_is_shown_with_its_note(kind, method, open_page, three_fi
 
 
 def test_the_page_is_usable_with_a_keyboard_alone(open_page, export_url, three_files):
-    page = open_page(export_url)
+    # from the start: playwright does not wait until the browser leaves its file dialog to a listener
+    page = open_page(export_url, before=lambda page: page.on("filechooser", lambda chooser: None))
     page.keyboard.press("Tab")
     outline = page.locator(".choose label").evaluate("label => getComputedStyle(label).outlineStyle")
     assert page.evaluate("document.activeElement.id") == "files" and outline == "solid"

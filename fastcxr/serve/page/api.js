@@ -52,7 +52,8 @@ async function send(path, options) {
     return await fetch(path, { ...options, cache: "no-store", credentials: "same-origin", redirect: "error" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw (await isAlive()) ? new RequestError(0, "The server closed the connection before it answered.") : new NoServerError();
+    if (await isAlive()) throw new RequestError(0, "The server closed the connection before it answered.");
+    throw new NoServerError();
   }
 }
 

@@ -1,7 +1,7 @@
 // The page of `fastcxr serve`: choose files, send them in requests within the limits of the server, show results.
 // Files and results exist in the memory of this page only.
 
-import { makeSaliencyMap, NoServerError, predict, readModel } from "./api.js";
+import { makeSaliencyMap, predict, readModel } from "./api.js";
 import { isMultiLabel, makeCard, summarize } from "./card.js";
 import { saveText, toCsv, toJson } from "./download.js";
 import { fill, find, formatBytes, make, pluralize } from "./dom.js";
@@ -10,10 +10,11 @@ import { showModel } from "./model.js";
 
 const FILES_PER_REQUEST = 8; // small, so that the first results appear early
 const PART_BYTES = 1000; // of the multipart header of a file, at most
-const MAX_SUMMARIES = 3; // results that the status line names; more are counted
+const MAX_SUMMARIES = 3; // results that screen readers announce; more are counted
 
 let model = null;
-let entries = []; // in the order of adding: {name, file, state, row, critical, card}; state: waiting, sent, done or failed
+// in the order of adding: {name, file, state, row, critical, card}; state: waiting, sent, unsent, done or failed
+let entries = [];
 let running = null; // AbortController of the requests in progress
 
 async function start() {
@@ -45,7 +46,9 @@ function addEntry(path, file) {
   entry.card.showState("Waiting");
   entries.push(entry);
   const limit = Math.min(model.limits.max_file_bytes, model.limits.max_request_bytes - PART_BYTES);
-  if (file.size > limit) failEntry(entry, `The file has ${formatBytes(file.size)}, the server accepts ${formatBytes(limit)} per file.`);
+  if (file.size > limit) {
+    failEntry(entry, `The file has ${formatBytes(file.size)}, the server accepts ${formatBytes(limit)} per file.`);
+  }
   return entry;
 }
 
@@ -113,7 +116,8 @@ async function sendBatch(batch, signal) {
   }
   if (!parts.length) return;
   try {
-    const answer = await predict(parts.map(([entry, blob]) => [entry.file.name || "image", blob]), { signal, onBusy: showBusy });
+    const uploads = parts.map(([entry, blob]) => [entry.file.name || "image", blob]);
+    const answer = await predict(uploads, { signal, onBusy: showBusy });
     parts.forEach(([entry], k) => showRow(entry, answer.predictions[k], answer.critical));
   } catch (error) {
     const isOneFileToBlame = [400, 408, 413, 415].includes(error.status);
@@ -147,8 +151,7 @@ function stopAfter(error) {
     entry.card.showState("Not sent");
   }
   fill(find("status"));
-  const label = error instanceof NoServerError || unsent.length !== 1 ? `Send ${pluralize(unsent.length, "file")} again` : "Send again";
-  showAlert(error.message, label, () => {
+  showAlert(error.message, `Send ${pluralize(unsent.length, "file")} again`, () => {
     for (const entry of entries.filter((one) => one.state === "unsent")) entry.state = "waiting";
     fill(find("alert"));
     find("files").focus();
@@ -182,9 +185,10 @@ function showSummary(sent) {
   const nOod = count((row) => row.in_distribution === "no");
   const verb = isMultiLabel(model) ? "predicted" : "classified";
   const counts = `${pluralize(rows.length - nUnreadable - nOod, "image")} ${verb}, ${nUnreadable} without result`;
-  const named = sent.filter((entry) => entry.row).map((entry) => `${entry.name}: ${summarize(entry.row, model)}.`);
   const ood = model.has_ood_detector ? `, ${nOod} out-of-distribution` : "";
-  fill(find("status"), `${counts}${ood}.`, make("span", { class: "hidden" }, named.length <= MAX_SUMMARIES ? ` ${named.join(" ")}` : ""));
+  const results = sent.filter((entry) => entry.row).map((entry) => `${entry.name}: ${summarize(entry.row, model)}.`);
+  const spoken = results.length <= MAX_SUMMARIES && make("span", { class: "hidden" }, ` ${results.join(" ")}`);
+  fill(find("status"), `${counts}${ood}.`, spoken);
 }
 
 function showCounts() {

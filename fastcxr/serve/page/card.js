@@ -1,17 +1,17 @@
 // The card of a file: thumbnail, result in words, one bar per label, saliency map; or the reason without a result.
 
-import { fill, formatProbability, make, makeBreakable, pluralize } from "./dom.js";
+import { fill, formatProbability, make, makeBreakable, makeExact, pluralize } from "./dom.js";
 
 const N_COLORS = 7; // of classes, as in the report
 const N_TOP_LABELS = 5; // shown before the disclosure, if there are more than MAX_OPEN_LABELS
 const MAX_OPEN_LABELS = 8;
-const METHODS = { grad_cam: "Grad-CAM", occlusion: "Occlusion" };
+export const METHODS = { grad_cam: "Grad-CAM", occlusion: "Occlusion" };
 const THUMBNAIL_TYPES = ["image/png", "image/jpeg", "image/bmp"]; // formats that both fastcxr and browsers read
 
 // Return the card of an entry {name, file}. `actions`: remove() and explain(label, onBusy), which returns the answer.
 export function makeCard(entry, model, actions) {
   const body = make("div", { class: "card-body" });
-  const remove = make("button", { type: "button", class: "remove", "aria-label": `Remove ${entry.name}`, title: "Remove" }, "×");
+  const remove = make("button", { type: "button", class: "remove", "aria-label": `Remove ${entry.name}` }, "×");
   remove.addEventListener("click", actions.remove);
   const head = make("div", { class: "card-head" }, make("h3", { class: "path" }, makeBreakable(entry.name)), remove);
   const element = make("li", { class: "card" }, head, body);
@@ -48,6 +48,11 @@ export function listProbabilities(row, model) {
   return isMultiLabel(model) || pairs.length > MAX_OPEN_LABELS ? sortByProbability(pairs) : pairs;
 }
 
+// Return the threshold of a label, or null; a label may have the name of a property of all objects.
+export function findThreshold(model, label) {
+  return Object.hasOwn(model.thresholds, label) ? model.thresholds[label] : null;
+}
+
 export function isMultiLabel(model) {
   return model.task === "multi_label";
 }
@@ -56,7 +61,9 @@ export function isMultiLabel(model) {
 export function summarize(row, model) {
   if (row.error) return "unreadable";
   if (row.in_distribution === "no") return "out-of-distribution";
-  if (!isMultiLabel(model)) return `predicted ${row.predicted}, probability ${formatProbability(row[`prob_${row.predicted}`])}`;
+  if (!isMultiLabel(model)) {
+    return `predicted ${row.predicted}, probability ${formatProbability(row[`prob_${row.predicted}`])}`;
+  }
   const present = listPresent(row, model);
   return present.length ? `${countReached(present)}: ${present.join(", ")}` : "no finding reaches its threshold";
 }
@@ -70,7 +77,8 @@ function listPresent(row, model) {
 }
 
 function countReached(findings) {
-  return findings.length === 1 ? "1 finding reaches its threshold" : `${findings.length} findings reach their thresholds`;
+  const [number, one] = [findings.length, "1 finding reaches its threshold"];
+  return number === 1 ? one : `${number} findings reach their thresholds`;
 }
 
 function makeStamp(titles) {
@@ -103,7 +111,8 @@ function makeVerdict(row, model) {
   if (isOod) {
     const missing = isMultiLabel(model) ? "no decisions" : "no predicted class";
     const most = make("span", {}, `Most probable: ${top} `, makeNumber(probability));
-    return make("p", { class: "verdict" }, make("b", { class: "warn" }, `Out-of-distribution: ${missing}`), make("br"), most);
+    const verdict = make("b", { class: "warn" }, `Out-of-distribution: ${missing}`);
+    return make("p", { class: "verdict" }, verdict, make("br"), most);
   }
   if (!isMultiLabel(model)) {
     const number = makeNumber(row[`prob_${row.predicted}`]);
@@ -117,7 +126,7 @@ function makeVerdict(row, model) {
 
 function describeOod(row, model) {
   if (!model.has_ood_detector) return "Not checked for out-of-distribution: the model has no detector.";
-  const score = make("span", { title: String(row.ood_score), "data-value": String(row.ood_score) }, row.ood_score.toFixed(3));
+  const score = makeExact(row.ood_score, row.ood_score.toFixed(3));
   const verdict = row.in_distribution === "no" ? "Unlike the training images" : "In-distribution";
   return [`${verdict}: OOD score `, score, " (above 1 is out-of-distribution)."];
 }
@@ -128,23 +137,26 @@ function describeUncertain(row, model) {
   const reasons = [];
   const most = Math.max(...model.labels.map((label) => row[`prob_${label}`]));
   if (model.uncertain_below && most < model.uncertain_below) {
-    reasons.push(`the highest probability is below the abstention threshold of ${formatProbability(model.uncertain_below)}`);
+    const minimum = formatProbability(model.uncertain_below);
+    reasons.push(`the highest probability is below the abstention threshold of ${minimum}`);
   }
-  const reached = model.labels.filter((label) => row[`prob_${label}`] >= model.thresholds[label]);
+  const reached = model.labels.filter((label) => row[`prob_${label}`] >= (findThreshold(model, label) ?? Infinity));
   if (Object.keys(model.thresholds).length && reached.length === 0) reasons.push("no class reaches its threshold");
   if (reached.length > 1) reasons.push(`${reached.length} classes reach their thresholds (${reached.join(", ")})`);
   return `${reasons.join("; ") || "see the thresholds of the model"}.`;
 }
 
 function makeNumber(probability) {
-  const exact = String(probability);
-  return make("span", { class: "p", title: exact, "data-value": exact }, formatProbability(probability));
+  const number = makeExact(probability);
+  number.className = "p";
+  return number;
 }
 
 function makeBars(row, model) {
   const pairs = listProbabilities(row, model);
-  const isTop = ([label], k) => pairs.length <= MAX_OPEN_LABELS || k < N_TOP_LABELS || row[`decision_${label}`] === "yes";
-  const makeList = (chosen) => make("ul", { class: "bars" }, chosen.map(([label, value]) => makeBar(label, value, row, model)));
+  const nTop = pairs.length <= MAX_OPEN_LABELS ? pairs.length : N_TOP_LABELS;
+  const isTop = ([label], k) => k < nTop || row[`decision_${label}`] === "yes";
+  const makeList = (chosen) => make("ul", { class: "bars" }, chosen.map((pair) => makeBar(pair, row, model)));
   const rest = pairs.filter((pair, k) => !isTop(pair, k));
   if (!rest.length) return makeList(pairs);
   const noun = isMultiLabel(model) ? ["more finding"] : ["more class", "more classes"];
@@ -152,28 +164,30 @@ function makeBars(row, model) {
   return [makeList(pairs.filter(isTop)), make("details", { class: "more" }, summary, makeList(rest))];
 }
 
-function makeBar(label, value, row, model) {
+function makeBar([label, value], row, model) {
   const isPresent = isMultiLabel(model) ? row[`decision_${label}`] === "yes" : row.predicted === label;
-  const threshold = model.thresholds[label];
+  const threshold = findThreshold(model, label);
   const track = make("div", { class: "track", "aria-hidden": "true" }, make("i"));
   track.firstChild.style.width = `${100 * value}%`;
   let words = null;
-  if (threshold !== undefined && threshold !== null) {
+  if (threshold !== null) {
     const tick = make("u", { title: `Threshold ${threshold}` });
     tick.style.left = `${100 * Math.min(1, threshold)}%`;
     track.append(tick);
-    words = make("span", { class: "hidden" }, ` (threshold ${formatProbability(threshold)}${value >= threshold ? ", reached" : ""})`);
+    const reached = value >= threshold ? ", reached" : "";
+    words = make("span", { class: "hidden" }, ` (threshold ${formatProbability(threshold)}${reached})`);
   }
   const color = isMultiLabel(model) ? "finding" : `color-${model.labels.indexOf(label) % N_COLORS}`;
-  const name = make("span", { class: "of" }, label);
-  return make("li", { class: `bar-row ${color}${isPresent ? " present" : ""}`, "data-label": label }, name, makeNumber(value), words, track);
+  const attributes = { class: `bar-row ${color}${isPresent ? " present" : ""}`, "data-label": label };
+  return make("li", attributes, make("span", { class: "of" }, label), makeNumber(value), words, track);
 }
 
 function makeMapControls(entry, row, model, actions, { element, image, thumbnail }) {
   const [best] = sortByProbability(listProbabilities(row, model))[0];
   const chosen = isMultiLabel(model) ? (listPresent(row, model)[0] ?? best) : row.predicted || best;
-  const options = listProbabilities(row, model).map(([label]) => make("option", { value: label, selected: label === chosen }, label));
-  const select = make("select", {}, options);
+  const labels = listProbabilities(row, model).map(([label]) => label);
+  const makeOption = (label) => make("option", { value: label, selected: label === chosen }, label);
+  const select = make("select", {}, labels.map(makeOption));
   const show = make("button", { type: "button" }, "Show saliency map");
   const hide = make("button", { type: "button", hidden: true }, "Hide saliency map");
   const note = make("p", { class: "map-note", role: "status" });
@@ -204,8 +218,10 @@ function makeMapControls(entry, row, model, actions, { element, image, thumbnail
     const hasImage = answer.image.startsWith("data:image/");
     const probability = answer.probability === null ? "" : ` ${formatProbability(answer.probability)}`;
     const title = `${METHODS[answer.method] ?? answer.method}, ${answer.label}${probability}.`;
-    const sides = "Left: the model input. Right: the input with the saliency map; yellow marks the largest contribution. "
-      + "A contributing region is not necessarily a sign of the disease.";
+    const sides = [
+      "Left: the model input. Right: the input with the saliency map; yellow marks the largest contribution.",
+      "A contributing region is not necessarily a sign of the disease.",
+    ].join(" ");
     if (hasImage) {
       const alt = `Model input of ${entry.name}, and the input with the saliency map of ${answer.label}`;
       fill(image, make("img", { src: answer.image, alt, class: "map" }));

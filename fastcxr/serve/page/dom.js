@@ -44,6 +44,11 @@ export function formatProbability(value) {
   return value >= 0.9995 && value < 1 ? ">0.999" : value.toFixed(3);
 }
 
+// Return a number with its exact value as title and attribute.
+export function makeExact(value, text = formatProbability(value)) {
+  return make("span", { title: String(value), "data-value": String(value) }, text);
+}
+
 export function formatBytes(bytes) {
   const megabytes = bytes / 1e6;
   return megabytes < 1 ? `${Math.ceil(bytes / 1e3)} kB` : `${megabytes.toFixed(megabytes < 10 ? 1 : 0)} MB`;

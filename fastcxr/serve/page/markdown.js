@@ -56,7 +56,8 @@ function makeItem(text) {
   const task = text.match(/^\[([ xX])\] (.*)$/);
   if (!task) return make("li", {}, renderInline(text));
   const isDone = task[1] !== " ";
-  const mark = make("span", { class: "task", role: "img", "aria-label": isDone ? "completed" : "to complete" }, isDone ? "☑" : "☐");
+  const attributes = { class: "task", role: "img", "aria-label": isDone ? "completed" : "to complete" };
+  const mark = make("span", attributes, isDone ? "☑" : "☐");
   return make("li", { class: "task-item" }, mark, renderInline(task[2]));
 }
 
@@ -67,7 +68,8 @@ function takeTable(lines) {
   while (lines.length && lines[0].includes("|")) rows.push(splitCells(lines.shift()));
   const makeRow = (tag, cells) => make("tr", {}, cells.map((cell) => make(tag, {}, renderInline(cell))));
   const body = make("tbody", {}, rows.map((row) => makeRow("td", row)));
-  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, make("table", {}, make("thead", {}, makeRow("th", head)), body));
+  const table = make("table", {}, make("thead", {}, makeRow("th", head)), body);
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
 }
 
 function splitCells(line) {
