@@ -304,7 +304,8 @@ def test_report_card_and_checklist_name_the_initial_weights(tmp_path, backbone, 
     model = json.loads((folder / "model.json").read_text())
     model["backbone"] |= backbone
     (folder / "model.json").write_text(json.dumps(model))
-    text, name = write_page(folder).text, expected.removeprefix("the weights ")
+    page = write_run_report(folder, figures=False)
+    text, name = Page(page.read_text(encoding="utf-8")).text, expected.removeprefix("the weights ")
     assert f", initialized with {expected}." in text and "ImageNet" not in text
     assert f"Initial weights (CLAIM 24): {name}\n" in (folder / "MODEL_CARD.md").read_text()
     assert f"**Initial weights.** {name}." in (folder / "CLAIM.md").read_text()

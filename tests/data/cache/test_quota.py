@@ -242,7 +242,7 @@ def test_the_error_for_a_user_without_a_home_folder_is_one_line(no_home):
 
 
 def test_an_older_platformdirs_without_a_home_folder_creates_no_folder_named_tilde(monkeypatch):
-    monkeypatch.setattr(quota, "user_cache_path", lambda *_, **__: Path("~/.cache/fastcxr"))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/fastcxr"))
     with pytest.raises(CannotStoreError, match="no home folder"):
         find_image_cache_dir()
 
