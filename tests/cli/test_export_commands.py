@@ -19,6 +19,7 @@ from toy_images import draw_toy, write_toys
 from fastcxr import load_export, load_model
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.report.notices import read_terminal_notices
 from fastcxr.workflows.verify import find_differences
 
 pytestmark = [pytest.mark.needs("onnx", "onnxruntime"), pytest.mark.usefixtures("without_figures")]
@@ -135,11 +136,22 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     done = run_with(EVALUATE_PACKAGES, *words, where=tmp_path)
     assert done.returncode == 0, done.stderr
     run_json = json.loads((tmp_path / "external" / "run.json").read_text())
-    tested = {"run": "first", "failed": [], "export": "export", "overlap": {}}
+    files = json.loads((export / "export.json").read_text())["files"]
+    tested = {"run": "first", "failed": [], "export": "export", "overlap": {}, "files": files}
     assert run_json["tested"] == tested | {"notices": [{name: NOTICE[name] for name in ("title", "text")}]}
     page = (tmp_path / "external" / "report.html").read_text()
-    assert "External test of the model of run first, exported to export and run with onnxruntime." in page
-    assert "overlap of this data with them is unknown" in page
+    assert "Test on other data of the model of run first, exported to export and run with onnxruntime." in page
+    assert "This is an external test" not in page and "External test of" not in page
+    title = "Overlap with the training images: unknown"
+    notices = read_terminal_notices(tmp_path / "external")
+    first = next(notice for notice in notices if notice.level == "warning")
+    assert first.title == title
+    assert "does not contain the list of training images" in first.text
+    assert title in done.stderr and title in page and title in (tmp_path / "external" / "MODEL_CARD.md").read_text()
+    assert "Logged warning" not in page
+    assert f"SHA-256 of the model: {files['model.onnx']}" in (tmp_path / "external" / "MODEL_CARD.md").read_text()
+    claim = (tmp_path / "external" / "CLAIM.md").read_text()
+    assert "- [ ] **External test.** Unknown: " in claim and f"sha256 {files['model.onnx']}" in claim
     assert f"The run of the exported model has a critical notice: {NOTICE['title']}" in page
     table = pd.read_csv(tmp_path / "external" / "predictions.csv", keep_default_na=False)
     predicted = pd.read_csv(pd.io.common.StringIO(call("predict", export, "toys", where=tmp_path).stdout))
@@ -149,6 +161,13 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     shutil.copytree(tmp_path / "external", tmp_path / "other")
     done = call("compare", "external", "other", "--out", "compared", where=tmp_path)
     assert (tmp_path / "compared" / "compare.html").exists(), done.stderr
+
+
+def test_overlap_is_not_kept_with_an_export(call, folder):
+    done = call("evaluate", "export", "--data", "images", "--keep-overlap", "--out", "kept", where=folder)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 64 and not (folder / "kept").exists()
+    assert "does not contain the list of training images" in line and "got --keep-overlap. Leave it out" in line
 
 
 def test_an_export_of_findings_is_evaluated(call, tmp_path):
