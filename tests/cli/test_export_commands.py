@@ -18,7 +18,7 @@ from toy_images import draw_toy, write_toys
 
 from fastcxr import load_export, load_model
 from fastcxr.config.tasks import MULTI_LABEL
-from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.errors import InputMissingError, ModelError, RecipeError
 from fastcxr.report.notices import read_terminal_notices
 from fastcxr.workflows.verify import find_differences
 
@@ -183,21 +183,61 @@ def test_an_export_of_findings_is_evaluated(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "problem"),
     [
-        {"calibration": {"thresholds": {"haze": {"threshold": "0.5"}}}},
-        {"calibration": {"thresholds": 3}},
-        {"bit_depths": {"sources": 3, "default": None}},
-        {"labels": ["haze", "haze"]},
+        (
+            {"calibration": {"thresholds": {"haze": {"threshold": 1.5}}}},
+            """invalid value of 'calibration.thresholds.haze': {"threshold": 1.5}""",
+        ),
+        ({"calibration": {"thresholds": 3}}, "invalid value of 'calibration.thresholds': 3"),
+        ({"calibration": {"uncertain_below": -0.1}}, "invalid value of 'calibration.uncertain_below': -0.1"),
+        ({"bit_depths": {"sources": 3, "default": None}}, """invalid value of 'bit_depths': {"sources": 3, "default"""),
+        ({"labels": ["haze", "haze"]}, """invalid value of 'labels': ["haze", "haze"]"""),
+        (
+            {"labels": ["haze"] * 100},
+            """invalid value of 'labels': ["haze", "haze", "haze", "haze", "haze", "haze", "haze", ...""",
+        ),
     ],
 )
-def test_invalid_values_of_export_json_are_an_error_of_one_line(call, folder, tmp_path, changes):
-    export, (name,) = write_mean_export(tmp_path / "export"), changes
+def test_invalid_values_of_export_json_are_an_error_of_one_line(call, folder, tmp_path, changes, problem):
+    export = write_mean_export(tmp_path / "export")
     content = json.loads((export / "export.json").read_text()) | changes
     (export / "export.json").write_text(json.dumps(content))
     done = call("predict", export, folder / "images")
     assert done.returncode == 65
-    assert f"FCX-E301 {tmp_path}/export/export.json: invalid or missing value of '{name}'" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"FCX-E301 {tmp_path}/export/export.json: {problem}" in line
+
+
+def test_swapped_labels_or_another_task_of_export_json_are_an_error(tmp_path):
+    export = write_mean_export(tmp_path / "export")
+    content = json.loads((export / "export.json").read_text())
+    (export / "export.json").write_text(json.dumps(content | {"labels": ["haze", "clear", "opacity"]}))
+    with pytest.raises(
+        ModelError, match=r'FCX-E301.*labels \["clear", "haze", "opacity"\], expected .*\["haze", "clear"'
+    ):
+        load_export(export)
+    (export / "export.json").write_text(json.dumps(content | {"task": MULTI_LABEL}))
+    with pytest.raises(ModelError, match='FCX-E301.*task "single_label", expected those of export.json: "multi_label"'):
+        load_export(export)
+
+
+def test_an_export_of_another_format_names_both_numbers(tmp_path):
+    export = write_mean_export(tmp_path / "export", format=2)
+    with pytest.raises(ModelError, match=r"FCX-E306.*has the format 2, expected 1\. Export the run again$"):
+        load_export(export)
+
+
+def test_an_export_describes_itself(folder):
+    text = repr(load_export(folder / "export"))
+    assert text.startswith("<ExportedModel: 3 classes: clear, haze, opacity; 32 x 32 pixels; float32 with onnxruntime")
+    assert f"; with OOD detector; critical: {NOTICE['title']}>" in text
+
+
+def test_only_for_cuda_another_package_is_advised(folder):
+    for device, fix in (("mps", "Pass `device='cpu'`"), ("cuda", "Pass `device='cpu'`, or install onnxruntime-gpu")):
+        with pytest.raises(RecipeError, match=f"the device '{device}' here. {fix}$"):
+            load_export(folder / "export", device)
 
 
 @pytest.mark.parametrize("changes", [{"labels": ["a", "b"]}, {"image_size": 64}, {"has_ood_detector": False}])
@@ -205,7 +245,10 @@ def test_a_graph_that_does_not_match_export_json_is_not_run(folder, tmp_path, ch
     export = write_mean_export(tmp_path / "export")
     content = json.loads((export / "export.json").read_text()) | changes
     (export / "export.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="FCX-E305.*the inputs and outputs are .*, expected "):
+    with pytest.raises(
+        ModelError,
+        match=r"FCX-E305.*the model has images of n x 32 x 32, probabilities of n x 3, ood_score of n; expected im",
+    ):
         load_export(export)
 
 
