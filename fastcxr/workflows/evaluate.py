@@ -75,7 +75,7 @@ def evaluate(
         folder: the folder to create.
         progress: progress display.
         command: the command line, for run.json.
-        precision: see load_classifier; an export has one precision.
+        precision: see load_classifier; an export has fp32.
         device: see load_classifier and load_export.
         keep_overlap: whether images are kept that overlap with training or validation images of the run (see
             find_overlap); the report then has a critical notice.

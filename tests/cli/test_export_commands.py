@@ -86,6 +86,17 @@ def test_an_option_of_a_run_is_rejected_for_an_export(call, folder, option):
     assert f"got {' '.join(option)}. Leave it out, or pass the run folder" in done.stderr.splitlines()[-1]
 
 
+def test_fp32_is_the_precision_of_an_export(call, folder):
+    done = call("predict", "export", "film.dcm", "--precision", "fp32", where=folder)
+    assert done.returncode == 0 and "prob_haze" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["predict", "norun", "images"], ["evaluate", "norun", "--data", "images"]])
+def test_a_wrong_folder_is_neither_run_nor_export(call, folder, words):
+    done = call(*words, where=folder)
+    assert "FCX-E304 norun: the folder does not exist. Pass the folder of a finished run or of an export" in done.stderr
+
+
 def test_an_export_for_timm_does_not_predict(call, folder, tmp_path):
     done = call("predict", write_mean_export(tmp_path / "export", target="timm"), folder / "images")
     assert done.returncode == 65
@@ -124,7 +135,7 @@ def test_a_command_that_needs_the_run_states_it(call, folder, command):
     done = call(command, "export", *more.get(command, []), where=folder)
     (line,) = done.stderr.splitlines()
     assert "FCX-E304 export: an exported model, which has no " in line
-    assert "Pass the run folder that was exported" in line
+    assert "Pass the run folder that was exported" in line and "`fastcxr serve`" in line
 
 
 def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp_path):
@@ -195,7 +206,7 @@ def test_an_export_of_findings_is_evaluated(call, tmp_path):
         ({"labels": ["haze", "haze"]}, """invalid value of 'labels': ["haze", "haze"]"""),
         (
             {"labels": ["haze"] * 100},
-            """invalid value of 'labels': ["haze", "haze", "haze", "haze", "haze", "haze", "haze", ...""",
+            """invalid value of 'labels': ["haze", "haze", "haze", "haze", "haze", "haze", "haze", "ha.... Copy""",
         ),
     ],
 )
