@@ -24,6 +24,13 @@ def list_runs(parent: Path = RUNS_DIR) -> Iterator[Path]:
             yield recipe.parent
 
 
+def list_exports(parent: Path = RUNS_DIR) -> Iterator[Path]:
+    """Yield every exported model in `parent` and one level below."""
+    yield from (
+        path.parent for path in [*parent.glob(f"*/{EXPORT_JSON_FILE}"), *parent.glob(f"*/*/{EXPORT_JSON_FILE}")]
+    )
+
+
 def is_export(folder: str | Path) -> bool:
     """Return whether a folder is an exported model."""
     return (Path(folder) / EXPORT_JSON_FILE).is_file()

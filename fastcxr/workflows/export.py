@@ -188,10 +188,8 @@ def find_check_images(run: Path, data: DataPaths | None) -> tuple[pd.DataFrame, 
         return own_images, OWN_IMAGES
     if paths:
         return make_image_table(paths), f"{make_data_name(paths)} given with data"
-    text = (
-        "the images of the run are not found (a run stores no absolute paths): the export is checked with the bundled "
-    )
-    log.warning("%ssample. To check it with the images of the run, pass `data=DATA`", text)
+    text = "the images of the run are not found (a run stores no absolute paths): the export is checked with the "
+    log.warning("%sbundled sample. To check it with the images of the run, pass `data=DATA`", text)
     return make_image_table([find_or_write_sample()]), SAMPLE_IMAGES
 
 

@@ -245,6 +245,17 @@ def test_an_export_describes_itself(folder):
     assert f"; with OOD detector; critical: {NOTICE['title']}>" in text
 
 
+def test_list_shows_exports(call, tmp_path):
+    write_mean_export(tmp_path / "runs" / "export-first-1")
+    write_mean_export(tmp_path / "runs" / "old", format=0)
+    rows = {row["run"]: row for row in json.loads(call("list", "--json", where=tmp_path).stdout)}
+    assert {name: (row["state"], row["target"]) for name, row in rows.items()} == {
+        "export-first-1": ("export", "onnx"), "old": ("other version", "onnx"),
+    }  # fmt: skip
+    shown = call("list", where=tmp_path).stdout
+    assert "export (onnx)" in shown and rows["old"]["date"][:10] in shown
+
+
 def test_only_for_cuda_another_package_is_advised(folder):
     for device, fix in (("mps", "Pass `device='cpu'`"), ("cuda", "Pass `device='cpu'`, or install onnxruntime-gpu")):
         with pytest.raises(RecipeError, match=f"the device '{device}' here. {fix}$"):
