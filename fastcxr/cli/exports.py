@@ -20,10 +20,10 @@ def export(
     data: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
-    """Export the model of a finished run for programs without fastcxr or torch, and check the export.
+    """Export the model of a finished run, to use it without torch or without fastcxr, and check the export.
 
-    onnx: one file from gray bytes to calibrated probabilities and OOD scores, for predict and serve without torch, and
-    for other programs. timm: a folder for timm.create_model, to train the network further.
+    onnx: one file from gray bytes to calibrated probabilities and OOD scores, for predict, evaluate and serve without
+    torch, and for other programs. timm: a folder for timm.create_model, to train the network further.
     The exported model and the model in PyTorch score the same images. If they do not agree, no folder is written.
 
     Parameters
@@ -39,7 +39,7 @@ def export(
         folder to create; default: runs/export-RUN-NUMBER
     """
     from fastcxr.export.export_json import read_export_json
-    from fastcxr.workflows.export import describe_check, export_model
+    from fastcxr.workflows.export import SAMPLE_IMAGES, describe_check, export_model
 
     folder = out or find_next_run_dir(f"export-{run.resolve().name}")
     export_model(run, folder, to, data=data or None, progress=TerminalProgress(console))
@@ -47,8 +47,13 @@ def export(
     check = description["check"]
     print_line(f"checked with {check['images']:,} images ({check['data']}): {describe_check(check)}")
     print_result(folder, {"folder": folder} | {name: description[name] for name in SHOWN_ENTRIES})
+    name, steps = shlex.quote(str(folder)), []
+    if check["data"] == SAMPLE_IMAGES:
+        steps = [f"check with the images of the run: fastcxr export {shlex.quote(str(run))} --to {to} --data DATA"]
     if to == "onnx":
-        name = shlex.quote(str(folder))
-        steps = f"classify images: fastcxr predict {name} image.png", f"local web page: fastcxr serve {name}"
-        print_next_steps(*steps)
+        steps += [f"classify images: fastcxr predict {name} image.png", f"local web page: fastcxr serve {name}"]
+    else:
+        source = f"local-dir:{folder}"
+        steps += [f"load in Python: timm.create_model({source!r}, pretrained=True)"]
+    print_next_steps(*steps)
     return 0

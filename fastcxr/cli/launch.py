@@ -85,6 +85,7 @@ def print_run_result(folder: Path, recipe: Recipe | None = None) -> int:
             f"check for leakage and shortcuts: fastcxr audit {format_options(audited)}",
             f"classify images: fastcxr predict {run} IMAGES",
             f"test on other data: fastcxr evaluate {run} --data DATA",
+            f"use without torch: fastcxr export {run}",
         ]
     else:
         steps = [f"compare with another run: fastcxr compare {run} RUN"]

@@ -34,12 +34,12 @@ from fastcxr.progress.terminal import TerminalProgress
 
 @app.command(name="list", group=RUNS, synonym=COMMAND_SYNONYMS["list"], usage="Usage: fastcxr list [FOLDER]")
 def list_command(folder: Path | None = None) -> int:
-    """List runs with state, headline metrics and date.
+    """List runs and exports with state, headline metrics and date.
 
     Parameters
     ----------
     folder
-        folder that holds run folders; default: runs
+        folder that holds run folders and exports; default: runs
     """
     from fastcxr.workflows.list_runs import describe_runs
 

@@ -305,13 +305,13 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
 
 
 def show_runs(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table of runs."""
+    """Print a table of runs and exports."""
     from fastcxr.io.formatting import format_percent, format_score
 
     cells = [
         (
             row["run"],
-            row["state"],
+            f"{row['state']} ({row['target']})" if row["target"] else row["state"],
             format_score(row["auroc"]),
             format_percent(row["accuracy"]),
             row["split"],

@@ -3,6 +3,7 @@
 The file can come from an untrusted source: it is validated before any file that it lists is opened.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
-from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format, make_format_error
+from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, is_format
 from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
-from fastcxr.metrics.calibration_entry import is_valid_calibration
+from fastcxr.metrics.calibration_entry import find_invalid_value, is_valid_calibration
 from fastcxr.models.model_json import MAX_IMAGE_PIXELS, are_depths, is_label_list
 
 ONNX_FILE = "model.onnx"
@@ -20,6 +21,7 @@ INPUT_NAME, PROBABILITY_NAME, OOD_NAME = "images", "probabilities", "ood_score" 
 TARGETS = ("onnx", "timm")
 WARNING = "For research, not for diagnosis"
 COPY_AGAIN_FIX = "Copy the folder again, or export the run again"
+MAX_SHOWN_CHARACTERS = 60  # of an invalid value in a message
 
 
 def read_export_json(folder: str | Path, target: str = "onnx") -> dict[str, Any]:
@@ -39,10 +41,9 @@ def read_export_json(folder: str | Path, target: str = "onnx") -> dict[str, Any]
     except ValueError as error:
         raise ModelError("export.json cannot be parsed", COPY_AGAIN_FIX, path=path, code="E301") from error
     if isinstance(content, dict) and not is_format(content.get(FORMAT_KEY), EXPORT_FORMAT):
-        raise make_format_error(folder)
-    invalid = [name for name, is_valid in FIELD_CHECKS.items() if not _is_valid(content, name, is_valid)]
-    if invalid:
-        problem = f"invalid or missing value of {invalid[0]!r}"
+        problem = f"export.json has the format {shorten_value(content.get(FORMAT_KEY))}, expected {EXPORT_FORMAT}"
+        raise ModelError(problem, "Export the run again", path=folder, code="E306")
+    if problem := _find_problem(content):
         raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301")
     if content["target"] != target:
         problem = f"this export is for {content['target']}, expected one for {target}"
@@ -62,8 +63,23 @@ def _validate_file(path: Path, checksum: str) -> None:
         raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301")
 
 
-def _is_valid(content: Any, name: str, check: Callable[[Any], bool]) -> bool:
-    return isinstance(content, dict) and name in content and check(content[name])
+def _find_problem(content: Any) -> str:
+    """Return the first problem of the content of export.json, empty if it is valid."""
+    if not isinstance(content, dict):
+        return f"invalid content: {shorten_value(content)}, expected an object"
+    for name, is_valid in FIELD_CHECKS.items():
+        if name not in content:
+            return f"the value of {name!r} is missing"
+        if not is_valid(content[name]):
+            place, value = (name == "calibration" and find_invalid_value(content[name])) or ("", content[name])
+            return f"invalid value of {(name + place)[:MAX_SHOWN_CHARACTERS]!r}: {shorten_value(value)}"
+    return ""
+
+
+def shorten_value(value: Any) -> str:
+    """Return a value of a file as JSON of at most MAX_SHOWN_CHARACTERS characters."""
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
 def _is_checksum_table(files: Any) -> bool:

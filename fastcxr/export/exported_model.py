@@ -1,6 +1,7 @@
 """An exported model, run with onnxruntime: without torch, fastai and timm."""
 
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ import numpy as np
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.bit_depth import BitDepths
 from fastcxr.errors import ModelError, RecipeError
-from fastcxr.export.export_json import INPUT_NAME, ONNX_FILE, OOD_NAME, PROBABILITY_NAME, read_export_json
+from fastcxr.export.export_json import (
+    COPY_AGAIN_FIX,
+    INPUT_NAME,
+    ONNX_FILE,
+    OOD_NAME,
+    PROBABILITY_NAME,
+    read_export_json,
+    shorten_value,
+)
 from fastcxr.inference.scores import Scorer, Scores
 from fastcxr.io.cpus import count_cpus
 
@@ -39,6 +48,18 @@ class ExportedModel(Scorer):
         provider = self.session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         return f"float32 with onnxruntime on {provider}"
 
+    def __repr__(self) -> str:
+        labels, result = ("findings", "decisions") if self.task == MULTI_LABEL else ("classes", "a class")
+        notices = [f"{row['level']}: {row['title']}" for row in self.description.get("notices", [])]
+        parts = [
+            f"{len(self.labels)} {labels}: {', '.join(self.labels)}",
+            f"{self.image_size} x {self.image_size} pixels",
+            self.dtype_and_device,
+            "with OOD detector" if self.has_ood_detector else f"no OOD detector: every image gets {result}",
+            *notices,
+        ]
+        return f"<ExportedModel: {'; '.join(parts)}>"
+
     def score(self, images: np.ndarray) -> Scores:
         """Return the scores of gray bytes, shape (n, image_size, image_size)."""
         names = [PROBABILITY_NAME, OOD_NAME][: 1 + self.has_ood_detector]
@@ -62,7 +83,8 @@ def load_export(folder: str | Path, device: str = "auto") -> ExportedModel:
     provider = PROVIDERS.get("cpu" if device == "auto" else device)
     if provider not in onnxruntime.get_available_providers():
         problem = f"onnxruntime does not support the device {device!r} here"
-        raise RecipeError(problem, "Pass `device='cpu'`, or install onnxruntime-gpu")
+        fix = "Pass `device='cpu'`"
+        raise RecipeError(problem, f"{fix}, or install onnxruntime-gpu" if device == "cuda" else fix)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_cpus()  # the default counts all cores of the machine, also in a container
     try:
@@ -72,9 +94,29 @@ def load_export(folder: str | Path, device: str = "auto") -> ExportedModel:
         problem = f"onnxruntime cannot load the model ({first_line})"
         raise ModelError(problem, "Export the run again, or update onnxruntime", path=path, code="E305") from error
     if list_shapes(session) != (expected := expect_shapes(description)):
-        problem = f"the inputs and outputs are {list_shapes(session)}, expected {expected}"
+        problem = f"the model has {_describe_shapes(list_shapes(session))}; expected {_describe_shapes(expected)}"
         raise ModelError(problem, "Export the run again", path=path, code="E305")
+    _compare_metadata(session.get_modelmeta().custom_metadata_map, description, path)
     return ExportedModel(Path(folder), description, session)
+
+
+def _describe_shapes(shapes: Mapping[str, list[int]]) -> str:
+    """Return for example `images of n x 224 x 224, probabilities of n x 3`."""
+    return ", ".join(f"{name} of {' x '.join(map(str, ('n', *shape)))}" for name, shape in shapes.items())
+
+
+def _compare_metadata(metadata: Mapping[str, str], description: Mapping[str, Any], path: Path) -> None:
+    """Raise ModelError if labels or task in the ONNX file differ from those in export.json."""
+    for name, text in (("labels", metadata.get("labels", "")), ("task", json.dumps(metadata.get("task")))):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if found != description[name]:
+            problem = (
+                f"{name} {shorten_value(found)}, expected those of export.json: {shorten_value(description[name])}"
+            )
+            raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301")
 
 
 def list_shapes(session: Any) -> dict[str, list[int]]:

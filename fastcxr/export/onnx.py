@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ log = logging.getLogger("fastcxr")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # the default of torch.onnx; onnxruntime has it since 1.17, its build for web pages too
 MAX_FILE_BYTES = 1_500_000_000  # above it the weights are a second file: a protobuf message holds at most 2 GB
+DYNAMIC_AXIS = "n"  # the number of images
 N_TRACED_IMAGES = 2  # torch.export makes a number of images a constant if it is 1
 RESIZING = (
     "8-bit gray image, resized with Pillow's antialiased bilinear filter so that its longer side has the image size, "
@@ -100,14 +102,27 @@ def _trace(graph: ModelGraph) -> Any:
 
 
 def _describe_in_file(graph_model: Any, model: Classifier | Ensemble) -> None:
-    """Write labels, task and warning into the ONNX model, and remove what the exporter notes about this machine."""
+    """Write labels, task and warning into the ONNX model, and remove what the exporter notes about this machine.
+
+    The number of images is named n, as in export.json.
+    """
     for node in graph_model.graph.all_nodes():
         node.metadata_props.clear()  # the source lines of each operator, with the folders of this machine
+    _name_dynamic_axis(graph_model.graph)
     graph_model.producer_name, graph_model.producer_version = "fastcxr", VERSION
     graph_model.metadata_props.clear()
     graph_model.metadata_props.update(
         labels=json.dumps(model.labels, ensure_ascii=False), task=model.task, fastcxr=VERSION, warning=WARNING
     )
+
+
+def _name_dynamic_axis(graph: Any) -> None:
+    """Name the number of images n in the shapes of all values, where the exporter has a symbol such as s34."""
+    symbol = re.compile(rf"\b{re.escape(str(graph.inputs[0].shape[0]))}\b")
+    for value in (*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)):
+        for i, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                value.shape[i] = symbol.sub(DYNAMIC_AXIS, str(size))
 
 
 def _list_tensors(model: Classifier | Ensemble) -> list[torch.Tensor]:

@@ -12,7 +12,8 @@ RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
 EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
 EXPORT_FIX = (
-    "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate` and load_export"
+    "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "
+    "`fastcxr serve` and load_export"
 )
 
 
@@ -23,13 +24,25 @@ def list_runs(parent: Path = RUNS_DIR) -> Iterator[Path]:
             yield recipe.parent
 
 
+def list_exports(parent: Path = RUNS_DIR) -> Iterator[Path]:
+    """Yield every exported model in `parent` and one level below."""
+    yield from (
+        path.parent for path in [*parent.glob(f"*/{EXPORT_JSON_FILE}"), *parent.glob(f"*/*/{EXPORT_JSON_FILE}")]
+    )
+
+
 def is_export(folder: str | Path) -> bool:
     """Return whether a folder is an exported model."""
     return (Path(folder) / EXPORT_JSON_FILE).is_file()
 
 
-def require_run_file(folder: str | Path, name: str, fix: str | None = None) -> None:
-    """Raise InputMissingError unless the run folder has the file `name`; by default the fix names other runs."""
+def require_run_file(
+    folder: str | Path, name: str, fix: str | None = None, *, expected: str = "a finished run"
+) -> None:
+    """Raise InputMissingError unless the run folder has the file `name`; by default the fix names other runs.
+
+    `expected`: what the folder of the default fix is of.
+    """
     folder = Path(folder)
     if (folder / name).is_file():
         return
@@ -41,10 +54,10 @@ def require_run_file(folder: str | Path, name: str, fix: str | None = None) -> N
         problem = f"no {name} in this folder" if is_run else f"not a run: no {name} in this folder"
     else:
         problem = "a file, expected a run folder" if folder.exists() else "the folder does not exist"
-    raise InputMissingError(problem, fix or _suggest_runs(folder, name), path=folder, code="E304")
+    raise InputMissingError(problem, fix or _suggest_runs(folder, name, expected), path=folder, code="E304")
 
 
-def _suggest_runs(folder: Path, name: str) -> str:
+def _suggest_runs(folder: Path, name: str, expected: str) -> str:
     """Return a fix with the newest runs that have the file: in the folder itself, beside it, or in runs/."""
     parents = (folder.parent, RUNS_DIR) if folder.parent != Path() else (RUNS_DIR, folder.parent)
     for parent in (folder, *parents):
@@ -53,5 +66,5 @@ def _suggest_runs(folder: Path, name: str) -> str:
             newest = sorted(runs, key=lambda run: (run / name).stat().st_mtime, reverse=True)[:MAX_SUGGESTED_RUNS]
             command = "fastcxr list" if parent == RUNS_DIR else shlex.join(["fastcxr", "list", str(parent)])
             names = join_names(list(map(str, newest)), "or")
-            return f"Pass the folder of a finished run, such as {names}. `{command}` lists all runs"
-    return "Pass the folder of a finished run. `fastcxr list` lists the runs in runs/"
+            return f"Pass the folder of {expected}, such as {names}. `{command}` lists all runs"
+    return f"Pass the folder of {expected}. `fastcxr list` lists the runs in runs/"

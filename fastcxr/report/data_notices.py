@@ -69,6 +69,23 @@ def find_kept_overlap(record: RunRecord, metrics: Metrics) -> Found:
         yield f"By reason: {format_reasons(counts)}. {text}", pluralize(sum(counts.values()), "image")
 
 
+def is_overlap_unknown(record: RunRecord) -> bool:
+    """Return whether an export was evaluated, which does not contain the list of training images."""
+    tested = record.run.get("tested") or {}
+    return "export" in tested and not tested.get("overlap")
+
+
+def find_unknown_overlap(record: RunRecord, metrics: Metrics) -> Found:
+    """Yield that the images of the evaluation may be training images of the exported model."""
+    if is_overlap_unknown(record):
+        text = (
+            f"The export of run {record.run['tested'].get('run')} does not contain the list of training images. If the "
+            "model was trained on some of these images or patients, the metrics are optimistic, and this is not an "
+            "external test. fastcxr evaluate with the run folder checks it."
+        )
+        yield (text,)
+
+
 def find_own_test_images(is_all: bool, record: RunRecord, metrics: Metrics) -> Found:
     """Yield the number of images from the test split of the evaluated run; `is_all`: only if these are all images."""
     counts = ((record.run.get("tested") or {}).get("overlap") or {}).get("test") or {}

@@ -18,6 +18,7 @@ from fastcxr.io.formatting import MISSING, format_interval, format_number, forma
 from fastcxr.io.html import replace_unprintable
 from fastcxr.metrics.predictions import SPLITS
 from fastcxr.metrics.subgroups import UNSTATED, assign_groups
+from fastcxr.report.data_notices import is_overlap_unknown
 from fastcxr.report.data_tables import describe_patient_origins
 from fastcxr.report.finding_rows import describe_averaged, describe_calibration_fit, make_overall_rows
 from fastcxr.report.headline import describe_intervals, get_primary_metrics, make_headline_rows
@@ -70,9 +71,11 @@ def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str
         "recipe": record.recipe,
         "backbone": backbone,
         "input_spec": record.model.get("input_spec") or {},
+        "overlap_unknown": is_overlap_unknown(record),
         "name": record.recipe.get("backbone") or backbone.get("name"),
         "labels": list(record.predictions.labels),
         "versions": [f"{name} {number}" for name, number in (record.run.get("versions") or {}).items()],
+        "tested_files": ((record.run.get("tested") or {}).get("files") or {}).values(),
         "metrics": metrics,
         "split": record.predictions.primary_split,
         "primary": primary,

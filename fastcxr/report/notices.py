@@ -63,6 +63,7 @@ RULES = (
     Rule("critical", "Patients shared between splits", data.find_shared_patients),
     Rule("critical", "No test split", data.find_missing_test_split),
     Rule("critical", "Neither test nor validation split", data.find_missing_held_out_split),
+    Rule("warning", "Overlap with the training images: unknown", data.find_unknown_overlap),
     Rule("warning", "Images of the test split of the run: {}", partial(data.find_own_test_images, False)),
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
     *EXTERNAL_TESTS[:-1],

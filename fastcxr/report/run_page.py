@@ -10,7 +10,7 @@ from fastcxr.metrics.classification import summarize_folds
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import external_drops
 from fastcxr.metrics.subgroups import compute_subgroup_metrics
-from fastcxr.report.data_notices import is_image_level, merge_repeated_messages
+from fastcxr.report.data_notices import is_image_level, is_overlap_unknown, merge_repeated_messages
 from fastcxr.report.data_tables import make_dataset_context
 from fastcxr.report.feature_map import FIGURE_PREFIX, describe_feature_map
 from fastcxr.report.figure_set import make_run_figures
@@ -112,6 +112,7 @@ def _make_context(
         "fold_refits": describe_fold_refits(record),
         "training": describe_training(record),
         "is_fit_only": is_fit_only(record),
+        "overlap_unknown": is_overlap_unknown(record),
         "monitor": (record.model.get("choices") or {}).get("monitor")
         or resolve_recipe(record).get("monitor")
         or "the monitored metric",

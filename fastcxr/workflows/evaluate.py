@@ -19,10 +19,11 @@ from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.findings import FINDING_PREFIX, list_findings
 from fastcxr.data.readers.registry import PUBLIC_DATASETS, describe_overlaps
 from fastcxr.data.splits import INTERNAL_TEST
-from fastcxr.errors import DataError, ImageError, require_type
+from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import read_json, write_json
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.run_folders import is_export
 from fastcxr.io.tables import format_names
 from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import (
@@ -44,6 +45,10 @@ from fastcxr.workflows.tested_model import load_tested_model
 
 log = logging.getLogger("fastcxr")
 MIN_LABEL_SIMILARITY = 0.8  # "covid" and "covid19" have 0.83
+MISSING_IN_EXPORT = (
+    "an export has no list of training images, no predictions of the test split and no network: the report has no "
+    "check of overlap, no comparison with the internal test set and no saliency maps; pass the run folder for them"
+)
 DATA_FIELDS = list_options(Recipe, "Data")
 
 
@@ -60,9 +65,9 @@ def evaluate(
 ) -> Path:
     """Evaluate the model of `run` on all images of `data`, in a new `folder`; return the path of report.html.
 
-    No parameter or threshold is fitted, so all images are in the test split. An export has no images of the training,
-    no predictions and no network: overlap with them, the metrics of the internal test set and saliency maps are then
-    missing, as the log states.
+    No parameter or threshold is fitted, so all images are in the test split. An export has no list of training
+    images, no predictions and no network: the check of overlap, the metrics of the internal test set and saliency maps
+    are then missing, as the log states; the report has a notice on the overlap.
 
     Args:
         run: run folder with one model, or folder of an export.
@@ -70,7 +75,7 @@ def evaluate(
         folder: the folder to create.
         progress: progress display.
         command: the command line, for run.json.
-        precision: see load_classifier; an export has one precision.
+        precision: see load_classifier; an export has fp32.
         device: see load_classifier and load_export.
         keep_overlap: whether images are kept that overlap with training or validation images of the run (see
             find_overlap); the report then has a critical notice.
@@ -78,10 +83,14 @@ def evaluate(
     Raises:
         DataError: a label is not a class of the model, or all images overlap with training images.
         PackageError: the model is that of a run, and torch is not installed.
+        RecipeError: `keep_overlap` with an export.
     """
     require_type("run", run, str, Path)
     require_type("data", data, Recipe, fix="Pass a recipe with the data, as Recipe(data='other_hospital')")
     require_type("folder", folder, str, Path)
+    if keep_overlap and is_export(run):
+        problem = "an export does not contain the list of training images, so none is left out: got `keep_overlap=True`"
+        raise RecipeError(problem, "Leave it out, or pass the run folder that was exported")
     model = load_tested_model(run, precision, device)
     scorer = model.scorer
     # the report of an evaluation has figures, also if the run is a fold
@@ -98,7 +107,7 @@ def evaluate(
             manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, result_dir)
             overlap_counts = report_overlap(overlap, keep=keep_overlap)
         else:
-            log_missing_in_export(model.tested["run"])
+            log.info(MISSING_IN_EXPORT)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(scorer, manifest, splits=None, progress=result_dir, log_warnings=False)
         if predictions.is_multi_label:
@@ -113,14 +122,6 @@ def evaluate(
             result_dir.write_saliency_maps(model.classifier, manifest, predictions)
         write_json(result_dir.folder / MODEL_JSON_FILE, model.model_json)
     return result_dir.finish()
-
-
-def log_missing_in_export(run_name: str) -> None:
-    """Log which parts of an evaluation need the run folder."""
-    text = "the export of run %s has no images of the training: overlap of this data with them is unknown"
-    log.warning(text, run_name)
-    text = "an export has no predictions of the test split and no network: the report has no comparison with the "
-    log.info("%sinternal test set and no saliency maps; pass the run folder for them", text)
 
 
 def warn_overlapping_datasets(recipe: Recipe, run: Path) -> None:

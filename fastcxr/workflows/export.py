@@ -25,7 +25,7 @@ from fastcxr.export.onnx import ONNX_PACKAGES, write_onnx
 from fastcxr.export.timm_folder import write_timm_folder
 from fastcxr.inference.images import read_fitted_images
 from fastcxr.inference.torch_scorer import TorchScorer
-from fastcxr.io.files import atomic_folder, atomic_write, write_json
+from fastcxr.io.files import atomic_folder, atomic_write, compute_sha256, write_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.packages import require_packages
@@ -61,7 +61,8 @@ def export_model(
     Args:
         run: folder of a finished run, also of a run with folds.
         folder: folder to create.
-        to: "onnx", for predict and serve without torch and for other programs, or "timm", for timm.create_model.
+        to: "onnx", for predict, evaluate and serve without torch and for other programs, or "timm", for
+            timm.create_model.
         data: images for the comparison: dataset of the run, or other files and folders. Default: the data of the
             recipe if it is found, else the bundled sample.
         progress: progress display.
@@ -86,10 +87,12 @@ def export_model(
         description = describe_export(run, model)
         write = write_onnx_export if to == "onnx" else write_timm_export
         description = write(model, temporary_dir, description, images)
-        check = description["check"] | {"data": origin}
-        write_json(temporary_dir / EXPORT_JSON_FILE, description | {"check": check})
+        changes: dict[str, Any] = {"check": description["check"] | {"data": origin}}
         if (run / MODEL_CARD_FILE).is_file():
             atomic_write(temporary_dir / MODEL_CARD_FILE, (run / MODEL_CARD_FILE).read_bytes())
+            card = {MODEL_CARD_FILE: compute_sha256(temporary_dir / MODEL_CARD_FILE)}
+            changes["files"] = description["files"] | card
+        write_json(temporary_dir / EXPORT_JSON_FILE, description | changes)
     return folder
 
 
@@ -185,7 +188,8 @@ def find_check_images(run: Path, data: DataPaths | None) -> tuple[pd.DataFrame, 
         return own_images, OWN_IMAGES
     if paths:
         return make_image_table(paths), f"{make_data_name(paths)} given with data"
-    log.info("the images of the run are not found: the export is checked with the bundled sample, or pass `data`")
+    text = "the images of the run are not found (a run stores no absolute paths): the export is checked with the "
+    log.warning("%sbundled sample. To check it with the images of the run, pass `data=DATA`", text)
     return make_image_table([find_or_write_sample()]), SAMPLE_IMAGES
 
 

@@ -1,4 +1,4 @@
-"""List the runs in a folder: state, headline metrics and date."""
+"""List the runs and exports in a folder: state, headline metrics and date."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,27 +7,30 @@ from typing import Any
 
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import FastcxrError, InputMissingError
+from fastcxr.export.export_json import TARGETS
 from fastcxr.io.files import read_json
-from fastcxr.io.formats import find_unfinished_state, reject_other_format
-from fastcxr.io.run_folders import list_runs
+from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, find_unfinished_state, is_format, reject_other_format
+from fastcxr.io.run_folders import EXPORT_JSON_FILE, list_exports, list_runs
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 
 HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first that a run has
 
 
 def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
-    """Return a row for each run in `parent`, the newest first.
+    """Return a row for each run and each export in `parent`, the newest first.
 
-    Columns: run (path in `parent`), folder, state, split of the metrics, accuracy, auroc (macro) and date (start of the
-    run or of its last resumption, ISO, local time). A metric that the run does not have is None.
+    Columns: run (path in `parent`), folder, state, target of an export, split of the metrics, accuracy, auroc (macro)
+    and date (start of the run or of its last resumption, or the time of the export, ISO, local time). A value that the
+    run or the export does not have is None.
 
-    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, or other version. Raises
-    InputMissingError for a folder that does not exist.
+    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, export, or other version.
+    Raises InputMissingError for a folder that does not exist.
     """
     parent = Path(parent)
     if not parent.is_dir():
         raise InputMissingError("no such folder", "Pass the folder that holds run folders", path=parent)
     rows = [_describe_run(folder, parent) for folder in list_runs(parent)]
+    rows += [_describe_export(folder, parent) for folder in list_exports(parent)]
     return sorted(rows, key=lambda row: row["date"], reverse=True)
 
 
@@ -39,10 +42,26 @@ def _describe_run(folder: Path, parent: Path) -> dict[str, Any]:
         "run": folder.relative_to(parent).as_posix(),
         "folder": folder,
         "state": state,
+        "target": None,
         "split": {OUT_OF_FOLD: "out of fold"}.get(split, split),
         "accuracy": metrics.get(split, {}).get("accuracy"),
         "auroc": auroc.get("macro") if isinstance(auroc, Mapping) else auroc,
         "date": _find_start(folder).isoformat(timespec="seconds"),
+    }
+
+
+def _describe_export(folder: Path, parent: Path) -> dict[str, Any]:
+    path = folder / EXPORT_JSON_FILE
+    content = _read_object(path)
+    return {
+        "run": folder.relative_to(parent).as_posix(),
+        "folder": folder,
+        "state": "export" if is_format(content.get(FORMAT_KEY), EXPORT_FORMAT) else "other version",
+        "target": target if (target := content.get("target")) in TARGETS else None,
+        "split": "",
+        "accuracy": None,
+        "auroc": None,
+        "date": datetime.fromtimestamp(path.stat().st_mtime).isoformat(timespec="seconds"),
     }
 
 

@@ -25,7 +25,7 @@ def load_scorer(
 
     Args:
         folder: folder of a run, of a run with folds, or of an export.
-        precision: of the model of a run; see models.bundle.load_classifier.
+        precision: of the model of a run; see models.bundle.load_classifier. An export has fp32.
         device: name of a torch device; of an export auto, cpu or cuda.
         engine: inference engine of the model of a run; an export is run with onnxruntime.
 
@@ -45,17 +45,20 @@ def load_scorer(
 
 def validate_export_options(precision: InferencePrecision, engine: Engine = "torch") -> None:
     """Raise RecipeError for an option that applies to the model of a run only."""
-    for name, value, default in (("precision", precision, "trained"), ("engine", engine, "torch")):
-        if value != default:
+    for name, value, accepted in (("precision", precision, ("trained", "fp32")), ("engine", engine, ("torch",))):
+        if value not in accepted:
             problem = f"an export is run in float32 with onnxruntime: got `{name}={value!r}`"
             raise RecipeError(problem, "Leave it out, or pass the run folder that was exported")
 
 
 def require_torch(folder: str | Path) -> None:
-    """Raise PackageError if a package is not installed that the model of a run needs."""
+    """Raise PackageError if a package is not installed that the model of a run needs.
+
+    Raises InputMissingError for a folder that is not a run: it is the more specific error.
+    """
+    if not list_models_below(folder, "fold"):
+        require_run_file(folder, MODEL_JSON_FILE, expected="a finished run or of an export")
     if missing := find_missing(TORCH_MODULES):
-        if not list_models_below(folder, "fold"):
-            require_run_file(folder, MODEL_JSON_FILE)  # a wrong folder is the more specific error
         raise make_package_error(missing, f"the model of the run {Path(folder).resolve().name}", EXPORT_OR_INSTALL_FIX)
 
 

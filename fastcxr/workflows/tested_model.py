@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ModelError
-from fastcxr.export.export_json import COPY_AGAIN_FIX
+from fastcxr.export.export_json import COPY_AGAIN_FIX, ONNX_FILE
 from fastcxr.export.exported_model import ExportedModel, load_export
 from fastcxr.inference.scores import Scorer
 from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
@@ -33,7 +33,7 @@ class TestedModel:
         model_json: content of model.json for the report, without files.
         run: run folder with the images of the training and the predictions of its test split; None for an export.
         tested: entry `tested` of run.json: name of the run, the checks of its data that failed, and of an export
-            its name and the critical notices of the run.
+            its name, the SHA-256 checksums of its ONNX file and the critical notices of the run.
         machine: the machine, with the name of the GPU if torch runs the model.
     """
 
@@ -100,6 +100,7 @@ def _describe_export(model: ExportedModel) -> TestedModel:
             raise
         problem = f"the facts on the training cannot be read ({type(error).__name__})"
         raise ModelError(problem, COPY_AGAIN_FIX, path=path, code="E301") from error
+    files = {name: checksum for name, checksum in content["files"].items() if name.startswith(ONNX_FILE)}
     of_the_export = {"labels": list(model.labels), "kind": model.task, "calibration": dict(model.thresholds)}
     return TestedModel(
         scorer=model,
@@ -107,6 +108,12 @@ def _describe_export(model: ExportedModel) -> TestedModel:
         recipe=recipe,
         model_json={FORMAT_KEY: MODEL_FORMAT} | model_json | of_the_export,
         run=None,
-        tested={"run": run_name, "failed": [], "export": model.folder.resolve().name, "notices": notices},
+        tested={
+            "run": run_name,
+            "failed": [],
+            "export": model.folder.resolve().name,
+            "files": files,
+            "notices": notices,
+        },
         machine=describe_machine(),
     )

@@ -18,7 +18,8 @@ from toy_images import draw_toy, write_toys
 
 from fastcxr import load_export, load_model
 from fastcxr.config.tasks import MULTI_LABEL
-from fastcxr.errors import InputMissingError, ModelError
+from fastcxr.errors import InputMissingError, ModelError, RecipeError
+from fastcxr.report.notices import read_terminal_notices
 from fastcxr.workflows.verify import find_differences
 
 pytestmark = [pytest.mark.needs("onnx", "onnxruntime"), pytest.mark.usefixtures("without_figures")]
@@ -85,6 +86,17 @@ def test_an_option_of_a_run_is_rejected_for_an_export(call, folder, option):
     assert f"got {' '.join(option)}. Leave it out, or pass the run folder" in done.stderr.splitlines()[-1]
 
 
+def test_fp32_is_the_precision_of_an_export(call, folder):
+    done = call("predict", "export", "film.dcm", "--precision", "fp32", where=folder)
+    assert done.returncode == 0 and "prob_haze" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["predict", "norun", "images"], ["evaluate", "norun", "--data", "images"]])
+def test_a_wrong_folder_is_neither_run_nor_export(call, folder, words):
+    done = call(*words, where=folder)
+    assert "FCX-E304 norun: the folder does not exist. Pass the folder of a finished run or of an export" in done.stderr
+
+
 def test_an_export_for_timm_does_not_predict(call, folder, tmp_path):
     done = call("predict", write_mean_export(tmp_path / "export", target="timm"), folder / "images")
     assert done.returncode == 65
@@ -123,7 +135,7 @@ def test_a_command_that_needs_the_run_states_it(call, folder, command):
     done = call(command, "export", *more.get(command, []), where=folder)
     (line,) = done.stderr.splitlines()
     assert "FCX-E304 export: an exported model, which has no " in line
-    assert "Pass the run folder that was exported" in line
+    assert "Pass the run folder that was exported" in line and "`fastcxr serve`" in line
 
 
 def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp_path):
@@ -135,11 +147,22 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     done = run_with(EVALUATE_PACKAGES, *words, where=tmp_path)
     assert done.returncode == 0, done.stderr
     run_json = json.loads((tmp_path / "external" / "run.json").read_text())
-    tested = {"run": "first", "failed": [], "export": "export", "overlap": {}}
+    files = json.loads((export / "export.json").read_text())["files"]
+    tested = {"run": "first", "failed": [], "export": "export", "overlap": {}, "files": files}
     assert run_json["tested"] == tested | {"notices": [{name: NOTICE[name] for name in ("title", "text")}]}
     page = (tmp_path / "external" / "report.html").read_text()
-    assert "External test of the model of run first, exported to export and run with onnxruntime." in page
-    assert "overlap of this data with them is unknown" in page
+    assert "Test on other data of the model of run first, exported to export and run with onnxruntime." in page
+    assert "This is an external test" not in page and "External test of" not in page
+    title = "Overlap with the training images: unknown"
+    notices = read_terminal_notices(tmp_path / "external")
+    first = next(notice for notice in notices if notice.level == "warning")
+    assert first.title == title
+    assert "does not contain the list of training images" in first.text
+    assert title in done.stderr and title in page and title in (tmp_path / "external" / "MODEL_CARD.md").read_text()
+    assert "Logged warning" not in page
+    assert f"SHA-256 of the model: {files['model.onnx']}" in (tmp_path / "external" / "MODEL_CARD.md").read_text()
+    claim = (tmp_path / "external" / "CLAIM.md").read_text()
+    assert "- [ ] **External test.** Unknown: " in claim and f"sha256 {files['model.onnx']}" in claim
     assert f"The run of the exported model has a critical notice: {NOTICE['title']}" in page
     table = pd.read_csv(tmp_path / "external" / "predictions.csv", keep_default_na=False)
     predicted = pd.read_csv(pd.io.common.StringIO(call("predict", export, "toys", where=tmp_path).stdout))
@@ -149,6 +172,13 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     shutil.copytree(tmp_path / "external", tmp_path / "other")
     done = call("compare", "external", "other", "--out", "compared", where=tmp_path)
     assert (tmp_path / "compared" / "compare.html").exists(), done.stderr
+
+
+def test_overlap_is_not_kept_with_an_export(call, folder):
+    done = call("evaluate", "export", "--data", "images", "--keep-overlap", "--out", "kept", where=folder)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 64 and not (folder / "kept").exists()
+    assert "does not contain the list of training images" in line and "got --keep-overlap. Leave it out" in line
 
 
 def test_an_export_of_findings_is_evaluated(call, tmp_path):
@@ -164,21 +194,72 @@ def test_an_export_of_findings_is_evaluated(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "problem"),
     [
-        {"calibration": {"thresholds": {"haze": {"threshold": "0.5"}}}},
-        {"calibration": {"thresholds": 3}},
-        {"bit_depths": {"sources": 3, "default": None}},
-        {"labels": ["haze", "haze"]},
+        (
+            {"calibration": {"thresholds": {"haze": {"threshold": 1.5}}}},
+            """invalid value of 'calibration.thresholds.haze': {"threshold": 1.5}""",
+        ),
+        ({"calibration": {"thresholds": 3}}, "invalid value of 'calibration.thresholds': 3"),
+        ({"calibration": {"uncertain_below": -0.1}}, "invalid value of 'calibration.uncertain_below': -0.1"),
+        ({"bit_depths": {"sources": 3, "default": None}}, """invalid value of 'bit_depths': {"sources": 3, "default"""),
+        ({"labels": ["haze", "haze"]}, """invalid value of 'labels': ["haze", "haze"]"""),
+        (
+            {"labels": ["haze"] * 100},
+            """invalid value of 'labels': ["haze", "haze", "haze", "haze", "haze", "haze", "haze", "ha.... Copy""",
+        ),
     ],
 )
-def test_invalid_values_of_export_json_are_an_error_of_one_line(call, folder, tmp_path, changes):
-    export, (name,) = write_mean_export(tmp_path / "export"), changes
+def test_invalid_values_of_export_json_are_an_error_of_one_line(call, folder, tmp_path, changes, problem):
+    export = write_mean_export(tmp_path / "export")
     content = json.loads((export / "export.json").read_text()) | changes
     (export / "export.json").write_text(json.dumps(content))
     done = call("predict", export, folder / "images")
     assert done.returncode == 65
-    assert f"FCX-E301 {tmp_path}/export/export.json: invalid or missing value of '{name}'" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"FCX-E301 {tmp_path}/export/export.json: {problem}" in line
+
+
+def test_swapped_labels_or_another_task_of_export_json_are_an_error(tmp_path):
+    export = write_mean_export(tmp_path / "export")
+    content = json.loads((export / "export.json").read_text())
+    (export / "export.json").write_text(json.dumps(content | {"labels": ["haze", "clear", "opacity"]}))
+    with pytest.raises(
+        ModelError, match=r'FCX-E301.*labels \["clear", "haze", "opacity"\], expected .*\["haze", "clear"'
+    ):
+        load_export(export)
+    (export / "export.json").write_text(json.dumps(content | {"task": MULTI_LABEL}))
+    with pytest.raises(ModelError, match='FCX-E301.*task "single_label", expected those of export.json: "multi_label"'):
+        load_export(export)
+
+
+def test_an_export_of_another_format_names_both_numbers(tmp_path):
+    export = write_mean_export(tmp_path / "export", format=2)
+    with pytest.raises(ModelError, match=r"FCX-E306.*has the format 2, expected 1\. Export the run again$"):
+        load_export(export)
+
+
+def test_an_export_describes_itself(folder):
+    text = repr(load_export(folder / "export"))
+    assert text.startswith("<ExportedModel: 3 classes: clear, haze, opacity; 32 x 32 pixels; float32 with onnxruntime")
+    assert f"; with OOD detector; critical: {NOTICE['title']}>" in text
+
+
+def test_list_shows_exports(call, tmp_path):
+    write_mean_export(tmp_path / "runs" / "export-first-1")
+    write_mean_export(tmp_path / "runs" / "old", format=0)
+    rows = {row["run"]: row for row in json.loads(call("list", "--json", where=tmp_path).stdout)}
+    assert {name: (row["state"], row["target"]) for name, row in rows.items()} == {
+        "export-first-1": ("export", "onnx"), "old": ("other version", "onnx"),
+    }  # fmt: skip
+    shown = call("list", where=tmp_path).stdout
+    assert "export (onnx)" in shown and rows["old"]["date"][:10] in shown
+
+
+def test_only_for_cuda_another_package_is_advised(folder):
+    for device, fix in (("mps", "Pass `device='cpu'`"), ("cuda", "Pass `device='cpu'`, or install onnxruntime-gpu")):
+        with pytest.raises(RecipeError, match=f"the device '{device}' here. {fix}$"):
+            load_export(folder / "export", device)
 
 
 @pytest.mark.parametrize("changes", [{"labels": ["a", "b"]}, {"image_size": 64}, {"has_ood_detector": False}])
@@ -186,7 +267,10 @@ def test_a_graph_that_does_not_match_export_json_is_not_run(folder, tmp_path, ch
     export = write_mean_export(tmp_path / "export")
     content = json.loads((export / "export.json").read_text()) | changes
     (export / "export.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="FCX-E305.*the inputs and outputs are .*, expected "):
+    with pytest.raises(
+        ModelError,
+        match=r"FCX-E305.*the model has images of n x 32 x 32, probabilities of n x 3, ood_score of n; expected im",
+    ):
         load_export(export)
 
 

@@ -115,7 +115,11 @@ def test_the_file_describes_itself(exported, classifier):
     assert properties["task"] == "single_label"
     assert entries["files"].keys() == {ONNX_FILE} == {path.name for path in folder.iterdir()}
     assert model.opset_import[0].version == entries["opset"]
-    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "any number of images"
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "n", "any number of images"
+    assert not [
+        dim for value in model.graph.value_info for dim in value.type.tensor_type.shape.dim if "s" in dim.dim_param
+    ]
 
 
 def test_the_file_holds_no_folder_of_this_machine(exported):

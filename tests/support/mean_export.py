@@ -22,7 +22,7 @@ def write_mean_export(
 ) -> Path:
     """Write an export; `changes`: other values in export.json. Images darker than 1/4 or brighter than 3/4 are OOD."""
     folder.mkdir(parents=True)
-    _write_graph(folder / ONNX_FILE, len(labels), task, size)
+    _write_graph(folder / ONNX_FILE, labels, task, size)
     recipe = Recipe("resnet50", image_size=size)
     content = {
         FORMAT_KEY: EXPORT_FORMAT,
@@ -45,10 +45,11 @@ def write_mean_export(
     return folder
 
 
-def _write_graph(path: Path, n_labels: int, task: str, size: int) -> None:
+def _write_graph(path: Path, labels: Sequence[str], task: str, size: int) -> None:
     import onnx
     from onnx import helper, numpy_helper
 
+    n_labels = len(labels)
     weights = np.linspace(-4, 4, n_labels, dtype=np.float32)
     constants = {
         "axes": np.array([1, 2], np.int64),
@@ -82,5 +83,6 @@ def _write_graph(path: Path, n_labels: int, task: str, size: int) -> None:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {"labels": json.dumps(list(labels), ensure_ascii=False), "task": task})
     onnx.checker.check_model(model)
     onnx.save(model, path)

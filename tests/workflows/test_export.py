@@ -83,8 +83,9 @@ def test_export_json_states_the_model_and_the_check(exported, finding_run):
 
 
 def test_the_folder_has_no_other_files_and_nothing_is_left_beside_it(exported, finding_run):
-    expected = {"export.json", "model.onnx"} | ({"MODEL_CARD.md"} & {path.name for path in finding_run[0].iterdir()})
-    assert {path.name for path in exported.iterdir()} == expected
+    files = {"model.onnx"} | ({"MODEL_CARD.md"} & {path.name for path in finding_run[0].iterdir()})
+    assert {path.name for path in exported.iterdir()} == {"export.json"} | files
+    assert json.loads((exported / "export.json").read_text())["files"].keys() == files
     assert [path.name for path in exported.parent.iterdir()] == ["export"]
 
 
@@ -109,9 +110,9 @@ def test_moved_images_are_replaced_by_the_sample_with_a_message(
     )
     monkeypatch.setattr(module, "find_or_write_sample", lambda: write_toys(tmp_path / "sample"))
     monkeypatch.chdir(tmp_path)
-    with caplog.at_level(logging.INFO, "fastcxr"):
+    with caplog.at_level(logging.WARNING, "fastcxr"):
         folder = export_model(run, "export")
-    assert "checked with the bundled sample, or pass `data`" in caplog.text
+    assert "checked with the bundled sample. To check it with the images of the run, pass `data=DATA`" in caplog.text
     check = read_export_json(folder)["check"]
     assert (check["data"], check["images"]) == ("bundled sample", 30)
 
