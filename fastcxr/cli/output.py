@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cyclopts import CycloptsError, Group, Parameter
 from rich.console import Console
@@ -192,6 +192,14 @@ def make_interrupt_error(interrupt: KeyboardInterrupt) -> FastcxrError:
     if done := getattr(interrupt, "__notes__", []):
         return make_error(f"interrupted: {done[0]}", "Repeat the command to continue", INTERRUPTED_EXIT_CODE)
     return make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the process at once, without what Python does at exit, which aborts while a thread runs code in C++."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
 
 
 def make_error(problem: str, fix: str, exit_code: int) -> FastcxrError:

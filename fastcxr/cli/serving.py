@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from fastcxr.cli.app import MODELS, Device, Precision, app
-from fastcxr.cli.output import is_json, print_line, print_result, print_warning
+from fastcxr.cli.output import INTERRUPTED_EXIT_CODE, end_process, is_json, print_line, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.errors import RecipeError
 from fastcxr.io.packages import find_missing, make_package_error
@@ -28,8 +28,8 @@ def serve(
 
     Answers POST /predict with the rows of predict --json and POST /saliency with a saliency map; GET / is the page.
     Uploaded images stay in memory, and no file name is logged. Ctrl-C or SIGTERM ends the server with exit code 0 after
-    the running requests. A host other than 127.0.0.1, and --allow-host, require a token: that of the variable
-    FASTCXR_TOKEN, else a random one in the URL that is printed.
+    the running requests, a second Ctrl-C at once with exit code 130. A host other than 127.0.0.1, and --allow-host,
+    require a token: that of the variable FASTCXR_TOKEN, else a random one in the URL that is printed.
 
     Parameters
     ----------
@@ -65,6 +65,9 @@ def serve(
             sys.stdout.flush()  # a program that started the server reads the line from a pipe
             print_line("For research, not for diagnosis. Ctrl-C ends the server")
 
-        serve_model(model, options, listening, show_url)
-    print_line("stopped")
-    return 0
+        stop = serve_model(model, options, listening, show_url)
+    print_line("stopped before the end of a computation" if stop.is_computing else "stopped")
+    exit_code = INTERRUPTED_EXIT_CODE if stop.is_forced else 0
+    if stop.is_computing:
+        end_process(exit_code)
+    return exit_code

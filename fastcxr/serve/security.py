@@ -4,6 +4,7 @@ The host is checked against DNS rebinding: a page of another site, whose name an
 its own name. Origin and Sec-Fetch-Site are checked because a browser sends forms of other sites too.
 """
 
+import asyncio
 import hmac
 import logging
 import time
@@ -25,7 +26,7 @@ from fastcxr.serve.responses import (
     make_unexpected_error,
 )
 from fastcxr.serve.uploads import discard_body
-from fastcxr.serve.worker import ClientLeft
+from fastcxr.serve.worker import ClientLeft, make_stopping_error
 
 log = logging.getLogger("fastcxr")
 TOKEN_PARAMETER = "token"
@@ -74,6 +75,8 @@ class SecurityMiddleware:
                 await self.app(scope, receive_body, send_with_headers)
         except ClientLeft:
             status = CLIENT_LEFT_STATUS
+        except asyncio.CancelledError:  # a second Ctrl-C, or the time limit of a stop: the rest of a body is not read
+            response, is_body_read = make_error_response(make_stopping_error()), True
         except Exception as error:  # no reference is kept: its traceback contains the files of the request
             response = make_error_response(error if isinstance(error, RequestError) else make_unexpected_error(error))
         if response is not None and not status:

@@ -5,7 +5,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import uvicorn
@@ -18,13 +18,31 @@ from fastcxr.serve.worker import Worker
 
 BACKLOG, MAX_CONNECTIONS = 128, 256
 KEEP_ALIVE_SECONDS = 15
+THREAD_END_SECONDS = 0.3  # of a worker without a computation
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # an address that a browser can open
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How a server ended.
+
+    Attributes:
+        is_forced: whether a second SIGINT ended the running requests.
+        is_computing: whether the thread still computes. The libraries in C++ abort a process that exits normally while
+            one of their threads runs: use os._exit.
+    """
+
+    is_forced: bool = False
+    is_computing: bool = False
 
 
 def serve_model(
     model: ServedModel, options: ServeOptions, listening: socket.socket, show_url: Callable[[str], None]
-) -> None:
-    """Answer requests until SIGINT or SIGTERM; the running requests end before the function returns.
+) -> Stop:
+    """Answer requests until SIGINT or SIGTERM, and return how the server ended.
+
+    The running requests end before the function returns, unless a second SIGINT or the time limit
+    `options.stop_seconds` ends them with the status 503.
 
     Args:
         model: the model; a first prediction is made before the server is ready.
@@ -34,14 +52,19 @@ def serve_model(
     """
     options = replace(options, port=listening.getsockname()[1])
     worker = Worker(options.max_waiting)
-    worker.submit(model.warm_up).result()
+    try:
+        worker.submit(model.warm_up).result()
+    except KeyboardInterrupt:
+        return Stop(is_forced=True, is_computing=not worker.end(THREAD_END_SECONDS))
     config = uvicorn.Config(
         make_app(model, options, worker), http="h11", ws="none", lifespan="off", log_config=None,
         log_level="critical", access_log=False, server_header=False, proxy_headers=False,
         limit_concurrency=MAX_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(options.stop_seconds),
     )  # fmt: skip
-    _Server(config, worker, lambda: show_url(format_url(options))).run([listening])
+    server = _Server(config, worker, lambda: show_url(format_url(options)))
+    server.run([listening])
+    return Stop(is_forced=server.force_exit, is_computing=not worker.end(THREAD_END_SECONDS))
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -86,6 +109,9 @@ class _Server(uvicorn.Server):
         """Stop: new requests are rejected; a second SIGINT also ends the running ones."""
         super().handle_exit(sig, frame)
         self.worker.stop()
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()  # SecurityMiddleware responds with the status 503
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

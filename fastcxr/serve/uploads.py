@@ -96,7 +96,7 @@ def make_size_error(unit: str, max_bytes: int) -> RequestError:
 async def discard_body(stream: AsyncIterator[bytes]) -> None:
     """Read and drop the rest of a rejected request: a client reads the response only after it has sent its body."""
     n_bytes = 0
-    with suppress(TimeoutError, ClientDisconnect):
+    with suppress(TimeoutError, ClientDisconnect, asyncio.CancelledError):  # cancelled: the server stops
         async with asyncio.timeout(DISCARD_SECONDS):
             async for chunk in stream:
                 n_bytes += len(chunk)

@@ -114,6 +114,12 @@ class Worker:
                 job.cancel()
         self.jobs.put(None)
 
+    def end(self, seconds: float) -> bool:
+        """Stop, wait for the running computation at most some seconds, and return whether the thread has ended."""
+        self.stop()
+        self.thread.join(seconds)
+        return not self.thread.is_alive()
+
     def _compute_jobs(self) -> None:
         while job := self.jobs.get():
             job.compute()

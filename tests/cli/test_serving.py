@@ -13,6 +13,7 @@ from mean_export import LABELS, NOTICE, write_mean_export
 from only_these import PREDICT_PACKAGES
 from served_models import make_fields, make_png_bytes, make_served_model
 
+from fastcxr.cli import serving
 from fastcxr.data.imaging.memory import FileInMemory
 from fastcxr.export.exported_model import load_export
 from fastcxr.inference.explain_one import GradCamExplainer
@@ -36,6 +37,7 @@ def served(monkeypatch):
     def serve_model(model, options, listening, show_url):
         calls.append((model, options))
         show_url(server.format_url(options))
+        return server.Stop()
 
     monkeypatch.setattr(server, "serve_model", serve_model)
     monkeypatch.setattr(server, "open_socket", lambda host, port: nullcontext())
@@ -50,6 +52,17 @@ def test_serve_prints_the_url_and_the_critical_notices_and_ends_with_0(call, ser
     assert "CRITICAL: Image-level split. Patients may be in two splits." in done.stderr
     assert "For research, not for diagnosis" in done.stderr and done.stderr.rstrip().endswith("stopped")
     assert served[0][1] == ServeOptions(port=8123, max_waiting=3)
+
+
+@pytest.mark.parametrize(("is_forced", "exit_code"), [(False, 0), (True, 130)])
+def test_a_stop_during_a_computation_ends_the_process_at_once(call, served, monkeypatch, is_forced, exit_code):
+    ended = []
+    monkeypatch.setattr(server, "serve_model", lambda *_: server.Stop(is_forced, is_computing=True))
+    monkeypatch.setattr(serving, "end_process", ended.append)
+    assert call("serve", "run").stderr.splitlines()[-1] == "stopped before the end of a computation"
+    assert ended == [exit_code]
+    monkeypatch.setattr(server, "serve_model", lambda *_: server.Stop(is_forced))
+    assert call("serve", "run").returncode == exit_code and ended == [exit_code]
 
 
 @pytest.mark.parametrize("words", [["--host", "0.0.0.0"], ["--allow-host", "hub.example.org"]])

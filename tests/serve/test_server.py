@@ -26,7 +26,7 @@ HEAVY = {
     "safetensors", "huggingface_hub",
 }  # fmt: skip
 CODE = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {support!r})
 from served_models import make_served_model
 from fastcxr.serve.options import ServeOptions
@@ -34,9 +34,12 @@ from fastcxr.serve.server import open_socket, serve_model
 
 model = make_served_model()
 score = model.scorer.score
-model.scorer.score = lambda images: (time.sleep({seconds}), score(images))[1]
+model.scorer.score = lambda images: (images.any() and time.sleep({seconds}), score(images))[1]
 with open_socket("127.0.0.1", 0) as listening:
-    serve_model(model, ServeOptions(), listening, lambda url: print(url, flush=True))
+    stop = serve_model(model, ServeOptions(stop_seconds={stop_seconds}), listening, lambda url: print(url, flush=True))
+if stop.is_computing:
+    print(stop, flush=True)
+    os._exit(7)
 print("stopped", *(sys.modules.keys() & {heavy}), flush=True)
 """
 
@@ -46,8 +49,8 @@ def start_server():
     """Start a server whose model takes some seconds, and return its process and URL."""
     processes = []
 
-    def start(seconds: float = 0) -> tuple[subprocess.Popen, str]:
-        code = CODE.format(support=str(SUPPORT), seconds=seconds, heavy=HEAVY)
+    def start(seconds: float = 0, stop_seconds: float = 30) -> tuple[subprocess.Popen, str]:
+        code = CODE.format(support=str(SUPPORT), seconds=seconds, stop_seconds=stop_seconds, heavy=HEAVY)
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -90,6 +93,23 @@ def test_a_client_that_leaves_releases_its_place_and_a_running_request_ends_afte
         assert running.result(timeout=30).status_code == 200
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("n_signals", "stop_seconds"), [(2, 30), (1, 1)])
+def test_a_second_sigint_and_the_time_limit_of_a_stop_answer_a_running_request(start_server, n_signals, stop_seconds):
+    process, url = start_server(seconds=40, stop_seconds=stop_seconds)
+    with httpx.Client(base_url=url, timeout=30) as client, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.post, "predict", files=FILES)
+        while not client.get("healthz").json()["requests"]:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        for _ in range(n_signals):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        answer = running.result(timeout=30)
+    output, errors = process.communicate(timeout=30)
+    assert (answer.status_code, answer.json()["code"]) == (503, "E505")
+    assert output == f"Stop(is_forced={n_signals == 2}, is_computing=True)\n" and process.returncode == 7, errors
 
 
 def test_an_address_in_use_is_an_error_with_a_fix():

@@ -88,6 +88,23 @@ def test_a_stop_rejects_waiting_and_new_requests_and_the_running_one_ends():
     assert new.json()["code"] == "E505" and health.json()["status"] == "stopping"
 
 
+@pytest.mark.parametrize("length", ["1000", str(10**12)])  # of a body that is read, and that is discarded
+def test_a_stop_answers_a_request_whose_body_is_incomplete(length):
+    async def send():
+        yield b"--x\r\n"
+        await asyncio.sleep(30)
+
+    async def use_client(client, model, worker):
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": length}
+        task = asyncio.create_task(client.post("/predict", content=send(), headers=headers))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return await task
+
+    answer = run_with_client(use_client)
+    assert (answer.status_code, answer.json()["code"]) == ((503, "E505") if length == "1000" else (413, "E503"))
+
+
 def test_a_client_that_leaves_while_it_waits_is_not_computed():
     worker, may_end, computed = Worker(5), threading.Event(), []
 
