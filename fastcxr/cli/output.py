@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +163,12 @@ def print_line(line: str) -> None:
 def print_warning(line: str) -> None:
     """Print a warning, also with --quiet."""
     print_alert(console, line)
+
+
+def print_critical_notices(notices: Iterable[Mapping[str, str]]) -> None:
+    """Print the critical notices on a model as warnings."""
+    for notice in notices:
+        print_warning(f"CRITICAL: {notice['title'].rstrip('.')}. {notice['text']}".rstrip())
 
 
 def print_error(error: FastcxrError, prefix: str = "") -> int:

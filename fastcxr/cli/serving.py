@@ -5,7 +5,14 @@ import sys
 from pathlib import Path
 
 from fastcxr.cli.app import MODELS, Device, Precision, app
-from fastcxr.cli.output import INTERRUPTED_EXIT_CODE, end_process, is_json, print_line, print_result, print_warning
+from fastcxr.cli.output import (
+    INTERRUPTED_EXIT_CODE,
+    end_process,
+    is_json,
+    print_critical_notices,
+    print_line,
+    print_result,
+)
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.errors import RecipeError
 from fastcxr.io.packages import find_missing, make_package_error
@@ -56,9 +63,7 @@ def serve(
     options = ServeOptions(host=host, port=port, allowed_hosts=allow_host, token=token, max_waiting=max_waiting)
     with open_socket(host, port) as listening:
         model = load_served_model(folder, precision=precision, device=device)
-        for notice in model.notices:
-            if notice["level"] == "critical":
-                print_warning(f"CRITICAL: {notice['title']}. {notice['text']}")
+        print_critical_notices(model.notices)
 
         def show_url(url: str) -> None:
             print_result(f"serving {model.name} at {url}", None)

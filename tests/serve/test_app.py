@@ -40,7 +40,7 @@ def get_json_of_predict(model, files, capsys) -> dict:
     def command() -> int:
         use_output_options(OutputOptions(json=True))
         decided = apply_thresholds(predict(model.scorer, files, splits=None), model.scorer.thresholds)
-        return write_and_print_predictions(decided, None, has_ood_detector=True)
+        return write_and_print_predictions(decided, None, model.notices, has_ood_detector=True)
 
     run_to_exit_code(command)
     return json.loads(capsys.readouterr().out)
