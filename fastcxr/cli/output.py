@@ -6,6 +6,7 @@ Standard output has the result only: a path, a table, or with --json one JSON do
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -28,6 +29,7 @@ from fastcxr.progress.terminal import LINE_LOG, ConsoleMessages, print_alert, pr
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # of a line with its own time
 console = Console(stderr=True)  # with --quiet it shows only warnings and errors
 
 
@@ -75,13 +77,21 @@ def use_output_options(options: OutputOptions) -> None:
         _open_log_file(options.log_file)
 
 
+class _TimedLines(logging.Formatter):
+    """Lines that start with their time; those of the requests of a server have it already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
+        return record.getMessage() if TIME.match(record.getMessage()) else super().format(record)
+
+
 def _open_log_file(path: Path) -> None:
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         problem = f"the log file cannot be written ({error.strerror})"
         raise OutputError(problem, "Choose another --log-file", path=path) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_TimedLines("%(asctime)s %(message)s"))
     LINE_LOG.addHandler(handler)
     _state.cleanup.callback(handler.close)
     _state.cleanup.callback(LINE_LOG.removeHandler, handler)

@@ -1,6 +1,7 @@
 """The command serve, and what it loads from a run folder."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from mean_export import LABELS, NOTICE, write_mean_export
 from only_these import PREDICT_PACKAGES
 from served_models import make_fields, make_png_bytes, make_served_model
+from starlette.testclient import TestClient
 
 from fastcxr.cli import serving
 from fastcxr.data.imaging.memory import FileInMemory
@@ -22,6 +24,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.models.bundle import Ensemble, load_model
 from fastcxr.serve import server
+from fastcxr.serve.app import make_app
 from fastcxr.serve.options import ServeOptions
 from fastcxr.workflows import serve as workflow
 from fastcxr.workflows.serve import load_served_model, make_image_explainer, read_model_card
@@ -52,6 +55,17 @@ def test_serve_prints_the_url_and_the_critical_notices_and_ends_with_0(call, ser
     assert "CRITICAL: Image-level split. Patients may be in two splits." in done.stderr
     assert "For research, not for diagnosis" in done.stderr and done.stderr.rstrip().endswith("stopped")
     assert served[0][1] == ServeOptions(port=8123, max_waiting=3)
+
+
+def test_a_request_has_one_time_in_the_log_file(call, served, monkeypatch, tmp_path):
+    def serve_model(model, options, listening, show_url):
+        TestClient(make_app(model, options), base_url="http://127.0.0.1:8000").get("/healthz")
+        return server.Stop()
+
+    monkeypatch.setattr(server, "serve_model", serve_model)
+    call("serve", "run", "--log-file", tmp_path / "log.txt")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 3 and all(len(re.findall(r"\d\d:\d\d:\d\d", line)) == 1 for line in lines)
 
 
 @pytest.mark.parametrize(("is_forced", "exit_code"), [(False, 0), (True, 130)])

@@ -53,6 +53,7 @@ def test_requests_beyond_the_limit_are_rejected_and_the_others_are_answered():
         return rejected, health, [task.status_code for task in await asyncio.gather(*tasks)], worker.n_places
 
     rejected, health, codes, n_places = run_with_client(use_client, max_waiting=2)
+    assert "3 requests are being computed or waiting" in rejected.json()["error"]
     assert rejected.status_code == 429 and int(rejected.headers["retry-after"]) > 0
     assert rejected.json()["code"] == "E505"
     assert health.json() == {"status": "ok", "version": health.json()["version"], "requests": 3}
@@ -150,6 +151,13 @@ def test_a_client_that_leaves_gets_no_response_and_a_log_line(caplog):
         asyncio.run(make_app(make_served_model(), ServeOptions())(scope, receive, send))
     assert sent == []
     assert f"POST /predict {CLIENT_LEFT_STATUS}" in caplog.text
+
+
+def test_the_number_of_one_request_is_singular():
+    worker = Worker(0)
+    with worker.hold_place(), pytest.raises(RequestError, match="busy: 1 request is being"), worker.hold_place():
+        pass
+    worker.stop()
 
 
 def test_an_error_of_a_computation_does_not_end_the_thread():
