@@ -59,18 +59,24 @@ def serve(
     from fastcxr.serve.server import open_socket, serve_model
     from fastcxr.workflows.serve import load_served_model
 
-    token = choose_token(host, allow_host, os.environ.get(TOKEN_VARIABLE, ""))
+    given_token = os.environ.get(TOKEN_VARIABLE, "")
+    token = choose_token(host, allow_host, given_token)
     options = ServeOptions(host=host, port=port, allowed_hosts=allow_host, token=token, max_waiting=max_waiting)
     with open_socket(host, port) as listening:
         model = load_served_model(folder, precision=precision, device=device)
         print_critical_notices(model.notices)
 
-        def show_url(url: str) -> None:
-            print_result(f"serving {model.name} at {url}", None)
+        def show_urls(urls: list[str]) -> None:
+            query = f"?token={token}" if token and not given_token else ""
+            print_result(f"serving {model.name} at {urls[0]}{query}", None)
             sys.stdout.flush()  # a program that started the server reads the line from a pipe
+            if urls[1:]:
+                print_line(f"on other computers: {' or '.join(url + query for url in urls[1:])}")
+            if given_token:
+                print_line(f"Add ?token= and the value of {TOKEN_VARIABLE} to the URL")
             print_line("For research, not for diagnosis. Ctrl-C ends the server")
 
-        stop = serve_model(model, options, listening, show_url)
+        stop = serve_model(model, options, listening, show_urls)
     print_line("stopped before the end of a computation" if stop.is_computing else "stopped")
     exit_code = INTERRUPTED_EXIT_CODE if stop.is_forced else 0
     if stop.is_computing:

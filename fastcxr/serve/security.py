@@ -113,12 +113,12 @@ def check_host(headers: Headers, options: ServeOptions) -> str:
 
 
 def is_own_host(name: str, options: ServeOptions) -> bool:
-    """Return whether requests may name this host: loopback, an allowed name, or the address that is listened at.
+    """Return whether requests may name this host: loopback, an allowed or own name, or the address listened at.
 
     A server for other computers has one address in each network: any IP address is accepted, which no page of another
     site can have as its name.
     """
-    if is_loopback(name) or name in {one.lower() for one in (options.host, *options.allowed_hosts)}:
+    if is_loopback(name) or name in {one.lower() for one in (options.host, *options.allowed_hosts, *options.own_names)}:
         return True
     return is_ip_address(name) and not is_loopback(options.host)
 
@@ -173,7 +173,9 @@ def check_token(request: Request, options: ServeOptions) -> Response | None:
         response.headers["Set-Cookie"] = _make_cookie(options, is_secure=is_secure)
         return response
     problem = "the token is missing or wrong"
-    fix = f"Open the URL with ?token= that the terminal shows, or send `Authorization: Bearer` with {TOKEN_VARIABLE}"
+    fix = (
+        f"Add ?token= and the token (see the terminal, or {TOKEN_VARIABLE}) to the URL, or send `Authorization: Bearer`"
+    )
     raise RequestError(403, problem, fix, code="E502")
 
 

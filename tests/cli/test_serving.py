@@ -37,12 +37,13 @@ def served(monkeypatch):
     """Replace the server, and return the models and options that it receives."""
     calls = []
 
-    def serve_model(model, options, listening, show_url):
+    def serve_model(model, options, listening, show_urls):
         calls.append((model, options))
-        show_url(server.format_url(options))
+        show_urls(server.list_urls(options))
         return server.Stop()
 
     monkeypatch.setattr(server, "serve_model", serve_model)
+    monkeypatch.setattr(server, "find_network_address", lambda host: "192.168.1.5")
     monkeypatch.setattr(server, "open_socket", lambda host, port: nullcontext())
     monkeypatch.setattr(workflow, "load_served_model", lambda folder, **options: make_served_model(name=folder.name))
     return calls
@@ -58,7 +59,7 @@ def test_serve_prints_the_url_and_the_critical_notices_and_ends_with_0(call, ser
 
 
 def test_a_request_has_one_time_in_the_log_file(call, served, monkeypatch, tmp_path):
-    def serve_model(model, options, listening, show_url):
+    def serve_model(model, options, listening, show_urls):
         TestClient(make_app(model, options), base_url="http://127.0.0.1:8000").get("/healthz")
         return server.Stop()
 
@@ -85,12 +86,16 @@ def test_a_server_for_other_computers_has_a_random_token_in_its_url(call, served
     done = call("serve", "run", *words)
     token = served[0][1].token
     assert len(token) > 40 and done.stdout.rstrip().endswith(f"/?token={token}")
+    is_in_all_networks = "0.0.0.0" in words
+    assert (f"on other computers: http://192.168.1.5:8000/?token={token}" in done.stderr) == is_in_all_networks
 
 
 def test_the_token_of_the_variable_is_used_and_validated(call, served, monkeypatch):
     monkeypatch.setenv("FASTCXR_TOKEN", "correct-horse-battery")
-    call("serve", "run")
+    done = call("serve", "run")
     assert served[0][1].token == "correct-horse-battery"
+    assert done.stdout == "serving run at http://127.0.0.1:8000/\n", "the secret would be in the log of a service"
+    assert "Add ?token= and the value of FASTCXR_TOKEN" in done.stderr and "horse" not in done.stderr
     monkeypatch.setenv("FASTCXR_TOKEN", "short")
     done = call("serve", "run")
     assert done.returncode == 64

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from served_models import make_fields, make_png_bytes
+from served_models import make_fields, make_png_bytes, make_served_model
 
 from fastcxr.errors import OutputError
-from fastcxr.serve.options import ServeOptions
-from fastcxr.serve.server import format_url, open_socket
+from fastcxr.serve import server
+from fastcxr.serve.options import ServeOptions, is_ip_address, is_loopback
+from fastcxr.serve.server import find_network_address, list_own_names, list_urls, open_socket
 
 SUPPORT = Path(__file__).parent.parent / "support"
 FILES = make_fields(("a.png", make_png_bytes()))
@@ -36,7 +37,8 @@ model = make_served_model()
 score = model.scorer.score
 model.scorer.score = lambda images: (images.any() and time.sleep({seconds}), score(images))[1]
 with open_socket("127.0.0.1", 0) as listening:
-    stop = serve_model(model, ServeOptions(stop_seconds={stop_seconds}), listening, lambda url: print(url, flush=True))
+    options = ServeOptions(stop_seconds={stop_seconds})
+    stop = serve_model(model, options, listening, lambda urls: print(*urls, flush=True))
 if stop.is_computing:
     print(stop, flush=True)
     os._exit(7)
@@ -136,10 +138,42 @@ def test_ipv6_is_supported():
     [
         ("127.0.0.1", "http://127.0.0.1:8000/"),
         ("::1", "http://[::1]:8000/"),
-        ("0.0.0.0", f"http://127.0.0.1:8000/?token={TOKEN}"),
-        ("192.168.1.5", f"http://192.168.1.5:8000/?token={TOKEN}"),
+        ("192.168.1.5", "http://192.168.1.5:8000/"),
     ],
 )
 def test_the_url_can_be_opened_in_a_browser(host, url):
-    token = TOKEN if "token" in url else ""
-    assert format_url(ServeOptions(host=host, token=token)) == url
+    assert list_urls(ServeOptions(host=host, token=TOKEN)) == [url]
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "urls"),
+    [
+        ("0.0.0.0", "192.168.1.5", ["http://127.0.0.1:8000/", "http://192.168.1.5:8000/", "http://reader:8000/"]),
+        ("::", "fd00::5", ["http://[::1]:8000/", "http://[fd00::5]:8000/", "http://reader:8000/"]),
+        ("0.0.0.0", None, ["http://127.0.0.1:8000/", "http://reader:8000/"]),
+    ],
+)
+def test_a_server_in_all_networks_has_urls_for_other_computers(monkeypatch, host, address, urls):
+    monkeypatch.setattr(server, "find_network_address", {host: address}.get)
+    options = ServeOptions(host=host, token=TOKEN, own_names=("reader", "reader.example.org"))
+    assert list_urls(options) == urls
+
+
+def test_the_names_and_the_address_of_this_computer_are_found(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "reader")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "reader.example.org")
+    assert list_own_names("0.0.0.0") == ("reader", "reader.example.org") and list_own_names("127.0.0.1") == ()
+    address = find_network_address("0.0.0.0")
+    assert address is None or (is_ip_address(address) and not is_loopback(address))
+    monkeypatch.setitem(server.OUTSIDE_ADDRESSES, socket.AF_INET, "127.0.0.1")
+    assert find_network_address("0.0.0.0") is None, "other computers cannot reach it"
+
+
+def test_a_server_in_all_networks_is_reached_by_the_name_of_this_computer(monkeypatch):
+    monkeypatch.setattr(server, "list_own_names", lambda host: (f"reader-of-{host}",))
+    received = []
+    monkeypatch.setattr(server, "make_app", lambda model, options, worker: received.append(options))
+    monkeypatch.setattr(server._Server, "run", lambda self, sockets: None)
+    with open_socket("127.0.0.1", 0) as listening:
+        server.serve_model(make_served_model(), ServeOptions(host="0.0.0.0", token=TOKEN), listening, print)
+    assert received[0].own_names == ("reader-of-0.0.0.0",)
