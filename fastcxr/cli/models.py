@@ -1,6 +1,7 @@
 """Commands on models and the cache: predict, explain, embed, models, cache."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastcxr.cli.output import (
     console,
     is_json,
     make_open_step,
+    print_critical_notices,
     print_line,
     print_next_steps,
     print_result,
@@ -78,6 +80,7 @@ def predict(
     from fastcxr.data.image_table import make_image_table
     from fastcxr.inference.predict import predict as predict_table
     from fastcxr.metrics.decisions import apply_thresholds
+    from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
 
     if not images:
@@ -89,12 +92,17 @@ def predict(
     print_line(f"precision: {scorer.dtype_and_device}")
     predicted = predict_table(scorer, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
     return write_and_print_predictions(
-        apply_thresholds(predicted, scorer.thresholds), csv, has_ood_detector=scorer.has_ood_detector
+        apply_thresholds(predicted, scorer.thresholds),
+        csv,
+        list_critical_notices(folder, scorer),
+        has_ood_detector=scorer.has_ood_detector,
     )
 
 
-def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *, has_ood_detector: bool) -> int:
-    """Write the CSV, print errors and numbers of images, and return the exit code."""
+def write_and_print_predictions(
+    predictions: "Predictions", csv: Path | None, notices: Sequence[Mapping[str, str]] = (), *, has_ood_detector: bool
+) -> int:
+    """Write the CSV, print errors, critical notices and numbers of images, and return the exit code."""
     from fastcxr.metrics.decisions import count_decided_images, make_prediction_rows
     from fastcxr.metrics.predictions import write_predictions
 
@@ -103,13 +111,14 @@ def write_and_print_predictions(predictions: "Predictions", csv: Path | None, *,
     is_unreadable = predictions.table["error"].ne("")
     for row in predictions.table[is_unreadable].to_dict("records"):
         print_warning(f"{row['path']}: {row['error']}")
+    print_critical_notices(notices)
     numbers = count_decided_images(predictions)
     counts: dict[str, object] = dict(numbers)
     if predictions.is_multi_label:
         counts["findings"] = show_top_findings(console, predictions)
     print_line(_describe_counts(predictions, numbers, has_ood_detector=has_ood_detector))
     rows = make_prediction_rows(predictions) if is_json() else []
-    print_result(None, counts | {"predictions": rows})
+    print_result(None, counts | {"critical": [notice["title"] for notice in notices], "predictions": rows})
     return PARTIAL_EXIT_CODE if numbers["n_unreadable"] else 0
 
 
@@ -153,6 +162,7 @@ def explain(
     from fastcxr.data.image_table import make_image_table
     from fastcxr.io.tables import read_table, to_json_rows
     from fastcxr.models.bundle import load_classifier
+    from fastcxr.workflows.critical_notices import read_run_notices
     from fastcxr.workflows.explain import write_explanation
 
     if not images:
@@ -163,9 +173,12 @@ def explain(
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
+    print_critical_notices(notices := read_run_notices(folder))
     print_line(f"{pluralize(len(table) - n_unreadable, 'image')} explained, {n_unreadable:,} unreadable")
     maps = to_json_rows(read_table(page.parent / "saliency.csv"))
-    print_result(page, {"folder": page.parent, "report": page, "n_unreadable": n_unreadable, "maps": maps})
+    critical = [notice["title"] for notice in notices]
+    document = {"folder": page.parent, "report": page, "critical": critical, "n_unreadable": n_unreadable}
+    print_result(page, document | {"maps": maps})
     print_next_steps(make_open_step(page))
     return PARTIAL_EXIT_CODE if n_unreadable else 0
 

@@ -6,15 +6,16 @@ Standard output has the result only: a path, a table, or with --json one JSON do
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cyclopts import CycloptsError, Group, Parameter
 from rich.console import Console
@@ -28,6 +29,7 @@ from fastcxr.progress.terminal import LINE_LOG, ConsoleMessages, print_alert, pr
 
 INTERRUPTED_EXIT_CODE = 130  # 128 + SIGINT
 PARTIAL_EXIT_CODE, DATA_ERROR_EXIT_CODE = 2, 65  # sysexits
+TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # of a line with its own time
 console = Console(stderr=True)  # with --quiet it shows only warnings and errors
 
 
@@ -75,13 +77,21 @@ def use_output_options(options: OutputOptions) -> None:
         _open_log_file(options.log_file)
 
 
+class _TimedLines(logging.Formatter):
+    """Lines that start with their time; those of the requests of a server have it already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
+        return record.getMessage() if TIME.match(record.getMessage()) else super().format(record)
+
+
 def _open_log_file(path: Path) -> None:
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         problem = f"the log file cannot be written ({error.strerror})"
         raise OutputError(problem, "Choose another --log-file", path=path) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(_TimedLines("%(asctime)s %(message)s"))
     LINE_LOG.addHandler(handler)
     _state.cleanup.callback(handler.close)
     _state.cleanup.callback(LINE_LOG.removeHandler, handler)
@@ -165,6 +175,12 @@ def print_warning(line: str) -> None:
     print_alert(console, line)
 
 
+def print_critical_notices(notices: Iterable[Mapping[str, str]]) -> None:
+    """Print the critical notices on a model as warnings."""
+    for notice in notices:
+        print_warning(f"CRITICAL: {notice['title'].rstrip('.')}. {notice['text']}".rstrip())
+
+
 def print_error(error: FastcxrError, prefix: str = "") -> int:
     """Print an error as a line, with --json also as the document of the command, and return the exit code."""
     if _state.verbose and sys.exc_info()[0]:
@@ -192,6 +208,14 @@ def make_interrupt_error(interrupt: KeyboardInterrupt) -> FastcxrError:
     if done := getattr(interrupt, "__notes__", []):
         return make_error(f"interrupted: {done[0]}", "Repeat the command to continue", INTERRUPTED_EXIT_CODE)
     return make_error("interrupted", "Repeat the command", INTERRUPTED_EXIT_CODE)
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """End the process at once, without what Python does at exit, which aborts while a thread runs code in C++."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
 
 
 def make_error(problem: str, fix: str, exit_code: int) -> FastcxrError:

@@ -127,7 +127,7 @@ def list_images_below(root: Path, *, log_names: bool = True) -> list[str]:
     files = list_files_below(root, log_names=log_names)
     images = [path for path in files if looks_like_image(root / path)]
     if others := sorted(set(files) - set(images)):
-        count = pluralize(len(others), "file")
+        count = pluralize(len(others), "file that is not an image", "files that are not images")
         names = f" in {root.name}: {format_names(others)}" if log_names else ""
-        log.info("skipped %s that are not images by name and content%s", count, names)
+        log.info("skipped %s by name and content%s", count, names)
     return images

@@ -26,7 +26,7 @@ from fastcxr.inference.sanity_check import N_CHECK_IMAGES, AttributionMethod, Sa
 from fastcxr.inference.scores import make_scored_predictions, score_images_or_errors
 from fastcxr.inference.torch_scorer import TorchScorer, find_model_device
 from fastcxr.io.html import escape_html
-from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, Predictions
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OOD_SCORE_COLUMN, Predictions
 from fastcxr.models.bundle import Classifier, Ensemble, extract_classifier
 from fastcxr.models.device_errors import explain_device_errors
 from fastcxr.models.fitting_batches import FittingBatches
@@ -265,6 +265,7 @@ def _explain_images(
             SaliencyMap(
                 source=row["source"], path=row["path"], predicted=row["predicted"], class_name=labels[k],
                 probability=float(probability[k]), in_distribution=row.get(IN_DISTRIBUTION_COLUMN, ""),
+                ood_score=row.get(OOD_SCORE_COLUMN, float("nan")),
                 image=image, saliency=next(maps), failure_reason=explainer.failure_reason,
             )
             for k in row_classes

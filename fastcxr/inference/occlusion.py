@@ -16,7 +16,7 @@ from fastcxr.errors import ImageError
 from fastcxr.inference.images import read_fitted_images
 from fastcxr.inference.saliency_maps import SaliencyMap, find_class_indices
 from fastcxr.inference.scores import Scorer, make_scored_predictions, score_images_or_errors
-from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OOD_SCORE_COLUMN
 
 N_CELLS_PER_SIDE, N_SQUARE_CELLS = 14, 2  # the square is moved by one cell: 169 squares
 MIN_PROBABILITY = 1e-6  # finite log odds; the float32 probabilities of an exported model reach 0 and 1
@@ -68,6 +68,7 @@ class OcclusionExplainer(ImageExplainer):
         return SaliencyMap(
             source=row["source"], path=row["path"], predicted=row["predicted"], class_name=scorer.labels[number],
             probability=float(scores.probability[0, number]), in_distribution=row.get(IN_DISTRIBUTION_COLUMN, ""),
+            ood_score=row.get(OOD_SCORE_COLUMN, float("nan")),
             image=pixels, saliency=compute_occlusion_map(scorer, pixels, number),
         )  # fmt: skip
 

@@ -26,11 +26,11 @@ OPACITY, GAP_PIXELS = 0.7, 4
 class SaliencyMap:
     """Positive evidence for one class of the model (`class_name`) in one image; a label of the image is not used.
 
-    predicted, in_distribution, probability (of `class_name`): as in the row of `predict` for this image; an
-    out-of-distribution image has no predicted class, and in_distribution is empty without a detector. image: the input
-    of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class logit, at least 0,
-    same shape. failure_reason: why the map is withheld. error: why the image could not be read; the fields after `path`
-    then keep their defaults.
+    predicted, in_distribution, ood_score, probability (of `class_name`): as in the row of `predict` for this image; an
+    out-of-distribution image has no predicted class. Without a detector, in_distribution is empty and ood_score NaN.
+    image: the input of the model, gray bytes, shape (size, size). saliency: contribution of each pixel to the class
+    logit, at least 0, same shape. failure_reason: why the map is withheld. error: why the image could not be read; the
+    fields after `path` then keep their defaults.
     """
 
     source: str
@@ -39,6 +39,7 @@ class SaliencyMap:
     class_name: str = ""
     probability: float = float("nan")
     in_distribution: str = ""
+    ood_score: float = float("nan")
     image: np.ndarray | None = None
     saliency: np.ndarray | None = None
     failure_reason: str = ""

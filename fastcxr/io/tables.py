@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard, cast
 
+import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
@@ -324,7 +325,14 @@ def _reject_duplicate_columns(header: list[str], path: Path) -> None:
 
 def to_json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows with plain Python values, None for a missing one."""
-    return cast("list[dict[str, Any]]", table.astype(object).where(table.notna(), None).to_dict("records"))
+    columns = {name: _list_plain(column) for name, column in table.items()}
+    return [{name: cells[row] for name, cells in columns.items()} for row in range(len(table))]
+
+
+def _list_plain(column: pd.Series) -> list[Any]:
+    """Return the values of a column; faster for a few rows than DataFrame.to_dict."""
+    values = [value.item() if isinstance(value, np.generic) else value for value in column.tolist()]
+    return [None if is_missing else value for value, is_missing in zip(values, column.isna().tolist(), strict=True)]
 
 
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,11 +8,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from fastcxr.serve.options import ServeOptions
-from fastcxr.serve.responses import RequestError, respond_to_http_error
+from fastcxr.serve.responses import RequestError, SafeJSONResponse, respond_to_http_error
 from fastcxr.serve.security import N_FILES_KEY, SecurityMiddleware
 from fastcxr.serve.served_model import ServedModel
 from fastcxr.serve.uploads import Upload, read_upload
@@ -68,18 +68,18 @@ class _Api:
     async def get_health(self, request: Request) -> Response:
         """Respond while the server runs, also during a prediction."""
         status = "stopping" if self.worker.is_stopping else "ok"
-        return JSONResponse({"status": status, "version": VERSION, "requests": self.worker.n_places})
+        return SafeJSONResponse({"status": status, "version": VERSION, "requests": self.worker.n_places})
 
     async def get_model(self, request: Request) -> Response:
         """Respond with the description of the model."""
-        return JSONResponse(self.model.describe(self.options))
+        return SafeJSONResponse(self.model.describe(self.options))
 
     async def predict(self, request: Request) -> Response:
         """Respond with one row per file."""
         with self.worker.hold_place():
             upload = await self._read(request)
             function = partial(self.model.predict, upload.files)
-            return JSONResponse(await self.worker.compute(function, partial(wait_for_end, request)))
+            return SafeJSONResponse(await self.worker.compute(function, partial(wait_for_end, request)))
 
     async def explain(self, request: Request) -> Response:
         """Respond with the saliency map of one file."""
@@ -89,7 +89,7 @@ class _Api:
                 problem = f"{len(upload.files)} files, expected one"
                 raise RequestError(400, problem, "Send one file in each request", code="E504")
             function = partial(self.model.explain, upload.files[0], upload.texts.get(LABEL_FIELD) or None)
-            return JSONResponse(await self.worker.compute(function, partial(wait_for_end, request)))
+            return SafeJSONResponse(await self.worker.compute(function, partial(wait_for_end, request)))
 
     async def _read(self, request: Request, *text_names: str) -> Upload:
         upload = await read_upload(request, self.options, text_names)

@@ -20,6 +20,7 @@ class ServeOptions:
         host: address to listen at.
         port: port to listen at; 0 for a free one.
         allowed_hosts: further host names of requests, such as that of a proxy.
+        own_names: names of this computer that requests may also have; see server.list_own_names.
         token: secret that each request must contain; empty: none is needed.
         max_files: files of a request.
         max_file_bytes: bytes of a file.
@@ -32,6 +33,7 @@ class ServeOptions:
     host: str = LOOPBACK_HOST
     port: int = DEFAULT_PORT
     allowed_hosts: tuple[str, ...] = ()
+    own_names: tuple[str, ...] = ()
     token: str = ""
     max_files: int = 32
     max_file_bytes: int = 64 * MEGABYTE

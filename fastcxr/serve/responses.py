@@ -1,8 +1,11 @@
 """Responses of the server: security headers, and one JSON document for all errors."""
 
+import json
 import logging
+import re
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,8 +30,24 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+HIDDEN = re.compile(r"[^ -~]")  # possibly: all but visible ASCII
 CLIENT_LEFT_STATUS = 499  # of a client that closed the connection: it is logged, and no response is sent
 API_FIX = "Use GET for /, /healthz and /model.json, and POST for /predict and /saliency"
+
+
+class SafeJSONResponse(JSONResponse):
+    """JSON in which control characters, bidirectional overrides and other invisible characters are escapes.
+
+    Names of files and labels keep these characters, but a terminal or an editor that shows the text is not disordered.
+    """
+
+    def render(self, content: Any) -> bytes:
+        """Return the text of the document."""
+        return HIDDEN.sub(_escape, super().render(content).decode()).encode()
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 class RequestError(FastcxrError):
@@ -48,7 +67,7 @@ def _rebuild_error(status: int, problem: str, fix: str, code: str, headers: Mapp
 
 def make_error_response(error: RequestError) -> Response:
     """Return the response of a rejected request."""
-    return JSONResponse({"error": str(error), "code": error.code}, error.status, error.headers)
+    return SafeJSONResponse({"error": str(error), "code": error.code}, error.status, error.headers)
 
 
 async def respond_to_http_error(request: Request, error: Exception) -> Response:

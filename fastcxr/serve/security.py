@@ -4,6 +4,7 @@ The host is checked against DNS rebinding: a page of another site, whose name an
 its own name. Origin and Sec-Fetch-Site are checked because a browser sends forms of other sites too.
 """
 
+import asyncio
 import hmac
 import logging
 import time
@@ -25,7 +26,7 @@ from fastcxr.serve.responses import (
     make_unexpected_error,
 )
 from fastcxr.serve.uploads import discard_body
-from fastcxr.serve.worker import ClientLeft
+from fastcxr.serve.worker import ClientLeft, make_stopping_error
 
 log = logging.getLogger("fastcxr")
 TOKEN_PARAMETER = "token"
@@ -74,6 +75,8 @@ class SecurityMiddleware:
                 await self.app(scope, receive_body, send_with_headers)
         except ClientLeft:
             status = CLIENT_LEFT_STATUS
+        except asyncio.CancelledError:  # a second Ctrl-C, or the time limit of a stop: the rest of a body is not read
+            response, is_body_read = make_error_response(make_stopping_error()), True
         except Exception as error:  # no reference is kept: its traceback contains the files of the request
             response = make_error_response(error if isinstance(error, RequestError) else make_unexpected_error(error))
         if response is not None and not status:
@@ -110,12 +113,12 @@ def check_host(headers: Headers, options: ServeOptions) -> str:
 
 
 def is_own_host(name: str, options: ServeOptions) -> bool:
-    """Return whether requests may name this host: loopback, an allowed name, or the address that is listened at.
+    """Return whether requests may name this host: loopback, an allowed or own name, or the address listened at.
 
     A server for other computers has one address in each network: any IP address is accepted, which no page of another
     site can have as its name.
     """
-    if is_loopback(name) or name in {one.lower() for one in (options.host, *options.allowed_hosts)}:
+    if is_loopback(name) or name in {one.lower() for one in (options.host, *options.allowed_hosts, *options.own_names)}:
         return True
     return is_ip_address(name) and not is_loopback(options.host)
 
@@ -170,7 +173,9 @@ def check_token(request: Request, options: ServeOptions) -> Response | None:
         response.headers["Set-Cookie"] = _make_cookie(options, is_secure=is_secure)
         return response
     problem = "the token is missing or wrong"
-    fix = f"Open the URL with ?token= that the terminal shows, or send `Authorization: Bearer` with {TOKEN_VARIABLE}"
+    fix = (
+        f"Add ?token= and the token (see the terminal, or {TOKEN_VARIABLE}) to the URL, or send `Authorization: Bearer`"
+    )
     raise RequestError(403, problem, fix, code="E502")
 
 

@@ -14,6 +14,7 @@ from fastcxr.inference.predict import predict
 from fastcxr.inference.saliency_maps import make_pair_uri
 from fastcxr.inference.scores import Scorer
 from fastcxr.metrics.decisions import apply_thresholds, count_decided_images, make_prediction_rows
+from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OOD_SCORE_COLUMN
 from fastcxr.metrics.scored_images import list_thresholds
 from fastcxr.progress.base import Progress
 from fastcxr.serve.options import ServeOptions
@@ -87,9 +88,12 @@ class ServedModel:
         uri, image, normalized = "", saliency_map.image, saliency_map.normalized
         if image is not None and normalized is not None:
             uri = make_pair_uri(image, normalized, max(MIN_SHOWN_PIXELS, len(image)))
+        ood_score = None if np.isnan(saliency_map.ood_score) else float(saliency_map.ood_score)
+        verdict = {OOD_SCORE_COLUMN: ood_score, IN_DISTRIBUTION_COLUMN: saliency_map.in_distribution}
         return {
             "warning": RESEARCH_WARNING,
             "critical": self.critical_titles,
+            **(verdict if self.scorer.has_ood_detector else {}),
             "label": saliency_map.class_name,
             "probability": None if saliency_map.error else saliency_map.probability,
             "method": explainer.method,

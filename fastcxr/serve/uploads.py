@@ -20,6 +20,7 @@ from fastcxr.serve.worker import ClientLeft
 FILES_FIELD = "files"
 MAX_TEXT_BYTES, MAX_TEXT_FIELDS = 1000, 8  # of fields that are no file
 MAX_NAME_CHARACTERS = 255  # of a file; the end is kept, which has the suffix
+MAX_HEADER_BYTES = 65_536  # of a part; it has the name of the file
 MAX_DISCARDED_BYTES, DISCARD_SECONDS = 256 * MEGABYTE, 10.0  # of a rejected request
 MULTIPART_FIX = "Send the files as multipart/form-data, as `curl -F files=@image.png` does"
 SEPARATORS = re.compile(r"[/\\]+")
@@ -96,7 +97,7 @@ def make_size_error(unit: str, max_bytes: int) -> RequestError:
 async def discard_body(stream: AsyncIterator[bytes]) -> None:
     """Read and drop the rest of a rejected request: a client reads the response only after it has sent its body."""
     n_bytes = 0
-    with suppress(TimeoutError, ClientDisconnect):
+    with suppress(TimeoutError, ClientDisconnect, asyncio.CancelledError):  # cancelled: the server stops
         async with asyncio.timeout(DISCARD_SECONDS):
             async for chunk in stream:
                 n_bytes += len(chunk)
@@ -125,9 +126,11 @@ class UploadReader:
         }  # fmt: skip
         logging.getLogger(MultipartParser.__module__).setLevel(logging.CRITICAL)  # its warnings quote the body
         try:
-            return MultipartParser(boundary, callbacks)
+            parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:
             raise RequestError(400, "the boundary of the request is invalid", MULTIPART_FIX, code="E504") from error
+        parser.max_header_size = MAX_HEADER_BYTES  # by default a name of 4,200 characters is an error
+        return parser
 
     def finish(self) -> Upload:
         """Return the upload. Raises RequestError if the body ended too early, or has no file."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from fastcxr.io.formatting import pluralize
 from fastcxr.serve.responses import RequestError
 
 Result = TypeVar("Result")
@@ -71,7 +72,8 @@ class Worker:
         if self.is_stopping:
             raise make_stopping_error()
         if self.n_places >= self.max_places:
-            problem = f"the server is busy: {self.n_places} requests are being computed or waiting"
+            number = pluralize(self.n_places, "request is", "requests are")
+            problem = f"the server is busy: {number} being computed or waiting"
             headers = {"Retry-After": str(RETRY_SECONDS)}
             raise RequestError(429, problem, "Repeat the request later", code="E505", headers=headers)
         self.n_places += 1
@@ -113,6 +115,12 @@ class Worker:
             while job := self.jobs.get_nowait():
                 job.cancel()
         self.jobs.put(None)
+
+    def end(self, seconds: float) -> bool:
+        """Stop, wait for the running computation at most some seconds, and return whether the thread has ended."""
+        self.stop()
+        self.thread.join(seconds)
+        return not self.thread.is_alive()
 
     def _compute_jobs(self) -> None:
         while job := self.jobs.get():

@@ -1,21 +1,18 @@
 """Load what a server needs from the folder of a run or an export: model, notices, model card and saliency method."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fastcxr.config.fields import InferencePrecision
 from fastcxr.export.exported_model import ExportedModel
 from fastcxr.inference.occlusion import ImageExplainer, OcclusionExplainer
 from fastcxr.inference.scores import Scorer
 from fastcxr.serve.served_model import ServedModel
+from fastcxr.workflows.critical_notices import list_critical_notices
 from fastcxr.workflows.load_scorer import load_scorer
 
-MODEL_CARD_FILE, METRICS_FILE = "MODEL_CARD.md", "metrics.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
 THUMBNAIL_PATTERN, N_CHECK_IMAGES = "figures/images/*.jpg", 8
 MAX_CARD_BYTES = 1_000_000
-NOTICE_KEYS = ("level", "title", "text")
 
 
 def load_served_model(
@@ -41,28 +38,10 @@ def load_served_model(
     return ServedModel(
         name=folder.resolve().name,
         scorer=scorer,
-        notices=list_notices(folder, scorer),
+        notices=list_critical_notices(folder, scorer),
         model_card=read_model_card(folder),
         explainer=make_image_explainer(folder, scorer),
     )
-
-
-def list_notices(folder: Path, scorer: Scorer) -> list[dict[str, str]]:
-    """Return the critical notices of an export, or of a run that has metrics."""
-    if isinstance(scorer, ExportedModel):
-        return list(_select_valid(scorer.description["notices"]))
-    if not (folder / METRICS_FILE).is_file():  # of a single fold
-        return []
-    from fastcxr.report.notices import read_critical_notices  # the report of a run, which an export does not need
-
-    return [asdict(notice) for notice in read_critical_notices(folder)]
-
-
-def _select_valid(notices: Iterable[Any]) -> Iterable[dict[str, str]]:
-    """Yield the notices of export.json that have all texts: the file may come from an untrusted source."""
-    for notice in notices:
-        if isinstance(notice, dict) and all(isinstance(notice.get(key), str) for key in NOTICE_KEYS):
-            yield {key: notice[key] for key in NOTICE_KEYS}
 
 
 def read_model_card(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """The command serve, and what it loads from a run folder."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from mean_export import LABELS, NOTICE, write_mean_export
 from only_these import PREDICT_PACKAGES
 from served_models import make_fields, make_png_bytes, make_served_model
+from starlette.testclient import TestClient
 
+from fastcxr.cli import serving
 from fastcxr.data.imaging.memory import FileInMemory
 from fastcxr.export.exported_model import load_export
 from fastcxr.inference.explain_one import GradCamExplainer
@@ -21,9 +24,10 @@ from fastcxr.inference.predict import predict
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.models.bundle import Ensemble, load_model
 from fastcxr.serve import server
+from fastcxr.serve.app import make_app
 from fastcxr.serve.options import ServeOptions
 from fastcxr.workflows import serve as workflow
-from fastcxr.workflows.serve import list_notices, load_served_model, make_image_explainer, read_model_card
+from fastcxr.workflows.serve import load_served_model, make_image_explainer, read_model_card
 
 ONLY_THESE = Path(__file__).parents[1] / "support" / "only_these.py"
 
@@ -33,11 +37,13 @@ def served(monkeypatch):
     """Replace the server, and return the models and options that it receives."""
     calls = []
 
-    def serve_model(model, options, listening, show_url):
+    def serve_model(model, options, listening, show_urls):
         calls.append((model, options))
-        show_url(server.format_url(options))
+        show_urls(server.list_urls(options))
+        return server.Stop()
 
     monkeypatch.setattr(server, "serve_model", serve_model)
+    monkeypatch.setattr(server, "find_network_address", lambda host: "192.168.1.5")
     monkeypatch.setattr(server, "open_socket", lambda host, port: nullcontext())
     monkeypatch.setattr(workflow, "load_served_model", lambda folder, **options: make_served_model(name=folder.name))
     return calls
@@ -52,18 +58,44 @@ def test_serve_prints_the_url_and_the_critical_notices_and_ends_with_0(call, ser
     assert served[0][1] == ServeOptions(port=8123, max_waiting=3)
 
 
+def test_a_request_has_one_time_in_the_log_file(call, served, monkeypatch, tmp_path):
+    def serve_model(model, options, listening, show_urls):
+        TestClient(make_app(model, options), base_url="http://127.0.0.1:8000").get("/healthz")
+        return server.Stop()
+
+    monkeypatch.setattr(server, "serve_model", serve_model)
+    call("serve", "run", "--log-file", tmp_path / "log.txt")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 3 and all(len(re.findall(r"\d\d:\d\d:\d\d", line)) == 1 for line in lines)
+
+
+@pytest.mark.parametrize(("is_forced", "exit_code"), [(False, 0), (True, 130)])
+def test_a_stop_during_a_computation_ends_the_process_at_once(call, served, monkeypatch, is_forced, exit_code):
+    ended = []
+    monkeypatch.setattr(server, "serve_model", lambda *_: server.Stop(is_forced, is_computing=True))
+    monkeypatch.setattr(serving, "end_process", ended.append)
+    assert call("serve", "run").stderr.splitlines()[-1] == "stopped before the end of a computation"
+    assert ended == [exit_code]
+    monkeypatch.setattr(server, "serve_model", lambda *_: server.Stop(is_forced))
+    assert call("serve", "run").returncode == exit_code and ended == [exit_code]
+
+
 @pytest.mark.parametrize("words", [["--host", "0.0.0.0"], ["--allow-host", "hub.example.org"]])
 def test_a_server_for_other_computers_has_a_random_token_in_its_url(call, served, monkeypatch, words):
     monkeypatch.delenv("FASTCXR_TOKEN", raising=False)
     done = call("serve", "run", *words)
     token = served[0][1].token
     assert len(token) > 40 and done.stdout.rstrip().endswith(f"/?token={token}")
+    is_in_all_networks = "0.0.0.0" in words
+    assert (f"on other computers: http://192.168.1.5:8000/?token={token}" in done.stderr) == is_in_all_networks
 
 
 def test_the_token_of_the_variable_is_used_and_validated(call, served, monkeypatch):
     monkeypatch.setenv("FASTCXR_TOKEN", "correct-horse-battery")
-    call("serve", "run")
+    done = call("serve", "run")
     assert served[0][1].token == "correct-horse-battery"
+    assert done.stdout == "serving run at http://127.0.0.1:8000/\n", "the secret would be in the log of a service"
+    assert "Add ?token= and the value of FASTCXR_TOKEN" in done.stderr and "horse" not in done.stderr
     monkeypatch.setenv("FASTCXR_TOKEN", "short")
     done = call("serve", "run")
     assert done.returncode == 64
@@ -148,27 +180,13 @@ def test_an_export_is_served_without_torch(tmp_path):
     assert found["label"] == row["predicted"] and found["image"].startswith("data:image/jpeg;base64,")
 
 
-def test_invalid_notices_of_an_export_are_left_out(tmp_path):
-    notices = [NOTICE, "text", {"level": "critical"}, NOTICE | {"title": 7}, NOTICE | {"more": "x"}]
-    export = write_mean_export(tmp_path / "export", notices=notices)
-    assert list_notices(export, load_export(export)) == [NOTICE, NOTICE]
-
-
-def test_the_notices_of_a_run_are_its_critical_ones(finished, tmp_path, monkeypatch):
-    run, _, _ = finished
-    notices = [{"level": "critical", "title": "No test split", "text": "Text."}]
-    monkeypatch.setattr(
-        "fastcxr.report.notices.read_critical_notices",
-        lambda folder: [workflow_notice(one) for one in notices],
-    )
-    assert list_notices(run, make_served_model().scorer) == notices
-    assert list_notices(tmp_path, make_served_model().scorer) == []  # without metrics, as a fold
-
-
-def workflow_notice(values):
-    from fastcxr.report.notices import Notice
-
-    return Notice(**values)
+def test_the_notices_of_a_run_are_read_without_the_libraries_of_training_and_figures(finished):
+    code = f"""import sys
+from fastcxr.workflows.critical_notices import read_run_notices
+assert read_run_notices({str(finished[0])!r}) is not None
+print(*(sys.modules.keys() & {{"torch", "fastai", "sklearn", "matplotlib", "jinja2", "scipy.stats"}}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 def test_a_card_that_is_missing_or_too_large_is_left_out(tmp_path, monkeypatch):

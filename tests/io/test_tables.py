@@ -2,6 +2,8 @@
 
 import zipfile
 
+import numpy as np
+import pandas as pd
 import pytest
 from toy_datasets import check_message, write_file
 
@@ -15,6 +17,7 @@ from fastcxr.io.tables import (
     read_header,
     read_lines,
     read_table,
+    to_json_rows,
 )
 
 
@@ -178,3 +181,19 @@ def test_the_lines_of_a_text_file_are_without_blanks_and_blank_lines(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xef\xbb\xbfa.png\r\n\r\n b.png \r\n")
     assert read_lines(path) == ["a.png", "b.png"]
+
+
+def test_json_rows_have_plain_values_and_none_for_missing_ones():
+    columns = {
+        "number": np.array([1.5, np.nan], np.float32), "count": [1, 2], "flag": [True, False], "text": ["a", None],
+        "any": pd.Series([np.float64(0.25), pd.NA], dtype=object), "whole": pd.array([7, None], dtype="Int64"),
+        "empty": ["", "b"], "kind": pd.Categorical(["u", None]),
+    }  # fmt: skip
+    first, second = to_json_rows(pd.DataFrame(columns, index=[5, 5]))
+    assert first == {
+        "number": 1.5, "count": 1, "flag": True, "text": "a", "any": 0.25, "whole": 7, "empty": "", "kind": "u",
+    }  # fmt: skip
+    assert [type(value) for value in first.values()] == [float, int, bool, str, float, int, str, str]
+    missing = dict.fromkeys(["number", "text", "any", "whole", "kind"])
+    assert second == missing | {"count": 2, "flag": False, "empty": "b"}
+    assert to_json_rows(pd.DataFrame(columns).iloc[:0]) == []

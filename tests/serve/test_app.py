@@ -40,7 +40,7 @@ def get_json_of_predict(model, files, capsys) -> dict:
     def command() -> int:
         use_output_options(OutputOptions(json=True))
         decided = apply_thresholds(predict(model.scorer, files, splits=None), model.scorer.thresholds)
-        return write_and_print_predictions(decided, None, has_ood_detector=True)
+        return write_and_print_predictions(decided, None, model.notices, has_ood_detector=True)
 
     run_to_exit_code(command)
     return json.loads(capsys.readouterr().out)
@@ -71,6 +71,39 @@ def test_each_answer_states_the_warning_and_the_critical_notices(client):
         found = client.post(path, files=make_fields(IMAGE)).json()
         assert found["warning"] == "For research, not for diagnosis"
         assert found["critical"] == [NOTICE["title"]]
+
+
+def test_a_name_with_hidden_characters_is_escaped_in_an_answer(client):
+    name = "a\u202egnp\x1b[31m\U000e0001ü.png"
+    content = f'form-data; name="files"; filename="{name}"'.encode()
+    body = b"--x\r\nContent-Disposition: " + content + b"\r\n\r\n" + IMAGE[1] + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.post("/predict", content=body, headers=headers)
+    assert answer.json()["predictions"][0]["path"] == name
+    assert answer.text.isprintable() and "\\u202e" in answer.text and "ü" in answer.text
+
+
+def test_a_very_long_name_is_cut(client):
+    answer = client.post("/predict", files=make_fields((f"{'a' * 40_000}.png", IMAGE[1])))
+    assert answer.status_code == 200 and answer.json()["predictions"][0]["path"] == f"{'a' * 251}.png"
+
+
+def test_a_saliency_map_states_the_ood_score_of_the_row(client):
+    for level, verdict in ((100, "yes"), (250, "no")):
+        pixels = (level + 4 * (np.indices((64, 64)).sum(axis=0) % 2)).astype(np.uint8)
+        Image.fromarray(pixels).save(buffer := BytesIO(), "PNG")
+        files = make_fields(("a.png", buffer.getvalue()))
+        row = client.post("/predict", files=files).json()["predictions"][0]
+        found = client.post("/saliency", files=files).json()
+        assert (found["ood_score"], found["in_distribution"]) == (row["ood_score"], verdict)
+    found = client.post("/saliency", files=make_fields(("a.png", b""))).json()
+    assert (found["ood_score"], found["in_distribution"]) == (None, "")
+
+
+def test_a_model_without_a_detector_has_no_ood_score_of_a_map(monkeypatch):
+    monkeypatch.setattr(GrayScorer, "has_ood_detector", False)
+    found = make_client().post("/saliency", files=make_fields(IMAGE)).json()
+    assert not {"ood_score", "in_distribution"} & set(found)
 
 
 def test_unreadable_files_are_rows_of_a_successful_answer(client):

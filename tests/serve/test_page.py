@@ -16,6 +16,7 @@ from toy_images import draw_toy, write_toys
 
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.metrics.predictions import read_predictions
+from fastcxr.version import VERSION
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("playwright", "onnx", "onnxruntime", program="chromium")]
 TRAIN = ["train", "resnet10t", "--weights", "none", "--strategy", "full", "--image-size", "64", "--epochs", "2"]
@@ -159,6 +160,9 @@ def test_out_of_distribution_uncertain_and_warnings_are_in_words(open_page, expo
     expect(dark).to_contain_text("Out-of-distribution: no predicted class")
     expect(dark).to_contain_text("Most probable: clear 0.")
     expect(dark).to_contain_text(re.compile(r"Unlike the training images: OOD score 1\.\d{3} \(above 1 is out-of"))
+    dark.get_by_role("button", name="Show saliency map").click()
+    expect(dark.locator(".map-note .warn")).to_contain_text("Unlike the training images: OOD score 1.")
+    assert "reached" not in dark.text_content() and "reached" in red.text_content()
     assert dark.get_by_text("Uncertain").count() == 0 and dark.locator(".present").count() == 0
     expect(middle).to_contain_text(re.compile(r"In-distribution: OOD score 0\.\d{3}"))
     expect(middle).to_contain_text(
@@ -195,7 +199,8 @@ def test_critical_warnings_are_on_the_page_and_on_each_result(open_page, export_
     page = open_page(export_url)
     expect(page.locator(".critical")).to_contain_text("Image-level split")
     drop_files(page, three_files[:2])
-    expect(page.locator(".card .stamp")).to_have_text(2 * [re.compile("Critical: .*Image-level split")])
+    text = "Model with critical notices: do not rely on this prediction. Image-level split"
+    expect(page.locator(".card .stamp")).to_have_text([text, text])
     assert page.get_by_text("For research, not for diagnosis").first.is_visible()
 
 
@@ -362,7 +367,11 @@ def test_downloads_have_all_rows_and_no_formula(open_page, export_url, export, t
         download.value.save_as(paths[suffix])
     expected = predict_with_command(export, [*three_files, formula], tmp_path)[1].table
     found = read_predictions(paths["csv"])
-    assert list(found.table.columns) == list(expected.columns)
+    of_model = ["model", "version", "warning", "critical"]
+    assert list(found.table.columns) == [*expected.columns, *of_model]
+    assert found.table[of_model].drop_duplicates().to_numpy().tolist() == [
+        ["export", VERSION, "For research, not for diagnosis", "Image-level split"]
+    ]
     assert found.table["path"].tolist() == ["scan.png", "inverted.dcm", "broken.png", "=1+1.png"]
     assert ",'=1+1.png," in paths["csv"].read_text()
     exact = read_predictions(tmp_path / "expected.csv").probability
@@ -384,6 +393,11 @@ def test_no_text_of_a_file_or_a_model_becomes_html(open_page, export_url, three_
     page.set_input_files("#files", named)
     expect(page.locator("#status")).to_contain_text("0 without result")
     expect(page.locator(".card h3")).to_have_text(f"{markup}\ufffdgnp.png")
+    with page.expect_download() as download:
+        page.click("#json")
+    download.value.save_as(tmp_path / "saved.json")
+    text = (tmp_path / "saved.json").read_text()
+    assert "\\u202e" in text and json.loads(text)["predictions"][0]["path"] == named.name
     page.click("#model-card-part summary")
     expect(page.locator("#model-card h3")).to_have_text(f"A card {markup}")
     assert page.locator("#model-card td b").inner_text() == "2"

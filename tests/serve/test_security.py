@@ -30,6 +30,8 @@ FILES = make_fields(("a.png", make_png_bytes()))
         ("192.168.1.5:8000", {"host": "0.0.0.0"}, 200),
         ("192.168.1.5:8000", {"host": "192.168.1.5"}, 200),
         ("evil.example", {"host": "0.0.0.0"}, 400),
+        ("reader:8000", {"host": "0.0.0.0", "own_names": ("Reader",)}, 200),
+        ("reader:8000", {"host": "0.0.0.0"}, 400),
     ],
 )
 def test_a_request_must_name_a_host_of_the_server(host, options, status):

@@ -53,6 +53,7 @@ def test_requests_beyond_the_limit_are_rejected_and_the_others_are_answered():
         return rejected, health, [task.status_code for task in await asyncio.gather(*tasks)], worker.n_places
 
     rejected, health, codes, n_places = run_with_client(use_client, max_waiting=2)
+    assert "3 requests are being computed or waiting" in rejected.json()["error"]
     assert rejected.status_code == 429 and int(rejected.headers["retry-after"]) > 0
     assert rejected.json()["code"] == "E505"
     assert health.json() == {"status": "ok", "version": health.json()["version"], "requests": 3}
@@ -86,6 +87,23 @@ def test_a_stop_rejects_waiting_and_new_requests_and_the_running_one_ends():
     running, waiting, new, health = run_with_client(use_client)
     assert [running.status_code, waiting.status_code, new.status_code] == [200, 503, 503]
     assert new.json()["code"] == "E505" and health.json()["status"] == "stopping"
+
+
+@pytest.mark.parametrize("length", ["1000", str(10**12)])  # of a body that is read, and that is discarded
+def test_a_stop_answers_a_request_whose_body_is_incomplete(length):
+    async def send():
+        yield b"--x\r\n"
+        await asyncio.sleep(30)
+
+    async def use_client(client, model, worker):
+        headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": length}
+        task = asyncio.create_task(client.post("/predict", content=send(), headers=headers))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return await task
+
+    answer = run_with_client(use_client)
+    assert (answer.status_code, answer.json()["code"]) == ((503, "E505") if length == "1000" else (413, "E503"))
 
 
 def test_a_client_that_leaves_while_it_waits_is_not_computed():
@@ -133,6 +151,13 @@ def test_a_client_that_leaves_gets_no_response_and_a_log_line(caplog):
         asyncio.run(make_app(make_served_model(), ServeOptions())(scope, receive, send))
     assert sent == []
     assert f"POST /predict {CLIENT_LEFT_STATUS}" in caplog.text
+
+
+def test_the_number_of_one_request_is_singular():
+    worker = Worker(0)
+    with worker.hold_place(), pytest.raises(RequestError, match="busy: 1 request is being"), worker.hold_place():
+        pass
+    worker.stop()
 
 
 def test_an_error_of_a_computation_does_not_end_the_thread():

@@ -19,7 +19,8 @@ def start_server(folder: Path, log: Path, *words: str, token: str = "") -> Itera
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
     try:
-        yield wait_for_url(process, log)
+        url = wait_for_url(process, log)
+        yield f"{url}?token={token}" if token else url
     finally:
         process.terminate()
         process.wait(timeout=60)

@@ -25,7 +25,7 @@ class GrayScorer(Scorer):
 
     labels, task, image_size, batch_size = ("dark", "bright"), SINGLE_LABEL, 32, 8
     thresholds = {"thresholds": {"dark": {"threshold": 0.5}, "bright": {"threshold": 0.5}}, "uncertain_below": 0.55}
-    bit_depths, has_ood_detector = BitDepths(), True
+    bit_depths, has_ood_detector, dtype_and_device = BitDepths(), True, "float64 on cpu"
 
     def __init__(self):
         self.n_calls, self.may_score = 0, threading.Event()

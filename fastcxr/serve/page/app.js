@@ -174,8 +174,8 @@ function showProgress(nSent, batch) {
   find("progress").hidden = false;
   find("progress").max = total;
   find("progress").value = nSent;
-  const names = batch.length === 1 ? batch[0].name : pluralize(batch.length, "file");
-  fill(find("status"), `${nSent} of ${pluralize(total, "file")} done. Sent: ${names}.`);
+  const names = batch.length === 1 ? make("bdi", {}, batch[0].name) : pluralize(batch.length, "file");
+  fill(find("status"), `${nSent} of ${pluralize(total, "file")} done. Sent: `, names, ".");
 }
 
 function showSummary(sent) {

@@ -82,7 +82,8 @@ function countReached(findings) {
 }
 
 function makeStamp(titles) {
-  return make("p", { class: "stamp" }, make("b", {}, "Critical: "), titles.join("; "));
+  const heading = "Model with critical notices: do not rely on this prediction. ";
+  return make("p", { class: "stamp" }, make("b", {}, heading), titles.join("; "));
 }
 
 function makeThumbnail(name, address, model) {
@@ -174,7 +175,7 @@ function makeBar([label, value], row, model) {
     const tick = make("u", { title: `Threshold ${threshold}` });
     tick.style.left = `${100 * Math.min(1, threshold)}%`;
     track.append(tick);
-    const reached = value >= threshold ? ", reached" : "";
+    const reached = value >= threshold && row.in_distribution !== "no" ? ", reached" : "";
     words = make("span", { class: "hidden" }, ` (threshold ${formatProbability(threshold)}${reached})`);
   }
   const color = isMultiLabel(model) ? "finding" : `color-${model.labels.indexOf(label) % N_COLORS}`;
@@ -230,7 +231,8 @@ function makeMapControls(entry, row, model, actions, { element, image, thumbnail
     }
     element.classList.toggle("mapped", hasImage);
     hide.hidden = !hasImage;
-    fill(note, make("b", {}, title), " ", hasImage ? `${sides} ${answer.note}` : `No map: ${answer.note}.`);
+    const ood = answer.in_distribution === "no" && make("b", { class: "warn" }, " ", describeOod(answer, model));
+    fill(note, make("b", {}, title), ood, " ", hasImage ? `${sides} ${answer.note}` : `No map: ${answer.note}.`);
   }
 
   const label = make("label", {}, make("span", {}, isMultiLabel(model) ? "Finding " : "Class "), select);

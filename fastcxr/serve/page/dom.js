@@ -7,6 +7,12 @@ export function clean(text) {
   return String(text).replace(UNPRINTABLE, "\ufffd");
 }
 
+// Replace these characters in a JSON text by their escapes.
+export function escapeHidden(json) {
+  const escape = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return json.replace(UNPRINTABLE, (character) => character.split("").map(escape).join(""));
+}
+
 // Return an element. A child is an element or a text; null and false are left out, as attribute and as child.
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

@@ -1,6 +1,6 @@
 // Files with all results of the page, in the formats of `fastcxr predict`. The browser writes them, not the server.
 
-import { make } from "./dom.js";
+import { escapeHidden, make } from "./dom.js";
 
 const FORMULA = /^'*[=+\-@\t\r]/;
 const NUMBER = /^'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/;
@@ -19,13 +19,16 @@ export function toJson(rows, model, critical) {
     n_ood: rows.filter(isOod).length,
     predictions: rows,
   };
-  return `${JSON.stringify(summary, null, 2)}\n`;
+  return `${escapeHidden(JSON.stringify(summary, null, 2))}\n`;
 }
 
-// Return the text of a CSV file. Cells that a spreadsheet would run as a formula get an apostrophe.
-export function toCsv(rows) {
+// Return the text of a CSV file: the columns of the rows, then those of the model, which are equal in all rows.
+// Cells that a spreadsheet would run as a formula get an apostrophe.
+export function toCsv(rows, model, critical) {
   const names = [...new Set(rows.flatMap((row) => Object.keys(row)))];
-  const lines = [names, ...rows.map((row) => names.map((name) => row[name] ?? ""))];
+  const ofModel = { model: model.name, version: model.version, warning: model.warning, critical: critical.join("; ") };
+  const makeCells = (row) => [...names.map((name) => row[name] ?? ""), ...Object.values(ofModel)];
+  const lines = [[...names, ...Object.keys(ofModel)], ...rows.map(makeCells)];
   return lines.map((cells) => `${cells.map(toCell).join(",")}\n`).join("");
 }
 
