@@ -71,7 +71,7 @@ def _convert(model: Classifier | Ensemble) -> tuple[Any, bool, list[dict[str, st
         if not model.has_ood_detector:
             raise
         program = _trace(ModelGraph(model, with_ood=False))
-        log.warning("the export has no OOD score, which %s: every image gets a class", error.problem)
+        log.warning("the export has no OOD score (%s): every image gets a class", error.problem)
         text = "The OOD score of the model cannot be converted to ONNX: images unlike the training images get a class"
         return program, False, [{"level": "warning", "title": "No out-of-distribution (OOD) score", "text": text}]
 
