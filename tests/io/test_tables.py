@@ -186,7 +186,7 @@ def test_the_lines_of_a_text_file_are_without_blanks_and_blank_lines(tmp_path):
 def test_json_rows_have_plain_values_and_none_for_missing_ones():
     columns = {
         "number": np.array([1.5, np.nan], np.float32), "count": [1, 2], "flag": [True, False], "text": ["a", None],
-        "any": pd.Series([np.float64(0.25), pd.NA], dtype=object), "whole": pd.array([7, None], dtype="Int64"),
+        "any": np.array([np.float64(0.25), pd.NA], dtype=object), "whole": pd.array([7, None], dtype="Int64"),
         "empty": ["", "b"], "kind": pd.Categorical(["u", None]),
     }  # fmt: skip
     first, second = to_json_rows(pd.DataFrame(columns, index=[5, 5]))
