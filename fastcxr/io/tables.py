@@ -325,7 +325,7 @@ def _reject_duplicate_columns(header: list[str], path: Path) -> None:
 
 def to_json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows with plain Python values, None for a missing one."""
-    columns = {name: _list_plain(column) for name, column in table.items()}
+    columns = {str(name): _list_plain(column) for name, column in table.items()}
     return [{name: cells[row] for name, cells in columns.items()} for row in range(len(table))]
 
 
