@@ -7,6 +7,7 @@ from fastcxr.config.fields import InferencePrecision
 from fastcxr.errors import RecipeError, require_type
 from fastcxr.export.exported_model import load_export
 from fastcxr.inference.scores import Scorer
+from fastcxr.io.formats import reject_other_format
 from fastcxr.io.packages import TORCH_MODULES, find_missing, make_package_error
 from fastcxr.io.run_folders import is_export, require_run_file
 from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below
@@ -54,8 +55,10 @@ def validate_export_options(precision: InferencePrecision, engine: Engine = "tor
 def require_torch(folder: str | Path) -> None:
     """Raise PackageError if a package is not installed that the model of a run needs.
 
-    Raises InputMissingError for a folder that is not a run: it is the more specific error.
+    Raises InputMissingError for a folder that is not a run, and ModelError for a run of another format, which are the
+    more specific errors.
     """
+    reject_other_format(folder)
     if not list_models_below(folder, "fold"):
         require_run_file(folder, MODEL_JSON_FILE, expected="a finished run or of an export")
     if missing := find_missing(TORCH_MODULES):

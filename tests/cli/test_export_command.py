@@ -31,8 +31,9 @@ def test_export_states_what_was_written_and_what_to_do_next(run, call):
     assert "fastcxr serve runs/export-run-1" in done.stderr
 
 
-def test_moved_images_are_a_warning_with_the_command(run, call):
-    (run.parent / "toys").rename(run.parent / "moved")
+def test_moved_images_are_a_warning_with_the_command(run, call, monkeypatch):
+    moved = (run.parent / "toys").rename(run.parent / "moved")
+    monkeypatch.setattr("fastcxr.workflows.export.find_or_write_sample", lambda: moved)
     done = call("export", "run", "--to", "timm", "--out", "exported", where=run.parent)
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stderr.split())

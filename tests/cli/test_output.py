@@ -48,8 +48,8 @@ COMMANDS = {
     "audit": (["audit", "--data", "toys"], {"folder", "report", "passed", "findings"}),
     "compare": (["compare", "run", "run2"], {"folder", "report", "rows", "n_shared_images", "patients"}),
     "verify": (["verify", "run"], {"folder", "n_files", "faults"}),
-    "predict": (["predict", "run", "toys"], {"n_classified", "n_unreadable", "n_ood", "predictions"}),
-    "explain": (["explain", "run", "toys/haze"], {"folder", "report", "n_unreadable", "maps"}),
+    "predict": (["predict", "run", "toys"], {"critical", "n_classified", "n_unreadable", "n_ood", "predictions"}),
+    "explain": (["explain", "run", "toys/haze"], {"critical", "folder", "report", "n_unreadable", "maps"}),
     "pack": (["pack", "toys", "--to", "c.h5"], {"file", "n_bytes", "n_images"}),
     "cache": (["cache"], {"folder", "images", "features", "unfinished_features"}),
 }

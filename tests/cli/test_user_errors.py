@@ -169,14 +169,14 @@ def test_all_datasets_that_do_not_exist_are_named(call, finished, tmp_path, comm
 def test_a_misspelt_run_is_an_error_that_names_the_existing_run(call, finished, tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first").symlink_to(finished[0])
-    for words in (
-        ["predict", "runs/fir", "a.png"],
-        ["report", "runs/fir"],
-        ["compare", "runs/first", "runs/fir"],
+    for words, expected in (
+        (["predict", "runs/fir", "a.png"], "a finished run or of an export"),
+        (["report", "runs/fir"], "a finished run"),
+        (["compare", "runs/first", "runs/fir"], "a finished run"),
     ):
         done = call(*words, where=tmp_path)
-        expected = "Pass the folder of a finished run, such as runs/first. `fastcxr list` lists all runs"
-        assert f"runs/fir: the folder does not exist. {expected}" in done.stderr
+        fix = f"Pass the folder of {expected}, such as runs/first. `fastcxr list` lists all runs"
+        assert f"runs/fir: the folder does not exist. {fix}" in done.stderr
 
 
 @pytest.mark.parametrize(
