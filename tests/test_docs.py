@@ -27,7 +27,13 @@ from sample_images import make_dicom, save_dicom
 
 from fastcxr.errors import RecipeError
 
-CODE_PAGES = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]
+# pages whose commands differ from those of the other pages by options that have tests
+SLOW_PAGES = ("backbone", "class_imbalance", "cross_validation", "embed_onnx", "export", "studies")
+CODE_PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW_PAGES))
+    for page in PAGES
+    if any(block.is_run for block in read_blocks(page))
+]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 # of a tag that loads something, and of a style sheet
 EXTERNAL = re.compile(
@@ -77,7 +83,7 @@ def trained(tmp_path_factory, without_maps) -> Path:
 
 
 @pytest.mark.usefixtures("without_figures", "few_draws")
-@pytest.mark.parametrize("page", CODE_PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", CODE_PAGES)
 def test_the_code_blocks_of_a_page_run(page, trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

@@ -108,6 +108,7 @@ def test_all_public_names_exist_and_no_others():
     assert set(dir(fastcxr)) == set(fastcxr.__all__)
 
 
+@pytest.mark.slow
 def test_no_deprecation_of_a_library_is_shown_when_a_name_is_used_and_other_warnings_are(tmp_path):
     code = (
         "import warnings; warnings.simplefilter('error', FutureWarning); before = list(warnings.filters)\n"

@@ -19,6 +19,7 @@ from toy_images import draw_toy, write_toys
 from fastcxr import load_export, load_model
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.errors import InputMissingError, ModelError, RecipeError
+from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
 from fastcxr.report.notices import read_terminal_notices
 from fastcxr.workflows.verify import find_differences
 
@@ -105,7 +106,7 @@ def test_an_export_for_timm_does_not_predict(call, folder, tmp_path):
 
 def test_the_model_of_a_run_needs_torch_and_the_error_names_an_export(folder, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "model.json").write_text("{}")
+    (tmp_path / "run" / "model.json").write_text(json.dumps({FORMAT_KEY: MODEL_FORMAT}))
     done = run_with(PREDICT_PACKAGES, "predict", tmp_path / "run", "images", where=folder)
     assert (done.returncode, done.stdout) == (69, "")
     (line,) = done.stderr.splitlines()
@@ -138,6 +139,7 @@ def test_a_command_that_needs_the_run_states_it(call, folder, command):
     assert "Pass the run folder that was exported" in line and "`fastcxr serve`" in line
 
 
+@pytest.mark.slow
 def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp_path):
     network = {"backbone": {"library": "timm", "name": "resnet50"}, "head": {}, "hflip_tta": True}
     network["input_spec"] = {"image_size": 32, "mean": [0.5], "std": [0.2]}

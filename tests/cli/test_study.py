@@ -258,6 +258,7 @@ def test_rachha_finds_the_classes_of_the_paper_ignoring_case_and_punctuation(tmp
     assert "fine_resnet101" not in trained
 
 
+@pytest.mark.slow
 def test_bolhassani_has_variants_for_one_and_for_two_datasets(tmp_path, capfd, trained):
     script = ROOT / "recipes" / "bolhassani2024.py"
     recipes = runpy.run_path(str(script))["RECIPES"]

@@ -45,6 +45,7 @@ def is_tie(seed):
     return compare_models(pair).rows[1]["auroc_tie"]
 
 
+@pytest.mark.slow
 def test_two_equal_models_are_mostly_a_tie():
     assert np.mean([is_tie(seed) for seed in range(40)]) >= 0.9
 

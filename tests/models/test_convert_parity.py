@@ -116,6 +116,7 @@ def test_dinov2_with_registers_has_equal_tokens_also_at_224_px(save, caplog, siz
     assert "4 registers" in caplog.text and "differ" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.needs("transformers")
 def test_the_shape_of_chexfound_has_equal_tokens(save):
     reference = make_dinov2(1024, 16, 512, patch=16, num_register_tokens=4, use_swiglu_ffn=True)

@@ -38,6 +38,9 @@ RECIPES = {
 }
 
 
+SLOW = ("learning rate finder", "adam, steps", "float16", "workers")  # parts of each are in another recipe
+
+
 class Crash(BaseException):
     """A simulated power failure."""
 
@@ -91,7 +94,7 @@ def hash_weights(learner) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RECIPES])
 def test_a_resumed_training_gives_the_same_weights_and_history(
     toy_manifest, tmp_path, checkpoint_every_batch, name, weights
 ):

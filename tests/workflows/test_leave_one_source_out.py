@@ -68,6 +68,7 @@ def test_conflicting_options_are_rejected(options):
         RECIPE.replace(**options)
 
 
+@pytest.mark.slow
 def test_a_removed_source_is_run_again_only_on_the_same_images(tmp_path):
     write_toys(tmp_path / "clinic", per_class=8)
     write_toys(tmp_path / "ward", per_class=8, first=50)

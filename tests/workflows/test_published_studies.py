@@ -53,12 +53,17 @@ def read_variants() -> list[tuple[str, str, Recipe]]:
 
 
 def iterate_variants():
-    """Yield study and recipe of every variant with a small backbone, and once if they are the same but for theirs."""
-    distinct = {}
+    """Yield study and recipe of every variant with a small backbone, and once if they are the same but for theirs.
+
+    A variant whose strategy, loss, sampling and folds are those of an earlier one is slow.
+    """
+    distinct, kinds = {}, set()
     for study, variant, recipe in read_variants():
         distinct.setdefault((study, recipe.replace(backbone="resnet10t", **SMALL)), variant)
     for (study, recipe), variant in distinct.items():
-        yield pytest.param(study, recipe, id=f"{study}-{variant}")
+        kind = recipe.strategy, recipe.loss, recipe.class_weights, recipe.sampler, recipe.folds, recipe.task
+        yield pytest.param(study, recipe, id=f"{study}-{variant}", marks=[pytest.mark.slow] * (kind in kinds))
+        kinds.add(kind)
 
 
 def iterate_backbones():
