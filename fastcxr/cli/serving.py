@@ -15,7 +15,7 @@ from fastcxr.cli.output import (
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.errors import RecipeError
-from fastcxr.io.packages import find_missing, make_package_error
+from fastcxr.io.packages import require_packages
 
 SERVE_PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
@@ -53,8 +53,7 @@ def serve(
     """
     if is_json():
         raise RecipeError("serve has no JSON document", "Leave out --json: the API answers with JSON")
-    if missing := find_missing(SERVE_PACKAGES):
-        raise make_package_error(missing, "serve", "Run `pip install 'fastcxr[serve]'`")
+    require_packages(SERVE_PACKAGES, "serve")
     from fastcxr.serve.options import TOKEN_VARIABLE, ServeOptions, choose_token
     from fastcxr.serve.server import open_socket, serve_model
     from fastcxr.workflows.serve import load_served_model
