@@ -32,16 +32,13 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
     temporary_path = _name_temporary(path)
     try:
-        temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
-        yield temporary_path
-        with temporary_path.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary_path.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, FastcxrError):
-            raise
-        raise _make_write_error(path, error) from error
+        with _convert_write_errors(path):
+            temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
+            yield temporary_path
+            with temporary_path.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary_path.replace(path)
+            sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary_path.unlink()
@@ -61,16 +58,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise OutputError(problem, "Choose another `folder`, or remove it", path=path)
     temporary_path, created = _name_temporary(path), [parent for parent in path.parents if not parent.exists()]
     try:
-        temporary_path.mkdir(parents=True)
-        yield temporary_path
-        if path.is_dir():
-            path.rmdir()  # some systems cannot rename to an existing empty folder
-        temporary_path.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        if isinstance(error, FastcxrError):
-            raise
-        raise _make_write_error(path, error) from error
+        with _convert_write_errors(path):
+            temporary_path.mkdir(parents=True)
+            yield temporary_path
+            if path.is_dir():
+                path.rmdir()  # some systems cannot rename to an existing empty folder
+            temporary_path.rename(path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary_path, ignore_errors=True)
         for parent in created:
@@ -93,6 +87,17 @@ def validate_writable(path: str | Path) -> None:
 
 def _name_temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:16]}")
+
+
+@contextmanager
+def _convert_write_errors(path: Path) -> Iterator[None]:
+    """Raise OutputError, or StorageError for a full disk, for an OSError in the block."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FastcxrError):
+            raise
+        raise _make_write_error(path, error) from error
 
 
 def _make_write_error(path: Path, error: OSError) -> OutputError:
