@@ -41,7 +41,7 @@ from fastcxr.workflows.load import PUBLIC_DATASETS_KEY, Dataset, load_dataset, n
 from fastcxr.workflows.overlap import FITTED_SPLITS, find_overlap
 from fastcxr.workflows.result_dir import ResultDir
 from fastcxr.workflows.run_dir import OutputDir
-from fastcxr.workflows.tested_model import load_tested_model
+from fastcxr.workflows.tested_model import TestedModel, load_tested_model
 
 log = logging.getLogger("fastcxr")
 MIN_LABEL_SIMILARITY = 0.8  # "covid" and "covid19" have 0.83
@@ -100,14 +100,7 @@ def evaluate(
         manifest = load_dataset(recipe, result_dir, Dataset(recipe, only_test=True, depths=scorer.bit_depths))
         (validate_findings if scorer.task == MULTI_LABEL else validate_labels)(manifest, scorer.labels)
         log.info("precision: %s", scorer.dtype_and_device)
-        overlap_counts = {}
-        if model.run:
-            warn_overlapping_datasets(recipe, model.run)
-            overlap = find_overlap(manifest, model.run, scorer.image_size, result_dir)
-            manifest = manifest if keep_overlap else drop_overlap(manifest, overlap, result_dir)
-            overlap_counts = report_overlap(overlap, keep=keep_overlap)
-        else:
-            log.info(MISSING_IN_EXPORT)
+        manifest, overlap_counts = handle_overlap(manifest, model, recipe, result_dir, keep=keep_overlap)
         manifest = manifest.assign(split="test", split_origin="given")
         predictions = predict(scorer, manifest, splits=None, progress=result_dir, log_warnings=False)
         if predictions.is_multi_label:
@@ -122,6 +115,23 @@ def evaluate(
             result_dir.write_saliency_maps(model.classifier, manifest, predictions)
         write_json(result_dir.folder / MODEL_JSON_FILE, model.model_json)
     return result_dir.finish()
+
+
+def handle_overlap(
+    manifest: pd.DataFrame, model: TestedModel, recipe: Recipe, result_dir: ResultDir, *, keep: bool
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the manifest without images that overlap with training images, and the entry `overlap` of run.json.
+
+    The overlap with the training images of an export is unknown: the entry is then empty. `keep`: whether images that
+    overlap are kept.
+    """
+    if model.run is None:
+        log.info(MISSING_IN_EXPORT)
+        return manifest, {}
+    warn_overlapping_datasets(recipe, model.run)
+    overlap = find_overlap(manifest, model.run, model.scorer.image_size, result_dir)
+    kept = manifest if keep else drop_overlap(manifest, overlap, result_dir)
+    return kept, report_overlap(overlap, keep=keep)
 
 
 def warn_overlapping_datasets(recipe: Recipe, run: Path) -> None:
