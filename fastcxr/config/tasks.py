@@ -1,5 +1,7 @@
 """The two tasks: one class per image, or several findings per image; options that a task sets or refuses."""
 
+from typing import Any
+
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
 
@@ -29,6 +31,21 @@ def resolve_task(recipe: Recipe, task: str) -> Recipe:
     elif resolved.loss == "asymmetric":
         raise RecipeError("the loss asymmetric is for findings", "Pass `loss='focal'`")
     return resolved
+
+
+def describe_model(model: Any, image_size: int) -> str:
+    """Return the text of a loaded model in Python: of a Classifier, an Ensemble or an ExportedModel.
+
+    `model`: has labels, task, dtype_and_device and has_ood_detector. `image_size`: in pixels.
+    """
+    labels, result = ("findings", "decisions") if model.task == MULTI_LABEL else ("classes", "a class")
+    parts = [
+        f"{len(model.labels)} {labels}: {', '.join(model.labels)}",
+        f"{image_size} x {image_size} pixels",
+        model.dtype_and_device,
+        "with OOD detector" if model.has_ood_detector else f"no OOD detector: every image gets {result}",
+    ]
+    return f"<{type(model).__name__}: {'; '.join(parts)}>"
 
 
 def _reject_single_label_options(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcxr.config.tasks import MULTI_LABEL
+from fastcxr.config.tasks import MULTI_LABEL, describe_model
 from fastcxr.data.bit_depth import BitDepths
 from fastcxr.errors import ModelError, RecipeError
 from fastcxr.export.export_json import (
@@ -49,16 +49,8 @@ class ExportedModel(Scorer):
         return f"float32 with onnxruntime on {provider}"
 
     def __repr__(self) -> str:
-        labels, result = ("findings", "decisions") if self.task == MULTI_LABEL else ("classes", "a class")
         notices = [f"{row['level']}: {row['title']}" for row in self.description.get("notices", [])]
-        parts = [
-            f"{len(self.labels)} {labels}: {', '.join(self.labels)}",
-            f"{self.image_size} x {self.image_size} pixels",
-            self.dtype_and_device,
-            "with OOD detector" if self.has_ood_detector else f"no OOD detector: every image gets {result}",
-            *notices,
-        ]
-        return f"<ExportedModel: {'; '.join(parts)}>"
+        return "; ".join([describe_model(self, self.image_size)[:-1], *notices]) + ">"
 
     def score(self, images: np.ndarray) -> Scores:
         """Return the scores of gray bytes, shape (n, image_size, image_size)."""

@@ -10,6 +10,7 @@ from fastcxr.io.formatting import join_names
 
 RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
+MODEL_CARD_FILE = "MODEL_CARD.md"  # of a run and of an export
 EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
 EXPORT_FIX = (
     "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastcxr.config.fields import InferencePrecision, unknown_name_error
 from fastcxr.config.recipe import Recipe
-from fastcxr.config.tasks import MULTI_LABEL, SINGLE_LABEL
+from fastcxr.config.tasks import SINGLE_LABEL, describe_model
 from fastcxr.data.bit_depth import BitDepths, summarize_depths
 from fastcxr.errors import FastcxrError, InputMissingError, ModelError, make_type_error, require_type
 from fastcxr.io.files import atomic_write, compute_sha256, write_json
@@ -88,7 +88,7 @@ class Classifier:
         return f"{DTYPE_NAMES[self.precision]} on {next(self.network.parameters()).device.type}"
 
     def __repr__(self) -> str:
-        return _describe_model(self)
+        return describe_model(self, self.input_spec.image_size)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -138,7 +138,7 @@ class Ensemble:
         return f"mean of {len(self.members)} models, {self.members[0].dtype_and_device}"
 
     def __repr__(self) -> str:
-        return _describe_model(self)
+        return describe_model(self, self.input_spec.image_size)
 
     @property
     def thresholds(self) -> dict[str, Any]:
@@ -152,18 +152,6 @@ class Ensemble:
         }
         limits = [limit for fold in folds if (limit := fold.get("uncertain_below")) is not None]
         return {"thresholds": means, "uncertain_below": float(np.mean(limits)) if len(limits) == len(folds) else None}
-
-
-def _describe_model(model: Classifier | Ensemble) -> str:
-    size = model.input_spec.image_size
-    labels, result = ("findings", "decisions") if model.task == MULTI_LABEL else ("classes", "a class")
-    parts = [
-        f"{len(model.labels)} {labels}: {', '.join(model.labels)}",
-        f"{size} x {size} pixels",
-        model.dtype_and_device,
-        "with OOD detector" if model.has_ood_detector else f"no OOD detector: every image gets {result}",
-    ]
-    return f"<{type(model).__name__}: {'; '.join(parts)}>"
 
 
 def extract_classifier(learner: "Learner") -> Classifier:

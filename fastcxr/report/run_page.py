@@ -6,6 +6,7 @@ from typing import Any
 
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.io.files import atomic_write, write_checksums
+from fastcxr.io.run_folders import MODEL_CARD_FILE
 from fastcxr.metrics.classification import summarize_folds
 from fastcxr.metrics.evaluate import evaluate_predictions
 from fastcxr.metrics.external import external_drops
@@ -57,12 +58,12 @@ def write_run_report(folder: str | Path, *, figures: bool = True) -> Path:
     metrics_json = serialize_metrics(metrics)
     saved_metrics = json.loads(metrics_json)
     atomic_write(record.folder / "metrics.json", metrics_json)
-    atomic_write(record.folder / "MODEL_CARD.md", make_model_card(record, saved_metrics))
+    atomic_write(record.folder / MODEL_CARD_FILE, make_model_card(record, saved_metrics))
     atomic_write(record.folder / "CLAIM.md", make_claim_checklist(record, saved_metrics))
     # last: an error in a figure must not cost the metrics
     svg_figures = make_run_figures(record, metrics) if figures else None
     path = write_page(record.folder / "report.html", render_report(record, metrics, svg_figures), svg_figures or {})
-    text_files = ("metrics.json", "MODEL_CARD.md", "CLAIM.md", "report.html")
+    text_files = ("metrics.json", MODEL_CARD_FILE, "CLAIM.md", "report.html")
     write_checksums(record.folder, (*text_files, *(f"figures/{name}.svg" for name in svg_figures or {})))
     return path
 

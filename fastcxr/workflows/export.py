@@ -29,6 +29,7 @@ from fastcxr.io.files import atomic_folder, atomic_write, compute_sha256, write_
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.packages import require_packages
+from fastcxr.io.run_folders import MODEL_CARD_FILE
 from fastcxr.metrics.feature_map import select_evenly
 from fastcxr.models.bundle import Classifier, Ensemble, load_model
 from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below, read_model_json
@@ -41,7 +42,6 @@ from fastcxr.workflows.run_state import IMAGE_KEY
 
 log = logging.getLogger("fastcxr")
 MAX_CHECK_IMAGES = 200
-MODEL_CARD_FILE = "MODEL_CARD.md"
 OWN_IMAGES, SAMPLE_IMAGES = "test images of the run", "bundled sample"
 DataPaths = str | Path | Sequence[str | Path]
 

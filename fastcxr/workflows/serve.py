@@ -6,11 +6,11 @@ from fastcxr.config.fields import InferencePrecision
 from fastcxr.export.exported_model import ExportedModel
 from fastcxr.inference.occlusion import ImageExplainer, OcclusionExplainer
 from fastcxr.inference.scores import Scorer
+from fastcxr.io.run_folders import MODEL_CARD_FILE
 from fastcxr.serve.served_model import ServedModel
 from fastcxr.workflows.critical_notices import list_critical_notices
 from fastcxr.workflows.load_scorer import load_scorer
 
-MODEL_CARD_FILE = "MODEL_CARD.md"
 THUMBNAIL_PATTERN, N_CHECK_IMAGES = "figures/images/*.jpg", 8
 MAX_CARD_BYTES = 1_000_000
 
