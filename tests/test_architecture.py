@@ -15,6 +15,7 @@ LAYERS = (
     {"errors", "version"},
     {"io"},
     {"config", "progress"},
+    {"executors"},
     {"data"},
     {"audit", "metrics"},
     {"models", "report"},
