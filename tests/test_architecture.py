@@ -1,6 +1,7 @@
 """Import rules, read from the source: which package may import which, and when heavy libraries are loaded."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -60,10 +61,16 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in FILES}
 
 
+@functools.cache  # every module is examined by several tests
+def parse_file(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports_of(file: Path) -> set[str]:
     """Return all modules that a file imports, also inside functions and under TYPE_CHECKING."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse_file(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
@@ -159,9 +166,7 @@ def test_metrics_never_import_matplotlib(name):
 def test_only_the_command_line_prints_and_exits(name):
     if name.split(".")[0] in ("cli", "__main__"):
         return
-    calls = [
-        node for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
-    ]
+    calls = [node for node in ast.walk(parse_file(MODULES[name])) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "exit")]
 
 

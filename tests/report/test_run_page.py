@@ -33,6 +33,12 @@ def read_text(folder):
     return Page(render_report(record, evaluate_predictions(record.predictions), {})).text
 
 
+@pytest.fixture
+def few_elements(monkeypatch):
+    """Plot all figures, and write them without the layout of texts and axes, which takes most of the time."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **_: file.write("<svg/>"))
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """Return a complete run folder with its report."""
@@ -55,7 +61,6 @@ def test_a_report_without_figures_has_all_numbers_and_states_how_to_draw_them(ru
     assert re.findall("<table.*?</table>", bare_text, re.DOTALL) == re.findall("<table.*?</table>", text, re.DOTALL)
     assert "Most frequent confusions" in page.text
     assert not {"histogram", "Ring:", "Dashed:", "Dotted:"} & set(page.text.split())
-    assert write_run_report(folder).read_text(encoding="utf-8") == text
 
 
 @pytest.fixture
@@ -194,7 +199,7 @@ def test_html_in_names_is_escaped(tmp_path):
     assert all(source.startswith("data:") for source in page.sources)
 
 
-def test_a_test_split_with_one_class_has_a_report_without_curves(tmp_path):
+def test_a_test_split_with_one_class_has_a_report_without_curves(few_elements, tmp_path):
     labels = ("NORMAL", "PNEUMONIA")
     manifest = make_manifest(labels, 200)
     keep = (manifest["split"] != "test") | (manifest["label"] == "NORMAL")
@@ -203,7 +208,7 @@ def test_a_test_split_with_one_class_has_a_report_without_curves(tmp_path):
     assert "Top-2" not in text and "every image of this split is NORMAL" in text
 
 
-def test_many_classes_and_a_history_with_gaps_are_plotted(tmp_path):
+def test_many_classes_and_a_history_with_gaps_are_plotted(few_elements, tmp_path):
     labels = tuple(f"class_{i}" for i in range(16))
     history = make_history((("head", 1), ("a long name", 1), ("all", 30)), top2=False)
     history = history.assign(accuracy=np.nan, best=False)
@@ -330,7 +335,9 @@ def test_initial_weights_are_read_from_run_json_or_unknown(tmp_path):
         (data_figures, "plot_class_histogram", "histogram_2"),
     ],
 )
-def test_a_figure_that_fails_is_left_out_with_the_reason(tmp_path, monkeypatch, caplog, module, function, name):
+def test_a_figure_that_fails_is_left_out_with_the_reason(
+    few_elements, tmp_path, monkeypatch, caplog, module, function, name
+):
     def fail(*_):
         raise ValueError("no font <x>")
 
@@ -409,7 +416,7 @@ def test_without_an_external_test_external_validity_is_unknown(page):
 
 
 def test_no_title_of_a_warning_is_cut_or_leaves_its_box(tmp_path):
-    page = write_run_report(build_run(tmp_path, thumbnails=False)).read_text()
+    page = write_run_report(build_run(tmp_path, thumbnails=False), figures=False).read_text()
     for selector in (".critical", ".notices li", ".full.findings th[scope=row]"):
         rules = re.findall(rf"^{re.escape(selector)} {{(.*)}}", page, re.MULTILINE)
         assert any("overflow-wrap: anywhere" in rule for rule in rules), selector
