@@ -272,10 +272,30 @@ def acquire_shared_lock(folder: Path) -> BinaryIO:
         except FileNotFoundError:  # another process has removed it after mkdir
             continue
         _flock(file, "LOCK_SH")
-        if _is_same_file(folder, file):
+        if _is_same_file(folder / USE_LOCK_NAME, file):
             os.utime(folder / USE_LOCK_NAME)
             return file
         file.close()
+
+
+def lock_now(path: Path) -> BinaryIO | None:
+    """Create a file, and lock it until the result is closed; None if another process has locked it.
+
+    On a file system without locks no process finds it locked. Raises OSError.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # no locks
+            return file
+        file.close()  # the previous owner removed it after it was opened
 
 
 def remove_if_unused(folder: Path) -> bool:
@@ -315,8 +335,8 @@ def _flock(file: BinaryIO, operation: str) -> None:
         pass
 
 
-def _is_same_file(folder: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: BinaryIO) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / USE_LOCK_NAME).stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False

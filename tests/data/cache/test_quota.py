@@ -343,3 +343,12 @@ def test_images_of_earlier_formats_are_listed_and_cleared_but_not_read(cache, fi
     freed_bytes, remaining = quota.clear_image_cache()
     assert freed_bytes and remaining == [] and list(cache.iterdir()) == []
     assert not cache.with_name("pictures").exists()
+
+
+def test_images_of_an_earlier_format_are_evicted_first_if_space_is_needed(cache, files, monkeypatch):
+    open_image_cache(files, 60)
+    set_last_use(60, 300)
+    (cache / find_store_dir(60).name).rename(cache / "60px-format3-reader5-12345678")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(1.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    assert_images_match_files(open_image_cache(files, 60), files, 60)
+    assert [entry.folder for entry in list_cache_entries()] == [find_store_dir(60)]
