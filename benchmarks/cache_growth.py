@@ -4,7 +4,7 @@
 
 FOLDER: receives the images of random_images.py that are missing. The cache of each number of images is temporary, and
 each step is measured in a separate process. Memory: peak of allocated memory (RssAnon), and of allocated and mapped
-memory together (VmHWM); the operating system can reclaim mapped files.
+memory together (VmHWM); the operating system can reclaim mapped files. cpu: processor seconds of the process.
 """
 
 import argparse
@@ -32,15 +32,19 @@ def measure(step: str, folder: Path, count: int, size: int) -> dict[str, float]:
     peaks = {"RssAnon": 0, "VmHWM": 0}
     threading.Thread(target=record_peaks, args=[peaks], daemon=True).start()
     files = [str(find_image(folder, number)) for number in range(count)]
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     image_cache = open_image_cache(files, size)
     if step == "read":
-        started, rows = time.perf_counter(), np.random.default_rng(0).permutation(count)
+        started, cpu_started, rows = (
+            time.perf_counter(),
+            time.process_time(),
+            np.random.default_rng(0).permutation(count),
+        )
         for first in range(0, count, BATCH_SIZE):
             image_cache.read(rows[first : first + BATCH_SIZE])
-    seconds = time.perf_counter() - started
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
     time.sleep(0.2)  # record_peaks
-    return {"seconds": seconds} | {name: kilobytes / 1024 for name, kilobytes in peaks.items()}
+    return {"seconds": seconds, "cpu": cpu} | {name: kilobytes / 1024 for name, kilobytes in peaks.items()}
 
 
 if __name__ == "__main__":
@@ -53,7 +57,7 @@ if __name__ == "__main__":
     if given.step:
         print(json.dumps(measure(given.step, given.folder, given.images[0], given.size)))
         sys.exit()
-    print(f"{'images':>8} {'step':>5} {'seconds':>8} {'own MB':>7} {'peak MB':>8}")
+    print(f"{'images':>8} {'step':>5} {'seconds':>8} {'cpu':>8} {'own MB':>7} {'peak MB':>8}")
     for count in given.images:
         write_images(given.folder, count)
         time.sleep(3)  # the cache reads new files again: their time stamps may hide a change
@@ -64,5 +68,7 @@ if __name__ == "__main__":
                 output = subprocess.run([*command, str(given.size), "--step", step], env=environment, check=True,
                                         stdout=subprocess.PIPE).stdout  # fmt: skip
                 found = json.loads(output.splitlines()[-1])
-                figures = f"{found['seconds']:>8.1f} {found['RssAnon']:>7.0f} {found['VmHWM']:>8.0f}"
+                figures = (
+                    f"{found['seconds']:>8.1f} {found['cpu']:>8.1f} {found['RssAnon']:>7.0f} {found['VmHWM']:>8.0f}"
+                )
                 print(f"{count:>8,} {step:>5} {figures}", flush=True)

@@ -76,9 +76,16 @@ def convert_storage_errors() -> Iterator[None]:
         raise CannotStoreError(error.strerror or str(error)) from error
 
 
-def make_size_error(needed_bytes: float, budget_bytes: float) -> CannotStoreError:
-    """Return the error for data that exceeds the quota."""
-    return CannotStoreError(f"{needed_bytes / 1e6:,.0f} MB are needed, {budget_bytes / 1e6:,.0f} MB are available")
+def make_size_error(needed_bytes: float, limit_bytes: float, disk_bytes: float, fraction: float) -> CannotStoreError:
+    """Return the error for data that exceeds the quota, with the value of FASTCXR_CACHE_GB that is large enough.
+
+    `fraction`: share of the limit that `limit_bytes` are.
+    """
+    text = f"{needed_bytes / 1e6:,.0f} MB are needed, {min(limit_bytes, disk_bytes) / 1e6:,.0f} MB are available"
+    if needed_bytes > disk_bytes:
+        return CannotStoreError(f"{text}, half of the free disk space. Choose a larger disk with XDG_CACHE_HOME")
+    enough_gb = math.ceil(10 * needed_bytes / fraction / 1e9) / 10
+    return CannotStoreError(f"{text}. Set {CACHE_GB_VARIABLE}={enough_gb:g} to cache them")
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,8 @@ def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> boo
         _remove_leftovers(folder.parent)
         entries = list_cache_entries(folder.parent)
         total_bytes = sum(entry.n_bytes for entry in entries)
-        budget_bytes = min(limit, (shutil.disk_usage(folder).free + total_bytes) / 2)
+        disk_bytes = (shutil.disk_usage(folder).free + total_bytes) / 2
+    budget_bytes = min(limit, disk_bytes)
     for entry in reversed(entries):
         # the cache at `folder` is never removed, because the caller has locked it
         if total_bytes + needed_bytes > budget_bytes and remove_if_unused(entry.folder):
@@ -221,7 +229,8 @@ def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> boo
         return True
     own_bytes = sum(entry.n_bytes for entry in entries if entry.folder == folder)
     if total_bytes - own_bytes + full_bytes > budget_bytes:
-        raise make_size_error(full_bytes, budget_bytes)
+        in_use_bytes = total_bytes - own_bytes
+        raise make_size_error(in_use_bytes + full_bytes, limit, disk_bytes, IMAGE_QUOTA_FRACTION)
     return False
 
 
