@@ -48,16 +48,15 @@ def read_fitted_images(
     """
     depths = [None] * len(files) if depths is None else depths
     remarks = {} if remarks is None else remarks
-    cached_files = image_cache.files if image_cache is not None and image_cache.size == size else ()
-    row_by_file = {file: row for row, file in enumerate(cached_files)}
-    if image_cache is None or not all(file in row_by_file for file in files):
+    cache_rows = image_cache.find_rows(files) if image_cache is not None and image_cache.size == size else None
+    if image_cache is None or cache_rows is None:
         yield from _decode_ahead(range(len(files)), files, size, depths, remarks)
         return
 
     def read(start: int) -> np.ndarray | list[ImageOrError]:
         rows = range(start, min(start + READ_BATCH_SIZE, len(files)))
         try:
-            return image_cache.read([row_by_file[files[row]] for row in rows])
+            return image_cache.read(cache_rows[rows.start : rows.stop])
         except ImageError:  # an image is damaged in the cache, and its file cannot be read: a row with an error
             return list(_decode_ahead(rows, files, size, depths, remarks))
 

@@ -341,9 +341,7 @@ def find_cache_rows(dataset: Any, image_cache: ImageCache | None) -> np.ndarray 
     items = getattr(dataset, "items", None)
     if image_cache is None or not isinstance(items, pd.DataFrame) or "file" not in items:
         return None
-    row_by_file = {file: row for row, file in enumerate(image_cache.files)}
-    cache_rows = [row_by_file.get(file) for file in items["file"]]
-    return None if None in cache_rows else np.array(cache_rows, np.int64)
+    return image_cache.find_rows(items["file"])
 
 
 def make_sampler_options(rows: pd.DataFrame, recipe: Recipe) -> dict[str, Any]:

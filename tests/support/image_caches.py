@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastcxr.data.cache import image_file
 from fastcxr.data.cache.quota import find_store_dir
 from fastcxr.data.imaging.read import fit_square, read_image
 
@@ -31,8 +32,9 @@ def count_stored_images(size=SIZE) -> int:
 
 
 def flip_byte(slot: int, size=SIZE) -> None:
-    with (find_store_dir(size) / "images").open("r+b") as file:
-        file.seek(slot * size**2 + 100)
+    number, place = divmod(slot, image_file.count_file_slots(size))
+    with (find_store_dir(size) / image_file.name_image_file(number)).open("r+b") as file:
+        file.seek(place * size**2 + 100)
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 1]))

@@ -265,11 +265,12 @@ def _make_space(folder: Path, needed_bytes: int, max_bytes: float, in_use: Colle
     times_and_files += [(file.parent.stat().st_mtime, file) for file in list_unfinished_files(folder)]
     size_by_file = {file: file.stat().st_size for _, file in sorted(times_and_files)}
     total_bytes = sum(size_by_file.values())
-    budget_bytes = min(max_bytes, (shutil.disk_usage(folder).free + total_bytes) / 2)
+    disk_bytes = (shutil.disk_usage(folder).free + total_bytes) / 2
+    budget_bytes = min(max_bytes, disk_bytes)
     removable = [file for file in size_by_file if file not in in_use and not is_locked(file.parent)]
     kept_bytes = total_bytes - sum(size_by_file[file] for file in removable)
     if needed_bytes + kept_bytes > budget_bytes:
-        raise make_size_error(needed_bytes, max(0.0, budget_bytes - kept_bytes))
+        raise make_size_error(needed_bytes + kept_bytes, max_bytes, disk_bytes, 1 - IMAGE_QUOTA_FRACTION)
     for file in removable:  # the least recently used first
         if needed_bytes + total_bytes <= budget_bytes:
             break

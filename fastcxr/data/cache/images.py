@@ -7,19 +7,17 @@ the process ends.
 
 import hashlib
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import TypeAlias, TypeVar
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 
+from fastcxr.data.cache.fill import ImageList, fill_cache
 from fastcxr.data.cache.image_file import ImageStoreWriter, MappedImages
-from fastcxr.data.cache.index import NO_LOCATION, DecodedFile, decode, file_signature, read_fitted_image
+from fastcxr.data.cache.index import read_fitted_image
 from fastcxr.data.cache.quota import (
     IMAGE_QUOTA_FRACTION,
     CacheDir,
@@ -32,20 +30,16 @@ from fastcxr.data.cache.quota import (
     temporary_cache,
     user_cache,
 )
-from fastcxr.data.imaging.read import copy_error, examine_images
+from fastcxr.data.imaging.read import examine_images
 from fastcxr.data.imaging.sniff import Remarks, log_counted_warnings
 from fastcxr.errors import ImageError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.threads import map_ahead
-from fastcxr.progress.base import Bar, Progress
+from fastcxr.progress.base import Progress
 
 log = logging.getLogger("fastcxr")
 
-WRITE_BATCH_BYTES = 1 << 24  # images stored in one transaction: a killed process loses at most one batch
 CHUNK_BYTES = 1 << 24  # images that one thread reads at once
-FILES_AHEAD_PER_THREAD = 4  # decoded files per thread that wait to be stored
-
-FileAndDepth: TypeAlias = tuple[str, int | None]
 Result = TypeVar("Result")
 
 
@@ -77,15 +71,33 @@ class ImageCache:
             self._decode_again(rows[damaged_rows], damaged_rows, images)
         return images
 
+    @cached_property
+    def row_by_file(self) -> Mapping[str, int]:
+        """Row of each file; the last one of a file that is listed twice."""
+        return {file: row for row, file in enumerate(self.files)}
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "row_by_file"}  # for worker processes
+
+    def find_rows(self, files: Iterable[str]) -> np.ndarray | None:
+        """Return the rows of these files, shape (n,), or None if one of them is missing."""
+        try:
+            return np.fromiter(map(self.row_by_file.__getitem__, files), np.int64)
+        except KeyError:
+            return None
+
     def select(self, files: Sequence[str], size: int) -> "ImageCache | None":
         """Return the cache of these files in this order, or None if it lacks one of them or has another size."""
-        row_by_file = {file: row for row, file in enumerate(self.files)}
         # a file of two sources may have been read with two bit depths
-        if size != self.size or len(row_by_file) < len(self.files) or not set(files) <= set(row_by_file):
+        if size != self.size or len(self.row_by_file) < len(self.files):
             return None
-        rows = [row_by_file[file] for file in files]
-        depths = tuple(self.depths[row] for row in rows) if self.depths else ()
-        remarks = {new: self.remarks[old] for new, old in enumerate(rows) if old in self.remarks}
+        rows = self.find_rows(files)
+        if rows is None:
+            return None
+        if np.array_equal(rows, np.arange(len(self.files))):
+            return self
+        depths = tuple(self.depths[row] for row in rows.tolist()) if self.depths else ()
+        remarks = {new: self.remarks[old] for new, old in enumerate(rows.tolist()) if old in self.remarks}
         return ImageCache(tuple(files), size, self.mapped, self.locations[rows], depths, remarks)
 
     def log_warnings(self, *, again: bool = True) -> None:
@@ -175,71 +187,12 @@ def _open_in_cache(
     for _ in range(2):
         try:
             with ImageStoreWriter(folder, size) as writer:
-                images = list(zip(files, depths, strict=True))
-                locations = _decode_missing(writer, images, make_space, progress, errors)
+                locations = fill_cache(writer, ImageList(files, depths), make_space, progress, errors)
                 if locations is not None:
-                    by_slot = writer.find_remarks()
-                    slots = locations[:, 0].tolist()
-                    remarks = {row: by_slot[slot] for row, slot in enumerate(slots) if slot in by_slot}
+                    remarks = writer.find_remarks(locations[:, 0])
                     return ImageCache(files, size, MappedImages(folder, size), locations, depths, remarks)
         except DamagedStoreError as error:
             log.warning("the image cache of %s px is damaged (%s): decoding again", size, error)
         if not remove_if_unused(folder):
             break
     raise CannotStoreError("the image caches that must be removed first are in use")
-
-
-def _decode_missing(
-    writer: ImageStoreWriter,
-    images: list[FileAndDepth],
-    make_space: Callable[[Path, int, int], bool],
-    progress: Progress | None,
-    errors: list[ImageError] | None,
-) -> np.ndarray | None:
-    """Decode the files that are not cached; return all locations, or None if the cache must be emptied first."""
-    if errors is not None:
-        errors.clear()  # errors of a first attempt that failed
-    locations = writer.find_locations(file_signature(file, depth) for file, depth in images)
-    missing = np.flatnonzero(locations[:, 0] == 0)
-    if not make_space(writer.folder, len(missing) * writer.size**2, len(locations) * writer.size**2):
-        return None
-    if len(missing):
-        with (progress or Progress()).bar(len(missing), "reading images") as bar:
-            locations[missing] = _decode_and_store(writer, [images[row] for row in missing], bar, errors)
-    return locations
-
-
-def _decode_and_store(
-    writer: ImageStoreWriter, images: list[FileAndDepth], bar: Bar, errors: list[ImageError] | None
-) -> np.ndarray:
-    """Return slots and checksums of these files, shape (n, 2); zeros for files whose error is added to `errors`."""
-    locations, batch_size = [], max(1, WRITE_BATCH_BYTES // writer.size**2)
-    with closing(_decode_ahead(writer, images, bar, strict=errors is None)) as decoded_files:
-        while batch := list(islice(decoded_files, batch_size)):
-            stored = iter(writer.add([one for one in batch if isinstance(one, DecodedFile)]))
-            locations += [next(stored) if isinstance(one, DecodedFile) else NO_LOCATION for one in batch]
-            if errors is not None:
-                errors += [one for one in batch if isinstance(one, ImageError)]
-    return np.array(locations, np.int64)
-
-
-def _decode_ahead(
-    writer: ImageStoreWriter, images: list[FileAndDepth], bar: Bar, *, strict: bool
-) -> Generator[DecodedFile | ImageError, None, None]:
-    """Yield the decoded files in order; all cores decode a limited number of files ahead of the caller."""
-
-    def decode_or_fail(image: FileAndDepth) -> DecodedFile | ImageError:
-        file, depth = image
-        try:
-            return decode(file, writer.size, writer.is_known, depth)
-        except ImageError as error:
-            return copy_error(error)
-
-    n_cores = count_cpus()
-    decoded = map_ahead(decode_or_fail, images, n_threads=n_cores, n_ahead=FILES_AHEAD_PER_THREAD * n_cores)
-    with closing(decoded):
-        for one in decoded:
-            if strict and isinstance(one, ImageError):
-                raise one
-            yield one
-            bar.advance()

@@ -10,9 +10,11 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from io import BufferedReader, FileIO
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +25,8 @@ from fastcxr.data.imaging.sniff import Remarks, collect_remarks, open_file
 from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import ImageError
 
-IMAGES_FILE, INDEX_FILE = "images", "index.sqlite"
+INDEX_FILE = "index.sqlite"
+LOOKUP_ROWS = 20_000  # file signatures or slots of one query
 LOCK_TIMEOUT_SECONDS = 120.0  # another process holds the lock for less than one second at a time
 SCHEMA = (
     # AUTOINCREMENT: a deleted number is not used again, because a reader may still repair its slot
@@ -60,6 +63,7 @@ class ImageIndex:
                 self.connection.execute("BEGIN IMMEDIATE")
                 for table in SCHEMA:
                     self.connection.execute(table)
+            self.first_version = self._read_version()
         except sqlite3.Error:
             self.connection.close()
             raise
@@ -70,24 +74,53 @@ class ImageIndex:
 
     def find_locations(self, signatures: Iterable[bytes | None]) -> np.ndarray:
         """Return slot and checksum of each file signature, shape (n, 2); zeros if it is unknown."""
-        with self.lock, self.connection:
-            self.connection.execute("BEGIN")
-            self.connection.execute("CREATE TEMP TABLE requested (number INTEGER PRIMARY KEY, signature BLOB)")
-            self.connection.executemany("INSERT INTO requested VALUES (?, ?)", enumerate(signatures))
-            rows = self.connection.execute(
-                "SELECT ifnull(slot, 0), ifnull(crc, 0) FROM requested LEFT JOIN files USING (signature) "
-                "LEFT JOIN images USING (content_hash) ORDER BY number"
-            )
-            locations = np.fromiter((number for row in rows for number in row), np.int64).reshape(-1, 2)
-            self.connection.execute("DROP TABLE requested")
-        return locations
+        query = (
+            "SELECT ifnull(slot, 0), ifnull(crc, 0) FROM requested LEFT JOIN files ON signature = key "
+            "LEFT JOIN images USING (content_hash) ORDER BY number"
+        )
+        found = [np.array(rows, np.int64) for rows in self._look_up(signatures, query)]
+        return np.concatenate([np.zeros((0, 2), np.int64), *found])
 
-    def find_remarks(self) -> dict[int, Remarks]:
-        """Return the remarks on images by slot, without images that have none."""
+    def find_remarks(self, slots: np.ndarray) -> dict[int, Remarks]:
+        """Return the remarks on the images of these slots by position, without images that have none.
+
+        Images with equal remarks share one object.
+        """
+        query = (
+            "SELECT number, warnings, peak FROM requested JOIN images ON slot = key "
+            "WHERE warnings != '{}' OR peak IS NOT NULL ORDER BY number"
+        )
+
+        @cache
+        def make_remarks(warnings: str, peak: int | None) -> Remarks:
+            return Remarks(json.loads(warnings), peak)
+
+        found = self._look_up(slots.tolist(), query)
+        return {number: make_remarks(warnings, peak) for rows in found for number, warnings, peak in rows}
+
+    def _look_up(self, keys: Iterable[bytes | int | None], query: str) -> Iterator[list[tuple]]:
+        """Yield the rows of a query on the table `requested`, which numbers the keys from 0, for LOOKUP_ROWS keys."""
+        numbered = enumerate(keys)
         with self.lock:
-            remarked = "warnings != '{}' OR peak IS NOT NULL"
-            rows = self.connection.execute(f"SELECT slot, warnings, peak FROM images WHERE {remarked}").fetchall()
-        return {slot: Remarks(json.loads(warnings), peak) for slot, warnings, peak in rows}
+            self.connection.execute("CREATE TEMP TABLE requested (number INTEGER PRIMARY KEY, key)")
+            try:
+                while chunk := list(islice(numbered, LOOKUP_ROWS)):
+                    with self.connection:
+                        self.connection.execute("BEGIN")
+                        self.connection.executemany("INSERT INTO requested VALUES (?, ?)", chunk)
+                        rows = self.connection.execute(query).fetchall()
+                        self.connection.execute("DELETE FROM requested")
+                    yield rows
+            finally:
+                self.connection.execute("DROP TABLE requested")
+
+    def has_changed(self) -> bool:
+        """Return whether another connection has changed the index since it was opened here."""
+        with self.lock:
+            return self._read_version() != self.first_version
+
+    def _read_version(self) -> int:
+        return self.connection.execute("PRAGMA data_version").fetchone()[0]
 
     def is_known(self, content_hash: bytes) -> bool:
         """Return whether an image with this content hash is in the index."""
@@ -128,13 +161,15 @@ class ImageIndex:
         """Delete a damaged image from the index."""
         self.connection.execute("DELETE FROM images WHERE slot = ?", (slot,))
 
-    def delete_truncated(self, count_slots: Callable[[], int]) -> None:
-        """Delete images beyond the end of a truncated file, which has `count_slots()` slots."""
+    def delete_truncated(self, slots_per_file: int, count_slots: Callable[[int], int]) -> None:
+        """Delete the images beyond the end of a truncated or missing file; `count_slots(number)`: slots of a file."""
         # the index is read first: another process may add images, and stores their bytes before their index rows
         last = self.connection.execute("SELECT ifnull(max(slot), 0) FROM images").fetchone()[0]
-        n_slots = count_slots()
-        if last >= n_slots:
-            self.connection.execute("DELETE FROM images WHERE slot BETWEEN ? AND ?", (n_slots, last))
+        for number, first in enumerate(range(0, last + 1, slots_per_file)):
+            first_missing, end = first + count_slots(number), min(first + slots_per_file, last + 1)
+            if first_missing < end:
+                range_ = first_missing, end - 1
+                self.connection.execute("DELETE FROM images WHERE slot BETWEEN ? AND ?", range_)
 
 
 def file_signature(file: str, depth: int | None = None) -> bytes | None:

@@ -76,9 +76,16 @@ def convert_storage_errors() -> Iterator[None]:
         raise CannotStoreError(error.strerror or str(error)) from error
 
 
-def make_size_error(needed_bytes: float, budget_bytes: float) -> CannotStoreError:
-    """Return the error for data that exceeds the quota."""
-    return CannotStoreError(f"{needed_bytes / 1e6:,.0f} MB are needed, {budget_bytes / 1e6:,.0f} MB are available")
+def make_size_error(needed_bytes: float, limit_bytes: float, disk_bytes: float, fraction: float) -> CannotStoreError:
+    """Return the error for data that exceeds the quota, with the value of FASTCXR_CACHE_GB that is large enough.
+
+    `fraction`: share of the limit that `limit_bytes` are.
+    """
+    text = f"{needed_bytes / 1e6:,.0f} MB are needed, {min(limit_bytes, disk_bytes) / 1e6:,.0f} MB are available"
+    if needed_bytes > disk_bytes:
+        return CannotStoreError(f"{text}, half of the free disk space. Choose a larger disk with XDG_CACHE_HOME")
+    enough_gb = math.ceil(10 * needed_bytes / fraction / 1e9) / 10
+    return CannotStoreError(f"{text}. Set {CACHE_GB_VARIABLE}={enough_gb:g} to cache them")
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,8 @@ def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> boo
         _remove_leftovers(folder.parent)
         entries = list_cache_entries(folder.parent)
         total_bytes = sum(entry.n_bytes for entry in entries)
-        budget_bytes = min(limit, (shutil.disk_usage(folder).free + total_bytes) / 2)
+        disk_bytes = (shutil.disk_usage(folder).free + total_bytes) / 2
+    budget_bytes = min(limit, disk_bytes)
     for entry in reversed(entries):
         # the cache at `folder` is never removed, because the caller has locked it
         if total_bytes + needed_bytes > budget_bytes and remove_if_unused(entry.folder):
@@ -221,7 +229,8 @@ def evict(folder: Path, needed_bytes: int, full_bytes: int, limit: float) -> boo
         return True
     own_bytes = sum(entry.n_bytes for entry in entries if entry.folder == folder)
     if total_bytes - own_bytes + full_bytes > budget_bytes:
-        raise make_size_error(full_bytes, budget_bytes)
+        in_use_bytes = total_bytes - own_bytes
+        raise make_size_error(in_use_bytes + full_bytes, limit, disk_bytes, IMAGE_QUOTA_FRACTION)
     return False
 
 
@@ -272,10 +281,30 @@ def acquire_shared_lock(folder: Path) -> BinaryIO:
         except FileNotFoundError:  # another process has removed it after mkdir
             continue
         _flock(file, "LOCK_SH")
-        if _is_same_file(folder, file):
+        if _is_same_file(folder / USE_LOCK_NAME, file):
             os.utime(folder / USE_LOCK_NAME)
             return file
         file.close()
+
+
+def lock_now(path: Path) -> BinaryIO | None:
+    """Create a file, and lock it until the result is closed; None if another process has locked it.
+
+    On a file system without locks no process finds it locked. Raises OSError.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same_file(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # no locks
+            return file
+        file.close()  # the previous owner removed it after it was opened
 
 
 def remove_if_unused(folder: Path) -> bool:
@@ -315,8 +344,8 @@ def _flock(file: BinaryIO, operation: str) -> None:
         pass
 
 
-def _is_same_file(folder: Path, file: BinaryIO) -> bool:
+def _is_same_file(path: Path, file: BinaryIO) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / USE_LOCK_NAME).stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False

@@ -1,7 +1,7 @@
 """Tests for image_file.py and index.py: several processes, damage, memory."""
 
-import hashlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,7 +14,7 @@ import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images, flip_byte, query_index
 from sample_images import make_reference, save_image
 
-from fastcxr.data.cache import image_file, images, index
+from fastcxr.data.cache import fill, image_file, index
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.cache.quota import find_store_dir, list_cache_entries
 
@@ -30,8 +30,8 @@ def test_an_unused_cache_releases_its_lock_without_a_warning(files):
 
 BUILD = """
 import sys, hashlib
-from fastcxr.data.cache import image_file, images
-images.WRITE_BATCH_BYTES = 2 * {size} ** 2
+from fastcxr.data.cache import fill, image_file, images
+fill.WRITE_BATCH_BYTES = 2 * {size} ** 2
 {patch}
 image_cache = images.open_image_cache(sys.argv[1:], {size})
 print(hashlib.sha256(image_cache.read(range(len(image_cache.files))).tobytes()).hexdigest())
@@ -41,22 +41,6 @@ print(hashlib.sha256(image_cache.read(range(len(image_cache.files))).tobytes()).
 def start(files, patch="") -> subprocess.Popen:
     code = BUILD.format(size=SIZE, patch=patch)
     return subprocess.Popen([sys.executable, "-c", code, *files], stdout=subprocess.PIPE, text=True)
-
-
-def test_two_processes_that_fill_a_cache_at_once_store_the_same_images(tmp_path, files):
-    # each process waits until the other has started, to write at the same time
-    wait_for_both = f"""
-import os, pathlib, time
-pathlib.Path({str(tmp_path)!r}, f"here-{{os.getpid()}}").touch()
-while len(list(pathlib.Path({str(tmp_path)!r}).glob("here-*"))) < 2: time.sleep(0.01)
-"""
-    files = files * 5
-    both = [start(files, wait_for_both), start(files, wait_for_both)]
-    outputs = {process.communicate(timeout=60)[0].strip() for process in both}
-    image_cache = open_image_cache(files, SIZE)
-    assert_images_match_files(image_cache, files)
-    assert outputs == {hashlib.sha256(image_cache.read(range(len(files))).tobytes()).hexdigest()}
-    assert count_stored_images() == COUNT
 
 
 def test_an_image_decoded_by_two_processes_is_stored_once(files):
@@ -133,10 +117,56 @@ def test_a_damaged_image_of_a_removed_cache_is_decoded(files, cache):
     assert not cache.exists()
 
 
+@pytest.fixture
+def small_files(monkeypatch):
+    """At most two images in each file of a cache."""
+    monkeypatch.setattr(image_file, "MAX_FILE_BYTES", 3 * SIZE**2 - 1)
+
+
+def test_the_images_of_a_size_are_in_several_files(files, small_files):
+    image_cache = open_image_cache(files, SIZE)
+    assert_images_match_files(image_cache, files)
+    paths = sorted(find_store_dir(SIZE).glob("images-*"))
+    assert [path.name for path in paths] == [f"images-{number:04d}" for number in range(4)]
+    assert [path.stat().st_size // SIZE**2 for path in paths] == [2, 2, 2, 1], "slot 0 is not used"
+    image_cache.read([5, 0, 3])
+    assert_images_match_files(pickle.loads(pickle.dumps(image_cache)), files)  # noqa: S301  written above
+
+
+def test_only_the_files_with_requested_images_are_mapped(files, small_files):
+    image_cache = open_image_cache(files, SIZE)
+    assert image_cache.mapped.maps == {}
+    image_cache.read([0])
+    assert list(image_cache.mapped.maps) == [0]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "overwritten"])
+def test_a_damaged_file_costs_only_its_images(files, small_files, old, decoded, damage, caplog):
+    locations, path = open_image_cache(files, SIZE).locations, find_store_dir(SIZE) / "images-0001"
+    decoded.clear()
+    if damage == "truncated":
+        os.truncate(path, SIZE**2 + 5)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(2 * SIZE**2))
+    image_cache = open_image_cache(files, SIZE)
+    assert_images_match_files(image_cache, files)
+    lost = [file for file, slot in zip(files, locations[:, 0], strict=True) if slot in (2, 3)]
+    if damage == "overwritten":  # found by the checksums when the images are read
+        assert decoded == [] and "2 cached images are damaged" in caplog.text
+    else:
+        assert sorted(decoded) == sorted(lost[1:] if damage == "truncated" else lost)
+    caplog.clear()
+    decoded.clear()
+    assert_images_match_files(open_image_cache(files, SIZE), files)
+    assert decoded == [] and caplog.text == ""
+
+
 def test_a_missing_slot_counts_as_damaged(files):
     mapped = open_image_cache(files, SIZE).mapped
-    locations = np.array([[0, 0], [mapped.n_slots, 0], [1000, 0]])
-    assert not mapped.copy_images(locations, np.empty((3, SIZE, SIZE), np.uint8)).any()
+    locations = np.array([[0, 0], [COUNT + 1, 0], [1000, 0], [1 << 40, 0]])
+    assert not mapped.copy_images(locations, np.empty((4, SIZE, SIZE), np.uint8)).any()
 
 
 def test_an_image_deleted_while_its_file_is_read_has_no_slot(files):
@@ -154,7 +184,7 @@ def test_a_slot_number_is_never_used_twice(files):
 
 def test_a_truncated_image_file_is_filled_again(files, decoded):
     open_image_cache(files, SIZE)
-    os.truncate(find_store_dir(SIZE) / "images", 3 * SIZE**2 + 5)
+    os.truncate(find_store_dir(SIZE) / "images-0000", 3 * SIZE**2 + 5)
     assert_images_match_files(open_image_cache(files, SIZE), files)
     assert len(decoded) == 2 * COUNT - 2
 
@@ -169,10 +199,12 @@ def test_a_damaged_index_is_rebuilt_with_a_warning(files, caplog):
 
 
 def write_sparse_cache(folder: Path, size: int, count: int) -> image_file.MappedImages:
-    """Create a cache of any size as a sparse file."""
+    """Create a cache of any size from sparse files."""
     folder.mkdir(parents=True)
-    with (folder / "images").open("wb") as file:
-        file.truncate(count * size**2)
+    per_file = image_file.count_file_slots(size)
+    for number, first in enumerate(range(0, count, per_file)):
+        with (folder / image_file.name_image_file(number)).open("wb") as file:
+            file.truncate(min(per_file, count - first) * size**2)
     return image_file.MappedImages(folder, size)
 
 
@@ -191,7 +223,7 @@ def measure_resident_bytes() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="/proc of Linux")
 def test_images_that_were_read_do_not_remain_in_memory(tmp_path):
     mapped = write_sparse_cache(tmp_path / "big", 1000, 101)
-    with (tmp_path / "big" / "images").open("r+b") as file:
+    with (tmp_path / "big" / "images-0000").open("r+b") as file:
         for _ in range(101):
             file.write(bytes([7]) * 1_000_000)
     out = np.empty((1, 1000, 1000), np.uint8)
@@ -203,9 +235,9 @@ def test_images_that_were_read_do_not_remain_in_memory(tmp_path):
 
 
 def test_a_limited_number_of_images_waits_for_the_disk(files, monkeypatch):
-    monkeypatch.setattr(images, "count_cpus", lambda: 2)
+    monkeypatch.setattr(fill, "count_cpus", lambda: 2)
     started, n_waiting, n_stored = [], [], []
-    decode, add = images.decode, image_file.ImageStoreWriter.add
+    decode, add = fill.decode, image_file.ImageStoreWriter.add
 
     def count_and_decode(*args):
         started.append(1)
@@ -216,12 +248,12 @@ def test_a_limited_number_of_images_waits_for_the_disk(files, monkeypatch):
         n_stored.append(len(decoded_files))
         return add(self, decoded_files)
 
-    monkeypatch.setattr(images, "decode", count_and_decode)
+    monkeypatch.setattr(fill, "decode", count_and_decode)
     monkeypatch.setattr(image_file.ImageStoreWriter, "add", measure_and_add)
-    monkeypatch.setattr(images, "WRITE_BATCH_BYTES", 4 * SIZE**2)
+    monkeypatch.setattr(fill, "WRITE_BATCH_BYTES", 4 * SIZE**2)
     open_image_cache(files * 10, SIZE)
     assert sum(n_stored) == 10 * COUNT
-    assert max(n_waiting) <= 4 + images.FILES_AHEAD_PER_THREAD * 2 + 1
+    assert max(n_waiting) <= 4 + fill.FILES_AHEAD_PER_THREAD * 2 + 1
 
 
 def test_several_threads_read_at_once(files):

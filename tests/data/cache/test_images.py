@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images, query_index
+from PIL import Image
 from recording_progress import Counted
 from sample_images import make_dicom, make_reference, save_dicom, save_image
 
-from fastcxr.data.cache import images, index, quota
+from fastcxr.data.cache import fill, index, quota
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.cache.quota import find_store_dir
 from fastcxr.data.imaging.read import fit_square, read_image
@@ -70,6 +71,29 @@ def test_rows_are_returned_in_the_requested_order_with_repeats(files):
         image_cache.read([COUNT])
     with pytest.raises(TypeError, match="must be integers"):
         image_cache.read(np.array([True, False]))
+
+
+def test_rows_of_files_are_found_and_selected(files):
+    image_cache = open_image_cache(files, SIZE)
+    assert image_cache.find_rows([files[4], files[0]]).tolist() == [4, 0]
+    assert image_cache.find_rows([files[4], "other.png"]) is None
+    assert image_cache.select(files, SIZE) is image_cache, "not a second list of all files"
+    assert_images_match_files(image_cache.select(files[3:1:-1], SIZE), files[3:1:-1])
+    assert image_cache.select([*files, "other.png"], SIZE) is None
+    assert image_cache.select(files, SIZE + 1) is None
+    assert open_image_cache([*files, files[0]], SIZE).select(files, SIZE) is None, "with two bit depths"
+
+
+def test_equal_remarks_of_images_are_one_object(tmp_path):
+    files = []
+    for number in range(4):
+        pixels = make_reference().astype(np.uint16) * 16  # 12 bits
+        pixels[0, 0] = number
+        files.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(pixels).save(files[-1])
+    remarks = open_image_cache(files, SIZE).remarks
+    assert list(remarks) == [0, 1, 2, 3] and remarks[0].peak > 255
+    assert len({id(one) for one in remarks.values()}) == 1
 
 
 def test_no_files_return_no_images():
@@ -227,15 +251,15 @@ def test_progress_counts_the_decoded_files(files):
 
 
 def test_files_are_decoded_by_several_threads(files, monkeypatch):
-    monkeypatch.setattr(images, "count_cpus", lambda: 3)
-    threads, decode = set(), images.decode
+    monkeypatch.setattr(fill, "count_cpus", lambda: 3)
+    threads, decode = set(), fill.decode
 
     def decode_slowly(*args):
         threads.add(threading.get_ident())
         time.sleep(0.01)
         return decode(*args)
 
-    monkeypatch.setattr(images, "decode", decode_slowly)
+    monkeypatch.setattr(fill, "decode", decode_slowly)
     open_image_cache(files, SIZE)
     assert len(threads) > 1
 

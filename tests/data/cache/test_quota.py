@@ -89,11 +89,27 @@ def test_a_dataset_over_the_limit_is_not_cached_with_a_warning(files, monkeypatc
     assert 200 not in {entry.size for entry in list_cache_entries() if entry.n_images}
 
 
+def test_the_warning_of_a_dataset_over_the_limit_precedes_decoding_and_has_the_needed_limit(
+    files, temporary, decoded, monkeypatch, caplog
+):
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0.001")
+    n_decoded = []
+    monkeypatch.setattr(caplog.handler, "filter", lambda record: n_decoded.append(len(decoded)) is None)
+    open_image_cache(files, 600)
+    assert "2 MB are needed, 1 MB are available. Set FASTCXR_CACHE_GB=0.1 to cache them" in caplog.text
+    assert n_decoded == [0]
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "0.1")
+    caplog.clear()
+    open_image_cache(files, 600)
+    assert caplog.text == ""
+
+
 def test_at_most_half_of_the_free_disk_is_used(files, temporary, monkeypatch, caplog):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: usage._replace(free=COUNT * 225**2))
     assert_images_match_files(open_image_cache(files, 225), files, 225)
     assert "not cached for the next run" in caplog.text
+    assert "half of the free disk space. Choose a larger disk with XDG_CACHE_HOME" in caplog.text
     assert "no temporary file" in caplog.text  # on the same disk
     monkeypatch.setattr(quota.shutil, "disk_usage", lambda _: usage._replace(free=3 * COUNT * 225**2))
     caplog.clear()
@@ -343,3 +359,12 @@ def test_images_of_earlier_formats_are_listed_and_cleared_but_not_read(cache, fi
     freed_bytes, remaining = quota.clear_image_cache()
     assert freed_bytes and remaining == [] and list(cache.iterdir()) == []
     assert not cache.with_name("pictures").exists()
+
+
+def test_images_of_an_earlier_format_are_evicted_first_if_space_is_needed(cache, files, monkeypatch):
+    open_image_cache(files, 60)
+    set_last_use(60, 300)
+    (cache / find_store_dir(60).name).rename(cache / "60px-format3-reader5-12345678")
+    monkeypatch.setenv("FASTCXR_CACHE_GB", str(1.5 * list_cache_entries()[0].n_bytes / IMAGE_QUOTA_FRACTION / 1e9))
+    assert_images_match_files(open_image_cache(files, 60), files, 60)
+    assert [entry.folder for entry in list_cache_entries()] == [find_store_dir(60)]
