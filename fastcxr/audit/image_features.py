@@ -111,13 +111,13 @@ def _read_image_header(path: str) -> dict:
 def compute_perceptual_hashes(
     thumbnails: np.ndarray, transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> np.ndarray:
-    """Return perceptual hashes of +1 and -1, shape (n, 256): low DCT frequencies above or below their median.
+    """Return perceptual hashes, booleans of shape (n, 256): whether low DCT frequencies are above their median.
 
     `transform` is applied to batches of thumbnails before hashing.
     """
-    hashes = np.empty((len(thumbnails), HASH_FREQUENCIES**2), np.int8)
+    hashes = np.empty((len(thumbnails), HASH_FREQUENCIES**2), bool)
     for start in range(0, len(thumbnails), ROWS):
         coefficients = np.asarray(dctn(transform(thumbnails[start : start + ROWS]).astype(float), axes=(1, 2)))
         coefficients = coefficients[:, :HASH_FREQUENCIES, :HASH_FREQUENCIES].reshape(len(coefficients), -1)
-        hashes[start : start + ROWS] = np.where(coefficients > np.median(coefficients, axis=1, keepdims=True), 1, -1)
+        hashes[start : start + ROWS] = coefficients > np.median(coefficients, axis=1, keepdims=True)
     return hashes

@@ -1,20 +1,19 @@
 """Search for near-duplicates: the same image saved again, resized, brightened, padded, flipped or inverted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from fastcxr.audit.findings import Finding, format_count
+from fastcxr.audit.hash_search import find_close_pairs
 from fastcxr.audit.image_features import ImageFeatures, compute_perceptual_hashes
 from fastcxr.audit.manifest_checks import MAX_SHOWN_GROUPS
 from fastcxr.data.findings import is_multi_label
 
-MAX_HASH_DISTANCE_BITS = 32  # of 256; unrelated radiographs differ in 70 or more
 MIN_CORRELATION = 0.93  # of two thumbnails; unrelated ones reach 0.924
-BLOCK_ROWS = 2048  # images compared with as many others at once
-PAIRS = 512  # candidate pairs with pixels compared at once
+PAIRS = 256  # candidate pairs with pixels compared at once
 TRANSFORMS = (np.asarray, lambda small: small[:, :, ::-1], lambda small: 255 - small)  # unchanged, flipped, inverted
 
 
@@ -49,24 +48,31 @@ def match_near_duplicates(features: ImageFeatures, references: ImageFeatures) ->
 def _find_similar_pairs(thumbnails: np.ndarray, others: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Yield pairs of a row and a row of `others`; without `others`, pairs of two rows, the smaller first."""
     references = thumbnails if others is None else others
-    hashes = compute_perceptual_hashes(thumbnails)
+    rows = _find_varied_rows(thumbnails)
+    reference_rows = rows if others is None else _find_varied_rows(others)
+    hashes = compute_perceptual_hashes(thumbnails)[rows]
     for transform in TRANSFORMS:
-        reference_hashes = compute_perceptual_hashes(references, transform)
-        for pairs in _find_candidates(hashes, reference_hashes, is_same_set=others is None):
-            first, second = _standardize(thumbnails[pairs[:, 0]]), _standardize(transform(references[pairs[:, 1]]))
-            yield pairs[np.einsum("ij,ij->i", first, second) >= MIN_CORRELATION]
+        is_self_join = others is None and transform is np.asarray
+        reference_hashes = None if is_self_join else compute_perceptual_hashes(references, transform)[reference_rows]
+        first, second = find_close_pairs(hashes, reference_hashes).T
+        pairs = np.column_stack([rows[first], reference_rows[second]])
+        pairs = pairs if others is not None else pairs[pairs[:, 0] < pairs[:, 1]]
+        yield from _select_correlated(thumbnails, references, transform, pairs)
 
 
-def _find_candidates(hashes: np.ndarray, others: np.ndarray, *, is_same_set: bool) -> Iterator[np.ndarray]:
-    """Yield pairs of rows with similar hashes, shape (n, 2); of two rows of the same set, the smaller first."""
-    min_product = hashes.shape[1] - 2 * MAX_HASH_DISTANCE_BITS  # equal bits minus different bits
-    for start in range(0, len(hashes), BLOCK_ROWS):
-        block = hashes[start : start + BLOCK_ROWS].astype(np.float32)
-        for second in range(start if is_same_set else 0, len(others), BLOCK_ROWS):
-            product = block @ others[second : second + BLOCK_ROWS].T.astype(np.float32)
-            pairs = np.argwhere(product >= min_product) + (start, second)
-            pairs = pairs[pairs[:, 0] < pairs[:, 1]] if is_same_set else pairs
-            yield from (pairs[first : first + PAIRS] for first in range(0, len(pairs), PAIRS))
+def _select_correlated(
+    thumbnails: np.ndarray, references: np.ndarray, transform: Callable[[np.ndarray], np.ndarray], pairs: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Yield the pairs of a thumbnail and a transformed reference with a correlation of at least MIN_CORRELATION."""
+    for start in range(0, len(pairs), PAIRS):
+        some = pairs[start : start + PAIRS]
+        first, second = _standardize(thumbnails[some[:, 0]]), _standardize(transform(references[some[:, 1]]))
+        yield some[np.einsum("ij,ij->i", first, second) >= MIN_CORRELATION]
+
+
+def _find_varied_rows(thumbnails: np.ndarray) -> np.ndarray:
+    """Return the rows of the thumbnails with several gray values: a uniform one has no correlation with any other."""
+    return np.flatnonzero(np.array([small.min() < small.max() for small in thumbnails], bool))
 
 
 def _standardize(thumbnails: np.ndarray) -> np.ndarray:

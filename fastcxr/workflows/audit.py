@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.audit.findings import Finding, sort_by_verdict
-from fastcxr.audit.image_features import extract_features
+from fastcxr.audit.image_features import ImageFeatures, extract_features
 from fastcxr.audit.label_probes import check_label_shortcuts
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.audit.near_duplicates import check_near_duplicates
@@ -53,11 +53,16 @@ def audit(recipe: Recipe, folder: str | Path, progress: Progress | None = None, 
 def run_checks(manifest: pd.DataFrame, seed: int, progress: Progress) -> list[Finding]:
     """Run all checks of a manifest with splits; return the findings, failed checks first."""
     features = extract_features(manifest["file"].tolist(), progress, read_depths(manifest))
+    findings = [*check_manifest(manifest), check_near_duplicates(manifest, features)]
+    return sort_by_verdict([*findings, *run_probes(manifest, features, seed, progress)])
+
+
+def run_probes(manifest: pd.DataFrame, features: ImageFeatures, seed: int, progress: Progress) -> list[Finding]:
+    """Return the findings of the shortcut probes, which are fitted on a sample of MAX_PROBE_IMAGES images."""
     sampled_rows = manifest.sample(min(MAX_PROBE_IMAGES, len(manifest)), random_state=seed).index.sort_values()
     check = check_label_shortcuts if is_multi_label(manifest) else check_shortcuts
     sampled = manifest.loc[sampled_rows].reset_index(drop=True)
-    probe_findings = check(sampled, features.select_rows(sampled_rows.to_numpy()), progress)
-    return sort_by_verdict([*check_manifest(manifest), check_near_duplicates(manifest, features), *probe_findings])
+    return check(sampled, features.select_rows(sampled_rows.to_numpy()), progress)
 
 
 def write_findings(folder: Path, findings: list[Finding], manifest: pd.DataFrame, **metadata: Any) -> None:

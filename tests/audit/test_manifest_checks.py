@@ -10,7 +10,7 @@ from PIL import Image
 from recording_progress import peak_memory
 from toy_images import draw_chest
 
-from fastcxr.audit import image_features, near_duplicates
+from fastcxr.audit import hash_search, image_features, near_duplicates
 from fastcxr.audit.image_features import ImageFeatures, extract_features
 from fastcxr.audit.manifest_checks import (
     check_class_sizes,
@@ -142,7 +142,7 @@ def test_the_block_size_does_not_change_the_near_duplicates(monkeypatch):
     first, second = features.select_rows(np.arange(30)), features.select_rows(np.arange(30, 60))
     matches = match_near_duplicates(second, first)
     monkeypatch.setattr(image_features, "ROWS", 7)
-    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(hash_search, "MAX_PAIRS", 7)
     monkeypatch.setattr(near_duplicates, "PAIRS", 2)
     assert find_near_duplicates(features) == whole
     assert match_near_duplicates(second, first) == matches == {b - 30: a for a, b in whole if a < 30 <= b}
@@ -150,7 +150,7 @@ def test_the_block_size_does_not_change_the_near_duplicates(monkeypatch):
 
 
 def test_near_duplicates_need_less_memory_than_all_images_in_single_precision(monkeypatch):
-    monkeypatch.setattr(near_duplicates, "BLOCK_ROWS", 256)
+    monkeypatch.setattr(hash_search, "MAX_PAIRS", 1 << 14)
     monkeypatch.setattr(image_features, "ROWS", 256)
     small = np.random.default_rng(0).integers(0, 256, (2000, 64, 64), dtype=np.uint8)
     features = ImageFeatures(small, small, None, None)
