@@ -1,11 +1,9 @@
 """Commands on models and the cache: predict, explain, embed, models, cache."""
 
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -28,13 +26,10 @@ from fastcxr.cli.output import (
     print_warning,
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
-from fastcxr.cli.tables import show_cache, show_top_findings
-from fastcxr.errors import InputMissingError, OutputError
+from fastcxr.cli.tables import show_cache
+from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
-
-if TYPE_CHECKING:
-    from fastcxr.metrics.predictions import Predictions
 
 
 @app.command(
@@ -44,6 +39,7 @@ def predict(
     folder: Path,
     *images: str,
     csv: Path | None = None,
+    shard: str | None = None,
     hash_names: bool = False,
     engine: Literal["torch", "openvino"] = "torch",
     precision: Precision = "trained",
@@ -70,63 +66,37 @@ def predict(
     images
         image files, DICOM files, folders of them, or packed files
     csv
-        CSV file to write; default: standard output
+        CSV file to write; default: standard output. Finished rows are in FILE.part until the last one, and the same
+        command continues after an interruption
+    shard
+        NUMBER/TOTAL, such as 3/8: only this part of the images, into the folder FILE.shards; merge joins all parts
     hash_names
         salted hashes in place of file and folder names: HMAC-SHA256 of the path, with the salt of patient
         pseudonyms (FASTCXR_SALT)
     engine
         inference engine of a run; openvino (an optional dependency) is faster on a CPU; an export uses onnxruntime
     """
+    from fastcxr.cli.prediction import PredictionOutput, write_shard_csv
     from fastcxr.data.image_table import make_image_table
-    from fastcxr.inference.predict import predict as predict_table
-    from fastcxr.metrics.decisions import apply_thresholds
     from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
+    from fastcxr.workflows.prediction_shards import parse_shard
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
     if csv and not csv.parent.is_dir():
         raise OutputError("this folder does not exist", "Create it, or choose another --csv", path=csv.parent)
+    if shard and not csv:
+        raise RecipeError("--shard needs the file that the shards are joined to", "Add --csv FILE")
+    part = parse_shard(shard) if shard else None
     scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
     print_line(f"precision: {scorer.dtype_and_device}")
-    predicted = predict_table(scorer, table, splits=None, progress=TerminalProgress(console), hash_names=hash_names)
-    return write_and_print_predictions(
-        apply_thresholds(predicted, scorer.thresholds),
-        csv,
-        list_critical_notices(folder, scorer),
-        has_ood_detector=scorer.has_ood_detector,
-    )
-
-
-def write_and_print_predictions(
-    predictions: "Predictions", csv: Path | None, notices: Sequence[Mapping[str, str]] = (), *, has_ood_detector: bool
-) -> int:
-    """Write the CSV, print errors, critical notices and numbers of images, and return the exit code."""
-    from fastcxr.metrics.decisions import count_decided_images, make_prediction_rows
-    from fastcxr.metrics.predictions import write_predictions
-
-    if csv or not is_json():
-        write_predictions(predictions, csv or sys.stdout)
-    is_unreadable = predictions.table["error"].ne("")
-    for row in predictions.table[is_unreadable].to_dict("records"):
-        print_warning(f"{row['path']}: {row['error']}")
-    print_critical_notices(notices)
-    numbers = count_decided_images(predictions)
-    counts: dict[str, object] = dict(numbers)
-    if predictions.is_multi_label:
-        counts["findings"] = show_top_findings(console, predictions)
-    print_line(_describe_counts(predictions, numbers, has_ood_detector=has_ood_detector))
-    rows = make_prediction_rows(predictions) if is_json() else []
-    print_result(None, counts | {"critical": [notice["title"] for notice in notices], "predictions": rows})
-    return PARTIAL_EXIT_CODE if numbers["n_unreadable"] else 0
-
-
-def _describe_counts(predictions: "Predictions", numbers: dict[str, int], *, has_ood_detector: bool) -> str:
-    """Return the numbers of images as a line."""
-    verb, missing = ("predicted", "no decisions") if predictions.is_multi_label else ("classified", "no class assigned")
-    summary = f"{pluralize(numbers['n_classified'], 'image')} {verb}, {numbers['n_unreadable']:,} unreadable"
-    return summary + (f", {numbers['n_ood']:,} out-of-distribution ({missing})" if has_ood_detector else "")
+    output = PredictionOutput(folder, scorer, table, hash_names=hash_names)
+    if csv and part:
+        return write_shard_csv(output, csv, part, list_critical_notices(folder, scorer))
+    output.write(csv)
+    return output.print_summary(list_critical_notices(folder, scorer))
 
 
 @app.command(

@@ -110,25 +110,26 @@ def _make_leaderboard(rows: Sequence[dict[str, Any]], separator: str) -> Table:
     )
 
 
-def show_top_findings(console: Console, predictions: "Predictions") -> dict[str, int]:
-    """Print the most probable findings of each image with their decisions; return the number of images by finding.
+def show_top_findings(console: Console, predictions: "Predictions", n_images: int, counts: Mapping[str, int]) -> None:
+    """Print the most probable findings of images with their decisions, and the number of images with each finding.
 
-    At most MAX_PREDICTED_ROWS images are printed. `predictions`: with the columns of apply_thresholds. An image without
-    decisions is out-of-distribution. In a narrow terminal a probability is below the name of its finding.
+    In a narrow terminal a probability is below the name of its finding.
+
+    Args:
+        console: the console.
+        predictions: the first images, with the columns of apply_thresholds; at most MAX_PREDICTED_ROWS are printed. An
+            image without decisions is out-of-distribution.
+        n_images: number of all readable images.
+        counts: number of all images with each finding.
     """
-    from fastcxr.metrics.predictions import DECISION_PREFIX
-
     table = _make_top_findings(predictions, " ")
     if _is_too_wide(console, table):
         table = _make_top_findings(predictions, "\n")
     print_table(console, table)
-    n_more = int((predictions.table["error"] == "").sum()) - MAX_PREDICTED_ROWS
-    if n_more > 0:
+    if (n_more := n_images - MAX_PREDICTED_ROWS) > 0:
         print_plain(console, f"and {pluralize(n_more, 'more image')}")
-    counts = {label: int((predictions.table[DECISION_PREFIX + label] == "yes").sum()) for label in predictions.labels}
     decided = [f"{label} {n:,}" for label, n in sorted(counts.items(), key=lambda item: -item[1]) if n]
     print_plain(console, f"images that reach the threshold: {', '.join(decided) or 'none'}")
-    return counts
 
 
 def _make_top_findings(predictions: "Predictions", separator: str) -> Table:

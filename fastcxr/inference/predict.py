@@ -1,18 +1,18 @@
 """Predict the images of a manifest; an unreadable file yields a row with an error message."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from fastcxr.data.bit_depth import find_depths, find_unknown_sources
-from fastcxr.data.file_names import find_identifying_paths, hash_name_columns, warn_identifying_paths
+from fastcxr.data.file_names import find_identifying_paths, hash_name_columns
 from fastcxr.data.image_table import ImageInput, make_image_table
-from fastcxr.data.imaging.sniff import Remarks
-from fastcxr.inference.images import find_cached_remarks, log_image_warnings, read_fitted_images
+from fastcxr.data.imaging.sniff import CountedWarnings, Remarks
+from fastcxr.inference.images import find_cached_remarks, read_fitted_images
 from fastcxr.inference.scores import (
     Scorer,
-    Scores,
     log_missing_detector,
     make_scored_predictions,
     score_images_or_errors,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # torch and fastai take seconds to import, and an exported mo
     from fastai.learner import Learner
 
     from fastcxr.models.bundle import Classifier, Ensemble
+
+BLOCK_IMAGES = 1024  # a multiple of all batch sizes
 
 
 def predict(
@@ -60,21 +62,13 @@ def predict(
     """
     scorer = model if isinstance(model, Scorer) else _make_scorer(model)
     table = _select_splits(make_image_table(images), splits).reset_index(drop=True)
-    shown_table = hash_name_columns(table) if hash_names else table
-    identifying = {} if hash_names else find_identifying_paths(table)
-    cached_remarks = find_cached_remarks(table["file"].tolist(), scorer.image_cache)
-    if cached_scores := scorer.find_cached_scores(table):
-        return make_scored_predictions(shown_table, cached_scores, scorer, [cached_remarks, identifying])
-    remarks: dict[int, Remarks] = {}
-    scores, errors = score_table(scorer, table, remarks, progress or make_default_progress())
-    if log_warnings:
-        log_image_warnings(table.assign(path=shown_table["path"]), remarks, scorer.bit_depths)
-        if scorer.image_cache is None:  # otherwise the reader of a manifest, and the training, have logged these
-            warn_identifying_paths(identifying)
-            log_missing_detector(scorer)
-    remarks = cached_remarks | remarks
-    unknown_sources = find_unknown_sources(table, remarks, scorer.bit_depths)
-    return make_scored_predictions(shown_table, scores, scorer, [remarks, unknown_sources, identifying], errors)
+    progress = progress or make_default_progress()
+    blocks = list(predict_blocks(scorer, table, progress, log_warnings=log_warnings, hash_names=hash_names))
+    if len(blocks) == 1:
+        return blocks[0]
+    # a column without a value in some block has another type there
+    joined = pd.concat([block.table for block in blocks], ignore_index=True).infer_objects()
+    return Predictions(joined, blocks[0].labels)
 
 
 def _make_scorer(model: "Learner | Classifier | Ensemble") -> Scorer:
@@ -83,14 +77,71 @@ def _make_scorer(model: "Learner | Classifier | Ensemble") -> Scorer:
     return make_torch_scorer(model)
 
 
-def score_table(
-    scorer: Scorer, table: pd.DataFrame, remarks: dict[int, Remarks], progress: Progress
-) -> tuple[Scores, list[str]]:
-    """Return the scores of all rows, and why a file could not be read. `remarks`: see read_fitted_images."""
-    files, depths = table["file"].tolist(), find_depths(table, scorer.bit_depths)
-    images_or_errors = read_fitted_images(files, scorer.image_size, scorer.image_cache, depths, remarks)
+def predict_blocks(
+    scorer: Scorer, table: pd.DataFrame, progress: Progress, *, log_warnings: bool = True, hash_names: bool = False
+) -> Generator[Predictions, None, None]:
+    """Yield the predictions of the rows of a table in order, in blocks of about BLOCK_IMAGES images.
+
+    The images of the next block are decoded while the caller uses this one. Images and scores of earlier blocks are not
+    kept. A block has whole batches, so that the probabilities do not depend on where a pass starts, if it starts at a
+    multiple of BLOCK_IMAGES. A table without rows has one block without rows. Arguments: see predict.
+    """
+    cached_remarks = find_cached_remarks(table["file"].array, scorer.image_cache)
+    if cached_scores := scorer.find_cached_scores(table):
+        shown_table, identifying = _name_images(table, hash_names=hash_names)
+        yield make_scored_predictions(shown_table, cached_scores, scorer, [cached_remarks, identifying])
+        return
+    n_block = -(-BLOCK_IMAGES // scorer.batch_size) * scorer.batch_size
+    decoded_remarks: dict[int, Remarks] = {}
+    files, depths = table["file"].array, find_depths(table, scorer.bit_depths)  # an array: a list would copy all paths
+    images = read_fitted_images(files, scorer.image_size, scorer.image_cache, depths, decoded_remarks)
+    counted = _BlockWarnings(scorer)
     with progress.bar(len(table), "predicting") as bar:
-        return score_images_or_errors(scorer, images_or_errors, len(table), bar.advance)
+        for start in range(0, max(len(table), 1), n_block):
+            block = table.iloc[start : start + n_block].reset_index(drop=True)
+            shown_block, identifying = _name_images(block, hash_names=hash_names)
+            scores, errors = score_images_or_errors(scorer, islice(images, len(block)), len(block), bar.advance)
+            decoded = _pop_rows(decoded_remarks, start, len(block))
+            counted.add(block.assign(path=shown_block["path"]), decoded, identifying)
+            remarks = _pop_rows(cached_remarks, start, len(block)) | decoded
+            unknown_sources = find_unknown_sources(block, remarks, scorer.bit_depths)
+            yield make_scored_predictions(shown_block, scores, scorer, [remarks, unknown_sources, identifying], errors)
+    if log_warnings:
+        counted.log()
+
+
+def _name_images(table: pd.DataFrame, *, hash_names: bool) -> tuple[pd.DataFrame, dict[int, Remarks]]:
+    """Return the table with the names to show, and a remark on each row whose name identifies a patient."""
+    if hash_names:
+        return hash_name_columns(table), {}
+    return table, find_identifying_paths(table)
+
+
+def _pop_rows(remarks: dict[int, Remarks], start: int, n_rows: int) -> dict[int, Remarks]:
+    """Remove the remarks on the rows of a block, and return them by row of the block."""
+    return {row: remarks.pop(start + row) for row in range(n_rows) if start + row in remarks}
+
+
+class _BlockWarnings:
+    """Counted warnings on the images of all blocks: of decoding, unknown sources and identifying paths."""
+
+    def __init__(self, scorer: Scorer):
+        self.scorer = scorer
+        self.decoding, self.unknown_sources, self.identifying = (CountedWarnings() for _ in range(3))
+
+    def add(self, block: pd.DataFrame, decoded: dict[int, Remarks], identifying: dict[int, Remarks]) -> None:
+        paths = block["path"]
+        self.decoding.add((paths.iloc[row], one) for row, one in sorted(decoded.items()))
+        unknown_sources = find_unknown_sources(block, decoded, self.scorer.bit_depths)
+        self.unknown_sources.add((paths.iloc[row], one) for row, one in unknown_sources.items())
+        self.identifying.add(("", one) for one in identifying.values())  # no path, because run.json stores the log
+
+    def log(self) -> None:
+        self.decoding.log()
+        self.unknown_sources.log()
+        if self.scorer.image_cache is None:  # otherwise the reader of a manifest, and the training, have logged these
+            self.identifying.log()
+            log_missing_detector(self.scorer)
 
 
 def _select_splits(table: pd.DataFrame, splits: Sequence[str] | None) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
     temporary_path = _name_temporary(path)
     try:
-        with _convert_write_errors(path):
+        with convert_write_errors(path):
             temporary_path.touch(exist_ok=False)  # with the umask, which Python can read only by changing it
             yield temporary_path
             with temporary_path.open("rb+") as file:
@@ -58,7 +58,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise OutputError(problem, "Choose another `folder`, or remove it", path=path)
     temporary_path, created = _name_temporary(path), [parent for parent in path.parents if not parent.exists()]
     try:
-        with _convert_write_errors(path):
+        with convert_write_errors(path):
             temporary_path.mkdir(parents=True)
             yield temporary_path
             if path.is_dir():
@@ -90,7 +90,7 @@ def _name_temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _convert_write_errors(path: Path) -> Iterator[None]:
+def convert_write_errors(path: Path) -> Iterator[None]:
     """Raise OutputError, or StorageError for a full disk, for an OSError in the block."""
     try:
         yield
@@ -98,6 +98,17 @@ def _convert_write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, FastcxrError):
             raise
         raise _make_write_error(path, error) from error
+
+
+def require_free_space(folder: Path, needed_bytes: int, purpose: str, fix: str, addition: str = "") -> None:
+    """Raise StorageError if the disk of an existing folder has fewer free bytes.
+
+    `purpose`: what needs them; `addition`: end of the problem.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        needed, free = (f"{n_bytes / 1e6:,.1f} MB" for n_bytes in (needed_bytes, free_bytes))
+        raise StorageError(f"{purpose} needs {needed}, {free} are free{addition}", fix, path=folder)
 
 
 def _make_write_error(path: Path, error: OSError) -> OutputError:

@@ -335,6 +335,20 @@ def _list_plain(column: pd.Series) -> list[Any]:
     return [None if is_missing else value for value, is_missing in zip(values, column.isna().tolist(), strict=True)]
 
 
+def format_csv(table: pd.DataFrame, *, header: bool = True, quote_text: bool = False) -> str:
+    """Return the table as CSV text with escaped formulas, numbers in full precision.
+
+    Every text is quoted with `quote_text`, or if a cell has a carriage return: pandas does not quote a single one, and
+    reads it as the end of a row.
+    """
+    escaped = escape_formulas(table)
+    if not quote_text:
+        text = escaped.to_csv(index=False, header=header, lineterminator="\n")
+        if "\r" not in text:
+            return text
+    return escaped.to_csv(index=False, header=header, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+
+
 def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
     """Escape column names and text cells that a spreadsheet would run as formulas."""
     return _map_text_cells(table, escape_cell)

@@ -4,6 +4,7 @@ Loads neither scipy nor scikit-learn.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,33 @@ def _decide_findings(predictions: Predictions, thresholds: Mapping[str, Any]) ->
     columns = {DECISION_PREFIX + label: decisions[:, k] for k, label in enumerate(predictions.labels)}
     columns["predicted"] = name_findings(is_present & is_decided[:, None], predictions.labels)
     return Predictions(predictions.table.assign(**columns), predictions.labels)
+
+
+@dataclass
+class PredictionCounts:
+    """Numbers of classified, unreadable and out-of-distribution images, and of images with each finding.
+
+    `findings` is None for a model of classes. The numbers of several blocks of images are added.
+    """
+
+    n_classified: int = 0
+    n_unreadable: int = 0
+    n_ood: int = 0
+    findings: dict[str, int] | None = None
+
+    def add(self, predictions: Predictions) -> None:
+        """Add the images of a block, which has the columns of apply_thresholds."""
+        for name, number in count_decided_images(predictions).items():
+            setattr(self, name, getattr(self, name) + number)
+        if predictions.is_multi_label:
+            found = count_found_findings(predictions)
+            self.findings = {label: n + (self.findings or {}).get(label, 0) for label, n in found.items()}
+
+
+def count_found_findings(predictions: Predictions) -> dict[str, int]:
+    """Return the number of images with each finding; `predictions`: with the columns of apply_thresholds."""
+    table = predictions.table
+    return {label: int((table[DECISION_PREFIX + label] == "yes").sum()) for label in predictions.labels}
 
 
 def count_decided_images(predictions: Predictions) -> dict[str, int]:

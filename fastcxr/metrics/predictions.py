@@ -6,7 +6,6 @@ in addition a column per finding with the label that is evaluated (truth_Edema: 
 Cells that a spreadsheet would read as a formula are escaped in the file, and read back unchanged.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from fastcxr.data.label_policy import compute_truth
 from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.files import atomic_write
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.io.tables import escape_formulas, unescape_formulas
+from fastcxr.io.tables import format_csv, unescape_formulas
 from fastcxr.metrics.scored_images import DEFAULT_THRESHOLD, ScoredImages, list_thresholds
 
 PREDICTIONS_FILE = "predictions.csv"
@@ -105,6 +104,10 @@ class Predictions:
         if self.is_multi_label:
             return self._select_rows(is_read & self._has_known_label())
         return self._select_rows(is_read & (self.table["label"] != ""))
+
+    def select_readable(self, n_images: int) -> "Predictions":
+        """Return the first rows with a readable image."""
+        return Predictions(self.table[self.table["error"] == ""].head(n_images).reset_index(drop=True), self.labels)
 
     def to_arrays(self, thresholds: Mapping[str, Any] | None = None) -> ScoredImages:
         """Return the arrays of these rows, which must all be scorable.
@@ -248,10 +251,7 @@ def find_ood_rows(predictions: Predictions) -> np.ndarray:
 def write_predictions(predictions: Predictions, target: str | Path | TextIO) -> None:
     """Write predictions.csv to a path or an open stream, in full precision; see drop_blank_truth."""
     require_type("predictions", predictions, Predictions)
-    table = escape_formulas(drop_blank_truth(predictions))
-    text = table.to_csv(index=False, lineterminator="\n")
-    if "\r" in text:  # pandas does not quote a single carriage return, and reads it as the end of a row
-        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    text = format_csv(drop_blank_truth(predictions))
     if isinstance(target, str | Path):
         atomic_write(target, text)
     else:

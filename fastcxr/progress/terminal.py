@@ -24,6 +24,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from fastcxr.io.formatting import format_duration
 from fastcxr.progress.base import Bar, Progress
 
 HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line has at most 80 characters
@@ -128,14 +129,18 @@ class _PipeBar(Bar):
 
     def __init__(self, console: Console, total: int, text: str):
         self.console, self.total, self.text = console, total, text
-        self.n_finished, self.printed_at = 0, time.monotonic()
+        self.n_finished, self.started = 0, time.monotonic()
+        self.printed_at = self.started
         print_plain(console, f"{text} ...")
 
     def advance(self, steps: int = 1) -> None:
         self.n_finished += steps
         if time.monotonic() - self.printed_at >= PIPE_SECONDS:
             self.printed_at = time.monotonic()
-            print_plain(self.console, f"{self.text}: {self.n_finished:,} of {self.total:,}")
+            rate = self.n_finished / max(self.printed_at - self.started, 1e-6)
+            remaining = format_duration((self.total - self.n_finished) / rate)
+            counts = f"{self.n_finished:,} of {self.total:,}"
+            print_plain(self.console, f"{self.text}: {counts}, {rate:,.1f}/s, {remaining} remaining")
 
 
 class ConsoleMessages(logging.Handler):

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastcxr.errors import ModelError, OutputError, StorageError
-from fastcxr.io.files import atomic_write, compute_sha256
+from fastcxr.errors import ModelError, OutputError
+from fastcxr.io.files import atomic_write, compute_sha256, require_free_space
 from fastcxr.io.formats import CHECKPOINT_FORMAT, FORMAT_KEY
 
 log = logging.getLogger("fastcxr")
@@ -59,12 +59,7 @@ class Checkpoints:
 
     def _validate_free_space(self, needed_bytes: int, purpose: str, addition: str = "") -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(self.folder).free
-        if free_bytes < needed_bytes:
-            needed, free = (f"{n_bytes / 1e6:,.1f} MB" for n_bytes in (needed_bytes, free_bytes))
-            raise StorageError(
-                f"the {purpose} needs {needed}, {free} are free{addition}", FREE_SPACE_FIX, path=self.folder
-            )
+        require_free_space(self.folder, needed_bytes, f"the {purpose}", FREE_SPACE_FIX, addition)
 
     def read(self) -> dict[str, Any] | None:
         """Return the newest intact checkpoint, or None if there is no checkpoint. Damaged ones are logged.

@@ -11,7 +11,7 @@ from rich.console import Console
 from toy_findings import FINDINGS
 
 from fastcxr.cli.tables import show_top_findings
-from fastcxr.metrics.decisions import apply_thresholds
+from fastcxr.metrics.decisions import apply_thresholds, count_found_findings
 from fastcxr.metrics.predictions import make_predictions, mark_ood, read_predictions
 from fastcxr.models.bundle import load_model
 
@@ -113,7 +113,8 @@ def test_one_and_forty_findings_and_images_without_decisions_are_shown(capsys, l
     probability = np.tile(np.linspace(0.1, 0.9, len(labels)), (3, 1))
     predictions = make_predictions(rows, probability, labels, ["", "", "FCX-E103 damaged"], findings=True)
     decided = apply_thresholds(mark_ood(predictions, np.array([0.5, 1.5, np.nan])), {})
-    counts = show_top_findings(Console(width=200), decided)
+    counts = count_found_findings(decided)
+    show_top_findings(Console(width=200), decided, 2, counts)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[1].startswith("a.png") and lines[2].startswith("b.png")
     top = f"{labels[-1]} {probability[0, -1]:.3f}"
@@ -126,7 +127,7 @@ def test_in_a_narrow_terminal_the_probability_is_below_the_finding(capsys):
     rows = pd.DataFrame({"source": "s", "path": ["a.png"], "patient": ""})
     labels = ("Pleural_Thickening", "Infiltration", "Consolidation")
     predictions = make_predictions(rows, np.array([[0.9, 0.5, 0.1]]), labels, findings=True)
-    show_top_findings(Console(width=60), apply_thresholds(predictions, {}))
+    show_top_findings(Console(width=60), apply_thresholds(predictions, {}), 1, {})
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["a.png", *labels]
     assert lines[2].split() == ["0.900", "yes", "0.500", "yes", "0.100", "no"]

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from mutated_files import IDENTITY, write_kinds
 from PIL import Image
 from served_models import NOTICE, GrayScorer, make_client, make_fields, make_png_bytes, make_served_model
 
-from fastcxr.cli.models import write_and_print_predictions
 from fastcxr.cli.output import OutputOptions, run_to_exit_code, use_output_options
+from fastcxr.cli.prediction import PredictionOutput
 from fastcxr.config.tasks import MULTI_LABEL
-from fastcxr.inference.predict import predict
-from fastcxr.metrics.decisions import apply_thresholds
+from fastcxr.data.image_table import make_image_table
 from fastcxr.serve.responses import CONTENT_SECURITY_POLICY, SECURITY_HEADERS
 
 IMAGE = ("a.png", make_png_bytes())
@@ -39,8 +39,9 @@ def get_json_of_predict(model, files, capsys) -> dict:
 
     def command() -> int:
         use_output_options(OutputOptions(json=True))
-        decided = apply_thresholds(predict(model.scorer, files, splits=None), model.scorer.thresholds)
-        return write_and_print_predictions(decided, None, model.notices, has_ood_detector=True)
+        output = PredictionOutput(Path(), model.scorer, make_image_table(files), hash_names=False)
+        output.write(None)
+        return output.print_summary(model.notices)
 
     run_to_exit_code(command)
     return json.loads(capsys.readouterr().out)

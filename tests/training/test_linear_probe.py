@@ -203,7 +203,7 @@ def test_predictions_from_cached_features_equal_those_of_the_network(toy_manifes
     learner = make(toy_manifest)
     train(learner, RECIPE)
     expected = predict(extract_classifier(learner), toy_manifest, splits=("train", "test")).probability
-    monkeypatch.setattr("fastcxr.inference.predict.score_table", None)
+    monkeypatch.setattr("fastcxr.inference.predict.score_images_or_errors", None)
     predictions = predict(learner, toy_manifest, splits=("train", "test"))
     assert_identical(predictions.probability, expected)
     assert predictions.table["error"].eq("").all()

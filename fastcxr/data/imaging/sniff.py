@@ -235,6 +235,32 @@ def record_peak(peak: int) -> None:
         remarks.peak = peak
 
 
+class CountedWarnings:
+    """Number of images with each warning, and the name of the first of them, for images that are read in blocks."""
+
+    def __init__(self):
+        self.counts: dict[tuple[str, str], int] = {}
+        self.first_names: dict[tuple[str, str], str] = {}
+
+    def add(self, found: Iterable[tuple[str, Remarks]]) -> None:
+        """Count the warnings of these images: paths and remarks. The name of an empty path is not logged."""
+        for path, remarks in found:
+            for warning in remarks.warnings.items():
+                self.counts[warning] = self.counts.get(warning, 0) + 1
+                self.first_names.setdefault(warning, Path(path).name)
+
+    def log(self, *, again: bool = True) -> None:
+        """Log each warning once. `again`: also warnings with a code that this process has already logged."""
+        logged_before = set(_warned_codes)
+        for (code, text), n_images in self.counts.items():
+            if again or code not in logged_before:
+                images = f"{n_images:,} image{'s' * (n_images > 1)}"
+                name = self.first_names[code, text]
+                first = f" (first: {name!r})" if name else ""
+                logging.getLogger("fastcxr").warning("FCX-%s %s: %s%s", code, images, text, first)
+            _warned_codes.add(code)
+
+
 def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = True) -> None:
     """Log each warning once, with the number of its images and the name of the first.
 
@@ -242,17 +268,9 @@ def log_counted_warnings(found: Iterable[tuple[str, Remarks]], *, again: bool = 
         found: Paths and the remarks on their images; an empty path is not logged.
         again: Whether to log warnings with a code that this process has already logged.
     """
-    names_by_warning: dict[tuple[str, str], list[str]] = {}
-    for path, remarks in found:
-        for code, text in remarks.warnings.items():
-            names_by_warning.setdefault((code, text), []).append(Path(path).name)
-    logged_before = set(_warned_codes)
-    for (code, text), names in names_by_warning.items():
-        if again or code not in logged_before:
-            images = f"{len(names):,} image{'s' * (len(names) > 1)}"
-            first = f" (first: {names[0]!r})" if names[0] else ""
-            logging.getLogger("fastcxr").warning("FCX-%s %s: %s%s", code, images, text, first)
-        _warned_codes.add(code)
+    counted = CountedWarnings()
+    counted.add(found)
+    counted.log(again=again)
 
 
 def warn_once(code: str, path: str, text: str) -> None:
