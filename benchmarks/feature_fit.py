@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from growth import record_peaks
 
+from fastcxr.data.cache.features import release_pages
 from fastcxr.progress.base import Bar, Progress
 from fastcxr.training import feature_split
 from fastcxr.training.feature_split import FeatureSplit
@@ -42,6 +43,7 @@ def write_features(path: Path, n_rows: int, n_features: int, n_outputs: int) -> 
         hidden = rng.normal(size=(min(BLOCK_ROWS, n_rows - start), 32)).astype(np.float32)
         rows = slice(start, start + len(hidden))
         values[rows] = hidden @ mixing + rng.normal(size=(len(hidden), n_features)).astype(np.float32)
+        release_pages(values)
         truth[rows] = hidden[:, :n_outputs] + rng.normal(size=(len(hidden), n_outputs)) > 1
     values.flush()
     return np.lib.format.open_memmap(path, mode="r"), truth

@@ -140,7 +140,9 @@ def set_standardization(head: MultiScaleHead, feature_split: FeatureSplit) -> No
     """Set the head's mean and standard deviation of each feature from these rows."""
     n_rows, zero = len(feature_split.features) * len(feature_split.rows), torch.zeros((), device=feature_split.device)
     mean = sum((chunk.double().sum(dim=0) for chunk, _, _ in feature_split.chunks()), zero) / n_rows
-    squares = ((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in feature_split.chunks())
+    squares = (
+        chunk.to(torch.float64, copy=True).sub_(mean).square_().sum(dim=0) for chunk, _, _ in feature_split.chunks()
+    )
     std = (sum(squares, zero) / n_rows).sqrt().clamp_min(MIN_DEVIATION)
     head.mean.copy_(mean.float())  # an Apple GPU has no float64
     head.std.copy_(std.float())
@@ -167,7 +169,7 @@ def find_principal_axes(head: MultiScaleHead, feature_split: FeatureSplit) -> tu
     for _ in range(N_POWER_ITERATIONS):
         basis, product = torch.linalg.qr(product).Q, torch.zeros_like(product)
         for chunk, _, _ in feature_split.chunks():
-            scaled = (chunk - mean) / std
+            scaled = (chunk - mean).div_(std)
             product += scaled.T @ (scaled @ basis) / n_rows
     variances, rotation = torch.linalg.eigh(basis.T @ product)
     return variances.clamp(min=0), basis @ rotation
