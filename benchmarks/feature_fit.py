@@ -3,8 +3,8 @@
     python benchmarks/feature_fit.py [--images 400000] [--features 1280] [--memory 500] [--task findings]
 
 The features are random and written to a temporary .npy file, as the feature cache stores them. 80 % of the rows train
-the head, in random order, the others select its L2 penalty. `memory`: available memory [MB] that the fit is told, of
-which it uses a share for features; without it, the memory of the system. Memory: peak of allocated memory (RssAnon)
+the head, in random order, the others select its L2 penalty. `memory`: available memory [MB], of which the fit uses a
+share for features; without it, the memory of the system. Memory: peak of allocated memory (RssAnon)
 before and during the fit, and of allocated and mapped memory together (VmHWM), which the operating system can reclaim.
 """
 

@@ -28,7 +28,7 @@ from fastcxr.training.feature_cache import FeatureCache
 log = logging.getLogger("fastcxr")
 N_AXES = 64  # principal axes of the features whose large variance is scaled down for the fit
 N_POWER_ITERATIONS = 3  # to find these axes
-CHUNK_ROWS, CHUNK_BYTES = 8192, 1 << 25  # largest number of rows, and of bytes, of features in one matrix product
+CHUNK_ROWS, CHUNK_BYTES = 8192, 1 << 24  # largest number of rows, and of bytes, of features in one matrix product
 MAX_MEMORY_SHARE = 0.25  # of the available memory, for a split's features; larger ones are read from disk in each step
 DEFAULT_MEMORY_BYTES = 1 << 32  # available memory where the system does not state it
 MIN_DEVIATION = 1e-4  # floor for the standard deviation of constant features
