@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,12 +40,12 @@ class FeatureCache:
     """
 
     features: Sequence[np.ndarray]
-    row_by_file: dict[str, int]
+    row_by_file: Mapping[str, int]
     hflip_tta: bool
 
     def find_rows(self, files: Sequence[str]) -> np.ndarray:
         """Return the rows of these files."""
-        return np.array([self.row_by_file[file] for file in files])
+        return np.fromiter(map(self.row_by_file.__getitem__, files), np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,7 @@ def compute_features(frozen: FrozenNetwork, progress: Progress, *, hflip_tta: bo
                 if all(array.is_kept for array in arrays if not array.is_complete) and any(done):
                     interrupt.add_note(f"{next(filter(None, done))} are done")
                 raise
-    row_by_file = {file: row for row, file in enumerate(files)}
-    return FeatureCache(tuple(array.values for array in arrays), row_by_file, hflip_tta)
+    return FeatureCache(tuple(array.values for array in arrays), frozen.images.cache.row_by_file, hflip_tta)
 
 
 def _describe_finished(array: FeatureArray, view: str) -> str | None:

@@ -1,25 +1,36 @@
 """Cached features of a split, and what fits of linear heads on them have in common.
 
+A fit reads the features in chunks, from memory if they fit into a share of it, else from the memory-mapped file again
+for each evaluation. Both compute the same sums in the same order, so that the results are equal.
+
 The features are standardized by the head. In coordinates scaled along the principal axes of the features, the objective
 has nearly the same curvature along all axes, and L-BFGS needs a third of the steps.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
 
+from fastcxr.data.cache.features import release_pages
 from fastcxr.errors import TrainingError
-from fastcxr.models.devices import find_float64_device
+from fastcxr.io.memory import read_available_memory
+from fastcxr.io.threads import map_ahead
+from fastcxr.models.devices import find_float64_device, read_free_memory
 from fastcxr.models.heads import MultiScaleHead
 from fastcxr.training.feature_cache import FeatureCache
 
+log = logging.getLogger("fastcxr")
 N_AXES = 64  # principal axes of the features whose large variance is scaled down for the fit
 N_POWER_ITERATIONS = 3  # to find these axes
-CHUNK_ROWS = 8192  # rows of features in one matrix product
-MAX_CACHED_BYTES = 1 << 30  # for a split's features in memory; larger ones are read from disk in each step
+CHUNK_ROWS, CHUNK_BYTES = 8192, 1 << 24  # largest number of rows, and of bytes, of features in one matrix product
+MAX_MEMORY_SHARE = 0.25  # of the available memory, for a split's features; larger ones are read from disk in each step
+DEFAULT_MEMORY_BYTES = 1 << 32  # available memory where the system does not state it
 MIN_DEVIATION = 1e-4  # floor for the standard deviation of constant features
 
 
@@ -40,11 +51,19 @@ class FeatureSplit:
     sample_weights: torch.Tensor
 
     def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Yield features in single precision, labels and sample weights, at most CHUNK_ROWS rows at a time."""
-        chunks, centre = self.cached_chunks or (self.read_chunks(), None)
-        for chunk, chunk_slice in zip(chunks, self.chunk_slices * len(self.features), strict=True):
-            features = chunk if centre is None else chunk.float().add_(centre)
-            yield features, self.labels[chunk_slice], self.sample_weights[chunk_slice]
+        """Yield features, labels and sample weights of one view after the other, at most CHUNK_ROWS rows at a time."""
+        parts = [(view, rows) for view in self.features for rows in self.chunk_slices]
+        for chunk, (_, rows) in zip(self.cached_chunks or self._read_chunks(parts), parts, strict=True):
+            yield chunk, self.labels[rows], self.sample_weights[rows]
+
+    def row_chunks(self) -> Iterator[tuple[list[torch.Tensor], slice]]:
+        """Yield features in all views, each of shape (n, d), and their rows, at most CHUNK_ROWS rows at a time."""
+        n_views, chunk_slices = len(self.features), self.chunk_slices
+        read = self._read_chunks([(view, rows) for rows in chunk_slices for view in self.features])
+        with closing(read):
+            for number, rows in enumerate(chunk_slices):
+                cached = self.cached_chunks and self.cached_chunks[number :: len(chunk_slices)]
+                yield cached or list(islice(read, n_views)), rows
 
     @property
     def device(self) -> torch.device:
@@ -54,22 +73,30 @@ class FeatureSplit:
     @property
     def chunk_slices(self) -> list[slice]:
         """The rows of each chunk of a view."""
-        return [slice(start, start + CHUNK_ROWS) for start in range(0, len(self.rows), CHUNK_ROWS)]
+        n_rows = min(CHUNK_ROWS, max(1, CHUNK_BYTES // (4 * self.features[0].shape[1])))
+        return [slice(start, start + n_rows) for start in range(0, len(self.rows), n_rows)]
 
     @cached_property
-    def cached_chunks(self) -> tuple[list[torch.Tensor], torch.Tensor | None] | None:
-        """All chunks on the device, and the vector subtracted from each row; None if they exceed MAX_CACHED_BYTES."""
-        n_values = len(self.features) * len(self.rows) * self.features[0].shape[1]
-        if 4 * n_values <= MAX_CACHED_BYTES:
-            return list(self.read_chunks()), None
-        return make_half_precision_cache(self.read_chunks()) if 2 * n_values <= MAX_CACHED_BYTES else None
+    def cached_chunks(self) -> list[torch.Tensor] | None:
+        """All chunks on the device; None if they exceed MAX_MEMORY_SHARE of its memory."""
+        n_bytes = 4 * len(self.features) * len(self.rows) * self.features[0].shape[1]
+        if n_bytes > MAX_MEMORY_SHARE * read_device_memory(self.device):
+            log.info("%.1f GB of features exceed the memory for them: read from disk", n_bytes / 1e9)
+            return None
+        return list(self._read_chunks([(view, rows) for view in self.features for rows in self.chunk_slices]))
 
-    def read_chunks(self) -> Iterator[torch.Tensor]:
-        """Yield the features of each chunk from disk."""
-        for view_features in self.features:
-            for chunk_slice in self.chunk_slices:
-                chunk = np.ascontiguousarray(view_features[self.rows[chunk_slice]])
-                yield torch.from_numpy(chunk).to(self.device)
+    def _read_chunks(self, parts: Sequence[tuple[np.ndarray, slice]]) -> Generator[torch.Tensor, None, None]:
+        """Yield the features of each part, a view and a slice of its rows; a thread reads the next one ahead."""
+
+        def read(part: tuple[np.ndarray, slice]) -> torch.Tensor:
+            view, rows = part
+            chunk = torch.from_numpy(np.ascontiguousarray(view[self.rows[rows]]))
+            release_pages(view)
+            return chunk
+
+        with closing(map_ahead(read, parts, n_threads=1, n_ahead=1)) as chunks:
+            for chunk in chunks:
+                yield chunk.to(self.device)
 
     def concat(self, other: "FeatureSplit") -> "FeatureSplit":
         """Return the rows of both splits."""
@@ -77,18 +104,12 @@ class FeatureSplit:
         return FeatureSplit(self.features, rows, labels, torch.cat([self.sample_weights, other.sample_weights]))
 
 
-def make_half_precision_cache(chunks: Iterator[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None] | None:
-    """Return half-precision chunks minus the mean of the first chunk, and this mean.
-
-    The rounding error (1/2048) is relative to the distance from the mean. None if a feature exceeds the range.
-    """
-    centred_chunks, centre = [], None
-    for chunk in chunks:
-        centre = chunk.mean(dim=0) if centre is None else centre
-        centred_chunks.append((chunk - centre).half())
-        if not centred_chunks[-1].isfinite().all():
-            return None
-    return centred_chunks, centre
+def read_device_memory(device: torch.device) -> int:
+    """Return the bytes that are available on a device."""
+    if device.type == "cuda":
+        return read_free_memory(device)
+    available = read_available_memory()
+    return DEFAULT_MEMORY_BYTES if available is None else available
 
 
 def make_feature_split(loader, cache: FeatureCache) -> FeatureSplit:
@@ -106,15 +127,22 @@ def make_feature_split(loader, cache: FeatureCache) -> FeatureSplit:
 
 def compute_all_logits(weight: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit) -> torch.Tensor:
     """Return the logits of all rows, averaged over the views; shape (n, ..., k) for weights (..., k, d + 1)."""
-    view_logits = torch.cat([compute_logits(weight, head, chunk) for chunk, _, _ in feature_split.chunks()])
-    return view_logits.unflatten(0, (len(feature_split.features), len(feature_split.rows))).mean(dim=0)
+    chunks = (compute_view_mean(weight, head, views) for views, _ in feature_split.row_chunks())
+    return torch.cat([weight.new_zeros(0, *weight.shape[:-1]), *chunks])
+
+
+def compute_view_mean(weight: torch.Tensor, head: MultiScaleHead, views: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the logits of some rows, averaged over the views; see compute_logits."""
+    return torch.stack([compute_logits(weight, head, chunk) for chunk in views]).mean(dim=0)
 
 
 def set_standardization(head: MultiScaleHead, feature_split: FeatureSplit) -> None:
     """Set the head's mean and standard deviation of each feature from these rows."""
     n_rows, zero = len(feature_split.features) * len(feature_split.rows), torch.zeros((), device=feature_split.device)
     mean = sum((chunk.double().sum(dim=0) for chunk, _, _ in feature_split.chunks()), zero) / n_rows
-    squares = ((chunk.double() - mean).square().sum(dim=0) for chunk, _, _ in feature_split.chunks())
+    squares = (
+        chunk.to(torch.float64, copy=True).sub_(mean).square_().sum(dim=0) for chunk, _, _ in feature_split.chunks()
+    )
     std = (sum(squares, zero) / n_rows).sqrt().clamp_min(MIN_DEVIATION)
     head.mean.copy_(mean.float())  # an Apple GPU has no float64
     head.std.copy_(std.float())
@@ -141,7 +169,7 @@ def find_principal_axes(head: MultiScaleHead, feature_split: FeatureSplit) -> tu
     for _ in range(N_POWER_ITERATIONS):
         basis, product = torch.linalg.qr(product).Q, torch.zeros_like(product)
         for chunk, _, _ in feature_split.chunks():
-            scaled = (chunk - mean) / std
+            scaled = (chunk - mean).div_(std)
             product += scaled.T @ (scaled @ basis) / n_rows
     variances, rotation = torch.linalg.eigh(basis.T @ product)
     return variances.clamp(min=0), basis @ rotation

@@ -14,7 +14,7 @@ from fastcxr.progress.base import Bar
 from fastcxr.training.feature_split import (
     FeatureSplit,
     ProbeFit,
-    compute_all_logits,
+    compute_view_mean,
     find_principal_axes,
     reject_non_finite_losses,
     scale_along_axes,
@@ -185,9 +185,12 @@ def compute_loss_sums(
     weights: torch.Tensor, head: MultiScaleHead, feature_split: FeatureSplit, loss: FindingLoss
 ) -> torch.Tensor:
     """Return the summed loss of the known labels of each finding, shape (s, k), for heads of shape (s, k, d + 1)."""
-    logits = compute_all_logits(weights, head, feature_split)
-    losses = loss.compute_losses(logits, feature_split.labels[:, None].expand_as(logits))
-    return torch.einsum("n,nsk->sk", feature_split.sample_weights, losses)
+    sums = weights.new_zeros(weights.shape[:2])
+    for views, rows in feature_split.row_chunks():
+        logits = compute_view_mean(weights, head, views)
+        losses = loss.compute_losses(logits, feature_split.labels[rows, None].expand_as(logits))
+        sums += torch.einsum("n,nsk->sk", feature_split.sample_weights[rows], losses)
+    return sums
 
 
 def compute_mean_finding_losses(

@@ -160,7 +160,7 @@ def _compute_features(
         return read_cached_features(learner, files, stage_channels)
     state, precision, device = learner.dls.fastcxr, learner.fastcxr.precision, learner.dls.device
     network = fuse_for_inference(cast(nn.Module, learner.model), state.input_spec, precision)
-    row_by_file, feature_batches = {file: row for row, file in enumerate(state.image_cache.files)}, []
+    row_by_file, feature_batches = state.image_cache.row_by_file, []
 
     def compute_batch(batch: slice) -> np.ndarray:
         images = state.images.read([row_by_file[file] for file in files[batch]], device)

@@ -23,11 +23,11 @@ from fastcxr.models.state import set_fitted_state
 from fastcxr.progress.base import Bar, Progress
 from fastcxr.training.feature_cache import FeatureCache, find_multi_scale_head, make_feature_cache
 from fastcxr.training.feature_split import (
-    CHUNK_ROWS,
     FeatureSplit,
     ProbeFit,
     compute_all_logits,
     compute_logits,
+    compute_view_mean,
     find_principal_axes,
     make_feature_split,
     reject_non_finite_losses,
@@ -125,9 +125,10 @@ def _classify_rows(
     """Return the logits of these rows of the feature cache as a forward pass of the network computes them."""
     head = copy.deepcopy(head).eval()
     set_head_weight(head, weight)
-    chunks, device = [rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS)], head.mean.device
-    views = [[head.classify(torch.from_numpy(view[chunk]).to(device)).cpu() for chunk in chunks] for view in features]
-    return torch.stack([torch.cat([torch.empty(0, len(weight)), *view]) for view in views]).mean(dim=0)
+    device, unused = head.mean.device, torch.zeros(len(rows))
+    split = FeatureSplit(features, rows, unused.to(device), unused)
+    chunks = (torch.stack([head.classify(view).cpu() for view in views]).mean(dim=0) for views, _ in split.row_chunks())
+    return torch.cat([torch.empty(0, len(weight)), *chunks])
 
 
 def set_head_weight(head: MultiScaleHead, weight: torch.Tensor) -> None:
@@ -223,8 +224,11 @@ def compute_mean_losses(
     if isinstance(loss, FindingLoss):
         return compute_mean_finding_losses(weights, head, feature_split, loss)
     row_weights = _compute_row_weights(loss, feature_split.labels, feature_split.sample_weights)
-    losses = compute_losses(loss, compute_all_logits(weights, head, feature_split), feature_split.labels)
-    return row_weights @ losses / row_weights.sum()
+    totals = row_weights.new_zeros(len(weights))
+    for views, rows in feature_split.row_chunks():
+        losses = compute_losses(loss, compute_view_mean(weights, head, views), feature_split.labels[rows])
+        totals += row_weights[rows] @ losses
+    return totals / row_weights.sum()
 
 
 def compute_losses(loss: WeightedLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

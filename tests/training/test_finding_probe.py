@@ -167,3 +167,17 @@ def test_labels_that_are_all_unknown_give_an_even_chance():
     truth = torch.full_like(TRUTH, float("nan"))
     _, result = fit(make_split(TRAIN, truth), make_split(VALID, truth))
     assert result.weight.eq(0).all() and result.valid_loss == 0
+
+
+def test_a_fit_of_features_on_disk_equals_that_in_memory(monkeypatch):
+    monkeypatch.setattr(feature_split, "CHUNK_ROWS", 64)
+    fits, logits = [], []
+    for available in (1 << 30, 0):
+        monkeypatch.setattr(feature_split, "read_available_memory", lambda available=available: available)
+        train = make_split(TRAIN)
+        head, found = fit(train)
+        fits.append(found)
+        logits.append(linear_probe.compute_all_logits(found.weight, head, make_split(VALID)))
+        assert (train.cached_chunks is None) == (available == 0)
+    assert fits[0].weight.equal(fits[1].weight) and fits[0].finding_l2 == fits[1].finding_l2
+    torch.testing.assert_close(logits[0].sigmoid(), logits[1].sigmoid(), atol=1e-6, rtol=0)

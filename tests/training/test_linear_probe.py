@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -304,17 +305,22 @@ def fit_random_split(split):
     return linear_probe.fit_probe(head, LabelSmoothingCrossEntropy(0.0), split, replace(split), SILENT)
 
 
-@pytest.mark.parametrize("memory", [60 * 5 * 4, 60 * 5 * 2])
-def test_a_fit_reads_features_once_if_they_fit_into_memory(monkeypatch, memory):
+def test_a_fit_reads_features_once_if_they_fit_into_memory(monkeypatch):
     monkeypatch.setattr(feature_split, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", memory)
+    limit_memory(monkeypatch, 60 * 5 * 4)
     split = make_random_split()
     fit_random_split(split)
     assert split.features[0].reads == 2 * 8, "8 chunks each for training and validation"
 
 
+def limit_memory(monkeypatch, n_bytes):
+    """Let the features of a split use this memory."""
+    available = n_bytes / feature_split.MAX_MEMORY_SHARE
+    monkeypatch.setattr(feature_split, "read_available_memory", lambda: available)
+
+
 def test_each_pass_over_features_on_disk_serves_all_penalties(monkeypatch):
-    monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", 0)
+    limit_memory(monkeypatch, 0)
     reads = {}
     for strengths in ((0.01,), (3.0, 1.0, 0.1, 0.01)):
         monkeypatch.setattr(linear_probe, "L2_STRENGTHS", strengths)
@@ -357,21 +363,41 @@ def test_a_fit_converges_without_reaching_the_limit_of_evaluations(monkeypatch):
         assert weight.grad.abs().max() < 1e-4
 
 
-def test_half_precision_in_memory_gives_nearly_the_same_fit(monkeypatch):
+def test_a_fit_of_features_on_disk_equals_that_in_memory(monkeypatch):
     monkeypatch.setattr(feature_split, "CHUNK_ROWS", 8)
     fits = []
-    for memory in (60 * 5 * 4, 60 * 5 * 2, 0):
-        monkeypatch.setattr(feature_split, "MAX_CACHED_BYTES", memory)
-        split = make_random_split(offset=300.0)  # half precision without centring rounds these to multiples of 0.25
+    for memory in (60 * 5 * 4, 60 * 5 * 4 - 1):
+        limit_memory(monkeypatch, memory)
+        split = make_random_split(offset=300.0)
         fits.append(fit_random_split(split))
-    single, half, uncached = fits
-    assert single.weight.equal(uncached.weight) and split.features[0].reads > 100
-    torch.testing.assert_close(half.weight, single.weight, atol=5e-3, rtol=0)
-    assert not half.weight.equal(single.weight)
+    assert split.features[0].reads > 100
+    assert fits[0].weight.equal(fits[1].weight) and fits[0].l2 == fits[1].l2
+    assert fits[0].valid_loss == fits[1].valid_loss
 
 
-def test_features_beyond_the_range_of_half_precision_are_not_cached():
-    assert feature_split.make_half_precision_cache(iter([torch.zeros(2, 3), torch.full((2, 3), 1e6)])) is None
+def test_the_memory_of_a_fit_of_features_on_disk_is_that_of_a_few_chunks(monkeypatch):
+    monkeypatch.setattr(feature_split, "CHUNK_BYTES", 64 << 10)
+    monkeypatch.setattr(linear_probe, "L2_STRENGTHS", (1.0,))
+    peaks = []
+    for memory in (1 << 30, 0):
+        limit_memory(monkeypatch, memory)
+        split = make_random_split(rows=20_000, features=32)  # 2.6 MB
+        tracemalloc.start()  # counts the arrays of numpy, which hold the features of a CPU
+        fit_random_split(split)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] > 2 * 20_000 * 32 * 4, "training and validation features"
+    assert peaks[1] < 8 * (64 << 10)
+
+
+def test_the_probabilities_of_cached_rows_are_computed_in_chunks(monkeypatch):
+    monkeypatch.setattr(feature_split, "CHUNK_ROWS", 8)
+    limit_memory(monkeypatch, 0)
+    split = make_random_split()
+    head, weight = make_random_head(split), torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    expected = torch.from_numpy(split.features[0].array) @ weight[:, :-1].T + weight[:, -1]
+    torch.testing.assert_close(linear_probe.compute_all_logits(weight, head, split), expected)
+    assert split.features[0].reads == 8
 
 
 def test_a_fitted_learner_does_not_keep_features_in_memory(toy_manifest):

@@ -6,6 +6,7 @@ with the array, the number and checksum of its finished rows, and a lock. A late
 
 import errno
 import logging
+import mmap
 import os
 import shutil
 import time
@@ -37,6 +38,7 @@ log = logging.getLogger("fastcxr")
 UNFINISHED_SUFFIX = ".unfinished"  # of the folder of an array that a later run can continue
 PRIVATE_SUFFIX = ".private"  # of the folder of an array that only one process fills
 ARRAY_FILE, RECORD_FILE = "features.npy", "rows.json"  # in these folders
+CHECKSUM_BYTES = 1 << 26  # read at once to compute a checksum
 RECORD_SECONDS = 10.0  # between two records of finished rows: a killed process loses at most these rows
 MAX_UNFINISHED_SECONDS = 7 * 86400.0  # since the last finished rows of an array that a later run can continue
 ABANDONED_SECONDS = 86400.0  # since the last change of other temporary files, after which their process has ended
@@ -138,7 +140,20 @@ def clear_feature_cache() -> int:
 
 def compute_checksum(values: np.ndarray, start: int = 0) -> int:
     """Return the CRC-32 of contiguous rows; `start`: that of the rows before them."""
-    return zlib.crc32(values.data, start) if values.size else start
+    n_rows = max(1, CHECKSUM_BYTES // max(1, values.nbytes // max(1, len(values))))
+    for first in range(0, len(values) if values.size else 0, n_rows):
+        start = zlib.crc32(values[first : first + n_rows].data, start)
+        release_pages(values)
+    return start
+
+
+def release_pages(values: np.ndarray) -> None:
+    """Remove the pages of a memory-mapped array from this process; they stay in the page cache of the system."""
+    buffer = values
+    while isinstance(buffer, np.ndarray):  # a part of an array, or the mapped array
+        buffer = buffer.base
+    if isinstance(buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        buffer.madvise(mmap.MADV_DONTNEED)  # of a shared mapping: changed pages are written to the file later
 
 
 def _measure_bytes(folder: Path) -> int:

@@ -1,57 +1,32 @@
-"""Decode the files that an image cache lacks; several processes at once share the work.
+"""Decode the files that an image cache lacks, by threads or processes; several commands at once share the work.
 
-The files of a dataset are divided into blocks of BLOCK_FILES. A process claims a block with a lock, looks up which of
-its images another process has stored meanwhile, decodes the others and stores them. The lock of a killed process ends
-with it, and another process claims the block. On a file system without locks each process decodes every block; the
-index stores each image once.
+The files of a dataset are divided into blocks of BLOCK_FILES, which each command claims one by one (see blocks). Python
+executes one thread at a time outside of decoders: reading a radiograph of 1024 px scales to about four threads, one of
+256 px to less than two. Many missing files are therefore decoded by processes.
 """
 
-import hashlib
-import os
+import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from fastcxr.data.cache.blocks import BlockTask, FilledBlock, ImageList
+from fastcxr.data.cache.decoding_process import DecodingProcess, ProcessEndedError, can_start_processes
 from fastcxr.data.cache.image_file import ImageStoreWriter
-from fastcxr.data.cache.index import NO_LOCATION, DecodedFile, decode, file_signature
-from fastcxr.data.cache.quota import convert_storage_errors, lock_now
-from fastcxr.data.imaging.read import copy_error
 from fastcxr.errors import ImageError
 from fastcxr.io.cpus import count_cpus
-from fastcxr.io.threads import map_ahead
 from fastcxr.progress.base import Bar, Progress
 
+log = logging.getLogger("fastcxr")
 BLOCK_FILES = 512  # consecutive files of a dataset that one process claims
+MIN_PROCESS_FILES = 4096  # fewer missing files are decoded by threads: a process starts in about a second
+MAX_PROCESSES = 32  # each needs about 100 MB of memory
 WAIT_SECONDS = 0.2  # between two attempts to claim blocks that other processes have claimed
-WRITE_BATCH_BYTES = 1 << 24  # images stored in one transaction: a killed process loses at most one batch
-FILES_AHEAD_PER_THREAD = 4  # decoded files per thread that wait to be stored
-CLAIM_PREFIX = "claim-"
-
-
-@dataclass(frozen=True, eq=False)
-class ImageList:
-    """The files of a dataset, and the bits per pixel of each image whose file states none."""
-
-    files: tuple[str, ...]
-    depths: tuple[int | None, ...]
-
-    def find_signatures(self, rows: Sequence[int] | range) -> Iterator[bytes | None]:
-        """Yield the file signature of each row."""
-        return (file_signature(self.files[row], self.depths[row]) for row in rows)
-
-    def hash_block(self, number: int) -> str:
-        """Return a name of block `number` that is the same in all processes with this dataset."""
-        rows = slice(number * BLOCK_FILES, (number + 1) * BLOCK_FILES)
-        digest = hashlib.blake2b(repr(self.depths[rows]).encode(), digest_size=16)
-        for file in self.files[rows]:
-            digest.update(os.fsencode(os.path.abspath(file)) + b"\0")
-        return digest.hexdigest()
 
 
 def fill_cache(
@@ -73,112 +48,102 @@ def fill_cache(
     if errors is not None:
         errors.clear()  # errors of a first attempt that failed
     n_images, n_bytes = len(images.files), writer.size**2
-    locations = writer.find_locations(images.find_signatures(range(n_images)))
+    locations = writer.find_locations(images.find_signatures())
     missing = np.flatnonzero(locations[:, 0] == 0)
     if not make_space(writer.folder, len(missing) * n_bytes, n_images * n_bytes):
         return None
     if len(missing):
         with (progress or Progress()).bar(len(missing), "reading images") as bar:
-            _fill_blocks(writer, images, missing, locations, bar, errors)
+            errors_by_row = _Filling(writer, images, missing, locations, bar, strict=errors is None).run()
+        if errors is not None:
+            errors += [errors_by_row[row] for row in sorted(errors_by_row)]
     return locations
 
 
-def _fill_blocks(
-    writer: ImageStoreWriter,
-    images: ImageList,
-    missing: np.ndarray,
-    locations: np.ndarray,
-    bar: Bar,
-    errors: list[ImageError] | None,
-) -> None:
-    """Set the locations of the missing rows; blocks that other processes have claimed are visited again later."""
-    errors_by_row: dict[int, ImageError] | None = None if errors is None else {}
-    numbers = missing // BLOCK_FILES
-    pending = deque(np.split(missing, np.flatnonzero(np.diff(numbers)) + 1))
-    n_busy = 0  # blocks in a row that other processes have claimed
-    while pending:
-        rows = pending.popleft()
-        with _claim(writer.folder, images.hash_block(int(rows[0]) // BLOCK_FILES)) as is_claimed:
-            n_busy = 0 if is_claimed else n_busy + 1
-            if is_claimed:
-                locations[rows] = _fill_block(writer, images, rows, bar, errors_by_row)
-            else:
-                pending.append(rows)
-        if n_busy and n_busy >= len(pending):
-            time.sleep(WAIT_SECONDS)
-            n_busy = 0
-    if errors is not None and errors_by_row:
-        errors += [errors_by_row[row] for row in sorted(errors_by_row)]
+class _Filling:
+    """The missing rows of a dataset while they are decoded."""
 
+    def __init__(
+        self,
+        writer: ImageStoreWriter,
+        images: ImageList,
+        missing: np.ndarray,
+        locations: np.ndarray,
+        bar: Bar,
+        *,
+        strict: bool,
+    ):
+        """Prepare the blocks of the missing rows. `locations`: is set for these rows."""
+        self.writer, self.images, self.locations, self.bar, self.strict = writer, images, locations, bar, strict
+        self.n_missing = len(missing)
+        self.pending = deque(np.split(missing, np.flatnonzero(np.diff(missing // BLOCK_FILES)) + 1))
+        self.errors: dict[int, ImageError] = {}
+        self.bar_lock, self.is_stopped = threading.Lock(), False
 
-def _fill_block(
-    writer: ImageStoreWriter,
-    images: ImageList,
-    rows: np.ndarray,
-    bar: Bar,
-    errors: dict[int, ImageError] | None,
-) -> np.ndarray:
-    """Return the locations of these rows; those that another process has stored meanwhile are not decoded."""
-    locations = np.zeros((len(rows), 2), np.int64)
-    if writer.has_changed():
-        locations = writer.find_locations(images.find_signatures(rows.tolist()))
-        bar.advance(int(np.count_nonzero(locations[:, 0])))
-    missing = locations[:, 0] == 0
-    if missing.any():
-        locations[missing] = _decode_and_store(writer, images, rows[missing].tolist(), bar, errors)
-    return locations
+    def run(self) -> dict[int, ImageError]:
+        """Fill all blocks, and return the errors of unreadable files by row."""
+        n_processes = min(count_cpus(), len(self.pending), MAX_PROCESSES)
+        if self.n_missing >= MIN_PROCESS_FILES and n_processes > 1 and can_start_processes():
+            self._fill_by_processes(n_processes)
+        n_threads = count_cpus()  # all blocks, or those of processes that ended unexpectedly
+        self._fill(lambda task: task.run(self.writer, self._advance), n_threads)
+        return self.errors
 
+    def _fill_by_processes(self, n_processes: int) -> None:
+        processes = list[DecodingProcess]()
+        with ThreadPoolExecutor(n_processes) as pool:
+            try:
+                for _ in range(n_processes):
+                    processes.append(DecodingProcess(self.writer.folder, self.writer.size))
+            except OSError as error:  # too many processes, or too little memory
+                log.info("%s of %s processes that decode images started: %s", len(processes), n_processes, error)
+            try:
+                for finished in [pool.submit(self._fill_by_process, process) for process in processes]:
+                    finished.result()
+            except BaseException:  # an unreadable image, or an interruption by the user
+                self.is_stopped = True
+                raise
+            finally:
+                for process in processes:
+                    process.end()
 
-@contextmanager
-def _claim(folder: Path, name: str) -> Iterator[bool]:
-    """Claim a block in this context; yield False if another process has claimed it."""
-    path = folder / (CLAIM_PREFIX + name)
-    with convert_storage_errors():
-        file = lock_now(path)
-    try:
-        yield file is not None
-    finally:
-        if file is not None:
-            with suppress(OSError):  # Windows does not remove an open file
-                path.unlink()
-            file.close()
-
-
-def _decode_and_store(
-    writer: ImageStoreWriter,
-    images: ImageList,
-    rows: list[int],
-    bar: Bar,
-    errors: dict[int, ImageError] | None,
-) -> np.ndarray:
-    """Return slots and checksums of these rows, shape (n, 2); zeros for a file whose error is added to `errors`."""
-    locations, batch_size = [], max(1, WRITE_BATCH_BYTES // writer.size**2)
-    with closing(_decode_ahead(writer, images, rows, bar, strict=errors is None)) as decoded_files:
-        while batch := list(islice(decoded_files, batch_size)):
-            stored = iter(writer.add([one for one in batch if isinstance(one, DecodedFile)]))
-            for one in batch:
-                if errors is not None and isinstance(one, ImageError):
-                    errors[rows[len(locations)]] = one
-                locations.append(next(stored) if isinstance(one, DecodedFile) else NO_LOCATION)
-    return np.array(locations, np.int64)
-
-
-def _decode_ahead(
-    writer: ImageStoreWriter, images: ImageList, rows: list[int], bar: Bar, *, strict: bool
-) -> Generator[DecodedFile | ImageError, None, None]:
-    """Yield the decoded files in order; all cores decode a limited number of files ahead of the caller."""
-
-    def decode_or_fail(row: int) -> DecodedFile | ImageError:
+    def _fill_by_process(self, process: DecodingProcess) -> None:
         try:
-            return decode(images.files[row], writer.size, writer.is_known, images.depths[row])
-        except ImageError as error:
-            return copy_error(error)
+            self._fill(lambda task: process.run(task, self._advance), 1)
+        except ProcessEndedError:
+            if not self.is_stopped:
+                log.warning("a process that decodes images ended unexpectedly: others decode its files")
 
-    n_cores = count_cpus()
-    decoded = map_ahead(decode_or_fail, rows, n_threads=n_cores, n_ahead=FILES_AHEAD_PER_THREAD * n_cores)
-    with closing(decoded):
-        for one in decoded:
-            if strict and isinstance(one, ImageError):
-                raise one
-            yield one
-            bar.advance()
+    def _fill(self, run: Callable[[BlockTask], FilledBlock | None], n_threads: int) -> None:
+        """Fill blocks until none is left; those that other processes have claimed are tried again later."""
+        n_busy = 0  # blocks in a row that other processes have claimed
+        while self.pending and not self.is_stopped:
+            try:
+                rows = self.pending.popleft()
+            except IndexError:  # another thread has taken the last one
+                return
+            try:
+                filled = run(self._make_task(rows, n_threads))
+            except ProcessEndedError:
+                self.pending.append(rows)
+                raise
+            if filled is not None:
+                n_busy = 0
+                self.locations[rows] = filled.locations
+                self.errors.update({int(rows[row]): error for row, error in filled.errors.items()})
+                continue
+            self.pending.append(rows)
+            n_busy += 1
+            if n_busy >= len(self.pending):
+                time.sleep(WAIT_SECONDS)
+                n_busy = 0
+
+    def _make_task(self, rows: np.ndarray, n_threads: int) -> BlockTask:
+        first = int(rows[0]) // BLOCK_FILES * BLOCK_FILES
+        block = self.images.select(range(first, min(first + BLOCK_FILES, len(self.images.files))))
+        images = self.images.select(rows)
+        return BlockTask(name=block.compute_hash(), images=images, strict=self.strict, n_threads=n_threads)
+
+    def _advance(self, steps: int) -> None:
+        with self.bar_lock:
+            self.bar.advance(steps)

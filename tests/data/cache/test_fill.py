@@ -1,6 +1,8 @@
 """Tests for fill.py: several processes that fill one cache share the work."""
 
+import io
 import json
+import pickle
 import subprocess
 import sys
 import threading
@@ -12,16 +14,18 @@ import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images
 from recording_progress import Counted
 
-from fastcxr.data.cache import fill, index
-from fastcxr.data.cache.fill import ImageList
+from fastcxr.data.cache import blocks, fill, index
+from fastcxr.data.cache.blocks import BlockTask, ImageList
+from fastcxr.data.cache.decoding_process import DecodingProcess, serve
 from fastcxr.data.cache.image_file import ImageStoreWriter
 from fastcxr.data.cache.images import open_image_cache
-from fastcxr.data.cache.quota import find_store_dir, lock_now
+from fastcxr.data.cache.quota import CannotStoreError, find_store_dir, lock_now
+from fastcxr.errors import ImageError
 
 pytestmark = pytest.mark.usefixtures("cache")
 SHARE = """
 import json, pathlib, sys, time
-from fastcxr.data.cache import fill, index, images
+from fastcxr.data.cache import blocks, fill, index, images
 folder, count, *files = sys.argv[1:]
 fill.BLOCK_FILES, index.MIN_FILE_AGE_SECONDS, names, read = 1, -1, [], index.read_open_image
 def read_slowly(file, path, depth=None):
@@ -45,8 +49,8 @@ def lock_block(files, number):
     """Claim a block as another process does; return the open lock file."""
     folder = find_store_dir(SIZE)
     folder.mkdir(parents=True, exist_ok=True)
-    images = ImageList(tuple(files), (None,) * len(files))
-    return lock_now(folder / (fill.CLAIM_PREFIX + images.hash_block(number)))
+    name = ImageList((files[number],), (None,)).compute_hash()
+    return lock_now(folder / (blocks.CLAIM_PREFIX + name))
 
 
 def test_processes_that_fill_a_cache_at_once_decode_each_file_once(tmp_path, files):
@@ -111,10 +115,10 @@ def test_the_errors_of_several_blocks_are_in_the_order_of_the_files(tmp_path, fi
 
 
 def test_the_name_of_a_block_depends_on_its_files_and_depths(files):
-    name = ImageList(tuple(files), (None,) * COUNT).hash_block(0)
-    assert name == ImageList(tuple(files), (None,) * COUNT).hash_block(0)
-    assert name != ImageList(tuple(files), (12,) * COUNT).hash_block(0)
-    assert name != ImageList(tuple(reversed(files)), (None,) * COUNT).hash_block(0)
+    name = ImageList(tuple(files), (None,) * COUNT).compute_hash()
+    assert name == ImageList(tuple(files), (None,) * COUNT).compute_hash()
+    assert name != ImageList(tuple(files), (12,) * COUNT).compute_hash()
+    assert name != ImageList(tuple(reversed(files)), (None,) * COUNT).compute_hash()
     assert Path(files[0]).name not in name
 
 
@@ -122,3 +126,100 @@ def test_a_large_list_of_files_is_looked_up_in_parts(files, old, monkeypatch):
     expected = open_image_cache(files, SIZE).locations
     monkeypatch.setattr(index, "LOOKUP_ROWS", 4)
     assert np.array_equal(open_image_cache(files, SIZE).locations, expected)
+
+
+@pytest.fixture
+def two_processes(monkeypatch, single_file_blocks):
+    monkeypatch.setattr(fill, "count_cpus", lambda: 2)
+    monkeypatch.setattr(fill, "MIN_PROCESS_FILES", 3)
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[DecodingProcess]:
+    """The processes that were started."""
+    processes = []
+
+    class RecordedProcess(DecodingProcess):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            processes.append(self)
+
+    monkeypatch.setattr(fill, "DecodingProcess", RecordedProcess)
+    return processes
+
+
+def test_many_files_are_decoded_by_processes(tmp_path, files, two_processes, started, decoded):
+    progress, errors, missing = Counted(), [], str(tmp_path / "missing.png")
+    listed = [*files[:2], missing, *files[2:]]
+    image_cache = open_image_cache(listed, SIZE, progress, errors)
+    assert len(started) == 2 and all(one.process.returncode is not None for one in started)
+    assert decoded == [], "by this process"
+    assert [error.path for error in errors] == [missing]
+    assert sum(progress.seen[1:]) == COUNT + 1
+    assert_images_match_files(image_cache.select(files, SIZE), files)
+    assert count_stored_images() == COUNT
+
+
+def test_the_files_of_processes_that_end_are_decoded_by_this_process(
+    files, two_processes, decoded, monkeypatch, caplog
+):
+    start = subprocess.Popen
+
+    def start_and_kill(*arguments, **options):
+        process = start(*arguments, **options)
+        process.kill()
+        process.wait()
+        return process
+
+    monkeypatch.setattr("fastcxr.data.cache.decoding_process.subprocess.Popen", start_and_kill)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
+    assert sorted(decoded) == sorted(files)
+    assert "ended unexpectedly" in caplog.text
+
+
+def test_without_further_processes_this_process_decodes(files, two_processes, decoded, monkeypatch):
+    def fail(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("fastcxr.data.cache.decoding_process.subprocess.Popen", fail)
+    assert_images_match_files(open_image_cache(files, SIZE), files)
+    assert sorted(decoded) == sorted(files)
+
+
+def test_few_files_are_decoded_by_threads(files, two_processes, started, decoded):
+    open_image_cache(files[:2], SIZE)
+    assert started == [] and len(decoded) == 2
+
+
+def serve_tasks(*tasks) -> list:
+    """Return the answers of a decoding process to these tasks."""
+    requests, answers = io.BytesIO(), io.BytesIO()
+    for message in ((find_store_dir(SIZE), SIZE), *tasks):
+        pickle.dump(message, requests)
+    requests.seek(0)
+    serve(requests, answers)
+    end = answers.tell()
+    answers.seek(0)
+    received = []
+    while answers.tell() < end:
+        received.append(pickle.load(answers))  # noqa: S301  written above
+    return received
+
+
+def test_a_process_answers_with_progress_result_and_errors(tmp_path, files):
+    def make_task(*paths):
+        return BlockTask(name="a", images=ImageList(paths, (None,) * len(paths)), strict=True, n_threads=1)
+
+    steps, filled, _, error, last_steps, again = serve_tasks(
+        make_task(*files[:2]), make_task(str(tmp_path / "missing.png")), make_task(files[0])
+    )
+    assert steps == 2 and filled.locations[:, 0].tolist() == [1, 2] and filled.errors == {}
+    assert isinstance(error, ImageError) and error.path == str(tmp_path / "missing.png")
+    assert last_steps == 1 and again.locations[0].tolist() == filled.locations[0].tolist()
+
+
+def test_a_process_whose_cache_cannot_be_written_answers_with_the_error(files, cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file instead of a folder")
+    task = BlockTask(name="a", images=ImageList((files[0],), (None,)), strict=True, n_threads=1)
+    assert isinstance(serve_tasks(task)[-1], CannotStoreError)

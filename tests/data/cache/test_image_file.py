@@ -14,7 +14,7 @@ import pytest
 from image_caches import COUNT, SIZE, assert_images_match_files, count_stored_images, flip_byte, query_index
 from sample_images import make_reference, save_image
 
-from fastcxr.data.cache import fill, image_file, index
+from fastcxr.data.cache import blocks, fill, image_file, index
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.cache.quota import find_store_dir, list_cache_entries
 
@@ -30,8 +30,8 @@ def test_an_unused_cache_releases_its_lock_without_a_warning(files):
 
 BUILD = """
 import sys, hashlib
-from fastcxr.data.cache import fill, image_file, images
-fill.WRITE_BATCH_BYTES = 2 * {size} ** 2
+from fastcxr.data.cache import blocks, fill, image_file, images
+blocks.WRITE_BATCH_BYTES = 2 * {size} ** 2
 {patch}
 image_cache = images.open_image_cache(sys.argv[1:], {size})
 print(hashlib.sha256(image_cache.read(range(len(image_cache.files))).tobytes()).hexdigest())
@@ -237,7 +237,7 @@ def test_images_that_were_read_do_not_remain_in_memory(tmp_path):
 def test_a_limited_number_of_images_waits_for_the_disk(files, monkeypatch):
     monkeypatch.setattr(fill, "count_cpus", lambda: 2)
     started, n_waiting, n_stored = [], [], []
-    decode, add = fill.decode, image_file.ImageStoreWriter.add
+    decode, add = blocks.decode, image_file.ImageStoreWriter.add
 
     def count_and_decode(*args):
         started.append(1)
@@ -248,12 +248,12 @@ def test_a_limited_number_of_images_waits_for_the_disk(files, monkeypatch):
         n_stored.append(len(decoded_files))
         return add(self, decoded_files)
 
-    monkeypatch.setattr(fill, "decode", count_and_decode)
+    monkeypatch.setattr(blocks, "decode", count_and_decode)
     monkeypatch.setattr(image_file.ImageStoreWriter, "add", measure_and_add)
-    monkeypatch.setattr(fill, "WRITE_BATCH_BYTES", 4 * SIZE**2)
+    monkeypatch.setattr(blocks, "WRITE_BATCH_BYTES", 4 * SIZE**2)
     open_image_cache(files * 10, SIZE)
     assert sum(n_stored) == 10 * COUNT
-    assert max(n_waiting) <= 4 + fill.FILES_AHEAD_PER_THREAD * 2 + 1
+    assert max(n_waiting) <= 4 + blocks.FILES_AHEAD_PER_THREAD * 2 + 1
 
 
 def test_several_threads_read_at_once(files):

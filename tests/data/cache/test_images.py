@@ -14,7 +14,7 @@ from PIL import Image
 from recording_progress import Counted
 from sample_images import make_dicom, make_reference, save_dicom, save_image
 
-from fastcxr.data.cache import fill, index, quota
+from fastcxr.data.cache import blocks, fill, index, quota
 from fastcxr.data.cache.images import open_image_cache
 from fastcxr.data.cache.quota import find_store_dir
 from fastcxr.data.imaging.read import fit_square, read_image
@@ -252,14 +252,14 @@ def test_progress_counts_the_decoded_files(files):
 
 def test_files_are_decoded_by_several_threads(files, monkeypatch):
     monkeypatch.setattr(fill, "count_cpus", lambda: 3)
-    threads, decode = set(), fill.decode
+    threads, decode = set(), blocks.decode
 
     def decode_slowly(*args):
         threads.add(threading.get_ident())
         time.sleep(0.01)
         return decode(*args)
 
-    monkeypatch.setattr(fill, "decode", decode_slowly)
+    monkeypatch.setattr(blocks, "decode", decode_slowly)
     open_image_cache(files, SIZE)
     assert len(threads) > 1
 
