@@ -91,8 +91,10 @@ def assign_patients(
 
 def match_known_names(paths: pd.Series) -> pd.Series:
     """Return the patient in the path of an image of a known collection, missing for other paths."""
-    ids = [match_names(paths, pattern) for pattern in PATIENT_NAME_PATTERNS.values()]
-    return to_text(pd.concat(ids, axis=1).bfill(axis=1).iloc[:, 0])
+    first, *others = (match_names(paths, pattern) for pattern in PATIENT_NAME_PATTERNS.values())
+    for ids in others:  # bfill of a table converts it row by row
+        first = first.fillna(ids)
+    return first
 
 
 def match_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
