@@ -28,7 +28,7 @@ from fastcxr.workflows.prediction import (
     predict_decided_blocks,
     write_prediction_csv,
 )
-from fastcxr.workflows.prediction_shards import Shard, find_shards_folder, write_shard
+from fastcxr.workflows.prediction_shards import SHARD_PLACEHOLDER, Shard, find_shards_folder, write_shard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,11 +89,13 @@ class PredictionOutput:
 def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard, notices: Sequence[Mapping[str, str]]) -> int:
     """Write one shard, print its numbers of images and the command that joins the shards; return the exit code."""
     folder = find_shards_folder(csv)
-    command = shlex.join(["fastcxr", *sys.argv[1:]])
+    text = f"{shard[0]}/{shard[1]}"
+    words = [SHARD_PLACEHOLDER.join(word.rsplit(text, 1)) if word.endswith(text) else word for word in sys.argv[1:]]
+    command = shlex.join(["fastcxr", *words])
     options = {"hash_names": output.hash_names, "command": command}
     description = output.describe()
     summary = write_shard(output.scorer, output.table, csv, description, shard, TerminalProgress(console), **options)
-    document = {"folder": folder, "shard": f"{shard[0]}/{shard[1]}"}
+    document = {"folder": folder, "shard": text}
     exit_code = print_prediction(summary, [], notices, document, has_ood_detector=output.scorer.has_ood_detector)
     print_next_steps(f"when all {shard[1]} shards are finished: {shlex.join(['fastcxr', 'merge', str(folder)])}")
     return exit_code

@@ -17,6 +17,7 @@ from fastcxr.cli.app import (
     list_numbered_run_dirs,
     set_default_data,
 )
+from fastcxr.cli.dry_run import start_dry_run
 from fastcxr.cli.launch import print_finished_run, start_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
@@ -37,6 +38,7 @@ def train(
     out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
     resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
+    dry_run: Annotated[bool, Parameter(group=COMMON_PANEL)] = False,
 ) -> int:
     """Train a classifier and write its report.
 
@@ -57,6 +59,8 @@ def train(
         resumption of an interrupted run with the same options; --no-resume: always a new run
     checkpoint_mirror
         folder for a copy of each checkpoint, on another disk, such as Google Drive in Colab
+    dry_run
+        images, estimated time, disk, memory and weights of the run, which is not started
     """
     from fastcxr.workflows.run_state import find_resumable_run
 
@@ -65,6 +69,8 @@ def train(
     recipe = set_default_data(Recipe(**vars(options)))
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
     resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
+    if dry_run:
+        return start_dry_run(recipe, out or resumable_run or find_next_run_dir(name))
     if out and not resume and is_unfinished(out):
         reject_locked(out)
         raise OutputError("the folder holds an interrupted run", "Choose another --out, or remove the folder", path=out)

@@ -182,7 +182,8 @@ def make_predictions(
     """
     error_cells = np.array([error or "" for error in errors] if errors is not None else [""] * len(manifest), str)
     is_read = error_cells == ""
-    probability = np.where(is_read[:, None], np.asarray(probability, dtype=float).reshape(len(manifest), -1), np.nan)
+    probability = np.asarray(probability, dtype=float).reshape(len(manifest), len(labels))
+    probability = np.where(is_read[:, None], probability, np.nan)
     base_columns = {name: _to_text(manifest[name]) if name in manifest else "" for name in BASE_COLUMNS[:5]}
     predicted = name_predicted(probability, labels, findings=findings)
     base_columns |= {"predicted": predicted, "error": error_cells}

@@ -111,6 +111,19 @@ def count_fitting_images(learner: Learner, n_available_bytes: int) -> int:
 
     The estimate is a multiple of the tensors that torch keeps for the backward pass of a few images.
     """
+    n_image_bytes, n_fixed_bytes = _estimate_memory(learner)
+    return int((MAX_CPU_SHARE * n_available_bytes - n_fixed_bytes) / n_image_bytes)
+
+
+def estimate_step_bytes(learner: Learner, size: int) -> int:
+    """Return the estimated bytes of a training step of `size` images; see count_fitting_images."""
+    with restore_state(learner):
+        n_image_bytes, n_fixed_bytes = _estimate_memory(learner)
+    return int(size * n_image_bytes + n_fixed_bytes)
+
+
+def _estimate_memory(learner: Learner) -> tuple[float, float]:
+    """Return the bytes of a training step for each image, and those that do not depend on the number of images."""
     set_batch_size(learner, N_MEASURED_IMAGES)
     network = cast(nn.Module, learner.model)
     parameters = {one.untyped_storage().data_ptr(): one.nbytes for one in network.parameters()}
@@ -124,7 +137,7 @@ def count_fitting_images(learner: Learner, n_available_bytes: int) -> int:
         compute_gradients(learner)
     n_activation_bytes = sum(n_bytes for pointer, n_bytes in kept.items() if pointer not in parameters)
     n_image_bytes = ACTIVATION_FACTOR * n_activation_bytes / N_MEASURED_IMAGES
-    return int((MAX_CPU_SHARE * n_available_bytes - PARAMETER_FACTOR * sum(parameters.values())) / n_image_bytes)
+    return n_image_bytes, PARAMETER_FACTOR * sum(parameters.values())
 
 
 @contextmanager

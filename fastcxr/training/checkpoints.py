@@ -29,6 +29,12 @@ STATE_FILE_PATTERN = re.compile(r"state-(\d{6})\.safetensors")
 JSON_TYPES = (bool, int, str, type(None))
 
 
+def count_run_bytes(weights_bytes: int) -> int:
+    """Return the bytes of all files of a run with weights of this size."""
+    # a checkpoint has the weights, the best weights and two optimizer moments; the final model needs one more
+    return weights_bytes * (4 * N_GENERATIONS + 1)
+
+
 class Checkpoints:
     """The two newest checkpoints of one run in `folder`, with a verified backup in `mirror` (a slower disk)."""
 
@@ -54,8 +60,7 @@ class Checkpoints:
 
     def validate_free_space(self, weights_bytes: int) -> None:
         """Raise StorageError if the disk lacks space for all files of a run with weights of this size."""
-        # a checkpoint has the weights, the best weights and two optimizer moments; the final model needs one more
-        self._validate_free_space(weights_bytes * (4 * N_GENERATIONS + 1), "run")
+        self._validate_free_space(count_run_bytes(weights_bytes), "run")
 
     def _validate_free_space(self, needed_bytes: int, purpose: str, addition: str = "") -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

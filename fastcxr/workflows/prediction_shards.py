@@ -40,7 +40,7 @@ SHARD_FORMAT = 1  # of the JSON file of a shard
 ALIGNED_IMAGES = 256  # a multiple of the batch sizes on all devices
 SHARD_PATTERN = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 SHARD_FILE_PATTERN = re.compile(r"shard-(\d+)-of-(\d+)\.(json|csv|csv\.part)")
-SHARD_OPTION = re.compile(r"--shard[= ]\S+")
+SHARD_PLACEHOLDER = "SHARD"  # in the stored command
 Shard = tuple[int, int]  # number of the shard, from 1, and number of all shards
 
 
@@ -128,7 +128,8 @@ def write_shard(
         shard: number of the shard, from 1, and number of all shards.
         progress: progress display.
         hash_names: see predict.
-        command: the command line, which merge_shards names for a missing shard; absolute paths are shortened.
+        command: the command line with SHARD_PLACEHOLDER, which merge_shards names for a missing shard; absolute paths
+            are shortened.
 
     Raises:
         OutputError: the folder has shards of another prediction, or cannot be written; see write_prediction_csv.
@@ -249,10 +250,10 @@ def _reject_missing_shards(folder: Path, shards: Mapping[Shard, Mapping[str, Any
         "not finished": [str(number) for number in missing if number in started],
     }
     states = [f"{join_names(numbers)} {state}" for state, numbers in groups.items() if numbers]
-    option = f"--shard {missing[0]}/{n_shards}"
-    commands = [one["command"] for one in shards.values() if one.get("command")]
-    command = SHARD_OPTION.sub(option, str(commands[0])) if commands else f"the command of the shards with {option}"
-    raise InputMissingError(f"of {n_shards} shards: {', '.join(states)}", f"Run: {command}", path=folder, code="E624")
+    commands, text = [one["command"] for one in shards.values() if one.get("command")], f"{missing[0]}/{n_shards}"
+    default = f"Run the command of the other shards with `shard={text!r}`"
+    fix = f"Run: {str(commands[0]).replace(SHARD_PLACEHOLDER, text)}" if commands else default
+    raise InputMissingError(f"of {n_shards} shards: {', '.join(states)}", fix, path=folder, code="E624")
 
 
 def _validate_shard(folder: Path, shard: Shard, content: Mapping[str, Any], first: Mapping[str, Any]) -> None:
