@@ -24,10 +24,12 @@ from fastcxr.training import interrupt
 from fastcxr.training.batch_size import choose_batch_size, compute_rate_factor, set_batch_size
 from fastcxr.training.callbacks import BestEpoch, FreezeBatchNormStats, HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.distributed import share_batches
 from fastcxr.training.fit_ood import fit_ood_detector
 from fastcxr.training.linear_probe import fit_head, refit_head
 from fastcxr.training.mixed_precision import precision_scope
 from fastcxr.training.non_finite_loss import StopOnNonFiniteLoss
+from fastcxr.training.processes import decide, find_processes
 from fastcxr.training.resume import (
     CheckpointCallback,
     explain_training_errors,
@@ -146,7 +148,8 @@ def _train(
         learner.no_logging(),
         history_callback.bar_stack,
     ):
-        plans = run_stages(learner, recipe, stages, checkpoint_callback)
+        with share_batches(learner, recipe):
+            plans = run_stages(learner, recipe, stages, checkpoint_callback)
         probe = learner.fastcxr.fitted_probe.describe() if uses_feature_cache(recipe) else {}
         if probe and history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
             refit_head(learner)
@@ -231,10 +234,10 @@ def run_stages(
             history_callback.show_history()
         else:
             n_lr_find_steps = LR_FIND_STEPS if recipe.learning_rate == "find" else 0
-            epochs = choose_stage_epochs(learner, stages[index:], history_callback.deadline, n_lr_find_steps)
+            epochs = decide(choose_stage_epochs(learner, stages[index:], history_callback.deadline, n_lr_find_steps))
             if not epochs:
                 continue
-            rate, record, curve = find_learning_rate(learner, recipe, stage, history_callback.progress)
+            rate, record, curve = decide(find_learning_rate(learner, recipe, stage, history_callback.progress))
             plans.append(StagePlan(epochs=epochs, rate=rate, record=record, curve=curve))
         checkpoint_callback.stage_state = {
             "stage": index,
@@ -277,7 +280,8 @@ def fit_stage(
                 fit_from_epoch(learner, checkpoint_callback.first_epoch, plan.epochs, rates, callbacks)
             return
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not is_worker_loss(error) or not checkpoint_callback.checkpoints:
+            # one of several processes cannot go back alone
+            if not is_worker_loss(error) or not checkpoint_callback.checkpoints or find_processes():
                 raise
             needs_recovery = True
 
