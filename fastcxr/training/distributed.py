@@ -29,8 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import RecipeError
+from fastcxr.models.heads import find_head
+from fastcxr.progress.base import Progress
+from fastcxr.training.feature_cache import compute_for_main, find_frozen_network
+from fastcxr.training.linear_probe import fit_head
 from fastcxr.training.loaders import ImageLoader
-from fastcxr.training.processes import Processes, average_statistics, decide, find_processes
+from fastcxr.training.processes import Processes, average_statistics, decide, find_processes, is_main_process
 from fastcxr.training.resume import get_random_state, get_shuffle_state, set_random_state, set_shuffle_state
 
 
@@ -58,6 +62,23 @@ def share_batches(learner: Learner, recipe: Recipe) -> Iterator[None]:
         stack.enter_context(learner.added_cbs(callback))
         stack.callback(callback.restore)  # after an error in a forward pass
         yield
+
+
+def fit_head_once(learner: Learner, recipe: Recipe, progress: Progress) -> dict[str, float]:
+    """Fit the head on cached features (see fit_head): all processes compute features, and the main one fits.
+
+    The other processes receive the head and the history row, but no FittedProbe.
+    """
+    network, losses = cast(nn.Module, learner.model), {}
+    if is_main_process():
+        losses = fit_head(learner, recipe, progress)
+    else:
+        compute_for_main(find_frozen_network(learner))
+    if find_processes() is not None:
+        head = find_head(network)
+        losses, weights = decide((losses, head.state_dict()))
+        head.load_state_dict(weights)
+    return losses
 
 
 class ShareBatches(Callback):

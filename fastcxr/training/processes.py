@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -21,6 +23,7 @@ from fastcxr.errors import DataError, DeviceError, RecipeError
 
 T = TypeVar("T")
 MAIN_RANK = 0
+MAX_BLOCK_ROWS = 512  # computed by a process before it sends them
 CPU = torch.device("cpu")
 # the main process of a machine may decode images for hours while the others wait; torchrun ends them if one dies
 TIMEOUT = timedelta(hours=24)
@@ -193,6 +196,36 @@ def require_equal_data(compute_digest: Callable[[], bytes]) -> None:
     if is_different:
         fix = "Copy the same images and tables to each machine, and pass the same options"
         raise DataError("the processes have read different images, labels or splits", fix, code="E604")
+
+
+def compute_row_blocks(
+    compute: Callable[..., Iterator[tuple[slice, np.ndarray]]], rows: slice, n_columns: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield consecutive rows and their values, shape (n, n_columns), float32; of several processes, in the main one.
+
+    Each process computes a block of rows in turn, and the main process receives it.
+
+    Args:
+        compute: yields the rows from `first` to before its first argument, and their values.
+        rows: rows to compute, with start and stop.
+        n_columns: number of values of a row.
+    """
+    processes = _state.processes
+    if processes is None:
+        yield from compute(rows.stop, first=rows.start)
+        return
+    n_block = min(MAX_BLOCK_ROWS, -(-(rows.stop - rows.start) // processes.size)) or 1
+    for start in range(rows.start, rows.stop, n_block * processes.size):
+        bounds = [min(start + rank * n_block, rows.stop) for rank in range(processes.size + 1)]
+        block = torch.zeros(n_block, n_columns)
+        first, stop = bounds[processes.rank : processes.rank + 2]
+        for part, values in compute(stop, first=first):
+            block[part.start - first : part.stop - first] = torch.from_numpy(values)
+        blocks = [torch.empty_like(block) for _ in range(processes.size)] if processes.is_main else None
+        dist.gather(block, blocks, MAIN_RANK)
+        for (first, stop), gathered in zip(pairwise(bounds), blocks or (), strict=False):
+            if first < stop:
+                yield slice(first, stop), gathered[: stop - first].numpy()
 
 
 def is_peer_loss(error: BaseException) -> bool:
