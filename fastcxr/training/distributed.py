@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -132,8 +133,9 @@ class ShareBatches(Callback):
 
     def restore(self) -> None:
         """Make the plain model the model of the learner again."""
-        if self.parallel_model is not None and self.learn.model is self.parallel_model:
-            cast(Learner, self.learn).model = self.parallel_model.module
+        learner = cast(Learner, self.learn)
+        if self.parallel_model is not None and learner.model is self.parallel_model:
+            learner.model = self.parallel_model.module
             set_torch_state(self.random_states, self.dls.device)
 
     def after_fit(self) -> None:
@@ -164,9 +166,8 @@ def gather_rows(own: torch.Tensor, n_rows: int, processes: Processes) -> torch.T
     n_most = -(-n_rows // processes.size)
     padding = [0, 0] * (own.ndim - 1) + [0, n_most - n_own]
     padded = pad(own[:n_own].as_subclass(torch.Tensor), padding)
-    gathered = padded.new_empty(processes.size * n_most, *own.shape[1:])
-    dist.all_gather_into_tensor(gathered, padded.detach().contiguous())
-    parts = list(gathered.view(processes.size, *padded.shape).unbind())
+    parts = [torch.empty_like(padded) for _ in range(processes.size)]
+    dist.all_gather(parts, padded.detach().contiguous())
     if own.requires_grad:
         # 0: the graph of a process without an image of the batch, whose gradients DistributedDataParallel waits for
         parts[processes.rank] = padded if n_own else padded + 0 * own.sum()
@@ -176,8 +177,6 @@ def gather_rows(own: torch.Tensor, n_rows: int, processes: Processes) -> torch.T
 @contextmanager
 def synchronize_batch_norm(model: nn.Module) -> Iterator[None]:
     """Compute the batch-norm statistics of the whole batch in this block, on GPUs; weights and buffers are shared."""
-    from timm.layers import convert_sync_batchnorm
-
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     convert_sync_batchnorm(model)
     try:

@@ -76,7 +76,7 @@ def handle_signals(
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Defer a first signal in this block: the caller checks `interrupt_requested` where it is safe to stop."""
+    """Defer a first signal in this block: the caller checks `get_signal_number` where it is safe to stop."""
     _state.is_deferred = True
     try:
         yield

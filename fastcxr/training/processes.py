@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastcxr.errors import DataError, DeviceError, RecipeError
@@ -86,7 +87,7 @@ def join_processes() -> Iterator[Processes]:
     n_gpus = torch.cuda.device_count()
     if n_gpus and local_size <= n_gpus:
         torch.cuda.set_device(local_rank)
-    store, _, _ = next(iter(dist.rendezvous("env://")))
+    store, _, _ = next(iter(rendezvous("env://")))
     # exchanges of tensors on the CPU do not wait for a GPU
     backend = "cpu:gloo,cuda:nccl" if n_gpus else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, world_size=size, rank=rank, store=store)
