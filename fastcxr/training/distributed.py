@@ -2,7 +2,7 @@
 
 The batches are those of one process. Every process draws the same order of the epoch and takes every n-th image of a
 batch. The logits and targets of the batch are then gathered in row order, and each process computes the loss of the
-whole batch, with the gradient of its own part. No weighting of parts is needed: class weights, unknown labels and
+whole batch, and the gradient of its part. No weighting of parts is needed: class weights, unknown labels and
 batches that cannot be divided evenly are in that loss. Validation gathers logits in the same way, and is exact.
 
 fastai.distributed is not used. It gives each process a section of the epoch, filled up with duplicates, so that the

@@ -230,7 +230,7 @@ def compute_row_blocks(
 
 
 def is_peer_loss(error: BaseException) -> bool:
-    """Return whether the error says that another process of the training has ended."""
+    """Return whether the error is a consequence of the end of another process of the training."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
