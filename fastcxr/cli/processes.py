@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastcxr.cli.output import console, end_process, make_error, print_error, print_warning
+from fastcxr.cli.output import console, end_process, make_error, print_error, print_warning, write_json
 from fastcxr.errors import DeviceError, FastcxrError, RecipeError, TrainingError
+from fastcxr.io.cpus import count_cpus
 from fastcxr.training.interrupt import SIGNALS, Interrupted
 
 TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"  # in the environment of the processes of torchrun
@@ -70,6 +71,7 @@ def start_processes(n_processes: int, arguments: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes report their errors
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cpus() // n_processes)))  # of torch, in each process
     with tempfile.TemporaryDirectory(prefix="fastcxr-") as log_dir:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=n_processes, run_id=uuid.uuid4().hex, max_restarts=0,
@@ -156,6 +158,7 @@ def end_after_failure(error: BaseException, describe_resumption: Callable[[], st
             print_error(error, prefix)
         else:
             print_warning(f"{prefix}{''.join(traceback.format_exception(error)).rstrip()}")
+        write_json()
     for child in multiprocessing.active_children():
         child.kill()
     end_process(exit_code)

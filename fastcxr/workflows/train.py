@@ -72,10 +72,10 @@ def run(
     else:
         new_dir = UnwrittenDir(folder, recipe)
     with new_dir.open(progress or make_default_progress()) as run_dir, ExitStack() as cleanup:
-        if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
-            validate_model_options(recipe)
         cleanup.enter_context(configure_device(find_device(recipe.device), deterministic=recipe.deterministic))
         with first_on_each_machine():
+            if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
+                validate_model_options(recipe)
             manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
         run_dir.extra_metadata[PUBLIC_DATASETS_KEY] = name_public_datasets(recipe)
