@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +19,91 @@ from fastcxr.cli.output import (
     print_result,
     print_warning,
 )
+from fastcxr.cli.processes import is_launched, launch, make_torchrun_command, run_in_processes
 from fastcxr.cli.tables import show_headline
 from fastcxr.config.recipe import Recipe
 from fastcxr.io.files import read_json
-from fastcxr.progress.base import silence_logging
+from fastcxr.progress.base import Progress, silence_logging
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
 
 def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code."""
+    return start_prepared_training(lambda: (set_default_data(recipe), folder), mirror)
+
+
+def start_prepared_training(
+    prepare: Callable[[], tuple[Recipe | None, Path]], mirror: Path | None = None, gpus: str | None = None
+) -> int:
+    """Train in this process, in this and others that torchrun started, or start torchrun; return the exit code.
+
+    Args:
+        prepare: returns the recipe, or None for a finished run, and the run folder.
+        mirror: folder for copies of the checkpoints.
+        gpus: all, or a number, to start torchrun; the processes of torchrun ignore it.
+    """
+    if is_launched():
+        return run_in_processes(prepare, partial(train_and_print, mirror=mirror), partial(describe_resumption, mirror))
+    if gpus is not None:
+        return launch(gpus)
+    recipe, folder = prepare()
+    try:
+        return train_and_print(recipe, folder, mirror)
+    except Interrupted as interrupted:
+        fix = describe_resumption(mirror, folder)
+        return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
+
+
+def describe_resumption(mirror: Path | None, folder: Path) -> str:
+    """Return how to continue an interrupted run."""
+    if not (folder / "recipe.json").exists():
+        return "No training step is saved yet: repeat the command"
+    return f"Resume with: {make_resume_command(folder, mirror)}"
+
+
+def make_resume_command(folder: Path, mirror: Path | None) -> str:
+    """Return the command that resumes a run, in as many processes as now."""
+    arguments = ["resume", str(folder), *(["--checkpoint-mirror", str(mirror)] if mirror else [])]
+    return make_torchrun_command(arguments) if is_launched() else shlex.join(["fastcxr", *arguments])
+
+
+def train_and_print(recipe: Recipe | None, folder: Path, mirror: Path | None = None) -> int:
+    """Train a recipe, or all its folds, in a run folder, print the result and return the exit code.
+
+    Without a recipe, print that the run is finished. Of several processes, only the main one prints.
+    """
     from fastcxr.data.manifest import detect_datasets
 
-    recipe = set_default_data(recipe)
+    if recipe is None:
+        return print_finished_run(folder)
     with silence_logging():  # report an invalid dataset before torch takes seconds to load
         detect_datasets(recipe.data or (), recipe.data_format)
+    from fastcxr.training.processes import is_main_process
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.run_state import is_finished
     from fastcxr.workflows.train import run
 
-    was_finished = is_finished(folder)
-    run_recipe = cross_validate if recipe.is_multi_run else run
+    was_finished, is_main = is_finished(folder), is_main_process()
+    run_recipe = cross_validate if recipe.is_multi_run and not is_launched() else run
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    mirror_option = ["--checkpoint-mirror", str(mirror)] if mirror else []
-    resume_command = shlex.join(["fastcxr", "resume", str(folder), *mirror_option])
+    resume_command = make_resume_command(folder, mirror)
     mirror = mirror and mirror / folder.name
-    try:
-        with handle_signals(lambda line: print_warning(f"fastcxr: {line}"), resume_command):
-            run_recipe(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
-    except Interrupted as interrupted:
-        has_state = (folder / "recipe.json").exists()
-        fix = f"Resume with: {resume_command}" if has_state else "No training step is saved yet: repeat the command"
-        return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
+    progress = TerminalProgress(console) if is_main else Progress()
+    with handle_signals(partial(show_signal, is_main), resume_command, is_repeated=is_launched()):
+        run_recipe(recipe, folder, progress, command=command, mirror=mirror)
+    if not is_main:
+        return 0
     if was_finished:  # the log message of the run names its report
         print_result(folder / "report.html", describe_run(folder))
         return 0
     return print_run_result(folder, recipe)
+
+
+def show_signal(is_main: bool, line: str) -> None:
+    """Print that a signal ended the training, in the main process."""
+    if is_main:
+        print_warning(f"fastcxr: {line}")
 
 
 def print_finished_run(folder: Path) -> int:

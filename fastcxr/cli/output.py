@@ -115,7 +115,7 @@ def run_to_exit_code(command: Callable[[], int | None]) -> int:
         warnings.filterwarnings("ignore", module=r"(?!fastcxr)")  # users cannot act on warnings of the libraries
         try:
             exit_code = _run_and_print_error(command)
-            _write_json()
+            write_json()
             return exit_code
         except BrokenPipeError:  # the program that reads the output, such as head, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -146,7 +146,8 @@ def _run_and_print_error(command: Callable[[], int | None]) -> int:
         return print_error(make_interrupt_error(interrupt))
 
 
-def _write_json() -> None:
+def write_json() -> None:
+    """Close the log file, and write the JSON document of the command, if there is one."""
     _state.cleanup.close()
     if _state.result is not None:
         print(json.dumps(_state.result, indent=2, ensure_ascii=False, default=str, allow_nan=False))

@@ -21,6 +21,7 @@ from fastcxr.cli.output import (
     run_to_exit_code,
     use_output_options,
 )
+from fastcxr.cli.processes import reject_torchrun
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.config.recipe_paths import make_data_name
@@ -106,6 +107,7 @@ def parse_and_run(
         make_override_app(recipe, f"{study} {variant}").help_print([])
         return 0
     if variant == "--all":
+        reject_torchrun("all variants of a study")
         return run_all_variants(study, recipes, paper, options, dataset_counts)
     recipe, out, mirror = parse_overrides(recipes[variant], options)
     validate_dataset_count(variant, recipe, dataset_counts)

@@ -18,7 +18,7 @@ from fastcxr.cli.app import (
     set_default_data,
 )
 from fastcxr.cli.dry_run import start_dry_run
-from fastcxr.cli.launch import print_finished_run, start_training
+from fastcxr.cli.launch import start_prepared_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
@@ -38,6 +38,7 @@ def train(
     out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
     resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
+    gpus: Annotated[str | None, Parameter(group=PANELS["Compute"])] = None,
     dry_run: Annotated[bool, Parameter(group=COMMON_PANEL)] = False,
 ) -> int:
     """Train a classifier and write its report.
@@ -59,6 +60,8 @@ def train(
         resumption of an interrupted run with the same options; --no-resume: always a new run
     checkpoint_mirror
         folder for a copy of each checkpoint, on another disk, such as Google Drive in Colab
+    gpus
+        number of GPUs of this machine for one training, or all: one process per GPU, started with torchrun
     dry_run
         images, estimated time, disk, memory and weights of the run, which is not started
     """
@@ -66,19 +69,25 @@ def train(
 
     reject_path_as_backbone(options.backbone)
     reject_backbone_as_data(options.data)
-    recipe = set_default_data(Recipe(**vars(options)))
-    name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
-    resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
+    given_recipe = Recipe(**vars(options))
+
+    def prepare() -> tuple[Recipe, Path]:
+        recipe = set_default_data(given_recipe)
+        name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
+        resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
+        if out and not resume and is_unfinished(out):
+            reject_locked(out)
+            fix = "Choose another --out, or remove the folder"
+            raise OutputError("the folder holds an interrupted run", fix, path=out)
+        return recipe, out or resumable_run or find_next_run_dir(name)
+
     if dry_run:
-        return start_dry_run(recipe, out or resumable_run or find_next_run_dir(name))
-    if out and not resume and is_unfinished(out):
-        reject_locked(out)
-        raise OutputError("the folder holds an interrupted run", "Choose another --out, or remove the folder", path=out)
-    return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
+        return start_dry_run(*prepare())
+    return start_prepared_training(prepare, checkpoint_mirror, gpus)
 
 
 @app.command(group=TRAINING, usage="Usage: fastcxr resume [FOLDER] [OPTIONS]")
-def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None) -> int:
+def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None, gpus: str | None = None) -> int:
     """Resume an interrupted run; the result is identical to an uninterrupted one.
 
     Parameters
@@ -87,17 +96,21 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
         run folder; default: the newest interrupted run in runs/
     checkpoint_mirror
         folder for a copy of each checkpoint, on another disk
+    gpus
+        number of GPUs of this machine, or all; it may differ from that of the interrupted run
     """
     from fastcxr.io.run_folders import list_runs
     from fastcxr.workflows.run_state import find_resumable_run, is_finished, read_run_config
 
-    folder = folder or find_resumable_run(list_runs())
-    if folder is None:
-        raise InputMissingError("runs/ holds no unfinished run", "Pass a run folder after resume")
-    reject_other_format(folder)
-    if is_finished(folder):  # before its recipe is read, whose paths are redacted
-        return print_finished_run(folder)
-    return start_training(read_run_config(folder), folder, checkpoint_mirror)
+    def prepare() -> tuple[Recipe | None, Path]:
+        run_dir = folder or find_resumable_run(list_runs())
+        if run_dir is None:
+            raise InputMissingError("runs/ holds no unfinished run", "Pass a run folder after resume")
+        reject_other_format(run_dir)
+        # the recipe of a finished run has redacted paths
+        return None if is_finished(run_dir) else read_run_config(run_dir), run_dir
+
+    return start_prepared_training(prepare, checkpoint_mirror, gpus)
 
 
 @app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [OPTIONS OF TRAIN]")

@@ -179,8 +179,8 @@ class Recipe:
         minimum=1,
     )
     batch_size: int | Literal["auto"] = option(
-        DEFAULT_BATCH_SIZE, help="images per step; auto: largest power of two that fits into memory with at least 20 "
-        "steps per epoch, learning_rate scaled by the square root of batch size / 32",
+        DEFAULT_BATCH_SIZE, help="images per step of all processes together; auto: largest power of two that fits into "
+        "memory with at least 20 steps per epoch, learning_rate scaled by the square root of batch size / 32",
         group="Training", common=True, minimum=1, alias="bs",
     )  # fmt: skip
     optimizer: str = option(
@@ -292,6 +292,10 @@ class Recipe:
     deterministic: bool = option(
         False, help="only algorithms with identical results in repeated runs on the same GPU; not needed on a CPU",
         group="Compute",
+    )  # fmt: skip
+    sync_batch_norm: bool = option(
+        False, help="batch-norm statistics of the whole batch in a training on several GPUs; otherwise each GPU uses "
+        "those of its images", group="Compute",
     )  # fmt: skip
     workers: int = option(
         0, help="number of data loading worker processes; none are used for decoded images on a GPU",

@@ -33,6 +33,8 @@ class RandomAugmentation(DisplayedTransform):
 
     order = 30  # as in fastai: after the conversion to floats
     split_idx = 0  # training images only
+    drawn: tuple[int, slice] | None = None
+    """Number of images of a batch that several processes share, and those of them in this process."""
 
     def __init__(self, options: Augmentation):
         self.options = options
@@ -40,7 +42,7 @@ class RandomAugmentation(DisplayedTransform):
     def encodes(self, images: TensorImage) -> TensorImage:
         """Augment a batch with gray values from 0 to 1, shape (n, channels, size, size)."""
         options, pixels = self.options, images.as_subclass(torch.Tensor)  # fastai's subclass slows each operation down
-        numbers = RandomNumbers(len(pixels), pixels.device, options.batch)
+        numbers = RandomNumbers(len(pixels), pixels.device, options.batch, self.drawn or (len(pixels), slice(None)))
         matrix = draw_matrix(options, numbers, pixels.shape[-1])
         if matrix is not None:
             grid = make_grid(matrix, pixels.shape[-1], align_corners=options.align_corners)
@@ -52,31 +54,44 @@ class RandomAugmentation(DisplayedTransform):
 
 @dataclass(frozen=True)
 class RandomNumbers:
-    """Random numbers for the images of a batch, shape (n_images,); `is_shared`: one number for all images."""
+    """Random numbers for the images of a batch, shape (n_images,).
+
+    Attributes:
+        n_images: number of images.
+        device: device of the numbers.
+        is_shared: one number for all images.
+        drawn: how many numbers are drawn, and which of them are returned: of several processes, each draws those of
+            the whole batch, as one process does.
+    """
 
     n_images: int
     device: torch.device
-    is_shared: bool = False
+    is_shared: bool
+    drawn: tuple[int, slice]
 
     def uniform(self, low: float, high: float, p: float = 1.0, neutral: float = 0.0) -> torch.Tensor:
         """Draw numbers between `low` and `high` with probability `p`, and `neutral` otherwise."""
         if self.is_shared:
             values = self.repeat(random.uniform(low, high))
         else:
-            values = torch.empty(self.n_images, device=self.device).uniform_(low, high)
+            values = self.select(torch.empty(self.drawn[0], device=self.device).uniform_(low, high))
         return values if p == 1 else (values - neutral) * self.bernoulli(p) + neutral
 
     def bernoulli(self, p: float) -> torch.Tensor:
         """Draw 1 with probability `p`, and 0 otherwise."""
         if self.is_shared:
             return self.repeat(random.random() < p)
-        return torch.empty(self.n_images, device=self.device).bernoulli_(p)
+        return self.select(torch.empty(self.drawn[0], device=self.device).bernoulli_(p))
 
     def integers(self, n: int) -> torch.Tensor:
         """Draw integers from 0 to n - 1."""
         if self.is_shared:
             return self.repeat(random.randint(0, n - 1)).long()
-        return torch.randint(0, n, (self.n_images,), device=self.device)
+        return self.select(torch.randint(0, n, (self.drawn[0],), device=self.device))
+
+    def select(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of this process."""
+        return values[self.drawn[1]][: self.n_images]
 
     def repeat(self, value: float) -> torch.Tensor:
         """Return the same number for all images."""

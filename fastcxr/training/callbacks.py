@@ -13,6 +13,7 @@ from torch import nn
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.models.devices import read_clock
 from fastcxr.progress.base import Progress
+from fastcxr.training.processes import decide
 from fastcxr.training.time_budget import Deadline
 
 log = logging.getLogger("fastcxr")
@@ -147,7 +148,8 @@ class HistoryCallback(Callback):
         self.bar_stack.close()
         names = [name for name in self.recorder.metric_names if name not in ("epoch", "time")]
         metric_values = {name: float(value) for name, value in zip(names, self.recorder.values[-1], strict=True)}
-        seconds = read_clock(self.dls.device) - self.started
+        # the best epoch and the end of the stage follow from these
+        metric_values, seconds = decide((metric_values, read_clock(self.dls.device) - self.started))
         row = self.add_row(self.stage.name, metric_values, seconds, cast(nn.Module, self.model))
         value = row[self.best.monitor]
         if self.best.is_better(value, self.stage_best):
@@ -158,7 +160,7 @@ class HistoryCallback(Callback):
         if self.stage.patience and self.epochs_since_best >= self.stage.patience:
             log.info("stage %s stops early: no better %s in %d epochs", name, monitor, self.epochs_since_best)
             raise CancelFitException
-        if self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]:
+        if decide(self.epoch + 1 < self.n_epoch and self.deadline.seconds_left < row["seconds"]):
             log.warning("stage %s stops early: another epoch does not fit into the time limit", name)
             raise CancelFitException
 

@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -24,6 +24,7 @@ from fastcxr.models.precision import autocast
 from fastcxr.models.preprocessing import InputSpec, normalize
 from fastcxr.models.state import hash_weights
 from fastcxr.progress.base import Bar, Progress
+from fastcxr.training.processes import compute_row_blocks, decide
 
 log = logging.getLogger("fastcxr")
 VIEWS = "images", "flipped images"
@@ -113,6 +114,7 @@ def compute_features(frozen: FrozenNetwork, progress: Progress, *, hflip_tta: bo
             arrays.append(stack.enter_context(open_feature_array(_name_view(key, view), shape, in_use)))
             if done := _describe_finished(arrays[-1], view):
                 log.info("an interrupted run has computed the features of %s: continuing after them", done)
+        decide([array.n_finished for array in arrays])  # see compute_for_main
         if not all(array.is_complete for array in arrays):
             try:
                 with progress.bar(len(views) * len(files), "computing features") as bar:
@@ -157,26 +159,42 @@ def hash_backbone(network: nn.Module) -> bytes:
     return hash_weights(network, find_head_state_keys(network))
 
 
-@torch.no_grad()  # inference mode would leave inference tensors in the network, which cannot be trained later
 def fill_feature_cache(arrays: Sequence[FeatureArray], frozen: FrozenNetwork, bar: Bar) -> None:
     """Compute the missing rows of the array of each view, in the order of the image cache."""
     bar.advance(sum(array.n_finished for array in arrays))  # the rate of a bar starts after its first step
+    with closing(compute_views(frozen, [array.n_finished for array in arrays])) as computed:
+        for view, rows, values in computed:
+            array = arrays[view]
+            array.values[rows] = values
+            bar.advance(rows.stop - array.n_finished)
+            array.finish_rows(rows.stop)
+
+
+def compute_for_main(frozen: FrozenNetwork) -> None:
+    """Compute the share of this process in the features that the main process has not cached."""
+    with closing(compute_views(frozen, decide([]))) as computed:
+        for _ in computed:
+            pass  # the main process receives them
+
+
+@torch.no_grad()  # inference mode would leave inference tensors in the network, which cannot be trained later
+def compute_views(frozen: FrozenNetwork, first_rows: Sequence[int]) -> Generator[tuple[int, slice, np.ndarray]]:
+    """Yield view, rows and features, of each view from its first row; of several processes, only in the main one."""
     network = fuse_for_inference(frozen.network, frozen.input_spec, frozen.precision)
     batches, n_images = FittingBatches(choose_batch_size(frozen.device)), len(frozen.files)
+    n_features = count_features(find_head(network))
 
-    def fill_rows(array: FeatureArray, rows: slice, *, is_flipped: bool) -> int:
+    def compute_rows(rows: slice, *, is_flipped: bool) -> tuple[slice, np.ndarray]:
         images = frozen.images.read(range(rows.start, rows.stop), frozen.device)[:, None]
         batch = normalize(images.flip(3) if is_flipped else images, frozen.input_spec)
         with autocast(frozen.precision, frozen.device):
-            array.values[rows] = network(batch).float().flatten(1).cpu().numpy()
-        return rows.stop
+            return rows, network(batch).float().flatten(1).cpu().numpy()
 
     with output_head_features(find_head(network)):
-        for view, array in enumerate(arrays):
-            fill = partial(fill_rows, array, is_flipped=view == 1)
-            for stop in batches.compute(fill, n_images, first=array.n_finished):
-                bar.advance(stop - array.n_finished)
-                array.finish_rows(stop)
+        for view, first_row in enumerate(first_rows):
+            compute = partial(batches.compute, partial(compute_rows, is_flipped=view == 1))
+            for rows, values in compute_row_blocks(compute, slice(first_row, n_images), n_features):
+                yield view, rows, values
 
 
 @contextmanager

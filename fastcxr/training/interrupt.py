@@ -30,11 +30,14 @@ _state = _InterruptState()
 
 
 @contextmanager
-def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Iterator[None]:
+def handle_signals(
+    show_line: Callable[[str], None], resume_command: str, *, is_repeated: bool = False
+) -> Iterator[None]:
     """Raise Interrupted on a first SIGTERM or SIGINT in this block, unless it is deferred.
 
     A second signal, or no end of the batch within GRACE_SECONDS, ends the process and shows `resume_command`.
-    Outside the main thread signals are not handled.
+    Outside the main thread signals are not handled. `is_repeated`: whether a second signal is that of torchrun, which
+    ends all processes after the first one has ended, and is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,8 +53,10 @@ def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Ite
     def handle(signal_number: int, frame) -> None:
         if os.getpid() != owner_pid:  # data loading workers inherit the handler; only the main process decides
             return
-        if _state.signal_number:
+        if _state.signal_number and not is_repeated:
             terminate()
+        if _state.signal_number:
+            return
         _state.signal_number = signal_number
         timer.start()
         if not _state.is_deferred:
@@ -71,7 +76,7 @@ def handle_signals(show_line: Callable[[str], None], resume_command: str) -> Ite
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Defer a first signal in this block: the caller checks `interrupt_requested` where it is safe to stop."""
+    """Defer a first signal in this block: the caller checks `get_signal_number` where it is safe to stop."""
     _state.is_deferred = True
     try:
         yield
@@ -79,11 +84,6 @@ def defer_interrupts() -> Iterator[None]:
         _state.is_deferred = False
 
 
-def interrupt_requested() -> bool:
-    """Return whether a signal arrived."""
-    return _state.signal_number != 0
-
-
-def raise_interrupted() -> None:
-    """Raise Interrupted for the signal that arrived."""
-    raise Interrupted(_state.signal_number)
+def get_signal_number() -> int:
+    """Return the number of the signal that arrived, or 0."""
+    return _state.signal_number

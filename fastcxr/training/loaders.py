@@ -246,6 +246,9 @@ class ImageLoader(TfmdDL):
         rows: Row numbers of one epoch before shuffling, for oversampling.
     """
 
+    part: slice | None = None
+    """Part of each batch, if several processes share it (training.distributed)."""
+
     def __init__(
         self,
         dataset: Any = None,
@@ -292,6 +295,9 @@ class ImageLoader(TfmdDL):
 
     def __iter__(self) -> Iterator:
         """Yield the batches of an epoch; worker processes cannot use the GPU, therefore threads read cached images."""
+        for transform in self.after_batch.fs:
+            if isinstance(transform, RandomAugmentation):
+                transform.drawn = self.part and (self.bs, self.part)
         reads_for_gpu = self.cache_rows is not None and self.compute_device.type == "cuda"
         with self.fake_l.no_multiproc() if reads_for_gpu else nullcontext():
             yield from super().__iter__()
@@ -303,10 +309,14 @@ class ImageLoader(TfmdDL):
 
     def create_batches(self, samps: Sequence[int]) -> Iterator:
         """Yield batches of gray uint8 images, shape (n, 1, size, size), and class numbers or targets of findings."""
-        if self.cache_rows is None:
+        if self.cache_rows is None and self.part is None:
             yield from super().create_batches(samps)
             return
-        device, batches = self.compute_device, list(cast(Iterator[list[int]], self.chunkify(samps)))
+        batches = [select_rows(rows, self.part) for rows in cast(Iterator[list[int]], self.chunkify(samps))]
+        if self.cache_rows is None:
+            yield from (self.do_batch([self.do_item(row) for row in rows]) for rows in batches)
+            return
+        device = self.compute_device
         targets = [move_async(one, device) for one in self.targets]
         images = cast(DeviceImages, self.images).read_batches((self.cache_rows[rows] for rows in batches), device)
         for rows, pixels in zip(batches, images, strict=True):
@@ -317,6 +327,14 @@ class ImageLoader(TfmdDL):
     def targets(self) -> list[torch.Tensor]:
         """The class numbers of all rows, shape (n,), or the targets of findings, (n, k); empty without labels."""
         return [encode_targets(target_list) for target_list in self.dataset.tls[1:]]
+
+
+def select_rows(rows: list[int], part: slice | None) -> list[int]:
+    """Return the part of a batch that this process computes.
+
+    A process without an image of a small batch computes the first one, which gather_rows leaves out.
+    """
+    return rows if part is None else rows[part] or rows[:1]
 
 
 def wrap_targets(targets: torch.Tensor) -> TensorBase:

@@ -25,6 +25,7 @@ from fastcxr.models.encoders import find_image_size
 from fastcxr.training import interrupt
 from fastcxr.training.callbacks import HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.processes import average_statistics, call_on_main, find_maximum, find_processes, wait_for_all
 
 CHECKPOINT_INTERVAL_MINUTES = 3.0  # within an epoch; a checkpoint is also written after each epoch
 
@@ -46,7 +47,11 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        if find_processes():  # each process continues with the numbers of the main process, on its own GPU
+            torch.cuda.set_rng_state(state["cuda"][0])
+        else:  # the run may have started on a machine with more GPUs
+            for number, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+                torch.cuda.set_rng_state(device_state, number)
 
 
 class CheckpointCallback(Callback):
@@ -64,7 +69,7 @@ class CheckpointCallback(Callback):
 
     def load_state(self) -> dict[str, Any] | None:
         """Read the newest intact checkpoint, if there is one; it is restored when its stage starts."""
-        self.saved_state = self.checkpoints.read() if self.checkpoints else None
+        self.saved_state = call_on_main(lambda: self.checkpoints.read() if self.checkpoints else None)
         return self.saved_state
 
     @property
@@ -117,12 +122,19 @@ class CheckpointCallback(Callback):
         self.first_batch, self.saved_state = (self.saved_state["batch"], None) if self.saved_state else (0, None)
 
     def after_batch(self) -> None:
-        """Write a checkpoint on an interrupt or if one is due; raise Interrupted after an interrupt."""
-        is_due = time.monotonic() - self.written_at > 60 * CHECKPOINT_INTERVAL_MINUTES
-        if self.training and (is_due or interrupt.interrupt_requested()):
+        """Write a checkpoint on an interrupt or if one is due; raise Interrupted after an interrupt.
+
+        A signal to one of several processes interrupts all of them after the same batch.
+        """
+        is_due = bool(self.checkpoints) and time.monotonic() - self.written_at > 60 * CHECKPOINT_INTERVAL_MINUTES
+        is_due, signal_number = find_maximum([is_due, interrupt.get_signal_number()])
+        if self.training and (is_due or signal_number):
+            self.stop_on_non_finite_loss.read_losses()  # in all processes
+            average_statistics(self.model)
             self.write(self.epoch, self.first_batch + self.iter + 1)
-        if interrupt.interrupt_requested():
-            interrupt.raise_interrupted()
+        if signal_number:
+            wait_for_all()  # torchrun ends all processes after the first one has ended
+            raise interrupt.Interrupted(signal_number)
 
     def after_train(self) -> None:
         """Reset the skipped batches for the next epoch."""

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.config.tasks import resolve_task
 from fastcxr.errors import RecipeError, TrainingError, require_type
+from fastcxr.metrics.feature_map import EMPTY_MAP
 from fastcxr.models.devices import configure_device, search_algorithms
 from fastcxr.models.heads import uses_feature_cache
 from fastcxr.models.param_groups import N_BACKBONE_GROUPS
@@ -24,10 +25,12 @@ from fastcxr.training import interrupt
 from fastcxr.training.batch_size import choose_batch_size, compute_rate_factor, set_batch_size
 from fastcxr.training.callbacks import BestEpoch, FreezeBatchNormStats, HistoryCallback
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.distributed import fit_head_once, share_batches
 from fastcxr.training.fit_ood import fit_ood_detector
-from fastcxr.training.linear_probe import fit_head, refit_head
+from fastcxr.training.linear_probe import refit_head
 from fastcxr.training.mixed_precision import precision_scope
 from fastcxr.training.non_finite_loss import StopOnNonFiniteLoss
+from fastcxr.training.processes import decide, find_processes, is_main_process
 from fastcxr.training.resume import (
     CheckpointCallback,
     explain_training_errors,
@@ -146,8 +149,10 @@ def _train(
         learner.no_logging(),
         history_callback.bar_stack,
     ):
-        plans = run_stages(learner, recipe, stages, checkpoint_callback)
-        probe = learner.fastcxr.fitted_probe.describe() if uses_feature_cache(recipe) else {}
+        with share_batches(learner, recipe):
+            plans = run_stages(learner, recipe, stages, checkpoint_callback)
+        fitted_probe = learner.fastcxr.fitted_probe if uses_feature_cache(recipe) else None
+        probe = fitted_probe.describe() if fitted_probe else {}  # only the main process has it
         if probe and history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
             refit_head(learner)
         else:
@@ -157,7 +162,9 @@ def _train(
             f"no epoch fits into the time limit of {recipe.time_limit}",
             "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
-    detector, feature_map = fit_ood_detector(learner, history_callback.progress)
+    detector, feature_map = None, EMPTY_MAP
+    if is_main_process():
+        detector, feature_map = fit_ood_detector(learner, history_callback.progress)
     set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one
     return TrainingResult(
@@ -215,9 +222,9 @@ def run_stages(
     """Run all stages in order, from the loaded checkpoint if there is one, and return their plans."""
     history_callback, saved_state = checkpoint_callback.history_callback, checkpoint_callback.saved_state
     if uses_feature_cache(recipe) and saved_state:  # the checkpoint has the row of this fit; refit_head needs the rest
-        fit_head(learner, recipe, history_callback.progress)
+        fit_head_once(learner, recipe, history_callback.progress)
     elif uses_feature_cache(recipe):
-        history_callback.add_fitted_row("probe", fit_head, learner, recipe)
+        history_callback.add_fitted_row("probe", fit_head_once, learner, recipe)
     warn_batchnorm_shift(learner, stages)
     saved_plans = saved_state["plans"] if saved_state else []
     plans = [StagePlan(**{**plan, "curve": pd.DataFrame(plan["curve"])}) for plan in saved_plans]
@@ -231,10 +238,10 @@ def run_stages(
             history_callback.show_history()
         else:
             n_lr_find_steps = LR_FIND_STEPS if recipe.learning_rate == "find" else 0
-            epochs = choose_stage_epochs(learner, stages[index:], history_callback.deadline, n_lr_find_steps)
+            epochs = decide(choose_stage_epochs(learner, stages[index:], history_callback.deadline, n_lr_find_steps))
             if not epochs:
                 continue
-            rate, record, curve = find_learning_rate(learner, recipe, stage, history_callback.progress)
+            rate, record, curve = decide(find_learning_rate(learner, recipe, stage, history_callback.progress))
             plans.append(StagePlan(epochs=epochs, rate=rate, record=record, curve=curve))
         checkpoint_callback.stage_state = {
             "stage": index,
@@ -277,7 +284,8 @@ def fit_stage(
                 fit_from_epoch(learner, checkpoint_callback.first_epoch, plan.epochs, rates, callbacks)
             return
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if not is_worker_loss(error) or not checkpoint_callback.checkpoints:
+            # one of several processes cannot go back alone
+            if not is_worker_loss(error) or not checkpoint_callback.checkpoints or find_processes():
                 raise
             needs_recovery = True
 

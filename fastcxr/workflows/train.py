@@ -11,6 +11,13 @@ from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.training.learner import make_learner, validate_model_options
 from fastcxr.training.loaders import make_loaders
+from fastcxr.training.processes import (
+    call_on_main,
+    first_on_each_machine,
+    is_main_process,
+    leave_processes,
+    validate_recipe_for_processes,
+)
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
@@ -23,7 +30,7 @@ from fastcxr.workflows.load import (
 )
 from fastcxr.workflows.overlap import FEATURES_FILE
 from fastcxr.workflows.run_state import find_finished_report
-from fastcxr.workflows.train_dir import RunDir
+from fastcxr.workflows.train_dir import RunDir, UnwrittenDir
 
 
 def run(
@@ -39,7 +46,8 @@ def run(
     """Train, predict and write the report into `folder`; return the path of report.html.
 
     An interrupted run of the same recipe in this folder is resumed, and a finished run is not repeated. A recipe with
-    folds runs the fold that it names; cross_validate runs all folds.
+    folds runs the fold that it names; cross_validate runs all folds. Of several processes (training.processes), each
+    loads the data and trains; the main process predicts and writes all files.
 
     Args:
         recipe: the experiment.
@@ -56,23 +64,31 @@ def run(
     """
     deadline = deadline or Deadline.parse(recipe.time_limit)
     dataset = dataset or Dataset(recipe)
-    if report_path := find_finished_report(folder, recipe, dataset):
+    validate_recipe_for_processes(recipe)
+    if report_path := call_on_main(lambda: find_finished_report(folder, recipe, dataset)):
         return report_path
-    new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
+    if is_main_process():
+        new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
+    else:
+        new_dir = UnwrittenDir(folder, recipe)
     with new_dir.open(progress or make_default_progress()) as run_dir, ExitStack() as cleanup:
-        if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
-            validate_model_options(recipe)
         cleanup.enter_context(configure_device(find_device(recipe.device), deterministic=recipe.deterministic))
-        manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
+        with first_on_each_machine():
+            if dataset.image_cache is None:  # before minutes of reading; otherwise make_learner follows at once
+                validate_model_options(recipe)
+            manifest = assign_recipe_splits(load_dataset(recipe, run_dir, dataset), recipe)
         run_dir.announce()
         run_dir.extra_metadata[PUBLIC_DATASETS_KEY] = name_public_datasets(recipe)
-        check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
+        if is_main_process():
+            check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)
         loaders.fastcxr.batch_size = batch_size
         cleanup.callback(loaders.fastcxr.images.release)
         run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)
+        if not leave_processes():
+            return run_dir.folder
         splits = ("valid", "test", INTERNAL_TEST) + ("train",) * recipe.predict_train
         predictions = predict(learner, manifest, splits=splits, progress=run_dir)
         run_dir.write_results(learner, training, predictions, dataset.features_file)

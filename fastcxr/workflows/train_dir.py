@@ -1,8 +1,11 @@
 """Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -12,7 +15,7 @@ from fastai.learner import Learner
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.manifest_file import read_written_manifest, write_manifest
-from fastcxr.errors import require_type
+from fastcxr.errors import ImageError, require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
@@ -25,6 +28,7 @@ from fastcxr.models.devices import describe_gpu
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
 from fastcxr.training.checkpoints import Checkpoints
+from fastcxr.training.processes import require_equal_data
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
 from fastcxr.workflows.audit import check_before_training
 from fastcxr.workflows.overlap import write_features
@@ -96,7 +100,7 @@ class RunDir(ResultDir):
 
     def validate_dataset(self, loaders: DataLoaders) -> None:
         """Raise DataError if the images differ from those of the interrupted run; a new run stores its images."""
-        self.image_hashes = loaders.fastcxr.image_cache.hash_images()
+        self.image_hashes = require_equal_images(loaders)
         current_manifest = loaders.fastcxr.manifest.assign(**{IMAGE_HASH_COLUMN: self.image_hashes})
         manifest_path = self.folder / STATE_DIR / INITIAL_MANIFEST
         if manifest_path.exists():
@@ -146,6 +150,43 @@ class RunDir(ResultDir):
             write_features(folder, manifest, self, earlier_features)
         if not self.recipe.folds:  # saliency maps of a fold are made with fastcxr explain
             self.write_saliency_maps(extract_classifier(learner), manifest, predictions, image_cache)
+
+
+class UnwrittenDir(RunDir):
+    """The run folder for all but the main process of a training: nothing is read from it or written into it."""
+
+    def __init__(self, folder: str | Path, recipe: Recipe):
+        super().__init__(folder, recipe)
+        self.checkpoints = None
+
+    @contextmanager
+    def open(self, progress: Progress) -> Iterator[Self]:
+        """Set the display for the length of the block."""
+        self.progress = progress
+        yield self
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the row on the other display."""
+        self.progress.epoch(row)
+
+    def write_skipped(self, errors: list[ImageError], manifest: pd.DataFrame) -> None:
+        """Write nothing: the main process leaves out the same images."""
+
+    def validate_dataset(self, loaders: DataLoaders) -> None:
+        """Raise DataError if the main process has other images."""
+        require_equal_images(loaders)
+
+
+def require_equal_images(loaders: DataLoaders) -> list[str]:
+    """Return the checksums of the images. Raise DataError if another process of this training has other data."""
+    image_hashes = loaders.fastcxr.image_cache.hash_images()
+
+    def compute_digest() -> bytes:
+        manifest = loaders.fastcxr.manifest.drop(columns="file").assign(**{IMAGE_HASH_COLUMN: image_hashes})
+        return hashlib.sha256(manifest.to_csv().encode("utf-8", "surrogateescape")).digest()
+
+    require_equal_data(compute_digest)
+    return image_hashes
 
 
 def write_report(

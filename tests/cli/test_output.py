@@ -195,7 +195,12 @@ def test_the_next_step_has_the_data_options_of_the_command_and_runs(call, work, 
     )
     assert step == expected
     recipes = []
-    monkeypatch.setattr("fastcxr.cli.train.start_training", lambda recipe, *rest: recipes.append(recipe) or 0)
+
+    def start(prepare, *rest):
+        recipes.append(prepare()[0])
+        return 0
+
+    monkeypatch.setattr("fastcxr.cli.train.start_prepared_training", start)
     assert call(*shlex.split(step), where=work).returncode == 0
     assert (recipes[0].data, recipes[0].classes, recipes[0].seed) == ("my toys", ("haze", "clear"), 7)
     assert recipes[0].patient_regex == r"(\d+)_"

@@ -14,20 +14,20 @@ def test_a_signal_raises_at_once_if_it_is_not_deferred(number, code):
     with pytest.raises(Interrupted) as caught, handle_signals(print, "resume"):
         os.kill(os.getpid(), number)
     assert caught.value.exit_code == code
-    assert not interrupt.interrupt_requested()
+    assert not interrupt.get_signal_number()
 
 
 def test_a_deferred_signal_does_not_interrupt_the_batch():
     def work():
         with defer_interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
-            requests.append(interrupt.interrupt_requested())
-        interrupt.raise_interrupted()
+            requests.append(interrupt.get_signal_number())
+        raise Interrupted(interrupt.get_signal_number())
 
     requests = []
     with pytest.raises(Interrupted), handle_signals(print, "resume"):
         work()
-    assert requests == [True]
+    assert requests == [signal.SIGTERM]
 
 
 def test_except_exception_does_not_catch_an_interrupt():
@@ -71,3 +71,11 @@ def test_a_second_signal_or_a_long_batch_ends_the_process(monkeypatch, cause):
             pass
     assert exit_codes == [130]
     assert lines == ["terminated mid-batch; the last checkpoint is intact. Resume with: fastcxr resume runs/x"]
+
+
+def test_a_second_signal_of_torchrun_is_ignored(monkeypatch):
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("ended mid-batch"))
+    with handle_signals(print, "resume", is_repeated=True), defer_interrupts():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.get_signal_number() == signal.SIGTERM
