@@ -4,12 +4,13 @@ Dask gives the task of a lost worker to another one, up to distributed.scheduler
 """
 
 import logging
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
 from fastcxr.errors import DeviceError, PackageError, RecipeError
+from fastcxr.executors.new_process import call_in_new_process
 from fastcxr.io.formatting import join_names, pluralize
 from fastcxr.io.packages import require_packages
 from fastcxr.version import VERSION
@@ -25,7 +26,7 @@ def connect_dask(address: str) -> Iterator[Executor]:
     Raises:
         DeviceError: no scheduler answers.
         PackageError: the extra `cluster` is not installed, or a worker has another version of fastcxr.
-        RecipeError: a worker has several threads, and would run several pieces in one process.
+        RecipeError: a worker has several threads, and would run several pieces at once.
     """
     require_packages(("distributed",), "`cluster`")
     from distributed import Client
@@ -39,17 +40,26 @@ def connect_dask(address: str) -> Iterator[Executor]:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         _validate_workers(client, workers)
         log.info("Dask cluster %s: %s", address, pluralize(len(workers), "worker"))
-        executor = client.get_executor(pure=False)  # pure: two equal calls would be one task
-        executor._max_workers = max(1, len(workers))
-        with executor:
+        with _NewProcesses(client.get_executor(pure=False), len(workers)) as executor:  # pure: equal calls are one task
             yield executor
+
+
+class _NewProcesses(Executor):
+    """Executor that runs each call in a new process of a worker of another executor."""
+
+    def __init__(self, executor: Executor, n_workers: int):
+        self.executor, self._max_workers = executor, n_workers
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future:
+        """Return the future of a call."""
+        return self.executor.submit(call_in_new_process, fn, args)
 
 
 def _validate_workers(client: Any, workers: dict[str, dict[str, Any]]) -> None:
     """Check the workers that run now; each piece checks the others."""
     with_threads = [name for name, worker in workers.items() if worker["nthreads"] > 1]
     if with_threads:
-        problem = f"{with_threads[0]} runs {workers[with_threads[0]]['nthreads']} pieces in one process"
+        problem = f"{with_threads[0]} runs {workers[with_threads[0]]['nthreads']} pieces at once"
         fix = "Start workers with one thread: `dask worker --nthreads 1`, or SLURMCluster(cores=1, job_cpu=8)"
         raise RecipeError(problem, fix, code="E615")
     found = client.get_versions(packages=["fastcxr"])["workers"] if workers else {}

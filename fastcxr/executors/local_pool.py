@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
+from fastcxr.executors.worker import end_after
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.formatting import pluralize
 
@@ -116,10 +117,5 @@ def _prepare_worker() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     warnings.filterwarnings("ignore", module=r"(?!fastcxr)")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+    if submitter := multiprocessing.parent_process():
+        end_after(submitter.join)

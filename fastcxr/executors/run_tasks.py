@@ -7,43 +7,19 @@ folder.
 import copy
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed, wait
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from fastcxr.errors import DeviceError, FastcxrError, RecipeError, TrainingError
-from fastcxr.executors.shared_folder import SharedFolder, Token
+from fastcxr.errors import DeviceError, FastcxrError
+from fastcxr.executors.shared_folder import SharedFolder
+from fastcxr.executors.worker import Outcome, Task, call_task, time_task
 from fastcxr.io.formatting import format_duration
-from fastcxr.progress.base import Progress, record_logging
+from fastcxr.progress.base import Bar, Progress
 
 log = logging.getLogger("fastcxr")
 STOP_SECONDS = 8.0  # for the checkpoints of running tasks after an interrupt; the command line ends after 9
-_is_busy = threading.Lock()  # random numbers and threads belong to the process: it runs one task at a time
-
-
-@dataclass(frozen=True)
-class Task:
-    """A call of a module-level function; for an executor its arguments can be pickled."""
-
-    function: Callable[..., Any]
-    args: tuple = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self) -> Any:
-        """Return the result of the function."""
-        return self.function(*self.args, **self.kwargs)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a task, its duration, and the warnings that it logged."""
-
-    result: Any
-    seconds: float
-    warnings: tuple[str, ...] = ()
 
 
 OnFinished = Callable[[str, Outcome], str | None]
@@ -73,9 +49,8 @@ def run_tasks(
     Raises:
         FastcxrError: of a task, which the message names; DeviceError if its worker ended several times.
     """
-    run = _Run(executor or InThisProcess(), bool(executor), shared, on_finished)
-    is_shown = executor is not None and progress is not None
-    with progress.bar(len(tasks), "finished") if is_shown else nullcontext() as run.bar:
+    run = _Run(executor or InThisProcess(), executor is not None, shared, on_finished)
+    with progress.bar(len(tasks), "finished") if progress and executor is not None else nullcontext(Bar()) as run.bar:
         try:
             for name, task in tasks.items():
                 run.submit(name, task)
@@ -113,12 +88,14 @@ class _Run:
         self.names: dict[Future, str] = {}
         self.results: dict[str, Any] = {}
         self.shown_warnings: set[str] = set()
-        self.bar: Any = None
+        self.bar = Bar()
 
     def submit(self, name: str, task: Task) -> None:
-        token = self.shared.token if self.shared else None
-        call = (call_task, task, token) if self.is_remote else (_time_task, task)
-        future = _to_future(self.executor.submit(*call))
+        if self.is_remote:
+            job = self.executor.submit(call_task, task, self.shared.token if self.shared else None)
+        else:
+            job = self.executor.submit(time_task, task)
+        future = _to_future(job)
         self.names[future] = name
         if future.done():
             self.finish(future)
@@ -140,8 +117,7 @@ class _Run:
         text = self.on_finished(name, outcome) if self.on_finished else None
         if self.is_remote:
             log.info("%s finished in %s", name, format_duration(outcome.seconds) + (f": {text}" if text else ""))
-        if self.bar is not None:
-            self.bar.advance()
+        self.bar.advance()
 
     def close(self) -> None:
         """Let running tasks finish, and no further one start."""
@@ -163,33 +139,6 @@ class _Run:
     def _cancel(self) -> None:
         for future in self.names:
             future.cancel()
-
-
-def _time_task(task: Task) -> Outcome:
-    started = time.perf_counter()
-    return Outcome(task(), time.perf_counter() - started)
-
-
-def call_task(task: Task, token: Token | None = None) -> Outcome:
-    """Run a task in a worker, and return its warnings instead of showing them.
-
-    Raises TrainingError after an interrupt, RecipeError if the process runs another task, and the errors of Token.
-    """
-    if not _is_busy.acquire(blocking=False):
-        problem = "another piece runs in the same process, which has one random number generator"
-        fix = "Pass an executor with one task per process; start workers of Dask with `--nthreads 1`"
-        raise RecipeError(problem, fix, code="E615")
-    records: list[logging.LogRecord] = []
-    try:
-        with record_logging(records), token.enter() if token else nullcontext():
-            outcome = _time_task(task)
-    except KeyboardInterrupt as error:  # it would end the worker
-        problem = str(error) or "interrupted"
-        raise TrainingError(problem, "Repeat the command: it continues after the last checkpoint") from error
-    finally:
-        _is_busy.release()
-    lines = (record.getMessage() for record in records if record.levelno >= logging.WARNING)
-    return Outcome(outcome.result, outcome.seconds, tuple(dict.fromkeys(lines)))
 
 
 def _raise_named(error: Exception, name: str) -> NoReturn:
@@ -228,4 +177,4 @@ def _to_future(job: Any) -> Future:
 
 def count_workers(executor: Executor | None) -> int:
     """Return how many tasks the executor runs at once, 1 where it does not tell."""
-    return max(1, getattr(executor, "_max_workers", 1)) if executor else 1
+    return max(1, getattr(executor, "_max_workers", 1)) if executor is not None else 1

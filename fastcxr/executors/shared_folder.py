@@ -6,6 +6,7 @@ that running tasks stop. A file works with every executor; signals reach process
 
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ OPEN, CLOSED = "open", "closed"
 ATTEMPTS, PAUSE_SECONDS = 5, 0.2  # a network file system shows a new file after a moment
 # takes a condition; in its block a task is interrupted, after a checkpoint, once the condition is true
 InterruptWhen = Callable[[Callable[[], bool]], AbstractContextManager[None]]
+submitter_is_gone = threading.Event()  # set in a worker whose submitting process has ended
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Token:
 
     def is_removed(self) -> bool:
         """Return whether running tasks must stop."""
-        return not self.read()
+        return submitter_is_gone.is_set() or not self.read()
 
     @contextmanager
     def enter(self) -> Iterator[None]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import BusyError, OutputError, RecipeError
-from fastcxr.executors.run_tasks import Outcome, Task, count_workers, run_tasks
+from fastcxr.executors.run_tasks import count_workers, run_tasks
 from fastcxr.executors.shared_folder import SharedFolder
+from fastcxr.executors.worker import Task
 from fastcxr.io.files import STATE_DIR, read_json
 from fastcxr.io.formatting import format_percent, format_score
 from fastcxr.io.lock import directory_lock
@@ -67,14 +68,18 @@ def run_pieces(run_dir: RunDir, folds: Folds, options: FoldOptions) -> None:
         share = TimeShare(ends, math.ceil((len(folds) - number) / count_workers(executor)))
         line = f"{unit} {name} of {len(folds)}"
         fold_mirror = options.mirror and Path(options.mirror) / fold_dir.name
-        here = {} if executor else {"progress": options.progress, "dataset": options.dataset}
-        if executor:
+        here = {} if executor is not None else {"progress": options.progress, "dataset": options.dataset}
+        if executor is not None:
             fold_dir = fold_dir.resolve()
         args = (fold_recipe, fold_dir, line, share, run_dir.command, fold_mirror)
         tasks[f"{unit} {name}"] = Task(run_piece, args, here)
     # the first one chooses the batch size of all
     n_first = 1 if recipe.batch_size == "auto" and len(unfinished) == len(folds) else 0
-    with SharedFolder(run_dir.folder / STATE_DIR, interrupt_when) if executor and tasks else nullcontext() as shared:
+    with (
+        SharedFolder(run_dir.folder / STATE_DIR, interrupt_when)
+        if executor is not None and tasks
+        else nullcontext() as shared
+    ):
         for group in (list(tasks)[:n_first], list(tasks)[n_first:]):
             run_tasks(
                 {name: tasks[name] for name in group},
@@ -108,7 +113,9 @@ def describe_metrics(folder: Path) -> str:
     metrics = read_json(folder / "metrics.json").get("test", {})
     auroc = metrics.get("auroc")
     auroc = auroc.get("macro") if isinstance(auroc, dict) else auroc
-    return f"AUROC {format_score(auroc)}" if auroc is not None else f"accuracy {format_percent(metrics.get('accuracy'))}"
+    return (
+        f"AUROC {format_score(auroc)}" if auroc is not None else f"accuracy {format_percent(metrics.get('accuracy'))}"
+    )
 
 
 def claim_piece(recipe: Recipe, name: str, folder: Path, command: str | None) -> tuple[Recipe, Path]:
