@@ -18,6 +18,7 @@ from fastcxr.cli.output import (
     print_warning,
 )
 from fastcxr.cli.tables import show_headline
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
 from fastcxr.io.files import read_json
 from fastcxr.progress.base import silence_logging
@@ -25,26 +26,31 @@ from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
 
-def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> int:
+def start_training(
+    recipe: Recipe, folder: Path, mirror: Path | None = None, workers: WorkerOptions = IN_THIS_PROCESS
+) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code."""
-    from fastcxr.data.manifest import detect_datasets
-
     recipe = set_default_data(recipe)
-    with silence_logging():  # report an invalid dataset before torch takes seconds to load
-        detect_datasets(recipe.data or (), recipe.data_format)
+    validate_data(recipe)
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.run_state import is_finished
     from fastcxr.workflows.train import run
 
     was_finished = is_finished(folder)
-    run_recipe = cross_validate if recipe.is_multi_run else run
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if not recipe.is_multi_run:
+        workers.reject("a single run has no folds", "Pass `folds=5`, or leave the option out")
+    command = get_command()
     mirror_option = ["--checkpoint-mirror", str(mirror)] if mirror else []
     resume_command = shlex.join(["fastcxr", "resume", str(folder), *mirror_option])
     mirror = mirror and mirror / folder.name
     try:
         with handle_signals(lambda line: print_warning(f"fastcxr: {line}"), resume_command):
-            run_recipe(recipe, folder, TerminalProgress(console), command=command, mirror=mirror)
+            progress = TerminalProgress(console)
+            if recipe.is_multi_run:
+                with open_executor(workers, recipe.device) as executor:
+                    cross_validate(recipe, folder, progress, command=command, mirror=mirror, executor=executor)
+            else:
+                run(recipe, folder, progress, command=command, mirror=mirror)
     except Interrupted as interrupted:
         has_state = (folder / "recipe.json").exists()
         fix = f"Resume with: {resume_command}" if has_state else "No training step is saved yet: repeat the command"
@@ -53,6 +59,19 @@ def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> 
         print_result(folder / "report.html", describe_run(folder))
         return 0
     return print_run_result(folder, recipe)
+
+
+def validate_data(recipe: Recipe) -> None:
+    """Report an invalid dataset before torch takes seconds to load."""
+    from fastcxr.data.manifest import detect_datasets
+
+    with silence_logging():
+        detect_datasets(recipe.data or (), recipe.data_format)
+
+
+def get_command() -> str:
+    """Return the command line of this process, for run.json."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def print_finished_run(folder: Path) -> int:

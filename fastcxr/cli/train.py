@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -20,8 +20,10 @@ from fastcxr.cli.app import (
 from fastcxr.cli.launch import print_finished_run, start_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
+from fastcxr.cli.pieces import start_piece
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError, OutputError
@@ -37,6 +39,7 @@ def train(
     out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
     resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Train a classifier and write its report.
 
@@ -44,6 +47,7 @@ def train(
     fastcxr train --data FOLDER    # one subfolder of images per class
     fastcxr train resnet50 --data images.csv --patient-table patients.csv
     fastcxr train --data SITE_A SITE_B --folds 5 --image-size 320
+    fastcxr train --data FOLDER --folds 5 --fold 2 --out RUN    # see merge
     ```
 
     An interrupted run with the same options is resumed. Without --data it uses the class folders in data/, or the
@@ -62,17 +66,35 @@ def train(
 
     reject_path_as_backbone(options.backbone)
     reject_backbone_as_data(options.data)
-    recipe = set_default_data(Recipe(**vars(options)))
+    recipe, piece = split_piece(vars(options))
+    recipe = set_default_data(recipe)
     name = f"{make_data_name(recipe.data)}-{recipe.backbone}"
     resumable_run = find_resumable_run(list_numbered_run_dirs(name), recipe) if resume and not out else None
     if out and not resume and is_unfinished(out):
         reject_locked(out)
         raise OutputError("the folder holds an interrupted run", "Choose another --out, or remove the folder", path=out)
-    return start_training(recipe, out or resumable_run or find_next_run_dir(name), checkpoint_mirror)
+    folder = out or resumable_run or find_next_run_dir(name)
+    if piece:
+        workers.reject("this is one piece", "Leave the option out, or run all folds")
+        return start_piece(recipe, piece, folder, checkpoint_mirror)
+    return start_training(recipe, folder, checkpoint_mirror, workers)
+
+
+def split_piece(values: dict[str, Any]) -> tuple[Recipe, str | None]:
+    """Return the recipe of the whole run, and the fold or held-out source of these options that is one piece of it."""
+    if values["leave_one_source_out"] and values["test_source"]:
+        return Recipe(**(values | {"test_source": None})), values["test_source"]
+    recipe = Recipe(**values)
+    return (recipe.replace(fold=None), str(recipe.fold)) if recipe.fold else (recipe, None)
 
 
 @app.command(group=TRAINING, usage="Usage: fastcxr resume [FOLDER] [OPTIONS]")
-def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None) -> int:
+def resume(
+    folder: Path | None = None,
+    *,
+    checkpoint_mirror: Path | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
+) -> int:
     """Resume an interrupted run; the result is identical to an uninterrupted one.
 
     Parameters
@@ -91,10 +113,10 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None)
     reject_other_format(folder)
     if is_finished(folder):  # before its recipe is read, whose paths are redacted
         return print_finished_run(folder)
-    return start_training(read_run_config(folder), folder, checkpoint_mirror)
+    return start_training(read_run_config(folder), folder, checkpoint_mirror, workers)
 
 
-@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [OPTIONS OF TRAIN]")
+@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [--variant VARIANT] [OPTIONS OF TRAIN]")
 def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     """Run one variant, or all variants, of a recipe script: fastcxr run recipes/rachha2020.py resnet101.
 
@@ -103,7 +125,7 @@ def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=Tr
     script
         Python file with a dict RECIPES of the variants
     variant
-        name of a variant, or --all, and then the options of train to change
+        name of a variant, or several after --variant, or --all, and then the options of train to change
     """
     from fastcxr.cli.study import run_script
 
@@ -117,6 +139,7 @@ def scout(
     chest: bool = False,
     weights: tuple[str, ...] = (),
     out: Path | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Compare backbones on a dataset: a linear probe on each frozen candidate, scored on held-out patients.
 
@@ -140,10 +163,12 @@ def scout(
     recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
     weights_files, progress = parse_weights(weights), TerminalProgress(console)
-    if chest:
-        table = scout_encoders(recipe, backbones, weights_files, folder, progress)
-    else:
-        table = scout_backbones(recipe, backbones or DEFAULT_BACKBONES, weights_files, folder, progress)
+    with open_executor(workers, recipe.device) as executor:
+        if chest:
+            table = scout_encoders(recipe, backbones, weights_files, folder, progress, executor)
+        else:
+            names = backbones or DEFAULT_BACKBONES
+            table = scout_backbones(recipe, names, weights_files, folder, progress, executor)
     show_scout_table(console, table)
     figure = folder / "scout.svg" if table["auroc"].notna().any() else None
     print_result(figure or folder / TABLE_FILE, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})

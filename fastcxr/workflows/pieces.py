@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcxr.config.recipe import Recipe
-from fastcxr.errors import BusyError, OutputError, RecipeError
+from fastcxr.errors import BusyError, InputMissingError, OutputError, RecipeError
 from fastcxr.executors.run_tasks import count_workers, run_tasks
 from fastcxr.executors.shared_folder import SharedFolder
 from fastcxr.executors.worker import Task
@@ -153,3 +153,11 @@ def claim_piece(recipe: Recipe, name: str, folder: Path, command: str | None) ->
             time.sleep(PAUSE_SECONDS)
     find_shared_batch_size(recipe, piece_dir)
     return piece_recipe, piece_dir
+
+
+def is_run_of_piece(folder: Path, recipe: Recipe, name: str) -> bool:
+    """Return whether the folder itself is the run of this fold, as earlier versions wrote it."""
+    try:
+        return bool(recipe.folds) and Recipe.from_json(folder).fold == int(name)
+    except InputMissingError:
+        return False
