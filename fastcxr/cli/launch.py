@@ -21,6 +21,7 @@ from fastcxr.cli.output import (
 )
 from fastcxr.cli.processes import is_launched, launch, make_torchrun_command, run_in_processes
 from fastcxr.cli.tables import show_headline
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
 from fastcxr.io.files import read_json
 from fastcxr.progress.base import Progress, silence_logging
@@ -28,13 +29,18 @@ from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
 
-def start_training(recipe: Recipe, folder: Path, mirror: Path | None = None) -> int:
+def start_training(
+    recipe: Recipe, folder: Path, mirror: Path | None = None, workers: WorkerOptions = IN_THIS_PROCESS
+) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code."""
-    return start_prepared_training(lambda: (set_default_data(recipe), folder), mirror)
+    return start_prepared_training(lambda: (set_default_data(recipe), folder), mirror, workers=workers)
 
 
 def start_prepared_training(
-    prepare: Callable[[], tuple[Recipe | None, Path]], mirror: Path | None = None, gpus: str | None = None
+    prepare: Callable[[], tuple[Recipe | None, Path]],
+    mirror: Path | None = None,
+    gpus: str | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Train in this process, in this and others that torchrun started, or start torchrun; return the exit code.
 
@@ -42,14 +48,17 @@ def start_prepared_training(
         prepare: returns the recipe, or None for a finished run, and the run folder.
         mirror: folder for copies of the checkpoints.
         gpus: all, or a number, to start torchrun; the processes of torchrun ignore it.
+        workers: where the folds run.
     """
+    if is_launched() or gpus is not None:
+        workers.reject("torchrun divides a single one among all processes", "Leave one of both out")
     if is_launched():
         return run_in_processes(prepare, partial(train_and_print, mirror=mirror), partial(describe_resumption, mirror))
     if gpus is not None:
         return launch(gpus)
     recipe, folder = prepare()
     try:
-        return train_and_print(recipe, folder, mirror)
+        return train_and_print(recipe, folder, mirror, workers)
     except Interrupted as interrupted:
         fix = describe_resumption(mirror, folder)
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
@@ -68,30 +77,34 @@ def make_resume_command(folder: Path, mirror: Path | None) -> str:
     return make_torchrun_command(arguments) if is_launched() else shlex.join(["fastcxr", *arguments])
 
 
-def train_and_print(recipe: Recipe | None, folder: Path, mirror: Path | None = None) -> int:
+def train_and_print(
+    recipe: Recipe | None, folder: Path, mirror: Path | None = None, workers: WorkerOptions = IN_THIS_PROCESS
+) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code.
 
     Without a recipe, print that the run is finished. Of several processes, only the main one prints.
     """
-    from fastcxr.data.manifest import detect_datasets
-
     if recipe is None:
         return print_finished_run(folder)
-    with silence_logging():  # report an invalid dataset before torch takes seconds to load
-        detect_datasets(recipe.data or (), recipe.data_format)
+    validate_data(recipe)
     from fastcxr.training.processes import is_main_process
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.run_state import is_finished
     from fastcxr.workflows.train import run
 
+    has_folds = recipe.is_multi_run and not is_launched()
+    if not has_folds:
+        workers.reject("a single run has no folds", "Pass `folds=5`, or leave the option out")
     was_finished, is_main = is_finished(folder), is_main_process()
-    run_recipe = cross_validate if recipe.is_multi_run and not is_launched() else run
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    resume_command = make_resume_command(folder, mirror)
+    command, resume_command = get_command(), make_resume_command(folder, mirror)
     mirror = mirror and mirror / folder.name
     progress = TerminalProgress(console) if is_main else Progress()
     with handle_signals(partial(show_signal, is_main), resume_command, is_repeated=is_launched()):
-        run_recipe(recipe, folder, progress, command=command, mirror=mirror)
+        if has_folds:
+            with open_executor(workers, recipe.device) as executor:
+                cross_validate(recipe, folder, progress, command=command, mirror=mirror, executor=executor)
+        else:
+            run(recipe, folder, progress, command=command, mirror=mirror)
     if not is_main:
         return 0
     if was_finished:  # the log message of the run names its report
@@ -104,6 +117,19 @@ def show_signal(is_main: bool, line: str) -> None:
     """Print that a signal ended the training, in the main process."""
     if is_main:
         print_warning(f"fastcxr: {line}")
+
+
+def validate_data(recipe: Recipe) -> None:
+    """Report an invalid dataset before torch takes seconds to load."""
+    from fastcxr.data.manifest import detect_datasets
+
+    with silence_logging():
+        detect_datasets(recipe.data or (), recipe.data_format)
+
+
+def get_command() -> str:
+    """Return the command line of this process, for run.json."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def print_finished_run(folder: Path) -> int:

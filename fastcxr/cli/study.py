@@ -3,7 +3,7 @@
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,28 +11,36 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fastcxr.cli.app import COMMON_PANEL, PANELS, TRAIN_FIELDS, format_default, make_options_class, set_default_data
-from fastcxr.cli.launch import describe_run, start_training
+from fastcxr.cli.launch import describe_run, get_command, start_training
 from fastcxr.cli.output import (
     OutputOptions,
     console,
+    make_error,
     print_error,
     print_line,
     print_result,
+    print_warning,
     run_to_exit_code,
     use_output_options,
 )
+from fastcxr.cli.pieces import start_piece
 from fastcxr.cli.processes import reject_torchrun
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.fields import unknown_name_error
 from fastcxr.config.recipe import Augmentation, Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import FastcxrError, InputMissingError, RecipeError, require_type
+from fastcxr.executors.run_tasks import run_tasks
+from fastcxr.executors.worker import Task
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.base import silence_logging
-from fastcxr.progress.terminal import print_table
+from fastcxr.progress.terminal import TerminalProgress, print_table
+from fastcxr.training.interrupt import Interrupted, handle_signals
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
 DatasetCounts = Mapping[str, int]
+Pieces = Mapping[str, tuple[Recipe, Path, Path | None]]
 
 
 def study_main(
@@ -95,36 +103,52 @@ def parse_and_run(
     dataset_counts: DatasetCounts | None = None,
 ) -> int:
     """Parse and run a command line; return the exit code."""
-    dataset_counts, arguments = dataset_counts or {}, take_output_options(arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    dataset_counts = dataset_counts or {}
+    named, workers, arguments = take_study_options(arguments)
+    if not named and (not arguments or arguments[0] in ("-h", "--help")):
         show_usage(study, recipes, dataset_counts)
         return 0
-    variant, *options = arguments
-    if variant != "--all" and variant not in recipes:
-        raise unknown_name_error(variant, recipes, f"{study} has no variant called")
+    variants, options = (named, arguments) if named else ([arguments[0]], arguments[1:])
+    for variant in variants:
+        if variant != "--all" and variant not in recipes:
+            raise unknown_name_error(variant, recipes, f"{study} has no variant called")
+    variant = variants[0]
     if {"-h", "--help"} & set(options):
         recipe = recipes.get(variant) or next(iter(recipes.values()))  # --all: the values of the first variant
         make_override_app(recipe, f"{study} {variant}").help_print([])
         return 0
+    if variant == "--all" or len(variants) > 1:
+        reject_torchrun("several variants of a study")
     if variant == "--all":
-        reject_torchrun("all variants of a study")
-        return run_all_variants(study, recipes, paper, options, dataset_counts)
+        return run_all_variants(study, recipes, paper, options, dataset_counts, workers)
+    if len(variants) > 1:
+        return run_all_variants(study, {v: recipes[v] for v in variants}, paper, options, dataset_counts, workers)
     recipe, out, mirror = parse_overrides(recipes[variant], options)
     validate_dataset_count(variant, recipe, dataset_counts)
-    return start_training(recipe, out or Path("runs") / study / variant, mirror and mirror / study)
+    return start_variant(recipe, out or Path("runs") / study / variant, mirror and mirror / study, workers)
 
 
-def take_output_options(arguments: list[str]) -> list[str]:
-    """Use the output options among these arguments, and return the other arguments."""
+def start_variant(recipe: Recipe, folder: Path, mirror: Path | None, workers: WorkerOptions = IN_THIS_PROCESS) -> int:
+    """Train one variant, or the fold that it names, and return the exit code."""
+    if recipe.folds and recipe.fold:
+        whole = recipe.replace(fold=None)
+        return start_piece(lambda: (set_default_data(whole), folder), str(recipe.fold), mirror)
+    return start_training(recipe, folder, mirror, workers)
+
+
+def take_study_options(arguments: list[str]) -> tuple[list[str], WorkerOptions, list[str]]:
+    """Use the output options among these arguments; return the values of --variant, the workers, and the others."""
     app = App(name="output", help_flags=[], version_flags=[])
 
     @app.default
     def take(
         *others: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        variant: tuple[str, ...] = (),
+        workers: WorkerOptions = IN_THIS_PROCESS,
         output: OutputOptions = OutputOptions(),  # noqa: B008  it is frozen
-    ) -> list[str]:
+    ) -> tuple[list[str], WorkerOptions, list[str]]:
         use_output_options(output)
-        return list(others)
+        return list(variant), workers, list(others)
 
     return app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
@@ -132,6 +156,7 @@ def take_output_options(arguments: list[str]) -> list[str]:
 def show_usage(study: str, recipes: Mapping[str, Recipe], dataset_counts: DatasetCounts) -> None:
     """Print the usage of a recipe script and its variants."""
     print_line(f"usage: {study} VARIANT [options of train, without --no-resume], or {study} --all [options]")
+    print_line("several variants: --variant A --variant B; --jobs N runs N of them at the same time")
     print_line("--empty-filter, --empty-classes and so on remove the values that a variant sets")
     print_line(f"variants: {', '.join(recipes)}")
     for n_datasets in sorted(set(dataset_counts.values()) - {1}):
@@ -143,12 +168,21 @@ class WrongDatasetCountError(RecipeError):
     """A number of datasets in --data that differs from the number that a variant needs."""
 
 
+class StudyEndedError(Exception):
+    """A variant that ended with an exit code, such as that of an interrupt."""
+
+    def __init__(self, exit_code: int):
+        self.exit_code = exit_code
+        super().__init__(f"exit code {exit_code}")
+
+
 def run_all_variants(
     study: str,
     recipes: Mapping[str, Recipe],
     paper: PublishedMetrics,
     arguments: list[str],
     dataset_counts: DatasetCounts,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Run all variants that need this number of datasets, print the table of metrics and return the exit code.
 
@@ -157,44 +191,85 @@ def run_all_variants(
     """
     run_dirs: dict[str, Path | None] = {}
     run_dir_by_recipe: dict[Recipe, Path] = {}
+    pieces: dict[str, tuple[Recipe, Path, Path | None]] = {}  # recipe, run folder and mirror
     skipped_variants, exit_codes = [], []
+
+    def fail(variant: str, error: FastcxrError) -> None:
+        run_dirs[variant] = None
+        exit_codes.append(print_error(error, f"{variant}: "))
+
     for variant, recipe in recipes.items():
         try:
             changed_recipe, out, mirror = parse_overrides(recipe, arguments)
             validate_dataset_count(variant, changed_recipe, dataset_counts)
             run_dir = (out or Path("runs") / study) / variant
-            if code := run_variant(changed_recipe, run_dir, mirror and mirror / study, run_dir_by_recipe):
-                return code
+            if changed_recipe in run_dir_by_recipe:
+                print_line(f"{variant}: same recipe as {run_dir_by_recipe[changed_recipe].name}")
+            else:
+                recipe_with_data = set_default_data(changed_recipe)
+                if not is_variant_finished(recipe_with_data, run_dir):
+                    pieces[variant] = (recipe_with_data, run_dir, mirror and mirror / study)
+                run_dir_by_recipe[changed_recipe] = run_dir
             run_dirs[variant] = run_dir_by_recipe[changed_recipe]
         except WrongDatasetCountError:
             skipped_variants.append(variant)
         except FastcxrError as error:
-            run_dirs[variant] = None
-            exit_codes.append(print_error(error, f"{variant}: "))
+            fail(variant, error)
+    try:
+        if pieces:
+            run_variants(pieces, workers, fail)
+    except StudyEndedError as error:
+        return error.exit_code
     show_study(run_dirs, skipped_variants, paper)
     print_result(None, {"variants": {v: describe_run(run_dir) for v, run_dir in run_dirs.items()}})
     return exit_codes[0] if exit_codes else 0
 
 
-def run_variant(recipe: Recipe, run_dir: Path, mirror: Path | None, run_dir_by_recipe: dict[Recipe, Path]) -> int:
-    """Train a variant unless it is finished or in `run_dir_by_recipe`, and add it there; return the exit code.
+def is_variant_finished(recipe: Recipe, run_dir: Path) -> bool:
+    """Return whether the variant has a report, and print it.
 
     Raises OutputError if the folder holds a run with another recipe or other images.
     """
-    if recipe in run_dir_by_recipe:
-        print_line(f"{run_dir.name}: same recipe as {run_dir_by_recipe[recipe].name}")
-        return 0
-    recipe_with_data = set_default_data(recipe)
     with silence_logging():
-        finished_report = find_finished_report(run_dir, recipe_with_data)
-    if finished_report:
-        print_line(f"{run_dir.name}: already finished, with the same images of {make_data_name(recipe_with_data.data)}")
-    else:
-        console.rule(run_dir.name)
-        if code := start_training(recipe_with_data, run_dir, mirror):
-            return code
-    run_dir_by_recipe[recipe] = run_dir
-    return 0
+        report = find_finished_report(run_dir, recipe)
+    if report:
+        print_line(f"{run_dir.name}: already finished, with the same images of {make_data_name(recipe.data)}")
+    return report is not None
+
+
+def run_variants(pieces: Pieces, workers: WorkerOptions, on_error: Callable[[str, FastcxrError], None]) -> None:
+    """Train each variant; `on_error` is called for one that fails. Raises StudyEndedError after an interrupt."""
+    if workers == IN_THIS_PROCESS:
+        tasks = {name: Task(train_here, (name, *piece, on_error)) for name, piece in pieces.items()}
+        run_tasks(tasks)
+        return
+    from fastcxr.workflows import variants
+
+    command, devices = get_command(), {recipe.device for recipe, _, _ in pieces.values()}
+    try:
+        with (
+            handle_signals(lambda line: print_warning(f"fastcxr: {line}"), command),
+            open_executor(workers, devices.pop() if len(devices) == 1 else "several") as executor,
+        ):
+            assert executor is not None
+            variants.run_variants(pieces, executor, TerminalProgress(console), command, on_error)
+    except Interrupted as interrupted:
+        error = make_error(f"interrupted ({interrupted})", f"Resume with: {command}", interrupted.exit_code)
+        raise StudyEndedError(print_error(error)) from interrupted
+
+
+def train_here(
+    name: str, recipe: Recipe, run_dir: Path, mirror: Path | None, on_error: Callable[[str, FastcxrError], None]
+) -> None:
+    """Train a variant in this process and print its result. Raises StudyEndedError after an interrupt."""
+    console.rule(name)
+    try:
+        code = start_training(recipe, run_dir, mirror)
+    except FastcxrError as error:
+        on_error(name, error)
+        return
+    if code:
+        raise StudyEndedError(code)
 
 
 def show_study(run_dirs: Mapping[str, Path | None], skipped_variants: Sequence[str], paper: PublishedMetrics) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,8 +21,10 @@ from fastcxr.cli.dry_run import start_dry_run
 from fastcxr.cli.launch import start_prepared_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
+from fastcxr.cli.pieces import start_piece
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError, OutputError
@@ -40,6 +42,7 @@ def train(
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
     gpus: Annotated[str | None, Parameter(group=PANELS["Compute"])] = None,
     dry_run: Annotated[bool, Parameter(group=COMMON_PANEL)] = False,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Train a classifier and write its report.
 
@@ -47,6 +50,7 @@ def train(
     fastcxr train --data FOLDER    # one subfolder of images per class
     fastcxr train resnet50 --data images.csv --patient-table patients.csv
     fastcxr train --data SITE_A SITE_B --folds 5 --image-size 320
+    fastcxr train --data FOLDER --folds 5 --fold 2 --out RUN    # see merge
     ```
 
     An interrupted run with the same options is resumed. Without --data it uses the class folders in data/, or the
@@ -69,7 +73,7 @@ def train(
 
     reject_path_as_backbone(options.backbone)
     reject_backbone_as_data(options.data)
-    given_recipe = Recipe(**vars(options))
+    given_recipe, piece = split_piece(vars(options))
 
     def prepare() -> tuple[Recipe, Path]:
         recipe = set_default_data(given_recipe)
@@ -82,12 +86,29 @@ def train(
         return recipe, out or resumable_run or find_next_run_dir(name)
 
     if dry_run:
-        return start_dry_run(*prepare())
-    return start_prepared_training(prepare, checkpoint_mirror, gpus)
+        return start_dry_run(*prepare(), workers.jobs or 1)
+    if piece:
+        workers.reject("this is one piece", "Leave the option out, or run all folds")
+        return start_piece(prepare, piece, checkpoint_mirror, gpus)
+    return start_prepared_training(prepare, checkpoint_mirror, gpus, workers)
+
+
+def split_piece(values: dict[str, Any]) -> tuple[Recipe, str | None]:
+    """Return the recipe of the whole run, and the fold or held-out source of these options that is one piece of it."""
+    if values["leave_one_source_out"] and values["test_source"]:
+        return Recipe(**(values | {"test_source": None})), values["test_source"]
+    recipe = Recipe(**values)
+    return (recipe.replace(fold=None), str(recipe.fold)) if recipe.fold else (recipe, None)
 
 
 @app.command(group=TRAINING, usage="Usage: fastcxr resume [FOLDER] [OPTIONS]")
-def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None, gpus: str | None = None) -> int:
+def resume(
+    folder: Path | None = None,
+    *,
+    checkpoint_mirror: Path | None = None,
+    gpus: str | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
+) -> int:
     """Resume an interrupted run; the result is identical to an uninterrupted one.
 
     Parameters
@@ -110,10 +131,10 @@ def resume(folder: Path | None = None, *, checkpoint_mirror: Path | None = None,
         # the recipe of a finished run has redacted paths
         return None if is_finished(run_dir) else read_run_config(run_dir), run_dir
 
-    return start_prepared_training(prepare, checkpoint_mirror, gpus)
+    return start_prepared_training(prepare, checkpoint_mirror, gpus, workers)
 
 
-@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [OPTIONS OF TRAIN]")
+@app.command(group=TRAINING, usage="Usage: fastcxr run SCRIPT VARIANT [--variant VARIANT] [OPTIONS OF TRAIN]")
 def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     """Run one variant, or all variants, of a recipe script: fastcxr run recipes/rachha2020.py resnet101.
 
@@ -122,7 +143,7 @@ def run(script: Path, *variant: Annotated[str, Parameter(allow_leading_hyphen=Tr
     script
         Python file with a dict RECIPES of the variants
     variant
-        name of a variant, or --all, and then the options of train to change
+        name of a variant, or several after --variant, or --all, and then the options of train to change
     """
     from fastcxr.cli.study import run_script
 
@@ -136,6 +157,7 @@ def scout(
     chest: bool = False,
     weights: tuple[str, ...] = (),
     out: Path | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Compare backbones on a dataset: a linear probe on each frozen candidate, scored on held-out patients.
 
@@ -159,10 +181,12 @@ def scout(
     recipe = set_default_data(Recipe(strategy="linear_probe", **asdict(options)))
     folder = out or find_next_run_dir(f"scout-{make_data_name(recipe.data)}")
     weights_files, progress = parse_weights(weights), TerminalProgress(console)
-    if chest:
-        table = scout_encoders(recipe, backbones, weights_files, folder, progress)
-    else:
-        table = scout_backbones(recipe, backbones or DEFAULT_BACKBONES, weights_files, folder, progress)
+    with open_executor(workers, recipe.device) as executor:
+        if chest:
+            table = scout_encoders(recipe, backbones, weights_files, folder, progress, executor)
+        else:
+            names = backbones or DEFAULT_BACKBONES
+            table = scout_backbones(recipe, names, weights_files, folder, progress, executor)
     show_scout_table(console, table)
     figure = folder / "scout.svg" if table["auroc"].notna().any() else None
     print_result(figure or folder / TABLE_FILE, {"folder": folder, "figure": figure, "backbones": to_json_rows(table)})

@@ -38,6 +38,13 @@ def describe_gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 
 
+def list_visible_gpus() -> list[str]:
+    """Return the name of each GPU of CUDA that this process sees, as a value of CUDA_VISIBLE_DEVICES."""
+    given = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    n_gpus = torch.cuda.device_count()
+    return given[:n_gpus] if len(given) >= n_gpus else [str(number) for number in range(n_gpus)]
+
+
 def find_float64_device(device: torch.device) -> torch.device:
     """Return the device, or the CPU for an Apple GPU, which has no float64."""
     return torch.device("cpu") if device.type == "mps" else device

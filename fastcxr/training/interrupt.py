@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fastcxr.progress.base import Bar, Progress
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 9.0  # seconds for the current batch and its checkpoint
+POLL_SECONDS = 0.5
 
 
 class Interrupted(KeyboardInterrupt):  # KeyboardInterrupt: `except Exception` must not catch it
@@ -87,3 +90,44 @@ def defer_interrupts() -> Iterator[None]:
 def get_signal_number() -> int:
     """Return the number of the signal that arrived, or 0."""
     return _state.signal_number
+
+
+@contextmanager
+def interrupt_when(is_due: Callable[[], bool]) -> Iterator[None]:
+    """Request an interrupt in this block, as a signal does, once the condition is true; a thread asks for it.
+
+    For tasks of workers that receive no signals.
+    """
+    is_done, is_requested = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not is_done.wait(POLL_SECONDS):
+            if is_due():
+                is_requested.set()
+                _state.signal_number = signal.SIGTERM
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+        if is_requested.is_set():
+            _state.signal_number = 0  # the worker may run another task
+
+
+class InterruptibleProgress(Progress):
+    """Silent progress whose bars raise Interrupted after a request, except where the interrupt is deferred."""
+
+    @contextmanager
+    def bar(self, total: int, text: str) -> Iterator[Bar]:
+        """Yield a bar that shows nothing."""
+        yield _InterruptibleBar()
+
+
+class _InterruptibleBar(Bar):
+    def advance(self, steps: int = 1) -> None:
+        if _state.signal_number and not _state.is_deferred:
+            raise Interrupted(_state.signal_number)

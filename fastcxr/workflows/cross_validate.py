@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from fastcxr.audit.manifest_checks import check_manifest
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.data.splits import INTERNAL_TEST, find_complete_sources
+from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError
 from fastcxr.io.files import CHECKSUMS_FILE, read_json, write_json
 from fastcxr.io.formats import reject_other_format
@@ -22,12 +23,12 @@ from fastcxr.progress.base import Progress, log_once
 from fastcxr.report.run_reader import PATIENT_SPLIT_DIR, find_initial_weights, read_dataset_record
 from fastcxr.report.training_summary import has_refitted_head
 from fastcxr.training.learner import validate_model_options
-from fastcxr.training.time_budget import Deadline
 from fastcxr.workflows.audit import write_findings
+from fastcxr.workflows.fold_plan import find_held_out_unit, needs_patient_level_folds, plan_folds
 from fastcxr.workflows.load import PUBLIC_DATASETS_KEY, SPLITS_IGNORED_MESSAGE, Dataset
+from fastcxr.workflows.pieces import FoldOptions, run_pieces
 from fastcxr.workflows.run_dir import write_table
 from fastcxr.workflows.run_state import IMAGE_KEY, Folds, find_finished_report, validate_finished_folds
-from fastcxr.workflows.train import run
 from fastcxr.workflows.train_dir import RunDir
 
 log = logging.getLogger("fastcxr")
@@ -45,12 +46,15 @@ def cross_validate(
     command: str | None = None,
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
+    executor: Executor | None = None,
 ) -> Path:
     """Run all folds of a recipe, or hold out every source in turn; return the path of the pooled report.html.
 
     Each run is in `folder`/fold-<k> or `folder`/source-<k>. Finished runs are not repeated; to repeat one, remove its
     folder. Image-level folds of a linear probe are also run with a patient-level split, and the report compares both.
     `mirror`: a folder for copies of the checkpoints. `dataset`: the data of the recipe, if it is already read.
+    `executor`: any Executor of concurrent.futures with one task per process, which runs the folds; the run folder and
+    the data are on a file system that its workers share. By default the folds run in this process.
     """
     dataset = dataset or Dataset(recipe)
     folds = plan_folds(recipe, Path(folder), dataset)
@@ -71,62 +75,29 @@ def cross_validate(
         (run_dir.folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # all pooled files are written again
         run_dir.setup()
         run_dir.announce()
-        run_folds(run_dir, folds, dataset, progress, mirror)
+        run_folds(run_dir, folds, dataset, progress, mirror, executor)
         return run_dir.finish()
 
 
 def run_folds(
-    run_dir: RunDir, folds: Folds, dataset: Dataset, progress: Progress | None, mirror: str | Path | None
+    run_dir: RunDir,
+    folds: Folds,
+    dataset: Dataset,
+    progress: Progress | None,
+    mirror: str | Path | None,
+    executor: Executor | None,
 ) -> None:
     """Run all unfinished folds, then write the files of the pooled report."""
-    recipe, n_folds = run_dir.recipe, len(folds)
-    unit, deadline = find_held_out_unit(recipe), Deadline.parse(recipe.time_limit)
-    for number, (name, (fold_recipe, fold_dir)) in enumerate(folds.items()):
-        if (fold_dir / "report.html").exists():
-            log.info("%s %s of %d is already finished", unit, name, n_folds)
-            continue
-        log.info("%s %s of %d", unit, name, n_folds)
-        fold_deadline = Deadline(deadline.seconds_left / (n_folds - number))
-        fold_mirror = mirror and Path(mirror) / fold_dir.name
-        batch_size = find_chosen_batch_size(folds)
-        run(fold_recipe, fold_dir, progress, run_dir.command, fold_deadline, fold_mirror, dataset, batch_size)
+    recipe = run_dir.recipe
+    run_pieces(run_dir, folds, FoldOptions(dataset, progress, mirror, executor))
     manifest = write_pooled_files(run_dir, {name: fold_dir for name, (_, fold_dir) in folds.items()}, dataset)
-    if needs_patient_level_folds(recipe) and manifest["patient"].duplicated().any():
+    if needs_patient_level_folds(recipe, manifest):
         log.info("running the same folds with a patient-level split")
         patient_level_recipe, patient_level_dir = recipe.replace(split="patient"), run_dir.folder / PATIENT_SPLIT_DIR
-        cross_validate(patient_level_recipe, patient_level_dir, progress, run_dir.command, dataset=dataset)
+        cross_validate(
+            patient_level_recipe, patient_level_dir, progress, run_dir.command, dataset=dataset, executor=executor
+        )
     write_json(run_dir.folder / "run.json", run_dir.metadata())
-
-
-def find_chosen_batch_size(folds: Folds) -> int | None:
-    """Return the batch size of the first finished run, for the others with `batch_size="auto"`; None without one."""
-    folders = [folder for _, folder in folds.values() if (folder / "report.html").exists()]
-    return read_json(folders[0] / "model.json")["choices"]["batch_size"] if folders else None
-
-
-def plan_folds(recipe: Recipe, folder: Path, dataset: Dataset) -> Folds:
-    """Return recipe and run folder of each run, by fold number or held-out source.
-
-    Raises DataError if fewer than two sources contain every class, for leave-one-source-out.
-    """
-    if recipe.leave_one_source_out:
-        single_recipe = recipe.replace(leave_one_source_out=False)
-        sources = find_complete_sources(dataset.read_manifest())
-        recipes = {source: single_recipe.replace(test_source=source) for source in sources}
-    else:
-        recipes = {str(fold): recipe.replace(fold=fold) for fold in range(1, recipe.folds + 1)}
-    unit = find_held_out_unit(recipe)
-    return {name: (part, folder / f"{unit}-{k}") for k, (name, part) in enumerate(recipes.items(), 1)}
-
-
-def needs_patient_level_folds(recipe: Recipe) -> bool:
-    """Return whether the folds ignore patients and take only seconds, as those of a linear probe do."""
-    return recipe.split == "image" and recipe.strategy == "linear_probe"
-
-
-def find_held_out_unit(recipe: Recipe) -> str:
-    """Return what each run holds out: "source" or "fold"."""
-    return "source" if recipe.leave_one_source_out else "fold"
 
 
 def write_pooled_files(run_dir: RunDir, fold_dirs: dict[str, Path], dataset: Dataset) -> pd.DataFrame:

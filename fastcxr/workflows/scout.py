@@ -7,6 +7,8 @@ by patient.
 import logging
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +26,11 @@ from fastcxr.data.label_options import find_uncertain_policy
 from fastcxr.data.label_policy import compute_truth
 from fastcxr.data.splits import select_fold, split_into_folds
 from fastcxr.errors import FastcxrError, RecipeError, TrainingError, WeightsError
+from fastcxr.executors.run_tasks import run_tasks
+from fastcxr.executors.shared_folder import SharedFolder
+from fastcxr.executors.worker import Outcome, Task
 from fastcxr.io.files import atomic_write
-from fastcxr.io.formatting import join_names
+from fastcxr.io.formatting import format_score, join_names
 from fastcxr.io.optional_outputs import skip_on_error
 from fastcxr.models.backbones import find_backbone, is_cached, validate_pretrained
 from fastcxr.models.checkpoint_file import find_weights_file
@@ -42,6 +47,7 @@ from fastcxr.progress.base import Progress
 from fastcxr.report.data_figures import plot_speed_and_auroc
 from fastcxr.report.style import to_svg
 from fastcxr.training.feature_cache import FeatureCache, make_feature_cache
+from fastcxr.training.interrupt import InterruptibleProgress, interrupt_when
 from fastcxr.training.learner import (
     compute_finding_auroc_from_logits,
     compute_macro_auroc,
@@ -80,12 +86,14 @@ def scout(
     weights: dict[str, str],
     folder: str | Path,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Rank backbones by the AUROC of a linear probe; write scout.csv and, of ranked ones, scout.svg into a new folder.
 
     A backbone without available weights is timed with random weights and has a note instead of an AUROC. A chest
     encoder without available weights, and a backbone without a supported head, have only a note. `weights`: weights
-    files by backbone; the others use those of the recipe.
+    files by backbone; the others use those of the recipe. `executor`: any Executor of concurrent.futures with one task
+    per process, for the candidates; their speed is then that beside each other.
 
     Raises RecipeError for an unknown backbone, before the data is read, and FastcxrError for data that cannot be used.
     If no backbone can be ranked or timed, raises WeightsError for missing weights, else TrainingError; scout.csv has
@@ -93,7 +101,7 @@ def scout(
     """
     if unknown_names := set(weights) - set(backbones):
         raise unknown_name_error(min(unknown_names), backbones, "weights are given for a backbone not in the list:")
-    return rank_candidates(recipe, make_candidates(recipe, backbones, weights), [], folder, progress)
+    return rank_candidates(recipe, make_candidates(recipe, backbones, weights), [], folder, progress, executor)
 
 
 def scout_encoders(
@@ -102,6 +110,7 @@ def scout_encoders(
     weights: dict[str, str],
     folder: str | Path,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> pd.DataFrame:
     """Rank the chest encoders whose weights are on this computer, as scout does; nothing is downloaded for the others.
 
@@ -113,12 +122,15 @@ def scout_encoders(
     others = [name for name in (*ENCODERS, REFERENCE_BACKBONE) if name not in given]
     available = [name for name in others if is_cached(find_backbone(name))]
     missing = [make_out_of_reach_row(name) for name in others if name not in available]
-    return rank_candidates(recipe, make_candidates(recipe, [*names, *available], weights), missing, folder, progress)
+    return rank_candidates(
+        recipe, make_candidates(recipe, [*names, *available], weights), missing, folder, progress, executor
+    )
 
 
 def make_candidates(recipe: Recipe, backbones: Sequence[str], weights: dict[str, str]) -> list[Recipe]:
     """Return the recipe with each backbone and its weights."""
-    return [recipe.replace(backbone=name, weights=weights.get(name, recipe.weights)) for name in backbones]
+    names = dict.fromkeys(backbones)
+    return [recipe.replace(backbone=name, weights=weights.get(name, recipe.weights)) for name in names]
 
 
 def rank_candidates(
@@ -127,15 +139,25 @@ def rank_candidates(
     unranked: Sequence[dict[str, Any]],
     folder: str | Path,
     progress: Progress | None,
+    executor: Executor | None,
 ) -> pd.DataFrame:
     """Return and write the ranking of the candidates on the data of `recipe`; `unranked`: further rows."""
     validate_candidates(candidates)
     with ScoutDir(folder).open(progress or make_default_progress()) as scout_dir:
-        manifest, rows = sample_manifest(load_dataset(recipe, scout_dir), recipe), []
-        for candidate in candidates:
-            rows.append(evaluate_candidate(candidate, manifest, scout_dir))
-            write_table(scout_dir.folder / TABLE_FILE, make_ranking(rows))  # in case of an interruption
-        table = make_ranking([*rows, *unranked])
+        manifest, rows = sample_manifest(load_dataset(recipe, scout_dir), recipe), {}
+        here = (scout_dir,) if executor is None else ()
+        tasks = {one.backbone: Task(evaluate_candidate, (one, manifest, *here)) for one in candidates}
+
+        def add_row(name: str, outcome: Outcome) -> str:
+            rows[name] = outcome.result
+            found = [rows[name] for name in tasks if name in rows]  # in the order of the candidates
+            write_table(scout_dir.folder / TABLE_FILE, make_ranking(found))  # in case of an interruption
+            auroc = outcome.result["auroc"]
+            return outcome.result["note"] if np.isnan(auroc) else f"AUROC {format_score(auroc)}"
+
+        with SharedFolder(scout_dir.folder, interrupt_when) if executor is not None else nullcontext() as shared:
+            found = run_tasks(tasks, executor, scout_dir, shared=shared, on_finished=add_row)
+        table = make_ranking([*found.values(), *unranked])
         write_table(scout_dir.folder / TABLE_FILE, table)
         if table["auroc"].notna().any():
             description = "AUROC of a linear head on each frozen backbone versus its speed"
@@ -201,8 +223,9 @@ def sample_manifest(manifest: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     return folds.set_axis(samples.index).sort_index().reset_index(drop=True)
 
 
-def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress) -> dict[str, Any]:
-    """Return a row of the table; after an error it has only a note."""
+def evaluate_candidate(recipe: Recipe, manifest: pd.DataFrame, progress: Progress | None = None) -> dict[str, Any]:
+    """Return a row of the table; after an error it has only a note. Without `progress` the process is a worker."""
+    progress = progress or InterruptibleProgress()
     names = RESULT_COLUMNS if is_multi_label(manifest) else (*RESULT_COLUMNS, "accuracy")
     row = {"backbone": recipe.backbone} | dict.fromkeys(names, np.nan)
     try:

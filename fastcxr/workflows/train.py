@@ -21,6 +21,7 @@ from fastcxr.training.processes import (
 from fastcxr.training.time_budget import Deadline
 from fastcxr.training.trainer import train
 from fastcxr.workflows.audit import check_before_training
+from fastcxr.workflows.fold_plan import find_shared_batch_size
 from fastcxr.workflows.load import (
     PUBLIC_DATASETS_KEY,
     Dataset,
@@ -41,7 +42,6 @@ def run(
     deadline: Deadline | None = None,
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
-    batch_size: int | None = None,
 ) -> Path:
     """Train, predict and write the report into `folder`; return the path of report.html.
 
@@ -57,7 +57,6 @@ def run(
         deadline: the time limit; by default that of the recipe, counted from the call.
         mirror: a folder for copies of the checkpoints.
         dataset: the data of the recipe, if it is already read.
-        batch_size: the size for a recipe with `batch_size="auto"`; by default it is chosen for this run.
 
     Raises:
         FastcxrError: before training, for data, images, weights or a folder that cannot be used.
@@ -82,7 +81,7 @@ def run(
         if is_main_process():
             check_before_training(run_dir.folder, manifest, reuse_audit=recipe.reuse_audit)
         loaders = make_loaders(manifest, recipe, run_dir, dataset.image_cache)
-        loaders.fastcxr.batch_size = batch_size
+        loaders.fastcxr.batch_size = find_shared_batch_size(recipe, run_dir.folder)
         cleanup.callback(loaders.fastcxr.images.release)
         run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)

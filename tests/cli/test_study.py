@@ -12,6 +12,7 @@ from toy_images import write_toys
 
 from fastcxr.cli import study
 from fastcxr.cli.study import parse_and_run, parse_overrides, run_script
+from fastcxr.cli.workers import IN_THIS_PROCESS
 from fastcxr.config.recipe import Augmentation, Recipe, Stage
 from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.manifest_file import write_manifest
@@ -125,7 +126,7 @@ def test_the_checkpoint_mirror_of_a_variant_is_below_its_study(monkeypatch):
     seen = []
     monkeypatch.setattr(study, "start_training", lambda *given: seen.append(given) or 0)
     assert parse_and_run("study", RECIPES, {}, ["first", "--data", "x", "--checkpoint-mirror", "there"]) == 0
-    assert seen == [(TINY.replace(data="x"), Path("runs/study/first"), Path("there/study"))]
+    assert seen == [(TINY.replace(data="x"), Path("runs/study/first"), Path("there/study"), IN_THIS_PROCESS)]
 
 
 def test_an_unknown_variant_is_rejected_with_a_suggestion():
