@@ -31,6 +31,11 @@ def is_launched() -> bool:
     return TORCHRUN_VARIABLE in os.environ
 
 
+def is_first_process() -> bool:
+    """Return whether this process is the only one, or the first one of torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def reject_torchrun(what: str) -> None:
     """Raise RecipeError in a process of torchrun, for a command that runs several trainings."""
     if is_launched():
