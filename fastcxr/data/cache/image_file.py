@@ -99,7 +99,9 @@ class MappedImages:
         numbers, places = np.divmod(locations[:, 0], count_file_slots(self.size))
         for number in np.unique(numbers).tolist():
             images, buffer = self._map_file(number)
-            for position in np.flatnonzero(numbers == number).tolist():
+            positions = np.flatnonzero(numbers == number)
+            _read_ahead(buffer, places[positions], self.size**2)
+            for position in positions.tolist():
                 slot, place = int(locations[position, 0]), int(places[position])
                 if slot > 0 and place < len(images):
                     out[position] = images[place]
@@ -158,6 +160,16 @@ def _map_images(path: Path, size: int) -> tuple[np.ndarray, mmap.mmap | None]:
     except OSError:  # missing or unreadable: its images are decoded again
         n_slots, buffer = 0, None
     return np.frombuffer(buffer or b"", np.uint8).reshape(n_slots, size, size), buffer
+
+
+def _read_ahead(buffer: mmap.mmap | None, places: np.ndarray, n_bytes: int) -> None:
+    """Request the pages of images of `n_bytes` each: a disk reads them at once, not one image after the other."""
+    if buffer is None or len(places) < 2 or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    for place in places.tolist():
+        start = place * n_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if 0 <= start < len(buffer):
+            buffer.madvise(mmap.MADV_WILLNEED, start, min((place + 1) * n_bytes, len(buffer)) - start)
 
 
 def _open_or_create(path: str, flags: int) -> int:
