@@ -376,6 +376,6 @@ def _map_text_cells(table: pd.DataFrame, convert: Callable[[object], Any]) -> pd
 
 def _may_be_formula(column: pd.Series) -> np.ndarray:
     """Return which cells begin as a formula or an escaped one, booleans of shape (n,); False for other values."""
-    if pd.api.types.is_string_dtype(column.dtype):
+    if isinstance(column.dtype, pd.StringDtype):
         return column.str.startswith(FORMULA_STARTS).fillna(False).to_numpy(bool)
     return np.array([isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in column], bool)
