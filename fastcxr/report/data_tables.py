@@ -57,7 +57,7 @@ def make_split_table(record: DatasetRecord) -> dict[str, Any]:
 
 def list_splits(table: pd.DataFrame) -> list[str]:
     """Return the splits of a table, train, valid and test first."""
-    present = set(table["split"])
+    present = set(table["split"].unique())
     return [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
 
 
