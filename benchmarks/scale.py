@@ -12,7 +12,8 @@ findings: calibration, thresholds, metrics and intervals of ROWS x 14 prediction
 which 8 % are unknown, 1 to 12 images per patient. files: their predictions.csv written and read. report: their
 report.html. classes, class_report: the same for one of three labels per image.
 
-Each step is measured in a separate process: `peak` is the highest resident memory of that process (VmHWM), with the
+Each step is measured in a separate process. "processor" are the seconds of that process on all processors, with its
+start, which depend less on other programs than the seconds of the step do. `peak` is the highest resident memory of that process (VmHWM), with the
 libraries and the input of the step, which an earlier step has written.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import make_parser, parse_or_measure, run_in_subprocess
+from common import get_processor_seconds, make_parser, parse_or_measure, run_in_subprocess
 from public_layouts import N_ROWS, PADCHEST_TABLE, WRITERS
 
 FINDINGS = {
@@ -292,6 +293,7 @@ STEPS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "classes": measure_classes,
     "class_report": measure_class_report,
 }
+PREDICTION_STEPS = {"findings", "files", "report", "classes", "class_report"}  # without the datasets
 
 
 def read_peak() -> float:
@@ -317,7 +319,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Return the values of one step."""
     os.environ["XDG_CACHE_HOME"] = str(given.work / "cache")
     values = STEPS[given.variant](given.work, given)
-    return {"peak": read_peak()} | values
+    return {"peak": read_peak(), "processor, s": get_processor_seconds()} | values
 
 
 def main() -> None:
@@ -333,7 +335,9 @@ def main() -> None:
     given = parse_or_measure(parser, STEPS, measure)
     for rows in given.rows:
         folder = name_folder(given, rows)
-        write_datasets(folder, given, rows)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not PREDICTION_STEPS.issuperset(given.step):
+            write_datasets(folder, given, rows)
         size = rows or sum(N_ROWS[name] for name in given.dataset)
         for step in given.step:
             values = run_in_subprocess(step, work=folder.resolve(), size=size)

@@ -1,7 +1,8 @@
 """Read sex, age and view from DICOM headers and table cells, for metrics of subgroups."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -66,6 +67,13 @@ def find_demographic_column(columns: Iterable[str], demographic: str) -> str | N
 def has_value(cell: str | float | None) -> bool:
     """Return whether a cell has a value; pandas keeps missing cells of a text column as NaN."""
     return isinstance(cell, str) and cell.strip().casefold() not in BLANK_VALUES
+
+
+def parse_cells(cells: pd.Series, parse: Callable[[str], Any]) -> pd.Series:
+    """Return the parsed value of each cell, None for a blank or missing one; equal cells are parsed once."""
+    listed = cells.tolist()
+    values = {cell: parse(cell) if has_value(cell) else None for cell in set(listed)}
+    return pd.Series([values[cell] for cell in listed], cells.index, dtype=object)
 
 
 def parse_sex(cell: str) -> str | None:

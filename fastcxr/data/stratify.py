@@ -109,14 +109,16 @@ def _assign_once(
 def _assign_each_class(groups: dict[str, Labels], tally: Tally, assigned: dict[str, str]) -> None:
     """Assign a group of each class to each split, the rarest class first; if there are two, to train and test."""
     positions: dict[str, list[int]] = {}  # of the groups of each class: they order equally rare classes without names
+    names = list(groups)
     for position, labels in enumerate(groups.values()):
         for label in labels:
             positions.setdefault(label, []).append(position)
     for label in sorted(positions, key=lambda name: (len(positions[name]), positions[name])):
         for split in tally.split_percent:
-            candidates = (group for group in reversed(groups) if group not in assigned and label in groups[group])
             # the last groups have the fewest labels, and so influence other classes least
-            group = None if tally.counts[label, split] else next(candidates, None)
+            candidates = (names[position] for position in reversed(positions[label]))
+            unassigned = (group for group in candidates if group not in assigned)
+            group = None if tally.counts[label, split] else next(unassigned, None)
             if group is not None:
                 assigned[group] = split
                 tally.add(groups[group], split)

@@ -44,6 +44,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 WORKBOOK_MEMBERS = {"[Content_Types].xml", "xl/workbook.xml"}  # of an Excel workbook, which is a zip archive
 FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
+FORMULA_STARTS = ("'", "=", "+", "-", "@", "\t", "\r")  # of the cells that match
 NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -374,6 +375,21 @@ def _is_formula(cell: object) -> TypeGuard[str]:
 
 
 def _map_text_cells(table: pd.DataFrame, convert: Callable[[object], Any]) -> pd.DataFrame:
-    text_columns = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    converted = {name: table[name].map(convert).astype(table[name].dtype) for name in text_columns}
+    converted = {}
+    for name in table.columns:
+        column = table[name]
+        if pd.api.types.is_numeric_dtype(column) or not len(column):
+            continue
+        is_candidate = _may_be_formula(column)
+        if is_candidate.any():
+            cells = np.array(column, dtype=object)
+            cells[is_candidate] = [convert(cell) for cell in cells[is_candidate]]
+            converted[name] = pd.Series(cells, column.index, column.dtype)
     return table.assign(**converted).rename(columns=convert)
+
+
+def _may_be_formula(column: pd.Series) -> np.ndarray:
+    """Return which cells begin as a formula or an escaped one, booleans of shape (n,); False for other values."""
+    if isinstance(column.dtype, pd.StringDtype):
+        return column.str.startswith(FORMULA_STARTS).fillna(False).to_numpy(bool)
+    return np.array([isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in column], bool)

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from fastcxr.metrics.scoring_rules import compute_brier_scores, compute_log_losses
 
 N_DRAWS = 2000
-MAX_BOOTSTRAP_PATIENTS = 20_000  # with findings; above, AUROC intervals are analytic, and there are fewer draws
+MAX_BOOTSTRAP_PATIENTS = 20_000  # above, AUROC intervals are analytic, and there are fewer draws
 N_DRAWS_OF_LARGE_SETS = 200
 MAX_WEIGHTS_IN_MEMORY = 1 << 21  # 16 MiB as float64
 MetricDraws = dict[str, np.ndarray]
@@ -37,7 +37,7 @@ def bootstrap_metrics(inputs: DrawnMetrics, patients: np.ndarray, seed: int, n_d
 
 
 def find_n_draws(n_patients: int) -> int:
-    """Return the number of draws for findings."""
+    """Return the number of draws for so many patients."""
     return N_DRAWS if n_patients <= MAX_BOOTSTRAP_PATIENTS else N_DRAWS_OF_LARGE_SETS
 
 

@@ -2,8 +2,8 @@
 
 If every patient has one image: Wilson for a proportion, logit-DeLong for an AUROC (Newcombe at 0 or 1). Metrics without
 a formula, and all metrics if patients have several images, use a bootstrap over patients. At 0 or 1, where all draws
-are equal, the formula is used with the number of patients as the number of images. AUROCs of findings use a formula for
-clusters above MAX_BOOTSTRAP_PATIENTS patients (clustered_auroc).
+are equal, the formula is used with the number of patients as the number of images. Above MAX_BOOTSTRAP_PATIENTS
+patients, AUROCs use a formula for clusters (clustered_auroc), and the bootstrap has fewer draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,22 +37,22 @@ def confidence_intervals(
 ) -> dict[str, Any]:
     """Return `unit` (image or patient), `level`, and `of`: [low, high] by dotted name of the metric.
 
-    A metric that is None, or undefined in half of the draws, has no interval. Findings have in addition `method`, a
-    text, and `n_draws`.
+    A metric that is None, or undefined in half of the draws, has no interval. Findings, and classes above
+    MAX_BOOTSTRAP_PATIENTS patients, have in addition `method`, a text, and `n_draws`.
 
     Args:
         images: the images.
         metrics: those of `compute_image_metrics`.
-        n_patients: number of patients that decides the method for findings, for example that of the whole split for a
-            subgroup; default: those of the images.
+        n_patients: number of patients that decides the method, for example that of the whole split for a subgroup;
+            default: those of the images.
     """
     names, patient_index = np.unique(images.patients, return_inverse=True)
-    is_clustered, n_draws = len(names) < len(images.patients), None
+    is_clustered, n_patients = len(names) < len(images.patients), n_patients or len(names)
+    is_large, n_draws = n_patients > MAX_BOOTSTRAP_PATIENTS, find_n_draws(n_patients)
     method: dict[str, Any] = {}
-    if images.is_multi_label:
-        n_patients = n_patients or len(names)
-        n_draws = find_n_draws(n_patients)
-        method = {"method": describe_method(n_patients, is_clustered), "n_draws": n_draws}
+    if images.is_multi_label or is_large:
+        unit = "finding" if images.is_multi_label else "class"
+        method = {"method": describe_method(n_patients, is_clustered, unit), "n_draws": n_draws}
     if len(names) < MIN_PATIENTS:
         return {"unit": "patient", "level": 0.95, **method, "of": {}}
     values = flatten(metrics)
@@ -69,7 +69,7 @@ def confidence_intervals(
     for name, interval in analytic.items():
         if values.get(name) is not None and (not is_clustered or values[name] in (0.0, 1.0)):
             intervals[name] = interval
-    if images.is_multi_label and n_patients and n_patients > MAX_BOOTSTRAP_PATIENTS:
+    if is_large:
         intervals |= compute_clustered_auroc_intervals(images, patient_index, find_chexpert_findings(images.labels))
     ordered = {name: [float(edge) for edge in intervals[name]] for name in values if name in intervals}
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, **method, "of": ordered}
@@ -82,15 +82,18 @@ def make_inputs(images: ScoredImages) -> DrawnMetrics:
     return MetricInputs.of(images.truth, images.probability, images.labels)
 
 
-def describe_method(n_patients: int, is_clustered: bool) -> str:
-    """Return how the intervals of findings are computed; `is_clustered`: whether patients have several images."""
+def describe_method(n_patients: int, is_clustered: bool, unit: str = "finding") -> str:
+    """Return how the intervals are computed.
+
+    `is_clustered`: whether patients have several images. `unit`: what a label is, finding or class.
+    """
     draws = f"bootstrap over patients, {find_n_draws(n_patients):,} draws"
     if n_patients > MAX_BOOTSTRAP_PATIENTS:
         auroc = "AUROC: by formula, clustered by patient (Obuchowski 1997)"
     elif is_clustered:
         return draws
     else:
-        auroc = "AUROC of a finding: by formula (DeLong 1988)"
+        auroc = f"AUROC of a {unit}: by formula (DeLong 1988)"
     proportions = "" if is_clustered else "; proportions: by formula (Wilson 1927)"
     return f"{auroc}{proportions}; other metrics: {draws}"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.data.demographics import DEMOGRAPHIC_COLUMNS, find_demographic_column, has_value, parse_age, parse_sex
+from fastcxr.data.demographics import DEMOGRAPHIC_COLUMNS, find_demographic_column, parse_age, parse_cells, parse_sex
 from fastcxr.metrics.external import MACRO_AUROC
 from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.metrics.intervals import Estimate, confidence_intervals, flatten, make_estimate
@@ -49,7 +49,7 @@ def assign_groups(table: pd.DataFrame, column: str) -> pd.Series:
     if table_column is None:
         return pd.Series(UNSTATED, index=table.index)
     parse = {"sex": parse_sex, "age": _parse_age_band}.get(column, str.strip)
-    groups = [has_value(cell) and parse(cell) or UNSTATED for cell in table[table_column].astype(str)]
+    groups = [group or UNSTATED for group in parse_cells(table[table_column].astype(str), parse)]
     return pd.Series(groups, index=table.index, dtype=str)
 
 

@@ -102,17 +102,13 @@ def evaluate_thresholds(
         is_answered, is_any = probability.max(axis=1) >= uncertain_below, np.ones(len(truth), bool)
         proportions["uncertain"] = (~is_answered, is_any)
         proportions["answered_accuracy"] = (probability.argmax(axis=1) == truth, is_answered)
-    values = estimate_proportions(list(proportions.values()), images.patients, _find_n_draws(split_predictions))
+    values = estimate_proportions(list(proportions.values()), images.patients, find_n_draws(split_predictions.table["patient"].nunique()))
     estimates = dict(zip(proportions, values, strict=True))
     rows = {}
     for label in labels:
         row = {name: estimates.pop((label, name)) for name in ("sensitivity", "specificity")}
         rows[label] = dict(given[label]) | row | compute_predictive_values(row, prevalence.get(label))
     return {"per_class": rows} | estimates
-
-
-def _find_n_draws(predictions: Predictions) -> int | None:
-    return find_n_draws(predictions.table["patient"].nunique()) if predictions.is_multi_label else None
 
 
 def compute_predictive_values(row: Mapping[str, Any], prevalence: float | None) -> dict[str, Any]:
@@ -155,6 +151,6 @@ def compute_ood_rate(split_predictions: Predictions) -> dict[str, Any]:
     if not has_ood_score.any():
         return {}
     is_ood = find_ood_rows(split_predictions)
-    n_draws = _find_n_draws(split_predictions)
+    n_draws = find_n_draws(split_predictions.table["patient"].nunique())
     [proportion] = estimate_proportions([(is_ood, has_ood_score)], table["patient"].to_numpy(), n_draws)
     return {"n_images": int(has_ood_score.sum()), "n_ood": int(is_ood.sum()), "proportion": proportion}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from fastcxr.data.demographics import find_demographic_column, has_value, parse_age, parse_sex
+from fastcxr.data.demographics import find_demographic_column, parse_age, parse_cells, parse_sex
 from fastcxr.data.findings import is_multi_label
 from fastcxr.io.formatting import format_percent, join_names, pluralize
 from fastcxr.metrics.predictions import SPLITS
@@ -57,7 +57,7 @@ def make_split_table(record: DatasetRecord) -> dict[str, Any]:
 
 def list_splits(table: pd.DataFrame) -> list[str]:
     """Return the splits of a table, train, valid and test first."""
-    present = set(table["split"])
+    present = set(table["split"].unique())
     return [*(s for s in SPLITS if s in present), *sorted(present - {*SPLITS, ""})]
 
 
@@ -75,7 +75,7 @@ def make_patient_table(table: pd.DataFrame) -> pd.DataFrame:
     for name, parse in (("age", parse_age), ("sex", parse_sex)):
         column = find_demographic_column(table.columns, name)
         cells = table[column].astype(str) if column else pd.Series("", index=table.index)
-        columns[name] = pd.Series([parse(c) if has_value(c) else None for c in cells], table.index, dtype=object)
+        columns[name] = parse_cells(cells, parse)
     keys = ["patient", "label", "split"]
     patients = table[keys].assign(**columns).groupby(keys, sort=True).first().reset_index()
     return patients.assign(age=patients["age"].astype(float))

@@ -21,7 +21,7 @@ def find_fitted_on(record: RunRecord) -> dict[str, Any]:
     """
     if record.model.get("fitted_on"):
         return record.model["fitted_on"]
-    if not record.model or record.run.get("tested") or "train" not in set(record.manifest["split"]):
+    if not record.model or record.run.get("tested") or "train" not in set(record.manifest["split"].unique()):
         return {}
     is_refitted = has_refitted_head(record.model)
     splits = ["train", "valid"] if is_refitted else ["train"]

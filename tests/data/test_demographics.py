@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sample_images import make_dicom, make_reference, save_dicom
 
-from fastcxr.data.demographics import cap_age
+from fastcxr.data.demographics import cap_age, parse_age, parse_cells
 from fastcxr.data.imaging.dicom import read_tags
 from fastcxr.data.manifest import read_manifest
 from fastcxr.errors import RecipeError
@@ -101,3 +101,11 @@ def test_images_without_dicom_headers_get_no_demographic_columns(tmp_path):
 @pytest.mark.parametrize(("cell", "shown"), [("089Y", "089Y"), ("091Y", "090Y"), ("011M", "011M"), ("91", None)])
 def test_cap_age_returns_a_dicom_age_or_none(cell, shown):
     assert cap_age(cell) == shown
+
+
+def test_equal_cells_are_parsed_once():
+    parsed = []
+    cells = pd.Series(["58", "unknown", "58", None, "061Y", "58"], index=[3, 3, 5, 7, 8, 9])
+    values = parse_cells(cells, lambda cell: parsed.append(cell) or parse_age(cell))
+    assert values.tolist() == [58, None, 58, None, 61, 58] and values.index.tolist() == cells.index.tolist()
+    assert sorted(parsed) == ["061Y", "58"]

@@ -48,3 +48,14 @@ def test_every_written_table_is_escaped_and_read_unescaped(tmp_path):
     record = read_dataset_record(folder)
     assert record.skipped["path"].tolist() == ["=cmd.png"]
     assert record.manifest["path"].tolist() == ("@" + manifest["path"]).tolist()
+
+
+@pytest.mark.parametrize("dtype", [object, "str"])
+def test_a_column_is_escaped_as_its_cells_are(dtype):
+    cells = ["plain", "=1+1", "-5", "'quoted", "''-x", "@home", "+1.5e3", "a=b", "", "\tx", None]
+    table = pd.DataFrame({"cell": pd.Series(cells, [1] * len(cells), dtype)})  # a repeated index is no problem
+    for convert, convert_cell in ((escape_formulas, escape_cell), (unescape_formulas, unescape_cell)):
+        converted = convert(table)
+        expected = pd.Series([convert_cell(cell) for cell in table["cell"]], table.index, table["cell"].dtype)
+        pd.testing.assert_series_equal(converted["cell"], expected, check_names=False)
+    assert escape_formulas(pd.DataFrame({"mixed": ["=a", 1, 2.5, None]}))["mixed"].tolist()[:3] == ["'=a", 1, 2.5]

@@ -149,3 +149,19 @@ def test_a_split_without_images_has_no_intervals():
     assert (
         compute_intervals(np.zeros(0, int), np.zeros((0, 2)), pd.Series([], dtype=str).tolist(), ["a", "b"])["of"] == {}
     )
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_formulas_of_large_sets_agree_with_the_bootstrap_of_classes(k, monkeypatch):
+    truth, probability = draw(2400, k)
+    patients, labels = np.arange(2400) // 2, LABELS[:k]
+    drawn = compute_intervals(truth, probability, patients, labels)
+    assert "method" not in drawn, "the intervals of small sets are unchanged"
+    for module in ("bootstrap", "intervals"):
+        monkeypatch.setattr(f"fastcxr.metrics.{module}.MAX_BOOTSTRAP_PATIENTS", 1000)
+    large = compute_intervals(truth, probability, patients, labels)
+    assert large["n_draws"] == bootstrap.N_DRAWS_OF_LARGE_SETS and "Obuchowski" in large["method"]
+    assert list(large["of"]) == list(drawn["of"])
+    for name, (low, high) in drawn["of"].items():
+        tolerance = 0.08 if name.startswith("auroc") else 0.35  # 200 draws have a standard error of 5 % of the width
+        assert large["of"][name] == pytest.approx((low, high), abs=tolerance * (high - low)), name
