@@ -27,6 +27,7 @@ from fastcxr.cli.output import (
 )
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS
 from fastcxr.cli.tables import show_cache
+from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
@@ -44,6 +45,7 @@ def predict(
     engine: Literal["torch", "openvino"] = "torch",
     precision: Precision = "trained",
     device: Device = "auto",
+    workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Classify images and write a CSV with one row per file.
 
@@ -76,11 +78,11 @@ def predict(
     engine
         inference engine of a run; openvino (an optional dependency) is faster on a CPU; an export uses onnxruntime
     """
-    from fastcxr.cli.prediction import PredictionOutput, write_shard_csv
+    from fastcxr.cli.prediction import PredictionOutput, print_prediction, write_shard_csv
     from fastcxr.data.image_table import make_image_table
     from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
-    from fastcxr.workflows.prediction_shards import parse_shard
+    from fastcxr.workflows.prediction_shards import parse_shard, predict_in_shards
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
@@ -89,12 +91,20 @@ def predict(
     if shard and not csv:
         raise RecipeError("--shard needs the file that the shards are joined to", "Add --csv FILE")
     part = parse_shard(shard) if shard else None
+    if workers != IN_THIS_PROCESS and (part or not csv):
+        workers.reject("it needs one file to write", "Add --csv FILE, and leave --shard out")
     scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
     print_line(f"precision: {scorer.dtype_and_device}")
     output = PredictionOutput(folder, scorer, table, hash_names=hash_names)
     if csv and part:
         return write_shard_csv(output, csv, part, list_critical_notices(folder, scorer))
+    if csv and workers != IN_THIS_PROCESS:
+        options = {"precision": precision, "device": device, "engine": engine, "hash_names": hash_names}
+        with open_executor(workers, device) as executor:
+            summary = predict_in_shards(folder, images, csv, executor, TerminalProgress(console), **options)
+        notices, document = list_critical_notices(folder, scorer), {"file": csv}
+        return print_prediction(summary, [], notices, document, has_ood_detector=scorer.has_ood_detector)
     output.write(csv)
     return output.print_summary(list_critical_notices(folder, scorer))
 

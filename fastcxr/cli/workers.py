@@ -18,7 +18,7 @@ class WorkerOptions:
     """Where the pieces of a command run."""
 
     jobs: int | None = None
-    "worker processes for folds, sources, variants or candidates, each with one GPU where there are several"
+    "worker processes for folds, sources, variants, candidates or shards, each with one GPU where there are several"
     cluster: str | None = None
     "address of a Dask scheduler whose workers run the pieces, as tcp://10.0.0.1:8786; its workers share the disk"
 

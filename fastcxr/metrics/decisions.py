@@ -71,11 +71,16 @@ class PredictionCounts:
 
     def add(self, predictions: Predictions) -> None:
         """Add the images of a block, which has the columns of apply_thresholds."""
-        for name, number in count_decided_images(predictions).items():
-            setattr(self, name, getattr(self, name) + number)
-        if predictions.is_multi_label:
-            found = count_found_findings(predictions)
-            self.findings = {label: n + (self.findings or {}).get(label, 0) for label, n in found.items()}
+        findings = count_found_findings(predictions) if predictions.is_multi_label else None
+        self.add_counts(PredictionCounts(**count_decided_images(predictions), findings=findings))
+
+    def add_counts(self, other: "PredictionCounts") -> None:
+        """Add the images of other blocks."""
+        self.n_classified += other.n_classified
+        self.n_unreadable += other.n_unreadable
+        self.n_ood += other.n_ood
+        if other.findings is not None:
+            self.findings = {label: n + (self.findings or {}).get(label, 0) for label, n in other.findings.items()}
 
 
 def count_found_findings(predictions: Predictions) -> dict[str, int]:

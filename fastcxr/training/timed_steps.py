@@ -114,7 +114,7 @@ def time_steps(recipe: Recipe, sample: pd.DataFrame, n_train_rows: int) -> Timed
 
 
 def _find_batch_size(learner: Learner, recipe: Recipe, stages: list[ResolvedStage], n_train_rows: int) -> int:
-    """Return the batch size of the run; for "auto" the one that is chosen for so many images."""
+    """Return the batch size of the run; for "auto" the one that is chosen for this number of images."""
     if recipe.batch_size != "auto":
         return min(recipe.batch_size, n_train_rows)
     if not stages:

@@ -115,7 +115,7 @@ def dry_run(recipe: Recipe, folder: str | Path, n_jobs: int = 1) -> DryRun:
         timed = time_steps(one_recipe, sample, n_rows)
     counts = {str(split): int(n) for split, n in manifest["split"].value_counts().items()}
     decode_seconds = len(manifest) / images_per_second
-    times = _estimate_times(one_recipe, timed, counts, n_rows, decode_seconds)
+    times = _estimate_times(one_recipe, timed, counts, n_rows, decode_seconds, runs["n_runs"])
     times |= {"decoded_images_per_second": images_per_second, "all_runs_seconds": _sum_runs(times, runs)}
     disk = _describe_disk(recipe, Path(folder), len(manifest), size, timed)
     return DryRun(
@@ -162,7 +162,7 @@ def _count_train_rows(manifest: pd.DataFrame, recipe: Recipe) -> int:
 
 
 def _estimate_times(
-    recipe: Recipe, timed: TimedSteps, counts: dict[str, int], n_rows: int, decode_seconds: float
+    recipe: Recipe, timed: TimedSteps, counts: dict[str, int], n_rows: int, decode_seconds: float, n_runs: int
 ) -> dict[str, Any]:
     """Return the seconds of each part of one run."""
     n_views, forward = 1 + recipe.hflip_tta, timed.forward_seconds
@@ -172,7 +172,8 @@ def _estimate_times(
     n_predicted = n_images - counts.get("train", 0) * (not recipe.predict_train)
     n_ood = sum(min(counts.get(split, 0), MAX_SPLIT_IMAGES) for split in ("train", "valid"))
     after_seconds = REPORT_SECONDS + (n_predicted * n_views + n_ood) * forward * bool(timed.stages)
-    seconds_left = Deadline.parse(recipe.time_limit).seconds - decode_seconds - feature_seconds - after_seconds
+    limit_seconds = (Deadline.parse(recipe.time_limit).seconds - decode_seconds - feature_seconds) / n_runs
+    seconds_left = limit_seconds - after_seconds
     stages = []
     for number, stage in enumerate(timed.stages):
         epoch_seconds = stage.step_seconds * n_steps + n_valid * forward

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,6 +66,15 @@ class PredictionSummary:
         errors = predictions.table.loc[predictions.table["error"].ne(""), ["path", "error"]]
         n_missing = MAX_LISTED_ERRORS - len(self.unreadable)
         self.unreadable += [(str(path), str(error)) for path, error in errors.head(n_missing).to_numpy()]
+
+    @classmethod
+    def join(cls, summaries: Iterable["PredictionSummary"]) -> "PredictionSummary":
+        """Return the summary of the images of several summaries, in their order."""
+        joined = cls()
+        for one in summaries:
+            joined.counts.add_counts(one.counts)
+            joined.unreadable = (joined.unreadable + one.unreadable)[:MAX_LISTED_ERRORS]
+        return joined
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PredictionSummary":

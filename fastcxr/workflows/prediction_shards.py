@@ -8,12 +8,16 @@ and so do the last digits of the probabilities.
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastcxr.data.image_table import make_image_table
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
+from fastcxr.executors.run_tasks import count_workers, run_tasks
+from fastcxr.executors.shared_folder import SharedFolder
+from fastcxr.executors.worker import Task
 from fastcxr.inference.scores import Scorer
 from fastcxr.io.files import (
     atomic_file,
@@ -26,6 +30,7 @@ from fastcxr.io.files import (
 from fastcxr.io.formatting import join_names
 from fastcxr.io.redact import redact_command
 from fastcxr.progress.base import Progress
+from fastcxr.training.interrupt import InterruptibleProgress, interrupt_when
 from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.prediction import (
     PART_SUFFIX,
@@ -99,12 +104,46 @@ def predict_shard(
 
 def make_shard_tasks(
     folder: str | Path, images: tuple[str, ...], csv: Path, n_shards: int, **options: Any
-) -> dict[str, tuple]:
-    """Return the tasks that predict all shards, by name: function, arguments and keyword arguments."""
+) -> dict[str, Task]:
+    """Return the tasks that predict all shards, by name; see predict_shard."""
+    options = {"progress": InterruptibleProgress(), **options}
     shards = [(number, n_shards) for number in range(1, n_shards + 1)]
     return {
-        f"shard {number} of {n}": (predict_shard, (folder, images, csv, (number, n)), options) for number, n in shards
+        f"shard {number} of {n_shards}": Task(predict_shard, (folder, images, csv, (number, n_shards)), options)
+        for number, n_shards in shards
     }
+
+
+def predict_in_shards(
+    folder: str | Path,
+    images: tuple[str, ...],
+    csv: Path,
+    executor: Executor | None,
+    progress: Progress,
+    **options: Any,
+) -> PredictionSummary:
+    """Predict one shard for each worker of an executor, and join them; the shards are removed.
+
+    After an interruption, finished shards are not predicted again, and the others are continued.
+
+    Args:
+        folder: see load_scorer.
+        images: files and folders; see make_image_table.
+        csv: the file to write.
+        executor: any Executor with one task per process; None: this process, with one shard.
+        progress: shows a bar of finished shards.
+        **options: see predict_shard.
+    """
+    shards_folder = find_shards_folder(csv)
+    with convert_write_errors(shards_folder):
+        shards_folder.mkdir(exist_ok=True)
+    n_shards = _find_number_of_shards(shards_folder) if is_sharded(shards_folder) else count_workers(executor)
+    tasks = make_shard_tasks(folder, images, csv, n_shards, **options)
+    with SharedFolder(shards_folder, interrupt_when) as shared:
+        summaries = run_tasks(tasks, executor, progress, shared=shared)
+    merge_shards(shards_folder)
+    shutil.rmtree(shards_folder, ignore_errors=True)
+    return PredictionSummary.join(summaries.values())
 
 
 def write_shard(

@@ -46,6 +46,7 @@ def test_the_shards_of_the_command_are_joined_to_the_file_of_a_single_run(call, 
     [
         (["--shard", "1/2"], "--shard needs the file that the shards are joined to. Add --csv FILE"),
         (["--csv", "out.csv", "--shard", "3/2"], "Pass for example --shard 3/8"),
+        (["--jobs", "2"], "--jobs is for the pieces of a run, and it needs one file to write. Add --csv FILE"),
     ],
 )
 def test_an_invalid_shard_is_an_error_in_one_line(call, images, tmp_path, words, line):

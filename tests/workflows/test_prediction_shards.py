@@ -11,6 +11,7 @@ from served_models import GrayScorer
 from fastcxr.cli.option_names import name_options
 from fastcxr.data.image_table import make_image_table
 from fastcxr.errors import FastcxrError, InputMissingError, OutputError, RecipeError
+from fastcxr.executors.run_tasks import InThisProcess
 from fastcxr.export.exported_model import BATCH_SIZE
 from fastcxr.inference import predict as predict_module
 from fastcxr.models.fitting_batches import CPU_BATCH_SIZE, GPU_BATCH_SIZE
@@ -24,6 +25,7 @@ from fastcxr.workflows.prediction_shards import (
     make_shard_tasks,
     merge_shards,
     parse_shard,
+    predict_in_shards,
     write_shard,
 )
 
@@ -156,9 +158,19 @@ def test_the_tasks_of_all_shards_can_be_sent_to_another_process(images, tmp_path
     write(images, tmp_path / "whole.csv")
     tasks = make_shard_tasks(images, (str(images),), tmp_path / "out.csv", 3, device="cpu")
     assert list(tasks) == ["shard 1 of 3", "shard 2 of 3", "shard 3 of 3"]
-    for function, arguments, options in pickle.loads(pickle.dumps(list(tasks.values()))):  # noqa: S301  made here
-        function(*arguments, **options)
+    for task in pickle.loads(pickle.dumps(list(tasks.values()))):  # noqa: S301  made here
+        task.function(*task.args, **task.kwargs)
     assert merge_shards(tmp_path / "out.csv.shards").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_workers_predict_shards_and_only_the_joined_file_is_left(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_shards, "load_scorer", lambda folder, **options: GrayScorer())
+    expected = write(images, tmp_path / "whole.csv")
+    write(images, tmp_path / "out.csv", (2, 3))  # of an interrupted command with three workers
+    found = predict_in_shards(images, (str(images),), tmp_path / "out.csv", InThisProcess(), Progress())
+    assert found == expected
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "whole.csv"]
 
 
 def test_the_fix_of_each_error_names_options_of_the_command():
