@@ -32,7 +32,7 @@ def train(folder: Path, given: argparse.Namespace, n_processes: int) -> None:
     command = [sys.executable, "-m", *launcher, "fastcxr", "train", given.backbone, "--data", given.data]
     command += ["--weights", given.weights, "--out", str(folder), "--figures", "none", *given.options]
     # torchrun gives each process one thread: so has the plain one
-    subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1"} | os.environ)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={"OMP_NUM_THREADS": "1"} | os.environ)
 
 
 def describe(folder: Path, reference: Path) -> list[str]:

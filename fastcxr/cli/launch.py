@@ -19,7 +19,7 @@ from fastcxr.cli.output import (
     print_result,
     print_warning,
 )
-from fastcxr.cli.processes import is_launched, launch, make_torchrun_command, run_in_processes
+from fastcxr.cli.processes import is_first_process, is_launched, launch, make_torchrun_command, run_in_processes
 from fastcxr.cli.tables import show_headline
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
@@ -85,9 +85,8 @@ def train_and_print(
     Without a recipe, print that the run is finished. Of several processes, only the main one prints.
     """
     if recipe is None:
-        return print_finished_run(folder)
+        return print_finished_run(folder) if is_first_process() else 0
     validate_data(recipe)
-    from fastcxr.training.processes import is_main_process
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.run_state import is_finished
     from fastcxr.workflows.train import run
@@ -95,7 +94,7 @@ def train_and_print(
     has_folds = recipe.is_multi_run and not is_launched()
     if not has_folds:
         workers.reject("a single run has no folds", "Pass `folds=5`, or leave the option out")
-    was_finished, is_main = is_finished(folder), is_main_process()
+    was_finished, is_main = is_finished(folder), is_first_process()
     command, resume_command = get_command(), make_resume_command(folder, mirror)
     mirror = mirror and mirror / folder.name
     progress = TerminalProgress(console) if is_main else Progress()

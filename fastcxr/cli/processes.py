@@ -32,8 +32,14 @@ def is_launched() -> bool:
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the only one, or the first one of torchrun."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process is the only one, or the first one of torchrun, which prints and writes."""
+    if not is_launched():
+        return True
+    if "RANK" in os.environ:  # join_processes hides it
+        return os.environ["RANK"] == "0"
+    from fastcxr.training.processes import is_main_process
+
+    return is_main_process()
 
 
 def reject_torchrun(what: str) -> None:

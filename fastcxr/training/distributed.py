@@ -77,7 +77,8 @@ def fit_head_once(learner: Learner, recipe: Recipe, progress: Progress) -> dict[
         compute_for_main(find_frozen_network(learner))
     if find_processes() is not None:
         head = find_head(network)
-        losses, weights = decide((losses, head.state_dict()))
+        # from the CPU: each process would receive them on the GPU of the main process
+        losses, weights = decide((losses, {name: tensor.cpu() for name, tensor in head.state_dict().items()}))
         head.load_state_dict(weights)
     return losses
 

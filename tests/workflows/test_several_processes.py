@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from started_processes import find_rank, finish, run_ranks, start_command, wait_for
+from started_processes import MAX_SECONDS, find_rank, finish, run_ranks, start_command, wait_for
 from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
@@ -137,6 +137,8 @@ def test_a_run_is_resumed_by_another_number_of_processes(work):
         assert np.allclose(read_history(work / "whole"), read_history(work / name), atol=TOLERANCE), name
         weights, expected = (load_file(work / one / "model.safetensors") for one in (name, "whole"))
         assert max((weights[key].float() - expected[key].float()).abs().max() for key in weights) < TOLERANCE
+    shown, _ = start_command("resume", "whole", size=2, where=work).communicate(timeout=MAX_SECONDS)
+    assert shown == "whole/report.html\n"
 
 
 @pytest.mark.slow
