@@ -50,7 +50,7 @@ def run_tasks(
         FastcxrError: of a task, which the message names; DeviceError if its worker ended several times.
     """
     run = _Run(executor or InThisProcess(), executor is not None, shared, on_finished)
-    with progress.bar(len(tasks), "finished") if progress and executor is not None else nullcontext(Bar()) as run.bar:
+    with progress.bar(len(tasks), "finished pieces") if progress and executor is not None else nullcontext(Bar()) as run.bar:
         try:
             for name, task in tasks.items():
                 run.submit(name, task)
