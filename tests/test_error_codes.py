@@ -20,6 +20,7 @@ RANGES = {
     "E3": "models",
     "E4": "outputs",
     "E5": "server",
+    "E6": "several processes",
     "W2": "Warnings",
 }
 

@@ -49,11 +49,8 @@ def run_tasks(
         FastcxrError: of a task, which the message names; DeviceError if its worker ended several times.
     """
     run = _Run(executor or InThisProcess(), executor is not None, shared, on_finished)
-    with (
-        progress.bar(len(tasks), "finished pieces")
-        if progress and executor is not None
-        else nullcontext(Bar()) as run.bar
-    ):
+    shown = progress if progress and executor is not None else Progress()  # in this process a task has its own bars
+    with shown.bar(len(tasks), "finished pieces") as run.bar:
         try:
             for name, task in tasks.items():
                 run.submit(name, task)
