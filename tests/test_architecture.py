@@ -29,7 +29,7 @@ LAYERS = (
     {"__main__", ""},  # the entry point, and the lazy imports of the package
 )
 TORCH = {"torch", "torchvision", "fastai", "fastcore", "fasttransform", "timm"}
-WITHOUT_TORCH = ("errors", "io", "config", "progress", "data", "audit", "metrics", "report")
+WITHOUT_TORCH = ("errors", "io", "config", "progress", "executors", "data", "audit", "metrics", "report")
 MAX_LINES, MIN_LINES = 400, 40
 # modules below MIN_LINES, each with its reason
 SHORT = {

@@ -97,7 +97,8 @@ def train(
 def split_piece(values: dict[str, Any]) -> tuple[Recipe, str | None]:
     """Return the recipe of the whole run, and the fold or held-out source of these options that is one piece of it."""
     if values["leave_one_source_out"] and values["test_source"]:
-        return Recipe(**(values | {"test_source": None})), values["test_source"]
+        without_source: dict[str, Any] = values | {"test_source": None}
+        return Recipe(**without_source), values["test_source"]
     recipe = Recipe(**values)
     return (recipe.replace(fold=None), str(recipe.fold)) if recipe.fold else (recipe, None)
 

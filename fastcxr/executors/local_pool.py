@@ -3,12 +3,13 @@
 Each worker is a ProcessPoolExecutor of one process: a worker that is killed breaks the pool of its own task only.
 """
 
+import atexit
+import gc
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -84,7 +85,8 @@ class LocalPool(Executor):
         if number not in self._pools:
             context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU of its parent
             self._pools[number] = ProcessPoolExecutor(1, context, initializer=_prepare_worker)
-        variables = {THREADS_VARIABLE: str(self.n_threads)}
+        # the command line hides warnings of libraries, too
+        variables = {THREADS_VARIABLE: str(self.n_threads), "PYTHONWARNINGS": "ignore"}
         if self.gpus:
             variables[GPU_VARIABLE] = self.gpus[number % len(self.gpus)]
         # torch reads the variables when it is imported, and the main script may import it before the initializer runs
@@ -109,13 +111,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _prepare_worker() -> None:
-    """Leave signals to the submitting process, end with it, and hide warnings of libraries, as the command line does.
+    """Leave signals to the submitting process, and end with it.
 
     Ctrl-C in a terminal and the end of a batch job signal all processes at once. The submitting process then removes
     the token file, and its tasks write their checkpoints.
     """
+    atexit.register(gc.freeze)  # without it the last collection of torch's objects takes seconds
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module=r"(?!fastcxr)")
     if submitter := multiprocessing.parent_process():
         end_after(submitter.join)

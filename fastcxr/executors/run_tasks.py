@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed, wait
-from contextlib import nullcontext
 from typing import Any, NoReturn
 
 from fastcxr.errors import DeviceError, FastcxrError
@@ -50,7 +49,8 @@ def run_tasks(
         FastcxrError: of a task, which the message names; DeviceError if its worker ended several times.
     """
     run = _Run(executor or InThisProcess(), executor is not None, shared, on_finished)
-    with progress.bar(len(tasks), "finished") if progress and executor is not None else nullcontext(Bar()) as run.bar:
+    shown = progress if progress and executor is not None else Progress()  # in this process a task has its own bars
+    with shown.bar(len(tasks), "finished pieces") as run.bar:
         try:
             for name, task in tasks.items():
                 run.submit(name, task)

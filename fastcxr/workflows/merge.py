@@ -35,7 +35,8 @@ def reject_unfinished_pieces(folder: Path, recipe: Recipe) -> None:
         _make_command(folder, name, fold_dir) for name, fold_dir in unfinished.items() if states[name] != "running"
     ]
     shown = "; ".join(dict.fromkeys(commands[:MAX_COMMANDS])) + "; ..." * (len(commands) > MAX_COMMANDS)
-    problem = f"{unit + 's' * (len(names) > 1)} {join_names(names)} not finished"
+    verb = f"{unit} {names[0]} is" if len(names) == 1 else f"{unit}s {join_names(names)} are"
+    problem = f"{verb} not finished"
     raise InputMissingError(problem, f"Run: {shown}" if commands else "Wait until they end", path=folder, code="E616")
 
 
@@ -45,4 +46,5 @@ def _make_command(folder: Path, name: str, fold_dir: Path) -> str:
         return shlex.join(["fastcxr", "resume", str(fold_dir)])
     command = (folder / STATE_DIR / COMMAND_FILE).read_text(encoding="utf-8", errors="surrogateescape")
     changed, n_changes = PIECE_OPTION.subn(rf"\g<option>\g<gap>{shlex.quote(name)}", command)
-    return changed if n_changes == 1 else shlex.join(["fastcxr", "resume", str(folder)])
+    options = changed.partition(" ")[2]  # the first word can be the path of the program
+    return f"fastcxr {options}" if n_changes == 1 else shlex.join(["fastcxr", "resume", str(folder)])

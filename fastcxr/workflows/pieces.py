@@ -80,7 +80,7 @@ def run_pieces(run_dir: RunDir, folds: Folds, options: FoldOptions) -> None:
         if executor is not None and tasks
         else nullcontext() as shared
     ):
-        for group in (list(tasks)[:n_first], list(tasks)[n_first:]):
+        for group in filter(None, (list(tasks)[:n_first], list(tasks)[n_first:])):
             run_tasks(
                 {name: tasks[name] for name in group},
                 executor,
