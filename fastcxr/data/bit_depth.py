@@ -97,8 +97,8 @@ def decide_depths(sources: pd.Series, peaks: "Sequence[int] | pd.Series[int]") -
 def write_depths(manifest: pd.DataFrame, rows: Sequence[int], depths: BitDepths) -> pd.DataFrame:
     """Return the manifest with the depths of the sources in column `bit_depth` of these rows (positions)."""
     column: list[int | None] = read_depths(manifest) or [None] * len(manifest)
-    for row in rows:
-        column[row] = depths.find(manifest["source"].iloc[row])
+    for row, source in zip(rows, manifest["source"].iloc[list(rows)], strict=True):
+        column[row] = depths.find(source)
     cells = pd.Series([depth and str(depth) for depth in column], index=manifest.index, dtype="object")
     others = manifest.drop(columns=COLUMN, errors="ignore")
     return others.assign(**{COLUMN: to_text(cells)})[[*others.columns.drop("file"), COLUMN, "file"]]
