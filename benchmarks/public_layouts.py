@@ -1,11 +1,11 @@
-"""Write NIH ChestX-ray14, CheXpert and PadChest in their published layouts, with a file of random pixels for each row.
+"""Write NIH ChestX-ray14, CheXpert and PadChest in their published layouts, with random pixels in a file for each row.
 
     python benchmarks/public_layouts.py FOLDER [--dataset nih chexpert padchest] [--rows 1000] [--processes 2]
 
-The tables are those of the package torchxrayvision: 112,120, 223,414 and 160,861 rows, in all 496,395. FOLDER gets nih/,
-chexpert/ and padchest/. Every row has a file with other pixels, gray, 64 px: PNG of 8 bits (NIH), JPEG (CheXpert) or PNG
-of 16 bits (PadChest). A second call draws only the missing images. The package has no official lists of NIH: every
-fifth patient is in test_list.txt.
+The tables are those of the package torchxrayvision: 112,120, 223,414 and 160,861 rows, in all 496,395. FOLDER gets
+nih/, chexpert/ and padchest/. Every row has a file with other pixels, gray, 64 px: PNG of 8 bits (NIH), JPEG (CheXpert)
+or PNG of 16 bits (PadChest). A second call draws only the missing images. The package has no official lists of NIH:
+every fifth patient is in test_list.txt.
 """
 
 import importlib.util
@@ -65,7 +65,7 @@ def _draw_some(root: Path, paths: list[str], seed: int, is_16_bit: bool) -> None
         if not (root / path).exists():
             pixels = np.random.default_rng(number).integers(0, MAX_GRAY, (SIZE_PIXELS, SIZE_PIXELS), np.uint8)
             image = Image.fromarray(pixels.astype(np.uint16) << 8 if is_16_bit else pixels)
-            image.save(root / path, **({"quality": 75} if path.endswith(".jpg") else {"compress_level": 1}))
+            image.save(root / path, quality=75, compress_level=1)  # each format uses one of the two
 
 
 def write_nih(root: Path, rows: int | None, processes: int, source: Path | None = None) -> None:
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     for name in given.dataset:
-        WRITERS[name](given.folder / name, given.rows, given.processes)
+        WRITERS[name](given.folder / name, given.rows, given.processes, None)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Seconds and peak memory of each step from reading half a million rows to their report, for growing datasets.
 
-    python benchmarks/scale.py FOLDER [--rows 1000 10000 100000 400000] [--dataset nih chexpert padchest] [--step read]
+    python benchmarks/scale.py FOLDER [--rows 1000 10000 100000 0] [--dataset nih chexpert padchest] [--step read]
 
-FOLDER gets the datasets of public_layouts.py at full size, in all/, which are kept; ROWS-rows/ have the first rows of
-each of their tables, in proportion, with hard links to the same files. --rows 0: all rows.
+FOLDER gets the datasets of public_layouts.py at full size, in all/, which are kept (--rows 0); ROWS-rows/ have the
+first rows of each of their tables, in proportion, with hard links to the same files.
 
 read, split: read_manifest and split_by_patient of the merged datasets. tables: manifest.csv written and read.
 checks: the checks of the manifest, with checksums of files of equal size. features: every image decoded for the audit.
@@ -13,13 +13,15 @@ which 8 % are unknown, 1 to 12 images per patient. files: their predictions.csv 
 report.html. classes, class_report: the same for one of three labels per image.
 
 Each step is measured in a separate process. "processor" are the seconds of that process on all processors, with its
-start, which depend less on other programs than the seconds of the step do. `peak` is the highest resident memory of that process (VmHWM), with the
-libraries and the input of the step, which an earlier step has written.
+start, which depend less on other programs than the seconds of the step do. Memory: the highest resident memory of the
+process (VmHWM) until the end of the step, with the libraries and the input of the step, which an earlier one has
+written.
 """
 
 import argparse
 import json
 import os
+import pickle
 import re
 import time
 from collections.abc import Callable
@@ -43,6 +45,11 @@ COMMON_NAMES = (  # findings that PadChest writes in lower case
 CLASSES = {"normal": 0.6, "bacterial pneumonia": 0.3, "viral pneumonia": 0.1}
 UNKNOWN_SHARE, SEPARATION = 0.08, 1.4
 MODEL = {"kind": "single_label", "backbone": {"name": "resnet18", "library": "timm"}, "image_size": 64}
+
+
+def load(path: Path) -> Any:
+    """Return an object that an earlier step has written."""
+    return pd.read_pickle(path)  # noqa: S301  written by this script
 
 
 def find_datasets(folder: Path, names: list[str]) -> list[str]:
@@ -78,7 +85,7 @@ def measure_split(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Split the manifest by patient."""
     from fastcxr import split_by_patient
 
-    manifest = pd.read_pickle(folder / "manifest.pkl")
+    manifest = load(folder / "manifest.pkl")
     started = time.perf_counter()
     manifest = split_by_patient(manifest, ignore_given_splits=True)
     seconds = time.perf_counter() - started
@@ -91,7 +98,7 @@ def measure_tables(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Write and read manifest.csv."""
     from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 
-    manifest = pd.read_pickle(folder / "split.pkl")
+    manifest = load(folder / "split.pkl")
     started = time.perf_counter()
     write_manifest(manifest, folder / "manifest.csv")
     written = time.perf_counter()
@@ -105,7 +112,7 @@ def measure_checks(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Check the manifest."""
     from fastcxr.audit.manifest_checks import check_manifest
 
-    manifest = pd.read_pickle(folder / "split.pkl")
+    manifest = load(folder / "split.pkl")
     started = time.perf_counter()
     check_manifest(manifest)
     return {"seconds": time.perf_counter() - started}
@@ -116,11 +123,11 @@ def measure_features(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     from fastcxr.audit.image_features import extract_features
     from fastcxr.progress.base import Progress
 
-    manifest = pd.read_pickle(folder / "split.pkl")
+    manifest = load(folder / "split.pkl")
     started = time.perf_counter()
     features = extract_features(manifest["file"].tolist(), Progress())
     seconds, peak = time.perf_counter() - started, read_peak()
-    pd.to_pickle(features, folder / "features.pkl")
+    (folder / "features.pkl").write_bytes(pickle.dumps(features, protocol=5))
     return {"seconds": seconds, "peak": peak}
 
 
@@ -128,7 +135,7 @@ def measure_near(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Search for near-duplicates."""
     from fastcxr.audit.near_duplicates import check_near_duplicates
 
-    manifest, features = (pd.read_pickle(folder / name) for name in ("split.pkl", "features.pkl"))
+    manifest, features = (load(folder / name) for name in ("split.pkl", "features.pkl"))
     started = time.perf_counter()
     finding = check_near_duplicates(manifest, features)
     return {"seconds": time.perf_counter() - started, "pairs": finding.value or 0}
@@ -139,7 +146,7 @@ def measure_probes(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     from fastcxr.progress.base import Progress
     from fastcxr.workflows.audit import run_probes
 
-    manifest, features = (pd.read_pickle(folder / name) for name in ("split.pkl", "features.pkl"))
+    manifest, features = (load(folder / name) for name in ("split.pkl", "features.pkl"))
     started = time.perf_counter()
     run_probes(manifest, features, 0, Progress())
     return {"seconds": time.perf_counter() - started}

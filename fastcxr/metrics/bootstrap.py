@@ -37,7 +37,7 @@ def bootstrap_metrics(inputs: DrawnMetrics, patients: np.ndarray, seed: int, n_d
 
 
 def find_n_draws(n_patients: int) -> int:
-    """Return the number of draws for so many patients."""
+    """Return the number of draws for a number of patients."""
     return N_DRAWS if n_patients <= MAX_BOOTSTRAP_PATIENTS else N_DRAWS_OF_LARGE_SETS
 
 

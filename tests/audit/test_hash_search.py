@@ -5,6 +5,8 @@ import pytest
 
 from fastcxr.audit import hash_search
 from fastcxr.audit.hash_search import MAX_DISTANCE_BITS, find_close_pairs
+from fastcxr.audit.image_features import compute_perceptual_hashes, extract_features
+from fastcxr.progress.base import Progress
 
 BITS = 256
 
@@ -65,3 +67,19 @@ def test_few_pairs_of_unrelated_hashes_are_compared(monkeypatch):
     n = 4000
     assert len(find_close_pairs(np.random.default_rng(0).random((n, BITS)) < 0.5)) == 0
     assert 0 < sum(n_compared) < 0.002 * n * n / 2
+
+
+@pytest.mark.parametrize("n", [250, pytest.param(None, marks=pytest.mark.slow)])
+def test_real_radiographs_have_the_pairs_of_all_comparisons(n, real_data):
+    files = sorted(map(str, (real_data / "ozturk" / "Covid-19").iterdir()))
+    files += sorted(map(str, (real_data / "cohen" / "images").iterdir()))
+    files += [] if n else sorted(map(str, (real_data / "coronahack" / "train").iterdir()))[:1500]
+    features = extract_features(files[:n], Progress())
+    hashes = compute_perceptual_hashes(features.thumbnails)
+    flipped = compute_perceptual_hashes(features.thumbnails, lambda small: small[:, :, ::-1])
+    signs, flipped_signs = (np.where(part, 1.0, -1.0).astype(np.float32) for part in (hashes, flipped))
+    both = np.argwhere(signs @ signs.T >= BITS - 2 * MAX_DISTANCE_BITS)
+    pairs = find_close_pairs(hashes)
+    assert len(pairs) > 10 and pairs.tolist() == both[both[:, 0] < both[:, 1]].tolist()
+    expected = np.argwhere(signs @ flipped_signs.T >= BITS - 2 * MAX_DISTANCE_BITS)
+    assert find_close_pairs(hashes, flipped).tolist() == expected.tolist()

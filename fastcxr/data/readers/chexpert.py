@@ -13,8 +13,9 @@ no test labels; those of CheXlocalize are read as the test split if they are the
 """
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -107,7 +108,7 @@ def _find_images(names: Iterable[str], index: FileIndex) -> list[str | None]:
     wanted, path_by_key = set(keys), {}
     for path in index.paths:
         key = _make_key(path)
-        if key not in wanted or PurePosixPath(path).suffix.casefold() not in IMAGE_SUFFIXES:
+        if key not in wanted or os.path.splitext(path)[1].casefold() not in IMAGE_SUFFIXES:
             continue
         if key in path_by_key:
             problem = f"two files may be the same image: {path_by_key[key]} and {path}"
