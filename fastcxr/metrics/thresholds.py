@@ -102,7 +102,9 @@ def evaluate_thresholds(
         is_answered, is_any = probability.max(axis=1) >= uncertain_below, np.ones(len(truth), bool)
         proportions["uncertain"] = (~is_answered, is_any)
         proportions["answered_accuracy"] = (probability.argmax(axis=1) == truth, is_answered)
-    values = estimate_proportions(list(proportions.values()), images.patients, find_n_draws(split_predictions.table["patient"].nunique()))
+    values = estimate_proportions(
+        list(proportions.values()), images.patients, find_n_draws(split_predictions.table["patient"].nunique())
+    )
     estimates = dict(zip(proportions, values, strict=True))
     rows = {}
     for label in labels:
