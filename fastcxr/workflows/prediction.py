@@ -7,6 +7,7 @@ images, except for their paths.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below
 from fastcxr.progress.base import Progress
 from fastcxr.version import VERSION
 
+log = logging.getLogger("fastcxr")
 PART_SUFFIX, ROWS_FILE, PROGRESS_FILE = ".part", "rows.csv", "progress.json"
 CELL_BYTES = 24  # of a probability in full precision with its decision; an upper estimate for the free space
 ROW_BYTES = 80  # of the further columns, without the path
@@ -196,6 +198,8 @@ def write_prediction_csv(
         require_free_space(
             part.folder, _estimate_bytes(table, scorer, len(rows) - part.n_rows), "the file", _make_space_fix(part)
         )
+        if part.n_rows:
+            log.info("continuing after %s of %s", f"{part.n_rows:,}", pluralize(len(rows), "image"))
         if part.n_rows < len(rows) or not part.n_bytes:
             open_rows = table.iloc[rows.start + part.n_rows : rows.stop].reset_index(drop=True)
             with closing(predict_decided_blocks(scorer, open_rows, progress, hash_names=hash_names)) as blocks:
