@@ -1,4 +1,4 @@
-"""Pieces of a run as commands of their own: one fold or source, and merge, which pools them."""
+"""Pieces of a run as separate commands: one fold or source, and merge, which pools them."""
 
 import shlex
 from pathlib import Path
