@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_processes import one_connected_process
 from safetensors.torch import save_file
 from timm import create_model
 from toy_images import write_toys
@@ -182,3 +183,18 @@ def test_inference_continues_with_batches_that_fit(many_toys, recipe, caplog):
     on_cpu = replace(classifier, network=classifier.network.cpu())
     expected = predict(on_cpu, many_toys, splits=None, progress=Progress())
     np.testing.assert_allclose(found.probability[:120], expected.probability, rtol=0, atol=MODEL_TOLERANCE)
+
+
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+def test_one_process_of_torchrun_trains_as_a_plain_process(many_toys, recipe, sync_batch_norm):
+    recipe = recipe.replace(strategy="full", epochs=2, deterministic=True, sync_batch_norm=sync_batch_norm)
+
+    def train_once() -> torch.Tensor:
+        learner = make_learner(make_loaders(many_toys, recipe), recipe)
+        train(learner, recipe)
+        return torch.cat([weight.flatten() for weight in learner.model.parameters()]).detach()
+
+    plain = train_once()
+    with one_connected_process():
+        shared = train_once()
+    assert torch.allclose(plain, shared, atol=1e-5)

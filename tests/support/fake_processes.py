@@ -29,7 +29,8 @@ def act_as(rank: int, size: int, store: Any = None) -> Iterator[Processes]:
 def one_connected_process() -> Iterator[Processes]:
     """Connect this process as the only one of its group: everything is exchanged, with itself."""
     store = dist.HashStore()
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         with act_as(0, 1, store) as found:
             yield found
