@@ -1,6 +1,6 @@
 """Executor of worker processes on this computer, each with its own GPU where there are several.
 
-Each worker is a ProcessPoolExecutor of one process: a worker that is killed breaks the pool of its own task only.
+Each worker is a ProcessPoolExecutor of one process: a worker that is killed breaks the pool of its task only.
 """
 
 import atexit

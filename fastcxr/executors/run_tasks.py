@@ -121,7 +121,7 @@ class _Run:
 
     def close(self) -> None:
         """Let running tasks finish, and no further one start."""
-        if self.shared:  # an executor of a cluster cannot tell which tasks run, and would cancel those too
+        if self.shared:  # an executor of a cluster would also cancel the tasks that run
             self.shared.close()
         else:
             self._cancel()
@@ -176,5 +176,5 @@ def _to_future(job: Any) -> Future:
 
 
 def count_workers(executor: Executor | None) -> int:
-    """Return how many tasks the executor runs at once, 1 where it does not tell."""
+    """Return how many tasks the executor runs at once, 1 if that is unknown."""
     return max(1, getattr(executor, "_max_workers", 1)) if executor is not None else 1

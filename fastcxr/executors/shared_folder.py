@@ -1,4 +1,4 @@
-"""A token file in the run folder: it shows that a worker sees the folder, and tells running tasks to stop.
+"""A token file in the run folder: it shows that a worker sees the folder, and stops running tasks.
 
 The process that submits tasks writes the file, changes its last word so that no further task starts, and removes it so
 that running tasks stop. A file works with every executor; signals reach processes of this computer only.

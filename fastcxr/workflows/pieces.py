@@ -1,4 +1,4 @@
-"""Folds and sources as pieces of one run: tasks of an executor, or commands of their own that share a run folder."""
+"""Folds and sources as pieces of one run: tasks of an executor, or separate commands that share a run folder."""
 
 import logging
 import math

@@ -148,7 +148,7 @@ def test_a_chosen_batch_size_is_that_of_a_finished_fold(sequential, tmp_path):
     (folder / "fold-1" / "report.html").touch()
     (folder / "fold-1" / "model.json").write_text(json.dumps({"choices": {"batch_size": 4}}))
     assert find_shared_batch_size(recipe, claim_piece(recipe, "2", folder, None)[1]) == 4
-    assert find_shared_batch_size(recipe, tmp_path / "fold-2") is None, "a run of its own"
+    assert find_shared_batch_size(recipe, tmp_path / "fold-2") is None, "not a piece"
     assert find_shared_batch_size(sequential[0], folder / "fold-2") is None, "a given size"
 
 
