@@ -1,4 +1,4 @@
-"""Pieces of a run as separate commands: one fold or source, and merge, which joins them, or shards."""
+"""Pieces of a run as separate commands: one fold or source, and merge, which joins folds or shards."""
 
 import shlex
 from collections.abc import Callable
