@@ -51,7 +51,6 @@ def train(
     fastcxr train --data FOLDER    # one subfolder of images per class
     fastcxr train resnet50 --data images.csv --patient-table patients.csv
     fastcxr train --data SITE_A SITE_B --folds 5 --image-size 320
-    fastcxr train --data FOLDER --folds 5 --fold 2 --out RUN    # see merge
     ```
 
     An interrupted run with the same options is resumed. Without --data it uses the class folders in data/, or the

