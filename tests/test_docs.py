@@ -28,7 +28,10 @@ from sample_images import make_dicom, save_dicom
 from fastcxr.errors import RecipeError
 
 # pages whose commands differ from those of the other pages by options that have tests
-SLOW_PAGES = ("backbone", "class_imbalance", "cross_validation", "embed_onnx", "export", "studies")
+SLOW_PAGES = (
+    "backbone", "class_folders", "class_imbalance", "cluster", "cross_validation", "dicom", "embed_onnx", "export",
+    "studies",
+)  # fmt: skip
 CODE_PAGES = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in SLOW_PAGES))
     for page in PAGES

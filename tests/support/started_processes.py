@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 SUPPORT = Path(__file__).parent
@@ -17,27 +20,28 @@ MAX_SECONDS = 240  # of a training that hangs
 
 
 def make_environment() -> dict[str, str]:
-    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(SUPPORT), str(SUPPORT.parent / "workflows"), str(SUPPORT.parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run_ranks(script: str, *arguments: str, size: int = 2) -> None:
-    """Run a Python script in several processes, whose store is in this process, as it is in that of torchrun."""
+@contextmanager
+def start_second_rank(script: str, argument: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start a script as the second of two processes, and make this process the first one, for the block."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    shared |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "test"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            env=make_environment() | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(size)
-    ]
-    try:
-        assert [process.wait(MAX_SECONDS) for process in ranks] == [0] * size
-    finally:
-        for process in ranks:
-            process.kill()
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    environment = make_environment() | shared | {"RANK": "1", "LOCAL_RANK": "1"}
+    other = subprocess.Popen([sys.executable, "-c", script, argument], env=environment)
+    with patch.context() as own:
+        for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+            own.setenv(name, value)
+        try:
+            yield
+            assert other.wait(MAX_SECONDS) == 0
+        finally:
+            other.kill()
 
 
 def start_command(*arguments: str, size: int, where: Path) -> subprocess.Popen:

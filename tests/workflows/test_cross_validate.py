@@ -288,7 +288,9 @@ class MessageList(logging.Handler):
 SPLITS_IGNORED = "given splits are not used: new folds are drawn"
 
 
-@pytest.mark.parametrize(("ignored", "expected"), [(False, [SPLITS_IGNORED]), (True, [])])
+@pytest.mark.parametrize(("ignored", "expected"), [
+    (False, [SPLITS_IGNORED]), pytest.param(True, [], marks=pytest.mark.slow),
+])  # fmt: skip
 def test_ignored_given_splits_are_logged_once_for_all_folds(pooled, tmp_path, ignored, expected):
     write_toys(tmp_path / "toys" / "train", per_class=6)
     write_toys(tmp_path / "toys" / "test", per_class=4, first=50)
@@ -402,6 +404,7 @@ def test_all_folds_read_manifest_and_images_once(counted, tmp_path, split):
     assert counted == {"manifest": 2, "images": 2}, "even if some folds are finished"
 
 
+@pytest.mark.slow
 def test_all_held_out_sources_read_manifest_and_images_once(counted, tmp_path):
     folders = [str(write_toys(tmp_path / name, 8, first=first)) for name, first in (("ward", 0), ("clinic", 50))]
     recipe = Recipe(NAME, data=tuple(folders), weights="none", image_size=64, batch_size=8, strategy="probe")
@@ -409,6 +412,7 @@ def test_all_held_out_sources_read_manifest_and_images_once(counted, tmp_path):
     assert counted == {"manifest": 1, "images": 1}
 
 
+@pytest.mark.slow
 def test_a_single_run_reads_its_manifest_once(counted, tmp_path):
     data = write_toys(tmp_path / "toys", per_class=8)
     recipe = Recipe(NAME, data=str(data), weights="none", image_size=64, batch_size=8, strategy="probe")
@@ -418,6 +422,7 @@ def test_a_single_run_reads_its_manifest_once(counted, tmp_path):
     assert counted == {"manifest": 2, "images": 1}, "a finished run is compared with the manifest only"
 
 
+@pytest.mark.slow
 def test_all_folds_use_the_batch_size_that_the_first_one_chose(tmp_path, monkeypatch):
     chosen, released = [], []
 

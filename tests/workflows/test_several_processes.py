@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from started_processes import MAX_SECONDS, find_rank, finish, run_ranks, start_command, wait_for
+from started_processes import MAX_SECONDS, find_rank, finish, start_command, start_second_rank, wait_for
 from tiny_network import NAME
 
 from fastcxr.config.recipe import Recipe, Stage
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
+from fastcxr.training.processes import join_processes
 from fastcxr.training.trainer import train
 
 TOLERANCE = 1e-5  # sums of gradients in another order
@@ -24,42 +25,48 @@ RECIPE = Recipe(
     NAME, weights="none", image_size=64, batch_size=5, epochs=2, strategy=FROZEN, device="cpu", sampler="weighted",
     class_weights="balanced", learning_rate=1e-2,
 )  # fmt: skip
-# each process writes its history and weights
+# the second process writes its history and weights
 SCRIPT = """
 import json, sys
 import pandas as pd
 import torch
 import tiny_network
+from test_several_processes import train_in_processes
 from fastcxr.config.recipe import Recipe
-from fastcxr.training.learner import make_learner
-from fastcxr.training.loaders import make_loaders
-from fastcxr.training.processes import join_processes
-from fastcxr.training.trainer import train
 
-recipe, manifest = Recipe.from_json(sys.argv[1] + "/recipe.json"), pd.read_csv(sys.argv[1] + "/manifest.csv", dtype=str)
-with join_processes() as processes:
-    learner = make_learner(make_loaders(manifest, recipe), recipe)
-    result = train(learner, recipe)
-    torch.save(learner.model.state_dict(), f"{sys.argv[1]}/weights-{processes.rank}.pt")
-    with open(f"{sys.argv[1]}/history-{processes.rank}.json", "w") as file:
-        json.dump(result.history.drop(columns="seconds").to_dict("list"), file)
+history, weights = train_in_processes(pd.read_csv(sys.argv[1] + "/manifest.csv", dtype=str))
+torch.save(weights, sys.argv[1] + "/weights.pt")
+with open(sys.argv[1] + "/history.json", "w") as file:
+    json.dump(history.to_dict("list"), file)
 """
 
 
-def test_two_processes_train_as_one(toy_manifest, tmp_path):
-    (tmp_path / "recipe.json").write_text(RECIPE.to_json())
-    toy_manifest.to_csv(tmp_path / "manifest.csv", index=False)
-    run_ranks(SCRIPT, str(tmp_path))
-    learner = make_learner(make_loaders(toy_manifest, RECIPE), RECIPE)
+def train_alone(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    """Return history and weights of a training."""
+    learner = make_learner(make_loaders(manifest, RECIPE), RECIPE)
     history = train(learner, RECIPE).history.drop(columns="seconds")
-    weights = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in range(2)]
-    for name, expected in learner.model.state_dict().items():
-        assert torch.equal(weights[0][name], weights[1][name]), name
-        assert torch.allclose(weights[0][name], expected, atol=TOLERANCE), name
-    histories = [json.loads((tmp_path / f"history-{rank}.json").read_text()) for rank in range(2)]
-    assert histories[0] == histories[1]
+    return history, learner.model.state_dict()
+
+
+def train_in_processes(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
+    """Return history and weights of the training that this process shares with another one."""
+    with join_processes():
+        return train_alone(manifest)
+
+
+def test_two_processes_train_as_one(toy_manifest, tmp_path, monkeypatch):
+    toy_manifest.to_csv(tmp_path / "manifest.csv", index=False)
+    expected_history, expected_weights = train_alone(toy_manifest)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)  # the other process sees no GPU either
+    with start_second_rank(SCRIPT, str(tmp_path), monkeypatch):
+        history, weights = train_in_processes(toy_manifest)
+    other_weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for name, expected in expected_weights.items():
+        assert torch.equal(weights[name], other_weights[name]), name
+        assert torch.allclose(weights[name], expected, atol=TOLERANCE), name
+    assert history.to_dict("list") == json.loads((tmp_path / "history.json").read_text())
     for name in history.select_dtypes("number"):
-        assert np.allclose(history[name], histories[0][name], atol=TOLERANCE), name
+        assert np.allclose(history[name], expected_history[name], atol=TOLERANCE), name
 
 
 @pytest.fixture(scope="module")
