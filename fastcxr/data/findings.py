@@ -58,14 +58,19 @@ def parse_finding_columns(table: pd.DataFrame, columns: Iterable[str] | Mapping[
 
 
 def _parse_values(cells: pd.Series, path: Path) -> pd.Series:
-    values = cells.str.strip().map(VALUE_BY_CELL).astype(FINDING_DTYPE)
-    is_unknown = values.isna() & ~is_blank(cells)
-    if is_unknown.any():
-        examples = format_names(map(repr, sorted(set(cells[is_unknown]))), 5)
-        lines = format_line_numbers(cells.index[is_unknown])
-        problem = f"{is_unknown.sum():,} cells of {cells.name} are not 1, 0, -1 or blank: {examples} ({lines})"
+    codes, texts = pd.factorize(cells)  # a column has few distinct texts; -1: a missing cell
+    parsed = [VALUE_BY_CELL.get(text.strip()) for text in texts]
+    unread = [k for k, value in enumerate(parsed) if value is None]
+    is_blank_text = is_blank(pd.Series(texts[unread], dtype=TEXT_DTYPE))
+    if unknown := [k for k, blank in zip(unread, is_blank_text, strict=True) if not blank]:
+        is_other = np.isin(codes, unknown)
+        examples = format_names(map(repr, sorted(texts[unknown])), 5)
+        lines = format_line_numbers(cells.index[is_other])
+        problem = f"{is_other.sum():,} cells of {cells.name} are not 1, 0, -1 or blank: {examples} ({lines})"
         raise DataError(problem, "Use 1 present, 0 absent, -1 uncertain, blank unknown", path=path, code="E012")
-    return values
+    values = np.array([value or 0 for value in (*parsed, None)], np.int8)  # the last one is that of the code -1
+    is_missing = np.array([value is None for value in (*parsed, None)])
+    return pd.Series(pd.arrays.IntegerArray(values[codes], is_missing[codes]), cells.index, name=cells.name)
 
 
 def expand_label_lists(

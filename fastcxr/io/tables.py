@@ -1,4 +1,4 @@
-"""Read CSV files as tables of text, with line numbers in errors, and escape cells against formula injection.
+"""Read CSV files as tables of text, with line numbers in errors, and write tables as CSV text.
 
 Supported are commas, semicolons, tabs, CRLF, UTF-8 with and without a byte-order mark, UTF-16 with one, files
 compressed with gzip, bzip2 or xz, a zip archive with one table, and JSON Lines (one object per line).
@@ -17,16 +17,18 @@ import stat
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pandas as pd
 
 from fastcxr.errors import DataError, InputMissingError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.formulas import escape_formulas, unescape_formulas
 
 log = logging.getLogger("fastcxr")
 TEXT_DTYPE = pd.Series(["text"]).dtype  # str in pandas 3, object before; both allow missing values
@@ -40,12 +42,10 @@ DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma
 COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError)
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 MAX_HEADER_BYTES = 1_000_000
+ROWS_PER_PART = 10_000  # of a table, which are converted to columns at a time
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 COMPRESSION_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 WORKBOOK_MEMBERS = {"[Content_Types].xml", "xl/workbook.xml"}  # of an Excel workbook, which is a zip archive
-FORMULA_PATTERN = re.compile(r"'*[=+\-@\t\r]")
-FORMULA_STARTS = ("'", "=", "+", "-", "@", "\t", "\r")  # of the cells that match
-NUMBER_PATTERN = re.compile(r"'*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def is_table_name(path: str | Path) -> bool:
@@ -73,25 +73,43 @@ def read_table(path: str | Path, columns: Iterable[str] | None = None) -> pd.Dat
         columns: columns to return, if the file has them; default: all.
     """
     path = Path(path)
-    text = _decode(_read_bytes(path), path)
+    content = _read_bytes(path)
     if _is_json_lines(path):
-        return _parse_json_lines(text, path)
-    rows = _parse(text, detect_separator(text), path)
-    if not rows:
+        return _parse_json_lines(_decode(content, path), path)
+    rows = _iterate_rows(content, path)
+    _, first = next(rows, (0, None))
+    if first is None:
         raise DataError("an empty table", "Write a header line and a row for each image", path=path, code="E010")
-    (_, header), *records = rows
-    header = [name.strip() for name in header]
+    header = [name.strip() for name in first]
     _reject_duplicate_columns(header, path)
-    records = [(line, _drop_trailing_blanks(cells, len(header))) for line, cells in records]
-    _reject_ragged_rows(records, header, path)
+    wanted = set(header if columns is None else columns) - {""}
+    table = _join_rows(rows, header, [i for i, name in enumerate(header) if name in wanted], path)
     if columns is None and "" in header:
         log.info("columns without a name are left out of %s: %d", path.name, header.count(""))
-    wanted = set(header if columns is None else columns) - {""}
-    numbers = [i for i, name in enumerate(header) if name in wanted]
-    lines = pd.Index([line for line, _ in records], name="line", dtype="int64")
-    series = {header[i]: pd.Series([cells[i] for _, cells in records], lines, TEXT_DTYPE) for i in numbers}
-    table = pd.DataFrame(series, index=lines)
     return unescape_formulas(table) if "patient_origin" in table else table  # a manifest.csv of fastcxr is escaped
+
+
+def _join_rows(
+    rows: Iterator[tuple[int, list[str]]], header: list[str], numbers: list[int], path: Path
+) -> pd.DataFrame:
+    """Return the columns with these numbers as text, indexed by line. Raises DataError for ragged rows.
+
+    A list of a million rows with all of their cells would take ten times the memory of the table.
+    """
+    lines, ragged_lines = [], []
+    parts: dict[int, list[pd.Series]] = {number: [pd.Series(dtype=TEXT_DTYPE)] for number in numbers}
+    while some := list(islice(rows, ROWS_PER_PART)):
+        records = [_drop_trailing_blanks(cells, len(header)) for _, cells in some]
+        lines += [line for line, _ in some]
+        ragged_lines += _find_ragged_lines(some, records, header)
+        if not ragged_lines:
+            columns = list(zip(*records, strict=False))  # the last columns have no name, and may be left out
+            for number in numbers:
+                parts[number].append(pd.Series(columns[number], dtype=TEXT_DTYPE))
+    _reject_ragged_lines(ragged_lines, len(header), path)
+    index = pd.Index(lines, name="line", dtype="int64")
+    series = {header[i]: pd.concat(parts.pop(i), ignore_index=True).set_axis(index) for i in numbers}
+    return pd.DataFrame(series, index=index)
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -116,13 +134,13 @@ def read_header(path: str | Path) -> list[str]:
     """Return the column names of a table, the keys of the first object of JSON Lines; empty if it cannot be read."""
     try:
         with _open_binary(Path(path)) as file:
-            text = _decode(_read_first_line(file), Path(path))
+            line = _read_first_line(file)
         if _is_json_lines(Path(path)):
-            return list(map(str, _parse_json_lines(text, Path(path))))
-        rows = _parse(text, detect_separator(text), Path(path))
+            return list(map(str, _parse_json_lines(_decode(line, Path(path)), Path(path))))
+        _, header = next(_iterate_rows(line, Path(path)), (0, []))
     except (DataError, *COMPRESSION_ERRORS):
         return []
-    return [name.strip() for name in rows[0][1]] if rows else []
+    return [name.strip() for name in header]
 
 
 def _read_first_line(file: BinaryIO) -> bytes:
@@ -137,7 +155,8 @@ def _read_first_line(file: BinaryIO) -> bytes:
 
 def detect_separator(text: str) -> str:
     """Return comma, semicolon or tab: the one that splits the first line into the most cells."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    lines = (match[0] for match in re.finditer(r"[^\r\n]+", text))
+    first = next((line for line in lines if line.strip()), "")
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
@@ -236,14 +255,17 @@ def suggest_path(path: Path) -> str:
 def _decode(content: bytes, path: Path) -> str:
     if content.startswith(b"\xd0\xcf\x11\xe0"):  # before 2007; later workbooks are zip archives
         raise DataError("an Excel workbook, not a CSV", "Save it as 'CSV UTF-8' first", path=path, code="E010")
-    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"
     try:
-        return content.decode(encoding)
+        return content.decode(_find_encoding(content))
     except UnicodeDecodeError as error:
         lines = [number for number, line in enumerate(content.split(b"\n"), 1) if not _is_utf8(line)]
         line_text = f" ({format_line_numbers(lines)})" if lines else ""
         fix = "Save it as UTF-8 (in Excel: 'CSV UTF-8')"
         raise DataError(f"characters that are not UTF-8{line_text}", fix, path=path, code="E010") from error
+
+
+def _find_encoding(content: bytes) -> str:
+    return "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -254,20 +276,20 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _parse(text: str, separator: str, path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows that are not blank, each with the line on which it starts; quoted cells may span lines."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows, line = [], 1
+def _iterate_rows(content: bytes, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, each with the line on which it starts; quoted cells may span lines."""
+    separator = detect_separator(_decode(content, path))  # reports every line that cannot be decoded
+    text = io.TextIOWrapper(io.BytesIO(content), _find_encoding(content), newline="")  # half the memory of StringIO
+    reader, line = csv.reader(text, delimiter=separator, strict=True), 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                rows.append((line, cells))
+                yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         problem = f"the quotes or cells that start on line {line} cannot be read ({error})"
         fix = 'Quote a cell as "..." and a quote within it as ""'
         raise DataError(problem, fix, path=path, code="E010") from error
-    return rows
 
 
 def _is_json_lines(path: Path) -> bool:
@@ -306,11 +328,15 @@ def _drop_trailing_blanks(cells: list[str], width: int) -> list[str]:
     return cells[:width] if not any(cell.strip() for cell in cells[width:]) else cells
 
 
-def _reject_ragged_rows(records: list[tuple[int, list[str]]], header: list[str], path: Path) -> None:
-    """Raise DataError for rows of another length than the header; columns without a name at its end may be left out."""
+def _find_ragged_lines(rows: list[tuple[int, list[str]]], records: list[list[str]], header: list[str]) -> list[int]:
+    """Return the lines of rows of another length than the header; columns without a name at its end may be left out."""
     width = len(header)
     n_needed = max((i + 1 for i, name in enumerate(header) if name), default=width)
-    if ragged_lines := [line for line, cells in records if not n_needed <= len(cells) <= width]:
+    return [line for (line, _), cells in zip(rows, records, strict=True) if not n_needed <= len(cells) <= width]
+
+
+def _reject_ragged_lines(ragged_lines: list[int], width: int, path: Path) -> None:
+    if ragged_lines:
         lines = format_line_numbers(ragged_lines)
         problem = f"{len(ragged_lines):,} rows do not have {width} cells, as the header has ({lines})"
         fix = "Give every row as many cells as the header, and quote a cell that holds the separator"
@@ -348,48 +374,3 @@ def format_csv(table: pd.DataFrame, *, header: bool = True, quote_text: bool = F
         if "\r" not in text:
             return text
     return escaped.to_csv(index=False, header=header, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-
-
-def escape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Escape column names and text cells that a spreadsheet would run as formulas."""
-    return _map_text_cells(table, escape_cell)
-
-
-def unescape_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """Undo escape_formulas."""
-    return _map_text_cells(table, unescape_cell)
-
-
-def escape_cell(cell: object) -> object:
-    """Prefix a cell with an apostrophe if a spreadsheet would run it as a formula."""
-    return f"'{cell}" if _is_formula(cell) else cell
-
-
-def unescape_cell(cell: object) -> object:
-    """Undo escape_cell."""
-    return cell[1:] if _is_formula(cell) and cell.startswith("'") else cell
-
-
-def _is_formula(cell: object) -> TypeGuard[str]:
-    return isinstance(cell, str) and bool(FORMULA_PATTERN.match(cell)) and not NUMBER_PATTERN.fullmatch(cell)
-
-
-def _map_text_cells(table: pd.DataFrame, convert: Callable[[object], Any]) -> pd.DataFrame:
-    converted = {}
-    for name in table.columns:
-        column = table[name]
-        if pd.api.types.is_numeric_dtype(column) or not len(column):
-            continue
-        is_candidate = _may_be_formula(column)
-        if is_candidate.any():
-            cells = np.array(column, dtype=object)
-            cells[is_candidate] = [convert(cell) for cell in cells[is_candidate]]
-            converted[name] = pd.Series(cells, column.index, column.dtype)
-    return table.assign(**converted).rename(columns=convert)
-
-
-def _may_be_formula(column: pd.Series) -> np.ndarray:
-    """Return which cells begin as a formula or an escaped one, booleans of shape (n,); False for other values."""
-    if isinstance(column.dtype, pd.StringDtype):
-        return column.str.startswith(FORMULA_STARTS).fillna(False).to_numpy(bool)
-    return np.array([isinstance(cell, str) and cell.startswith(FORMULA_STARTS) for cell in column], bool)

@@ -18,8 +18,9 @@ from fastcxr.data.findings import FINDING_DTYPE, LABEL_SEPARATOR
 from fastcxr.data.label_policy import compute_truth
 from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.files import atomic_write
+from fastcxr.io.formulas import unescape_formulas
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.io.tables import format_csv, unescape_formulas
+from fastcxr.io.tables import format_csv
 from fastcxr.metrics.scored_images import DEFAULT_THRESHOLD, ScoredImages, list_thresholds
 
 PREDICTIONS_FILE = "predictions.csv"

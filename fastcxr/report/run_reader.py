@@ -24,8 +24,8 @@ from fastcxr.data.findings import (
 from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, reject_other_format
+from fastcxr.io.formulas import unescape_formulas
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.io.tables import unescape_formulas
 from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.metrics.feature_map import COORDINATES, FEATURE_MAP_FILE, TEXT_COLUMNS
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OUT_OF_FOLD, Predictions, read_predictions

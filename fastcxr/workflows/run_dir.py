@@ -23,9 +23,9 @@ from fastcxr.data.statistics import measure_images, sample_per_class
 from fastcxr.errors import ImageError, OutputError
 from fastcxr.io.cpus import count_cpus
 from fastcxr.io.files import STATE_DIR, atomic_write, write_json
+from fastcxr.io.formulas import escape_formulas
 from fastcxr.io.lock import LOCK_FILE_NAME, directory_lock, reject_locked
 from fastcxr.io.redact import hide_in_text, redact_command
-from fastcxr.io.tables import escape_formulas
 from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.progress.base import Bar, Progress, log_to
 from fastcxr.report.finding_rows import N_WRONG_PER_FINDING

@@ -14,9 +14,10 @@ from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import DataError, FastcxrError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import is_unfinished, reject_other_format
+from fastcxr.io.formulas import unescape_formulas
 from fastcxr.io.lock import is_locked, reject_locked
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.io.tables import read_table, unescape_formulas
+from fastcxr.io.tables import read_table
 from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
 from fastcxr.workflows.run_dir import acquire_directory

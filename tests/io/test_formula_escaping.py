@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from synthetic_run import build_description
 
 from fastcxr.data.manifest_file import read_written_manifest, write_manifest
-from fastcxr.io.tables import escape_cell, escape_formulas, unescape_cell, unescape_formulas
+from fastcxr.io.formulas import escape_cell, escape_formulas, unescape_cell, unescape_formulas
 from fastcxr.report.run_reader import read_dataset_record
 from fastcxr.workflows.run_dir import write_table
 
