@@ -92,15 +92,15 @@ def apply_blank_policy(rows: pd.DataFrame, policy: LabelPolicy) -> pd.DataFrame:
     findings = list_findings(rows)
     if not findings:
         return rows
-    is_normal = rows["label"].map(split_labels).map(lambda labels: labels == [NO_FINDING]).to_numpy(bool)
+    is_normal = np.array([split_labels(label) == [NO_FINDING] for label in rows["label"].tolist()], bool)
     columns = {}
     for name in findings:
         values, is_absent = rows[FINDING_PREFIX + name], np.ones(len(rows), bool)
         if policy.find(name) == "unknown":
             is_absent = is_normal & (name not in FINDINGS_BESIDE_NO_FINDING)
-        is_blank = values.isna() | (values == BLANK_AS_ABSENT).fillna(False)
-        blank = pd.Series(np.where(is_absent, BLANK_AS_ABSENT, np.nan), values.index).astype(FINDING_DTYPE)
-        columns[FINDING_PREFIX + name] = values.mask(is_blank, blank).astype(FINDING_DTYPE)
+        numbers = values.to_numpy(dtype=np.int8, na_value=BLANK_AS_ABSENT)
+        is_unknown = (numbers == BLANK_AS_ABSENT) & ~is_absent
+        columns[FINDING_PREFIX + name] = pd.Series(pd.arrays.IntegerArray(numbers, is_unknown), values.index)
     return rows.assign(**columns)
 
 
@@ -148,8 +148,8 @@ def compute_truth(
     for number, name in enumerate(findings):
         if FINDING_PREFIX + name not in rows:
             continue
-        values = rows[FINDING_PREFIX + name].astype("Float64").to_numpy(dtype=float, na_value=np.nan)
-        column = np.where(values == BLANK_AS_ABSENT, 0.0, values)
+        values = rows[FINDING_PREFIX + name].astype(FINDING_DTYPE).to_numpy(dtype=np.float32, na_value=np.nan)
+        column = np.where(values == BLANK_AS_ABSENT, np.float32(0), values)
         guess = VALUE_BY_UNCERTAIN_POLICY[uncertain.find(name) if uncertain else "ignore"]
         truth[:, number] = np.where(column == -1, np.where(is_train, guess, np.nan), column)
     return truth

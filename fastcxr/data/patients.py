@@ -99,7 +99,7 @@ def match_known_names(paths: pd.Series) -> pd.Series:
 
 def match_names(paths: pd.Series, pattern: re.Pattern) -> pd.Series:
     """Return the first group of the pattern in each path, missing without a match."""
-    matches = map(pattern.search, paths)
+    matches = map(pattern.search, paths.tolist())
     return pd.Series([match[1] if match else None for match in matches], index=paths.index, dtype=TEXT_DTYPE)
 
 
@@ -154,7 +154,7 @@ def _match_regex(rows: pd.DataFrame, pattern: re.Pattern) -> pd.Series:
 
 def _read_dicom_patients(rows: pd.DataFrame, tag: str | None) -> pd.Series:
     """Return the hashed patient of each DICOM file, missing for placeholders of anonymization tools."""
-    values = [_read_dicom_tag(file, tag or "PatientID") for file in rows["file"]]
+    values = [_read_dicom_tag(file, tag or "PatientID") for file in rows["file"].tolist()]
     if tag is not None and values and not any(values):
         problem = f"no DICOM file without a patient has the tag {tag}"
         raise DataError(problem, "Leave out `patient_tag`, or pass a tag of the files", code="E032")

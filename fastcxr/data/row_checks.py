@@ -67,6 +67,8 @@ def join_repeated_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         DataError: they differ (E008, E009, E014, E015).
     """
     rows = _find_repeated_rows(table)
+    if rows.empty:
+        return table
     _reject_contradictions(rows, path)
     is_repeated = rows["key"].duplicated()
     if is_repeated.any():
@@ -77,8 +79,10 @@ def join_repeated_rows(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _find_repeated_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of images with several rows, with the identity of the file in `key`."""
-    key = table["file"].map(lambda file: file if parse_reference(file) else identify_file(file))
-    return table.assign(key=key)[key.duplicated(keep=False)]
+    files = table["file"].tolist()
+    keys = pd.Series([file if parse_reference(file) else identify_file(file) for file in files], table.index, object)
+    is_repeated = keys.duplicated(keep=False)
+    return table[is_repeated].assign(key=keys[is_repeated])
 
 
 def _reject_contradictions(rows: pd.DataFrame, path: Path) -> None:

@@ -164,9 +164,9 @@ def _join_source_and_path(table: pd.DataFrame) -> pd.Series:
 
 def labels_per_group(manifest: pd.DataFrame, keys: pd.Series) -> dict[str, tuple[str, ...]]:
     """Return the sorted labels of each group; with several labels per image those that are present."""
-    label_lists = manifest["label"].map(split_labels if is_multi_label(manifest) else lambda label: [label])
+    label_lists = map(split_labels if is_multi_label(manifest) else lambda label: [label], manifest["label"].tolist())
     labels: dict[str, set[str]] = {}
-    for key, names in zip(keys, label_lists, strict=True):
+    for key, names in zip(keys.tolist(), label_lists, strict=True):
         labels.setdefault(key, set()).update(names)
     return {key: tuple(sorted(names)) for key, names in labels.items()}
 
@@ -206,7 +206,9 @@ def warn_of_missing_findings(manifest: pd.DataFrame, uncertain: Sequence[str] = 
     """
     findings, policy = list_findings(manifest), parse_policy(uncertain, UNCERTAIN_POLICIES, "uncertain", "ignore")
     is_present = dict(zip(findings, (compute_truth(manifest) == 1).T, strict=True))
-    is_trained = dict(zip(findings, (compute_truth(manifest, uncertain=policy) == 1).T, strict=True))
+    is_trained = is_present
+    if uncertain:
+        is_trained = dict(zip(findings, (compute_truth(manifest, uncertain=policy) == 1).T, strict=True))
     patients = {name: manifest.loc[rows, "patient"].nunique() for name, rows in is_present.items()}
     nowhere = [name for name, n in patients.items() if not n]
     if lost := [name for name in nowhere if not is_trained[name].any()]:

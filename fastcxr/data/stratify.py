@@ -168,6 +168,6 @@ def _reject_similar_names(labels: list[str], path: str | Path | None) -> None:
     if groups:
         examples = format_names(" and ".join(map(ascii, group)) for group in groups)
         problem = f"class names differ only in case, spaces or Unicode normalization: {examples}"
-        relabel = [f"{groups[0][0]}={groups[0][1]}"]
+        relabel = [f"{name}={last}" for *others, last in groups for name in others]
         fix = f"Give each class one name, or pass `relabel={relabel}`"
         raise DataError(problem, fix, path=path, code="E006")

@@ -64,7 +64,7 @@ class MetricInputs:
 
     support, predicted, hits: indicators of the images of each true class, of each predicted class, and of the correct
     images of each class; sparse (k, n), because indicators of all pairs of classes would take n * k**2 numbers.
-    rankings: one per class. means: per-image values of the metrics that are means, each (n,).
+    rankings: one per class, or none without AUROC and average precision. means: per-image values of the metrics that are means, each (n,).
     """
 
     labels: Sequence[str]
@@ -75,7 +75,9 @@ class MetricInputs:
     means: MetricDraws
 
     @classmethod
-    def of(cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str]) -> "MetricInputs":
+    def of(
+        cls, truth: np.ndarray, probability: np.ndarray, labels: Sequence[str], *, with_rankings: bool = True
+    ) -> "MetricInputs":
         """Prepare the inputs; `truth`: positions in `labels`, shape (n,), `probability`: shape (n, k)."""
         predicted, rows, k = probability.argmax(axis=1), np.arange(len(truth)), len(labels)
         means = {
@@ -89,7 +91,9 @@ class MetricInputs:
             support=_make_class_indicators(truth, rows, k),
             predicted=_make_class_indicators(predicted, rows, k),
             hits=_make_class_indicators(truth, np.flatnonzero(predicted == truth), k),
-            rankings=[Ranking.of(truth == number, probability[:, number]) for number in range(k)],
+            rankings=[
+                Ranking.of(truth == number, probability[:, number]) for number in range(k if with_rankings else 0)
+            ],
             means=means,
         )
 
@@ -99,8 +103,10 @@ class MetricInputs:
         hits, support, predicted = ((table @ columns).T for table in (self.hits, self.support, self.predicted))
         with np.errstate(invalid="ignore", divide="ignore"):
             metrics = _compute_count_metrics(hits, support, predicted, total, self.labels)
-            ranking_metrics = zip(*(ranking.compute(columns) for ranking in self.rankings), strict=True)
-        for name, per_class in zip(("auroc", "average_precision"), ranking_metrics, strict=True):
+            ranking_metrics = list(zip(*(ranking.compute(columns) for ranking in self.rankings), strict=True))
+        for name, per_class in zip(
+            ("auroc", "average_precision") if ranking_metrics else (), ranking_metrics, strict=True
+        ):
             metrics |= dict(zip((f"{name}.per_class.{label}" for label in self.labels), per_class, strict=True))
             metrics[f"{name}.macro"] = average_defined(per_class)
         return metrics | {name: weights @ values / total for name, values in self.means.items()}

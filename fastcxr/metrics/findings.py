@@ -87,7 +87,7 @@ def _count_pairs(is_present: np.ndarray) -> list[list[int]]:
 class FindingInputs:
     """Inputs of the metrics of n images and k findings, computed once for all draws.
 
-    rankings: one per finding, of the images whose label is known. sums: values of which a metric needs the weighted
+    rankings: one per finding, of the images whose label is known, or none without AUROC and average precision. sums: values of which a metric needs the weighted
     sum, shape (n, 6 k + 3): for each finding positive, known, predicted, hit, squared error and log-loss (0 for an
     unknown label); for each image whether all known labels are predicted, wrong labels and known labels.
     """
@@ -97,7 +97,7 @@ class FindingInputs:
     sums: np.ndarray
 
     @classmethod
-    def of(cls, images: ScoredImages) -> "FindingInputs":
+    def of(cls, images: ScoredImages, *, with_rankings: bool = True) -> "FindingInputs":
         """Prepare the inputs."""
         known, positive, predicted = images.known, images.positive, images.predicted & images.known
         squared_errors, log_losses = compute_label_losses(positive, images.probability)
@@ -107,7 +107,8 @@ class FindingInputs:
         return cls(
             labels=images.labels,
             rankings=[
-                Ranking.of(positive[:, k], images.probability[:, k], known[:, k]) for k in range(len(images.labels))
+                Ranking.of(positive[:, k], images.probability[:, k], known[:, k])
+                for k in range(len(images.labels) if with_rankings else 0)
             ],
             sums=np.column_stack([*per_finding, *per_image]).astype(float),
         )
@@ -122,7 +123,7 @@ class FindingInputs:
         metrics: MetricDraws = {}
         with np.errstate(invalid="ignore", divide="ignore"):
             rankings = np.array([ranking.compute(columns) for ranking in self.rankings])  # (k, 2, draws)
-            for number, name in enumerate(RANKING_METRICS):
+            for number, name in enumerate(RANKING_METRICS if self.rankings else ()):
                 table = np.where(has_both_classes, rankings[:, number].T, np.nan)
                 metrics |= _average_findings(name, table, positives, self.labels)
             rows = {

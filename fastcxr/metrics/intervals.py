@@ -33,7 +33,7 @@ Estimate = list[Any]  # [value, low, high] of metrics.json; low and high are Non
 
 
 def confidence_intervals(
-    images: ScoredImages, metrics: Mapping[str, Any], n_patients: int | None = None
+    images: ScoredImages, metrics: Mapping[str, Any], n_patients: int | None = None, *, with_rankings: bool = True
 ) -> dict[str, Any]:
     """Return `unit` (image or patient), `level`, and `of`: [low, high] by dotted name of the metric.
 
@@ -45,6 +45,8 @@ def confidence_intervals(
         metrics: those of `compute_image_metrics`.
         n_patients: number of patients that decides the method, for example that of the whole split for a subgroup;
             default: those of the images.
+        with_rankings: False draws no rankings above MAX_BOOTSTRAP_PATIENTS patients, which take most of the time: there
+            is no interval of an average precision then, and those of AUROCs are by formula.
     """
     names, patient_index = np.unique(images.patients, return_inverse=True)
     is_clustered, n_patients = len(names) < len(images.patients), n_patients or len(names)
@@ -56,7 +58,7 @@ def confidence_intervals(
     if len(names) < MIN_PATIENTS:
         return {"unit": "patient", "level": 0.95, **method, "of": {}}
     values = flatten(metrics)
-    inputs = make_inputs(images)
+    inputs = make_inputs(images, with_rankings=with_rankings or not is_large)
     intervals = {
         name: interval
         for name, draws in bootstrap_metrics(inputs, images.patients, SEED, n_draws).items()
@@ -75,11 +77,11 @@ def confidence_intervals(
     return {"unit": "patient" if is_clustered else "image", "level": 0.95, **method, "of": ordered}
 
 
-def make_inputs(images: ScoredImages) -> DrawnMetrics:
-    """Return the inputs of `bootstrap_metrics`."""
+def make_inputs(images: ScoredImages, *, with_rankings: bool = True) -> DrawnMetrics:
+    """Return the inputs of `bootstrap_metrics`, without AUROC and average precision unless `with_rankings`."""
     if images.is_multi_label:
-        return FindingInputs.of(images)
-    return MetricInputs.of(images.truth, images.probability, images.labels)
+        return FindingInputs.of(images, with_rankings=with_rankings)
+    return MetricInputs.of(images.truth, images.probability, images.labels, with_rankings=with_rankings)
 
 
 def describe_method(n_patients: int, is_clustered: bool, unit: str = "finding") -> str:

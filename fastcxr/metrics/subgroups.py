@@ -33,7 +33,7 @@ def compute_subgroup_metrics(
     metrics_by_column = {}
     for column in DEMOGRAPHIC_COLUMNS:
         groups = assign_groups(scorable.table, column)
-        known_groups = set(groups) - {UNSTATED}
+        known_groups = set(groups.unique()) - {UNSTATED}
         if known_groups and groups.nunique() > 1:
             largest_groups = groups.value_counts().index[:MAX_GROUPS]
             metrics_by_column[column] = {
@@ -49,7 +49,7 @@ def assign_groups(table: pd.DataFrame, column: str) -> pd.Series:
     if table_column is None:
         return pd.Series(UNSTATED, index=table.index)
     parse = {"sex": parse_sex, "age": _parse_age_band}.get(column, str.strip)
-    groups = [group or UNSTATED for group in parse_cells(table[table_column].astype(str), parse)]
+    groups = [group or UNSTATED for group in parse_cells(table[table_column].astype(str), parse).tolist()]
     return pd.Series(groups, index=table.index, dtype=str)
 
 
@@ -76,7 +76,8 @@ def _compute_group_metrics(
     images = group_predictions.to_arrays(thresholds)
     metrics = compute_image_metrics(images)
     n_patients = int(predictions.table["patient"].nunique())  # one method for all groups
-    values, intervals = flatten(metrics), confidence_intervals(images, metrics, n_patients)["of"]
+    values = flatten(metrics)
+    intervals = confidence_intervals(images, metrics, n_patients, with_rankings=False)["of"]
 
     def list_estimates(name: str) -> dict[str, Estimate | None]:
         return {label: make_estimate(name.format(label), values, intervals) for label in images.labels}

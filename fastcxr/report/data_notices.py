@@ -231,7 +231,7 @@ def _describe_exclusive_classes(record: DatasetRecord) -> dict[str, str]:
 
 
 def _get_split_origins(record: DatasetRecord) -> set[str]:
-    return set(record.manifest["split_origin"]) if "split_origin" in record.manifest else set()
+    return set(record.manifest["split_origin"].unique()) if "split_origin" in record.manifest else set()
 
 
 def _get_split(record: DatasetRecord) -> str | None:
@@ -251,7 +251,9 @@ def _count_class_images(record: DatasetRecord, metrics: Metrics) -> dict[str, in
 def _count_shared(record: DatasetRecord) -> str:
     """Return a sentence with the number of test patients that have training images, or ""."""
     split = _get_split(record)
-    train, held_out = (set(record.manifest.loc[record.manifest["split"] == s, "patient"]) for s in ("train", split))
+    train, held_out = (
+        set(record.manifest.loc[record.manifest["split"] == s, "patient"].unique()) for s in ("train", split)
+    )
     n_shared, patients = len(train & held_out), pluralize(len(held_out), "patient")
     return f"{n_shared:,} of the {patients} in the {split} split also have training images." if n_shared else ""
 

@@ -94,7 +94,7 @@ def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str
         "n_without_patient": _count_equal(record.table, "patient_origin", "image"),
         "n_unlabelled": _count_unlabelled(record),
         "n_unreadable": int((record.predictions.table["error"] != "").sum()),
-        "split_origins": sorted(set(record.table.get("split_origin", pd.Series(dtype=str))) - {""}),
+        "split_origins": sorted(set(record.table.get("split_origin", pd.Series(dtype=str)).unique()) - {""}),
         "demographics": _list_demographics(record.table),
         "sanity_check": describe_sanity_check(record.saliency_maps),
         "border_shares": make_border_share_rows(record.saliency_maps),
@@ -161,7 +161,7 @@ def _list_demographics(table: pd.DataFrame) -> list[str]:
     lines = []
     for column in DEMOGRAPHIC_COLUMNS:
         groups = assign_groups(table, column)
-        if column != "source" and set(groups) != {UNSTATED}:
+        if column != "source" and set(groups.unique()) != {UNSTATED}:
             cells = pd.crosstab(table["split"], groups)
             parts = [
                 f"{split} " + ", ".join(f"{name} {n:,}" for name, n in row.items()) for split, row in cells.iterrows()

@@ -222,10 +222,13 @@ def test_sources_with_remaining_images_cause_no_warning(tmp_path, caplog):
 
 
 def test_classes_with_different_spelling_are_rejected_with_the_relabel_option(tmp_path):
-    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "normal"))
-    text = catch_error([one, two])
+    one, two = make_folders(tmp_path / "one", 0), make_folders(tmp_path / "two", 10, ("Covid", "NORMAL"))
+    three = make_folders(tmp_path / "three", 20, ("covid", "Normal"))
+    text = catch_error([one, two, three])
     assert "FCX-E006" in text
-    assert "`relabel=['Covid=covid']`" in text
+    assert "`relabel=['Covid=covid', 'NORMAL=normal', 'Normal=normal']`" in text
+    renamed = read_manifest([one, two, three], relabel=["Covid=covid", "NORMAL=normal", "Normal=normal"])
+    assert set(renamed["label"]) == {"covid", "normal"}
 
 
 def test_the_same_data_twice_is_rejected(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from fastcxr.metrics import bootstrap
 from fastcxr.metrics.analytic_intervals import auroc_interval, newcombe, wilson
 from fastcxr.metrics.calibration import compute_calibration
 from fastcxr.metrics.classification import compute_metrics
+from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.metrics.intervals import confidence_intervals, flatten
 from fastcxr.metrics.scored_images import ScoredImages
 
@@ -165,3 +166,15 @@ def test_formulas_of_large_sets_agree_with_the_bootstrap_of_classes(k, monkeypat
     for name, (low, high) in drawn["of"].items():
         tolerance = 0.08 if name.startswith("auroc") else 0.35  # 200 draws have a standard error of 5 % of the width
         assert large["of"][name] == pytest.approx((low, high), abs=tolerance * (high - low)), name
+
+
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_without_rankings_only_the_intervals_of_average_precision_are_missing(monkeypatch, is_multi_label):
+    monkeypatch.setattr("fastcxr.metrics.intervals.MAX_BOOTSTRAP_PATIENTS", 20)
+    truth, probability = draw(n=200)
+    known = np.where(np.arange(200)[:, None] % 7 == 0, np.nan, truth[:, None] == np.arange(len(LABELS)))
+    images = ScoredImages(known if is_multi_label else truth, probability, LABELS, np.arange(200) // 2)
+    metrics = compute_image_metrics(images)
+    full, part = (confidence_intervals(images, metrics, with_rankings=flag)["of"] for flag in (True, False))
+    assert part == {name: interval for name, interval in full.items() if "average_precision" not in name}
+    assert "auroc.macro" in part

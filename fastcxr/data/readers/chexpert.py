@@ -120,7 +120,7 @@ def _find_images(names: Iterable[str], index: FileIndex) -> list[str | None]:
 
 
 def _make_key(path: str) -> tuple[str, ...]:
-    return tuple(path.rpartition(".")[0].split("/")[-3:])
+    return tuple(path.rpartition(".")[0].rsplit("/", 3)[-3:])
 
 
 def _reject_shared_images(rows: pd.DataFrame, folder: Path) -> None:

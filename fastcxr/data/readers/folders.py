@@ -56,6 +56,7 @@ class DirectoryWalk:
     special: list[str] = field(default_factory=list)  # FIFOs, devices, sockets and broken links
     revisited: list[str] = field(default_factory=list)  # links to visited folders
     output_folders: list[str] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)  # of the files that are no links
 
     def __post_init__(self):
         self.mark_visited(self.root)
@@ -85,6 +86,7 @@ class DirectoryWalk:
                     pending.append(path)
                 elif entry.is_file(follow_symlinks=False):
                     files.append(path)
+                    self.inodes.append(entry.inode())
                 else:
                     self.special.append(path)
         return files, links
@@ -239,10 +241,12 @@ def list_files_below(root: str | Path, *, log_names: bool = True) -> list[str]:
     files, links = walk.list_entries("")
     linked = walk.follow_links(links)
     walk.log_skipped(log_names=log_names)
-    path_by_identity: dict[FileIdentity, str] = {}
-    for path in [*sorted(files), *sorted(linked)]:
-        path_by_identity.setdefault(identify_file(f"{walk.root}/{path}"), path)
-    files = sorted(path_by_identity.values())
+    files = sorted(files)
+    if linked or len(set(walk.inodes)) < len(files):  # otherwise half a million files need not be opened one by one
+        path_by_identity: dict[FileIdentity, str] = {}
+        for path in [*files, *sorted(linked)]:
+            path_by_identity.setdefault(identify_file(f"{walk.root}/{path}"), path)
+        files = sorted(path_by_identity.values())
     reject_non_utf8_names(root, files)
     return files
 
