@@ -64,7 +64,8 @@ class MetricInputs:
 
     support, predicted, hits: indicators of the images of each true class, of each predicted class, and of the correct
     images of each class; sparse (k, n), because indicators of all pairs of classes would take n * k**2 numbers.
-    rankings: one per class, or none without AUROC and average precision. means: per-image values of the metrics that are means, each (n,).
+    rankings: one per class, or none without AUROC and average precision. means: per-image values of the metrics that
+    are means, each (n,).
     """
 
     labels: Sequence[str]

@@ -87,9 +87,10 @@ def _count_pairs(is_present: np.ndarray) -> list[list[int]]:
 class FindingInputs:
     """Inputs of the metrics of n images and k findings, computed once for all draws.
 
-    rankings: one per finding, of the images whose label is known, or none without AUROC and average precision. sums: values of which a metric needs the weighted
-    sum, shape (n, 6 k + 3): for each finding positive, known, predicted, hit, squared error and log-loss (0 for an
-    unknown label); for each image whether all known labels are predicted, wrong labels and known labels.
+    rankings: one per finding, of the images whose label is known, or none without AUROC and average precision. sums:
+    values of which a metric needs the weighted sum, shape (n, 6 k + 3): for each finding positive, known, predicted,
+    hit, squared error and log-loss (0 for an unknown label); for each image whether all known labels are predicted,
+    wrong labels and known labels.
     """
 
     labels: Sequence[str]

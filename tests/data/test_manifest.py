@@ -208,6 +208,16 @@ def test_arbitrary_text_in_a_manifest_is_read_unchanged(tmp_path_factory, cells)
     assert written["note"].fillna("").tolist() == manifest["note"].tolist()
 
 
+def test_a_manifest_has_the_same_bytes_in_parts_of_rows(tmp_path, monkeypatch):
+    manifest = make_manifest([("a", "x"), ("b", "y"), ("c\r", "x")])
+    manifest = manifest.assign(finding_Edema=pd.array([1, None, -1], "Int8"))
+    write_manifest(manifest, tmp_path / "whole.csv")
+    monkeypatch.setattr("fastcxr.data.manifest_file.ROWS_AT_A_TIME", 1)
+    write_manifest(manifest, tmp_path / "parts.csv")
+    assert (tmp_path / "parts.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert read_written_manifest(tmp_path / "parts.csv")["finding_Edema"].tolist() == [1, pd.NA, -1]
+
+
 def test_a_manifest_is_written_atomically(tmp_path, monkeypatch):
     path = tmp_path / "manifest.csv"
     write_manifest(make_manifest([("a", "x")]), path)

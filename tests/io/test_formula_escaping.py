@@ -59,3 +59,10 @@ def test_a_column_is_escaped_as_its_cells_are(dtype):
         expected = pd.Series([convert_cell(cell) for cell in table["cell"]], table.index, table["cell"].dtype)
         pd.testing.assert_series_equal(converted["cell"], expected, check_names=False)
     assert escape_formulas(pd.DataFrame({"mixed": ["=a", 1, 2.5, None]}))["mixed"].tolist()[:3] == ["'=a", 1, 2.5]
+
+
+def test_equal_cells_are_converted_once(monkeypatch):
+    converted = []
+    monkeypatch.setattr("fastcxr.io.formulas.unescape_cell", lambda cell: converted.append(cell) or cell)
+    unescape_formulas(pd.DataFrame({"finding": ["-1", "-2", ""] * 50}))
+    assert sorted(converted) == ["-1", "-2", "finding"]

@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+from recording_progress import peak_memory
 from toy_datasets import check_message, write_file
 
 from fastcxr.errors import DataError, InputMissingError
@@ -197,3 +198,23 @@ def test_json_rows_have_plain_values_and_none_for_missing_ones():
     missing = dict.fromkeys(["number", "text", "any", "whole", "kind"])
     assert second == missing | {"count": 2, "flag": False, "empty": "b"}
     assert to_json_rows(pd.DataFrame(columns).iloc[:0]) == []
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 2, 3])
+def test_a_table_read_in_parts_is_that_read_at_once(tmp_path, monkeypatch, rows_per_part):
+    path = write_file(tmp_path / "a.csv", 'path,label,\na.png,"two\nlines"\n\nb.png,x,,\nc.png,\n')
+    whole = read_table(path)
+    ragged = write_file(tmp_path / "b.csv", "path,label\na.png,x,y\nb.png,x\nc.png\nd.png,x\n")
+    monkeypatch.setattr("fastcxr.io.tables.ROWS_PER_PART", rows_per_part)
+    pd.testing.assert_frame_equal(read_table(path), whole)
+    assert whole.index.tolist() == [2, 5, 6]
+    assert "2 rows do not have 2 cells, as the header has (lines 2, 4)" in check_message(catch_error(ragged))
+
+
+def test_a_table_takes_less_memory_than_a_list_of_its_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.io.tables.ROWS_PER_PART", 100)
+    n_rows, n_columns = 2000, 300
+    header = ",".join(f"c{k}" for k in range(n_columns))
+    path = write_file(tmp_path / "a.csv", header + "\n" + ("," * (n_columns - 1) + "1\n") * n_rows)
+    read_table(path, ["c0"])  # imports
+    assert peak_memory(lambda: read_table(path, ["c0"])) < 8 * n_rows * n_columns

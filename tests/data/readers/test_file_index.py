@@ -1,5 +1,7 @@
 """Tests for file_index.py."""
 
+import os
+
 import pytest
 from toy_datasets import write_files
 
@@ -62,3 +64,16 @@ def test_the_longest_path_that_fits_is_found(tmp_path):
     write_files(tmp_path, "a/1.png", "x/a/1.png", "y/x/b/2.png", "z/b/2.png")
     names = ["old/x/a/1.png", "old/a/1.png", "x/b/2.png"]
     assert FileIndex(tmp_path).find(names) == ["x/a/1.png", "a/1.png", "y/x/b/2.png"]
+
+
+def test_only_files_that_may_be_links_are_examined(index, monkeypatch):
+    examined = []
+    monkeypatch.setattr("fastcxr.data.readers.folders.identify_file", lambda path: examined.append(path) or str(path))
+    assert "a/1.png" in index.paths
+    assert not [path for path in examined if str(path).endswith((".png", ".jpg", ".txt"))]
+
+
+def test_a_file_with_two_names_is_listed_once(index):
+    os.link(index.root / "a/1.png", index.root / "a/twin.png")
+    (index.root / "b/twin.jpg").symlink_to(index.root / "a/2.jpg")
+    assert index.paths == sorted(FILES[:-1])
