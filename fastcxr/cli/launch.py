@@ -23,6 +23,7 @@ from fastcxr.cli.processes import is_first_process, is_launched, launch, make_to
 from fastcxr.cli.tables import show_headline
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.config.recipe import Recipe
+from fastcxr.errors import RecipeError
 from fastcxr.io.files import read_json
 from fastcxr.progress.base import Progress, silence_logging
 from fastcxr.progress.terminal import TerminalProgress
@@ -50,9 +51,10 @@ def start_prepared_training(
         gpus: all, or a number, to start torchrun; the processes of torchrun ignore it.
         workers: where the folds run.
     """
-    if is_launched() or gpus is not None:
-        workers.reject("torchrun divides a single one among all processes", "Leave one of both out")
+    if gpus is not None and workers != IN_THIS_PROCESS:
+        raise RecipeError(f"{workers.format()[0]} and --gpus cannot be combined", "Leave one of them out")
     if is_launched():
+        workers.reject("torchrun divides a single one among all processes", "Leave one of both out")
         return run_in_processes(prepare, partial(train_and_print, mirror=mirror), partial(describe_resumption, mirror))
     if gpus is not None:
         return launch(gpus)
@@ -60,20 +62,21 @@ def start_prepared_training(
     try:
         return train_and_print(recipe, folder, mirror, workers)
     except Interrupted as interrupted:
-        fix = describe_resumption(mirror, folder)
+        fix = describe_resumption(mirror, folder, workers)
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
 
 
-def describe_resumption(mirror: Path | None, folder: Path) -> str:
+def describe_resumption(mirror: Path | None, folder: Path, workers: WorkerOptions = IN_THIS_PROCESS) -> str:
     """Return how to continue an interrupted run."""
     if not (folder / "recipe.json").exists():
         return "No training step is saved yet: repeat the command"
-    return f"Resume with: {make_resume_command(folder, mirror)}"
+    return f"Resume with: {make_resume_command(folder, mirror, workers)}"
 
 
-def make_resume_command(folder: Path, mirror: Path | None) -> str:
-    """Return the command that resumes a run, in as many processes as now."""
-    arguments = ["resume", str(folder), *(["--checkpoint-mirror", str(mirror)] if mirror else [])]
+def make_resume_command(folder: Path, mirror: Path | None, workers: WorkerOptions = IN_THIS_PROCESS) -> str:
+    """Return the command that resumes a run, in as many processes and with the same workers as now."""
+    mirror_arguments = ["--checkpoint-mirror", str(mirror)] if mirror else []
+    arguments = ["resume", str(folder), *mirror_arguments, *workers.format()]
     return make_torchrun_command(arguments) if is_launched() else shlex.join(["fastcxr", *arguments])
 
 
@@ -95,7 +98,7 @@ def train_and_print(
     if not has_folds:
         workers.reject("a single run has no folds", "Pass `folds=5`, or leave the option out")
     was_finished, is_main = is_finished(folder), is_first_process()
-    command, resume_command = get_command(), make_resume_command(folder, mirror)
+    command, resume_command = get_command(), make_resume_command(folder, mirror, workers)
     mirror = mirror and mirror / folder.name
     progress = TerminalProgress(console) if is_main else Progress()
     with handle_signals(partial(show_signal, is_main), resume_command, is_repeated=is_launched()):

@@ -16,7 +16,7 @@ ARGUMENT_PATTERN = re.compile(r"`([a-z_]+)(?:=([^`]+))?`")
 OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
     "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
     "keep_overlap": "keep_overlap", "decode_all": "all", "to": "to", "engine": "engine", "port": "port",
-    "max_waiting": "max_waiting", "shard": "shard",
+    "max_waiting": "max_waiting", "shard": "shard", "jobs": "jobs",
 }  # fmt: skip
 DATA_PLACEHOLDER = "--data DATA ..."  # for the data options of a run
 MAX_OPTIONS_CHARACTERS = 200  # of the options in a next step

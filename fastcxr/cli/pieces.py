@@ -92,11 +92,13 @@ def merge(folder: Path) -> int:
         print_result(merge_shards(folder), {})
         return 0
     from fastcxr.io.formats import reject_other_format
+    from fastcxr.io.run_folders import require_run_file
     from fastcxr.workflows.merge import reject_unfinished_pieces
     from fastcxr.workflows.run_state import is_finished, read_run_config
 
     reject_torchrun("merge")
     reject_other_format(folder)
+    require_run_file(folder, "recipe.json", "Pass the folder of a run with folds or sources, or the folder FILE.shards")
     if is_finished(folder):
         return print_finished_run(folder)
     recipe = read_run_config(folder)

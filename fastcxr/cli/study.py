@@ -105,6 +105,8 @@ def parse_and_run(
     """Parse and run a command line; return the exit code."""
     dataset_counts = dataset_counts or {}
     named, workers, arguments = take_study_options(arguments)
+    if named and "--all" in arguments:
+        raise RecipeError("--all and --variant cannot be combined", "Leave one of them out")
     if not named and (not arguments or arguments[0] in ("-h", "--help")):
         show_usage(study, recipes, dataset_counts)
         return 0

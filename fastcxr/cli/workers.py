@@ -22,11 +22,15 @@ class WorkerOptions:
     cluster: str | None = None
     "address of a Dask scheduler whose workers run the pieces, as tcp://10.0.0.1:8786; its workers share the disk"
 
+    def format(self) -> list[str]:
+        """Return the options as arguments of a command line."""
+        jobs = [] if self.jobs is None else ["--jobs", str(self.jobs)]
+        return jobs if self.cluster is None else [*jobs, "--cluster", self.cluster]
+
     def reject(self, problem: str, fix: str) -> None:
         """Raise RecipeError if one of the options is given."""
         if self.jobs is not None or self.cluster is not None:
-            name = "--jobs" if self.jobs is not None else "--cluster"
-            raise RecipeError(f"{name} is for the pieces of a run, and {problem}", fix)
+            raise RecipeError(f"{self.format()[0]} is for the pieces of a run, and {problem}", fix)
 
 
 IN_THIS_PROCESS = WorkerOptions()

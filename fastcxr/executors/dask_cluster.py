@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from fastcxr.errors import DeviceError, PackageError, RecipeError
@@ -39,6 +40,7 @@ def connect_dask(address: str) -> Iterator[Executor]:
     with client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         _validate_workers(client, workers)
+        client.subscribe_topic("all", partial(_warn_of_lost_worker, client))
         log.info("Dask cluster %s: %s", address, pluralize(len(workers), "worker"))
         with _NewProcesses(client.get_executor(pure=False), len(workers)) as executor:  # pure: equal calls are one task
             yield executor
@@ -53,6 +55,16 @@ class _NewProcesses(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future:
         """Return the future of a call."""
         return self.executor.submit(call_in_new_process, fn, args)
+
+
+def _warn_of_lost_worker(client: Any, event: tuple[float, Any]) -> None:
+    """Log a warning if an event of the scheduler is the loss of a worker that ran pieces of this client."""
+    message = event[1]
+    if isinstance(message, dict) and message.get("action") == "remove-worker":
+        n_lost = len(set(message.get("processing-tasks", ())) & set(client.futures))
+        if n_lost:
+            worker = message.get("worker")
+            log.warning("worker %s was lost: another one continues %s", worker, pluralize(n_lost, "piece"))
 
 
 def _validate_workers(client: Any, workers: dict[str, dict[str, Any]]) -> None:

@@ -82,15 +82,16 @@ class LocalPool(Executor):
             self._free_workers.put(number)
 
     def _start_call(self, number: int, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Future:
-        if number not in self._pools:
-            context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU of its parent
-            self._pools[number] = ProcessPoolExecutor(1, context, initializer=_prepare_worker)
-        # the command line hides warnings of libraries, too
+        # the command line hides warnings of libraries, too; and after a hard stop that of the resource tracker of
+        # Python, a process that starts with the first pool and removes the semaphores
         variables = {THREADS_VARIABLE: str(self.n_threads), "PYTHONWARNINGS": "ignore"}
         if self.gpus:
             variables[GPU_VARIABLE] = self.gpus[number % len(self.gpus)]
         # torch reads the variables when it is imported, and the main script may import it before the initializer runs
         with _environment(variables):
+            if number not in self._pools:
+                context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU of its parent
+                self._pools[number] = ProcessPoolExecutor(1, context, initializer=_prepare_worker)
             return self._pools[number].submit(function, *args, **kwargs)
 
 

@@ -11,9 +11,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from dataclasses import replace
 from typing import Any
 
-from fastcxr.executors.worker import end_after
+from fastcxr.executors.worker import Outcome, end_after, end_worker
 
 MAX_RESTARTS = 2  # of a call whose process was killed
 
@@ -21,16 +22,18 @@ MAX_RESTARTS = 2  # of a call whose process was killed
 def call_in_new_process(function: Callable[..., Any], args: tuple) -> Any:
     """Return the result of a call, or raise its error. A call whose process is killed is repeated.
 
+    An Outcome has the number of repetitions.
+
     Raises BrokenExecutor if it is killed more than MAX_RESTARTS times.
     """
     call = pickle.dumps((function, args))
-    for _ in range(1 + MAX_RESTARTS):
+    for n_restarts in range(1 + MAX_RESTARTS):
         output = _run_process(call)
         if output:
             is_error, result = pickle.loads(output)  # noqa: S301  of the process that was started here
             if is_error:
                 raise result
-            return result
+            return replace(result, n_restarts=n_restarts) if isinstance(result, Outcome) else result
     raise BrokenExecutor("the process of a piece was killed")
 
 
@@ -72,7 +75,7 @@ def _main() -> None:
         outcome = (True, error)
     results.write(_dump(outcome))
     results.flush()
-    os._exit(0)  # a thread still reads standard input
+    end_worker(0)  # a thread still reads standard input
 
 
 if __name__ == "__main__":

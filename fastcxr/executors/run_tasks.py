@@ -114,6 +114,8 @@ class _Run:
             if line not in self.shown_warnings:
                 self.shown_warnings.add(line)
                 log.warning("%s", line)
+        if outcome.n_restarts:
+            log.warning("%s: its process was killed %s, and a new one continued it", name, _count(outcome.n_restarts))
         text = self.on_finished(name, outcome) if self.on_finished else None
         if self.is_remote:
             log.info("%s finished in %s", name, format_duration(outcome.seconds) + (f": {text}" if text else ""))
@@ -156,6 +158,10 @@ def _raise_named(error: Exception, name: str) -> NoReturn:
         raise DeviceError(problem, "Repeat the command: it continues after the finished pieces", code="E614") from error
     error.add_note(f"in {name}")
     raise error
+
+
+def _count(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def _to_future(job: Any) -> Future:

@@ -1,5 +1,6 @@
 """What a worker process does: run one task at a time, return its warnings, and end with the submitting process."""
 
+import atexit
 import logging
 import os
 import threading
@@ -7,12 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from fastcxr.errors import RecipeError, TrainingError
 from fastcxr.executors.shared_folder import Token, submitter_is_gone
 from fastcxr.progress.base import record_logging
 
+CLEANUP_SECONDS = 5.0  # for the functions of atexit
 LAST_SECONDS = 30.0  # for the checkpoint of a task whose submitting process is gone
 _is_busy = threading.Lock()  # random numbers and threads belong to the process: it runs one task at a time
 
@@ -28,11 +30,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a task, its duration, and the warnings that it logged."""
+    """Result of a task, its duration, the warnings that it logged, and how often its process was killed before."""
 
     result: Any
     seconds: float
     warnings: tuple[str, ...] = ()
+    n_restarts: int = 0
 
 
 def time_task(task: Task) -> Outcome:
@@ -70,6 +73,17 @@ def end_after(wait_for_submitter: Callable[[], Any]) -> None:
         wait_for_submitter()
         submitter_is_gone.set()
         _is_busy.acquire(timeout=LAST_SECONDS)
-        os._exit(1)
+        end_worker(1)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+def end_worker(exit_code: int) -> NoReturn:
+    """Run the functions of atexit, which remove temporary folders, and end this process, although threads still run.
+
+    An ordinary end would wait for these threads. A thread runs the functions, so that none of them delays the end.
+    """
+    thread = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    thread.start()
+    thread.join(CLEANUP_SECONDS)
+    os._exit(exit_code)

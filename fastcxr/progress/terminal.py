@@ -39,6 +39,7 @@ HISTORY_COLUMNS = {  # of history.csv: heading and width [characters]; a line ha
 }
 
 BEST_EPOCH_MARK = "*"
+RATE_UNITS = {"s": 1, "min": 60, "h": 3600}  # seconds of each
 RATE_SECONDS = 300.0  # of which a bar shows the rate; a batch of a large network on a CPU takes over a minute
 PIPE_SECONDS = 60.0  # between two lines of a bar in a pipe
 
@@ -109,11 +110,11 @@ class TerminalProgress(Progress):
 
 
 class _RateColumn(ProgressColumn):
-    """Steps per second."""
+    """Steps per second, minute or hour."""
 
     def render(self, task: Task) -> Text:
         """Return the mean rate of the last steps, nothing before the first."""
-        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(format_rate(task.speed) if task.speed else "", style="progress.data.speed")
 
 
 class _LiveBar(Bar):
@@ -140,7 +141,7 @@ class _PipeBar(Bar):
             rate = self.n_finished / max(self.printed_at - self.started, 1e-6)
             remaining = format_duration((self.total - self.n_finished) / rate)
             counts = f"{self.n_finished:,} of {self.total:,}"
-            print_plain(self.console, f"{self.text}: {counts}, {rate:,.1f}/s, {remaining} remaining")
+            print_plain(self.console, f"{self.text}: {counts}, {format_rate(rate)}, {remaining} remaining")
 
 
 class ConsoleMessages(logging.Handler):
@@ -171,6 +172,12 @@ class ConsoleMessages(logging.Handler):
                 print_alert(self.console, f"warning logged {n} times: {textwrap.shorten(line, 60, placeholder=' …')}")
         self.warning_counts.clear()
         super().close()
+
+
+def format_rate(per_second: float) -> str:
+    """Format a number of steps per second, a low one per minute or hour."""
+    unit, seconds = next((item for item in RATE_UNITS.items() if per_second * item[1] >= 1), ("h", 3600))
+    return f"{per_second * seconds:,.1f}/{unit}"
 
 
 def format_history_cell(name: str, value: Any) -> str:

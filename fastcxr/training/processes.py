@@ -118,7 +118,7 @@ def validate_recipe_for_processes(recipe: Any) -> None:
         return
     n_gpus = 0 if recipe.device == "cpu" else torch.cuda.device_count()
     if recipe.is_multi_run:
-        fix = "Run one fold per command with `fold=1`, or several folds at once with `jobs` and one process each"
+        fix = "Run one fold per command with `fold=1`, or all folds without torchrun with `jobs=2`"
         raise RecipeError("several folds cannot be run by one group of processes", fix, code="E602")
     if recipe.batch_size == "auto":
         problem = "`batch_size='auto'` measures the memory of one process"

@@ -7,8 +7,10 @@ import torch
 
 from fastcxr.cli import launch, processes
 from fastcxr.cli.processes import count_gpus, is_error, is_launched, make_torchrun_command, reject_torchrun
+from fastcxr.cli.workers import WorkerOptions
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import DeviceError, RecipeError
+from fastcxr.training.interrupt import Interrupted
 
 
 @pytest.mark.parametrize(("gpus", "expected"), [("all", 3), ("1", 1), ("3", 3)])
@@ -31,6 +33,25 @@ def test_gpus_that_do_not_exist_are_an_error(monkeypatch, gpus, n_available, err
     with pytest.raises(error) as caught:
         count_gpus(gpus)
     assert text in str(caught.value) and caught.value.code == "E601"
+
+
+def test_workers_and_gpus_cannot_be_combined():
+    with pytest.raises(RecipeError, match="--jobs and --gpus cannot be combined. Leave one of them out"):
+        launch.start_prepared_training(lambda: pytest.fail("prepared"), gpus="2", workers=WorkerOptions(jobs=2))
+
+
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [({}, ""), ({"jobs": 2}, " --jobs 2"), ({"cluster": "tcp://a:8786"}, " --cluster tcp://a:8786")],
+)
+def test_an_interrupted_run_is_resumed_with_its_workers(monkeypatch, tmp_path, capsys, workers, options):
+    def stop(*args):
+        raise Interrupted(2)
+
+    (tmp_path / "recipe.json").touch()
+    monkeypatch.setattr(launch, "train_and_print", stop)
+    assert launch.start_prepared_training(lambda: (Recipe(), tmp_path), workers=WorkerOptions(**workers)) == 130
+    assert capsys.readouterr().err.rstrip().endswith(f"Resume with: fastcxr resume {tmp_path}{options}")
 
 
 def test_gpus_start_torchrun_once_with_the_same_arguments(monkeypatch):

@@ -328,3 +328,8 @@ def test_help_after_a_variant_shows_the_options_with_its_values(capfd, variant):
     shown = capfd.readouterr().out
     assert "--learning-rate" in shown
     assert NAME in shown
+
+
+def test_all_and_chosen_variants_cannot_be_combined():
+    with pytest.raises(RecipeError, match="--all and --variant cannot be combined"):
+        parse_and_run("study", RECIPES, {}, ["--all", "--variant", "first"])

@@ -64,6 +64,7 @@ def test_unreadable_files_can_be_skipped_and_are_counted_in_the_report(call, dam
         (["explain", "nowhere", "a.png"], 66, "nowhere: the folder does not exist"),
         (["evaluate", "nowhere", "--data", "TOYS"], 66, "nowhere: the folder does not exist"),
         (["compare", "nowhere", "nothing"], 66, "nowhere: the folder does not exist"),
+        (["merge", "nowhere"], 66, "Pass the folder of a run with folds or sources, or the folder FILE.shards"),
         (["resume", "nowhere"], 66, "nowhere: the folder does not exist"),
         (["report"], 64, "no FOLDER given. Example: fastcxr report runs/first"),
         (["predict"], 64, "no FOLDER given. Example: fastcxr predict runs/first image.png"),

@@ -7,17 +7,18 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import piece_tasks
 import pytest
 
 from fastcxr.errors import DataError, DeviceError, RecipeError
-from fastcxr.executors.dask_cluster import connect_dask
+from fastcxr.executors.dask_cluster import _warn_of_lost_worker, connect_dask
 from fastcxr.executors.local_pool import LocalPool
 from fastcxr.executors.new_process import call_in_new_process
 from fastcxr.executors.run_tasks import run_tasks
 from fastcxr.executors.shared_folder import SharedFolder
-from fastcxr.executors.worker import Task
+from fastcxr.executors.worker import Task, call_task
 
 SUPPORT = str(Path(piece_tasks.__file__).parent)
 ROOT = str(Path(__file__).parents[2])
@@ -62,9 +63,47 @@ def test_workers_share_the_cpus_without_a_number_of_threads(monkeypatch):
 
 def test_a_call_in_a_new_process_is_repeated_after_a_kill_and_raises_its_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ROOT, SUPPORT]))
-    assert call_in_new_process(piece_tasks.kill_first, (tmp_path,)) == 2
+    outcome = call_in_new_process(call_task, (Task(piece_tasks.kill_first, (tmp_path,)),))
+    assert (outcome.result, outcome.n_restarts) == (2, 1)
     with pytest.raises(DataError, match="bad"):
         call_in_new_process(piece_tasks.fail, ("bad",))
+
+
+def test_a_new_process_removes_its_temporary_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([ROOT, SUPPORT]))
+    assert call_in_new_process(piece_tasks.make_folder_removed_at_exit, (tmp_path,)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_removes_its_temporary_folders_and_a_hard_stop_shows_no_warning(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        f"sys.path[:0] = [{SUPPORT!r}]\n"
+        "import piece_tasks\n"
+        "from fastcxr.executors.local_pool import LocalPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = LocalPool(1)\n"
+        "    print(pool.submit(piece_tasks.make_folder_removed_at_exit, Path(sys.argv[1])).result(), flush=True)\n"
+        "    os._exit(130)\n"
+    )
+    (tmp_path / "folders").mkdir()
+    # the output ends once the worker and the resource tracker have ended
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "folders"],
+        env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "1\n", "")
+    assert list((tmp_path / "folders").iterdir()) == []
+
+
+def test_the_loss_of_a_dask_worker_with_own_pieces_is_a_warning(caplog):
+    client = SimpleNamespace(futures={"call-1": None, "call-2": None})
+    lost = {"action": "remove-worker", "worker": "tcp://a:1", "processing-tasks": {"call-2": 1.0, "other": 1.0}}
+    for message in (lost, lost | {"processing-tasks": {"other": 1.0}}, lost | {"action": "add-worker"}, "text"):
+        _warn_of_lost_worker(client, (0.0, message))
+    assert caplog.messages == ["worker tcp://a:1 was lost: another one continues 1 piece"]
 
 
 @pytest.mark.slow

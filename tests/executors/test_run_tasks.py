@@ -16,7 +16,7 @@ from fastcxr.executors import run_tasks as module
 from fastcxr.executors import worker
 from fastcxr.executors.run_tasks import count_workers, run_tasks
 from fastcxr.executors.shared_folder import SharedFolder
-from fastcxr.executors.worker import Task, call_task
+from fastcxr.executors.worker import Outcome, Task, call_task
 
 
 class Recording(Executor):
@@ -118,6 +118,14 @@ def test_a_warning_of_several_workers_is_shown_once(caplog):
     tasks = {str(n): Task(piece_tasks.warn, (text,)) for n, text in enumerate(("few images", "few images", "no sex"))}
     assert list(run_tasks(tasks, Recording()).values()) == ["few images", "few images", "no sex"]
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == ["few images", "no sex"]
+
+
+@pytest.mark.parametrize(("n_restarts", "text"), [(0, []), (1, ["killed once"]), (2, ["killed 2 times"])])
+def test_a_killed_process_is_a_warning_with_the_name_of_the_piece(caplog, n_restarts, text):
+    executor = SimpleNamespace(submit=lambda *call: SimpleNamespace(result=lambda: Outcome(4, 1.0, (), n_restarts)))
+    assert run_tasks({"fold 1": SUMS["fold 1"]}, executor) == {"fold 1": 4}
+    expected = [f"fold 1: its process was {one}, and a new one continued it" for one in text]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == expected
 
 
 def test_a_second_task_in_a_process_is_rejected_and_an_interrupted_one_is_an_error(monkeypatch, tmp_path):

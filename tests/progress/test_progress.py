@@ -52,6 +52,15 @@ def test_a_long_bar_in_a_pipe_prints_a_line_per_minute(monkeypatch):
     assert page.getvalue().splitlines() == ["computing features ...", expected]
 
 
+def test_a_slow_bar_in_a_pipe_shows_the_steps_per_minute(monkeypatch):
+    console, page = shown(terminal=False)
+    times = iter([0.0, 80.0, 80.0])
+    monkeypatch.setattr("fastcxr.progress.terminal.time.monotonic", lambda: next(times))
+    with TerminalProgress(console).bar(3, "finished pieces") as bar:
+        bar.advance(2)
+    assert page.getvalue().splitlines()[-1] == "finished pieces: 2 of 3, 1.5/min, 40 s remaining"
+
+
 def test_a_terminal_shows_a_live_bar():
     console, page = shown(terminal=True)
     with TerminalProgress(console).bar(2, "checking images") as bar:
@@ -60,7 +69,9 @@ def test_a_terminal_shows_a_live_bar():
     assert "2/2" in page.getvalue()
 
 
-@pytest.mark.parametrize(("speed", "text"), [(1234.56, "1,234.6/s"), (None, "")])
+@pytest.mark.parametrize(
+    ("speed", "text"), [(1234.56, "1,234.6/s"), (1 / 30, "2.0/min"), (1 / 600, "6.0/h"), (None, "")]
+)
 def test_a_live_bar_shows_the_rate(speed, text):
     assert _RateColumn().render(SimpleNamespace(speed=speed)).plain == text
 

@@ -1,5 +1,6 @@
 """Tasks for workers: they import no torch, so that a worker starts within a fraction of a second."""
 
+import atexit
 import logging
 import os
 import signal
@@ -43,6 +44,14 @@ def kill_first(folder: Path) -> int:
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+def make_folder_removed_at_exit(parent: Path) -> int:
+    """Create a folder, as the temporary cache does; return the number of folders in the parent."""
+    folder = parent / f"fastcxr-{os.getpid()}"
+    folder.mkdir()
+    atexit.register(folder.rmdir)
+    return len(list(parent.iterdir()))
 
 
 def kill() -> None:

@@ -153,7 +153,7 @@ def test_a_run_is_resumed_by_another_number_of_processes(work):
     ("options", "text"),
     [
         (("--bs", "auto"), "FCX-E602: --batch-size auto measures"),
-        (("--folds", "3"), "FCX-E602: several folds"),
+        (("--folds", "3"), "or all folds without torchrun with --jobs 2"),
         (("--sync-batch-norm",), "FCX-E602: --sync-batch-norm"),
         (("--lr", "1e30"), "the training loss is"),
         (("--data", "missing"), "FCX-E001"),
