@@ -64,7 +64,7 @@ def _warn_of_lost_worker(client: Any, event: tuple[float, Any]) -> None:
         n_lost = len(set(message.get("processing-tasks", ())) & set(client.futures))
         if n_lost:
             worker = message.get("worker")
-            log.warning("worker %s was lost: another one continues %s", worker, pluralize(n_lost, "piece"))
+            log.warning("worker %s was lost: other workers continue %s", worker, pluralize(n_lost, "piece"))
 
 
 def _validate_workers(client: Any, workers: dict[str, dict[str, Any]]) -> None:

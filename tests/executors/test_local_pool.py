@@ -103,7 +103,7 @@ def test_the_loss_of_a_dask_worker_with_own_pieces_is_a_warning(caplog):
     lost = {"action": "remove-worker", "worker": "tcp://a:1", "processing-tasks": {"call-2": 1.0, "other": 1.0}}
     for message in (lost, lost | {"processing-tasks": {"other": 1.0}}, lost | {"action": "add-worker"}, "text"):
         _warn_of_lost_worker(client, (0.0, message))
-    assert caplog.messages == ["worker tcp://a:1 was lost: another one continues 1 piece"]
+    assert caplog.messages == ["worker tcp://a:1 was lost: other workers continue 1 piece"]
 
 
 @pytest.mark.slow
