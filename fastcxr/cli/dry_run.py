@@ -1,5 +1,7 @@
 """Output of `train --dry-run`: what a training needs, and what this computer has."""
 
+import re
+import textwrap
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +19,16 @@ from fastcxr.progress.terminal import print_table
 if TYPE_CHECKING:
     from fastcxr.workflows.dry_run import DryRun
 
+NUMBER_SPACE = re.compile(r"(?<=\d) (?=[\w%])|(?<=\d h) (?=\d)|(?<=\d min) (?=\d)")  # not a line end
 MAX_CLASSES = 12  # that the terminal shows; --json has all
 
 
-def start_dry_run(recipe: Recipe, folder: Path, n_jobs: int = 1) -> int:
+def start_dry_run(recipe: Recipe, folder: Path, n_jobs: int = 1, n_processes: int | None = None) -> int:
     """Print what a training needs, and return 0, or the exit code of the error that it would meet."""
     from fastcxr.workflows.dry_run import dry_run
 
     print_line("dry run: a few images are decoded and a few training steps timed; no run folder is created")
-    plan = dry_run(recipe, folder, n_jobs)
+    plan = dry_run(recipe, folder, n_jobs, n_processes)
     show_dry_run(console, plan)
     document = plan.to_json()
     if plan.error:
@@ -42,9 +45,17 @@ def show_dry_run(console: Console, plan: "DryRun") -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for heading, text in _list_lines(plan):
-        table.add_row(heading, escape(text))
+    lines = _list_lines(plan)
+    width = console.width - 2 - max(len(heading) for heading, _ in lines)
+    for heading, text in lines:
+        table.add_row(heading, escape(_wrap(text, width)))
     print_table(console, table)
+
+
+def _wrap(text: str, width: int) -> str:
+    """Return the text in lines that never end between a number and its unit; rich breaks at every kind of space."""
+    joined = NUMBER_SPACE.sub("\xa0", text)
+    return "\n".join(textwrap.wrap(joined, max(20, width), break_on_hyphens=False)).replace("\xa0", " ")
 
 
 def _make_class_table(data: Mapping[str, Any]) -> Table:
@@ -91,7 +102,8 @@ def _describe_machine(machine: Mapping[str, Any]) -> str:
 def _describe_decoding(plan: "DryRun") -> str:
     n_bad, n_sample = plan.data["unreadable_of_sample"]
     text = f"{pluralize(plan.data['n_images'], 'image')} of {pluralize(plan.data['n_patients'], 'patient')}; "
-    text += f"{plan.times['decoded_images_per_second']:,.3g} decoded/s"
+    rate = plan.times["decoded_images_per_second"]
+    text += f"{rate:,.0f} decoded/s" if rate >= 10 else f"{rate:.1f} decoded/s"
     return text + (f"; {n_bad} of {n_sample} images of a sample cannot be read" if n_bad else "")
 
 

@@ -68,7 +68,7 @@ def predict(
     images
         image files, DICOM files, folders of them, or packed files
     csv
-        CSV file to write; default: standard output. Finished rows are in FILE.part until the last one, and the same
+        CSV file to create; default: standard output. Finished rows are in FILE.part until the last one, and the same
         command continues after an interruption
     shard
         NUMBER/TOTAL, such as 3/8: only this part of the images, into the folder FILE.shards; merge joins all parts
@@ -82,6 +82,7 @@ def predict(
     from fastcxr.data.image_table import make_image_table
     from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
+    from fastcxr.workflows.prediction import validate_new_csv
     from fastcxr.workflows.prediction_shards import parse_shard, predict_in_shards
 
     if not images:
@@ -93,6 +94,8 @@ def predict(
     part = parse_shard(shard) if shard else None
     if workers != IN_THIS_PROCESS and (part or not csv):
         workers.reject("it needs one file to write", "Add --csv FILE, and leave --shard out")
+    if csv and not part:
+        validate_new_csv(csv)
     scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
     print_line(f"precision: {scorer.dtype_and_device}")

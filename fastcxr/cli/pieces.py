@@ -89,7 +89,8 @@ def merge(folder: Path) -> int:
     from fastcxr.workflows.prediction_shards import is_sharded, merge_shards
 
     if is_sharded(folder):
-        print_result(merge_shards(folder), {})
+        file = merge_shards(folder)
+        print_result(file, {"file": file})
         return 0
     from fastcxr.io.formats import reject_other_format
     from fastcxr.io.run_folders import require_run_file

@@ -28,7 +28,13 @@ from fastcxr.workflows.prediction import (
     predict_decided_blocks,
     write_prediction_csv,
 )
-from fastcxr.workflows.prediction_shards import SHARD_PLACEHOLDER, Shard, find_shards_folder, write_shard
+from fastcxr.workflows.prediction_shards import (
+    SHARD_PLACEHOLDER,
+    Shard,
+    find_shard_file,
+    find_shards_folder,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +48,7 @@ class PredictionOutput:
 
     def __init__(self, folder: Path, scorer: "Scorer", table: "pd.DataFrame", *, hash_names: bool):
         self.folder, self.scorer, self.table, self.hash_names = folder, scorer, table, hash_names
-        self.summary, self.rows = PredictionSummary(), []
+        self.summary, self.rows, self.csv = PredictionSummary(), [], None
         self.first_blocks: list[Predictions] = []
 
     def describe(self) -> dict[str, Any]:
@@ -53,6 +59,7 @@ class PredictionOutput:
         """Write the rows to a file, which an interrupted command continues, or to standard output."""
         progress = TerminalProgress(console)
         if csv:
+            self.csv = csv
             # the JSON document has all rows, also those of an interrupted command
             options = {"hash_names": self.hash_names, "restart": is_json(), "see_block": self.see_block}
             self.summary = write_prediction_csv(self.scorer, self.table, csv, self.describe(), progress, **options)
@@ -81,7 +88,7 @@ class PredictionOutput:
             self.summary,
             self.first_blocks,
             notices,
-            {"predictions": self.rows},
+            {"predictions": self.rows} | ({"file": self.csv} if self.csv else {}),
             has_ood_detector=self.scorer.has_ood_detector,
         )
 
@@ -95,7 +102,7 @@ def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard, notices: 
     options = {"hash_names": output.hash_names, "command": command}
     description = output.describe()
     summary = write_shard(output.scorer, output.table, csv, description, shard, TerminalProgress(console), **options)
-    document = {"folder": folder, "shard": text}
+    document = {"file": find_shard_file(csv, shard), "folder": folder, "shard": text}
     exit_code = print_prediction(summary, [], notices, document, has_ood_detector=output.scorer.has_ood_detector)
     print_next_steps(f"when all {shard[1]} shards are finished: {shlex.join(['fastcxr', 'merge', str(folder)])}")
     return exit_code
@@ -115,7 +122,7 @@ def print_prediction(
         summary: the numbers and the first errors.
         first_blocks: the first images, for the table of findings.
         notices: critical notices on the model.
-        document: further keys of the JSON document.
+        document: further keys of the JSON document; file is the file that was written, which is the result.
         has_ood_detector: whether the model has an OOD detector.
     """
     counts = asdict(summary.counts)
@@ -129,7 +136,7 @@ def print_prediction(
         show_top_findings(console, _join_first_rows(first_blocks), counts["n_classified"] + counts["n_ood"], findings)
     print_line(_describe_counts(counts, is_multi_label=findings is not None, has_ood_detector=has_ood_detector))
     counts |= {} if findings is None else {"findings": findings}
-    print_result(None, counts | {"critical": [notice["title"] for notice in notices], **document})
+    print_result(document.get("file"), counts | {"critical": [notice["title"] for notice in notices], **document})
     return PARTIAL_EXIT_CODE if counts["n_unreadable"] else 0
 
 

@@ -22,7 +22,7 @@ from fastcxr.cli.launch import start_prepared_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
 from fastcxr.cli.pieces import start_piece
-from fastcxr.cli.processes import is_first_process
+from fastcxr.cli.processes import count_gpus, is_first_process, is_launched
 from fastcxr.cli.suggestions import COMMAND_SYNONYMS, reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.tables import show_scout_table
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
@@ -85,10 +85,12 @@ def train(
             raise OutputError("the folder holds an interrupted run", fix, path=out)
         return recipe, out or resumable_run or find_next_run_dir(name)
 
-    if dry_run:
-        return start_dry_run(*prepare(), workers.jobs or 1) if is_first_process() else 0
     if piece:
         workers.reject("this is one piece", "Leave the option out, or run all folds")
+    if dry_run:
+        n_processes = count_gpus(gpus) if gpus is not None and not is_launched() else None
+        return start_dry_run(*prepare(), workers.jobs or 1, n_processes) if is_first_process() else 0
+    if piece:
         return start_piece(prepare, piece, checkpoint_mirror, gpus)
     return start_prepared_training(prepare, checkpoint_mirror, gpus, workers)
 

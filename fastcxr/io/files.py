@@ -28,8 +28,8 @@ def atomic_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises OutputError if `path` exists (without `overwrite`) or cannot be written.
     """
     path = Path(path)
-    if not overwrite and path.exists():
-        raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
+    if not overwrite:
+        reject_existing(path)
     temporary_path = _name_temporary(path)
     try:
         with convert_write_errors(path):
@@ -70,6 +70,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for parent in created:
             with suppress(OSError):  # it has files, such as the new folder
                 parent.rmdir()
+
+
+def reject_existing(path: Path) -> None:
+    """Raise OutputError if there is a file of this name."""
+    if path.exists():
+        raise OutputError("this file exists already", "Choose another name, or remove it", path=path)
 
 
 def validate_writable(path: str | Path) -> None:

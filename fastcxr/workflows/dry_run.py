@@ -41,6 +41,7 @@ from fastcxr.training.time_budget import REPORT_SECONDS, Deadline
 from fastcxr.training.timed_steps import TimedSteps, time_steps
 from fastcxr.workflows.cross_validate import find_held_out_unit, needs_patient_level_folds, plan_folds
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
+from fastcxr.workflows.run_state import has_same_recipe
 
 N_DECODED, N_WARM_UP = 64, 4  # images whose decoding is timed, and images that are decoded before
 FEATURE_BYTES = 4  # of a feature in the cache
@@ -91,18 +92,20 @@ class DryRun:
         return {name: value for name, value in asdict(self).items() if name != "error"}
 
 
-def dry_run(recipe: Recipe, folder: str | Path, n_jobs: int = 1) -> DryRun:
+def dry_run(recipe: Recipe, folder: str | Path, n_jobs: int = 1, n_processes: int | None = None) -> DryRun:
     """Estimate what a training needs; a few images are decoded and a few training steps are timed.
 
     Args:
         recipe: the experiment.
         folder: the run folder; it is not created.
         n_jobs: folds or sources that run at a time.
+        n_processes: processes of one training; default: those that torchrun started, or 1.
 
     Raises:
-        FastcxrError: the error of a training, for data, images, weights or options that cannot be used.
+        FastcxrError: the error of a training, for data, images, weights, options or a folder that cannot be used.
     """
     validate_model_options(recipe)
+    has_same_recipe(Path(folder), recipe)
     dataset = Dataset(recipe)
     manifest, runs, one_recipe = dataset.read_manifest(), _count_runs(recipe, dataset, n_jobs), recipe
     if recipe.is_multi_run:
@@ -121,7 +124,7 @@ def dry_run(recipe: Recipe, folder: str | Path, n_jobs: int = 1) -> DryRun:
     return DryRun(
         data=_describe_data(manifest, one_recipe) | {"unreadable_of_sample": [n_unreadable, N_DECODED + N_WARM_UP]},
         model=_describe_model(recipe, size),
-        machine=_describe_machine(recipe, timed),
+        machine=_describe_machine(recipe, timed, n_processes),
         times=times,
         disk=disk,
         memory={"step_bytes": timed.step_bytes or None, "is_measured": timed.is_measured} | _read_memory(recipe),
@@ -243,13 +246,13 @@ def _describe_model(recipe: Recipe, size: int) -> dict[str, Any]:
     return {"backbone": backbone.full_name, "image_size": size, "weights": source, "is_on_this_computer": is_local}
 
 
-def _describe_machine(recipe: Recipe, timed: TimedSteps) -> dict[str, Any]:
+def _describe_machine(recipe: Recipe, timed: TimedSteps, n_processes: int | None) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return {
         "device": str(find_device(recipe.device)),
         "precision": timed.precision.removeprefix("precision: "),
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE") or 1),
+        "processes": n_processes or int(os.environ.get("WORLD_SIZE") or 1),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
 

@@ -26,6 +26,7 @@ from fastcxr.io.files import (
     compute_sha256,
     convert_write_errors,
     read_json,
+    reject_existing,
     require_free_space,
     sync_folder,
     validate_writable,
@@ -168,6 +169,7 @@ def write_prediction_csv(
     rows: range | None = None,
     hash_names: bool = False,
     restart: bool = False,
+    overwrite: bool = False,
     see_block: SeeBlock = id,
 ) -> PredictionSummary:
     """Predict images block by block, and write them to a CSV, which appears when all are predicted.
@@ -177,21 +179,23 @@ def write_prediction_csv(
     Args:
         scorer: the model.
         table: the images; see make_image_table.
-        csv: the file to write; it is replaced.
+        csv: the file to write.
         description: of describe_prediction.
         progress: progress display.
         rows: the rows to predict; default: all.
         hash_names: see predict.
         restart: do not continue an interrupted prediction.
+        overwrite: replace an existing file.
         see_block: is called with each block of this call.
 
     Raises:
-        OutputError: the file cannot be written; or the interrupted prediction had another model, options or images.
+        OutputError: the file exists (without `overwrite`) or cannot be written; or the interrupted prediction had
+            another model, options or images.
         StorageError: the free disk space is too small, or the disk is full; the finished rows are kept.
         BusyError: another process writes the same file.
     """
     rows = range(len(table)) if rows is None else rows
-    validate_writable(csv)
+    validate_new_csv(csv, overwrite=overwrite)
     quote_text = needs_quotes(table, scorer, hash_names=hash_names)
     description = {**description, "rows": [rows.start, rows.stop]}
     with _open_part(csv, description, restart=restart) as part:
@@ -210,8 +214,15 @@ def write_prediction_csv(
                 except KeyboardInterrupt as interrupt:
                     interrupt.add_note(f"{part.n_rows:,} of {pluralize(len(rows), 'image')} predicted")
                     raise
-        part.finish(csv)
+        part.finish(csv, overwrite=overwrite)
         return part.summary
+
+
+def validate_new_csv(csv: Path, *, overwrite: bool = False) -> None:
+    """Raise OutputError if the file cannot be written or, without `overwrite`, exists: it may be of other images."""
+    validate_writable(csv)
+    if not overwrite:
+        reject_existing(csv)
 
 
 def _estimate_bytes(table: pd.DataFrame, scorer: Scorer, n_rows: int) -> int:
@@ -293,8 +304,9 @@ class _Part:
             raise StorageError(error.problem, _make_space_fix(self), path=self.folder) from error
         self.n_rows, self.n_bytes, self.summary = n_rows, n_bytes, summary
 
-    def finish(self, csv: Path) -> None:
-        """Move the rows to the file."""
+    def finish(self, csv: Path, *, overwrite: bool) -> None:
+        """Move the rows to the file; without `overwrite` they are kept if it was created in the meantime."""
+        validate_new_csv(csv, overwrite=overwrite)
         with convert_write_errors(csv):
             os.truncate(self.folder / ROWS_FILE, self.n_bytes)
             (self.folder / ROWS_FILE).replace(csv)

@@ -5,6 +5,8 @@ need no index. It starts at a multiple of ALIGNED_IMAGES: all batches have the i
 and so do the last digits of the probabilities.
 """
 
+import filecmp
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from fastcxr.io.files import (
     compute_sha256,
     convert_write_errors,
     read_json,
+    reject_existing,
     require_free_space,
     write_json,
 )
@@ -37,6 +40,7 @@ from fastcxr.workflows.prediction import (
     PredictionSummary,
     describe_prediction,
     find_difference,
+    validate_new_csv,
     write_prediction_csv,
 )
 
@@ -46,6 +50,7 @@ ALIGNED_IMAGES = 256  # a multiple of the batch sizes on all devices
 SHARD_PATTERN = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 SHARD_FILE_PATTERN = re.compile(r"shard-(\d+)-of-(\d+)\.(json|csv|csv\.part)")
 SHARD_PLACEHOLDER = "SHARD"  # in the stored command
+log = logging.getLogger("fastcxr")
 Shard = tuple[int, int]  # number of the shard, from 1, and number of all shards
 
 
@@ -69,6 +74,11 @@ def find_shard_rows(n_images: int, shard: Shard) -> range:
 def find_shards_folder(csv: Path) -> Path:
     """Return the folder of the shards of a CSV: FILE.shards."""
     return csv.with_name(csv.name + SHARDS_SUFFIX)
+
+
+def find_shard_file(csv: Path, shard: Shard) -> Path:
+    """Return the file of a shard of a CSV."""
+    return find_shards_folder(csv) / _name_shard(shard, "csv")
 
 
 def predict_shard(
@@ -133,7 +143,11 @@ def predict_in_shards(
         executor: any Executor with one task per process; None: this process, with one shard.
         progress: shows a bar of finished shards.
         **options: see predict_shard.
+
+    Raises:
+        OutputError: the file exists, or cannot be written; or see write_shard.
     """
+    validate_new_csv(csv)
     shards_folder = find_shards_folder(csv)
     with convert_write_errors(shards_folder):
         shards_folder.mkdir(exist_ok=True)
@@ -171,7 +185,8 @@ def write_shard(
             are shortened.
 
     Raises:
-        OutputError: the folder has shards of another prediction, or cannot be written; see write_prediction_csv.
+        OutputError: the folder has shards of another prediction, or cannot be written; or `csv` exists; see
+            write_prediction_csv.
     """
     folder = find_shards_folder(csv)
     with convert_write_errors(folder):
@@ -180,14 +195,21 @@ def write_shard(
     for (number, n_shards), other in finished.items():
         difference = find_difference(other["description"], {**description, "rows": other["description"].get("rows")})
         if n_shards != shard[1]:
-            difference = f"{n_shards} shards instead of {shard[1]}"
+            problem = f"the folder has shards of {n_shards}, this command is a shard of {shard[1]}"
+            fix = f"Pass a shard of {n_shards}, or remove this folder"
+            raise OutputError(problem, fix, path=folder, code="E623")
         if difference:
             problem = f"shard {number} of {n_shards} in this folder has {difference}"
             raise OutputError(problem, "Repeat its command, or remove this folder", path=folder, code="E623")
     if shard in finished:
+        log.info("shard %s of %s is finished already", *shard)
         return PredictionSummary.from_json(finished[shard]["summary"])
-    target, rows = folder / _name_shard(shard, "csv"), find_shard_rows(len(table), shard)
-    summary = write_prediction_csv(scorer, table, target, description, progress, rows=rows, hash_names=hash_names)
+    reject_existing(csv)
+    target, rows = find_shard_file(csv, shard), find_shard_rows(len(table), shard)
+    if not rows:
+        log.info("shard %s of %s has no images: shards start at multiples of %s images", *shard, ALIGNED_IMAGES)
+    options = {"rows": rows, "hash_names": hash_names, "overwrite": True}  # an unfinished shard is replaced
+    summary = write_prediction_csv(scorer, table, target, description, progress, **options)
     content = {
         "format": SHARD_FORMAT,
         "file": csv.name,
@@ -208,9 +230,12 @@ def is_sharded(folder: str | Path) -> bool:
 def merge_shards(folder: str | Path) -> Path:
     """Join all shards to the file that a single run writes, beside the folder, and return its path.
 
+    An existing file is replaced only by the same bytes.
+
     Raises:
         InputMissingError: the folder has no shard, or one is missing or unfinished.
-        OutputError: the shards are of different predictions, or one is damaged; or the file cannot be written.
+        OutputError: the shards are of different predictions, or one is damaged; or the file exists with other bytes,
+            or cannot be written.
     """
     folder = Path(folder)
     if not is_sharded(folder):
@@ -225,13 +250,22 @@ def merge_shards(folder: str | Path) -> Path:
     target = folder.absolute().parent / first["file"]
     n_bytes = sum(one["n_bytes"] for one in shards.values())
     require_free_space(target.parent, n_bytes, "the file", "Free disk space and repeat the command")
-    with atomic_file(target, overwrite=True) as temporary_path, temporary_path.open("wb") as joined:
-        for number in range(1, n_shards + 1):
-            with (folder / _name_shard((number, n_shards), "csv")).open("rb") as file:
-                if number > 1:
+    with atomic_file(target, overwrite=True) as temporary_path:
+        names = [_name_shard((number, n_shards), "csv") for number in range(1, n_shards + 1)]
+        _join_files([folder / name for name in names], temporary_path)
+        if target.exists() and not (target.is_file() and filecmp.cmp(target, temporary_path, shallow=False)):
+            reject_existing(target)
+    return folder.parent / first["file"]
+
+
+def _join_files(files: list[Path], joined_file: Path) -> None:
+    """Write the rows of all files below the header of the first one."""
+    with joined_file.open("wb") as joined:
+        for path in files:
+            with path.open("rb") as file:
+                if path != files[0]:
                     _skip_header(file)
                 shutil.copyfileobj(file, joined)
-    return folder.parent / first["file"]
 
 
 def _skip_header(file: BinaryIO) -> None:

@@ -165,15 +165,27 @@ class _MessageHandler(logging.Handler):
 
 def acquire_directory(folder: Path) -> None:
     """Create an empty folder. Raise OutputError if it cannot be created or is not empty, BusyError if it is in use."""
-    try:
+    with _convert_folder_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        is_occupied = any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
-    except OSError as error:
-        problem = f"the folder cannot be created ({error.strerror})"
-        raise OutputError(problem, "Choose another `folder`", path=folder) from error
+    reject_occupied(folder)
+
+
+def reject_occupied(folder: Path) -> None:
+    """Raise OutputError for a folder that is not empty, or a file, BusyError for one in use; nothing is created."""
+    with _convert_folder_errors(folder):
+        is_occupied = folder.exists() and any(path.name != LOCK_FILE_NAME for path in folder.iterdir())
     if is_occupied:
         reject_locked(folder)
         raise OutputError("this folder is not empty", "Choose another `folder`, or remove it", path=folder)
+
+
+@contextmanager
+def _convert_folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"the folder cannot be created ({error.strerror})"
+        raise OutputError(problem, "Choose another `folder`", path=folder) from error
 
 
 def select_sample_images(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import read_table
 from fastcxr.progress.base import silence_logging
 from fastcxr.workflows.load import Dataset, assign_recipe_splits
-from fastcxr.workflows.run_dir import acquire_directory
+from fastcxr.workflows.run_dir import acquire_directory, reject_occupied
 
 IMAGE_HASH_COLUMN = "image_sha256"  # column of manifest.csv that identifies an image in other data
 COMMAND_FILE = "command.txt"  # in the checkpoint folder
@@ -76,10 +76,19 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
 
     Raises BusyError for a folder that another process writes into, OutputError for any other folder.
     """
+    if not has_same_recipe(folder, recipe):
+        acquire_directory(folder)
+
+
+def has_same_recipe(folder: Path, recipe: Recipe) -> bool:
+    """Return whether a folder has a run of the same recipe, False if it is empty or missing; nothing is created.
+
+    Raises the errors of acquire_or_resume for any other folder.
+    """
     recipe_file = folder / "recipe.json"
     if not recipe_file.is_file():
-        acquire_directory(folder)
-        return
+        reject_occupied(folder)
+        return False
     saved, current = vars(redact_paths(Recipe.from_json(recipe_file))), vars(redact_paths(recipe))
     changed_fields = [name for name in current if saved[name] != current[name]]
     if changed_fields:
@@ -87,6 +96,7 @@ def acquire_or_resume(folder: Path, recipe: Recipe) -> None:
         differences = "; ".join(f"{name} was {saved[name]!r}, is {current[name]!r}" for name in changed_fields)
         problem = f"the folder contains a run with a different recipe ({differences})"
         raise OutputError(problem, "Pass the original options, or choose another `folder`", path=folder)
+    return True
 
 
 def validate_unchanged_images(saved: pd.DataFrame, current: pd.DataFrame, folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_json_of_predict_has_the_values_of_the_table(call, work):
     # text: the default parser of numbers of some versions of pandas changes the last digit
     table = pd.read_csv(work / "out.csv", dtype=str, keep_default_na=False)
     assert table.to_dict("records") == [{k: str(v) for k, v in row.items()} for row in document["predictions"]]
-    assert document["n_classified"] + document["n_ood"] == len(table)
+    assert document["n_classified"] + document["n_ood"] == len(table) and document["file"] == "out.csv"
 
 
 def test_an_error_with_json_is_a_document_and_a_line(call, tmp_path):

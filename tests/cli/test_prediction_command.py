@@ -1,6 +1,7 @@
 """The command predict with shards, and after an interruption."""
 
 import json
+from pathlib import Path
 
 import pytest
 from gray_images import write_gray_images
@@ -32,6 +33,7 @@ def test_the_shards_of_the_command_are_joined_to_the_file_of_a_single_run(call, 
     done = call("predict", "run", images, "--csv", "out.csv", "--shard", "2/2", "--json", where=tmp_path)
     document = json.loads(done.stdout)
     assert (document["shard"], document["n_classified"], document["n_ood"]) == ("2/2", 11, 1)
+    assert document["file"] == str(Path("out.csv.shards", "shard-2-of-2.csv"))
     (tmp_path / "out.csv.shards" / "shard-1-of-2.json").rename(tmp_path / "shard-1-of-2.json")
     with pytest.raises(InputMissingError, match=r"Run: fastcxr predict run images --csv out\.csv --shard 1/2 --json"):
         merge_shards(tmp_path / "out.csv.shards")
@@ -53,6 +55,27 @@ def test_an_invalid_shard_is_an_error_in_one_line(call, images, tmp_path, words,
     done = call("predict", "run", images, *words, where=tmp_path)
     assert done.returncode == 64 and line in done.stderr
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_finished_file_is_kept_and_its_name_is_printed(call, images, tmp_path):
+    done = call("predict", "run", images, "--csv", "out.csv", where=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "out.csv\n")
+    content = (tmp_path / "out.csv").read_bytes()
+    for words in ([], ["--jobs", "2"]):
+        done = call("predict", "run", f"{images}/0003.png", "--csv", "out.csv", *words, where=tmp_path)
+        assert done.returncode == 73 and "this file exists already. Choose another name, or remove it" in done.stderr
+    assert (tmp_path / "out.csv").read_bytes() == content and not list(tmp_path.glob("out.csv.*"))
+
+
+def test_a_file_created_during_the_prediction_is_kept_with_the_rows(call, images, tmp_path, monkeypatch):
+    score = GrayScorer.score
+    monkeypatch.setattr(GrayScorer, "score", lambda *words: (tmp_path / "out.csv").write_text("x") and score(*words))
+    done = call("predict", "run", images, "--csv", "out.csv", where=tmp_path)
+    assert done.returncode == 73 and (tmp_path / "out.csv").read_text() == "x"
+    (tmp_path / "out.csv").unlink()
+    done = call("predict", "run", images, "--csv", "out.csv", where=tmp_path)
+    assert done.returncode == 2 and "continuing after 20 of 20 images" in done.stderr
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 21
 
 
 def test_a_command_after_ctrl_c_continues(call, images, tmp_path, monkeypatch):

@@ -56,6 +56,10 @@ def test_the_times_are_those_of_steps_and_images(toy_folder, tmp_path, timed):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_processes_of_one_training_are_those_given(toy_folder, tmp_path, timed):
+    assert dry_run(make_recipe(toy_folder), tmp_path / "run", n_processes=4).machine["processes"] == 4
+
+
 def test_folds_are_counted_and_run_side_by_side(toy_folder, tmp_path, timed):
     one = dry_run(make_recipe(toy_folder, folds=5), tmp_path / "run")
     assert one.runs == {"n_runs": 5, "unit": "fold", "jobs": 1}

@@ -1,6 +1,7 @@
 """Shards of a prediction are joined to the bytes of a single run, and other shards are rejected in one line."""
 
 import json
+import logging
 import pickle
 import shutil
 
@@ -90,11 +91,33 @@ def test_another_text_is_no_shard(text):
         parse_shard(text)
 
 
-def test_a_finished_shard_is_not_predicted_again(images, tmp_path):
+def test_a_finished_shard_is_not_predicted_again(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="fastcxr")
     first = write(images, tmp_path / "out.csv", (2, 3))
     scorer = GrayScorer()
     assert write(images, tmp_path / "out.csv", (2, 3), scorer=scorer) == first
     assert scorer.n_calls == 0 and first.counts.n_unreadable == 1
+    assert caplog.messages == ["shard 2 of 3 is finished already"]
+    write(images, tmp_path / "out.csv.shards" / "many.csv", (1, 8))
+    assert caplog.messages[-1] == f"shard 1 of 8 has no images: shards start at multiples of {BLOCK} images"
+
+
+def test_no_shard_and_no_merge_replaces_a_file_of_other_images(images, tmp_path):
+    write(images, tmp_path / "out.csv", (1, 2), (2, 2))
+    shards, csv = tmp_path / "out.csv.shards", tmp_path / "out.csv"
+    joined = merge_shards(shards).read_bytes()
+    assert merge_shards(shards).read_bytes() == joined
+    assert write(images, csv, (1, 2)).counts.n_unreadable == 1  # finished: nothing is written
+    csv.write_text("of another person")
+    with pytest.raises(OutputError, match="this file exists already. Choose another name, or remove it"):
+        merge_shards(shards)
+    (shards / "shard-2-of-2.json").unlink()
+    with pytest.raises(OutputError, match="this file exists already"):
+        write(images, csv, (2, 2))
+    with pytest.raises(OutputError, match="this file exists already"):
+        predict_in_shards(images, (str(images),), csv, InThisProcess(), Progress())
+    assert csv.read_text() == "of another person"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.csv", "out.csv.shards"}
 
 
 def test_missing_and_unfinished_shards_are_named_with_the_command(images, tmp_path):
@@ -110,7 +133,7 @@ def test_missing_and_unfinished_shards_are_named_with_the_command(images, tmp_pa
 def test_shards_of_another_model_or_number_are_rejected_when_they_start(images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     write(folder, tmp_path / "out.csv", (1, 3))
-    with pytest.raises(OutputError, match="FCX-E623 .*shard 1 of 3 in this folder has 3 shards instead of 2"):
+    with pytest.raises(OutputError, match="FCX-E623 .*: the folder has shards of 3, this command is a shard of 2"):
         write(folder, tmp_path / "out.csv", (1, 2))
     (folder / "model.json").write_text("{}")
     with pytest.raises(OutputError, match="FCX-E623 .*shard 1 of 3 in this folder has another model"):

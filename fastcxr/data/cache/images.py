@@ -26,6 +26,7 @@ from fastcxr.data.cache.quota import (
     evict,
     make_store_name,
     read_cache_limit,
+    remove_if_empty,
     remove_if_unused,
     temporary_cache,
     user_cache,
@@ -193,6 +194,9 @@ def _open_in_cache(
                     return ImageCache(files, size, MappedImages(folder, size), locations, depths, remarks)
         except DamagedStoreError as error:
             log.warning("the image cache of %s px is damaged (%s): decoding again", size, error)
+        except CannotStoreError:
+            remove_if_empty(folder)
+            raise
         if not remove_if_unused(folder):
             break
     raise CannotStoreError("the image caches that must be removed first are in use")

@@ -323,6 +323,12 @@ def remove_if_unused(folder: Path) -> bool:
     return True
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Remove an image cache without images, unless a process uses it."""
+    if _count_images(folder / INDEX_FILE) == 0:
+        remove_if_unused(folder)
+
+
 def _remove_leftovers(parent: Path) -> None:
     """Remove the folders of which a killed process has removed only a part."""
     for removed_dir in parent.glob(f"{REMOVED_PREFIX}*"):

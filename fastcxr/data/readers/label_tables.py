@@ -64,7 +64,7 @@ def describe_other_label(root: Path, images: Mapping[str, Sequence[str]]) -> str
     root = root.resolve()
     for path in (*_list_tables(root), *_list_tables(root.parent)):
         header = read_header(path)
-        name_column = None if _is_prediction_table(header) else find_column(header, ROLE_NAMES["path"])
+        name_column = find_column(header, ROLE_NAMES["path"])
         table = _read_or_skip(path) if name_column and not _is_box_table(path) else None
         labels = None if table is None else _read_labels(table)
         if table is None or labels is None:
@@ -137,10 +137,11 @@ def _is_box_table(path: Path) -> bool:
 
 
 def _list_tables(folder: Path) -> list[Path]:
-    """Return the tables of a folder; none if it cannot be listed."""
+    """Return the tables of a folder, without those of `fastcxr predict`; none if it cannot be listed."""
     try:
         tables = [Path(entry.path) for entry in os.scandir(folder) if is_table_name(entry.name) and entry.is_file()]
-        return [table for table in sorted(tables)[:MAX_TABLES] if table.stat().st_size <= MAX_TABLE_BYTES]
+        tables = [table for table in sorted(tables) if not _is_prediction_table(read_header(table))][:MAX_TABLES]
+        return [table for table in tables if table.stat().st_size <= MAX_TABLE_BYTES]
     except OSError:
         return []
 

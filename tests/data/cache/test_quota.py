@@ -51,6 +51,15 @@ def test_the_least_recently_used_sizes_are_evicted(files, monkeypatch):
     assert [entry.size for entry in list_cache_entries()][0] == 62  # opening counts as use
 
 
+def test_images_that_do_not_fit_leave_no_empty_cache(files, monkeypatch):
+    open_image_cache(files, 60)
+    monkeypatch.setenv("FASTCXR_CACHE_GB", "1e-7")
+    assert_images_match_files(open_image_cache(files, 61), files, 61)
+    assert 61 not in sizes()
+    assert_images_match_files(open_image_cache(files, 60), files, 60)
+    assert sizes() == {60}
+
+
 def test_a_size_in_use_is_never_evicted(files, monkeypatch):
     first = open_image_cache(files, 60)
     set_last_use(60, 300)

@@ -8,6 +8,7 @@ from toy_datasets import check_message, write_file, write_files, write_two_class
 
 from fastcxr.data.manifest import read_manifest
 from fastcxr.data.readers.detect import detect_layout, has_class_folders
+from fastcxr.data.readers.label_tables import find_tables
 from fastcxr.data.readers.name_signs import find_name_sign
 from fastcxr.errors import DataError, FastcxrError
 
@@ -92,6 +93,14 @@ def test_the_error_names_the_sign_the_table_and_the_data_format(tmp_path):
     assert f"FCX-E041 {tmp_path}: the folders may not be classes: 'images_001', 'images_002' differ" in text
     assert "; the table Data_Entry_2017.csv names these images. " in text
     assert f"Pass `data='{table}'`, or `data_format='folders'` if" in text
+
+
+def test_the_tables_of_predict_are_no_label_tables(tmp_path):
+    write_folders(tmp_path, "images_001/images", "images_002/images")
+    rows = "path,source,prob_Mass,prob_Hernia,predicted,in_distribution\nimages_001_images_0.png,x,0.9,0.1,Mass,yes\n"
+    for name in ("p1.csv", "p2.csv"):
+        write_file(tmp_path / name, rows)
+    assert "p1.csv" not in get_error(tmp_path) and find_tables(tmp_path, ["images_001_images_0.png"]) == []
 
 
 @pytest.mark.parametrize(
