@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -140,8 +141,8 @@ def _list_tables(folder: Path) -> list[Path]:
     """Return the tables of a folder, without those of `fastcxr predict`; none if it cannot be listed."""
     try:
         tables = [Path(entry.path) for entry in os.scandir(folder) if is_table_name(entry.name) and entry.is_file()]
-        tables = [table for table in sorted(tables) if not _is_prediction_table(read_header(table))][:MAX_TABLES]
-        return [table for table in tables if table.stat().st_size <= MAX_TABLE_BYTES]
+        label_tables = (table for table in sorted(tables) if not _is_prediction_table(read_header(table)))
+        return [table for table in islice(label_tables, MAX_TABLES) if table.stat().st_size <= MAX_TABLE_BYTES]
     except OSError:
         return []
 
