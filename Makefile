@@ -4,6 +4,7 @@ BIN = .venv/bin
 DEMO = runs/demo
 # a process of the tests for each processor, at most four; each takes up to 2 GB and one thread
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+SPHINX = $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 FAST = tests/audit tests/config tests/data tests/io tests/metrics tests/test_golden.py
 
 .PHONY: demo test test-fast test-slow lint docs clean
@@ -22,14 +23,15 @@ test-fast: .venv/installed-dev  ## data, metrics, audit, configuration: under a 
 test-slow: .venv/installed-dev  ## networks above 100 million parameters and the like
 	$(PYTEST) -m slow
 
-lint: .venv/installed-dev  ## style, docstrings, spelling, types
+lint: .venv/installed-dev  ## style, docstrings, spelling, types, and a build of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(SPHINX)
 
 docs: .venv/installed-docs  ## build the documentation, offline; a warning is an error
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	$(SPHINX)
 	@echo "open docs/_build/index.html"
 
 .venv/bin/python:

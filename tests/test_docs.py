@@ -147,6 +147,7 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.needs("sphinx", "myst_parser", "furo")
 def test_the_site_loads_nothing_from_another_host(site):
     files = [path for path in site.rglob("*") if path.suffix in (".html", ".css")]
@@ -155,6 +156,7 @@ def test_the_site_loads_nothing_from_another_host(site):
     assert {name: tags for name, tags in found.items() if tags} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.needs("sphinx", "myst_parser", "furo")
 def test_the_page_of_chest_encoders_has_every_encoder_and_no_fact_that_was_not_read(site):
     from fastcxr.models.encoders import ENCODERS
@@ -170,6 +172,7 @@ def test_the_page_of_chest_encoders_has_every_encoder_and_no_fact_that_was_not_r
         assert ("Licence: see page" in facts) == ("licence" not in encoder.read_on)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("sphinx", "myst_parser", "furo")
 def test_the_references_have_every_command_option_and_public_name(site):
     import fastcxr

@@ -121,6 +121,7 @@ def test_an_image_of_more_than_eight_bits_needs_its_path(learner):
         learner.predict(np.zeros((64, 64), np.float32))
 
 
+@pytest.mark.slow
 def test_an_exported_learner_predicts_in_a_process_that_does_not_import_fastcxr(learner, manifest, tmp_path):
     learner.export(tmp_path / "export.pkl")
     file = manifest["file"].iloc[0]

@@ -34,6 +34,7 @@ def run_benchmark(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_training_and_scoring_are_measured(run_benchmark):
     values = run_benchmark("--only", "training", "scoring")

@@ -37,9 +37,9 @@ def format_learning_rate(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return 3725 as "1 h 2 min", 95 as "1 min 35 s", 4.2 as "4.2 s", 0.123 as "0.12 s"."""
+    """Return 3725 as "1 h 2 min", 95 as "1 min 35 s", 40 as "40 s", 4.2 as "4.2 s", 0.123 as "0.12 s"."""
     if seconds < 59.95:
-        return f"{seconds:.1f} s" if seconds >= 0.95 else f"{seconds:.2f} s"
+        return f"{seconds:.1f}".removesuffix(".0") + " s" if seconds >= 0.95 else f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

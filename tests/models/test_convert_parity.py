@@ -85,6 +85,7 @@ def make_dinov2(width: int = 768, heads: int = 12, size: int = 518, patch: int =
     return randomize(network_class(config))
 
 
+@pytest.mark.slow
 @pytest.mark.needs("transformers")
 def test_dinov2_of_hugging_face_has_equal_tokens_at_518_px(save, caplog):
     caplog.set_level("INFO", "fastcxr")

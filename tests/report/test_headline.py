@@ -88,7 +88,7 @@ def test_counts_lists_durations_and_rates_are_formatted():
     )
     assert (join_names([]), join_names(["a"]), join_names(["a", "b", "c"])) == ("", "a", "a, b and c")
     assert (format_duration(8.2), format_duration(8.46), format_duration(0.123)) == ("8.2 s", "8.5 s", "0.12 s")
-    assert (format_duration(0.96), format_duration(59.94), format_duration(59.96)) == ("1.0 s", "59.9 s", "1 min 0 s")
+    assert (format_duration(0.96), format_duration(59.94), format_duration(59.96)) == ("1 s", "59.9 s", "1 min 0 s")
     assert (format_duration(4.2), format_duration(95), format_duration(3725)) == ("4.2 s", "1 min 35 s", "1 h 2 min")
     assert (format_learning_rate(0.0021), format_learning_rate(3.1e-6)) == ("0.0021", "3.1e-06")
     assert replace_unprintable("a\x00\u202eb\udc80 中文") == "a\ufffd\ufffdb\ufffd 中文"

@@ -98,6 +98,7 @@ def test_the_sample_is_small_on_disk(committed):
     assert sum(file.stat().st_size for file in committed[0]) < 4_000_000
 
 
+@pytest.mark.slow
 def test_a_linear_model_of_pixels_cannot_separate_the_classes(committed):
     files, labels, patients = committed
     pixels = read_resized(files, 64).reshape(len(files), -1)
