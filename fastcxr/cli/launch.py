@@ -51,8 +51,7 @@ def start_prepared_training(
         gpus: all, or a number, to start torchrun; the processes of torchrun ignore it.
         workers: where the folds run.
     """
-    if gpus is not None and workers != IN_THIS_PROCESS:
-        raise RecipeError(f"{workers.format()[0]} and --gpus cannot be combined", "Leave one of them out")
+    reject_workers_with_gpus(workers, gpus)
     if is_launched():
         workers.reject("torchrun divides a single one among all processes", "Leave one of both out")
         return run_in_processes(prepare, partial(train_and_print, mirror=mirror), partial(describe_resumption, mirror))
@@ -64,6 +63,12 @@ def start_prepared_training(
     except Interrupted as interrupted:
         fix = describe_resumption(mirror, folder, workers)
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
+
+
+def reject_workers_with_gpus(workers: WorkerOptions, gpus: str | None) -> None:
+    """Raise RecipeError if pieces in workers and one training on several GPUs are both requested."""
+    if gpus is not None and workers != IN_THIS_PROCESS:
+        raise RecipeError(f"{workers.format()[0]} and --gpus cannot be combined", "Leave one of them out")
 
 
 def describe_resumption(mirror: Path | None, folder: Path, workers: WorkerOptions = IN_THIS_PROCESS) -> str:

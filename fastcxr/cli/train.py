@@ -18,7 +18,7 @@ from fastcxr.cli.app import (
     set_default_data,
 )
 from fastcxr.cli.dry_run import start_dry_run
-from fastcxr.cli.launch import start_prepared_training
+from fastcxr.cli.launch import reject_workers_with_gpus, start_prepared_training
 from fastcxr.cli.option_names import format_options, name_options
 from fastcxr.cli.output import console, make_open_step, print_next_steps, print_result, print_warning
 from fastcxr.cli.pieces import start_piece
@@ -88,6 +88,7 @@ def train(
     if piece:
         workers.reject("this is one piece", "Leave the option out, or run all folds")
     if dry_run:
+        reject_workers_with_gpus(workers, gpus)
         n_processes = count_gpus(gpus) if gpus is not None and not is_launched() else None
         return start_dry_run(*prepare(), workers.jobs or 1, n_processes) if is_first_process() else 0
     if piece:

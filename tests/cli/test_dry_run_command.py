@@ -53,6 +53,8 @@ def test_a_dry_run_ends_with_the_error_of_the_run(call, toy_folder, tmp_path, mo
     monkeypatch.setattr("fastcxr.cli.train.start_dry_run", lambda *words: found.append(words[-1]) or 0)
     assert call(*words, "--gpus", "2", where=tmp_path).returncode == 0 and found == [2]
     monkeypatch.undo()
+    done = call(*words, "--gpus", "2", "--jobs", "2", where=tmp_path)
+    assert done.returncode == 64 and "--jobs and --gpus cannot be combined" in done.stderr
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("x")
