@@ -21,6 +21,7 @@ RANGES = {
     "E4": "outputs",
     "E5": "server",
     "E6": "several processes and parts",
+    "E7": "publishing, DICOM results, tracking and tuning",
     "W2": "Warnings",
 }
 
