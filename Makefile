@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN = .venv/bin
 DEMO = runs/demo
-# a process of the tests for each processor, at most four; each takes up to 2 GB and one thread
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+# a process of the tests for each processor, at most four; each takes up to 2 GB and one thread. Bytecode is written, also
+# where the environment switches it off: otherwise every process that a test starts compiles the package again
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 SPHINX = $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 FAST = tests/audit tests/config tests/data tests/io tests/metrics tests/test_golden.py
 
