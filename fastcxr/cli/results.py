@@ -54,15 +54,24 @@ def list_command(folder: Path | None = None) -> int:
     return 0
 
 
-@app.command(group=RUNS, usage="Usage: fastcxr report FOLDER")
-def report(folder: Path) -> int:
+@app.command(group=RUNS, usage="Usage: fastcxr report FOLDER [--no-images]")
+def report(folder: Path, *, no_images: Annotated[bool, Parameter(negative=())] = False) -> int:
     """Rewrite the report of a finished run, or the page of describe, audit or explain.
 
     Parameters
     ----------
     folder
         run folder, or folder of describe, audit or explain
+    no_images
+        report-no-images.html beside the report: the same metrics and figures without images, file names and patient
+        identifiers, to share
     """
+    if no_images:
+        from fastcxr.report.run_page import write_image_free_report
+
+        page = write_image_free_report(folder)
+        print_result(page, {"folder": folder, "report": page})
+        return 0
     if (folder / "explain.html").exists():
         from fastcxr.report.saliency_page import write_saliency_page as write_page
     elif (folder / "audit.html").exists():

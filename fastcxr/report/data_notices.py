@@ -78,8 +78,9 @@ def is_overlap_unknown(record: RunRecord) -> bool:
 def find_unknown_overlap(record: RunRecord, metrics: Metrics) -> Found:
     """Yield that the images of the evaluation may be training images of the exported model."""
     if is_overlap_unknown(record):
+        run = record.run["tested"].get("run")
         text = (
-            f"The export of run {record.run['tested'].get('run')} does not contain the list of training images. If the "
+            f"The export{f' of run {run}' if run else ''} does not contain the list of training images. If the "
             "model was trained on some of these images or patients, the metrics are optimistic, and this is not an "
             "external test. fastcxr evaluate with the run folder checks it."
         )
@@ -103,8 +104,8 @@ def format_reasons(counts: Mapping[str, int]) -> str:
 def find_reused_audit(record: RunRecord, metrics: Metrics) -> Found:
     """Yield folder and date of an earlier audit whose findings the run reuses."""
     if record.reused_audit:
-        folder, date = (record.reused_audit.get(key, "unknown") for key in ("folder", "date"))
-        yield (f"Folder: {folder}. Date: {date}. It checked the same images, labels, splits and patients.",)
+        origin = " ".join(f"{key.capitalize()}: {value}." for key, value in record.reused_audit.items())
+        yield (f"{origin} It checked the same images, labels, splits and patients.",)
 
 
 def find_image_level_split(record: DatasetRecord, metrics: Metrics) -> Found:
@@ -178,12 +179,14 @@ def _list_smallest(counts: Mapping[str, int]) -> str:
 def find_skipped_images(record: DatasetRecord, metrics: Metrics) -> Found:
     """Yield the number of images that were left out of the dataset."""
     if len(record.skipped):
-        text = "All checks and metrics exclude them; skipped.csv lists the reasons."
-        yield text, pluralize(len(record.skipped), "image")
+        listed = "" if record.is_shared else "; skipped.csv lists the reasons"
+        yield f"All checks and metrics exclude them{listed}.", pluralize(len(record.skipped), "image")
 
 
 def find_logged_warnings(record: DatasetRecord, metrics: Metrics) -> Found:
-    """Yield each warning that was logged when the folder was written."""
+    """Yield each warning that was logged when the folder was written; of a shared record their number."""
+    if record.is_shared and (n_warnings := record.run.get("n_warnings")):
+        yield (f"{pluralize(n_warnings, 'warning')} of the run: only the full report has the text.",)
     for message in merge_repeated_messages(record):
         if message["level"] == "warning":
             yield (message["text"],)

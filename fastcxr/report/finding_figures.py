@@ -85,7 +85,10 @@ def plot_co_occurrence(counts: np.ndarray, names: Sequence[str], title: str) -> 
     n_images = counts.diagonal()
     shares = np.divide(counts, n_images[:, None], out=np.zeros(counts.shape), where=n_images[:, None] > 0)
     np.fill_diagonal(shares, np.nan)
-    axes.imshow(shares, cmap=SHARE_COLORS, vmin=0, vmax=1, interpolation="none")
+    # imshow would embed a PNG in the SVG: a report without images has no image at all
+    edges = np.arange(n_findings + 1) - 0.5
+    axes.pcolormesh(edges, edges, shares, cmap=SHARE_COLORS, vmin=0, vmax=1, edgecolors="face", linewidth=0.2)
+    axes.set(aspect="equal", xlim=edges[[0, -1]], ylim=edges[[-1, 0]])
     short = [shorten(replace_unprintable(name), MAX_NAME_LENGTH) for name in names]
     axes.set_xticks(range(n_findings), short, rotation=90)
     axes.set_yticks(range(n_findings), [f"{name} {n:,}" for name, n in zip(short, n_images, strict=True)])

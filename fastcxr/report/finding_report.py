@@ -63,7 +63,7 @@ def make_finding_metrics_context(record: RunRecord, metrics: Mapping[str, Any]) 
         "fold_metrics": {name: text for name, text in FOLD_METRICS.items() if name in record.folds},
         "label_tables": make_label_tables(record),
         "label_policy": describe_label_policy(record),
-        "wrong": make_wrong_groups(record),
+        "wrong": [] if record.is_shared else make_wrong_groups(record),
     }
 
 

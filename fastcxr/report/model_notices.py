@@ -142,7 +142,8 @@ def find_class_mismatch(record: RunRecord, metrics: Metrics) -> Found:
     if labels and list(labels) != list(record.predictions.labels):
         model_labels, predicted_labels = join_names(list(map(str, labels))), join_names(list(record.predictions.labels))
         units = "findings" if record.predictions.is_multi_label else "classes"
-        yield f"model.json has {model_labels}; predictions.csv has {predicted_labels}.", units
+        file = "the predictions have" if record.is_shared else "predictions.csv has"
+        yield f"model.json has {model_labels}; {file} {predicted_labels}.", units
 
 
 def find_unreadable_images(record: RunRecord, metrics: Metrics) -> Found:
@@ -150,7 +151,8 @@ def find_unreadable_images(record: RunRecord, metrics: Metrics) -> Found:
     n_unreadable = {split: metrics[split]["n_errors"] for split in record.predictions.splits}
     sizes = [f"{split} {n}" for split, n in n_unreadable.items() if n]
     if sizes:
-        yield (f"{join_names(sizes)}. They are excluded from all metrics; predictions.csv lists the reasons.",)
+        listed = "" if record.is_shared else "; predictions.csv lists the reasons"
+        yield (f"{join_names(sizes)}. They are excluded from all metrics{listed}.",)
 
 
 def find_external_tests(outcome: str, record: RunRecord, metrics: Metrics) -> Found:
@@ -220,7 +222,9 @@ def find_images_without_map(record: RunRecord | SaliencyMaps, metrics: Metrics) 
     """Yield the number of unreadable images among those selected for saliency maps."""
     n_unreadable = int((_get_maps(record).table["error"] != "").sum())
     if n_unreadable:
-        yield "The files are unreadable; saliency.csv lists the reasons.", pluralize(n_unreadable, "image")
+        is_shared = isinstance(record, RunRecord) and record.is_shared
+        listed = "" if is_shared else "; saliency.csv lists the reasons"
+        yield f"The files are unreadable{listed}.", pluralize(n_unreadable, "image")
 
 
 def find_failed_lr_searches(record: RunRecord, metrics: Metrics) -> Found:
@@ -244,7 +248,8 @@ def find_failed_lr_searches(record: RunRecord, metrics: Metrics) -> Found:
 def find_own_training(record: RunRecord, metrics: Metrics) -> Found:
     """Yield which options of the recipe the training did not use, if the user called fastai's fit."""
     if _is_own_training(record):
-        text = "Strategy, epochs, learning rate and schedule of the recipe were not used; history.csv lists the epochs."
+        listed = "" if record.is_shared else "; history.csv lists the epochs"
+        text = f"Strategy, epochs, learning rate and schedule of the recipe were not used{listed}."
         yield (f"{text} The weights are those after the last call.",)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcxr.data.splits import INTERNAL_TEST
+from fastcxr.errors import InputMissingError
 from fastcxr.io.files import atomic_write, write_checksums
 from fastcxr.io.run_folders import MODEL_CARD_FILE
 from fastcxr.metrics.classification import summarize_folds
@@ -21,7 +22,8 @@ from fastcxr.report.html import render, write_page
 from fastcxr.report.markdown import make_claim_checklist, make_model_card
 from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord, read_run_record
-from fastcxr.report.style import SvgFigure
+from fastcxr.report.shared_record import make_shared_record, name_dataset
+from fastcxr.report.style import SvgFigure, omit_reason
 from fastcxr.report.tables import (
     describe_sanity_check,
     make_border_share_rows,
@@ -46,6 +48,13 @@ from fastcxr.report.training_summary import (
     resolve_recipe,
 )
 
+IMAGE_FREE_REPORT_FILE = "report-no-images.html"
+PAGES_OF_IMAGES = {
+    "explain.html": "it consists of saliency maps",
+    "audit.html": "it lists the images and patients of each problem",
+    "describe.html": "it shows example images and file names of the data, and no metrics of a model",
+}
+
 
 def write_run_report(folder: str | Path, *, figures: bool = True) -> Path:
     """Write metrics.json, MODEL_CARD.md, CLAIM.md, figures/*.svg and report.html; return the path of the report.
@@ -66,6 +75,33 @@ def write_run_report(folder: str | Path, *, figures: bool = True) -> Path:
     text_files = ("metrics.json", MODEL_CARD_FILE, "CLAIM.md", "report.html")
     write_checksums(record.folder, (*text_files, *(f"figures/{name}.svg" for name in svg_figures or {})))
     return path
+
+
+def write_image_free_report(folder: str | Path) -> Path:
+    """Write report-no-images.html, the report without images and identifiers; return its path."""
+    folder = Path(folder)
+    atomic_write(folder / IMAGE_FREE_REPORT_FILE, render_image_free_report(folder).encode())
+    write_checksums(folder, (IMAGE_FREE_REPORT_FILE,))
+    return folder / IMAGE_FREE_REPORT_FILE
+
+
+def render_image_free_report(folder: str | Path) -> str:
+    """Return the report of a run without images, file names, folders, patient identifiers, command and messages.
+
+    Counts, metrics and figures of statistics are those of the full report. The folder is not changed.
+
+    Raises:
+        InputMissingError: the folder is not a finished run, but one of describe, audit or explain.
+    """
+    folder = Path(folder)
+    for name, reason in PAGES_OF_IMAGES.items():
+        if (folder / name).is_file() and not (folder / "predictions.csv").is_file():
+            fix = "Pass the folder of a finished run, also of an evaluation or of cross-validation"
+            raise InputMissingError(f"{name} has no version without images: {reason}", fix, path=folder, code="E711")
+    record = read_run_record(folder)
+    metrics, shared_record = compute_run_metrics(record), make_shared_record(record)
+    svg_figures = {name: omit_reason(figure) for name, figure in make_run_figures(shared_record, metrics).items()}
+    return render_report(shared_record, metrics, svg_figures)
 
 
 def compute_run_metrics(record: RunRecord) -> dict[str, dict[str, Any]]:
@@ -108,6 +144,7 @@ def _make_context(
     return {
         "record": record,
         "title": _make_title(record),
+        "tested_run": _name_tested_run(record),
         "fitted_on": describe_fitted_on(record),
         "valid_predictions": describe_valid_predictions(record),
         "fold_refits": describe_fold_refits(record),
@@ -151,7 +188,7 @@ def _make_headline_context(record: RunRecord, metrics: dict[str, dict[str, Any]]
 
 def _make_class_context(record: RunRecord, metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the template values of the metrics and errors of classes."""
-    predictions, cards = record.predictions, make_misclassified_cards(record)
+    predictions, cards = record.predictions, [] if record.is_shared else make_misclassified_cards(record)
     splits, labels = predictions.splits, predictions.labels
     primary = metrics[predictions.primary_split] if predictions.primary_split else None
     return {
@@ -173,11 +210,16 @@ def _make_title(record: RunRecord) -> dict[str, str]:
     """Return backbone, data and initial weights; empty if neither recipe nor model has them."""
     backbone = record.recipe.get("backbone") or (record.model.get("backbone") or {}).get("name") or ""
     data = record.recipe.get("data") or ""
-    paths = [str(path).replace("\\", "/").rstrip("/") for path in (data if isinstance(data, list | tuple) else [data])]
-    names = [path.rpartition("/")[2].removesuffix(".csv").removesuffix(".h5") for path in paths]
+    names = [name_dataset(path) for path in (data if isinstance(data, list | tuple) else [data])] if data else []
     weights = record.initial_weights
     start = weights if weights in ("", "random weights") else f"the weights {weights}"
     return {"backbone": str(backbone), "data": " + ".join(names), "start": start}
+
+
+def _name_tested_run(record: RunRecord) -> str:
+    """Return the run of the model that was evaluated, for a sentence."""
+    run = (record.run.get("tested") or {}).get("run")
+    return f"run {run}" if run else "another run"
 
 
 def _count_misclassified(split_metrics: dict[str, Any] | None) -> int:

@@ -65,6 +65,7 @@ class DatasetRecord:
     histograms: pd.DataFrame  # label, bin, mean, low, high, images
     files: pd.DataFrame  # label, kind, width, height, images
     thumbnails: pd.DataFrame  # role, source, path, uri (data: URI, empty if the file is missing)
+    is_shared: bool = False  # whether images and identifiers were removed (see make_shared_record)
 
     @property
     def table(self) -> pd.DataFrame:

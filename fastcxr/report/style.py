@@ -105,7 +105,15 @@ def to_svg_figure(make_figure: Callable[[], Figure], name: str, description: str
     """Draw a figure; `description` is its text for screen readers. A figure that cannot be drawn is left out."""
     with skip_on_error(f"figure {name}") as attempt:
         return SvgFigure(name, Markup(to_svg(make_figure(), name, replace_unprintable(description))), caption)
-    message = f"Figure {name} left out: {attempt.reason}."
+    return _make_left_out_figure(name, f"Figure {name} left out: {attempt.reason}.")
+
+
+def omit_reason(figure: SvgFigure) -> SvgFigure:
+    """Return the figure; one that is left out has no reason any more, which is the text of an exception."""
+    return _make_left_out_figure(figure.name, f"Figure {figure.name} left out.") if figure.is_left_out else figure
+
+
+def _make_left_out_figure(name: str, message: str) -> SvgFigure:
     return SvgFigure(name, Markup('<p class="intro">{}</p>').format(replace_unprintable(message)), is_left_out=True)
 
 

@@ -81,10 +81,11 @@ def is_fit_only(record: RunRecord) -> bool:
 def describe_training(record: RunRecord) -> list[str]:
     """Return sentences on the strategy, on each stage that ran, and on the selection of the weights."""
     if _get_choices(record.model).get("own_training"):
-        return ["Trained by own calls of fastai; history.csv has their epochs."]
+        return [f"Trained by own calls of fastai{'' if record.is_shared else '; history.csv has their epochs'}."]
     if len(record.folds):
         unit = "source" if record.recipe.get("leave_one_source_out") else "fold"
-        text = f"One model per {unit}; the CLAIM.md of each {unit} lists the stages, learning rates and epochs."
+        listed = f"; the CLAIM.md of each {unit} lists the stages, learning rates and epochs"
+        text = f"One model per {unit}{'' if record.is_shared else listed}."
         return [*_describe_strategy(record.recipe), text, *filter(None, [describe_fold_refits(record)])]
     return [
         *_describe_strategy(record.recipe),
@@ -199,7 +200,8 @@ def _describe_selection(record: RunRecord) -> list[str]:
     if fitted:
         sentences.append(f"Fitted on {fitted}.")
     if valid_text and "valid" in record.predictions.splits:
-        sentences.append(f"Validation rows of predictions.csv: {valid_text}.")
+        name = "Validation predictions" if record.is_shared else "Validation rows of predictions.csv"
+        sentences.append(f"{name}: {valid_text}.")
     return sentences
 
 
