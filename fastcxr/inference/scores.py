@@ -18,6 +18,7 @@ from fastcxr.errors import ImageError
 from fastcxr.inference.images import ImageOrError
 from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import WARNINGS_COLUMN, Predictions, make_predictions, mark_ood
+from fastcxr.metrics.scored_images import list_thresholds
 
 log = logging.getLogger("fastcxr")
 
@@ -120,3 +121,11 @@ def log_missing_detector(model: Any) -> None:
     if not model.has_ood_detector:
         result = "decisions" if model.task == MULTI_LABEL else "a class"
         log.info("this model has no out-of-distribution detector: every readable image gets %s", result)
+
+
+def list_shown_thresholds(scorer: Scorer) -> dict[str, float]:
+    """Return the thresholds by class or finding; a class without a threshold is left out."""
+    rows = scorer.thresholds.get("thresholds", {})
+    if scorer.task == MULTI_LABEL:
+        return dict(zip(scorer.labels, map(float, list_thresholds(rows, scorer.labels)), strict=True))
+    return {label: float(rows[label]["threshold"]) for label in scorer.labels if label in rows}

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.imaging.memory import FileInMemory
 from fastcxr.errors import RecipeError
 from fastcxr.inference.occlusion import ImageExplainer
 from fastcxr.inference.predict import predict
 from fastcxr.inference.saliency_maps import make_pair_uri
-from fastcxr.inference.scores import Scorer
+from fastcxr.inference.scores import Scorer, list_shown_thresholds
 from fastcxr.metrics.decisions import apply_thresholds, count_decided_images, make_prediction_rows
 from fastcxr.metrics.predictions import IN_DISTRIBUTION_COLUMN, OOD_SCORE_COLUMN
-from fastcxr.metrics.scored_images import list_thresholds
 from fastcxr.progress.base import Progress
 from fastcxr.serve.options import ServeOptions
 from fastcxr.serve.responses import RESEARCH_WARNING, RequestError
@@ -103,11 +101,3 @@ class ServedModel:
 
 
 LIMIT_NAMES = ("max_files", "max_file_bytes", "max_request_bytes", "max_waiting")
-
-
-def list_shown_thresholds(scorer: Scorer) -> dict[str, float]:
-    """Return the thresholds by class or finding; a class without a threshold is left out."""
-    rows = scorer.thresholds.get("thresholds", {})
-    if scorer.task == MULTI_LABEL:
-        return dict(zip(scorer.labels, map(float, list_thresholds(rows, scorer.labels)), strict=True))
-    return {label: float(rows[label]["threshold"]) for label in scorer.labels if label in rows}

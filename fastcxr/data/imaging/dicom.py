@@ -327,17 +327,31 @@ def read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
 
 def _read_tags(path: str | Path, tags: Iterable[str]) -> dict[str, str | None]:
     numbers = {tag: _parse_tag(tag) for tag in tags}
+    header = read_header(path, numbers.values())
+    return {tag: None if header is None else _format_tag_value(header, number) for tag, number in numbers.items()}
+
+
+def read_header(path: str | Path, tags: Iterable[str | BaseTag]) -> Dataset | None:
+    """Return the header with these tags and the SOP class, or None if the file is not a readable DICOM.
+
+    A tag with a value that pydicom cannot decode is left out.
+    """
     try:
         with suppress_decoder_warnings(), open_file(path) as file:
             if not may_be_dicom(path, file.read(HEAD_BYTES)):
-                return dict.fromkeys(numbers)
+                return None
             file.seek(0)
             _validate_deflated_size(file, str(path))
-            selected_tags = [*numbers.values(), Tag("SOPClassUID")]
+            selected_tags = [*map(Tag, tags), Tag("SOPClassUID")]
             header = dcmread(file, force=True, stop_before_pixels=True, specific_tags=selected_tags)
-            return {tag: _format_tag_value(header, number) for tag, number in numbers.items()}
+            for tag in list(header.keys()):
+                try:
+                    _ = header[tag]  # pydicom decodes a value when it is used first
+                except PYDICOM_ERRORS:
+                    del header[tag]
+            return header
     except (ImageError, *PYDICOM_ERRORS):
-        return dict.fromkeys(numbers)
+        return None
 
 
 def _format_tag_value(header: Dataset, number: BaseTag) -> str | None:
