@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fastcxr.workflows.export import export_model
     from fastcxr.workflows.load_learner import load_learner_from_run
     from fastcxr.workflows.train_dir import write_report
+    from fastcxr.workflows.tune import tune
 
 # module of each name; imported on first use, because torch and fastai take seconds to import
 _MODULES = {
@@ -73,6 +74,7 @@ _MODULES = {
     "plot_confusion": "fastcxr.report.displays",
     "plot_roc": "fastcxr.report.displays",
     "write_report": "fastcxr.workflows.train_dir",
+    "tune": "fastcxr.workflows.tune",
     "study_main": "fastcxr.cli.study",
 }
 
@@ -81,7 +83,7 @@ __all__ = [
     "evaluate", "evaluate_predictions", "explain", "export_model", "find_or_write_sample", "load_export",
     "load_learner_from_run", "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders",
     "plot_calibration", "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions",
-    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "write_manifest",
+    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "tune", "write_manifest",
     "write_predictions", "write_report",
 ]  # fmt: skip
 

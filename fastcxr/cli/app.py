@@ -3,7 +3,7 @@
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import Field, asdict, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -54,7 +54,11 @@ Precision = Annotated[
 
 
 def make_options_class(
-    name: str, *field_names: str, defaults: Recipe | Augmentation | None = None, common_panel: bool = False
+    name: str,
+    *field_names: str,
+    defaults: Recipe | Augmentation | None = None,
+    common_panel: bool = False,
+    unset: Collection[str] = (),
 ) -> type:
     """Return a dataclass of some options of a recipe or an augmentation, for one command.
 
@@ -63,6 +67,7 @@ def make_options_class(
         *field_names: names of the options.
         defaults: recipe or augmentation with the default values; default: Recipe().
         common_panel: whether `--help` shows the common options in a separate panel, before the groups.
+        unset: names of options that are None unless they are given.
     """
     default_values = defaults or Recipe()
     hints = get_type_hints(type(default_values))
@@ -70,8 +75,12 @@ def make_options_class(
     field_specs = [
         (
             part,
-            _make_option_type(items[part], hints[part], common_panel),
-            field(default=getattr(default_values, part), metadata=items[part].metadata, kw_only=items[part].kw_only),
+            _make_option_type(items[part], hints[part] | None if part in unset else hints[part], common_panel),
+            field(
+                default=None if part in unset else getattr(default_values, part),
+                metadata=items[part].metadata,
+                kw_only=items[part].kw_only,
+            ),
         )
         for part in field_names
     ]

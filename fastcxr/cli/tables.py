@@ -305,6 +305,19 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
             print_plain(console, line)
 
 
+def show_trials(console: Console, trials: "DataFrame") -> None:
+    """Print the rows of tuning.csv, the best objective first, as many as the terminal shows in one table."""
+    shown, cells = trials.dropna(axis="columns", how="all"), []
+    for row in shown.to_dict("records"):
+        texts = ["" if value is None or value != value else _format_cell(value) for value in row.values()]
+        cells.append(texts)
+    print_table(console, _fill_table(tuple(shown), cells))
+
+
+def _format_cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def show_runs(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a table of runs and exports."""
     from fastcxr.io.formatting import format_percent, format_score

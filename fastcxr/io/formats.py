@@ -17,6 +17,7 @@ RECIPE_FORMAT = 2  # recipe.json
 MODEL_FORMAT = 2  # model.json
 CHECKPOINT_FORMAT = 3  # checkpoints of an unfinished run
 EXPORT_FORMAT = 1  # export.json
+TUNING_FORMAT = 1  # tuning.json
 IMAGE_CACHE_FORMAT = 4  # decoded images: part of the name of a folder; 4: several files
 FEATURE_CACHE_FORMAT = 4  # features of a frozen network: part of the name of a file; 4: one file per view
 FORMAT_BY_FILE = {"recipe.json": RECIPE_FORMAT, "model.json": MODEL_FORMAT}

@@ -12,6 +12,7 @@ RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
 MODEL_CARD_FILE = "MODEL_CARD.md"  # of a run and of an export
 EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
+TUNING_FILE = "tuning.json"  # of a tuning, which is not a run
 EXPORT_FIX = (
     "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "
     "`fastcxr serve` and load_export"

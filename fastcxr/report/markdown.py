@@ -28,6 +28,7 @@ from fastcxr.report.notices import make_notices
 from fastcxr.report.run_reader import RunRecord
 from fastcxr.report.tables import describe_sanity_check, make_border_share_rows
 from fastcxr.report.training_summary import describe_training, describe_valid_predictions
+from fastcxr.report.tuning_notice import describe_other_settings
 
 STATE_TEXTS = {
     "present": "positive", "absent": "negative", "blank": "blank (read as absent)", "uncertain": "uncertain",
@@ -89,6 +90,7 @@ def _render(template: str, record: RunRecord, metrics: Mapping[str, Any]) -> str
         "splits": _list_splits(record),
         "selections": _list_selections(record.recipe),
         "training": describe_training(record),
+        "other_settings": describe_other_settings(record),
         "valid_predictions": describe_valid_predictions(record),
         "identifiers": describe_patient_origins(record.table),
         "n_without_patient": _count_equal(record.table, "patient_origin", "image"),

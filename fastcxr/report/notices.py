@@ -10,6 +10,7 @@ from fastcxr.io.files import read_json
 from fastcxr.report import data_notices as data
 from fastcxr.report import model_notices as model
 from fastcxr.report.run_reader import DatasetRecord, SaliencyMaps, read_run_record
+from fastcxr.report.tuning_notice import find_tuned_selection
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ RULES = (
     Rule("warning", "No saliency map of {}", model.find_images_without_map, "report explain"),
     Rule("warning", "No learning rate found", model.find_failed_lr_searches),
     EXTERNAL_TESTS[-1],
+    Rule("note", "The options were selected by {}", find_tuned_selection),
     Rule("note", "Trained by own calls of fastai", model.find_own_training),
     Rule("note", "External validity: unknown", model.find_missing_external_test),
     Rule("note", "Findings of an earlier data audit are reused", data.find_reused_audit),

@@ -108,11 +108,15 @@ def train(
     progress: Progress | None = None,
     deadline: Deadline | None = None,
     checkpoints: Checkpoints | None = None,
+    *,
+    is_trial: bool = False,
 ) -> TrainingResult:
     """Train the learner stage by stage and restore the weights of the epoch that is best by `recipe.monitor`.
 
     Each stage starts from the best weights so far. Epochs are numbered across stages.
     `deadline`: default: the recipe's time limit, counted from this call. Training resumes from the newest checkpoint.
+    `is_trial`: only the validation images are predicted later: a fitted head is not refitted with them, and there is
+    neither an OOD detector nor a feature map.
 
     Raises:
         ModelError: `make_learner` did not make the learner.
@@ -127,11 +131,16 @@ def train(
     require_images(learner.dls)
     deadline = deadline or Deadline.parse(recipe.time_limit)
     with configure_device(learner.dls.device, deterministic=recipe.deterministic):
-        return _train(learner, recipe, progress or make_default_progress(), deadline, checkpoints)
+        return _train(learner, recipe, progress or make_default_progress(), deadline, checkpoints, is_trial)
 
 
 def _train(
-    learner: Learner, recipe: Recipe, progress: Progress, deadline: Deadline, checkpoints: Checkpoints | None
+    learner: Learner,
+    recipe: Recipe,
+    progress: Progress,
+    deadline: Deadline,
+    checkpoints: Checkpoints | None,
+    is_trial: bool,
 ) -> TrainingResult:
     monitor = resolve_task(recipe, get_loaders_state(learner.dls).task).monitor
     stages = resolve_stages(recipe, len(learner.splitter(learner.model)))
@@ -154,7 +163,8 @@ def _train(
         fitted_probe = learner.fastcxr.fitted_probe if uses_feature_cache(recipe) else None
         probe = fitted_probe.describe() if fitted_probe else {}  # only the main process has it
         if probe and history_callback.best.epoch == 1:  # no later epoch was better than the fitted head
-            refit_head(learner)
+            if not is_trial:
+                refit_head(learner)
         else:
             learner.fastcxr.fitted_probe = None  # its features are of other backbone weights
     if not history_callback.rows:
@@ -163,7 +173,7 @@ def _train(
             "Pass a longer `time_limit`, or `strategy='linear_probe'`",
         )
     detector, feature_map = None, EMPTY_MAP
-    if is_main_process():
+    if is_main_process() and not is_trial:
         detector, feature_map = fit_ood_detector(learner, history_callback.progress)
     set_fitted_state(learner, ood_detector=detector, training_recipe=recipe)
     learner.opt = None  # its state belongs to the last epoch, the weights to the best one

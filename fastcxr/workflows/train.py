@@ -1,7 +1,9 @@
 """Training run: load the data, train, predict and write the report."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.splits import INTERNAL_TEST
@@ -42,6 +44,7 @@ def run(
     deadline: Deadline | None = None,
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
+    tuning: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train, predict and write the report into `folder`; return the path of report.html.
 
@@ -57,6 +60,7 @@ def run(
         deadline: the time limit; by default that of the recipe, counted from the call.
         mirror: a folder for copies of the checkpoints.
         dataset: the data of the recipe, if it is already read.
+        tuning: how trials selected the options, for run.json and the report.
 
     Raises:
         FastcxrError: before training, for data, images, weights or a folder that cannot be used.
@@ -67,7 +71,7 @@ def run(
     if report_path := call_on_main(lambda: find_finished_report(folder, recipe, dataset)):
         return report_path
     if is_main_process():
-        new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror)
+        new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror, tuning=tuning)
     else:
         new_dir = UnwrittenDir(folder, recipe)
     with new_dir.open(progress or make_default_progress()) as run_dir, ExitStack() as cleanup:

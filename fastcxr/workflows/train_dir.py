@@ -1,7 +1,7 @@
 """Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -17,7 +17,8 @@ from fastcxr.config.recipe_paths import redact_paths
 from fastcxr.data.manifest_file import read_written_manifest, write_manifest
 from fastcxr.errors import ImageError, require_type
 from fastcxr.inference.predict import predict
-from fastcxr.io.files import STATE_DIR, atomic_write
+from fastcxr.io.files import STATE_DIR, atomic_write, read_json, write_json
+from fastcxr.io.run_folders import TUNING_FILE
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.feature_map import FEATURE_MAP_FILE
@@ -27,6 +28,7 @@ from fastcxr.models.bundle import extract_classifier, save_model
 from fastcxr.models.devices import describe_gpu
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
+from fastcxr.report.tuning_notice import TUNING_KEY
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.processes import require_equal_data
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
@@ -55,8 +57,10 @@ class RunDir(ResultDir):
         *,
         resume: bool = False,
         mirror: str | Path | None = None,
+        tuning: Mapping[str, Any] | None = None,
     ):
         super().__init__(folder, recipe, command)
+        self.tuning = tuning
         self.resume, self.is_resumed = resume, False
         self.history_rows: list[dict[str, Any]] = []
         self.image_hashes: list[str] | None = None
@@ -77,11 +81,20 @@ class RunDir(ResultDir):
     def setup(self) -> None:
         """Write the recipe; restore the checkpoints from the mirror if the folder has none."""
         super().setup()
+        self.keep_tuning()
         if self.checkpoints.mirror:
             mirror = Path(self.checkpoints.mirror)
             acquire_or_resume(mirror, self.recipe)
             atomic_write(mirror / "recipe.json", redact_paths(self.recipe).to_json())
             self.checkpoints.copy_from_mirror()
+
+    def keep_tuning(self) -> None:
+        """Store how trials selected the options, also for a run that is resumed by itself, in run.json."""
+        path = self.folder / STATE_DIR / TUNING_FILE
+        if self.tuning is not None:
+            write_json(path, dict(self.tuning))
+        if path.is_file():
+            self.extra_metadata[TUNING_KEY] = read_json(path)
 
     def keep_on_error(self) -> bool:
         """Return whether an epoch is finished or a checkpoint exists."""
