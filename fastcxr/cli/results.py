@@ -63,7 +63,7 @@ def report(folder: Path, *, no_images: Annotated[bool, Parameter(negative=())] =
     folder
         run folder, or folder of describe, audit or explain
     no_images
-        report-no-images.html beside the report: the same metrics and figures without images, file names and patient
+        report-no-images.html beside the report: the same metrics and figures without images, file names or patient
         identifiers, to share
     """
     if no_images:
