@@ -23,6 +23,7 @@ from fastcxr.metrics.predictions import (
 )
 from fastcxr.report.label_counts import BLANK_MESSAGE
 from fastcxr.report.run_reader import RunRecord, SaliencyMaps
+from fastcxr.report.tuning_notice import STATES, TUNING_KEY
 
 NOT_SHARED = "not shared"
 # options that may hold a path, the name of a file or patient, or free text of the user
@@ -31,6 +32,7 @@ PUBLIC_FILTERS = ("label", "split", *DEMOGRAPHIC_COLUMNS)  # columns whose value
 RUN_ENTRIES = (
     "started", "seconds", "versions", "machine", "seed", "first_weights", "refitted_heads", "public_datasets",
 )  # fmt: skip
+TUNING_ENTRIES = ("trials", *STATES, "trial", "value", "metric", "search")
 TESTED_ENTRIES = ("failed", "notices", "overlap", "files")
 MODEL_ENTRIES = (
     "format", "kind", "labels", "backbone", "head", "input_spec", "fitted_on", "choices", "calibration", "hflip_tta",
@@ -149,9 +151,11 @@ def _reduce_run(run: Mapping[str, Any]) -> dict[str, Any]:
     shared["messages"] = [line for line in messages if str(line.get("text", "")).startswith(BLANK_MESSAGE)]
     shared["n_messages"] = len(messages)
     shared["n_warnings"] = sum(line.get("level") == "warning" for line in messages)
-    if tested := run.get("tested"):
-        shared["tested"] = {name: tested[name] for name in TESTED_ENTRIES if name in tested}
-        shared["tested"] |= {"export": ""} if "export" in tested else {}
+    for key, names in (("tested", TESTED_ENTRIES), (TUNING_KEY, TUNING_ENTRIES)):
+        if isinstance(entry := run.get(key), Mapping):
+            shared[key] = {name: entry[name] for name in names if name in entry}
+    if "export" in (run.get("tested") or {}):
+        shared["tested"]["export"] = ""
     return shared
 
 

@@ -143,6 +143,7 @@ def test_each_section_without_its_content_refers_to_the_full_report(shared_text)
         "Reason given: not shared",
         "No saliency map of 1 image",
         "Date: 2026-03-01. It checked",
+        "The options were selected by 4 trials.",
     ):
         assert sentence in text
     assert "no thumbnail" not in text and "Example images" not in text and "Gray values" in text

@@ -75,7 +75,14 @@ def _extend_json(folder: Path) -> None:
         "notes of a user": NAME,
     }
     messages = [{"level": level, "text": f"/home/{NAME}/a.png: {level}"} for level in ("info", "warning", "warning")]
-    run = {"command": f"fastcxr train --data /home/{NAME}", "messages": messages, "host": NAME, "cohort": NAME}
+    tuning = {"trials": 4, "complete": 4, "trial": 2, "metric": "auroc", "search": {"learning_rate": "1e-4 to 1e-2"}}
+    tuning |= {"study": f"runs/tune-{NAME}"}
+    run = {"tuning": tuning} | {
+        "command": f"fastcxr train --data /home/{NAME}",
+        "messages": messages,
+        "host": NAME,
+        "cohort": NAME,
+    }
     model = {"path": f"/home/{NAME}"}
     for name, added in (("recipe", private), ("run", run), ("model", model)):
         path = folder / f"{name}.json"
