@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from fastcxr.cli.app import MODELS, Device, EmbedOptions, Precision, app, find_next_run_dir
+from fastcxr.cli.dicom_options import NO_DICOM, DicomOptions
 from fastcxr.cli.model_lists import (
     format_backbone_list,
     format_encoder,
@@ -45,6 +46,7 @@ def predict(
     engine: Literal["torch", "openvino"] = "torch",
     precision: Precision = "trained",
     device: Device = "auto",
+    dicom: DicomOptions = NO_DICOM,
     workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
     """Classify images and write a CSV with one row per file.
@@ -55,6 +57,9 @@ def predict(
     uncertain=yes: out-of-distribution, highest probability below the abstention threshold, or thresholds of no class or
     of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique and never
     absolute: for one folder it is the path below it, else the path as given.
+
+    DICOM results refer to the study of their source image: all images must be DICOM files with UIDs. The file names are
+    new UIDs. An unreadable file has no result. The same command continues after an interruption.
 
     A model of findings writes the probability (prob_FINDING) and the decision (decision_FINDING, yes or no) of each
     finding instead, and in the column predicted the findings that reach their thresholds. An out-of-distribution image
@@ -74,16 +79,16 @@ def predict(
         NUMBER/TOTAL, such as 3/8: only this part of the images, into the folder FILE.shards; merge joins all parts
     hash_names
         salted hashes in place of file and folder names: HMAC-SHA256 of the path, with the salt of patient
-        pseudonyms (FASTCXR_SALT)
+        pseudonyms (FASTCXR_SALT); DICOM results keep the patient attributes of their source
     engine
         inference engine of a run; openvino (an optional dependency) is faster on a CPU; an export uses onnxruntime
     """
-    from fastcxr.cli.prediction import PredictionOutput, print_prediction, write_shard_csv
+    from fastcxr.cli.prediction import PredictionOutput, predict_with_workers, write_shard_csv
     from fastcxr.data.image_table import make_image_table
     from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
     from fastcxr.workflows.prediction import validate_new_csv
-    from fastcxr.workflows.prediction_shards import parse_shard, predict_in_shards
+    from fastcxr.workflows.prediction_shards import parse_shard
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
@@ -94,10 +99,12 @@ def predict(
     part = parse_shard(shard) if shard else None
     if workers != IN_THIS_PROCESS and (part or not csv):
         workers.reject("it needs one file to write", "Add --csv FILE, and leave --shard out")
+    dicom.validate(is_divided=bool(part) or workers != IN_THIS_PROCESS)
     if csv and not part:
         validate_new_csv(csv)
     scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
+    dicom.reject_other_images(table, hash_names=hash_names)
     print_line(f"precision: {scorer.dtype_and_device}")
     output = PredictionOutput(folder, scorer, table, hash_names=hash_names)
     if csv and part:
@@ -105,10 +112,8 @@ def predict(
     if csv and workers != IN_THIS_PROCESS:
         options = {"precision": precision, "device": device, "engine": engine, "hash_names": hash_names}
         with open_executor(workers, device) as executor:
-            summary = predict_in_shards(folder, images, csv, executor, TerminalProgress(console), **options)
-        notices, document = list_critical_notices(folder, scorer), {"file": csv}
-        return print_prediction(summary, [], notices, document, has_ood_detector=scorer.has_ood_detector)
-    output.write(csv)
+            return predict_with_workers(output, images, csv, executor, **options)
+    output.write(csv, dicom)
     return output.print_summary(list_critical_notices(folder, scorer))
 
 

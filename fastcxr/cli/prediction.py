@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcxr.cli.dicom_options import NO_DICOM, DicomOptions
 from fastcxr.cli.output import (
     PARTIAL_EXIT_CODE,
     console,
@@ -20,7 +21,9 @@ from fastcxr.cli.output import (
 from fastcxr.cli.tables import MAX_PREDICTED_ROWS, show_top_findings
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.terminal import TerminalProgress
+from fastcxr.workflows.critical_notices import list_critical_notices
 from fastcxr.workflows.prediction import (
+    PredictionOptions,
     PredictionSummary,
     describe_prediction,
     format_block,
@@ -33,10 +36,13 @@ from fastcxr.workflows.prediction_shards import (
     Shard,
     find_shard_file,
     find_shards_folder,
+    predict_in_shards,
     write_shard,
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import pandas as pd
 
     from fastcxr.inference.scores import Scorer
@@ -48,32 +54,44 @@ class PredictionOutput:
 
     def __init__(self, folder: Path, scorer: "Scorer", table: "pd.DataFrame", *, hash_names: bool):
         self.folder, self.scorer, self.table, self.hash_names = folder, scorer, table, hash_names
-        self.summary, self.rows, self.csv = PredictionSummary(), [], None
+        self.summary, self.rows, self.document = PredictionSummary(), [], {}
         self.first_blocks: list[Predictions] = []
+        self.progress, self.dicom_results = TerminalProgress(console), None
 
     def describe(self) -> dict[str, Any]:
         """Return what the rows depend on; see describe_prediction."""
         return describe_prediction(self.folder, self.scorer, self.table, hash_names=self.hash_names)
 
-    def write(self, csv: Path | None) -> None:
-        """Write the rows to a file, which an interrupted command continues, or to standard output."""
-        progress = TerminalProgress(console)
-        if csv:
-            self.csv = csv
-            # the JSON document has all rows, also those of an interrupted command
-            options = {"hash_names": self.hash_names, "restart": is_json(), "see_block": self.see_block}
-            self.summary = write_prediction_csv(self.scorer, self.table, csv, self.describe(), progress, **options)
-            return
-        quote_text = needs_quotes(self.table, self.scorer, hash_names=self.hash_names)
-        blocks = predict_decided_blocks(self.scorer, self.table, progress, hash_names=self.hash_names)
-        for number, block in enumerate(blocks):
-            self.see_block(block)
+    def write(self, csv: Path | None, dicom: DicomOptions = NO_DICOM) -> None:
+        """Write the rows to a file, which an interrupted command continues, or to standard output; and DICOM files."""
+        with dicom.open(self.folder, self) as self.dicom_results:
+            if csv:
+                self._write_csv(csv)
+            else:
+                self._write_to_stdout()
+            if self.dicom_results:
+                self.document |= dicom.print_counts(self.dicom_results.finish())
+
+    def _write_csv(self, csv: Path) -> None:
+        self.document["file"] = csv
+        description = self.describe() | ({"dicom": self.dicom_results.uids} if self.dicom_results else {})
+        # the JSON document has all rows, also those of an interrupted command
+        options = PredictionOptions(hash_names=self.hash_names, restart=is_json(), see_block=self.see_block)
+        self.summary = write_prediction_csv(self.scorer, self.table, csv, description, self.progress, options)
+
+    def _write_to_stdout(self) -> None:
+        quote_text, start = needs_quotes(self.table, self.scorer, hash_names=self.hash_names), 0
+        for block in predict_decided_blocks(self.scorer, self.table, self.progress, hash_names=self.hash_names):
+            self.see_block(block, self.table.iloc[start : start + len(block.table)])
             self.summary.add(block)
             if not is_json():
-                sys.stdout.write(format_block(block, header=number == 0, quote_text=quote_text))
+                sys.stdout.write(format_block(block, header=start == 0, quote_text=quote_text))
+            start += len(block.table)
 
-    def see_block(self, block: "Predictions") -> None:
-        """Keep the rows of a block that the terminal or the JSON document shows."""
+    def see_block(self, block: "Predictions", rows: "pd.DataFrame") -> None:
+        """Write the DICOM results of a block, and keep its rows that the terminal or the JSON document shows."""
+        if self.dicom_results:
+            self.dicom_results.add(block, rows, self.progress)
         if is_json():
             from fastcxr.metrics.decisions import make_prediction_rows
 
@@ -88,9 +106,21 @@ class PredictionOutput:
             self.summary,
             self.first_blocks,
             notices,
-            {"predictions": self.rows} | ({"file": self.csv} if self.csv else {}),
+            {"predictions": self.rows} | self.document,
             has_ood_detector=self.scorer.has_ood_detector,
         )
+
+
+def predict_with_workers(
+    output: PredictionOutput, images: tuple[str, ...], csv: Path, executor: "Executor | None", **options: Any
+) -> int:
+    """Write the rows of all workers to a file, print the numbers of images, and return the exit code.
+
+    `options`: see predict_shard.
+    """
+    summary = predict_in_shards(output.folder, images, csv, executor, output.progress, **options)
+    notices = list_critical_notices(output.folder, output.scorer)
+    return print_prediction(summary, [], notices, {"file": csv}, has_ood_detector=output.scorer.has_ood_detector)
 
 
 def write_shard_csv(output: PredictionOutput, csv: Path, shard: Shard, notices: Sequence[Mapping[str, str]]) -> int:

@@ -29,7 +29,6 @@ MAX_NAME_LENGTH, MAX_NAME_GROUPS, MAX_NAME_PARTS = 64, 3, 5  # PN: characters pe
 MAX_UID_LENGTH = 64
 UID_ROOT = "2.25."  # of the UIDs that are derived from a UUID (PS3.5, B.2)
 SEX_WORDS = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
-NOT_DICOM_FIX = "Pass DICOM files only, or leave out the DICOM results"
 OTHER_EXPORT_FIX = "Export the image again with its UIDs, or leave it out"
 UID_TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 ImageFile = str | MemoryImage | FileInMemory
@@ -87,11 +86,6 @@ def clean_time(value: str) -> str:
     return "".join(part or "" for part in match.groups()) if match else ""
 
 
-def clean_laterality(value: str) -> str:
-    """Return R or L; empty for another value, such as U (unpaired)."""
-    return value.strip().upper() if value.strip().upper() in ("R", "L") else ""
-
-
 def clean_answer(value: str) -> str:
     """Return YES or NO; empty for another value."""
     return value.strip().upper() if value.strip().upper() in ("YES", "NO") else ""
@@ -108,17 +102,11 @@ COPIED_TAGS: dict[str, Callable[[str], str]] = {
     "StudyTime": clean_time,
     "StudyID": lambda value: clean_text(value, 16),
     "AccessionNumber": lambda value: clean_text(value, 16),
-    "Laterality": clean_laterality,
     "BurnedInAnnotation": clean_answer,
     "LossyImageCompression": lambda value: value.strip() if value.strip() in ("00", "01") else "",
 }
-OPTIONAL_TAGS = (
-    "IssuerOfPatientID",
-    "PatientAge",
-    "Laterality",
-    "BurnedInAnnotation",
-    "LossyImageCompression",
-)  # left out if empty; the others are required by the standard, and may be empty
+# left out if empty; the others are required by the standard, and may be empty
+OPTIONAL_TAGS = ("IssuerOfPatientID", "PatientAge", "BurnedInAnnotation", "LossyImageCompression")
 
 
 def read_source(file: str, path: str) -> Dataset:

@@ -1,7 +1,8 @@
 """A DICOM Comprehensive SR (TID 1500, Measurement Report) with the result of one image.
 
 A first measurement group has the facts on the image, and one further group each class or finding: its code, the
-probability, the threshold and the decision. Each group refers to the source image and identifies the algorithm.
+probability, the threshold and the decision. Each group refers to the source image and identifies the algorithm; the
+parameters of the algorithm, such as the checksum of the model, are in the first one.
 
 A probability is a NUM from 0 to 1 in the UCUM unit 1. FloatingPointValue has its full precision, which the 16
 characters of NumericValue do not hold.
@@ -99,7 +100,9 @@ class _Report:
     def make_label_group(self, one: LabelResult) -> "Group":
         measurements = [self.make_number(own.PROBABILITY, one.probability)]
         measurements += [] if one.threshold is None else [self.make_number(own.THRESHOLD, one.threshold)]
-        return self.make_group(one.label, own.find_code(one.label), measurements, list(_list_decisions(self.result, one)))
+        return self.make_group(
+            one.label, own.find_code(one.label), measurements, list(_list_decisions(self.result, one))
+        )
 
     def make_group(
         self, name: str, finding: Code | None, measurements: list["sr.Measurement"], facts: Sequence[tuple[Code, Code]]
@@ -117,7 +120,7 @@ class _Report:
                 name=own.clean_value(algorithm.name),
                 version=algorithm.version,
                 manufacturer=MANUFACTURER,
-                parameters=[own.clean_value(text) for text in algorithm.parameters],
+                parameters=None if finding else [own.clean_value(text) for text in algorithm.parameters],
             ),
             measurements=measurements or None,
             qualitative_evaluations=evaluations or None,

@@ -104,13 +104,18 @@ def overlay_saliency(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
     return (image[..., None] * (1 - alpha) + color * alpha).round().astype(np.uint8)
 
 
-def encode_pair_jpeg(image: np.ndarray, saliency: np.ndarray, size: int) -> bytes:
-    """Return the image and its overlay side by side, each `size` pixels wide, as a JPEG without metadata."""
+def make_pair_image(image: np.ndarray, saliency: np.ndarray, size: int) -> Image.Image:
+    """Return the image and its overlay side by side, each `size` pixels wide; arguments as in overlay_saliency."""
     pair = Image.new("RGB", (2 * size + GAP_PIXELS, size), "white")
     for x_offset, panel in ((0, image), (size + GAP_PIXELS, overlay_saliency(image, saliency))):
         pair.paste(Image.fromarray(panel).resize((size, size), Image.Resampling.BILINEAR), (x_offset, 0))
+    return pair
+
+
+def encode_pair_jpeg(image: np.ndarray, saliency: np.ndarray, size: int) -> bytes:
+    """Return the image and its overlay side by side, each `size` pixels wide, as a JPEG without metadata."""
     buffer = io.BytesIO()
-    pair.save(buffer, "JPEG", quality=85, optimize=True)
+    make_pair_image(image, saliency, size).save(buffer, "JPEG", quality=85, optimize=True)
     return buffer.getvalue()
 
 

@@ -48,7 +48,30 @@ PART_SUFFIX, ROWS_FILE, PROGRESS_FILE = ".part", "rows.csv", "progress.json"
 CELL_BYTES = 24  # of a probability in full precision with its decision; an upper estimate for the free space
 ROW_BYTES = 80  # of the further columns, without the path
 MAX_LISTED_ERRORS = 100  # unreadable images whose errors are listed; the CSV has all
-SeeBlock = Callable[[Predictions], object]
+SeeBlock = Callable[[Predictions, pd.DataFrame], object]  # gets a block and its rows of the table of images
+
+
+def _ignore_block(block: Predictions, rows: pd.DataFrame) -> None:
+    """Do nothing with a block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionOptions:
+    """Options of write_prediction_csv.
+
+    Attributes:
+        rows: the rows to predict; None: all.
+        hash_names: see predict.
+        restart: do not continue an interrupted prediction.
+        overwrite: replace an existing file.
+        see_block: is called with each block of this call, before its rows are written.
+    """
+
+    rows: range | None = None
+    hash_names: bool = False
+    restart: bool = False
+    overwrite: bool = False
+    see_block: SeeBlock = _ignore_block
 
 
 @dataclass
@@ -123,9 +146,14 @@ def describe_prediction(folder: str | Path, scorer: Scorer, table: pd.DataFrame,
 
 def _hash_model(folder: Path) -> str:
     """Return a hash of model.json or export.json, which contain the checksums of all files of a model."""
+    return _hash_json([compute_sha256(file) for file in list_description_files(folder)])
+
+
+def list_description_files(folder: Path) -> list[Path]:
+    """Return the files that describe a model: model.json or export.json, or model.json of each fold."""
     files = [folder / MODEL_JSON_FILE, folder / EXPORT_JSON_FILE]
     files += [fold / MODEL_JSON_FILE for fold in list_models_below(folder, "fold")]
-    return _hash_json([compute_sha256(file) for file in files if file.is_file()])
+    return [file for file in files if file.is_file()]
 
 
 def _hash_images(table: pd.DataFrame) -> str:
@@ -156,6 +184,8 @@ def find_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> st
     if changed:
         name = changed[0]
         return f"another {name.replace('_', ' ')} ({options.get(name)}, now {expected['options'][name]})"
+    if found.get("dicom") != expected.get("dicom"):
+        return "other folders of DICOM results"
     return "other rows" if found.get("rows") != expected.get("rows") else ""
 
 
@@ -165,12 +195,7 @@ def write_prediction_csv(
     csv: Path,
     description: Mapping[str, Any],
     progress: Progress,
-    *,
-    rows: range | None = None,
-    hash_names: bool = False,
-    restart: bool = False,
-    overwrite: bool = False,
-    see_block: SeeBlock = id,
+    options: PredictionOptions = PredictionOptions(),  # noqa: B008  it is frozen
 ) -> PredictionSummary:
     """Predict images block by block, and write them to a CSV, which appears when all are predicted.
 
@@ -182,11 +207,7 @@ def write_prediction_csv(
         csv: the file to write.
         description: of describe_prediction.
         progress: progress display.
-        rows: the rows to predict; default: all.
-        hash_names: see predict.
-        restart: do not continue an interrupted prediction.
-        overwrite: replace an existing file.
-        see_block: is called with each block of this call.
+        options: see PredictionOptions.
 
     Raises:
         OutputError: the file exists (without `overwrite`) or cannot be written; or the interrupted prediction had
@@ -194,11 +215,11 @@ def write_prediction_csv(
         StorageError: the free disk space is too small, or the disk is full; the finished rows are kept.
         BusyError: another process writes the same file.
     """
-    rows = range(len(table)) if rows is None else rows
-    validate_new_csv(csv, overwrite=overwrite)
-    quote_text = needs_quotes(table, scorer, hash_names=hash_names)
+    rows = range(len(table)) if options.rows is None else options.rows
+    validate_new_csv(csv, overwrite=options.overwrite)
+    quote_text = needs_quotes(table, scorer, hash_names=options.hash_names)
     description = {**description, "rows": [rows.start, rows.stop]}
-    with _open_part(csv, description, restart=restart) as part:
+    with _open_part(csv, description, restart=options.restart) as part:
         require_free_space(
             part.folder, _estimate_bytes(table, scorer, len(rows) - part.n_rows), "the file", _make_space_fix(part)
         )
@@ -206,15 +227,16 @@ def write_prediction_csv(
             log.info("continuing after %s of %s", f"{part.n_rows:,}", pluralize(len(rows), "image"))
         if part.n_rows < len(rows) or not part.n_bytes:
             open_rows = table.iloc[rows.start + part.n_rows : rows.stop].reset_index(drop=True)
-            with closing(predict_decided_blocks(scorer, open_rows, progress, hash_names=hash_names)) as blocks:
+            with closing(predict_decided_blocks(scorer, open_rows, progress, hash_names=options.hash_names)) as blocks:
                 try:
                     for block in blocks:
-                        see_block(block)
+                        start = rows.start + part.n_rows
+                        options.see_block(block, table.iloc[start : start + len(block.table)])
                         part.append(block, quote_text=quote_text)
                 except KeyboardInterrupt as interrupt:
                     interrupt.add_note(f"{part.n_rows:,} of {pluralize(len(rows), 'image')} predicted")
                     raise
-        part.finish(csv, overwrite=overwrite)
+        part.finish(csv, overwrite=options.overwrite)
         return part.summary
 
 

@@ -37,6 +37,7 @@ from fastcxr.training.interrupt import InterruptibleProgress, interrupt_when
 from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.prediction import (
     PART_SUFFIX,
+    PredictionOptions,
     PredictionSummary,
     describe_prediction,
     find_difference,
@@ -208,8 +209,9 @@ def write_shard(
     target, rows = find_shard_file(csv, shard), find_shard_rows(len(table), shard)
     if not rows:
         log.info("shard %s of %s has no images: shards start at multiples of %s images", *shard, ALIGNED_IMAGES)
-    options = {"rows": rows, "hash_names": hash_names, "overwrite": True}  # an unfinished shard is replaced
-    summary = write_prediction_csv(scorer, table, target, description, progress, **options)
+    # an unfinished shard is replaced
+    options = PredictionOptions(rows=rows, hash_names=hash_names, overwrite=True)
+    summary = write_prediction_csv(scorer, table, target, description, progress, options)
     content = {
         "format": SHARD_FORMAT,
         "file": csv.name,

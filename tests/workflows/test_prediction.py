@@ -23,7 +23,7 @@ from fastcxr.metrics.decisions import apply_thresholds
 from fastcxr.metrics.predictions import read_predictions, write_predictions
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import prediction
-from fastcxr.workflows.prediction import describe_prediction, write_prediction_csv
+from fastcxr.workflows.prediction import PredictionOptions, describe_prediction, write_prediction_csv
 
 N_IMAGES, BLOCK = 50, 16
 
@@ -64,7 +64,7 @@ def write(scorer, images, csv, **options):
     table = make_image_table([images])
     hash_names = options.get("hash_names", False)
     description = describe_prediction(images, scorer, table, hash_names=hash_names)
-    return write_prediction_csv(scorer, table, csv, description, Progress(), **options)
+    return write_prediction_csv(scorer, table, csv, description, Progress(), PredictionOptions(**options))
 
 
 def write_at_once(scorer, images, csv, **options):
