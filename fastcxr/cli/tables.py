@@ -311,7 +311,7 @@ def show_trials(console: Console, trials: "DataFrame") -> None:
     for row in shown.to_dict("records"):
         texts = ["" if value is None or value != value else _format_cell(value) for value in row.values()]
         cells.append(texts)
-    print_table(console, _fill_table(tuple(shown), cells))
+    print_table(console, _fill_table(tuple(map(str, shown)), cells))
 
 
 def _format_cell(value: Any) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from fastcxr.report.style import ACCENT_COLOR, FAINT_COLOR, MUTED_COLOR, TEXT_COLOR, figure_style, make_axes
 
@@ -39,28 +39,30 @@ def plot_trials(table: pd.DataFrame, metric: str, *, is_maximized: bool) -> Figu
 
 
 @figure_style
-def plot_options(table: pd.DataFrame, names: Sequence[str], scales: Mapping[str, str], metric: str) -> Figure:
+def plot_options(table: pd.DataFrame, options: Mapping[str, Sequence[Any] | str], metric: str) -> Figure:
     """Plot the objective of the trials over each searched option, one panel per option.
 
-    `table`: column objective and a column per option, which is None in a trial that does not use it. `scales`: "log"
-    for the options with a logarithmic axis.
+    `table`: columns state and objective and a column per option, which is None in a trial that does not use it.
+    `options`: choices of each option, or the scale of its axis, log or linear.
     """
+    names = list(options)
     n_columns = min(MAX_COLUMNS, len(names))
     n_rows = -(-len(names) // n_columns)
     figure = Figure(figsize=(0.6 + PANEL_WIDTH * n_columns, 0.4 + PANEL_HEIGHT * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, sharey=True, squeeze=False).flat
     for name, axes in zip(names, panels, strict=False):
         used = table[table[name].notna() & table["objective"].notna()]
-        values = used[name]
-        if values.map(lambda value: isinstance(value, float)).all() and len(values):
-            _scatter(axes, used, values)
-            axes.set_xscale(scales.get(name, "linear"))
+        scale = options[name]
+        if isinstance(scale, str):
+            _scatter(axes, used, used[name])
+            axes.set_xscale(scale)
+            axes.xaxis.set_major_locator(LogLocator(numticks=4) if scale == "log" else MaxNLocator(4))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         else:
-            choices = sorted(set(values), key=lambda value: (str(type(value)), value))
-            positions = values.map({choice: k for k, choice in enumerate(choices)})
-            _scatter(axes, used, positions.astype(float))
-            axes.set_xticks(np.arange(len(choices)), [str(choice).replace("_", "\n") for choice in choices])
-            axes.set_xlim(-0.5, max(len(choices), 1) - 0.5)
+            _scatter(axes, used, used[name].map({choice: k for k, choice in enumerate(scale)}))
+            axes.set_xticks(np.arange(len(scale)), [str(choice).replace("_", "\n") for choice in scale])
+            axes.set_xlim(-0.5, len(scale) - 0.5)
         axes.set_title(name, loc="left", fontsize=9, color=TEXT_COLOR)
         axes.tick_params(axis="x", labelsize=8)
     for axes in list(panels):  # those without an option

@@ -6,7 +6,7 @@ The test images are used once, by the run of the best trial.
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ class Tuning:
 
 def summarize_selection(
     trials: Sequence[Trial], best: Trial, space: Sequence[Dimension], metric: str
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Return how the winner was selected, for run.json and the report."""
     counts = {state: sum(trial.state == state for trial in trials) for state in (COMPLETE, PRUNED, FAILED)}
     return {

@@ -88,15 +88,15 @@ class TuneDir(OutputDir):
 
     def write_figures(self, trials: Sequence[Trial], metric_name: str, *, is_maximized: bool) -> None:
         """Write trials.svg and options.svg; without a complete trial there is none."""
-        table, names = make_table(trials, self.space), [dimension.name for dimension in self.space]
-        scales = {dimension.name: "log" for dimension in self.space if not dimension.choices and dimension.is_log}
+        table = make_table(trials, self.space)
+        options = {one.name: one.choices or ("log" if one.is_log else "linear") for one in self.space}
         if not table["objective"].notna().any():
             return
         with skip_on_error("figures of the trials"):
             figure = plot_trials(table, metric_name, is_maximized=is_maximized)
             description = f"validation {metric_name} of each trial, and the best so far"
             atomic_write(self.folder / TRIALS_FIGURE, to_svg(figure, "trials", description))
-            figure = plot_options(table, names, scales, metric_name)
+            figure = plot_options(table, options, metric_name)
             description = f"validation {metric_name} of the trials by each searched option"
             atomic_write(self.folder / OPTIONS_FIGURE, to_svg(figure, "options", description))
 
