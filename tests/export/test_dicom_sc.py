@@ -8,11 +8,11 @@ from dicom_studies import ALGORITHM, NEVER_COPIED, list_problems, make_radiograp
 from pydicom import dcmread
 from sample_images import save_dicom
 
-from fastcxr.export import saliency_picture as module
+from fastcxr.export import saliency_image as module
 from fastcxr.export.dicom_attributes import COPIED_TAGS, NewInstance, make_uid, read_source
 from fastcxr.export.dicom_sc import make_sc
 from fastcxr.export.image_results import RESEARCH_TEXT
-from fastcxr.export.saliency_picture import draw_saliency_picture, load_font, replace_missing_glyphs, wrap_text
+from fastcxr.export.saliency_image import draw_saliency_image, load_font, replace_missing_glyphs, wrap_text
 from fastcxr.inference.saliency_maps import GAP_PIXELS, SaliencyMap
 
 LABEL = "Pneumonia"
@@ -29,8 +29,8 @@ def make_map(size=64, label=LABEL, **changes):
 def write_sc(folder, result, saliency_map, **tags):
     """Write the secondary capture of a radiograph with these tags, and return its path."""
     path = save_dicom(folder / "source.dcm", make_radiograph(**tags))
-    picture, instance = draw_saliency_picture(saliency_map, result), NewInstance(make_uid(str(folder)), 3)
-    make_sc(read_source(str(path), ""), result, picture, ALGORITHM, instance, method="grad_cam").save_as(
+    pixels, instance = draw_saliency_image(saliency_map, result), NewInstance(make_uid(str(folder)), 3)
+    make_sc(read_source(str(path), ""), result, pixels, ALGORITHM, instance, method="grad_cam").save_as(
         folder / "sc.dcm"
     )
     return folder / "sc.dcm"
@@ -64,12 +64,12 @@ def test_the_capture_refers_to_its_source_and_has_no_spacing(tmp_path):
 
 @pytest.mark.parametrize("size", [32, 224, 512, 1500])
 def test_the_text_covers_no_pixel_of_the_image_and_is_legible(size):
-    picture = draw_saliency_picture(make_map(size), make_result())
+    pixels = draw_saliency_image(make_map(size), make_result())
     side = min(max(size, 512), 1024)
-    assert picture.shape[1] == 2 * side + GAP_PIXELS
-    rows = np.flatnonzero((picture[:, : side - 20] == 90).all(axis=(1, 2)))
+    assert pixels.shape[1] == 2 * side + GAP_PIXELS
+    rows = np.flatnonzero((pixels[:, : side - 20] == 90).all(axis=(1, 2)))
     assert len(rows) == side and np.ptp(rows) == side - 1, "the left panel is the image alone"
-    strips = picture[: rows[0]], picture[rows[-1] + 1 :]
+    strips = pixels[: rows[0]], pixels[rows[-1] + 1 :]
     for strip in strips:
         n_text_rows = (strip > 200).any(axis=2).any(axis=1).sum()
         assert n_text_rows >= 14 and len(strip) < 0.15 * side
@@ -77,9 +77,9 @@ def test_the_text_covers_no_pixel_of_the_image_and_is_legible(size):
 
 
 def test_a_map_without_evidence_shows_the_image_twice_and_states_it():
-    picture = draw_saliency_picture(make_map(saliency=np.zeros((64, 64))), make_result())
-    assert (picture[300, :512] == picture[300, 516:]).all()
-    assert len(picture) > len(draw_saliency_picture(make_map(), make_result()))
+    pixels = draw_saliency_image(make_map(saliency=np.zeros((64, 64))), make_result())
+    assert (pixels[300, :512] == pixels[300, 516:]).all()
+    assert len(pixels) > len(draw_saliency_image(make_map(), make_result()))
 
 
 def test_the_title_has_class_probability_threshold_and_verdict():

@@ -21,7 +21,7 @@ from fastcxr.inference import explain as explain_module
 from fastcxr.inference import predict as predict_module
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.lock import directory_lock
-from fastcxr.metrics.predictions import PROBABILITY_PREFIX, read_predictions
+from fastcxr.metrics.predictions import read_predictions
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import dicom_results
 from fastcxr.workflows.dicom_folders import STATE_FILE, DicomFolders
@@ -82,9 +82,8 @@ def test_each_readable_image_has_one_report_with_the_probabilities_of_the_csv(im
     assert write(images, tmp_path / "out.csv", dicom_sr=tmp_path / "sr") == {"SR": N_IMAGES - 1}
     reports, predictions = read_results(tmp_path / "sr"), read_predictions(tmp_path / "out.csv")
     assert set(reports) == set(range(N_IMAGES)) - {BROKEN}
-    columns = [PROBABILITY_PREFIX + label for label in predictions.labels]
     for number, report in reports.items():
-        assert read_probabilities(report) == predictions.table.loc[number, columns].tolist()
+        assert read_probabilities(report) == predictions.probability[number].tolist()
         assert report.InstanceNumber == number + 1
     assert len({report.SeriesInstanceUID for report in reports.values()}) == N_IMAGES - 1, "one series per study"
     assert all(path.name.startswith("2.25.") for path in (tmp_path / "sr").iterdir())
@@ -224,7 +223,7 @@ def test_images_without_a_study_are_refused_with_their_number(images, tmp_path):
     assert error.value.code == "E722" and "03.dcm" not in str(error.value)
 
 
-def test_copies_of_one_image_have_results_of_their_own(images, tmp_path):
+def test_copies_of_one_image_have_different_results(images, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.dcm", "b.dcm"):
@@ -237,9 +236,10 @@ def test_copies_of_one_image_have_results_of_their_own(images, tmp_path):
 
 def test_python_writes_the_results_of_an_export(images, tmp_path):
     export = write_mean_export(tmp_path / "export")
-    folders = DicomFolders(dicom_sr=tmp_path / "sr", dicom_sc=tmp_path / "sc")
-    few = [images / "02.dcm", images / "03.dcm"]
-    summary = write_dicom_results(export, few, folders, progress=Progress())
+    folders = {"dicom_sr": str(tmp_path / "sr"), "dicom_sc": tmp_path / "sc"}
+    with pytest.raises(RecipeError, match="no folder for DICOM results"):
+        write_dicom_results(export, images)
+    summary = write_dicom_results(export, [images / "02.dcm", images / "03.dcm"], **folders, progress=Progress())
     assert (summary.counts.n_unreadable, len(summary.unreadable)) == (1, 1)
     assert set(read_results(tmp_path / "sr")) == set(read_results(tmp_path / "sc")) == {3}
     report, capture = read_results(tmp_path / "sr")[3], read_results(tmp_path / "sc")[3]
@@ -273,7 +273,7 @@ def test_maps_that_fail_the_sanity_check_are_not_written(images, tmp_path, netwo
     assert error.value.code == "E725" and not list(tmp_path.iterdir())
 
 
-def test_an_image_that_is_unreadable_has_a_row_of_its_own_in_the_maps(images):
+def test_an_image_that_is_unreadable_has_one_row_in_the_maps(images):
     method, make_maps = make_map_source(GrayScorer(), make_image_table([images]))
     table = make_image_table([images]).iloc[BROKEN - 1 : BROKEN + 2].reset_index(drop=True)
     maps = list(make_maps(table, predict_module.predict(GrayScorer(), table, splits=None)))

@@ -1,4 +1,4 @@
-"""The picture of a saliency map with its text in strips above and below, which cover no pixel of the radiograph."""
+"""A saliency map as an image with text in strips above and below, which cover no pixel of the radiograph."""
 
 from bisect import bisect_right
 from functools import cache
@@ -19,7 +19,7 @@ UNKNOWN = "?"
 FONT_FILE = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # of matplotlib: Latin, Greek, Cyrillic, Arabic and more
 
 
-def draw_saliency_picture(saliency_map: SaliencyMap, result: ImageResult) -> np.ndarray:
+def draw_saliency_image(saliency_map: SaliencyMap, result: ImageResult) -> np.ndarray:
     """Return the image beside its saliency map with the explained class, its probability and decision; RGB bytes.
 
     Shape (height, width, 3). Without evidence for the class, both panels show the image, and the text states it.
