@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastcxr.training.learner import make_learner
     from fastcxr.training.loaders import make_datablock, make_loaders
     from fastcxr.training.trainer import train
+    from fastcxr.workflows.dicom_results import write_dicom_results
     from fastcxr.workflows.embed import embed
     from fastcxr.workflows.evaluate import evaluate
     from fastcxr.workflows.export import export_model
@@ -73,6 +74,7 @@ _MODULES = {
     "plot_calibration": "fastcxr.report.displays",
     "plot_confusion": "fastcxr.report.displays",
     "plot_roc": "fastcxr.report.displays",
+    "write_dicom_results": "fastcxr.workflows.dicom_results",
     "write_report": "fastcxr.workflows.train_dir",
     "tune": "fastcxr.workflows.tune",
     "study_main": "fastcxr.cli.study",
@@ -83,8 +85,8 @@ __all__ = [
     "evaluate", "evaluate_predictions", "explain", "export_model", "find_or_write_sample", "load_export",
     "load_learner_from_run", "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders",
     "plot_calibration", "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions",
-    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "tune", "write_manifest",
-    "write_predictions", "write_report",
+    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "tune", "write_dicom_results",
+    "write_manifest", "write_predictions", "write_report",
 ]  # fmt: skip
 
 

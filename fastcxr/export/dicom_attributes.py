@@ -160,9 +160,9 @@ def find_file_problem(file: ImageFile) -> str:
         return "an image in memory has no study that a DICOM result could refer to"
     if parse_reference(file):
         return "a packed image has no study that a DICOM result could refer to"
-    header = read_header(file, UID_TAGS)
+    header = read_header(file, [*UID_TAGS, "Rows"])
     if header is not None:
-        return find_uid_problem(header)
+        return find_uid_problem(header) if "Rows" in header else ""  # without Rows there is no readable image
     try:
         with open_file(file) as opened:
             file_format = detect_format(opened.read(HEAD_BYTES))

@@ -1,7 +1,7 @@
 """Codes of findings and of the facts in a DICOM result: standard ones where the meaning is the same, else private ones.
 
 The standard codes are those of SNOMED CT and of DICOM (PS3.16). A class or finding without one, such as `Hernia` of
-NIH ChestX-ray14, which does not say of what, has a code of the private scheme 99FASTCXR that is derived from its name.
+NIH ChestX-ray14 (a hernia of any organ), has a code of the private scheme 99FASTCXR that is derived from its name.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A DICOM Secondary Capture with the saliency map of one image, as a picture with text burned in.
+"""A DICOM Secondary Capture with the saliency map of one image, as an image with text burned in.
 
 The text names the class, its probability and the model's purpose, and no patient: BurnedInAnnotation states whether the
 pixels identify a patient (PS3.3, C.7.6.1), so it is that of the source image. PixelSpacing is left out, because the
@@ -21,7 +21,7 @@ MAX_DESCRIPTION_BYTES = 1024  # of the VR ST
 def make_sc(
     source: Dataset,
     result: ImageResult,
-    picture: np.ndarray,
+    pixels: np.ndarray,
     algorithm: Algorithm,
     instance: NewInstance,
     *,
@@ -32,7 +32,7 @@ def make_sc(
     Args:
         source: attributes of the source image; see dicom_attributes.read_source.
         result: of the image.
-        picture: RGB bytes, shape (height, width, 3).
+        pixels: RGB bytes, shape (height, width, 3).
         algorithm: the model.
         instance: UID and number of the new object.
         method: name of the attribution method.
@@ -41,7 +41,7 @@ def make_sc(
     """
     highdicom = import_highdicom()
     capture = highdicom.sc.SCImage(
-        pixel_array=picture,
+        pixel_array=pixels,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",

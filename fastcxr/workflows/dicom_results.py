@@ -1,4 +1,4 @@
-"""DICOM results of predicted images: a structured report or a saliency map in a file of its own for each image.
+"""DICOM results of predicted images: a structured report or a saliency map in one file for each image.
 
 Each file is written under a temporary name and renamed, and its name is its SOP instance UID. A repeated command after
 an interruption writes only the missing files.
@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.data.image_table import ImageInput, make_image_table
-from fastcxr.errors import DataError
+from fastcxr.errors import DataError, RecipeError
 from fastcxr.export.dicom_attributes import NewInstance, find_file_problem, make_uid, read_source
 from fastcxr.export.dicom_sc import make_sc
 from fastcxr.export.dicom_sr import make_sr
 from fastcxr.export.image_results import Algorithm, ImageResult, list_image_results
-from fastcxr.export.saliency_picture import draw_saliency_picture
+from fastcxr.export.saliency_image import draw_saliency_image
 from fastcxr.inference.saliency_maps import SaliencyMap
 from fastcxr.inference.scores import Scorer, list_shown_thresholds
 from fastcxr.io.files import atomic_file, compute_sha256, read_json, require_free_space
@@ -45,17 +45,21 @@ OLD_EXPORT_FIX = "Export them again with their UIDs, or leave them out"
 def write_dicom_results(
     folder: str | Path,
     images: ImageInput | list[ImageInput],
-    folders: DicomFolders,
     *,
+    dicom_sr: str | Path | None = None,
+    dicom_sc: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PredictionSummary:
     """Predict DICOM files with a model, and write a DICOM result of each, as `fastcxr predict` does.
 
+    The results have the patient attributes of the files. An interrupted call continues when it is repeated.
+
     Args:
         folder: of the model; see load_scorer.
         images: files and folders; see make_image_table.
-        folders: where the results are written.
+        dicom_sr: new or empty folder for a structured report of each image.
+        dicom_sc: new or empty folder for a secondary capture of each saliency map.
         progress: progress display.
         **options: precision, device and engine; see load_scorer.
 
@@ -65,8 +69,12 @@ def write_dicom_results(
     Raises:
         DataError: an image is not in a DICOM file with UIDs.
         PackageError: highdicom is not installed.
+        RecipeError: no folder is given, or both are the same.
         OutputError: a folder has other files, or cannot be written; see open_dicom_results.
     """
+    if dicom_sr is None and dicom_sc is None:
+        raise RecipeError("no folder for DICOM results", "Pass `dicom_sr='reports'`, `dicom_sc='maps'` or both")
+    folders = DicomFolders(dicom_sr=dicom_sr and Path(dicom_sr), dicom_sc=dicom_sc and Path(dicom_sc))
     folders.validate()
     progress = progress or make_default_progress()
     table = make_image_table(images)
@@ -175,8 +183,8 @@ class DicomResults:
                 new = make_sr(source, result, self.algorithm, instance)
             else:
                 assert saliency_map is not None
-                picture = draw_saliency_picture(saliency_map, result)
-                new = make_sc(source, result, picture, self.algorithm, instance, method=self.method)
+                pixels = draw_saliency_image(saliency_map, result)
+                new = make_sc(source, result, pixels, self.algorithm, instance, method=self.method)
             with atomic_file(target) as temporary_path:
                 new.save_as(temporary_path)
 

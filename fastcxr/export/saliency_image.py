@@ -1,5 +1,6 @@
-"""The picture of a saliency map with its text in strips above and below, which cover no pixel of the radiograph."""
+"""A saliency map as an image with text in strips above and below, which cover no pixel of the radiograph."""
 
+from bisect import bisect_right
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,13 +13,13 @@ from fastcxr.inference.saliency_maps import SaliencyMap, make_pair_image
 
 MIN_PANEL_PIXELS, MAX_PANEL_PIXELS = 512, 1024  # width of the image and of the map; smaller images are enlarged
 FONT_SHARE, MIN_FONT_PIXELS = 0.042, 22  # of the width of a panel
-MAX_TITLE_LINES = 3
+MAX_TITLE_LINES, MAX_TITLE_CHARACTERS = 3, 300
 BACKGROUND, TEXT_COLOR, WARNING_COLOR = "black", "white", "#ffd23c"
 UNKNOWN = "?"
 FONT_FILE = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # of matplotlib: Latin, Greek, Cyrillic, Arabic and more
 
 
-def draw_saliency_picture(saliency_map: SaliencyMap, result: ImageResult) -> np.ndarray:
+def draw_saliency_image(saliency_map: SaliencyMap, result: ImageResult) -> np.ndarray:
     """Return the image beside its saliency map with the explained class, its probability and decision; RGB bytes.
 
     Shape (height, width, 3). Without evidence for the class, both panels show the image, and the text states it.
@@ -76,14 +77,18 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
     The end of the text, which has the numbers, is always kept.
     """
-    text, max_width = replace_missing_glyphs(text, font), width - 0.8 * font.size
-    lines = _split_lines(text, font, max_width)
-    n_kept = len(text)
+    max_width = width - 0.8 * font.size
+    n_kept = min(len(text), MAX_TITLE_CHARACTERS)
+    lines = _split_lines(replace_missing_glyphs(_cut_middle(text, n_kept), font), font, max_width)
     while len(lines) > MAX_TITLE_LINES:
         n_kept -= 8
-        half = n_kept // 2
-        lines = _split_lines(f"{text[: n_kept - half]} ... {text[len(text) - half :]}", font, max_width)
+        lines = _split_lines(replace_missing_glyphs(_cut_middle(text, n_kept), font), font, max_width)
     return lines
+
+
+def _cut_middle(text: str, n_kept: int) -> str:
+    n_end = n_kept // 2
+    return text if n_kept == len(text) else f"{text[: n_kept - n_end]} ... {text[len(text) - n_end :]}"
 
 
 def _split_lines(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> list[str]:
@@ -96,8 +101,8 @@ def _split_lines(text: str, font: ImageFont.FreeTypeFont, max_width: float) -> l
             elif lines[-1]:
                 lines.append("")
             else:  # a word that is longer than a line
-                n_fitting = max(n for n in range(1, len(word) + 1) if n == 1 or font.getlength(word[:n]) <= max_width)
-                lines[-1], word = word[:n_fitting], word[n_fitting:]
+                n_too_long = bisect_right(range(len(word) + 1), max_width, key=lambda n: font.getlength(word[:n]))
+                lines[-1], word = word[: n_too_long - 1], word[n_too_long - 1 :]
     return lines
 
 
