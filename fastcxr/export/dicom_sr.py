@@ -99,7 +99,9 @@ class _Report:
     def make_label_group(self, one: LabelResult) -> "Group":
         measurements = [self.make_number(own.PROBABILITY, one.probability)]
         measurements += [] if one.threshold is None else [self.make_number(own.THRESHOLD, one.threshold)]
-        return self.make_group(one.label, own.find_code(one.label), measurements, list(_list_decisions(self.result, one)))
+        return self.make_group(
+            one.label, own.find_code(one.label), measurements, list(_list_decisions(self.result, one))
+        )
 
     def make_group(
         self, name: str, finding: Code | None, measurements: list["sr.Measurement"], facts: Sequence[tuple[Code, Code]]
