@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fastcxr.io.files import read_json
+from fastcxr.io.formats import FORMAT_KEY
 from fastcxr.io.formulas import unescape_formulas
 from fastcxr.report.shared_files import make_shared_metrics, make_shared_recipe
 from fastcxr.tracking.base import RunDescription
@@ -64,7 +65,7 @@ def read_description(folder: Path) -> RunDescription:
         project=clean_name("+".join(names)) or DEFAULT_PROJECT,
         group=None if kind == "run" else whole,
         parameters=dict(flatten_options(recipe)),
-        tags={"fastcxr.version": VERSION, "fastcxr.kind": kind},
+        tags={"fastcxr.version": f"fastcxr {VERSION}", "fastcxr.kind": kind},
     )
 
 
@@ -73,7 +74,7 @@ def flatten_options(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tup
     for name, value in recipe.items():
         if isinstance(value, Mapping):
             yield from flatten_options(value, f"{prefix}{name}.")
-        elif value not in (None, [], ""):
+        elif name != FORMAT_KEY and value not in (None, [], ""):
             yield f"{prefix}{name}", value if isinstance(value, str | int | float) else json.dumps(value)
 
 
