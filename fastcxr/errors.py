@@ -77,6 +77,12 @@ class PackageError(FastcxrError, ImportError):
     exit_code = 69
 
 
+class TrackingError(FastcxrError):
+    """An experiment tracker that does not answer, or rejects the data."""
+
+    exit_code = 69
+
+
 class OutputError(FastcxrError, OSError):
     """An output path that is not writable, or exists already."""
 

@@ -96,11 +96,21 @@ def _make_option_type(item: Field, hint: Any, common_panel: bool) -> Any:
         return hint
     panel = COMMON_PANEL if common_panel and metadata["common"] else PANELS[metadata["group"]]
     if item.name == "strategy":
-        return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy)]
+        return Annotated[Strategy, Parameter(group=panel, converter=_convert_strategy), _AnyValue()]
     if item.name in ("data", "split_file"):  # of a union with str an option would take one value only
         hint = tuple[str, ...] | None
     alias = metadata["alias"]
     return Annotated[hint, Parameter(group=panel, alias=alias and f"--{alias}")]
+
+
+class _AnyValue:
+    """Annotation of an option that pydantic does not check: the default in a recipe script can be a list of stages.
+
+    cyclopts checks every value, and checks it again with pydantic where another package has imported that.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> dict[str, str]:
+        return {"type": "any"}
 
 
 def _convert_strategy(type_: type, tokens: Sequence[Token]) -> Any:

@@ -31,10 +31,14 @@ from fastcxr.training.interrupt import Interrupted, handle_signals
 
 
 def start_training(
-    recipe: Recipe, folder: Path, mirror: Path | None = None, workers: WorkerOptions = IN_THIS_PROCESS
+    recipe: Recipe,
+    folder: Path,
+    mirror: Path | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
+    track: tuple[str, ...] = (),
 ) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code."""
-    return start_prepared_training(lambda: (set_default_data(recipe), folder), mirror, workers=workers)
+    return start_prepared_training(lambda: (set_default_data(recipe), folder), mirror, workers=workers, track=track)
 
 
 def start_prepared_training(
@@ -42,6 +46,7 @@ def start_prepared_training(
     mirror: Path | None = None,
     gpus: str | None = None,
     workers: WorkerOptions = IN_THIS_PROCESS,
+    track: tuple[str, ...] = (),
 ) -> int:
     """Train in this process, in this and others that torchrun started, or start torchrun; return the exit code.
 
@@ -50,16 +55,18 @@ def start_prepared_training(
         mirror: folder for copies of the checkpoints.
         gpus: all, or a number, to start torchrun; the processes of torchrun ignore it.
         workers: where the folds run.
+        track: trackers of the run.
     """
     reject_workers_with_gpus(workers, gpus)
     if is_launched():
         workers.reject("torchrun divides a single one among all processes", "Leave one of both out")
-        return run_in_processes(prepare, partial(train_and_print, mirror=mirror), partial(describe_resumption, mirror))
+        train = partial(train_and_print, mirror=mirror, track=track)
+        return run_in_processes(prepare, train, partial(describe_resumption, mirror))
     if gpus is not None:
         return launch(gpus)
     recipe, folder = prepare()
     try:
-        return train_and_print(recipe, folder, mirror, workers)
+        return train_and_print(recipe, folder, mirror, workers, track)
     except Interrupted as interrupted:
         fix = describe_resumption(mirror, folder, workers)
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
@@ -86,7 +93,11 @@ def make_resume_command(folder: Path, mirror: Path | None, workers: WorkerOption
 
 
 def train_and_print(
-    recipe: Recipe | None, folder: Path, mirror: Path | None = None, workers: WorkerOptions = IN_THIS_PROCESS
+    recipe: Recipe | None,
+    folder: Path,
+    mirror: Path | None = None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
+    track: tuple[str, ...] = (),
 ) -> int:
     """Train a recipe, or all its folds, in a run folder, print the result and return the exit code.
 
@@ -94,6 +105,9 @@ def train_and_print(
     """
     if recipe is None:
         return print_finished_run(folder) if is_first_process() else 0
+    from fastcxr.tracking.session import find_tracker_names, require_trackers
+
+    require_trackers(find_tracker_names(folder, track))
     validate_data(recipe)
     from fastcxr.workflows.cross_validate import cross_validate
     from fastcxr.workflows.run_state import is_finished
@@ -109,9 +123,9 @@ def train_and_print(
     with handle_signals(partial(show_signal, is_main), resume_command, is_repeated=is_launched()):
         if has_folds:
             with open_executor(workers, recipe.device) as executor:
-                cross_validate(recipe, folder, progress, command=command, mirror=mirror, executor=executor)
+                cross_validate(recipe, folder, progress, command=command, mirror=mirror, executor=executor, track=track)
         else:
-            run(recipe, folder, progress, command=command, mirror=mirror)
+            run(recipe, folder, progress, command=command, mirror=mirror, track=track)
     if not is_main:
         return 0
     if was_finished:  # the log message of the run names its report

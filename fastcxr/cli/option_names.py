@@ -17,8 +17,8 @@ OPTION_BY_ARGUMENT = {item.name: item.name for item in fields(Recipe)} | {
     "folder": "out", "earlier": "reuse_split", "unit": "split", "method": "method",
     "keep_overlap": "keep_overlap", "decode_all": "all", "to": "to", "engine": "engine", "port": "port",
     "max_waiting": "max_waiting", "shard": "shard", "jobs": "jobs",
-    "trials": "trials", "search": "search",
     "dicom_sr": "dicom_sr", "dicom_sc": "dicom_sc",
+    "trials": "trials", "search": "search", "track": "track",
 }  # fmt: skip
 DATA_PLACEHOLDER = "--data DATA ..."  # for the data options of a run
 MAX_OPTIONS_CHARACTERS = 200  # of the options in a next step

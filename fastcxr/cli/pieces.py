@@ -19,7 +19,11 @@ from fastcxr.errors import RecipeError
 
 
 def start_piece(
-    prepare: Callable[[], tuple[Recipe, Path]], name: str, mirror: Path | None = None, gpus: str | None = None
+    prepare: Callable[[], tuple[Recipe, Path]],
+    name: str,
+    mirror: Path | None = None,
+    gpus: str | None = None,
+    track: tuple[str, ...] = (),
 ) -> int:
     """Run one fold or source of a run and return the exit code.
 
@@ -28,10 +32,14 @@ def start_piece(
         name: fold number or held-out source.
         mirror: a folder for copies of the checkpoints.
         gpus: see start_prepared_training.
+        track: trackers of the run.
     """
     if gpus is not None or is_launched():
-        return start_prepared_training(lambda: claim_for_processes(*prepare(), name), mirror, gpus)
+        return start_prepared_training(lambda: claim_for_processes(*prepare(), name), mirror, gpus, track=track)
     recipe, folder = prepare()
+    from fastcxr.tracking.session import require_trackers
+
+    require_trackers(track)
     validate_data(recipe)
     from fastcxr.data.manifest_file import read_written_manifest
     from fastcxr.report.run_reader import PATIENT_SPLIT_DIR
@@ -40,13 +48,14 @@ def start_piece(
     from fastcxr.workflows.pieces import claim_piece, is_run_of_piece
 
     if is_run_of_piece(folder, recipe, name):  # of an earlier version
-        return start_training(recipe.replace(fold=int(name)), folder, mirror)
+        return start_training(recipe.replace(fold=int(name)), folder, mirror, track=track)
     runs = [(recipe, folder)]
     if needs_patient_level_folds(recipe):
         runs.append((recipe.replace(split="patient"), folder / PATIENT_SPLIT_DIR))
     for run_recipe, run_folder in runs:
         piece_recipe, piece_dir = claim_piece(run_recipe, name, run_folder, get_command())
-        if code := start_training(piece_recipe, piece_dir, mirror and mirror / run_folder.name):
+        piece_track = track if run_folder == folder else ()  # the second split is part of the report of the first one
+        if code := start_training(piece_recipe, piece_dir, mirror and mirror / run_folder.name, track=piece_track):
             return code
         if not needs_patient_level_folds(recipe, read_written_manifest(piece_dir / "manifest.csv")):
             break

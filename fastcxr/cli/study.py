@@ -35,12 +35,13 @@ from fastcxr.executors.worker import Task
 from fastcxr.io.formatting import pluralize
 from fastcxr.progress.base import silence_logging
 from fastcxr.progress.terminal import TerminalProgress, print_table
+from fastcxr.tracking.base import TrackerName
 from fastcxr.training.interrupt import Interrupted, handle_signals
 from fastcxr.workflows.run_state import find_finished_report
 from fastcxr.workflows.study import PublishedMetrics, compare_with_paper, group_critical_notices
 
 DatasetCounts = Mapping[str, int]
-Pieces = Mapping[str, tuple[Recipe, Path, Path | None]]
+Pieces = Mapping[str, tuple[Recipe, Path, Path | None, tuple[str, ...]]]
 
 
 def study_main(
@@ -125,17 +126,23 @@ def parse_and_run(
         return run_all_variants(study, recipes, paper, options, dataset_counts, workers)
     if len(variants) > 1:
         return run_all_variants(study, {v: recipes[v] for v in variants}, paper, options, dataset_counts, workers)
-    recipe, out, mirror = parse_overrides(recipes[variant], options)
+    recipe, out, mirror, track = parse_overrides(recipes[variant], options)
     validate_dataset_count(variant, recipe, dataset_counts)
-    return start_variant(recipe, out or Path("runs") / study / variant, mirror and mirror / study, workers)
+    return start_variant(recipe, out or Path("runs") / study / variant, mirror and mirror / study, workers, track)
 
 
-def start_variant(recipe: Recipe, folder: Path, mirror: Path | None, workers: WorkerOptions = IN_THIS_PROCESS) -> int:
+def start_variant(
+    recipe: Recipe,
+    folder: Path,
+    mirror: Path | None,
+    workers: WorkerOptions = IN_THIS_PROCESS,
+    track: tuple[str, ...] = (),
+) -> int:
     """Train one variant, or the fold that it names, and return the exit code."""
     if recipe.folds and recipe.fold:
         whole = recipe.replace(fold=None)
-        return start_piece(lambda: (set_default_data(whole), folder), str(recipe.fold), mirror)
-    return start_training(recipe, folder, mirror, workers)
+        return start_piece(lambda: (set_default_data(whole), folder), str(recipe.fold), mirror, track=track)
+    return start_training(recipe, folder, mirror, workers, track)
 
 
 def take_study_options(arguments: list[str]) -> tuple[list[str], WorkerOptions, list[str]]:
@@ -193,7 +200,7 @@ def run_all_variants(
     """
     run_dirs: dict[str, Path | None] = {}
     run_dir_by_recipe: dict[Recipe, Path] = {}
-    pieces: dict[str, tuple[Recipe, Path, Path | None]] = {}  # recipe, run folder and mirror
+    pieces: dict[str, tuple[Recipe, Path, Path | None, tuple[str, ...]]] = {}  # recipe, run folder, mirror, trackers
     skipped_variants, exit_codes = [], []
 
     def fail(variant: str, error: FastcxrError) -> None:
@@ -202,7 +209,7 @@ def run_all_variants(
 
     for variant, recipe in recipes.items():
         try:
-            changed_recipe, out, mirror = parse_overrides(recipe, arguments)
+            changed_recipe, out, mirror, track = parse_overrides(recipe, arguments)
             validate_dataset_count(variant, changed_recipe, dataset_counts)
             run_dir = (out or Path("runs") / study) / variant
             if changed_recipe in run_dir_by_recipe:
@@ -210,7 +217,7 @@ def run_all_variants(
             else:
                 recipe_with_data = set_default_data(changed_recipe)
                 if not is_variant_finished(recipe_with_data, run_dir):
-                    pieces[variant] = (recipe_with_data, run_dir, mirror and mirror / study)
+                    pieces[variant] = (recipe_with_data, run_dir, mirror and mirror / study, track)
                 run_dir_by_recipe[changed_recipe] = run_dir
             run_dirs[variant] = run_dir_by_recipe[changed_recipe]
         except WrongDatasetCountError:
@@ -247,7 +254,7 @@ def run_variants(pieces: Pieces, workers: WorkerOptions, on_error: Callable[[str
         return
     from fastcxr.workflows import variants
 
-    command, devices = get_command(), {recipe.device for recipe, _, _ in pieces.values()}
+    command, devices = get_command(), {recipe.device for recipe, *_ in pieces.values()}
     try:
         with (
             handle_signals(lambda line: print_warning(f"fastcxr: {line}"), command),
@@ -261,12 +268,17 @@ def run_variants(pieces: Pieces, workers: WorkerOptions, on_error: Callable[[str
 
 
 def train_here(
-    name: str, recipe: Recipe, run_dir: Path, mirror: Path | None, on_error: Callable[[str, FastcxrError], None]
+    name: str,
+    recipe: Recipe,
+    run_dir: Path,
+    mirror: Path | None,
+    track: tuple[str, ...],
+    on_error: Callable[[str, FastcxrError], None],
 ) -> None:
     """Train a variant in this process and print its result. Raises StudyEndedError after an interrupt."""
     console.rule(name)
     try:
-        code = start_training(recipe, run_dir, mirror)
+        code = start_training(recipe, run_dir, mirror, track=track)
     except FastcxrError as error:
         on_error(name, error)
         return
@@ -297,8 +309,10 @@ def validate_dataset_count(variant: str, recipe: Recipe, dataset_counts: Dataset
         raise WrongDatasetCountError(problem, f"Pass --data {example}{others}")
 
 
-def parse_overrides(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, Path | None, Path | None]:
-    """Return the recipe with these options of train changed, --out, and --checkpoint-mirror."""
+def parse_overrides(
+    recipe: Recipe, arguments: list[str]
+) -> tuple[Recipe, Path | None, Path | None, tuple[TrackerName, ...]]:
+    """Return the recipe with these options of train changed, --out, --checkpoint-mirror, and --track."""
     return make_override_app(recipe)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
 
 
@@ -320,8 +334,9 @@ def make_override_app(recipe: Recipe, name: str = "variant") -> App:
         augment: Annotated[augmentation_options, Parameter(group=PANELS["Augmentation"])] = augmentation_options(),  # noqa: B008  # pyright: ignore[reportInvalidTypeForm]
         out: Annotated[Path | None, Parameter(group=COMMON_PANEL)] = None,
         checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
+        track: Annotated[tuple[TrackerName, ...], Parameter(group=COMMON_PANEL)] = (),
     ):
         changed_recipe = recipe.replace(**vars(values), augment=Augmentation(**vars(augment)))
-        return changed_recipe, out, checkpoint_mirror
+        return changed_recipe, out, checkpoint_mirror, track
 
     return app

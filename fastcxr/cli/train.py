@@ -32,6 +32,7 @@ from fastcxr.errors import InputMissingError, OutputError
 from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.lock import reject_locked
 from fastcxr.progress.terminal import TerminalProgress
+from fastcxr.tracking.base import TrackerName
 
 
 @app.command(group=TRAINING, synonym=COMMAND_SYNONYMS["train"], usage="Usage: fastcxr train [BACKBONE] [OPTIONS]")
@@ -42,6 +43,7 @@ def train(
     resume: Annotated[bool, Parameter(group=PANELS["Compute"])] = True,
     checkpoint_mirror: Annotated[Path | None, Parameter(group=PANELS["Compute"])] = None,
     gpus: Annotated[str | None, Parameter(group=PANELS["Compute"])] = None,
+    track: Annotated[tuple[TrackerName, ...], Parameter(group=COMMON_PANEL)] = (),
     dry_run: Annotated[bool, Parameter(group=COMMON_PANEL)] = False,
     workers: WorkerOptions = IN_THIS_PROCESS,
 ) -> int:
@@ -66,6 +68,8 @@ def train(
         folder for a copy of each checkpoint, on another disk, such as Google Drive in Colab
     gpus
         number of GPUs of this machine for one training, or all: one process per GPU, started with torchrun
+    track
+        trackers that show the run: tensorboard, mlflow, wandb; nothing is sent without this option, and never an image
     dry_run
         images, estimated time, disk, memory and weights of the run, which is not started
     """
@@ -92,8 +96,8 @@ def train(
         n_processes = count_gpus(gpus) if gpus is not None and not is_launched() else None
         return start_dry_run(*prepare(), workers.jobs or 1, n_processes) if is_first_process() else 0
     if piece:
-        return start_piece(prepare, piece, checkpoint_mirror, gpus)
-    return start_prepared_training(prepare, checkpoint_mirror, gpus, workers)
+        return start_piece(prepare, piece, checkpoint_mirror, gpus, track)
+    return start_prepared_training(prepare, checkpoint_mirror, gpus, workers, track)
 
 
 def split_piece(values: dict[str, Any]) -> tuple[Recipe, str | None]:

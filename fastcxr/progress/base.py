@@ -24,6 +24,9 @@ class Progress:
     def output_folder(self, line: str) -> None:
         """Show the line with the output folder, once data and options are valid."""
 
+    def tracked_run(self, line: str) -> None:
+        """Show the line that names a tracker of the run and where it keeps the run."""
+
     def epoch(self, row: dict[str, Any]) -> None:
         """Show a finished epoch; `row` is its row of history.csv."""
 

@@ -78,6 +78,7 @@ class TerminalProgress(Progress):
 
     def __init__(self, console: Console):
         self.console, self.header_shown, self.folder_shown = console, False, False
+        self.tracker_lines: set[str] = set()
 
     @contextmanager
     def bar(self, total: int, text: str) -> Iterator[Bar]:
@@ -96,6 +97,12 @@ class TerminalProgress(Progress):
         if not self.folder_shown:
             print_plain(self.console, line)
             self.folder_shown = True
+
+    def tracked_run(self, line: str) -> None:
+        """Print the line, once if it is the same for several folds."""
+        if line not in self.tracker_lines:
+            print_plain(self.console, line)
+            self.tracker_lines.add(line)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print a line of the table of epochs; a star marks each new best epoch."""

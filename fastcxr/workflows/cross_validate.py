@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def cross_validate(
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
     executor: Executor | None = None,
+    track: Sequence[str] = (),
 ) -> Path:
     """Run all folds of a recipe, or hold out every source in turn; return the path of the pooled report.html.
 
@@ -54,7 +56,8 @@ def cross_validate(
     folder. Image-level folds of a linear probe are also run with a patient-level split, and the report compares both.
     `mirror`: a folder for copies of the checkpoints. `dataset`: the data of the recipe, if it is already read.
     `executor`: any Executor of concurrent.futures with one task per process, which runs the folds; the run folder and
-    the data are on a file system that its workers share. By default the folds run in this process.
+    the data are on a file system that its workers share. By default the folds run in this process. `track`: trackers
+    of each fold and of the pooled run: tensorboard, mlflow, wandb.
     """
     dataset = dataset or Dataset(recipe)
     folds = plan_folds(recipe, Path(folder), dataset)
@@ -62,7 +65,9 @@ def cross_validate(
     if not is_finished:
         reject_other_format(folder)
         validate_model_options(recipe)
-    run_dir = RunDir(folder, recipe, command, resume=True)
+    run_dir = RunDir(folder, recipe, command, resume=True, track=track)
+    if not is_finished:
+        run_dir.tracking.check()
     run_dir.started, run_dir.progress = time.time(), progress or make_default_progress()
     run_dir.acquire()
     if is_finished and (report := find_finished_report(folder, recipe, dataset)):
@@ -74,6 +79,7 @@ def cross_validate(
     with directory_lock(run_dir.folder), log_once(SPLITS_IGNORED_MESSAGE, IMAGE_WARNING):
         (run_dir.folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # all pooled files are written again
         run_dir.setup()
+        run_dir.tracking.remember()
         run_dir.announce()
         run_folds(run_dir, folds, dataset, progress, mirror, executor)
         return run_dir.finish()

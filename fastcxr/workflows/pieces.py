@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def run_pieces(run_dir: RunDir, folds: Folds, options: FoldOptions) -> None:
         here = {} if executor is not None else {"progress": options.progress, "dataset": options.dataset}
         if executor is not None:
             fold_dir = fold_dir.resolve()
-        args = (fold_recipe, fold_dir, line, share, run_dir.command, fold_mirror)
+        args = (fold_recipe, fold_dir, line, share, run_dir.command, fold_mirror, run_dir.tracking.names)
         tasks[f"{unit} {name}"] = Task(run_piece, args, here)
     # the first one chooses the batch size of all
     n_first = 1 if recipe.batch_size == "auto" and len(unfinished) == len(folds) else 0
@@ -97,6 +98,7 @@ def run_piece(
     share: TimeShare,
     command: str | None,
     mirror: Path | None = None,
+    track: Sequence[str] = (),
     progress: Progress | None = None,
     dataset: Dataset | None = None,
 ) -> None:
@@ -105,7 +107,16 @@ def run_piece(
     dataset = dataset or Dataset(recipe)
     finished = sorted(folder.parent.glob(f"{folder.name.partition('-')[0]}-*/{FEATURES_FILE}"))
     dataset.features_file = dataset.features_file or next(iter(finished), None)
-    run(recipe, folder, progress or InterruptibleProgress(), command, share.make_deadline(), mirror, dataset)
+    run(
+        recipe,
+        folder,
+        progress or InterruptibleProgress(),
+        command,
+        share.make_deadline(),
+        mirror,
+        dataset,
+        track=track,
+    )
 
 
 def describe_metrics(folder: Path) -> str:

@@ -29,6 +29,7 @@ from fastcxr.io.redact import hide_in_text, redact_command
 from fastcxr.metrics.predictions import Predictions, select_most_wrong
 from fastcxr.progress.base import Bar, Progress, log_to
 from fastcxr.report.finding_rows import N_WRONG_PER_FINDING
+from fastcxr.tracking.base import TENSORBOARD_DIR, TRACKING_FILE
 
 Guard = Callable[[str], AbstractContextManager]  # takes the name of an output; decides about errors in its block
 SAMPLES_PER_CLASS, THUMBNAIL_PIXELS = 6, 192
@@ -99,9 +100,10 @@ class OutputDir(Progress):
 
     def cleanup(self) -> None:
         """Remove the files written so far."""
-        for name in ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "file_stats.csv", "audit.json"):
+        files = ("recipe.json", "skipped.csv", "manifest.csv", "histograms.csv", "file_stats.csv", "audit.json")
+        for name in (*files, TRACKING_FILE):
             (self.folder / name).unlink(missing_ok=True)
-        for name in ("figures", STATE_DIR):
+        for name in ("figures", STATE_DIR, TENSORBOARD_DIR):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def metadata(self) -> dict[str, Any]:

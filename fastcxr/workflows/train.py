@@ -1,6 +1,6 @@
 """Training run: load the data, train, predict and write the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def run(
     mirror: str | Path | None = None,
     dataset: Dataset | None = None,
     tuning: Mapping[str, Any] | None = None,
+    track: Sequence[str] = (),
 ) -> Path:
     """Train, predict and write the report into `folder`; return the path of report.html.
 
@@ -61,8 +62,10 @@ def run(
         mirror: a folder for copies of the checkpoints.
         dataset: the data of the recipe, if it is already read.
         tuning: how trials selected the options, for run.json and the report.
+        track: trackers of the run: tensorboard, mlflow, wandb. A resumed run has those with which it was started.
 
     Raises:
+        TrackingError: before training, for a tracker that cannot be used.
         FastcxrError: before training, for data, images, weights or a folder that cannot be used.
     """
     deadline = deadline or Deadline.parse(recipe.time_limit)
@@ -71,7 +74,8 @@ def run(
     if report_path := call_on_main(lambda: find_finished_report(folder, recipe, dataset)):
         return report_path
     if is_main_process():
-        new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror, tuning=tuning)
+        new_dir = RunDir(folder, recipe, command, resume=True, mirror=mirror, tuning=tuning, track=track)
+        new_dir.tracking.check()
     else:
         new_dir = UnwrittenDir(folder, recipe)
     with new_dir.open(progress or make_default_progress()) as run_dir, ExitStack() as cleanup:
@@ -89,6 +93,7 @@ def run(
         cleanup.callback(loaders.fastcxr.images.release)
         run_dir.validate_dataset(loaders)
         learner = make_learner(loaders, recipe)
+        cleanup.enter_context(run_dir.tracking).start(run_dir.progress.tracked_run)
         training = train(learner, recipe, run_dir, deadline, run_dir.checkpoints)
         if not leave_processes():
             return run_dir.folder

@@ -1,7 +1,7 @@
 """Run folder of a training run: recipe.json is written first, history.csv after every epoch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -29,6 +29,7 @@ from fastcxr.models.devices import describe_gpu
 from fastcxr.models.state import require_images
 from fastcxr.progress.base import Progress
 from fastcxr.report.tuning_notice import TUNING_KEY
+from fastcxr.tracking.session import Tracking
 from fastcxr.training.checkpoints import Checkpoints
 from fastcxr.training.processes import require_equal_data
 from fastcxr.training.trainer import TrainingResult, summarize_own_training
@@ -58,9 +59,11 @@ class RunDir(ResultDir):
         resume: bool = False,
         mirror: str | Path | None = None,
         tuning: Mapping[str, Any] | None = None,
+        track: Sequence[str] = (),
     ):
         super().__init__(folder, recipe, command)
         self.tuning = tuning
+        self.tracking = Tracking(folder, track, self.keep_on_error)
         self.resume, self.is_resumed = resume, False
         self.history_rows: list[dict[str, Any]] = []
         self.image_hashes: list[str] | None = None
@@ -106,9 +109,10 @@ class RunDir(ResultDir):
         return metadata | {"machine": f"{metadata['machine']}, {describe_gpu()}"}
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Add a row to history.csv and show it on the other display."""
+        """Add a row to history.csv, send it to the trackers and show it on the other display."""
         self.history_rows.append(row)
         write_table(self.folder / "history.csv", pd.DataFrame(self.history_rows))
+        self.tracking.send_epochs()
         self.progress.epoch(row)
 
     def validate_dataset(self, loaders: DataLoaders) -> None:
@@ -124,9 +128,11 @@ class RunDir(ResultDir):
             self.checkpoints.copy_to_mirror(INITIAL_MANIFEST)
 
     def finish(self) -> Path:
-        """Write the report and remove the checkpoints; return the path of report.html."""
-        report_path = super().finish()
-        self.checkpoints.remove()
+        """Write the report, remove the checkpoints and complete the tracked runs; return the path of report.html."""
+        with self.tracking:
+            report_path = super().finish()
+            self.checkpoints.remove()
+            self.tracking.complete(self.progress.tracked_run)
         return report_path
 
     def write_results(
@@ -170,7 +176,7 @@ class UnwrittenDir(RunDir):
 
     def __init__(self, folder: str | Path, recipe: Recipe):
         super().__init__(folder, recipe)
-        self.checkpoints = None
+        self.checkpoints, self.tracking.names = None, ()  # the main process tracks the run
 
     @contextmanager
     def open(self, progress: Progress) -> Iterator[Self]:
@@ -208,6 +214,7 @@ def write_report(
     learner: Learner,
     training: TrainingResult | None = None,
     predictions: Predictions | None = None,
+    track: Sequence[str] = (),
 ) -> Path:
     """Write the files and the report of a trained learner into a new folder; return the path of report.html.
 
@@ -217,6 +224,7 @@ def write_report(
         learner: a Learner of make_learner.
         training: the result of `train`; leave it out after own calls of fine_tune, fit_one_cycle or fit.
         predictions: of the validation and test images; by default they are computed.
+        track: trackers of the run: tensorboard, mlflow, wandb.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
@@ -232,8 +240,11 @@ def write_report(
     reject_other_recipe(learner, recipe)
     training = training or summarize_own_training(learner)
     predictions = predictions or predict(learner, manifest)
-    with RunDir(folder, recipe).open(Progress()) as run_dir:
+    new_dir = RunDir(folder, recipe, track=track)
+    new_dir.tracking.check()
+    with new_dir.open(Progress()) as run_dir, run_dir.tracking:
         check_before_training(run_dir.folder, learner.dls.fastcxr.manifest, reuse_audit=recipe.reuse_audit)
+        run_dir.tracking.start(run_dir.progress.tracked_run)
         run_dir.write_results(learner, training, predictions)
     return run_dir.finish()
 

@@ -15,7 +15,8 @@ from fastcxr.workflows.cross_validate import cross_validate
 from fastcxr.workflows.pieces import describe_metrics
 from fastcxr.workflows.train import run
 
-Variants = Mapping[str, tuple[Recipe, Path, Path | None]]  # recipe, run folder and mirror of the checkpoints
+# recipe, run folder, mirror of the checkpoints, and trackers
+Variants = Mapping[str, tuple[Recipe, Path, Path | None, tuple[str, ...]]]
 
 
 def run_variants(
@@ -37,8 +38,8 @@ def run_variants(
     folder = next(iter(variants.values()))[1].parent
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {
-        name: Task(run_variant, (recipe, run_dir.resolve(), mirror, command))
-        for name, (recipe, run_dir, mirror) in variants.items()
+        name: Task(run_variant, (recipe, run_dir.resolve(), mirror, command, track))
+        for name, (recipe, run_dir, mirror, track) in variants.items()
     }
 
     def describe(name: str, outcome: Outcome) -> str:
@@ -51,12 +52,14 @@ def run_variants(
         run_tasks(tasks, executor, progress, shared=shared, on_finished=describe)
 
 
-def run_variant(recipe: Recipe, folder: Path, mirror: Path | None, command: str | None) -> FastcxrError | None:
+def run_variant(
+    recipe: Recipe, folder: Path, mirror: Path | None, command: str | None, track: tuple[str, ...] = ()
+) -> FastcxrError | None:
     """Run a recipe, with all its folds, in a worker; return its error."""
     run_recipe = cross_validate if recipe.is_multi_run else run
     mirror = mirror and mirror / folder.name  # as start_training does
     try:
-        run_recipe(recipe, folder, InterruptibleProgress(), command=command, mirror=mirror)
+        run_recipe(recipe, folder, InterruptibleProgress(), command=command, mirror=mirror, track=track)
     except FastcxrError as error:
         return error
     return None

@@ -50,7 +50,7 @@ def trained(monkeypatch) -> list[str]:
     """Replace training; return the list of variants that would have been trained."""
     variants: list[str] = []
 
-    def start(recipe, folder, mirror=None):
+    def start(recipe, folder, mirror=None, track=()):
         variants.append(folder.name)
         return write_finished_run(recipe, folder, mirror)
 
@@ -86,10 +86,10 @@ def test_recipe_scripts_have_no_common_code_of_four_lines():
 
 
 def test_options_change_a_variant_and_keep_its_other_values():
-    words = ["--epochs", "3", "--data", "x", "--out", "here", "--checkpoint-mirror", "there"]
-    recipe, out, mirror = parse_overrides(RECIPES["second"], words)
+    words = ["--epochs", "3", "--data", "x", "--out", "here", "--checkpoint-mirror", "there", "--track", "mlflow"]
+    recipe, out, mirror, track = parse_overrides(RECIPES["second"], words)
     assert recipe == RECIPES["second"].replace(epochs=3, data="x")
-    assert (out, mirror) == (Path("here"), Path("there"))
+    assert (out, mirror, track) == (Path("here"), Path("there"), ("mlflow",))
 
 
 def test_a_named_strategy_replaces_the_stages_of_a_variant():
@@ -126,7 +126,14 @@ def test_the_checkpoint_mirror_of_a_variant_is_below_its_study(monkeypatch):
     seen = []
     monkeypatch.setattr(study, "start_training", lambda *given: seen.append(given) or 0)
     assert parse_and_run("study", RECIPES, {}, ["first", "--data", "x", "--checkpoint-mirror", "there"]) == 0
-    assert seen == [(TINY.replace(data="x"), Path("runs/study/first"), Path("there/study"), IN_THIS_PROCESS)]
+    assert seen == [(TINY.replace(data="x"), Path("runs/study/first"), Path("there/study"), IN_THIS_PROCESS, ())]
+
+
+@pytest.mark.needs("pydantic")
+def test_the_stages_of_a_variant_are_accepted_where_another_package_has_imported_pydantic():
+    import pydantic  # noqa: F401  cyclopts then checks each value a second time
+
+    assert parse_overrides(RECIPES["second"], [])[0] == RECIPES["second"]
 
 
 def test_an_unknown_variant_is_rejected_with_a_suggestion():
@@ -156,7 +163,9 @@ def test_all_variants_run_and_are_compared_with_the_paper(tmp_path, capfd, monke
 
 def test_an_interrupt_ends_the_study(tmp_path, capfd, monkeypatch, toy_folder):
     started = []
-    monkeypatch.setattr(study, "start_training", lambda recipe, folder, mirror: started.append(folder.name) or 143)
+    monkeypatch.setattr(
+        study, "start_training", lambda recipe, folder, mirror, track: started.append(folder.name) or 143
+    )
     words = ["--all", "--data", str(toy_folder), "--out", str(tmp_path)]
     assert parse_and_run("study", RECIPES, {}, words) == 143
     assert started == ["first"]
@@ -164,7 +173,7 @@ def test_an_interrupt_ends_the_study(tmp_path, capfd, monkeypatch, toy_folder):
 
 
 def test_a_variant_that_fails_does_not_stop_the_others_or_the_table(tmp_path, capfd, monkeypatch, toy_folder):
-    def start(recipe, folder, mirror):
+    def start(recipe, folder, mirror, track):
         if folder.name == "first":
             raise WeightsError("weights are not available", "Pass a file")
         return write_finished_run(recipe, folder)

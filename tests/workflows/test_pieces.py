@@ -21,6 +21,7 @@ from fastcxr.workflows.load import Dataset
 from fastcxr.workflows.merge import reject_unfinished_pieces
 from fastcxr.workflows.pieces import TimeShare, claim_piece
 from fastcxr.workflows.scout import scout
+from fastcxr.workflows.train_dir import RunDir
 
 pytestmark = pytest.mark.usefixtures("without_figures", "without_pages", "without_maps", "few_draws")
 
@@ -156,7 +157,7 @@ def test_the_first_fold_finishes_before_others_take_its_batch_size(sequential, t
     recipe = sequential[0].replace(batch_size="auto", folds=3)
     waves = []
     monkeypatch.setattr(pieces, "run_tasks", lambda tasks, *rest, **options: waves.append(list(tasks)))
-    run_dir = type("RunDir", (), {"recipe": recipe, "folder": tmp_path, "command": None})()
+    run_dir = RunDir(tmp_path, recipe)
     folds = {str(n): (recipe.replace(fold=n), tmp_path / f"fold-{n}") for n in (1, 2, 3)}
     pieces.run_pieces(run_dir, folds, pieces.FoldOptions(Dataset(recipe), None, None, None))
     assert waves == [["fold 1"], ["fold 2", "fold 3"]]

@@ -1,0 +1,130 @@
+"""MLflow: a run in the store of MLFLOW_TRACKING_URI, by default a database beside runs/.
+
+Runs are created by MlflowClient, which adds no user name, host, command or git commit. The number of epochs that a
+tracked run has is read from MLflow, so that a killed run continues without gaps and repetitions.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcxr.tracking.base import Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DATABASE_FILE, ARTIFACTS_DIR = "mlflow.db", "mlartifacts"
+REPORT_FILE = "report.html"
+RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+MAX_PARAMETERS, MAX_METRICS, MAX_PARAMETER_LENGTH = 100, 1000, 6000  # limits of MLflow, for one request
+# of requests to a server: by default MLflow would stop the training for minutes
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+QUIET_LOGGERS = ("mlflow.store.db.utils", "alembic")  # they print each table of a new database
+
+
+class MLflow(Tracker):
+    """A run with the recipe as parameters, the epochs and final metrics, and the report as an artifact."""
+
+    name, title, module = "mlflow", "MLflow", "mlflow"
+    fix = "Check MLFLOW_TRACKING_URI, or leave out `track='mlflow'`"
+
+    def check(self) -> None:
+        """Connect to the server or database; a database that does not exist yet is not created."""
+        if not self._get_given_uri() and not self._get_database().exists():
+            if not os.access(self.store_dir, os.W_OK):
+                raise PermissionError(f"{self.store_dir} cannot be written")
+            return
+        self._connect().search_experiments(max_results=1)
+
+    def start(self, description: RunDescription) -> None:
+        """Create the run in the experiment of the dataset, or continue the saved one."""
+        self.client = self._connect()
+        if run_id := self.saved.get("run_id"):
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            from mlflow.entities import Param
+
+            tags = description.tags | ({"fastcxr.group": description.group} if description.group else {})
+            experiment_id = self._find_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or description.project)
+            run_id = self.client.create_run(experiment_id, run_name=description.name, tags=tags).info.run_id
+            self.saved["run_id"] = run_id
+            items = description.parameters.items()
+            parameters = [Param(name, str(value)[:MAX_PARAMETER_LENGTH]) for name, value in items]
+            for batch in split_into_batches(parameters, MAX_PARAMETERS):
+                self.client.log_batch(run_id, params=batch)
+        run = self.client.get_run(run_id)
+        self.started_ms, self.n_epochs = run.info.start_time, int(run.data.metrics.get("epoch", 0))
+
+    def describe(self) -> str:
+        """Return the database and the command that shows it, or that the server is the one given."""
+        if self._get_given_uri():
+            return "server or store of MLFLOW_TRACKING_URI"
+        database = show_path(self._get_database())
+        return f"{database} (to see it: `mlflow ui --backend-store-uri sqlite:///{database}`)"
+
+    def send_values(self, values: Mapping[str, float], step: int, seconds: float) -> None:
+        """Store the values in one request, with times that are the same in each call."""
+        from mlflow.entities import Metric
+
+        timestamp = self.started_ms + round(1000 * seconds)
+        metrics = [Metric(name, value, timestamp, step) for name, value in values.items()]
+        for batch in split_into_batches(metrics, MAX_METRICS):
+            self.client.log_batch(self.saved["run_id"], metrics=batch)
+
+    def send_results(self, results: Results) -> None:
+        """Store the final metrics, and the report as the artifact report.html."""
+        self.send_values(results.metrics, results.step, results.seconds)
+        self.client.log_text(self.saved["run_id"], results.report, REPORT_FILE)
+
+    def add_parts(self, parts: Iterable[Saved]) -> None:
+        """Make the tracked folds children of this run."""
+        for part in parts:
+            if "run_id" in part:
+                self.client.set_tag(part["run_id"], "mlflow.parentRunId", self.saved["run_id"])
+
+    def end(self, status: Status) -> None:
+        """Set the status and the time of the end."""
+        self.client.set_terminated(self.saved["run_id"], RUN_STATUS[status], int(1000 * time.time()))
+
+    def discard(self) -> None:
+        """Delete the run."""
+        self.client.delete_run(self.saved["run_id"])
+
+    def _get_given_uri(self) -> str | None:
+        return os.environ.get("MLFLOW_TRACKING_URI")
+
+    def _get_database(self) -> Path:
+        return self.store_dir / DATABASE_FILE
+
+    def _connect(self) -> "MlflowClient":
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(self._get_given_uri() or f"sqlite:///{self._get_database()}")
+
+    def _find_experiment(self, name: str) -> str:
+        """Return the experiment of this name, which is created if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        options: dict[str, Any] = {}
+        if not self._get_given_uri():
+            options["artifact_location"] = str(self.store_dir / ARTIFACTS_DIR)
+        if found := self.client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(name, **options)
+        except MlflowException:  # another process has created it since
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
+            raise
