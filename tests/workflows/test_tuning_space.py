@@ -49,7 +49,10 @@ def test_a_learning_rate_that_is_found_is_not_searched():
 
 
 def test_options_that_are_given_are_fixed():
-    assert list_names(PROBE.replace(image_size=160), fixed=("hflip_tta",)) == PROBE_OPTIONS - {"image_size", "hflip_tta"}
+    assert list_names(PROBE.replace(image_size=160), fixed=("hflip_tta",)) == PROBE_OPTIONS - {
+        "image_size",
+        "hflip_tta",
+    }
     assert list_names(PROBE.replace(loss="focal")) == {"image_size", "focal_gamma", "class_weights", "hflip_tta"}
     assert "augment" not in list_names(FULL.replace(augment=Augmentation(max_rotate=3)))
 
