@@ -8,7 +8,7 @@ from toy_images import LABELS, write_toys
 
 from fastcxr.config.recipe import Recipe
 
-N_PATIENTS = 30  # of each class, with two images
+N_PATIENTS = 15  # of each class, with two images
 SEARCH = ("loss", "label_smoothing", "focal_gamma", "class_weights", "hflip_tta")
 
 

@@ -19,6 +19,7 @@ PROBE = Recipe("resnet18", strategy="linear_probe")
 FULL = Recipe("resnet18", strategy="full")
 PROBE_OPTIONS = {"image_size", "loss", "label_smoothing", "focal_gamma", "class_weights", "hflip_tta"}
 RATE_OPTIONS = {"learning_rate", "weight_decay", "augment"}
+FULL_OPTIONS = PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS | {"layer_lr_ratio"}
 
 
 def list_names(recipe, task=SINGLE_LABEL, search=None, fixed=()):
@@ -33,11 +34,11 @@ def get_dimension(recipe, name, task=SINGLE_LABEL, search=None) -> Dimension:
     ("recipe", "expected"),
     [
         (PROBE, PROBE_OPTIONS),
-        (FULL, PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS | {"layer_lr_ratio"}),
+        (FULL, FULL_OPTIONS),
         (FULL.replace(strategy="lp_ft"), PROBE_OPTIONS | RATE_OPTIONS),
         (FULL.replace(strategy="gradual"), PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS),
-        (FULL.replace(strategy="lp_ft", weights="none"), PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS | {"layer_lr_ratio"}),
-        (FULL.replace(strategy=(Stage(),)), PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS | {"layer_lr_ratio"}),
+        (FULL.replace(strategy="lp_ft", weights="none"), FULL_OPTIONS),
+        (FULL.replace(strategy=(Stage(),)), FULL_OPTIONS),
     ],
 )  # fmt: skip
 def test_a_strategy_searches_the_options_that_it_uses(recipe, expected):
