@@ -12,7 +12,7 @@ RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
 MODEL_CARD_FILE = "MODEL_CARD.md"  # of a run and of an export
 EXPORT_JSON_FILE = "export.json"  # of an exported model, which is not a run
-TUNING_FILE = "tuning.json"  # of a tuning, which is not a run
+TUNING_FILE, TUNING_TABLE_FILE = "tuning.json", "tuning.csv"  # of a tuning, which is not a run
 EXPORT_FIX = (
     "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "
     "`fastcxr serve` and load_export"
@@ -31,6 +31,11 @@ def list_exports(parent: Path = RUNS_DIR) -> Iterator[Path]:
     yield from (
         path.parent for path in [*parent.glob(f"*/{EXPORT_JSON_FILE}"), *parent.glob(f"*/*/{EXPORT_JSON_FILE}")]
     )
+
+
+def list_tunings(parent: Path = RUNS_DIR) -> Iterator[Path]:
+    """Yield every tuning in `parent` and one level below; the run of its best trial is a run."""
+    yield from (path.parent for path in [*parent.glob(f"*/{TUNING_FILE}"), *parent.glob(f"*/*/{TUNING_FILE}")])
 
 
 def is_export(folder: str | Path) -> bool:

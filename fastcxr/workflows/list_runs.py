@@ -1,35 +1,47 @@
-"""List the runs and exports in a folder: state, headline metrics and date."""
+"""List the runs, tunings and exports in a folder: state, headline metrics and date."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from fastcxr.data.splits import INTERNAL_TEST
 from fastcxr.errors import FastcxrError, InputMissingError
 from fastcxr.export.export_json import TARGETS
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, find_unfinished_state, is_format, reject_other_format
-from fastcxr.io.run_folders import EXPORT_JSON_FILE, list_exports, list_runs
+from fastcxr.io.formatting import pluralize
+from fastcxr.io.run_folders import (
+    EXPORT_JSON_FILE,
+    TUNING_FILE,
+    TUNING_TABLE_FILE,
+    list_exports,
+    list_runs,
+    list_tunings,
+)
 from fastcxr.metrics.predictions import OUT_OF_FOLD
 
 HEADLINE_SPLITS = (OUT_OF_FOLD, "test", "valid", INTERNAL_TEST)  # the first that a run has
 
 
 def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
-    """Return a row for each run and each export in `parent`, the newest first.
+    """Return a row for each run, tuning and export in `parent`, the newest first.
 
     Columns: run (path in `parent`), folder, state, target of an export, split of the metrics, accuracy, auroc (macro)
     and date (start of the run or of its last resumption, or the time of the export, ISO, local time). A value that the
     run or the export does not have is None.
 
-    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, export, or other version.
+    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, tuning with the number of its
+    trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
     Raises InputMissingError for a folder that does not exist.
     """
     parent = Path(parent)
     if not parent.is_dir():
         raise InputMissingError("no such folder", "Pass the folder that holds run folders", path=parent)
     rows = [_describe_run(folder, parent) for folder in list_runs(parent)]
+    rows += [_describe_tuning(folder, parent) for folder in list_tunings(parent)]
     rows += [_describe_export(folder, parent) for folder in list_exports(parent)]
     return sorted(rows, key=lambda row: row["date"], reverse=True)
 
@@ -63,6 +75,30 @@ def _describe_export(folder: Path, parent: Path) -> dict[str, Any]:
         "auroc": None,
         "date": datetime.fromtimestamp(path.stat().st_mtime).isoformat(timespec="seconds"),
     }
+
+
+def _describe_tuning(folder: Path, parent: Path) -> dict[str, Any]:
+    tuning, objectives = _read_object(folder / TUNING_FILE), _read_objectives(folder / TUNING_TABLE_FILE)
+    has_auroc = tuning.get("metric") == "auroc" and objectives.notna().any()
+    return {
+        "run": folder.relative_to(parent).as_posix(),
+        "folder": folder,
+        "state": f"tuning, {pluralize(len(objectives), 'trial')}",
+        "target": None,
+        "split": "valid" if has_auroc else "",
+        "accuracy": None,
+        "auroc": float(objectives.max()) if has_auroc else None,
+        "date": datetime.fromtimestamp((folder / TUNING_FILE).stat().st_mtime).isoformat(timespec="seconds"),
+    }
+
+
+def _read_objectives(path: Path) -> pd.Series:
+    """Return the objective of each trial; NaN of one that is not complete."""
+    try:
+        table = pd.read_csv(path)
+        return table["objective"].where(table["state"] == "complete").astype(float)
+    except (OSError, ValueError, KeyError):
+        return pd.Series(dtype=float)
 
 
 def _find_state(folder: Path) -> str:

@@ -45,7 +45,7 @@ from fastcxr.workflows.tuning_trial import (
 
 log = logging.getLogger("fastcxr")
 DEFAULT_TRIALS = 20
-MODULES = ("optuna", "sqlalchemy")  # of the extra tune
+MODULES = ("optuna",)  # of the extra tune
 
 
 def tune(

@@ -17,7 +17,7 @@ from fastcxr.io.files import atomic_write, read_json, write_json
 from fastcxr.io.formats import FORMAT_KEY, TUNING_FORMAT, is_format
 from fastcxr.io.lock import reject_locked
 from fastcxr.io.optional_outputs import skip_on_error
-from fastcxr.io.run_folders import TUNING_FILE
+from fastcxr.io.run_folders import TUNING_FILE, TUNING_TABLE_FILE
 from fastcxr.report.style import to_svg
 from fastcxr.report.tuning_figures import plot_options, plot_trials
 from fastcxr.workflows.run_dir import OutputDir, acquire_directory, write_table
@@ -26,7 +26,7 @@ from fastcxr.workflows.tuning_space import Dimension
 from fastcxr.workflows.tuning_study import STUDY_FILE, Trial, make_table
 
 log = logging.getLogger("fastcxr")
-TABLE_FILE, MANIFEST_FILE, BEST_DIR = "tuning.csv", "manifest.csv", "best"
+MANIFEST_FILE, BEST_DIR = "manifest.csv", "best"
 TRIALS_FIGURE, OPTIONS_FIGURE = "trials.svg", "options.svg"
 WINNER_KEY = "winner"  # of tuning.json
 
@@ -55,12 +55,12 @@ class TuneDir(OutputDir):
 
     def announce(self) -> None:
         """Show the folder, and whether it holds trials."""
-        is_resumed = (self.folder / TABLE_FILE).exists()
+        is_resumed = (self.folder / TUNING_TABLE_FILE).exists()
         self.progress.output_folder(f"tuning folder: {self.folder}" + " (started earlier)" * is_resumed)
 
     def keep_on_error(self) -> bool:
         """Return whether a trial is finished."""
-        return (self.folder / TABLE_FILE).exists()
+        return (self.folder / TUNING_TABLE_FILE).exists()
 
     def cleanup(self) -> None:
         """Remove the files written so far."""
@@ -84,7 +84,7 @@ class TuneDir(OutputDir):
 
     def write_trials(self, trials: Sequence[Trial]) -> None:
         """Write tuning.csv."""
-        write_table(self.folder / TABLE_FILE, make_table(trials, self.space))
+        write_table(self.folder / TUNING_TABLE_FILE, make_table(trials, self.space))
 
     def write_figures(self, trials: Sequence[Trial], metric_name: str, *, is_maximized: bool) -> None:
         """Write trials.svg and options.svg; without a complete trial there is none."""

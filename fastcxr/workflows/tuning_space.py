@@ -14,7 +14,7 @@ from fastcxr.config.tasks import MULTI_LABEL, resolve_task
 from fastcxr.errors import FastcxrError, RecipeError
 from fastcxr.io.formatting import join_names
 from fastcxr.models.backbones import find_backbone, make_network
-from fastcxr.models.encoders import find_image_size
+from fastcxr.models.encoders import CHEST_PREFIX, ENCODERS, find_image_size, find_patch_size
 from fastcxr.models.heads import head_config
 from fastcxr.progress.base import silence_logging
 from fastcxr.training.optimizers import find_weight_decay
@@ -139,8 +139,10 @@ def find_strategy(recipe: Recipe) -> Any:
 
 def list_image_sizes(recipe: Recipe) -> tuple[int, ...]:
     """Return the size of the recipe and those around it that the network accepts, in pixels."""
-    native = find_image_size(recipe)
-    sizes = {max(SIZE_STEP_PIXELS, round(native * f / SIZE_STEP_PIXELS) * SIZE_STEP_PIXELS) for f in SIZE_FACTORS}
+    native, encoder = find_image_size(recipe), ENCODERS.get(recipe.backbone.removeprefix(CHEST_PREFIX))
+    has_patches = encoder is not None and encoder.is_transformer and "_patch" in encoder.architecture
+    step = find_patch_size(encoder) if encoder and has_patches else SIZE_STEP_PIXELS
+    sizes = {max(SIZE_STEP_PIXELS, round(native * factor / step) * step) for factor in SIZE_FACTORS}
     return tuple(sorted(size for size in sizes | {native} if size == native or accepts_size(recipe, size)))
 
 
@@ -150,7 +152,7 @@ def accepts_size(recipe: Recipe, size: int) -> bool:
     try:
         find_image_size(recipe.replace(image_size=size))
         if backbone.fixed_size:
-            with torch.random.fork_rng(devices=[]), silence_logging():
+            with torch.random.fork_rng(devices=[]), torch.device("meta"), silence_logging():  # without values
                 make_network(backbone, 2, "none", size, head_config(recipe))
     except (FastcxrError, AssertionError, RuntimeError, ValueError):  # of timm, for sizes that are no multiple
         return False

@@ -1,4 +1,4 @@
-"""Optuna study of a tuning in study.db: proposal of options, early end of trials, and the table of finished trials.
+"""Optuna study of a tuning in study.jsonl: proposal of options, early end of trials, and the table of finished trials.
 
 Each proposal depends only on the seed of the recipe and on the finished trials in their order. A trial that was
 interrupted counts as if it had never started: a resumed study has the same trials as an uninterrupted one.
@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import pandas as pd
 
 from fastcxr.errors import OutputError
+from fastcxr.io.files import atomic_write
 from fastcxr.workflows.tuning_space import Dimension
 
 if TYPE_CHECKING:
     import optuna
 
-STUDY_FILE = "study.db"
+STUDY_FILE = "study.jsonl"  # a journal of Optuna, to which each write appends lines
 STUDY_NAME = "fastcxr"
 N_RANDOM_TRIALS = 6  # the recipe itself and random options, before the sampler uses results
 N_UNPRUNED_TRIALS = 4  # complete trials before one is ended early
@@ -52,6 +52,20 @@ class Trial:
     reason: str = ""
 
 
+class _NoLock:
+    """A lock that does nothing, for the journal of Optuna."""
+
+    def acquire(self) -> bool:
+        """Return that the lock is free."""
+        return True
+
+    def release(self) -> None:
+        """Do nothing."""
+
+
+NO_LOCK: Any = _NoLock()
+
+
 class TrialEnded(Exception):
     """The early end of a trial. `reason`: in words; `value`: the metric of the last epoch."""
 
@@ -65,27 +79,28 @@ class Study:
     """The trials of a tuning and the proposal of the next one. The folder must be locked by this process."""
 
     def __init__(self, folder: Path, space: Sequence[Dimension], seed: int, *, is_maximized: bool):
-        """Open or create study.db in `folder`. Raises OutputError if the file is damaged."""
+        """Open or create study.jsonl in `folder`. Raises OutputError if the file is damaged."""
         import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed, self.is_maximized = tuple(space), seed, is_maximized
-        # no locks of sqlite, which shared disks may lack: the folder is locked
-        path = quote((folder / STUDY_FILE).absolute().as_posix())
+        path = folder / STUDY_FILE
+        _cut_incomplete_line(path)
         try:
+            # without locks of Optuna, which stay behind a killed process: the folder is locked
             self._study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(f"sqlite:///file:{path}?nolock=1&uri=true"),
+                storage=JournalStorage(JournalFileBackend(str(path), NO_LOCK)),
                 direction="maximize" if is_maximized else "minimize",
                 study_name=STUDY_NAME,
                 load_if_exists=True,
             )
             self._discard_interrupted()
-        except Exception as error:
-            if not _is_database_error(error):
-                raise
+        except (ValueError, KeyError, TypeError) as error:
             problem = f"the study cannot be read ({type(error).__name__})"
-            fix = "Restore the file, or choose another `folder`"
-            raise OutputError(problem, fix, path=folder / STUDY_FILE, code="E743") from error
+            raise OutputError(
+                problem, "Restore the file, or choose another `folder`", path=path, code="E743"
+            ) from error
 
     def _discard_interrupted(self) -> None:
         from optuna.trial import TrialState
@@ -195,8 +210,14 @@ def _make_pruner(n_epochs: int | None) -> "optuna.pruners.BasePruner":
     return optuna.pruners.MedianPruner(N_UNPRUNED_TRIALS, n_warmup_steps=max(1, int(WARMUP_SHARE * n_epochs)) + 1)
 
 
-def _is_database_error(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in ("sqlite3", "sqlalchemy", "optuna", "alembic")
+def _cut_incomplete_line(path: Path) -> None:
+    """Remove the end of a write that a killed process or a power failure left incomplete."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        atomic_write(path, complete)
 
 
 def make_table(trials: Sequence[Trial], space: Sequence[Dimension]) -> pd.DataFrame:
