@@ -75,7 +75,8 @@ def write_dicom_results(
     """
     if dicom_sr is None and dicom_sc is None:
         raise RecipeError("no folder for DICOM results", "Pass `dicom_sr='reports'`, `dicom_sc='maps'` or both")
-    folders = DicomFolders(dicom_sr=dicom_sr and Path(dicom_sr), dicom_sc=dicom_sc and Path(dicom_sc))
+    paths = {"dicom_sr": dicom_sr, "dicom_sc": dicom_sc}
+    folders = DicomFolders(**{name: Path(path) for name, path in paths.items() if path is not None})
     folders.validate()
     progress = progress or make_default_progress()
     table = make_image_table(images)
