@@ -59,12 +59,12 @@ def predict(
     of several classes reached. An unreadable file has an error and empty columns. The path in a row is unique and never
     absolute: for one folder it is the path below it, else the path as given.
 
-    DICOM results refer to the study of their source image: all images must be DICOM files with UIDs. The file names are
-    new UIDs. An unreadable file has no result. The same command continues after an interruption.
-
     A model of findings writes the probability (prob_FINDING) and the decision (decision_FINDING, yes or no) of each
     finding instead, and in the column predicted the findings that reach their thresholds. An out-of-distribution image
     has no decisions. The three most probable findings of each image are printed.
+
+    DICOM results refer to the study of their source image: all images must be DICOM files with UIDs. The file names are
+    new UIDs. An unreadable file has no result. The same command continues after an interruption.
 
     Parameters
     ----------

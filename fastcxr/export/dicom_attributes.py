@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from fastcxr.data.imaging.dicom import read_header
@@ -147,7 +148,8 @@ def find_uid_problem(header: Dataset) -> str:
         value = str(header.get(name) or "").strip()
         if not value:
             return f"the DICOM header has no {name}, which a result must refer to"
-        if len(value) > MAX_UID_LENGTH or not UID(value).is_valid:
+        # IGNORE: pydicom would quote the value in a warning
+        if len(value) > MAX_UID_LENGTH or value[0] not in "012" or not UID(value, IGNORE).is_valid:
             return f"{name} of the DICOM header is not a valid UID, and a result must refer to it"
     if str(header.SOPClassUID) not in RADIOGRAPH_CLASSES:
         return "the SOP class of the DICOM header is not one of radiographs, and a result must refer to it"

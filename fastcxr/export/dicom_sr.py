@@ -89,6 +89,7 @@ class _Report:
         measurements = [] if result.ood_score is None else [self.make_number(own.OOD_SCORE, result.ood_score)]
         group = self.make_group(IMAGE_GROUP, None, measurements, list(_list_image_facts(result)))
         comments = [RESEARCH_TEXT]
+        comments += [f"Critical notice on the model: {own.clean_value(text)}" for text in self.algorithm.notices]
         comments += [own.NO_DECISION.meaning] if result.is_ood else []
         comments += [f"Warnings: {own.clean_value(result.warnings)}"] if result.warnings else []
         name, relationship = self.to_concept(own.COMMENT), self.sr.RelationshipTypeValues.CONTAINS

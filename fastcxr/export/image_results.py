@@ -19,12 +19,14 @@ class Algorithm:
         checksum: identifies the model; results of models with different checksums are in different series.
         parameters: one text each, such as `sha256 of model.json: 5f0c...`.
         version: version of fastcxr.
+        notices: titles of the critical notices on the model.
     """
 
     name: str
     checksum: str
     parameters: tuple[str, ...]
     version: str
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

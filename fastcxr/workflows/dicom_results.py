@@ -27,6 +27,7 @@ from fastcxr.metrics.predictions import Predictions
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.version import VERSION
+from fastcxr.workflows.critical_notices import list_critical_notices
 from fastcxr.workflows.dicom_folders import SUFFIX, DicomFolders, ResultFolder, open_result_folder
 from fastcxr.workflows.load_scorer import load_scorer
 from fastcxr.workflows.prediction import (
@@ -74,7 +75,8 @@ def write_dicom_results(
     """
     if dicom_sr is None and dicom_sc is None:
         raise RecipeError("no folder for DICOM results", "Pass `dicom_sr='reports'`, `dicom_sc='maps'` or both")
-    folders = DicomFolders(dicom_sr=dicom_sr and Path(dicom_sr), dicom_sc=dicom_sc and Path(dicom_sc))
+    paths = {"dicom_sr": dicom_sr, "dicom_sc": dicom_sc}
+    folders = DicomFolders(**{name: Path(path) for name, path in paths.items() if path is not None})
     folders.validate()
     progress = progress or make_default_progress()
     table = make_image_table(images)
@@ -117,7 +119,7 @@ def reject_other_images(table: pd.DataFrame, progress: Progress, *, show_names: 
 
 
 def describe_algorithm(folder: str | Path, scorer: Scorer, checksum: str) -> Algorithm:
-    """Return name, checksums and versions of the model in a folder.
+    """Return name, checksums, versions and critical notices of the model in a folder.
 
     `checksum`: the entry `model` of describe_prediction.
     """
@@ -131,6 +133,7 @@ def describe_algorithm(folder: str | Path, scorer: Scorer, checksum: str) -> Alg
         checksum=checksum,
         parameters=(*sums, f"{versions}; {scorer.dtype_and_device}"),
         version=VERSION,
+        notices=tuple(notice["title"] for notice in list_critical_notices(folder, scorer)),
     )
 
 

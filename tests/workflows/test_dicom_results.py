@@ -246,7 +246,8 @@ def test_python_writes_the_results_of_an_export(images, tmp_path):
     assert report.ManufacturerModelName == "fastcxr resnet50" and "occlusion" in capture.DerivationDescription
     assert report.SeriesInstanceUID != capture.SeriesInstanceUID
     assert report.DeviceSerialNumber == capture.DeviceSerialNumber and len(report.DeviceSerialNumber) == 64
-    assert b"sha256 of export.json: " in next((tmp_path / "sr").iterdir()).read_bytes()
+    content = next((tmp_path / "sr").iterdir()).read_bytes()
+    assert b"sha256 of export.json: " in content and b"Critical notice on the model: Image-level split" in content
 
 
 @pytest.fixture(scope="module")
