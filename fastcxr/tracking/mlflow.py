@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcxr.errors import TrackingError
 from fastcxr.tracking.base import Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ MAX_PARAMETERS, MAX_METRICS, MAX_PARAMETER_LENGTH = 100, 1000, 6000  # limits of
 # of requests to a server: by default MLflow would stop the training for minutes
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for the result
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -40,7 +42,9 @@ class MLflow(Tracker):
         """Connect to the server or database; a database that does not exist yet is not created."""
         if not self._get_given_uri() and not self._get_database().exists():
             if not os.access(self.store_dir, os.W_OK):
-                raise PermissionError(f"{self.store_dir} cannot be written")
+                fix = "Choose another `folder`, or set MLFLOW_TRACKING_URI"
+                problem = f"MLflow cannot create {DATABASE_FILE} in this folder"
+                raise TrackingError(problem, fix, path=self.store_dir, code="E731")
             return
         self._connect().search_experiments(max_results=1)
 

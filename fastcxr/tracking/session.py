@@ -7,6 +7,7 @@ a resumed run continues the same tracked runs.
 import logging
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ from fastcxr.tracking.wandb import WeightsAndBiases
 log = logging.getLogger("fastcxr")
 TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (TensorBoard, MLflow, WeightsAndBiases)}
 FORMAT = 1
+MAX_REASON_CHARS = 120
 CREDENTIALS = re.compile(r"://[^/@\s]*@")  # in an address of the tracker
 COMPLETE_KEY = "is_complete"  # in tracking.json: the results are sent, too
 LEARNING_RATE = "learning_rate"
@@ -245,7 +247,8 @@ def _explain_errors(tracker: Tracker) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("traceback of %s", tracker.title, exc_info=True)
-        problem = f"{tracker.title} cannot be used ({CREDENTIALS.sub('://', describe_error(error))})"
+        reason = textwrap.shorten(CREDENTIALS.sub("://", describe_error(error)), MAX_REASON_CHARS, placeholder=" ...")
+        problem = f"{tracker.title} cannot be used ({reason})"
         raise TrackingError(problem, tracker.fix, code="E731") from error
 
 

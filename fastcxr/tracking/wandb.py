@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastcxr.errors import TrackingError
 from fastcxr.tracking.base import Results, RunDescription, Status, Tracker, show_path
 
 REPORT_FILE = "report.html"
@@ -40,7 +41,7 @@ class WeightsAndBiases(Tracker):
         """Verify the key of an online run."""
         wandb = _import_wandb()
         if self.is_online and not wandb.login(prompt=False, verify=True):
-            raise PermissionError("WANDB_MODE is online, and there is no key")
+            raise TrackingError("W&B has no key, and WANDB_MODE is online", self.fix, code="E731")
 
     def start(self, description: RunDescription) -> None:
         """Create the run, or continue the saved one: online after its last epoch, offline in a new folder."""
