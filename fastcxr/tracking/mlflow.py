@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcxr.errors import TrackingError
-from fastcxr.tracking.base import Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
+from fastcxr.tracking.base import STEP, Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE_FILE, ARTIFACTS_DIR = "mlflow.db", "mlartifacts"
 REPORT_FILE = "report.html"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page shows trainings, not language models
 RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 MAX_PARAMETERS, MAX_METRICS, MAX_PARAMETER_LENGTH = 100, 1000, 6000  # limits of MLflow, for one request
 # of requests to a server: by default MLflow would stop the training for minutes
@@ -65,7 +66,7 @@ class MLflow(Tracker):
             for batch in split_into_batches(parameters, MAX_PARAMETERS):
                 self.client.log_batch(run_id, params=batch)
         run = self.client.get_run(run_id)
-        self.started_ms, self.n_epochs = run.info.start_time, int(run.data.metrics.get("epoch", 0))
+        self.started_ms, self.n_epochs = run.info.start_time, int(run.data.metrics.get(STEP, 0))
 
     def describe(self) -> str:
         """Return the database and the command that shows it, or that the server is the one given."""
@@ -121,7 +122,7 @@ class MLflow(Tracker):
         """Return the experiment of this name, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"tags": EXPERIMENT_TAGS}
         if not self._get_given_uri():
             options["artifact_location"] = str(self.store_dir / ARTIFACTS_DIR)
         if found := self.client.get_experiment_by_name(name):

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fastcxr.errors import TrackingError
-from fastcxr.tracking.base import Results, RunDescription, Status, Tracker, show_path
+from fastcxr.tracking.base import STEP, Results, RunDescription, Status, Tracker, show_path
 
 REPORT_FILE = "report.html"
-STEP = "epoch"  # the horizontal axis of all curves
 MAX_SECONDS = 60.0  # to connect, and to send the rest at the end; wandb would wait without a limit
 EXIT_CODES = {"finished": 0, "failed": 1, "killed": 130}
 LOCAL_LOGS = ("logs", "tmp")  # of the folder of an offline run: messages of wandb with paths, which it does not send
@@ -62,7 +61,7 @@ class WeightsAndBiases(Tracker):
             resume="allow",
             settings=settings,
         )
-        self.run.define_metric("*", step_metric=STEP)
+        self.run.define_metric("*", step_metric=STEP)  # the horizontal axis of all curves
         self.offline_dir = Path(self.run.settings.sync_dir)
         if self.is_online:
             self.n_epochs = self.run.step
