@@ -94,6 +94,10 @@ class TensorBoard(Tracker):
         """Close the file."""
         self.writer.close()
 
+    def discard(self) -> None:
+        """Close the file, which is removed with the run folder."""
+        self.drop()
+
     def _write_summary(self, values: list, **options: Any) -> None:
         self._write(summary=self.summaries.Summary(value=values), **options)
 
