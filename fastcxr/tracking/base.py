@@ -12,6 +12,7 @@ from typing import Any, Literal
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 TRACKING_FILE = "tracking.json"  # of a run folder: the trackers of the run, and its number in each of them
 TENSORBOARD_DIR = "tensorboard"  # of a run folder
+STEP = "epoch"  # name of the number of the epoch among its values
 Status = Literal["finished", "failed", "killed"]
 Parameters = dict[str, str | int | float | bool]
 Saved = dict[str, Any]  # of one tracker in tracking.json

@@ -11,18 +11,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcxr.tracking.base import Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
+from fastcxr.errors import TrackingError
+from fastcxr.tracking.base import STEP, Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASE_FILE, ARTIFACTS_DIR = "mlflow.db", "mlartifacts"
 REPORT_FILE = "report.html"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page shows trainings, not language models
 RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 MAX_PARAMETERS, MAX_METRICS, MAX_PARAMETER_LENGTH = 100, 1000, 6000  # limits of MLflow, for one request
 # of requests to a server: by default MLflow would stop the training for minutes
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for the result
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -40,7 +43,9 @@ class MLflow(Tracker):
         """Connect to the server or database; a database that does not exist yet is not created."""
         if not self._get_given_uri() and not self._get_database().exists():
             if not os.access(self.store_dir, os.W_OK):
-                raise PermissionError(f"{self.store_dir} cannot be written")
+                fix = "Choose another `folder`, or set MLFLOW_TRACKING_URI"
+                problem = f"MLflow cannot create {DATABASE_FILE} in this folder"
+                raise TrackingError(problem, fix, path=self.store_dir, code="E731")
             return
         self._connect().search_experiments(max_results=1)
 
@@ -61,7 +66,7 @@ class MLflow(Tracker):
             for batch in split_into_batches(parameters, MAX_PARAMETERS):
                 self.client.log_batch(run_id, params=batch)
         run = self.client.get_run(run_id)
-        self.started_ms, self.n_epochs = run.info.start_time, int(run.data.metrics.get("epoch", 0))
+        self.started_ms, self.n_epochs = run.info.start_time, int(run.data.metrics.get(STEP, 0))
 
     def describe(self) -> str:
         """Return the database and the command that shows it, or that the server is the one given."""
@@ -117,7 +122,7 @@ class MLflow(Tracker):
         """Return the experiment of this name, which is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"tags": EXPERIMENT_TAGS}
         if not self._get_given_uri():
             options["artifact_location"] = str(self.store_dir / ARTIFACTS_DIR)
         if found := self.client.get_experiment_by_name(name):

@@ -7,6 +7,7 @@ a resumed run continues the same tracked runs.
 import logging
 import re
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastcxr.io.lock import directory_lock
 from fastcxr.io.optional_outputs import describe_error, skip_on_error
 from fastcxr.io.packages import require_packages
 from fastcxr.io.run_folders import require_run_file
-from fastcxr.tracking.base import TENSORBOARD_DIR, TRACKING_FILE, Results, Saved, Status, Tracker
+from fastcxr.tracking.base import STEP, TENSORBOARD_DIR, TRACKING_FILE, Results, Saved, Status, Tracker
 from fastcxr.tracking.mlflow import MLflow
 from fastcxr.tracking.run_log import (
     find_store_dir,
@@ -37,9 +38,10 @@ from fastcxr.tracking.wandb import WeightsAndBiases
 log = logging.getLogger("fastcxr")
 TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (TensorBoard, MLflow, WeightsAndBiases)}
 FORMAT = 1
+MAX_REASON_CHARS = 120
 CREDENTIALS = re.compile(r"://[^/@\s]*@")  # in an address of the tracker
 COMPLETE_KEY = "is_complete"  # in tracking.json: the results are sent, too
-LEARNING_RATE = "learning_rate"
+EPOCHS = "epochs"  # heading of the curves; those of the final metrics are the splits
 
 
 def read_saved_trackers(folder: Path) -> dict[str, Saved]:
@@ -134,8 +136,8 @@ class Tracking:
         for tracker in self.trackers.copy():
             with self._drop_on_error(tracker):
                 for step, row in enumerate(rows[tracker.n_epochs :], start=tracker.n_epochs + 1):
-                    values = {name: value for name, value in row.items() if name != "elapsed"}
-                    tracker.send_values(values | {"epoch": step}, step, row["elapsed"])
+                    values = {f"{EPOCHS}/{name}": value for name, value in row.items() if name != "elapsed"}
+                    tracker.send_values(values | {STEP: step}, step, row["elapsed"])
                     tracker.n_epochs = step
 
     def complete(self, show: Callable[[str], None] = lambda line: None) -> None:
@@ -157,7 +159,7 @@ class Tracking:
             with self._drop_on_error(tracker):
                 for step, (row, rate) in enumerate(zip(rows, read_learning_rates(self.folder), strict=False), 1):
                     if rate is not None:
-                        tracker.send_values({LEARNING_RATE: rate}, step, row["elapsed"])
+                        tracker.send_values({f"{EPOCHS}/learning_rate": rate}, step, row["elapsed"])
                 tracker.send_results(results)
                 tracker.add_parts(part[tracker.name] for part in parts if tracker.name in part)
                 tracker.end("finished")
@@ -245,7 +247,8 @@ def _explain_errors(tracker: Tracker) -> Iterator[None]:
         raise
     except Exception as error:
         log.debug("traceback of %s", tracker.title, exc_info=True)
-        problem = f"{tracker.title} cannot be used ({CREDENTIALS.sub('://', describe_error(error))})"
+        reason = textwrap.shorten(CREDENTIALS.sub("://", describe_error(error)), MAX_REASON_CHARS, placeholder=" ...")
+        problem = f"{tracker.title} cannot be used ({reason})"
         raise TrackingError(problem, tracker.fix, code="E731") from error
 
 

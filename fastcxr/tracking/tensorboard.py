@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, BinaryIO
 
-from fastcxr.tracking.base import TENSORBOARD_DIR, Results, RunDescription, Status, Tracker, show_path
+from fastcxr.tracking.base import STEP, TENSORBOARD_DIR, Results, RunDescription, Status, Tracker, show_path
 from fastcxr.tracking.run_log import find_whole_run
 
 EVENT_FILE = "events.out.tfevents.{:010d}.fastcxr"  # TensorBoard finds the part tfevents
@@ -54,7 +54,8 @@ class TensorBoard(Tracker):
 
     def send_values(self, values: Mapping[str, float], step: int, seconds: float) -> None:
         """Write a scalar for each value, at the time of the epoch."""
-        scalars = [self.summaries.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        make_value = self.summaries.Summary.Value
+        scalars = [make_value(tag=name, simple_value=value) for name, value in values.items() if name != STEP]
         self._write_summary(scalars, step=step, wall_time=self.started + seconds)
 
     def send_results(self, results: Results) -> None:
@@ -92,6 +93,10 @@ class TensorBoard(Tracker):
     def drop(self) -> None:
         """Close the file."""
         self.writer.close()
+
+    def discard(self) -> None:
+        """Close the file, which is removed with the run folder."""
+        self.drop()
 
     def _write_summary(self, values: list, **options: Any) -> None:
         self._write(summary=self.summaries.Summary(value=values), **options)

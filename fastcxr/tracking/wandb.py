@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastcxr.tracking.base import Results, RunDescription, Status, Tracker, show_path
+from fastcxr.errors import TrackingError
+from fastcxr.tracking.base import STEP, Results, RunDescription, Status, Tracker, show_path
 
 REPORT_FILE = "report.html"
-STEP = "epoch"  # the horizontal axis of all curves
 MAX_SECONDS = 60.0  # to connect, and to send the rest at the end; wandb would wait without a limit
 EXIT_CODES = {"finished": 0, "failed": 1, "killed": 130}
 LOCAL_LOGS = ("logs", "tmp")  # of the folder of an offline run: messages of wandb with paths, which it does not send
@@ -40,7 +40,7 @@ class WeightsAndBiases(Tracker):
         """Verify the key of an online run."""
         wandb = _import_wandb()
         if self.is_online and not wandb.login(prompt=False, verify=True):
-            raise PermissionError("WANDB_MODE is online, and there is no key")
+            raise TrackingError("W&B has no key, and WANDB_MODE is online", self.fix, code="E731")
 
     def start(self, description: RunDescription) -> None:
         """Create the run, or continue the saved one: online after its last epoch, offline in a new folder."""
@@ -61,7 +61,7 @@ class WeightsAndBiases(Tracker):
             resume="allow",
             settings=settings,
         )
-        self.run.define_metric("*", step_metric=STEP)
+        self.run.define_metric("*", step_metric=STEP)  # the horizontal axis of all curves
         self.offline_dir = Path(self.run.settings.sync_dir)
         if self.is_online:
             self.n_epochs = self.run.step

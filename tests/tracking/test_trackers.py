@@ -107,10 +107,10 @@ def test_a_resumed_run_continues_the_same_tracked_runs(tracked):
 
 def test_tensorboard_has_each_epoch_once_the_final_metrics_and_no_image(tracked):
     events, history = read_tensorboard(tracked["folder"]), make_history()
-    assert [event.step for event in events.Scalars("train_loss")] == EPOCHS
-    assert [event.value for event in events.Scalars("auroc")] == pytest.approx(history["auroc"].tolist())
-    assert [event.value for event in events.Scalars("stage")] == [1, 1, 2, 2, 3, 3, 3]
-    rates = [event.value for event in events.Scalars("learning_rate")]
+    assert [event.step for event in events.Scalars("epochs/train_loss")] == EPOCHS
+    assert [event.value for event in events.Scalars("epochs/auroc")] == pytest.approx(history["auroc"].tolist())
+    assert [event.value for event in events.Scalars("epochs/stage")] == [1, 1, 2, 2, 3, 3, 3]
+    rates = [event.value for event in events.Scalars("epochs/learning_rate")]
     assert rates == pytest.approx([2.4e-3] * 2 + [6.9e-4] * 2 + [1.4e-4] * 3)
     metrics = read_json(tracked["folder"] / "metrics.json")["test"]
     assert events.Scalars("test/auroc.macro")[0].value == pytest.approx(metrics["auroc"]["macro"])
@@ -132,11 +132,11 @@ def test_mlflow_has_each_epoch_once_the_recipe_the_final_metrics_and_the_report(
     client = MlflowClient(f"sqlite:///{tracked['top']}/mlflow.db")
     run = find_mlflow_run(tracked["top"], tracked["started"])
     run_id = run.info.run_id
-    assert [one.step for one in client.get_metric_history(run_id, "valid_loss")] == EPOCHS
-    assert [one.value for one in client.get_metric_history(run_id, "auroc")] == pytest.approx(
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/valid_loss")] == EPOCHS
+    assert [one.value for one in client.get_metric_history(run_id, "epochs/auroc")] == pytest.approx(
         make_history()["auroc"].tolist()
     )
-    assert [one.step for one in client.get_metric_history(run_id, "learning_rate")] == EPOCHS
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/learning_rate")] == EPOCHS
     assert run.info.status == "FINISHED" and run.info.run_name == "first" and run.info.user_id == "unknown"
     assert run.data.params["backbone"] == "mobilenetv2_100" and run.data.params["augment.max_rotate"] == "7.0"
     metrics = read_json(tracked["folder"] / "metrics.json")["test"]
@@ -151,9 +151,9 @@ def test_mlflow_has_each_epoch_once_the_recipe_the_final_metrics_and_the_report(
 
 def test_wandb_has_each_epoch_once_the_recipe_the_final_metrics_and_the_report(tracked):
     path = find_wandb_file(tracked["top"])
-    rows = [row for row in read_history(path) if "train_loss" in row]
+    rows = [row for row in read_history(path) if "epochs/train_loss" in row]
     assert [row["epoch"] for row in rows] == EPOCHS
-    assert [row["auroc"] for row in rows] == pytest.approx(make_history()["auroc"].tolist())
+    assert [row["epochs/auroc"] for row in rows] == pytest.approx(make_history()["auroc"].tolist())
     metrics = read_json(tracked["folder"] / "metrics.json")["test"]
     assert read_summary(path)["test/auroc.macro"] == pytest.approx(metrics["auroc"]["macro"])
     assert read_config(path)["backbone"] == "mobilenetv2_100"
@@ -210,6 +210,6 @@ def test_the_rest_of_a_run_that_a_tracker_missed_is_sent_once(tracked):
     history = pd.concat([make_history(), make_history().tail(1).assign(epoch=8)])
     history.to_csv(folder / "history.csv", index=False)
     track_finished_run(folder, ["mlflow"], print)
-    assert [one.step for one in client.get_metric_history(run_id, "valid_loss")] == [*EPOCHS, 8]
-    assert [one.step for one in client.get_metric_history(run_id, "learning_rate")] == [*EPOCHS, 8]
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/valid_loss")] == [*EPOCHS, 8]
+    assert [one.step for one in client.get_metric_history(run_id, "epochs/learning_rate")] == [*EPOCHS, 8]
     assert len(client.search_runs(["1"])) == 1
