@@ -96,7 +96,8 @@ def tune(
         study = Study(tune_dir.folder, tuning.space, recipe.seed, is_maximized=tuning.is_maximized)
         if not tuning.is_finished(tune_dir, n_trials):
             tuning.run_trials(study, tune_dir, n_trials)
-            tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
+            if recipe.draws_figures:
+                tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
             if winner:
                 tuning.run_winner(study, tune_dir, n_trials)
         return make_table(study.trials, tuning.space)
