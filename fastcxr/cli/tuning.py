@@ -29,8 +29,9 @@ from fastcxr.cli.output import (
 from fastcxr.cli.processes import reject_torchrun
 from fastcxr.cli.suggestions import reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions
-from fastcxr.config.recipe import SEARCHED_OPTIONS, Recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
+from fastcxr.config.tasks import SEARCHED_OPTIONS
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 

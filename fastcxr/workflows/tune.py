@@ -125,8 +125,8 @@ def reject_unsuitable(recipe: Recipe, n_trials: int) -> None:
     if recipe.folds or recipe.leave_one_source_out:
         option = "folds" if recipe.folds else "leave_one_source_out"
         problem = (
-            f"tuning cannot be combined with `{option}`: each fold would need trials of its own, otherwise its test "
-            "images select the options"
+            f"tuning cannot be combined with `{option}`: each fold would need other trials, otherwise its test images "
+            "select the options"
         )
         raise RecipeError(problem, f"Leave out `{option}`, or cross-validate the recipe of the winner", code="E741")
 
