@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_WIDTH = 10_000  # characters, more than any table has
 LEFT_OUT_FIRST = ("absent", "unknown", "blank", "uncertain")  # states without a column in a narrow terminal
 SCOUT_OUT_OF_REACH = "out of reach: pass --weights NAME=FILE, or name an open one to download it"
+TRIAL_COLUMNS, N_BEST_TRIALS, LOSS = ("trial", "state", "objective", "seconds", "reason"), 5, "loss"  # of `tune`
 N_TOP_FINDINGS, MAX_PREDICTED_ROWS = 3, 20  # of `predict`
 
 
@@ -305,13 +306,23 @@ def show_scout_table(console: Console, scores: "DataFrame") -> None:
             print_plain(console, line)
 
 
-def show_trials(console: Console, trials: "DataFrame") -> None:
-    """Print the rows of tuning.csv, the best objective first, as many as the terminal shows in one table."""
-    shown, cells = trials.dropna(axis="columns", how="all"), []
-    for row in shown.to_dict("records"):
-        texts = ["" if value is None or value != value else _format_cell(value) for value in row.values()]
-        cells.append(texts)
-    print_table(console, _fill_table(tuple(map(str, shown)), cells))
+def show_trials(console: Console, trials: "DataFrame", metric: str) -> None:
+    """Print the best trials of tuning.csv, best first; `metric`: heading of the objective."""
+    complete = trials[trials["state"] == "complete"]
+    names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
+    best = complete.sort_values("objective", ascending=metric == LOSS, kind="stable").head(N_BEST_TRIALS)
+    cells = [
+        (
+            ", ".join(f"{name} {_format_cell(row[name])}" for name in names if row[name] == row[name]),
+            str(row["trial"]),
+            f"{row['objective']:.4f}",
+            f"{row['seconds']:.1f}",
+        )
+        for row in best.to_dict("records")
+    ]
+    print_table(console, _fill_table(("options", "trial", metric, "seconds"), cells))
+    if len(trials) > len(best):
+        print_plain(console, f"best {len(best)} of {pluralize(len(trials), 'trial')}; tuning.csv has all")
 
 
 def _format_cell(value: Any) -> str:

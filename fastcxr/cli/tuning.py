@@ -29,8 +29,9 @@ from fastcxr.cli.output import (
 from fastcxr.cli.processes import reject_torchrun
 from fastcxr.cli.suggestions import reject_backbone_as_data, reject_path_as_backbone
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions
-from fastcxr.config.recipe import SEARCHED_OPTIONS, Recipe
+from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
+from fastcxr.config.tasks import SEARCHED_OPTIONS
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
@@ -84,6 +85,7 @@ def tune(
     validate_data(recipe)
     from fastcxr.workflows.tune import find_tuning
     from fastcxr.workflows.tune import tune as run_tuning
+    from fastcxr.workflows.tuning_trial import METRICS, find_metric
 
     name = f"tune-{make_data_name(recipe.data)}-{recipe.backbone}"
     settings: dict[str, Any] = {"search": search or None, "fixed": tuple(given)}
@@ -97,15 +99,15 @@ def tune(
     except Interrupted as interrupted:
         fix = f"Finished trials are kept. Resume with: {command}"
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
-    return print_tuning(folder, table)
+    return print_tuning(folder, table, METRICS[find_metric(recipe)])
 
 
-def print_tuning(folder: Path, table: "DataFrame") -> int:
-    """Print the trials, the metrics of the winner and the next steps; return the exit code."""
+def print_tuning(folder: Path, table: "DataFrame", metric: str) -> int:
+    """Print the best trials, the metrics of the winner and the next steps; return the exit code."""
     from fastcxr.cli.tables import show_headline, show_trials
     from fastcxr.io.tables import to_json_rows
 
-    show_trials(console, table)
+    show_trials(console, table, metric)
     best = folder / "best"
     document = {"folder": folder, "trials": to_json_rows(table), "winner": describe_run(best)}
     if document["winner"] is None:
@@ -114,11 +116,11 @@ def print_tuning(folder: Path, table: "DataFrame") -> int:
         return 0
     show_headline(console, best)
     print_result(best / "report.html", document)
-    trials = " and ".join(shlex.quote(str(folder / name)) for name in ("trials.svg", "options.svg"))
+    figures = [shlex.quote(str(path)) for path in (folder / "trials.svg", folder / "options.svg") if path.is_file()]
     print_next_steps(
         make_open_step(best / "report.html"),
-        f"see the trials: {trials}",
-        f"cross-validate these options: see {shlex.quote(str(best / 'recipe.json'))}",
+        *([f"see the trials: {' and '.join(figures)}"] if figures else []),
+        f"classify images: fastcxr predict {shlex.quote(str(best))} IMAGES",
         f"test on other data: fastcxr evaluate {shlex.quote(str(best))} --data DATA",
     )
     return 0

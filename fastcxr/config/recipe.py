@@ -395,7 +395,3 @@ EMBED_OPTIONS = (  # of a recipe that have a meaning for feature vectors
     *list_options(Recipe, "Data", without=("data", "keep_columns", "split_file", "test_labels")),
     "weights", "image_size", "device", "precision",
 )  # fmt: skip
-SEARCHED_OPTIONS = (  # by tuning, as far as the strategy and the task use them
-    "learning_rate", "layer_lr_ratio", "weight_decay", "augment", "image_size", "loss", "label_smoothing",
-    "focal_gamma", "class_weights", "hflip_tta",
-)  # fmt: skip

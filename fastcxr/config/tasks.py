@@ -11,6 +11,10 @@ DEFAULTS = {
     MULTI_LABEL: {"loss": "binary_cross_entropy", "label_smoothing": 0.0, "monitor": "auroc"},
 }
 FINDING_LOSSES = ("binary_cross_entropy", "focal", "asymmetric")
+SEARCHED_OPTIONS = (  # by tuning, as far as the strategy and the task use them
+    "learning_rate", "layer_lr_ratio", "weight_decay", "augment", "image_size", "loss", "label_smoothing",
+    "focal_gamma", "class_weights", "hflip_tta",
+)  # fmt: skip
 # options without meaning for findings, with the reason; each has the value of the first item unless it is used
 REFUSED_FOR_FINDINGS = {
     "oversample": ((), "an image with several findings has no single class", "Pass `sampler='weighted'`"),

@@ -96,7 +96,8 @@ def tune(
         study = Study(tune_dir.folder, tuning.space, recipe.seed, is_maximized=tuning.is_maximized)
         if not tuning.is_finished(tune_dir, n_trials):
             tuning.run_trials(study, tune_dir, n_trials)
-            tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
+            if recipe.draws_figures:
+                tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
             if winner:
                 tuning.run_winner(study, tune_dir, n_trials)
         return make_table(study.trials, tuning.space)
@@ -124,8 +125,8 @@ def reject_unsuitable(recipe: Recipe, n_trials: int) -> None:
     if recipe.folds or recipe.leave_one_source_out:
         option = "folds" if recipe.folds else "leave_one_source_out"
         problem = (
-            f"tuning cannot be combined with `{option}`: each fold would need trials of its own, otherwise its test "
-            "images select the options"
+            f"tuning cannot be combined with `{option}`: each fold would need other trials, otherwise its test images "
+            "select the options"
         )
         raise RecipeError(problem, f"Leave out `{option}`, or cross-validate the recipe of the winner", code="E741")
 

@@ -9,8 +9,8 @@ import torch
 
 from fastcxr.config.components import Augmentation
 from fastcxr.config.fields import unknown_name_error
-from fastcxr.config.recipe import SEARCHED_OPTIONS, Recipe
-from fastcxr.config.tasks import MULTI_LABEL, resolve_task
+from fastcxr.config.recipe import Recipe
+from fastcxr.config.tasks import MULTI_LABEL, SEARCHED_OPTIONS, resolve_task
 from fastcxr.errors import FastcxrError, RecipeError
 from fastcxr.io.formatting import join_names
 from fastcxr.models.backbones import find_backbone, make_network

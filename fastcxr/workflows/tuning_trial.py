@@ -6,7 +6,7 @@ The manifest of the trials has no test images: no trial predicts them, and no st
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -32,6 +32,7 @@ log = logging.getLogger("fastcxr")
 TRIAL_SPLITS = ("train", "valid")
 METRICS = {"auroc": "macro AUROC", "accuracy": "accuracy", "valid_loss": "loss"}  # of validation images
 MINIMIZED = ("valid_loss",)
+SHORT_TASKS = ("fitting the head", "predicting")  # without a bar in a trial
 
 
 def find_metric(recipe: Recipe) -> str:
@@ -70,7 +71,9 @@ class TrialProgress(Progress):
         self.progress, self.prefix, self.metric, self.report_epoch = progress, prefix, metric, report_epoch
 
     def bar(self, total: int, text: str) -> AbstractContextManager[Bar]:
-        """Show a bar; that of an epoch keeps its first word, by which displays recognize it."""
+        """Show a bar, except for short tasks; that of an epoch keeps its first word, by which displays recognize it."""
+        if text in SHORT_TASKS:
+            return nullcontext(Bar())
         label = f"{text}, {self.prefix}" if text.startswith("epoch") else f"{self.prefix}, {text}"
         return self.progress.bar(total, label)
 
