@@ -16,7 +16,7 @@ from started_processes import make_environment
 
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.image_table import make_image_table
-from fastcxr.errors import BusyError, DataError, ModelError, OutputError, RecipeError, StorageError
+from fastcxr.errors import BusyError, DataError, ModelError, OutputError, PackageError, RecipeError, StorageError
 from fastcxr.inference import explain as explain_module
 from fastcxr.inference import predict as predict_module
 from fastcxr.inference.torch_scorer import TorchScorer
@@ -279,3 +279,9 @@ def test_an_image_that_is_unreadable_has_one_row_in_the_maps(images):
     table = make_image_table([images]).iloc[BROKEN - 1 : BROKEN + 2].reset_index(drop=True)
     maps = list(make_maps(table, predict_module.predict(GrayScorer(), table, splits=None)))
     assert method == "occlusion" and [bool(one.error) for one in maps] == [False, True, False]
+
+
+def test_a_missing_package_is_named_before_the_model_is_loaded(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.io.packages.find_missing", list)
+    with pytest.raises(PackageError, match="a DICOM result needs highdicom, which is not installed"):
+        write_dicom_results(tmp_path / "no run", images, dicom_sr=tmp_path / "sr")
