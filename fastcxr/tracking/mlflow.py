@@ -22,6 +22,7 @@ REPORT_FILE = "report.html"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # its page shows trainings, not language models
 RUN_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 MAX_PARAMETERS, MAX_METRICS, MAX_PARAMETER_LENGTH = 100, 1000, 6000  # limits of MLflow, for one request
+LOCK_SECONDS = 60.0  # other folds create the database in this time
 # of requests to a server: by default MLflow would stop the training for minutes
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -116,7 +117,14 @@ class MLflow(Tracker):
 
         for name in QUIET_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        return MlflowClient(self._get_given_uri() or f"sqlite:///{self._get_database()}")
+        if uri := self._get_given_uri():
+            return MlflowClient(uri)
+        from filelock import FileLock
+
+        database = self._get_database()
+        # MLflow creates the tables in steps, which fail if several folds do so at the same time
+        with FileLock(database.with_name(f".{DATABASE_FILE}.lock"), timeout=LOCK_SECONDS):
+            return MlflowClient(f"sqlite:///{database}")
 
     def _find_experiment(self, name: str) -> str:
         """Return the experiment of this name, which is created if it does not exist."""
