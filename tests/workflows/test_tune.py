@@ -148,10 +148,13 @@ def test_test_images_and_their_labels_change_nothing_in_the_trials(data, tuned, 
 
 def test_an_interrupted_tuning_has_the_same_trials_as_an_uninterrupted_one(data, tuned, tmp_path, monkeypatch):
     run_tuning(data, tmp_path / "out", 2, winner=False)  # more trials follow the earlier ones
+    table = (tmp_path / "out" / "tuning.csv").read_text()
+    (tmp_path / "out" / "tuning.csv").write_text(table[: table.rindex("2,complete")])  # killed before it was written
     with monkeypatch.context() as patch:
         crash_in(1, patch)
         with pytest.raises(Crash):
             run_tuning(data, tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "tuning.csv")) == 2
     table = run_tuning(data, tmp_path / "out", winner=False)
     assert drop_times(table).equals(drop_times(tuned[0]))
 
@@ -206,7 +209,7 @@ def test_other_images_than_those_of_the_earlier_trials_are_refused(data, tmp_pat
     path = folder / pd.read_csv(folder / "labels.csv")["path"].iloc[0]
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (80, 80), np.uint8)).save(path)
     with pytest.raises(DataError, match="the images differ from those of the interrupted run: 1 changed"):
-        run_tuning(folder / "labels.csv", tmp_path / "out", 2, winner=False)
+        run_tuning(folder / "labels.csv", tmp_path / "out", 1)
 
 
 def test_a_trial_that_fails_has_its_reason_and_the_others_continue(data, tmp_path, monkeypatch):
@@ -270,7 +273,7 @@ def test_findings_are_tuned_by_the_macro_auroc_of_the_findings(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folds": 5}, "tuning cannot be combined with `folds`: each fold would need trials"),
+        ({"folds": 5}, "tuning cannot be combined with `folds`: each fold would need other trials"),
         ({"folds": 5, "fold": 1}, "tuning cannot be combined with `folds`"),
         ({"leave_one_source_out": True}, "tuning cannot be combined with `leave_one_source_out`"),
     ],
