@@ -242,7 +242,7 @@ class Tuning:
             raise TrainingError(problem, "Change the options, or choose another `folder`", code="E745")
         recipe = apply_options(self.recipe, best.options)
         selection = summarize_selection(study.trials, best, self.space, self.metric)
-        tune_dir.write_winner(selection | {"requested": n_trials})
+        tune_dir.write_winner(selection | {"requested": max(n_trials, len(study.trials))})
         log.info("training the recipe of trial %d, which is then tested once", best.number)
         has_size = find_image_size(recipe) == find_image_size(self.recipe)
         dataset = self.dataset if has_size else Dataset(recipe)

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tuning_toys
 from PIL import Image
 from toy_findings import write_finding_toys
 from tuning_toys import SEARCH, make_tuning_recipe, write_tuning_toys
 
 import fastcxr
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.errors import DataError, OutputError, RecipeError, TrainingError
+from fastcxr.errors import DataError, OutputError, PackageError, RecipeError, TrainingError
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import tune as tune_module
 from fastcxr.workflows.list_runs import describe_runs
@@ -307,3 +312,39 @@ def test_an_interrupted_winner_is_resumed_by_itself_and_still_states_the_trials(
         run_tuning(data, tmp_path / "out", 3)
     run(read_run_config(best), best)
     assert json.loads((best / "run.json").read_text())["tuning"]["trials"] == 2
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {support!r})
+from tuning_toys import SEARCH, make_tuning_recipe
+from fastcxr.workflows import tune as module
+evaluate, count = module.evaluate_trial, [0]
+def evaluate_or_die(*arguments):
+    count[0] += 1
+    if count[0] == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(*arguments)
+module.evaluate_trial = evaluate_or_die
+module.tune(make_tuning_recipe({data!r}), {folder!r}, {n_trials}, search=SEARCH)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_twice_and_repeated_has_the_same_trials_and_winner(data, tuned, tmp_path):
+    values = {"support": str(Path(tuning_toys.__file__).parent), "data": str(data), "folder": str(tmp_path / "out")}
+    for number in (1, 2):  # in the first trial, and in the second one of the repeated command
+        code = KILLED.format(**values, number=number, n_trials=N_TRIALS)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "out" / ".lock").exists()
+    table = run_tuning(data, tmp_path / "out")
+    assert drop_times(table).equals(drop_times(tuned[0]))
+    for name in ("predictions.csv", "model.safetensors"):
+        assert (tmp_path / "out" / "best" / name).read_bytes() == (tuned[1] / "best" / name).read_bytes()
+
+
+def test_a_missing_package_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.io.packages._is_installed", lambda module: module != "optuna")
+    with pytest.raises(PackageError, match="tuning needs optuna, which is not installed"):
+        run_tuning(data, tmp_path / "out")
