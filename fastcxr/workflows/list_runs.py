@@ -34,8 +34,8 @@ def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
     and date (start of the run or of its last resumption, or the time of the export, ISO, local time). A value that the
     run or the export does not have is None.
 
-    State: finished, published, running, interrupted, folds n/m of an interrupted cross-validation, tuning with the number of its
-    trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
+    State: finished, published, running, interrupted, folds n/m of an interrupted cross-validation, tuning with the
+    number of its trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
     Raises InputMissingError for a folder that does not exist.
     """
     parent = Path(parent)

@@ -95,7 +95,9 @@ def tune(
         tune_dir.announce()
         study = Study(tune_dir.folder, tuning.space, recipe.seed, is_maximized=tuning.is_maximized)
         if not tuning.is_finished(tune_dir, n_trials):
-            tuning.run_trials(study, tune_dir, n_trials)
+            images = tuning.open_images(tune_dir)
+            if tune_dir.read_winner() is None:
+                tuning.run_trials(study, images, tune_dir, n_trials)
             if recipe.draws_figures:
                 tune_dir.write_figures(study.trials, METRICS[tuning.metric], is_maximized=tuning.is_maximized)
             if winner:
@@ -165,12 +167,8 @@ class Tuning:
             find_finished_report(tune_dir.best_folder, recipe, self.dataset)
         )
 
-    def run_trials(self, study: Study, tune_dir: TuneDir, n_trials: int) -> None:
-        """Run the trials that are missing, and write tuning.csv after each."""
-        selection = tune_dir.read_winner()
-        self.log_start(study, n_trials)
-        if selection or len(study.trials) >= n_trials:
-            return
+    def open_images(self, tune_dir: TuneDir) -> TrialImages:
+        """Read the images, and store their hashes and splits. Raise DataError if earlier trials had other images."""
         manifest = assign_recipe_splits(load_dataset(self.recipe, tune_dir, self.dataset), self.recipe)
         image_cache = self.dataset.image_cache and self.dataset.image_cache.select(
             manifest["file"].tolist(), find_image_size(self.recipe)
@@ -178,7 +176,13 @@ class Tuning:
         if image_cache is None:  # some images are left out, or listed twice
             manifest, image_cache = open_dataset_images(manifest, find_image_size(self.recipe), tune_dir)
         tune_dir.validate_images(manifest, image_cache)
-        images = TrialImages(manifest, image_cache)
+        return TrialImages(manifest, image_cache)
+
+    def run_trials(self, study: Study, images: TrialImages, tune_dir: TuneDir, n_trials: int) -> None:
+        """Run the trials that are missing, and write tuning.csv after each."""
+        self.log_start(study, n_trials)
+        if study.trials:  # a killed process may have stored a trial only in the study
+            tune_dir.write_trials(study.trials)
         while (n_finished := len(study.trials)) < n_trials:
             seconds = [trial.seconds for trial in study.trials]
             if seconds and sum(seconds) + sum(seconds) / n_finished > self.seconds_limit:
@@ -238,7 +242,7 @@ class Tuning:
             raise TrainingError(problem, "Change the options, or choose another `folder`", code="E745")
         recipe = apply_options(self.recipe, best.options)
         selection = summarize_selection(study.trials, best, self.space, self.metric)
-        tune_dir.write_winner(selection | {"requested": n_trials})
+        tune_dir.write_winner(selection | {"requested": max(n_trials, len(study.trials))})
         log.info("training the recipe of trial %d, which is then tested once", best.number)
         has_size = find_image_size(recipe) == find_image_size(self.recipe)
         dataset = self.dataset if has_size else Dataset(recipe)

@@ -83,10 +83,10 @@ class Study:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed, self.is_maximized = tuple(space), seed, is_maximized
-        path = folder / STUDY_FILE
+        path, verbosity = folder / STUDY_FILE, optuna.logging.get_verbosity()
         _cut_incomplete_line(path)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs that a study is created or used again
         try:
             # without locks of Optuna, which stay behind a killed process: the folder is locked
             self._study = optuna.create_study(

@@ -21,7 +21,7 @@ from fastcxr.metrics.findings import compute_image_metrics
 from fastcxr.models.devices import configure_device, find_device
 from fastcxr.models.encoders import find_image_size
 from fastcxr.models.heads import uses_feature_cache
-from fastcxr.progress.base import Bar, Progress, log_once
+from fastcxr.progress.base import Bar, Progress
 from fastcxr.training.learner import make_learner
 from fastcxr.training.loaders import make_loaders
 from fastcxr.training.time_budget import Deadline
@@ -84,12 +84,11 @@ class TrialProgress(Progress):
 
 @contextmanager
 def log_warnings_only() -> Iterator[None]:
-    """Log only warnings in this block, each once: the messages of all trials are the same."""
+    """Log only warnings in this block: the other messages of all trials are the same."""
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        with log_once(""):
-            yield
+        yield
     finally:
         log.setLevel(level)
 

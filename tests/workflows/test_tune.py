@@ -2,17 +2,22 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tuning_toys
 from PIL import Image
 from toy_findings import write_finding_toys
 from tuning_toys import SEARCH, make_tuning_recipe, write_tuning_toys
 
 import fastcxr
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.errors import DataError, OutputError, RecipeError, TrainingError
+from fastcxr.errors import DataError, OutputError, PackageError, RecipeError, TrainingError
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import tune as tune_module
 from fastcxr.workflows.list_runs import describe_runs
@@ -148,10 +153,13 @@ def test_test_images_and_their_labels_change_nothing_in_the_trials(data, tuned, 
 
 def test_an_interrupted_tuning_has_the_same_trials_as_an_uninterrupted_one(data, tuned, tmp_path, monkeypatch):
     run_tuning(data, tmp_path / "out", 2, winner=False)  # more trials follow the earlier ones
+    table = (tmp_path / "out" / "tuning.csv").read_text()
+    (tmp_path / "out" / "tuning.csv").write_text(table[: table.rindex("2,complete")])  # killed before it was written
     with monkeypatch.context() as patch:
         crash_in(1, patch)
         with pytest.raises(Crash):
             run_tuning(data, tmp_path / "out")
+    assert len(pd.read_csv(tmp_path / "out" / "tuning.csv")) == 2
     table = run_tuning(data, tmp_path / "out", winner=False)
     assert drop_times(table).equals(drop_times(tuned[0]))
 
@@ -206,7 +214,7 @@ def test_other_images_than_those_of_the_earlier_trials_are_refused(data, tmp_pat
     path = folder / pd.read_csv(folder / "labels.csv")["path"].iloc[0]
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (80, 80), np.uint8)).save(path)
     with pytest.raises(DataError, match="the images differ from those of the interrupted run: 1 changed"):
-        run_tuning(folder / "labels.csv", tmp_path / "out", 2, winner=False)
+        run_tuning(folder / "labels.csv", tmp_path / "out", 1)
 
 
 def test_a_trial_that_fails_has_its_reason_and_the_others_continue(data, tmp_path, monkeypatch):
@@ -270,7 +278,7 @@ def test_findings_are_tuned_by_the_macro_auroc_of_the_findings(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"folds": 5}, "tuning cannot be combined with `folds`: each fold would need trials"),
+        ({"folds": 5}, "tuning cannot be combined with `folds`: each fold would need other trials"),
         ({"folds": 5, "fold": 1}, "tuning cannot be combined with `folds`"),
         ({"leave_one_source_out": True}, "tuning cannot be combined with `leave_one_source_out`"),
     ],
@@ -304,3 +312,39 @@ def test_an_interrupted_winner_is_resumed_by_itself_and_still_states_the_trials(
         run_tuning(data, tmp_path / "out", 3)
     run(read_run_config(best), best)
     assert json.loads((best / "run.json").read_text())["tuning"]["trials"] == 2
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {support!r})
+from tuning_toys import SEARCH, make_tuning_recipe
+from fastcxr.workflows import tune as module
+evaluate, count = module.evaluate_trial, [0]
+def evaluate_or_die(*arguments):
+    count[0] += 1
+    if count[0] == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluate(*arguments)
+module.evaluate_trial = evaluate_or_die
+module.tune(make_tuning_recipe({data!r}), {folder!r}, {n_trials}, search=SEARCH)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_twice_and_repeated_has_the_same_trials_and_winner(data, tuned, tmp_path):
+    values = {"support": str(Path(tuning_toys.__file__).parent), "data": str(data), "folder": str(tmp_path / "out")}
+    for number in (1, 2):  # in the first trial, and in the second one of the repeated command
+        code = KILLED.format(**values, number=number, n_trials=N_TRIALS)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "out" / ".lock").exists()
+    table = run_tuning(data, tmp_path / "out")
+    assert drop_times(table).equals(drop_times(tuned[0]))
+    for name in ("predictions.csv", "model.safetensors"):
+        assert (tmp_path / "out" / "best" / name).read_bytes() == (tuned[1] / "best" / name).read_bytes()
+
+
+def test_a_missing_package_is_named(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastcxr.io.packages._is_installed", lambda module: module != "optuna")
+    with pytest.raises(PackageError, match="tuning needs optuna, which is not installed"):
+        run_tuning(data, tmp_path / "out")

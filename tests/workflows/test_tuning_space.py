@@ -15,8 +15,8 @@ from fastcxr.workflows.tuning_space import (
     make_space,
 )
 
-PROBE = Recipe("resnet18", strategy="linear_probe")
-FULL = Recipe("resnet18", strategy="full")
+PROBE = Recipe(backbone="resnet18", strategy="linear_probe")
+FULL = Recipe(backbone="resnet18", strategy="full")
 PROBE_OPTIONS = {"image_size", "loss", "label_smoothing", "focal_gamma", "class_weights", "hflip_tta"}
 RATE_OPTIONS = {"learning_rate", "weight_decay", "augment"}
 FULL_OPTIONS = PROBE_OPTIONS - {"hflip_tta"} | RATE_OPTIONS | {"layer_lr_ratio"}
@@ -72,9 +72,14 @@ def test_findings_have_the_losses_of_findings():
 
 def test_sizes_are_those_that_the_network_accepts():
     assert list_image_sizes(PROBE) == (128, 160, 224, 288)
-    assert list_image_sizes(Recipe("torchvision:vit_b_16", weights="none")) == (224,)
-    assert list_image_sizes(Recipe("vit_tiny_patch16_224", weights="none")) == (128, 160, 224, 288)
-    assert list_image_sizes(Recipe("eva-x-tiny", weights="none", image_size=112)) == (64, 80, 112, 144)  # of patches
+    assert list_image_sizes(Recipe(backbone="torchvision:vit_b_16", weights="none")) == (224,)
+    assert list_image_sizes(Recipe(backbone="vit_tiny_patch16_224", weights="none")) == (128, 160, 224, 288)
+    assert list_image_sizes(Recipe(backbone="eva-x-tiny", weights="none", image_size=112)) == (
+        64,
+        80,
+        112,
+        144,
+    )  # of patches
 
 
 def test_a_layer_ratio_of_lp_ft_replaces_its_rates_and_is_searched_on_request():

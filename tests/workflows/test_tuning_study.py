@@ -90,7 +90,8 @@ def test_the_best_trial_is_the_first_of_equal_ones_and_never_a_pruned_one(tmp_pa
     proposed = study.propose(FIRST, 3)
     proposed.report_epoch(1, 0.5)
     proposed.finish(PRUNED, 0.5, 0.1, "worse")
-    assert study.find_best().number == 3
+    best = study.find_best()
+    assert best and best.number == 3
     assert [trial.state for trial in study.trials] == [COMPLETE, FAILED, COMPLETE, COMPLETE, PRUNED]
     table = make_table(study.trials, SPACE)
     assert table["objective"].fillna(-1).tolist() == [2, -1, 1, 1, 0.5] and table["reason"].iloc[4] == "worse"
