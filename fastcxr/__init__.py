@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from fastcxr.workflows.evaluate import evaluate
     from fastcxr.workflows.export import export_model
     from fastcxr.workflows.load_learner import load_learner_from_run
+    from fastcxr.workflows.publish import push
+    from fastcxr.workflows.pull import pull
     from fastcxr.workflows.train_dir import write_report
     from fastcxr.workflows.tune import tune
 
@@ -61,6 +63,8 @@ _MODULES = {
     "train": "fastcxr.training.trainer",
     "load_model": "fastcxr.models.bundle",
     "export_model": "fastcxr.workflows.export",
+    "push": "fastcxr.workflows.publish",
+    "pull": "fastcxr.workflows.pull",
     "load_export": "fastcxr.export.exported_model",
     "load_learner_from_run": "fastcxr.workflows.load_learner",
     "predict": "fastcxr.inference.predict",
@@ -84,9 +88,9 @@ __all__ = [
     "Augmentation", "FastcxrError", "Predictions", "Recipe", "Stage", "__version__", "describe_manifest", "embed",
     "evaluate", "evaluate_predictions", "explain", "export_model", "find_or_write_sample", "load_export",
     "load_learner_from_run", "load_model", "make_datablock", "make_image_table", "make_learner", "make_loaders",
-    "plot_calibration", "plot_confusion", "plot_roc", "predict", "read_image", "read_manifest", "read_predictions",
-    "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "tune", "write_dicom_results",
-    "write_manifest", "write_predictions", "write_report",
+    "plot_calibration", "plot_confusion", "plot_roc", "predict", "pull", "push", "read_image", "read_manifest",
+    "read_predictions", "select_fold", "split_by_patient", "split_into_folds", "study_main", "train", "tune",
+    "write_dicom_results", "write_manifest", "write_predictions", "write_report",
 ]  # fmt: skip
 
 

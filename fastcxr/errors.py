@@ -101,6 +101,16 @@ class BusyError(OutputError):
     exit_code = 75
 
 
+class HubError(FastcxrError, OSError):
+    """The Hugging Face hub rejects a request."""
+
+    exit_code = 69
+
+
+class HubUnreachableError(HubError):
+    """The Hugging Face hub cannot be reached, or has an error."""
+
+
 class BadImagesError(DataError):
     """All unreadable images of a dataset, each with its error."""
 

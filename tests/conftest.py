@@ -8,6 +8,7 @@ import matplotlib
 import pandas as pd
 import pytest
 import torch
+from hub_server import TOKEN, run_hub
 from synthetic_run import build_run
 from toy_images import write_toys
 
@@ -136,6 +137,17 @@ def finding_run(tmp_path_factory):
             patch.setattr(f"fastcxr.report.run_page.{name}", lambda *arguments: "")
         patch.setattr("fastcxr.workflows.result_dir.ResultDir.write_saliency_maps", lambda *arguments: None)
         return train_findings(folder / "run", data), data
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local server in the place of the Hugging Face hub, with an empty cache."""
+    with run_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        yield server
 
 
 @pytest.fixture

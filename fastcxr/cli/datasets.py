@@ -60,9 +60,10 @@ def format_entry(dataset: "PublicDataset") -> str:
 
 def describe_dataset(dataset: "PublicDataset") -> dict[str, Any]:
     """Return the facts of a dataset for --json."""
-    names = ("name", "title", "n_images", "n_patients", "counts_from", "labels", "access", "page", "citation", "blank")
+    names = ("name", "title", "n_images", "n_patients", "counts_from", "labels", "access", "terms", "page", "citation")
     maps = ("files", "label_variants", "overlaps")
-    return {name: getattr(dataset, name) for name in names} | {name: dict(getattr(dataset, name)) for name in maps}
+    facts = {name: getattr(dataset, name) for name in (*names, "blank")}
+    return facts | {name: dict(getattr(dataset, name)) for name in maps}
 
 
 def format_facts(dataset: "PublicDataset") -> str:
@@ -73,6 +74,7 @@ def format_facts(dataset: "PublicDataset") -> str:
         "images": f"{counts} ({dataset.counts_from})" if counts else NOT_CONFIRMED,
         "labels": dataset.labels or NOT_CONFIRMED,
         "access": dataset.access,
+        "models trained on it": dataset.terms,
         "page": dataset.page,
         "citation": dataset.citation,
         "blank labels": f"read as absent: {dataset.blank_reason}" if dataset.blank == "negative" else "",

@@ -8,7 +8,19 @@ from typing import Annotated
 from cyclopts import Parameter
 
 # importing adds the commands to the app
-from fastcxr.cli import data, datasets, exports, models, pieces, results, serving, tracking, train, tuning  # noqa: F401
+from fastcxr.cli import (  # noqa: F401
+    data,
+    datasets,
+    exports,
+    models,
+    pieces,
+    publishing,
+    results,
+    serving,
+    tracking,
+    train,
+    tuning,
+)
 from fastcxr.cli.app import app
 from fastcxr.cli.output import OutputOptions, run_to_exit_code, use_output_options
 

@@ -31,6 +31,7 @@ from fastcxr.cli.tables import show_cache
 from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions, open_executor
 from fastcxr.errors import InputMissingError, OutputError, RecipeError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import get_model_name
 from fastcxr.progress.terminal import TerminalProgress
 
 
@@ -69,7 +70,7 @@ def predict(
     ----------
     folder
         run folder of the trained model; of a run with folds: mean of the probabilities of all folds; or folder of an
-        exported model, which needs onnxruntime and no torch
+        exported model, which needs onnxruntime and no torch; or hf://owner/name for a model on the hub
     images
         image files, DICOM files, folders of them, or packed files
     csv
@@ -85,6 +86,7 @@ def predict(
     """
     from fastcxr.cli.prediction import PredictionOutput, predict_with_workers, write_shard_csv
     from fastcxr.data.image_table import make_image_table
+    from fastcxr.models.hub_download import find_model_dir
     from fastcxr.workflows.critical_notices import list_critical_notices
     from fastcxr.workflows.load_scorer import load_scorer
     from fastcxr.workflows.prediction import validate_new_csv
@@ -102,6 +104,7 @@ def predict(
     dicom.validate(is_divided=bool(part) or workers != IN_THIS_PROCESS)
     if csv and not part:
         validate_new_csv(csv)
+    folder = find_model_dir(folder, TerminalProgress(console))
     scorer = load_scorer(folder, precision=precision, device=device, engine=engine)
     table = make_image_table(images, log_names=not hash_names)
     dicom.reject_other_images(table, hash_names=hash_names)
@@ -137,7 +140,7 @@ def explain(
     Parameters
     ----------
     folder
-        run folder of the trained model
+        run folder of the trained model, or hf://owner/name for a model on the hub
     images
         image files, DICOM files, folders of them, or packed files
     classes
@@ -150,14 +153,16 @@ def explain(
     from fastcxr.data.image_table import make_image_table
     from fastcxr.io.tables import read_table, to_json_rows
     from fastcxr.models.bundle import load_classifier
+    from fastcxr.models.hub_download import find_model_dir
     from fastcxr.workflows.critical_notices import read_run_notices
     from fastcxr.workflows.explain import write_explanation
 
     if not images:
         raise InputMissingError("no images given", "Pass files or folders after the run folder")
+    folder = find_model_dir(folder, TerminalProgress(console))
     classifier = load_classifier(folder, precision=precision, device=device)
     table = make_image_table(images)
-    explanation_dir = out or find_next_run_dir(f"explain-{folder.resolve().name}")
+    explanation_dir = out or find_next_run_dir(f"explain-{get_model_name(folder)}")
     page, n_unreadable = write_explanation(
         classifier, table, explanation_dir, classes=classes, method=method, progress=TerminalProgress(console)
     )
@@ -189,7 +194,7 @@ def embed(
     Parameters
     ----------
     model
-        run folder with one model, or name of a backbone, such as rad-dino
+        run folder with one model, hf://owner/name for a model on the hub, or name of a backbone, such as rad-dino
     data
         class folders, CSV, public dataset or packed file; or images and folders without subfolders, which have no
         patients and labels

@@ -27,6 +27,7 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import get_model_name
 from fastcxr.io.packages import EVALUATION_MODULES, require_packages
 from fastcxr.io.run_folders import RUNS_DIR
 from fastcxr.progress.terminal import TerminalProgress
@@ -104,7 +105,8 @@ def evaluate(
     Parameters
     ----------
     run
-        run folder of the trained model, or folder of its export, which needs onnxruntime and no torch
+        run folder of the trained model, or folder of its export, which needs onnxruntime and no torch; or
+        hf://owner/name for a model on the hub
     keep_overlap
         evaluation also of images that overlap with training images of the run: the same pixels, near-duplicates, crops,
         other images of the same patients
@@ -117,7 +119,7 @@ def evaluate(
     if options.data is None:
         raise InputMissingError("no dataset given", "Pass --data with the images to test on")
     data = Recipe(**asdict(options))
-    folder = out or find_next_run_dir(f"{run.resolve().name}-on-{make_data_name(data.data)}")
+    folder = out or find_next_run_dir(f"{get_model_name(run)}-on-{make_data_name(data.data)}")
     command = shlex.join(["fastcxr", *sys.argv[1:]])
     progress = TerminalProgress(console)
     choices = {"precision": precision, "device": device, "keep_overlap": keep_overlap}

@@ -41,7 +41,7 @@ def serve(
     Parameters
     ----------
     folder
-        run folder of the trained model, or folder of an export
+        run folder of the trained model, or folder of an export; or hf://owner/name for a model on the hub
     host
         address to listen at; 0.0.0.0: all networks of this computer
     port

@@ -32,7 +32,7 @@ OPTIONAL_PATTERN = re.compile(r"\[.*?\]")  # in the usage of a command
 EXAMPLE_VALUES = {
     "FOLDER": "runs/first", "RUN": "runs/first", "IMAGES...": "image.png", "DATA": "my_xrays", "DATA...": "my_xrays",
     "FILE": "my_xrays.h5", "SCRIPT": "recipes/rachha2020.py", "VARIANT": "resnet101",
-    "MODEL": "rad-dino", "FEATURES": "features.parquet",
+    "OWNER/NAME": "my-group/covid-resnet50", "MODEL": "rad-dino", "FEATURES": "features.parquet",
 }  # fmt: skip
 COMMAND_SYNONYMS = {
     "train": ("fit", "finetune", "fine-tune", "learn"),
@@ -43,6 +43,8 @@ COMMAND_SYNONYMS = {
     "describe": ("summary", "info", "stats", "eda"),
     "embed": ("features", "embeddings", "extract", "encode"),
     "export": ("convert", "onnx", "deploy", "save"),
+    "push": ("publish", "upload", "share"),
+    "pull": ("download", "clone", "fetch"),
     "list": ("ls", "runs", "history"),
     "models": ("backbones", "zoo"),
     "audit": ("check", "leakage"),

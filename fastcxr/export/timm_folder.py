@@ -108,12 +108,12 @@ def write_timm_folder(
     if isinstance(model, Ensemble):
         problem = f"a folder of timm holds one network, and this model is the mean of {len(model.members)} networks"
         raise ModelError(problem, "Pass the folder of one fold, or `to='onnx'`")
-    content = BACKBONE if _has_other_head(model.network) else CLASSIFIER
-    architecture, options = _find_architecture(model_json["backbone"], model.input_spec)
-    config = _make_config(model, content, architecture, options)
-    atomic_write(folder / WEIGHTS_FILE, save(_make_state(model.network, content)))
+    content = BACKBONE if has_other_head(model.network) else CLASSIFIER
+    architecture, options = find_architecture(model_json["backbone"], model.input_spec)
+    config = make_config(model, content, architecture, options)
+    atomic_write(folder / WEIGHTS_FILE, save(make_state(model.network, content)))
     write_json(folder / CONFIG_FILE, config)
-    check = _check_outputs(model, folder, content, images)
+    check = check_outputs(model, folder, content, images)
     atomic_write(folder / README_FILE, _make_readme(config, content, model_json["backbone"].get("licence", "")))
     if content == BACKBONE:
         text = (
@@ -135,7 +135,7 @@ def write_timm_folder(
     }  # fmt: skip
 
 
-def _has_other_head(network: nn.Module) -> bool:
+def has_other_head(network: nn.Module) -> bool:
     """Return whether the head is more than one linear layer; dropout is not active at inference."""
     return any(
         isinstance(module, MultiScaleHead) or (isinstance(module, Head) and _has_hidden_layer(module))
@@ -147,7 +147,7 @@ def _has_hidden_layer(head: Head) -> bool:
     return any(not isinstance(layer, nn.Dropout) for layer in list(head)[:-1])
 
 
-def _find_architecture(backbone_json: Mapping[str, Any], spec: InputSpec) -> tuple[str, dict[str, Any]]:
+def find_architecture(backbone_json: Mapping[str, Any], spec: InputSpec) -> tuple[str, dict[str, Any]]:
     """Return the name of the network in timm and the arguments of timm.create_model that JSON can hold."""
     library, name = backbone_json["library"], backbone_json["name"]
     if library == "chest":
@@ -164,7 +164,7 @@ def _find_architecture(backbone_json: Mapping[str, Any], spec: InputSpec) -> tup
     return name, make_timm_options(backbone, spec.image_size)
 
 
-def _make_config(model: Classifier, content: str, architecture: str, options: dict[str, Any]) -> dict[str, Any]:
+def make_config(model: Classifier, content: str, architecture: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the content of config.json; the loader of timm reads every value but num_features."""
     network: Any = model.network
     spec, timm_settings = model.input_spec, find_timm_config(architecture).to_dict()
@@ -194,7 +194,7 @@ def _count_outputs(config: Mapping[str, Any]) -> int:
     return config["num_classes"] or config["num_features"]
 
 
-def _make_state(network: nn.Module, content: str) -> dict[str, torch.Tensor]:
+def make_state(network: nn.Module, content: str) -> dict[str, torch.Tensor]:
     """Return the float32 weights under the names of timm: the head without the index of dropout, or no head."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     if content == BACKBONE:
@@ -211,7 +211,7 @@ def _make_state(network: nn.Module, content: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _check_outputs(model: Classifier, folder: Path, content: str, images: np.ndarray) -> dict[str, Any]:
+def check_outputs(model: Classifier, folder: Path, content: str, images: np.ndarray) -> dict[str, Any]:
     """Return the entry `check` of export.json. Raises ModelError if the outputs of timm's network differ."""
     try:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

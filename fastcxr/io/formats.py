@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import read_json
+from fastcxr.io.hub_names import is_cache_link, is_published
 from fastcxr.io.lock import is_locked
 
 FORMAT_KEY = "format"  # key of the number in recipe.json, model.json and checkpoints; 0.1 wrote none
@@ -18,6 +19,7 @@ MODEL_FORMAT = 2  # model.json
 CHECKPOINT_FORMAT = 3  # checkpoints of an unfinished run
 EXPORT_FORMAT = 1  # export.json
 TUNING_FORMAT = 1  # tuning.json
+PUBLISHED_FORMAT = 1  # published.json
 IMAGE_CACHE_FORMAT = 4  # decoded images: part of the name of a folder; 4: several files
 FEATURE_CACHE_FORMAT = 4  # features of a frozen network: part of the name of a file; 4: one file per view
 FORMAT_BY_FILE = {"recipe.json": RECIPE_FORMAT, "model.json": MODEL_FORMAT}
@@ -35,8 +37,9 @@ def reject_other_format(folder: str | Path) -> None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Return whether the folder contains a run without a report."""
-    return (folder / "recipe.json").is_file() and not (folder / "report.html").is_file()
+    """Return whether the folder contains a run without a report; a published model has none."""
+    is_run = (folder / "recipe.json").is_file() and not is_published(folder)
+    return is_run and not (folder / "report.html").is_file()
 
 
 def find_unfinished_state(folder: Path) -> str:
@@ -81,6 +84,7 @@ def _read_json_inside(folder: Path, name: str) -> Any:
     """Read a JSON file of this folder; None if it is missing, damaged or a link to another folder."""
     path = folder / name
     try:
-        return read_json(path) if path.resolve().is_relative_to(folder.resolve()) else None
+        is_inside = path.resolve().is_relative_to(folder.resolve()) or is_cache_link(path)
+        return read_json(path) if is_inside else None
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle
         return None

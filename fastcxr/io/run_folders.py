@@ -7,6 +7,7 @@ from pathlib import Path
 from fastcxr.errors import InputMissingError
 from fastcxr.io.formats import reject_unfinished
 from fastcxr.io.formatting import join_names
+from fastcxr.io.hub_names import is_hub_name, is_published, parse_hub_name
 
 RUNS_DIR = Path("runs")
 MAX_SUGGESTED_RUNS = 3
@@ -16,6 +17,11 @@ TUNING_FILE, TUNING_TABLE_FILE = "tuning.json", "tuning.csv"  # of a tuning, whi
 EXPORT_FIX = (
     "Pass the run folder that was exported. An export is used by `fastcxr predict`, `fastcxr evaluate`, "
     "`fastcxr serve` and load_export"
+)
+
+PUBLISHED_FIX = (
+    "Pass the run folder of its training. A published model is used by `fastcxr predict`, `fastcxr evaluate`, "
+    "`fastcxr explain`, `fastcxr serve`, `fastcxr export` and load_model"
 )
 
 
@@ -38,6 +44,12 @@ def list_tunings(parent: Path = RUNS_DIR) -> Iterator[Path]:
     yield from (path.parent for path in [*parent.glob(f"*/{TUNING_FILE}"), *parent.glob(f"*/*/{TUNING_FILE}")])
 
 
+def find_model_card(folder: Path) -> Path | None:
+    """Return the model card of a run or an export, of a published model its README.md, or None."""
+    names = (MODEL_CARD_FILE, "README.md") if is_published(folder) else (MODEL_CARD_FILE,)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def is_export(folder: str | Path) -> bool:
     """Return whether a folder is an exported model."""
     return (Path(folder) / EXPORT_JSON_FILE).is_file()
@@ -53,8 +65,14 @@ def require_run_file(
     folder = Path(folder)
     if (folder / name).is_file():
         return
+    if is_hub_name(folder):
+        hub_name = parse_hub_name(folder)
+        pull = f"Run `fastcxr pull {str(hub_name).removeprefix('hf://')}`, and pass the folder that it writes"
+        raise InputMissingError("a model on the hub, expected a folder", pull, path=hub_name.repo, code="E304")
     if is_export(folder):
         raise InputMissingError(f"an exported model, which has no {name}", EXPORT_FIX, path=folder, code="E304")
+    if is_published(folder):
+        raise InputMissingError(f"a published model, which has no {name}", PUBLISHED_FIX, path=folder, code="E304")
     reject_unfinished(folder / name)
     if folder.is_dir():
         is_run = (folder / "recipe.json").is_file()

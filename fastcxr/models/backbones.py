@@ -20,6 +20,7 @@ from torch import nn
 from fastcxr.config.fields import find_similar_name
 from fastcxr.errors import RecipeError, WeightsError
 from fastcxr.io.files import compute_sha256
+from fastcxr.io.hub_names import is_hub_name, parse_hub_name
 from fastcxr.models import baseline_cnn
 from fastcxr.models.checkpoint_file import find_weights_file
 from fastcxr.models.encoder_files import (
@@ -141,10 +142,14 @@ def describe_backbone(backbone: Backbone, weights: str, network: nn.Module) -> d
         "library": backbone.library,
         "name": backbone.name,
         "tag": backbone.tag if weights == "pretrained" else None,
-        "weights": Path(weights).name if is_file else names.get(weights, weights),
-        "weights_sha256": compute_sha256(weights) if is_file else None,
+        "weights": _name_weights_file(weights) if is_file else names.get(weights, weights),
+        "weights_sha256": compute_sha256(find_weights_file(weights)) if is_file else None,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     } | terms
+
+
+def _name_weights_file(weights: str) -> str:
+    return str(parse_hub_name(weights)) if is_hub_name(weights) else Path(weights).name
 
 
 def list_torchvision_names() -> list[str]:

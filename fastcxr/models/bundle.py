@@ -23,6 +23,7 @@ from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.models.backbones import find_backbone, make_network
 from fastcxr.models.devices import find_device
 from fastcxr.models.heads import HeadConfig, find_stages, head_config
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import (
     MODEL_JSON_FILE,
     OTHER_VERSION_FIX,
@@ -234,16 +235,18 @@ def load_model(
     The members of an ensemble were trained on most images of the run: predict other images with it.
 
     Args:
-        folder: the run folder, or the folder of a run with folds.
+        folder: the run folder, the folder of a run with folds, or hf://owner/name for a model on the hub.
         precision: see load_classifier.
         device: see load_classifier.
 
     Raises:
+        HubError: the hub rejects the request or cannot be reached, and its cache does not have the model.
         InputMissingError: a file of the model is missing, or a fold is not finished.
         ModelError: a file of the model is damaged or invalid, or the folds differ.
         RecipeError: the device is not available or the precision is unknown.
     """
     require_type("folder", folder, str, Path)
+    folder = find_model_dir(folder)
     fold_dirs = [] if (Path(folder) / MODEL_JSON_FILE).is_file() else list_models_below(folder, "fold")
     if not fold_dirs:
         return load_classifier(folder, precision=precision, device=device)
@@ -260,7 +263,7 @@ def load_classifier(
     """Load the classifier of a run folder with one model onto a device.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, or hf://owner/name for a model on the hub.
         precision: "trained" uses the precision of training if the device supports it natively, else fp32; "auto":
             see resolve_precision.
         device: name of a torch device; "auto" selects a GPU if there is one.
@@ -272,7 +275,7 @@ def load_classifier(
     """
     if precision not in get_args(InferencePrecision):
         raise unknown_name_error(str(precision), get_args(InferencePrecision), "unknown precision")
-    folder, torch_device = Path(folder), find_device(device)
+    folder, torch_device = find_model_dir(folder), find_device(device)
     model_json = read_model_json(folder)
     validate_model_files(folder, model_json)
     calibration = validate_calibration(model_json.get("calibration"), folder / MODEL_JSON_FILE)
@@ -309,7 +312,10 @@ def _build_network(
         backbone = replace(backbone, mean=input_spec.mean, std=input_spec.std)
         head = HeadConfig(**_lists_to_tuples(model_json.get("head", {})))
         network = make_network(backbone, len(model_json["labels"]), "none", input_spec.image_size, head)
-        network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        state = {}
+        for name in model_json["files"]:  # a published model may have the head in a file by itself
+            state |= load_file(folder / name)
+        network.load_state_dict(state)
         if detector and detector.stage_channels != find_stages(network, make_blank_image(input_spec)):
             raise ValueError("the OOD detector uses stages that the network does not have")
     except (*REBUILD_ERRORS, FastcxrError) as error:

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastcxr.errors import InputMissingError, WeightsError
+from fastcxr.io.hub_names import WEIGHTS_FILES, is_hub_name
 from fastcxr.models.encoders import ENCODERS
+from fastcxr.models.hub_download import find_model_dir
 
 MIN_SAFE_TORCH = "2.10"  # earlier versions can run code in spite of weights_only: CVE-2025-32434, CVE-2026-24747
 # raised by safetensors, zipfile and torch for damaged files; any other exception is a bug
@@ -35,8 +37,11 @@ REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]{1,80})")  # in the messages of torch'
 
 
 def find_weights_file(path: str | Path) -> Path:
-    """Return the path of a weights file. Raise InputMissingError if it does not exist or is a folder."""
-    path = Path(path)
+    """Return the path of a weights file, of hf://owner/name that of its network in the hub's cache.
+
+    Raise InputMissingError if it does not exist or is a folder.
+    """
+    path = find_model_dir(path) / WEIGHTS_FILES[0] if is_hub_name(path) else Path(path)
     if path.is_dir():
         raise InputMissingError("this is a folder", _make_folder_fix(path), path=path)
     if not path.is_file():

@@ -17,6 +17,7 @@ from fastcxr.data.bit_depth import LEAST, MOST
 from fastcxr.errors import InputMissingError, ModelError
 from fastcxr.io.files import compute_sha256, read_json
 from fastcxr.io.formats import reject_other_format
+from fastcxr.io.hub_names import is_cache_link
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.models.registry import find_known_parameters
 
@@ -71,25 +72,27 @@ def validate_model_files(folder: Path, model_json: dict[str, Any]) -> None:
         if compute_sha256(path) != checksum:
             problem = "sha256 differs from model.json: the file is damaged or replaced"
             raise ModelError(problem, "Copy it again", path=path, code="E301")
-    _validate_weights_size(folder / WEIGHTS_FILE, model_json)
+    _validate_weights_size(folder, model_json)
 
 
 def _reject_outside_link(path: Path) -> None:
-    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+    is_inside = not path.is_symlink() or path.resolve().is_relative_to(path.parent.resolve())
+    if not is_inside and not is_cache_link(path):
         raise ModelError("a link to a file outside the run folder", "Copy the file itself", path=path, code="E301")
 
 
-def _validate_weights_size(weights: Path, model_json: dict[str, Any]) -> None:
-    """Raise if the file is too small for the network: constructing a huge network would exhaust the memory."""
+def _validate_weights_size(folder: Path, model_json: dict[str, Any]) -> None:
+    """Raise if the files are too small for the network: constructing a huge network would exhaust the memory."""
     backbone = model_json["backbone"]
     n_known_parameters = find_known_parameters(backbone["name"].partition(".")[0], backbone["library"]) or 0
     layer_widths = [*model_json.get("head", {}).get("hidden", []), len(model_json["labels"])]
     min_parameters = max(0, n_known_parameters - MAX_PRETRAINED_HEAD_PARAMETERS) + sum(
         width * next_width for width, next_width in pairwise(layer_widths)
     )
-    if weights.stat().st_size < 2 * min_parameters:  # the smallest dtype of saved weights has 2 bytes
-        problem = f"{weights.stat().st_size:,} bytes are too few for the {backbone['name']} described in model.json"
-        raise ModelError(problem, COPY_AGAIN_FIX, path=weights, code="E301")
+    n_bytes = sum((folder / name).stat().st_size for name in model_json["files"])
+    if n_bytes < 2 * min_parameters:  # the smallest dtype of saved weights has 2 bytes
+        problem = f"{n_bytes:,} bytes are too few for the {backbone['name']} described in model.json"
+        raise ModelError(problem, COPY_AGAIN_FIX, path=folder / WEIGHTS_FILE, code="E301")
 
 
 def _is_int_between(value: Any, low: int, high: int) -> bool:

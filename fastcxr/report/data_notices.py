@@ -55,7 +55,7 @@ def find_failed_training_checks(record: RunRecord, metrics: Metrics) -> Found:
 
 
 def find_export_notices(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield each critical notice of the run whose export was evaluated."""
+    """Yield each critical notice of the run whose export or published model was evaluated."""
     for notice in (record.run.get("tested") or {}).get("notices") or []:
         yield notice["text"], notice["title"]
 
@@ -70,17 +70,19 @@ def find_kept_overlap(record: RunRecord, metrics: Metrics) -> Found:
 
 
 def is_overlap_unknown(record: RunRecord) -> bool:
-    """Return whether an export was evaluated, which does not contain the list of training images."""
+    """Return whether an export or a published model was evaluated, without the list of training images."""
     tested = record.run.get("tested") or {}
-    return "export" in tested and not tested.get("overlap")
+    return bool({"export", "published"} & set(tested)) and not tested.get("overlap")
 
 
 def find_unknown_overlap(record: RunRecord, metrics: Metrics) -> Found:
-    """Yield that the images of the evaluation may be training images of the exported model."""
+    """Yield that the images of the evaluation may be training images of an export or a published model."""
     if is_overlap_unknown(record):
-        run = record.run["tested"].get("run")
+        tested = record.run["tested"]
+        kind = "published model" if "published" in tested else "export of run"
+        name = f"{kind} {run}" if (run := tested.get("run")) else kind.removesuffix(" of run")
         text = (
-            f"The export{f' of run {run}' if run else ''} does not contain the list of training images. If the "
+            f"The {name} does not contain the list of training images. If the "
             "model was trained on some of these images or patients, the metrics are optimistic, and this is not an "
             "external test. fastcxr evaluate with the run folder checks it."
         )

@@ -69,7 +69,7 @@ RULES = (
     Rule("warning", "Confounding accepted", data.find_accepted_confounding),
     *EXTERNAL_TESTS[:-1],
     Rule("warning", "The model was trained on data that failed a check", data.find_failed_training_checks),
-    Rule("warning", "The run of the exported model has a critical notice: {}", data.find_export_notices),
+    Rule("warning", "The run of the evaluated model has a critical notice: {}", data.find_export_notices),
     Rule("warning", "Out-of-distribution images", partial(model.find_ood_images, "many")),
     Rule("warning", "No image is predicted as {}", model.find_never_predicted_classes),
     Rule("warning", "All images are predicted as {}", model.find_always_predicted_findings),

@@ -9,6 +9,8 @@ from typing import Any
 from fastcxr.errors import FastcxrError
 from fastcxr.export.exported_model import ExportedModel
 from fastcxr.inference.scores import Scorer
+from fastcxr.io.hub_names import is_published
+from fastcxr.workflows.published_model import read_published_facts
 
 log = logging.getLogger("fastcxr")
 CRITICAL, NOTICE_KEYS = "critical", ("level", "title", "text")
@@ -25,10 +27,12 @@ def list_critical_notices(folder: str | Path, scorer: Scorer) -> list[Notice]:
 
 
 def read_run_notices(folder: str | Path) -> list[Notice]:
-    """Return the critical notices of a run folder; none for a single fold, which has no metrics.
+    """Return the critical notices of a run folder or a published model; none for a single fold without metrics.
 
     A run with a damaged or missing file of the report can predict: a warning states that its notices are unknown.
     """
+    if is_published(folder):
+        return [asdict(notice) for notice in read_published_facts(Path(folder)).notices if notice.level == CRITICAL]
     if not (Path(folder) / METRICS_FILE).is_file():
         return []
     from fastcxr.report.notices import read_critical_notices  # the report of a run, which an export does not need

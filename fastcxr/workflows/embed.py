@@ -27,6 +27,7 @@ from fastcxr.data.readers.label_tables import find_tables
 from fastcxr.data.readers.registry import detect_public_datasets
 from fastcxr.data.readers.signs import describe_tables, make_table_fix
 from fastcxr.errors import BadImagesError, DataError, ImageError, InputMissingError, RecipeError, require_type
+from fastcxr.io.hub_names import get_model_name, is_hub_name
 from fastcxr.io.paths import reject_missing_paths
 from fastcxr.models.backbones import (
     describe_backbone,
@@ -41,6 +42,7 @@ from fastcxr.models.devices import find_device
 from fastcxr.models.encoder_files import describe_terms
 from fastcxr.models.encoders import ENCODERS, find_image_size
 from fastcxr.models.heads import LINEAR_HEAD, HeadConfig
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import MODEL_JSON_FILE, WEIGHTS_FILE, read_model_json
 from fastcxr.models.precision import keep_malloc_arenas, keep_stem_fp32, resolve_precision
 from fastcxr.models.preprocessing import InputSpec
@@ -92,7 +94,7 @@ def embed(
     call, and a linear probe on the same images, do not compute them again, and an interrupted call continues.
 
     Args:
-        model: run folder with one model, or name of a backbone as for `fastcxr train`.
+        model: run folder with one model, hf://owner/name, or name of a backbone as for `fastcxr train`.
         data: class folders, a CSV, a DataFrame, a public dataset, a packed file or several of them, as for
             read_manifest, or its result; or images and folders without subfolders, which have no patients and labels.
         to: file to write, ending in .parquet or .npz; an existing one is replaced.
@@ -134,6 +136,8 @@ def load_feature_network(model: str | Path, recipe: Recipe) -> FeatureNetwork:
 
     Raises RecipeError for a name that is both, or neither.
     """
+    if is_hub_name(model):
+        return load_run(find_model_dir(model), recipe)
     folder = Path(model).expanduser()
     is_name = not {os.sep, "/"} & set(str(model))
     if not folder.is_dir():
@@ -171,7 +175,7 @@ def load_run(folder: Path, recipe: Recipe) -> FeatureNetwork:
     return FeatureNetwork(
         network=classifier.network, backbone=backbone, input_spec=classifier.input_spec,
         precision=classifier.precision, depths=classifier.bit_depths,
-        metadata={"run": folder.resolve().name, "encoder": backbone} | weights | terms,
+        metadata={"run": get_model_name(folder), "encoder": backbone} | weights | terms,
     )  # fmt: skip
 
 

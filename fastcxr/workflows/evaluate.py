@@ -6,6 +6,7 @@ An export is evaluated without torch and fastai.
 import logging
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -23,6 +24,7 @@ from fastcxr.errors import DataError, ImageError, RecipeError, require_type
 from fastcxr.inference.predict import predict
 from fastcxr.io.files import read_json, write_json
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import is_published
 from fastcxr.io.run_folders import is_export
 from fastcxr.io.tables import format_names
 from fastcxr.metrics.decisions import apply_thresholds
@@ -33,6 +35,7 @@ from fastcxr.metrics.predictions import (
     read_predictions,
     write_predictions,
 )
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import MODEL_JSON_FILE
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
@@ -48,6 +51,10 @@ MIN_LABEL_SIMILARITY = 0.8  # "covid" and "covid19" have 0.83
 MISSING_IN_EXPORT = (
     "an export has no list of training images, no predictions of the test split and no network: the report has no "
     "check of overlap, no comparison with the internal test set and no saliency maps; pass the run folder for them"
+)
+MISSING_IN_PUBLISHED = (
+    "a published model has no list of training images and no predictions of the test split: the report has no check of "
+    "overlap and no comparison with the internal test set; pass the run folder for them"
 )
 DATA_FIELDS = list_options(Recipe, "Data")
 
@@ -70,7 +77,7 @@ def evaluate(
     are then missing, as the log states; the report has a notice on the overlap.
 
     Args:
-        run: run folder with one model, or folder of an export.
+        run: run folder with one model, folder of an export or of pull, or hf://owner/name for a model on the hub.
         data: a recipe of which only the data options are used.
         folder: the folder to create.
         progress: progress display.
@@ -88,15 +95,18 @@ def evaluate(
     require_type("run", run, str, Path)
     require_type("data", data, Recipe, fix="Pass a recipe with the data, as Recipe(data='other_hospital')")
     require_type("folder", folder, str, Path)
-    if keep_overlap and is_export(run):
-        problem = "an export does not contain the list of training images, so none is left out: got `keep_overlap=True`"
-        raise RecipeError(problem, "Leave it out, or pass the run folder that was exported")
+    progress = progress or make_default_progress()
+    run = find_model_dir(run, progress)
+    if keep_overlap and (is_export(run) or is_published(run)):
+        kind, action = ("an export", "exported") if is_export(run) else ("a published model", "published")
+        problem = f"{kind} does not contain the list of training images, so none is left out: got `keep_overlap=True`"
+        raise RecipeError(problem, f"Leave it out, or pass the run folder that was {action}")
     model = load_tested_model(run, precision, device)
     scorer = model.scorer
     # the report of an evaluation has figures, also if the run is a fold
     data_options = {name: asdict(data)[name] for name in DATA_FIELDS} | {"task": scorer.task}
     recipe = model.recipe.replace(figures="all", **data_options)
-    with ResultDir(folder, recipe, command).open(progress or make_default_progress()) as result_dir:
+    with ResultDir(folder, recipe, command).open(progress) as result_dir:
         manifest = load_dataset(recipe, result_dir, Dataset(recipe, only_test=True, depths=scorer.bit_depths))
         (validate_findings if scorer.task == MULTI_LABEL else validate_labels)(manifest, scorer.labels)
         log.info("precision: %s", scorer.dtype_and_device)
@@ -126,17 +136,17 @@ def handle_overlap(
     overlap are kept.
     """
     if model.run is None:
-        log.info(MISSING_IN_EXPORT)
+        log.info(MISSING_IN_EXPORT if model.classifier is None else MISSING_IN_PUBLISHED)
+        warn_overlapping_datasets(recipe, model.public_datasets)
         return manifest, {}
-    warn_overlapping_datasets(recipe, model.run)
+    warn_overlapping_datasets(recipe, read_json(model.run / "run.json").get(PUBLIC_DATASETS_KEY, []))
     overlap = find_overlap(manifest, model.run, model.scorer.image_size, result_dir)
     kept = manifest if keep else drop_overlap(manifest, overlap, result_dir)
     return kept, report_overlap(overlap, keep=keep)
 
 
-def warn_overlapping_datasets(recipe: Recipe, run: Path) -> None:
-    """Log which public datasets in the data share images with those that the run was trained on, by construction."""
-    trained = read_json(run / "run.json").get(PUBLIC_DATASETS_KEY, [])
+def warn_overlapping_datasets(recipe: Recipe, trained: Sequence[str]) -> None:
+    """Log which public datasets in the data share images with those that the model was trained on, by construction."""
     tested = name_public_datasets(recipe)
     for sentence in describe_overlaps(trained, tested):
         log.warning("%s. Images of the run that are recognised by content are left out of this evaluation", sentence)

@@ -28,16 +28,19 @@ from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import atomic_folder, atomic_write, compute_sha256, write_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import get_model_name, is_published
 from fastcxr.io.packages import require_packages
-from fastcxr.io.run_folders import MODEL_CARD_FILE
+from fastcxr.io.run_folders import MODEL_CARD_FILE, find_model_card
 from fastcxr.metrics.feature_map import select_evenly
 from fastcxr.models.bundle import Classifier, Ensemble, load_model
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below, read_model_json
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress, record_logging
 from fastcxr.report.notices import read_critical_notices
 from fastcxr.version import VERSION
 from fastcxr.workflows.load import read_recipe_manifest
+from fastcxr.workflows.published_model import read_published_facts
 from fastcxr.workflows.run_state import IMAGE_KEY
 
 log = logging.getLogger("fastcxr")
@@ -59,7 +62,7 @@ def export_model(
     The folder appears only if the comparison succeeds. A run with folds is exported as the mean of its models.
 
     Args:
-        run: folder of a finished run, also of a run with folds.
+        run: folder of a finished run, also of a run with folds, or of pull; or hf://owner/name for a model on the hub.
         folder: folder to create.
         to: "onnx", for predict, evaluate and serve without torch and for other programs, or "timm", for
             timm.create_model.
@@ -80,7 +83,8 @@ def export_model(
         raise unknown_name_error(str(to), TARGETS, "unknown value of `to`")
     if to == "onnx":
         require_packages(ONNX_PACKAGES, "an export to ONNX")
-    run, folder, progress = Path(run), Path(folder), progress or make_default_progress()
+    folder, progress = Path(folder), progress or make_default_progress()
+    run = find_model_dir(run, progress)
     model = load_model(run, precision="fp32", device="cpu")
     with atomic_folder(folder) as temporary_dir:
         images, origin = read_check_images(run, model, data, progress)
@@ -88,8 +92,8 @@ def export_model(
         write = write_onnx_export if to == "onnx" else write_timm_export
         description = write(model, temporary_dir, description, images)
         changes: dict[str, Any] = {"check": description["check"] | {"data": origin}}
-        if (run / MODEL_CARD_FILE).is_file():
-            atomic_write(temporary_dir / MODEL_CARD_FILE, (run / MODEL_CARD_FILE).read_bytes())
+        if card_file := find_model_card(run):
+            atomic_write(temporary_dir / MODEL_CARD_FILE, card_file.read_bytes())
             card = {MODEL_CARD_FILE: compute_sha256(temporary_dir / MODEL_CARD_FILE)}
             changes["files"] = description["files"] | card
         write_json(temporary_dir / EXPORT_JSON_FILE, description | changes)
@@ -129,7 +133,10 @@ def describe_export(run: Path, model: Classifier | Ensemble) -> dict[str, Any]:
     members = model.members if isinstance(model, Ensemble) else (model,)
     folders = [run] if (run / MODEL_JSON_FILE).is_file() else list_models_below(run, "fold")
     model_jsons = [{name: value for name, value in read_model_json(one).items() if name != "files"} for one in folders]
-    notices = read_critical_notices(run) if (run / "metrics.json").is_file() else []
+    if is_published(run):
+        notices = read_published_facts(run).notices
+    else:
+        notices = read_critical_notices(run) if (run / "metrics.json").is_file() else []
     return {
         FORMAT_KEY: EXPORT_FORMAT,
         "warning": WARNING,
@@ -141,7 +148,7 @@ def describe_export(run: Path, model: Classifier | Ensemble) -> dict[str, Any]:
         "versions": {"fastcxr": VERSION},
         "notices": [asdict(notice) for notice in notices],
         "run": {
-            "name": run.resolve().name,
+            "name": get_model_name(run),
             "backbone": "{library}:{name}".format(**model_jsons[0]["backbone"]),
             "hflip_tta": any(member.hflip_tta for member in members),
             "n_models": len(members),

@@ -13,6 +13,7 @@ from fastcxr.export.export_json import TARGETS
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import EXPORT_FORMAT, FORMAT_KEY, find_unfinished_state, is_format, reject_other_format
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import is_published
 from fastcxr.io.run_folders import (
     EXPORT_JSON_FILE,
     TUNING_FILE,
@@ -33,8 +34,8 @@ def describe_runs(parent: str | Path) -> list[dict[str, Any]]:
     and date (start of the run or of its last resumption, or the time of the export, ISO, local time). A value that the
     run or the export does not have is None.
 
-    State: finished, running, interrupted, folds n/m of an interrupted cross-validation, tuning with the number of its
-    trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
+    State: finished, published, running, interrupted, folds n/m of an interrupted cross-validation, tuning with the
+    number of its trials, export, or other version. The metric of a tuning is the validation AUROC of its best trial.
     Raises InputMissingError for a folder that does not exist.
     """
     parent = Path(parent)
@@ -106,6 +107,8 @@ def _find_state(folder: Path) -> str:
         reject_other_format(folder)
     except FastcxrError:
         return "other version"
+    if is_published(folder):
+        return "published"
     state = find_unfinished_state(folder)
     if state != "interrupted":
         return state or "finished"

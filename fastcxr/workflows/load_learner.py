@@ -15,10 +15,12 @@ from fastcxr.config.recipe import Recipe
 from fastcxr.config.tasks import MULTI_LABEL
 from fastcxr.data.findings import FINDING_PREFIX, NO_FINDING
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.errors import DataError, require_type
+from fastcxr.errors import DataError, InputMissingError, require_type
 from fastcxr.io.formatting import pluralize
+from fastcxr.io.hub_names import is_published
 from fastcxr.models.bundle import Classifier, load_classifier
 from fastcxr.models.devices import find_device
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import read_model_json
 from fastcxr.models.state import LoadersState, make_no_images_error
 from fastcxr.training.learner import build_learner
@@ -58,22 +60,30 @@ def load_learner_from_run(folder: str | Path, data: str | Path | None = None, *,
     out-of-distribution detector belong to `load_model(folder)` and `predict`, which give the numbers of the report.
 
     Args:
-        folder: the folder of a finished run with one model.
+        folder: the folder of a finished run with one model, or hf://owner/name for a model on the hub.
         data: the images of the run, as in Recipe(data=...), for loaders with the splits of its manifest.csv. Without
             them `learner.predict(path)` and `learner.export` work; training and `show_results` raise InputMissingError.
         device: name of a torch device; "auto" selects a GPU if there is one.
 
     Raises:
-        InputMissingError: the folder contains no model, or the data does not exist.
+        InputMissingError: the folder contains no model, the data does not exist, or it is given for a published model.
         ModelError: a file of the model is damaged or invalid.
         DataError: images of the run are not in the data.
     """
     require_type("folder", folder, str, Path)
+    folder = find_model_dir(folder)
+    if is_published(folder) and data is not None:
+        problem = "a published model has no list of the images that it was trained on: got `data`"
+        fix = "Leave it out, and pass new images to `learner.predict`; or train with weights='hf://owner/name'"
+        raise InputMissingError(problem, fix, path=folder, code="E304")
     classifier = load_classifier(folder, precision="fp32", device=device)
     backbone = "{library}:{name}".format(**read_model_json(folder)["backbone"])
     own_options = {"backbone": backbone, "weights": "none", "image_size": classifier.input_spec.image_size}
-    recipe = read_run_config(Path(folder)).replace(**own_options, precision="fp32", device=device)
-    manifest = read_written_manifest(Path(folder) / "manifest.csv")
+    recipe = Recipe.from_json(folder) if is_published(folder) else read_run_config(folder)
+    recipe = recipe.replace(**own_options, precision="fp32", device=device)
+    manifest = pd.DataFrame(columns=["source", "path", "label", "patient", "split"], dtype=str)
+    if not is_published(folder):
+        manifest = read_written_manifest(Path(folder) / "manifest.csv")
     if data is None:
         recipe = recipe.replace(class_weights="none")  # the empty loaders have no images to count
         loaders = make_empty_loaders(classifier, manifest, recipe)

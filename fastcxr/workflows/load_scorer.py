@@ -10,6 +10,7 @@ from fastcxr.inference.scores import Scorer
 from fastcxr.io.formats import reject_other_format
 from fastcxr.io.packages import TORCH_MODULES, find_missing, make_package_error
 from fastcxr.io.run_folders import is_export, require_run_file
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below
 
 Engine = Literal["torch", "openvino"]
@@ -25,7 +26,7 @@ def load_scorer(
     """Load the model of a run folder or of an export.
 
     Args:
-        folder: folder of a run, of a run with folds, or of an export.
+        folder: folder of a run, of a run with folds, or of an export; or hf://owner/name for a model on the hub.
         precision: of the model of a run; see models.bundle.load_classifier. An export has fp32.
         device: name of a torch device; of an export auto, cpu or cuda.
         engine: inference engine of the model of a run; an export is run with onnxruntime.
@@ -37,6 +38,7 @@ def load_scorer(
         RecipeError: the device is not available, or an option does not apply to this model.
     """
     require_type("folder", folder, str, Path)
+    folder = find_model_dir(folder)
     if is_export(folder):
         validate_export_options(precision, engine)
         return load_export(folder, device)

@@ -15,6 +15,7 @@ from fastcxr.errors import DataError, FastcxrError, OutputError
 from fastcxr.io.files import STATE_DIR, atomic_write
 from fastcxr.io.formats import is_unfinished, reject_other_format
 from fastcxr.io.formulas import unescape_formulas
+from fastcxr.io.hub_names import is_published
 from fastcxr.io.lock import is_locked, reject_locked
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.io.tables import read_table
@@ -65,8 +66,8 @@ def write_run_config(folder: Path, recipe: Recipe, command: str | None) -> str |
 
 
 def read_run_config(folder: Path) -> Recipe:
-    """Return the recipe of the run in a folder. Raise InputMissingError if it contains no run."""
-    require_run_file(folder, "recipe.json")
+    """Return the recipe of the run in a folder. Raise InputMissingError if it contains no run that was trained here."""
+    require_run_file(folder, "manifest.csv" if is_published(folder) else "recipe.json")
     state_recipe = folder / STATE_DIR / "recipe.json"
     return Recipe.from_json(state_recipe if state_recipe.is_file() else folder / "recipe.json")
 

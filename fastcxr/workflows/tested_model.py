@@ -1,7 +1,7 @@
 """The model of an evaluation, of a run or of an export, with what its folder states about the training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,13 @@ from fastcxr.export.export_json import COPY_AGAIN_FIX, ONNX_FILE
 from fastcxr.export.exported_model import ExportedModel, load_export
 from fastcxr.inference.scores import Scorer
 from fastcxr.io.formats import FORMAT_KEY, MODEL_FORMAT
+from fastcxr.io.hub_names import get_model_name, is_published
 from fastcxr.io.run_folders import EXPORT_JSON_FILE, is_export
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.models.model_json import find_invalid_entries, read_model_json
 from fastcxr.report.run_reader import read_findings
 from fastcxr.workflows.load_scorer import require_torch, validate_export_options
+from fastcxr.workflows.published_model import read_published_facts
 from fastcxr.workflows.run_dir import describe_machine
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -31,10 +34,12 @@ class TestedModel:
         classifier: the model with the network, for saliency maps; None for an export.
         recipe: recipe of the training, without folders.
         model_json: content of model.json for the report, without files.
-        run: run folder with the images of the training and the predictions of its test split; None for an export.
+        run: run folder with the images of the training and the predictions of its test split; None for an export and
+            for a published model.
         tested: entry `tested` of run.json: name of the run, the checks of its data that failed, and of an export
             its name, the SHA-256 checksums of its ONNX file and the critical notices of the run.
         machine: the machine, with the name of the GPU if torch runs the model.
+        public_datasets: public datasets that a published model was trained on.
     """
 
     scorer: Scorer
@@ -44,10 +49,11 @@ class TestedModel:
     run: Path | None
     tested: Mapping[str, Any]
     machine: str
+    public_datasets: tuple[str, ...] = ()
 
 
 def load_tested_model(folder: str | Path, precision: InferencePrecision, device: str) -> TestedModel:
-    """Load the model of a run folder with one model, or of an export.
+    """Load the model of a run folder with one model, of an export, or of a model on the hub.
 
     Raises:
         InputMissingError: a file of the model is missing.
@@ -55,11 +61,13 @@ def load_tested_model(folder: str | Path, precision: InferencePrecision, device:
         PackageError: the model is that of a run, and torch is not installed.
         RecipeError: the device or the precision is not available.
     """
+    folder = find_model_dir(folder)
     if is_export(folder):
         validate_export_options(precision)
         return _describe_export(load_export(folder, device))
     require_torch(folder)
-    return _load_tested_run(Path(folder), precision, device)
+    tested = _load_tested_run(Path(folder), precision, device)
+    return _describe_published(tested) if is_published(folder) else tested
 
 
 def _load_tested_run(run: Path, precision: InferencePrecision, device: str) -> TestedModel:
@@ -78,6 +86,14 @@ def _load_tested_run(run: Path, precision: InferencePrecision, device: str) -> T
         tested={"run": run.resolve().name, "failed": failed_messages},
         machine=f"{describe_machine()}, {describe_gpu()}",
     )
+
+
+def _describe_published(tested: TestedModel) -> TestedModel:
+    """Return a published model, whose folder has neither the images of the training nor predictions."""
+    assert tested.run is not None, "the folder of the model"
+    facts, name = read_published_facts(tested.run), get_model_name(tested.run)
+    entry = {"run": name, "failed": [], "published": name, "notices": [asdict(one) for one in facts.notices]}
+    return replace(tested, run=None, tested=entry, public_datasets=facts.public_datasets)
 
 
 def _select_shared_entries(model_json: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from fastcxr.errors import FastcxrError
 from fastcxr.io.files import CHECKSUMS_FILE, compute_sha256, list_files, read_checksums, read_json
 from fastcxr.io.formats import reject_other_format
+from fastcxr.io.hub_names import is_published
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.report.run_page import compute_run_metrics, serialize_metrics
 from fastcxr.report.run_reader import read_run_record
@@ -29,7 +30,8 @@ def verify(folder: str | Path) -> tuple[list[Fault], int]:
     """Verify a run folder and the runs inside it; return all faults and the number of files checked.
 
     Files are compared with SHA256SUMS, the model also with model.json, and the numbers in metrics.json with metrics
-    recomputed from predictions.csv. Raises InputMissingError for a folder without SHA256SUMS.
+    recomputed from predictions.csv, which a published model does not have. Raises InputMissingError for a folder
+    without SHA256SUMS.
     """
     folder = Path(folder)
     reject_other_format(folder)
@@ -69,7 +71,7 @@ def _find_model_faults(run_dir: Path) -> Iterator[Fault]:
 
 def _find_metric_faults(run_dir: Path) -> Iterator[Fault]:
     path = run_dir / "metrics.json"
-    if not path.is_file():
+    if not path.is_file() or is_published(run_dir):  # a published model has no predictions to compute them from
         return
     metrics_json = serialize_metrics(compute_run_metrics(read_run_record(run_dir)))
     saved_metrics, computed_metrics = read_json(path), json.loads(metrics_json)

@@ -165,7 +165,7 @@ def test_an_export_of_several_folds_is_evaluated_without_torch(call, folder, tmp
     assert f"SHA-256 of the model: {files['model.onnx']}" in (tmp_path / "external" / "MODEL_CARD.md").read_text()
     claim = (tmp_path / "external" / "CLAIM.md").read_text()
     assert "- [ ] **External test.** Unknown: " in claim and f"sha256 {files['model.onnx']}" in claim
-    assert f"The run of the exported model has a critical notice: {NOTICE['title']}" in page
+    assert f"The run of the evaluated model has a critical notice: {NOTICE['title']}" in page
     table = pd.read_csv(tmp_path / "external" / "predictions.csv", keep_default_na=False)
     predicted = pd.read_csv(pd.io.common.StringIO(call("predict", export, "toys", where=tmp_path).stdout))
     pd.testing.assert_series_equal(table["prob_haze"], predicted["prob_haze"])

@@ -172,14 +172,14 @@ def test_other_outputs_are_refused(tmp_path, monkeypatch, value):
         state = dict(network.state_dict())
         return state | {"fc.bias": state["fc.bias"] + value}
 
-    monkeypatch.setattr(timm_folder, "_make_state", make_other_state)
+    monkeypatch.setattr(timm_folder, "make_state", make_other_state)
     with pytest.raises(ModelError, match="differ from those of the run") as error:
         export(make_classifier("timm:resnet10t", HeadConfig()), tmp_path, "timm:resnet10t")
     assert error.value.code == "E315"
 
 
 def test_weights_that_timm_cannot_load_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(timm_folder, "_make_state", lambda network, content: {"conv1.weight": torch.zeros(1)})
+    monkeypatch.setattr(timm_folder, "make_state", lambda network, content: {"conv1.weight": torch.zeros(1)})
     with pytest.raises(ModelError, match="cannot load the exported network") as error:
         export(make_classifier("timm:resnet10t", HeadConfig()), tmp_path, "timm:resnet10t")
     assert error.value.code == "E315"

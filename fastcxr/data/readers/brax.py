@@ -105,6 +105,7 @@ DATASET = PublicDataset(
     counts_from=DOCUMENTED_COUNTS,
     page="https://physionet.org/content/brax/1.1.0/",
     access="PhysioNet credentialed",
+    terms="its agreement with PhysioNet forbids to share access to the data; read whether it covers models",
     citation="Reis et al., BRAX, Scientific Data 2022",
     files={"master_spreadsheet_update.csv*": "labels and patients", "images/**/*.png": "images"},
 )

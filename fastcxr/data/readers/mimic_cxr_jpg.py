@@ -218,6 +218,8 @@ DATASET = PublicDataset(
     counts_from="https://mimic.mit.edu, read in November 2026",
     page="https://physionet.org/content/mimic-cxr-jpg/",
     access="PhysioNet credentialed",
+    terms="PhysioNet asks to treat models derived from MIMIC as sensitive, and to share them on PhysioNet under the "
+    "agreement of the data (physionet.org, Guidelines for creating datasets and models from MIMIC, 24 April 2024)",
     citation="Johnson et al., MIMIC-CXR-JPG 2.1.0, PhysioNet 2024",
     files={
         "mimic-cxr-2.*-split.csv*": "official split",

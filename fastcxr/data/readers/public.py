@@ -10,6 +10,7 @@ from fastcxr.errors import RecipeError
 from fastcxr.io.tables import suggest_name
 
 SEE_PAGE = "see its page"
+CREDENTIALED = "credentialed"  # in the access of datasets whose users sign an agreement as persons
 TABLE_COUNTS = "label table in torchxrayvision 1.5.7, counted in November 2026"
 DOCUMENTED_COUNTS = "documentation of torchxrayvision 1.5.7, read in November 2026"
 
@@ -55,6 +56,7 @@ class PublicDataset:
     counts_from: str = ""  # where both numbers were read, and when
     page: str = ""  # address of the dataset
     access: str = SEE_PAGE  # how to obtain it, e.g. "free", "form", "PhysioNet credentialed"
+    terms: str = ""  # what its page states on models trained on it, with the source; one sentence
     citation: str = ""
     files: Mapping[str, str] = field(default_factory=dict)  # pattern below the location to its content; for the check
     label_variants: Mapping[str, str] = field(default_factory=dict)  # name to description, the default first

@@ -179,6 +179,7 @@ VINDR_CXR = PublicDataset(
     labels="27 findings (several per image), of three readers",
     page="https://physionet.org/content/vindr-cxr/1.0.0/",
     access="PhysioNet credentialed",
+    terms="its agreement with PhysioNet forbids to share access to the data; read whether it covers models",
     citation=CITATION,
     files={
         LABEL_TABLES["train"]: "one row per image and reader",
