@@ -141,7 +141,7 @@ class Recipe:
     )
 
     weights: str = option(
-        "pretrained", help="pretrained, none, file (.safetensors or checkpoint), or xrv:NAME of torchxrayvision",
+        "pretrained", help="pretrained, none, a file, hf://OWNER/NAME of the hub, or xrv:NAME of torchxrayvision",
         group="Model", common=True, is_path=True,
     )  # fmt: skip
     image_size: int | Literal["auto"] = option(

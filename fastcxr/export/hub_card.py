@@ -110,11 +110,14 @@ def make_metadata(facts: CardFacts) -> str:
 
 
 def make_eval_results(facts: CardFacts) -> list[Any]:
-    """Return the metrics of the test split, or of all held-out folds, for the hub; empty without any."""
+    """Return the metrics of the test split, or of all held-out folds, for the hub.
+
+    Metadata has no place for a notice: with a critical one, the metrics are in the text and in metrics.json only.
+    """
     from huggingface_hub import EvalResult
 
     split = next((name for name in SPLITS if name in facts.metrics), None)
-    if split is None:
+    if split is None or facts.notices:
         return []
     name = facts.data_name or "unknown"
     results = []

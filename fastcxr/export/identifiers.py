@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from fastcxr.io.formulas import unescape_formulas
 
 TABLES = ("manifest.csv", "predictions.csv", "skipped.csv", "saliency.csv", "feature_map.csv", "figures/images.csv")
 MIN_LENGTH, MIN_DIGITS = 4, 5  # of an identifier that is searched for as a word
-TOKEN = re.compile(r"\w+")
+TOKEN, HAS_DIGIT = re.compile(r"\w+"), re.compile(r"\d")
 IMAGE_SIGNATURES = {
     "a PNG image": re.compile(rb"\x89PNG\r\n\x1a\n|iVBORw0KGgo"),
     "a JPEG image": re.compile(rb"\xff\xd8\xff|/9j/4"),
@@ -118,9 +118,10 @@ def list_identifiers(run: Path) -> dict[str, str]:
 
 
 def _list_path_identifiers(path: str) -> dict[str, str]:
-    parts = PurePosixPath(path.replace("\\", "/"))
-    found = {folder: "a folder of an image" for folder in parts.parts[:-1] if any(map(str.isdigit, folder))}
-    return found | {path: "the path of an image", parts.name: "a file name", parts.stem: "a file name"}
+    *folders, name = path.replace("\\", "/").split("/")
+    found = {folder: "a folder of an image" for folder in folders if HAS_DIGIT.search(folder)}
+    stem = name.rpartition(".")[0] or name
+    return found | {path: "the path of an image", name: "a file name", stem: "a file name"}
 
 
 def _is_searched(text: str, public: set[str]) -> bool:
@@ -148,7 +149,7 @@ def _list_words() -> set[str]:
     files = [*PACKAGE.glob("report/templates/*"), *PACKAGE.glob("report/*.py"), *PACKAGE.glob("export/*.py")]
     files += [*PACKAGE.glob("audit/*.py"), *PACKAGE.glob("config/*.py"), *PACKAGE.glob("metrics/*.py")]
     text = " ".join(path.read_text("utf-8") for path in files)
-    return {word for word in re.findall(r"[\w-]+", text) if not any(map(str.isdigit, word))}
+    return {word for word in re.findall(r"[\w-]+", text) if not HAS_DIGIT.search(word)}
 
 
 class _Index:

@@ -79,6 +79,8 @@ def require_run_file(
         problem = f"no {name} in this folder" if is_run else f"not a run: no {name} in this folder"
     else:
         problem = "a file, expected a run folder" if folder.exists() else "the folder does not exist"
+        if len(folder.parts) == 2 and not folder.parent.exists():
+            fix = fix or f"{_suggest_runs(folder, name, expected)}; a model on the hub is hf://{folder.as_posix()}"
     raise InputMissingError(problem, fix or _suggest_runs(folder, name, expected), path=folder, code="E304")
 
 

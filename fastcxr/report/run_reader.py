@@ -25,6 +25,7 @@ from fastcxr.errors import DataError
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, reject_other_format
 from fastcxr.io.formulas import unescape_formulas
+from fastcxr.io.hub_names import is_hub_name
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.metrics.calibration_entry import validate_calibration
 from fastcxr.metrics.feature_map import COORDINATES, FEATURE_MAP_FILE, TEXT_COLUMNS
@@ -131,7 +132,8 @@ class RunRecord(DatasetRecord):
     def initial_weights(self) -> str:
         """Name of the initial weights, or empty if it is in no file of the run."""
         weights = find_initial_weights(self.model) or self.run.get("first_weights") or self.recipe.get("weights") or ""
-        return {"none": "random weights", "pretrained": ""}.get(weights, PurePath(weights).name)
+        name = weights if is_hub_name(weights) else PurePath(weights).name
+        return {"none": "random weights", "pretrained": ""}.get(weights, name)
 
     @property
     def prevalence(self) -> dict[str, float]:

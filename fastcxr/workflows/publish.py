@@ -24,13 +24,13 @@ from fastcxr.export.hub import (
 from fastcxr.export.hub_card import CardFacts, make_hub_card, normalize_licence
 from fastcxr.export.identifiers import find_leaks
 from fastcxr.export.published_files import share_with_timm, write_model_files
-from fastcxr.io.files import atomic_write, read_json, write_checksums, write_json
+from fastcxr.io.files import atomic_write, compute_sha256, read_json, write_checksums, write_json
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.hub_names import PUBLISHED_FILE, REPORT_FILES, is_model_file, parse_hub_name
 from fastcxr.io.run_folders import require_run_file
 from fastcxr.models.bundle import Classifier, Ensemble, load_model
 from fastcxr.models.hub_download import silence_bars
-from fastcxr.models.model_json import MODEL_JSON_FILE, list_models_below, read_model_json
+from fastcxr.models.model_json import MODEL_JSON_FILE, WEIGHTS_FILE, list_models_below, read_model_json
 from fastcxr.report.notices import Notice, make_notices
 from fastcxr.report.run_page import IMAGE_FREE_REPORT_FILE, render_image_free_report
 from fastcxr.report.run_reader import read_run_record
@@ -224,8 +224,15 @@ def write_texts(
     write_json(folder / "recipe.json", recipe)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / PUBLISHED_FILE, facts.to_json())
-    atomic_write(folder / "README.md", make_hub_card(card, make_shared_card(run)))
+    run_checksum = card.model_json["files"][WEIGHTS_FILE]  # a head in another file changes that of the weights
+    text = make_shared_card(run).replace(run_checksum, _find_checksum(folder) or run_checksum)
+    atomic_write(folder / "README.md", make_hub_card(card, text))
     atomic_write(folder / IMAGE_FREE_REPORT_FILE, render_image_free_report(run))
+
+
+def _find_checksum(folder: Path) -> str | None:
+    path = folder / WEIGHTS_FILE
+    return compute_sha256(path) if path.is_file() else None
 
 
 def _join_names(data: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from published_run import add_folds, build_published_run, write_model
 from random_classifiers import MULTI_SCALE, make_random_classifier, make_random_images
 from safetensors.numpy import load_file
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 from fastcxr import load_model, pull, push
 from fastcxr.config.recipe import Recipe
 from fastcxr.errors import ArgumentTypeError, FastcxrError, HubError, InputMissingError, ModelError, RecipeError
+from fastcxr.export.hub_card import TASK, find_base_model
 from fastcxr.export.published_files import share_with_timm, write_model_files
 from fastcxr.inference.torch_scorer import TorchScorer
 from fastcxr.io.files import compute_sha256, read_json
@@ -123,7 +125,14 @@ def test_what_arrives_has_no_image_path_file_name_or_patient(hub, planted):
     of_names = {text for text in forbidden if len(text) > 4}  # base64 has short texts by chance
     assert len(of_names) > 100
     assert find_leaks(hub.received, of_names) == set()
-    assert "dataset-of-a-study" in files["README.md"].decode()
+    metadata = ModelCard(files["README.md"].decode()).data
+    assert (metadata.license, metadata.library_name, metadata.pipeline_tag) == ("apache-2.0", "fastcxr", TASK)
+    results = {result.metric_type: (result.metric_value, result.dataset_split) for result in metadata.eval_results}
+    expected = read_json(folder / "metrics.json")["test"]
+    assert results["accuracy"] == (round(expected["accuracy"], 4), "test")
+    assert results["roc_auc"] == (round(expected["auroc"]["macro"], 4), "test")
+    assert metadata.eval_results[0].dataset_name == "dataset-of-a-study + dataset-of-a-study"
+    assert "| clear | 0.300 |" in files["README.md"].decode()
     assert "weights-of-a-study.pth" in files["model.json"].decode()
 
 
@@ -446,6 +455,7 @@ def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp
     monkeypatch.setattr(publish, "make_notices", lambda *_: [notice, Notice("warning", "Few images")])
     push(run, REPO)
     card = hub.get_files(REPO)["README.md"].decode().partition("\n---\n")[2]
+    assert ModelCard(hub.get_files(REPO)["README.md"].decode()).data.eval_results is None
     assert card.lstrip().startswith("> **CRITICAL: Image-level split.** Patients may be in two splits.\n\n# Model card")
     pulled = pull(REPO, tmp_path / "pulled")
     assert pulled.notices == (notice,)
@@ -461,6 +471,21 @@ def test_weights_of_a_published_model_start_a_training(published, run, tmp_path)
     assert torch.equal(network.state_dict()["layer1.0.conv1.weight"], expected["layer1.0.conv1.weight"])
     entry = describe_backbone(backbone, f"hf://{REPO}", network)
     assert (entry["weights"], entry["weights_sha256"]) == (f"hf://{REPO}", compute_sha256(run / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "tag", "weights", "repo"),
+    [
+        ("timm", "mobilenetv2_100", "ra_in1k", "mobilenetv2_100.ra_in1k", "timm/mobilenetv2_100.ra_in1k"),
+        ("timm", "mobilenetv2_100", None, "file.safetensors", None),
+        ("timm", "mobilenetv2_100", None, "random weights", None),
+        ("timm", "resnet50", None, "hf://me/model@main", "me/model"),
+        ("chest", "rad-dino", None, "model.safetensors", "microsoft/rad-dino"),
+        ("torchvision", "resnet50", "IMAGENET1K_V2", "IMAGENET1K_V2", None),
+    ],
+)
+def test_the_repository_of_the_initial_weights_is_named(library, name, tag, weights, repo):
+    assert find_base_model({"library": library, "name": name, "tag": tag, "weights": weights}) == repo
 
 
 def test_a_link_out_of_a_folder_is_refused_outside_the_cache_of_the_hub(published, run, tmp_path):
