@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -80,27 +80,15 @@ class Study:
 
     def __init__(self, folder: Path, space: Sequence[Dimension], seed: int, *, is_maximized: bool):
         """Open or create study.jsonl in `folder`. Raises OutputError if the file is damaged."""
-        import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-
         self.space, self.seed, self.is_maximized = tuple(space), seed, is_maximized
-        path, verbosity = folder / STUDY_FILE, optuna.logging.get_verbosity()
+        path = folder / STUDY_FILE
         _cut_incomplete_line(path)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs that a study is created or used again
         try:
-            # without locks of Optuna, which stay behind a killed process: the folder is locked
-            self._study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(path), NO_LOCK)),
-                direction="maximize" if is_maximized else "minimize",
-                study_name=STUDY_NAME,
-                load_if_exists=True,
-            )
+            self._study = _open_study(path, "maximize" if is_maximized else "minimize")
             self._discard_interrupted()
         except (ValueError, KeyError, TypeError) as error:
-            problem = f"the study cannot be read ({type(error).__name__})"
-            raise OutputError(
-                problem, "Restore the file, or choose another `folder`", path=path, code="E743"
-            ) from error
+            problem, fix = f"the study cannot be read ({type(error).__name__})", "Restore the file, or choose another"
+            raise OutputError(problem, f"{fix} `folder`", path=path, code="E743") from error
 
     def _discard_interrupted(self) -> None:
         from optuna.trial import TrialState
@@ -208,6 +196,21 @@ def _make_pruner(n_epochs: int | None) -> "optuna.pruners.BasePruner":
     if n_epochs is None:
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(N_UNPRUNED_TRIALS, n_warmup_steps=max(1, int(WARMUP_SHARE * n_epochs)) + 1)
+
+
+def _open_study(path: Path, direction: Literal["maximize", "minimize"]) -> "optuna.Study":
+    """Return the study of a journal, without the message of Optuna that it is created or used again."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        # without locks of Optuna, which stay behind a killed process: the folder is locked
+        storage = JournalStorage(JournalFileBackend(str(path), NO_LOCK))
+        return optuna.create_study(storage=storage, direction=direction, study_name=STUDY_NAME, load_if_exists=True)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _cut_incomplete_line(path: Path) -> None:
