@@ -23,7 +23,7 @@ from fastcxr.export.dicom_sr import make_sr
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("highdicom")]
 N_STUDIES = 20
-KINDS = {"SR": ComprehensiveSRStorage, "OT": SecondaryCaptureImageStorage}  # by modality  codespell:ignore
+KINDS = {"SR": ComprehensiveSRStorage, "OT": SecondaryCaptureImageStorage}  # by modality  # codespell:ignore
 
 
 @pytest.fixture(scope="module")
