@@ -105,7 +105,7 @@ def train_and_print(
     """
     if recipe is None:
         return print_finished_run(folder) if is_first_process() else 0
-    from fastcxr.tracking.session import find_tracker_names, require_trackers
+    from fastcxr.tracking.session import find_tracker_names, require_trackers, track_finished_run
 
     require_trackers(find_tracker_names(folder, track))
     validate_data(recipe)
@@ -129,6 +129,8 @@ def train_and_print(
     if not is_main:
         return 0
     if was_finished:  # the log message of the run names its report
+        if track:
+            track_finished_run(folder, track, print_line)
         print_result(folder / "report.html", describe_run(folder))
         return 0
     return print_run_result(folder, recipe)

@@ -3,7 +3,6 @@
 A tracker reads nothing itself: it receives numbers, the recipe and the report without images.
 """
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,9 +106,8 @@ class Tracker:
 
 
 def show_path(path: Path) -> str:
-    """Return the path as an argument of a shell command, relative if it is in the current folder."""
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return shlex.quote(str(shown))
+    """Return the path, relative if it is in the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def split_into_batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastcxr.errors import TrackingError
 from fastcxr.tracking.base import STEP, Results, RunDescription, Saved, Status, Tracker, show_path, split_into_batches
@@ -74,7 +75,7 @@ class MLflow(Tracker):
         if self._get_given_uri():
             return "server or store of MLFLOW_TRACKING_URI"
         database = show_path(self._get_database())
-        return f"{database} (to see it: `mlflow ui --backend-store-uri sqlite:///{database}`)"
+        return f"{database} (to see it: `mlflow ui --backend-store-uri sqlite:///{quote(database)}`)"
 
     def send_values(self, values: Mapping[str, float], step: int, seconds: float) -> None:
         """Store the values in one request, with times that are the same in each call."""
@@ -124,7 +125,7 @@ class MLflow(Tracker):
         database = self._get_database()
         # MLflow creates the tables in steps, which fail if several folds do so at the same time
         with FileLock(database.with_name(f".{DATABASE_FILE}.lock"), timeout=LOCK_SECONDS):
-            return MlflowClient(f"sqlite:///{database}")
+            return MlflowClient(f"sqlite:///{quote(str(database))}")  # MLflow unquotes it
 
     def _find_experiment(self, name: str) -> str:
         """Return the experiment of this name, which is created if it does not exist."""
@@ -132,7 +133,7 @@ class MLflow(Tracker):
 
         options: dict[str, Any] = {"tags": EXPERIMENT_TAGS}
         if not self._get_given_uri():
-            options["artifact_location"] = str(self.store_dir / ARTIFACTS_DIR)
+            options["artifact_location"] = (self.store_dir / ARTIFACTS_DIR).as_uri()
         if found := self.client.get_experiment_by_name(name):
             return found.experiment_id
         try:

@@ -4,6 +4,7 @@ The file name has no host name. A resumed run writes all its epochs again into a
 TensorBoard has no files of a run: the report stays in the run folder, and a text names it.
 """
 
+import shlex
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -50,7 +51,7 @@ class TensorBoard(Tracker):
 
     def describe(self) -> str:
         """Return the command that shows the run beside others."""
-        return f"to see it: `tensorboard --logdir {show_path(find_whole_run(self.folder).parent)}`"
+        return f"to see it: `tensorboard --logdir {shlex.quote(show_path(find_whole_run(self.folder).parent))}`"
 
     def send_values(self, values: Mapping[str, float], step: int, seconds: float) -> None:
         """Write a scalar for each value, at the time of the epoch."""

@@ -5,6 +5,7 @@ a resumed run writes all its epochs again into a new folder, which replaces the 
 """
 
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ class WeightsAndBiases(Tracker):
         """Return the project online, or the folder and the command that sends it."""
         if self.is_online:
             return f"{self.run.url}"
-        return f"offline (to send it after the run: `wandb sync {show_path(self.offline_dir)}`)"
+        return f"offline (to send it after the run: `wandb sync {shlex.quote(show_path(self.offline_dir))}`)"
 
     def send_values(self, values: Mapping[str, float], step: int, seconds: float) -> None:
         """Store the values of an epoch."""

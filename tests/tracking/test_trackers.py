@@ -1,6 +1,7 @@
 """What TensorBoard, MLflow and W&B hold of a run that was interrupted and resumed, read from their files."""
 
 import os
+from urllib.parse import quote
 
 import pandas as pd
 import pytest
@@ -37,7 +38,7 @@ def patch():
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory, patch, few_draws, without_figures):
     """A run folder that was tracked by all trackers, killed after epoch 3, interrupted after epoch 5, and resumed."""
-    top = tmp_path_factory.mktemp("tracked")
+    top = tmp_path_factory.mktemp("tracked") / "a %20 é"  # MLflow unquotes the path of its database
     folder = top / "runs" / "first"
     build_run(folder, make_manifest(n=120))
     forbidden = plant_identifiers(folder)
@@ -77,10 +78,14 @@ def tracked(tmp_path_factory, patch, few_draws, without_figures):
     return found | {"forbidden": forbidden}
 
 
-def find_mlflow_run(top, saved):
+def connect_mlflow(top):
     from mlflow import MlflowClient
 
-    return MlflowClient(f"sqlite:///{top}/mlflow.db").get_run(saved["mlflow"]["run_id"])
+    return MlflowClient(f"sqlite:///{quote(str(top))}/mlflow.db")
+
+
+def find_mlflow_run(top, saved):
+    return connect_mlflow(top).get_run(saved["mlflow"]["run_id"])
 
 
 def read_tensorboard(folder):
@@ -127,9 +132,7 @@ def test_the_name_of_the_event_file_has_no_host(tracked):
 
 
 def test_mlflow_has_each_epoch_once_the_recipe_the_final_metrics_and_the_report(tracked):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{tracked['top']}/mlflow.db")
+    client = connect_mlflow(tracked["top"])
     run = find_mlflow_run(tracked["top"], tracked["started"])
     run_id = run.info.run_id
     assert [one.step for one in client.get_metric_history(run_id, "epochs/valid_loss")] == EPOCHS
@@ -189,10 +192,10 @@ def test_the_checksums_of_the_run_folder_include_the_tracking_files(tracked):
 
 
 def test_the_lines_at_the_start_name_the_places_and_the_commands(tracked):
-    text = "\n".join(tracked["lines"])
-    assert f"`tensorboard --logdir {tracked['top']}/runs`" in text
-    assert f"mlflow ui --backend-store-uri sqlite:///{tracked['top']}/mlflow.db" in text
-    assert f"`wandb sync {tracked['top']}/wandb/offline-run-" in text
+    text, top = "\n".join(tracked["lines"]), tracked["top"]
+    assert f"`tensorboard --logdir '{top}/runs'`" in text
+    assert f"`mlflow ui --backend-store-uri sqlite:///{quote(str(top))}/mlflow.db`" in text
+    assert f"`wandb sync '{top}/wandb/offline-run-" in text
 
 
 def test_a_complete_run_is_not_sent_again(tracked):
@@ -200,9 +203,7 @@ def test_a_complete_run_is_not_sent_again(tracked):
 
 
 def test_the_rest_of_a_run_that_a_tracker_missed_is_sent_once(tracked):
-    from mlflow import MlflowClient
-
-    client, folder = MlflowClient(f"sqlite:///{tracked['top']}/mlflow.db"), tracked["folder"]
+    client, folder = connect_mlflow(tracked["top"]), tracked["folder"]
     run_id = tracked["started"]["mlflow"]["run_id"]
     saved = read_json(folder / TRACKING_FILE)
     del saved["trackers"]["mlflow"]["is_complete"]

@@ -183,7 +183,7 @@ def test_a_killed_process_resumes_the_same_tracked_runs_with_each_epoch_once(toy
 
 
 def start(words, where) -> subprocess.Popen:
-    """Start the command line, with the tiny network, in a separate process group."""
+    """Start the command line, with the tiny network, in a new process group."""
     paths = [Path(__file__).parents[1] / "support", Path(__file__).parents[2]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
