@@ -32,6 +32,7 @@ from fastcxr.cli.workers import IN_THIS_PROCESS, WorkerOptions
 from fastcxr.config.recipe import Recipe
 from fastcxr.config.recipe_paths import make_data_name
 from fastcxr.config.tasks import SEARCHED_OPTIONS
+from fastcxr.io.run_folders import TUNING_TABLE_FILE
 from fastcxr.progress.terminal import TerminalProgress
 from fastcxr.training.interrupt import Interrupted, handle_signals
 
@@ -97,7 +98,8 @@ def tune(
         with handle_signals(lambda line: show_signal(True, line), command):
             table = run_tuning(recipe, folder, trials, **settings, winner=winner, progress=progress, command=command)
     except Interrupted as interrupted:
-        fix = f"Finished trials are kept. Resume with: {command}"
+        is_kept = (folder / TUNING_TABLE_FILE).is_file()
+        fix = f"{'Finished trials are kept' if is_kept else 'No trial is finished yet'}. Resume with: {command}"
         return print_error(make_error(f"interrupted ({interrupted})", fix, interrupted.exit_code))
     return print_tuning(folder, table, METRICS[find_metric(recipe)])
 

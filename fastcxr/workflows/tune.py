@@ -209,7 +209,7 @@ class Tuning:
                     state, objective = COMPLETE, evaluate_trial(recipe, images, self.metric, progress)
             except TrialEnded as ended:
                 state, objective, reason = PRUNED, ended.value, ended.reason
-            except (RecipeError, TrainingError, WeightsError, MemoryError) as error:
+            except (RecipeError, TrainingError, WeightsError) as error:
                 reason = describe_error(error)
         proposed.finish(state, objective, time.perf_counter() - started, reason)
 

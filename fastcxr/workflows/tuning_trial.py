@@ -3,6 +3,7 @@
 The manifest of the trials has no test images: no trial predicts them, and no statistic uses them.
 """
 
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ import pandas as pd
 from fastcxr.config.recipe import Recipe
 from fastcxr.data.bit_depth import open_dataset_images
 from fastcxr.data.cache.images import ImageCache
-from fastcxr.errors import TrainingError
+from fastcxr.errors import DeviceError, TrainingError
 from fastcxr.inference.predict import predict
 from fastcxr.metrics.calibration import fit_calibration, scale_predictions
 from fastcxr.metrics.findings import compute_image_metrics
+from fastcxr.models.device_errors import is_memory_error
 from fastcxr.models.devices import configure_device, find_device
 from fastcxr.models.encoders import find_image_size
 from fastcxr.models.heads import uses_feature_cache
@@ -97,8 +99,25 @@ def evaluate_trial(recipe: Recipe, images: TrialImages, metric: str, progress: P
     """Train, and return the metric of the validation images as the report of a run computes it.
 
     Of a fitted head, the one that was fitted on training images only predicts them.
-    Raises TrainingError if the training fails or the metric is undefined.
+    Raises TrainingError if the training fails, memory is too small or the metric is undefined.
     """
+    try:
+        value = compute_metric(recipe, images, metric, progress)
+    except (MemoryError, RuntimeError, DeviceError) as error:
+        if not is_memory_error(error.__cause__ or error):
+            raise
+        raise TrainingError("out of memory", "Pass a smaller `batch_size` or `image_size`") from error
+    finally:
+        if recipe.strategy != "linear_probe":
+            gc.collect()  # the learner and its callbacks refer to each other: their memory is on the GPU until then
+    if value is None or not math.isfinite(value):
+        problem = f"the {METRICS[metric]} of the validation images is undefined"
+        raise TrainingError(problem, "Check that the validation split has images of several classes")
+    return value
+
+
+def compute_metric(recipe: Recipe, images: TrialImages, metric: str, progress: Progress) -> float | None:
+    """Train, and return the metric of the validation images; None if it is undefined."""
     with ExitStack() as cleanup:
         cleanup.enter_context(configure_device(find_device(recipe.device), deterministic=recipe.deterministic))
         image_cache = images.open(find_image_size(recipe), progress)
@@ -107,13 +126,8 @@ def evaluate_trial(recipe: Recipe, images: TrialImages, metric: str, progress: P
         learner = make_learner(loaders, recipe)
         training = train(learner, recipe, progress, Deadline(), is_trial=True)
         if metric == "valid_loss":
-            value = float(training.history["valid_loss"].min())
-        else:
-            predictions = predict(learner, images.manifest, splits=("valid",), progress=progress)
-            predictions = scale_predictions(predictions, fit_calibration(predictions))
-            found = compute_image_metrics(predictions.scorable().to_arrays())[metric]
-            value = found["macro"] if isinstance(found, dict) else found
-    if value is None or not math.isfinite(value):
-        problem = f"the {METRICS[metric]} of the validation images is undefined"
-        raise TrainingError(problem, "Check that the validation split has images of several classes")
-    return value
+            return float(training.history["valid_loss"].min())
+        predictions = predict(learner, images.manifest, splits=("valid",), progress=progress)
+        predictions = scale_predictions(predictions, fit_calibration(predictions))
+        found = compute_image_metrics(predictions.scorable().to_arrays())[metric]
+        return found["macro"] if isinstance(found, dict) else found

@@ -61,7 +61,11 @@ def test_an_interrupt_states_how_to_resume(call, data, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise Interrupted(15)
 
+    words = [*OPTIONS, "--data", data, "--out", tmp_path / "out"]
+    call(*words, "--trials", 1, "--no-winner")
     monkeypatch.setattr(tune_module, "evaluate_trial", interrupt)
-    done = call(*OPTIONS, "--data", data, "--out", tmp_path / "out")
+    done = call(*words)
     assert done.returncode == 143
     assert "Finished trials are kept. Resume with: fastcxr tune tiny_test_resnet" in done.stderr
+    done = call(*words[:-1], tmp_path / "new")
+    assert "No trial is finished yet. Resume with: fastcxr tune tiny_test_resnet" in done.stderr

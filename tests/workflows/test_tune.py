@@ -17,7 +17,7 @@ from tuning_toys import SEARCH, make_tuning_recipe, write_tuning_toys
 
 import fastcxr
 from fastcxr.data.manifest_file import read_written_manifest
-from fastcxr.errors import DataError, OutputError, PackageError, RecipeError, TrainingError
+from fastcxr.errors import DataError, DeviceError, OutputError, PackageError, RecipeError, TrainingError
 from fastcxr.progress.base import Progress
 from fastcxr.workflows import tune as tune_module
 from fastcxr.workflows.list_runs import describe_runs
@@ -231,6 +231,25 @@ def test_a_trial_that_fails_has_its_reason_and_the_others_continue(data, tmp_pat
     assert table["state"].tolist() == ["failed", "complete"]
     assert table["reason"].iloc[0] == "out of memory: 32 images of 64 px per batch"
     assert np.isnan(table["objective"].iloc[0])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), DeviceError("out of memory", "")])
+def test_memory_that_is_too_small_fails_one_trial_and_other_errors_end_the_tuning(data, tmp_path, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error from (RuntimeError("CUDA out of memory") if isinstance(error, DeviceError) else None)
+
+    monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", fail)
+    table = run_tuning(data, tmp_path / "out", 1, winner=False)
+    assert (table["state"].iloc[0], table["reason"].iloc[0]) == ("failed", "out of memory")
+    error = DeviceError("the GPU was lost", "Start again")
+    monkeypatch.setattr("fastcxr.workflows.tuning_trial.make_learner", lambda *arguments: raise_it(error))
+    with pytest.raises(DeviceError, match="the GPU was lost"):
+        run_tuning(data, tmp_path / "out", 2, winner=False)
+    assert len(pd.read_csv(tmp_path / "out" / "tuning.csv")) == 1  # the trial is repeated by the same command
+
+
+def raise_it(error):
+    raise error
 
 
 def test_without_a_complete_trial_there_is_one_error_with_the_first_reason(data, tmp_path, monkeypatch):
