@@ -67,8 +67,10 @@ def is_published(folder: str | Path) -> bool:
 
 def is_cache_link(path: Path) -> bool:
     """Return whether a link and its target are in the cache of huggingface_hub, whose files are links."""
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # an exported model does not need it
+        return False
     cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
     return path.parent.resolve().is_relative_to(cache) and path.resolve().is_relative_to(cache)
 

@@ -30,6 +30,7 @@ from fastcxr.workflows import publish
 from fastcxr.workflows.critical_notices import read_run_notices
 from fastcxr.workflows.list_runs import describe_runs
 from fastcxr.workflows.load_learner import load_learner_from_run
+from fastcxr.workflows.published_model import read_published_facts
 from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -460,6 +461,26 @@ def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp
     pulled = pull(REPO, tmp_path / "pulled")
     assert pulled.notices == (notice,)
     assert read_run_notices(pulled.folder) == [asdict(notice)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"{", b'{"format": 1}', b'{"format": 1, "notices": [{}], "public_datasets": []}',
+        b'{"format": 1, "notices": [], "public_datasets": [1]}', b'{"format": true}',
+    ],
+)  # fmt: skip
+def test_damaged_facts_are_an_error(tmp_path, content):
+    (tmp_path / "published.json").write_bytes(content)
+    with pytest.raises(ModelError, match="not a published.json of fastcxr|another version of fastcxr"):
+        read_published_facts(tmp_path)
+
+
+def test_control_characters_of_a_notice_do_not_reach_the_terminal(tmp_path):
+    notice = {"level": "critical", "title": "a\x1b[2Jb", "text": "c"}
+    content = {"format": 1, "notices": [notice], "public_datasets": []}
+    (tmp_path / "published.json").write_text(json.dumps(content))
+    assert read_published_facts(tmp_path).notices == (Notice("critical", "a\ufffd[2Jb", "c"),)
 
 
 def test_weights_of_a_published_model_start_a_training(published, run, tmp_path):
