@@ -54,8 +54,8 @@ def parse_hub_name(value: str | Path, revision: str | None = None) -> HubName:
 
 def is_model_file(name: str) -> bool:
     """Return whether a path in a repository is a file that fastcxr downloads; every other file is ignored."""
-    folder, _, file = name.rpartition("/")
-    if not folder:
+    folder, separator, file = name.rpartition("/")
+    if not separator:
         return file in (*MODEL_FILES, *FACT_FILES, *TEXT_FILES)
     return FOLD_FOLDER.fullmatch(folder) is not None and file in MODEL_FILES
 

@@ -276,6 +276,16 @@ def test_a_tampered_download_is_refused_and_leaves_nothing(published, run, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_path):
+    hidden = tmp_path / ".cache" / "huggingface" / "download" / "model.json.metadata"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_text("commit")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    np.testing.assert_array_equal(score(load_model(tmp_path)), score(load_model(run)))
+    assert verify(tmp_path) == ([], len(FILES) - 1)
+
+
 def test_a_changed_model_card_is_no_error(published, run, tmp_path, caplog):
     published.add_files(REPO, {"README.md": b"# Better"})
     with caplog.at_level("INFO", "fastcxr"):
