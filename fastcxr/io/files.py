@@ -209,12 +209,14 @@ def read_checksums(folder: Path) -> dict[str, str]:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the relative paths of all files, except hidden files and subfolders with their own checksums."""
+    """Return the relative paths of all files, except hidden ones and subfolders with their own checksums."""
     names = []
     for directory, subdirectories, files in os.walk(folder):
         parent = Path(directory)
         subdirectories[:] = [
-            name for name in subdirectories if name != STATE_DIR and not (parent / name / CHECKSUMS_FILE).exists()
+            name
+            for name in subdirectories
+            if name != STATE_DIR and not name.startswith(".") and not (parent / name / CHECKSUMS_FILE).exists()
         ]
         names += [(parent / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
     return sorted(set(names) - {CHECKSUMS_FILE})

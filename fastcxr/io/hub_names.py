@@ -54,8 +54,8 @@ def parse_hub_name(value: str | Path, revision: str | None = None) -> HubName:
 
 def is_model_file(name: str) -> bool:
     """Return whether a path in a repository is a file that fastcxr downloads; every other file is ignored."""
-    folder, _, file = name.rpartition("/")
-    if not folder:
+    folder, separator, file = name.rpartition("/")
+    if not separator:
         return file in (*MODEL_FILES, *FACT_FILES, *TEXT_FILES)
     return FOLD_FOLDER.fullmatch(folder) is not None and file in MODEL_FILES
 
@@ -67,8 +67,10 @@ def is_published(folder: str | Path) -> bool:
 
 def is_cache_link(path: Path) -> bool:
     """Return whether a link and its target are in the cache of huggingface_hub, whose files are links."""
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # an exported model does not need it
+        return False
     cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
     return path.parent.resolve().is_relative_to(cache) and path.resolve().is_relative_to(cache)
 

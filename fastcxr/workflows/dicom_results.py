@@ -24,6 +24,7 @@ from fastcxr.io.files import atomic_file, compute_sha256, read_json, require_fre
 from fastcxr.io.formatting import pluralize
 from fastcxr.io.run_folders import EXPORT_JSON_FILE
 from fastcxr.metrics.predictions import Predictions
+from fastcxr.models.hub_download import find_model_dir
 from fastcxr.progress.auto import make_default_progress
 from fastcxr.progress.base import Progress
 from fastcxr.version import VERSION
@@ -81,6 +82,7 @@ def write_dicom_results(
     progress = progress or make_default_progress()
     table = make_image_table(images)
     reject_other_images(table, progress)
+    folder = find_model_dir(folder, progress)
     scorer = load_scorer(folder, **options)
     description = describe_prediction(folder, scorer, table, hash_names=False)
     algorithm = describe_algorithm(folder, scorer, description["model"])

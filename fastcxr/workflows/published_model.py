@@ -9,6 +9,7 @@ from fastcxr.errors import ModelError
 from fastcxr.export.export_json import WARNING
 from fastcxr.io.files import read_json
 from fastcxr.io.formats import FORMAT_KEY, PUBLISHED_FORMAT, is_format
+from fastcxr.io.html import replace_unprintable
 from fastcxr.io.hub_names import PUBLISHED_FILE
 from fastcxr.report.notices import Notice
 from fastcxr.version import VERSION
@@ -64,4 +65,4 @@ def _read_texts(values: Iterable[Any]) -> tuple[str, ...]:
     texts = tuple(values)
     if not all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts):
         raise TypeError
-    return texts
+    return tuple(map(replace_unprintable, texts))  # no control characters for the terminal

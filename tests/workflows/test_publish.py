@@ -30,6 +30,7 @@ from fastcxr.workflows import publish
 from fastcxr.workflows.critical_notices import read_run_notices
 from fastcxr.workflows.list_runs import describe_runs
 from fastcxr.workflows.load_learner import load_learner_from_run
+from fastcxr.workflows.published_model import read_published_facts
 from fastcxr.workflows.verify import verify
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -275,6 +276,16 @@ def test_a_tampered_download_is_refused_and_leaves_nothing(published, run, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_of_another_downloader_works_like_that_of_pull(run, files, tmp_path):
+    hidden = tmp_path / ".cache" / "huggingface" / "download" / "model.json.metadata"
+    hidden.parent.mkdir(parents=True)
+    hidden.write_text("commit")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    np.testing.assert_array_equal(score(load_model(tmp_path)), score(load_model(run)))
+    assert verify(tmp_path) == ([], len(FILES) - 1)
+
+
 def test_a_changed_model_card_is_no_error(published, run, tmp_path, caplog):
     published.add_files(REPO, {"README.md": b"# Better"})
     with caplog.at_level("INFO", "fastcxr"):
@@ -460,6 +471,26 @@ def test_critical_notices_are_published_and_shown_for_the_download(hub, run, tmp
     pulled = pull(REPO, tmp_path / "pulled")
     assert pulled.notices == (notice,)
     assert read_run_notices(pulled.folder) == [asdict(notice)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"{", b'{"format": 1}', b'{"format": 1, "notices": [{}], "public_datasets": []}',
+        b'{"format": 1, "notices": [], "public_datasets": [1]}', b'{"format": true}',
+    ],
+)  # fmt: skip
+def test_damaged_facts_are_an_error(tmp_path, content):
+    (tmp_path / "published.json").write_bytes(content)
+    with pytest.raises(ModelError, match="not a published.json of fastcxr|another version of fastcxr"):
+        read_published_facts(tmp_path)
+
+
+def test_control_characters_of_a_notice_do_not_reach_the_terminal(tmp_path):
+    notice = {"level": "critical", "title": "a\x1b[2Jb", "text": "c"}
+    content = {"format": 1, "notices": [notice], "public_datasets": []}
+    (tmp_path / "published.json").write_text(json.dumps(content))
+    assert read_published_facts(tmp_path).notices == (Notice("critical", "a\ufffd[2Jb", "c"),)
 
 
 def test_weights_of_a_published_model_start_a_training(published, run, tmp_path):
