@@ -186,6 +186,9 @@ HEAVY_LIBRARIES = TORCH | {
     "jinja2",
     "pydicom",
     "huggingface_hub",
+    "mlflow",
+    "wandb",
+    "tensorboard",
 }
 
 

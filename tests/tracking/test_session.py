@@ -1,6 +1,8 @@
 """Tests for the trackers of a run: failures, interruptions, names, and what is remembered, with a recording tracker."""
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 from synthetic_run import make_history
@@ -241,6 +243,16 @@ def test_an_unknown_or_missing_tracker_is_rejected(monkeypatch):
     monkeypatch.setattr("fastcxr.io.packages.find_spec", lambda name: None)
     with pytest.raises(PackageError, match="tracking with W&B needs wandb.*pip install wandb"):
         require_trackers(["wandb"])
+
+
+def test_the_packages_of_trackers_are_imported_only_where_a_run_is_tracked():
+    files = list(Path(session.__file__).parent.glob("*.py"))
+    for file in files:
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"mlflow", "wandb", "tensorboard"}, file
+    assert len(files) > 5
 
 
 def test_one_tracker_can_be_given_without_a_list(folder):
