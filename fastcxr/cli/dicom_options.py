@@ -36,7 +36,7 @@ class DicomOptions:
         """Whether one of the options is given."""
         return self.dicom_sr is not None or self.dicom_sc is not None
 
-    def validate(self, *, is_divided: bool) -> None:
+    def validate(self, images: tuple[str, ...], *, is_divided: bool) -> None:
         """Raise an error, before the model is loaded, for folders that cannot be written or a divided prediction."""
         if not self.is_wanted:
             return
@@ -46,7 +46,9 @@ class DicomOptions:
             option = "--dicom-sr" if self.dicom_sr else "--dicom-sc"
             problem = f"{option} cannot be combined with --shard, --jobs and --cluster"
             raise RecipeError(problem, "Leave them out: one process writes all DICOM results")
-        DicomFolders(**asdict(self)).validate()
+        folders = DicomFolders(**asdict(self))
+        folders.validate()
+        folders.reject_input_folders(images)
 
     def reject_other_images(self, table: "pd.DataFrame", *, hash_names: bool) -> None:
         """Raise DataError if a DICOM result is wanted, and an image is not in a DICOM file with UIDs."""

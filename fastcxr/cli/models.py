@@ -101,7 +101,7 @@ def predict(
     part = parse_shard(shard) if shard else None
     if workers != IN_THIS_PROCESS and (part or not csv):
         workers.reject("it needs one file to write", "Add --csv FILE, and leave --shard out")
-    dicom.validate(is_divided=bool(part) or workers != IN_THIS_PROCESS)
+    dicom.validate(images, is_divided=bool(part) or workers != IN_THIS_PROCESS)
     if csv and not part:
         validate_new_csv(csv)
     folder = find_model_dir(folder, TerminalProgress(console))

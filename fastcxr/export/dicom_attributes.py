@@ -25,7 +25,6 @@ from fastcxr.data.readers.hdf5 import parse_reference
 from fastcxr.errors import DataError, ImageError
 from fastcxr.io.packages import require_packages
 
-MANUFACTURER = "fastcxr"
 MAX_NAME_LENGTH, MAX_NAME_GROUPS, MAX_NAME_PARTS = 64, 3, 5  # PN: characters per group, groups, components
 MAX_UID_LENGTH = 64
 UID_ROOT = "2.25."  # of the UIDs that are derived from a UUID (PS3.5, B.2)

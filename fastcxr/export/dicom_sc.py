@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 
+from fastcxr.data.imaging.dicom_classes import OWN_MANUFACTURER
 from fastcxr.export import dicom_codes as own
-from fastcxr.export.dicom_attributes import MANUFACTURER, OPTIONAL_TAGS, NewInstance, import_highdicom, make_uid
+from fastcxr.export.dicom_attributes import OPTIONAL_TAGS, NewInstance, import_highdicom, make_uid
 from fastcxr.export.image_results import RESEARCH_TEXT, Algorithm, ImageResult
 
 SC_SERIES_NUMBER = 9902
@@ -51,7 +52,7 @@ def make_sc(
         series_number=SC_SERIES_NUMBER,
         sop_instance_uid=instance.uid,
         instance_number=instance.number,
-        manufacturer=MANUFACTURER,
+        manufacturer=OWN_MANUFACTURER,
         manufacturer_model_name=own.shorten_meaning(algorithm.name),
         device_serial_number=algorithm.checksum[: own.MAX_MEANING_LENGTH],
         software_versions=algorithm.version,

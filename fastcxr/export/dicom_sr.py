@@ -15,8 +15,9 @@ from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from fastcxr.data.imaging.dicom_classes import OWN_MANUFACTURER
 from fastcxr.export import dicom_codes as own
-from fastcxr.export.dicom_attributes import MANUFACTURER, NewInstance, import_highdicom, make_uid
+from fastcxr.export.dicom_attributes import NewInstance, import_highdicom, make_uid
 from fastcxr.export.image_results import RESEARCH_TEXT, Algorithm, ImageResult, LabelResult
 
 if TYPE_CHECKING:  # it takes a second to import, and is optional
@@ -54,15 +55,15 @@ class _Report:
         algorithm, sr = self.algorithm, self.sr
         device = sr.DeviceObserverIdentifyingAttributes(
             uid=make_uid("device", algorithm.checksum),
-            name=MANUFACTURER,
-            manufacturer_name=MANUFACTURER,
+            name=OWN_MANUFACTURER,
+            manufacturer_name=OWN_MANUFACTURER,
             model_name=own.clean_value(algorithm.name),
             serial_number=algorithm.checksum[: own.MAX_MEANING_LENGTH],
         )
         observer = sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
         report = sr.MeasurementReport(
             observation_context=sr.ObservationContext(observer_device_context=observer),
-            procedure_reported=codes.LN.XRUnspecifiedBodyRegion,
+            procedure_reported=self.to_concept(own.CHEST_RADIOGRAPH),
             imaging_measurements=[self.make_image_group(), *map(self.make_label_group, self.result.labels)],
             title=codes.DCM.ImagingMeasurementReport,
         )
@@ -74,7 +75,7 @@ class _Report:
             series_number=SR_SERIES_NUMBER,
             sop_instance_uid=self.instance.uid,
             instance_number=self.instance.number,
-            manufacturer=MANUFACTURER,
+            manufacturer=OWN_MANUFACTURER,
             manufacturer_model_name=own.shorten_meaning(algorithm.name),
             device_serial_number=algorithm.checksum[: own.MAX_MEANING_LENGTH],
             software_versions=algorithm.version,
@@ -120,7 +121,7 @@ class _Report:
             algorithm_id=sr.AlgorithmIdentification(
                 name=own.clean_value(algorithm.name),
                 version=algorithm.version,
-                manufacturer=MANUFACTURER,
+                manufacturer=OWN_MANUFACTURER,
                 parameters=None if finding else [own.clean_value(text) for text in algorithm.parameters],
             ),
             measurements=measurements or None,

@@ -5,12 +5,13 @@ Until the prediction ends, a folder has a state file with what the results depen
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastcxr.data.image_table import ImageInput
 from fastcxr.errors import OutputError, RecipeError
 from fastcxr.export.dicom_attributes import import_highdicom
 from fastcxr.io.files import convert_write_errors, read_json, write_json
@@ -55,6 +56,18 @@ class DicomFolders:
             raise RecipeError("`dicom_sr` and `dicom_sc` are the same folder", "Pass two folders")
         for path in paths:
             _validate_folder(path)
+
+    def reject_input_folders(self, images: ImageInput | Iterable[ImageInput]) -> None:
+        """Raise OutputError if a folder is in a folder of the images, where the next prediction would read its files.
+
+        `images`: see make_image_table.
+        """
+        inputs = images if isinstance(images, list | tuple) else [images]
+        for one in (Path(one).resolve() for one in inputs if isinstance(one, str | Path)):
+            for path in self.list_kinds().values():
+                if path.resolve().is_relative_to(one) and one.is_dir():
+                    problem = "in a folder of the images, where the next prediction would read the DICOM results"
+                    raise OutputError(problem, "Choose a folder beside it", path=path, code="E723")
 
 
 def _validate_folder(path: Path) -> None:

@@ -79,6 +79,7 @@ def write_dicom_results(
     paths = {"dicom_sr": dicom_sr, "dicom_sc": dicom_sc}
     folders = DicomFolders(**{name: Path(path) for name, path in paths.items() if path is not None})
     folders.validate()
+    folders.reject_input_folders(images)
     progress = progress or make_default_progress()
     table = make_image_table(images)
     reject_other_images(table, progress)

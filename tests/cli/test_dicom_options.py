@@ -47,6 +47,7 @@ def test_without_a_csv_the_rows_are_on_standard_output(call, images, tmp_path):
     [
         (["--csv", "o.csv", "--shard", "1/2"], 64, "--dicom-sr cannot be combined with --shard, --jobs and --cluster"),
         (["--csv", "o.csv", "--jobs", "2"], 64, "--dicom-sr cannot be combined with --shard, --jobs and --cluster"),
+        (["--dicom-sc", "images/sc"], 73, "FCX-E723 images/sc: in a folder of the images, where the next prediction"),
         (["--dicom-sc", "sr"], 64, "--dicom-sr and --dicom-sc are the same folder. Pass two folders"),
         (["a.png"], 65, "1 of 5 images can have no DICOM result; the first one: a PNG file has no study that a DICOM"),
         (

@@ -8,6 +8,8 @@ from dicom_studies import ALGORITHM, NEVER_COPIED, list_problems, make_radiograp
 from pydicom import dcmread
 from sample_images import save_dicom
 
+from fastcxr.data.imaging.read import read_image
+from fastcxr.errors import ImageError
 from fastcxr.export import saliency_image as module
 from fastcxr.export.dicom_attributes import COPIED_TAGS, NewInstance, make_uid, read_source
 from fastcxr.export.dicom_sc import make_sc
@@ -60,6 +62,9 @@ def test_the_capture_refers_to_its_source_and_has_no_spacing(tmp_path):
     assert RESEARCH_TEXT in capture.DerivationDescription and "grad_cam" in capture.DerivationDescription
     assert capture.pixel_array.dtype == np.uint8 and capture.PhotometricInterpretation == "RGB"
     assert not [text for text in NEVER_COPIED.values() if text.encode() in path.read_bytes()]
+    with pytest.raises(ImageError, match="a result of fastcxr, not a radiograph. Leave it out") as error:
+        read_image(path)
+    assert error.value.code == "E126"
 
 
 @pytest.mark.parametrize("size", [32, 224, 512, 1500])

@@ -6,6 +6,8 @@ from pydicom import dcmread
 from pydicom.uid import ComputedRadiographyImageStorage, DigitalXRayImageStorageForPresentation
 from sample_images import save_dicom
 
+from fastcxr.data.imaging.read import read_image
+from fastcxr.errors import ImageError
 from fastcxr.export.dicom_attributes import COPIED_TAGS, NewInstance, make_uid, read_source
 from fastcxr.export.dicom_sr import make_sr
 from fastcxr.export.image_results import RESEARCH_TEXT
@@ -52,6 +54,7 @@ def test_dciodvfy_finds_no_error(tmp_path, result, tags):
 def test_dsrdump_shows_finding_probability_decision_and_algorithm(tmp_path):
     text = print_report(write_sr(tmp_path, make_result(is_multi_label=True)))
     for line in (
+        '"Procedure reported")=(36554-4,LN,"XR Chest Single view")',
         '"Finding")=(233604007,SCT,"Pneumonia")', '"Probability")="0.9" (1,UCUM,"no units")',
         '"Decision threshold")="0.5"', '"Decision")=(FCX_REACHED,99FASTCXR,"Threshold reached")',
         '"Presence of the finding by the model")=(52101004,SCT,"Present")', '"Algorithm Name")="fastcxr timm:resnet50"',
@@ -92,3 +95,5 @@ def test_the_report_has_the_patient_and_study_of_the_source_and_nothing_else(tmp
     content = path.read_bytes()
     assert not [text for text in NEVER_COPIED.values() if text.encode() in content]
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+    with pytest.raises(ImageError, match="a structured report|a result of fastcxr"):
+        read_image(path)

@@ -25,7 +25,13 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import BaseTag, Tag
 
-from fastcxr.data.imaging.dicom_classes import format_sop_class, validate_sop_class, warn_burned_in, warn_gray_levels
+from fastcxr.data.imaging.dicom_classes import (
+    format_sop_class,
+    reject_own_results,
+    validate_sop_class,
+    warn_burned_in,
+    warn_gray_levels,
+)
 from fastcxr.data.imaging.intensity import MAX_PIXELS, rescale_to_uint8, validate_size
 from fastcxr.data.imaging.raster import from_colour
 from fastcxr.data.imaging.sniff import HEAD_BYTES, may_be_dicom, open_file, suppress_decoder_warnings, warn_once
@@ -43,6 +49,7 @@ REQUIRED_TAGS = (
 )
 OPTIONAL_TAGS = (
     "SOPClassUID",
+    "Manufacturer",
     "Modality",
     "BodyPartExamined",
     "ViewPosition",
@@ -83,6 +90,10 @@ OTHER_MODALITIES = {
     "OPT": "an eye image",
     "ECG": "an electrocardiogram",
     "SEG": "a segmentation",
+    "SR": "a structured report",
+    "KO": "a list of key images",
+    "PR": "a presentation state",
+    "DOC": "a document",
     "RTDOSE": "a radiotherapy dose",
     "RTIMAGE": "a radiotherapy image",
 }
@@ -119,6 +130,7 @@ def read_dicom(file: BinaryIO, path: str) -> np.ndarray:
     """Return the image that a viewer shows, uint8, shape (height, width). Raises ImageError."""
     with _convert_errors(path, "E122", "damaged DICOM header", "Export it again"):
         header = _read_header(file, path)
+        reject_own_results(header, path)
         _validate_modality(header, path)
         n_pixel_bytes = _count_pixel_bytes(header, file, path)
         validate_sop_class(header, path)

@@ -1,4 +1,4 @@
-"""Check the SOP class of a DICOM file, and warn about header tags that make its gray levels doubtful."""
+"""Check SOP class and origin of a DICOM file, and warn about header tags that make its gray levels doubtful."""
 
 from pydicom import Dataset, uid
 
@@ -17,6 +17,7 @@ RADIOGRAPH_CLASSES = (
     uid.XRayAngiographicImageStorage,
     uid.XRayRadiofluoroscopicImageStorage,
 )
+OWN_MANUFACTURER = "fastcxr"  # of the DICOM results that fastcxr writes
 # the PresentationLUTShape that DICOM PS3.3 prescribes for each PhotometricInterpretation (General Image and DX Image)
 SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
 
@@ -30,6 +31,12 @@ def validate_sop_class(header: Dataset, path: str) -> None:
     if sop_class.startswith(STANDARD_CLASSES) and sop_class not in RADIOGRAPH_CLASSES:
         problem = f"not a chest radiograph (SOP class {format_sop_class(header)})"
         raise ImageError(problem, "Leave it out", path=path, code="E126")
+
+
+def reject_own_results(header: Dataset, path: str) -> None:
+    """Raise ImageError for a file that fastcxr wrote: a study from a PACS has the earlier results as well."""
+    if str(header.get("Manufacturer") or "").strip().lower() == OWN_MANUFACTURER:
+        raise ImageError("a result of fastcxr, not a radiograph", "Leave it out", path=path, code="E126")
 
 
 def warn_gray_levels(header: Dataset, path: str) -> None:

@@ -263,7 +263,8 @@ def test_the_fix_for_12_bit_jpeg_names_a_decoder_of_12_bits(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("modality", "name"), [("CT", "computed tomography"), ("US", "ultrasound"), ("MG", "mammography")]
+    ("modality", "name"),
+    [("CT", "computed tomography"), ("US", "ultrasound"), ("MG", "mammography"), ("SR", "a structured report")],
 )
 def test_other_modalities_are_refused(modality, name, tmp_path):
     error = read_error(save_dicom(tmp_path / "a.dcm", make_dicom(IMAGE, Modality=modality, SOPClassUID=CTImageStorage)))
